@@ -1,0 +1,3 @@
+"""MedDuet."""
+
+__version__ = "0.1.0.dev0"
