@@ -1,3 +1,109 @@
-"""MedDuet."""
+"""MedDuet trains, judges and ships networks that say what a medical image shows and where.
+
+Names are loaded when they are first used, so ``import medduet`` is fast.
+
+Example:
+    >>> import medduet, torch
+    >>> network = medduet.create_model("vovunet_var", in_channels=1, num_classes=2, width=4)
+    >>> network(torch.zeros(1, 1, 28, 28)).class_logits.shape
+    torch.Size([1, 2])
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medduet.config import (
+        DataConfig,
+        EvaluateConfig,
+        ModelConfig,
+        ObjectiveConfig,
+        RunConfig,
+        TrainConfig,
+        load_recipe,
+        recipe_names,
+    )
+    from medduet.data import ImageSet, Split, open_images
+    from medduet.deploy import ModelBundle, load, load_bundle
+    from medduet.errors import (
+        ConfigError,
+        DataError,
+        DownloadError,
+        MedDuetError,
+        MissingFileError,
+        ModelError,
+        TrainingError,
+    )
+    from medduet.models import MODELS, create_model
+    from medduet.run import RunRecord, evaluate, train
+    from medduet.types import Batch, DenseLayout, Outputs
 
 __version__ = "0.1.0.dev0"
+
+_HOME = {
+    "config": (
+        "DataConfig",
+        "EvaluateConfig",
+        "ModelConfig",
+        "ObjectiveConfig",
+        "RunConfig",
+        "TrainConfig",
+        "load_recipe",
+        "recipe_names",
+    ),
+    "data": ("ImageSet", "Split", "open_images"),
+    "deploy": ("ModelBundle", "load", "load_bundle"),
+    "errors": (
+        "ConfigError",
+        "DataError",
+        "DownloadError",
+        "MedDuetError",
+        "MissingFileError",
+        "ModelError",
+        "TrainingError",
+    ),
+    "models": ("MODELS", "create_model"),
+    "run": ("RunRecord", "evaluate", "train"),
+    "types": ("Batch", "DenseLayout", "Outputs"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "MODELS",
+    "Batch",
+    "ConfigError",
+    "DataConfig",
+    "DataError",
+    "DenseLayout",
+    "DownloadError",
+    "EvaluateConfig",
+    "ImageSet",
+    "MedDuetError",
+    "MissingFileError",
+    "ModelBundle",
+    "ModelConfig",
+    "ModelError",
+    "ObjectiveConfig",
+    "Outputs",
+    "RunConfig",
+    "RunRecord",
+    "Split",
+    "TrainConfig",
+    "TrainingError",
+    "create_model",
+    "evaluate",
+    "load",
+    "load_bundle",
+    "load_recipe",
+    "open_images",
+    "recipe_names",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'medduet' has no attribute {name!r}")
+    return getattr(import_module(f"medduet.{_MODULE_OF[name]}"), name)

@@ -14,7 +14,7 @@ class Batch(NamedTuple):
     """Some images of one split, with whatever truth is known of them.
 
     Attributes:
-        image: ``(N, C, H, W)`` uint8, 0 to 255.
+        image: ``(N, C, H, W)`` uint8, 0 to 255; after augmentation float in [0, 1].
         label: ``(N,)`` int64 class index, or ``(N, K)`` int64 of 0 and 1 for multi-label sets;
             `UNKNOWN_LABEL` where it is not known.
         mask: ``(N, H, W)`` int64 mask class, 0 is background; ``None`` if the set has no masks.
@@ -33,10 +33,51 @@ class Outputs(NamedTuple):
     """What every network returns, whatever its heads.
 
     Attributes:
-        class_logits: ``(N, K)`` float scores before softmax or sigmoid; ``None`` without class head.
+        class_logits: ``(N, K)`` float scores before softmax or sigmoid; ``None`` without class
+            head.
         dense: ``(N, D, H, W)`` float map at the input's size, no activation; ``None`` without
             dense head.
     """
 
     class_logits: Tensor | None
     dense: Tensor | None
+
+
+class DenseLayout(NamedTuple):
+    """Which channels of the dense output belong to which task.
+
+    Attributes:
+        mask_classes: classes of the mask, background included; 0 if masks are not predicted. Two
+            classes share one channel (sigmoid), more have one each (softmax).
+        image_channels: channels of the reconstructed image; 0 if it is not predicted.
+
+    Example:
+        >>> DenseLayout(mask_classes=2, image_channels=3).channels
+        4
+    """
+
+    mask_classes: int
+    image_channels: int
+
+    @property
+    def mask_channels(self) -> int:
+        """Channels of the mask logits, which come first."""
+        return 1 if self.mask_classes == 2 else self.mask_classes
+
+    @property
+    def channels(self) -> int:
+        """Channels D of the whole dense output."""
+        return self.mask_channels + self.image_channels
+
+    def mask_logits(self, dense: Tensor) -> Tensor:
+        """Return the ``(N, mask_channels, H, W)`` mask logits in ``(N, D, H, W)``."""
+        return dense[:, : self.mask_channels]
+
+    def image(self, dense: Tensor) -> Tensor:
+        """Return the ``(N, image_channels, H, W)`` reconstruction in ``(N, D, H, W)``."""
+        return dense[:, self.mask_channels :]
+
+    def mask(self, dense: Tensor) -> Tensor:
+        """Return the predicted mask ``(N, H, W)`` int64 of a dense output ``(N, D, H, W)``."""
+        logits = self.mask_logits(dense)
+        return (logits[:, 0] > 0).long() if self.mask_channels == 1 else logits.argmax(dim=1)

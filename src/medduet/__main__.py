@@ -1,0 +1,7 @@
+"""``python -m medduet``."""
+
+import sys
+
+from medduet.cli import main
+
+sys.exit(main())

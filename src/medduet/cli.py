@@ -1,0 +1,274 @@
+"""The command line: reads what was typed, calls one function, prints."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+import medduet
+from medduet.config import RunConfig, load_recipe, parse_config, recipe_names
+from medduet.errors import ConfigError, MedDuetError, MissingFileError, closest
+
+if TYPE_CHECKING:
+    from medduet.run import RunRecord
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+_HELP = f"""\
+MedDuet trains networks that say what a medical image shows and where.
+
+usage: medduet COMMAND ...
+
+  demo                    train on built-in phantoms in two minutes, and show what comes out
+  train RECIPE ...        train, judge and save a network
+  train --resume RUN      go on with a run that was stopped
+  evaluate PATH ...       judge a finished run or bundle on a split of a data set
+  datasets                the data sets that are known by name
+  models                  the networks that are known by name
+
+RECIPE is {", ".join(recipe_names())}, or the path of a .yaml file. Each command explains itself:
+medduet train honest --help
+
+  medduet train paper --data bloodmnist
+  medduet train segment --data set.npz --size 64 --epochs 12 --out RUN
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_HELP)
+        return 0
+    if words[0] in ("-V", "--version"):
+        sys.stdout.write(f"medduet {medduet.__version__}\n")
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        return _dispatch(words[0], words[1:])
+    except MedDuetError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away, as in `medduet datasets | head -1`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(command: str, words: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "demo": _demo,
+        "train": _train,
+        "evaluate": _evaluate,
+        "datasets": _datasets,
+        "models": _models,
+    }
+    if command not in commands:
+        raise ConfigError(f"unknown command '{command}': {closest(command, commands)}")
+    return commands[command](words)
+
+
+def _fail(error: MedDuetError) -> int:
+    from medduet.engine.fit import Interrupted
+
+    if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, Interrupted):
+        sys.stderr.write(f"medduet: {' '.join(str(error).split())}\n")
+    return INTERRUPTED if isinstance(error, Interrupted) else USER_ERROR
+
+
+def _parse(kind: Any, words: Sequence[str], program: str, **options: Any) -> Any:
+    """Let tyro read `words`; its boxed findings become one line."""
+    findings = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(findings):
+            return tyro.cli(kind, args=words, prog=program, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_one_line(findings.getvalue(), program)) from None
+
+
+def _one_line(box: str, program: str) -> str:
+    """Return the text of tyro's error box in one line."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
+    text = " ".join(line for line in lines if line)
+    text = re.sub(r"For full helptext.*|For further information visit \S+", "", text)
+    text = re.sub(r"\[type=.*?, input_value=(.*?), input_type=\w+\]", r"(got \1)", text)
+    text = re.sub(r"^(Value error|Parsing error|Unrecognized options|Invalid choice) +", "", text)
+    return f"{' '.join(text.split())} (all options: {program} --help)"
+
+
+# Training -----------------------------------------------------------------------------------------
+
+
+def _demo(words: list[str]) -> int:
+    config = _parse(RunConfig, words, "medduet demo", default=load_recipe("demo"))
+    return _run(config)
+
+
+def _train(words: list[str]) -> int:
+    if words and words[0] == "--resume":
+        if len(words) != 2:
+            raise ConfigError("expected one run folder: medduet train --resume RUN")
+        return _run(None, resume=Path(words[1]))
+    if words and words[0] in ("-h", "--help"):
+        sys.stdout.write(_HELP)
+        return 0
+    if not words or words[0].startswith("-"):
+        raise ConfigError(
+            f"expected a recipe ({', '.join(recipe_names())}, or a .yaml file) after 'train': "
+            "medduet train honest --data NAME"
+        )
+    recipe, rest = words[0], words[1:]
+    config = _parse(RunConfig, rest, f"medduet train {recipe}", default=load_recipe(recipe))
+    # Pydantic's copy for tyro skips validators that look at several fields; this does not.
+    return _run(parse_config(config.model_dump(), f"medduet train {recipe}"))
+
+
+def _run(config: RunConfig | None, resume: Path | None = None) -> int:
+    stop = threading.Event()
+    with _quiet_libraries(), _stopping_on_signals(stop):
+        from medduet.console import ConsoleReporter, draw_progress, show_run
+        from medduet.run import train
+
+        lead = int(os.environ.get("RANK", "0")) == 0
+        with ConsoleReporter(enabled=lead) as reporter:
+            record: RunRecord = train(
+                config,
+                resume=resume,
+                reporter=reporter,
+                progress=draw_progress if lead else None,
+                stop=stop,
+            )
+        if lead:
+            show_run(record)
+    return 0
+
+
+@contextlib.contextmanager
+def _stopping_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM finish the step and save; a second one ends at once."""
+
+    def ask(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep other libraries' remarks, which a user can do nothing about, off the screen."""
+    import warnings
+
+    logging.getLogger("lightning").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+# Looking ------------------------------------------------------------------------------------------
+
+
+def _evaluate(words: list[str]) -> int:
+    def arguments(
+        path: tyro.conf.Positional[Path],
+        data: str | None = None,
+        split: Literal["train", "val", "test"] = "test",
+        size: int | None = None,
+        device: str = "auto",
+        cache: Path | None = None,
+        mirror: str | None = None,
+        out: Path | None = None,
+    ) -> dict[str, Any]:
+        """Judge a finished run or bundle on a split of a data set.
+
+        Args:
+            path: The folder of the run, or of the bundle.
+            data: A MedMNIST flag, the path of an .npz, or phantom; default: what it was trained on.
+            split: Which split to judge.
+            size: Side of the images in pixels; default: what the network was trained on.
+            device: auto, cpu, cuda, cuda:1 or mps.
+            cache: Where downloads and unpacked arrays live.
+            mirror: Base URL to download MedMNIST files from instead of Zenodo.
+            out: Folder for the results; default: PATH/evaluations/DATA-SPLIT.
+        """
+        return dict(locals())
+
+    given = _parse(arguments, words, "medduet evaluate")
+    with _quiet_libraries():
+        from medduet.config import DataConfig
+        from medduet.console import ConsoleReporter, draw_progress, show_evaluation
+        from medduet.run import evaluate
+
+        source = {name: given.pop(name) for name in ("size", "cache", "mirror")}
+        name = given.pop("data")
+        data = None if name is None else DataConfig(name=name, **source)
+        lead = int(os.environ.get("RANK", "0")) == 0
+        with ConsoleReporter(enabled=lead) as reporter:
+            metrics = evaluate(
+                **given, data=data, reporter=reporter, progress=draw_progress if lead else None
+            )
+        if lead:
+            show_evaluation(metrics, given["split"])
+    return 0
+
+
+def _datasets(words: list[str]) -> int:
+    def arguments(cache: Path | None = None) -> Path | None:
+        """List the data sets that are known by name.
+
+        Args:
+            cache: Where downloads and unpacked arrays live.
+        """
+        return cache
+
+    cache = _parse(arguments, words, "medduet datasets")
+    from medduet.console import show_datasets
+
+    show_datasets(cache)
+    return 0
+
+
+def _models(words: list[str]) -> int:
+    def arguments(
+        size: int = 224, channels: int = 3, classes: int = 8
+    ) -> tuple[int, int, int]:
+        """List the networks that are known by name, with their parameters.
+
+        Args:
+            size: Side of the images for which the cost is counted.
+            channels: Channels of the images.
+            classes: Number of classes.
+        """
+        return size, channels, classes
+
+    size, channels, classes = _parse(arguments, words, "medduet models")
+    with _quiet_libraries():
+        from medduet.console import show_models
+
+        show_models(size, channels, classes)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The one place where settings and their defaults live.
+
+A run is described by one frozen `RunConfig`. Recipes are YAML files beside this module; a recipe
+names only what differs from the defaults below. An unknown key is an error everywhere.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import tyro
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from medduet.errors import ConfigError, MissingFileError, closest
+
+Task = Literal["classify", "segment", "reconstruct"]
+Select = Literal["auto", "accuracy", "balanced_accuracy", "auc", "dice", "mse"]
+TASKS: tuple[Task, ...] = get_args(Task)
+
+
+def _flag(name: str) -> Any:
+    return tyro.conf.arg(aliases=(f"--{name}",))
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(_Frozen):
+    """Where the images come from."""
+
+    name: Annotated[str, _flag("data")] = ""
+    """A MedMNIST flag (bloodmnist), the path of an .npz, or phantom."""
+    size: Annotated[int | None, _flag("size")] = Field(None, ge=1)
+    """Side of the images in pixels; None keeps the file's own (28 for MedMNIST)."""
+    cache: Path | None = None
+    """Where downloads and unpacked arrays live; else $MEDDUET_CACHE, else ~/.cache/medduet."""
+    mirror: str | None = None
+    """Base URL to download MedMNIST files from instead of Zenodo."""
+    count: int | None = Field(None, ge=1)
+    """Number of phantoms, over all three splits."""
+    channels: Literal[1, 3] | None = None
+    """Channels of phantoms: 1 (grey) or 3 (RGB)."""
+    seed: int = Field(0, ge=0)
+    """Seed of the phantoms."""
+
+
+class ModelConfig(_Frozen):
+    """The network."""
+
+    name: Annotated[str, _flag("model")] = "vovunet_var"
+    """A name from `medduet models`."""
+    width: int = Field(64, ge=1)
+    """Channels of the first level; each level below has twice as many."""
+    upsampling: Literal["transpose", "bilinear"] = "transpose"
+    """How the decoder enlarges its maps."""
+
+
+class ObjectiveConfig(_Frozen):
+    """What is learnt."""
+
+    tasks: Annotated[tuple[Task, ...], _flag("tasks")] = ("classify", "reconstruct")
+    """Any of classify, segment (needs masks) and reconstruct (the image itself)."""
+    classify_weight: float = Field(1.0, ge=0)
+    """Factor of the classification loss."""
+    segment_weight: float = Field(1.0, ge=0)
+    """Factor of the segmentation loss."""
+    reconstruct_weight: float = Field(1.0, ge=0)
+    """Factor of the reconstruction loss."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Whether rare classes of the train split count more in the classification loss."""
+
+    @field_validator("tasks")
+    @classmethod
+    def _some_tasks_once(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+        if not tasks or len(set(tasks)) < len(tasks):
+            raise ValueError(f"expected at least one task of {', '.join(TASKS)}, each once")
+        return tuple(task for task in TASKS if task in tasks)
+
+    def weight(self, task: Task) -> float:
+        """Return the factor of the loss of `task`."""
+        return {
+            "classify": self.classify_weight,
+            "segment": self.segment_weight,
+            "reconstruct": self.reconstruct_weight,
+        }[task]
+
+
+class TrainConfig(_Frozen):
+    """How the network is fitted."""
+
+    epochs: Annotated[int, _flag("epochs")] = Field(10, ge=1)
+    """Passes over the train split."""
+    batch_size: Annotated[int, _flag("batch-size")] = Field(16, ge=2)
+    """Images per step, over all processes together."""
+    learning_rate: Annotated[float, _flag("lr")] = Field(1e-4, gt=0)
+    """Learning rate of the first epoch."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Adam, or Adam with decoupled weight decay."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of the optimizer."""
+    cosine_epochs: int | None = Field(None, ge=1)
+    """Epochs over which the cosine takes the rate to zero; None: all epochs. The paper: 100."""
+    clip: float | None = Field(None, gt=0)
+    """Largest norm of the gradient; larger ones are scaled down. None: no clipping."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many epochs without a better validation score; None: never."""
+    augment: Literal["none", "flip", "standard"] = "none"
+    """flip: horizontal flips; standard: flips, small rotations, shifts, zoom, brightness."""
+    seed: Annotated[int, _flag("seed")] = Field(0, ge=0)
+    """Seed of the initial weights, the order of the images and the augmentation."""
+    device: Annotated[str, _flag("device")] = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """auto, cpu, cuda, cuda:1 or mps."""
+    precision: Annotated[Literal["32-true", "bf16-mixed", "16-mixed"], _flag("precision")] = (
+        "32-true"
+    )
+    """Arithmetic of the network: float32, or bfloat16 or float16 where that is safe."""
+
+
+class EvaluateConfig(_Frozen):
+    """How the network is judged."""
+
+    protocol: Literal["honest", "paper"] = "honest"
+    """honest: the epoch is selected on val. paper: also the best test epoch, labelled so."""
+    select: Select = "auto"
+    """Validation metric of the selection; auto: mean of AUC and Dice, of those that apply."""
+    batch_size: int = Field(64, ge=1)
+    """Images per step, over all processes together."""
+    bootstrap: int = Field(1000, ge=100)
+    """Resamples of the bootstrap intervals."""
+
+
+class RunConfig(_Frozen):
+    """Everything that decides what a run does."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    out: Path | None = None
+    """Folder of the run; None: runs/DATA-MODEL-seedN, with a number behind it if that is taken."""
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that ship with MedDuet.
+
+    Example:
+        >>> recipe_names()
+        ['demo', 'honest', 'paper', 'segment']
+    """
+    folder = resources.files("medduet") / "recipes"
+    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_recipe(name: str) -> RunConfig:
+    """Return the recipe called `name`, or the one in the YAML file at that path.
+
+    Raises:
+        ConfigError: no such recipe, or a key or value in it that cannot be used.
+        MissingFileError: `name` looks like a path and is not there.
+
+    Example:
+        >>> load_recipe("paper").train.cosine_epochs
+        100
+    """
+    if name in recipe_names():
+        text = (resources.files("medduet") / "recipes" / f"{name}.yaml").read_text("utf-8")
+    elif name.endswith((".yaml", ".yml")):
+        if not Path(name).is_file():
+            raise MissingFileError(f"expected a recipe at {name}, but there is no such file")
+        text = Path(name).read_text("utf-8")
+    else:
+        hint = closest(name, recipe_names())
+        raise ConfigError(f"unknown recipe '{name}': {hint} Or give the path of a .yaml file")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {name} is not YAML: {' '.join(str(error).split())}") from error
+    return parse_config(values if values is not None else {}, f"recipe {name}")
+
+
+def parse_config(values: Any, origin: str) -> RunConfig:
+    """Check plain `values` (from YAML or JSON) and return them as a `RunConfig`.
+
+    Raises:
+        ConfigError: in one line, which key of `origin` is wrong and what was expected.
+
+    Example:
+        >>> parse_config({"train": {"epochs": 0}}, "example")
+        Traceback (most recent call last):
+        ...
+        medduet.errors.ConfigError: example: train.epochs: Input should be greater than ... (got 0)
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {describe(error)}") from error
+
+
+def describe(error: ValidationError) -> str:
+    """Return the findings of pydantic in one line, with the closest names for unknown keys."""
+    findings = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"]) or "top level"
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(item["loc"][:-1])
+            findings.append(f"unknown key {place}: {closest(str(item['loc'][-1]), known)}")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            findings.append(f"{place}: {message} (got {item['input']!r})")
+    return "; ".join(findings)
+
+
+def _known_keys(path: tuple[int | str, ...]) -> list[str]:
+    section: type[BaseModel] = RunConfig
+    for part in path:
+        annotation = section.model_fields[str(part)].annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            section = annotation
+    return list(section.model_fields)

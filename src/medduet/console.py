@@ -1,0 +1,255 @@
+"""What the command line draws on the screen, with rich."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from medduet.engine.reporter import Reporter
+
+if TYPE_CHECKING:
+    from medduet.run import RunRecord
+
+REFRESH = 0.5  # seconds between two readings of the losses, each of which waits for a GPU
+
+_SHOWN = {
+    "accuracy": ("accuracy", 4),
+    "auc": ("AUC", 4),
+    "balanced_accuracy": ("balanced accuracy", 4),
+    "macro_f1": ("macro F1", 4),
+    "dice": ("Dice", 4),
+    "dice_lesion": ("Dice, images with a lesion", 4),
+    "iou": ("IoU", 4),
+    "hd95": ("HD95 (pixels)", 2),
+    "mse": ("MSE", 5),
+    "psnr": ("PSNR (dB)", 2),
+    "ssim": ("SSIM", 4),
+}
+
+
+class ConsoleReporter(Reporter):
+    """Draws a progress bar for training and one line per epoch.
+
+    Args:
+        enabled: whether to draw at all; only the first of several processes does.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.console = Console(stderr=True, quiet=not enabled)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+            disable=not enabled,
+        )
+        self._task: TaskID | None = None
+        self._epochs = self._steps = self._images = 0
+        self._started = self._read = 0.0
+        self._epoch_rows = 0
+
+    def __enter__(self) -> ConsoleReporter:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.progress.stop()
+
+    def begin(self, epochs: int, steps: int) -> None:
+        """Remember how much there is to do."""
+        self._epochs, self._steps = epochs, steps
+
+    def step(self, epoch: int, images: int, losses: Callable[[], dict[str, float]]) -> None:
+        """Advance the bar; read the losses twice a second at most."""
+        now = time.perf_counter()
+        if self._task is None:
+            total = (self._epochs - epoch + 1) * self._steps
+            self._task = self.progress.add_task("training", total=total, note="")
+            self._started = now
+            self._images = -images  # the first step is not timed whole
+        self._images += images
+        self.progress.advance(self._task)
+        if now - self._read > REFRESH:
+            self._read = now
+            rate = self._images / max(now - self._started, 1e-9)
+            terms = "  ".join(f"{task} {loss:.3f}" for task, loss in losses().items())
+            self.progress.update(
+                self._task,
+                description=f"epoch {epoch}/{self._epochs}",
+                note=f"{rate:,.0f} images/s  {terms}",
+            )
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Print the line of the epoch."""
+        parts = [f"loss {row['train']['loss']:.3f}"]
+        for split in ("val", "test"):
+            numbers = [
+                f"{name} {row[split][key]:.3f}"
+                for key, name in (("accuracy", "acc"), ("auc", "AUC"), ("dice", "Dice"))
+                if key in row.get(split, {})
+            ]
+            if not numbers and "mse" in row.get(split, {}):
+                numbers = [f"MSE {row[split]['mse']:.4f}"]
+            if numbers:
+                parts.append(f"{split} {'  '.join(numbers)}")
+        self.console.print(
+            f"epoch {row['epoch']:>3}/{self._epochs}  {'  |  '.join(parts)}  |  "
+            f"{row['seconds']:.1f} s, {row['images_per_second']:,.0f} images/s",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def message(self, text: str) -> None:
+        """Print the line."""
+        self.console.print(text, highlight=False)
+
+
+class _Bytes:
+    """A bar that counts bytes, with the interface that pooch asks for."""
+
+    def __init__(self, description: str, total: int) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task(description, total=total or None)
+        self._progress.start()
+
+    @property
+    def total(self) -> int:
+        return int(self._progress.tasks[0].total or 0)
+
+    @total.setter
+    def total(self, value: int) -> None:
+        self._progress.update(self._task, total=value or None)
+
+    def update(self, amount: int, /) -> None:
+        self._progress.advance(self._task, amount)
+
+    def reset(self) -> None:
+        self._progress.reset(self._task)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def draw_progress(description: str, total: int) -> _Bytes:
+    """Draw a bar that counts bytes: the `ProgressFactory` of the command line."""
+    return _Bytes(description, total)
+
+
+def _interval(row: Mapping[str, Any], key: str, digits: int) -> str:
+    interval = row.get(f"{key}_interval")
+    if not interval or None in interval:
+        return ""
+    return f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
+
+
+def metrics_table(title: str, row: Mapping[str, Any]) -> Table:
+    """Return the table of the metrics of one split."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("95% interval", justify="right")
+    for key, (name, digits) in _SHOWN.items():
+        if isinstance(row.get(key), float):
+            table.add_row(name, f"{row[key]:.{digits}f}", _interval(row, key, digits))
+    return table
+
+
+def show_run(record: RunRecord) -> None:
+    """Print what came out of a run, and where it is."""
+    console = Console()
+    metrics = record.metrics
+    blocks = [metrics]
+    if "validation_selected" in metrics:
+        blocks.append(metrics["validation_selected"])
+    for block in blocks:
+        title = f"test split, n = {block['test']['n']}: epoch {block['selected_epoch']}"
+        console.print(metrics_table(f"{title}, {block['selection']}", block["test"]))
+    console.print(f"run: {record.path}", highlight=False, soft_wrap=True)
+    console.print(f"look at: {record.path / 'figures' / 'predictions.png'}", soft_wrap=True)
+    console.print(f"use it:  medduet.load('{record.path}')", highlight=False, soft_wrap=True)
+
+
+def show_evaluation(metrics: Mapping[str, Any], split: str) -> None:
+    """Print the metrics of one split of a data set."""
+    row = metrics[split]
+    Console().print(metrics_table(f"{metrics['data']['name']}, {split}, n = {row['n']}", row))
+
+
+def show_datasets(cache: Path | None) -> None:
+    """Print the table of the data sets that are known by name."""
+    from medduet.data import cache_folder, cached_sizes, medmnist_sets
+
+    table = Table(title="data sets for --data", title_justify="left")
+    for name in ("name", "sizes", "train / val / test", "classes", "channels", "licence", "cached"):
+        table.add_column(name, justify="right" if name in ("classes", "channels") else "left")
+    table.add_row("phantom", "any", "generated", "4", "1 or 3", "-", "not needed")
+    for flag, info in medmnist_sets().items():
+        multi = " (multi-label)" if info.task.startswith("multi-label") else ""
+        table.add_row(
+            flag,
+            ", ".join(map(str, info.sizes)),
+            " / ".join(map(str, info.samples)),
+            f"{len(info.class_names)}{multi}",
+            str(info.in_channels),
+            info.licence,
+            ", ".join(map(str, cached_sizes(flag, cache))) or "no",
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        "or the path of an .npz in the layout of MedMNIST (with {split}_masks, if there are masks) "
+        "or MedSegBench",
+        highlight=False,
+    )
+    console.print(f"cache: {cache_folder(cache)}", highlight=False, soft_wrap=True)
+
+
+def show_models(size: int, channels: int, classes: int) -> None:
+    """Print the table of the networks that are known by name."""
+    from medduet.models import MODELS
+    from medduet.models.cost import model_cost
+
+    table = Table(
+        title=f"networks for --model, at {channels} x {size} x {size} and {classes} classes",
+        title_justify="left",
+    )
+    for name in ("name", "parameters", "without decoder", "GMAC", "without decoder", "paper"):
+        table.add_column(name, justify="left" if name in ("name", "paper") else "right")
+    for name, spec in MODELS.items():
+        whole = model_cost(name, channels, classes, channels, size)
+        alone = model_cost(name, channels, classes, 0, size)
+        table.add_row(
+            name,
+            f"{whole.parameters:,}",
+            f"{alone.parameters:,}",
+            f"{whole.gmacs:.2f}",
+            f"{alone.gmacs:.2f}",
+            spec.paper,
+        )
+    Console().print(table)

@@ -1,0 +1,105 @@
+"""The cache folder, what is remembered of files, and how progress is told. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from medduet.files import read_json, write_json
+
+CACHE_VARIABLE = "MEDDUET_CACHE"
+_CHUNK_BYTES = 1 << 20
+
+
+class Progress(Protocol):
+    """A bar that counts bytes; tqdm's bars have this interface, and it is what pooch asks for."""
+
+    total: int
+
+    def update(self, amount: int, /) -> object:
+        """Count `amount` more bytes."""
+
+    def reset(self) -> object:
+        """Start again from zero."""
+
+    def close(self) -> object:
+        """End; nothing is counted after this."""
+
+
+ProgressFactory = Callable[[str, int], Progress]
+"""Makes a bar from a description and a total in bytes (0 if not known yet)."""
+
+
+@contextmanager
+def counted(
+    progress: ProgressFactory | None, description: str, total: int
+) -> Iterator[Callable[[int], object]]:
+    """Give a function that counts bytes on a new bar, or does nothing without `progress`."""
+    if progress is None:
+        yield lambda amount: None
+        return
+    bar = progress(description, total)
+    try:
+        yield bar.update
+    finally:
+        bar.close()
+
+
+def cache_folder(cache: Path | None = None) -> Path:
+    """Return the folder for downloads and unpacked sets; it is not created here.
+
+    It is `cache` if given, else ``$MEDDUET_CACHE``, else ``$XDG_CACHE_HOME/medduet``, else
+    ``~/.cache/medduet``.
+
+    Example:
+        >>> cache_folder(Path("/data/cache"))
+        PosixPath('/data/cache')
+    """
+    if cache is not None:
+        return cache.expanduser().absolute()
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser().absolute() / "medduet"
+
+
+class Digests(NamedTuple):
+    """The hexadecimal checksums of one file."""
+
+    md5: str
+    sha256: str
+
+
+def file_digests(path: Path, cache: Path, progress: ProgressFactory | None = None) -> Digests:
+    """Return the checksums of the file at `path`, read once as long as the file stays the same.
+
+    They are remembered under `cache` by path, size and times, as hashing a 13 GB file at every
+    start would take longer than the first epoch of many sets. The change time is in, since a copy
+    that keeps its modification time is another file.
+    """
+    path = path.absolute()
+    stat = path.stat()
+    stamp = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    note = cache / "digests" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError, TypeError, KeyError):  # a lost note only costs time
+        known = read_json(note)
+        if known["stamp"] == stamp:
+            return Digests(str(known["md5"]), str(known["sha256"]))
+    digests = _read_digests(path, stat.st_size, progress)
+    with suppress(OSError):
+        write_json(note, {"stamp": stamp, **digests._asdict()})
+    return digests
+
+
+def _read_digests(path: Path, size: int, progress: ProgressFactory | None) -> Digests:
+    md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+    with path.open("rb") as file, counted(progress, f"check {path.name}", size) as count:
+        while chunk := file.read(_CHUNK_BYTES):
+            md5.update(chunk)
+            sha256.update(chunk)
+            count(len(chunk))
+    return Digests(md5.hexdigest(), sha256.hexdigest())

@@ -1,0 +1,88 @@
+"""Opens any set by its name: the one way in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from medduet.data.cache import ProgressFactory
+from medduet.data.imageset import ImageSet
+from medduet.data.medmnist import DEFAULT_SIZE, fetch_medmnist, lookup, medmnist_sets
+from medduet.data.npz import open_npz
+from medduet.data.phantom import phantom_images
+from medduet.errors import ConfigError, closest
+
+PHANTOM_SIZE = 64
+PHANTOM_COUNT = 500
+
+
+def open_images(
+    name: str,
+    *,
+    size: int | None = None,
+    cache: Path | None = None,
+    mirror: str | None = None,
+    count: int | None = None,
+    channels: int | None = None,
+    seed: int = 0,
+    progress: ProgressFactory | None = None,
+) -> ImageSet:
+    """Open the set called `name`, downloading and unpacking it at the first time.
+
+    Args:
+        name: ``phantom``, a MedMNIST 2D flag such as ``bloodmnist``, or a path to an ``.npz``.
+        size: height and width in pixels; by default 64 for ``phantom``, 28 (the small download)
+            for MedMNIST, and that of the file for an ``.npz``. A MedMNIST size that isn't
+            published is made from the nearest larger one.
+        cache: folder for downloads and unpacked sets, see `medduet.data.cache.cache_folder`.
+        mirror: address that holds the MedMNIST files, instead of Zenodo.
+        count: total number of phantoms, split 70/10/20; by default 500.
+        channels: of the phantoms, 1 (the default) or 3.
+        seed: of the phantoms.
+        progress: makes a progress bar from a description and a number of bytes; silent without.
+
+    Raises:
+        ConfigError: for an unknown name or an option that doesn't belong to the set.
+        DownloadError: if a file could not be downloaded.
+        MissingFileError: if an ``.npz`` isn't there.
+        DataError: if the content of the set contradicts itself.
+
+    Example:
+        >>> open_images("phantom", size=32, count=20).train.images.shape
+        (14, 32, 32)
+    """
+    if name == "phantom":
+        return phantom_images(
+            PHANTOM_SIZE if size is None else size,
+            PHANTOM_COUNT if count is None else count,
+            1 if channels is None else channels,
+            seed,
+        )
+    if (count, channels, seed) != (None, None, 0):
+        raise ConfigError(f"count, channels and seed are for phantom only, given with {name!r}")
+    if name in medmnist_sets():
+        return _open_medmnist(name, DEFAULT_SIZE if size is None else size, cache, mirror, progress)
+    if name.endswith(".npz") or Path(name).is_file():
+        return open_npz(Path(name), size=size, cache=cache, progress=progress)
+    hint = closest(name, ["phantom", *medmnist_sets()])
+    raise ConfigError(f"unknown data set {name!r}: {hint}; or give a path to an .npz")
+
+
+def _open_medmnist(
+    flag: str, size: int, cache: Path | None, mirror: str | None, progress: ProgressFactory | None
+) -> ImageSet:
+    if size < 1:
+        raise ConfigError(f"size must be a positive number of pixels, given {size}")
+    entry = lookup(flag)
+    source_size = entry.source_size(size)
+    path = fetch_medmnist(flag, source_size, cache=cache, mirror=mirror, progress=progress)
+    images = open_npz(path, size=size, cache=cache, progress=progress)
+    info = {
+        **images.info,
+        "medmnist": flag,
+        "task": entry.task,
+        "licence": entry.licence,
+        "url": entry.files[source_size].url,
+        "md5": entry.files[source_size].md5,
+    }
+    return replace(images, name=flag, class_names=entry.class_names, info=info)

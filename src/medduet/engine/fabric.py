@@ -1,0 +1,57 @@
+"""Devices, precision and processes."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from lightning.fabric import Fabric
+
+from medduet.config import TrainConfig
+from medduet.errors import ConfigError
+
+
+def launch_fabric(config: TrainConfig) -> Fabric:
+    """Return a launched Fabric for the device and precision of `config`.
+
+    Under torchrun (or another launcher that sets ``WORLD_SIZE``) it joins the other processes,
+    with gloo on CPUs and NCCL on GPUs.
+
+    Raises:
+        ConfigError: the device or precision is not to be had on this machine.
+    """
+    device = config.device
+    if device == "auto":
+        device = _best_device()
+    kind, _, number = device.partition(":")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _mps_available()}
+    if not available[kind]:
+        raise ConfigError(f"--device {device} was asked for, but torch sees none: try --device cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {device} was asked for, but torch sees {torch.cuda.device_count()} GPU(s): "
+            f"give cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        )
+    if config.precision == "16-mixed" and kind == "cpu":
+        raise ConfigError("--precision 16-mixed needs a GPU: on a CPU give bf16-mixed or 32-true")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator=kind,
+        devices=[int(number)] if number else local_size,
+        num_nodes=max(1, world_size // local_size),
+        strategy="ddp" if world_size > 1 else "auto",
+        precision=config.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if _mps_available() else "cpu"
+
+
+def _mps_available() -> bool:
+    return bool(torch.backends.mps.is_available())

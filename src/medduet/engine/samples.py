@@ -1,0 +1,66 @@
+"""Some test images with truth and prediction, kept so that figures redraw without the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medduet.data.imageset import ImageSet
+from medduet.files import atomic_path
+from medduet.models import DuetNetwork
+from medduet.types import DenseLayout, Outputs
+
+SAMPLES = 12
+
+
+def choose_samples(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
+    """Return the positions of the first images of each class, `SAMPLES` in all: no picking.
+
+    Multi-label sets and sets without classes give their first images.
+
+    Example:
+        >>> choose_samples(np.array([0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]), 2).tolist()
+        [0, 1, 2, 3, 4, 5, 8, 9, 10, 11, 12, 13]
+    """
+    if labels.ndim == 2 or num_classes < 2:
+        return np.arange(min(SAMPLES, len(labels)), dtype=np.int64)
+    share = -(-SAMPLES // num_classes)
+    chosen = [np.flatnonzero(labels == k)[:share] for k in range(num_classes)]
+    # Class by class in turn, so that cutting at the limit keeps every class that fits.
+    turns = sorted(
+        (turn, k, int(i)) for k, index in enumerate(chosen) for turn, i in enumerate(index)
+    )
+    return np.sort(np.array([i for _, _, i in turns[:SAMPLES]], dtype=np.int64))
+
+
+def write_samples(path: Path, network: DuetNetwork, data: ImageSet, layout: DenseLayout) -> None:
+    """Write ``samples.npz`` of the test split.
+
+    Its arrays: ``index`` (n,) int64; ``images`` (n, H, W) or (n, H, W, 3) uint8; where they apply
+    ``truth_masks`` and ``predicted_masks`` (n, H, W) uint8, ``has_mask`` (n,) bool, and
+    ``reconstructions`` like the images.
+    """
+    index = choose_samples(data.test.labels, len(data.class_names))
+    batch = data.test.batch(index)
+    device = next(network.parameters()).device
+    was_training = network.training
+    network.eval()
+    with torch.inference_mode():
+        outputs: Outputs = network(batch.image.to(device))
+    network.train(was_training)
+    arrays: dict[str, NDArray[np.generic]] = {"index": index, "images": data.test.images[index]}
+    if outputs.dense is not None:
+        dense = outputs.dense.float().cpu()
+        if layout.mask_classes and batch.mask is not None:
+            arrays["truth_masks"] = batch.mask.numpy().astype(np.uint8)
+            arrays["predicted_masks"] = layout.mask(dense).numpy().astype(np.uint8)
+            arrays["has_mask"] = batch.has_mask.numpy()
+        if layout.image_channels:
+            scaled = (layout.image(dense) * 0.5 + 0.5).clamp(0, 1) * 255
+            image = scaled.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+            arrays["reconstructions"] = image[..., 0] if image.shape[-1] == 1 else image
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -1,0 +1,191 @@
+"""How well masks are drawn and images rebuilt, image by image."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from monai.metrics import compute_hausdorff_distance
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from medduet.errors import DataError
+
+_SSIM_RADIUS = 5
+
+
+def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    r"""Return the Dice score of every image and foreground class.
+
+    .. math:: \mathrm{Dice} = \frac{2\,|P \cap T|}{|P| + |T|}
+
+    Empty masks: an empty truth with an empty prediction counts 1; if only one of them is empty
+    the score is 0.
+
+    Args:
+        predicted: ``(N, H, W)`` integer mask class, 0 to ``num_classes - 1``, 0 is background.
+        truth: ``(N, H, W)`` likewise.
+        num_classes: number of mask classes, with background.
+
+    Returns:
+        ``(N, num_classes - 1)`` float64 on the CPU, 0 to 1, for classes 1, 2, ...
+
+    Raises:
+        DataError: for masks that are not integer (threshold probabilities first: soft masks give
+            the same score to a mask and its inverse), differ in shape or hold other values.
+
+    Example:
+        >>> truth = torch.tensor([[[0, 1], [1, 1]]])
+        >>> dice_per_class(torch.tensor([[[0, 0], [0, 1]]]), truth, num_classes=2)
+        tensor([[0.5000]], dtype=torch.float64)
+    """
+    shared, both = _overlap(predicted, truth, num_classes)
+    return torch.where(both > 0, 2 * shared / both, 1.0)
+
+
+def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    r"""Return the intersection over union (Jaccard index) of every image and foreground class.
+
+    .. math:: \mathrm{IoU} = \frac{|P \cap T|}{|P \cup T|}
+
+    Args, Returns, Raises and the policy for empty masks as for `dice_per_class`.
+
+    Example:
+        >>> truth = torch.tensor([[[0, 1], [1, 1]]])
+        >>> iou_per_class(torch.tensor([[[0, 0], [1, 1]]]), truth, num_classes=2)
+        tensor([[0.6667]], dtype=torch.float64)
+    """
+    shared, both = _overlap(predicted, truth, num_classes)
+    return torch.where(both > 0, shared / (both - shared), 1.0)
+
+
+def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    r"""Return the 95% Hausdorff distance, in pixels, of every image and foreground class.
+
+    .. math:: \max\bigl(Q_{95}\{d(p, \partial T)\}_{p \in \partial P},
+              Q_{95}\{d(t, \partial P)\}_{t \in \partial T}\bigr)
+
+    The outlines and distances are MONAI's.
+
+    Args:
+        predicted: as for `dice_per_class`.
+        truth: as for `dice_per_class`.
+        num_classes: as for `dice_per_class`.
+
+    Returns:
+        ``(N, num_classes - 1)`` float64 on the CPU; NaN where either mask is empty, which has no
+        outline to measure from.
+
+    Raises:
+        DataError: as `dice_per_class`.
+
+    Example:
+        >>> truth = torch.zeros(1, 8, 8, dtype=torch.int64)
+        >>> truth[0, 2, 2] = 1
+        >>> hd95_per_class(truth.roll(3, dims=2), truth, num_classes=2)
+        tensor([[3.]], dtype=torch.float64)
+    """
+    _check_masks(predicted, truth, num_classes)
+    classes = torch.arange(1, num_classes)[None, :, None, None]
+    guess = predicted.detach().cpu()[:, None] == classes
+    real = truth.detach().cpu()[:, None] == classes
+    defined = guess.flatten(2).any(dim=2) & real.flatten(2).any(dim=2)
+    distance = torch.full(defined.shape, float("nan"), dtype=torch.float64)
+    if defined.any():
+        outlines = guess[defined][:, None], real[defined][:, None]
+        with warnings.catch_warnings():
+            # MONAI 1.6 warns of its own deprecated argument.
+            warnings.simplefilter("ignore", FutureWarning)
+            found = compute_hausdorff_distance(*outlines, include_background=True, percentile=95)
+        distance[defined] = found[:, 0].to(torch.float64)
+    return distance
+
+
+def reconstruction_errors(
+    predicted: Tensor, target: Tensor, *, data_range: float = 2.0, lowest: float = -1.0
+) -> dict[str, Tensor]:
+    r"""Return how far each rebuilt image is from its target.
+
+    .. math:: \mathrm{PSNR} = 10 \log_{10} \frac{R^2}{\mathrm{MSE}}
+
+    SSIM (doi:10.1109/TIP.2003.819861) has a Gaussian window of 11 pixels and sigma 1.5; for
+    smaller images the window is the largest odd one that fits. It compares mean brightness and so
+    depends on where black is: `lowest` is subtracted first, which makes it the SSIM of the
+    image in [0, 1].
+
+    Args:
+        predicted: ``(N, C, H, W)`` float, the rebuilt normalised image.
+        target: ``(N, C, H, W)`` float, the normalised image.
+        data_range: R, the distance from the lowest to the highest possible value.
+        lowest: the lowest possible value.
+
+    Returns:
+        ``mse``, ``psnr`` in dB (infinite for a perfect image) and ``ssim`` (NaN if a side is below
+        3 pixels), each ``(N,)`` float32 on the CPU.
+
+    Raises:
+        DataError: for shapes that differ or are not ``(N, C, H, W)``, or a `data_range` <= 0.
+
+    Example:
+        >>> target = torch.zeros(1, 1, 16, 16)
+        >>> errors = reconstruction_errors(target + 0.2, target)
+        >>> round(errors["mse"].item(), 3), round(errors["psnr"].item(), 2)
+        (0.04, 20.0)
+    """
+    if predicted.shape != target.shape or predicted.ndim != 4:
+        raise DataError(
+            "expected predicted and target of one shape (N, C, H, W), given "
+            f"{tuple(predicted.shape)} and {tuple(target.shape)}"
+        )
+    if data_range <= 0:
+        raise DataError(f"expected data_range > 0, given {data_range}; type 2.0 for -1 to 1")
+    guess, real = predicted.detach().float(), target.detach().float()
+    mse = (guess - real).square().flatten(1).mean(dim=1)
+    psnr = 10 * torch.log10(data_range**2 / mse)
+    ssim = _ssim(guess - lowest, real - lowest, data_range)
+    return {"mse": mse.cpu(), "psnr": psnr.cpu(), "ssim": ssim.cpu()}
+
+
+def _check_masks(predicted: Tensor, truth: Tensor, num_classes: int) -> None:
+    if num_classes < 2:
+        raise DataError(f"expected num_classes >= 2 (background counts), given {num_classes}")
+    if predicted.shape != truth.shape or predicted.ndim != 3:
+        raise DataError(
+            "expected predicted and truth of one shape (N, H, W), given "
+            f"{tuple(predicted.shape)} and {tuple(truth.shape)}"
+        )
+    for name, mask in (("predicted", predicted), ("truth", truth)):
+        if mask.is_floating_point() or mask.is_complex() or mask.dtype == torch.bool:
+            raise DataError(
+                f"expected {name} as integer classes, given {mask.dtype}; "
+                "type (probability > 0.5).long() or logits.argmax(1)"
+            )
+        if mask.numel() and not (mask.min() >= 0 and mask.max() < num_classes):
+            raise DataError(
+                f"expected {name} from 0 to {num_classes - 1}, "
+                f"given {int(mask.min())} to {int(mask.max())}"
+            )
+
+
+def _overlap(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return ``(N, M)`` float64 pixel counts of ``P and T`` and of ``P`` plus ``T``."""
+    _check_masks(predicted, truth, num_classes)
+    n, m = len(truth), num_classes
+    image = torch.arange(n, device=truth.device)[:, None, None]
+    cell = (image * m + truth.long()) * m + predicted.long()
+    table = torch.bincount(cell.flatten(), minlength=n * m * m).reshape(n, m, m).cpu().double()
+    shared = table.diagonal(dim1=1, dim2=2)
+    return shared[:, 1:], (table.sum(dim=1) + table.sum(dim=2))[:, 1:]
+
+
+def _ssim(predicted: Tensor, target: Tensor, data_range: float) -> Tensor:
+    radius = min(_SSIM_RADIUS, (min(predicted.shape[-2:]) - 1) // 2)
+    if radius < 1 or not len(predicted):
+        return torch.full((len(predicted),), float("nan"))
+    # torchmetrics takes the window's radius from sigma, as int(3.5 * sigma + 0.5).
+    sigma = 1.5 if radius == _SSIM_RADIUS else radius / 3.5
+    ssim = structural_similarity_index_measure(
+        predicted, target, sigma=sigma, data_range=data_range, reduction="none"
+    )
+    assert isinstance(ssim, Tensor)
+    return ssim

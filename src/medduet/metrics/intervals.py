@@ -1,0 +1,202 @@
+"""How sure a measured number is: intervals for a proportion and for a mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from medduet.errors import DataError
+
+Interval = tuple[float, float]
+UNDEFINED: Interval = (float("nan"), float("nan"))
+_CHUNK_ELEMENTS = 1_000_000
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
+    r"""Return the Wilson score interval of a proportion.
+
+    .. math:: \frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}
+
+    Args:
+        successes: how many of the `n` trials succeeded.
+        n: how many trials there were; 0 gives NaN.
+        confidence: coverage, between 0 and 1.
+
+    Returns:
+        Lower and upper bound, each in [0, 1].
+
+    Raises:
+        DataError: if `successes` is not between 0 and `n`, or `confidence` not between 0 and 1.
+
+    Example:
+        >>> low, high = wilson(138, 156)
+        >>> f"{low:.4f} {high:.4f}"
+        '0.8250 0.9258'
+    """
+    _check_confidence(confidence)
+    if not 0 <= successes <= n:
+        raise DataError(f"expected 0 <= successes <= n, given successes={successes}, n={n}")
+    if n == 0:
+        return UNDEFINED
+    bounds = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
+    return float(bounds.low), float(bounds.high)
+
+
+def bootstrap_mean(
+    values: ArrayLike,
+    weights: ArrayLike | None = None,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Interval:
+    r"""Return the percentile bootstrap interval of a (weighted) mean, resampling the rows.
+
+    .. math:: \bar v = \frac1K \sum_k \frac{\sum_i w_{ik} v_{ik}}{\sum_i w_{ik}}
+
+    For one unweighted column it draws the same resamples as `scipy.stats.bootstrap` with
+    ``method="percentile"``, and needs less memory.
+
+    Args:
+        values: ``(N,)`` or ``(N, K)`` numbers; a row is what is resampled (an image).
+        weights: same shape, 0 where a value does not count; ``None`` weighs all alike.
+        resamples: number of replicates; 0 gives NaN.
+        seed: of the resampling.
+        confidence: coverage, between 0 and 1.
+
+    Returns:
+        Lower and upper bound in the unit of `values`; NaN for fewer than two rows, which say
+        nothing of their spread. Columns without any weight are left out of the mean.
+
+    Raises:
+        DataError: for shapes that differ, values that are NaN where they count, or a `confidence`
+            outside 0 to 1.
+
+    Example:
+        >>> low, high = bootstrap_mean([0.7, 0.8, 0.9, 0.8], seed=1)
+        >>> low < 0.8 < high
+        True
+    """
+    _check_confidence(confidence)
+    value = np.asarray(values, dtype=np.float64)
+    weight = np.ones_like(value) if weights is None else np.asarray(weights, dtype=np.float64)
+    if value.ndim not in (1, 2) or value.shape != weight.shape:
+        raise DataError(
+            f"expected values (N,) or (N, K) and weights alike, given {value.shape}, {weight.shape}"
+        )
+    if not np.isfinite(value[weight > 0]).all():
+        raise DataError("expected finite values wherever the weight is positive; drop the others")
+    n = len(value)
+    if n < 2 or resamples < 1:
+        return UNDEFINED
+    total = np.where(weight > 0, value, 0.0).reshape(n, -1) * weight.reshape(n, -1)
+    weight = weight.reshape(n, -1)
+    rng = np.random.default_rng(seed)
+    replicates = [
+        _column_mean(counts.T.astype(np.float64), total, weight)
+        for counts in resample_counts(n, resamples, rng)
+    ]
+    return percentile_interval(np.concatenate(replicates), confidence)
+
+
+def _column_mean(
+    counts: NDArray[np.float64], total: NDArray[np.float64], weight: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    size = counts @ weight
+    mean = np.divide(counts @ total, size, out=np.zeros_like(size), where=size > 0)
+    columns = (size > 0).sum(axis=1)
+    average = np.full(len(size), np.nan)
+    np.divide(mean.sum(axis=1), columns, out=average, where=columns > 0)
+    return average
+
+
+def resample_counts(
+    n: int,
+    resamples: int,
+    rng: np.random.Generator,
+    strata: NDArray[np.integer[Any]] | None = None,
+) -> Iterator[NDArray[np.int32]]:
+    """Yield, in chunks of bounded size, how often each row occurs in each bootstrap replicate.
+
+    Args:
+        n: number of rows.
+        resamples: number of replicates over all chunks.
+        rng: source of the draws.
+        strata: ``(n,)`` integers; rows are then drawn within their stratum, whose size stays.
+
+    Yields:
+        ``(n, R)`` int32 counts for the next R replicates; every column sums to `n`.
+
+    Example:
+        >>> chunks = resample_counts(5, 3, np.random.default_rng(0))
+        >>> [chunk.sum(axis=0).tolist() for chunk in chunks]
+        [[5, 5, 5]]
+    """
+    groups = [np.arange(n)]
+    if strata is not None:
+        groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    step = max(1, _CHUNK_ELEMENTS // max(n, 1))
+    for start in range(0, resamples, step):
+        width = min(step, resamples - start)
+        counts = np.empty((n, width), dtype=np.int32)
+        for rows in groups:
+            drawn = rng.integers(0, len(rows), (width, len(rows))) * width
+            drawn += np.arange(width)[:, None]
+            flat = np.bincount(drawn.ravel(), minlength=len(rows) * width)
+            counts[rows] = flat.reshape(len(rows), width)
+        yield counts
+
+
+def percentile_interval(replicates: NDArray[np.float64], confidence: float = 0.95) -> Interval:
+    """Return the central `confidence` share of bootstrap `replicates`; NaN ones are left out.
+
+    Example:
+        >>> percentile_interval(np.arange(5.0), 0.5)
+        (1.0, 3.0)
+    """
+    known = replicates[~np.isnan(replicates)]
+    if not known.size:
+        return UNDEFINED
+    low, high = np.percentile(known, [50 * (1 - confidence), 50 * (1 + confidence)])
+    return float(low), float(high)
+
+
+def number(value: float) -> float | None:
+    """Return a plain float for JSON, ``None`` for NaN and infinity.
+
+    Example:
+        >>> number(np.float64(0.5)), number(float("nan"))
+        (0.5, None)
+    """
+    return float(value) if np.isfinite(value) else None
+
+
+def bounds(interval: Interval) -> list[float] | None:
+    """Return ``[low, high]`` for JSON, ``None`` for an undefined interval.
+
+    Example:
+        >>> bounds((0.1, 0.2)), bounds(UNDEFINED)
+        ([0.1, 0.2], None)
+    """
+    return [float(end) for end in interval] if np.isfinite(interval).all() else None
+
+
+def mean_of_known(values: ArrayLike) -> float:
+    """Return the mean of the values that are not NaN; NaN, without a warning, if there are none.
+
+    Example:
+        >>> mean_of_known([1.0, float("nan"), 3.0])
+        2.0
+    """
+    value = np.asarray(values, dtype=np.float64)
+    known = value[~np.isnan(value)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise DataError(f"expected a confidence between 0 and 1, given {confidence}; type 0.95")

@@ -1,0 +1,139 @@
+"""What the per-image scores of masks and rebuilt images say of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medduet.errors import DataError
+from medduet.metrics.intervals import bootstrap_mean, bounds, mean_of_known, number
+
+PSNR_CAP = 100.0
+"""The PSNR in dB at which a perfect image, whose own is infinite, enters a mean."""
+
+
+def segmentation_summary(
+    dice: ArrayLike,
+    iou: ArrayLike,
+    hd95: ArrayLike | None,
+    truth_nonempty: ArrayLike,
+    mask_names: Sequence[str],
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """Return what the per-image mask scores say of a split, ready for JSON.
+
+    Args:
+        dice: ``(N, M)`` from `dice_per_class`, M foreground classes.
+        iou: ``(N, M)`` from `iou_per_class`.
+        hd95: ``(N, M)`` from `hd95_per_class`, NaN where undefined; ``None`` if not measured.
+        truth_nonempty: ``(N, M)`` bool, whether the true mask has any pixel of the class.
+        mask_names: M distinct names of the foreground classes.
+        bootstrap: number of bootstrap replicates over images; 0 leaves intervals ``None``.
+        seed: of the bootstrap.
+        confidence: coverage of the intervals.
+
+    Returns:
+        ``n`` images; ``dice`` and ``iou`` (mean over images of the mean over classes) with
+        ``dice_interval``; ``dice_lesion`` (mean over the ``dice_lesion_n`` pairs of image and
+        class with a non-empty truth) with ``dice_lesion_interval``; ``hd95`` (mean over the
+        ``hd95_n`` pairs where truth and prediction are non-empty); ``empty_truth_n`` (images
+        without any foreground) and ``empty_correct`` (share of these predicted empty);
+        ``per_class`` with the same numbers by name. What is undefined is ``None``.
+
+    Raises:
+        DataError: for shapes that do not fit together.
+
+    Example:
+        >>> summary = segmentation_summary(
+        ...     [[0.8], [1.0]], [[0.7], [1.0]], None, [[True], [False]], ["lesion"])
+        >>> summary["dice"], summary["dice_lesion"], summary["empty_correct"]
+        (0.9, 0.8, 1.0)
+    """
+    score, overlap = np.asarray(dice, dtype=np.float64), np.asarray(iou, dtype=np.float64)
+    lesion = np.asarray(truth_nonempty, dtype=bool)
+    distance = np.full(score.shape, np.nan) if hd95 is None else np.asarray(hd95, dtype=np.float64)
+    wanted = (len(score), len(mask_names))
+    shapes = [score.shape, overlap.shape, lesion.shape, distance.shape]
+    if (
+        not mask_names
+        or any(shape != wanted for shape in shapes)
+        or len(set(mask_names)) != len(mask_names)
+    ):
+        raise DataError(
+            "expected dice, iou, hd95 and truth_nonempty (N, M) with one distinct name per column, "
+            f"given {shapes} and {list(mask_names)}"
+        )
+    options: dict[str, Any] = {"resamples": bootstrap, "seed": seed, "confidence": confidence}
+    empty = ~lesion.any(axis=1)
+    per_class = {
+        str(name): _mask_scores(
+            score[:, [k]], overlap[:, [k]], distance[:, [k]], lesion[:, [k]], options
+        )
+        for k, name in enumerate(mask_names)
+    }
+    return {
+        "n": len(score),
+        "confidence": confidence,
+        **_mask_scores(score, overlap, distance, lesion, options),
+        "empty_truth_n": int(empty.sum()),
+        "empty_correct": number(mean_of_known((score[empty] == 1).all(axis=1))),
+        "per_class": per_class,
+    }
+
+
+def reconstruction_summary(errors: Mapping[str, ArrayLike]) -> dict[str, Any]:
+    """Return the means over images of `reconstruction_errors`, ready for JSON.
+
+    Args:
+        errors: ``mse``, ``psnr`` and ``ssim``, each ``(N,)``.
+
+    Returns:
+        ``n``, ``mse``, ``psnr`` (each image's capped at `PSNR_CAP` dB, for a perfect one is
+        infinite) and ``ssim``; ``None`` where there is nothing to average.
+
+    Raises:
+        DataError: if one of the three is missing.
+
+    Example:
+        >>> errors = {"mse": [0.0, 0.02], "psnr": [float("inf"), 20.0], "ssim": [1.0, 0.0]}
+        >>> reconstruction_summary(errors)
+        {'n': 2, 'mse': 0.01, 'psnr': 60.0, 'ssim': 0.5}
+    """
+    missing = {"mse", "psnr", "ssim"} - set(errors)
+    if missing:
+        raise DataError(f"expected mse, psnr and ssim, missing {sorted(missing)}")
+    psnr = np.minimum(np.asarray(errors["psnr"], dtype=np.float64), PSNR_CAP)
+    return {
+        "n": len(psnr),
+        "mse": number(mean_of_known(errors["mse"])),
+        "psnr": number(mean_of_known(psnr)),
+        "ssim": number(mean_of_known(errors["ssim"])),
+    }
+
+
+def _mask_scores(
+    dice: NDArray[np.float64],
+    iou: NDArray[np.float64],
+    hd95: NDArray[np.float64],
+    lesion: NDArray[np.bool_],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    has = lesion.any(axis=1)
+    pairs = lesion[has].sum(axis=1)
+    lesion_mean = np.where(lesion, dice, 0.0)[has].sum(axis=1) / pairs
+    return {
+        "dice": number(mean_of_known(dice)),
+        "dice_interval": bounds(bootstrap_mean(dice.mean(axis=1), **options)),
+        "dice_lesion": number(mean_of_known(dice[lesion])),
+        "dice_lesion_interval": bounds(bootstrap_mean(lesion_mean, pairs, **options)),
+        "dice_lesion_n": int(lesion.sum()),
+        "iou": number(mean_of_known(iou)),
+        "hd95": number(mean_of_known(hd95)),
+        "hd95_n": int((~np.isnan(hd95)).sum()),
+    }

@@ -1,0 +1,49 @@
+"""Normalisation as a part of the network, so that weights can't be served with another one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from medduet.errors import ModelError
+
+
+class Normalize(nn.Module):
+    """Scale uint8 images to [0, 1], then subtract the mean and divide by the standard deviation.
+
+    Args:
+        channels: number of channels C.
+        mean: subtracted, the same in every channel.
+        std: divided by, the same in every channel.
+
+    Shapes:
+        Takes ``(N, C, H, W)``, uint8 or float in [0, 1]; gives the same shape as float.
+
+    Raises:
+        ModelError: the image has another number of channels or dimensions.
+
+    Example:
+        >>> import torch
+        >>> normalize = Normalize(1)
+        >>> normalize(torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)).flatten()
+        tensor([-1.,  1.])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int, mean: float = 0.5, std: float = 0.5) -> None:
+        super().__init__()
+        self.channels = channels
+        self.register_buffer("mean", torch.full((1, channels, 1, 1), mean))
+        self.register_buffer("std", torch.full((1, channels, 1, 1), std))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the normalised images, see `Normalize`."""
+        if image.ndim != 4 or image.shape[1] != self.channels:
+            raise ModelError(
+                f"expected images of shape (N, {self.channels}, H, W), but got "
+                f"{tuple(image.shape)}: the network was built for {self.channels} channel(s)"
+            )
+        image = image.to(self.mean.dtype) / 255 if image.dtype == torch.uint8 else image
+        return (image - self.mean) / self.std

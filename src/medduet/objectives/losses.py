@@ -1,0 +1,97 @@
+"""The loss of each task, image by image.
+
+Every loss gives one value and one weight per image; the loss of a batch is the weighted mean. So
+images without a label or mask simply weigh zero, and a batch can be split over processes without
+changing its loss.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from medduet.types import UNKNOWN_LABEL, DenseLayout
+
+
+class PerImage(NamedTuple):
+    """The loss of each image, ``(N,)`` float, and its weight, ``(N,)`` float."""
+
+    loss: Tensor
+    weight: Tensor
+
+    def total(self) -> Tensor:
+        """Return the weighted sum, a scalar."""
+        return (self.loss * self.weight).sum()
+
+
+def classification_loss(logits: Tensor, label: Tensor, class_weight: Tensor | None) -> PerImage:
+    """Cross-entropy; for multi-label sets the mean binary cross-entropy over the known labels.
+
+    Args:
+        logits: ``(N, K)`` float.
+        label: ``(N,)`` int64 class index, or ``(N, K)`` 0/1 for multi-label sets; -1 is unknown.
+        class_weight: ``(K,)`` weight of each class (single label), or of its positive images
+            (multi-label); ``None`` for equal weights.
+
+    Example:
+        >>> loss = classification_loss(torch.zeros(2, 2), torch.tensor([1, -1]), None)
+        >>> loss.loss[0].item(), loss.weight.tolist()
+        (0.6931471824645996, [1.0, 0.0])
+    """
+    known = label != UNKNOWN_LABEL
+    label = label.clamp(min=0)
+    if label.ndim == 2:
+        each = F.binary_cross_entropy_with_logits(
+            logits, label.to(logits.dtype), pos_weight=class_weight, reduction="none"
+        )
+        count = known.sum(dim=1)
+        return PerImage((each * known).sum(dim=1) / count.clamp(min=1), (count > 0).to(each.dtype))
+    weight = known.to(logits.dtype)
+    if class_weight is not None:
+        weight = weight * class_weight[label]
+    return PerImage(F.cross_entropy(logits, label, reduction="none"), weight)
+
+
+def reconstruction_loss(image: Tensor, normalized: Tensor) -> PerImage:
+    """Mean squared error between ``(N, C, H, W)`` and the normalised input of the same shape.
+
+    Example:
+        >>> reconstruction_loss(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)).loss
+        tensor([1.])
+    """
+    loss = F.mse_loss(image, normalized, reduction="none").mean(dim=(1, 2, 3))
+    return PerImage(loss, torch.ones_like(loss))
+
+
+def segmentation_loss(
+    dense: Tensor, mask: Tensor, has_mask: Tensor, layout: DenseLayout
+) -> PerImage:
+    """Dice loss (MONAI) plus cross-entropy, binary or multi-class.
+
+    The Dice term is ``1 - (2 |P T| + e) / (|P| + |T| + e)`` with e = 1e-5 per image and class, the
+    background left out; so an empty truth costs the whole term unless the prediction is all but
+    empty, and the cross-entropy carries the gradient.
+
+    Args:
+        dense: ``(N, D, H, W)`` output of the network.
+        mask: ``(N, H, W)`` int64 mask class.
+        has_mask: ``(N,)`` bool; images whose mask is not known weigh zero.
+        layout: which channels of `dense` are mask logits.
+    """
+    from monai.losses import DiceLoss  # slow to import, and only masks need it
+
+    logits = layout.mask_logits(dense)
+    if layout.mask_channels == 1:
+        target = mask.unsqueeze(1).to(logits.dtype)
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        dice = DiceLoss(sigmoid=True, reduction="none")(logits, target)
+    else:
+        cross_entropy = F.cross_entropy(logits, mask, reduction="none")
+        dice = DiceLoss(
+            softmax=True, to_onehot_y=True, include_background=False, reduction="none"
+        )(logits, mask.unsqueeze(1))
+    loss = dice.flatten(1).mean(dim=1) + cross_entropy.flatten(1).mean(dim=1)
+    return PerImage(loss, has_mask.to(loss.dtype))

@@ -1,0 +1,403 @@
+"""A whole run: data, network, training, judgement, bundle, figures."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import medduet
+import torch
+from lightning.fabric import Fabric
+
+from medduet.config import DataConfig, RunConfig
+from medduet.data import ProgressFactory, open_images
+from medduet.data.imageset import ImageSet
+from medduet.deploy.bundle import load_bundle, save_bundle
+from medduet.engine.checkpoint import load_state
+from medduet.engine.evaluate import Predictions, predict_split, summarize
+from medduet.engine.fabric import launch_fabric
+from medduet.engine.fit import Best, Trainer
+from medduet.engine.folder import RunFolder, describe_data
+from medduet.engine.reporter import Reporter
+from medduet.engine.samples import write_samples
+from medduet.errors import ConfigError
+from medduet.files import read_json, write_json, write_text
+from medduet.models import MIN_SIDE, DuetNetwork, create_model
+from medduet.objectives import Objective, balanced_weights
+from medduet.report.run import draw_run
+from medduet.types import DenseLayout
+
+log = logging.getLogger(__name__)
+
+JUDGED = ("val", "test")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A finished run.
+
+    Attributes:
+        path: its folder.
+        config: its settings.
+        metrics: the content of its ``metrics.json``.
+    """
+
+    path: Path
+    config: RunConfig
+    metrics: dict[str, Any]
+
+
+def train(
+    config: RunConfig | None = None,
+    *,
+    resume: str | Path | None = None,
+    reporter: Reporter | None = None,
+    progress: ProgressFactory | None = None,
+    stop: threading.Event | None = None,
+) -> RunRecord:
+    """Train, judge and save a network, and leave everything in the run's folder.
+
+    Args:
+        config: of a new run.
+        resume: instead, the folder of a run to go on with.
+        reporter: is told how the run goes on.
+        progress: draws the progress of downloads and conversions.
+        stop: set it to stop after the current step; the run can be resumed.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ConfigError: settings that don't fit together or don't fit the data.
+        Interrupted: `stop` was set.
+        MedDuetError: see its subclasses.
+
+    Example:
+        >>> import tempfile, medduet
+        >>> config = medduet.load_recipe("demo").model_copy(update={
+        ...     "data": medduet.DataConfig(name="phantom", size=16, count=20),
+        ...     "model": medduet.ModelConfig(width=2),
+        ...     "train": medduet.TrainConfig(epochs=1),
+        ...     "out": Path(tempfile.mkdtemp()) / "run"})
+        >>> medduet.train(config).metrics["test"]["n"]
+        4
+    """
+    if (config is None) == (resume is None):
+        raise ConfigError("expected either the settings of a new run or the folder of one to resume")
+    reporter = reporter or Reporter()
+    if resume is not None:
+        folder = RunFolder.open(Path(resume))
+        config = folder.config()
+        if folder.finished:
+            reporter.message(f"{folder.path} is finished already; nothing to do")
+            return RunRecord(folder.path, config, read_json(folder.metrics))
+    assert config is not None
+    fabric = launch_fabric(config.train)
+    with fabric.rank_zero_first():
+        data = _open(config.data, progress)
+    _check(config, data)
+    if resume is None:
+        folder = _create_folder(fabric, config, data)
+    if fabric.is_global_zero:
+        folder.write_environment(data, fabric.device, fabric.world_size)
+    layout = _layout(config, data)
+    arguments = _network_arguments(config, data, layout)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        network = create_model(**arguments)
+    objective = _objective(config, data, layout)
+    trainer = Trainer(fabric, network, objective, data, config, folder, reporter, stop)
+    ended = trainer.fit()
+    judge = _Judge(fabric, network, data, config, layout, folder, reporter)
+    metrics = judge.metrics(ended.best, ended.best_test)
+    if fabric.is_global_zero:
+        _load_weights(network, folder, "best")
+        save_bundle(folder.bundle, network, _bundle_config(arguments, data, layout, metrics))
+        write_samples(folder.samples, network, data, layout)
+        write_json(folder.metrics, metrics)
+        draw_run(folder.path)
+        folder.finish()
+    fabric.barrier()
+    return RunRecord(folder.path, config, metrics)
+
+
+def _open(config: DataConfig, progress: ProgressFactory | None) -> ImageSet:
+    if not config.name:
+        raise ConfigError(
+            "no data given: add --data bloodmnist (or another of 'medduet datasets'), "
+            "--data FILE.npz, or --data phantom"
+        )
+    return open_images(
+        config.name,
+        size=config.size,
+        cache=config.cache,
+        mirror=config.mirror,
+        count=config.count,
+        channels=config.channels,
+        seed=config.seed,
+        progress=progress,
+    )
+
+
+def _check(config: RunConfig, data: ImageSet) -> None:
+    """Refuse what can't be learnt or selected on before anything is written."""
+    tasks = config.objective.tasks
+    others = [task for task in ("classify", "segment", "reconstruct") if task in tasks]
+    if "classify" in tasks and len(data.class_names) < 2:
+        others.remove("classify")
+        raise ConfigError(
+            f"{data.name} has {len(data.class_names)} class(es), so there is nothing to classify: "
+            f"give --tasks {' '.join(others) or 'reconstruct'}"
+        )
+    if "segment" in tasks and not data.mask_names:
+        others.remove("segment")
+        raise ConfigError(
+            f"{data.name} has no masks, so there is nothing to segment: "
+            f"give --tasks {' '.join(others) or 'classify'}"
+        )
+    if not any(config.objective.weight(task) for task in tasks):
+        raise ConfigError("every task has weight 0, so there is nothing to learn")
+    needs = {"dice": "segment", "mse": "reconstruct"}
+    select = config.evaluate.select
+    if select != "auto" and (needed := needs.get(select, "classify")) not in tasks:
+        raise ConfigError(
+            f"--evaluate.select {select} needs the task {needed}, but the tasks are "
+            f"{', '.join(tasks)}: give --evaluate.select auto"
+        )
+    if min(data.size) < MIN_SIDE:
+        raise ConfigError(
+            f"{data.name} has images of {data.size[0]} x {data.size[1]} pixels, but the network "
+            f"needs {MIN_SIDE} at least: give --size {MIN_SIDE} or more"
+        )
+
+
+def _create_folder(fabric: Fabric, config: RunConfig, data: ImageSet) -> RunFolder:
+    name = f"{data.name}-{config.model.name}-seed{config.train.seed}"
+    folder = None
+    if fabric.is_global_zero:
+        folder = RunFolder.create(config.out, name, config)
+    path = fabric.broadcast(str(folder.path) if folder else "")
+    return RunFolder(Path(path))
+
+
+def _layout(config: RunConfig, data: ImageSet) -> DenseLayout:
+    tasks = config.objective.tasks
+    return DenseLayout(
+        mask_classes=len(data.mask_names) if "segment" in tasks else 0,
+        image_channels=data.in_channels if "reconstruct" in tasks else 0,
+    )
+
+
+def _network_arguments(config: RunConfig, data: ImageSet, layout: DenseLayout) -> dict[str, Any]:
+    return {
+        "name": config.model.name,
+        "in_channels": data.in_channels,
+        "num_classes": len(data.class_names) if "classify" in config.objective.tasks else 0,
+        "dense_channels": layout.channels,
+        "width": config.model.width,
+        "upsampling": config.model.upsampling,
+    }
+
+
+def _objective(config: RunConfig, data: ImageSet, layout: DenseLayout) -> Objective:
+    weights = None
+    if config.objective.class_weights == "balanced" and data.class_names:
+        label = torch.from_numpy(data.train.labels)
+        weights = balanced_weights(label, len(data.class_names))
+    return Objective(config.objective, layout, weights)
+
+
+class _Judge:
+    """Judges selected epochs on val and test, and writes their predictions."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        network: DuetNetwork,
+        data: ImageSet,
+        config: RunConfig,
+        layout: DenseLayout,
+        folder: RunFolder,
+        reporter: Reporter,
+    ) -> None:
+        self.fabric, self.network, self.data, self.config = fabric, network, data, config
+        self.layout, self.folder, self.reporter = layout, folder, reporter
+
+    def metrics(self, best: Best, best_test: Best) -> dict[str, Any]:
+        """Return the content of ``metrics.json``."""
+        seed = self.config.train.seed
+        honest = {
+            "selection": "validation-selected",
+            "selected_epoch": best.epoch,
+            **self._epoch("best", ""),
+        }
+        if self.config.evaluate.protocol == "honest":
+            return {"protocol": "honest", "seed": seed, **honest}
+        return {
+            "protocol": "paper",
+            "seed": seed,
+            "selection": "test-selected",
+            "selected_epoch": best_test.epoch,
+            **self._epoch("best-test", "-test-selected"),
+            "validation_selected": honest,
+        }
+
+    def _epoch(self, checkpoint: str, suffix: str) -> dict[str, Any]:
+        _load_weights(self.network, self.folder, checkpoint)
+        summaries = {}
+        for split in JUDGED:
+            predictions = judge_split(
+                self.fabric, self.network, self.data, self.config, self.layout, split, self.reporter
+            )
+            summaries[split] = summarize(predictions, self.data, self.config.evaluate)
+            if self.fabric.is_global_zero:
+                self.folder.write_predictions(f"{split}{suffix}", predictions, self.data)
+                self._write_medmnist(split, suffix, predictions, summaries[split])
+        return summaries
+
+    def _write_medmnist(
+        self, split: str, suffix: str, predictions: Predictions, summary: Mapping[str, Any]
+    ) -> None:
+        """Write the result file that `medmnist.Evaluator.parse_and_evaluate` reads."""
+        if "probability" not in predictions.values or summary["auc"] is None:
+            return
+        size = self.data.size[0]
+        stem = f"{self.data.name}{'' if size == 28 else f'_{size}'}_{split}"
+        scores = f"[AUC]{summary['auc']:.3f}_[ACC]{summary['accuracy']:.3f}"
+        run = f"seed{self.config.train.seed}{suffix}"
+        rows = enumerate(predictions.values["probability"].tolist())
+        text = "".join(f"{i},{','.join(map(repr, row))}\n" for i, row in rows)
+        folder = self.folder.path / "predictions" / "medmnist"
+        write_text(folder / f"{stem}_{scores}@{run}.csv", text)
+
+
+def judge_split(
+    fabric: Fabric,
+    network: DuetNetwork,
+    data: ImageSet,
+    config: RunConfig,
+    layout: DenseLayout,
+    split: str,
+    reporter: Reporter,
+) -> Predictions:
+    """Return thorough predictions of `network` for one split of `data`."""
+    return predict_split(
+        fabric,
+        network,
+        data.split(split),
+        layout,
+        multi_label=data.multi_label,
+        batch_size=config.evaluate.batch_size,
+        on_batch=lambda images: reporter.judging(split, images),
+    )
+
+
+def _load_weights(network: DuetNetwork, folder: RunFolder, name: str) -> None:
+    network.load_state_dict(load_state(folder.checkpoint(name)))
+
+
+def _bundle_config(
+    arguments: dict[str, Any], data: ImageSet, layout: DenseLayout, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """The bundle always holds the epoch that validation selected, and its numbers."""
+    honest = metrics.get("validation_selected", metrics)
+    return {
+        "network": arguments,
+        "class_names": list(data.class_names),
+        "mask_names": list(data.mask_names) if layout.mask_classes else [],
+        "multi_label": data.multi_label,
+        "layout": layout._asdict(),
+        "preprocessing": {
+            "size": list(data.size),
+            "channels": data.in_channels,
+            "resize": "antialiased bilinear",
+            "input": "uint8, or float in [0, 1]; the network subtracts mean and divides by std",
+            "mean": 0.5,
+            "std": 0.5,
+        },
+        "metrics": {
+            "seed": metrics["seed"],
+            **{key: honest[key] for key in ("selection", "selected_epoch", *JUDGED)},
+        },
+        "data": describe_data(data),
+        "versions": {"medduet": medduet.__version__, "torch": torch.__version__},
+    }
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    data: DataConfig | None = None,
+    split: str = "test",
+    device: str = "auto",
+    out: Path | None = None,
+    reporter: Reporter | None = None,
+    progress: ProgressFactory | None = None,
+) -> dict[str, Any]:
+    """Judge the network of a bundle or run on a split of a data set.
+
+    Args:
+        path: a bundle, or a finished run.
+        data: the data set; ``None`` for the one that the run was trained on (a run only).
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        device: see `medduet.TrainConfig`.
+        out: folder for ``metrics.json`` and the predictions; ``None`` for
+            ``PATH/evaluations/DATA-SPLIT``.
+        reporter: is told how it goes on.
+        progress: draws the progress of downloads and conversions.
+
+    Returns:
+        The metrics with their intervals, as in ``metrics.json`` of a run.
+
+    Raises:
+        ConfigError: the data set has other channels or classes than the network.
+        MissingFileError: there is no bundle at `path`.
+    """
+    path = Path(path)
+    bundle = load_bundle(path)
+    config = RunConfig()
+    if (path / "config.json").is_file() and path.joinpath("bundle").is_dir():
+        config = RunFolder.open(path).config()
+    size = max(bundle.config["preprocessing"]["size"])
+    data = data or config.data
+    if not data.name:
+        raise ConfigError(f"{path} is a bundle: say on which data to judge it, by --data NAME")
+    images = _open(data.model_copy(update={"size": data.size or size}), progress)
+    _check_fits(images, bundle.config, path)
+    fabric = launch_fabric(config.train.model_copy(update={"device": device}))
+    network = fabric.to_device(bundle.network)
+    predictions = judge_split(
+        fabric, network, images, config, bundle.layout, split, reporter or Reporter()
+    )
+    metrics = {"split": split, "data": describe_data(images)} | {
+        split: summarize(predictions, images, config.evaluate)
+    }
+    if fabric.is_global_zero:
+        folder = RunFolder(out or path / "evaluations" / f"{images.name}-{split}")
+        folder.write_predictions(split, predictions, images)
+        write_json(folder.metrics, metrics)
+    fabric.barrier()
+    return metrics
+
+
+def _check_fits(images: ImageSet, config: Mapping[str, Any], path: Path) -> None:
+    network = config["network"]
+    if images.in_channels != network["in_channels"]:
+        raise ConfigError(
+            f"{path} takes {network['in_channels']} channel(s), but {images.name} has "
+            f"{images.in_channels}"
+        )
+    if network["num_classes"] and len(images.class_names) != network["num_classes"]:
+        raise ConfigError(
+            f"{path} knows {network['num_classes']} classes ({', '.join(config['class_names'])}), "
+            f"but {images.name} has {len(images.class_names)}"
+        )
+    masks = config["layout"]["mask_classes"]
+    if masks and images.mask_names and len(images.mask_names) != masks:
+        raise ConfigError(
+            f"{path} knows {masks} mask classes, but {images.name} has {len(images.mask_names)}"
+        )

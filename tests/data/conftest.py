@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real images, or a skip where it isn't there."""
+    default = Path(__file__).resolve().parents[3] / "shared" / "data"
+    folder = Path(os.environ.get("MEDDUET_SHARED_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real images in {folder}; name the folder in MEDDUET_SHARED_DATA")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def arrays() -> Arrays:
+    """A small MedMNIST-like set with masks: 12 / 4 / 6 grey images of 20 x 24, three classes."""
+    rng = np.random.default_rng(0)
+    result: Arrays = {}
+    for split, length in (("train", 12), ("val", 4), ("test", 6)):
+        result[f"{split}_images"] = rng.integers(0, 256, (length, 20, 24), dtype=np.uint8)
+        result[f"{split}_labels"] = (np.arange(length, dtype=np.uint8) % 3)[:, None]
+        result[f"{split}_masks"] = rng.integers(0, 2, (length, 20, 24), dtype=np.uint8)
+    return result
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[..., Path]:
+    """Write arrays to an ``.npz`` in the test's folder."""
+
+    def write(arrays: Arrays, name: str = "set.npz") -> Path:
+        path = tmp_path / name
+        np.savez_compressed(path, **arrays)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def left_in() -> Callable[[Path], list[str]]:
+    """List the stores in a cache, half-made ones included."""
+
+    def names(cache: Path) -> list[str]:
+        folder = cache / "store"
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    return names

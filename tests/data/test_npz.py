@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medduet.data import open_npz
+from medduet.errors import ConfigError, DataError
+
+Arrays = dict[str, np.ndarray]
+Save = Callable[..., Path]
+SPLITS = ("train", "val", "test")
+
+
+def test_unpacked_arrays_equal_the_file_and_are_mapped(
+    arrays: Arrays, save: Save, cache: Path
+) -> None:
+    images = open_npz(save(arrays), cache=cache)
+    for name in SPLITS:
+        split = images.split(name)
+        assert isinstance(split.images, np.memmap)
+        assert isinstance(split.masks, np.memmap)
+        assert not split.images.flags.writeable
+        assert np.array_equal(split.images, arrays[f"{name}_images"])
+        assert np.array_equal(split.masks, arrays[f"{name}_masks"])
+        assert np.array_equal(split.labels, arrays[f"{name}_labels"][:, 0])
+        assert split.labels.dtype == np.int64
+        assert split.has_mask is None
+    assert images.class_names == ("class 0", "class 1", "class 2")
+    assert images.mask_names == ("background", "lesion")
+    assert (images.name, images.multi_label) == ("set", False)
+    assert images.info["original_size"] == [20, 24]
+
+
+def test_a_batch_of_a_mapped_set(arrays: Arrays, save: Save, cache: Path) -> None:
+    batch = open_npz(save(arrays), cache=cache).train.batch(np.array([3, 1]))
+    assert batch.image.shape == (2, 1, 20, 24)
+    assert np.array_equal(batch.image[0, 0].numpy(), arrays["train_images"][3])
+    assert batch.label.tolist() == [0, 1]
+    assert batch.has_mask.all()
+
+
+def test_the_second_opening_unpacks_nothing(arrays: Arrays, save: Save, cache: Path) -> None:
+    path = save(arrays)
+    started = []
+
+    class Bar:
+        total = 0
+
+        def __init__(self, description: str, total: int) -> None:
+            started.append(description)
+            self.left = total
+
+        def update(self, amount: int) -> None:
+            self.left -= amount
+
+        def reset(self) -> None: ...
+
+        def close(self) -> None:
+            assert self.left == 0
+
+    open_npz(path, cache=cache, size=10, progress=Bar)
+    assert started == ["check set.npz", "unpack set.npz", "resize set.npz"]
+    open_npz(path, cache=cache, size=10, progress=Bar)
+    assert len(started) == 3
+
+
+def test_equal_content_is_stored_once(
+    arrays: Arrays, save: Save, cache: Path, left_in: Callable[[Path], list[str]]
+) -> None:
+    one = open_npz(save(arrays, "a.npz"), cache=cache)
+    copy = save(arrays, "b.npz")
+    copy.write_bytes((copy.parent / "a.npz").read_bytes())
+    assert open_npz(copy, cache=cache).fingerprint == one.fingerprint
+    assert len(left_in(cache)) == 1
+    arrays["train_images"][0, 0, 0] ^= 1
+    assert open_npz(save(arrays, "b.npz"), cache=cache).fingerprint != one.fingerprint
+
+
+def test_rgb_and_flat_labels(arrays: Arrays, save: Save, cache: Path) -> None:
+    for name in SPLITS:
+        arrays[f"{name}_images"] = np.repeat(arrays[f"{name}_images"][..., None], 3, axis=-1)
+        arrays[f"{name}_labels"] = arrays[f"{name}_labels"][:, 0].astype(">i4")
+        del arrays[f"{name}_masks"]
+    images = open_npz(save(arrays), cache=cache)
+    assert images.in_channels == 3
+    assert images.train.masks is None
+    assert images.train.labels.dtype == np.int64
+    assert images.train.labels.dtype.isnative
+
+
+def test_one_channel_axis_is_dropped(arrays: Arrays, save: Save, cache: Path) -> None:
+    expected = arrays["train_images"].copy()
+    for name in SPLITS:
+        arrays[f"{name}_images"] = arrays[f"{name}_images"][..., None]
+        arrays[f"{name}_masks"] = arrays[f"{name}_masks"][..., None]
+    images = open_npz(save(arrays), cache=cache)
+    assert np.array_equal(images.train.images, expected)
+    assert images.train.masks.shape == expected.shape
+
+
+def test_unknown_labels_and_masks(arrays: Arrays, save: Save, cache: Path) -> None:
+    arrays["train_labels"] = arrays["train_labels"].astype(np.int16)
+    arrays["train_labels"][2] = -1
+    for name in SPLITS:
+        known = np.arange(len(arrays[f"{name}_images"])) % 2 == 0
+        arrays[f"{name}_has_mask"] = known
+        arrays[f"{name}_masks"][~known] = 99
+    split = open_npz(save(arrays), cache=cache).train
+    assert split.labels[2] == -1
+    assert split.has_mask.tolist() == [True, False] * 6
+    assert not split.masks[1::2].any()
+    assert np.array_equal(split.masks[::2], arrays["train_masks"][::2])
+
+
+def test_multi_label(arrays: Arrays, save: Save, cache: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in SPLITS:
+        arrays[f"{name}_labels"] = rng.integers(0, 2, (len(arrays[f"{name}_images"]), 14))
+    images = open_npz(save(arrays), cache=cache)
+    assert images.multi_label
+    assert len(images.class_names) == 14
+    assert np.array_equal(images.test.labels, arrays["test_labels"])
+
+
+def test_names_and_mask_classes(arrays: Arrays, save: Save, cache: Path) -> None:
+    arrays["class_names"] = np.array(["a", "b", "c", "rare"])
+    arrays["train_masks"][0, 0, :3] = [1, 2, 3]
+    images = open_npz(save(arrays), cache=cache)
+    assert images.class_names == ("a", "b", "c", "rare")
+    assert images.mask_names == ("background", "mask 1", "mask 2", "mask 3")
+    arrays["mask_names"] = np.array(["none", "cyst", "rim", "core"])
+    assert open_npz(save(arrays), cache=cache).mask_names == ("none", "cyst", "rim", "core")
+
+
+def test_masks_of_0_and_255_become_0_and_1(arrays: Arrays, save: Save, cache: Path) -> None:
+    expected = arrays["test_masks"].copy()
+    for name in SPLITS:
+        arrays[f"{name}_masks"] = arrays[f"{name}_masks"] * np.uint8(255)
+    images = open_npz(save(arrays), cache=cache)
+    assert np.array_equal(images.test.masks, expected)
+    assert images.mask_names == ("background", "lesion")
+
+
+def test_medsegbench_masks_without_classes(arrays: Arrays, save: Save, cache: Path) -> None:
+    for name in SPLITS:
+        arrays[f"{name}_label"] = arrays.pop(f"{name}_masks")[..., None]
+        del arrays[f"{name}_labels"]
+    images = open_npz(save(arrays), cache=cache)
+    assert images.class_names == ()
+    assert np.all(images.train.labels == -1)
+    assert np.array_equal(images.train.masks, arrays["train_label"][..., 0])
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_medsegbench_class_subsets(arrays: Arrays, save: Save, cache: Path, plain: bool) -> None:
+    order = (2, 10, 1)  # not the order of names or numbers
+    given: Arrays = {}
+    for name in SPLITS:
+        labels = arrays[f"{name}_labels"][:, 0]
+        for index, number in enumerate(sorted(order)):
+            given[f"{name}_images_C{number}"] = arrays[f"{name}_images"][labels == index]
+            given[f"{name}_label_C{number}"] = arrays[f"{name}_masks"][labels == index]
+        if plain:
+            given[f"{name}_images"] = arrays[f"{name}_images"]
+            given[f"{name}_label"] = arrays[f"{name}_masks"]
+    given = dict(sorted(given.items(), reverse=True))
+    images = open_npz(save(given), cache=cache)
+    for name in SPLITS:
+        split, labels = images.split(name), arrays[f"{name}_labels"][:, 0]
+        sequence = np.argsort(labels, kind="stable")
+        assert np.array_equal(split.labels, labels[sequence])
+        assert np.array_equal(split.images, arrays[f"{name}_images"][sequence])
+        assert np.array_equal(split.masks, arrays[f"{name}_masks"][sequence])
+    assert images.class_names == ("class 0", "class 1", "class 2")
+
+
+def test_subsets_that_a_split_lacks_are_not_used(arrays: Arrays, save: Save, cache: Path) -> None:
+    for name in SPLITS:
+        arrays[f"{name}_label"] = arrays.pop(f"{name}_masks")
+        del arrays[f"{name}_labels"]
+    arrays["train_images_C1"] = arrays["train_images"][:2]
+    images = open_npz(save(arrays), cache=cache)
+    assert len(images.train) == 12
+    assert images.class_names == ()
+
+
+def _object(shape: tuple[int, ...]) -> np.ndarray:
+    return np.full(shape, None, dtype=object)
+
+
+BAD: dict[str, tuple[dict[str, object], str]] = {
+    "missing key": ({"val_images": None}, "val_images: expected this key, given class"),
+    "missing labels": ({"val_labels": None}, "val_labels: expected this key"),
+    "missing masks": ({"test_masks": None}, "test_masks: expected this key"),
+    "float images": ({"train_images": np.zeros((12, 20, 24))}, "expected uint8.*given float64"),
+    "flat images": ({"train_images": np.zeros((12, 20), np.uint8)}, r"train_images.*\(12, 20\)"),
+    "no pixels": ({"train_images": np.zeros((12, 0, 24), np.uint8)}, r"train_images.*\(12, 0"),
+    "alpha": ({"train_images": np.zeros((12, 20, 24, 4), np.uint8)}, "4 .12.*alpha"),
+    "two channels": ({"train_images": np.zeros((12, 20, 24, 2), np.uint8)}, "N, H, W, 3"),
+    "other size": (
+        {"val_images": np.zeros((4, 9, 24), np.uint8), "val_masks": np.zeros((4, 9, 24), np.uint8)},
+        r"val_images: expected images of \(20, 24\) as in train, given \(9, 24\)",
+    ),
+    "other channels": (
+        {"test_images": np.zeros((6, 20, 24, 3), np.uint8)},
+        r"test_images.*\(20, 24\) as in train, given \(20, 24, 3\)",
+    ),
+    "empty split": (
+        {
+            "val_images": np.zeros((0, 20, 24), np.uint8),
+            "val_labels": np.zeros((0, 1), np.uint8),
+            "val_masks": np.zeros((0, 20, 24), np.uint8),
+        },
+        "val_images: expected at least one image, given an empty split",
+    ),
+    "too few labels": ({"train_labels": np.zeros(11, int)}, "expected 12 labels.*given 11"),
+    "float labels": ({"train_labels": np.zeros(12)}, "expected integers.*given float64"),
+    "cubic labels": ({"train_labels": np.zeros((12, 1, 1), int)}, "expected integers"),
+    "label -2": ({"val_labels": np.full(4, -2)}, "val_labels: expected labels from 0.*given -2"),
+    "huge label": ({"train_labels": np.full(12, 2**63, np.uint64)}, "given 9223372036854775808"),
+    "unseen label": ({"test_labels": np.full(6, 3)}, "from 0 to 2, as in train.*given 3"),
+    "label 2 of multi": ({"train_labels": np.full((12, 2), 2)}, "from 0 to 1.*given 2"),
+    "other K": ({"train_labels": np.ones((12, 2), int)}, "val_labels: expected K as in train"),
+    "few class names": ({"class_names": np.array(["a", "b"])}, "class_names: expected 3.*given 2"),
+    "equal class names": ({"class_names": np.array(["a", "b", "a"])}, "expected different names"),
+    "numbers as names": ({"class_names": np.arange(3)}, "class_names: expected text"),
+    "mask size": ({"val_masks": np.zeros((4, 20, 25), np.uint8)}, r"val_masks.*\(4, 20, 24\)"),
+    "mask count": ({"val_masks": np.zeros((3, 20, 24), np.uint8)}, r"val_masks.*\(3, 20, 24\)"),
+    "mask dtype": ({"val_masks": np.zeros((4, 20, 24))}, "val_masks: expected uint8.*float64"),
+    "unseen mask": (
+        {"test_masks": np.full((6, 20, 24), 2, np.uint8)},
+        "test_masks: expected mask classes known in train, given also 2",
+    ),
+    "mask without name": (
+        {"mask_names": np.array(["background"])},
+        "train_masks: expected mask classes known by mask_names, given also 1",
+    ),
+    "grey mask": (
+        {"train_masks": np.full((12, 20, 24), 200, np.uint8)},
+        "train_masks: expected mask classes 0 to 63, or only 0 and 255, given 200",
+    ),
+    "has_mask as numbers": ({"val_has_mask": np.ones(4, np.uint8)}, "val_has_mask: expected bool"),
+    "objects": ({"train_labels": _object((12, 1))}, "train_labels.*pickled objects"),
+    "object names": ({"class_names": _object((3,))}, "class_names.*pickled objects"),
+    "scalar": ({"train_labels": np.array(1)}, "train_labels.*single value"),
+    "Fortran": (
+        {"train_images": np.asfortranarray(np.zeros((12, 20, 24), np.uint8))},
+        "train_images: expected C order, given Fortran order",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_content_is_one_clear_line_and_leaves_nothing(
+    arrays: Arrays, save: Save, cache: Path, left_in: Callable[[Path], list[str]], case: str
+) -> None:
+    changes, expected = BAD[case]
+    arrays["class_names"] = np.array(["a", "b", "c"])
+    if not {"class_names", "mask_names"} & set(changes):
+        del arrays["class_names"]
+        expected = expected.replace("given class", "given train")
+    arrays = {key: value for key, value in {**arrays, **changes}.items() if value is not None}
+    path = save(arrays)
+    with pytest.raises(DataError, match=expected) as caught:
+        open_npz(path, cache=cache)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    assert left_in(cache) == []
+
+
+def test_neither_labels_nor_masks(arrays: Arrays, save: Save, cache: Path) -> None:
+    images = {key: value for key, value in arrays.items() if key.endswith("images")}
+    with pytest.raises(DataError, match="train_labels: expected this key"):
+        open_npz(save(images), cache=cache)
+
+
+def test_class_labels_under_the_name_of_masks(arrays: Arrays, save: Save, cache: Path) -> None:
+    for name in SPLITS:
+        arrays[f"{name}_label"] = arrays.pop(f"{name}_labels")
+        del arrays[f"{name}_masks"]
+    with pytest.raises(DataError, match="class labels are called _labels"):
+        open_npz(save(arrays), cache=cache)
+
+
+def _broken(kind: str, whole: bytes) -> bytes:
+    if kind == "text":
+        return b"not an archive"
+    if kind == "empty":
+        return b""
+    if kind == "truncated":
+        return whole[: len(whole) // 2]
+    middle = len(whole) // 3  # inside of compressed pixels
+    return whole[:middle] + bytes(64) + whole[middle + 64 :]
+
+
+@pytest.mark.parametrize("kind", ["text", "empty", "truncated", "flipped"])
+def test_damaged_files(
+    arrays: Arrays, save: Save, cache: Path, left_in: Callable[[Path], list[str]], kind: str
+) -> None:
+    path = save(arrays)
+    path.write_bytes(_broken(kind, path.read_bytes()))
+    with pytest.raises(DataError, match=r"expected a whole \.npz") as caught:
+        open_npz(path, cache=cache)
+    assert str(path) in str(caught.value)
+    assert left_in(cache) == []
+
+
+def _member(header: bytes, content: bytes) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+@pytest.mark.parametrize(
+    ("member", "expected"),
+    [
+        (b"PNG", "expected a .npy header"),
+        (_member(b"{'descr': '|u1'}\n", b""), "expected a .npy header"),
+        (
+            _member(b"{'descr':'|u1','fortran_order':False,'shape':(9000000,2,2)}\n", b"12"),
+            "bytes by its header",
+        ),
+        (
+            _member(b"{'descr':'|u1','fortran_order':False,'shape':(-1,2,2)}\n", b"12"),
+            "bytes by its header",
+        ),
+    ],
+)
+def test_headers_are_not_trusted(
+    arrays: Arrays, tmp_path: Path, cache: Path, member: bytes, expected: str
+) -> None:
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train_images.npy", member)
+        for key, value in arrays.items():
+            if key != "train_images":
+                buffer = io.BytesIO()
+                np.save(buffer, value)
+                archive.writestr(f"{key}.npy", buffer.getvalue())
+    with pytest.raises(DataError, match=f"train_images: {expected}"):
+        open_npz(path, cache=cache)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_members_of_one_name(arrays: Arrays, save: Save, cache: Path) -> None:
+    path = save(arrays)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("val_labels.npy", b"second")
+    with pytest.raises(DataError, match="val_labels: expected one array"):
+        open_npz(path, cache=cache)
+
+
+def test_a_folder_and_a_bad_size(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        open_npz(tmp_path, cache=cache)
+    with pytest.raises(ConfigError, match="given 0"):
+        open_npz(tmp_path / "set.npz", size=0, cache=cache)

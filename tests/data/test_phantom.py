@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from medduet.data import phantom_images
+from medduet.errors import ConfigError
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [16, 33, 64])
+def test_shapes_dtypes_and_balance(size: int, channels: int) -> None:
+    images = phantom_images(size, (12, 4, 8), channels)
+    for split, length in ((images.train, 12), (images.val, 4), (images.test, 8)):
+        tail = (3,) if channels == 3 else ()
+        assert split.images.shape == (length, size, size, *tail)
+        assert split.images.dtype == split.masks.dtype == np.uint8
+        assert split.labels.dtype == np.int64
+        assert np.bincount(split.labels).tolist() == [length // 4] * 4
+    assert (images.in_channels, images.size) == (channels, (size, size))
+
+
+def test_masks_tell_where_the_lesion_is() -> None:
+    split = phantom_images(64, (200, 4, 4)).train
+    area = split.masks.mean(axis=(1, 2))
+    assert set(np.unique(split.masks)) == {0, 1}
+    assert np.all(area[split.labels == 0] == 0)
+    assert area[split.labels > 0].min() > 0.01
+    assert area.max() < 0.3
+
+
+def test_same_seed_same_bytes_and_other_seed_other_bytes() -> None:
+    one, same, other = (phantom_images(32, 20, seed=seed) for seed in (3, 3, 4))
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    assert np.array_equal(one.train.images, same.train.images)
+    assert not np.array_equal(one.train.images, other.train.images)
+    assert not np.array_equal(one.train.images[:2], one.val.images[:2])
+
+
+def test_total_count_is_split_70_10_20() -> None:
+    images = phantom_images(16, 50)
+    assert [len(images.split(name)) for name in ("train", "val", "test")] == [35, 5, 10]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"size": 15}, "at least 16"),
+        ({"channels": 2}, "1 .grey. or 3"),
+        ({"count": 9}, "at least 10"),
+        ({"count": (10, 0, 5)}, "three positive"),
+        ({"seed": -1}, "0 or more"),
+    ],
+)
+def test_what_cannot_be_generated_is_refused(arguments: dict, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        phantom_images(**arguments)
+
+
+def test_a_linear_model_on_pixels_or_brightness_fails() -> None:
+    images = phantom_images(32, (320, 8, 400))
+    pixels = [split.images.reshape(len(split), -1) / 255 for split in (images.train, images.test)]
+    moments = [np.stack([p.mean(1), p.std(1)], 1) for p in pixels]
+    for (train, test), limit in ((pixels, 0.36), (moments, 0.40)):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
+        model.fit(train, images.train.labels)
+        assert model.score(test, images.test.labels) < limit
+
+
+def test_generation_is_fast() -> None:
+    start = time.process_time()
+    phantom_images(64, 500)
+    assert time.process_time() - start < 4

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import medduet.data
+from medduet.data import open_images
+from medduet.errors import ConfigError, MissingFileError
+
+
+def test_every_public_name_is_there() -> None:
+    for name in medduet.data.__all__:
+        assert getattr(medduet.data, name) is not None
+    assert set(medduet.data.__all__) == set(medduet.data._HOME)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = medduet.data.nothing
+
+
+def test_phantom_options() -> None:
+    images = open_images("phantom", size=24, count=40, channels=3, seed=5)
+    assert images.train.images.shape == (28, 24, 24, 3)
+    assert images.info["seed"] == 5
+    assert open_images("phantom", count=10).size == (64, 64)
+
+
+def test_zero_is_an_error_not_a_default() -> None:
+    with pytest.raises(ConfigError, match="given 0"):
+        open_images("phantom", size=0)
+    with pytest.raises(ConfigError, match="given 0"):
+        open_images("phantom", count=0)
+    with pytest.raises(ConfigError, match="given 0"):
+        open_images("bloodmnist", size=0)
+
+
+@pytest.mark.parametrize("option", [{"count": 10}, {"channels": 1}, {"seed": 1}])
+def test_options_of_phantom_are_refused_elsewhere(option: dict) -> None:
+    with pytest.raises(ConfigError, match="for phantom only"):
+        open_images("bloodmnist", **option)
+
+
+def test_unknown_names_list_the_closest() -> None:
+    with pytest.raises(ConfigError, match=r"bloodmnist.*path to an \.npz"):
+        open_images("blodmnist")
+    with pytest.raises(ConfigError, match="phantom"):
+        open_images("phantoms")
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="none.npz"):
+        open_images(str(tmp_path / "none.npz"))
+
+
+def test_real_images_with_masks(shared_data: Path, cache: Path) -> None:
+    path = shared_data / "busi_seg_64.npz"
+    images = open_images(str(path), cache=cache)
+    with np.load(path, allow_pickle=False) as official:
+        for split in ("train", "val", "test"):
+            given = images.split(split)
+            assert np.array_equal(given.images, official[f"{split}_images"])
+            assert np.array_equal(given.masks, official[f"{split}_masks"])
+            assert np.array_equal(given.labels, official[f"{split}_labels"][:, 0])
+    assert len(images.class_names) == 3
+    assert images.mask_names == ("background", "lesion")
+    assert images.fingerprint == "d77e629fa2a49004cf062f87882f7e31a06f970d938b19d4fdffbca0d162e3bd"
+
+
+def test_real_images_without_masks(shared_data: Path, cache: Path) -> None:
+    images = open_images(str(shared_data / "pneumoniamnist_28_reassembled.npz"), cache=cache)
+    assert images.mask_names == ()
+    assert np.bincount(images.train.labels).tolist() == [1214, 3494]

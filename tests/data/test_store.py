@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medduet.data import open_npz, store
+from medduet.errors import DataError
+
+Arrays = dict[str, np.ndarray]
+Save = Callable[..., Path]
+LeftIn = Callable[[Path], list[str]]
+
+# Opens the set argv[1] in the cache argv[2]. At the first unpacked bytes it writes the file argv[3]
+# and waits for the file argv[4].
+OPENER = textwrap.dedent("""
+    import sys, time
+    from pathlib import Path
+    from medduet.data import open_npz
+
+    class Bar:
+        total = 0
+        def __init__(self, description, total):
+            self.waits = description.startswith("unpack")
+        def update(self, amount):
+            if self.waits:
+                Path(sys.argv[3]).touch()
+                while not Path(sys.argv[4]).exists():
+                    time.sleep(0.01)
+        def reset(self): pass
+        def close(self): pass
+
+    images = open_npz(Path(sys.argv[1]), cache=Path(sys.argv[2]), progress=Bar)
+    print(images.fingerprint, int(images.train.images.sum()))
+""")
+
+
+def _opener(*arguments: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", OPENER, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def _wait_for(path: Path) -> None:
+    limit = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < limit, f"{path} did not appear"
+        time.sleep(0.01)
+
+
+def test_two_processes_unpack_at_once(
+    arrays: Arrays, save: Save, cache: Path, tmp_path: Path, left_in: LeftIn
+) -> None:
+    path, both = save(arrays), tmp_path / "both"
+    started = [tmp_path / "started0", tmp_path / "started1"]
+    processes = [_opener(path, cache, mark, both) for mark in started]
+    for mark in started:
+        _wait_for(mark)
+    assert len(left_in(cache)) == 2  # each in a folder of its own
+    both.touch()
+    results = {process.communicate(timeout=60)[0] for process in processes}
+    assert [process.returncode for process in processes] == [0, 0]
+    assert results == {f"{left_in(cache)[0][:64]} {arrays['train_images'].sum()}\n"}
+    assert len(left_in(cache)) == 1
+
+
+def test_a_killed_process_leaves_no_usable_store(
+    arrays: Arrays, save: Save, cache: Path, tmp_path: Path, left_in: LeftIn
+) -> None:
+    path, started = save(arrays), tmp_path / "started"
+    process = _opener(path, cache, started, tmp_path / "never")
+    _wait_for(started)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    (half,) = left_in(cache)
+    assert half.startswith(".")
+    images = open_npz(path, cache=cache)
+    assert np.array_equal(images.test.images, arrays["test_images"])
+    assert len(left_in(cache)) == 2  # not swept while it could still be someone's
+    old = time.time() - 2 * 24 * 3600
+    os.utime(cache / "store" / half, (old, old))
+    shutil.rmtree(cache / "store" / left_in(cache)[1])
+    open_npz(path, cache=cache)
+    assert [name.startswith(".") for name in left_in(cache)] == [False]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
+def test_a_full_disk_is_told_and_leaves_nothing(
+    arrays: Arrays,
+    save: Save,
+    cache: Path,
+    left_in: LeftIn,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+) -> None:
+    def full(path: Path, *rest: Any) -> None:
+        if "test" in path.name:
+            raise OSError(number, os.strerror(number))
+        real(path, *rest)
+
+    real = store.write_array
+    monkeypatch.setattr("medduet.data.npz.write_array", full)
+    expected = "Permission denied" if number == errno.EACCES else "disk is full"
+    with pytest.raises(DataError, match=f"cannot unpack.*{expected}.*MEDDUET_CACHE"):
+        open_npz(save(arrays), cache=cache)
+    assert left_in(cache) == []
+
+
+def test_too_little_room_is_known_before_unpacking(
+    arrays: Arrays, save: Save, cache: Path, left_in: LeftIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(arrays)
+    pixels = 2 * sum(arrays[f"{split}_images"].size for split in ("train", "val", "test"))
+    usage = shutil.disk_usage(path.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=pixels - 1))
+    with pytest.raises(DataError, match="disk is full"):
+        open_npz(path, cache=cache)
+    assert left_in(cache) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=pixels))
+    open_npz(path, cache=cache)
+    with pytest.raises(DataError, match="disk is full"):
+        open_npz(path, cache=cache, size=64)
+    assert len(left_in(cache)) == 1
+
+
+def test_a_cache_that_cannot_be_made(arrays: Arrays, save: Save, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="MEDDUET_CACHE"):
+        open_npz(save(arrays), cache=tmp_path / "file" / "cache")
+
+
+def test_a_store_damaged_by_hand(
+    arrays: Arrays, save: Save, cache: Path, left_in: LeftIn
+) -> None:
+    path = save(arrays)
+    open_npz(path, cache=cache)
+    folder = cache / "store" / left_in(cache)[0]
+    (folder / "val_images.npy").unlink()
+    with pytest.raises(DataError, match="delete it") as caught:
+        open_npz(path, cache=cache)
+    assert str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [7, 10, 40])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_resized_as_pillow_does(
+    arrays: Arrays, save: Save, cache: Path, size: int, channels: int
+) -> None:
+    if channels == 3:
+        for split in ("train", "val", "test"):
+            grey = arrays[f"{split}_images"]
+            arrays[f"{split}_images"] = np.stack([grey, 255 - grey, grey // 2], axis=-1)
+    images = open_npz(save(arrays), cache=cache, size=size)
+    assert images.size == (size, size)
+    assert images.info["original_size"] == [20, 24]
+    for index, given in enumerate(images.val.images):
+        picture = Image.fromarray(arrays["val_images"][index])
+        expected = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+        assert np.abs(given.astype(int) - expected.astype(int)).max() <= 1
+    assert np.array_equal(images.val.labels, arrays["val_labels"][:, 0])
+
+
+@pytest.mark.parametrize("size", [7, 40])
+def test_masks_keep_their_classes(arrays: Arrays, save: Save, cache: Path, size: int) -> None:
+    for split in ("train", "val", "test"):
+        shape = arrays[f"{split}_masks"].shape
+        arrays[f"{split}_masks"] = np.where(np.arange(shape[2]) < 12, 0, 5).astype(np.uint8) * (
+            np.ones(shape, np.uint8)
+        )
+        arrays[f"{split}_has_mask"] = np.ones(shape[0], np.bool_)
+    images = open_npz(save(arrays), cache=cache, size=size)
+    for index, given in enumerate(images.test.masks):
+        picture = Image.fromarray(arrays["test_masks"][index])
+        expected = np.asarray(picture.resize((size, size), Image.Resampling.NEAREST))
+        assert np.array_equal(given, expected)
+    assert set(np.unique(images.train.masks)) == {0, 5}
+    assert images.train.has_mask.all()
+
+
+def test_each_size_has_its_store_and_fingerprint(
+    arrays: Arrays, save: Save, cache: Path, left_in: LeftIn
+) -> None:
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = arrays[f"{split}_images"][:, :, :20]
+        arrays[f"{split}_masks"] = arrays[f"{split}_masks"][:, :, :20]
+    path = save(arrays)
+    prints = [open_npz(path, cache=cache, size=size).fingerprint for size in (None, 20, 8, 9)]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+    assert len(left_in(cache)) == 3
+
+
+# Opens argv[1] in the cache argv[2] and draws batches, while a thread watches the memory.
+WATCHER = textwrap.dedent("""
+    import sys, threading, time
+    from pathlib import Path
+    import numpy as np
+    from medduet.data import open_npz
+
+    def resident():
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+    peak, done = [0.0], threading.Event()
+    def watch():
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], resident())
+    threading.Thread(target=watch, daemon=True).start()
+    before = resident()
+    images = open_npz(Path(sys.argv[1]), cache=Path(sys.argv[2]))
+    for seed in range(20):
+        batch = images.train.batch(np.random.default_rng(seed).integers(0, len(images.train), 16))
+    done.set()
+    print(len(images.train), tuple(batch.image.shape), before, max(peak[0], resident()), sep=";")
+""")
+
+
+def _write_big(path: Path, length: int) -> None:
+    """Write a set whose train split has `length` images and masks of 224 x 224, all zero."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for split, count in (("train", length), ("val", 2), ("test", 2)):
+            for kind, shape in (
+                ("images", (count, 224, 224)),
+                ("masks", (count, 224, 224)),
+                ("labels", (count, 1)),
+            ):
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                member = f"{split}_{kind}.npy"
+                with archive.open(member, "w", force_zip64=True) as file:
+                    np.lib.format.write_array_header_1_0(file, header)
+                    left = int(np.prod(shape))
+                    while left:
+                        left -= file.write(bytes(min(left, 1 << 20)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_four_gigabytes_open_in_little_memory(tmp_path: Path, cache: Path) -> None:
+    path, length = tmp_path / "big.npz", 40_000
+    _write_big(path, length)
+    try:
+        command = [sys.executable, "-c", WATCHER, str(path), str(cache)]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+        stored = sum(file.stat().st_size for file in (cache / "store").rglob("*.npy"))
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+    number, shape, before, peak = run.stdout.strip().split(";")
+    assert (int(number), shape) == (length, "(16, 1, 224, 224)")
+    assert stored > 4e9
+    assert float(peak) < 600, f"{before} MiB before, {peak} MiB at most"

@@ -1,0 +1,289 @@
+"""The numbers equal those of medmnist.Evaluator and scikit-learn."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from medduet.errors import DataError
+from medduet.metrics import (
+    accuracy,
+    auc,
+    balanced_accuracy,
+    classification_metrics,
+    confusion_matrix,
+    macro_f1,
+)
+from medduet.metrics.intervals import resample_counts
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import medmnist
+
+SETS = {"breastmnist": 2, "bloodmnist": 8, "retinamnist": 5, "chestmnist": 14}
+
+
+def truth_of(flag: str, n: int, rng: np.random.Generator) -> np.ndarray:
+    k = SETS[flag]
+    if flag == "chestmnist":
+        label = rng.integers(0, 2, (n, k))
+        label[:2] = [[0] * k, [1] * k]
+        return label
+    label = rng.integers(0, k, n)
+    label[:k] = np.arange(k)
+    return label
+
+
+def random(label: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.dirichlet(np.ones(k), len(label))
+
+
+def ties(label: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.integers(0, 5, (len(label), k)) / 4
+
+
+def constant(label: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    return np.full((len(label), k), 1 / k)
+
+
+def one_class(label: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    return np.eye(k)[np.zeros(len(label), dtype=int)]
+
+
+def perfect(label: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    return label.astype(float) if label.ndim == 2 else np.eye(k)[label]
+
+
+def official(flag: str, label: np.ndarray, probability: np.ndarray, folder: Path) -> Any:
+    np.savez(folder / f"{flag}.npz", test_labels=label if label.ndim == 2 else label[:, None])
+    evaluator = medmnist.Evaluator(flag, "test", root=str(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return evaluator.evaluate(probability)
+
+
+@pytest.mark.parametrize("flag", SETS)
+@pytest.mark.parametrize("predict", [random, ties, constant, one_class, perfect])
+@pytest.mark.parametrize("n", [15, 400])
+def test_equals_the_official_evaluator(
+    flag: str, predict: Callable[..., np.ndarray], n: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(n)
+    label = truth_of(flag, n, rng)
+    probability = predict(label, SETS[flag], rng)
+    expected = official(flag, label, probability, tmp_path)
+    multi_label = label.ndim == 2
+    assert accuracy(label, probability, multi_label) == pytest.approx(expected.ACC, abs=1e-12)
+    assert auc(label, probability, multi_label) == pytest.approx(expected.AUC, abs=1e-12)
+
+
+@pytest.mark.parametrize("flag", SETS)
+def test_absent_class_is_nan_as_officially_and_silent(flag: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    label = truth_of(flag, 60, rng)
+    label[label == 1] = 0
+    probability = random(label, SETS[flag], rng)
+    expected = official(flag, label, probability, tmp_path)
+    multi_label = label.ndim == 2
+    assert np.isnan(expected.AUC)
+    assert np.isnan(auc(label, probability, multi_label))
+    assert accuracy(label, probability, multi_label) == pytest.approx(expected.ACC)
+
+
+def test_binary_reads_the_last_column_only() -> None:
+    probability = np.array([[0.9, 0.6], [0.0, 0.5]])
+    assert accuracy([1, 0], probability) == 1.0
+    assert confusion_matrix([1, 0], probability).tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("k", [2, 3, 9])
+@pytest.mark.parametrize("predict", [random, ties, one_class, perfect])
+def test_single_label_equals_sklearn(k: int, predict: Callable[..., np.ndarray]) -> None:
+    rng = np.random.default_rng(k)
+    label = rng.integers(0, k, 100)
+    probability = predict(label, k, rng)
+    said = (probability[:, -1] > 0.5).astype(int) if k == 2 else probability.argmax(1)
+    names = [f"class {i}" for i in range(k)]
+    found = classification_metrics(label, probability, multi_label=False, class_names=names)
+    assert balanced_accuracy(label, probability) == pytest.approx(
+        sk.balanced_accuracy_score(label, said)
+    )
+    assert macro_f1(label, probability) == pytest.approx(
+        sk.f1_score(label, said, average="macro", zero_division=0)
+    )
+    expected = sk.confusion_matrix(label, said, labels=range(k))
+    assert found["confusion_matrix"] == expected.tolist()
+    scores = sk.precision_recall_fscore_support(
+        label, said, labels=range(k), zero_division=float("nan")
+    )
+    for i, name in enumerate(names):
+        row = found["per_class"][name]
+        for key, values in zip(["precision", "recall", "f1", "support"], scores, strict=True):
+            wanted = None if np.isnan(values[i]) else pytest.approx(values[i])
+            assert row[key] == wanted, (name, key)
+        assert row["specificity"] == pytest.approx(
+            sk.recall_score(label != i, said != i, zero_division=0)
+        )
+        assert row["auc"] == pytest.approx(sk.roc_auc_score(label == i, probability[:, i]))
+
+
+def test_multi_label_equals_sklearn() -> None:
+    rng = np.random.default_rng(3)
+    label, probability = rng.integers(0, 2, (80, 5)), rng.random((80, 5))
+    said = (probability > 0.5).astype(int)
+    assert macro_f1(label, probability, True) == pytest.approx(
+        sk.f1_score(label, said, average="macro")
+    )
+    assert balanced_accuracy(label, probability, True) == pytest.approx(
+        np.mean([sk.balanced_accuracy_score(label[:, i], said[:, i]) for i in range(5)])
+    )
+
+
+def test_unknown_labels_are_left_out() -> None:
+    rng = np.random.default_rng(4)
+    label, probability = rng.integers(0, 3, 90), rng.dirichlet(np.ones(3), 90)
+    hidden = label.copy()
+    hidden[::4] = -1
+    known = hidden >= 0
+    names = ["a", "b", "c"]
+    assert classification_metrics(
+        hidden, probability, multi_label=False, class_names=names
+    ) == classification_metrics(
+        label[known], probability[known], multi_label=False, class_names=names
+    )
+
+
+def test_unknown_elements_are_left_out_per_label() -> None:
+    rng = np.random.default_rng(5)
+    label, probability = rng.integers(0, 2, (90, 3)), rng.random((90, 3))
+    label[rng.random((90, 3)) < 0.3] = -1
+    label[:, 2] = -1
+    label[:5] = -1
+    parts = [(label[label[:, i] >= 0, i], probability[label[:, i] >= 0, i]) for i in range(2)]
+    assert auc(label, probability, True) == pytest.approx(
+        np.mean([sk.roc_auc_score(*part) for part in parts])
+    )
+    assert accuracy(label, probability, True) == pytest.approx(
+        np.mean([np.mean((score > 0.5) == truth) for truth, score in parts])
+    )
+    found = classification_metrics(label, probability, multi_label=True, class_names=list("abc"))
+    assert found["n"] == (label >= 0).any(axis=1).sum()
+    assert found["accuracy_interval"][0] < found["accuracy"] < found["accuracy_interval"][1]
+    assert found["accuracy_interval_method"] == "bootstrap over images"
+    assert found["per_class"]["c"]["support"] == 0
+    assert found["per_class"]["c"]["recall"] is None
+    assert "confusion_matrix" not in found
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_auc_interval_equals_a_naive_bootstrap_on_the_same_resamples(k: int) -> None:
+    rng = np.random.default_rng(6)
+    label = rng.choice(k, 70, p=np.arange(1, k + 1) / np.arange(1, k + 1).sum())
+    probability = np.round(rng.dirichlet(np.ones(k), 70) * 0.8 + 0.2 * np.eye(k)[label], 1)
+    found = classification_metrics(
+        label, probability, multi_label=False, class_names=list("abcd")[:k], bootstrap=200, seed=9
+    )
+    (counts,) = resample_counts(70, 200, np.random.default_rng(9), label)
+    assert all(counts[label == c].sum(axis=0).tolist() == [sum(label == c)] * 200 for c in range(k))
+    naive = []
+    for column in counts.T:
+        rows = np.repeat(np.arange(70), column)
+        columns = [1] if k == 2 else range(k)
+        naive.append(
+            np.mean([sk.roc_auc_score(label[rows] == c, probability[rows, c]) for c in columns])
+        )
+    assert found["auc_interval"] == pytest.approx(np.percentile(naive, [2.5, 97.5]), abs=1e-12)
+
+
+def test_auc_interval_of_multi_label_leaves_out_undefined_replicates() -> None:
+    label = np.zeros((30, 2), dtype=int)
+    label[0, 0] = 1
+    label[::2, 1] = 1
+    probability = np.random.default_rng(7).random((30, 2))
+    found = classification_metrics(label, probability, multi_label=True, class_names=["a", "b"])
+    low, high = found["auc_interval"]
+    assert 0 <= low < found["auc"] < high <= 1
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_no_known_label_gives_none(multi_label: bool, n: int) -> None:
+    label = np.full((n, 3) if multi_label else n, -1)
+    found = classification_metrics(
+        label, np.full((n, 3), 0.2), multi_label=multi_label, class_names=list("abc")
+    )
+    assert found["n"] == 0
+    for key in ("accuracy", "auc", "balanced_accuracy", "macro_f1"):
+        assert found[key] is None
+    assert found["accuracy_interval"] is None
+    assert found["auc_interval"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_one_image() -> None:
+    found = classification_metrics([1], [[0.2, 0.8]], multi_label=False, class_names=["a", "b"])
+    assert (found["n"], found["accuracy"], found["auc"]) == (1, 1.0, None)
+    assert found["accuracy_interval"] == pytest.approx([0.2065, 1.0], abs=1e-4)
+    json.dumps(found, allow_nan=False)
+
+
+def test_same_seed_same_numbers_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    label, probability = rng.integers(0, 2, (40, 3)), rng.random((40, 3))
+    options: dict[str, Any] = {"multi_label": True, "class_names": list("abc"), "bootstrap": 99}
+    first = classification_metrics(label, probability, **options)
+    monkeypatch.setattr("medduet.metrics.intervals._CHUNK_ELEMENTS", 280)
+    assert classification_metrics(label, probability, **options) == first
+    assert classification_metrics(label, probability, **options, seed=1) != first
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    label=arrays(np.int64, 12, elements=st.integers(0, 1)),
+    score=arrays(np.float64, 12, elements=st.integers(0, 6).map(lambda i: i / 6)),
+)
+def test_auc_properties(label: np.ndarray, score: np.ndarray) -> None:
+    both = np.stack([1 - score, score], axis=1)
+    area = auc(label, both)
+    if len(set(label.tolist())) < 2:
+        assert np.isnan(area)
+        return
+    assert area == pytest.approx(sk.roc_auc_score(label, score))
+    assert auc(label, both[:, ::-1]) == pytest.approx(1 - area)
+    assert auc(1 - label, both) == pytest.approx(1 - area)
+    assert auc(label, np.stack([1 - score, score**3], axis=1)) == pytest.approx(area)
+
+
+@pytest.mark.parametrize(
+    ("label", "probability", "multi_label", "words"),
+    [
+        ([0, 1], [[0.5, 0.5]], False, r"expected label \(1,\)"),
+        ([[0], [1]], [[0.5, 0.5]] * 2, False, r"expected label \(2,\)"),
+        ([0, 2], [[0.5, 0.5]] * 2, False, "given 0 to 2"),
+        ([0, -2], [[0.5, 0.5]] * 2, False, "given -2 to 0"),
+        ([0.0, 1.0], [[0.5, 0.5]] * 2, False, "expected integer labels"),
+        ([0, 1], [[0.5], [0.5]], False, "K >= 2"),
+        ([0, 1], [0.5, 0.5], False, "K >= 2"),
+        ([0, 1], [[np.nan, 0.5]] * 2, False, "given NaN"),
+        ([[0, 2]], [[0.5, 0.5]], True, "given 0 to 2"),
+    ],
+)
+def test_bad_input(label: Any, probability: Any, multi_label: bool, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        accuracy(label, probability, multi_label)
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "a"]])
+def test_bad_names(names: list[str]) -> None:
+    with pytest.raises(DataError, match="2 distinct class_names"):
+        classification_metrics([0], [[0.5, 0.5]], multi_label=False, class_names=names)

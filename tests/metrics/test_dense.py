@@ -1,0 +1,273 @@
+"""Mask and image scores equal MONAI, scipy, scikit-image and sums by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from monai.metrics import compute_dice, compute_iou
+from scipy import ndimage
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from medduet.errors import DataError
+from medduet.metrics import (
+    PSNR_CAP,
+    dice_per_class,
+    hd95_per_class,
+    iou_per_class,
+    reconstruction_errors,
+    reconstruction_summary,
+    segmentation_summary,
+)
+
+NAN = float("nan")
+
+
+def masks(num_classes: int, side: int = 17) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random masks, then empty truth, empty prediction, both empty, equal, full."""
+    generator = torch.Generator().manual_seed(num_classes)
+    shape = (8, side, side + 2)
+    predicted = torch.randint(0, num_classes, shape, generator=generator)
+    truth = torch.randint(0, num_classes, shape, generator=generator)
+    truth[1] = 0
+    predicted[2] = 0
+    truth[3] = predicted[3] = 0
+    predicted[4] = truth[4]
+    truth[5] = predicted[5] = 1
+    truth[6] = 1
+    return predicted, truth
+
+
+def one_hot(mask: torch.Tensor, num_classes: int) -> torch.Tensor:
+    return torch.nn.functional.one_hot(mask, num_classes).movedim(-1, 1)
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 6])
+def test_overlap_equals_monai(num_classes: int) -> None:
+    predicted, truth = masks(num_classes)
+    hot = one_hot(predicted, num_classes), one_hot(truth, num_classes)
+    for ours, monai in ((dice_per_class, compute_dice), (iou_per_class, compute_iou)):
+        found = ours(predicted, truth, num_classes)
+        assert found.shape == (8, num_classes - 1)
+        assert found.dtype == torch.float64
+        expected = monai(*hot, include_background=False, ignore_empty=False).double()
+        if monai is compute_iou:
+            # MONAI gives NaN to an empty truth; the policy for that is ours.
+            both_empty = (hot[0] + hot[1]).sum((2, 3))[:, 1:] == 0
+            expected[both_empty] = 1
+            expected[(hot[1].sum((2, 3))[:, 1:] == 0) & ~both_empty] = 0
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_overlap_by_hand() -> None:
+    truth = torch.tensor([[[1, 1, 0], [2, 0, 0]]] * 4)
+    predicted = truth.clone()
+    predicted[1] = torch.tensor([[1, 0, 0], [0, 2, 2]])
+    predicted[2] = 0
+    truth[3] = 0
+    dice = dice_per_class(predicted, truth, 3).tolist()
+    iou = iou_per_class(predicted, truth, 3).tolist()
+    assert dice == [[1, 1], [2 / 3, 0], [0, 0], [0, 0]]
+    assert iou == [[1, 1], [1 / 2, 0], [0, 0], [0, 0]]
+    assert dice_per_class(truth[3:], truth[3:], 4).tolist() == [[1, 1, 1]]
+
+
+def test_a_mask_and_its_inverse_score_differently() -> None:
+    truth = (torch.rand(2, 16, 16, generator=torch.Generator().manual_seed(0)) > 0.5).long()
+    assert dice_per_class(truth, truth, 2).tolist() == [[1.0], [1.0]]
+    assert dice_per_class(1 - truth, truth, 2).tolist() == [[0.0], [0.0]]
+    assert iou_per_class(1 - truth, truth, 2).tolist() == [[0.0], [0.0]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrays(np.int64, (2, 3, 4, 5), elements=st.integers(0, 2)))
+def test_overlap_properties(pair: np.ndarray) -> None:
+    predicted, truth = torch.from_numpy(pair)
+    dice, iou = dice_per_class(predicted, truth, 3), iou_per_class(predicted, truth, 3)
+    torch.testing.assert_close(dice, dice_per_class(truth, predicted, 3))
+    torch.testing.assert_close(dice, 2 * iou / (1 + iou))
+    assert bool(((iou >= 0) & (iou <= dice) & (dice <= 1)).all())
+
+
+@pytest.mark.parametrize("score", [dice_per_class, iou_per_class, hd95_per_class])
+@pytest.mark.parametrize(
+    ("predicted", "num_classes", "words"),
+    [
+        (torch.rand(1, 4, 4), 2, r"logits\.argmax"),
+        (torch.ones(1, 4, 4, dtype=torch.bool), 2, r"logits\.argmax"),
+        (torch.zeros(2, 4, 4, dtype=torch.int64), 2, "one shape"),
+        (torch.full((1, 4, 4), 2), 2, "given 2 to 2"),
+        (torch.full((1, 4, 4), -1), 2, "given -1 to -1"),
+        (torch.zeros(1, 4, 4, dtype=torch.int64), 1, "num_classes >= 2"),
+    ],
+)
+def test_bad_masks(score: Any, predicted: torch.Tensor, num_classes: int, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        score(predicted, torch.zeros(1, 4, 4, dtype=torch.int64), num_classes)
+
+
+def hd95_by_hand(predicted: np.ndarray, truth: np.ndarray) -> float:
+    if not predicted.any() or not truth.any():
+        return NAN
+    edges = [mask & ~ndimage.binary_erosion(mask) for mask in (predicted, truth)]
+    away = [ndimage.distance_transform_edt(~edge) for edge in edges]
+    return max(
+        np.percentile(away[1][edges[0]], 95, method="linear"),
+        np.percentile(away[0][edges[1]], 95, method="linear"),
+    )
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+@pytest.mark.parametrize("side", [9, 32])
+def test_hd95_by_hand(num_classes: int, side: int) -> None:
+    predicted, truth = masks(num_classes, side)
+    yy, xx = np.mgrid[:side, : side + 2]
+    for mask, centre in ((predicted, 4), (truth, 6)):
+        mask[7] = torch.from_numpy(((yy - 4) ** 2 + (xx - centre) ** 2 < 9).astype(np.int64))
+    found = hd95_per_class(predicted, truth, num_classes)
+    expected = [
+        [hd95_by_hand(p == c, t == c) for c in range(1, num_classes)]
+        for p, t in zip(predicted.numpy(), truth.numpy(), strict=True)
+    ]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    assert found[1:4].isnan().all()
+    assert found[5, 0] == 0
+
+
+@pytest.mark.parametrize("num_classes", [2, 3])
+def test_no_image_at_all(num_classes: int) -> None:
+    empty = torch.zeros(0, 8, 8, dtype=torch.int64)
+    for score in (dice_per_class, iou_per_class, hd95_per_class):
+        assert score(empty, empty, num_classes).shape == (0, num_classes - 1)
+    errors = reconstruction_errors(torch.zeros(0, 1, 8, 8), torch.zeros(0, 1, 8, 8))
+    assert all(error.shape == (0,) for error in errors.values())
+    assert reconstruction_summary(errors) == {"n": 0, "mse": None, "psnr": None, "ssim": None}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [11, 28, 64])
+def test_reconstruction_equals_skimage(channels: int, side: int) -> None:
+    generator = torch.Generator().manual_seed(side)
+    target = torch.rand(3, channels, side, side + 3, generator=generator) * 2 - 1
+    predicted = target + 0.2 * torch.randn(target.shape, generator=generator)
+    found = reconstruction_errors(predicted, target)
+    for i in range(3):
+        a, b = predicted[i].double().numpy() + 1, target[i].double().numpy() + 1
+        # torchmetrics averages over the whole image, mirrored at its border; skimage otherwise.
+        wide = [np.pad(x, ((0, 0), (5, 5), (5, 5)), mode="reflect") for x in (a, b)]
+        _, full = structural_similarity(
+            *wide,
+            data_range=2.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            channel_axis=0,
+            full=True,
+        )
+        assert found["ssim"][i].item() == pytest.approx(full[:, 5:-5, 5:-5].mean(), abs=1e-5)
+        assert found["mse"][i].item() == pytest.approx(np.mean((a - b) ** 2), rel=1e-5)
+        assert found["psnr"][i].item() == pytest.approx(
+            peak_signal_noise_ratio(b, a, data_range=2.0), rel=1e-5
+        )
+
+
+def test_reconstruction_does_not_depend_on_the_scale_of_the_image() -> None:
+    target = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    predicted = (target * 0.7 + 0.1).flip(0)
+    unit = reconstruction_errors(predicted, target, data_range=1.0, lowest=0.0)
+    normalised = reconstruction_errors(predicted * 2 - 1, target * 2 - 1)
+    torch.testing.assert_close(unit["ssim"], normalised["ssim"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(unit["psnr"], normalised["psnr"])
+    torch.testing.assert_close(unit["mse"] * 4, normalised["mse"])
+
+
+@pytest.mark.parametrize("side", [3, 4, 5, 6, 8, 10, 11])
+def test_small_images_have_an_ssim(side: int) -> None:
+    target = torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(2))
+    perfect = reconstruction_errors(target, target)
+    assert perfect["ssim"].tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert reconstruction_errors(-target, target)["ssim"].max() < 0.9
+
+
+def test_perfect_and_tiny_images() -> None:
+    target = torch.zeros(2, 1, 2, 2)
+    errors = reconstruction_errors(target + torch.tensor([0.0, 0.2])[:, None, None, None], target)
+    assert errors["psnr"].tolist() == [math.inf, pytest.approx(20, abs=1e-3)]
+    assert errors["ssim"].isnan().all()
+    summary = reconstruction_summary(errors)
+    assert summary["psnr"] == pytest.approx((PSNR_CAP + 20) / 2, abs=1e-3)
+    assert summary["ssim"] is None
+
+
+def test_bad_images() -> None:
+    image = torch.zeros(1, 1, 8, 8)
+    with pytest.raises(DataError, match="one shape"):
+        reconstruction_errors(image[0], image)
+    with pytest.raises(DataError, match="data_range > 0"):
+        reconstruction_errors(image, image, data_range=0)
+    with pytest.raises(DataError, match="missing"):
+        reconstruction_summary({"mse": [0.1]})
+
+
+def test_segmentation_summary_by_hand() -> None:
+    dice = [[0.5, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+    iou = [[0.4, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+    hd95 = [[3.0, NAN], [1.0, NAN], [NAN, NAN], [NAN, NAN]]
+    nonempty = [[True, False], [True, True], [False, False], [False, False]]
+    found = segmentation_summary(dice, iou, hd95, nonempty, ["tumour", "cyst"])
+    assert found["n"] == 4
+    assert found["dice"] == pytest.approx(5.5 / 8)
+    assert found["iou"] == pytest.approx(5.4 / 8)
+    assert found["dice_interval"] == list(bootstrap([0.75, 0.5, 1.0, 0.5]))
+    assert found["dice_lesion"] == pytest.approx(0.5)
+    assert found["dice_lesion_n"] == 3
+    assert found["dice_lesion_interval"] == pytest.approx([0.5, 0.5])
+    assert (found["hd95"], found["hd95_n"]) == (2.0, 2)
+    assert (found["empty_truth_n"], found["empty_correct"]) == (2, 0.5)
+    assert found["per_class"]["cyst"]["dice_lesion"] == 0.0
+    assert found["per_class"]["cyst"]["hd95"] is None
+    assert found["per_class"]["tumour"]["dice"] == pytest.approx(2.5 / 4)
+    json.dumps(found, allow_nan=False)
+
+
+def bootstrap(values: list[float]) -> tuple[float, float]:
+    draws = np.random.default_rng(0).integers(0, len(values), (1000, len(values)))
+    low, high = np.percentile(np.array(values)[draws].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def test_summary_of_measured_masks() -> None:
+    predicted, truth = masks(3)
+    nonempty = torch.stack([(truth == c).flatten(1).any(1) for c in (1, 2)], dim=1)
+    found = segmentation_summary(
+        dice_per_class(predicted, truth, 3),
+        iou_per_class(predicted, truth, 3),
+        hd95_per_class(predicted, truth, 3),
+        nonempty,
+        ["a", "b"],
+        bootstrap=0,
+    )
+    assert found["dice_interval"] is None
+    assert (found["empty_truth_n"], found["empty_correct"]) == (2, 0.5)
+    assert found["dice_lesion_n"] == int(nonempty.sum())
+
+
+def test_summary_of_nothing() -> None:
+    nothing = np.zeros((0, 2))
+    found = segmentation_summary(nothing, nothing, None, nothing, ["a", "b"])
+    assert found["n"] == found["dice_lesion_n"] == found["hd95_n"] == found["empty_truth_n"] == 0
+    for key in ("dice", "dice_interval", "dice_lesion", "iou", "hd95", "empty_correct"):
+        assert found[key] is None
+
+
+@pytest.mark.parametrize("names", [[], ["a"], ["a", "a"]])
+def test_summary_refuses(names: list[str]) -> None:
+    with pytest.raises(DataError, match="one distinct name per column"):
+        segmentation_summary(np.ones((1, 2)), np.ones((1, 2)), None, np.ones((1, 2)), names)
