@@ -180,7 +180,8 @@ def _quiet_libraries() -> Iterator[None]:
     """Keep other libraries' remarks, which a user can do nothing about, off the screen."""
     import warnings
 
-    logging.getLogger("lightning").setLevel(logging.ERROR)
+    for name in ("lightning", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -250,9 +251,7 @@ def _datasets(words: list[str]) -> int:
 
 
 def _models(words: list[str]) -> int:
-    def arguments(
-        size: int = 224, channels: int = 3, classes: int = 8
-    ) -> tuple[int, int, int]:
+    def arguments(size: int = 224, channels: int = 3, classes: int = 8) -> tuple[int, int, int]:
         """List the networks that are known by name, with their parameters.
 
         Args:

@@ -87,7 +87,9 @@ def train(
         4
     """
     if (config is None) == (resume is None):
-        raise ConfigError("expected either the settings of a new run or the folder of one to resume")
+        raise ConfigError(
+            "expected either the settings of a new run or the folder of one to resume"
+        )
     reporter = reporter or Reporter()
     if resume is not None:
         folder = RunFolder.open(Path(resume))

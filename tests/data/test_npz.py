@@ -321,11 +321,11 @@ def _member(header: bytes, content: bytes) -> bytes:
         (_member(b"{'descr': '|u1'}\n", b""), "expected a .npy header"),
         (
             _member(b"{'descr':'|u1','fortran_order':False,'shape':(9000000,2,2)}\n", b"12"),
-            "bytes by its header",
+            ".* bytes by its header",
         ),
         (
             _member(b"{'descr':'|u1','fortran_order':False,'shape':(-1,2,2)}\n", b"12"),
-            "bytes by its header",
+            "expected lengths of 0 or more",
         ),
     ],
 )
@@ -340,7 +340,7 @@ def test_headers_are_not_trusted(
                 buffer = io.BytesIO()
                 np.save(buffer, value)
                 archive.writestr(f"{key}.npy", buffer.getvalue())
-    with pytest.raises(DataError, match=f"train_images: {expected}"):
+    with pytest.raises(DataError, match=f"train_images: .*{expected}"):
         open_npz(path, cache=cache)
 
 
@@ -358,3 +358,21 @@ def test_a_folder_and_a_bad_size(tmp_path: Path, cache: Path) -> None:
         open_npz(tmp_path, cache=cache)
     with pytest.raises(ConfigError, match="given 0"):
         open_npz(tmp_path / "set.npz", size=0, cache=cache)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_one_wrong_pixel_is_noticed(
+    arrays: Arrays, tmp_path: Path, cache: Path, compression: int
+) -> None:
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for key, value in arrays.items():
+            buffer = io.BytesIO()
+            np.save(buffer, value)
+            archive.writestr(f"{key}.npy", buffer.getvalue())
+        recorded = archive.getinfo("val_images.npy").CRC.to_bytes(4, "little")
+    whole = path.read_bytes()
+    assert whole.count(recorded) >= 1  # the checksum is changed, as a pixel cannot be in deflate
+    path.write_bytes(whole.replace(recorded, bytes(byte ^ 1 for byte in recorded)))
+    with pytest.raises(DataError, match=r"val_images: .*damaged"):
+        open_npz(path, cache=cache)

@@ -48,7 +48,7 @@ def test_unknown_names_list_the_closest() -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="none.npz"):
+    with pytest.raises(MissingFileError, match=r"none\.npz"):
         open_images(str(tmp_path / "none.npz"))
 
 

@@ -141,9 +141,7 @@ def test_a_cache_that_cannot_be_made(arrays: Arrays, save: Save, tmp_path: Path)
         open_npz(save(arrays), cache=tmp_path / "file" / "cache")
 
 
-def test_a_store_damaged_by_hand(
-    arrays: Arrays, save: Save, cache: Path, left_in: LeftIn
-) -> None:
+def test_a_store_damaged_by_hand(arrays: Arrays, save: Save, cache: Path, left_in: LeftIn) -> None:
     path = save(arrays)
     open_npz(path, cache=cache)
     folder = cache / "store" / left_in(cache)[0]

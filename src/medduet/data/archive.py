@@ -120,6 +120,8 @@ class Archive:
             self.fail(key, f"expected a .npy header, given {' '.join(str(error).split())}")
         if dtype.hasobject:
             self.fail(key, "expected numbers or text, given pickled objects, which are not read")
+        if any(length < 0 for length in shape):
+            self.fail(key, f"expected lengths of 0 or more, given {shape}")
         if not shape:
             self.fail(key, "expected an array with at least one axis, given a single value")
         if fortran and len(shape) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pooch
 import requests
 
-from medduet.data.cache import ProgressFactory, file_digests
+from medduet.data.cache import ProgressFactory, counted, file_digests
 from medduet.errors import DownloadError
 
 RETRIES = 4
@@ -64,30 +65,32 @@ def fetch(
 
 
 def _downloader(name: str, progress: ProgressFactory | None) -> Any:
-    """Return a downloader for pooch that draws a new bar for each attempt."""
+    """Return a downloader for pooch; unlike its own, it closes the connection when it fails."""
 
     def download(url: str, output_file: str, pooch_object: Any) -> None:
-        bar = progress(f"download {name}", 0) if progress else None
-        get = pooch.HTTPDownloader(
-            progressbar=bar or False, chunk_size=_CHUNK_BYTES, timeout=TIMEOUT
-        )
+        headers = {"Accept-Encoding": "identity"}  # so that the length is that of the file
         try:
-            get(url, output_file, pooch_object)
-        except BaseException as error:
-            if bar:
-                bar.close()  # pooch closes it only after success
-            if _is_final(error):  # pooch repeats RequestException and ValueError, not OSError
+            with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+                response.raise_for_status()
+                total = int(response.headers.get("Content-Length", 0))
+                with (
+                    Path(output_file).open("wb") as file,
+                    counted(progress, f"download {name}", total) as count,
+                ):
+                    for chunk in response.iter_content(_CHUNK_BYTES):
+                        file.write(chunk)
+                        count(len(chunk))
+        except requests.HTTPError as error:
+            if _is_final(error):  # pooch repeats every RequestException, but no plain OSError
                 raise OSError(_reason(error)) from error
             raise
 
     return download
 
 
-def _is_final(error: BaseException) -> bool:
+def _is_final(error: requests.HTTPError) -> bool:
     """Tell whether the server's answer will be the same next time."""
-    if not isinstance(error, requests.HTTPError) or error.response is None:
-        return False
-    status = error.response.status_code
+    status = 0 if error.response is None else error.response.status_code
     return 400 <= status < 500 and status not in _WORTH_RETRYING
 
 
@@ -95,7 +98,7 @@ def _reason(error: BaseException) -> str:
     """Return what went wrong in a few words; the errors of requests take several lines."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
-    if isinstance(error, requests.Timeout):
+    if isinstance(error, requests.Timeout) or "timed out" in str(error):
         return "the server did not answer in time"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
         return "the connection broke off"
@@ -110,11 +113,17 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_pooch() -> Iterator[None]:
-    """Keep pooch from writing to stderr; its logger stands outside of `logging`'s tree."""
+    """Keep pooch from writing to stderr; its logger stands outside of `logging`'s tree.
+
+    A filter of each call's own leaves nothing behind, even if several threads download at once.
+    """
     logger = pooch.get_logger()
-    before = logger.disabled
-    logger.disabled = True
+
+    def nothing(record: logging.LogRecord) -> bool:
+        return False
+
+    logger.addFilter(nothing)
     try:
         yield
     finally:
-        logger.disabled = before
+        logger.removeFilter(nothing)

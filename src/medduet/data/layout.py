@@ -165,13 +165,13 @@ def find_layout(archive: Archive) -> dict[str, SplitLayout]:
         )
         for key in (*layout.images, *layout.masks, *([layout.labels] if layout.labels else [])):
             archive.require(key)
-        layout.check_masks()
-        if layout.shape[1:] != layouts["train"].shape[1:]:
+        wanted = layouts["train"].shape[1:]
+        if layout.shape[1:] != wanted:
             archive.fail(
                 layout.images[0],
-                f"expected images of {layouts['train'].shape[1:]} as in train, "
-                f"given {layout.shape[1:]}",
+                f"expected images of {wanted} as in train, given {layout.shape[1:]}",
             )
+        layout.check_masks()
     if not (mask_base or has_labels or common):
         archive.require("train_labels")
     return layouts

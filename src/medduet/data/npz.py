@@ -18,6 +18,7 @@ Sources: doi:10.1038/s41597-022-01721-8 (MedMNIST), doi:10.1038/s41597-024-04159
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -77,23 +78,13 @@ def open_npz(
         digest = file_digests(path, root, progress).sha256
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    folder = stored(root, f"{digest}-{_FORMAT}", lambda folder: _unpack(path, folder, progress))
+    folder = stored(root, f"{digest}-{_FORMAT}", partial(_unpack, path, progress=progress))
     splits, meta = open_store(folder)
     height, width = original = splits["train"].images.shape[1:3]
     fingerprint = digest
     if size is not None and (height, width) != (size, size):
-        total = sum(
-            split.images.nbytes + (0 if split.masks is None else split.masks.nbytes)
-            for split in splits.values()
-        )
-        with counted(progress, f"resize {path.name}", total) as count:
-            source = folder
-            folder = stored(
-                root,
-                f"{digest}-{_FORMAT}-{size}",
-                lambda folder: resize_store(source, folder, size, count),
-            )
-        splits, meta = open_store(folder)
+        resize = partial(resize_store, folder, size=size, name=path.name, progress=progress)
+        splits, meta = open_store(stored(root, f"{digest}-{_FORMAT}-{size}", resize))
         fingerprint = f"{digest}-{size}"
     return ImageSet(
         name=path.stem,

@@ -39,8 +39,8 @@ def phantom_images(
     with an even inside, ``spiculated`` is a star with a coarse inside, ``ring`` is an oval whose
     rim and core differ. Each lesion is brighter or darker than the tissue with equal chance, so
     brightness gives nothing away: logistic regression on the pixels has a test accuracy of 0.27
-    (320 images of 48 pixels, 400 test images; chance is 0.25), a U-Net of 0.3 million parameters
-    0.97 after half a minute of training on two CPU cores.
+    (320 images of 48 pixels, 400 test images; chance is 0.25), a U-Net of 0.4 million parameters
+    reaches 0.98 in 36 epochs, about a minute on two CPU cores.
 
     Args:
         size: height and width in pixels, at least 16.

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from medduet.data.archive import row_counts
+from medduet.data.cache import ProgressFactory, counted
 from medduet.data.imageset import SPLITS, Split
 from medduet.errors import DataError
 from medduet.files import read_json, write_json
@@ -129,27 +130,31 @@ def _open_split(folder: Path, name: str) -> Split:
     )
 
 
-def resize_store(source: Path, folder: Path, size: int, count: Callable[[int], object]) -> None:
-    """Fill `folder` with the store in `source` at `size` x `size`; `count` is told of bytes read.
+def resize_store(
+    source: Path, folder: Path, size: int, name: str, progress: ProgressFactory | None
+) -> None:
+    """Fill `folder` with the store in `source` at `size` x `size`; the progress tells `name`.
 
     Images are resized bilinearly with antialiasing (as Pillow does), masks to the nearest pixel,
     so that no new mask class appears.
     """
     splits, meta = open_store(source)
-    pixels = sum(prod(split.images.shape[:1] + split.images.shape[3:]) for split in splits.values())
-    need_room(folder, pixels * size * size)
-    for name, split in splits.items():
-        arrays = {"images": split.images, "masks": split.masks}
-        for kind, array in arrays.items():
-            if array is None:
-                continue
-            shape = (len(array), size, size, *array.shape[3:])
-            mode = "bilinear" if kind == "images" else "nearest-exact"
+    arrays: dict[str, NDArray[np.uint8]] = {}
+    for split, content in splits.items():
+        arrays[f"{split}_images.npy"] = content.images
+        if content.masks is not None:
+            arrays[f"{split}_masks.npy"] = content.masks
+        for file in (f"{split}_labels.npy", f"{split}_has_mask.npy"):
+            if (source / file).exists():
+                shutil.copyfile(source / file, folder / file)
+    shapes = {file: (len(a), size, size, *a.shape[3:]) for file, a in arrays.items()}
+    need_room(folder, sum(prod(shape) for shape in shapes.values()))
+    total = sum(array.nbytes for array in arrays.values())
+    with counted(progress, f"resize {name}", total) as count:
+        for file, array in arrays.items():
+            mode = "bilinear" if file.endswith("_images.npy") else "nearest-exact"
             pieces = _resized(array, size, mode, count)
-            write_array(folder / f"{name}_{kind}.npy", shape, array.dtype, pieces)
-        for kind in ("labels", "has_mask"):
-            if (source / f"{name}_{kind}.npy").exists():
-                shutil.copyfile(source / f"{name}_{kind}.npy", folder / f"{name}_{kind}.npy")
+            write_array(folder / file, shapes[file], array.dtype, pieces)
     write_meta(folder, meta)
 
 

@@ -61,32 +61,32 @@ class Up(nn.Module):
 class UNet(DuetNetwork):
     """A five-level U-Net with a class head on the deepest map and a dense head on the finest.
 
-    Args:
-        in_channels: channels of the image.
-        num_classes: classes K of the class head; 0 for no class head.
-        dense_channels: channels D of the dense head; 0 for none, and then no decoder is built.
-        block: builds the unit of each level below the stem, see `medduet.models.blocks`.
-        width: channels of the stem; each level below has twice those above. The papers use 64.
-        upsampling: ``"transpose"`` (2x2 transposed convolution) or ``"bilinear"``.
-        mean: subtracted from the image in [0, 1], the same in every channel.
-        std: what the difference is divided by.
+        Args:
+            in_channels: channels of the image.
+            num_classes: classes K of the class head; 0 for no class head.
+            dense_channels: channels D of the dense head; 0 for none, and then no decoder is built.
+            block: builds the unit of each level below the stem, see `medduet.models.blocks`.
+            width: channels of the stem; each level below has twice those above. The papers use 64.
+            upsampling: ``"transpose"`` (2x2 transposed convolution) or ``"bilinear"``.
+            mean: subtracted from the image in [0, 1], the same in every channel.
+            std: what the difference is divided by.
 
-    Shapes:
-        Takes ``(N, C, H, W)``, uint8 or float in [0, 1], H and W at least 16. Gives
-        ``Outputs(class_logits (N, K) or None, dense (N, D, H, W) or None)``.
+        Shapes:
+            Takes ``(N, C, H, W)``, uint8 or float in [0, 1], H and W at least 16. Gives
+            ``Outputs(class_logits (N, K) or None, dense (N, D, H, W) or None)``.
 
-    Raises:
-        ModelError: both heads are off, or a size is not positive; on the forward pass, an image
-            smaller than 16 pixels or with another number of channels.
+        Raises:
+            ModelError: both heads are off, or a size is not positive; on the forward pass, an image
+                smaller than 16 pixels or with another number of channels.
 
-    Example:
-        >>> import torch
-        >>> from medduet.models.base import DuetNetwork
-from medduet.models.blocks import osa_unit
-        >>> network = UNet(1, num_classes=2, dense_channels=1, block=osa_unit, width=4)
-        >>> outputs = network(torch.zeros(2, 1, 33, 16, dtype=torch.uint8))
-        >>> outputs.class_logits.shape, outputs.dense.shape
-        (torch.Size([2, 2]), torch.Size([2, 1, 33, 16]))
+        Example:
+            >>> import torch
+            >>> from medduet.models.base import DuetNetwork
+    from medduet.models.blocks import osa_unit
+            >>> network = UNet(1, num_classes=2, dense_channels=1, block=osa_unit, width=4)
+            >>> outputs = network(torch.zeros(2, 1, 33, 16, dtype=torch.uint8))
+            >>> outputs.class_logits.shape, outputs.dense.shape
+            (torch.Size([2, 2]), torch.Size([2, 1, 33, 16]))
     """
 
     def __init__(

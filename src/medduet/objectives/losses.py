@@ -90,8 +90,8 @@ def segmentation_loss(
         dice = DiceLoss(sigmoid=True, reduction="none")(logits, target)
     else:
         cross_entropy = F.cross_entropy(logits, mask, reduction="none")
-        dice = DiceLoss(
-            softmax=True, to_onehot_y=True, include_background=False, reduction="none"
-        )(logits, mask.unsqueeze(1))
+        dice = DiceLoss(softmax=True, to_onehot_y=True, include_background=False, reduction="none")(
+            logits, mask.unsqueeze(1)
+        )
     loss = dice.flatten(1).mean(dim=1) + cross_entropy.flatten(1).mean(dim=1)
     return PerImage(loss, has_mask.to(loss.dtype))

@@ -11,13 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.typing import LineStyleType
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_curve
 
 from medduet.errors import DataError
-from medduet.report.style import BLUE, FAINT, GREY, INK, PALETTE, STYLE, VERMILION, WIDTH
-from medduet.report.style import grid as _grid
-from medduet.report.style import shorten as _shorten
+from medduet.report.style import BLUE, FAINT, GREY, INK, PALETTE, STYLE, VERMILION, WIDTH, shorten
 from medduet.types import UNKNOWN_LABEL
 
 _SCORES = ("accuracy", "auc", "dice", "iou", "ssim")
@@ -53,7 +52,7 @@ def learning_curves(
 
     Example:
         >>> rows = [{"epoch": 1, "train": {"loss": 2.0}, "val": {"accuracy": 0.5}}]
-        >>> [axes.get_title() for axes in learning_curves(rows, 1).axes]
+        >>> [axes.get_title(loc="left") for axes in learning_curves(rows, 1).axes]
         ['Training loss', 'Score']
     """
     if not history:
@@ -63,57 +62,52 @@ def learning_curves(
     if len(losses) == 2 and "loss" in losses:
         losses.remove("loss")
     measured = _keys(history, ("val", "test"))
-    marks = [
-        _Mark(name, epoch, colour, style)
-        for name, epoch, colour, style in (
-            ("selected", selected_epoch, GREY, "-."),
-            ("test-selected", test_selected_epoch, VERMILION, ":"),
-        )
-        if epoch is not None
-    ]
+    marks = _marks(history, selected_epoch, test_selected_epoch)
     panels: list[tuple[str, tuple[str, ...], list[str]]] = [("Training loss", ("train",), losses)]
     scores = [key for key in _SCORES if key in measured]
     if scores:
         panels.append(("Score", ("val", "test"), scores))
     if "mse" in measured:
         panels.append(("Reconstruction error", ("val", "test"), ["mse"]))
-    figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.2))
+    figure.subplots_adjust(left=0.06, right=0.985, top=0.91, bottom=0.37, wspace=0.28)
     for axes, (title, splits, keys) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
         _curves(axes, history, splits, keys)
         axes.set_title(title)
-        for mark in marks:
-            axes.axvline(
-                mark.epoch, color=mark.colour, linestyle=mark.style, linewidth=1.2, zorder=1
-            )
         if axes.lines:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, handlelength=1.4)
-    figure.legend(handles=_key(marks, history), loc="outside lower center", ncols=4)
+        for mark in marks:
+            if mark.epoch is not None:
+                axes.axvline(mark.epoch, color=mark.colour, ls=mark.style, lw=1.2, zorder=1)
+    if marks:
+        handles = [Line2D([], [], label=m.name, color=m.colour, ls=m.style) for m in marks]
+        figure.legend(handles=handles, loc="lower center", ncols=4)
     return figure
 
 
 class _Mark(NamedTuple):
-    """An epoch that some rule chose."""
+    """Something that all panels of a figure share: a split, or an epoch that some rule chose."""
 
     name: str
-    epoch: int
     colour: str
-    style: str
+    style: LineStyleType
+    epoch: int | None = None
 
 
-def _key(marks: Sequence[_Mark], history: Sequence[Mapping[str, Any]]) -> list[Line2D]:
-    """Return the handles of what all panels share: the splits and the chosen epochs."""
-    splits = (
-        [("validation", "-"), ("test", "--")] if any(row.get("test") for row in history) else []
-    )
-    return [
-        *(Line2D([], [], color=INK, linestyle=style, label=name) for name, style in splits),
-        *(
-            Line2D([], [], color=m.colour, linestyle=m.style, label=f"{m.name} (epoch {m.epoch})")
-            for m in marks
-        ),
-    ]
+def _marks(
+    history: Sequence[Mapping[str, Any]], selected: int | None, test_selected: int | None
+) -> list[_Mark]:
+    marks = []
+    if any(row.get("test") for row in history):
+        marks += [_Mark("validation", INK, "-"), _Mark("test", INK, "--")]
+    if selected is not None:
+        marks.append(_Mark(f"selected (epoch {selected})", GREY, "-.", selected))
+    if test_selected is not None:
+        name = f"test-selected (epoch {test_selected})"
+        marks.append(_Mark(name, VERMILION, ":", test_selected))
+    return marks
 
 
 def _keys(history: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> list[str]:
@@ -126,6 +120,7 @@ def _curves(
 ) -> None:
     epochs = [row["epoch"] for row in history]
     for colour, key in zip(PALETTE, keys, strict=False):
+        label = _NAMES.get(key, key)
         for split in splits:
             values = [(row.get(split) or {}).get(key) for row in history]
             series = np.array([np.nan if value is None else value for value in values], dtype=float)
@@ -138,12 +133,15 @@ def _curves(
                 linestyle="--" if split == "test" else "-",
                 linewidth=1.2 if split == "test" else 1.8,
                 marker="o" if np.isfinite(series).sum() < 3 else "",
-                label=_NAMES.get(key, key) if split == splits[0] else "",
+                markerfacecolor="white" if split == "test" else colour,
+                label=label,
             )
+            label = ""
     axes.set_xlabel("epoch")
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.margins(x=0.04)
-    _grid(axes)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
 
 
 @rc_context(STYLE)
@@ -176,7 +174,7 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str]) -> Figure:
     for (row, column), count in np.ndenumerate(counts):
         colour = "white" if share[row, column] > 0.55 else INK if count else GREY
         axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=size)
-    names = [_shorten(str(name), 22) for name in class_names]
+    names = [shorten(str(name), 22) for name in class_names]
     axes.set_xticks(range(k), names)
     if k > 3:
         axes.tick_params(axis="x", labelrotation=40)
@@ -234,12 +232,12 @@ def roc(
         column = truth[:, index] if multi_label else truth
         known = column != UNKNOWN_LABEL
         has = column[known] == (1 if multi_label else index)
-        name = _shorten(str(class_names[index]), 22)
+        name = shorten(str(class_names[index]), 22)
         colour, style = PALETTE[index % 8], ("-", "--", ":")[index // 8 % 3]
         _roc_curve(axes, has, score[known, index], name, BLUE if k == 2 else colour, style)
     axes.set(xlabel="1 − specificity", ylabel="sensitivity", aspect="equal")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
-    _grid(axes)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
     interval = "" if auc_interval is None else " {:.3f}–{:.3f}".format(*auc_interval)
     axes.set_title("ROC" if not interval else f"ROC · AUC interval{interval}")
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="AUC", alignment="left")

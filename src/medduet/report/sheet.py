@@ -24,9 +24,7 @@ _TOP, _HEADER, _CAPTION = 0.66, 0.42, 0.17
 _LARGEST, _NARROWEST = 2.2, 4.4
 _TRUTH, _PREDICTION = "#56B4E9", "#E69F00"
 _CLASS_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#00C08B", "#F0E442", "#D55E00")
-_HALO: list[patheffects.AbstractPathEffect] = [
-    patheffects.withStroke(linewidth=3.0, foreground="black", alpha=0.55)
-]
+_HALO = patheffects.withStroke(linewidth=3.0, foreground="black", alpha=0.55)
 
 
 class _Verdict(NamedTuple):
@@ -90,10 +88,13 @@ def prediction_sheet(
         for array in (truth_masks, predicted_masks, reconstructions)
     ]
     _check(picture, *extras)
-    labels = [None if a is None else np.asarray(a) for a in (truth_labels, predicted_labels)]
+    truth, predicted = (
+        None if a is None else np.asarray(a) for a in (truth_labels, predicted_labels)
+    )
     share = None if probability is None else np.asarray(probability, dtype=np.float64)
+    _check_labels(len(picture), truth, predicted, share, len(class_names))
     verdicts = [
-        _verdict(_row(labels[0], i), _row(labels[1], i), _row(share, i), class_names)
+        _verdict(_row(truth, i), _row(predicted, i), _row(share, i), class_names)
         for i in range(len(picture))
     ]
     many = max((int(mask.max()) for mask in extras[:2] if mask is not None), default=0) > 1
@@ -115,6 +116,27 @@ def _check(images: NDArray[np.uint8], *others: NDArray[np.generic] | None) -> No
     for name, other, shape in zip(("truth", "predicted", "rebuilt"), others, wanted, strict=True):
         if other is not None and other.shape != shape:
             raise DataError(f"expected {name} arrays {shape} as the images, given {other.shape}")
+
+
+def _check_labels(
+    n: int,
+    truth: NDArray[np.int64] | None,
+    predicted: NDArray[np.int64] | None,
+    share: NDArray[np.float64] | None,
+    k: int,
+) -> None:
+    given = [label for label in (truth, predicted) if label is not None]
+    shapes = {label.shape for label in given}
+    if len(shapes) > 1 or not shapes <= {(n,), (n, k)}:
+        raise DataError(f"expected labels ({n},) or ({n}, {k}), given {sorted(shapes)}")
+    for label in given:
+        if label.ndim == 1 and not (label.min() >= UNKNOWN_LABEL and label.max() < k):
+            raise DataError(
+                f"expected labels {UNKNOWN_LABEL} to {k - 1} for {k} class names, "
+                f"given {label.min()} to {label.max()}"
+            )
+    if share is not None and share.shape != (n, k):
+        raise DataError(f"expected probability ({n}, {k}), given {share.shape}")
 
 
 def _row(array: NDArray[Any] | None, i: int) -> Any:
@@ -249,7 +271,7 @@ def _header(figure: Figure, left: float, top: float, width: float, verdict: _Ver
         sign = "✓" if verdict.right else "✗"
         _write(figure, end, top + 0.17, sign, 12, colour, ha="right", fontweight="bold")
     if verdict.prediction:
-        room = int((width - 0.08 * len(verdict.share)) * 72 / (9 * 0.6)) - 4
+        room = int((width - 0.08 * len(verdict.share)) * 72 / (9 * 0.57)) - 4
         _write(figure, left, top + 0.34, f"→ {shorten(verdict.prediction, room)}", 9, colour)
         _write(figure, end, top + 0.34, verdict.share, 9, colour, ha="right")
 
@@ -280,7 +302,7 @@ def _picture(axes: Axes, panel: _Panel, many_classes: bool, *, wrong: bool) -> N
                 colors=colour,
                 linewidths=1.7,
             )
-            outline.set_path_effects(_HALO)
+            outline.set_path_effects([_HALO])
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[:].set_visible(wrong)
     axes.spines[:].set(color=VERMILION, linewidth=2.2)

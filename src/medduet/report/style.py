@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medduet.files import atomic_path
@@ -31,6 +30,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": False,
+    "axes.axisbelow": True,
     "xtick.color": GREY,
     "ytick.color": GREY,
     "xtick.labelcolor": INK,
@@ -69,9 +69,3 @@ def shorten(text: str, length: int) -> str:
         'immature …'
     """
     return text if len(text) <= length else text[: max(length - 1, 0)] + "…"
-
-
-def grid(axes: Axes) -> None:
-    """Draw faint horizontal lines behind the data."""
-    axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medduet.data import download, medmnist, open_images
+from medduet.data.medmnist import RemoteFile, fetch_medmnist
+from medduet.errors import DownloadError
+
+Arrays = dict[str, np.ndarray]
+
+
+class Server(ThreadingHTTPServer):
+    """Answers each request as `behaviours` says, in order; the last one stays."""
+
+    daemon_threads = True
+    content: bytes
+    behaviours: list[str]
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = content
+        self.behaviours = ["fine"]
+        self.asked: list[str] = []
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        server = self.server
+        server.asked.append(self.path)
+        todo = server.behaviours.pop(0) if len(server.behaviours) > 1 else server.behaviours[0]
+        if todo.isdigit():
+            self.send_error(int(todo))
+            return
+        content = bytes(len(server.content)) if todo == "wrong" else server.content
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if todo == "cut":
+            content = content[: len(content) // 2]
+        if todo == "stall":
+            self.wfile.write(content[:10])
+            self.wfile.flush()
+            time.sleep(2)
+            return
+        for start in range(0, len(content), step := max(1, len(content) // 8)):
+            self.wfile.write(content[start : start + step])
+            self.wfile.flush()
+            if todo == "slow":
+                time.sleep(0.1)
+
+    def log_message(self, *arguments: Any) -> None: ...
+
+
+@pytest.fixture
+def server(
+    arrays: Arrays, save: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Server]:
+    """A server of a small set that the index calls bloodmnist at 28 pixels."""
+    content = save(arrays, "original.npz").read_bytes()
+    with Server(content) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        known = dict(medmnist.medmnist_sets())
+        md5 = hashlib.md5(content).hexdigest()
+        file = RemoteFile(f"{server.address}/records/1/bloodmnist.npz?download=1", md5)
+        entry = known["bloodmnist"]
+        known["bloodmnist"] = replace(entry, files={**entry.files, 28: file})
+        monkeypatch.setattr(medmnist, "medmnist_sets", lambda: known)
+        monkeypatch.setattr(download, "RETRIES", 1)
+        monkeypatch.setattr("time.sleep", lambda seconds, real=time.sleep: real(min(seconds, 2)))
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def _fetch(cache: Path, **options: Any) -> Path:
+    return fetch_medmnist("bloodmnist", 28, cache=cache, **options)
+
+
+def _left(cache: Path) -> list[str]:
+    return sorted(path.name for path in (cache / "medmnist").iterdir())
+
+
+@pytest.mark.parametrize("first", ["fine", "slow", "cut", "wrong", "503", "429"])
+def test_arrives_whole_at_first_or_second_try(server: Server, cache: Path, first: str) -> None:
+    server.behaviours = [first, "fine"]
+    path = _fetch(cache)
+    assert path == cache / "medmnist" / "bloodmnist.npz"
+    assert path.read_bytes() == server.content
+    assert _left(cache) == ["bloodmnist.npz"]
+    assert len(server.asked) == (1 if first in ("fine", "slow") else 2)
+    _fetch(cache)
+    assert len(server.asked) == (1 if first in ("fine", "slow") else 2)
+
+
+@pytest.mark.parametrize(
+    ("always", "reason", "tries"),
+    [
+        ("cut", "the connection broke off", 2),
+        ("wrong", "what arrived has the wrong MD5", 2),
+        ("503", "the server answered 503 Service Unavailable", 2),
+        ("404", "the server answered 404 Not Found", 1),
+        ("stall", "the server did not answer in time", 2),
+    ],
+)
+def test_failure_tells_all_that_helps_in_one_line(
+    server: Server,
+    cache: Path,
+    always: str,
+    reason: str,
+    tries: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(download, "TIMEOUT", (1.0, 0.3))
+    server.behaviours = [always]
+    with pytest.raises(DownloadError, match=reason) as caught:
+        _fetch(cache)
+    message = str(caught.value)
+    file = medmnist.lookup("bloodmnist").files[28]
+    assert "\n" not in message
+    for part in ("bloodmnist.npz", file.url, file.md5, str(cache / "medmnist"), "by hand"):
+        assert part in message
+    assert len(server.asked) == tries
+    assert _left(cache) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_refused_port(server: Server, cache: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.raises(DownloadError, match="no connection to the server"):
+        _fetch(cache, mirror=f"http://127.0.0.1:{port}")
+
+
+def test_an_address_that_is_none(server: Server, cache: Path) -> None:
+    with pytest.raises(DownloadError, match=r"elsewhere/bloodmnist\.npz"):
+        _fetch(cache, mirror="elsewhere")
+
+
+@pytest.mark.parametrize("ending", ["", "/"])
+def test_mirror(server: Server, cache: Path, ending: str) -> None:
+    assert _fetch(cache, mirror=f"{server.address}/mirror{ending}").is_file()
+    assert server.asked == ["/mirror/bloodmnist.npz"]
+
+
+def test_a_file_put_there_by_hand_needs_no_network(server: Server, cache: Path) -> None:
+    (cache / "medmnist").mkdir(parents=True)
+    (cache / "medmnist" / "bloodmnist.npz").write_bytes(server.content)
+    images = open_images("bloodmnist", cache=cache)
+    assert server.asked == []
+    assert images.name == "bloodmnist"
+    assert images.class_names == medmnist.lookup("bloodmnist").class_names
+    assert images.info["licence"] == "CC BY 4.0"
+
+
+def test_a_damaged_file_is_replaced(server: Server, cache: Path) -> None:
+    (cache / "medmnist").mkdir(parents=True)
+    (cache / "medmnist" / "bloodmnist.npz").write_bytes(b"half")
+    assert _fetch(cache).read_bytes() == server.content
+
+
+def test_a_damaged_file_that_cannot_be_replaced_is_told(server: Server, cache: Path) -> None:
+    (cache / "medmnist").mkdir(parents=True)
+    (cache / "medmnist" / "bloodmnist.npz").write_bytes(b"half")
+    server.behaviours = ["404"]
+    with pytest.raises(DownloadError, match=f"wrong MD5 {hashlib.md5(b'half').hexdigest()}.*404"):
+        _fetch(cache)
+    assert _left(cache) == ["bloodmnist.npz"]
+
+
+def test_two_downloads_at_once(server: Server, cache: Path) -> None:
+    server.behaviours = ["slow"]
+    results: list[Path] = []
+    threads = [threading.Thread(target=lambda: results.append(_fetch(cache))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 3
+    assert {path.read_bytes() for path in results} == {server.content}
+    assert _left(cache) == ["bloodmnist.npz"]
+
+
+def test_full_disk(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("requests.Response.iter_content", full)
+    with pytest.raises(DownloadError, match="the disk is full"):
+        _fetch(cache)
+    assert _left(cache) == []
+
+
+def test_a_new_bar_counts_each_try(server: Server, cache: Path) -> None:
+    bars: list[Bar] = []
+
+    class Bar:
+        def __init__(self, description: str, total: int) -> None:
+            self.description, self.total, self.count, self.closed = description, total, 0, False
+            bars.append(self)
+
+        def update(self, amount: int) -> None:
+            self.count += amount
+
+        def reset(self) -> None:
+            self.count = 0
+
+        def close(self) -> None:
+            self.closed = True
+
+    server.behaviours = ["cut", "fine"]
+    _fetch(cache, progress=Bar)
+    assert [bar.description for bar in bars] == ["download bloodmnist.npz"] * 2
+    assert all(bar.closed for bar in bars)
+    assert bars[1].count == bars[1].total == len(server.content)
+
+
+def test_pooch_speaks_again_afterwards(server: Server, cache: Path) -> None:
+    import pooch
+
+    _fetch(cache)
+    assert pooch.get_logger().filters == []
+    assert pooch.get_logger().isEnabledFor(logging.INFO)
+
+
+def test_a_size_that_is_not_published_is_resized(server: Server, cache: Path) -> None:
+    images = open_images("bloodmnist", size=24, cache=cache)
+    assert images.size == (24, 24)
+    assert images.fingerprint.endswith("-24")
