@@ -12,13 +12,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 import medduet
 from medduet.config import RunConfig, load_recipe, parse_config, recipe_names
-from medduet.errors import ConfigError, MedDuetError, MissingFileError, closest
+from medduet.errors import ConfigError, MedDuetError, closest
 
 if TYPE_CHECKING:
     from medduet.run import RunRecord
@@ -105,10 +105,16 @@ def _one_line(box: str, program: str) -> str:
     """Return the text of tyro's error box in one line."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
     text = " ".join(line for line in lines if line)
-    text = re.sub(r"For full helptext.*|For further information visit \S+", "", text)
+    text = re.sub(r"(Argument helptext:|Got errors:|For full helptext).*", "", text)
+    text = re.sub(r"For further information visit \S+", "", text)
     text = re.sub(r"\[type=.*?, input_value=(.*?), input_type=\w+\]", r"(got \1)", text)
+    text = re.sub(r"\d+ validation errors? for \w+ ", "", text)
     text = re.sub(r"^(Value error|Parsing error|Unrecognized options|Invalid choice) +", "", text)
-    return f"{' '.join(text.split())} (all options: {program} --help)"
+    # Of the options that tyro thinks were meant, only the names.
+    text, _, near = text.partition("Perhaps you meant:")
+    flags = list(dict.fromkeys(re.findall(r"--[a-z][\w.-]*", near)))
+    hint = f"did you mean {' or '.join(flags[:3])}? " if flags else ""
+    return f"{' '.join(text.split()).rstrip('.')}: {hint}All options: {program} --help"
 
 
 # Training -----------------------------------------------------------------------------------------

@@ -67,7 +67,6 @@ class ConsoleReporter(Reporter):
         self._epoch_rows = 0
 
     def __enter__(self) -> ConsoleReporter:
-        self.progress.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -76,6 +75,7 @@ class ConsoleReporter(Reporter):
     def begin(self, epochs: int, steps: int) -> None:
         """Remember how much there is to do."""
         self._epochs, self._steps = epochs, steps
+        self.progress.start()
 
     def step(self, epoch: int, images: int, losses: Callable[[], dict[str, float]]) -> None:
         """Advance the bar; read the losses twice a second at most."""
@@ -206,14 +206,14 @@ def show_datasets(cache: Path | None) -> None:
     from medduet.data import cache_folder, cached_sizes, medmnist_sets
 
     table = Table(title="data sets for --data", title_justify="left")
-    for name in ("name", "sizes", "train / val / test", "classes", "channels", "licence", "cached"):
-        table.add_column(name, justify="right" if name in ("classes", "channels") else "left")
-    table.add_row("phantom", "any", "generated", "4", "1 or 3", "-", "not needed")
+    for name in ("name", "train / val / test", "classes", "channels", "licence", "cached"):
+        right = name in ("train / val / test", "classes", "channels")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    table.add_row("phantom", "generated", "4", "1 or 3", "", "")
     for flag, info in medmnist_sets().items():
-        multi = " (multi-label)" if info.task.startswith("multi-label") else ""
+        multi = "*" if info.task.startswith("multi-label") else ""
         table.add_row(
             flag,
-            ", ".join(map(str, info.sizes)),
             " / ".join(map(str, info.samples)),
             f"{len(info.class_names)}{multi}",
             str(info.in_channels),
@@ -223,11 +223,18 @@ def show_datasets(cache: Path | None) -> None:
     console = Console()
     console.print(table)
     console.print(
-        "or the path of an .npz in the layout of MedMNIST (with {split}_masks, if there are masks) "
-        "or MedSegBench",
+        "Sizes: MedMNIST at 28, 64, 128 and 224 pixels, others resized; phantom at any. "
+        "* several classes at once.",
         highlight=False,
+        soft_wrap=True,
     )
-    console.print(f"cache: {cache_folder(cache)}", highlight=False, soft_wrap=True)
+    console.print(
+        "Or the path of an .npz in the layout of MedMNIST (with {split}_masks, if there are masks) "
+        "or MedSegBench.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"Cache: {cache_folder(cache)}", highlight=False, soft_wrap=True)
 
 
 def show_models(size: int, channels: int, classes: int) -> None:
@@ -239,9 +246,10 @@ def show_models(size: int, channels: int, classes: int) -> None:
         title=f"networks for --model, at {channels} x {size} x {size} and {classes} classes",
         title_justify="left",
     )
-    for name in ("name", "parameters", "without decoder", "GMAC", "without decoder", "paper"):
-        table.add_column(name, justify="left" if name in ("name", "paper") else "right")
-    for name, spec in MODELS.items():
+    table.add_column("name", no_wrap=True)
+    for name in ("parameters", "without decoder", "GMAC", "without decoder"):
+        table.add_column(name, justify="right")
+    for name in MODELS:
         whole = model_cost(name, channels, classes, channels, size)
         alone = model_cost(name, channels, classes, 0, size)
         table.add_row(
@@ -250,6 +258,8 @@ def show_models(size: int, channels: int, classes: int) -> None:
             f"{alone.parameters:,}",
             f"{whole.gmacs:.2f}",
             f"{alone.gmacs:.2f}",
-            spec.paper,
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for name, spec in MODELS.items():
+        console.print(f"{name}: {spec.summary}. {spec.paper}", highlight=False, soft_wrap=True)

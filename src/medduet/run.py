@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import medduet
 import torch
 from lightning.fabric import Fabric
 
+import medduet
 from medduet.config import DataConfig, RunConfig
 from medduet.data import ProgressFactory, open_images
 from medduet.data.imageset import ImageSet
@@ -30,8 +29,6 @@ from medduet.models import MIN_SIDE, DuetNetwork, create_model
 from medduet.objectives import Objective, balanced_weights
 from medduet.report.run import draw_run
 from medduet.types import DenseLayout
-
-log = logging.getLogger(__name__)
 
 JUDGED = ("val", "test")
 
@@ -371,9 +368,9 @@ def evaluate(
     images = _open(data.model_copy(update={"size": data.size or size}), progress)
     _check_fits(images, bundle.config, path)
     fabric = launch_fabric(config.train.model_copy(update={"device": device}))
-    network = fabric.to_device(bundle.network)
+    fabric.to_device(bundle.network)
     predictions = judge_split(
-        fabric, network, images, config, bundle.layout, split, reporter or Reporter()
+        fabric, bundle.network, images, config, bundle.layout, split, reporter or Reporter()
     )
     metrics = {"split": split, "data": describe_data(images)} | {
         split: summarize(predictions, images, config.evaluate)

@@ -19,14 +19,14 @@ class Batch(NamedTuple):
             `UNKNOWN_LABEL` where it is not known.
         mask: ``(N, H, W)`` int64 mask class, 0 is background; ``None`` if the set has no masks.
         has_mask: ``(N,)`` bool, whether the mask of the image is known.
-        index: ``(N,)`` int64, position of each image in its split.
+        indices: ``(N,)`` int64, position of each image in its split.
     """
 
     image: Tensor
     label: Tensor
     mask: Tensor | None
     has_mask: Tensor
-    index: Tensor
+    indices: Tensor
 
 
 class Outputs(NamedTuple):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -156,7 +155,8 @@ def model_card(config: dict[str, Any]) -> str:
         "```python",
         "import medduet",
         'network = medduet.load("path/of/this/folder")',
-        f"outputs = network(image)  # (N, {network['in_channels']}, H, W), uint8 or float in [0, 1]",
+        f"# image: (N, {network['in_channels']}, H, W), uint8 or float in [0, 1]",
+        "class_logits, dense = network(image)",
         "```",
         "",
     ]

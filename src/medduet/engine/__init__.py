@@ -1,0 +1,1 @@
+"""Training, judging, checkpoints and run folders."""

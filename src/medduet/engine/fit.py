@@ -294,7 +294,7 @@ def _paper_score(metrics: dict[str, float]) -> float:
 def _not_finite(what: str, progress: Progress, batch: Batch) -> str:
     return (
         f"the {what} is not finite in epoch {progress.epoch}, step {progress.step + 1}, for the "
-        f"training images {batch.index.tolist()}: lower --lr, or set --train.clip 1"
+        f"training images {batch.indices.tolist()}: lower --lr, or set --train.clip 1"
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -19,4 +19,9 @@ class DuetNetwork(nn.Module):
     """
 
     normalize: Normalize
-    __call__: Callable[[Tensor], Outputs]
+
+    if TYPE_CHECKING:  # torch says that a module returns Any
+
+        def __call__(self, image: Tensor) -> Outputs:
+            """Return what the heads say of ``(N, C, H, W)`` images."""
+            ...

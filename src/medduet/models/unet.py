@@ -61,7 +61,7 @@ class Up(nn.Module):
 class UNet(DuetNetwork):
     """A five-level U-Net with a class head on the deepest map and a dense head on the finest.
 
-        Args:
+    Args:
             in_channels: channels of the image.
             num_classes: classes K of the class head; 0 for no class head.
             dense_channels: channels D of the dense head; 0 for none, and then no decoder is built.
@@ -75,11 +75,11 @@ class UNet(DuetNetwork):
             Takes ``(N, C, H, W)``, uint8 or float in [0, 1], H and W at least 16. Gives
             ``Outputs(class_logits (N, K) or None, dense (N, D, H, W) or None)``.
 
-        Raises:
+    Raises:
             ModelError: both heads are off, or a size is not positive; on the forward pass, an image
                 smaller than 16 pixels or with another number of channels.
 
-        Example:
+    Example:
             >>> import torch
             >>> from medduet.models.base import DuetNetwork
     from medduet.models.blocks import osa_unit
