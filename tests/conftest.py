@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from medduet import RunConfig, RunRecord
 
 # Two test processes share two cores; torch's own threads would only wait for each other. Set
 # before torch is imported, and inherited by the commands that tests start.
@@ -26,3 +31,38 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_config() -> Callable[..., RunConfig]:
+    """Settings of a run of about a second: small phantoms, all three tasks, a network of width 2.
+
+    Each section is changed by keyword: ``make_config(out, train={"epochs": 1})``.
+    """
+    from medduet.config import parse_config
+
+    def make(out: Path, **changes: dict[str, Any]) -> RunConfig:
+        sections: dict[str, dict[str, Any]] = {
+            "data": {"name": "phantom", "size": 16, "count": 40},
+            "model": {"width": 2},
+            "objective": {"tasks": ["classify", "segment", "reconstruct"]},
+            "train": {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3},
+            "evaluate": {"bootstrap": 100},
+        }
+        values = {name: section | changes.pop(name, {}) for name, section in sections.items()}
+        assert not changes, f"no such section: {list(changes)}"
+        return parse_config(values | {"out": out}, "a test")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> RunRecord:
+    """A run of the paper's protocol with all three tasks; look, don't touch."""
+    import medduet
+
+    out = tmp_path_factory.mktemp("finished") / "run"
+    changes = {"train": {"epochs": 3, "augment": "flip"}, "evaluate": {"protocol": "paper"}}
+    return medduet.train(make_config(out, **changes))

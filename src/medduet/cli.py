@@ -114,7 +114,8 @@ def _one_line(box: str, program: str) -> str:
     text, _, near = text.partition("Perhaps you meant:")
     flags = list(dict.fromkeys(re.findall(r"--[a-z][\w.-]*", near)))
     hint = f"did you mean {' or '.join(flags[:3])}? " if flags else ""
-    return f"{' '.join(text.split()).rstrip('.')}: {hint}All options: {program} --help"
+    text = " ".join(text.split()).replace("Value error, ", "").rstrip(".")
+    return f"{text}; {hint}all options: {program} --help"
 
 
 # Training -----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -70,7 +71,8 @@ class ConsoleReporter(Reporter):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.progress.stop()
+        if self._epochs:
+            self.progress.stop()
 
     def begin(self, epochs: int, steps: int) -> None:
         """Remember how much there is to do."""
@@ -170,7 +172,7 @@ def _interval(row: Mapping[str, Any], key: str, digits: int) -> str:
 
 def metrics_table(title: str, row: Mapping[str, Any]) -> Table:
     """Return the table of the metrics of one split."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("95% interval", justify="right")
@@ -205,16 +207,18 @@ def show_datasets(cache: Path | None) -> None:
     """Print the table of the data sets that are known by name."""
     from medduet.data import cache_folder, cached_sizes, medmnist_sets
 
-    table = Table(title="data sets for --data", title_justify="left")
-    for name in ("name", "train / val / test", "classes", "channels", "licence", "cached"):
-        right = name in ("train / val / test", "classes", "channels")
+    table = Table(
+        title="data sets for --data", title_justify="left", box=SIMPLE_HEAD, pad_edge=False
+    )
+    for name in ("name", "train/val/test", "classes", "channels", "licence", "cached"):
+        right = name in ("train/val/test", "classes", "channels")
         table.add_column(name, justify="right" if right else "left", no_wrap=True)
     table.add_row("phantom", "generated", "4", "1 or 3", "", "")
     for flag, info in medmnist_sets().items():
         multi = "*" if info.task.startswith("multi-label") else ""
         table.add_row(
             flag,
-            " / ".join(map(str, info.samples)),
+            "/".join(map(str, info.samples)),
             f"{len(info.class_names)}{multi}",
             str(info.in_channels),
             info.licence,
@@ -245,6 +249,8 @@ def show_models(size: int, channels: int, classes: int) -> None:
     table = Table(
         title=f"networks for --model, at {channels} x {size} x {size} and {classes} classes",
         title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
     )
     table.add_column("name", no_wrap=True)
     for name in ("parameters", "without decoder", "GMAC", "without decoder"):

@@ -92,6 +92,7 @@ def train(
         folder = RunFolder.open(Path(resume))
         config = folder.config()
         if folder.finished:
+            folder.finish()  # what a kill in the middle of its last step has left
             reporter.message(f"{folder.path} is finished already; nothing to do")
             return RunRecord(folder.path, config, read_json(folder.metrics))
     assert config is not None
@@ -99,15 +100,15 @@ def train(
     with fabric.rank_zero_first():
         data = _open(config.data, progress)
     _check(config, data)
-    if resume is None:
-        folder = _create_folder(fabric, config, data)
-    if fabric.is_global_zero:
-        folder.write_environment(data, fabric.device, fabric.world_size)
     layout = _layout(config, data)
     arguments = _network_arguments(config, data, layout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         network = create_model(**arguments)
+    if resume is None:
+        folder = _create_folder(fabric, config, data)
+    if fabric.is_global_zero:
+        folder.write_environment(data, fabric.device, fabric.world_size)
     objective = _objective(config, data, layout)
     trainer = Trainer(fabric, network, objective, data, config, folder, reporter, stop)
     ended = trainer.fit()

@@ -119,8 +119,8 @@ class RunFolder:
         return self.metrics.is_file() and not self.checkpoint("last").exists()
 
     def finish(self) -> None:
-        """Remove the checkpoints, the last one last: from then on the run is finished."""
-        for name in ("best", "best-test", "last"):
+        """Remove the checkpoints, the last one first: from then on the run is finished."""
+        for name in ("last", "best", "best-test"):
             self.checkpoint(name).unlink(missing_ok=True)
         with suppress(OSError):
             self.checkpoint("last").parent.rmdir()

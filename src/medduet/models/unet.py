@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medduet.errors import ModelError
+from medduet.errors import ModelError, closest
 from medduet.models.base import DuetNetwork
 from medduet.models.blocks import Block, double_conv
 from medduet.models.normalize import Normalize
 from medduet.types import Outputs
 
 Upsampling = Literal["transpose", "bilinear"]
+UPSAMPLINGS: tuple[Upsampling, ...] = get_args(Upsampling)
 LEVELS = 4
 MIN_SIDE = 2**LEVELS
 
@@ -62,31 +63,30 @@ class UNet(DuetNetwork):
     """A five-level U-Net with a class head on the deepest map and a dense head on the finest.
 
     Args:
-            in_channels: channels of the image.
-            num_classes: classes K of the class head; 0 for no class head.
-            dense_channels: channels D of the dense head; 0 for none, and then no decoder is built.
-            block: builds the unit of each level below the stem, see `medduet.models.blocks`.
-            width: channels of the stem; each level below has twice those above. The papers use 64.
-            upsampling: ``"transpose"`` (2x2 transposed convolution) or ``"bilinear"``.
-            mean: subtracted from the image in [0, 1], the same in every channel.
-            std: what the difference is divided by.
+        in_channels: channels of the image.
+        num_classes: classes K of the class head; 0 for no class head.
+        dense_channels: channels D of the dense head; 0 for none, and then no decoder is built.
+        block: builds the unit of each level below the stem, see `medduet.models.blocks`.
+        width: channels of the stem; each level below has twice those above. The papers use 64.
+        upsampling: ``"transpose"`` (2x2 transposed convolution) or ``"bilinear"``.
+        mean: subtracted from the image in [0, 1], the same in every channel.
+        std: what the difference is divided by.
 
-        Shapes:
-            Takes ``(N, C, H, W)``, uint8 or float in [0, 1], H and W at least 16. Gives
-            ``Outputs(class_logits (N, K) or None, dense (N, D, H, W) or None)``.
+    Shapes:
+        Takes ``(N, C, H, W)``, uint8 or float in [0, 1], H and W at least 16. Gives
+        ``Outputs(class_logits (N, K) or None, dense (N, D, H, W) or None)``.
 
     Raises:
-            ModelError: both heads are off, or a size is not positive; on the forward pass, an image
-                smaller than 16 pixels or with another number of channels.
+        ModelError: both heads are off, a size is not positive, or the upsampling is unknown; on
+            the forward pass, an image smaller than 16 pixels or with another number of channels.
 
     Example:
-            >>> import torch
-            >>> from medduet.models.base import DuetNetwork
-    from medduet.models.blocks import osa_unit
-            >>> network = UNet(1, num_classes=2, dense_channels=1, block=osa_unit, width=4)
-            >>> outputs = network(torch.zeros(2, 1, 33, 16, dtype=torch.uint8))
-            >>> outputs.class_logits.shape, outputs.dense.shape
-            (torch.Size([2, 2]), torch.Size([2, 1, 33, 16]))
+        >>> import torch
+        >>> from medduet.models.blocks import osa_unit
+        >>> network = UNet(1, num_classes=2, dense_channels=1, block=osa_unit, width=4)
+        >>> outputs = network(torch.zeros(2, 1, 33, 16, dtype=torch.uint8))
+        >>> outputs.class_logits.shape, outputs.dense.shape
+        (torch.Size([2, 2]), torch.Size([2, 1, 33, 16]))
     """
 
     def __init__(
@@ -103,6 +103,8 @@ class UNet(DuetNetwork):
     ) -> None:
         super().__init__()
         _check_sizes(in_channels, num_classes, dense_channels, width)
+        if upsampling not in UPSAMPLINGS:
+            raise ModelError(f"unknown upsampling '{upsampling}': {closest(upsampling, UPSAMPLINGS)}")
         channels = [width * 2**level for level in range(LEVELS + 1)]
         self.normalize = Normalize(in_channels, mean, std)
         self.stem = double_conv(in_channels, width)

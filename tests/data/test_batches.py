@@ -1,0 +1,85 @@
+"""Every image is trained on once per epoch and judged once, on any number of processes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medduet.data.batches import evaluation_batches, train_batches
+
+
+@given(
+    count=st.integers(2, 70),
+    batch_size=st.integers(2, 20),
+    world_size=st.integers(1, 4),
+    seed=st.integers(0, 5),
+    epoch=st.integers(1, 5),
+)
+def test_each_training_image_comes_once(
+    count: int, batch_size: int, world_size: int, seed: int, epoch: int
+) -> None:
+    alone = train_batches(count, batch_size, seed=seed, epoch=epoch)
+    shares = [
+        train_batches(count, batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    assert len({len(share) for share in shares}) == 1, "a process would wait for ever"
+    last = count % batch_size or batch_size
+    expected = -(-count // batch_size) - (last < 2 * world_size)
+    assert len(shares[0]) == expected
+    seen = np.concatenate([index for share in shares for index in share] or [np.array([])])
+    assert len(set(seen.tolist())) == len(seen)
+    assert len(seen) == count - (last if last < 2 * world_size else 0)
+    for step, parts in enumerate(zip(*shares, strict=True)):
+        # The processes share the batch that one process alone would have had.
+        assert sorted(np.concatenate(parts)) == alone[step].tolist()
+        sizes = [len(part) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_order_follows_seed_and_epoch_only() -> None:
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        return [index.tolist() for index in train_batches(32, 8, seed=seed, epoch=epoch)]
+
+    np.random.seed(0)  # noqa: NPY002  (it must not matter)
+    first = order(1, 1)
+    np.random.seed(1)  # noqa: NPY002
+    assert order(1, 1) == first
+    assert order(1, 2) != first
+    assert order(2, 1) != first
+    assert order(2, 1) != order(1, 2)
+
+
+def test_too_small_a_last_batch_is_left_out() -> None:
+    def sizes(count: int, size: int, world_size: int) -> list[int]:
+        batches = train_batches(count, size, seed=0, epoch=1, world_size=world_size)
+        return [len(index) for index in batches]
+
+    assert sizes(9, 8, 1) == [8]
+    assert sizes(10, 8, 1) == [8, 2]
+    assert sizes(11, 8, 2) == [4]
+    assert sizes(12, 8, 2) == [4, 2]
+    assert sizes(1, 8, 1) == []
+    left_out = [
+        set(range(9)) - set(np.concatenate(train_batches(9, 4, seed=0, epoch=epoch)).tolist())
+        for epoch in range(1, 20)
+    ]
+    assert all(len(images) == 1 for images in left_out)
+    assert len(set.union(*left_out)) > 4, "the same images are left out each time"
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 17, 64])
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_each_image_is_judged_once(count: int, batch_size: int, world_size: int) -> None:
+    shares = [
+        evaluation_batches(count, batch_size, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    seen = [int(i) for share in shares for index in share for i in index]
+    assert sorted(seen) == list(range(count))
+    most = max(1, batch_size // world_size)
+    assert all(0 < len(index) <= most for share in shares for index in share)
+    assert all(index.dtype == np.int64 for share in shares for index in share)

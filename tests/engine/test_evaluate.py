@@ -1,0 +1,289 @@
+"""Judging: the order of the split, the score of the selection, and any number of processes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+import medduet
+from medduet import DenseLayout, ObjectiveConfig, Outputs, RunConfig
+from medduet.cli import main
+from medduet.data import ImageSet, open_images
+from medduet.engine.evaluate import (
+    Predictions,
+    predict_split,
+    quick_metrics,
+    selection_score,
+    summarize,
+)
+from medduet.engine.fit import Trainer
+from medduet.engine.folder import RunFolder
+from medduet.files import read_json
+from medduet.models import DuetNetwork, Normalize
+from medduet.objectives import Objective
+
+MakeConfig = Callable[..., RunConfig]
+
+
+class Plain(DuetNetwork):
+    """A network without batch normalisation, whose step is the same on any number of processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = Normalize(1)
+        self.features = nn.Conv2d(1, 6, 3, padding=1)
+        self.class_head = nn.Linear(6, 4)
+        self.dense_head = nn.Conv2d(6, 2, 1)
+
+    def forward(self, image: Tensor) -> Outputs:
+        """Return both heads."""
+        features = self.features(self.normalize(image)).relu()
+        return Outputs(self.class_head(features.mean(dim=(2, 3))), self.dense_head(features))
+
+
+def uneven_images() -> ImageSet:
+    """Phantoms of which most labels and masks of one process are unknown, 17 in train."""
+    images = open_images("phantom", size=16, count=25)
+    train = images.train
+    train.labels[2:9] = -1
+    known = np.arange(len(train)) % 3 > 0
+    object.__setattr__(train, "has_mask", known)
+    return images
+
+
+def fit_plain(config: RunConfig, fabric: Fabric) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    network, layout = Plain(), DenseLayout(2, 1)
+    objective = Objective(config.objective, layout, torch.tensor([1.0, 4.0, 0.5, 2.0]))
+    Trainer(fabric, network, objective, uneven_images(), config, RunFolder(config.out)).fit()
+    return network.state_dict()
+
+
+def test_predictions_come_in_the_order_of_the_split() -> None:
+    images, network = open_images("phantom", size=16, count=40), Plain().train()
+    layout, fabric = DenseLayout(2, 1), Fabric(accelerator="cpu", devices=1)
+    whole = images.test.batch(np.arange(8))
+    expected = network(whole.image)
+    batches: list[int] = []
+    for size in (1, 3, 64):
+        found = predict_split(
+            fabric,
+            network,
+            images.test,
+            layout,
+            multi_label=False,
+            batch_size=size,
+            objective=Objective(ObjectiveConfig(tasks=("classify", "segment")), layout),
+            on_batch=batches.append,
+        )
+        assert network.training, "the mode was not given back"
+        probability = expected.class_logits.softmax(dim=1).detach()
+        np.testing.assert_allclose(found.values["probability"], probability, atol=1e-6)
+        assert found.label.tolist() == images.test.labels.tolist()
+        pixels = (expected.dense[:, :1] > 0).sum(dim=(1, 2, 3))
+        assert found.values["predicted_pixels"][:, 0].tolist() == pixels.tolist()
+        truth = (images.test.masks > 0).sum(axis=(1, 2))
+        assert found.values["truth_pixels"][:, 0].tolist() == truth.tolist()
+        loss = nn.functional.cross_entropy(expected.class_logits, whole.label, reduction="none")
+        np.testing.assert_allclose(found.values["loss_classify"], loss.detach(), atol=1e-5)
+        error = (expected.dense[:, 1:] - (whole.image / 127.5 - 1)).square().mean(dim=(1, 2, 3))
+        np.testing.assert_allclose(found.values["mse"], error.detach(), rtol=1e-5)
+    assert batches == [1] * 8 + [3, 3, 2] + [8]
+
+
+def test_quick_metrics_leave_out_what_is_not_known() -> None:
+    predictions = Predictions(
+        label=np.array([0, 1, -1]),
+        has_mask=np.array([True, False, True]),
+        values={
+            "probability": np.array([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5]]),
+            "dice": np.array([[0.5], [0.0], [1.0]]),
+            "loss_classify": np.array([1.0, 3.0, 100.0]),
+            "weight_classify": np.array([1.0, 3.0, 0.0]),
+            "loss_segment": np.ones(3),
+            "weight_segment": np.zeros(3),
+        },
+    )
+    metrics = quick_metrics(predictions, multi_label=False)
+    assert metrics["accuracy"] == 0.5
+    assert metrics["dice"] == 0.75
+    assert metrics["classify"] == pytest.approx(2.5)
+    assert np.isnan(metrics["segment"])
+    unknown = predictions.__class__(np.full(3, -1), np.zeros(3, bool), predictions.values)
+    assert not {"accuracy", "auc", "dice"} & set(quick_metrics(unknown, multi_label=False))
+
+
+def test_selection_score() -> None:
+    nan = float("nan")
+    metrics = {"auc": 0.8, "dice": 0.4, "mse": 0.1, "accuracy": 0.5, "balanced_accuracy": 0.3}
+    assert selection_score(metrics, "auto") == pytest.approx(0.6)
+    assert selection_score(metrics | {"auc": nan}, "auto") == 0.4
+    assert selection_score({"auc": 0.8, "mse": 0.1}, "auto") == 0.8
+    assert selection_score({"mse": 0.1}, "auto") == -0.1
+    assert selection_score({"auc": nan, "accuracy": 0.7}, "auto") == 0.7
+    for name in ("auc", "dice", "accuracy", "balanced_accuracy"):
+        assert selection_score(metrics, name) == metrics[name]
+    assert selection_score(metrics, "mse") == -0.1
+
+
+def test_summary_names_both_kinds_of_classes() -> None:
+    images = open_images("phantom", size=16, count=40)
+    predictions = predict_split(
+        Fabric(accelerator="cpu", devices=1),
+        Plain(),
+        images.val,
+        DenseLayout(2, 1),
+        multi_label=False,
+        batch_size=8,
+    )
+    summary = summarize(predictions, images, medduet.EvaluateConfig(bootstrap=100))
+    assert list(summary["per_class"]) == list(images.class_names)
+    assert list(summary["per_mask"]) == ["lesion"]
+    assert summary["n"] == 4
+    json.dumps(summary, allow_nan=False)
+
+
+# Several processes ------------------------------------------------------------------------------
+
+
+def torchrun(processes: int, *words: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node", str(processes), *words],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "Traceback" not in done.stderr
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    """Numbers may differ in the last digits, since other batches go through the network."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_close(found[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for left, right in zip(found, expected, strict=True):
+            assert_close(left, right)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=1e-5, rel=1e-5)
+    else:
+        assert found == expected
+
+
+def read_predictions(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two processes; 7 images in train, 1 in val and 2 in test."""
+    folder = tmp_path_factory.mktemp("two")
+    config = make_config(folder, data={"count": 10}, train={"augment": "flip"})
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(config.model_dump_json())
+    torchrun(2, "-m", "medduet", "train", str(recipe), "--out", str(folder / "run"))
+    return folder / "run"
+
+
+def test_two_processes_train_to_the_end(trained_by_two: Path) -> None:
+    assert read_json(trained_by_two / "environment.json")["machine"]["processes"] == 2
+    assert len((trained_by_two / "epochs.jsonl").read_text().splitlines()) == 2
+    assert not (trained_by_two / "checkpoints").exists()
+    for split, count in (("val", 1), ("test", 2)):
+        rows = read_predictions(trained_by_two / "predictions" / f"{split}.csv")
+        assert [int(row["index"]) for row in rows] == list(range(count))
+        truth = open_images("phantom", size=16, count=10).split(split).labels
+        assert [int(row["label"]) for row in rows] == truth.tolist()
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_two_processes_judge_as_one(trained_by_two: Path, split: str, tmp_path: Path) -> None:
+    words = ["evaluate", str(trained_by_two), "--split", split, "--out", str(tmp_path)]
+    assert main(words) == 0
+    found = read_json(trained_by_two / "metrics.json")[split]
+    assert_close(found, read_json(tmp_path / "metrics.json")[split])
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_evaluate_gives_the_same_on_any_number_of_processes(
+    trained_by_two: Path, processes: int, tmp_path: Path
+) -> None:
+    # Three: val has fewer images (1) than there are processes. Two: train has an odd count (7).
+    split = {2: "train", 3: "val"}[processes]
+    words = ["evaluate", str(trained_by_two), "--split", split, "--out"]
+    assert main([*words, str(tmp_path / "one")]) == 0
+    torchrun(processes, "-m", "medduet", *words, str(tmp_path / "many"))
+    expected, found = (read_json(tmp_path / n / "metrics.json") for n in ("one", "many"))
+    assert found[split]["n"] == {"train": 7, "val": 1}[split]
+    assert_close(found, expected)
+    rows = [read_predictions(tmp_path / n / "predictions" / f"{split}.csv") for n in ("one", "many")]
+    assert [row["index"] for row in rows[0]] == [row["index"] for row in rows[1]]
+    for left, right in zip(*rows, strict=True):
+        for name, value in left.items():
+            same = value == right[name] or float(right[name]) == pytest.approx(float(value), 1e-4)
+            assert same, name
+
+
+SCRIPT = """
+import importlib.util, json, sys
+import torch
+from pathlib import Path
+from safetensors.torch import save_file
+from medduet.config import TrainConfig, parse_config
+from medduet.engine.fabric import launch_fabric
+file, config, out = sys.argv[1:]
+spec = importlib.util.spec_from_file_location("test_evaluate", file)
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+config = parse_config(json.loads(Path(config).read_text()), "test")
+fabric = launch_fabric(config.train)
+weights = tests.fit_plain(config, fabric)
+if fabric.is_global_zero:
+    save_file(weights, out)
+"""
+
+
+def test_two_processes_learn_what_one_learns(make_config: MakeConfig, tmp_path: Path) -> None:
+    # Without batch normalisation the gradient of a step must be that of the whole batch, though
+    # the processes know different numbers of labels and masks.
+    from safetensors.torch import load_file
+
+    from medduet.engine.fabric import launch_fabric
+
+    train = {"epochs": 2, "learning_rate": 0.01, "clip": 0.5}
+    config = make_config(tmp_path / "one", train=train)
+    with torch.random.fork_rng(devices=[]):
+        expected = fit_plain(config, launch_fabric(config.train))
+    other = tmp_path / "config.json"
+    other.write_text(make_config(tmp_path / "two", train=train).model_dump_json())
+    (tmp_path / "script.py").write_text(SCRIPT)
+    torchrun(2, str(tmp_path / "script.py"), __file__, str(other), str(tmp_path / "weights"))
+    found = load_file(tmp_path / "weights")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
+    rows = [
+        [json.loads(line) for line in (tmp_path / n / "epochs.jsonl").read_text().splitlines()]
+        for n in ("one", "two")
+    ]
+    for left, right in zip(*rows, strict=True):
+        for part in ("train", "val"):
+            assert_close(right[part], left[part])

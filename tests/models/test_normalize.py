@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medduet import ModelError, create_model
+from medduet.models import Normalize
+
+
+def test_it_scales_and_normalises() -> None:
+    image = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 1, 1, 3).repeat(1, 3, 1, 1)
+    expected = torch.tensor([(value / 255 - 0.25) / 0.5 for value in (0, 51, 255)])
+    found = Normalize(3, mean=0.25, std=0.5)(image)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected.expand(1, 3, 1, 3))
+
+
+def test_bytes_and_floats_give_the_same() -> None:
+    image = torch.randint(0, 256, (2, 3, 16, 18), dtype=torch.uint8)
+    network = create_model("vovunet_var", in_channels=3, num_classes=2, dense_channels=1, width=2)
+    network.eval()
+    with torch.inference_mode():
+        as_bytes, as_floats = network(image), network(image.float() / 255)
+    assert torch.equal(as_bytes.class_logits, as_floats.class_logits)
+    assert torch.equal(as_bytes.dense, as_floats.dense)
+
+
+def test_the_constants_travel_with_the_weights() -> None:
+    network = create_model("unet_var", in_channels=3, num_classes=2, width=2)
+    state = network.state_dict()
+    assert state["normalize.mean"].flatten().tolist() == [0.5] * 3
+    assert state["normalize.std"].flatten().tolist() == [0.5] * 3
+    assert not {"normalize.mean", "normalize.std"} & {name for name, _ in network.named_parameters()}
+    image = torch.rand(2, 3, 16, 16)
+    before = network.eval()(image).class_logits
+    state["normalize.mean"] = state["normalize.mean"] + 0.3
+    network.load_state_dict(state)
+    assert not torch.allclose(network(image).class_logits, before)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (1, 16, 16), (16, 16), (1, 1, 1, 16, 16)])
+def test_images_of_another_shape(shape: tuple[int, ...]) -> None:
+    network = create_model("unet_var", in_channels=1, num_classes=2, width=2)
+    with pytest.raises(ModelError, match=r"\(N, 1, H, W\)") as caught:
+        network(torch.zeros(shape))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,96 @@
+"""The networks are those of the paper, to the last parameter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medduet import MODELS, ModelError, create_model
+from medduet.models.cost import model_cost
+
+# (network, (channels, dense channels, classes), trainable parameters); numbers of SEED.md
+PARAMETERS = [
+    ("vovunet_var", (3, 3, 8), 35_931_723),
+    ("vovunet_var", (3, 0, 8), 22_344_648),
+    ("vovunet_var", (1, 1, 11), 35_933_516),
+    ("vovunet_var", (1, 1, 2), 35_924_291),
+    ("unet_var", (3, 3, 8), 31_045_963),
+    ("unet_var", (3, 0, 8), 18_855_368),
+    ("unet_var", (1, 1, 11), 31_047_756),
+    ("unet_var", (1, 1, 2), 31_038_531),
+]
+# (network, dense channels, 10^9 multiply-accumulates at 3 x 224 x 224)
+GMACS = [("vovunet_var", 3, 42.23), ("vovunet_var", 0, 15.09), ("unet_var", 3, 36.89)]
+
+
+@pytest.mark.parametrize(("name", "sizes", "expected"), PARAMETERS)
+def test_parameters_are_the_papers(name: str, sizes: tuple[int, int, int], expected: int) -> None:
+    channels, dense, classes = sizes
+    with torch.device("meta"):
+        network = create_model(
+            name, in_channels=channels, num_classes=classes, dense_channels=dense
+        )
+    assert sum(p.numel() for p in network.parameters() if p.requires_grad) == expected
+
+
+@pytest.mark.parametrize(("name", "dense", "expected"), GMACS)
+def test_cost_is_the_papers(name: str, dense: int, expected: float) -> None:
+    # The convolutions of unet_var need 36.885; counters that add the biases say 36.89.
+    assert model_cost(name, 3, 8, dense, size=224).gmacs == pytest.approx(expected, abs=0.0055)
+
+
+@pytest.mark.parametrize("width", [3, 64])
+@pytest.mark.parametrize("size", [224, 67])
+def test_cost_equals_a_count_by_hand(width: int, size: int) -> None:
+    sides = [size // 2**level for level in range(5)]
+    maps = [width * 2**level for level in range(5)]
+
+    def osa(inside: int, outside: int, side: int) -> int:
+        kernels = 9 * inside * outside + 9 * outside * outside
+        return side**2 * (kernels + (inside + 2 * outside) * outside)
+
+    count = sides[0] ** 2 * 9 * (3 * width + width * width)
+    for level in range(1, 5):
+        count += osa(maps[level - 1], maps[level], sides[level])
+    count += maps[4] * 8
+    decoder = sides[0] ** 2 * width * 3
+    for level in range(4):
+        # Each pixel below gives four pixels above, before the padding of odd sides.
+        decoder += (2 * sides[level + 1]) ** 2 * maps[level + 1] * maps[level]
+        decoder += osa(maps[level + 1], maps[level], sides[level])
+    whole = model_cost("vovunet_var", 3, 8, 3, size, width=width)
+    assert whole.gmacs * 1e9 == pytest.approx(count + decoder, rel=1e-12)
+    alone = model_cost("vovunet_var", 3, 8, 0, size, width=width)
+    assert alone.gmacs * 1e9 == pytest.approx(count, rel=1e-12)
+
+
+def test_unknown_names_list_the_closest() -> None:
+    with pytest.raises(ModelError, match=r"vovunet_vra.*did you mean vovunet_var") as caught:
+        create_model("vovunet_vra", in_channels=1, num_classes=2)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match=f"known: {', '.join(sorted(MODELS))}"):
+        create_model("zzz", in_channels=1, num_classes=2)
+
+
+@pytest.mark.parametrize("options", [{"widht": 4}, {"upsampling": "cubic"}, {"width": "4"}])
+def test_options_that_cannot_be_used(options: dict[str, object]) -> None:
+    with pytest.raises(ModelError) as caught:
+        create_model("unet_var", in_channels=1, num_classes=2, dense_channels=1, **options)
+    assert "\n" not in str(caught.value)
+    assert next(iter(options)) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"in_channels": 0, "num_classes": 2},
+        {"in_channels": 1, "num_classes": -1},
+        {"in_channels": 1, "num_classes": 2, "dense_channels": -1},
+        {"in_channels": 1, "num_classes": 2, "width": 0},
+        {"in_channels": 1, "num_classes": 0, "dense_channels": 0},
+    ],
+)
+def test_sizes_that_cannot_be_built(sizes: dict[str, int]) -> None:
+    with pytest.raises(ModelError, match="num_classes") as caught:
+        create_model("vovunet_var", **sizes)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,246 @@
+"""The forward pass equals a plain one, written out by hand, that reads the same weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medduet import ModelError, Outputs, create_model, open_images
+from medduet.models import DuetNetwork, UNet
+from medduet.models.blocks import double_conv
+from medduet.models.unet import Up
+
+NAMES = ["vovunet_var", "unet_var"]
+SIZES = [(16, 16), (17, 17), (28, 28), (33, 33), (64, 64), (17, 40), (47, 22)]
+
+
+class ByHand:
+    """VovUnet_Var and UNet_VAR as SEED.md describes them, out of a dict of weights."""
+
+    def __init__(self, network: DuetNetwork, training: bool) -> None:
+        self.weights = {name: value.clone() for name, value in network.state_dict().items()}
+        self.training = training
+
+    def conv(self, x: Tensor, name: str, padding: int = 0) -> Tensor:
+        bias = self.weights.get(f"{name}.bias")
+        return F.conv2d(x, self.weights[f"{name}.weight"], bias, padding=padding)
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        w = self.weights
+        mean, variance = w[f"{name}.running_mean"], w[f"{name}.running_var"]
+        if self.training:
+            mean, variance = x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), correction=0)
+        scale = w[f"{name}.weight"] / (variance + 1e-5).sqrt()
+        shift = w[f"{name}.bias"] - mean * scale
+        return x * scale[:, None, None] + shift[:, None, None]
+
+    def double_conv(self, x: Tensor, name: str) -> Tensor:
+        for conv, norm in ((0, 1), (3, 4)):
+            x = self.norm(self.conv(x, f"{name}.{conv}", padding=1), f"{name}.{norm}").relu()
+        return x
+
+    def osa_unit(self, x: Tensor, name: str) -> Tensor:
+        maps = [x]
+        for i in range(2):
+            part = f"{name}.0.conv_mid.{i}"
+            convolved = self.conv(maps[-1], f"{part}.conv", padding=1)
+            maps.append(self.norm(convolved, f"{part}.bn").relu())
+        part = f"{name}.0.conv_concat"
+        fused = self.norm(self.conv(torch.cat(maps, dim=1), f"{part}.conv"), f"{part}.bn").relu()
+        y = self.norm(fused, f"{name}.1")
+        return 0.5 * y * (1 + torch.erf(y / 2**0.5))
+
+    def __call__(self, image: Tensor, name: str) -> Outputs:
+        block = {"vovunet_var": self.osa_unit, "unet_var": self.double_conv}[name]
+        maps = [self.double_conv((image / 255 - 0.5) / 0.5, "stem")]
+        for i in range(4):
+            maps.append(block(F.max_pool2d(maps[-1], 2), f"down.{i}.1"))
+        pooled = maps[-1].flatten(2).mean(dim=2)
+        logits = pooled @ self.weights["class_head.weight"].T + self.weights["class_head.bias"]
+        x = maps[-1]
+        for i, skip in enumerate(reversed(maps[:-1])):
+            kernel = self.weights[f"up.{i}.upsample.weight"]
+            raised = F.conv_transpose2d(x, kernel, self.weights[f"up.{i}.upsample.bias"], stride=2)
+            padded = torch.zeros_like(skip)
+            padded[..., : raised.shape[-2], : raised.shape[-1]] = raised
+            x = block(torch.cat([skip, padded], dim=1), f"up.{i}.block")
+        return Outputs(logits, self.conv(x, "dense_head"))
+
+
+def shaken(network: DuetNetwork) -> DuetNetwork:
+    """Move every weight and running mean from its start, where a mistake could hide."""
+    generator = torch.Generator().manual_seed(0)
+    network.double()
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not name.startswith("normalize"):
+            change = torch.rand(value.shape, generator=generator, dtype=value.dtype)
+            value.add_(change * (0.5 if value.ndim < 2 else 0.02))
+    return network
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_forward_equals_the_one_by_hand(
+    name: str, size: tuple[int, int], training: bool
+) -> None:
+    network = shaken(
+        create_model(name, in_channels=3, num_classes=4, dense_channels=2, width=3)
+    ).train(training)
+    image = torch.randint(0, 256, (3, 3, *size), dtype=torch.uint8)
+    expected = ByHand(network, training)(image.double(), name)
+    with torch.no_grad():
+        found = network(image)
+    assert found.class_logits.shape == (3, 4)
+    assert found.dense.shape == (3, 2, *size)
+    torch.testing.assert_close(found.class_logits, expected.class_logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.dense, expected.dense, rtol=1e-9, atol=1e-9)
+
+
+def test_up_puts_the_skip_first_and_pads_at_the_right_and_bottom() -> None:
+    up = Up(4, 4, lambda inside, outside: nn.Identity(), "transpose")
+    nn.init.zeros_(up.upsample.weight)
+    nn.init.constant_(up.upsample.bias, 7.0)
+    joined = up(torch.ones(1, 4, 2, 3), torch.full((1, 2, 5, 7), 3.0))
+    assert joined.shape == (1, 4, 5, 7)
+    assert (joined[:, :2] == 3).all()
+    assert (joined[:, 2:, :4, :6] == 7).all()
+    assert (joined[:, 2:, 4] == 0).all()
+    assert (joined[:, 2:, :, 6] == 0).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_dense_off_builds_and_runs_no_decoder(name: str) -> None:
+    both = create_model(name, in_channels=1, num_classes=2, dense_channels=1, width=2)
+    alone = create_model(name, in_channels=1, num_classes=2, width=2)
+    kept = {key for key in both.state_dict() if not key.startswith(("up.", "dense_head."))}
+    assert set(alone.state_dict()) == kept
+    assert set(both.state_dict()) - kept
+    sides = []
+    for module in alone.modules():
+        module.register_forward_hook(lambda _, __, out: sides.append(getattr(out, "shape", ())))
+    outputs = alone(torch.zeros(2, 1, 32, 32))
+    assert outputs.dense is None
+    assert outputs.class_logits.shape == (2, 2)
+    widths = [shape[-1] for shape in sides if len(shape) == 4]
+    assert widths[-1] == 2
+    assert widths == sorted(widths, reverse=True), "something was enlarged"
+    alone.load_state_dict({key: value for key, value in both.state_dict().items() if key in kept})
+    image = torch.rand(2, 1, 32, 32)
+    assert torch.equal(alone.eval()(image).class_logits, both.eval()(image).class_logits)
+
+
+def test_class_head_off() -> None:
+    network = create_model("vovunet_var", in_channels=1, num_classes=0, dense_channels=3, width=2)
+    outputs = network(torch.zeros(2, 1, 20, 16))
+    assert outputs.class_logits is None
+    assert outputs.dense.shape == (2, 3, 20, 16)
+    assert not [key for key in network.state_dict() if key.startswith("class_head")]
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_width_sets_every_level(width: int) -> None:
+    network = create_model("unet_var", in_channels=1, num_classes=2, dense_channels=1, width=width)
+    assert isinstance(network, UNet)
+    levels = [down[1][0].weight.shape[:2] for down in network.down]
+    assert levels == [(width * 2**i, width * 2 ** (i - 1)) for i in range(1, 5)]
+    assert network.class_head.in_features == 16 * width
+    assert network.dense_head.in_channels == width
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_bilinear_upsampling(name: str, size: tuple[int, int]) -> None:
+    network = create_model(
+        name, in_channels=1, num_classes=3, dense_channels=2, width=2, upsampling="bilinear"
+    )
+    outputs = network(torch.rand(2, 1, *size))
+    assert outputs.class_logits.shape == (2, 3)
+    assert outputs.dense.shape == (2, 2, *size)
+    assert not [m for m in network.modules() if isinstance(m, nn.ConvTranspose2d)]
+    assert len([m for m in network.modules() if isinstance(m, nn.Upsample)]) == 4
+
+
+def test_bilinear_up_enlarges_before_it_mixes_channels() -> None:
+    up = Up(2, 2, lambda inside, outside: nn.Identity(), "bilinear")
+    deep = torch.arange(8.0).reshape(1, 2, 2, 2)
+    kernel, bias = up.upsample[1].weight, up.upsample[1].bias
+    enlarged = F.interpolate(deep, size=(4, 4), mode="bilinear", align_corners=False)
+    expected = (enlarged * kernel).sum(dim=1) + bias
+    torch.testing.assert_close(up(deep, torch.zeros(1, 1, 4, 4))[:, 1], expected)
+
+
+@pytest.mark.parametrize("size", [(15, 16), (16, 15), (15, 224), (1, 1)], ids=str)
+def test_images_that_are_too_small(size: tuple[int, int]) -> None:
+    network = create_model("vovunet_var", in_channels=1, num_classes=2, width=2)
+    with pytest.raises(ModelError, match=r"at least 16 x 16.*--size 16") as caught:
+        network(torch.zeros(2, 1, *size))
+    assert f"{size[0]} x {size[1]}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("upsampling", ["transpose", "bilinear"])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_every_parameter(name: str, upsampling: str) -> None:
+    torch.manual_seed(0)
+    network = create_model(
+        name, in_channels=1, num_classes=3, dense_channels=2, width=4, upsampling=upsampling
+    )
+    outputs = network(torch.rand(6, 1, 48, 48))
+    (outputs.class_logits.square().sum() + outputs.dense.square().sum()).backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().sum() > 0, key
+
+
+def test_weights_follow_the_seed() -> None:
+    states = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        network = create_model("vovunet_var", in_channels=1, num_classes=2, width=2)
+        states.append(network.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert not torch.equal(states[0]["stem.0.weight"], states[2]["stem.0.weight"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_heads_can_learn_eight_images_by_heart(name: str) -> None:
+    batch = open_images("phantom", size=24, count=12).train.batch(torch.arange(8).numpy())
+    torch.manual_seed(0)
+    network = create_model(name, in_channels=1, num_classes=4, dense_channels=1, width=6)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    target = batch.mask[:, None].float()
+    for _ in range(80):
+        outputs = network(batch.image)
+        loss = F.cross_entropy(outputs.class_logits, batch.label)
+        loss = loss + F.binary_cross_entropy_with_logits(outputs.dense, target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    predicted = outputs.dense > 0
+    overlap = 2 * (predicted & (target > 0)).sum() / (predicted.sum() + target.sum())
+    assert (outputs.class_logits.argmax(dim=1) == batch.label).all()
+    assert overlap > 0.95
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_export_gives_the_same(name: str) -> None:
+    network = create_model(name, in_channels=1, num_classes=3, dense_channels=1, width=2).eval()
+    image = torch.rand(2, 1, 33, 28)
+    exported = torch.export.export(
+        network, (image,), dynamic_shapes={"image": {0: torch.export.Dim("n", min=1, max=64)}}
+    )
+    image = torch.rand(5, 1, 33, 28)
+    found, expected = exported.module()(image), network(image)
+    torch.testing.assert_close(found[0], expected.class_logits)
+    torch.testing.assert_close(found[1], expected.dense)
+
+
+def test_the_u_net_takes_any_block() -> None:
+    network = UNet(1, 2, 1, block=double_conv, width=2)
+    same = create_model("unet_var", in_channels=1, num_classes=2, dense_channels=1, width=2)
+    assert {k: v.shape for k, v in network.state_dict().items()} == {
+        k: v.shape for k, v in same.state_dict().items()
+    }
