@@ -225,17 +225,14 @@ def _evaluate(words: list[str]) -> int:
     given = _parse(arguments, words, "medduet evaluate")
     with _quiet_libraries():
         from medduet.config import DataConfig
-        from medduet.console import ConsoleReporter, draw_progress, show_evaluation
+        from medduet.console import draw_progress, show_evaluation
         from medduet.run import evaluate
 
         source = {name: given.pop(name) for name in ("size", "cache", "mirror")}
         name = given.pop("data")
         data = None if name is None else DataConfig(name=name, **source)
         lead = int(os.environ.get("RANK", "0")) == 0
-        with ConsoleReporter(enabled=lead) as reporter:
-            metrics = evaluate(
-                **given, data=data, reporter=reporter, progress=draw_progress if lead else None
-            )
+        metrics = evaluate(**given, data=data, progress=draw_progress if lead else None)
         if lead:
             show_evaluation(metrics, given["split"])
     return 0

@@ -63,30 +63,30 @@ class ConsoleReporter(Reporter):
             disable=not enabled,
         )
         self._task: TaskID | None = None
-        self._epochs = self._steps = self._images = 0
+        self._epoch = self._epochs = self._images = 0
         self._started = self._read = 0.0
-        self._epoch_rows = 0
 
     def __enter__(self) -> ConsoleReporter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._epochs:
+        if self._task is not None:
             self.progress.stop()
 
-    def begin(self, epochs: int, steps: int) -> None:
-        """Remember how much there is to do."""
-        self._epochs, self._steps = epochs, steps
-        self.progress.start()
-
-    def step(self, epoch: int, images: int, losses: Callable[[], dict[str, float]]) -> None:
-        """Advance the bar; read the losses twice a second at most."""
-        now = time.perf_counter()
+    def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
+        """Make room for the steps of the epochs that are left."""
         if self._task is None:
-            total = (self._epochs - epoch + 1) * self._steps
+            self.progress.start()
+            total = (epochs - epoch + 1) * steps
             self._task = self.progress.add_task("training", total=total, note="")
-            self._started = now
-            self._images = -images  # the first step is not timed whole
+        self._epoch, self._epochs = epoch, epochs
+        self._images, self._started = 0, time.perf_counter()
+
+    def step(self, images: int, losses: Callable[[], dict[str, float]]) -> None:
+        """Advance the bar; read the losses twice a second at most."""
+        if self._task is None:
+            return
+        now = time.perf_counter()
         self._images += images
         self.progress.advance(self._task)
         if now - self._read > REFRESH:
@@ -95,21 +95,19 @@ class ConsoleReporter(Reporter):
             terms = "  ".join(f"{task} {loss:.3f}" for task, loss in losses().items())
             self.progress.update(
                 self._task,
-                description=f"epoch {epoch}/{self._epochs}",
+                description=f"epoch {self._epoch}/{self._epochs}",
                 note=f"{rate:,.0f} images/s  {terms}",
             )
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def end_epoch(self, row: Mapping[str, Any]) -> None:
         """Print the line of the epoch."""
         parts = [f"loss {row['train']['loss']:.3f}"]
         for split in ("val", "test"):
-            numbers = [
-                f"{name} {row[split][key]:.3f}"
-                for key, name in (("accuracy", "acc"), ("auc", "AUC"), ("dice", "Dice"))
-                if key in row.get(split, {})
-            ]
-            if not numbers and "mse" in row.get(split, {}):
-                numbers = [f"MSE {row[split]['mse']:.4f}"]
+            known = row.get(split, {})
+            shown = {"accuracy": "acc", "auc": "AUC", "dice": "Dice"}
+            numbers = [f"{name} {known[key]:.3f}" for key, name in shown.items() if key in known]
+            if not numbers and "mse" in known:
+                numbers = [f"MSE {known['mse']:.4f}"]
             if numbers:
                 parts.append(f"{split} {'  '.join(numbers)}")
         self.console.print(

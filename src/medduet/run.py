@@ -16,21 +16,20 @@ from medduet.config import DataConfig, RunConfig
 from medduet.data import ProgressFactory, open_images
 from medduet.data.imageset import ImageSet
 from medduet.deploy.bundle import load_bundle, save_bundle
-from medduet.engine.checkpoint import load_state
-from medduet.engine.evaluate import Predictions, predict_split, summarize
+from medduet.engine.evaluate import predict_split, summarize
+from medduet.engine.experiment import Experiment
 from medduet.engine.fabric import launch_fabric
-from medduet.engine.fit import Best, Trainer
+from medduet.engine.fit import fit
 from medduet.engine.folder import RunFolder, describe_data
+from medduet.engine.judge import JUDGED, judge, validation_selected
 from medduet.engine.reporter import Reporter
 from medduet.engine.samples import write_samples
 from medduet.errors import ConfigError
-from medduet.files import read_json, write_json, write_text
-from medduet.models import MIN_SIDE, DuetNetwork, create_model
+from medduet.files import read_json, write_json
+from medduet.models import MIN_SIDE, create_model
 from medduet.objectives import Objective, balanced_weights
 from medduet.report.run import draw_run
 from medduet.types import DenseLayout
-
-JUDGED = ("val", "test")
 
 
 @dataclass(frozen=True)
@@ -110,12 +109,10 @@ def train(
     if fabric.is_global_zero:
         folder.write_environment(data, fabric.device, fabric.world_size)
     objective = _objective(config, data, layout)
-    trainer = Trainer(fabric, network, objective, data, config, folder, reporter, stop)
-    ended = trainer.fit()
-    judge = _Judge(fabric, network, data, config, layout, folder, reporter)
-    metrics = judge.metrics(ended.best, ended.best_test)
+    stop = stop or threading.Event()
+    experiment = Experiment(fabric, config, data, network, objective, folder, reporter, stop)
+    metrics = judge(experiment, fit(experiment))
     if fabric.is_global_zero:
-        _load_weights(network, folder, "best")
         save_bundle(folder.bundle, network, _bundle_config(arguments, data, layout, metrics))
         write_samples(folder.samples, network, data, layout)
         write_json(folder.metrics, metrics)
@@ -211,100 +208,11 @@ def _objective(config: RunConfig, data: ImageSet, layout: DenseLayout) -> Object
     return Objective(config.objective, layout, weights)
 
 
-class _Judge:
-    """Judges selected epochs on val and test, and writes their predictions."""
-
-    def __init__(
-        self,
-        fabric: Fabric,
-        network: DuetNetwork,
-        data: ImageSet,
-        config: RunConfig,
-        layout: DenseLayout,
-        folder: RunFolder,
-        reporter: Reporter,
-    ) -> None:
-        self.fabric, self.network, self.data, self.config = fabric, network, data, config
-        self.layout, self.folder, self.reporter = layout, folder, reporter
-
-    def metrics(self, best: Best, best_test: Best) -> dict[str, Any]:
-        """Return the content of ``metrics.json``."""
-        seed = self.config.train.seed
-        honest = {
-            "selection": "validation-selected",
-            "selected_epoch": best.epoch,
-            **self._epoch("best", ""),
-        }
-        if self.config.evaluate.protocol == "honest":
-            return {"protocol": "honest", "seed": seed, **honest}
-        return {
-            "protocol": "paper",
-            "seed": seed,
-            "selection": "test-selected",
-            "selected_epoch": best_test.epoch,
-            **self._epoch("best-test", "-test-selected"),
-            "validation_selected": honest,
-        }
-
-    def _epoch(self, checkpoint: str, suffix: str) -> dict[str, Any]:
-        _load_weights(self.network, self.folder, checkpoint)
-        summaries = {}
-        for split in JUDGED:
-            predictions = judge_split(
-                self.fabric, self.network, self.data, self.config, self.layout, split, self.reporter
-            )
-            summaries[split] = summarize(predictions, self.data, self.config.evaluate)
-            if self.fabric.is_global_zero:
-                self.folder.write_predictions(f"{split}{suffix}", predictions, self.data)
-                self._write_medmnist(split, suffix, predictions, summaries[split])
-        return summaries
-
-    def _write_medmnist(
-        self, split: str, suffix: str, predictions: Predictions, summary: Mapping[str, Any]
-    ) -> None:
-        """Write the result file that `medmnist.Evaluator.parse_and_evaluate` reads."""
-        if "probability" not in predictions.values or summary["auc"] is None:
-            return
-        size = self.data.size[0]
-        stem = f"{self.data.name}{'' if size == 28 else f'_{size}'}_{split}"
-        scores = f"[AUC]{summary['auc']:.3f}_[ACC]{summary['accuracy']:.3f}"
-        run = f"seed{self.config.train.seed}{suffix}"
-        rows = enumerate(predictions.values["probability"].tolist())
-        text = "".join(f"{i},{','.join(map(repr, row))}\n" for i, row in rows)
-        folder = self.folder.path / "predictions" / "medmnist"
-        write_text(folder / f"{stem}_{scores}@{run}.csv", text)
-
-
-def judge_split(
-    fabric: Fabric,
-    network: DuetNetwork,
-    data: ImageSet,
-    config: RunConfig,
-    layout: DenseLayout,
-    split: str,
-    reporter: Reporter,
-) -> Predictions:
-    """Return thorough predictions of `network` for one split of `data`."""
-    return predict_split(
-        fabric,
-        network,
-        data.split(split),
-        layout,
-        multi_label=data.multi_label,
-        batch_size=config.evaluate.batch_size,
-        on_batch=lambda images: reporter.judging(split, images),
-    )
-
-
-def _load_weights(network: DuetNetwork, folder: RunFolder, name: str) -> None:
-    network.load_state_dict(load_state(folder.checkpoint(name)))
-
-
 def _bundle_config(
     arguments: dict[str, Any], data: ImageSet, layout: DenseLayout, metrics: dict[str, Any]
 ) -> dict[str, Any]:
     """The bundle always holds the epoch that validation selected, and its numbers."""
-    honest = metrics.get("validation_selected", metrics)
+    honest = validation_selected(metrics)
     return {
         "network": arguments,
         "class_names": list(data.class_names),
@@ -335,7 +243,6 @@ def evaluate(
     split: str = "test",
     device: str = "auto",
     out: Path | None = None,
-    reporter: Reporter | None = None,
     progress: ProgressFactory | None = None,
 ) -> dict[str, Any]:
     """Judge the network of a bundle or run on a split of a data set.
@@ -347,7 +254,6 @@ def evaluate(
         device: see `medduet.TrainConfig`.
         out: folder for ``metrics.json`` and the predictions; ``None`` for
             ``PATH/evaluations/DATA-SPLIT``.
-        reporter: is told how it goes on.
         progress: draws the progress of downloads and conversions.
 
     Returns:
@@ -370,8 +276,13 @@ def evaluate(
     _check_fits(images, bundle.config, path)
     fabric = launch_fabric(config.train.model_copy(update={"device": device}))
     fabric.to_device(bundle.network)
-    predictions = judge_split(
-        fabric, bundle.network, images, config, bundle.layout, split, reporter or Reporter()
+    predictions = predict_split(
+        fabric,
+        bundle.network,
+        images.split(split),
+        bundle.layout,
+        multi_label=images.multi_label,
+        batch_size=config.evaluate.batch_size,
     )
     metrics = {"split": split, "data": describe_data(images)} | {
         split: summarize(predictions, images, config.evaluate)

@@ -32,6 +32,7 @@ from medduet.engine.fit import Interrupted
 from medduet.engine.reporter import Reporter
 from medduet.files import read_json
 
+pytestmark = pytest.mark.xdist_group("stopped runs")
 MakeConfig = Callable[..., RunConfig]
 # The reconstruction gets better all the time, so the bundle holds the weights of a late epoch.
 LONG = {
@@ -199,25 +200,23 @@ def test_stopping_finishes_the_step_and_saves(
     assert_same_run(run, uninterrupted)
 
 
-def test_a_run_killed_while_it_cleans_up_can_be_resumed(
+def test_a_run_killed_while_it_cleans_up_is_finished(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, left = tmp_path / "run", []
-    unlink = Path.unlink
+    run, unlink = tmp_path / "run", Path.unlink
 
-    def stop_at_second(path: Path, missing_ok: bool = False) -> None:
-        if path.parent.name == "checkpoints" and path.suffix == ".safetensors":
-            left.append(path)
-            if len(left) == 2:
-                raise KeyboardInterrupt
+    def die_after_removing_a_checkpoint(path: Path, missing_ok: bool = False) -> None:
         unlink(path, missing_ok)
+        if path.parent.name == "checkpoints" and path.suffix == ".safetensors":
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "unlink", stop_at_second)
+    monkeypatch.setattr(Path, "unlink", die_after_removing_a_checkpoint)
     with pytest.raises(KeyboardInterrupt):
         medduet.train(make_config(run, train={"epochs": 1}))
     monkeypatch.undo()
-    before = read_json(run / "metrics.json")
-    assert medduet.train(resume=run).metrics == before
+    assert (run / "checkpoints" / "best.safetensors").exists()
+    (run / "checkpoints" / ".last.safetensors.x.tmp").touch()
+    assert medduet.train(resume=run).metrics == read_json(run / "metrics.json")
     assert not (run / "checkpoints").exists()
 
 

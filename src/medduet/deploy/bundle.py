@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -101,16 +102,23 @@ def load_bundle(path: str | Path) -> ModelBundle:
             f"{folder} has bundle version {config.get('version')}, but this MedDuet reads version "
             f"{VERSION}: install the MedDuet that wrote it"
         )
+    if missing := {"network", "weights_sha256"} - set(config):
+        raise ModelError(
+            f"{folder / 'config.json'} lacks {' and '.join(sorted(missing))}: copy the whole folder "
+            "again"
+        )
     if _sha256(folder / "model.safetensors") != config["weights_sha256"]:
         raise ModelError(
             f"{folder / 'model.safetensors'} is not the file that config.json describes: its "
             "SHA-256 differs; copy the whole folder again"
         )
-    network = create_model(**config["network"])
+    with torch.random.fork_rng(devices=[]):  # the first weights are replaced at once
+        network = create_model(**config["network"])
     try:
         network.load_state_dict(load_file(folder / "model.safetensors"))
     except (SafetensorError, RuntimeError) as error:
-        raise ModelError(f"the weights in {folder} don't fit the network: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ModelError(f"the weights in {folder} don't fit the network: {reason}") from error
     return ModelBundle(network.eval(), config)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,6 @@ def predict_split(
     batch_size: int,
     objective: Objective | None = None,
     thorough: bool = True,
-    on_batch: Callable[[int], None] | None = None,
 ) -> Predictions:
     """Run `network` once over every image of `split` and return what it said of each.
 
@@ -76,7 +75,6 @@ def predict_split(
         batch_size: images per step, over all processes together.
         objective: if given, the losses are recorded too.
         thorough: also the slow metrics (HD95, PSNR, SSIM).
-        on_batch: called with the number of images after each step.
     """
     was_training = network.training
     network.eval()
@@ -100,8 +98,6 @@ def predict_split(
                     values[f"loss_{task}"], values[f"weight_{task}"] = term.loss, term.weight
             parts.append({name: value.double().cpu() for name, value in values.items()})
             order.append(np.full(1, len(split)) if spare else index)
-            if on_batch is not None:
-                on_batch(len(index) * fabric.world_size)
     network.train(was_training)
     has_mask = split.has_mask
     if has_mask is None:

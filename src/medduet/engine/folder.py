@@ -7,7 +7,7 @@ import io
 import json
 import os
 import platform
-from contextlib import suppress
+import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -120,10 +120,9 @@ class RunFolder:
 
     def finish(self) -> None:
         """Remove the checkpoints, the last one first: from then on the run is finished."""
-        for name in ("last", "best", "best-test"):
-            self.checkpoint(name).unlink(missing_ok=True)
-        with suppress(OSError):
-            self.checkpoint("last").parent.rmdir()
+        self.checkpoint("last").unlink(missing_ok=True)
+        # With whatever a kill in the middle of writing one has left there.
+        shutil.rmtree(self.checkpoint("last").parent, ignore_errors=True)
 
     def write_environment(self, data: ImageSet, device: torch.device, world_size: int) -> None:
         """Record what the run ran on, and on which data."""

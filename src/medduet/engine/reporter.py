@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
 class Reporter:
     """Is told how a run goes on; this one stays silent. The command line has one that draws."""
 
-    def begin(self, epochs: int, steps: int) -> None:
-        """Training starts: so many epochs of so many steps."""
+    def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
+        """Epoch `epoch` of `epochs` starts, with so many steps."""
 
-    def step(self, epoch: int, images: int, losses: Callable[[], dict[str, float]]) -> None:
-        """A step over `images` images is done.
+    def step(self, images: int, losses: Callable[[], dict[str, float]]) -> None:
+        """A step is done.
 
         Args:
-            epoch: number of the epoch.
-            images: over all processes.
-            losses: gives the mean loss of each task so far; on a GPU a call waits for it.
+            images: of the step, over all processes.
+            losses: gives the mean loss of each task over the epoch so far; on a GPU a call waits
+                for it.
         """
 
-    def epoch(self, row: dict[str, Any]) -> None:
+    def end_epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch is done and saved; `row` is its line in ``epochs.jsonl``."""
-
-    def judging(self, split: str, images: int) -> None:
-        """The selected epoch is judged on `split`; so many more images are done."""
 
     def message(self, text: str) -> None:
         """Something that the user should know, in one line."""

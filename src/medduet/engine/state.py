@@ -1,0 +1,109 @@
+"""Where training stands: all that a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from medduet.engine.checkpoint import load_state, random_state, save_state, set_random_state
+from medduet.engine.folder import RunFolder
+from medduet.errors import TrainingError
+
+
+@dataclass
+class Best:
+    """The epoch with the highest score so far; epoch 0 is none."""
+
+    epoch: int = 0
+    score: float = -math.inf
+
+    def beaten_by(self, epoch: int, score: float) -> bool:
+        """Take the new epoch over if its score is higher, or the first; return whether it is."""
+        if score > self.score or self.epoch == 0:
+            self.epoch, self.score = epoch, score
+            return True
+        return False
+
+
+@dataclass
+class Progress:
+    """Where training stands, besides weights and generators; plain values only."""
+
+    epoch: int = 1
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: Best = field(default_factory=Best)
+    best_test: Best = field(default_factory=Best)
+
+
+@dataclass
+class TrainState:
+    """What changes while training goes on.
+
+    Attributes:
+        network: the network, whose weights are saved.
+        module: what Fabric made of it, for the training step.
+        optimizer: of its parameters.
+        scheduler: of the learning rate, stepped once per epoch.
+        sums: ``(2, T)`` float64, the sum of the losses and of the weights of each task over the
+            epoch so far, on this process.
+        progress: epoch, step and history.
+    """
+
+    network: nn.Module
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    sums: Tensor
+    progress: Progress = field(default_factory=Progress)
+
+    def save(self, folder: RunFolder, fabric: Fabric) -> None:
+        """Write the checkpoint, then the epochs' records; each is old or new, never half."""
+        # Each process has its own generators, and in the middle of an epoch its own sums.
+        state = random_state(fabric.device)
+        generators = {name: fabric.all_gather(value) for name, value in state.items()}
+        sums = fabric.all_gather(self.sums)
+        if fabric.is_global_zero:
+            checkpoint = {
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+                "generators": generators,
+                "sums": sums,
+                "world_size": fabric.world_size,
+                "progress": asdict(self.progress),
+            }
+            save_state(folder.checkpoint("last"), checkpoint)
+            folder.write_epochs(self.progress.history)
+        fabric.barrier()
+
+    def restore(self, folder: RunFolder, fabric: Fabric) -> None:
+        """Go back to the last checkpoint, if there is one.
+
+        Raises:
+            TrainingError: it was written by another number of processes, or is damaged.
+        """
+        path = folder.checkpoint("last")
+        if not path.is_file():
+            return
+        state = load_state(path)
+        if state["world_size"] != fabric.world_size:
+            raise TrainingError(
+                f"{folder.path} was trained by {state['world_size']} process(es), this is one of "
+                f"{fabric.world_size}: use torchrun --nproc-per-node {state['world_size']}"
+            )
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        bests = {name: Best(**state["progress"][name]) for name in ("best", "best_test")}
+        self.progress = Progress(**state["progress"] | bests)
+        rank = fabric.global_rank if fabric.world_size > 1 else slice(None)
+        generators = {name: value[rank] for name, value in state["generators"].items()}
+        set_random_state(generators, fabric.device)
+        self.sums = state["sums"][rank].to(fabric.device)
