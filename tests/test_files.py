@@ -39,7 +39,13 @@ def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
 
 def test_json_without_nan(tmp_path: Path) -> None:
     nan, infinity = float("nan"), float("inf")
-    value = {"a": [1, nan, (infinity, -infinity)], "b": {"c": nan}, "d": "NaN", "e": True, "f": None}
+    value = {
+        "a": [1, nan, (infinity, -infinity)],
+        "b": {"c": nan},
+        "d": "NaN",
+        "e": True,
+        "f": None,
+    }
     write_json(tmp_path / "a.json", value)
     strict = json.loads(
         (tmp_path / "a.json").read_text(), parse_constant=lambda name: pytest.fail(name)

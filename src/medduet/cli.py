@@ -18,7 +18,7 @@ import tyro
 
 import medduet
 from medduet.config import RunConfig, load_recipe, parse_config, recipe_names
-from medduet.errors import ConfigError, MedDuetError, closest
+from medduet.errors import ConfigError, Interrupted, MedDuetError, closest
 
 if TYPE_CHECKING:
     from medduet.run import RunRecord
@@ -82,8 +82,6 @@ def _dispatch(command: str, words: list[str]) -> int:
 
 
 def _fail(error: MedDuetError) -> int:
-    from medduet.engine.fit import Interrupted
-
     if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, Interrupted):
         sys.stderr.write(f"medduet: {' '.join(str(error).split())}\n")
     return INTERRUPTED if isinstance(error, Interrupted) else USER_ERROR

@@ -174,8 +174,8 @@ def load_recipe(name: str) -> RunConfig:
             raise MissingFileError(f"expected a recipe at {name}, but there is no such file")
         text = Path(name).read_text("utf-8")
     else:
-        hint = closest(name, recipe_names())
-        raise ConfigError(f"unknown recipe '{name}': {hint} Or give the path of a .yaml file")
+        hint = closest(name, recipe_names(), "give the path of a .yaml file")
+        raise ConfigError(f"unknown recipe '{name}': {hint}")
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

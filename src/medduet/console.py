@@ -60,7 +60,7 @@ class ConsoleReporter(Reporter):
             TextColumn("{task.fields[note]}"),
             console=self.console,
             transient=True,
-            disable=not enabled,
+            disable=not self.console.is_terminal,
         )
         self._task: TaskID | None = None
         self._epoch = self._epochs = self._images = 0
@@ -126,14 +126,16 @@ class _Bytes:
     """A bar that counts bytes, with the interface that pooch asks for."""
 
     def __init__(self, description: str, total: int) -> None:
+        console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             DownloadColumn(),
             TransferSpeedColumn(),
             TimeRemainingColumn(),
-            console=Console(stderr=True),
+            console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task(description, total=total or None)
         self._progress.start()
@@ -210,7 +212,9 @@ def show_datasets(cache: Path | None) -> None:
     )
     for name in ("name", "train/val/test", "classes", "channels", "licence", "cached"):
         right = name in ("train/val/test", "classes", "channels")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+        table.add_column(
+            name, justify="right" if right else "left", min_width=6, no_wrap=name == "name"
+        )
     table.add_row("phantom", "generated", "4", "1 or 3", "", "")
     for flag, info in medmnist_sets().items():
         multi = "*" if info.task.startswith("multi-label") else ""

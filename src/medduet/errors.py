@@ -9,6 +9,7 @@
     ├── MissingFileError   a file or folder that is not there       (also a FileNotFoundError)
     ├── ModelError         a network that cannot be built or loaded (also a ValueError)
     └── TrainingError      a run that cannot go on                  (also a RuntimeError)
+        └── Interrupted    a run that was asked to stop, and is saved
 
 Each message is one line: what was expected, what was given, and what to type. The command line
 prints it without a traceback and exits with code 2.
@@ -48,15 +49,22 @@ class TrainingError(MedDuetError, RuntimeError):
     """A run that cannot go on."""
 
 
-def closest(name: str, known: Iterable[str], count: int = 5) -> str:
-    """Return ``"did you mean a, b?"`` with the closest known names, or all of them.
+class Interrupted(TrainingError):  # noqa: N818  (an answer to a signal, not an error)
+    """Training was asked to stop; everything up to the last step is saved."""
+
+
+def closest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return a sentence with the known names closest to `name`, or all, and what to do `otherwise`.
 
     Example:
-        >>> closest("vovunet", ["vovunet_var", "unet_var"], count=1)
-        'did you mean vovunet_var?'
-        >>> closest("zzz", ["a", "b"])
-        'known: a, b'
+        >>> closest("vovunet_vra", ["vovunet_var", "unet_var"])
+        'did you mean vovunet_var or unet_var?'
+        >>> closest("papr", ["demo", "paper"], "give the path of a .yaml file")
+        'did you mean paper? Or give the path of a .yaml file'
+        >>> closest("zzz", ["demo", "paper"], "give the path of a .yaml file")
+        'known: demo, paper; or give the path of a .yaml file'
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
-    return f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(names)}"
+    if near := difflib.get_close_matches(name, names, n=3, cutoff=0.7):
+        return f"did you mean {' or '.join(near)}?" + (f" Or {otherwise}" if otherwise else "")
+    return f"known: {', '.join(names)}" + (f"; or {otherwise}" if otherwise else "")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,16 +7,6 @@ import numpy as np
 import pytest
 
 Arrays = dict[str, np.ndarray]
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder with real images, or a skip where it isn't there."""
-    default = Path(__file__).resolve().parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("MEDDUET_SHARED_DATA", default))
-    if not folder.is_dir():
-        pytest.skip(f"no real images in {folder}; name the folder in MEDDUET_SHARED_DATA")
-    return folder
 
 
 @pytest.fixture

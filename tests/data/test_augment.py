@@ -46,7 +46,9 @@ def test_standard_keeps_the_mask_on_the_object() -> None:
     assert set(found.mask.unique().tolist()) == {0, 2}, "a mask class was mixed"
     bright = found.image[:, 0] > 0.5 * found.image.amax(dim=(1, 2, 3), keepdim=True)[:, 0]
     drawn = found.mask > 0
-    overlap = 2 * (bright & drawn).sum(dim=(1, 2)) / (bright.sum(dim=(1, 2)) + drawn.sum(dim=(1, 2)))
+    overlap = (
+        2 * (bright & drawn).sum(dim=(1, 2)) / (bright.sum(dim=(1, 2)) + drawn.sum(dim=(1, 2)))
+    )
     assert overlap.min() > 0.75
     moved = (found.mask != batch.mask).flatten(1).any(dim=1)
     assert moved.sum() > 40

@@ -106,6 +106,7 @@ def test_arrives_whole_at_first_or_second_try(server: Server, cache: Path, first
     path = _fetch(cache)
     assert path == cache / "medmnist" / "bloodmnist.npz"
     assert path.read_bytes() == server.content
+    assert path.stat().st_mode & 0o777 == 0o644  # readable for others who share the cache
     assert _left(cache) == ["bloodmnist.npz"]
     assert len(server.asked) == (1 if first in ("fine", "slow") else 2)
     _fetch(cache)
@@ -187,6 +188,18 @@ def test_a_damaged_file_that_cannot_be_replaced_is_told(server: Server, cache: P
     with pytest.raises(DownloadError, match=f"wrong MD5 {hashlib.md5(b'half').hexdigest()}.*404"):
         _fetch(cache)
     assert _left(cache) == ["bloodmnist.npz"]
+
+
+def test_a_file_that_cannot_be_read_is_told(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    _fetch(cache)
+    monkeypatch.setattr(download, "file_digests", refused)
+    with pytest.raises(DownloadError, match=r"bloodmnist\.npz.*Permission denied"):
+        _fetch(cache)
 
 
 def test_two_downloads_at_once(server: Server, cache: Path) -> None:

@@ -319,6 +319,8 @@ def _member(header: bytes, content: bytes) -> bytes:
     [
         (b"PNG", "expected a .npy header"),
         (_member(b"{'descr': '|u1'}\n", b""), "expected a .npy header"),
+        (_member(b"{'descr': '|u1'", b""), "expected a .npy header"),  # numpy: TokenError
+        (_member(b"  1\n 2", b""), "expected a .npy header"),  # numpy: IndentationError
         (
             _member(b"{'descr':'|u1','fortran_order':False,'shape':(9000000,2,2)}\n", b"12"),
             ".* bytes by its header",
@@ -342,6 +344,50 @@ def test_headers_are_not_trusted(
                 archive.writestr(f"{key}.npy", buffer.getvalue())
     with pytest.raises(DataError, match=f"train_images: .*{expected}"):
         open_npz(path, cache=cache)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damage_under_other_compressions(
+    arrays: Arrays, tmp_path: Path, cache: Path, compression: int
+) -> None:
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for key, value in arrays.items():
+            buffer = io.BytesIO()
+            np.save(buffer, value)
+            archive.writestr(f"{key}.npy", buffer.getvalue())
+    assert len(open_npz(path, cache=cache).train) == 12
+    path.write_bytes(_broken("flipped", path.read_bytes()))
+    with pytest.raises(DataError, match=r"expected a whole \.npz"):
+        open_npz(path, cache=cache)
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_stored_under_its_old_hash(
+    arrays: Arrays, save: Save, cache: Path, left_in: Callable[[Path], list[str]]
+) -> None:
+    path = save(arrays)
+    arrays["train_images"] = 255 - arrays["train_images"]
+    other = save(arrays, "other.npz")
+
+    class Bar:
+        total = 0
+
+        def __init__(self, description: str, total: int) -> None:
+            self.replaces = description.startswith("check") and other.exists()
+
+        def update(self, amount: int) -> None: ...
+
+        def reset(self) -> None: ...
+
+        def close(self) -> None:
+            if self.replaces:
+                other.replace(path)
+
+    with pytest.raises(DataError, match="changed while it was read"):
+        open_npz(path, cache=cache, progress=Bar)
+    assert left_in(cache) == []
+    images = open_npz(path, cache=cache, progress=Bar)
+    assert np.array_equal(images.train.images, arrays["train_images"])
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

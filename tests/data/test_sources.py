@@ -41,8 +41,10 @@ def test_options_of_phantom_are_refused_elsewhere(option: dict) -> None:
 
 
 def test_unknown_names_list_the_closest() -> None:
-    with pytest.raises(ConfigError, match=r"bloodmnist.*path to an \.npz"):
+    with pytest.raises(ConfigError, match=r"bloodmnist.*path of an \.npz"):
         open_images("blodmnist")
+    with pytest.raises(ConfigError, match=r"known: bloodmnist, .*; or give the path of an \.npz"):
+        open_images("xyz")
     with pytest.raises(ConfigError, match="phantom"):
         open_images("phantoms")
 

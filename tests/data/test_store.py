@@ -92,7 +92,8 @@ def test_a_killed_process_leaves_no_usable_store(
     old = time.time() - 2 * 24 * 3600
     os.utime(cache / "store" / half, (old, old))
     shutil.rmtree(cache / "store" / left_in(cache)[1])
-    open_npz(path, cache=cache)
+    arrays["train_images"][0] = 0  # swept by the next set that is unpacked, whatever it is
+    open_npz(save(arrays), cache=cache)
     assert [name.startswith(".") for name in left_in(cache)] == [False]
 
 
@@ -111,7 +112,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
         real(path, *rest)
 
     real = store.write_array
-    monkeypatch.setattr("medduet.data.npz.write_array", full)
+    monkeypatch.setattr("medduet.data.store.write_array", full)
     expected = "Permission denied" if number == errno.EACCES else "disk is full"
     with pytest.raises(DataError, match=f"cannot unpack.*{expected}.*MEDDUET_CACHE"):
         open_npz(save(arrays), cache=cache)
@@ -141,11 +142,14 @@ def test_a_cache_that_cannot_be_made(arrays: Arrays, save: Save, tmp_path: Path)
         open_npz(save(arrays), cache=tmp_path / "file" / "cache")
 
 
-def test_a_store_damaged_by_hand(arrays: Arrays, save: Save, cache: Path, left_in: LeftIn) -> None:
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_store_damaged_by_hand(
+    arrays: Arrays, save: Save, cache: Path, left_in: LeftIn, damage: Callable[[Path], object]
+) -> None:
     path = save(arrays)
     open_npz(path, cache=cache)
     folder = cache / "store" / left_in(cache)[0]
-    (folder / "val_images.npy").unlink()
+    damage(folder / "val_images.npy")
     with pytest.raises(DataError, match="delete it") as caught:
         open_npz(path, cache=cache)
     assert str(folder) in str(caught.value)
@@ -168,6 +172,11 @@ def test_images_are_resized_as_pillow_does(
         expected = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
         assert np.abs(given.astype(int) - expected.astype(int)).max() <= 1
     assert np.array_equal(images.val.labels, arrays["val_labels"][:, 0])
+
+
+def test_enlarging_takes_little_memory_too() -> None:
+    pieces = store._resized(np.zeros((100, 8, 8), np.uint8), 1024, "bilinear")
+    assert [len(piece) for piece in pieces] == [4] * 25  # 4 MiB each
 
 
 @pytest.mark.parametrize("size", [7, 40])

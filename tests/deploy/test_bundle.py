@@ -58,6 +58,8 @@ def test_a_run_and_its_bundle_are_the_same_network(finished_run: RunRecord) -> N
     assert torch.equal(outputs[0].class_logits, outputs[1].class_logits)
     assert torch.equal(outputs[0].dense, outputs[2].dense)
     # They are what predictions/test.csv says, of the epoch that validation selected.
+    metrics = finished_run.metrics
+    assert metrics["selected_epoch"] != metrics["validation_selected"]["selected_epoch"]
     rows = (finished_run.path / "predictions" / "test.csv").read_text().splitlines()
     column = rows[0].split(",").index("probability_normal")
     recorded = [float(row.split(",")[column]) for row in rows[1:]]

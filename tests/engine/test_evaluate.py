@@ -36,8 +36,6 @@ from medduet.files import read_json
 from medduet.models import DuetNetwork, Normalize
 from medduet.objectives import Objective
 
-# One worker makes the runs of several processes, which take half a minute each, for all tests.
-pytestmark = pytest.mark.xdist_group("several processes")
 MakeConfig = Callable[..., RunConfig]
 
 
@@ -80,7 +78,6 @@ def test_predictions_come_in_the_order_of_the_split() -> None:
     layout, fabric = DenseLayout(2, 1), Fabric(accelerator="cpu", devices=1)
     whole = images.test.batch(np.arange(8))
     expected = network(whole.image)
-    batches: list[int] = []
     for size in (1, 3, 64):
         found = predict_split(
             fabric,
@@ -90,7 +87,6 @@ def test_predictions_come_in_the_order_of_the_split() -> None:
             multi_label=False,
             batch_size=size,
             objective=Objective(ObjectiveConfig(tasks=("classify", "segment")), layout),
-            on_batch=batches.append,
         )
         assert network.training, "the mode was not given back"
         probability = expected.class_logits.softmax(dim=1).detach()
@@ -104,7 +100,6 @@ def test_predictions_come_in_the_order_of_the_split() -> None:
         np.testing.assert_allclose(found.values["loss_classify"], loss.detach(), atol=1e-5)
         error = (expected.dense[:, 1:] - (whole.image / 127.5 - 1)).square().mean(dim=(1, 2, 3))
         np.testing.assert_allclose(found.values["mse"], error.detach(), rtol=1e-5)
-    assert batches == [1] * 8 + [3, 3, 2] + [8]
 
 
 def test_quick_metrics_leave_out_what_is_not_known() -> None:
@@ -246,7 +241,8 @@ weights = tests.fit_plain(config, fabric)
 if fabric.is_global_zero:
     save_file(weights, out / "weights")
 """
-PLAIN = {"epochs": 2, "learning_rate": 0.01, "clip": 0.5}
+# Adam forgets the scale of a gradient, but not beside a decay that is added to it.
+PLAIN = {"epochs": 2, "learning_rate": 0.01, "clip": 0.5, "weight_decay": 0.1}
 
 
 @pytest.fixture(scope="module")

@@ -193,7 +193,7 @@ def test_auc_interval_equals_a_naive_bootstrap_on_the_same_resamples(k: int) -> 
     found = classification_metrics(
         label, probability, multi_label=False, class_names=list("abcd")[:k], bootstrap=200, seed=9
     )
-    (counts,) = resample_counts(70, 200, np.random.default_rng(9), label)
+    (counts,) = resample_counts(70, 200, 9, label)
     assert all(counts[label == c].sum(axis=0).tolist() == [sum(label == c)] * 200 for c in range(k))
     naive = []
     for column in counts.T:

@@ -231,9 +231,9 @@ def test_segmentation_summary_by_hand() -> None:
     assert found["dice_lesion_interval"] == pytest.approx([0.5, 0.5])
     assert (found["hd95"], found["hd95_n"]) == (2.0, 2)
     assert (found["empty_truth_n"], found["empty_correct"]) == (2, 0.5)
-    assert found["per_class"]["cyst"]["dice_lesion"] == 0.0
-    assert found["per_class"]["cyst"]["hd95"] is None
-    assert found["per_class"]["tumour"]["dice"] == pytest.approx(2.5 / 4)
+    assert found["per_mask"]["cyst"]["dice_lesion"] == 0.0
+    assert found["per_mask"]["cyst"]["hd95"] is None
+    assert found["per_mask"]["tumour"]["dice"] == pytest.approx(2.5 / 4)
     json.dumps(found, allow_nan=False)
 
 

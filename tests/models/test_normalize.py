@@ -30,7 +30,9 @@ def test_the_constants_travel_with_the_weights() -> None:
     state = network.state_dict()
     assert state["normalize.mean"].flatten().tolist() == [0.5] * 3
     assert state["normalize.std"].flatten().tolist() == [0.5] * 3
-    assert not {"normalize.mean", "normalize.std"} & {name for name, _ in network.named_parameters()}
+    assert not {"normalize.mean", "normalize.std"} & {
+        name for name, _ in network.named_parameters()
+    }
     image = torch.rand(2, 3, 16, 16)
     before = network.eval()(image).class_logits
     state["normalize.mean"] = state["normalize.mean"] + 0.3

@@ -83,9 +83,7 @@ def shaken(network: DuetNetwork) -> DuetNetwork:
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_forward_equals_the_one_by_hand(
-    name: str, size: tuple[int, int], training: bool
-) -> None:
+def test_forward_equals_the_one_by_hand(name: str, size: tuple[int, int], training: bool) -> None:
     network = shaken(
         create_model(name, in_channels=3, num_classes=4, dense_channels=2, width=3)
     ).train(training)

@@ -66,6 +66,8 @@ def test_no_auc_no_curve(finished_run: RunRecord, tmp_path: Path) -> None:
 
 
 def test_drawing_needs_no_network(finished_run: RunRecord) -> None:
-    code = "import sys, medduet.report.run; print('timm' in sys.modules, 'lightning' in sys.modules)"
+    code = (
+        "import sys, medduet.report.run; print('timm' in sys.modules, 'lightning' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

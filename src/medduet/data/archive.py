@@ -10,50 +10,49 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from lzma import LZMAError
 from math import prod
 from pathlib import Path
-from typing import IO, Any, NamedTuple, NoReturn
+from tokenize import TokenError
+from typing import IO, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medduet.errors import DataError
 
-CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 4 << 20
+Header = tuple[tuple[int, ...], np.dtype[Any]]
+_HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
+    LZMAError,
+    OSError,  # bzip2, or a place before the beginning of the file
     EOFError,
+    ValueError,  # fewer bytes than the header tells
     NotImplementedError,  # a compression that zipfile doesn't know
     RuntimeError,  # an encrypted member
 )
 
 
-class Header(NamedTuple):
-    """What the header of a ``.npy`` says of its array."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-
 class Archive:
-    """The arrays of one ``.npz`` by key.
+    """The arrays of the ``.npz`` at `path`, by key.
 
-    Args:
-        path: an existing file.
-
-    Raises:
-        DataError: here or later, if the file is no archive, is damaged or holds pickled objects.
+    Every method raises a DataError if the file is no archive, is damaged or holds pickled objects.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _told(path):
+        with _damage_told(f"{path}"):
             self._zip = zipfile.ZipFile(path)
-        members = [name for name in self._zip.namelist() if name.endswith(".npy")]
-        self.keys = tuple(name.removesuffix(".npy") for name in members)
+        names = [name for name in self._zip.namelist() if name.endswith(".npy")]
+        self.keys = tuple(name.removesuffix(".npy") for name in names)
         if twice := {key for key in self.keys if self.keys.count(key) > 1}:
-            self.fail(min(twice), "expected one array of this name, given several")
+            self.fail(min(twice), "one array of this name", "several")
 
     def __enter__(self) -> Archive:
         return self
@@ -61,97 +60,74 @@ class Archive:
     def __exit__(self, *error: object) -> None:
         self._zip.close()
 
-    def fail(self, key: str, text: str) -> NoReturn:
+    def fail(self, key: str, expected: str, given: object) -> NoReturn:
         """Raise a DataError that names the file and the key."""
-        raise DataError(f"{self.path}: {key}: {text}")
-
-    def require(self, key: str) -> None:
-        """Raise a DataError if there is no array `key`."""
-        if key not in self.keys:
-            self.fail(key, f"expected this key, given {', '.join(self.keys) or 'no arrays'}")
+        raise DataError(f"{self.path}: {key}: expected {expected}, given {given}")
 
     def header(self, key: str) -> Header:
         """Return shape and dtype of the array `key`."""
-        self.require(key)
         with self._open(key) as (_, header):
             return header
 
     def array(self, key: str) -> NDArray[Any]:
         """Return the whole array `key`; for labels and names, not for images."""
-        parts = list(self.rows(key))
-        header = self.header(key)
-        return np.concatenate(parts) if parts else np.empty(header.shape, header.dtype)
+        with self._open(key) as (file, (shape, dtype)):
+            return np.frombuffer(file.read(), dtype).reshape(shape)
 
-    def rows(self, key: str) -> Iterator[NDArray[Any]]:
-        """Give the array `key` in pieces along its first axis, each of about `CHUNK_BYTES`."""
-        self.require(key)
-        with self._open(key) as (file, header):
-            for length in row_counts(header.shape, header.dtype.itemsize):
-                shape = (length, *header.shape[1:])
-                wanted = prod(shape) * header.dtype.itemsize
-                content = file.read(wanted)
-                if len(content) != wanted:
-                    self.fail(key, f"expected {wanted} more bytes, given {len(content)}")
-                yield np.frombuffer(content, header.dtype).reshape(shape)
+    def pixels(self, key: str) -> Iterator[NDArray[np.uint8]]:
+        """Give the array `key`, one byte per value, in pieces along its first axis."""
+        with self._open(key) as (file, (shape, _)):
+            step = rows_per_chunk(shape)
+            for start in range(0, shape[0], step):
+                piece = (min(step, shape[0] - start), *shape[1:])
+                yield np.frombuffer(file.read(prod(piece)), np.uint8).reshape(piece)
             file.read(1)  # the checksum of the member is compared at its very end
 
     @contextmanager
     def _open(self, key: str) -> Iterator[tuple[IO[bytes], Header]]:
+        """Give the file of the array `key`, where its values begin, and its checked header."""
+        if key not in self.keys:
+            self.fail(key, "this key", ", ".join(self.keys) or "no arrays")
         info = self._zip.getinfo(f"{key}.npy")
-        with _told(self.path, key), self._zip.open(info) as file:
-            header = self._read_header(key, file)
-            expected = file.tell() + prod(header.shape) * header.dtype.itemsize
+        with _damage_told(f"{self.path}: {key}"), self._zip.open(info) as file:
+            shape, dtype = self._read_header(key, file)
+            expected = file.tell() + prod(shape) * dtype.itemsize
             if info.file_size != expected:
-                self.fail(key, f"expected {expected} bytes by its header, given {info.file_size}")
-            yield file, header
+                self.fail(key, f"{expected} bytes by its header", info.file_size)
+            yield file, (shape, dtype)
 
     def _read_header(self, key: str, file: IO[bytes]) -> Header:
         try:
             version = np.lib.format.read_magic(file)
-            if version == (1, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-            elif version == (2, 0):
-                shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-            else:
-                self.fail(key, f"expected .npy format 1.0 or 2.0, given {version}")
-        except ValueError as error:
-            if isinstance(error, DataError):
-                raise
-            self.fail(key, f"expected a .npy header, given {' '.join(str(error).split())}")
+            shape, fortran, dtype = _HEADER_READERS[version](file)
+        except (ValueError, KeyError, SyntaxError, TokenError) as error:
+            self.fail(key, "a .npy header of version 1 or 2", " ".join(str(error).split()))
         if dtype.hasobject:
-            self.fail(key, "expected numbers or text, given pickled objects, which are not read")
+            self.fail(key, "numbers or text", "pickled objects, which are not read")
         if any(length < 0 for length in shape):
-            self.fail(key, f"expected lengths of 0 or more, given {shape}")
+            self.fail(key, "lengths of 0 or more", shape)
         if not shape:
-            self.fail(key, "expected an array with at least one axis, given a single value")
+            self.fail(key, "an array with at least one axis", "a single value")
         if fortran and len(shape) > 1:
-            self.fail(
-                key, "expected C order, given Fortran order; save numpy.ascontiguousarray(it)"
-            )
-        return Header(tuple(shape), dtype)
-
-
-def row_counts(shape: tuple[int, ...], itemsize: int) -> Iterator[int]:
-    """Give the lengths of the pieces in which an array of `shape` is read.
-
-    Example:
-        >>> list(row_counts((5, 1024, 1024), 2))
-        [2, 2, 1]
-    """
-    step = max(1, CHUNK_BYTES // max(1, prod(shape[1:]) * itemsize))
-    for start in range(0, shape[0], step):
-        yield min(step, shape[0] - start)
+            self.fail(key, "C order", "Fortran order; save numpy.ascontiguousarray(it)")
+        return shape, dtype
 
 
 @contextmanager
-def _told(path: Path, key: str = "") -> Iterator[None]:
+def _damage_told(place: str) -> Iterator[None]:
     """Turn the errors of a damaged archive into a DataError."""
     try:
         yield
+    except DataError:
+        raise
     except _DAMAGE as error:
-        where = f"{path}: {key}" if key else f"{path}"
         detail = " ".join(str(error).split()) or "it ends too early"
         raise DataError(
-            f"{where}: expected a whole .npz (zip) archive, given a truncated or damaged file or "
-            f"one of another kind ({detail})"
+            f"{place}: expected a whole .npz (zip) archive, given a truncated or damaged file "
+            f"or one of another kind ({detail})"
         ) from error
+
+
+def rows_per_chunk(shape: tuple[int, ...]) -> int:
+    """Return how many rows of a uint8 array of `shape` are handled at once."""
+    return max(1, _CHUNK_BYTES // prod(shape[1:]))

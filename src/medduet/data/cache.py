@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -42,11 +42,8 @@ def counted(
     if progress is None:
         yield lambda amount: None
         return
-    bar = progress(description, total)
-    try:
+    with closing(progress(description, total)) as bar:
         yield bar.update
-    finally:
-        bar.close()
 
 
 def cache_folder(cache: Path | None = None) -> Path:

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -27,117 +27,41 @@ MAX_MASK_CLASSES = 64
 
 @dataclass(frozen=True)
 class SplitLayout:
-    """The members that make up one split.
+    """Where the pixels of one split lie, and all that is small enough to be read at once.
 
     Attributes:
         images: keys of the images, one after the other.
         masks: keys of the masks, as many; or none.
-        labels: key of the labels; ``None`` if there are none, or the subsets tell the class.
-        has_mask: key of what masks are known; ``None`` if all are.
-        by_subset: whether images of the i-th key have label i.
+        shape: ``(N, H, W)`` or ``(N, H, W, 3)`` of the whole split.
+        labels: ``(N,)`` or, with several classes at once, ``(N, K)`` int64; -1 if unknown.
+        has_mask: ``(N,)`` bool, which masks are known; ``None`` if all are.
     """
 
     archive: Archive
     images: tuple[str, ...]
     masks: tuple[str, ...]
-    labels: str | None
-    has_mask: str | None
-    by_subset: bool
+    shape: tuple[int, ...]
+    labels: NDArray[np.int64]
+    has_mask: NDArray[np.bool_] | None
 
-    @cached_property
-    def counts(self) -> tuple[int, ...]:
-        """Number of images under each key."""
-        return tuple(self.archive.header(key).shape[0] for key in self.images)
+    def image_pieces(self) -> Iterator[NDArray[np.uint8]]:
+        """Give the images in pieces along the first axis."""
+        return chain.from_iterable(map(self.archive.pixels, self.images))
 
-    @cached_property
-    def shape(self) -> tuple[int, ...]:
-        """``(N, H, W)`` or ``(N, H, W, 3)`` of the whole split."""
-        tails = {key: self._image_tail(key) for key in self.images}
-        first = tails[self.images[0]]
-        for key, tail in tails.items():
-            if tail != first:
-                self.archive.fail(key, f"expected images of {first} as before, given {tail}")
-        if sum(self.counts) == 0:
-            self.archive.fail(self.images[0], "expected at least one image, given an empty split")
-        return (sum(self.counts), *first)
-
-    def _image_tail(self, key: str) -> tuple[int, ...]:
-        shape, dtype = self.archive.header(key)
-        if len(shape) == 4 and shape[3] == 4:
-            self.archive.fail(key, f"expected 1 or 3 channels, given 4 {shape}; drop the alpha one")
-        grey = len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)
-        if dtype != np.uint8 or 0 in shape[1:] or not (grey or (len(shape) == 4 and shape[3] == 3)):
-            self.archive.fail(
-                key, f"expected uint8 (N, H, W) or (N, H, W, 3), given {dtype} {shape}"
-            )
-        return shape[1:3] if grey else shape[1:]
-
-    def check_masks(self) -> None:
-        """Check shape and dtype of the masks, and what is said of which are known."""
-        for image_key, mask_key in zip(self.images, self.masks, strict=bool(self.masks)):
-            shape, dtype = self.archive.header(mask_key)
-            wanted = self.archive.header(image_key).shape[:3]
-            if dtype not in (np.uint8, np.bool_) or shape not in (wanted, (*wanted, 1)):
-                hint = "; class labels are called _labels" if mask_key.endswith("_label") else ""
-                self.archive.fail(
-                    mask_key,
-                    f"expected uint8 masks {wanted} as {image_key}, given {dtype} {shape}{hint}",
-                )
-        if self.has_mask is not None:
-            shape, dtype = self.archive.header(self.has_mask)
-            if dtype != np.bool_ or shape != self.shape[:1] or not self.masks:
-                self.archive.fail(
-                    self.has_mask,
-                    f"expected bool {self.shape[:1]} beside masks, given {dtype} {shape}",
-                )
-
-    def read_has_mask(self) -> NDArray[np.bool_] | None:
-        """Return which masks are known, ``(N,)`` bool, or ``None`` if that isn't in the file."""
-        return None if self.has_mask is None else self.archive.array(self.has_mask)
-
-    def read_labels(self) -> NDArray[np.int64]:
-        """Return ``(N,)`` or, with several classes at once, ``(N, K)`` labels; -1 if unknown."""
-        total = self.shape[0]
-        if self.by_subset:
-            return np.repeat(np.arange(len(self.counts), dtype=np.int64), self.counts)
-        if self.labels is None:
-            return np.full(total, UNKNOWN_LABEL, np.int64)
-        shape, dtype = self.archive.header(self.labels)
-        if dtype.kind not in "iub" or len(shape) not in (1, 2) or 0 in shape[1:]:
-            self.archive.fail(
-                self.labels, f"expected integers (N,), (N, 1) or (N, K), given {dtype} {shape}"
-            )
-        if shape[0] != total:
-            self.archive.fail(
-                self.labels, f"expected {total} labels as {self.images[0]}, given {shape[0]}"
-            )
-        labels = self.archive.array(self.labels)
-        several = len(shape) == 2 and shape[1] > 1
-        low, high = int(labels.min()), int(labels.max())
-        limit = 1 if several else MAX_CLASSES - 1
-        if low < UNKNOWN_LABEL or high > limit:
-            bad = low if low < UNKNOWN_LABEL else high
-            self.archive.fail(
-                self.labels, f"expected labels from 0 to {limit}, or -1 for unknown, given {bad}"
-            )
-        return labels.astype(np.int64).reshape(shape if several else total)
-
-    def mask_rows(self) -> Iterator[NDArray[np.uint8]]:
+    def mask_pieces(self) -> Iterator[NDArray[np.uint8]]:
         """Give the masks in pieces ``(n, H, W)``; those that aren't known are all zero."""
-        known = self.read_has_mask()
         start = 0
-        for key in self.masks:
-            for piece in self.archive.rows(key):
-                masks: NDArray[np.uint8] = piece.reshape(piece.shape[:3]).view(np.uint8)
-                if known is not None:
-                    masks = masks * known[start : start + len(masks), None, None]
-                start += len(masks)
-                yield masks
+        for piece in chain.from_iterable(map(self.archive.pixels, self.masks)):
+            masks = piece.reshape(piece.shape[:3])
+            if self.has_mask is not None:
+                masks = masks * self.has_mask[start : start + len(masks), None, None]
+            start += len(masks)
+            yield masks
 
     def mask_values(self) -> set[int]:
-        """Return the mask classes that occur in the split."""
+        """Return the mask values that occur in the split."""
         seen = np.zeros(256, np.bool_)
-        for masks in self.mask_rows():
+        for masks in self.mask_pieces():
             seen |= np.bincount(masks.reshape(-1), minlength=256) > 0
         return set(np.flatnonzero(seen).tolist())
 
@@ -152,56 +76,52 @@ def find_layout(archive: Archive) -> dict[str, SplitLayout]:
         return any(f"{split}_{base}{endings[0]}" in archive.keys for split in SPLITS)
 
     mask_base = next((base for base in ("masks", "label") if given(base)), None)
-    has_labels = not common and given("labels")
-    layouts = {}
+    layouts: dict[str, SplitLayout] = {}
     for split in SPLITS:
-        layout = layouts[split] = SplitLayout(
-            archive=archive,
-            images=tuple(f"{split}_images{end}" for end in endings),
-            masks=tuple(f"{split}_{mask_base}{end}" for end in endings) if mask_base else (),
-            labels=f"{split}_labels" if has_labels else None,
-            has_mask=key if (key := f"{split}_has_mask") in archive.keys else None,
-            by_subset=bool(common),
-        )
-        for key in (*layout.images, *layout.masks, *([layout.labels] if layout.labels else [])):
-            archive.require(key)
-        wanted = layouts["train"].shape[1:]
-        if layout.shape[1:] != wanted:
-            archive.fail(
-                layout.images[0],
-                f"expected images of {wanted} as in train, given {layout.shape[1:]}",
-            )
-        layout.check_masks()
-    if not (mask_base or has_labels or common):
-        archive.require("train_labels")
+        images = tuple(f"{split}_images{end}" for end in endings)
+        masks = tuple(f"{split}_{mask_base}{end}" for end in endings) if mask_base else ()
+        counts = [archive.header(key)[0][0] for key in images]
+        tails = [_image_tail(archive, key) for key in images]
+        wanted = layouts["train"].shape[1:] if layouts else tails[0]
+        for key, tail in zip(images, tails, strict=True):
+            if tail != wanted:
+                archive.fail(key, f"images of {wanted} as in train", tail)
+        total = sum(counts)
+        if total == 0:
+            archive.fail(images[0], "at least one image", "an empty split")
+        if common:
+            labels = np.repeat(np.arange(len(common), dtype=np.int64), counts)
+        elif given("labels") or not mask_base:
+            labels = _read_labels(archive, f"{split}_labels", total)
+        else:
+            labels = np.full(total, UNKNOWN_LABEL, np.int64)
+        for image_key, mask_key in zip(images, masks, strict=bool(masks)):
+            _check_mask(archive, image_key, mask_key)
+        has_mask = _read_has_mask(archive, f"{split}_has_mask", total)
+        if has_mask is not None and not masks:
+            archive.fail(f"{split}_has_mask", f"also {split}_masks", "no masks")
+        layouts[split] = SplitLayout(archive, images, masks, (total, *wanted), labels, has_mask)
     return layouts
 
 
-def class_meta(
-    archive: Archive, labels: dict[str, NDArray[np.int64]], layouts: dict[str, SplitLayout]
-) -> tuple[tuple[str, ...], bool]:
+def class_meta(archive: Archive, layouts: dict[str, SplitLayout]) -> tuple[tuple[str, ...], bool]:
     """Return the class names and whether an image can have several classes at once."""
-    widths = {split: array.shape[1:] for split, array in labels.items()}
-    for split, width in widths.items():
-        if width != widths["train"]:
-            archive.fail(
-                str(layouts[split].labels),
-                f"expected K as in train {widths['train']}, given {width}",
-            )
-    several = bool(widths["train"])
-    number = widths["train"][0] if several else int(labels["train"].max()) + 1
-    names = read_names(archive, "class_names")
-    if names is not None and (len(names) != number if several else len(names) < number):
-        archive.fail("class_names", f"expected {number} names, given {len(names)}")
-    names = tuple(f"class {index}" for index in range(number)) if names is None else names
-    for split, array in labels.items():
-        if not several and int(array.max()) >= len(names):
-            archive.fail(
-                str(layouts[split].labels),
-                f"expected labels from 0 to {len(names) - 1}, as in train or class_names, or -1 "
-                f"for unknown, given {int(array.max())}",
-            )
-    if not several and (unseen := set(range(number)) - set(np.unique(labels["train"]).tolist())):
+    train = layouts["train"].labels
+    several = train.ndim == 2
+    number = train.shape[1] if several else int(train.max()) + 1
+    names = _read_names(archive, "class_names")
+    if names is None:
+        names = tuple(f"class {index}" for index in range(number))
+    elif len(names) < number or (several and len(names) > number):
+        archive.fail("class_names", f"{number} names", len(names))
+    for split, layout in layouts.items():
+        key, labels = f"{split}_labels", layout.labels
+        if labels.shape[1:] != train.shape[1:]:
+            archive.fail(key, f"K as in train {train.shape[1:]}", labels.shape[1:])
+        if not several and labels.max() >= len(names):
+            known = f"labels from 0 to {len(names) - 1}, as in train or class_names, or -1"
+            archive.fail(key, f"{known} for unknown", labels.max())
+    if not several and (unseen := set(range(number)) - set(train.tolist())):
         logger.warning("%s: no image of train has label %s", archive.path, sorted(unseen))
     return names, several
 
@@ -211,44 +131,82 @@ def mask_meta(archive: Archive, layouts: dict[str, SplitLayout]) -> tuple[tuple[
     if not layouts["train"].masks:
         return (), 1
     seen = {split: layout.mask_values() for split, layout in layouts.items()}
-    everywhere = set().union(*seen.values())
-    divisor = 255 if 255 in everywhere and everywhere <= {0, 255} else 1
+    divisor = 255 if set().union(*seen.values()) in ({255}, {0, 255}) else 1
     seen = {split: {value // divisor for value in values} for split, values in seen.items()}
-    names = read_names(archive, "mask_names")
+    names = _read_names(archive, "mask_names")
     allowed = seen["train"] | {0} if names is None else set(range(len(names)))
+    source = "in train" if names is None else "by mask_names"
     for split, values in seen.items():
         key = layouts[split].masks[0]
         if max(values) >= MAX_MASK_CLASSES:
-            archive.fail(
-                key,
-                f"expected mask classes 0 to {MAX_MASK_CLASSES - 1}, or only 0 and 255, given "
-                f"{max(values)}",
-            )
+            limits = f"mask classes 0 to {MAX_MASK_CLASSES - 1}, or only 0 and 255"
+            archive.fail(key, limits, max(values))
         if extra := values - allowed:
-            source = "in train" if names is None else "by mask_names"
-            archive.fail(key, f"expected mask classes known {source}, given also {min(extra)}")
-    if names is not None:
-        return names, divisor
-    number = max(2, max(allowed) + 1)
-    if number == 2:
-        return ("background", "lesion"), divisor
-    return ("background", *(f"mask {index}" for index in range(1, number))), divisor
-
-
-def read_names(archive: Archive, key: str) -> tuple[str, ...] | None:
-    """Return the names under `key`, or ``None`` if there are none."""
-    if key not in archive.keys:
-        return None
-    shape, dtype = archive.header(key)
-    if dtype.kind != "U" or len(shape) != 1 or not shape[0]:
-        archive.fail(key, f"expected text (K,), given {dtype} {shape}")
-    names: list[Any] = archive.array(key).tolist()
-    if len(set(names)) != len(names):
-        archive.fail(key, f"expected different names, given {', '.join(names)}")
-    return tuple(names)
+            archive.fail(key, f"mask classes known {source}", f"also {min(extra)}")
+    if names is None and max(allowed) <= 1:
+        names = ("background", "lesion")
+    elif names is None:
+        names = ("background", *(f"mask {index}" for index in range(1, max(allowed) + 1)))
+    return names, divisor
 
 
 def _subsets(archive: Archive, split: str) -> tuple[int, ...]:
     """Return the numbers of the class subsets of `split`, ascending."""
     found = (re.fullmatch(rf"{split}_images_C(\d+)", key) for key in archive.keys)
     return tuple(sorted(int(match[1]) for match in found if match))
+
+
+def _image_tail(archive: Archive, key: str) -> tuple[int, ...]:
+    """Return ``(H, W)`` or ``(H, W, 3)`` of the images `key`."""
+    shape, dtype = archive.header(key)
+    if len(shape) == 4 and shape[3] == 4:
+        archive.fail(key, "1 or 3 channels", f"4 {shape}; drop the alpha one")
+    grey = len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)
+    if dtype != np.uint8 or 0 in shape[1:] or not (grey or (len(shape) == 4 and shape[3] == 3)):
+        archive.fail(key, "uint8 (N, H, W) or (N, H, W, 3)", f"{dtype} {shape}")
+    return shape[1:3] if grey else shape[1:]
+
+
+def _check_mask(archive: Archive, image_key: str, mask_key: str) -> None:
+    (images, _), (shape, dtype) = archive.header(image_key), archive.header(mask_key)
+    wanted = images[:3]
+    if dtype not in (np.uint8, np.bool_) or shape not in (wanted, (*wanted, 1)):
+        hint = "; class labels are called _labels" if mask_key.endswith("_label") else ""
+        archive.fail(mask_key, f"uint8 masks {wanted} as {image_key}", f"{dtype} {shape}{hint}")
+
+
+def _read_has_mask(archive: Archive, key: str, total: int) -> NDArray[np.bool_] | None:
+    if key not in archive.keys:
+        return None
+    shape, dtype = archive.header(key)
+    if dtype != np.bool_ or shape != (total,):
+        archive.fail(key, f"bool ({total},)", f"{dtype} {shape}")
+    return archive.array(key)
+
+
+def _read_labels(archive: Archive, key: str, total: int) -> NDArray[np.int64]:
+    shape, dtype = archive.header(key)
+    if dtype.kind not in "iub" or len(shape) not in (1, 2) or 0 in shape[1:]:
+        archive.fail(key, "integers (N,), (N, 1) or (N, K)", f"{dtype} {shape}")
+    if shape[0] != total:
+        archive.fail(key, f"{total} labels, one for each image", shape[0])
+    labels = archive.array(key)
+    several = len(shape) == 2 and shape[1] > 1
+    top = 1 if several else MAX_CLASSES - 1
+    for value in (int(labels.min()), int(labels.max())):
+        if not UNKNOWN_LABEL <= value <= top:
+            archive.fail(key, f"labels from 0 to {top}, or -1 for unknown", value)
+    return labels.astype(np.int64).reshape(shape if several else total)
+
+
+def _read_names(archive: Archive, key: str) -> tuple[str, ...] | None:
+    """Return the names under `key`, or ``None`` if there are none."""
+    if key not in archive.keys:
+        return None
+    shape, dtype = archive.header(key)
+    if dtype.kind != "U" or len(shape) != 1 or not shape[0]:
+        archive.fail(key, "text (K,)", f"{dtype} {shape}")
+    names: list[Any] = archive.array(key).tolist()
+    if len(set(names)) != len(names):
+        archive.fail(key, "different names", ", ".join(names))
+    return tuple(names)

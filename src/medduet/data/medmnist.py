@@ -13,7 +13,7 @@ import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache as remember
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -44,8 +44,6 @@ class MedMNISTInfo:
 
     Attributes:
         flag: name by which the set is opened, such as ``bloodmnist``.
-        title: name in print, such as ``BloodMNIST``.
-        description: where the images come from, in a few sentences.
         task: ``multi-class``, ``binary-class``, ``multi-label, binary-class`` or
             ``ordinal-regression``.
         class_names: one name per class, by index.
@@ -56,8 +54,6 @@ class MedMNISTInfo:
     """
 
     flag: str
-    title: str
-    description: str
     task: str
     class_names: tuple[str, ...]
     in_channels: int
@@ -88,15 +84,29 @@ def medmnist_sets() -> Mapping[str, MedMNISTInfo]:
         >>> sorted(medmnist_sets())[:3], len(medmnist_sets())
         (['bloodmnist', 'breastmnist', 'chestmnist'], 12)
     """
-    spec = find_spec("medmnist")
-    if spec is None or spec.origin is None:
-        raise ConfigError("MedMNIST sets need the package medmnist; type: pip install medmnist")
-    text = Path(spec.origin).with_name("info.py").read_text(encoding="utf-8")
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INFO":
-            known = ast.literal_eval(node.value)
-            return {flag: _read(flag, entry) for flag, entry in known.items() if _is_flat(entry)}
-    raise ConfigError(f"{spec.origin} holds no INFO; type: pip install 'medmnist>=3.0.2'")
+    text = Path(str(distribution("medmnist").locate_file("medmnist/info.py"))).read_text("utf-8")
+    assigned = {
+        ast.unparse(node.targets[0]): node.value
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign)
+    }
+    entries = ast.literal_eval(assigned["INFO"])
+    # The 3D sets are published at 28 and 64 only.
+    return {flag: _read(flag, entry) for flag, entry in entries.items() if "url_224" in entry}
+
+
+def _read(flag: str, entry: Mapping[str, Any]) -> MedMNISTInfo:
+    samples = entry["n_samples"]
+    endings = {size: "" if size == DEFAULT_SIZE else f"_{size}" for size in SIZES}
+    return MedMNISTInfo(
+        flag=flag,
+        task=entry["task"],
+        class_names=tuple(entry["label"][str(index)] for index in range(len(entry["label"]))),
+        in_channels=entry["n_channels"],
+        samples=(samples["train"], samples["val"], samples["test"]),
+        licence=entry["license"],
+        files={size: RemoteFile(entry[f"url{e}"], entry[f"MD5{e}"]) for size, e in endings.items()},
+    )
 
 
 def lookup(flag: str) -> MedMNISTInfo:
@@ -114,14 +124,8 @@ def lookup(flag: str) -> MedMNISTInfo:
 
 def cached_sizes(flag: str, cache: Path | None = None) -> tuple[int, ...]:
     """Return the sizes of `flag` whose files lie in the cache folder, unchecked."""
-    folder = medmnist_folder(cache)
-    files = lookup(flag).files
-    return tuple(size for size in sorted(files) if (folder / files[size].name).is_file())
-
-
-def medmnist_folder(cache: Path | None = None) -> Path:
-    """Return the folder that holds the downloaded MedMNIST files."""
-    return cache_folder(cache) / "medmnist"
+    info, folder = lookup(flag), cache_folder(cache) / "medmnist"
+    return tuple(size for size in info.sizes if (folder / info.files[size].name).is_file())
 
 
 def fetch_medmnist(
@@ -134,40 +138,10 @@ def fetch_medmnist(
 ) -> Path:
     """Return the path of the file of `flag` at the published `size`, downloaded if need be.
 
-    Args:
-        flag: a flag of the index.
-        size: one of the published sizes.
-        cache: see `cache_folder`.
-        mirror: base address to which the file name is appended, instead of Zenodo.
-        progress: makes the progress bars.
-
-    Raises:
-        DownloadError: see `medduet.data.download.fetch`.
+    The arguments are those of `medduet.data.open_images`, the errors those of
+    `medduet.data.download.fetch`.
     """
     file = lookup(flag).files[size]
     url = f"{mirror.rstrip('/')}/{file.name}" if mirror else file.url
-    target = medmnist_folder(cache) / file.name
-    return fetch(url, target, md5=file.md5, cache=cache_folder(cache), progress=progress)
-
-
-def _is_flat(entry: Mapping[str, Any]) -> bool:
-    return "url_224" in entry  # the 3D sets are published at 28 and 64 only
-
-
-def _read(flag: str, entry: Mapping[str, Any]) -> MedMNISTInfo:
-    endings = {size: "" if size == 28 else f"_{size}" for size in SIZES}
-    samples = entry["n_samples"]
-    return MedMNISTInfo(
-        flag=flag,
-        title=entry["python_class"],
-        description=entry["description"],
-        task=entry["task"],
-        class_names=tuple(entry["label"][str(index)] for index in range(len(entry["label"]))),
-        in_channels=entry["n_channels"],
-        samples=(samples["train"], samples["val"], samples["test"]),
-        licence=entry["license"],
-        files={
-            size: RemoteFile(entry[f"url{ending}"], entry[f"MD5{ending}"])
-            for size, ending in endings.items()
-        },
-    )
+    root = cache_folder(cache)
+    return fetch(url, root / "medmnist" / file.name, md5=file.md5, cache=root, progress=progress)

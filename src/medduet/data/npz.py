@@ -17,31 +17,17 @@ Sources: doi:10.1038/s41597-022-01721-8 (MedMNIST), doi:10.1038/s41597-024-04159
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from functools import partial
-from math import prod
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from medduet.data.archive import Archive
-from medduet.data.cache import ProgressFactory, cache_folder, counted, file_digests
+from medduet.data.cache import ProgressFactory, cache_folder, file_digests
 from medduet.data.imageset import ImageSet
-from medduet.data.layout import SplitLayout, class_meta, find_layout, mask_meta
-from medduet.data.store import (
-    Meta,
-    need_room,
-    open_store,
-    resize_store,
-    stored,
-    write_array,
-    write_meta,
-)
+from medduet.data.layout import class_meta, find_layout, mask_meta
+from medduet.data.store import Content, Meta, fill_store, open_store, resize_store, stored
 from medduet.errors import ConfigError, DataError, MissingFileError
 
 _FORMAT = "v1"  # part of each store's key; raise it when what `_unpack` writes changes
-_UINT8 = np.dtype(np.uint8)
 
 
 def open_npz(
@@ -60,7 +46,7 @@ def open_npz(
         path: a file in one of the layouts above.
         size: height and width to resize to (images antialiased, masks to the nearest pixel);
             ``None`` keeps those of the file.
-        cache: see `medduet.data.cache.cache_folder`.
+        cache: see `medduet.data.cache_folder`.
         progress: makes the progress bars.
 
     Raises:
@@ -71,19 +57,20 @@ def open_npz(
     path = path.expanduser().absolute()
     if size is not None and size < 1:
         raise ConfigError(f"size must be a positive number of pixels, given {size}")
-    if not path.exists():
-        raise MissingFileError(f"no file {path}")
     root = cache_folder(cache)
     try:
-        digest = file_digests(path, root, progress).sha256
+        fingerprint = digest = file_digests(path, root, progress).sha256
+    except FileNotFoundError as error:
+        raise MissingFileError(f"no file {path}") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    folder = stored(root, f"{digest}-{_FORMAT}", partial(_unpack, path, progress=progress))
-    splits, meta = open_store(folder)
-    height, width = original = splits["train"].images.shape[1:3]
-    fingerprint = digest
-    if size is not None and (height, width) != (size, size):
-        resize = partial(resize_store, folder, size=size, name=path.name, progress=progress)
+
+    unpack = partial(_unpack, path, root, digest, progress=progress)
+    splits, meta = open_store(stored(root, f"{digest}-{_FORMAT}", unpack))
+    original = splits["train"].images.shape[1:3]
+    if size is not None and original != (size, size):
+        text = f"resize {path.name}"
+        resize = partial(resize_store, splits, meta, size, description=text, progress=progress)
         splits, meta = open_store(stored(root, f"{digest}-{_FORMAT}-{size}", resize))
         fingerprint = f"{digest}-{size}"
     return ImageSet(
@@ -91,52 +78,27 @@ def open_npz(
         train=splits["train"],
         val=splits["val"],
         test=splits["test"],
-        class_names=meta.class_names,
-        mask_names=meta.mask_names,
-        multi_label=meta.multi_label,
+        **meta._asdict(),
         fingerprint=fingerprint,
         info={"source": str(path), "sha256": digest, "original_size": list(original)},
     )
 
 
-def _unpack(path: Path, folder: Path, progress: ProgressFactory | None) -> None:
+def _unpack(
+    path: Path, root: Path, digest: str, folder: Path, progress: ProgressFactory | None
+) -> None:
     """Check the set at `path` and fill `folder` with its store."""
     with Archive(path) as archive:
         layouts = find_layout(archive)
-        labels = {split: layout.read_labels() for split, layout in layouts.items()}
-        class_names, multi_label = class_meta(archive, labels, layouts)
+        class_names, multi_label = class_meta(archive, layouts)
         mask_names, divisor = mask_meta(archive, layouts)
-        total = sum(_bytes(layout) for layout in layouts.values())
-        need_room(folder, total)
-        with counted(progress, f"unpack {path.name}", total) as count:
-            for split, layout in layouts.items():
-                target = folder / f"{split}_images.npy"
-                pieces = _told(_image_rows(layout), count)
-                write_array(target, layout.shape, _UINT8, pieces)
-                if layout.masks:
-                    masks = _told((piece // divisor for piece in layout.mask_rows()), count)
-                    write_array(folder / f"{split}_masks.npy", layout.shape[:3], _UINT8, masks)
-                known = layout.read_has_mask()
-                if known is not None:
-                    write_array(folder / f"{split}_has_mask.npy", known.shape, known.dtype, [known])
-                array = labels[split]
-                write_array(folder / f"{split}_labels.npy", array.shape, array.dtype, [array])
-    write_meta(folder, Meta(class_names, mask_names, multi_label))
-
-
-def _image_rows(layout: SplitLayout) -> Iterator[NDArray[np.uint8]]:
-    for key in layout.images:
-        yield from layout.archive.rows(key)
-
-
-def _told(
-    pieces: Iterator[NDArray[np.uint8]], count: Callable[[int], object]
-) -> Iterator[NDArray[np.uint8]]:
-    for piece in pieces:
-        yield piece
-        count(piece.nbytes)
-
-
-def _bytes(layout: SplitLayout) -> int:
-    """Return how much room images and masks of a split take."""
-    return prod(layout.shape) + (prod(layout.shape[:3]) if layout.masks else 0)
+        contents = {}
+        for split, layout in layouts.items():
+            masks = (piece // divisor for piece in layout.mask_pieces()) if layout.masks else None
+            contents[split] = Content(
+                layout.shape, layout.image_pieces(), masks, layout.labels, layout.has_mask
+            )
+        meta = Meta(class_names, mask_names, multi_label)
+        fill_store(folder, contents, meta, f"unpack {path.name}", progress)
+    if file_digests(path, root).sha256 != digest:  # the store would lie under another's key
+        raise DataError(f"{path} changed while it was read; try again")

@@ -12,9 +12,6 @@ from medduet.data.npz import open_npz
 from medduet.data.phantom import phantom_images
 from medduet.errors import ConfigError, closest
 
-PHANTOM_SIZE = 64
-PHANTOM_COUNT = 500
-
 
 def open_images(
     name: str,
@@ -52,20 +49,16 @@ def open_images(
         (14, 32, 32)
     """
     if name == "phantom":
-        return phantom_images(
-            PHANTOM_SIZE if size is None else size,
-            PHANTOM_COUNT if count is None else count,
-            1 if channels is None else channels,
-            seed,
-        )
+        options = {"size": size, "count": count, "channels": channels, "seed": seed}
+        return phantom_images(**{key: value for key, value in options.items() if value is not None})
     if (count, channels, seed) != (None, None, 0):
         raise ConfigError(f"count, channels and seed are for phantom only, given with {name!r}")
     if name in medmnist_sets():
         return _open_medmnist(name, DEFAULT_SIZE if size is None else size, cache, mirror, progress)
     if name.endswith(".npz") or Path(name).is_file():
         return open_npz(Path(name), size=size, cache=cache, progress=progress)
-    hint = closest(name, ["phantom", *medmnist_sets()])
-    raise ConfigError(f"unknown data set {name!r}: {hint}; or give a path to an .npz")
+    hint = closest(name, ["phantom", *medmnist_sets()], "give the path of an .npz")
+    raise ConfigError(f"unknown data set {name!r}: {hint}")
 
 
 def _open_medmnist(
@@ -77,12 +70,7 @@ def _open_medmnist(
     source_size = entry.source_size(size)
     path = fetch_medmnist(flag, source_size, cache=cache, mirror=mirror, progress=progress)
     images = open_npz(path, size=size, cache=cache, progress=progress)
-    info = {
-        **images.info,
-        "medmnist": flag,
-        "task": entry.task,
-        "licence": entry.licence,
-        "url": entry.files[source_size].url,
-        "md5": entry.files[source_size].md5,
-    }
-    return replace(images, name=flag, class_names=entry.class_names, info=info)
+    file = entry.files[source_size]
+    index = {"medmnist": flag, "task": entry.task, "licence": entry.licence, **file._asdict()}
+    names = entry.class_names
+    return replace(images, name=flag, class_names=names, info={**images.info, **index})

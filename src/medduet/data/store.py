@@ -9,28 +9,26 @@ it is complete and synced; of two processes that build one at once, the later us
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn import functional
+from torch.nn.functional import interpolate
 
-from medduet.data.archive import row_counts
+from medduet.data.archive import rows_per_chunk
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.imageset import SPLITS, Split
 from medduet.errors import DataError
 from medduet.files import read_json, write_json
-
-logger = logging.getLogger(__name__)
 
 _STALE_SECONDS = 24 * 3600
 
@@ -41,6 +39,20 @@ class Meta(NamedTuple):
     class_names: tuple[str, ...]
     mask_names: tuple[str, ...]
     multi_label: bool
+
+
+class Content(NamedTuple):
+    """What goes into one split: see `medduet.data.imageset.Split`, but the pixels in pieces.
+
+    Attributes:
+        shape: of all images together.
+    """
+
+    shape: tuple[int, ...]
+    images: Iterable[NDArray[np.uint8]]
+    masks: Iterable[NDArray[np.uint8]] | None
+    labels: NDArray[np.int64]
+    has_mask: NDArray[np.bool_] | None
 
 
 def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
@@ -55,9 +67,10 @@ def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
     temporary = folder.with_name(f".{key}.{secrets.token_hex(8)}")
     try:
         temporary.mkdir(parents=True)
-        _sweep(folder)
+        _sweep(folder.parent)
         build(temporary)
-        _sync(temporary)
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
         try:
             temporary.rename(folder)
         except OSError:
@@ -65,8 +78,6 @@ def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
                 raise
         _sync(folder.parent)
     except OSError as error:
-        if isinstance(error, DataError):
-            raise
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if full else error.strerror or str(error)
         raise DataError(
@@ -78,33 +89,47 @@ def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def need_room(folder: Path, size: int) -> None:
-    """Raise an OSError (disk full) now if `size` bytes don't fit, not after gigabytes of work."""
-    if shutil.disk_usage(folder).free < size:
+def fill_store(
+    folder: Path,
+    splits: Mapping[str, Content],
+    meta: Meta,
+    description: str,
+    progress: ProgressFactory | None,
+) -> None:
+    """Write `splits` and `meta` into `folder`, with a bar of that `description`."""
+    arrays = {}
+    for name, content in splits.items():
+        arrays[f"{name}_images.npy"] = content.shape, content.images
+        if content.masks is not None:
+            arrays[f"{name}_masks.npy"] = content.shape[:3], content.masks
+        np.save(folder / f"{name}_labels.npy", content.labels)
+        if content.has_mask is not None:
+            np.save(folder / f"{name}_has_mask.npy", content.has_mask)
+    total = sum(prod(shape) for shape, _ in arrays.values())
+    if shutil.disk_usage(folder).free < total:  # known now, not after gigabytes of work
         raise OSError(errno.ENOSPC, "not enough room on the disk")
+    with counted(progress, description, total) as count:
+        for file, (shape, pieces) in arrays.items():
+            write_array(folder / file, shape, pieces, count)
+    write_json(folder / "meta.json", meta._asdict())
 
 
 def write_array(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], pieces: Iterable[NDArray[Any]]
+    path: Path,
+    shape: tuple[int, ...],
+    pieces: Iterable[NDArray[np.uint8]],
+    count: Callable[[int], object],
 ) -> None:
-    """Write a ``.npy`` of `shape` and `dtype` from pieces along the first axis; synced to disk.
+    """Write a uint8 ``.npy`` of `shape` from pieces along the first axis.
 
     It is written, not memory-mapped: a full disk then raises an error instead of a bus error.
     """
-    descr = np.lib.format.dtype_to_descr(dtype)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": descr, "fortran_order": False, "shape": shape}
-        )
+        np.lib.format.write_array_header_1_0(file, header)
         for piece in pieces:
-            file.write(np.ascontiguousarray(piece, dtype).tobytes())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def write_meta(folder: Path, meta: Meta) -> None:
-    """Write ``meta.json`` of the store in `folder`."""
-    write_json(folder / "meta.json", meta._asdict())
+            file.write(piece.tobytes())
+            count(piece.nbytes)
 
 
 def open_store(folder: Path) -> tuple[dict[str, Split], Meta]:
@@ -113,82 +138,62 @@ def open_store(folder: Path) -> tuple[dict[str, Split], Meta]:
         raw = read_json(folder / "meta.json")
         meta = Meta(tuple(raw["class_names"]), tuple(raw["mask_names"]), raw["multi_label"])
         return {name: _open_split(folder, name) for name in SPLITS}, meta
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} is damaged ({error}); delete it and try again") from error
 
 
 def _open_split(folder: Path, name: str) -> Split:
-    def mapped(kind: str) -> Any:
-        return np.load(folder / f"{name}_{kind}.npy", mmap_mode="r", allow_pickle=False)
-
-    has_mask = (folder / f"{name}_has_mask.npy").exists()
+    masks, has_mask = folder / f"{name}_masks.npy", folder / f"{name}_has_mask.npy"
     return Split(
-        images=mapped("images"),
-        labels=np.array(mapped("labels")),
-        masks=mapped("masks") if (folder / f"{name}_masks.npy").exists() else None,
-        has_mask=np.array(mapped("has_mask")) if has_mask else None,
+        images=np.load(folder / f"{name}_images.npy", mmap_mode="r"),
+        labels=np.load(folder / f"{name}_labels.npy"),
+        masks=np.load(masks, mmap_mode="r") if masks.exists() else None,
+        has_mask=np.load(has_mask) if has_mask.exists() else None,
     )
 
 
 def resize_store(
-    source: Path, folder: Path, size: int, name: str, progress: ProgressFactory | None
+    splits: Mapping[str, Split],
+    meta: Meta,
+    size: int,
+    folder: Path,
+    description: str,
+    progress: ProgressFactory | None,
 ) -> None:
-    """Fill `folder` with the store in `source` at `size` x `size`; the progress tells `name`.
+    """Fill `folder` with `splits` at `size` x `size`.
 
     Images are resized bilinearly with antialiasing (as Pillow does), masks to the nearest pixel,
     so that no new mask class appears.
     """
-    splits, meta = open_store(source)
-    arrays: dict[str, NDArray[np.uint8]] = {}
-    for split, content in splits.items():
-        arrays[f"{split}_images.npy"] = content.images
-        if content.masks is not None:
-            arrays[f"{split}_masks.npy"] = content.masks
-        for file in (f"{split}_labels.npy", f"{split}_has_mask.npy"):
-            if (source / file).exists():
-                shutil.copyfile(source / file, folder / file)
-    shapes = {file: (len(a), size, size, *a.shape[3:]) for file, a in arrays.items()}
-    need_room(folder, sum(prod(shape) for shape in shapes.values()))
-    total = sum(array.nbytes for array in arrays.values())
-    with counted(progress, f"resize {name}", total) as count:
-        for file, array in arrays.items():
-            mode = "bilinear" if file.endswith("_images.npy") else "nearest-exact"
-            pieces = _resized(array, size, mode, count)
-            write_array(folder / file, shapes[file], array.dtype, pieces)
-    write_meta(folder, meta)
+    contents = {}
+    for name, split in splits.items():
+        shape = (len(split), size, size, *split.images.shape[3:])
+        images = _resized(split.images, size, "bilinear")
+        masks = None if split.masks is None else _resized(split.masks, size, "nearest-exact")
+        contents[name] = Content(shape, images, masks, split.labels, split.has_mask)
+    fill_store(folder, contents, meta, description, progress)
 
 
-def _resized(
-    array: NDArray[np.uint8], size: int, mode: str, count: Callable[[int], object]
-) -> Iterator[NDArray[np.uint8]]:
-    start = 0
-    for length in row_counts(array.shape, 1):
-        piece = np.array(array[start : start + length])
-        start += length
-        pixels = torch.from_numpy(piece)
-        pixels = pixels.unsqueeze(1) if piece.ndim == 3 else pixels.permute(0, 3, 1, 2)
-        pixels = functional.interpolate(
-            pixels, size=(size, size), mode=mode, antialias=mode == "bilinear"
-        )
-        pixels = pixels.squeeze(1) if piece.ndim == 3 else pixels.permute(0, 2, 3, 1)
-        yield pixels.numpy()
-        count(piece.nbytes)
+def _resized(array: NDArray[np.uint8], size: int, mode: str) -> Iterator[NDArray[np.uint8]]:
+    step = min(rows_per_chunk(array.shape), rows_per_chunk((1, size, size, *array.shape[3:])))
+    for start in range(0, len(array), step):
+        pixels = torch.from_numpy(np.array(array[start : start + step]))
+        pixels = pixels.unsqueeze(1) if array.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        pixels = interpolate(pixels, (size, size), mode=mode, antialias=mode == "bilinear")
+        yield (pixels.squeeze(1) if array.ndim == 3 else pixels.permute(0, 2, 3, 1)).numpy()
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what a process that was killed left of this store, once it is surely not in use."""
-    for left in folder.parent.glob(f".{folder.name}.*"):
-        try:
+    """Remove what killed processes left in `folder`, once it is surely not in use."""
+    for left in folder.glob(".*"):
+        with suppress(OSError):  # another process removes it too
             if time.time() - left.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(left)
-                logger.info("removed %s, left by a process that did not end", left)
-        except OSError:  # another process removes it too
-            continue
 
 
-def _sync(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Make the file or the names in the folder at `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -104,8 +104,8 @@ def load_bundle(path: str | Path) -> ModelBundle:
         )
     if missing := {"network", "weights_sha256"} - set(config):
         raise ModelError(
-            f"{folder / 'config.json'} lacks {' and '.join(sorted(missing))}: copy the whole folder "
-            "again"
+            f"{folder / 'config.json'} lacks {' and '.join(sorted(missing))}: copy the whole "
+            "folder again"
         )
     if _sha256(folder / "model.safetensors") != config["weights_sha256"]:
         raise ModelError(

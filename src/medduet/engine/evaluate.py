@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -198,19 +199,16 @@ def selection_score(metrics: Mapping[str, float], select: str) -> float:
     Args:
         metrics: of the validation split, see `quick_metrics`.
         select: a metric, or ``"auto"``: the mean of AUC and Dice, of those that are known; where
-            there is neither, the negative reconstruction error.
-
-    Raises:
-        KeyError: the metric is not among `metrics`.
+            there is neither, the negative reconstruction error. NaN if it is not known.
 
     Example:
         >>> selection_score({"auc": 0.9, "dice": 0.7}, "auto")
         0.8
     """
     if select == "mse":
-        return -metrics["mse"]
+        return -metrics.get("mse", math.nan)
     if select != "auto":
-        return metrics[select]
+        return metrics.get(select, math.nan)
     known = [metrics[name] for name in ("auc", "dice") if not np.isnan(metrics.get(name, np.nan))]
     if known:
         return float(np.mean(known))
@@ -242,7 +240,7 @@ def summarize(
         )
     if "dice" in values:
         known = predictions.has_mask
-        masks = segmentation_summary(
+        summary |= segmentation_summary(
             values["dice"][known],
             values["iou"][known],
             values["hd95"][known],
@@ -251,8 +249,6 @@ def summarize(
             bootstrap=config.bootstrap,
             seed=seed,
         )
-        # Classes have their own `per_class`.
-        summary |= masks | {"per_class": summary.get("per_class"), "per_mask": masks["per_class"]}
     if "mse" in values:
         summary |= reconstruction_summary({name: values[name] for name in ("mse", "psnr", "ssim")})
     return summary

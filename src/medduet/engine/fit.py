@@ -19,13 +19,9 @@ from medduet.engine.checkpoint import save_state
 from medduet.engine.evaluate import quick_metrics, selection_score
 from medduet.engine.experiment import Experiment
 from medduet.engine.state import Progress, TrainState
-from medduet.errors import TrainingError
+from medduet.errors import Interrupted, TrainingError
 from medduet.objectives import Objective
 from medduet.types import Batch, Outputs
-
-
-class Interrupted(TrainingError):  # noqa: N818  (an answer to a signal, not an error)
-    """Training was asked to stop; everything up to the last step is saved."""
 
 
 def fit(experiment: Experiment) -> Progress:

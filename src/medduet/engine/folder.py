@@ -131,7 +131,8 @@ class RunFolder:
             {
                 "medduet": medduet.__version__,
                 "python": platform.python_version(),
-                "libraries": {name: metadata.version(name) for name in _LIBRARIES},
+                "libraries": {name: metadata.version(name) for name in _LIBRARIES}
+                | {"torch": torch.__version__},
                 "machine": {
                     "system": platform.platform(),
                     "processor": _processor(),

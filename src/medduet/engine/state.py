@@ -23,8 +23,11 @@ class Best:
     score: float = -math.inf
 
     def beaten_by(self, epoch: int, score: float) -> bool:
-        """Take the new epoch over if its score is higher, or the first; return whether it is."""
-        if score > self.score or self.epoch == 0:
+        """Take the new epoch over if its score is higher; return whether it is.
+
+        The first epoch is always taken, and where no score is known (NaN) the last one.
+        """
+        if score > self.score or self.epoch == 0 or math.isnan(self.score):
             self.epoch, self.score = epoch, score
             return True
         return False

@@ -13,24 +13,17 @@ from medduet.errors import DataError
 
 Interval = tuple[float, float]
 UNDEFINED: Interval = (float("nan"), float("nan"))
+CONFIDENCE = 0.95
 _CHUNK_ELEMENTS = 1_000_000
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    r"""Return the Wilson score interval of a proportion.
+def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
+    r"""Return the Wilson score interval of a proportion of `n` trials; NaN for no trial.
 
     .. math:: \frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}
 
-    Args:
-        successes: how many of the `n` trials succeeded.
-        n: how many trials there were; 0 gives NaN.
-        confidence: coverage, between 0 and 1.
-
-    Returns:
-        Lower and upper bound, each in [0, 1].
-
     Raises:
-        DataError: if `successes` is not between 0 and `n`, or `confidence` not between 0 and 1.
+        DataError: unless ``0 <= successes <= n`` and ``0 < confidence < 1``.
 
     Example:
         >>> low, high = wilson(138, 156)
@@ -42,8 +35,8 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
         raise DataError(f"expected 0 <= successes <= n, given successes={successes}, n={n}")
     if n == 0:
         return UNDEFINED
-    bounds = stats.binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
-    return float(bounds.low), float(bounds.high)
+    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap_mean(
@@ -52,14 +45,14 @@ def bootstrap_mean(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> Interval:
     r"""Return the percentile bootstrap interval of a (weighted) mean, resampling the rows.
 
     .. math:: \bar v = \frac1K \sum_k \frac{\sum_i w_{ik} v_{ik}}{\sum_i w_{ik}}
 
     For one unweighted column it draws the same resamples as `scipy.stats.bootstrap` with
-    ``method="percentile"``, and needs less memory.
+    ``method="percentile"``, which knows no weights and needs more memory.
 
     Args:
         values: ``(N,)`` or ``(N, K)`` numbers; a row is what is resampled (an image).
@@ -69,8 +62,8 @@ def bootstrap_mean(
         confidence: coverage, between 0 and 1.
 
     Returns:
-        Lower and upper bound in the unit of `values`; NaN for fewer than two rows, which say
-        nothing of their spread. Columns without any weight are left out of the mean.
+        Lower and upper bound; NaN for fewer than two rows, which say nothing of their spread.
+        Columns without any weight are left out of the mean.
 
     Raises:
         DataError: for shapes that differ, values that are NaN where they count, or a `confidence`
@@ -93,53 +86,34 @@ def bootstrap_mean(
     n = len(value)
     if n < 2 or resamples < 1:
         return UNDEFINED
-    total = np.where(weight > 0, value, 0.0).reshape(n, -1) * weight.reshape(n, -1)
     weight = weight.reshape(n, -1)
-    rng = np.random.default_rng(seed)
-    replicates = [
-        _column_mean(counts.T.astype(np.float64), total, weight)
-        for counts in resample_counts(n, resamples, rng)
-    ]
-    return percentile_interval(np.concatenate(replicates), confidence)
-
-
-def _column_mean(
-    counts: NDArray[np.float64], total: NDArray[np.float64], weight: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    size = counts @ weight
-    mean = np.divide(counts @ total, size, out=np.zeros_like(size), where=size > 0)
-    columns = (size > 0).sum(axis=1)
-    average = np.full(len(size), np.nan)
-    np.divide(mean.sum(axis=1), columns, out=average, where=columns > 0)
-    return average
+    total = np.where(weight > 0, value.reshape(n, -1), 0.0) * weight
+    replicates = []
+    for counts in resample_counts(n, resamples, seed):
+        times = counts.T.astype(np.float64)
+        size = times @ weight
+        with np.errstate(invalid="ignore"):  # 0 / 0 in a resample without any weight
+            sums = np.nansum(times @ total / size, axis=1)
+            replicates.append(sums / (size > 0).sum(axis=1))
+    return percentile_interval(replicates, confidence)
 
 
 def resample_counts(
-    n: int,
-    resamples: int,
-    rng: np.random.Generator,
-    strata: NDArray[np.integer[Any]] | None = None,
+    n: int, resamples: int, seed: int, strata: NDArray[np.integer[Any]] | None = None
 ) -> Iterator[NDArray[np.int32]]:
     """Yield, in chunks of bounded size, how often each row occurs in each bootstrap replicate.
 
-    Args:
-        n: number of rows.
-        resamples: number of replicates over all chunks.
-        rng: source of the draws.
-        strata: ``(n,)`` integers; rows are then drawn within their stratum, whose size stays.
-
-    Yields:
-        ``(n, R)`` int32 counts for the next R replicates; every column sums to `n`.
+    Each chunk is ``(n, R)`` for the next R of all `resamples`. With `strata` ``(n,)`` rows are
+    drawn within their stratum, whose size stays.
 
     Example:
-        >>> chunks = resample_counts(5, 3, np.random.default_rng(0))
-        >>> [chunk.sum(axis=0).tolist() for chunk in chunks]
+        >>> [chunk.sum(axis=0).tolist() for chunk in resample_counts(5, 3, seed=0)]
         [[5, 5, 5]]
     """
-    groups = [np.arange(n)]
-    if strata is not None:
-        groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
-    step = max(1, _CHUNK_ELEMENTS // max(n, 1))
+    rng = np.random.default_rng(seed)
+    strata = np.zeros(n, dtype=np.int64) if strata is None else strata
+    groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    step = max(1, _CHUNK_ELEMENTS // n)
     for start in range(0, resamples, step):
         width = min(step, resamples - start)
         counts = np.empty((n, width), dtype=np.int32)
@@ -151,14 +125,12 @@ def resample_counts(
         yield counts
 
 
-def percentile_interval(replicates: NDArray[np.float64], confidence: float = 0.95) -> Interval:
-    """Return the central `confidence` share of bootstrap `replicates`; NaN ones are left out.
-
-    Example:
-        >>> percentile_interval(np.arange(5.0), 0.5)
-        (1.0, 3.0)
-    """
-    known = replicates[~np.isnan(replicates)]
+def percentile_interval(
+    replicates: list[NDArray[np.float64]], confidence: float = CONFIDENCE
+) -> Interval:
+    """Return the central `confidence` share of bootstrap replicates; NaN ones are left out."""
+    known = np.concatenate(replicates)
+    known = known[~np.isnan(known)]
     if not known.size:
         return UNDEFINED
     low, high = np.percentile(known, [50 * (1 - confidence), 50 * (1 + confidence)])
@@ -166,32 +138,17 @@ def percentile_interval(replicates: NDArray[np.float64], confidence: float = 0.9
 
 
 def number(value: float) -> float | None:
-    """Return a plain float for JSON, ``None`` for NaN and infinity.
-
-    Example:
-        >>> number(np.float64(0.5)), number(float("nan"))
-        (0.5, None)
-    """
+    """Return a plain float for JSON, ``None`` for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
 
 
 def bounds(interval: Interval) -> list[float] | None:
-    """Return ``[low, high]`` for JSON, ``None`` for an undefined interval.
-
-    Example:
-        >>> bounds((0.1, 0.2)), bounds(UNDEFINED)
-        ([0.1, 0.2], None)
-    """
-    return [float(end) for end in interval] if np.isfinite(interval).all() else None
+    """Return ``[low, high]`` for JSON, ``None`` for an undefined interval."""
+    return None if np.isnan(interval).any() else list(interval)
 
 
 def mean_of_known(values: ArrayLike) -> float:
-    """Return the mean of the values that are not NaN; NaN, without a warning, if there are none.
-
-    Example:
-        >>> mean_of_known([1.0, float("nan"), 3.0])
-        2.0
-    """
+    """Return the mean of the values that are not NaN; NaN, without a warning, if there are none."""
     value = np.asarray(values, dtype=np.float64)
     known = value[~np.isnan(value)]
     return float(known.mean()) if known.size else float("nan")

@@ -9,7 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medduet.errors import DataError
-from medduet.metrics.intervals import bootstrap_mean, bounds, mean_of_known, number
+from medduet.metrics.intervals import (
+    CONFIDENCE,
+    bootstrap_mean,
+    bounds,
+    mean_of_known,
+    number,
+)
 
 PSNR_CAP = 100.0
 """The PSNR in dB at which a perfect image, whose own is infinite, enters a mean."""
@@ -24,9 +30,8 @@ def segmentation_summary(
     *,
     bootstrap: int = 1000,
     seed: int = 0,
-    confidence: float = 0.95,
 ) -> dict[str, Any]:
-    """Return what the per-image mask scores say of a split, ready for JSON.
+    """Return what the per-image mask scores say of a split with 95% intervals, ready for JSON.
 
     Args:
         dice: ``(N, M)`` from `dice_per_class`, M foreground classes.
@@ -36,15 +41,14 @@ def segmentation_summary(
         mask_names: M distinct names of the foreground classes.
         bootstrap: number of bootstrap replicates over images; 0 leaves intervals ``None``.
         seed: of the bootstrap.
-        confidence: coverage of the intervals.
 
     Returns:
-        ``n`` images; ``dice`` and ``iou`` (mean over images of the mean over classes) with
-        ``dice_interval``; ``dice_lesion`` (mean over the ``dice_lesion_n`` pairs of image and
-        class with a non-empty truth) with ``dice_lesion_interval``; ``hd95`` (mean over the
-        ``hd95_n`` pairs where truth and prediction are non-empty); ``empty_truth_n`` (images
-        without any foreground) and ``empty_correct`` (share of these predicted empty);
-        ``per_class`` with the same numbers by name. What is undefined is ``None``.
+        ``n`` images; ``dice`` and ``iou`` (mean over images and classes) with ``dice_interval``;
+        ``dice_lesion`` (mean over the ``dice_lesion_n`` pairs of image and class with a non-empty
+        truth) with ``dice_lesion_interval``; ``hd95`` (mean over the ``hd95_n`` pairs where truth
+        and prediction are non-empty); ``empty_truth_n`` (images without any foreground) and
+        ``empty_correct`` (share of these predicted empty); ``per_mask`` with the same numbers by
+        name; ``confidence``. What is undefined is ``None``.
 
     Raises:
         DataError: for shapes that do not fit together.
@@ -55,47 +59,37 @@ def segmentation_summary(
         >>> summary["dice"], summary["dice_lesion"], summary["empty_correct"]
         (0.9, 0.8, 1.0)
     """
-    score, overlap = np.asarray(dice, dtype=np.float64), np.asarray(iou, dtype=np.float64)
     lesion = np.asarray(truth_nonempty, dtype=bool)
-    distance = np.full(score.shape, np.nan) if hd95 is None else np.asarray(hd95, dtype=np.float64)
-    wanted = (len(score), len(mask_names))
-    shapes = [score.shape, overlap.shape, lesion.shape, distance.shape]
-    if (
-        not mask_names
-        or any(shape != wanted for shape in shapes)
-        or len(set(mask_names)) != len(mask_names)
-    ):
+    distance = np.full(lesion.shape, np.nan) if hd95 is None else hd95
+    measured = [np.asarray(values, dtype=np.float64) for values in (dice, iou, distance)]
+    shapes = {lesion.shape, *(values.shape for values in measured)}
+    if shapes != {(len(lesion), len(set(mask_names)))} or not mask_names:
         raise DataError(
             "expected dice, iou, hd95 and truth_nonempty (N, M) with one distinct name per column, "
-            f"given {shapes} and {list(mask_names)}"
+            f"given {sorted(shapes)} and {list(mask_names)}"
         )
-    options: dict[str, Any] = {"resamples": bootstrap, "seed": seed, "confidence": confidence}
+    scores = np.stack(measured)
     empty = ~lesion.any(axis=1)
-    per_class = {
-        str(name): _mask_scores(
-            score[:, [k]], overlap[:, [k]], distance[:, [k]], lesion[:, [k]], options
-        )
+    per_mask = {
+        str(name): _mask_scores(scores[:, :, [k]], lesion[:, [k]], bootstrap, seed)
         for k, name in enumerate(mask_names)
     }
     return {
-        "n": len(score),
-        "confidence": confidence,
-        **_mask_scores(score, overlap, distance, lesion, options),
+        "n": len(lesion),
+        "confidence": CONFIDENCE,
+        **_mask_scores(scores, lesion, bootstrap, seed),
         "empty_truth_n": int(empty.sum()),
-        "empty_correct": number(mean_of_known((score[empty] == 1).all(axis=1))),
-        "per_class": per_class,
+        "empty_correct": number(mean_of_known((scores[0][empty] == 1).all(axis=1))),
+        "per_mask": per_mask,
     }
 
 
 def reconstruction_summary(errors: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """Return the means over images of `reconstruction_errors`, ready for JSON.
 
-    Args:
-        errors: ``mse``, ``psnr`` and ``ssim``, each ``(N,)``.
-
     Returns:
-        ``n``, ``mse``, ``psnr`` (each image's capped at `PSNR_CAP` dB, for a perfect one is
-        infinite) and ``ssim``; ``None`` where there is nothing to average.
+        ``n``, ``mse``, ``psnr`` (each image's capped at `PSNR_CAP` dB) and ``ssim``; ``None``
+        where there is nothing to average.
 
     Raises:
         DataError: if one of the three is missing.
@@ -118,20 +112,19 @@ def reconstruction_summary(errors: Mapping[str, ArrayLike]) -> dict[str, Any]:
 
 
 def _mask_scores(
-    dice: NDArray[np.float64],
-    iou: NDArray[np.float64],
-    hd95: NDArray[np.float64],
-    lesion: NDArray[np.bool_],
-    options: dict[str, Any],
+    scores: NDArray[np.float64], lesion: NDArray[np.bool_], bootstrap: int, seed: int
 ) -> dict[str, Any]:
+    dice, iou, hd95 = scores
     has = lesion.any(axis=1)
     pairs = lesion[has].sum(axis=1)
-    lesion_mean = np.where(lesion, dice, 0.0)[has].sum(axis=1) / pairs
+    each, each_lesion = dice.mean(axis=1), (dice * lesion)[has].sum(axis=1) / pairs
+    interval = bootstrap_mean(each, resamples=bootstrap, seed=seed)
+    lesion_interval = bootstrap_mean(each_lesion, pairs, resamples=bootstrap, seed=seed)
     return {
         "dice": number(mean_of_known(dice)),
-        "dice_interval": bounds(bootstrap_mean(dice.mean(axis=1), **options)),
+        "dice_interval": bounds(interval),
         "dice_lesion": number(mean_of_known(dice[lesion])),
-        "dice_lesion_interval": bounds(bootstrap_mean(lesion_mean, pairs, **options)),
+        "dice_lesion_interval": bounds(lesion_interval),
         "dice_lesion_n": int(lesion.sum()),
         "iou": number(mean_of_known(iou)),
         "hd95": number(mean_of_known(hd95)),

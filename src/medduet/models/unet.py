@@ -104,7 +104,8 @@ class UNet(DuetNetwork):
         super().__init__()
         _check_sizes(in_channels, num_classes, dense_channels, width)
         if upsampling not in UPSAMPLINGS:
-            raise ModelError(f"unknown upsampling '{upsampling}': {closest(upsampling, UPSAMPLINGS)}")
+            hint = closest(upsampling, UPSAMPLINGS)
+            raise ModelError(f"unknown upsampling '{upsampling}': {hint}")
         channels = [width * 2**level for level in range(LEVELS + 1)]
         self.normalize = Normalize(in_channels, mean, std)
         self.stem = double_conv(in_channels, width)

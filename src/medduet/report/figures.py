@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from matplotlib.typing import LineStyleType
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_curve
 
@@ -20,6 +19,7 @@ from medduet.report.style import BLUE, FAINT, GREY, INK, PALETTE, STYLE, VERMILI
 from medduet.types import UNKNOWN_LABEL
 
 _SCORES = ("accuracy", "auc", "dice", "iou", "ssim")
+_JUDGED = ("val", "test")
 _NAMES = {
     "auc": "AUC",
     "iou": "IoU",
@@ -36,16 +36,13 @@ def learning_curves(
     selected_epoch: int | None,
     test_selected_epoch: int | None = None,
 ) -> Figure:
-    """Draw the losses, the scores and the reconstruction error of a run over its epochs.
+    """Draw the losses, the scores and the reconstruction error of a run, as far as it has them.
 
     Args:
         history: one mapping per epoch, with ``epoch`` and, each optional, ``train``, ``val`` and
             ``test`` mappings from name to number.
         selected_epoch: the epoch chosen on the validation split; ``None`` if there is none.
         test_selected_epoch: the epoch chosen on the test split, drawn apart and so labelled.
-
-    Returns:
-        A figure with one panel for each kind of number that the history has, at least the loss.
 
     Raises:
         DataError: if the history is empty.
@@ -57,62 +54,47 @@ def learning_curves(
     """
     if not history:
         raise DataError("expected at least one epoch of history, given none")
-    train = _keys(history, ("train",))
-    losses = [key for key in train if key in ("loss", "classify", "segment", "reconstruct")]
-    if len(losses) == 2 and "loss" in losses:
-        losses.remove("loss")
-    measured = _keys(history, ("val", "test"))
-    marks = _marks(history, selected_epoch, test_selected_epoch)
-    panels: list[tuple[str, tuple[str, ...], list[str]]] = [("Training loss", ("train",), losses)]
-    scores = [key for key in _SCORES if key in measured]
-    if scores:
-        panels.append(("Score", ("val", "test"), scores))
-    if "mse" in measured:
-        panels.append(("Reconstruction error", ("val", "test"), ["mse"]))
+    handles = []
+    if any(row.get("test") for row in history):
+        styles = (("validation", "-"), ("test", "--"))
+        handles = [Line2D([], [], label=name, color=INK, ls=style) for name, style in styles]
     figure = Figure(figsize=(WIDTH, 3.2))
     figure.subplots_adjust(left=0.06, right=0.985, top=0.91, bottom=0.37, wspace=0.28)
-    for axes, (title, splits, keys) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
+    panels = _panels(history)
+    row = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, splits, keys) in zip(row, panels, strict=True):
         _curves(axes, history, splits, keys)
         axes.set_title(title)
         if axes.lines:
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=2, handlelength=1.4)
-        for mark in marks:
-            if mark.epoch is not None:
-                axes.axvline(mark.epoch, color=mark.colour, ls=mark.style, lw=1.2, zorder=1)
-    if marks:
-        handles = [Line2D([], [], label=m.name, color=m.colour, ls=m.style) for m in marks]
+    for rule, epoch, colour, style in (
+        ("selected", selected_epoch, GREY, "-."),
+        ("test-selected", test_selected_epoch, VERMILION, ":"),
+    ):
+        if epoch is not None:
+            name = f"{rule} (epoch {epoch})"
+            handles.append(Line2D([], [], label=name, color=colour, ls=style))
+            for axes in figure.axes:
+                axes.axvline(epoch, color=colour, ls=style, lw=1.2, zorder=1)
+    if handles:
         figure.legend(handles=handles, loc="lower center", ncols=4)
     return figure
 
 
-class _Mark(NamedTuple):
-    """Something that all panels of a figure share: a split, or an epoch that some rule chose."""
-
-    name: str
-    colour: str
-    style: LineStyleType
-    epoch: int | None = None
-
-
-def _marks(
-    history: Sequence[Mapping[str, Any]], selected: int | None, test_selected: int | None
-) -> list[_Mark]:
-    marks = []
-    if any(row.get("test") for row in history):
-        marks += [_Mark("validation", INK, "-"), _Mark("test", INK, "--")]
-    if selected is not None:
-        marks.append(_Mark(f"selected (epoch {selected})", GREY, "-.", selected))
-    if test_selected is not None:
-        name = f"test-selected (epoch {test_selected})"
-        marks.append(_Mark(name, VERMILION, ":", test_selected))
-    return marks
-
-
-def _keys(history: Sequence[Mapping[str, Any]], splits: Sequence[str]) -> list[str]:
-    found = [key for row in history for split in splits for key in row.get(split) or {}]
-    return list(dict.fromkeys(found))
+def _panels(history: Sequence[Mapping[str, Any]]) -> list[tuple[str, Sequence[str], list[str]]]:
+    """Return title, splits and names of the numbers of each panel."""
+    train = dict.fromkeys(key for row in history for key in row.get("train") or {})
+    losses = [key for key in train if key in ("loss", "classify", "segment", "reconstruct")]
+    if len(losses) == 2 and "loss" in losses:
+        losses.remove("loss")
+    measured = {key for row in history for split in _JUDGED for key in row.get(split) or {}}
+    scores = [key for key in _SCORES if key in measured]
+    panels: list[tuple[str, Sequence[str], list[str]]] = [("Training loss", ("train",), losses)]
+    if scores:
+        panels.append(("Score", _JUDGED, scores))
+    if "mse" in measured:
+        panels.append(("Reconstruction error", _JUDGED, ["mse"]))
+    return panels
 
 
 def _curves(
@@ -122,21 +104,21 @@ def _curves(
     for colour, key in zip(PALETTE, keys, strict=False):
         label = _NAMES.get(key, key)
         for split in splits:
-            values = [(row.get(split) or {}).get(key) for row in history]
-            series = np.array([np.nan if value is None else value for value in values], dtype=float)
-            if not np.isfinite(series).any():
-                continue
-            axes.plot(
-                epochs,
-                series,
-                color=colour,
-                linestyle="--" if split == "test" else "-",
-                linewidth=1.2 if split == "test" else 1.8,
-                marker="o" if np.isfinite(series).sum() < 3 else "",
-                markerfacecolor="white" if split == "test" else colour,
-                label=label,
-            )
-            label = ""
+            series = np.array([(row.get(split) or {}).get(key) for row in history], dtype=float)
+            known = np.isfinite(series).sum()
+            if known:
+                test = split == "test"
+                axes.plot(
+                    epochs,
+                    series,
+                    color=colour,
+                    linestyle="--" if test else "-",
+                    linewidth=1.2 if test else 1.8,
+                    marker="o" if known < 3 else "",
+                    markerfacecolor="white" if test else colour,
+                    label=label,
+                )
+                label = ""
     axes.set_xlabel("epoch")
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
@@ -175,11 +157,8 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str]) -> Figure:
         colour = "white" if share[row, column] > 0.55 else INK if count else GREY
         axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=size)
     names = [shorten(str(name), 22) for name in class_names]
-    axes.set_xticks(range(k), names)
-    if k > 3:
-        axes.tick_params(axis="x", labelrotation=40)
-        for tick in axes.get_xticklabels():
-            tick.set(ha="right", rotation_mode="anchor")
+    slanted: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if k > 3 else {}
+    axes.set_xticks(range(k), names, **slanted)
     axes.set_yticks(range(k), names)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -231,10 +210,11 @@ def roc(
     for index in [1] if k == 2 and not multi_label else range(k):
         column = truth[:, index] if multi_label else truth
         known = column != UNKNOWN_LABEL
-        has = column[known] == (1 if multi_label else index)
+        x, y, area = _curve(column[known] == (1 if multi_label else index), score[known, index])
         name = shorten(str(class_names[index]), 22)
-        colour, style = PALETTE[index % 8], ("-", "--", ":")[index // 8 % 3]
-        _roc_curve(axes, has, score[known, index], name, BLUE if k == 2 else colour, style)
+        colour = BLUE if k == 2 else PALETTE[index % 8]
+        style = ("-", "--", ":")[index // 8 % 3]
+        axes.plot(x, y, color=colour, linestyle=style, label=f"{name}  {area}")
     axes.set(xlabel="1 − specificity", ylabel="sensitivity", aspect="equal")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
@@ -244,19 +224,8 @@ def roc(
     return figure
 
 
-def _roc_curve(
-    axes: Axes,
-    has: NDArray[np.bool_],
-    score: NDArray[np.float64],
-    name: str,
-    colour: str,
-    style: str,
-) -> None:
+def _curve(has: NDArray[np.bool_], score: NDArray[np.float64]) -> tuple[Any, Any, str]:
     if has.all() or not has.any():
-        axes.plot([], [], color=colour, linestyle=style, label=f"{name}  n/a")
-        return
+        return [], [], "n/a"
     false_rate, true_rate, _ = roc_curve(has, score)
-    area = np.trapezoid(true_rate, false_rate)
-    axes.plot(
-        false_rate, true_rate, color=colour, linestyle=style, label=f"{name}  {area:.3f}", zorder=2
-    )
+    return false_rate, true_rate, f"{np.trapezoid(true_rate, false_rate):.3f}"

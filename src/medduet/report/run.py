@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from medduet.files import read_json
@@ -29,66 +30,51 @@ def draw_run(path: Path) -> list[Path]:
     honest = metrics.get("validation_selected", metrics)
     test_epoch = metrics["selected_epoch"] if honest is not metrics else None
     figures = {"learning_curves": learning_curves(epochs, honest["selected_epoch"], test_epoch)}
-    table = _read_table(path / "predictions" / "test.csv")
-    label, probability = _classes(table, data)
+    label, probability = _classes(path / "predictions" / "test.csv", data)
     if probability is not None:
-        if not data["multi_label"]:
-            matrix = honest["test"]["confusion_matrix"]
-            figures["confusion_matrix"] = confusion(matrix, data["class_names"])
-        if honest["test"]["auc"] is not None:
-            figures["roc"] = roc(
-                label,
-                probability,
-                data["class_names"],
-                data["multi_label"],
-                honest["test"]["auc_interval"],
-            )
+        names, multi_label, test = data["class_names"], data["multi_label"], honest["test"]
+        if not multi_label:
+            figures["confusion_matrix"] = confusion(test["confusion_matrix"], names)
+        if test["auc"] is not None:
+            interval = test["auc_interval"]
+            figures["roc"] = roc(label, probability, names, multi_label, interval)
     figures["predictions"] = _sheet(path / "samples.npz", label, probability, data)
-    written = []
     for name, figure in figures.items():
-        written.append(path / "figures" / f"{name}.png")
-        save(figure, written[-1])
-    return written
+        save(figure, path / "figures" / f"{name}.png")
+    return [path / "figures" / f"{name}.png" for name in figures]
+
+
+def _classes(path: Path, data: Any) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+    """Return the labels ``(N,)`` or ``(N, K)`` and the probabilities ``(N, K)`` of a CSV."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = data["class_names"]
+    if not names or f"probability_{names[0]}" not in rows[0]:
+        return np.full(len(rows), -1), None
+    columns = [f"label_{name}" for name in names] if data["multi_label"] else ["label"]
+    label = np.array([[row[column] for column in columns] for row in rows], dtype=np.int64)
+    probability = np.array([[row[f"probability_{name}"] for name in names] for row in rows], float)
+    return label if data["multi_label"] else label[:, 0], probability
 
 
 def _sheet(
     path: Path, label: NDArray[np.int64], probability: NDArray[np.float64] | None, data: Any
-) -> Any:
+) -> Figure:
     with np.load(path, allow_pickle=False) as samples:
         arrays = dict(samples)
-    index = arrays["index"]
-    predicted = None
+    label = label[arrays["index"]]
+    share = predicted = None
     if probability is not None:
-        each = probability[index]
-        predicted = (each > 0.5).astype(np.int64) if data["multi_label"] else each.argmax(axis=1)
+        share = probability[arrays["index"]]
+        predicted = (share > 0.5).astype(np.int64) if data["multi_label"] else share.argmax(axis=1)
     return prediction_sheet(
         arrays["images"],
-        label[index] if data["class_names"] else None,
+        label if data["class_names"] else None,
         predicted,
-        None if probability is None else probability[index],
+        share,
         data["class_names"],
         arrays.get("truth_masks"),
         arrays.get("predicted_masks"),
         arrays.get("reconstructions"),
         f"{data['name']}, the first test images of each class",
     )
-
-
-def _read_table(path: Path) -> dict[str, list[str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        names, *rows = csv.reader(file)
-    return {name: [row[i] for row in rows] for i, name in enumerate(names)}
-
-
-def _classes(
-    table: dict[str, list[str]], data: Any
-) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
-    """Return the labels ``(N,)`` or ``(N, K)`` and the probabilities ``(N, K)`` of a CSV."""
-    names = data["class_names"]
-    count = len(table["index"])
-    if not names or f"probability_{names[0]}" not in table:
-        return np.full(count, -1), None
-    probability = np.array([table[f"probability_{name}"] for name in names], dtype=np.float64).T
-    if data["multi_label"]:
-        return np.array([table[f"label_{name}"] for name in names], dtype=np.int64).T, probability
-    return np.array(table["label"], dtype=np.int64), probability

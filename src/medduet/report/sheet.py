@@ -37,12 +37,12 @@ class _Verdict(NamedTuple):
 
 
 class _Panel(NamedTuple):
-    """One of the pictures of a card."""
+    """The pictures at one place of all cards; `colours` is that of each mask class in turn."""
 
     caption: str
-    image: NDArray[np.uint8]
-    mask: NDArray[np.int64] | None
-    colour: str
+    images: NDArray[np.uint8]
+    masks: NDArray[np.int64] | None = None
+    colours: Sequence[str] = ()
 
 
 @rc_context(STYLE)
@@ -83,148 +83,130 @@ def prediction_sheet(
         2
     """
     picture = np.asarray(images)
-    extras = [
-        None if array is None else np.asarray(array)
-        for array in (truth_masks, predicted_masks, reconstructions)
-    ]
-    _check(picture, *extras)
-    truth, predicted = (
-        None if a is None else np.asarray(a) for a in (truth_labels, predicted_labels)
-    )
-    share = None if probability is None else np.asarray(probability, dtype=np.float64)
-    _check_labels(len(picture), truth, predicted, share, len(class_names))
+    given = (truth_labels, predicted_labels, probability)
+    labels = [None if array is None else np.asarray(array) for array in given]
+    given = (truth_masks, predicted_masks, reconstructions)
+    dense = [None if array is None else np.asarray(array) for array in given]
+    _check(picture, labels, dense, len(class_names))
     verdicts = [
-        _verdict(_row(truth, i), _row(predicted, i), _row(share, i), class_names)
+        _verdict(class_names, *(None if array is None else array[i] for array in labels))
         for i in range(len(picture))
     ]
-    many = max((int(mask.max()) for mask in extras[:2] if mask is not None), default=0) > 1
-    cards = [
-        _panels(picture[i], *(_row(array, i) for array in extras)) for i in range(len(picture))
-    ]
-    return _draw(cards, verdicts, title, many)
+    return _draw(_panels(picture, *dense), verdicts, title)
 
 
-def _check(images: NDArray[np.uint8], *others: NDArray[np.generic] | None) -> None:
-    colour = images.ndim == 4 and images.shape[-1] == 3
-    if images.dtype != np.uint8 or not (images.ndim == 3 or colour):
-        raise DataError(
-            f"expected images (n, H, W) or (n, H, W, 3) uint8, given {images.shape} {images.dtype}"
-        )
-    if not 1 <= len(images) <= MOST:
-        raise DataError(f"expected 1 to {MOST} images, given {len(images)}; type images[:{MOST}]")
-    wanted = (images.shape[:3], images.shape[:3], images.shape)
-    for name, other, shape in zip(("truth", "predicted", "rebuilt"), others, wanted, strict=True):
-        if other is not None and other.shape != shape:
-            raise DataError(f"expected {name} arrays {shape} as the images, given {other.shape}")
-
-
-def _check_labels(
-    n: int,
-    truth: NDArray[np.int64] | None,
-    predicted: NDArray[np.int64] | None,
-    share: NDArray[np.float64] | None,
+def _check(
+    images: NDArray[Any],
+    labels: Sequence[NDArray[Any] | None],
+    dense: Sequence[NDArray[Any] | None],
     k: int,
 ) -> None:
-    given = [label for label in (truth, predicted) if label is not None]
-    shapes = {label.shape for label in given}
-    if len(shapes) > 1 or not shapes <= {(n,), (n, k)}:
-        raise DataError(f"expected labels ({n},) or ({n}, {k}), given {sorted(shapes)}")
-    for label in given:
-        if label.ndim == 1 and not (label.min() >= UNKNOWN_LABEL and label.max() < k):
-            raise DataError(
-                f"expected labels {UNKNOWN_LABEL} to {k - 1} for {k} class names, "
-                f"given {label.min()} to {label.max()}"
-            )
-    if share is not None and share.shape != (n, k):
-        raise DataError(f"expected probability ({n}, {k}), given {share.shape}")
-
-
-def _row(array: NDArray[Any] | None, i: int) -> Any:
-    return None if array is None else array[i]
+    n, shape = len(images), images.shape
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or shape[3:] not in ((), (3,)):
+        raise DataError(
+            f"expected images (n, H, W) or (n, H, W, 3) uint8, given {shape} {images.dtype}"
+        )
+    if not 1 <= n <= MOST:
+        raise DataError(f"expected 1 to {MOST} images, given {n}; type images[:{MOST}]")
+    of_labels = [(n,), (n, k)] if labels[0] is None else [labels[0].shape]
+    names = (
+        "labels",
+        "labels",
+        "probability",
+        "truth arrays",
+        "predicted arrays",
+        "rebuilt arrays",
+    )
+    fitting = ([(n,), (n, k)], of_labels, [(n, k)], [shape[:3]], [shape[:3]], [shape])
+    for name, array, shapes in zip(names, (*labels, *dense), fitting, strict=True):
+        if array is not None and array.shape not in shapes:
+            wanted = " or ".join(map(str, shapes))
+            raise DataError(f"expected {name} {wanted} for these images, given {array.shape}")
+    for label in labels[:2]:
+        if label is not None and label.ndim == 1:
+            least, largest = label.min(), label.max()
+            if not UNKNOWN_LABEL <= least <= largest < k:
+                raise DataError(
+                    f"expected labels {UNKNOWN_LABEL} to {k - 1}, given {least} to {largest}"
+                )
 
 
 def _verdict(
+    class_names: Sequence[str],
     truth: NDArray[np.int64] | None,
     predicted: NDArray[np.int64] | None,
     share: NDArray[np.float64] | None,
-    class_names: Sequence[str],
 ) -> _Verdict:
-    known = None if truth is None else np.asarray(truth) != UNKNOWN_LABEL
-    right = None
-    if known is not None and known.any() and predicted is not None:
-        right = bool((np.asarray(truth == predicted) | ~known).all())
-    sure = ""
-    if predicted is not None and np.ndim(predicted):
-        if known is not None and known.any():
-            sure = f"{int((np.asarray(truth == predicted) & known).sum())} of {known.sum()}"
-    elif predicted is not None and share is not None:
-        sure = f"{share[int(predicted)]:.0%}"
+    right, sure = None, ""
+    if predicted is not None and share is not None and not predicted.ndim:
+        sure = f"{share[predicted]:.0%}"
+    if predicted is not None and truth is not None and (truth != UNKNOWN_LABEL).any():
+        known = truth != UNKNOWN_LABEL
+        hits = (truth == predicted) & known
+        right = bool(hits.sum() == known.sum())
+        if predicted.ndim:
+            sure = f"{hits.sum()} of {known.sum()}"
     return _Verdict(_named(truth, class_names), _named(predicted, class_names), sure, right)
 
 
 def _named(label: NDArray[np.int64] | None, class_names: Sequence[str]) -> str:
     if label is None:
         return ""
-    if not np.ndim(label):
-        return "unknown" if label == UNKNOWN_LABEL else str(class_names[int(label)])
     if (label == UNKNOWN_LABEL).all():
         return "unknown"
+    if not label.ndim:
+        return str(class_names[int(label)])
     return " + ".join(str(class_names[int(i)]) for i in np.flatnonzero(label == 1)) or "none"
 
 
 def _panels(
-    image: NDArray[np.uint8],
+    images: NDArray[np.uint8],
     truth: NDArray[np.int64] | None,
     predicted: NDArray[np.int64] | None,
     rebuilt: NDArray[np.uint8] | None,
 ) -> list[_Panel]:
     panels = []
     if truth is not None:
-        panels.append(_Panel("truth", image, truth, _TRUTH))
+        panels.append(_Panel("truth", images, truth, [_TRUTH]))
     if predicted is not None:
-        panels.append(_Panel("prediction", image, predicted, _PREDICTION))
+        panels.append(_Panel("prediction", images, predicted, [_PREDICTION]))
+    if any(panel.masks is not None and panel.masks.max() > 1 for panel in panels):
+        panels = [panel._replace(colours=_CLASS_COLOURS) for panel in panels]
+    if not panels:
+        panels.append(_Panel("image", images))
     if rebuilt is not None:
-        panels.append(_Panel("reconstruction", rebuilt, None, ""))
-    if truth is None and predicted is None:
-        panels.insert(0, _Panel("image", image, None, ""))
+        panels.append(_Panel("reconstruction", rebuilt))
     return panels
 
 
-def _draw(
-    cards: list[list[_Panel]], verdicts: list[_Verdict], title: str, many_classes: bool
-) -> Figure:
+def _draw(panels: list[_Panel], verdicts: list[_Verdict], title: str) -> Figure:
     """Lay the cards out; everything is counted in inches from the top left."""
-    per_card = len(cards[0])
-    columns = min(len(cards), _CARDS_PER_ROW[per_card])
+    count, per_card = len(verdicts), len(panels)
+    columns = min(count, _CARDS_PER_ROW[per_card])
     gaps = (columns - 1) * _GUTTER + columns * (per_card - 1) * _GAP
     side = min((WIDTH - 2 * _MARGIN - gaps) / (columns * per_card), _LARGEST)
     width = max(columns * per_card * side + gaps + 2 * _MARGIN, _NARROWEST)
     card = per_card * side + (per_card - 1) * _GAP
-    high = side * cards[0][0].image.shape[0] / cards[0][0].image.shape[1]
+    high = side * panels[0].images.shape[1] / panels[0].images.shape[2]
     header = _HEADER if any(v.truth or v.prediction for v in verdicts) else 0.0
     step = header + high + (_CAPTION if per_card > 1 else 0.0) + _ROW_GAP
-    rows = -(-len(cards) // columns)
-    height = _TOP + rows * step - _ROW_GAP + _MARGIN
+    height = _TOP + -(-count // columns) * step - _ROW_GAP + _MARGIN
     figure = Figure(figsize=(width, height))
-    _banner(figure, title, cards[0], verdicts, many_classes)
-    for i, (panels, verdict) in enumerate(zip(cards, verdicts, strict=True)):
+    _banner(figure, title, panels, verdicts)
+    for i, verdict in enumerate(verdicts):
         left = _MARGIN + i % columns * (card + _GUTTER)
         top = _TOP + i // columns * step
         if header:
             _header(figure, left, top, card, verdict)
         for k, panel in enumerate(panels):
             x, y = left + k * (side + _GAP), top + header
-            axes = figure.add_axes(
-                (x / width, 1 - (y + high) / height, side / width, high / height)
-            )
-            _picture(axes, panel, many_classes, wrong=verdict.right is False)
+            box = (x / width, 1 - (y + high) / height, side / width, high / height)
+            axes = figure.add_axes(box)
+            _picture(axes, panel, i, wrong=verdict.right is False)
             if per_card > 1:
-                axes.set_xlabel(_caption(panel), fontsize=7.5, color=GREY, labelpad=3)
+                found = ": none" if panel.masks is not None and not panel.masks[i].any() else ""
+                axes.set_xlabel(panel.caption + found, fontsize=7.5, color=GREY, labelpad=3)
     return figure
-
-
-def _caption(panel: _Panel) -> str:
-    return panel.caption if panel.mask is None or panel.mask.any() else f"{panel.caption}: none"
 
 
 def _write(
@@ -234,27 +216,21 @@ def _write(
     figure.text(x / width, 1 - y / height, text, fontsize=size, color=colour, **style)
 
 
-def _banner(
-    figure: Figure,
-    title: str,
-    panels: list[_Panel],
-    verdicts: list[_Verdict],
-    many_classes: bool,
-) -> None:
+def _banner(figure: Figure, title: str, panels: list[_Panel], verdicts: list[_Verdict]) -> None:
     width, height = figure.get_size_inches()
     room = int((width - 2 * _MARGIN) * 72 / (12 * 0.66))
     _write(figure, _MARGIN, 0.27, shorten(title, room), 12, fontweight="bold")
     x, y = _MARGIN, 0.48
-    outlines = [panel for panel in panels if panel.mask is not None]
-    if many_classes and outlines:
+    if len(panels[0].colours) > 1:
         _write(figure, x, y, "one outline colour per mask class", 8, GREY)
         x += 2.15
-    for panel in [] if many_classes else outlines:
-        ends = [x / width, (x + 0.2) / width], [1 - (y - 0.035) / height] * 2
-        figure.add_artist(Line2D(*ends, color=panel.colour, linewidth=2.4))
-        word = "true outline" if panel.caption == "truth" else "predicted outline"
-        _write(figure, x + 0.26, y, word, 8, GREY)
-        x += 0.38 + 0.062 * len(word)
+    for panel in panels:
+        if len(panel.colours) == 1:
+            ends = [x / width, (x + 0.2) / width], [1 - (y - 0.035) / height] * 2
+            figure.add_artist(Line2D(*ends, color=panel.colours[0], linewidth=2.4))
+            word = "true outline" if panel.caption == "truth" else "predicted outline"
+            _write(figure, x + 0.26, y, word, 8, GREY)
+            x += 0.38 + 0.062 * len(word)
     for right, words, colour in ((True, "✓ {} right", GREEN), (False, "✗ {} wrong", VERMILION)):
         count = sum(verdict.right is right for verdict in verdicts)
         if count:
@@ -276,32 +252,16 @@ def _header(figure: Figure, left: float, top: float, width: float, verdict: _Ver
         _write(figure, end, top + 0.34, verdict.share, 9, colour, ha="right")
 
 
-def _picture(axes: Axes, panel: _Panel, many_classes: bool, *, wrong: bool) -> None:
-    height, width = panel.image.shape[:2]
-    small = max(height, width) < 128
-    axes.imshow(
-        panel.image,
-        cmap="gray",
-        vmin=0,
-        vmax=255,
-        aspect="auto",
-        interpolation="nearest" if small else "antialiased",
-    )
-    if panel.mask is not None:
-        padded = np.pad(panel.mask, 1)
-        across, down = np.arange(-1, width + 1), np.arange(-1, height + 1)
-        for k in np.unique(panel.mask[panel.mask > 0]):
-            colour = (
-                _CLASS_COLOURS[(int(k) - 1) % len(_CLASS_COLOURS)] if many_classes else panel.colour
-            )
-            outline = axes.contour(
-                across,
-                down,
-                (padded == k).astype(float),
-                levels=[0.5],
-                colors=colour,
-                linewidths=1.7,
-            )
+def _picture(axes: Axes, panel: _Panel, i: int, *, wrong: bool) -> None:
+    height, width = panel.images.shape[1:3]
+    smooth = "nearest" if max(height, width) < 128 else "antialiased"
+    axes.imshow(panel.images[i], cmap="gray", vmin=0, vmax=255, aspect="auto", interpolation=smooth)
+    if panel.masks is not None:
+        padded = np.pad(panel.masks[i], 1)
+        grid = np.arange(-1, width + 1), np.arange(-1, height + 1)
+        for k in np.unique(padded[padded > 0]):
+            colour = panel.colours[(int(k) - 1) % len(panel.colours)]
+            outline = axes.contour(*grid, padded == k, levels=[0.5], colors=colour, linewidths=1.7)
             outline.set_path_effects([_HALO])
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[:].set_visible(wrong)
