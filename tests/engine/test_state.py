@@ -14,5 +14,7 @@ def test_the_first_of_the_best_epochs_is_kept() -> None:
 def test_some_epoch_is_always_kept() -> None:
     best = Best()
     assert best.beaten_by(1, float("nan"))
-    assert best.epoch == 1
-    assert not best.beaten_by(2, float("nan"))
+    assert best.beaten_by(2, float("nan")), "where no score is known, the last epoch counts"
+    assert best.beaten_by(3, 0.5)
+    assert not best.beaten_by(4, float("nan"))
+    assert (best.epoch, best.score) == (3, 0.5)

@@ -162,9 +162,6 @@ def classification_metrics(
         interval = bootstrap_mean(right[rows], answers.known[rows], resamples=bootstrap, seed=seed)
     else:
         interval = wilson(int(right.all(axis=1).sum()), n)
-    lacks = answers.known & ~answers.has
-    per_class = _rates(answers)
-    per_class["auc"] = auc_replicates(answers.score, answers.has, lacks)[:, 0]
     metrics: dict[str, Any] = {
         "n": n,
         "confidence": CONFIDENCE,
@@ -176,11 +173,7 @@ def classification_metrics(
         "auc_interval_method": f"bootstrap {'over images' if multi_label else 'within classes'}",
         "balanced_accuracy": number(balanced_accuracy(label, probability, multi_label)),
         "macro_f1": number(macro_f1(label, probability, multi_label)),
-        "per_class": {
-            str(name): {key: number(values[k]) for key, values in per_class.items()}
-            | {"support": int(answers.has[:, k].sum())}
-            for k, name in enumerate(class_names)
-        },
+        "per_class": _per_class(answers, class_names),
     }
     if not multi_label:
         metrics["confusion_matrix"] = confusion_matrix(label, probability).tolist()
@@ -243,6 +236,16 @@ def _rates(answers: _Answers) -> dict[str, NDArray[np.float64]]:
             "specificity": (lacking - called + hits) / lacking,
             "f1": 2 * hits / (support + called),
         }
+
+
+def _per_class(answers: _Answers, class_names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    lacks = answers.known & ~answers.has
+    rates = _rates(answers) | {"auc": auc_replicates(answers.score, answers.has, lacks)[:, 0]}
+    return {
+        str(name): {key: number(values[k]) for key, values in rates.items()}
+        | {"support": int(answers.has[:, k].sum())}
+        for k, name in enumerate(class_names)
+    }
 
 
 def _mean_auc(answers: _Answers, counts: NDArray[np.int32] | None = None) -> NDArray[np.float64]:

@@ -177,7 +177,7 @@ def roc(
     multi_label: bool = False,
     auc_interval: Sequence[float] | None = None,
 ) -> Figure:
-    """Draw one ROC curve per class against the rest (two classes: one curve).
+    """Draw one ROC curve per class against the rest (two classes: one curve) with its AUC.
 
     Args:
         label: ``(N,)`` class index or ``(N, K)`` 0 and 1 if `multi_label`; -1 where unknown.
@@ -185,9 +185,6 @@ def roc(
         class_names: K names.
         multi_label: whether an image may carry several labels.
         auc_interval: lower and upper bound of the set's AUC, for the title.
-
-    Returns:
-        A figure whose legend gives each AUC; ``n/a`` for a class without positives or negatives.
 
     Raises:
         DataError: for shapes that do not fit together.

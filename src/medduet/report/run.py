@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medduet.files import read_json
 from medduet.report.figures import confusion, learning_curves, roc
-from medduet.report.sheet import prediction_sheet
+from medduet.report.sheet import UNKNOWN_MASK, prediction_sheet
 from medduet.report.style import save
 
 
@@ -63,17 +63,20 @@ def _sheet(
     with np.load(path, allow_pickle=False) as samples:
         arrays = dict(samples)
     label = label[arrays["index"]]
+    truth_masks = arrays.get("truth_masks")
+    if truth_masks is not None:
+        truth_masks = np.where(arrays["has_mask"][:, None, None], truth_masks, UNKNOWN_MASK)
     share = predicted = None
     if probability is not None:
         share = probability[arrays["index"]]
         predicted = (share > 0.5).astype(np.int64) if data["multi_label"] else share.argmax(axis=1)
     return prediction_sheet(
         arrays["images"],
-        label if data["class_names"] else None,
+        None if probability is None else label,
         predicted,
         share,
         data["class_names"],
-        arrays.get("truth_masks"),
+        truth_masks,
         arrays.get("predicted_masks"),
         arrays.get("reconstructions"),
         f"{data['name']}, the first test images of each class",

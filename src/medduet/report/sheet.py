@@ -17,7 +17,8 @@ from medduet.report.style import GREEN, GREY, INK, STYLE, VERMILION, WIDTH, shor
 from medduet.types import UNKNOWN_LABEL
 
 MOST = 16
-_CARDS_PER_ROW = {1: 4, 2: 3, 3: 2}
+UNKNOWN_MASK = -1
+_CARDS_PER_ROW = {1: 4, 2: 4, 3: 2}
 # Inches.
 _MARGIN, _GAP, _GUTTER, _ROW_GAP = 0.18, 0.05, 0.24, 0.2
 _TOP, _HEADER, _CAPTION = 0.66, 0.42, 0.17
@@ -68,7 +69,7 @@ def prediction_sheet(
         predicted_labels: likewise; ``None`` without a class head.
         probability: ``(n, K)`` float, of which the predicted class's is written; or ``None``.
         class_names: K names.
-        truth_masks: ``(n, H, W)`` int mask class, 0 is background.
+        truth_masks: ``(n, H, W)`` int mask class, 0 is background, -1 all over where unknown.
         predicted_masks: likewise.
         reconstructions: uint8, in the shape of `images`.
         title: written on top.
@@ -204,9 +205,16 @@ def _draw(panels: list[_Panel], verdicts: list[_Verdict], title: str) -> Figure:
             axes = figure.add_axes(box)
             _picture(axes, panel, i, wrong=verdict.right is False)
             if per_card > 1:
-                found = ": none" if panel.masks is not None and not panel.masks[i].any() else ""
-                axes.set_xlabel(panel.caption + found, fontsize=7.5, color=GREY, labelpad=3)
+                axes.set_xlabel(
+                    panel.caption + _remark(panel, i), fontsize=7.5, color=GREY, labelpad=3
+                )
     return figure
+
+
+def _remark(panel: _Panel, i: int) -> str:
+    if panel.masks is None or panel.masks[i].max() > 0:
+        return ""
+    return ": unknown" if panel.masks[i].min() == UNKNOWN_MASK else ": none"
 
 
 def _write(
