@@ -5,8 +5,8 @@ Names are loaded when they are first used, so ``import medduet`` is fast.
 Example:
     >>> import medduet, torch
     >>> network = medduet.create_model("vovunet_var", in_channels=1, num_classes=2, width=4)
-    >>> network(torch.zeros(1, 1, 28, 28)).class_logits.shape
-    torch.Size([1, 2])
+    >>> network(torch.zeros(5, 1, 28, 28)).class_logits.shape
+    torch.Size([5, 2])
 """
 
 from __future__ import annotations
