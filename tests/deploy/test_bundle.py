@@ -115,6 +115,12 @@ def test_files_hold_no_pickle(bundle: Path) -> None:
         list(pickletools.genops((bundle / "model.safetensors").read_bytes()))
 
 
+def test_others_may_read_it(bundle: Path) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in bundle.iterdir()}
+    assert len(set(modes.values())) == 1, f"as the umask says, all alike: {modes}"
+    assert bundle.stat().st_mode & 0o055 == 0o055
+
+
 def test_loading_leaves_the_generator_alone(bundle: Path) -> None:
     before = torch.get_rng_state()
     load(bundle)

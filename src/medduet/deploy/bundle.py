@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from medduet.errors import MissingFileError, ModelError
-from medduet.files import read_json, write_json, write_text
+from medduet.files import atomic_path, read_json, write_json, write_text
 from medduet.models import DuetNetwork, create_model
 from medduet.types import DenseLayout
 
@@ -58,7 +58,8 @@ def save_bundle(path: Path, network: DuetNetwork, config: dict[str, Any]) -> Non
             name: value.detach().to("cpu", copy=True).contiguous()
             for name, value in network.state_dict().items()
         }
-        save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+        with atomic_path(temporary / "model.safetensors") as file:  # readable by others too
+            save_file(weights, file, metadata={"format": "pt"})
         digest = _sha256(temporary / "model.safetensors")
         header = {"format": FORMAT, "version": VERSION, "weights_sha256": digest}
         write_json(temporary / "config.json", header | config)
