@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 import medduet
-from medduet.config import RunConfig, load_recipe, parse_config, recipe_names
+from medduet.config import RunConfig, load_recipe, recipe_names
 from medduet.errors import ConfigError, Interrupted, MedDuetError, closest
 
 if TYPE_CHECKING:
@@ -120,8 +120,7 @@ def _one_line(box: str, program: str) -> str:
 
 
 def _demo(words: list[str]) -> int:
-    config = _parse(RunConfig, words, "medduet demo", default=load_recipe("demo"))
-    return _run(config)
+    return _run(_parse(RunConfig, words, "medduet demo", default=load_recipe("demo")))
 
 
 def _train(words: list[str]) -> int:
@@ -138,9 +137,7 @@ def _train(words: list[str]) -> int:
             "medduet train honest --data NAME"
         )
     recipe, rest = words[0], words[1:]
-    config = _parse(RunConfig, rest, f"medduet train {recipe}", default=load_recipe(recipe))
-    # Pydantic's copy for tyro skips validators that look at several fields; this does not.
-    return _run(parse_config(config.model_dump(), f"medduet train {recipe}"))
+    return _run(_parse(RunConfig, rest, f"medduet train {recipe}", default=load_recipe(recipe)))
 
 
 def _run(config: RunConfig | None, resume: Path | None = None) -> int:
