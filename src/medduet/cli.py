@@ -179,11 +179,9 @@ def _stopping_on_signals(stop: threading.Event) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_libraries() -> Iterator[None]:
-    """Keep other libraries' remarks, which a user can do nothing about, off the screen."""
+    """Keep other libraries' warnings, about which a user can do nothing, off the screen."""
     import warnings
 
-    for name in ("lightning", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

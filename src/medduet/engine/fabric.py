@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from lightning.fabric import Fabric
@@ -36,15 +39,34 @@ def launch_fabric(config: TrainConfig) -> Fabric:
         raise ConfigError("--precision 16-mixed needs a GPU: on a CPU give bf16-mixed or 32-true")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    fabric = Fabric(
-        accelerator=kind,
-        devices=[int(number)] if number else local_size,
-        num_nodes=max(1, world_size // local_size),
-        strategy="ddp" if world_size > 1 else "auto",
-        precision=config.precision,
-    )
-    fabric.launch()
+    with _without_remarks():
+        fabric = Fabric(
+            accelerator=kind,
+            devices=[int(number)] if number else local_size,
+            num_nodes=max(1, world_size // local_size),
+            strategy="ddp" if world_size > 1 else "auto",
+            precision=config.precision,
+        )
+        fabric.launch()
     return fabric
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keep Lightning from printing which precision and processes it uses; environment.json says it.
+
+    On import Lightning gives its loggers handlers of their own and the level INFO.
+    """
+    # Which of the two speaks depends on the order of Lightning's own imports.
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _best_device() -> str:
