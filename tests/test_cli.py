@@ -136,7 +136,7 @@ MISTAKES = [
     ("evaluate nothing", ["nothing"]),
     ("evaluate nothing --split all", ["all"]),
     ("models --size small", ["small"]),
-    ("models --size 8", ["16"]),
+    ("models *unet* --size 8", ["16"]),
     ("datasets --zzz", ["--zzz"]),
 ]
 

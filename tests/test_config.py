@@ -14,7 +14,7 @@ from medduet.config import parse_config
 def test_the_paper_s_recipe_is_the_paper_s() -> None:
     config = load_recipe("paper")
     assert config.data.size == 224
-    assert (config.model.name, config.model.width) == ("vovunet_var", 64)
+    assert (config.model.name, config.model.width) == ("vovunet_var", None)  # its own: 64
     assert config.objective.tasks == ("classify", "reconstruct")
     assert (config.objective.classify_weight, config.objective.reconstruct_weight) == (1, 1)
     assert config.objective.class_weights == "none"

@@ -250,7 +250,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     refused(make_config(out, data=plain, objective=zero), "weight 0")
     refused(make_config(out, data={"name": ""}), "--data")
     refused(make_config(out, data={"name": str(tmp_path / "no.npz"), "count": None}), r"no\.npz")
-    refused(make_config(out, model={"name": "vovunet"}), "did you mean vovunet_var")
+    refused(make_config(out, model={"name": "vovunet"}), "the closest are vovunet_var, ")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         ModelError,
         TrainingError,
     )
-    from medduet.models import MODELS, create_model
+    from medduet.models import MODELS, DuetNetwork, create_model, load_weights
     from medduet.run import RunRecord, evaluate, train
     from medduet.types import Batch, DenseLayout, Outputs
 
@@ -66,7 +66,7 @@ _HOME = {
         "ModelError",
         "TrainingError",
     ),
-    "models": ("MODELS", "create_model"),
+    "models": ("MODELS", "DuetNetwork", "create_model", "load_weights"),
     "run": ("RunRecord", "evaluate", "train"),
     "types": ("Batch", "DenseLayout", "Outputs"),
 }
@@ -80,6 +80,7 @@ __all__ = [
     "DataError",
     "DenseLayout",
     "DownloadError",
+    "DuetNetwork",
     "EvaluateConfig",
     "ImageSet",
     "Interrupted",
@@ -100,6 +101,7 @@ __all__ = [
     "load",
     "load_bundle",
     "load_recipe",
+    "load_weights",
     "open_images",
     "recipe_names",
     "train",

@@ -248,21 +248,27 @@ def _datasets(words: list[str]) -> int:
 
 
 def _models(words: list[str]) -> int:
-    def arguments(size: int = 224, channels: int = 3, classes: int = 8) -> tuple[int, int, int]:
-        """List the networks that are known by name, with their parameters.
+    def arguments(
+        patterns: tyro.conf.Positional[tuple[str, ...]] = (),
+        size: int = 224,
+        channels: int = 3,
+        classes: int = 8,
+    ) -> dict[str, Any]:
+        """List networks with their parameters and cost, papers, and the licence of their weights.
 
         Args:
+            patterns: Names or shell patterns, such as 'timm:*resnet*'; default: those of the paper.
             size: Side of the images for which the cost is counted.
             channels: Channels of the images.
             classes: Number of classes.
         """
-        return size, channels, classes
+        return dict(locals())
 
-    size, channels, classes = _parse(arguments, words, "medduet models")
+    given = _parse(arguments, words, "medduet models")
     with _quiet_libraries():
         from medduet.console import show_models
 
-        show_models(size, channels, classes)
+        show_models(**given)
     return 0
 
 

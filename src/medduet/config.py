@@ -49,14 +49,32 @@ class DataConfig(_Frozen):
 
 
 class ModelConfig(_Frozen):
-    """The network."""
+    """The network. What is None is the network's own choice."""
 
     name: Annotated[str, _flag("model")] = "vovunet_var"
-    """A name from `medduet models`."""
-    width: int = Field(64, ge=1)
-    """Channels of the first level; each level below has twice as many."""
-    upsampling: Literal["transpose", "bilinear"] = "transpose"
-    """How the decoder enlarges its maps."""
+    """A name from `medduet models`, timm:NAME, or smp:DECODER/ENCODER."""
+    width: int | None = Field(None, ge=1)
+    """U-Nets: channels of the first level, twice as many in each below. None: 64 for most."""
+    upsampling: Literal["transpose", "bilinear"] | None = None
+    """How the decoder enlarges its maps. None: transpose for U-Nets, nearest for timm and smp."""
+    kernel_size: int | None = Field(None, ge=1)
+    """adares_unet: side of its kernels, odd."""
+    activation: str | None = None
+    """adares_unet: relu, leaky_relu, elu, gelu or silu."""
+    dropout: float | None = Field(None, ge=0, lt=1)
+    """adares_unet: in its blocks; timm and smp: before the class head."""
+    pretrained: bool = False
+    """timm and smp: start from the encoder weights that are published for it."""
+    weights: Path | None = None
+    """Start from a .safetensors file, a bundle or a run, as far as names and shapes agree."""
+    freeze_encoder: bool = False
+    """Train the heads and the decoder only."""
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of the network that are set."""
+        names = ("width", "upsampling", "kernel_size", "activation", "dropout")
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class ObjectiveConfig(_Frozen):
@@ -98,6 +116,8 @@ class TrainConfig(_Frozen):
     """Images per step, over all processes together."""
     learning_rate: Annotated[float, _flag("lr")] = Field(1e-4, gt=0)
     """Learning rate of the first epoch."""
+    encoder_learning_rate: float | None = Field(None, gt=0)
+    """That of the encoder, where it is to be another one; it falls along the same cosine."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam, or Adam with decoupled weight decay."""
     weight_decay: float = Field(0.0, ge=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from medduet.engine.reporter import Reporter
 if TYPE_CHECKING:
     from medduet.run import RunRecord
 
+MOST_COSTS = 40  # networks; each is built to count, which takes up to a second
 REFRESH = 0.5  # seconds between two readings of the losses, each of which waits for a GPU
 
 _SHOWN = {
@@ -119,7 +120,7 @@ class ConsoleReporter(Reporter):
 
     def message(self, text: str) -> None:
         """Print the line."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
 
 class _Bytes:
@@ -243,11 +244,20 @@ def show_datasets(cache: Path | None) -> None:
     console.print(f"Cache: {cache_folder(cache)}", highlight=False, soft_wrap=True)
 
 
-def show_models(size: int, channels: int, classes: int) -> None:
-    """Print the table of the networks that are known by name."""
-    from medduet.models import MODELS
+def show_models(patterns: Sequence[str], size: int, channels: int, classes: int) -> None:
+    """Print the table of the networks whose names match, with what they cost."""
+    from medduet.errors import ModelError
+    from medduet.models import find_model, model_names
     from medduet.models.cost import model_cost
 
+    names = model_names(patterns)
+    console = Console()
+    if len(names) > MOST_COSTS:
+        console.print("\n".join(names), highlight=False)
+        console.print(
+            f"{len(names)} networks; what they cost is shown for up to {MOST_COSTS}", soft_wrap=True
+        )
+        return
     table = Table(
         title=f"networks for --model, at {channels} x {size} x {size} and {classes} classes",
         title_justify="left",
@@ -255,19 +265,30 @@ def show_models(size: int, channels: int, classes: int) -> None:
         pad_edge=False,
     )
     table.add_column("name", no_wrap=True)
-    for name in ("parameters", "without decoder", "GMAC", "without decoder"):
-        table.add_column(name, justify="right")
-    for name in MODELS:
-        whole = model_cost(name, channels, classes, channels, size)
-        alone = model_cost(name, channels, classes, 0, size)
-        table.add_row(
-            name,
-            f"{whole.parameters:,}",
-            f"{alone.parameters:,}",
-            f"{whole.gmacs:.2f}",
-            f"{alone.gmacs:.2f}",
-        )
-    console = Console()
+    for title in ("parameters", "without decoder", "GMAC", "without decoder"):
+        table.add_column(title, justify="right")
+    refused: list[ModelError] = []
+    for name in names:
+        try:
+            cost = model_cost(name, channels, classes, channels, size)
+        except ModelError as error:
+            refused.append(error)
+            table.add_row(name, "not at this size")
+            continue
+        counts = f"{cost.parameters:,}", f"{cost.parameters_alone:,}"
+        table.add_row(name, *counts, f"{cost.gmacs:.2f}", f"{cost.gmacs_alone:.2f}")
+    if len(refused) == len(names):
+        raise refused[0]
     console.print(table)
-    for name, spec in MODELS.items():
-        console.print(f"{name}: {spec.summary}. {spec.paper}", highlight=False, soft_wrap=True)
+    for name in names:
+        spec = find_model(name)
+        weights = f" Pretrained weights: {spec.licence}." if spec.licence else ""
+        text = f"{name}: {spec.summary}. {spec.paper}.{weights}"
+        console.print(text, highlight=False, soft_wrap=True)
+    if not patterns:
+        console.print(
+            "Any other of timm, and any decoder and encoder of segmentation-models-pytorch: "
+            "medduet models 'timm:*resnet*', medduet models 'smp:unet/*'",
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -18,7 +18,7 @@ prints it without a traceback and exits with code 2.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class MedDuetError(Exception):
@@ -68,3 +68,20 @@ def closest(name: str, known: Iterable[str], otherwise: str = "") -> str:
     if near := difflib.get_close_matches(name, names, n=3, cutoff=0.7):
         return f"did you mean {' or '.join(near)}?" + (f" Or {otherwise}" if otherwise else "")
     return f"known: {', '.join(names)}" + (f"; or {otherwise}" if otherwise else "")
+
+
+def five_closest(name: str, known: Mapping[str, str]) -> str:
+    """Return a sentence with the five names closest to `name`, however far they are.
+
+    Args:
+        name: what was given.
+        known: what it is compared with, and for each what to type.
+
+    Example:
+        >>> names = {"unet": "unet", "resnet18": "timm:resnet18", "vgg11": "timm:vgg11"}
+        >>> five_closest("resnet", names)
+        'the closest are timm:resnet18, unet and timm:vgg11'
+    """
+    near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.0)
+    shown = [known[each] for each in near]
+    return f"the closest are {', '.join(shown[:-1])} and {shown[-1]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from medduet.engine.reporter import Reporter
 from medduet.engine.samples import write_samples
 from medduet.errors import ConfigError
 from medduet.files import read_json, write_json
-from medduet.models import MIN_SIDE, create_model
+from medduet.models import DuetNetwork, WeightsReport, create_model, load_weights
+from medduet.models.base import check_takes
 from medduet.objectives import Objective, balanced_weights
 from medduet.report.run import draw_run
 from medduet.types import DenseLayout
@@ -100,20 +102,23 @@ def train(
         data = _open(config.data, progress)
     _check(config, data)
     layout = _layout(config, data)
-    arguments = _network_arguments(config, data, layout)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
-        network = create_model(**arguments)
+    # A checkpoint replaces whatever weights training once started from.
+    fresh = resume is None or not folder.checkpoint("last").is_file()
+    with fabric.rank_zero_first():
+        network, weights = _network(config, data, layout, fresh)
     if resume is None:
         folder = _create_folder(fabric, config, data)
     if fabric.is_global_zero:
         folder.write_environment(data, fabric.device, fabric.world_size)
+        if weights is not None:
+            reporter.message(weights.summary())
+            write_json(folder.path / "weights.json", weights.record())
     objective = _objective(config, data, layout)
     stop = stop or threading.Event()
     experiment = Experiment(fabric, config, data, network, objective, folder, reporter, stop)
     metrics = judge(experiment, fit(experiment))
     if fabric.is_global_zero:
-        save_bundle(folder.bundle, network, _bundle_config(arguments, data, layout, metrics))
+        save_bundle(folder.bundle, network, _bundle_config(network, data, layout, metrics))
         write_samples(folder.samples, network, data, layout)
         write_json(folder.metrics, metrics)
         draw_run(folder.path)
@@ -165,15 +170,11 @@ def _check(config: RunConfig, data: ImageSet) -> None:
             f"--evaluate.select {select} needs the task {needed}, but the tasks are "
             f"{', '.join(tasks)}: give --evaluate.select auto"
         )
-    if min(data.size) < MIN_SIDE:
-        raise ConfigError(
-            f"{data.name} has images of {data.size[0]} x {data.size[1]} pixels, but the network "
-            f"needs {MIN_SIDE} at least: give --size {MIN_SIDE} or more"
-        )
 
 
 def _create_folder(fabric: Fabric, config: RunConfig, data: ImageSet) -> RunFolder:
-    name = f"{data.name}-{config.model.name}-seed{config.train.seed}"
+    model = re.sub(r"[^\w.-]+", "-", config.model.name)
+    name = f"{data.name}-{model}-seed{config.train.seed}"
     folder = None
     if fabric.is_global_zero:
         folder = RunFolder.create(config.out, name, config)
@@ -189,15 +190,30 @@ def _layout(config: RunConfig, data: ImageSet) -> DenseLayout:
     )
 
 
-def _network_arguments(config: RunConfig, data: ImageSet, layout: DenseLayout) -> dict[str, Any]:
-    return {
-        "name": config.model.name,
-        "in_channels": data.in_channels,
-        "num_classes": len(data.class_names) if "classify" in config.objective.tasks else 0,
-        "dense_channels": layout.channels,
-        "width": config.model.width,
-        "upsampling": config.model.upsampling,
-    }
+def _network(
+    config: RunConfig, data: ImageSet, layout: DenseLayout, fresh: bool
+) -> tuple[DuetNetwork, WeightsReport | None]:
+    """Return the network, and what it took of a file; only a `fresh` one reads weights at all."""
+    model = config.model
+    if model.pretrained and model.weights is not None:
+        raise ConfigError("--model.pretrained and --model.weights were both given: leave one out")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        network = create_model(
+            model.name,
+            in_channels=data.in_channels,
+            num_classes=len(data.class_names) if "classify" in config.objective.tasks else 0,
+            dense_channels=layout.channels,
+            pretrained=model.pretrained and fresh,
+            **model.options(),
+        )
+    check_takes(network, *data.size)
+    report = None
+    if fresh and model.weights is not None:
+        report = load_weights(network, model.weights)
+    if model.freeze_encoder:
+        network.freeze_encoder()
+    return network, report
 
 
 def _objective(config: RunConfig, data: ImageSet, layout: DenseLayout) -> Objective:
@@ -209,12 +225,11 @@ def _objective(config: RunConfig, data: ImageSet, layout: DenseLayout) -> Object
 
 
 def _bundle_config(
-    arguments: dict[str, Any], data: ImageSet, layout: DenseLayout, metrics: dict[str, Any]
+    network: DuetNetwork, data: ImageSet, layout: DenseLayout, metrics: dict[str, Any]
 ) -> dict[str, Any]:
     """The bundle always holds the epoch that validation selected, and its numbers."""
     honest = validation_selected(metrics)
     return {
-        "network": arguments,
         "class_names": list(data.class_names),
         "mask_names": list(data.mask_names) if layout.mask_classes else [],
         "multi_label": data.multi_label,
@@ -224,8 +239,8 @@ def _bundle_config(
             "channels": data.in_channels,
             "resize": "antialiased bilinear",
             "input": "uint8, or float in [0, 1]; the network subtracts mean and divides by std",
-            "mean": 0.5,
-            "std": 0.5,
+            "mean": network.normalize.mean.flatten().tolist(),
+            "std": network.normalize.std.flatten().tolist(),
         },
         "metrics": {
             "seed": metrics["seed"],

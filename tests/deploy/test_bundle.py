@@ -75,7 +75,7 @@ def test_config_says_what_is_needed(finished_run: RunRecord) -> None:
     assert config["network"]["width"] == 2
     assert config["layout"] == {"mask_classes": 2, "image_channels": 1}
     assert config["preprocessing"]["size"] == [16, 16]
-    assert (config["preprocessing"]["mean"], config["preprocessing"]["std"]) == (0.5, 0.5)
+    assert (config["preprocessing"]["mean"], config["preprocessing"]["std"]) == ([0.5], [0.5])
     images = medduet.open_images("phantom", size=16, count=40)
     assert config["data"]["fingerprint"] == images.fingerprint
     assert config["versions"]["medduet"] == medduet.__version__

@@ -10,7 +10,9 @@ from medduet.models import Normalize
 def test_it_scales_and_normalises() -> None:
     image = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 1, 1, 3).repeat(1, 3, 1, 1)
     expected = torch.tensor([(value / 255 - 0.25) / 0.5 for value in (0, 51, 255)])
-    found = Normalize(3, mean=0.25, std=0.5)(image)
+    normalize = Normalize(3)
+    normalize.set((0.25,), (0.5,))
+    found = normalize(image)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected.expand(1, 3, 1, 3))
 

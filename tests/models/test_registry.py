@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medduet import MODELS, ModelError, create_model
+from medduet import ModelError, create_model
 from medduet.models.cost import model_cost
 
 # (network, (channels, dense channels, classes), trainable parameters); numbers of SEED.md
@@ -65,11 +65,9 @@ def test_cost_equals_a_count_by_hand(width: int, size: int) -> None:
 
 
 def test_unknown_names_list_the_closest() -> None:
-    with pytest.raises(ModelError, match=r"vovunet_vra.*did you mean vovunet_var") as caught:
+    with pytest.raises(ModelError, match=r"_vra'.*closest are vovunet_var, unet_var,") as caught:
         create_model("vovunet_vra", in_channels=1, num_classes=2)
     assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError, match=f"known: {', '.join(sorted(MODELS))}"):
-        create_model("zzz", in_channels=1, num_classes=2)
 
 
 @pytest.mark.parametrize("options", [{"widht": 4}, {"upsampling": "cubic"}, {"width": "4"}])

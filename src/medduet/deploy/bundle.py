@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
-from medduet.errors import MissingFileError, ModelError
-from medduet.files import atomic_path, read_json, write_json, write_text
-from medduet.models import DuetNetwork, create_model
+from medduet.files import write_text
+from medduet.models import DuetNetwork
+from medduet.models.weights import load_network, save_network
 from medduet.types import DenseLayout
-
-FORMAT = "medduet-bundle"
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -48,22 +40,15 @@ def save_bundle(path: Path, network: DuetNetwork, config: dict[str, Any]) -> Non
 
     Args:
         path: of the folder.
-        network: whose weights are saved.
-        config: see `ModelBundle`; ``network`` holds the arguments of `medduet.create_model`.
+        network: whose weights and arguments are saved.
+        config: see `ModelBundle`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
-        weights = {
-            name: value.detach().to("cpu", copy=True).contiguous()
-            for name, value in network.state_dict().items()
-        }
-        with atomic_path(temporary / "model.safetensors") as file:  # readable by others too
-            save_file(weights, file, metadata={"format": "pt"})
-        digest = _sha256(temporary / "model.safetensors")
-        header = {"format": FORMAT, "version": VERSION, "weights_sha256": digest}
-        write_json(temporary / "config.json", header | config)
-        write_text(temporary / "README.md", model_card(config))
+        save_network(temporary, network, config)
+        card = model_card({"network": network.arguments} | config)
+        write_text(temporary / "README.md", card)
         temporary.chmod(0o755)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
@@ -83,44 +68,7 @@ def load_bundle(path: str | Path) -> ModelBundle:
         MissingFileError: there is no bundle.
         ModelError: the bundle is damaged, of another version, or its weights don't fit.
     """
-    folder = Path(path)
-    if (folder / "bundle" / "config.json").is_file():
-        folder = folder / "bundle"
-    for name in ("config.json", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise MissingFileError(
-                f"expected a bundle or a finished run at {path}, but there is no {name}: give the "
-                "folder RUN/bundle of a finished run"
-            )
-    try:
-        config = read_json(folder / "config.json")
-    except ValueError as error:
-        raise ModelError(f"{folder / 'config.json'} is not JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ModelError(f"expected a {FORMAT} at {folder}, but config.json is something else")
-    if config.get("version") != VERSION:
-        raise ModelError(
-            f"{folder} has bundle version {config.get('version')}, but this MedDuet reads version "
-            f"{VERSION}: install the MedDuet that wrote it"
-        )
-    if missing := {"network", "weights_sha256"} - set(config):
-        raise ModelError(
-            f"{folder / 'config.json'} lacks {' and '.join(sorted(missing))}: copy the whole "
-            "folder again"
-        )
-    if _sha256(folder / "model.safetensors") != config["weights_sha256"]:
-        raise ModelError(
-            f"{folder / 'model.safetensors'} is not the file that config.json describes: its "
-            "SHA-256 differs; copy the whole folder again"
-        )
-    with torch.random.fork_rng(devices=[]):  # the first weights are replaced at once
-        network = create_model(**config["network"])
-    try:
-        network.load_state_dict(load_file(folder / "model.safetensors"))
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"the weights in {folder} don't fit the network: {reason}") from error
-    return ModelBundle(network.eval(), config)
+    return ModelBundle(*load_network(Path(path)))
 
 
 def load(path: str | Path) -> DuetNetwork:
@@ -138,11 +86,11 @@ def load(path: str | Path) -> DuetNetwork:
         ModelError: the bundle is damaged, of another version, or its weights don't fit.
 
     Example:
-        >>> import tempfile
-        >>> from medduet.deploy.bundle import save_bundle
+        >>> import tempfile, torch
+        >>> from medduet import create_model
         >>> arguments = dict(name="vovunet_var", in_channels=1, num_classes=2, width=2)
         >>> folder = Path(tempfile.mkdtemp()) / "bundle"
-        >>> save_bundle(folder, create_model(**arguments), {"network": arguments})
+        >>> save_bundle(folder, create_model(**arguments), {})
         >>> load(folder)(torch.zeros(1, 1, 16, 16)).class_logits.shape
         torch.Size([1, 2])
     """
@@ -198,8 +146,3 @@ def model_card(config: dict[str, Any]) -> str:
 def _interval(row: dict[str, Any], name: str) -> str:
     interval = row.get(f"{name}_interval")
     return f"{interval[0]:.4f} to {interval[1]:.4f}" if interval and None not in interval else ""
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,7 +28,7 @@ from medduet.metrics import (
     reconstruction_summary,
     segmentation_summary,
 )
-from medduet.models import DuetNetwork
+from medduet.models import DuetNetwork, Normalize
 from medduet.objectives import Objective
 from medduet.types import Batch, DenseLayout, Outputs
 
@@ -93,7 +93,7 @@ def predict_split(
                 outputs: Outputs = network(batch.image)
             outputs = Outputs(*(None if head is None else head.float() for head in outputs))
             normalized = network.normalize(batch.image)
-            values = _judge(outputs, batch, normalized, layout, multi_label, thorough)
+            values = _judge(outputs, batch, network.normalize, layout, multi_label, thorough)
             if objective is not None:
                 for task, term in objective(outputs, batch, normalized).items():
                     values[f"loss_{task}"], values[f"weight_{task}"] = term.loss, term.weight
@@ -111,7 +111,7 @@ def predict_split(
 def _judge(
     outputs: Outputs,
     batch: Batch,
-    normalized: Tensor,
+    normalize: Normalize,
     layout: DenseLayout,
     multi_label: bool,
     thorough: bool,
@@ -133,11 +133,15 @@ def _judge(
             counts = [(mask == label).sum(dim=(1, 2)) for label in range(1, classes)]
             values[name] = torch.stack(counts, dim=1)
     if layout.image_channels:
-        image = layout.image(outputs.dense)
+        # Whatever the network normalises with, errors are told on the paper's scale of -1 to 1.
+        image, target = (
+            2 * normalize.invert(x) - 1
+            for x in (layout.image(outputs.dense), normalize(batch.image))
+        )
         if thorough:
-            values |= reconstruction_errors(image, normalized)
+            values |= reconstruction_errors(image, target)
         else:
-            values["mse"] = (image - normalized).square().mean(dim=(1, 2, 3))
+            values["mse"] = (image - target).square().mean(dim=(1, 2, 3))
     return values
 
 

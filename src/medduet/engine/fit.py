@@ -19,7 +19,8 @@ from medduet.engine.checkpoint import save_state
 from medduet.engine.evaluate import quick_metrics, selection_score
 from medduet.engine.experiment import Experiment
 from medduet.engine.state import Progress, TrainState
-from medduet.errors import Interrupted, TrainingError
+from medduet.errors import ConfigError, Interrupted, TrainingError
+from medduet.models import DuetNetwork
 from medduet.objectives import Objective
 from medduet.types import Batch, Outputs
 
@@ -54,7 +55,9 @@ def _new_state(experiment: Experiment) -> TrainState:
     config, fabric = experiment.config.train, experiment.fabric
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     optimizer = optimizer_class(
-        experiment.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        _parameter_groups(experiment.network, config),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, T_max=config.cosine_epochs or config.epochs
@@ -64,6 +67,23 @@ def _new_state(experiment: Experiment) -> TrainState:
     tasks = len(experiment.objective.tasks)
     sums = torch.zeros(2, tasks, dtype=torch.float64, device=fabric.device)
     return TrainState(experiment.network, module, wrapped_optimizer, scheduler, sums)
+
+
+def _parameter_groups(network: DuetNetwork, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return what is trained; the encoder stands apart if it has a learning rate of its own."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if config.encoder_learning_rate is None:
+        return [{"params": trained}]
+    shared = {id(parameter) for parameter in network.encoder_parameters()}
+    encoder = [parameter for parameter in trained if id(parameter) in shared]
+    if not encoder:
+        raise ConfigError(
+            "--train.encoder-learning-rate was given, but the encoder is frozen: leave one out"
+        )
+    return [
+        {"params": [parameter for parameter in trained if id(parameter) not in shared]},
+        {"params": encoder, "lr": config.encoder_learning_rate},
+    ]
 
 
 def _patience_is_out(progress: Progress, config: TrainConfig) -> bool:

@@ -59,7 +59,8 @@ def write_samples(path: Path, network: DuetNetwork, data: ImageSet, layout: Dens
             arrays["predicted_masks"] = layout.mask(dense).numpy().astype(np.uint8)
             arrays["has_mask"] = batch.has_mask.numpy()
         if layout.image_channels:
-            scaled = (layout.image(dense) * 0.5 + 0.5).clamp(0, 1) * 255
+            rebuilt = network.normalize.invert(layout.image(outputs.dense).float()).cpu()
+            scaled = rebuilt.clamp(0, 1) * 255
             image = scaled.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
             arrays["reconstructions"] = image[..., 0] if image.shape[-1] == 1 else image
     with atomic_path(path) as temporary, temporary.open("wb") as file:

@@ -1,8 +1,29 @@
-"""Networks: blocks, the U-Net that takes a block, and the registry."""
+"""Networks: blocks, the U-Net that takes a block, encoders of libraries, and the registry."""
 
 from medduet.models.base import DuetNetwork
 from medduet.models.normalize import Normalize
-from medduet.models.registry import MODELS, ModelSpec, create_model
+from medduet.models.registry import (
+    MODELS,
+    PAPER_CLASSIFIERS,
+    ModelSpec,
+    create_model,
+    find_model,
+    model_names,
+)
 from medduet.models.unet import MIN_SIDE, UNet
+from medduet.models.weights import WeightsReport, load_weights
 
-__all__ = ["MIN_SIDE", "MODELS", "DuetNetwork", "ModelSpec", "Normalize", "UNet", "create_model"]
+__all__ = [
+    "MIN_SIDE",
+    "MODELS",
+    "PAPER_CLASSIFIERS",
+    "DuetNetwork",
+    "ModelSpec",
+    "Normalize",
+    "UNet",
+    "WeightsReport",
+    "create_model",
+    "find_model",
+    "load_weights",
+    "model_names",
+]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
+from medduet.errors import ModelError
 from medduet.models.normalize import Normalize
 from medduet.types import Outputs
 
@@ -16,12 +19,178 @@ class DuetNetwork(nn.Module):
     Attributes:
         normalize: takes the images as they are given to the network, gives what it computes on;
             the reconstruction is judged against it.
+        arguments: what `medduet.create_model` built it from, ready for JSON.
     """
 
     normalize: Normalize
+    arguments: dict[str, Any]
+    _encoder_is_frozen = False
 
     if TYPE_CHECKING:  # torch says that a module returns Any
 
         def __call__(self, image: Tensor) -> Outputs:
             """Return what the heads say of ``(N, C, H, W)`` images."""
             ...
+
+    @property
+    def encoder_modules(self) -> list[nn.Module]:
+        """The modules that both heads share."""
+        raise NotImplementedError
+
+    @property
+    def decoder_modules(self) -> list[nn.Module]:
+        """The modules that only the dense output needs."""
+        raise NotImplementedError
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters that both heads share; heads and decoder are not among them."""
+        return [parameter for module in self.encoder_modules for parameter in module.parameters()]
+
+    def freeze_encoder(self) -> None:
+        """Keep the encoder as it is while the rest is trained.
+
+        Its parameters get no gradient, and its batch normalisation and dropout stay in evaluation
+        mode.
+
+        Example:
+            >>> from medduet import create_model
+            >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2)
+            >>> network.freeze_encoder()
+            >>> [name for name, p in network.named_parameters() if p.requires_grad]
+            ['class_head.weight', 'class_head.bias']
+        """
+        for parameter in self.encoder_parameters():
+            parameter.requires_grad_(False)
+        self._encoder_is_frozen = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> DuetNetwork:
+        """Set training mode, in which a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self._encoder_is_frozen:
+            for module in self.encoder_modules:
+                module.eval()
+        return self
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write the network to a folder, in the convention of Hugging Face.
+
+        Args:
+            path: of the folder, which gets ``model.safetensors`` and ``config.json``.
+
+        Example:
+            >>> import tempfile
+            >>> from medduet import create_model
+            >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2).eval()
+            >>> folder = tempfile.mkdtemp()
+            >>> network.save_pretrained(folder)
+            >>> image = torch.zeros(1, 1, 16, 16)
+            >>> again = DuetNetwork.from_pretrained(folder)
+            >>> torch.equal(again(image).class_logits, network(image).class_logits)
+            True
+        """
+        from medduet.models.weights import save_network
+
+        save_network(Path(path), self, {})
+
+    @staticmethod
+    def from_pretrained(
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        token: str | None = None,
+    ) -> DuetNetwork:
+        """Return the network in a folder, or in a repository of the Hugging Face hub.
+
+        Args:
+            name_or_path: a folder that `save_pretrained` or a run wrote, or ``user/name``.
+            revision: branch, tag or commit of the repository.
+            cache_dir: where downloads are kept; ``None`` for the hub's own cache.
+            token: for private repositories.
+
+        Returns:
+            The network in evaluation mode on the CPU.
+
+        Raises:
+            MissingFileError: there is no network.
+            DownloadError: the hub can't be reached.
+            ModelError: the network is damaged, of another version, or its weights don't fit.
+        """
+        from medduet.models.weights import fetch_network, load_network
+
+        folder = Path(name_or_path)
+        if not folder.is_dir():
+            folder = fetch_network(str(name_or_path), revision, cache_dir, token)
+        return load_network(folder)[0]
+
+
+def check_sizes(in_channels: int, num_classes: int, dense_channels: int, width: int = 1) -> None:
+    """Raise `ModelError` for sizes of which no network can be built."""
+    if in_channels < 1 or width < 1 or num_classes < 0 or dense_channels < 0:
+        raise ModelError(
+            "expected in_channels and width of at least 1 and num_classes and dense_channels of "
+            f"at least 0, but got in_channels={in_channels}, width={width}, "
+            f"num_classes={num_classes}, dense_channels={dense_channels}"
+        )
+    if not num_classes and not dense_channels:
+        raise ModelError(
+            "a network needs a head, but num_classes and dense_channels are both 0: "
+            "set at least one of them"
+        )
+
+
+def freeze_unused(network: DuetNetwork, side: int) -> None:
+    """Turn the gradient off for parameters that no head reads.
+
+    Libraries build some: a last norm that only their own head uses, stages below the last one
+    that a decoder takes. They would hold up DistributedDataParallel and count as trainable.
+
+    Args:
+        network: whose normalisation takes images of any size.
+        side: of the images with which it is tried, in pixels; nothing is computed.
+    """
+    state = _on_meta(network)
+    was_training = network.training
+    network.eval()
+    image = torch.zeros(2, network.normalize.channels, side, side, device="meta")
+    outputs = torch.func.functional_call(network, state, (image,))
+    network.train(was_training)
+    parameters = dict(network.named_parameters())
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+        [head.sum() for head in outputs if head is not None],
+        [state[name] for name in parameters],
+        allow_unused=True,
+    )
+    for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
+
+
+def check_takes(network: DuetNetwork, height: int, width: int) -> None:
+    """Raise `ModelError` if `network` does not take images of ``height x width`` pixels.
+
+    Nothing is computed: shapes alone go through the network.
+    """
+    was_training = network.training
+    network.eval()
+    image = torch.zeros(2, network.normalize.channels, height, width, device="meta")
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(network, _on_meta(network), (image,))
+    except (AssertionError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(
+            f"{network.arguments['name']} does not take images of {height} x {width} pixels: "
+            f"{reason}; give another --size, or another --model"
+        ) from error
+    finally:
+        network.train(was_training)
+
+
+def _on_meta(network: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers without their values."""
+    return {
+        name: value.detach().to("meta").requires_grad_(value.requires_grad)
+        for name, value in [*network.named_parameters(), *network.named_buffers()]
+    }

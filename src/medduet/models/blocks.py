@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from timm.models.mobilevit import MobileVitV2Block
 from timm.models.vovnet import OsaBlock
-from torch import nn
+from torch import Tensor, nn
 
 Block = Callable[[int, int], nn.Module]
-"""Builds the unit of one level; it keeps height and width."""
+"""Builds the unit of one level."""
 
 
 def double_conv(in_channels: int, out_channels: int) -> nn.Module:
@@ -49,3 +50,81 @@ def osa_unit(in_channels: int, out_channels: int) -> nn.Module:
         nn.BatchNorm2d(out_channels),
         nn.GELU(),
     )
+
+
+def mobilevit_unit(in_channels: int, out_channels: int) -> nn.Module:
+    """MobileViT-v2 block, then batch normalisation and GELU: the block of MobileViTV2-UNet.
+
+    A depthwise and a 1x1 convolution, two transformer layers with separable attention between the
+    8x8 patches, and a 1x1 convolution (MobileViT-v2, arXiv:2206.02680; the module is timm's). It
+    enlarges maps to the next multiple of 8, so it does not always keep height and width: takes
+    ``(N, in_channels, H, W)``, gives ``(N, out_channels, 8 ceil(H / 8), 8 ceil(W / 8))``.
+
+    Example:
+        >>> import torch
+        >>> mobilevit_unit(4, 8)(torch.zeros(2, 4, 7, 16)).shape
+        torch.Size([2, 8, 8, 16])
+    """
+    return nn.Sequential(
+        MobileVitV2Block(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.GELU()
+    )
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+}
+
+
+class ResidualUnit(nn.Module):
+    """Two convolutions with a shortcut around them: the block of AdaResU-Net.
+
+    Convolution (no bias), batch normalisation, activation, dropout, convolution, batch
+    normalisation; the input is added (through a 1x1 convolution and batch normalisation where the
+    channels differ), then the activation.
+
+    Args:
+        in_channels: of the map ``(N, in_channels, H, W)`` that comes.
+        out_channels: of the map ``(N, out_channels, H, W)`` that is given.
+        kernel_size: side of both kernels, odd.
+        activation: a name from `ACTIVATIONS`.
+        dropout: share of channels that are dropped between the convolutions while training.
+
+    Example:
+        >>> import torch
+        >>> ResidualUnit(4, 8, kernel_size=5)(torch.zeros(2, 4, 16, 16)).shape
+        torch.Size([2, 8, 16, 16])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        activation: str = "relu",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        act = ACTIVATIONS[activation]
+
+        def conv(channels: int, size: int) -> list[nn.Module]:
+            kernel = nn.Conv2d(channels, out_channels, size, padding=size // 2, bias=False)
+            return [kernel, nn.BatchNorm2d(out_channels)]
+
+        self.residual = nn.Sequential(
+            *conv(in_channels, kernel_size),
+            act(),
+            nn.Dropout2d(dropout),
+            *conv(out_channels, kernel_size),
+        )
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Sequential(*conv(in_channels, 1))
+        self.activation = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, out_channels, H, W)``, see `ResidualUnit`."""
+        y: Tensor = self.activation(self.residual(x) + self.shortcut(x))
+        return y

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from medduet.models.base import check_takes
 from medduet.models.registry import create_model
 
 
@@ -17,21 +20,28 @@ class Cost(NamedTuple):
         parameters: number of trainable parameters.
         gmacs: 10^9 multiply-accumulate operations of the forward pass for one image, in
             convolutions, matrix products and attention (torch's counter).
+        parameters_alone: the parameters without decoder and dense head.
+        gmacs_alone: the operations without decoder and dense head.
     """
 
     parameters: int
     gmacs: float
+    parameters_alone: int
+    gmacs_alone: float
 
 
 def model_cost(
-    name: str, in_channels: int, num_classes: int, dense_channels: int, size: int, **options: object
+    name: str, in_channels: int, num_classes: int, dense_channels: int, size: int, **options: Any
 ) -> Cost:
     """Return the cost of a network for one image of ``size x size`` pixels; nothing is computed.
 
+    Raises:
+        ModelError: the network does not take images of that size.
+
     Example:
         >>> cost = model_cost("vovunet_var", 3, 8, 3, size=224)
-        >>> cost.parameters, round(cost.gmacs, 2)
-        (35931723, 42.23)
+        >>> cost.parameters, round(cost.gmacs, 2), round(cost.gmacs_alone, 2)
+        (35931723, 42.23, 15.09)
     """
     with torch.device("meta"):
         network = create_model(
@@ -42,7 +52,17 @@ def model_cost(
             **options,
         ).eval()
         image = torch.zeros(1, in_channels, size, size)
+    check_takes(network, size, size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(image)
-    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return Cost(parameters, counter.get_total_flops() / 2e9)
+    decoder = [id(module) for module in network.decoder_modules]
+    names = [name for name, module in network.named_modules() if id(module) in decoder]
+    counts, prefix = counter.get_flop_counts(), type(network).__name__
+    flops = counter.get_total_flops()
+    spent = sum(sum(counts[f"{prefix}.{name}"].values()) for name in names)
+    parameters, extra = _trainable([network]), _trainable(network.decoder_modules)
+    return Cost(parameters, flops / 2e9, parameters - extra, (flops - spent) / 2e9)
+
+
+def _trainable(modules: Iterable[nn.Module]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters() if p.requires_grad)

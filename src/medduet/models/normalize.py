@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,10 +13,10 @@ from medduet.errors import ModelError
 class Normalize(nn.Module):
     """Scale uint8 images to [0, 1], then subtract the mean and divide by the standard deviation.
 
+    Both are 0.5 in every channel unless `set` says otherwise.
+
     Args:
         channels: number of channels C.
-        mean: subtracted, the same in every channel.
-        std: divided by, the same in every channel.
 
     Shapes:
         Takes ``(N, C, H, W)``, uint8 or float in [0, 1]; gives the same shape as float.
@@ -32,11 +34,33 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, channels: int, mean: float = 0.5, std: float = 0.5) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.register_buffer("mean", torch.full((1, channels, 1, 1), mean))
-        self.register_buffer("std", torch.full((1, channels, 1, 1), std))
+        self.register_buffer("mean", torch.full((1, channels, 1, 1), 0.5))
+        self.register_buffer("std", torch.full((1, channels, 1, 1), 0.5))
+
+    def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take over the constants with which weights were made.
+
+        Args:
+            mean: of each channel in [0, 1]; where the number of channels is another one, their
+                mean is taken for all.
+            std: likewise.
+        """
+        for buffer, values in ((self.mean, mean), (self.std, std)):
+            fits = len(values) == self.channels
+            value = torch.tensor(values if fits else [sum(values) / len(values)])
+            buffer.copy_(value.reshape(1, -1, 1, 1).expand_as(buffer))
+
+    def invert(self, normalized: Tensor) -> Tensor:
+        """Return normalised images ``(N, C, H, W)`` as they were, in [0, 1].
+
+        Example:
+            >>> Normalize(1).invert(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1)).flatten()
+            tensor([0., 1.])
+        """
+        return normalized * self.std + self.mean
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the normalised images, see `Normalize`."""

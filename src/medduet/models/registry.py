@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fnmatch
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from medduet.errors import ModelError, closest
+from medduet.errors import DownloadError, ModelError, closest, five_closest
+from medduet.models import networks
 from medduet.models.base import DuetNetwork
-from medduet.models.blocks import Block, double_conv, osa_unit
-from medduet.models.unet import UNet, Upsampling
+
+TASK_PAPER = "Li, Li, Ting: A Study of Multi-Task Learning Using a VoVNet-OSA Block Enhanced U-Net"
 
 
 @dataclass(frozen=True)
@@ -20,60 +24,177 @@ class ModelSpec:
         build: takes ``in_channels, num_classes, dense_channels`` and options.
         summary: what it is, in one line.
         paper: where it comes from.
+        licence: of its pretrained weights; ``None`` if there are none.
     """
 
     build: Callable[..., DuetNetwork]
     summary: str
     paper: str
+    licence: str | None = None
 
-
-def _unet_of(block: Block) -> Callable[..., UNet]:
-    def build(
-        in_channels: int,
-        num_classes: int,
-        dense_channels: int,
-        *,
-        width: int = 64,
-        upsampling: Upsampling = "transpose",
-    ) -> UNet:
-        return UNet(
-            in_channels,
-            num_classes,
-            dense_channels,
-            block=block,
-            width=width,
-            upsampling=upsampling,
-        )
-
-    return build
+    @property
+    def options(self) -> set[str]:
+        """The options that `create_model` takes for it."""
+        bound = set(self.build.keywords) if isinstance(self.build, partial) else set()
+        parameters = inspect.signature(self.build).parameters.values()
+        keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return keywords - bound - {"pretrained"}
 
 
 MODELS: dict[str, ModelSpec] = {
+    "adares_unet": ModelSpec(
+        networks.adares_unet,
+        "U-Net of residual blocks with kernel size, width, activation and dropout as options",
+        "AdaResU-Net, doi:10.1016/j.neucom.2019.01.110",
+    ),
+    "dense_inception_unet": ModelSpec(
+        networks.dense_inception_unet,
+        "U-Net of Inception-Res and Dense-Inception blocks",
+        "DENSE-INception U-Net, doi:10.1016/j.cmpb.2020.105395",
+    ),
+    "mobilevitv2_unet_var": ModelSpec(
+        networks.mobilevitv2_unet_var,
+        "U-Net of MobileViT-v2 blocks with a class head",
+        f"MobileViT-v2, arXiv:2206.02680; in the authors' code of {TASK_PAPER}",
+    ),
+    "sharp_unet": ModelSpec(
+        networks.sharp_unet,
+        "U-Net whose skips pass a fixed sharpening kernel",
+        "Sharp U-Net, doi:10.1016/j.combiomed.2021.104699",
+    ),
+    "unet": ModelSpec(networks.unet, "U-Net of double convolutions", "U-Net, arXiv:1505.04597"),
     "unet_var": ModelSpec(
-        _unet_of(double_conv),
+        networks.unet_var,
         "U-Net of double convolutions with a class head",
-        "U-Net, arXiv:1505.04597; with the class head of VovUnet_Var",
+        f"U-Net, arXiv:1505.04597; with the class head of {TASK_PAPER}",
     ),
     "vovunet_var": ModelSpec(
-        _unet_of(osa_unit),
-        "U-Net of one-shot aggregation units with a class head",
-        "Li, Li, Ting: A Study of Multi-Task Learning Using a VoVNet-OSA Block Enhanced U-Net",
+        networks.vovunet_var, "U-Net of one-shot aggregation units with a class head", TASK_PAPER
     ),
 }
 
+PAPER_CLASSIFIERS: dict[str, str] = {
+    "timm:resnet18": "ResNet, arXiv:1512.03385",
+    "timm:resnet50": "ResNet, arXiv:1512.03385",
+    "timm:densenet121": "DenseNet, arXiv:1608.06993",
+    "timm:densenet201": "DenseNet, arXiv:1608.06993",
+    "timm:mobilenetv3_small_100": "MobileNetV3, arXiv:1905.02244",
+    "timm:mobilenetv3_large_100": "MobileNetV3, arXiv:1905.02244",
+    "timm:convnextv2_atto": "ConvNeXt V2, arXiv:2301.00808",
+    "timm:convnextv2_base": "ConvNeXt V2, arXiv:2301.00808",
+    "timm:eva02_small_patch14_224": "EVA-02, arXiv:2303.11331",
+    "timm:eva02_base_patch14_224": "EVA-02, arXiv:2303.11331",
+}
+"""The classifiers in the authors' runs of VovUnet_Var, by their names here."""
 
-def create_model(
-    name: str, *, in_channels: int, num_classes: int, dense_channels: int = 0, **options: Any
-) -> DuetNetwork:
-    """Build the network called `name` with fresh weights.
+_SMP_PAPERS = {
+    "unet": "arXiv:1505.04597",
+    "unetplusplus": "arXiv:1807.10165",
+    "manet": "doi:10.1109/ACCESS.2020.3025372",
+    "linknet": "arXiv:1707.03718",
+    "fpn": "arXiv:1612.03144",
+    "pspnet": "arXiv:1612.01105",
+    "deeplabv3": "arXiv:1706.05587",
+    "deeplabv3plus": "arXiv:1802.02611",
+    "pan": "arXiv:1805.10180",
+    "upernet": "arXiv:1807.10221",
+    "segformer": "arXiv:2105.15203",
+    "dpt": "arXiv:2103.13413",
+}
+_SMP_EXAMPLES = ("smp:unet/resnet34", "smp:fpn/tu-convnext_tiny")
+
+
+def find_model(name: str) -> ModelSpec:
+    """Return what is known of the network called `name`.
 
     Args:
-        name: one of `MODELS`, see ``medduet models``.
+        name: one of `MODELS`, ``timm:NAME``, or ``smp:ARCHITECTURE/ENCODER``.
+
+    Raises:
+        ModelError: there is none; the message has the five closest names.
+
+    Example:
+        >>> find_model("timm:resnet18").paper
+        'ResNet, arXiv:1512.03385'
+    """
+    if name in MODELS:
+        return MODELS[name]
+    library, colon, rest = name.partition(":")
+    if colon and library == "timm":
+        return _timm_spec(name, rest)
+    if colon and library == "smp":
+        return _smp_spec(name, rest)
+    import timm
+
+    names = {name: name for name in MODELS} | {bare: f"timm:{bare}" for bare in timm.list_models()}
+    near = five_closest(name, names)
+    raise ModelError(f"unknown network '{name}': {near}; 'medduet models' lists more")
+
+
+def model_names(patterns: Sequence[str]) -> list[str]:
+    """Return the names of networks that match shell patterns; those of the paper for none.
+
+    Args:
+        patterns: such as ``unet*`` or ``timm:*convnext*``; a whole name stands for itself.
+
+    Raises:
+        ModelError: nothing matches one of them.
+
+    Example:
+        >>> model_names(["*unet_var"])
+        ['mobilevitv2_unet_var', 'unet_var', 'vovunet_var']
+    """
+    if not patterns:
+        return [*MODELS, *PAPER_CLASSIFIERS, *_SMP_EXAMPLES]
+    found = []
+    for pattern in patterns:
+        matching = fnmatch.filter(_all_names(pattern), pattern)
+        if not matching:
+            if set(pattern) & set("*?["):
+                raise ModelError(f"no network matches '{pattern}': try 'timm:*resnet*'")
+            find_model(pattern)
+            matching = [pattern]
+        found += matching
+    return found
+
+
+def _all_names(pattern: str) -> list[str]:
+    """Return the known names among which `pattern` may find some."""
+    if pattern.startswith("timm:"):
+        import timm
+
+        return [f"timm:{name}" for name in timm.list_models()]
+    if pattern.startswith("smp:"):
+        import segmentation_models_pytorch as smp
+
+        decoders, encoders = smp.MODEL_ARCHITECTURES_MAPPING, smp.encoders.encoders
+        return [f"smp:{decoder}/{encoder}" for decoder in decoders for encoder in encoders]
+    return list(MODELS)
+
+
+def create_model(
+    name: str,
+    *,
+    in_channels: int,
+    num_classes: int,
+    dense_channels: int = 0,
+    pretrained: bool = False,
+    **options: Any,
+) -> DuetNetwork:
+    """Build the network called `name`, with fresh weights or with an encoder from the hub.
+
+    Args:
+        name: one of `MODELS`; ``timm:NAME`` for a classifier of timm, with a U-Net decoder if
+            there is a dense head; ``smp:ARCHITECTURE/ENCODER`` for a network of
+            segmentation-models-pytorch. See ``medduet models``.
         in_channels: channels C of the images.
         num_classes: classes K of the class head; 0 for none.
         dense_channels: channels D of the dense head; 0 for none, then the decoder is not built.
-        **options: of the network, for U-Nets ``width`` (64) and ``upsampling`` (``"transpose"``
-            or ``"bilinear"``).
+        pretrained: fetch the encoder's weights, and normalise the images as they expect; only
+            for timm and smp.
+        **options: of the network: for U-Nets ``width`` and ``upsampling`` (``"transpose"`` or
+            ``"bilinear"``), for adares_unet also ``kernel_size``, ``activation`` and ``dropout``;
+            for timm and smp ``upsampling`` (``"bilinear"``) and ``dropout``.
 
     Returns:
         A module that takes ``(N, C, H, W)`` images, uint8 or float in [0, 1], and gives
@@ -81,15 +202,90 @@ def create_model(
 
     Raises:
         ModelError: an unknown name or option, or sizes that don't fit.
+        DownloadError: the weights can't be fetched.
 
     Example:
         >>> network = create_model("vovunet_var", in_channels=3, num_classes=8, dense_channels=3)
         >>> sum(parameter.numel() for parameter in network.parameters())
         35931723
     """
-    if name not in MODELS:
-        raise ModelError(f"unknown network '{name}': {closest(name, MODELS)}")
+    spec = find_model(name)
+    if unknown := sorted(set(options) - spec.options):
+        hint = closest(unknown[0], spec.options)
+        raise ModelError(f"{name} has no option '{unknown[0]}': {hint}")
+    if pretrained:
+        if spec.licence is None:
+            raise ModelError(
+                f"there are no pretrained weights for {name}: leave --model.pretrained out, or "
+                "take a network of which 'medduet models' names the licence of its weights"
+            )
+        options["pretrained"] = True
     try:
-        return MODELS[name].build(in_channels, num_classes, dense_channels, **options)
+        network = spec.build(in_channels, num_classes, dense_channels, **options)
     except TypeError as error:
-        raise ModelError(f"{name}: {error}; its options are width and upsampling") from error
+        given = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        raise ModelError(f"{name} can't be built with {given}: {error}") from error
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise DownloadError(
+            f"the pretrained weights of {name} could not be fetched from the Hugging Face hub: "
+            f"{reason}; connect, or give a local copy by --model.weights FILE.safetensors"
+        ) from error
+    options.pop("pretrained", None)
+    network.arguments = {
+        "name": name,
+        "in_channels": in_channels,
+        "num_classes": num_classes,
+        "dense_channels": dense_channels,
+        **options,
+    }
+    return network
+
+
+def _timm_spec(name: str, rest: str) -> ModelSpec:
+    import timm
+
+    from medduet.models.encoders import TimmNetwork
+
+    stem = rest.partition(".")[0]
+    if not timm.is_model(stem) or (stem != rest and rest not in timm.list_pretrained(f"{stem}.*")):
+        near = five_closest(rest, {known: f"timm:{known}" for known in timm.list_models()})
+        raise ModelError(f"unknown network '{name}': {near}; 'medduet models timm:*' lists all")
+    config = timm.get_pretrained_cfg(rest) if timm.models.is_model_pretrained(rest) else None
+    paper = PAPER_CLASSIFIERS.get(
+        f"timm:{stem}", "The paper is named in timm's file of the network"
+    )
+    licence = (config.license or "not recorded") if config else None
+    summary = "classifier of timm; with a dense head a U-Net decoder on its maps"
+    return ModelSpec(partial(TimmNetwork, name=rest), summary, paper, licence)
+
+
+def _smp_spec(name: str, rest: str) -> ModelSpec:
+    import segmentation_models_pytorch as smp
+    import timm
+
+    from medduet.models.encoders import SmpNetwork
+
+    architecture, _, encoder = rest.partition("/")
+    decoders = smp.MODEL_ARCHITECTURES_MAPPING
+    if architecture not in decoders:
+        near = five_closest(architecture, {known: f"smp:{known}/ENCODER" for known in decoders})
+        raise ModelError(f"unknown network '{name}': {near}")
+    own = smp.encoders.encoders
+    from_timm = encoder.startswith("tu-") and timm.is_model(encoder[3:].partition(".")[0])
+    if encoder not in own and not from_timm:
+        names = [*own, *(f"tu-{known}" for known in timm.list_models())]
+        near = five_closest(encoder, {known: f"smp:{architecture}/{known}" for known in names})
+        raise ModelError(f"unknown network '{name}': {near}")
+    if from_timm:
+        licence = find_model(f"timm:{encoder[3:]}").licence
+    else:
+        licence = "not recorded" if own[encoder]["pretrained_settings"] else None
+    build = partial(SmpNetwork, architecture=architecture, encoder=encoder)
+    summary = f"{decoders[architecture].__name__} of segmentation-models-pytorch"
+    return ModelSpec(
+        build,
+        summary,
+        f"Papers: documentation of {decoders[architecture].__name__} and the encoder there",
+        licence,
+    )

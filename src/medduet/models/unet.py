@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medduet.errors import ModelError, closest
-from medduet.models.base import DuetNetwork
+from medduet.models.base import DuetNetwork, check_sizes
 from medduet.models.blocks import Block, double_conv
 from medduet.models.normalize import Normalize
 from medduet.types import Outputs
@@ -18,44 +19,96 @@ Upsampling = Literal["transpose", "bilinear"]
 UPSAMPLINGS: tuple[Upsampling, ...] = get_args(Upsampling)
 LEVELS = 4
 MIN_SIDE = 2**LEVELS
+Enlarge = Callable[[int, int, Upsampling], nn.Module]
+"""Builds what doubles height and width: channels in, channels out, how."""
+
+
+def max_pool(channels: int) -> nn.Module:
+    """Halve height and width by 2x2 max pooling, rounding down; `channels` stay as they are."""
+    return nn.MaxPool2d(2)
+
+
+def upsample(in_channels: int, out_channels: int, upsampling: Upsampling) -> nn.Module:
+    """Double height and width: 2x2 transposed convolution, or bilinear and a 1x1 convolution.
+
+    Halving the channels by the 1x1 convolution keeps every other shape of the network as it is.
+    """
+    if upsampling == "transpose":
+        return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
+        nn.Conv2d(in_channels, out_channels, kernel_size=1),
+    )
+
+
+class Sharpen(nn.Module):
+    """Depthwise 3x3 convolution with a fixed Laplacian: 8 in the centre, -1 around it.
+
+    It has no parameter and adds nothing to the saved weights. Takes and gives ``(N, C, H, W)``;
+    beyond the border are zeros.
+
+    Example:
+        >>> import torch
+        >>> Sharpen()(torch.ones(1, 1, 3, 3))[0, 0, 1].tolist()
+        [3.0, 0.0, 3.0]
+    """
+
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        kernel = torch.full((1, 1, 3, 3), -1.0)
+        kernel[0, 0, 1, 1] = 8.0
+        self.register_buffer("kernel", kernel, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the sharpened map, see `Sharpen`."""
+        channels = x.shape[1]
+        kernel = self.kernel.to(x.dtype).expand(channels, 1, 3, 3)
+        return F.conv2d(x, kernel, padding=1, groups=channels)
 
 
 class Down(nn.Sequential):
-    """Halve height and width (2x2 max pooling, floor), then the block."""
+    """Halve height and width, then the block."""
 
-    def __init__(self, in_channels: int, out_channels: int, block: Block) -> None:
-        super().__init__(nn.MaxPool2d(2), block(in_channels, out_channels))
+    def __init__(
+        self, in_channels: int, out_channels: int, block: Block, pool: Callable[[int], nn.Module]
+    ) -> None:
+        super().__init__(pool(in_channels), block(in_channels, out_channels))
 
 
 class Up(nn.Module):
     """Double height and width, join the skip, then the block.
 
-    The deep map ``(N, in_channels, h, w)`` is upsampled to ``in_channels // 2`` channels, padded
-    with zeros at the right and bottom to the size of the skip ``(N, in_channels // 2, H, W)``, and
-    concatenated behind it.
+    The deep map ``(N, in_channels, h, w)`` is upsampled to ``in_channels // 2`` channels, brought
+    to the size of the skip ``(N, in_channels // 2, H, W)``, and concatenated behind it. Where one
+    row or column is missing or too many, as for odd sizes, that is a row of zeros at the bottom or
+    a cut there; where more are, because a block has changed the size, it is scaled.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, block: Block, upsampling: Upsampling
+        self,
+        in_channels: int,
+        out_channels: int,
+        block: Block,
+        upsampling: Upsampling,
+        enlarge: Enlarge = upsample,
+        skip: Callable[[], nn.Module] = nn.Identity,
     ) -> None:
         super().__init__()
-        half = in_channels // 2
-        if upsampling == "transpose":
-            self.upsample: nn.Module = nn.ConvTranspose2d(in_channels, half, 2, stride=2)
-        else:
-            # Halving the channels by a 1x1 convolution keeps every other shape as it is.
-            self.upsample = nn.Sequential(
-                nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
-                nn.Conv2d(in_channels, half, kernel_size=1),
-            )
+        self.upsample = enlarge(in_channels, in_channels // 2, upsampling)
+        self.skip = skip()
         self.block = block(in_channels, out_channels)
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Return ``(N, out_channels, H, W)``, see `Up`."""
         deep = self.upsample(deep)
         rows, columns = skip.shape[-2] - deep.shape[-2], skip.shape[-1] - deep.shape[-1]
-        deep = F.pad(deep, (0, columns, 0, rows))
-        fused: Tensor = self.block(torch.cat([skip, deep], dim=1))
+        if max(abs(rows), abs(columns)) > 1:
+            deep = _resize(deep, skip)
+        else:
+            deep = F.pad(deep, (0, columns, 0, rows))
+        fused: Tensor = self.block(torch.cat([self.skip(skip), deep], dim=1))
         return fused
 
 
@@ -66,11 +119,14 @@ class UNet(DuetNetwork):
         in_channels: channels of the image.
         num_classes: classes K of the class head; 0 for no class head.
         dense_channels: channels D of the dense head; 0 for none, and then no decoder is built.
-        block: builds the unit of each level below the stem, see `medduet.models.blocks`.
+        block: builds the unit of each level, see `medduet.models.blocks`; one for all, or five,
+            from the finest level to the deepest.
         width: channels of the stem; each level below has twice those above. The papers use 64.
+        stem: builds what stands at the full size on the way down.
         upsampling: ``"transpose"`` (2x2 transposed convolution) or ``"bilinear"``.
-        mean: subtracted from the image in [0, 1], the same in every channel.
-        std: what the difference is divided by.
+        pool: builds what halves height and width of a map with so many channels.
+        enlarge: builds what doubles them; takes channels in, channels out, and `upsampling`.
+        skip: builds what each skip passes through before it is joined.
 
     Shapes:
         Takes ``(N, C, H, W)``, uint8 or float in [0, 1], H and W at least 16. Gives
@@ -81,7 +137,6 @@ class UNet(DuetNetwork):
             the forward pass, an image smaller than 16 pixels or with another number of channels.
 
     Example:
-        >>> import torch
         >>> from medduet.models.blocks import osa_unit
         >>> network = UNet(1, num_classes=2, dense_channels=1, block=osa_unit, width=4)
         >>> outputs = network(torch.zeros(2, 1, 33, 16, dtype=torch.uint8))
@@ -95,30 +150,45 @@ class UNet(DuetNetwork):
         num_classes: int,
         dense_channels: int,
         *,
-        block: Block,
+        block: Block | Sequence[Block],
         width: int = 64,
+        stem: Block = double_conv,
         upsampling: Upsampling = "transpose",
-        mean: float = 0.5,
-        std: float = 0.5,
+        pool: Callable[[int], nn.Module] = max_pool,
+        enlarge: Enlarge = upsample,
+        skip: Callable[[], nn.Module] = nn.Identity,
     ) -> None:
         super().__init__()
-        _check_sizes(in_channels, num_classes, dense_channels, width)
+        check_sizes(in_channels, num_classes, dense_channels, width)
         if upsampling not in UPSAMPLINGS:
             hint = closest(upsampling, UPSAMPLINGS)
             raise ModelError(f"unknown upsampling '{upsampling}': {hint}")
         channels = [width * 2**level for level in range(LEVELS + 1)]
-        self.normalize = Normalize(in_channels, mean, std)
-        self.stem = double_conv(in_channels, width)
+        blocks = [block] * (LEVELS + 1) if callable(block) else list(block)
+        self.normalize = Normalize(in_channels)
+        self.stem = stem(in_channels, width)
         self.down = nn.ModuleList(
-            Down(channels[level], channels[level + 1], block) for level in range(LEVELS)
+            Down(channels[level], channels[level + 1], blocks[level + 1], pool)
+            for level in range(LEVELS)
         )
         self.class_head = nn.Linear(channels[-1], num_classes) if num_classes else None
         self.up = nn.ModuleList()
         self.dense_head: nn.Module | None = None
         if dense_channels:
             for level in reversed(range(LEVELS)):
-                self.up.append(Up(channels[level + 1], channels[level], block, upsampling))
+                sizes = channels[level + 1], channels[level]
+                self.up.append(Up(*sizes, blocks[level], upsampling, enlarge, skip))
             self.dense_head = nn.Conv2d(width, dense_channels, kernel_size=1)
+
+    @property
+    def encoder_modules(self) -> list[nn.Module]:
+        """The way down: what `freeze_encoder` freezes."""
+        return [self.stem, self.down]
+
+    @property
+    def decoder_modules(self) -> list[nn.Module]:
+        """The way up and the dense head, if there is one."""
+        return [*self.up, *([self.dense_head] if self.dense_head is not None else [])]
 
     def forward(self, image: Tensor) -> Outputs:
         """Return the scores of both heads for ``(N, C, H, W)`` images, see `UNet`."""
@@ -135,21 +205,13 @@ class UNet(DuetNetwork):
             for up in self.up:
                 dense = up(dense, maps.pop())
             dense = self.dense_head(dense)
+            if dense.shape[-2:] != image.shape[-2:]:
+                dense = _resize(dense, image)
         return Outputs(class_logits, dense)
 
 
-def _check_sizes(in_channels: int, num_classes: int, dense_channels: int, width: int) -> None:
-    if in_channels < 1 or width < 1 or num_classes < 0 or dense_channels < 0:
-        raise ModelError(
-            "expected in_channels and width of at least 1 and num_classes and dense_channels of "
-            f"at least 0, but got in_channels={in_channels}, width={width}, "
-            f"num_classes={num_classes}, dense_channels={dense_channels}"
-        )
-    if not num_classes and not dense_channels:
-        raise ModelError(
-            "a network needs a head, but num_classes and dense_channels are both 0: "
-            "set at least one of them"
-        )
+def _resize(x: Tensor, like: Tensor) -> Tensor:
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _check_side(image: Tensor) -> None:

@@ -1,0 +1,324 @@
+"""Networks whose encoder is timm's or segmentation-models-pytorch's."""
+
+from __future__ import annotations
+
+import inspect
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medduet.errors import ModelError
+from medduet.models.base import DuetNetwork, check_sizes, freeze_unused
+from medduet.models.normalize import Normalize
+from medduet.models.unet import Upsampling
+from medduet.types import Outputs
+
+DECODER_CHANNELS = (256, 128, 64, 32, 16)
+"""Of the U-Net decoder from the deepest level up; the defaults of segmentation-models-pytorch."""
+Constants = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET: Constants = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
+class TimmNetwork(DuetNetwork):
+    """A timm classifier with its own head, and a U-Net decoder on the maps of its stages.
+
+    Without a dense head it is timm's network, to the last bit. With one, each stage's last map goes
+    to the U-Net decoder of segmentation-models-pytorch (arXiv:1505.04597 with interpolation, then
+    two 3x3 convolutions with batch normalisation per level). Where a stage is missing (networks
+    that start with a stride of 4), the decoder goes on without a skip. Transformers whose blocks
+    all have one resolution give four maps from equal distances in their depth, the shallower ones
+    enlarged two, four and eight times, as UNETR (arXiv:2103.10504) does.
+
+    Images that are smaller than 32 pixels, or whose sides are no multiple of a transformer's
+    patch, are padded with zeros at the right and bottom after normalisation.
+
+    Args:
+        in_channels: channels of the image.
+        num_classes: classes K; 0 for no class head.
+        dense_channels: channels D; 0 for no dense head and no decoder.
+        name: of the network in timm, with or without a tag for the weights (``resnet18.a1_in1k``).
+        pretrained: whether to fetch timm's weights and its normalisation.
+        upsampling: ``"bilinear"``; ``None`` for nearest neighbours, the decoder's own.
+        dropout: of timm's head.
+
+    Raises:
+        ModelError: timm can't build it so, or it has no maps for a decoder.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        dense_channels: int,
+        *,
+        name: str,
+        pretrained: bool = False,
+        upsampling: Upsampling | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_sizes(in_channels, num_classes, dense_channels)
+        mode = interpolation(f"timm:{name}", upsampling)
+        self.encoder = timm.create_model(
+            name,
+            pretrained=pretrained,
+            in_chans=in_channels,
+            num_classes=num_classes,
+            drop_rate=dropout,
+            **_any_size(name),
+        )
+        self.has_class_head = num_classes > 0
+        self.normalize = Normalize(in_channels)
+        config = self.encoder.pretrained_cfg
+        self.pretrained_normalization = config["mean"], config["std"]
+        if pretrained:
+            self.normalize.set(*self.pretrained_normalization)
+        strides = [int(info["reduction"]) for info in self.encoder.feature_info]
+        self.equal_resolution = len(set(strides)) == 1
+        patch_size = getattr(getattr(self.encoder, "patch_embed", None), "patch_size", None)
+        self.multiple = int(patch_size[0]) if patch_size else 1
+        self.min_padded = max(strides)
+        self.decoder: nn.Module | None = None
+        self.dense_head: nn.Module | None = None
+        if dense_channels:
+            self._build_decoder(name, dense_channels, mode)
+        freeze_unused(self, config["input_size"][-1])
+
+    def _build_decoder(self, name: str, dense_channels: int, mode: str) -> None:
+        from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+
+        info = self.encoder.feature_info
+        if not hasattr(self.encoder, "forward_intermediates"):
+            raise ModelError(
+                f"timm:{name} gives no maps for a decoder: drop the dense task (--tasks classify), "
+                f"or take its encoder through smp:unet/tu-{name}"
+            )
+        if self.equal_resolution:
+            depth = len(info)
+            self.indices = [depth * (part + 1) // 4 - 1 for part in range(4)]
+            channels = {
+                2 ** (part + 1): int(info[i]["num_chs"]) for part, i in enumerate(self.indices)
+            }
+        else:
+            last = {int(item["reduction"]): i for i, item in enumerate(info)}
+            last.pop(1, None)  # the decoder ends at the full size and takes no skip there
+            self.indices = list(last.values())
+            channels = {stride: int(info[i]["num_chs"]) for stride, i in last.items()}
+        self.strides = [2**level for level in range(1, max(channels).bit_length())]
+        if set(channels) - set(self.strides):
+            raise ModelError(
+                f"timm:{name} has maps at the strides {', '.join(map(str, channels))}, but the "
+                f"decoder needs powers of 2: take smp:unet/tu-{name}, or another network"
+            )
+        self.skips = [stride in channels for stride in self.strides]
+        levels = len(self.strides)
+        self.decoder = UnetDecoder(
+            encoder_channels=[0, *(channels.get(stride, 0) for stride in self.strides)],
+            decoder_channels=DECODER_CHANNELS[-levels:],
+            n_blocks=levels,
+            interpolation_mode=mode,
+        )
+        self.dense_head = nn.Conv2d(DECODER_CHANNELS[-1], dense_channels, 3, padding=1)
+
+    @property
+    def encoder_modules(self) -> list[nn.Module]:
+        """All of timm's network; its classifier is left out of `encoder_parameters`."""
+        return [self.encoder]
+
+    @property
+    def decoder_modules(self) -> list[nn.Module]:
+        """The decoder and the dense head, if there is one."""
+        return [module for module in (self.decoder, self.dense_head) if module is not None]
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of timm's network but for its classifier."""
+        classifier = self.encoder.get_classifier()
+        heads = classifier if isinstance(classifier, tuple | list) else (classifier,)
+        own = {id(p) for head in heads for p in (head.parameters() if head is not None else ())}
+        return [p for p in self.encoder.parameters() if id(p) not in own]
+
+    def forward(self, image: Tensor) -> Outputs:
+        """Return the scores of both heads for ``(N, C, H, W)`` images, see `TimmNetwork`."""
+        height, width = image.shape[-2:]
+        x = pad_to(self.normalize(image), self.multiple, self.min_padded)
+        if self.decoder is None or self.dense_head is None:
+            return Outputs(self.encoder(x), None)
+        deep, maps = self.encoder.forward_intermediates(x, indices=self.indices)
+        class_logits = self.encoder.forward_head(deep) if self.has_class_head else None
+        dense = self.dense_head(self.decoder(self._levels(x, maps)))
+        return Outputs(class_logits, dense[..., :height, :width])
+
+    def _levels(self, x: Tensor, maps: list[Tensor]) -> list[Tensor]:
+        """Return one map per stride, the image first; empty where there is no skip."""
+        if self.equal_resolution:
+            height, width = maps[-1].shape[-2:]
+            for part in range(3):
+                size = height * 2 ** (3 - part), width * 2 ** (3 - part)
+                maps[part] = F.interpolate(maps[part], size=size, mode="bilinear")
+        skips = iter(maps)
+        levels = [x]
+        for stride, has_skip in zip(self.strides, self.skips, strict=True):
+            if has_skip:
+                levels.append(next(skips))
+            else:
+                size = (-(-x.shape[-2] // stride), -(-x.shape[-1] // stride))
+                levels.append(x.new_zeros(x.shape[0], 0, *size))
+        return levels
+
+
+class SmpNetwork(DuetNetwork):
+    """A network of segmentation-models-pytorch with its class head.
+
+    Images are padded with zeros at the right and bottom, after normalisation, to the multiple of
+    32 (or what the encoder asks for) that these networks need.
+
+    Args:
+        in_channels: channels of the image.
+        num_classes: classes K of the class head on the deepest map; 0 for none.
+        dense_channels: channels D; 0 for none, and then there is no decoder.
+        architecture: of the decoder: unet, unetplusplus, manet, linknet, fpn, pspnet, pan,
+            deeplabv3, deeplabv3plus, upernet, segformer, dpt.
+        encoder: resnet34, ..., or ``tu-NAME`` for an encoder of timm.
+        pretrained: whether to fetch the encoder's weights and its normalisation.
+        upsampling: ``"bilinear"``, where the decoder knows it; ``None`` for its own.
+        dropout: of the class head.
+
+    Raises:
+        ModelError: the library can't build it so.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        dense_channels: int,
+        *,
+        architecture: str,
+        encoder: str,
+        pretrained: bool = False,
+        upsampling: Upsampling | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        import segmentation_models_pytorch as smp
+
+        super().__init__()
+        check_sizes(in_channels, num_classes, dense_channels)
+        build = smp.MODEL_ARCHITECTURES_MAPPING[architecture]
+        options: dict[str, Any] = {}
+        if upsampling is not None:
+            if "decoder_interpolation" not in inspect.signature(build).parameters:
+                raise ModelError(f"smp:{architecture} has no choice of upsampling: leave it out")
+            options["decoder_interpolation"] = interpolation(f"smp:{architecture}", upsampling)
+        if num_classes:
+            options["aux_params"] = {"classes": num_classes, "dropout": dropout}
+        weights = _smp_weights(encoder)
+        if pretrained and weights is None:
+            raise ModelError(f"there are no pretrained weights for the encoder {encoder} of smp")
+        self.model = build(
+            encoder_name=encoder,
+            encoder_weights=weights if pretrained else None,
+            in_channels=in_channels,
+            classes=max(1, dense_channels),
+            **options,
+        )
+        self.has_dense_head = dense_channels > 0
+        if not self.has_dense_head:
+            del self.model.decoder, self.model.segmentation_head
+        self.multiple = int(self.model.encoder.output_stride)
+        self.normalize = Normalize(in_channels)
+        self.pretrained_normalization = _smp_normalization(encoder, weights if pretrained else None)
+        if pretrained:
+            self.normalize.set(*self.pretrained_normalization)
+        freeze_unused(self, 224)
+
+    @property
+    def encoder_modules(self) -> list[nn.Module]:
+        """The encoder."""
+        return [self.model.encoder]
+
+    @property
+    def decoder_modules(self) -> list[nn.Module]:
+        """The decoder and the dense head, if there is one."""
+        return [self.model.decoder, self.model.segmentation_head] if self.has_dense_head else []
+
+    def forward(self, image: Tensor) -> Outputs:
+        """Return the scores of both heads for ``(N, C, H, W)`` images, see `SmpNetwork`."""
+        height, width = image.shape[-2:]
+        x = pad_to(self.normalize(image), self.multiple)
+        if not self.has_dense_head:
+            features = self.model.encoder(x)
+            deepest = features[0][-1] if isinstance(features, tuple) else features[-1]
+            return Outputs(self.model.classification_head(deepest), None)
+        outputs = self.model(x)
+        dense, class_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
+        return Outputs(class_logits, dense[..., :height, :width])
+
+
+def pad_to(x: Tensor, multiple: int, at_least: int = 1) -> Tensor:
+    """Pad ``(N, C, H, W)`` with zeros at the right and bottom.
+
+    Example:
+        >>> pad_to(torch.ones(1, 1, 20, 33), 16, 32).shape
+        torch.Size([1, 1, 32, 48])
+    """
+    height, width = (-(-max(side, at_least) // multiple) * multiple for side in x.shape[-2:])
+    if (height, width) == tuple(x.shape[-2:]):
+        return x
+    return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+
+
+def interpolation(name: str, upsampling: Upsampling | None) -> str:
+    """Return the mode of interpolation of a decoder that has no transposed convolutions.
+
+    Raises:
+        ModelError: it was asked for transposed convolutions.
+    """
+    if upsampling not in (None, "bilinear"):
+        raise ModelError(
+            f"{name} has no {upsampling} upsampling: leave it out (nearest neighbours), or give "
+            "bilinear"
+        )
+    return upsampling or "nearest"
+
+
+@lru_cache
+def _any_size(name: str) -> dict[str, Any]:
+    """Return what makes a timm network take images of any size, if it has such an option."""
+    with torch.device("meta"):
+        kind = type(timm.create_model(name))
+    wanted = {"dynamic_img_size": True, "strict_img_size": False}
+    known = inspect.signature(kind.__init__).parameters
+    return {key: value for key, value in wanted.items() if key in known}
+
+
+def _smp_weights(encoder: str) -> str | bool | None:
+    """Return the name of the weights of an encoder: imagenet, or what it has instead."""
+    from segmentation_models_pytorch.encoders import encoders
+
+    if encoder.startswith("tu-"):
+        return True
+    names = list(encoders[encoder]["pretrained_settings"])
+    return "imagenet" if "imagenet" in names else next(iter(names), None)
+
+
+def _smp_normalization(encoder: str, fetched: str | bool | None) -> Constants:
+    """Return mean and standard deviation that the weights of an encoder expect.
+
+    They stand beside the weights on the hub; where these are not fetched, ImageNet's are taken.
+    """
+    from segmentation_models_pytorch.encoders import get_preprocessing_params
+
+    if encoder.startswith("tu-"):
+        config = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
+        return (config.mean, config.std) if config else IMAGENET
+    if fetched is None:
+        return IMAGENET
+    settings = get_preprocessing_params(encoder, fetched)
+    scale = max(settings["input_range"] or (0, 1))
+    mean, std = settings["mean"] or (0.0,), settings["std"] or (1.0,)
+    return tuple(value / scale for value in mean), tuple(value / scale for value in std)

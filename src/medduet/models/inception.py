@@ -1,0 +1,170 @@
+"""The parts of DENSE-INception U-Net: Inception-Res, Dense-Inception, and what changes the size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from timm.layers import ConvNormAct
+from torch import Tensor, nn
+
+from medduet.models.unet import Upsampling, upsample
+
+
+def split_channels(channels: int, shares: Sequence[int]) -> list[int]:
+    """Divide `channels` in the proportion of `shares`, at least one for each.
+
+    Example:
+        >>> split_channels(64, (1, 1, 2)), split_channels(3, (1, 1, 2))
+        ([16, 16, 32], [1, 1, 1])
+    """
+    parts = [max(1, channels * share // sum(shares)) for share in shares[:-1]]
+    return [*parts, max(1, channels - sum(parts))]
+
+
+class Branches(nn.ModuleList):
+    """Several paths from one map, concatenated."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the maps of all branches one behind the other."""
+        return torch.cat([branch(x) for branch in self], dim=1)
+
+
+class InceptionRes(nn.Module):
+    """Three branches of growing depth, fused by a 1x1 convolution and added to the input.
+
+    The branches are 1x1; 1x1 and 3x3; 1x1, 3x3 and 3x3, with a quarter, a quarter and half of the
+    output's channels; each convolution is followed by batch normalisation and ReLU, the fusing
+    1x1 is not. The input passes a 1x1 convolution where the channels differ.
+
+    Takes ``(N, in_channels, H, W)``, gives ``(N, out_channels, H, W)``.
+
+    Example:
+        >>> InceptionRes(4, 8)(torch.zeros(2, 4, 16, 16)).shape
+        torch.Size([2, 8, 16, 16])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        first, second, third = split_channels(out_channels, (1, 1, 2))
+        self.branches = Branches(
+            [
+                ConvNormAct(in_channels, first, 1),
+                nn.Sequential(ConvNormAct(in_channels, second, 1), ConvNormAct(second, second, 3)),
+                nn.Sequential(
+                    ConvNormAct(in_channels, second, 1),
+                    ConvNormAct(second, third, 3),
+                    ConvNormAct(third, third, 3),
+                ),
+            ]
+        )
+        self.fuse = nn.Conv2d(first + second + third, out_channels, kernel_size=1)
+        self.shortcut = (
+            nn.Identity()
+            if in_channels == out_channels
+            else nn.Conv2d(in_channels, out_channels, kernel_size=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(N, out_channels, H, W)``, see `InceptionRes`."""
+        y: Tensor = self.fuse(self.branches(x)) + self.shortcut(x)
+        return y.relu()
+
+
+class InceptionLayer(nn.Module):
+    """One layer of `DenseInception`: appends `growth` channels to its input.
+
+    A 1x1 convolution to twice the growth, then the branches 1x1, 3x3, and 1x3 with 3x1, of a
+    quarter, half and a quarter of the growth; batch normalisation and ReLU after each.
+    """
+
+    def __init__(self, in_channels: int, growth: int) -> None:
+        super().__init__()
+        first, third, second = split_channels(growth, (1, 1, 2))
+        inner = 2 * growth
+        self.bottleneck = ConvNormAct(in_channels, inner, 1)
+        self.branches = Branches(
+            [
+                ConvNormAct(inner, first, 1),
+                ConvNormAct(inner, second, 3),
+                nn.Sequential(
+                    ConvNormAct(inner, third, (1, 3), padding=(0, 1)),
+                    ConvNormAct(third, third, (3, 1), padding=(1, 0)),
+                ),
+            ]
+        )
+        self.out_channels = in_channels + first + second + third
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map with the new channels behind it."""
+        return torch.cat([x, self.branches(self.bottleneck(x))], dim=1)
+
+
+class DenseInception(nn.Sequential):
+    """Inception layers, each of which reads all before it, then a 1x1 convolution.
+
+    Takes ``(N, in_channels, H, W)``, gives ``(N, out_channels, H, W)``.
+
+    Args:
+        in_channels: of the map that comes.
+        out_channels: of the map that is given.
+        layers: number of Inception layers.
+        growth: channels that each adds.
+
+    Example:
+        >>> DenseInception(4, 8, layers=3, growth=4)(torch.zeros(2, 4, 16, 16)).shape
+        torch.Size([2, 8, 16, 16])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, growth: int) -> None:
+        parts: list[nn.Module] = []
+        for _ in range(layers):
+            layer = InceptionLayer(in_channels, growth)
+            in_channels = layer.out_channels
+            parts.append(layer)
+        super().__init__(*parts, ConvNormAct(in_channels, out_channels, 1))
+
+
+def inception_pool(channels: int) -> nn.Module:
+    """Halve height and width in three branches that together keep the channels.
+
+    3x3 max pooling and a 1x1 convolution (half of the channels); a 3x3 convolution (a quarter);
+    1x1, 3x3 and 3x3 (a quarter); all with stride 2 and a border of one pixel, rounding up.
+
+    Example:
+        >>> inception_pool(8)(torch.zeros(2, 8, 15, 16)).shape
+        torch.Size([2, 8, 8, 8])
+    """
+    first, third, second = split_channels(channels, (1, 1, 2))
+    return Branches(
+        [
+            nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), ConvNormAct(channels, second, 1)),
+            ConvNormAct(channels, first, 3, stride=2),
+            nn.Sequential(
+                ConvNormAct(channels, third, 1),
+                ConvNormAct(third, third, 3),
+                ConvNormAct(third, third, 3, stride=2),
+            ),
+        ]
+    )
+
+
+def inception_upsample(in_channels: int, out_channels: int, upsampling: Upsampling) -> nn.Module:
+    """Double height and width in two branches, each with half of the channels.
+
+    A 2x2 transposed convolution, and bilinear interpolation with a 1x1 convolution; with
+    ``upsampling="bilinear"`` the second for all channels.
+
+    Example:
+        >>> inception_upsample(8, 4, "transpose")(torch.zeros(2, 8, 5, 6)).shape
+        torch.Size([2, 4, 10, 12])
+    """
+    if upsampling == "bilinear" or out_channels == 1:
+        return upsample(in_channels, out_channels, upsampling)
+    half = out_channels // 2
+    return Branches(
+        [
+            upsample(in_channels, half, "transpose"),
+            upsample(in_channels, out_channels - half, "bilinear"),
+        ]
+    )

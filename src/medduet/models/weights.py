@@ -1,0 +1,272 @@
+"""Weights in files: whole networks in folders, and starting points for training."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from medduet.errors import DownloadError, MissingFileError, ModelError
+from medduet.files import atomic_path, read_json, write_json
+from medduet.models.base import DuetNetwork
+from medduet.models.registry import create_model
+
+FORMAT = "medduet-bundle"
+VERSION = 1
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_PREFIXES = ("", "encoder.", "model.encoder.", "model.encoder.model.", "model.")
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """Which tensors of a file a network took over.
+
+    Attributes:
+        path: of the file.
+        matched: names in the network that were taken over as they are.
+        adapted: first convolutions for three channels that were adapted to the network's number.
+        other_shape: names that both have, with other shapes: not taken.
+        not_in_file: names of the network that the file lacks: left as they were.
+        not_in_network: names of the file that the network lacks.
+    """
+
+    path: str
+    matched: list[str]
+    adapted: list[str]
+    other_shape: list[str]
+    not_in_file: list[str]
+    not_in_network: list[str]
+
+    def summary(self) -> str:
+        """Return the counts in one line, with the first names of what was left.
+
+        Example:
+            >>> WeightsReport("a.safetensors", ["x", "y"], [], ["head"], [], ["fc"]).summary()
+            'a.safetensors: 2 of 3 tensors taken; other shape: head; not in the network: fc'
+        """
+        taken = len(self.matched) + len(self.adapted)
+        total = taken + len(self.other_shape) + len(self.not_in_file)
+        parts = [f"{self.path}: {taken} of {total} tensors taken"]
+        for title, names in (
+            ("adapted to the channels", self.adapted),
+            ("other shape", self.other_shape),
+            ("not in the file", self.not_in_file),
+            ("not in the network", self.not_in_network),
+        ):
+            if names:
+                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+                parts.append(f"{title}: {', '.join(names[:3])}{more}")
+        return "; ".join(parts)
+
+    def record(self) -> dict[str, Any]:
+        """Return all of it, ready for JSON."""
+        return asdict(self)
+
+
+def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
+    """Let `network` start from the weights in a file, as far as names and shapes agree.
+
+    Args:
+        network: is changed in place. If the file has no normalisation of ours, that of the
+            encoder's published weights is taken.
+        path: a ``.safetensors`` file, of a bundle of ours or of an encoder as timm or
+            segmentation-models-pytorch save it; or the folder of a bundle or run.
+
+    Returns:
+        What was taken and what was not.
+
+    Raises:
+        MissingFileError: there is no such file.
+        ModelError: it is not a safetensors file, or nothing in it fits.
+
+    Example:
+        >>> import tempfile
+        >>> arguments = dict(in_channels=1, num_classes=2, width=2)
+        >>> folder = tempfile.mkdtemp()
+        >>> create_model("unet_var", **arguments).save_pretrained(folder)
+        >>> both = create_model("sharp_unet", dense_channels=1, **arguments)
+        >>> report = load_weights(both, folder)
+        >>> len(report.matched), report.not_in_file[0]
+        (64, 'up.0.upsample.weight')
+    """
+    file = _weights_file(Path(path))
+    try:
+        found = load_file(file)
+    except (SafetensorError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{file} is not a safetensors file: {reason}") from error
+    own = network.state_dict()
+    named = max(_renamings(found), key=lambda names: len(own.keys() & names.keys()))
+    taken: dict[str, Tensor] = {}
+    adapted, other_shape = [], []
+    for name in own.keys() & named.keys():
+        value = named[name]
+        if value.shape == own[name].shape:
+            taken[name] = value
+        elif _is_first_convolution(value, own[name], network):
+            taken[name] = _adapt(value, network.normalize.channels)
+            adapted.append(name)
+        else:
+            other_shape.append(name)
+    if not taken:
+        raise ModelError(
+            f"none of the {len(found)} tensors in {file} fits {network.arguments['name']}: the "
+            f"file has {', '.join(sorted(found)[:3])} and so on, the network "
+            f"{', '.join(sorted(own)[:3])} and so on"
+        )
+    network.load_state_dict(taken, strict=False)
+    normalization = getattr(network, "pretrained_normalization", None)
+    if normalization and "normalize.mean" not in taken:
+        network.normalize.set(*normalization)
+    return WeightsReport(
+        path=str(path),
+        matched=[name for name in own if name in taken and name not in adapted],
+        adapted=adapted,
+        other_shape=[name for name in own if name in other_shape],
+        not_in_file=[name for name in own if name not in named],
+        not_in_network=sorted(name for name in named if name not in own),
+    )
+
+
+def save_network(path: Path, network: DuetNetwork, config: Mapping[str, Any]) -> None:
+    """Write ``model.safetensors`` and ``config.json`` into the folder `path`.
+
+    Args:
+        path: of the folder; made if it is not there.
+        network: whose weights and arguments are saved.
+        config: what else is to stand in ``config.json``.
+    """
+    weights = {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in network.state_dict().items()
+    }
+    with atomic_path(path / WEIGHTS) as file:  # readable by others too
+        save_file(weights, file, metadata={"format": "pt"})
+    header = {"format": FORMAT, "version": VERSION, "weights_sha256": _sha256(path / WEIGHTS)}
+    write_json(path / CONFIG, header | {"network": network.arguments} | dict(config))
+
+
+def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
+    """Return the network in a folder, in evaluation mode, and the content of ``config.json``.
+
+    Raises:
+        MissingFileError: there is no network.
+        ModelError: it is damaged, of another version, or its weights don't fit.
+    """
+    if (folder / "bundle" / CONFIG).is_file():
+        folder = folder / "bundle"
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise MissingFileError(
+                f"expected a bundle or a finished run at {folder}, but there is no {name}: give "
+                "the folder RUN/bundle of a finished run"
+            )
+    config = _read_config(folder)
+    if _sha256(folder / WEIGHTS) != config["weights_sha256"]:
+        raise ModelError(
+            f"{folder / WEIGHTS} is not the file that config.json describes: its SHA-256 differs; "
+            "copy the whole folder again"
+        )
+    with torch.random.fork_rng(devices=[]):  # the first weights are replaced at once
+        network = create_model(**config["network"])
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"the weights in {folder} don't fit the network: {reason}") from error
+    network.eval()
+    return network, config
+
+
+def fetch_network(
+    name: str, revision: str | None, cache_dir: str | Path | None, token: str | None
+) -> Path:
+    """Return the folder to which a repository of the Hugging Face hub was downloaded.
+
+    Raises:
+        MissingFileError: `name` is no repository that can be read.
+        DownloadError: the hub can't be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            allow_patterns=[CONFIG, WEIGHTS],
+        )
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise MissingFileError(
+            f"expected a folder or a repository user/name of the Hugging Face hub, but got {name}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    except OSError as error:
+        raise DownloadError(
+            f"{name} is no folder, and the Hugging Face hub could not be asked for it: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    return Path(folder)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = read_json(folder / CONFIG)
+    except ValueError as error:
+        raise ModelError(f"{folder / CONFIG} is not JSON: {error}") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise ModelError(f"expected a {FORMAT} at {folder}, but config.json is something else")
+    if config.get("version") != VERSION:
+        raise ModelError(
+            f"{folder} has bundle version {config.get('version')}, but this MedDuet reads version "
+            f"{VERSION}: install the MedDuet that wrote it"
+        )
+    if missing := {"network", "weights_sha256"} - set(config):
+        raise ModelError(
+            f"{folder / CONFIG} lacks {' and '.join(sorted(missing))}: copy the whole folder again"
+        )
+    return config
+
+
+def _weights_file(path: Path) -> Path:
+    for file in (path / "bundle" / WEIGHTS, path / WEIGHTS, path):
+        if file.is_file():
+            return file
+    raise MissingFileError(
+        f"expected a .safetensors file, a bundle or a finished run for --model.weights, but there "
+        f"is none at {path}"
+    )
+
+
+def _renamings(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return the tensors under the names that our networks may have for them."""
+    return [{prefix + name: value for name, value in tensors.items()} for prefix in _PREFIXES]
+
+
+def _is_first_convolution(value: Tensor, own: Tensor, network: DuetNetwork) -> bool:
+    """Whether only the number of image channels differs, in a kernel made for RGB."""
+    if value.ndim != 4 or own.ndim != 4:
+        return False
+    rest = (value.shape[0], *value.shape[2:]) == (own.shape[0], *own.shape[2:])
+    return rest and value.shape[1] == 3 and own.shape[1] == network.normalize.channels
+
+
+def _adapt(kernel: Tensor, channels: int) -> Tensor:
+    from timm.models import adapt_input_conv
+
+    adapted: Tensor = adapt_input_conv(channels, kernel)
+    return adapted
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
