@@ -21,8 +21,10 @@ if TYPE_CHECKING:
         ModelConfig,
         ObjectiveConfig,
         RunConfig,
+        SearchConfig,
         TrainConfig,
         load_recipe,
+        load_search,
         recipe_names,
     )
     from medduet.data import ImageSet, Split, open_images
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from medduet.models import MODELS, DuetNetwork, create_model, load_weights
+    from medduet.pareto_search import SearchRecord, search
     from medduet.run import RunRecord, evaluate, train
     from medduet.types import Batch, DenseLayout, Outputs
 
@@ -50,8 +53,10 @@ _HOME = {
         "ModelConfig",
         "ObjectiveConfig",
         "RunConfig",
+        "SearchConfig",
         "TrainConfig",
         "load_recipe",
+        "load_search",
         "recipe_names",
     ),
     "data": ("ImageSet", "Split", "open_images"),
@@ -68,6 +73,7 @@ _HOME = {
     ),
     "models": ("MODELS", "DuetNetwork", "create_model", "load_weights"),
     "run": ("RunRecord", "evaluate", "train"),
+    "pareto_search": ("SearchRecord", "search"),
     "types": ("Batch", "DenseLayout", "Outputs"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -93,6 +99,8 @@ __all__ = [
     "Outputs",
     "RunConfig",
     "RunRecord",
+    "SearchConfig",
+    "SearchRecord",
     "Split",
     "TrainConfig",
     "TrainingError",
@@ -101,9 +109,11 @@ __all__ = [
     "load",
     "load_bundle",
     "load_recipe",
+    "load_search",
     "load_weights",
     "open_images",
     "recipe_names",
+    "search",
     "train",
 ]
 

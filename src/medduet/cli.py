@@ -12,16 +12,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
 import medduet
-from medduet.config import RunConfig, load_recipe, recipe_names
+from medduet.config import RunConfig, SearchConfig, load_recipe, load_search, recipe_names
 from medduet.errors import ConfigError, Interrupted, MedDuetError, closest
-
-if TYPE_CHECKING:
-    from medduet.run import RunRecord
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -35,11 +32,13 @@ usage: medduet COMMAND ...
   train RECIPE ...        train, judge and save a network
   train --resume RUN      go on with a run that was stopped
   evaluate PATH ...       judge a finished run or bundle on a split of a data set
+  search RECIPE ...       search settings for a good score from a small network
+  search --resume SEARCH  go on with a search that was stopped
   datasets                the data sets that are known by name
   models                  the networks that are known by name
 
-RECIPE is {", ".join(recipe_names())}, or the path of a .yaml file. Each command explains itself:
-medduet train honest --help
+RECIPE is {", ".join(recipe_names())} (of search: {", ".join(recipe_names("search"))}), or the
+path of a .yaml file. Each command explains itself: medduet train honest --help
 
   medduet train paper --data bloodmnist
   medduet train segment --data set.npz --size 64 --epochs 12 --out RUN
@@ -73,6 +72,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "demo": _demo,
         "train": _train,
         "evaluate": _evaluate,
+        "search": _search,
         "datasets": _datasets,
         "models": _models,
     }
@@ -124,40 +124,82 @@ def _demo(words: list[str]) -> int:
 
 
 def _train(words: list[str]) -> int:
-    if words and words[0] == "--resume":
-        if len(words) != 2:
-            raise ConfigError("expected one run folder: medduet train --resume RUN")
-        return _run(None, resume=Path(words[1]))
-    if words and words[0] in ("-h", "--help"):
-        sys.stdout.write(_HELP)
+    given = _recipe_and_words("train", words, "")
+    if given is None:
         return 0
-    if not words or words[0].startswith("-"):
-        raise ConfigError(
-            f"expected a recipe ({', '.join(recipe_names())}, or a .yaml file) after 'train': "
-            "medduet train honest --data NAME"
-        )
-    recipe, rest = words[0], words[1:]
+    if isinstance(given, Path):
+        return _run(None, resume=given)
+    recipe, rest = given
     return _run(_parse(RunConfig, rest, f"medduet train {recipe}", default=load_recipe(recipe)))
 
 
+def _recipe_and_words(
+    command: str, words: list[str], kind: str
+) -> tuple[str, list[str]] | Path | None:
+    """Return the recipe and what follows it, the folder to resume, or None if help was shown."""
+    if words and words[0] == "--resume":
+        if len(words) != 2:
+            raise ConfigError(
+                f"expected one folder: medduet {command} --resume {kind.upper() or 'RUN'}"
+            )
+        return Path(words[1])
+    if words and words[0] in ("-h", "--help"):
+        sys.stdout.write(_HELP)
+        return None
+    if not words or words[0].startswith("-"):
+        names = recipe_names(kind)
+        raise ConfigError(
+            f"expected a recipe ({', '.join(names)}, or a .yaml file) after '{command}': "
+            f"medduet {command} {'honest' if 'honest' in names else names[0]} --data NAME"
+        )
+    return words[0], words[1:]
+
+
 def _run(config: RunConfig | None, resume: Path | None = None) -> int:
-    stop = threading.Event()
-    with _quiet_libraries(), _stopping_on_signals(stop):
-        from medduet.console import ConsoleReporter, draw_progress, show_run
+    with _quiet_libraries():
+        from medduet.console import show_run
         from medduet.run import train
+
+        record = _with_screen(train, config, resume)
+        if int(os.environ.get("RANK", "0")) == 0:
+            show_run(record)
+    return 0
+
+
+def _search(words: list[str]) -> int:
+    given = _recipe_and_words("search", words, "search")
+    if given is None:
+        return 0
+    config, resume = None, None
+    if isinstance(given, Path):
+        resume = given
+    else:
+        recipe, rest = given
+        program = f"medduet search {recipe}"
+        config = _parse(SearchConfig, rest, program, default=load_search(recipe))
+    with _quiet_libraries():
+        from medduet.console import show_search
+        from medduet.pareto_search import search
+
+        show_search(_with_screen(search, config, resume))
+    return 0
+
+
+def _with_screen(work: Callable[..., Any], config: Any, resume: Path | None) -> Any:
+    """Let `work` draw on the screen and be stopped by signals."""
+    stop = threading.Event()
+    with _stopping_on_signals(stop):
+        from medduet.console import ConsoleReporter, draw_progress
 
         lead = int(os.environ.get("RANK", "0")) == 0
         with ConsoleReporter(enabled=lead) as reporter:
-            record: RunRecord = train(
+            return work(
                 config,
                 resume=resume,
                 reporter=reporter,
                 progress=draw_progress if lead else None,
                 stop=stop,
             )
-        if lead:
-            show_run(record)
-    return 0
 
 
 @contextlib.contextmanager
@@ -253,6 +295,7 @@ def _models(words: list[str]) -> int:
         size: int = 224,
         channels: int = 3,
         classes: int = 8,
+        figure: Path | None = None,
     ) -> dict[str, Any]:
         """List networks with their parameters and cost, papers, and the licence of their weights.
 
@@ -261,14 +304,25 @@ def _models(words: list[str]) -> int:
             size: Side of the images for which the cost is counted.
             channels: Channels of the images.
             classes: Number of classes.
+            figure: Draw the one network that is named into this PNG file, too.
         """
         return dict(locals())
 
     given = _parse(arguments, words, "medduet models")
+    figure, patterns = given.pop("figure"), given["patterns"]
+    if figure is not None and (len(patterns) != 1 or figure.suffix != ".png"):
+        raise ConfigError(
+            "--figure takes one name and a .png: medduet models vovunet_var --figure FILE.png"
+        )
     with _quiet_libraries():
         from medduet.console import show_models
+        from medduet.run import draw_model
 
         show_models(**given)
+        if figure is not None:
+            size, channels = given["size"], given["channels"]
+            draw_model(patterns[0], figure, size=size, channels=channels, classes=given["classes"])
+            sys.stdout.write(f"look at: {figure}\n")
     return 0
 
 

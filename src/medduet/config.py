@@ -6,13 +6,21 @@ names only what differs from the defaults below. An unknown key is an error ever
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import tyro
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from medduet.errors import ConfigError, MissingFileError, closest
 
@@ -165,14 +173,84 @@ class RunConfig(_Frozen):
     """Folder of the run; None: runs/DATA-MODEL-seedN, with a number behind it if that is taken."""
 
 
-def recipe_names() -> list[str]:
+class Choices(_Frozen):
+    """A setting that a search takes from a list."""
+
+    choices: tuple[bool | int | float | str, ...] = Field(min_length=2)
+    """What it can be."""
+
+
+class Range(_Frozen):
+    """A number that a search takes from a range."""
+
+    low: float
+    """The lowest value."""
+    high: float
+    """The highest value."""
+    log: bool = False
+    """Whether to draw its logarithm evenly."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Range:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"expected low < high (and 0 < low with log), got {self}")
+        return self
+
+
+class SearchConfig(_Frozen):
+    """Everything that decides what a search does."""
+
+    run: RunConfig = RunConfig()
+    """What all trials share."""
+    space: tyro.conf.Suppress[dict[str, Choices | Range]] = Field(default={}, min_length=1)
+    """What they differ in, by the path of the setting, such as model.width."""
+    trials: int = Field(32, ge=1)
+    """Trials in all, those that are pruned or fail included."""
+    population: int = Field(8, ge=2)
+    """Trials in each generation of NSGA-II; the first generation is drawn at random."""
+    cost: Literal["parameters", "gmacs"] = "parameters"
+    """What is to be small: parameters, or operations of the forward pass for one image."""
+    prune_after: int | None = Field(2, ge=1)
+    """Epochs after which a trial can be pruned; None: never."""
+    search_seed: int = Field(0, ge=0)
+    """Seed of the search; that of training is --seed."""
+    out: Path | None = None
+    """Folder of the search; None: searches/DATA, with a number behind it if that is taken."""
+
+    @field_validator("space")
+    @classmethod
+    def _only_settings(cls, space: dict[str, Choices | Range]) -> dict[str, Choices | Range]:
+        sections = ("data", "model", "objective", "train")
+        known = [f"{section}.{key}" for section in sections for key in _known_keys((section,))]
+        for path in space:
+            if path not in known:
+                raise ValueError(f"unknown setting {path}: {closest(path, known)}")
+        return space
+
+    def trial(self, values: Mapping[str, Any], out: Path) -> RunConfig:
+        """Return the settings of the trial in which the settings of the space have `values`.
+
+        Raises:
+            ConfigError: a value that its setting does not take.
+        """
+        settings = self.run.model_dump(mode="json") | {"out": str(out)}
+        for path, value in values.items():
+            section, _, name = path.partition(".")
+            settings[section][name] = value
+        return parse_config(settings, "the space of the search")
+
+
+def recipe_names(kind: str = "") -> list[str]:
     """Return the names of the recipes that ship with MedDuet.
 
+    Args:
+        kind: ``""`` for runs, ``"search"`` for searches.
+
     Example:
-        >>> recipe_names()
-        ['demo', 'honest', 'paper', 'segment']
+        >>> recipe_names(), recipe_names("search")
+        (['demo', 'honest', 'paper', 'segment'], ['adares'])
     """
-    folder = resources.files("medduet") / "recipes"
+    folder = resources.files("medduet") / "recipes" / kind
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
 
 
@@ -187,20 +265,38 @@ def load_recipe(name: str) -> RunConfig:
         >>> load_recipe("paper").train.cosine_epochs
         100
     """
-    if name in recipe_names():
-        text = (resources.files("medduet") / "recipes" / f"{name}.yaml").read_text("utf-8")
+    return parse_config(_read_recipe(name, ""), f"recipe {name}")
+
+
+def load_search(name: str) -> SearchConfig:
+    """Return the search recipe called `name`, or the one in the YAML file at that path.
+
+    Raises:
+        ConfigError: no such recipe, or a key or value in it that cannot be used.
+        MissingFileError: `name` looks like a path and is not there.
+
+    Example:
+        >>> load_search("adares").run.model.name
+        'adares_unet'
+    """
+    return parse_search(_read_recipe(name, "search"), f"search recipe {name}")
+
+
+def _read_recipe(name: str, kind: str) -> Any:
+    if name in recipe_names(kind):
+        text = (resources.files("medduet") / "recipes" / kind / f"{name}.yaml").read_text("utf-8")
     elif name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
             raise MissingFileError(f"expected a recipe at {name}, but there is no such file")
         text = Path(name).read_text("utf-8")
     else:
-        hint = closest(name, recipe_names(), "give the path of a .yaml file")
+        hint = closest(name, recipe_names(kind), "give the path of a .yaml file")
         raise ConfigError(f"unknown recipe '{name}': {hint}")
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"recipe {name} is not YAML: {' '.join(str(error).split())}") from error
-    return parse_config(values if values is not None else {}, f"recipe {name}")
+    return values if values is not None else {}
 
 
 def parse_config(values: Any, origin: str) -> RunConfig:
@@ -221,13 +317,25 @@ def parse_config(values: Any, origin: str) -> RunConfig:
         raise ConfigError(f"{origin}: {describe(error)}") from error
 
 
-def describe(error: ValidationError) -> str:
+def parse_search(values: Any, origin: str) -> SearchConfig:
+    """Check plain `values` (from YAML or JSON) and return them as a `SearchConfig`.
+
+    Raises:
+        ConfigError: in one line, which key of `origin` is wrong and what was expected.
+    """
+    try:
+        return SearchConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {describe(error, SearchConfig)}") from error
+
+
+def describe(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
     """Return the findings of pydantic in one line, with the closest names for unknown keys."""
     findings = []
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"]) or "top level"
         if item["type"] == "extra_forbidden":
-            known = _known_keys(item["loc"][:-1])
+            known = _known_keys(item["loc"][:-1], root)
             findings.append(f"unknown key {place}: {closest(str(item['loc'][-1]), known)}")
         else:
             message = item["msg"].removeprefix("Value error, ")
@@ -235,10 +343,10 @@ def describe(error: ValidationError) -> str:
     return "; ".join(findings)
 
 
-def _known_keys(path: tuple[int | str, ...]) -> list[str]:
-    section: type[BaseModel] = RunConfig
+def _known_keys(path: tuple[int | str, ...], section: type[BaseModel] = RunConfig) -> list[str]:
     for part in path:
-        annotation = section.model_fields[str(part)].annotation
+        field = section.model_fields.get(str(part))
+        annotation = field.annotation if field else None
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             section = annotation
     return list(section.model_fields)

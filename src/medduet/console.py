@@ -24,6 +24,7 @@ from rich.table import Table
 from medduet.engine.reporter import Reporter
 
 if TYPE_CHECKING:
+    from medduet.pareto_search import SearchRecord
     from medduet.run import RunRecord
 
 MOST_COSTS = 40  # networks; each is built to count, which takes up to a second
@@ -196,6 +197,39 @@ def show_run(record: RunRecord) -> None:
     console.print(f"run: {record.path}", highlight=False, soft_wrap=True)
     console.print(f"look at: {record.path / 'figures' / 'predictions.png'}", soft_wrap=True)
     console.print(f"use it:  medduet.load('{record.path}')", highlight=False, soft_wrap=True)
+
+
+def show_search(record: SearchRecord) -> None:
+    """Print the Pareto front of a search, and where its recipes are."""
+    table = Table(
+        title=f"Pareto front of {len(record.trials)} trials",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for name in ("front", "validation score", "parameters", "GMAC"):
+        table.add_column(name, justify="right")
+    table.add_column("settings")
+    for trial in record.front:
+        values = (
+            f"{name.partition('.')[2]} {f'{value:.3g}' if isinstance(value, float) else value}"
+            for name, value in trial["values"].items()
+        )
+        table.add_row(
+            str(trial["front"]),
+            f"{trial['score']:.4f}",
+            f"{trial['parameters']:,}",
+            f"{trial['gmacs']:.3f}",
+            ", ".join(values),
+        )
+    console = Console()
+    console.print(table)
+    for text in (
+        f"search: {record.path}",
+        f"look at: {record.path / 'pareto.png'}",
+        f"train one: medduet train {record.path / 'recipes' / 'front-1.yaml'} --out RUN",
+    ):
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def show_evaluation(metrics: Mapping[str, Any], split: str) -> None:

@@ -29,8 +29,12 @@ from medduet.errors import ConfigError
 from medduet.files import read_json, write_json
 from medduet.models import DuetNetwork, WeightsReport, create_model, load_weights
 from medduet.models.base import check_takes
+from medduet.models.cost import network_cost
+from medduet.models.stages import anatomy
 from medduet.objectives import Objective, balanced_weights
+from medduet.report.architecture import architecture_figure
 from medduet.report.run import draw_run
+from medduet.report.style import save
 from medduet.types import DenseLayout
 
 
@@ -109,7 +113,8 @@ def train(
     if resume is None:
         folder = _create_folder(fabric, config, data)
     if fabric.is_global_zero:
-        folder.write_environment(data, fabric.device, fabric.world_size)
+        cost = network_cost(network, *data.size)
+        folder.write_environment(data, cost, fabric.device, fabric.world_size)
         if weights is not None:
             reporter.message(weights.summary())
             write_json(folder.path / "weights.json", weights.record())
@@ -161,6 +166,13 @@ def _check(config: RunConfig, data: ImageSet) -> None:
             f"{data.name} has no masks, so there is nothing to segment: "
             f"give --tasks {' '.join(others) or 'classify'}"
         )
+    model = config.model
+    if model.pretrained and model.weights is not None:
+        raise ConfigError("--model.pretrained and --model.weights were both given: leave one out")
+    if model.freeze_encoder and config.train.encoder_learning_rate is not None:
+        raise ConfigError(
+            "--train.encoder-learning-rate was given, but the encoder is frozen: leave one out"
+        )
     if not any(config.objective.weight(task) for task in tasks):
         raise ConfigError("every task has weight 0, so there is nothing to learn")
     needs = {"dice": "segment", "mse": "reconstruct"}
@@ -195,8 +207,6 @@ def _network(
 ) -> tuple[DuetNetwork, WeightsReport | None]:
     """Return the network, and what it took of a file; only a `fresh` one reads weights at all."""
     model = config.model
-    if model.pretrained and model.weights is not None:
-        raise ConfigError("--model.pretrained and --model.weights were both given: leave one out")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         network = create_model(
@@ -327,3 +337,25 @@ def _check_fits(images: ImageSet, config: Mapping[str, Any], path: Path) -> None
         raise ConfigError(
             f"{path} knows {masks} mask classes, but {images.name} has {len(images.mask_names)}"
         )
+
+
+def draw_model(name: str, path: Path, *, size: int, channels: int, classes: int) -> None:
+    """Draw the stages of the network called `name`, with both heads, into a PNG.
+
+    Args:
+        name: see `medduet.create_model`.
+        path: of the file.
+        size: side of the images in pixels.
+        channels: of the images, and of the dense output.
+        classes: number of classes.
+    """
+    with torch.device("meta"):
+        network = create_model(
+            name, in_channels=channels, num_classes=classes, dense_channels=channels
+        )
+    cost = network_cost(network, size, size)
+    facts = (
+        f"{cost.parameters:,} parameters, {cost.gmacs:.2f} GMAC; "
+        f"without decoder {cost.parameters_alone:,} and {cost.gmacs_alone:.2f}"
+    )
+    save(architecture_figure(name, facts, anatomy(network, size, size)._asdict()), path)

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from timm.models.vovnet import OsaBlock
 from torch import nn
 
-from medduet.models.blocks import double_conv, osa_unit
+from medduet import ModelError, create_model
+from medduet.models.blocks import ResidualUnit, double_conv, osa_unit
+from medduet.models.inception import (
+    DenseInception,
+    InceptionRes,
+    inception_pool,
+    inception_upsample,
+)
+from medduet.models.unet import Sharpen
 
 
 def test_osa_unit_is_timms_block_then_norm_and_gelu() -> None:
@@ -34,3 +43,72 @@ def test_double_conv_has_no_bias_and_keeps_the_size() -> None:
     block = double_conv(3, 5)
     assert sum(p.numel() for p in block.parameters()) == 9 * 3 * 5 + 9 * 5 * 5 + 2 * 2 * 5
     assert block(torch.rand(2, 3, 7, 9)).shape == (2, 5, 7, 9)
+
+
+def test_sharpening_is_a_fixed_laplacian_that_is_not_saved() -> None:
+    sharpen = Sharpen()
+    assert not list(sharpen.parameters())
+    assert not sharpen.state_dict()
+    image = torch.rand(2, 3, 6, 7)
+    padded = nn.functional.pad(image, (1, 1, 1, 1))
+    around = sum(padded[..., i : i + 6, j : j + 7] for i in range(3) for j in range(3))
+    torch.testing.assert_close(sharpen(image), 9 * image - around)
+    network = create_model("sharp_unet", in_channels=1, num_classes=2, dense_channels=1, width=2)
+    assert sum(isinstance(module, Sharpen) for module in network.modules()) == 4
+    plain = create_model("unet", in_channels=1, num_classes=2, dense_channels=1, width=2)
+    plain.load_state_dict(network.state_dict())
+    image = torch.rand(2, 1, 32, 32)
+    found, expected = network.eval()(image), plain.eval()(image)
+    assert torch.equal(found.class_logits, expected.class_logits)
+    assert not torch.allclose(found.dense, expected.dense)
+
+
+def test_residual_unit_by_hand() -> None:
+    torch.manual_seed(0)
+    for inside in (3, 5):
+        unit = ResidualUnit(inside, 5, kernel_size=5, activation="elu", dropout=0.5).eval()
+        x = torch.rand(2, inside, 9, 8)
+        first, first_norm, _, _, second, second_norm = unit.residual
+        y = nn.functional.elu(first_norm(first(x)))
+        y = second_norm(second(y)) + unit.shortcut(x)
+        torch.testing.assert_close(unit(x), nn.functional.elu(y))
+        assert isinstance(unit.shortcut, nn.Identity) == (inside == 5)
+    changed = unit.train()(x)
+    assert not torch.equal(changed, unit(x)), "dropout does nothing"
+
+
+def test_inception_res_by_hand() -> None:
+    torch.manual_seed(0)
+    block = InceptionRes(6, 8).eval()
+    x = torch.rand(2, 6, 9, 8)
+    one, two, three = block.branches
+    maps = torch.cat([one(x), two[1](two[0](x)), three[2](three[1](three[0](x)))], dim=1)
+    torch.testing.assert_close(block(x), (block.fuse(maps) + block.shortcut(x)).relu())
+    assert maps.shape[1] == 8
+    fused = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(fused) == 6, "every convolution but the fusing ones has a norm"
+
+
+def test_dense_inception_reads_all_before() -> None:
+    block = DenseInception(6, 10, layers=3, growth=4)
+    *layers, last = block
+    assert [layer.bottleneck.conv.in_channels for layer in layers] == [6, 10, 14]
+    assert (last.conv.in_channels, last.conv.out_channels) == (18, 10)
+    x = torch.rand(2, 6, 5, 5)
+    assert torch.equal(layers[0](x)[:, :6], x)
+    network = create_model(
+        "dense_inception_unet", in_channels=1, num_classes=2, dense_channels=1, width=4
+    )
+    counts = [len(m) - 1 for m in network.modules() if isinstance(m, DenseInception)]
+    assert counts == [12, 24, 12]
+    assert sum(isinstance(m, InceptionRes) for m in network.modules()) == 6
+    with pytest.raises(ModelError, match="width of at least 4"):
+        create_model("dense_inception_unet", in_channels=1, num_classes=2, width=3)
+
+
+@pytest.mark.parametrize("channels", [4, 7, 64])
+def test_inception_modules_keep_and_halve_the_channels(channels: int) -> None:
+    assert inception_pool(channels)(torch.rand(2, channels, 9, 8)).shape == (2, channels, 5, 4)
+    for upsampling in ("transpose", "bilinear"):
+        enlarge = inception_upsample(channels, channels // 2, upsampling)
+        assert enlarge(torch.rand(2, channels, 5, 4)).shape == (2, channels // 2, 10, 8)

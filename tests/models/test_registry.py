@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from medduet import ModelError, create_model
+from medduet import MODELS, ModelError, create_model
+from medduet.models import model_names
 from medduet.models.cost import model_cost
 
-# (network, (channels, dense channels, classes), trainable parameters); numbers of SEED.md
+# (network, (channels, dense channels, classes), trainable parameters) of the authors' code
 PARAMETERS = [
     ("vovunet_var", (3, 3, 8), 35_931_723),
     ("vovunet_var", (3, 0, 8), 22_344_648),
@@ -18,9 +21,20 @@ PARAMETERS = [
     ("unet_var", (3, 0, 8), 18_855_368),
     ("unet_var", (1, 1, 11), 31_047_756),
     ("unet_var", (1, 1, 2), 31_038_531),
+    ("mobilevitv2_unet_var", (3, 3, 8), 30_450_459),
+    # Without a class head U-Net is UNet_VAR without its own: 1024 * 8 + 8 parameters less.
+    ("unet", (3, 3, 0), 31_045_963 - 8200),
+    ("unet", (3, 3, 8), 31_045_963),
+    ("sharp_unet", (3, 3, 8), 31_045_963),
+    ("sharp_unet", (1, 1, 2), 31_038_531),
 ]
 # (network, dense channels, 10^9 multiply-accumulates at 3 x 224 x 224)
-GMACS = [("vovunet_var", 3, 42.23), ("vovunet_var", 0, 15.09), ("unet_var", 3, 36.89)]
+GMACS = [
+    ("vovunet_var", 3, 42.23),
+    ("vovunet_var", 0, 15.09),
+    ("unet_var", 3, 36.89),
+    ("mobilevitv2_unet_var", 3, 62.89),
+]
 
 
 @pytest.mark.parametrize(("name", "sizes", "expected"), PARAMETERS)
@@ -60,6 +74,7 @@ def test_cost_equals_a_count_by_hand(width: int, size: int) -> None:
         decoder += osa(maps[level + 1], maps[level], sides[level])
     whole = model_cost("vovunet_var", 3, 8, 3, size, width=width)
     assert whole.gmacs * 1e9 == pytest.approx(count + decoder, rel=1e-12)
+    assert whole.gmacs_alone * 1e9 == pytest.approx(count, rel=1e-12)
     alone = model_cost("vovunet_var", 3, 8, 0, size, width=width)
     assert alone.gmacs * 1e9 == pytest.approx(count, rel=1e-12)
 
@@ -92,3 +107,85 @@ def test_sizes_that_cannot_be_built(sizes: dict[str, int]) -> None:
     with pytest.raises(ModelError, match="num_classes") as caught:
         create_model("vovunet_var", **sizes)
     assert "\n" not in str(caught.value)
+
+
+def test_adares_unet_is_small_by_default() -> None:
+    whole, unet = (model_cost(name, 3, 8, 3, 224) for name in ("adares_unet", "unet"))
+    assert whole.parameters < 0.3 * unet.parameters
+
+
+@pytest.mark.parametrize(
+    "name", [*MODELS, "timm:resnet18", "timm:eva02_tiny_patch14_224", "smp:unet/resnet18"]
+)
+def test_the_cost_without_decoder_is_that_of_the_classifier(name: str) -> None:
+    whole, alone = (model_cost(name, 1, 3, dense, 64) for dense in (1, 0))
+    assert (whole.parameters_alone, whole.gmacs_alone) == (alone.parameters, alone.gmacs)
+    assert (alone.parameters_alone, alone.gmacs_alone) == (alone.parameters, alone.gmacs)
+    assert whole.parameters > alone.parameters
+    assert whole.gmacs > alone.gmacs
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"kernel_size": 4}, "odd kernel_size"),
+        ({"activation": "rleu"}, "did you mean relu"),
+        ({"dropout": 1.0}, "dropout"),
+    ],
+)
+def test_options_of_adares_unet(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        create_model("adares_unet", in_channels=1, num_classes=2, width=2, **options)
+    network = create_model(
+        "adares_unet", in_channels=1, num_classes=2, width=2, kernel_size=5, activation="elu"
+    )
+    kernels = [m.kernel_size for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert set(kernels) == {(5, 5), (1, 1)}
+    assert [m for m in network.modules() if isinstance(m, torch.nn.ELU)]
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("resnet18", "timm:resnet18"),
+        ("timm:resnet1", "timm:resnet18"),
+        ("timm:resnet18.nothing", "timm:resnet18"),
+        ("smp:unett/resnet34", "smp:unet/ENCODER"),
+        ("smp:unet/resnet35", "smp:unet/resnet34"),
+        ("smp:unet", "smp:unet/"),
+        ("zzz", "timm:"),
+    ],
+)
+def test_the_five_closest(name: str, near: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        create_model(name, in_channels=1, num_classes=2)
+    listed = str(caught.value).partition("the closest are ")[2].partition(";")[0]
+    assert len(listed.replace(" and ", ", ").split(", ")) == 5
+    assert near in listed
+    assert "\n" not in str(caught.value)
+
+
+def test_names_by_pattern() -> None:
+    assert model_names(["vov*", "smp:unet/resnet34"]) == ["vovunet_var", "smp:unet/resnet34"]
+    assert "timm:convnextv2_atto" in model_names(["timm:*convnext*"])
+    assert set(MODELS) < set(model_names([]))
+    for pattern in ("nothing*", "timm:nothing*", "vovnet"):
+        with pytest.raises(ModelError, match=pattern.replace("*", r"\*")):
+            model_names([pattern])
+
+
+def test_networks_of_one_size_say_so() -> None:
+    with pytest.raises(ModelError, match=r"timm:maxvit_tiny_tf_224 does not take .* 64 x 64"):
+        model_cost("timm:maxvit_tiny_tf_224", 1, 3, 1, 64)
+    assert model_cost("timm:maxvit_tiny_tf_224", 1, 3, 1, 224).gmacs > 5
+
+
+def test_timm_networks_without_maps_take_no_decoder() -> None:
+    for name in ("timm:resmlp_12_224", "timm:nf_resnet50"):
+        assert create_model(name, in_channels=3, num_classes=2).arguments["name"] == name
+
+
+@pytest.mark.parametrize("name", ["timm:resnet18", "smp:unet/resnet18", "smp:linknet/resnet18"])
+def test_upsampling_that_a_library_has_not(name: str) -> None:
+    with pytest.raises(ModelError, match="upsampling"):
+        create_model(name, in_channels=1, num_classes=2, dense_channels=1, upsampling="transpose")

@@ -10,23 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medduet.data.cache import Progress, ProgressFactory, cache_folder
-    from medduet.data.imageset import SPLITS, ImageSet, Split
-    from medduet.data.medmnist import MedMNISTInfo, cached_sizes, lookup, medmnist_sets
+    from medduet.data.cache import ProgressFactory, cache_folder
+    from medduet.data.imageset import ImageSet, Split
+    from medduet.data.medmnist import cached_sizes, medmnist_sets
     from medduet.data.npz import open_npz
     from medduet.data.phantom import phantom_images
     from medduet.data.sources import open_images
 
 _HOME = {
-    "Progress": "cache",
     "ProgressFactory": "cache",
     "cache_folder": "cache",
-    "SPLITS": "imageset",
     "ImageSet": "imageset",
     "Split": "imageset",
-    "MedMNISTInfo": "medmnist",
     "cached_sizes": "medmnist",
-    "lookup": "medmnist",
     "medmnist_sets": "medmnist",
     "open_npz": "npz",
     "phantom_images": "phantom",
@@ -34,15 +30,11 @@ _HOME = {
 }
 
 __all__ = [
-    "SPLITS",
     "ImageSet",
-    "MedMNISTInfo",
-    "Progress",
     "ProgressFactory",
     "Split",
     "cache_folder",
     "cached_sizes",
-    "lookup",
     "medmnist_sets",
     "open_images",
     "open_npz",

@@ -18,16 +18,8 @@ def train_batches(
     smaller; it is left out in the rare case that it has fewer than two images per process, which
     batch normalisation can't use (another shuffle leaves out other images).
 
-    Args:
-        count: images in the split.
-        batch_size: images per step, over all processes together.
-        seed: seed of the run.
-        epoch: number of the epoch.
-        rank: number of this process.
-        world_size: number of processes.
-
-    Returns:
-        One ``(n,)`` int64 array per step.
+    `count` are the images of the split, `batch_size` those of a step over all processes together;
+    each step is an ``(n,)`` int64 array.
 
     Example:
         >>> [len(index) for index in train_batches(10, 4, seed=0, epoch=1)]

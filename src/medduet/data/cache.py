@@ -11,7 +11,6 @@ from typing import NamedTuple, Protocol
 
 from medduet.files import read_json, write_json
 
-CACHE_VARIABLE = "MEDDUET_CACHE"
 _CHUNK_BYTES = 1 << 20
 
 
@@ -49,19 +48,16 @@ def counted(
 def cache_folder(cache: Path | None = None) -> Path:
     """Return the folder for downloads and unpacked sets; it is not created here.
 
-    It is `cache` if given, else ``$MEDDUET_CACHE``, else ``$XDG_CACHE_HOME/medduet``, else
-    ``~/.cache/medduet``.
+    It is `cache`, ``$MEDDUET_CACHE``, ``$XDG_CACHE_HOME/medduet`` or ``~/.cache/medduet``: the
+    first that is given.
 
     Example:
         >>> cache_folder(Path("/data/cache"))
         PosixPath('/data/cache')
     """
-    if cache is not None:
-        return cache.expanduser().absolute()
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().absolute() / "medduet"
+    chosen = cache or os.environ.get("MEDDUET_CACHE") or f"{base}/medduet"
+    return Path(chosen).expanduser().absolute()
 
 
 class Digests(NamedTuple):

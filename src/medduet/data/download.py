@@ -23,21 +23,15 @@ _WORTH_RETRYING = (408, 425, 429)
 
 
 def fetch(
-    url: str,
-    path: Path,
-    *,
-    md5: str,
-    cache: Path,
-    progress: ProgressFactory | None = None,
+    url: str, path: Path, *, md5: str, cache: Path, progress: ProgressFactory | None = None
 ) -> Path:
     """Return `path`, downloaded from `url` unless a file with the right MD5 lies there already.
 
     The bytes go to a temporary file beside `path`, which takes its name once the MD5 is right, so
     processes that download the same file at once don't disturb each other.
 
-    Raises:
-        DownloadError: after all attempts; one line with the file, the address, the MD5 and the
-            folder in which to put the file by hand.
+    DownloadError after all attempts: one line with the file, the address, the MD5 and the folder
+    in which to put the file by hand.
     """
     damaged = ""
     quiet = logging.Filter("nobody")  # pooch's logger prints; one per call, for several threads

@@ -35,6 +35,13 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def known_masks(self) -> NDArray[np.bool_]:
+        """Whether the mask of each image is known, ``(N,)``."""
+        if self.has_mask is None:
+            return np.full(len(self), self.masks is not None)
+        return self.has_mask
+
     def batch(self, index: NDArray[np.int64]) -> Batch:
         """Gather the images at `index` (``(n,)`` int64) into a `Batch` of uint8 tensors."""
         images = torch.from_numpy(np.take(self.images, index, axis=0))
@@ -42,13 +49,7 @@ class Split:
         masks = None
         if self.masks is not None:
             masks = torch.from_numpy(np.take(self.masks, index, axis=0)).long()
-        if self.masks is None:
-            known = torch.zeros(len(index), dtype=torch.bool)
-        elif self.has_mask is None:
-            known = torch.ones(len(index), dtype=torch.bool)
-        else:
-            known = torch.from_numpy(self.has_mask[index])
-        labels = torch.from_numpy(self.labels[index])
+        labels, known = (torch.from_numpy(x[index]) for x in (self.labels, self.known_masks))
         return Batch(images, labels, masks, known, torch.from_numpy(index))
 
 
@@ -90,5 +91,4 @@ class ImageSet:
 
     def split(self, name: str) -> Split:
         """Return the split called `name` (``train``, ``val`` or ``test``)."""
-        splits: dict[str, Split] = {"train": self.train, "val": self.val, "test": self.test}
-        return splits[name]
+        return {"train": self.train, "val": self.val, "test": self.test}[name]

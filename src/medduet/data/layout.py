@@ -29,12 +29,8 @@ MAX_MASK_CLASSES = 64
 class SplitLayout:
     """Where the pixels of one split lie, and all that is small enough to be read at once.
 
-    Attributes:
-        images: keys of the images, one after the other.
-        masks: keys of the masks, as many; or none.
-        shape: ``(N, H, W)`` or ``(N, H, W, 3)`` of the whole split.
-        labels: ``(N,)`` or, with several classes at once, ``(N, K)`` int64; -1 if unknown.
-        has_mask: ``(N,)`` bool, which masks are known; ``None`` if all are.
+    `images` and `masks` are keys, as many of each, or no masks; `shape` is that of all images;
+    `labels` and `has_mask` are those of `medduet.data.imageset.Split`.
     """
 
     archive: Archive
@@ -60,10 +56,7 @@ class SplitLayout:
 
     def mask_values(self) -> set[int]:
         """Return the mask values that occur in the split."""
-        seen = np.zeros(256, np.bool_)
-        for masks in self.mask_pieces():
-            seen |= np.bincount(masks.reshape(-1), minlength=256) > 0
-        return set(np.flatnonzero(seen).tolist())
+        return set().union(*(np.unique(masks).tolist() for masks in self.mask_pieces()))
 
 
 def find_layout(archive: Archive) -> dict[str, SplitLayout]:

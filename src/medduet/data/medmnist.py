@@ -22,7 +22,6 @@ from medduet.data.cache import ProgressFactory, cache_folder
 from medduet.data.download import fetch
 from medduet.errors import ConfigError, closest
 
-SIZES = (28, 64, 128, 224)
 DEFAULT_SIZE = 28
 
 
@@ -40,26 +39,14 @@ class RemoteFile(NamedTuple):
 
 @dataclass(frozen=True)
 class MedMNISTInfo:
-    """What the index says of one set.
+    """What the index says of one set."""
 
-    Attributes:
-        flag: name by which the set is opened, such as ``bloodmnist``.
-        task: ``multi-class``, ``binary-class``, ``multi-label, binary-class`` or
-            ``ordinal-regression``.
-        class_names: one name per class, by index.
-        in_channels: 1 for grey, 3 for RGB.
-        samples: number of images in train, val and test.
-        licence: licence of the images, such as ``CC BY 4.0``.
-        files: the published file for each size in pixels.
-    """
-
-    flag: str
-    task: str
+    task: str  # such as "multi-class" or "multi-label, binary-class"
     class_names: tuple[str, ...]
     in_channels: int
-    samples: tuple[int, int, int]
+    samples: tuple[int, int, int]  # images in train, val and test
     licence: str
-    files: Mapping[int, RemoteFile]
+    files: Mapping[int, RemoteFile]  # by size in pixels
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -92,14 +79,13 @@ def medmnist_sets() -> Mapping[str, MedMNISTInfo]:
     }
     entries = ast.literal_eval(assigned["INFO"])
     # The 3D sets are published at 28 and 64 only.
-    return {flag: _read(flag, entry) for flag, entry in entries.items() if "url_224" in entry}
+    return {flag: _read(entry) for flag, entry in entries.items() if "url_224" in entry}
 
 
-def _read(flag: str, entry: Mapping[str, Any]) -> MedMNISTInfo:
+def _read(entry: Mapping[str, Any]) -> MedMNISTInfo:
     samples = entry["n_samples"]
-    endings = {size: "" if size == DEFAULT_SIZE else f"_{size}" for size in SIZES}
+    endings = {28: "", 64: "_64", 128: "_128", 224: "_224"}
     return MedMNISTInfo(
-        flag=flag,
         task=entry["task"],
         class_names=tuple(entry["label"][str(index)] for index in range(len(entry["label"]))),
         in_channels=entry["n_channels"],

@@ -20,12 +20,15 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from medduet.data.archive import Archive
 from medduet.data.cache import ProgressFactory, cache_folder, file_digests
 from medduet.data.imageset import ImageSet
 from medduet.data.layout import class_meta, find_layout, mask_meta
-from medduet.data.store import Content, Meta, fill_store, open_store, resize_store, stored
+from medduet.data.store import Pixels, open_store, resize_store, stored, write_pixels
 from medduet.errors import ConfigError, DataError, MissingFileError
+from medduet.files import write_json
 
 _FORMAT = "v1"  # part of each store's key; raise it when what `_unpack` writes changes
 
@@ -40,14 +43,8 @@ def open_npz(
     """Open the set in the ``.npz`` file at `path`.
 
     At the first time its arrays are checked and unpacked to the cache folder, in constant memory;
-    images and masks are then memory-mapped, so a set may be larger than the memory.
-
-    Args:
-        path: a file in one of the layouts above.
-        size: height and width to resize to (images antialiased, masks to the nearest pixel);
-            ``None`` keeps those of the file.
-        cache: see `medduet.data.cache_folder`.
-        progress: makes the progress bars.
+    images and masks are then memory-mapped, so a set may be larger than the memory. Arguments as
+    for `medduet.data.open_images`.
 
     Raises:
         MissingFileError: if there is no such file.
@@ -66,19 +63,17 @@ def open_npz(
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
     unpack = partial(_unpack, path, root, digest, progress=progress)
-    splits, meta = open_store(stored(root, f"{digest}-{_FORMAT}", unpack))
-    original = splits["train"].images.shape[1:3]
+    folder = stored(root, f"{digest}-{_FORMAT}", unpack)
+    fields = open_store(folder)
+    original = fields["train"].images.shape[1:3]
     if size is not None and original != (size, size):
         text = f"resize {path.name}"
-        resize = partial(resize_store, splits, meta, size, description=text, progress=progress)
-        splits, meta = open_store(stored(root, f"{digest}-{_FORMAT}-{size}", resize))
+        resize = partial(resize_store, folder, size, description=text, progress=progress)
+        fields = open_store(stored(root, f"{digest}-{_FORMAT}-{size}", resize))
         fingerprint = f"{digest}-{size}"
     return ImageSet(
         name=path.stem,
-        train=splits["train"],
-        val=splits["val"],
-        test=splits["test"],
-        **meta._asdict(),
+        **fields,
         fingerprint=fingerprint,
         info={"source": str(path), "sha256": digest, "original_size": list(original)},
     )
@@ -92,13 +87,17 @@ def _unpack(
         layouts = find_layout(archive)
         class_names, multi_label = class_meta(archive, layouts)
         mask_names, divisor = mask_meta(archive, layouts)
-        contents = {}
+        arrays: dict[str, Pixels] = {}
         for split, layout in layouts.items():
-            masks = (piece // divisor for piece in layout.mask_pieces()) if layout.masks else None
-            contents[split] = Content(
-                layout.shape, layout.image_pieces(), masks, layout.labels, layout.has_mask
-            )
-        meta = Meta(class_names, mask_names, multi_label)
-        fill_store(folder, contents, meta, f"unpack {path.name}", progress)
+            arrays[f"{split}_images.npy"] = layout.shape, layout.image_pieces()
+            if layout.masks:
+                masks = (piece // divisor for piece in layout.mask_pieces())
+                arrays[f"{split}_masks.npy"] = layout.shape[:3], masks
+            np.save(folder / f"{split}_labels.npy", layout.labels)
+            if layout.has_mask is not None:
+                np.save(folder / f"{split}_has_mask.npy", layout.has_mask)
+        write_pixels(folder, arrays, f"unpack {path.name}", progress)
+    names = {"class_names": class_names, "mask_names": mask_names}
+    write_json(folder / "meta.json", {**names, "multi_label": multi_label})
     if file_digests(path, root).sha256 != digest:  # the store would lie under another's key
         raise DataError(f"{path} changed while it was read; try again")

@@ -29,13 +29,13 @@ def open_images(
     Args:
         name: ``phantom``, a MedMNIST 2D flag such as ``bloodmnist``, or a path to an ``.npz``.
         size: height and width in pixels; by default 64 for ``phantom``, 28 (the small download)
-            for MedMNIST, and that of the file for an ``.npz``. A MedMNIST size that isn't
-            published is made from the nearest larger one.
-        cache: folder for downloads and unpacked sets, see `medduet.data.cache.cache_folder`.
+            for MedMNIST, and that of the file for an ``.npz``. Other sizes are made from the file,
+            or from the nearest larger one of MedMNIST, as in `medduet.data.store.resize_store`.
+        cache: folder for downloads and unpacked sets, see `medduet.data.cache_folder`.
         mirror: address that holds the MedMNIST files, instead of Zenodo.
-        count: total number of phantoms, split 70/10/20; by default 500.
-        channels: of the phantoms, 1 (the default) or 3.
-        seed: of the phantoms.
+        count: of phantoms, see `medduet.data.phantom_images`.
+        channels: likewise.
+        seed: likewise.
         progress: makes a progress bar from a description and a number of bytes; silent without.
 
     Raises:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,31 +28,13 @@ from medduet.data.archive import rows_per_chunk
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.imageset import SPLITS, Split
 from medduet.errors import DataError
-from medduet.files import read_json, write_json
+from medduet.files import read_json
 
 _STALE_SECONDS = 24 * 3600
 
 
-class Meta(NamedTuple):
-    """What the numbers in a store mean; see `medduet.data.imageset.ImageSet`."""
-
-    class_names: tuple[str, ...]
-    mask_names: tuple[str, ...]
-    multi_label: bool
-
-
-class Content(NamedTuple):
-    """What goes into one split: see `medduet.data.imageset.Split`, but the pixels in pieces.
-
-    Attributes:
-        shape: of all images together.
-    """
-
-    shape: tuple[int, ...]
-    images: Iterable[NDArray[np.uint8]]
-    masks: Iterable[NDArray[np.uint8]] | None
-    labels: NDArray[np.int64]
-    has_mask: NDArray[np.bool_] | None
+Pixels = tuple[tuple[int, ...], Iterable[NDArray[np.uint8]]]
+"""The shape of all images or masks of a split, and their pieces along the first axis."""
 
 
 def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
@@ -89,29 +71,16 @@ def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
     return folder
 
 
-def fill_store(
-    folder: Path,
-    splits: Mapping[str, Content],
-    meta: Meta,
-    description: str,
-    progress: ProgressFactory | None,
+def write_pixels(
+    folder: Path, arrays: Mapping[str, Pixels], description: str, progress: ProgressFactory | None
 ) -> None:
-    """Write `splits` and `meta` into `folder`, with a bar of that `description`."""
-    arrays = {}
-    for name, content in splits.items():
-        arrays[f"{name}_images.npy"] = content.shape, content.images
-        if content.masks is not None:
-            arrays[f"{name}_masks.npy"] = content.shape[:3], content.masks
-        np.save(folder / f"{name}_labels.npy", content.labels)
-        if content.has_mask is not None:
-            np.save(folder / f"{name}_has_mask.npy", content.has_mask)
+    """Write `arrays`, by file name, into `folder`, with a bar of that `description`."""
     total = sum(prod(shape) for shape, _ in arrays.values())
     if shutil.disk_usage(folder).free < total:  # known now, not after gigabytes of work
         raise OSError(errno.ENOSPC, "not enough room on the disk")
     with counted(progress, description, total) as count:
-        for file, (shape, pieces) in arrays.items():
-            write_array(folder / file, shape, pieces, count)
-    write_json(folder / "meta.json", meta._asdict())
+        for name, (shape, pieces) in arrays.items():
+            write_array(folder / name, shape, pieces, count)
 
 
 def write_array(
@@ -132,12 +101,13 @@ def write_array(
             count(piece.nbytes)
 
 
-def open_store(folder: Path) -> tuple[dict[str, Split], Meta]:
-    """Open the store in `folder`: images and masks memory-mapped, labels in memory."""
+def open_store(folder: Path) -> dict[str, Any]:
+    """Return the fields of an ImageSet that `folder` holds; images and masks are memory-mapped."""
     try:
-        raw = read_json(folder / "meta.json")
-        meta = Meta(tuple(raw["class_names"]), tuple(raw["mask_names"]), raw["multi_label"])
-        return {name: _open_split(folder, name) for name in SPLITS}, meta
+        meta = read_json(folder / "meta.json")
+        names = {key: tuple(meta[key]) for key in ("class_names", "mask_names")}
+        splits = {name: _open_split(folder, name) for name in SPLITS}
+        return {**splits, **names, "multi_label": meta["multi_label"]}
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} is damaged ({error}); delete it and try again") from error
 
@@ -153,25 +123,24 @@ def _open_split(folder: Path, name: str) -> Split:
 
 
 def resize_store(
-    splits: Mapping[str, Split],
-    meta: Meta,
-    size: int,
-    folder: Path,
-    description: str,
-    progress: ProgressFactory | None,
+    source: Path, size: int, folder: Path, description: str, progress: ProgressFactory | None
 ) -> None:
-    """Fill `folder` with `splits` at `size` x `size`.
+    """Fill `folder` with the store in `source` at `size` x `size`.
 
     Images are resized bilinearly with antialiasing (as Pillow does), masks to the nearest pixel,
     so that no new mask class appears.
     """
-    contents = {}
-    for name, split in splits.items():
-        shape = (len(split), size, size, *split.images.shape[3:])
-        images = _resized(split.images, size, "bilinear")
-        masks = None if split.masks is None else _resized(split.masks, size, "nearest-exact")
-        contents[name] = Content(shape, images, masks, split.labels, split.has_mask)
-    fill_store(folder, contents, meta, description, progress)
+    arrays: dict[str, Pixels] = {}
+    modes = {"images": "bilinear", "masks": "nearest-exact"}
+    for path in sorted(source.iterdir()):
+        mode = modes.get(path.stem.split("_")[-1])
+        if mode is None:
+            shutil.copyfile(path, folder / path.name)
+        else:
+            array = np.load(path, mmap_mode="r")
+            shape = (len(array), size, size, *array.shape[3:])
+            arrays[path.name] = shape, _resized(array, size, mode)
+    write_pixels(folder, arrays, description, progress)
 
 
 def _resized(array: NDArray[np.uint8], size: int, mode: str) -> Iterator[NDArray[np.uint8]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from medduet.engine.checkpoint import save_state
 from medduet.engine.evaluate import quick_metrics, selection_score
 from medduet.engine.experiment import Experiment
 from medduet.engine.state import Progress, TrainState
-from medduet.errors import ConfigError, Interrupted, TrainingError
+from medduet.errors import Interrupted, TrainingError
 from medduet.models import DuetNetwork
 from medduet.objectives import Objective
 from medduet.types import Batch, Outputs
@@ -76,10 +77,6 @@ def _parameter_groups(network: DuetNetwork, config: TrainConfig) -> list[dict[st
         return [{"params": trained}]
     shared = {id(parameter) for parameter in network.encoder_parameters()}
     encoder = [parameter for parameter in trained if id(parameter) in shared]
-    if not encoder:
-        raise ConfigError(
-            "--train.encoder-learning-rate was given, but the encoder is frozen: leave one out"
-        )
     return [
         {"params": [parameter for parameter in trained if id(parameter) not in shared]},
         {"params": encoder, "lr": config.encoder_learning_rate},
@@ -166,7 +163,10 @@ def _not_finite(what: str, progress: Progress, batch: Batch) -> str:
 def _end_epoch(experiment: Experiment, state: TrainState) -> None:
     fabric, progress, objective = experiment.fabric, state.progress, experiment.objective
     rate = state.scheduler.get_last_lr()[0]
-    state.scheduler.step()
+    with warnings.catch_warnings():
+        # A run that was stopped after the last step of an epoch goes on without one before this.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        state.scheduler.step()
     sums = fabric.all_reduce(state.sums, reduce_op="sum")
     assert isinstance(sums, Tensor)
     if fabric.world_size > 1:

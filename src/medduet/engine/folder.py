@@ -7,13 +7,16 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import medduet
 from medduet.config import RunConfig, parse_config
@@ -21,6 +24,7 @@ from medduet.data.imageset import SPLITS, ImageSet
 from medduet.engine.evaluate import Predictions
 from medduet.errors import ConfigError, MissingFileError
 from medduet.files import finite, read_json, write_json, write_text
+from medduet.models.cost import Cost
 
 _LIBRARIES = ("torch", "lightning", "timm", "monai", "torchmetrics", "medmnist", "numpy", "scipy")
 
@@ -32,7 +36,8 @@ class RunFolder:
 
         RUN/
         ├── config.json         the resolved settings
-        ├── environment.json    versions, machine, fingerprint and sizes of the data
+        ├── environment.json    versions, machine, cost of the network, fingerprint of the data
+        ├── weights.json        which tensors a file gave, if training started from one
         ├── epochs.jsonl        one line per epoch
         ├── metrics.json        what the selected epoch does on val and test, with intervals
         ├── predictions/        one CSV per split, one line per image
@@ -41,30 +46,23 @@ class RunFolder:
         ├── bundle/             the network with what is needed to use it
         └── checkpoints/        only until the run is finished
 
-    Args:
-        path: of the folder; it need not exist yet.
+    The folder `path` need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.metrics = path / "metrics.json"
+        self.samples = path / "samples.npz"
+        self.bundle = path / "bundle"
 
     @classmethod
     def create(cls, path: Path | None, name: str, config: RunConfig) -> RunFolder:
         """Make a new run folder and write the settings into it.
 
-        Args:
-            path: the folder, or ``None`` for ``runs/NAME``, with a number behind it if taken.
-            name: for the default folder.
-            config: of the run.
-
-        Raises:
-            ConfigError: the folder holds a run already, or is a file.
+        Without `path` it is ``runs/NAME``, with a number behind it if that is taken. ConfigError
+        if `path` holds a run already, or is a file.
         """
-        if path is None:
-            path, number = Path("runs") / name, 1
-            while path.exists():
-                number += 1
-                path = Path("runs") / f"{name}-{number}"
+        path = path or numbered_folder(Path("runs") / name)
         if path.is_file():
             raise ConfigError(f"expected a folder for the run, but {path} is a file: change --out")
         if (path / "config.json").exists():
@@ -78,11 +76,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """Open an existing run folder.
-
-        Raises:
-            MissingFileError: there is no run in it.
-        """
+        """Open an existing run folder; MissingFileError if there is no run in it."""
         if not (path / "config.json").is_file():
             raise MissingFileError(
                 f"expected a run folder, but {path} has no config.json: give the folder that "
@@ -99,21 +93,6 @@ class RunFolder:
         return self.path / "checkpoints" / f"{name}.safetensors"
 
     @property
-    def bundle(self) -> Path:
-        """The folder of the bundle."""
-        return self.path / "bundle"
-
-    @property
-    def metrics(self) -> Path:
-        """The file with the metrics of the selected epoch."""
-        return self.path / "metrics.json"
-
-    @property
-    def samples(self) -> Path:
-        """The file with some test images, their truth and what the network said."""
-        return self.path / "samples.npz"
-
-    @property
     def finished(self) -> bool:
         """Whether everything is done; a run that is not can be resumed."""
         return self.metrics.is_file() and not self.checkpoint("last").exists()
@@ -124,8 +103,10 @@ class RunFolder:
         # With whatever a kill in the middle of writing one has left there.
         shutil.rmtree(self.checkpoint("last").parent, ignore_errors=True)
 
-    def write_environment(self, data: ImageSet, device: torch.device, world_size: int) -> None:
-        """Record what the run ran on, and on which data."""
+    def write_environment(
+        self, data: ImageSet, cost: Cost, device: torch.device, world_size: int
+    ) -> None:
+        """Record what the run ran on, on which data, and what its network costs."""
         write_json(
             self.path / "environment.json",
             {
@@ -142,6 +123,7 @@ class RunFolder:
                     "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
                     "processes": world_size,
                 },
+                "network": cost._asdict(),
                 "data": describe_data(data),
             },
         )
@@ -157,7 +139,7 @@ class RunFolder:
         path = self.path / "epochs.jsonl"
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
-    def write_predictions(self, name: str, predictions: Predictions, data: ImageSet) -> Path:
+    def write_predictions(self, name: str, predictions: Predictions, data: ImageSet) -> None:
         """Write one line per image: truth, probabilities and per-image metrics.
 
         Columns: ``index``; ``label`` (or ``label_CLASS`` for multi-label sets); ``predicted``;
@@ -165,33 +147,37 @@ class RunFolder:
         pixels, empty where undefined), ``truth_pixels_NAME``, ``predicted_pixels_NAME``; ``mse``,
         ``psnr``, ``ssim``.
         """
-        columns: dict[str, list[Any]] = {"index": list(range(len(predictions.label)))}
-        values = predictions.values
+        label, values = predictions.label, predictions.values
+        columns: dict[str, NDArray[Any]] = {"index": np.arange(len(label))}
         if "probability" in values:
-            probability = values["probability"]
             if data.multi_label:
-                for k, name_of_class in enumerate(data.class_names):
-                    columns[f"label_{name_of_class}"] = predictions.label[:, k].tolist()
+                columns |= _columns("label", label, data.class_names)
             else:
-                columns["label"] = predictions.label.tolist()
-                columns["predicted"] = probability.argmax(axis=1).tolist()
-            for k, name_of_class in enumerate(data.class_names):
-                columns[f"probability_{name_of_class}"] = probability[:, k].tolist()
+                columns |= {"label": label, "predicted": values["probability"].argmax(axis=1)}
+            columns |= _columns("probability", values["probability"], data.class_names)
         if predictions.has_mask.any() and "dice" in values:
-            columns["has_mask"] = predictions.has_mask.astype(int).tolist()
+            columns["has_mask"] = predictions.has_mask.astype(int)
         for metric in ("dice", "iou", "hd95", "truth_pixels", "predicted_pixels"):
-            for k, mask_name in enumerate(data.mask_names[1:] if metric in values else ()):
-                columns[f"{metric}_{mask_name}"] = _cells(values[metric][:, k])
-        for metric in ("mse", "psnr", "ssim"):
             if metric in values:
-                columns[metric] = _cells(values[metric])
+                columns |= _columns(metric, values[metric], data.mask_names[1:])
+        columns |= {
+            metric: values[metric] for metric in ("mse", "psnr", "ssim") if metric in values
+        }
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows(zip(*columns.values(), strict=True))
-        path = self.path / "predictions" / f"{name}.csv"
-        write_text(path, text.getvalue())
-        return path
+        for row in zip(*(column.tolist() for column in columns.values()), strict=True):
+            writer.writerow("" if cell != cell else cell for cell in row)
+        write_text(self.path / "predictions" / f"{name}.csv", text.getvalue())
+
+
+def numbered_folder(path: Path) -> Path:
+    """Return `path`, with a number behind it if that is taken."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 def describe_data(data: ImageSet) -> dict[str, Any]:
@@ -209,14 +195,13 @@ def describe_data(data: ImageSet) -> dict[str, Any]:
     }
 
 
-def _cells(values: np.ndarray[Any, np.dtype[np.float64]]) -> list[float | str]:
-    return ["" if np.isnan(value) else value for value in values.tolist()]
+def _columns(kind: str, array: NDArray[Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Return the columns of `array` ``(N, K)`` by KIND_NAME."""
+    return {f"{kind}_{name}": column for name, column in zip(names, array.T, strict=True)}
 
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text("utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+    text = cpuinfo.read_text("utf-8", errors="replace") if cpuinfo.is_file() else ""
+    found = re.search(r"^model name\s*:\s*(.*)", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor()

@@ -21,7 +21,6 @@ from medduet.metrics.intervals import (
     resample_counts,
     wilson,
 )
-from medduet.metrics.ranking import auc_replicates
 from medduet.types import UNKNOWN_LABEL
 
 THRESHOLD = 0.5
@@ -31,16 +30,13 @@ def accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False
     """Return the share of right answers, as `medmnist.Evaluator` counts them.
 
     Two columns: the last one > 0.5 says class 1. More columns: the largest one. Multi-label: each
-    column > 0.5, and the mean over labels of the share of right answers.
+    column > 0.5, and the mean over labels of the share of right answers. NaN if no label is known.
 
     Args:
         label: ``(N,)`` int class index, or ``(N, K)`` int of 0 and 1 if `multi_label`; -1 where
             unknown, which is left out (for multi-label sets element by element).
         probability: ``(N, K)`` float, one column per class or label.
         multi_label: whether an image may carry several labels.
-
-    Returns:
-        Between 0 and 1; NaN if no label is known.
 
     Raises:
         DataError: for shapes, labels or probabilities that do not fit together.
@@ -53,14 +49,11 @@ def accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False
     right = answers.said == answers.has
     if not multi_label:
         return mean_of_known(right.all(axis=1))
-    columns = zip(right.T, answers.known.T, strict=True)
-    return mean_of_known([mean_of_known(column[known]) for column, known in columns])
+    return mean_of_known(_ratio((right & answers.known).sum(axis=0), answers.known.sum(axis=0)))
 
 
 def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
-    r"""Return the area under the ROC curve, as `medmnist.Evaluator` averages it.
-
-    .. math:: \mathrm{AUC} = P(s^+ > s^-) + \tfrac12 P(s^+ = s^-)
+    """Return the area under the ROC curve, as `medmnist.Evaluator` averages it.
 
     Two columns: of the last one. More columns: the mean over classes, each against the rest.
     Multi-label: the mean over labels of which anything is known. NaN if one of these has no
@@ -74,11 +67,9 @@ def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> 
 
 
 def balanced_accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
-    """Return the mean recall over the classes that occur.
+    """Return the mean recall over the classes that occur; Args and Raises as for `accuracy`.
 
     Multi-label: the mean over labels of the mean of recall and specificity.
-
-    Args, Returns and Raises as for `accuracy`.
 
     Example:
         >>> balanced_accuracy([0, 0, 0, 1], [[0.9, 0.1]] * 4)
@@ -90,11 +81,9 @@ def balanced_accuracy(label: ArrayLike, probability: ArrayLike, multi_label: boo
 
 
 def macro_f1(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
-    r"""Return the mean F1 over the classes or labels that occur in truth or prediction.
+    """Return the mean F1 over the classes or labels that occur in truth or prediction.
 
-    .. math:: F_1 = \frac{2\,TP}{2\,TP + FP + FN}
-
-    Args, Returns and Raises as for `accuracy`.
+    F1 is 2 TP / (2 TP + FP + FN); Args and Raises as for `accuracy`.
 
     Example:
         >>> macro_f1([0, 0, 1, 1], [[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
@@ -131,16 +120,10 @@ def classification_metrics(
     trials, so there it is a percentile bootstrap over images. So is that of the AUC, drawn within
     each class; for multi-label sets over images, without the replicates whose AUC is undefined.
 
-    Takes what `accuracy` takes, K distinct `class_names`, the number of `bootstrap` replicates (0
-    leaves their intervals ``None``) and its `seed`; raises DataError as `accuracy`, or if the names
-    do not fit the columns.
-
-    Returns:
-        ``n`` (images with a known label), ``accuracy``, ``auc``, each with ``_interval`` and
-        ``_interval_method``, ``confidence``, ``balanced_accuracy``, ``macro_f1``, ``per_class``
-        (``precision``, ``recall``, ``specificity``, ``f1``, ``auc``, ``support`` by name) and, for
-        single labels, ``confusion_matrix`` (rows are the truth). What is undefined is ``None``:
-        precision of a class never predicted, recall of one that never occurs.
+    Takes what `accuracy` takes, K distinct `class_names` (else DataError), the number of
+    `bootstrap` replicates (0 leaves their intervals ``None``) and its `seed`. ``n`` are the images
+    with a known label; what is undefined is ``None``: precision of a class never predicted, recall
+    of one that never occurs.
 
     Example:
         >>> probability = [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]]
@@ -189,6 +172,11 @@ class _Answers(NamedTuple):
     said: NDArray[np.bool_]
     multi_label: bool
 
+    @property
+    def lacks(self) -> NDArray[np.bool_]:
+        """Whether the image is known not to have it."""
+        return self.known & ~self.has
+
 
 def _answers(label: ArrayLike, probability: ArrayLike, multi_label: bool) -> _Answers:
     score, truth = np.asarray(probability, dtype=np.float64), np.asarray(label)
@@ -226,21 +214,23 @@ def _check(truth: NDArray[Any], score: NDArray[np.float64], multi_label: bool) -
 
 def _rates(answers: _Answers) -> dict[str, NDArray[np.float64]]:
     """Return each ``(K,)``; scikit-learn's refuse no images and know no unknown elements."""
-    known, has, said, _ = answers[1:]
-    hits, support = (said & has).sum(axis=0), has.sum(axis=0)
-    called, lacking = (said & known).sum(axis=0), (known & ~has).sum(axis=0)
+    hits, support = (answers.said & answers.has).sum(axis=0), answers.has.sum(axis=0)
+    called, lacking = (answers.said & answers.known).sum(axis=0), answers.lacks.sum(axis=0)
+    return {
+        "precision": _ratio(hits, called),
+        "recall": _ratio(hits, support),
+        "specificity": _ratio(lacking - called + hits, lacking),
+        "f1": _ratio(2 * hits, support + called),
+    }
+
+
+def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):  # 0 / 0 where undefined
-        return {
-            "precision": hits / called,
-            "recall": hits / support,
-            "specificity": (lacking - called + hits) / lacking,
-            "f1": 2 * hits / (support + called),
-        }
+        return part / whole
 
 
 def _per_class(answers: _Answers, class_names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    lacks = answers.known & ~answers.has
-    rates = _rates(answers) | {"auc": auc_replicates(answers.score, answers.has, lacks)[:, 0]}
+    rates = _rates(answers) | {"auc": _areas(answers)[:, 0]}
     return {
         str(name): {key: number(values[k]) for key, values in rates.items()}
         | {"support": int(answers.has[:, k].sum())}
@@ -250,15 +240,38 @@ def _per_class(answers: _Answers, class_names: Sequence[str]) -> dict[str, dict[
 
 def _mean_auc(answers: _Answers, counts: NDArray[np.int32] | None = None) -> NDArray[np.float64]:
     """Return the ``(R,)`` AUC of the set if row i occurs ``counts[i, r]`` times in replicate r."""
-    score, known, has, _, multi_label = answers
-    if multi_label:
+    known, size = answers.known, answers.score.shape[1]
+    if answers.multi_label:
         columns = known.any(axis=0) | ~known.any()  # if nothing is known, all columns are NaN
     else:
-        columns = np.arange(score.shape[1]) >= (score.shape[1] == 2)
-    lacks = known & ~has
-    areas = auc_replicates(score[:, columns], has[:, columns], lacks[:, columns], counts)
-    mean: NDArray[np.float64] = areas.mean(axis=0)
+        columns = np.arange(size) >= (size == 2)
+    mean: NDArray[np.float64] = _areas(answers, counts, columns).mean(axis=0)
     return mean
+
+
+def _areas(
+    answers: _Answers, counts: NDArray[np.int32] | None = None, columns: Any = slice(None)
+) -> NDArray[np.float64]:
+    """Return ``(K, R)``, the AUC of each column if row i occurs ``counts[i, r]`` times in each r.
+
+    Counts, for each positive, the negatives below it twice and the tied ones once: exact. NaN
+    without positives or negatives. A library's, called for each resample, is slow.
+    """
+    counts = np.ones((len(answers.score), 1), dtype=np.int32) if counts is None else counts
+    parts = [part.T[columns] for part in (answers.score, answers.has, answers.lacks)]
+    areas = np.full((len(parts[0]), counts.shape[1]), np.nan)
+    for column, positive, negative, area in zip(*parts, areas, strict=True):
+        order = np.flatnonzero(negative)
+        order = order[np.argsort(column[order])]
+        below = np.zeros((len(order) + 1, counts.shape[1]), dtype=np.int32)
+        np.cumsum(counts[order], axis=0, out=below[1:])
+        first = np.searchsorted(column[order], column[positive], side="left")
+        last = np.searchsorted(column[order], column[positive], side="right")
+        weight = counts[positive].astype(np.int64)
+        wins = ((below[first] + below[last]) * weight).sum(axis=0)
+        pairs = 2 * weight.sum(axis=0) * below[-1]
+        np.divide(wins, pairs, out=area, where=pairs > 0)
+    return areas
 
 
 def _auc_interval(answers: _Answers, resamples: int, seed: int) -> Interval:

@@ -15,9 +15,7 @@ _SSIM_RADIUS = 5
 
 
 def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    r"""Return the Dice score of every image and foreground class.
-
-    .. math:: \mathrm{Dice} = \frac{2\,|P \cap T|}{|P| + |T|}
+    """Return the Dice score, 2 |P and T| / (|P| + |T|), of every image and foreground class.
 
     Empty masks: an empty truth with an empty prediction counts 1; if only one of them is empty
     the score is 0.
@@ -44,9 +42,7 @@ def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
 
 
 def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    r"""Return the intersection over union (Jaccard index) of every image and foreground class.
-
-    .. math:: \mathrm{IoU} = \frac{|P \cap T|}{|P \cup T|}
+    """Return the intersection over union (Jaccard index) of every image and foreground class.
 
     Args, Returns, Raises and the policy for empty masks as for `dice_per_class`.
 
@@ -60,16 +56,11 @@ def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
 
 
 def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    r"""Return the 95% Hausdorff distance, in pixels, of every image and foreground class.
+    """Return the 95% Hausdorff distance, in pixels, of every image and foreground class.
 
-    .. math:: \max\bigl(Q_{95}\{d(p, \partial T)\}_{p \in \partial P},
-              Q_{95}\{d(t, \partial P)\}_{t \in \partial T}\bigr)
-
-    Args and Raises as for `dice_per_class`; outlines and distances are MONAI's.
-
-    Returns:
-        ``(N, num_classes - 1)`` float64 on the CPU; NaN where either mask is empty, which has no
-        outline to measure from.
+    The larger of the 95th percentiles of the distances from each outline to the other, MONAI's;
+    NaN where either mask is empty, which has no outline. Args, Returns and Raises as for
+    `dice_per_class`.
 
     Example:
         >>> truth = torch.zeros(1, 8, 8, dtype=torch.int64)
@@ -95,9 +86,7 @@ def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
 def reconstruction_errors(
     predicted: Tensor, target: Tensor, *, data_range: float = 2.0, lowest: float = -1.0
 ) -> dict[str, Tensor]:
-    r"""Return how far each rebuilt image is from its target.
-
-    .. math:: \mathrm{PSNR} = 10 \log_{10} \frac{R^2}{\mathrm{MSE}}
+    """Return how far each rebuilt image is from its target.
 
     SSIM (doi:10.1109/TIP.2003.819861) has a Gaussian window of 11 pixels and sigma 1.5, or the
     largest odd one that fits. It compares mean brightness and so depends on where black is:
@@ -106,7 +95,7 @@ def reconstruction_errors(
     Args:
         predicted: ``(N, C, H, W)`` float, the rebuilt normalised image.
         target: likewise, the normalised image.
-        data_range: R, the distance from the lowest to the highest possible value.
+        data_range: the distance from the lowest to the highest possible value.
         lowest: the lowest possible value.
 
     Returns:

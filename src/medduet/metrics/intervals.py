@@ -18,9 +18,7 @@ _CHUNK_ELEMENTS = 1_000_000
 
 
 def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    r"""Return the Wilson score interval of a proportion of `n` trials; NaN for no trial.
-
-    .. math:: \frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}
+    """Return the Wilson score interval of a proportion of `n` trials; NaN for no trial.
 
     Raises:
         DataError: unless ``0 <= successes <= n`` and ``0 < confidence < 1``.
@@ -47,23 +45,19 @@ def bootstrap_mean(
     seed: int = 0,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    r"""Return the percentile bootstrap interval of a (weighted) mean, resampling the rows.
+    """Return the percentile bootstrap interval of a (weighted) mean, resampling the rows.
 
-    .. math:: \bar v = \frac1K \sum_k \frac{\sum_i w_{ik} v_{ik}}{\sum_i w_{ik}}
-
+    It is the mean over columns of their weighted means; columns without any weight are left out.
     For one unweighted column it draws the same resamples as `scipy.stats.bootstrap` with
-    ``method="percentile"``, which knows no weights and needs more memory.
+    ``method="percentile"``, which knows no weights and needs more memory. NaN without resamples,
+    or for fewer than two rows, which say nothing of their spread.
 
     Args:
         values: ``(N,)`` or ``(N, K)`` numbers; a row is what is resampled (an image).
         weights: same shape, 0 where a value does not count; ``None`` weighs all alike.
-        resamples: number of replicates; 0 gives NaN.
+        resamples: number of replicates.
         seed: of the resampling.
         confidence: coverage, between 0 and 1.
-
-    Returns:
-        Lower and upper bound; NaN for fewer than two rows, which say nothing of their spread.
-        Columns without any weight are left out of the mean.
 
     Raises:
         DataError: for shapes that differ, values that are NaN where they count, or a `confidence`
@@ -105,10 +99,6 @@ def resample_counts(
 
     Each chunk is ``(n, R)`` for the next R of all `resamples`. With `strata` ``(n,)`` rows are
     drawn within their stratum, whose size stays.
-
-    Example:
-        >>> [chunk.sum(axis=0).tolist() for chunk in resample_counts(5, 3, seed=0)]
-        [[5, 5, 5]]
     """
     rng = np.random.default_rng(seed)
     strata = np.zeros(n, dtype=np.int64) if strata is None else strata

@@ -9,13 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medduet.errors import DataError
-from medduet.metrics.intervals import (
-    CONFIDENCE,
-    bootstrap_mean,
-    bounds,
-    mean_of_known,
-    number,
-)
+from medduet.metrics.intervals import CONFIDENCE, bootstrap_mean, bounds, mean_of_known, number
 
 PSNR_CAP = 100.0
 """The PSNR in dB at which a perfect image, whose own is infinite, enters a mean."""
@@ -33,14 +27,10 @@ def segmentation_summary(
 ) -> dict[str, Any]:
     """Return what the per-image mask scores say of a split with 95% intervals, ready for JSON.
 
-    Args:
-        dice: ``(N, M)`` from `dice_per_class`, M foreground classes.
-        iou: ``(N, M)`` from `iou_per_class`.
-        hd95: ``(N, M)`` from `hd95_per_class`, NaN where undefined; ``None`` if not measured.
-        truth_nonempty: ``(N, M)`` bool, whether the true mask has any pixel of the class.
-        mask_names: M distinct names of the foreground classes.
-        bootstrap: number of bootstrap replicates over images; 0 leaves intervals ``None``.
-        seed: of the bootstrap.
+    Takes the ``(N, M)`` scores of `dice_per_class`, `iou_per_class` and `hd95_per_class` (``None``
+    if not measured), whether each true mask has any pixel of the class ``(N, M)``, the M distinct
+    names of the foreground classes, and the number of `bootstrap` replicates over images (0
+    leaves intervals ``None``) with its `seed`.
 
     Returns:
         ``n`` images; ``dice`` and ``iou`` (mean over images and classes) with ``dice_interval``;
@@ -87,12 +77,8 @@ def segmentation_summary(
 def reconstruction_summary(errors: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """Return the means over images of `reconstruction_errors`, ready for JSON.
 
-    Returns:
-        ``n``, ``mse``, ``psnr`` (each image's capped at `PSNR_CAP` dB) and ``ssim``; ``None``
-        where there is nothing to average.
-
-    Raises:
-        DataError: if one of the three is missing.
+    Each image's PSNR is capped at `PSNR_CAP` dB; ``None`` where there is nothing to average.
+    Raises DataError if ``mse``, ``psnr`` or ``ssim`` is missing.
 
     Example:
         >>> errors = {"mse": [0.0, 0.02], "psnr": [float("inf"), 20.0], "ssim": [1.0, 0.0]}
@@ -103,12 +89,8 @@ def reconstruction_summary(errors: Mapping[str, ArrayLike]) -> dict[str, Any]:
     if missing:
         raise DataError(f"expected mse, psnr and ssim, missing {sorted(missing)}")
     psnr = np.minimum(np.asarray(errors["psnr"], dtype=np.float64), PSNR_CAP)
-    return {
-        "n": len(psnr),
-        "mse": number(mean_of_known(errors["mse"])),
-        "psnr": number(mean_of_known(psnr)),
-        "ssim": number(mean_of_known(errors["ssim"])),
-    }
+    values = {"mse": errors["mse"], "psnr": psnr, "ssim": errors["ssim"]}
+    return {"n": len(psnr)} | {name: number(mean_of_known(of)) for name, of in values.items()}
 
 
 def _mask_scores(

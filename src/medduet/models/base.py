@@ -150,18 +150,19 @@ def freeze_unused(network: DuetNetwork, side: int) -> None:
         network: whose normalisation takes images of any size.
         side: of the images with which it is tried, in pixels; nothing is computed.
     """
-    state = _on_meta(network)
     was_training = network.training
     network.eval()
-    image = torch.zeros(2, network.normalize.channels, side, side, device="meta")
-    outputs = torch.func.functional_call(network, state, (image,))
-    network.train(was_training)
     parameters = dict(network.named_parameters())
-    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
-        [head.sum() for head in outputs if head is not None],
-        [state[name] for name in parameters],
-        allow_unused=True,
-    )
+    with torch.inference_mode(False), torch.enable_grad():
+        state = on_meta(network)
+        image = torch.zeros(2, network.normalize.channels, side, side, device="meta")
+        outputs = torch.func.functional_call(network, state, (image,))
+        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+            [head.sum() for head in outputs if head is not None],
+            [state[name] for name in parameters],
+            allow_unused=True,
+        )
+    network.train(was_training)
     for parameter, gradient in zip(parameters.values(), gradients, strict=True):
         if gradient is None:
             parameter.requires_grad_(False)
@@ -177,7 +178,7 @@ def check_takes(network: DuetNetwork, height: int, width: int) -> None:
     image = torch.zeros(2, network.normalize.channels, height, width, device="meta")
     try:
         with torch.no_grad():
-            torch.func.functional_call(network, _on_meta(network), (image,))
+            torch.func.functional_call(network, on_meta(network), (image,))
     except (AssertionError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(
@@ -188,9 +189,9 @@ def check_takes(network: DuetNetwork, height: int, width: int) -> None:
         network.train(was_training)
 
 
-def _on_meta(network: nn.Module) -> dict[str, Tensor]:
+def on_meta(network: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers without their values."""
     return {
-        name: value.detach().to("meta").requires_grad_(value.requires_grad)
+        name: torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
         for name, value in [*network.named_parameters(), *network.named_buffers()]
     }

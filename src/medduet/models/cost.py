@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from medduet.models.base import check_takes
+from medduet.models.base import DuetNetwork, check_takes, on_meta
 from medduet.models.registry import create_model
 
 
@@ -50,11 +50,19 @@ def model_cost(
             num_classes=num_classes,
             dense_channels=dense_channels,
             **options,
-        ).eval()
-        image = torch.zeros(1, in_channels, size, size)
-    check_takes(network, size, size)
+        )
+    return network_cost(network, size, size)
+
+
+def network_cost(network: DuetNetwork, height: int, width: int) -> Cost:
+    """Return the cost of `network` for one image of ``height x width`` pixels, see `model_cost`."""
+    check_takes(network, height, width)
+    image = torch.zeros(1, network.normalize.channels, height, width, device="meta")
+    was_training = network.training
+    network.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(image)
+        torch.func.functional_call(network, on_meta(network), (image,))
+    network.train(was_training)
     decoder = [id(module) for module in network.decoder_modules]
     names = [name for name, module in network.named_modules() if id(module) in decoder]
     counts, prefix = counter.get_flop_counts(), type(network).__name__

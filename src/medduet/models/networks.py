@@ -4,6 +4,7 @@ Common to all: images of any side of 16 pixels or more; convolutions are padded,
 output has the size of the image; five levels, each with twice the channels of the one above; the
 class head (global average pooling and a linear layer on the deepest map) and the dense head (a 1x1
 convolution) are those of VovUnet_Var, whatever the paper of the network has. Either can be off.
+Each function takes ``in_channels, num_classes, dense_channels`` and options.
 """
 
 from __future__ import annotations
@@ -28,14 +29,7 @@ from medduet.models.inception import (
 from medduet.models.unet import Sharpen, UNet, Upsampling
 
 
-def unet(
-    in_channels: int,
-    num_classes: int,
-    dense_channels: int,
-    *,
-    width: int = 64,
-    upsampling: Upsampling = "transpose",
-) -> UNet:
+def unet(*sizes: int, width: int = 64, upsampling: Upsampling = "transpose") -> UNet:
     """Build U-Net, arXiv:1505.04597, after its figure 1.
 
     As there: two 3x3 convolutions with ReLU per level, 64 to 1024 channels, 2x2 max pooling, 2x2
@@ -45,40 +39,19 @@ def unet(
     dropout at the end of the contracting path and its class-balancing weight map are left out.
     The paper has no class head; with one, this is `unet_var`.
     """
-    return UNet(
-        in_channels,
-        num_classes,
-        dense_channels,
-        block=double_conv,
-        width=width,
-        upsampling=upsampling,
-    )
+    return UNet(*sizes, block=double_conv, width=width, upsampling=upsampling)
 
 
-def unet_var(
-    in_channels: int,
-    num_classes: int,
-    dense_channels: int,
-    *,
-    width: int = 64,
-    upsampling: Upsampling = "transpose",
-) -> UNet:
+def unet_var(*sizes: int, width: int = 64, upsampling: Upsampling = "transpose") -> UNet:
     """Build UNet_VAR, which the paper of `vovunet_var` compares with.
 
     After the authors' code: `unet` with a class head on the deepest map. Their switch for bilinear
     upsampling cannot run there; here a 1x1 convolution halves the channels after it.
     """
-    return unet(in_channels, num_classes, dense_channels, width=width, upsampling=upsampling)
+    return unet(*sizes, width=width, upsampling=upsampling)
 
 
-def vovunet_var(
-    in_channels: int,
-    num_classes: int,
-    dense_channels: int,
-    *,
-    width: int = 64,
-    upsampling: Upsampling = "transpose",
-) -> UNet:
+def vovunet_var(*sizes: int, width: int = 64, upsampling: Upsampling = "transpose") -> UNet:
     """Build VovUnet_Var.
 
     Li, Li, Ting: A Study of Multi-Task Learning Using a VoVNet-OSA Block Enhanced U-Net on the
@@ -89,18 +62,11 @@ def vovunet_var(
     residual or attention (VoVNet, arXiv:1904.09730, figure 2), then batch normalisation and GELU.
     Bilinear upsampling as in `unet_var`.
     """
-    return UNet(
-        in_channels, num_classes, dense_channels, block=osa_unit, width=width, upsampling=upsampling
-    )
+    return UNet(*sizes, block=osa_unit, width=width, upsampling=upsampling)
 
 
 def mobilevitv2_unet_var(
-    in_channels: int,
-    num_classes: int,
-    dense_channels: int,
-    *,
-    width: int = 64,
-    upsampling: Upsampling = "transpose",
+    *sizes: int, width: int = 64, upsampling: Upsampling = "transpose"
 ) -> UNet:
     """Build MobileViTV2-UNet, the third variant in the authors' code of VovUnet_Var.
 
@@ -111,24 +77,10 @@ def mobilevitv2_unet_var(
     skip. Chosen otherwise: it is scaled to the skip's size (bilinear). Parameters and cost are the
     same.
     """
-    return UNet(
-        in_channels,
-        num_classes,
-        dense_channels,
-        block=mobilevit_unit,
-        width=width,
-        upsampling=upsampling,
-    )
+    return UNet(*sizes, block=mobilevit_unit, width=width, upsampling=upsampling)
 
 
-def sharp_unet(
-    in_channels: int,
-    num_classes: int,
-    dense_channels: int,
-    *,
-    width: int = 64,
-    upsampling: Upsampling = "transpose",
-) -> UNet:
+def sharp_unet(*sizes: int, width: int = 64, upsampling: Upsampling = "transpose") -> UNet:
     """Build Sharp U-Net, doi:10.1016/j.combiomed.2021.104699 (arXiv:2107.12461).
 
     As there: `unet` in which every skip passes a depthwise 3x3 convolution with a fixed Laplacian
@@ -137,24 +89,11 @@ def sharp_unet(
     (public code in Keras leaves the layer trainable); no activation after it; 64 channels in the
     first level, as `unet`, where that code has 32.
     """
-    return UNet(
-        in_channels,
-        num_classes,
-        dense_channels,
-        block=double_conv,
-        width=width,
-        upsampling=upsampling,
-        skip=Sharpen,
-    )
+    return UNet(*sizes, block=double_conv, width=width, upsampling=upsampling, skip=Sharpen)
 
 
 def dense_inception_unet(
-    in_channels: int,
-    num_classes: int,
-    dense_channels: int,
-    *,
-    width: int = 64,
-    upsampling: Upsampling = "transpose",
+    *sizes: int, width: int = 64, upsampling: Upsampling = "transpose"
 ) -> UNet:
     """Build DENSE-INception U-Net, doi:10.1016/j.cmpb.2020.105395, after its overall figure.
 
@@ -177,9 +116,7 @@ def dense_inception_unet(
     outer: Block = partial(DenseInception, layers=12, growth=growth)
     middle: Block = partial(DenseInception, layers=24, growth=growth)
     return UNet(
-        in_channels,
-        num_classes,
-        dense_channels,
+        *sizes,
         block=(InceptionRes, InceptionRes, InceptionRes, outer, middle),
         stem=InceptionRes,
         width=width,
@@ -190,10 +127,7 @@ def dense_inception_unet(
 
 
 def adares_unet(
-    in_channels: int,
-    num_classes: int,
-    dense_channels: int,
-    *,
+    *sizes: int,
     width: int = 32,
     upsampling: Upsampling = "transpose",
     kernel_size: int = 3,
@@ -223,12 +157,4 @@ def adares_unet(
     block: Block = partial(
         ResidualUnit, kernel_size=kernel_size, activation=activation, dropout=dropout
     )
-    return UNet(
-        in_channels,
-        num_classes,
-        dense_channels,
-        block=block,
-        stem=block,
-        width=width,
-        upsampling=upsampling,
-    )
+    return UNet(*sizes, block=block, stem=block, width=width, upsampling=upsampling)

@@ -194,28 +194,34 @@ def fetch_network(
         MissingFileError: `name` is no repository that can be read.
         DownloadError: the hub can't be reached.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            allow_patterns=[CONFIG, WEIGHTS],
-        )
-    except (HFValidationError, RepositoryNotFoundError) as error:
+        for file in (WEIGHTS, CONFIG):
+            local = hf_hub_download(name, file, revision=revision, cache_dir=cache_dir, token=token)
+    except LocalEntryNotFoundError as error:  # which is an EntryNotFoundError, too
+        raise _unreachable(name, error) from error
+    except (HFValidationError, RepositoryNotFoundError, EntryNotFoundError) as error:
         raise MissingFileError(
-            f"expected a folder or a repository user/name of the Hugging Face hub, but got {name}: "
-            f"{' '.join(str(error).split())}"
+            f"expected a folder or a repository user/name of the Hugging Face hub with a network "
+            f"of MedDuet, but got {name}: {' '.join(str(error).split())}"
         ) from error
     except OSError as error:
-        raise DownloadError(
-            f"{name} is no folder, and the Hugging Face hub could not be asked for it: "
-            f"{' '.join(str(error).split())}"
-        ) from error
-    return Path(folder)
+        raise _unreachable(name, error) from error
+    return Path(local).parent
+
+
+def _unreachable(name: str, error: Exception) -> DownloadError:
+    return DownloadError(
+        f"{name} is no folder, and the Hugging Face hub could not be asked for it: "
+        f"{' '.join(str(error).split())}"
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

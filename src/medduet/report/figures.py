@@ -38,14 +38,9 @@ def learning_curves(
 ) -> Figure:
     """Draw the losses, the scores and the reconstruction error of a run, as far as it has them.
 
-    Args:
-        history: one mapping per epoch, with ``epoch`` and, each optional, ``train``, ``val`` and
-            ``test`` mappings from name to number.
-        selected_epoch: the epoch chosen on the validation split; ``None`` if there is none.
-        test_selected_epoch: the epoch chosen on the test split, drawn apart and so labelled.
-
-    Raises:
-        DataError: if the history is empty.
+    `history` has one mapping per epoch, with ``epoch`` and, each optional, ``train``, ``val`` and
+    ``test`` mappings from name to number; DataError if it is empty. The epochs chosen on the
+    validation and on the test split are marked.
 
     Example:
         >>> rows = [{"epoch": 1, "train": {"loss": 2.0}, "val": {"accuracy": 0.5}}]
@@ -107,17 +102,9 @@ def _curves(
             series = np.array([(row.get(split) or {}).get(key) for row in history], dtype=float)
             known = np.isfinite(series).sum()
             if known:
-                test = split == "test"
-                axes.plot(
-                    epochs,
-                    series,
-                    color=colour,
-                    linestyle="--" if test else "-",
-                    linewidth=1.2 if test else 1.8,
-                    marker="o" if known < 3 else "",
-                    markerfacecolor="white" if test else colour,
-                    label=label,
-                )
+                style, width, face = ("--", 1.2, "white") if split == "test" else ("-", 1.8, colour)
+                (line,) = axes.plot(epochs, series, color=colour, ls=style, lw=width, label=label)
+                line.set(marker="o" if known < 3 else "", markerfacecolor=face)
                 label = ""
     axes.set_xlabel("epoch")
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -131,13 +118,7 @@ def confusion(matrix: ArrayLike, class_names: Sequence[str]) -> Figure:
     """Draw how often each true class (row) was called each class (column).
 
     Colours are shares of the row, so rare classes read like common ones; numbers are counts.
-
-    Args:
-        matrix: ``(K, K)`` counts.
-        class_names: K names.
-
-    Raises:
-        DataError: for a matrix that is not square or does not fit the names.
+    DataError for a matrix that is not ``(K, K)`` with K names.
 
     Example:
         >>> [text.get_text() for text in confusion([[5, 0], [1, 4]], ["a", "b"]).axes[0].texts]
@@ -179,15 +160,9 @@ def roc(
 ) -> Figure:
     """Draw one ROC curve per class against the rest (two classes: one curve) with its AUC.
 
-    Args:
-        label: ``(N,)`` class index or ``(N, K)`` 0 and 1 if `multi_label`; -1 where unknown.
-        probability: ``(N, K)`` float.
-        class_names: K names.
-        multi_label: whether an image may carry several labels.
-        auc_interval: lower and upper bound of the set's AUC, for the title.
-
-    Raises:
-        DataError: for shapes that do not fit together.
+    Labels are ``(N,)`` class indices or, if `multi_label`, ``(N, K)`` 0 and 1, with -1 where
+    unknown; probabilities are ``(N, K)``; the interval of the set's AUC goes into the title.
+    DataError for shapes that do not fit together.
 
     Example:
         >>> figure = roc([0, 1], [[0.9, 0.1], [0.2, 0.8]], ["benign", "malignant"])
@@ -212,11 +187,11 @@ def roc(
         colour = BLUE if k == 2 else PALETTE[index % 8]
         style = ("-", "--", ":")[index // 8 % 3]
         axes.plot(x, y, color=colour, linestyle=style, label=f"{name}  {area}")
-    axes.set(xlabel="1 − specificity", ylabel="sensitivity", aspect="equal")
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+    limits = (-0.01, 1.01)
+    axes.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=limits, ylim=limits, aspect=1)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    interval = "" if auc_interval is None else " {:.3f}–{:.3f}".format(*auc_interval)
-    axes.set_title("ROC" if not interval else f"ROC · AUC interval{interval}")
+    interval = "" if auc_interval is None else " · AUC interval {:.3f}–{:.3f}".format(*auc_interval)
+    axes.set_title(f"ROC{interval}")
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="AUC", alignment="left")
     return figure
 

@@ -28,6 +28,9 @@ _CLASS_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#00C08B", "#F0E442", "#D55E0
 _HALO = patheffects.withStroke(linewidth=3.0, foreground="black", alpha=0.55)
 
 
+_Given = NDArray[Any] | None
+
+
 class _Verdict(NamedTuple):
     """What the header of one card says."""
 
@@ -64,10 +67,10 @@ def prediction_sheet(
 
     Args:
         images: ``(n, H, W)`` or ``(n, H, W, 3)`` uint8.
-        truth_labels: ``(n,)`` class index, -1 where unknown, or ``(n, K)`` of 0, 1 and -1 for
-            multi-label sets; ``None`` without labels.
-        predicted_labels: likewise; ``None`` without a class head.
-        probability: ``(n, K)`` float, of which the predicted class's is written; or ``None``.
+        truth_labels: ``(n,)`` class index or, for multi-label sets, ``(n, K)`` of 0 and 1; -1 is
+            unknown; ``None`` without labels.
+        predicted_labels: likewise.
+        probability: ``(n, K)`` float, of which the predicted class's is written.
         class_names: K names.
         truth_masks: ``(n, H, W)`` int mask class, 0 is background, -1 all over where unknown.
         predicted_masks: likewise.
@@ -83,60 +86,48 @@ def prediction_sheet(
         >>> len(figure.axes)
         2
     """
-    picture = np.asarray(images)
-    given = (truth_labels, predicted_labels, probability)
-    labels = [None if array is None else np.asarray(array) for array in given]
-    given = (truth_masks, predicted_masks, reconstructions)
-    dense = [None if array is None else np.asarray(array) for array in given]
-    _check(picture, labels, dense, len(class_names))
-    verdicts = [
-        _verdict(class_names, *(None if array is None else array[i] for array in labels))
-        for i in range(len(picture))
-    ]
-    return _draw(_panels(picture, *dense), verdicts, title)
-
-
-def _check(
-    images: NDArray[Any],
-    labels: Sequence[NDArray[Any] | None],
-    dense: Sequence[NDArray[Any] | None],
-    k: int,
-) -> None:
-    n, shape = len(images), images.shape
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or shape[3:] not in ((), (3,)):
+    picture, k = np.asarray(images), len(class_names)
+    n, shape = len(picture), picture.shape
+    if picture.dtype != np.uint8 or picture.ndim not in (3, 4) or shape[3:] not in ((), (3,)):
         raise DataError(
-            f"expected images (n, H, W) or (n, H, W, 3) uint8, given {shape} {images.dtype}"
+            f"expected images (n, H, W) or (n, H, W, 3) uint8, given {shape} {picture.dtype}"
         )
     if not 1 <= n <= MOST:
         raise DataError(f"expected 1 to {MOST} images, given {n}; type images[:{MOST}]")
-    of_labels = [(n,), (n, k)] if labels[0] is None else [labels[0].shape]
-    names = (
-        "labels",
-        "labels",
-        "probability",
-        "truth arrays",
-        "predicted arrays",
-        "rebuilt arrays",
-    )
-    fitting = ([(n,), (n, k)], of_labels, [(n, k)], [shape[:3]], [shape[:3]], [shape])
-    for name, array, shapes in zip(names, (*labels, *dense), fitting, strict=True):
-        if array is not None and array.shape not in shapes:
-            wanted = " or ".join(map(str, shapes))
-            raise DataError(f"expected {name} {wanted} for these images, given {array.shape}")
-    for label in labels[:2]:
+    truth = _fitting("labels", truth_labels, (n,), (n, k))
+    alike = [(n,), (n, k)] if truth is None else [truth.shape]
+    predicted = _fitting("labels", predicted_labels, *alike)
+    for label in (truth, predicted):
         if label is not None and label.ndim == 1:
             least, largest = label.min(), label.max()
             if not UNKNOWN_LABEL <= least <= largest < k:
                 raise DataError(
                     f"expected labels {UNKNOWN_LABEL} to {k - 1}, given {least} to {largest}"
                 )
+    labels = (truth, predicted, _fitting("probability", probability, (n, k)))
+    verdicts = [
+        _verdict(class_names, *(None if array is None else array[i] for array in labels))
+        for i in range(n)
+    ]
+    true_masks = _fitting("truth arrays", truth_masks, shape[:3])
+    said_masks = _fitting("predicted arrays", predicted_masks, shape[:3])
+    rebuilt = _fitting("rebuilt arrays", reconstructions, shape)
+    return _draw(_panels(picture, true_masks, said_masks, rebuilt), verdicts, title)
+
+
+def _fitting(name: str, given: ArrayLike | None, *shapes: tuple[int, ...]) -> _Given:
+    """Return what is given as an array, if it has one of `shapes`."""
+    if given is None:
+        return None
+    array = np.asarray(given)
+    if array.shape not in shapes:
+        wanted = " or ".join(map(str, shapes))
+        raise DataError(f"expected {name} {wanted} for these images, given {array.shape}")
+    return array
 
 
 def _verdict(
-    class_names: Sequence[str],
-    truth: NDArray[np.int64] | None,
-    predicted: NDArray[np.int64] | None,
-    share: NDArray[np.float64] | None,
+    class_names: Sequence[str], truth: _Given, predicted: _Given, share: _Given
 ) -> _Verdict:
     right, sure = None, ""
     if predicted is not None and share is not None and not predicted.ndim:
@@ -150,7 +141,7 @@ def _verdict(
     return _Verdict(_named(truth, class_names), _named(predicted, class_names), sure, right)
 
 
-def _named(label: NDArray[np.int64] | None, class_names: Sequence[str]) -> str:
+def _named(label: _Given, class_names: Sequence[str]) -> str:
     if label is None:
         return ""
     if (label == UNKNOWN_LABEL).all():
@@ -161,18 +152,15 @@ def _named(label: NDArray[np.int64] | None, class_names: Sequence[str]) -> str:
 
 
 def _panels(
-    images: NDArray[np.uint8],
-    truth: NDArray[np.int64] | None,
-    predicted: NDArray[np.int64] | None,
-    rebuilt: NDArray[np.uint8] | None,
+    images: NDArray[np.uint8], truth: _Given, predicted: _Given, rebuilt: _Given
 ) -> list[_Panel]:
     panels = []
+    several = any(masks is not None and masks.max() > 1 for masks in (truth, predicted))
     if truth is not None:
-        panels.append(_Panel("truth", images, truth, [_TRUTH]))
+        panels.append(_Panel("truth", images, truth, _CLASS_COLOURS if several else [_TRUTH]))
     if predicted is not None:
-        panels.append(_Panel("prediction", images, predicted, [_PREDICTION]))
-    if any(panel.masks is not None and panel.masks.max() > 1 for panel in panels):
-        panels = [panel._replace(colours=_CLASS_COLOURS) for panel in panels]
+        colours = _CLASS_COLOURS if several else [_PREDICTION]
+        panels.append(_Panel("prediction", images, predicted, colours))
     if not panels:
         panels.append(_Panel("image", images))
     if rebuilt is not None:
@@ -205,16 +193,12 @@ def _draw(panels: list[_Panel], verdicts: list[_Verdict], title: str) -> Figure:
             axes = figure.add_axes(box)
             _picture(axes, panel, i, wrong=verdict.right is False)
             if per_card > 1:
-                axes.set_xlabel(
-                    panel.caption + _remark(panel, i), fontsize=7.5, color=GREY, labelpad=3
-                )
+                caption = panel.caption
+                if panel.masks is not None and panel.masks[i].max() <= 0:
+                    unknown = panel.masks[i].min() == UNKNOWN_MASK
+                    caption += ": unknown" if unknown else ": none"
+                axes.set_xlabel(caption, fontsize=7.5, color=GREY, labelpad=3)
     return figure
-
-
-def _remark(panel: _Panel, i: int) -> str:
-    if panel.masks is None or panel.masks[i].max() > 0:
-        return ""
-    return ": unknown" if panel.masks[i].min() == UNKNOWN_MASK else ": none"
 
 
 def _write(

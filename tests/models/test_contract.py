@@ -1,0 +1,289 @@
+"""What every network promises, whoever wrote it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from medduet import MODELS, DuetNetwork, create_model, open_images
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    **{name: {"width": 4} for name in MODELS},
+    "timm:resnet18": {},
+    "timm:densenet121": {},
+    "timm:mobilenetv3_small_050": {},
+    "timm:convnextv2_atto": {},
+    "timm:eva02_tiny_patch14_224": {},
+    "timm:swin_tiny_patch4_window7_224": {},
+    "smp:unet/resnet18": {},
+    "smp:fpn/tu-convnextv2_atto": {},
+    "smp:deeplabv3plus/mobilenet_v2": {},
+    "smp:segformer/mit_b0": {},
+}
+NAMES = list(OPTIONS)
+# Too slow for what they would add: the small ones above have the same code.
+QUICK = [name for name in NAMES if not name.startswith(("timm:swin", "timm:dense"))]
+HEADS = {"both": (3, 2), "class": (3, 0), "dense": (0, 2)}
+
+
+def build(
+    name: str, channels: int = 1, classes: int = 3, dense: int = 2, **more: Any
+) -> DuetNetwork:
+    return create_model(
+        name,
+        in_channels=channels,
+        num_classes=classes,
+        dense_channels=dense,
+        **OPTIONS[name],
+        **more,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_shapes(name: str, channels: int, heads: str) -> None:
+    classes, dense = HEADS[heads]
+    network = build(name, channels, classes, dense).eval()
+    for side in (28, 33, 64, 224):
+        image = torch.randint(0, 256, (1, channels, side, side), dtype=torch.uint8)
+        with torch.inference_mode():
+            outputs = network(image)
+        assert (outputs.class_logits is None) == (not classes)
+        assert (outputs.dense is None) == (not dense)
+        for head, shape in zip(outputs, [(1, classes), (1, dense, side, side)], strict=True):
+            if head is not None:
+                assert head.shape == shape
+                assert head.dtype == torch.float32
+                assert torch.isfinite(head).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sides_may_differ(name: str) -> None:
+    outputs = build(name).eval()(torch.rand(1, 1, 33, 50))
+    assert outputs.class_logits.shape == (1, 3)
+    assert outputs.dense.shape == (1, 2, 33, 50)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_reach_every_trainable_parameter(name: str, heads: str) -> None:
+    network = build(name, 1, *HEADS[heads])
+    with torch.no_grad():  # timm starts the last norm of a residual branch at zero
+        for parameter in network.parameters():
+            if not parameter.any():
+                parameter.uniform_(-0.5, 0.5)
+    outputs = network(torch.rand(4, 1, 64, 64))
+    torch.stack([head.square().sum() for head in outputs if head is not None]).sum().backward()
+    trained = [(key, p) for key, p in network.named_parameters() if p.requires_grad]
+    without = [key for key, p in trained if p.grad is None]
+    assert not without
+    # A bias in front of a batch normalisation, or a dead ReLU, may have a zero gradient.
+    zero = [key for key, p in trained if not p.grad.abs().sum()]
+    assert len(zero) < 0.1 * len(trained), zero
+    idle = [key for key, p in network.named_parameters() if not p.requires_grad]
+    assert len(idle) <= (0 if heads != "dense" else 6), idle
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in NAMES if n not in ("smp:segformer/mit_b0", "smp:deeplabv3plus/mobilenet_v2")],
+)
+def test_bilinear_upsampling(name: str) -> None:
+    network = build(name, upsampling="bilinear")
+    assert not [m for m in network.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
+    outputs = network(torch.rand(2, 1, 33, 64))
+    assert outputs.dense.shape == (2, 2, 33, 64)
+    outputs.dense.square().sum().backward()
+    plain = build(name)
+    if name not in MODELS:  # no parameter differs, but what is computed
+        plain.load_state_dict(network.state_dict())
+        image = torch.rand(1, 1, 64, 64)
+        with torch.inference_mode():
+            found, expected = network.eval()(image), plain.eval()(image)
+        torch.testing.assert_close(found.class_logits, expected.class_logits)
+        assert not torch.allclose(found.dense, expected.dense, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUICK)
+def test_both_heads_can_learn_eight_images_by_heart(name: str) -> None:
+    batch = open_images("phantom", size=32, count=12).train.batch(np.arange(8))
+    more = {"width": 8} if name in MODELS else OPTIONS[name]
+    network = create_model(name, in_channels=1, num_classes=4, dense_channels=1, **more)
+    transformer = name.startswith("timm:eva")
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3 if transformer else 3e-3)
+    target = batch.mask[:, None].float()
+    for _ in range(150):
+        outputs = network(batch.image)
+        entropy = F.binary_cross_entropy_with_logits(outputs.dense, target)
+        (F.cross_entropy(outputs.class_logits, batch.label) + entropy).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        predicted = outputs.dense > 0
+        overlap = 2 * (predicted & (target > 0)).sum() / (predicted.sum() + target.sum())
+        if (outputs.class_logits.argmax(dim=1) == batch.label).all() and overlap > 0.9:
+            return
+    pytest.fail(f"after 150 steps the Dice is {overlap:.3f}, the labels {outputs.class_logits}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
+    network = build(name, 3, 4, 3).eval()
+    image = torch.randint(0, 256, (2, 3, 40, 64), dtype=torch.uint8)
+    network.save_pretrained(tmp_path / "network")
+    assert {f.name for f in (tmp_path / "network").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+    }
+    again = DuetNetwork.from_pretrained(tmp_path / "network")
+    assert not again.training
+    assert again.arguments == network.arguments
+    with torch.inference_mode():
+        for found, expected in zip(again(image), network(image), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch_export_gives_the_same(name: str) -> None:
+    network = build(name).eval()
+    image = torch.rand(2, 1, 64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own making
+        exported = torch.export.export(network, (image,)).module()
+    image = torch.rand(2, 1, 64, 64)
+    with torch.inference_mode():
+        for found, expected in zip(exported(image), network(image), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_follow_the_seed(name: str) -> None:
+    states = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        states.append(build(name).state_dict())
+    first, same, other = states
+    assert all(torch.equal(value, same[key]) for key, value in first.items())
+    assert not all(torch.equal(value, other[key]) for key, value in first.items())
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_training_step_follows_the_seed(name: str) -> None:
+    network = build(name)
+    image = torch.rand(4, 1, 32, 32)
+    gradients = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        network.zero_grad()
+        outputs = network(image)
+        (outputs.class_logits.square().sum() + outputs.dense.square().sum()).backward()
+        gradients.append([p.grad.clone() for p in network.parameters() if p.requires_grad])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+def global_state() -> dict[str, Any]:
+    root = logging.getLogger()
+    return {
+        "dtype": torch.get_default_dtype(),
+        "device": torch.get_default_device(),
+        "threads": torch.get_num_threads(),
+        "grad": torch.is_grad_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "benchmark": torch.backends.cudnn.benchmark,
+        "precision": torch.get_float32_matmul_precision(),
+        "python": random.getstate(),
+        "numpy": repr(np.random.get_state()),  # noqa: NPY002
+        "logging": (root.level, list(root.handlers)),
+        "warnings": list(warnings.filters),
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_prints_nothing_and_leaves_global_state_alone(
+    name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    build(name)  # a library's first import may do what it likes
+    capfd.readouterr()
+    before = global_state()
+    network = build(name)
+    network(torch.rand(2, 1, 32, 32))
+    network.eval()(torch.rand(2, 1, 32, 32))
+    assert global_state() == before
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_encoder_can_be_frozen(name: str) -> None:
+    network = build(name)
+    shared = {id(p) for p in network.encoder_parameters()}
+    assert shared
+    heads = [p for p in network.parameters() if id(p) not in shared]
+    assert len(heads) >= 4
+    network.freeze_encoder()
+    assert network.train().training
+    before = {key: value.clone() for key, value in network.named_buffers()}
+    outputs = network(torch.rand(4, 1, 64, 64))
+    (outputs.class_logits.square().sum() + outputs.dense.square().sum()).backward()
+    assert all(p.grad is None for p in network.encoder_parameters())
+    assert all(p.grad is not None for p in heads)
+    # Not even the running means of the encoder move; those of a decoder do.
+    encoder = {id(buffer) for module in network.encoder_modules for buffer in module.buffers()}
+    for key, buffer in network.named_buffers():
+        if key.endswith("running_mean"):
+            assert torch.equal(buffer, before[key]) == (id(buffer) in encoder), key
+
+
+def test_a_network_whose_first_map_has_the_full_size() -> None:
+    with torch.device("meta"):
+        network = create_model("timm:vgg11_bn", in_channels=1, num_classes=2, dense_channels=1)
+        outputs = network(torch.rand(2, 1, 64, 48))
+    assert outputs.dense.shape == (2, 1, 64, 48)
+    assert network.strides == [2, 4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "eva02_tiny_patch14_224"])
+def test_without_a_dense_head_it_is_timm_s_own(name: str) -> None:
+    import timm
+
+    network = build(f"timm:{name}", 3, 5, 0).eval()
+    own = timm.create_model(name, num_classes=5).eval()
+    own.load_state_dict(
+        {k: v for k, v in network.encoder.state_dict().items() if k in own.state_dict()}
+    )
+    image = torch.rand(2, 3, 224, 224)
+    with torch.inference_mode():
+        expected = own((image - 0.5) / 0.5)
+        torch.testing.assert_close(network(image).class_logits, expected)
+        both = build(f"timm:{name}", 3, 5, 1).eval()
+        both.encoder.load_state_dict(network.encoder.state_dict())
+        torch.testing.assert_close(both(image).class_logits, expected)
+
+
+def test_without_padding_smp_s_is_smp_s_own() -> None:
+    import segmentation_models_pytorch as smp
+
+    network = build("smp:unet/resnet18").eval()
+    own = smp.Unet(
+        "resnet18", encoder_weights=None, in_channels=1, classes=2, aux_params={"classes": 3}
+    ).eval()
+    own.load_state_dict(network.model.state_dict())
+    image = torch.rand(2, 1, 64, 96)
+    with torch.inference_mode():
+        dense, class_logits = own((image - 0.5) / 0.5)
+        outputs = network(image)
+    torch.testing.assert_close(outputs.dense, dense)
+    torch.testing.assert_close(outputs.class_logits, class_logits)

@@ -1,0 +1,284 @@
+"""Weights from files, from a hub on loopback, and in the convention of Hugging Face."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from medduet import DuetNetwork, MissingFileError, ModelError, create_model, load_weights
+from medduet.files import read_json, write_json
+
+ENCODER = "mobilenetv3_small_050"
+
+
+@pytest.fixture(scope="module")
+def timm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights as timm saves them, made for three channels and 1000 classes."""
+    torch.manual_seed(7)
+    path = tmp_path_factory.mktemp("weights") / "timm.safetensors"
+    save_file(timm.create_model(ENCODER).state_dict(), path)
+    return path
+
+
+def test_a_bundle_s_weights_are_taken_where_names_and_shapes_agree(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    old = create_model("unet_var", in_channels=1, num_classes=3, dense_channels=1, width=2)
+    old.save_pretrained(tmp_path)
+    new = create_model("sharp_unet", in_channels=1, num_classes=5, dense_channels=1, width=2)
+    before = {key: value.clone() for key, value in new.state_dict().items()}
+    for place in (tmp_path, tmp_path / "model.safetensors"):
+        report = load_weights(new, place)
+        assert report.other_shape == ["class_head.weight", "class_head.bias"]
+        assert report.not_in_file == report.not_in_network == report.adapted == []
+        assert len(report.matched) == len(before) - 2
+    for key, value in new.state_dict().items():
+        source = before if key.startswith("class_head") else old.state_dict()
+        assert torch.equal(value, source[key]), key
+    assert f"{len(before) - 2} of {len(before)} tensors taken" in report.summary()
+    assert "other shape: class_head.weight, class_head.bias" in report.summary()
+    assert json.loads(json.dumps(report.record()))["matched"] == report.matched
+
+
+@pytest.mark.parametrize("name", [f"timm:{ENCODER}", f"smp:unet/tu-{ENCODER}"])
+def test_timm_s_own_file_fits(name: str, timm_file: Path) -> None:
+    network = create_model(name, in_channels=3, num_classes=2, dense_channels=1)
+    report = load_weights(network, timm_file)
+    tensors = load_file(timm_file)
+    state = network.state_dict()
+    prefix = "encoder." if name.startswith("timm") else "model.encoder.model."
+    assert torch.equal(state[f"{prefix}conv_stem.weight"], tensors["conv_stem.weight"])
+    taken = sum(f"{prefix}{key}" in report.matched for key in tensors)
+    assert taken > 0.9 * len(tensors)
+    left = "classifier.weight"
+    assert left in " ".join([*report.other_shape, *report.not_in_network])
+    assert any(key.startswith(("decoder", "model.decoder")) for key in report.not_in_file)
+    # These weights were made for images normalised as ImageNet's.
+    mean = timm.get_pretrained_cfg(ENCODER).mean
+    assert state["normalize.mean"].flatten().tolist() == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_a_first_convolution_for_rgb_is_adapted(channels: int, timm_file: Path) -> None:
+    network = create_model(f"timm:{ENCODER}", in_channels=channels, num_classes=2)
+    report = load_weights(network, timm_file)
+    assert report.adapted == ["encoder.conv_stem.weight"]
+    kernel = load_file(timm_file)["conv_stem.weight"]
+    found = network.state_dict()["encoder.conv_stem.weight"]
+    assert found.shape[1] == channels
+    if channels == 1:
+        torch.testing.assert_close(found, kernel.sum(dim=1, keepdim=True))
+    assert network.normalize.mean.flatten().tolist() == pytest.approx(
+        [sum(timm.get_pretrained_cfg(ENCODER).mean) / 3] * channels
+    )
+
+
+def test_a_bundle_brings_its_own_normalisation(tmp_path: Path) -> None:
+    old = create_model(f"timm:{ENCODER}", in_channels=1, num_classes=2)
+    old.normalize.set((0.1,), (0.2,))
+    old.save_pretrained(tmp_path)
+    new = create_model(f"timm:{ENCODER}", in_channels=1, num_classes=2)
+    assert "normalize.mean" in load_weights(new, tmp_path).matched
+    assert new.normalize.mean.item() == pytest.approx(0.1)
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    network = create_model("unet", in_channels=1, num_classes=2, width=2)
+    with pytest.raises(MissingFileError, match=r"nothing\.safetensors"):
+        load_weights(network, tmp_path / "nothing.safetensors")
+    with pytest.raises(MissingFileError, match=r"--model\.weights"):
+        load_weights(network, tmp_path)
+    (tmp_path / "pickle.pth").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(ModelError, match=r"pickle\.pth is not a safetensors file"):
+        load_weights(network, tmp_path / "pickle.pth")
+    save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(ModelError, match="none of the 1 tensors"):
+        load_weights(network, tmp_path / "other.safetensors")
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
+    network = create_model("unet", in_channels=1, num_classes=2, width=2)
+    with pytest.raises(MissingFileError, match=r"config\.json"):
+        DuetNetwork.from_pretrained(tmp_path)
+    network.save_pretrained(tmp_path / "a")
+    config = read_json(tmp_path / "a" / "config.json")
+    for change, words in (
+        ({"network": config["network"] | {"name": "unt"}}, "closest are unet"),
+        ({"network": config["network"] | {"width": 3}}, "don't fit"),
+        ({"version": 99}, "version 99"),
+        ({"format": "other"}, "something else"),
+    ):
+        write_json(tmp_path / "a" / "config.json", config | change)
+        with pytest.raises(ModelError, match=words):
+            DuetNetwork.from_pretrained(tmp_path / "a")
+    write_json(tmp_path / "a" / "config.json", config)
+    with (tmp_path / "a" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x55")
+    with pytest.raises(ModelError, match="SHA-256"):
+        DuetNetwork.from_pretrained(tmp_path / "a")
+
+
+# A hub on loopback -------------------------------------------------------------------------------
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of huggingface.co that a download asks for: repositories are folders."""
+
+    root: Path
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        parts = self.path.partition("?")[0].strip("/").split("/")
+        file = self.root / "/".join(parts[:2]) / parts[-1]
+        if parts[2:3] == ["resolve"] and file.is_file():
+            self.send(200, file.read_bytes(), body, {"ETag": f'"{file.stat().st_size:040x}"'})
+        elif file.parent.is_dir():
+            self.send(404, b"", body, {"X-Error-Code": "EntryNotFound"})
+        else:
+            self.send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
+
+    def send(
+        self, status: int, content: bytes, body: bool, headers: dict[str, str] | None = None
+    ) -> None:
+        self.send_response(status)
+        for name, value in {
+            "Content-Length": str(len(content)),
+            "X-Repo-Commit": "c" * 40,
+            **(headers or {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(content)
+
+    def log_message(self, *arguments: Any) -> None: ...
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """The address of a hub, and the folder in which its repositories are."""
+    root = tmp_path / "hub"
+    root.mkdir()
+    handler = type("Handler", (Hub,), {"root": root})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", root
+        server.shutdown()
+
+
+def run(code: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python with a hub and a cache of its own; the hub's address is read on import."""
+    places = {"HF_HOME": str(tmp_path / "hf"), "MEDDUET_CACHE": str(tmp_path / "cache")}
+    cleared = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=cleared | places | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        cwd=tmp_path,
+    )
+
+
+def test_pretrained_weights_come_from_the_hub(
+    hub: tuple[str, Path], timm_file: Path, tmp_path: Path
+) -> None:
+    address, root = hub
+    repository = root / timm.get_pretrained_cfg(ENCODER).hf_hub_id
+    repository.mkdir(parents=True)
+    shutil.copy(timm_file, repository / "model.safetensors")
+    code = f"""
+import torch, medduet
+from safetensors.torch import load_file
+from medduet.cli import main
+assert main("train segment --data phantom --data.count 40 --size 32 --epochs 1 --model "
+            "timm:{ENCODER} --model.pretrained --model.freeze-encoder --out RUN".split()) == 0
+file = load_file({str(timm_file)!r})
+network = medduet.load("RUN")
+kernel = network.state_dict()["encoder.blocks.1.0.conv_pw.weight"]
+assert torch.equal(kernel, file["blocks.1.0.conv_pw.weight"])
+mean = network.normalize.mean.item()
+assert abs(mean - 0.449) < 1e-3, mean
+smp = medduet.create_model("smp:fpn/tu-{ENCODER}", in_channels=3, num_classes=2, dense_channels=1,
+                           pretrained=True)
+kernel = smp.state_dict()["model.encoder.model.blocks.1.0.conv_pw.weight"]
+assert torch.equal(kernel, file["blocks.1.0.conv_pw.weight"])
+"""
+    done = run(code, tmp_path, HF_ENDPOINT=address)
+    assert done.returncode == 0, done.stderr
+    assert read_json(tmp_path / "RUN" / "config.json")["model"]["pretrained"]
+    assert "pretrained" not in read_json(tmp_path / "RUN" / "bundle" / "config.json")["network"]
+
+
+def test_a_network_is_fetched_from_the_hub(hub: tuple[str, Path], tmp_path: Path) -> None:
+    address, root = hub
+    network = create_model("unet", in_channels=1, num_classes=2, width=2).eval()
+    network.save_pretrained(root / "someone" / "net")
+    save_file({"image": torch.rand(1, 1, 16, 16)}, tmp_path / "image.safetensors")
+    code = """
+from safetensors.torch import load_file, save_file
+from medduet import DuetNetwork, MissingFileError
+image = load_file("image.safetensors")["image"]
+network = DuetNetwork.from_pretrained("someone/net", revision="main", cache_dir="here")
+save_file({"logits": network(image).class_logits.detach()}, "logits.safetensors")
+for name in ("someone/else", "no folder at all"):
+    try:
+        DuetNetwork.from_pretrained(name)
+    except MissingFileError as error:
+        assert name in str(error) and "\\n" not in str(error), error
+    else:
+        raise AssertionError(name)
+"""
+    done = run(code, tmp_path, HF_ENDPOINT=address)
+    assert done.returncode == 0, done.stderr
+    image = load_file(tmp_path / "image.safetensors")["image"]
+    found = load_file(tmp_path / "logits.safetensors")["logits"]
+    torch.testing.assert_close(found, network(image).class_logits)
+
+
+def test_without_a_network_the_error_is_one_line(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from medduet import DownloadError, DuetNetwork
+from medduet.cli import main
+try:
+    DuetNetwork.from_pretrained("someone/net")
+except DownloadError as error:
+    assert "someone/net" in str(error) and "\\n" not in str(error)
+else:
+    raise AssertionError
+sys.exit(main("train honest --data phantom --data.count 40 --size 32 --model timm:{ENCODER} "
+              "--model.pretrained --out RUN".split()))
+"""
+    done = run(code, tmp_path, HF_HUB_OFFLINE="1")
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("medduet:")]
+    assert len(lines) == 1
+    assert "Traceback" not in done.stderr
+    for words in (f"timm:{ENCODER}", "could not be fetched", "--model.weights FILE.safetensors"):
+        assert words in lines[0]
+    assert not (tmp_path / "RUN").exists()
+
+
+def test_there_are_no_pretrained_weights_for_our_own() -> None:
+    with pytest.raises(ModelError, match="no pretrained weights for vovunet_var"):
+        create_model("vovunet_var", in_channels=1, num_classes=2, pretrained=True)
