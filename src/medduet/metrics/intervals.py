@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -78,18 +78,16 @@ def bootstrap_mean(
     if not np.isfinite(value[weight > 0]).all():
         raise DataError("expected finite values wherever the weight is positive; drop the others")
     n = len(value)
-    if n < 2 or resamples < 1:
-        return UNDEFINED
-    weight = weight.reshape(n, -1)
-    total = np.where(weight > 0, value.reshape(n, -1), 0.0) * weight
-    replicates = []
-    for counts in resample_counts(n, resamples, seed):
+    weight = weight.reshape(n, -1) if n else weight
+    total = np.where(weight > 0, value.reshape(weight.shape), 0.0) * weight
+
+    def mean(counts: NDArray[np.int32]) -> NDArray[np.float64]:
         times = counts.T.astype(np.float64)
         size = times @ weight
         with np.errstate(invalid="ignore"):  # 0 / 0 in a resample without any weight
-            sums = np.nansum(times @ total / size, axis=1)
-            replicates.append(sums / (size > 0).sum(axis=1))
-    return percentile_interval(replicates, confidence)
+            return np.nansum(times @ total / size, axis=1) / (size > 0).sum(axis=1)
+
+    return bootstrap_interval(mean, n, resamples, seed, confidence=confidence)
 
 
 def resample_counts(
@@ -115,11 +113,24 @@ def resample_counts(
         yield counts
 
 
-def percentile_interval(
-    replicates: list[NDArray[np.float64]], confidence: float = CONFIDENCE
+def bootstrap_interval(
+    statistic: Callable[[NDArray[np.int32]], NDArray[np.float64]],
+    n: int,
+    resamples: int,
+    seed: int,
+    *,
+    strata: NDArray[np.integer[Any]] | None = None,
+    confidence: float = CONFIDENCE,
 ) -> Interval:
-    """Return the central `confidence` share of bootstrap replicates; NaN ones are left out."""
-    known = np.concatenate(replicates)
+    """Return the central `confidence` share of ``statistic(counts)``; NaN ones are left out.
+
+    Takes what `resample_counts` takes, which gives the counts; NaN for fewer than two rows.
+    """
+    if n < 2 or resamples < 1:
+        return UNDEFINED
+    known = np.concatenate(
+        [statistic(counts) for counts in resample_counts(n, resamples, seed, strata)]
+    )
     known = known[~np.isnan(known)]
     if not known.size:
         return UNDEFINED
