@@ -14,7 +14,7 @@ from lightning.fabric import Fabric
 
 import medduet
 from medduet.config import DataConfig, RunConfig
-from medduet.data import ProgressFactory, open_images
+from medduet.data import ProgressFactory
 from medduet.data.imageset import ImageSet
 from medduet.deploy.bundle import load_bundle, save_bundle
 from medduet.engine.evaluate import predict_split, summarize
@@ -23,15 +23,21 @@ from medduet.engine.fabric import launch_fabric
 from medduet.engine.fit import fit
 from medduet.engine.folder import RunFolder, describe_data
 from medduet.engine.judge import JUDGED, judge, validation_selected
+from medduet.engine.prepare import (
+    build_network,
+    build_objective,
+    check_settings,
+    dense_layout,
+    open_data,
+)
 from medduet.engine.reporter import Reporter
 from medduet.engine.samples import write_samples
 from medduet.errors import ConfigError
 from medduet.files import read_json, write_json
-from medduet.models import DuetNetwork, WeightsReport, create_model, load_weights
+from medduet.models import DuetNetwork, create_model
 from medduet.models.base import check_takes
 from medduet.models.cost import network_cost
 from medduet.models.stages import anatomy
-from medduet.objectives import Objective, balanced_weights
 from medduet.report.architecture import architecture_figure
 from medduet.report.run import draw_run
 from medduet.report.style import save
@@ -103,13 +109,13 @@ def train(
     assert config is not None
     fabric = launch_fabric(config.train)
     with fabric.rank_zero_first():
-        data = _open(config.data, progress)
-    _check(config, data)
-    layout = _layout(config, data)
+        data = open_data(config.data, progress)
+    check_settings(config, data)
+    layout = dense_layout(config, data)
     # A checkpoint replaces whatever weights training once started from.
     fresh = resume is None or not folder.checkpoint("last").is_file()
     with fabric.rank_zero_first():
-        network, weights = _network(config, data, layout, fresh)
+        network, weights = build_network(config, data, layout, fresh)
     if resume is None:
         folder = _create_folder(fabric, config, data)
     if fabric.is_global_zero:
@@ -118,7 +124,7 @@ def train(
         if weights is not None:
             reporter.message(weights.summary())
             write_json(folder.path / "weights.json", weights.record())
-    objective = _objective(config, data, layout)
+    objective = build_objective(config, data, layout)
     stop = stop or threading.Event()
     experiment = Experiment(fabric, config, data, network, objective, folder, reporter, stop)
     metrics = judge(experiment, fit(experiment))
@@ -132,58 +138,6 @@ def train(
     return RunRecord(folder.path, config, metrics)
 
 
-def _open(config: DataConfig, progress: ProgressFactory | None) -> ImageSet:
-    if not config.name:
-        raise ConfigError(
-            "no data given: add --data bloodmnist (or another of 'medduet datasets'), "
-            "--data FILE.npz, or --data phantom"
-        )
-    return open_images(
-        config.name,
-        size=config.size,
-        cache=config.cache,
-        mirror=config.mirror,
-        count=config.count,
-        channels=config.channels,
-        seed=config.seed,
-        progress=progress,
-    )
-
-
-def _check(config: RunConfig, data: ImageSet) -> None:
-    """Refuse what can't be learnt or selected on before anything is written."""
-    tasks = config.objective.tasks
-    others = [task for task in ("classify", "segment", "reconstruct") if task in tasks]
-    if "classify" in tasks and len(data.class_names) < 2:
-        others.remove("classify")
-        raise ConfigError(
-            f"{data.name} has {len(data.class_names)} class(es), so there is nothing to classify: "
-            f"give --tasks {' '.join(others) or 'reconstruct'}"
-        )
-    if "segment" in tasks and not data.mask_names:
-        others.remove("segment")
-        raise ConfigError(
-            f"{data.name} has no masks, so there is nothing to segment: "
-            f"give --tasks {' '.join(others) or 'classify'}"
-        )
-    model = config.model
-    if model.pretrained and model.weights is not None:
-        raise ConfigError("--model.pretrained and --model.weights were both given: leave one out")
-    if model.freeze_encoder and config.train.encoder_learning_rate is not None:
-        raise ConfigError(
-            "--train.encoder-learning-rate was given, but the encoder is frozen: leave one out"
-        )
-    if not any(config.objective.weight(task) for task in tasks):
-        raise ConfigError("every task has weight 0, so there is nothing to learn")
-    needs = {"dice": "segment", "mse": "reconstruct"}
-    select = config.evaluate.select
-    if select != "auto" and (needed := needs.get(select, "classify")) not in tasks:
-        raise ConfigError(
-            f"--evaluate.select {select} needs the task {needed}, but the tasks are "
-            f"{', '.join(tasks)}: give --evaluate.select auto"
-        )
-
-
 def _create_folder(fabric: Fabric, config: RunConfig, data: ImageSet) -> RunFolder:
     model = re.sub(r"[^\w.-]+", "-", config.model.name)
     name = f"{data.name}-{model}-seed{config.train.seed}"
@@ -192,46 +146,6 @@ def _create_folder(fabric: Fabric, config: RunConfig, data: ImageSet) -> RunFold
         folder = RunFolder.create(config.out, name, config)
     path = fabric.broadcast(str(folder.path) if folder else "")
     return RunFolder(Path(path))
-
-
-def _layout(config: RunConfig, data: ImageSet) -> DenseLayout:
-    tasks = config.objective.tasks
-    return DenseLayout(
-        mask_classes=len(data.mask_names) if "segment" in tasks else 0,
-        image_channels=data.in_channels if "reconstruct" in tasks else 0,
-    )
-
-
-def _network(
-    config: RunConfig, data: ImageSet, layout: DenseLayout, fresh: bool
-) -> tuple[DuetNetwork, WeightsReport | None]:
-    """Return the network, and what it took of a file; only a `fresh` one reads weights at all."""
-    model = config.model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
-        network = create_model(
-            model.name,
-            in_channels=data.in_channels,
-            num_classes=len(data.class_names) if "classify" in config.objective.tasks else 0,
-            dense_channels=layout.channels,
-            pretrained=model.pretrained and fresh,
-            **model.options(),
-        )
-    check_takes(network, *data.size)
-    report = None
-    if fresh and model.weights is not None:
-        report = load_weights(network, model.weights)
-    if model.freeze_encoder:
-        network.freeze_encoder()
-    return network, report
-
-
-def _objective(config: RunConfig, data: ImageSet, layout: DenseLayout) -> Objective:
-    weights = None
-    if config.objective.class_weights == "balanced" and data.class_names:
-        label = torch.from_numpy(data.train.labels)
-        weights = balanced_weights(label, len(data.class_names))
-    return Objective(config.objective, layout, weights)
 
 
 def _bundle_config(
@@ -297,8 +211,9 @@ def evaluate(
     data = data or config.data
     if not data.name:
         raise ConfigError(f"{path} is a bundle: say on which data to judge it, by --data NAME")
-    images = _open(data.model_copy(update={"size": data.size or size}), progress)
+    images = open_data(data.model_copy(update={"size": data.size or size}), progress)
     _check_fits(images, bundle.config, path)
+    check_takes(bundle.network, *images.size)
     fabric = launch_fabric(config.train.model_copy(update={"device": device}))
     fabric.to_device(bundle.network)
     predictions = predict_split(

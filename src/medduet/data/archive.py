@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from lzma import LZMAError
 from math import prod
@@ -74,14 +74,15 @@ class Archive:
         with self._open(key) as (file, (shape, dtype)):
             return np.frombuffer(file.read(), dtype).reshape(shape)
 
-    def pixels(self, key: str) -> Iterator[NDArray[np.uint8]]:
-        """Give the array `key`, one byte per value, in pieces along its first axis."""
-        with self._open(key) as (file, (shape, _)):
-            step = rows_per_chunk(shape)
-            for start in range(0, shape[0], step):
-                piece = (min(step, shape[0] - start), *shape[1:])
-                yield np.frombuffer(file.read(prod(piece)), np.uint8).reshape(piece)
-            file.read(1)  # the checksum of the member is compared at its very end
+    def pixels(self, keys: Iterable[str]) -> Iterator[NDArray[np.uint8]]:
+        """Give the arrays `keys`, one byte per value, in pieces along their first axis."""
+        for key in keys:
+            with self._open(key) as (file, (shape, _)):
+                step = rows_per_chunk(shape)
+                for start in range(0, shape[0], step):
+                    piece = (min(step, shape[0] - start), *shape[1:])
+                    yield np.frombuffer(file.read(prod(piece)), np.uint8).reshape(piece)
+                file.read(1)  # the checksum of the member is compared at its very end
 
     @contextmanager
     def _open(self, key: str) -> Iterator[tuple[IO[bytes], Header]]:

@@ -16,11 +16,8 @@ def build_augmentation(name: str) -> Augmentation | None:
 
     It takes a `Batch` with uint8 images and gives one with float images in [0, 1]; masks move with
     their images (nearest neighbour). Randomness comes from torch's global generator, which the
-    training loop seeds and saves. The transforms are kornia's.
-
-    Args:
-        name: ``"none"``, ``"flip"`` (horizontal) or ``"standard"`` (flips, rotation up to 15
-            degrees, shift up to 10%, zoom up to 15%, brightness and contrast up to 20%).
+    training loop seeds and saves. The transforms are kornia's: ``"flip"`` is horizontal,
+    ``"standard"`` adds affine moves and changes of brightness and contrast.
 
     Example:
         >>> build_augmentation("none") is None

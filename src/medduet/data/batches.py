@@ -24,8 +24,6 @@ def train_batches(
     Example:
         >>> [len(index) for index in train_batches(10, 4, seed=0, epoch=1)]
         [4, 4, 2]
-        >>> [len(index) for index in train_batches(9, 4, seed=0, epoch=1)]
-        [4, 4]
     """
     order = np.random.default_rng([seed, epoch]).permutation(count)
     batches = [order[start : start + batch_size] for start in range(0, count, batch_size)]

@@ -59,9 +59,7 @@ class ImageSet:
 
     Attributes:
         name: what figures and tables call it.
-        train: the split that weights are fitted on.
-        val: the split that epochs are selected on.
-        test: the split that is reported.
+        train, val, test: the splits to fit weights on, to select epochs on and to report.
         class_names: one name per class; empty if the set has no labels.
         mask_names: one name per mask class, background first; empty if the set has no masks.
         multi_label: whether an image can have several classes at once.

@@ -9,7 +9,6 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -40,23 +39,15 @@ class SplitLayout:
     labels: NDArray[np.int64]
     has_mask: NDArray[np.bool_] | None
 
-    def image_pieces(self) -> Iterator[NDArray[np.uint8]]:
-        """Give the images in pieces along the first axis."""
-        return chain.from_iterable(map(self.archive.pixels, self.images))
-
     def mask_pieces(self) -> Iterator[NDArray[np.uint8]]:
         """Give the masks in pieces ``(n, H, W)``; those that aren't known are all zero."""
         start = 0
-        for piece in chain.from_iterable(map(self.archive.pixels, self.masks)):
+        for piece in self.archive.pixels(self.masks):
             masks = piece.reshape(piece.shape[:3])
             if self.has_mask is not None:
                 masks = masks * self.has_mask[start : start + len(masks), None, None]
             start += len(masks)
             yield masks
-
-    def mask_values(self) -> set[int]:
-        """Return the mask values that occur in the split."""
-        return set().union(*(np.unique(masks).tolist() for masks in self.mask_pieces()))
 
 
 def find_layout(archive: Archive) -> dict[str, SplitLayout]:
@@ -123,7 +114,9 @@ def mask_meta(archive: Archive, layouts: dict[str, SplitLayout]) -> tuple[tuple[
     """Return the mask names, empty without masks, and by what mask values are to be divided."""
     if not layouts["train"].masks:
         return (), 1
-    seen = {split: layout.mask_values() for split, layout in layouts.items()}
+    seen: dict[str, set[int]] = {}
+    for split, layout in layouts.items():
+        seen[split] = set().union(*(np.unique(piece).tolist() for piece in layout.mask_pieces()))
     divisor = 255 if set().union(*seen.values()) in ({255}, {0, 255}) else 1
     seen = {split: {value // divisor for value in values} for split, values in seen.items()}
     names = _read_names(archive, "mask_names")

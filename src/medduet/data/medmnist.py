@@ -96,12 +96,7 @@ def _read(entry: Mapping[str, Any]) -> MedMNISTInfo:
 
 
 def lookup(flag: str) -> MedMNISTInfo:
-    """Return what the index says of `flag`; ConfigError with the closest flags if unknown.
-
-    Example:
-        >>> lookup("breastmnist").class_names
-        ('malignant', 'normal, benign')
-    """
+    """Return what the index says of `flag`; ConfigError with the closest flags if unknown."""
     known = medmnist_sets()
     if flag not in known:
         raise ConfigError(f"no MedMNIST 2D set {flag!r}: {closest(flag, known)}")
@@ -122,11 +117,7 @@ def fetch_medmnist(
     mirror: str | None = None,
     progress: ProgressFactory | None = None,
 ) -> Path:
-    """Return the path of the file of `flag` at the published `size`, downloaded if need be.
-
-    The arguments are those of `medduet.data.open_images`, the errors those of
-    `medduet.data.download.fetch`.
-    """
+    """Return the path of the file of `flag` at the published `size`, downloaded if need be."""
     file = lookup(flag).files[size]
     url = f"{mirror.rstrip('/')}/{file.name}" if mirror else file.url
     root = cache_folder(cache)

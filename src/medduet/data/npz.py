@@ -48,8 +48,7 @@ def open_npz(
 
     Raises:
         MissingFileError: if there is no such file.
-        DataError: if its content contradicts itself; one line with the key, what was expected and
-            what was given. Nothing is kept of such a file.
+        DataError: if its content contradicts itself, and nothing is kept of it.
     """
     path = path.expanduser().absolute()
     if size is not None and size < 1:
@@ -89,7 +88,7 @@ def _unpack(
         mask_names, divisor = mask_meta(archive, layouts)
         arrays: dict[str, Pixels] = {}
         for split, layout in layouts.items():
-            arrays[f"{split}_images.npy"] = layout.shape, layout.image_pieces()
+            arrays[f"{split}_images.npy"] = layout.shape, archive.pixels(layout.images)
             if layout.masks:
                 masks = (piece // divisor for piece in layout.mask_pieces())
                 arrays[f"{split}_masks.npy"] = layout.shape[:3], masks

@@ -54,23 +54,16 @@ def open_images(
     if (count, channels, seed) != (None, None, 0):
         raise ConfigError(f"count, channels and seed are for phantom only, given with {name!r}")
     if name in medmnist_sets():
-        return _open_medmnist(name, DEFAULT_SIZE if size is None else size, cache, mirror, progress)
+        if size is not None and size < 1:
+            raise ConfigError(f"size must be a positive number of pixels, given {size}")
+        size, entry = size or DEFAULT_SIZE, lookup(name)
+        published = entry.source_size(size)
+        path = fetch_medmnist(name, published, cache=cache, mirror=mirror, progress=progress)
+        images = open_npz(path, size=size, cache=cache, progress=progress)
+        index = {"medmnist": name, "task": entry.task, "licence": entry.licence}
+        info = {**images.info, **index, **entry.files[published]._asdict()}
+        return replace(images, name=name, class_names=entry.class_names, info=info)
     if name.endswith(".npz") or Path(name).is_file():
         return open_npz(Path(name), size=size, cache=cache, progress=progress)
     hint = closest(name, ["phantom", *medmnist_sets()], "give the path of an .npz")
     raise ConfigError(f"unknown data set {name!r}: {hint}")
-
-
-def _open_medmnist(
-    flag: str, size: int, cache: Path | None, mirror: str | None, progress: ProgressFactory | None
-) -> ImageSet:
-    if size < 1:
-        raise ConfigError(f"size must be a positive number of pixels, given {size}")
-    entry = lookup(flag)
-    source_size = entry.source_size(size)
-    path = fetch_medmnist(flag, source_size, cache=cache, mirror=mirror, progress=progress)
-    images = open_npz(path, size=size, cache=cache, progress=progress)
-    file = entry.files[source_size]
-    index = {"medmnist": flag, "task": entry.task, "licence": entry.licence, **file._asdict()}
-    names = entry.class_names
-    return replace(images, name=flag, class_names=names, info={**images.info, **index})

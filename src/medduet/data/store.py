@@ -79,20 +79,16 @@ def write_pixels(
     if shutil.disk_usage(folder).free < total:  # known now, not after gigabytes of work
         raise OSError(errno.ENOSPC, "not enough room on the disk")
     with counted(progress, description, total) as count:
-        for name, (shape, pieces) in arrays.items():
-            write_array(folder / name, shape, pieces, count)
+        for name, pixels in arrays.items():
+            write_array(folder / name, pixels, count)
 
 
-def write_array(
-    path: Path,
-    shape: tuple[int, ...],
-    pieces: Iterable[NDArray[np.uint8]],
-    count: Callable[[int], object],
-) -> None:
-    """Write a uint8 ``.npy`` of `shape` from pieces along the first axis.
+def write_array(path: Path, pixels: Pixels, count: Callable[[int], object]) -> None:
+    """Write `pixels` as a uint8 ``.npy``, counting bytes.
 
     It is written, not memory-mapped: a full disk then raises an error instead of a bus error.
     """
+    shape, pieces = pixels
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class Predictions:
 
     label: NDArray[np.int64]
     has_mask: NDArray[np.bool_]
-    values: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    values: dict[str, NDArray[np.float64]]
 
 
 def predict_split(

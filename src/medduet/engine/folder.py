@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import platform
 import re
@@ -30,7 +31,7 @@ _LIBRARIES = ("torch", "lightning", "timm", "monai", "torchmetrics", "medmnist",
 
 
 class RunFolder:
-    """The files of one run.
+    """The files of one run, in a folder that need not exist yet.
 
     ::
 
@@ -45,8 +46,6 @@ class RunFolder:
         ├── figures/            PNG
         ├── bundle/             the network with what is needed to use it
         └── checkpoints/        only until the run is finished
-
-    The folder `path` need not exist yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -130,9 +129,8 @@ class RunFolder:
 
     def write_epochs(self, history: list[dict[str, Any]]) -> None:
         """Write one JSON line per epoch."""
-        write_text(
-            self.path / "epochs.jsonl", "".join(json.dumps(finite(row)) + "\n" for row in history)
-        )
+        lines = (json.dumps(finite(row)) + "\n" for row in history)
+        write_text(self.path / "epochs.jsonl", "".join(lines))
 
     def read_epochs(self) -> list[dict[str, Any]]:
         """Read the lines of all epochs so far."""
@@ -167,7 +165,7 @@ class RunFolder:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns)
         for row in zip(*(column.tolist() for column in columns.values()), strict=True):
-            writer.writerow("" if cell != cell else cell for cell in row)
+            writer.writerow("" if math.isnan(cell) else cell for cell in row)
         write_text(self.path / "predictions" / f"{name}.csv", text.getvalue())
 
 

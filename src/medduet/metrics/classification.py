@@ -156,8 +156,12 @@ def classification_metrics(
         "auc_interval_method": f"bootstrap {'over images' if multi_label else 'within classes'}",
         "balanced_accuracy": number(balanced_accuracy(label, probability, multi_label)),
         "macro_f1": number(macro_f1(label, probability, multi_label)),
-        "per_class": _per_class(answers, class_names),
+        "per_class": {},
     }
+    rates = _rates(answers) | {"auc": _areas(answers)[:, 0]}
+    for k, name in enumerate(class_names):
+        row: dict[str, Any] = {key: number(values[k]) for key, values in rates.items()}
+        metrics["per_class"][str(name)] = row | {"support": int(answers.has[:, k].sum())}
     if not multi_label:
         metrics["confusion_matrix"] = confusion_matrix(label, probability).tolist()
     return metrics
@@ -180,17 +184,6 @@ class _Answers(NamedTuple):
 
 def _answers(label: ArrayLike, probability: ArrayLike, multi_label: bool) -> _Answers:
     score, truth = np.asarray(probability, dtype=np.float64), np.asarray(label)
-    _check(truth, score, multi_label)
-    if multi_label:
-        return _Answers(score, truth != UNKNOWN_LABEL, truth == 1, score > THRESHOLD, True)
-    known = truth != UNKNOWN_LABEL
-    score, classes = score[known], np.arange(score.shape[1])
-    predicted = score[:, 1] > THRESHOLD if len(classes) == 2 else score.argmax(axis=1)
-    has, said = truth[known, None] == classes, predicted[:, None] == classes
-    return _Answers(score, np.ones_like(has), has, said, False)
-
-
-def _check(truth: NDArray[Any], score: NDArray[np.float64], multi_label: bool) -> None:
     least = 1 if multi_label else 2
     if score.ndim != 2 or score.shape[1] < least:
         raise DataError(f"expected probability (N, K) with K >= {least}, given {score.shape}")
@@ -210,6 +203,13 @@ def _check(truth: NDArray[Any], score: NDArray[np.float64], multi_label: bool) -
         )
     if not np.isfinite(score).all():
         raise DataError("expected finite probabilities, given NaN or infinity")
+    known = truth != UNKNOWN_LABEL
+    if multi_label:
+        return _Answers(score, known, truth == 1, score > THRESHOLD, True)
+    score, classes = score[known], np.arange(score.shape[1])
+    predicted = score[:, 1] > THRESHOLD if len(classes) == 2 else score.argmax(axis=1)
+    has, said = truth[known, None] == classes, predicted[:, None] == classes
+    return _Answers(score, np.ones_like(has), has, said, False)
 
 
 def _rates(answers: _Answers) -> dict[str, NDArray[np.float64]]:
@@ -227,15 +227,6 @@ def _rates(answers: _Answers) -> dict[str, NDArray[np.float64]]:
 def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.float64]:
     with np.errstate(invalid="ignore"):  # 0 / 0 where undefined
         return part / whole
-
-
-def _per_class(answers: _Answers, class_names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    rates = _rates(answers) | {"auc": _areas(answers)[:, 0]}
-    return {
-        str(name): {key: number(values[k]) for key, values in rates.items()}
-        | {"support": int(answers.has[:, k].sum())}
-        for k, name in enumerate(class_names)
-    }
 
 
 def _mean_auc(answers: _Answers, counts: NDArray[np.int32] | None = None) -> NDArray[np.float64]:

@@ -20,13 +20,8 @@ def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
     Empty masks: an empty truth with an empty prediction counts 1; if only one of them is empty
     the score is 0.
 
-    Args:
-        predicted: ``(N, H, W)`` integer mask class, 0 to ``num_classes - 1``, 0 is background.
-        truth: likewise.
-        num_classes: number of mask classes, with background.
-
-    Returns:
-        ``(N, num_classes - 1)`` float64 on the CPU, 0 to 1, for classes 1, 2, ...
+    Masks are ``(N, H, W)`` integer classes, 0 (background) to ``num_classes - 1``; scores are
+    ``(N, num_classes - 1)`` float64 on the CPU, 0 to 1, for classes 1, 2, ...
 
     Raises:
         DataError: for masks that are not integer (threshold probabilities first: soft masks give
@@ -44,7 +39,7 @@ def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
 def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     """Return the intersection over union (Jaccard index) of every image and foreground class.
 
-    Args, Returns, Raises and the policy for empty masks as for `dice_per_class`.
+    Shapes, errors and the policy for empty masks are those of `dice_per_class`.
 
     Example:
         >>> truth = torch.tensor([[[0, 1], [1, 1]]])
@@ -59,7 +54,7 @@ def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
     """Return the 95% Hausdorff distance, in pixels, of every image and foreground class.
 
     The larger of the 95th percentiles of the distances from each outline to the other, MONAI's;
-    NaN where either mask is empty, which has no outline. Args, Returns and Raises as for
+    NaN where either mask is empty, which has no outline. Shapes and errors are those of
     `dice_per_class`.
 
     Example:
@@ -92,11 +87,8 @@ def reconstruction_errors(
     largest odd one that fits. It compares mean brightness and so depends on where black is:
     subtracting `lowest` first makes it the SSIM of the image in [0, 1].
 
-    Args:
-        predicted: ``(N, C, H, W)`` float, the rebuilt normalised image.
-        target: likewise, the normalised image.
-        data_range: the distance from the lowest to the highest possible value.
-        lowest: the lowest possible value.
+    Images are ``(N, C, H, W)`` float, normalised; `lowest` is the lowest possible value, and
+    `data_range` the distance from there to the highest.
 
     Returns:
         ``mse``, ``psnr`` in dB (infinite for a perfect image) and ``ssim`` (NaN if a side is below

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,7 @@ _CHUNK_ELEMENTS = 1_000_000
 def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     """Return the Wilson score interval of a proportion of `n` trials; NaN for no trial.
 
-    Raises:
-        DataError: unless ``0 <= successes <= n`` and ``0 < confidence < 1``.
+    DataError unless ``0 <= successes <= n`` and ``0 < confidence < 1``.
 
     Example:
         >>> low, high = wilson(138, 156)
@@ -52,12 +51,8 @@ def bootstrap_mean(
     ``method="percentile"``, which knows no weights and needs more memory. NaN without resamples,
     or for fewer than two rows, which say nothing of their spread.
 
-    Args:
-        values: ``(N,)`` or ``(N, K)`` numbers; a row is what is resampled (an image).
-        weights: same shape, 0 where a value does not count; ``None`` weighs all alike.
-        resamples: number of replicates.
-        seed: of the resampling.
-        confidence: coverage, between 0 and 1.
+    `values` are ``(N,)`` or ``(N, K)``, and a row is what is resampled (an image); `weights` have
+    the same shape, 0 where a value does not count.
 
     Raises:
         DataError: for shapes that differ, values that are NaN where they count, or a `confidence`
@@ -78,16 +73,18 @@ def bootstrap_mean(
     if not np.isfinite(value[weight > 0]).all():
         raise DataError("expected finite values wherever the weight is positive; drop the others")
     n = len(value)
-    weight = weight.reshape(n, -1) if n else weight
-    total = np.where(weight > 0, value.reshape(weight.shape), 0.0) * weight
-
-    def mean(counts: NDArray[np.int32]) -> NDArray[np.float64]:
+    if n < 2 or resamples < 1:
+        return UNDEFINED
+    weight = weight.reshape(n, -1)
+    total = np.where(weight > 0, value.reshape(n, -1), 0.0) * weight
+    replicates = []
+    for counts in resample_counts(n, resamples, seed):
         times = counts.T.astype(np.float64)
         size = times @ weight
         with np.errstate(invalid="ignore"):  # 0 / 0 in a resample without any weight
-            return np.nansum(times @ total / size, axis=1) / (size > 0).sum(axis=1)
-
-    return bootstrap_interval(mean, n, resamples, seed, confidence=confidence)
+            sums = np.nansum(times @ total / size, axis=1)
+            replicates.append(sums / (size > 0).sum(axis=1))
+    return percentile_interval(replicates, confidence)
 
 
 def resample_counts(
@@ -113,24 +110,11 @@ def resample_counts(
         yield counts
 
 
-def bootstrap_interval(
-    statistic: Callable[[NDArray[np.int32]], NDArray[np.float64]],
-    n: int,
-    resamples: int,
-    seed: int,
-    *,
-    strata: NDArray[np.integer[Any]] | None = None,
-    confidence: float = CONFIDENCE,
+def percentile_interval(
+    replicates: list[NDArray[np.float64]], confidence: float = CONFIDENCE
 ) -> Interval:
-    """Return the central `confidence` share of ``statistic(counts)``; NaN ones are left out.
-
-    Takes what `resample_counts` takes, which gives the counts; NaN for fewer than two rows.
-    """
-    if n < 2 or resamples < 1:
-        return UNDEFINED
-    known = np.concatenate(
-        [statistic(counts) for counts in resample_counts(n, resamples, seed, strata)]
-    )
+    """Return the central `confidence` share of bootstrap replicates; NaN ones are left out."""
+    known = np.concatenate(replicates)
     known = known[~np.isnan(known)]
     if not known.size:
         return UNDEFINED

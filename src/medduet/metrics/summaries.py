@@ -30,18 +30,14 @@ def segmentation_summary(
     Takes the ``(N, M)`` scores of `dice_per_class`, `iou_per_class` and `hd95_per_class` (``None``
     if not measured), whether each true mask has any pixel of the class ``(N, M)``, the M distinct
     names of the foreground classes, and the number of `bootstrap` replicates over images (0
-    leaves intervals ``None``) with its `seed`.
+    leaves intervals ``None``) with its `seed`. DataError for shapes that do not fit together.
 
     Returns:
-        ``n`` images; ``dice`` and ``iou`` (mean over images and classes) with ``dice_interval``;
-        ``dice_lesion`` (mean over the ``dice_lesion_n`` pairs of image and class with a non-empty
-        truth) with ``dice_lesion_interval``; ``hd95`` (mean over the ``hd95_n`` pairs where truth
-        and prediction are non-empty); ``empty_truth_n`` (images without any foreground) and
-        ``empty_correct`` (share of these predicted empty); ``per_mask`` with the same numbers by
-        name; ``confidence``. What is undefined is ``None``.
-
-    Raises:
-        DataError: for shapes that do not fit together.
+        ``dice`` and ``iou`` (means over images and classes); ``dice_lesion`` (mean over the
+        ``dice_lesion_n`` pairs of image and class with a non-empty truth); ``hd95`` (mean over the
+        ``hd95_n`` pairs where truth and prediction are non-empty); ``empty_truth_n`` (images
+        without any foreground) and ``empty_correct`` (share of these predicted empty);
+        ``per_mask`` with the same numbers by name. What is undefined is ``None``.
 
     Example:
         >>> summary = segmentation_summary(

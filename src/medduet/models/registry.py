@@ -211,7 +211,8 @@ def create_model(
     """
     spec = find_model(name)
     if unknown := sorted(set(options) - spec.options):
-        hint = closest(unknown[0], spec.options)
+        flag = f"--model.{unknown[0].replace('_', '-')} None"
+        hint = closest(unknown[0], spec.options, f"unset it ({flag})")
         raise ModelError(f"{name} has no option '{unknown[0]}': {hint}")
     if pretrained:
         if spec.licence is None:

@@ -55,7 +55,7 @@ def _draw_stages(axes: Axes, anatomy: Mapping[str, Any]) -> None:
     down, up, image = anatomy["down"], anatomy["up"], anatomy["image"]
     heights = sorted({each[1] for each in (*down, *up, image)}, reverse=True)
     level = {height: -float(number) for number, height in enumerate(heights)}
-    axes.set_xlim(-0.2, 6.2)
+    axes.set_xlim(-0.35, 6.45)
     axes.set_ylim(-len(heights) + 0.25, 0.75)
     left, right = 1.6, 4.4
     for number, each in enumerate(down):
@@ -139,4 +139,4 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> 
 
 
 def _label(axes: Axes, at: tuple[float, float], text: str, *, ha: str, color: str = INK) -> None:
-    axes.text(*at, text, ha=ha, va="center", fontsize=7.5, color=color)
+    axes.text(*at, text, ha=ha, va="center", fontsize=7, color=color)

@@ -25,6 +25,7 @@ _TOP, _HEADER, _CAPTION = 0.66, 0.42, 0.17
 _LARGEST, _NARROWEST = 2.2, 4.4
 _TRUTH, _PREDICTION = "#56B4E9", "#E69F00"
 _CLASS_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#00C08B", "#F0E442", "#D55E00")
+_MARKS = {True: ("✓", "right", GREEN), False: ("✗", "wrong", VERMILION), None: ("", "", INK)}
 _HALO = patheffects.withStroke(linewidth=3.0, foreground="black", alpha=0.55)
 
 
@@ -223,21 +224,19 @@ def _banner(figure: Figure, title: str, panels: list[_Panel], verdicts: list[_Ve
             word = "true outline" if panel.caption == "truth" else "predicted outline"
             _write(figure, x + 0.26, y, word, 8, GREY)
             x += 0.38 + 0.062 * len(word)
-    for right, words, colour in ((True, "✓ {} right", GREEN), (False, "✗ {} wrong", VERMILION)):
-        count = sum(verdict.right is right for verdict in verdicts)
-        if count:
-            _write(figure, x, y, words.format(count), 8, colour, fontweight="bold")
+    for right in (True, False):
+        sign, word, colour = _MARKS[right]
+        if count := sum(verdict.right is right for verdict in verdicts):
+            _write(figure, x, y, f"{sign} {count} {word}", 8, colour, fontweight="bold")
             x += 0.8
 
 
 def _header(figure: Figure, left: float, top: float, width: float, verdict: _Verdict) -> None:
-    colour = {True: GREEN, False: VERMILION, None: INK}[verdict.right]
+    sign, _, colour = _MARKS[verdict.right]
     end = left + width
     room = int((width - 0.22) * 72 / (9 * 0.66))
     _write(figure, left, top + 0.16, shorten(verdict.truth, room), 9, fontweight="bold")
-    if verdict.right is not None:
-        sign = "✓" if verdict.right else "✗"
-        _write(figure, end, top + 0.17, sign, 12, colour, ha="right", fontweight="bold")
+    _write(figure, end, top + 0.17, sign, 12, colour, ha="right", fontweight="bold")
     if verdict.prediction:
         room = int((width - 0.08 * len(verdict.share)) * 72 / (9 * 0.57)) - 4
         _write(figure, left, top + 0.34, f"→ {shorten(verdict.prediction, room)}", 9, colour)

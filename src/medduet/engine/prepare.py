@@ -1,0 +1,109 @@
+"""From settings and data to what training works with; what doesn't fit is refused here."""
+
+from __future__ import annotations
+
+import torch
+
+from medduet.config import DataConfig, RunConfig
+from medduet.data import ProgressFactory, open_images
+from medduet.data.imageset import ImageSet
+from medduet.errors import ConfigError
+from medduet.models import DuetNetwork, WeightsReport, create_model, load_weights
+from medduet.models.base import check_takes
+from medduet.objectives import Objective, balanced_weights
+from medduet.types import DenseLayout
+
+
+def open_data(config: DataConfig, progress: ProgressFactory | None) -> ImageSet:
+    """Open the images that `config` names."""
+    if not config.name:
+        raise ConfigError(
+            "no data given: add --data bloodmnist (or another of 'medduet datasets'), "
+            "--data FILE.npz, or --data phantom"
+        )
+    return open_images(
+        config.name,
+        size=config.size,
+        cache=config.cache,
+        mirror=config.mirror,
+        count=config.count,
+        channels=config.channels,
+        seed=config.seed,
+        progress=progress,
+    )
+
+
+def check_settings(config: RunConfig, data: ImageSet) -> None:
+    """Refuse what can't be learnt or selected on before anything is written."""
+    tasks = config.objective.tasks
+    others = [task for task in ("classify", "segment", "reconstruct") if task in tasks]
+    if "classify" in tasks and len(data.class_names) < 2:
+        others.remove("classify")
+        raise ConfigError(
+            f"{data.name} has {len(data.class_names)} class(es), so there is nothing to classify: "
+            f"give --tasks {' '.join(others) or 'reconstruct'}"
+        )
+    if "segment" in tasks and not data.mask_names:
+        others.remove("segment")
+        raise ConfigError(
+            f"{data.name} has no masks, so there is nothing to segment: "
+            f"give --tasks {' '.join(others) or 'classify'}"
+        )
+    model = config.model
+    if model.pretrained and model.weights is not None:
+        raise ConfigError("--model.pretrained and --model.weights were both given: leave one out")
+    if model.freeze_encoder and config.train.encoder_learning_rate is not None:
+        raise ConfigError(
+            "--train.encoder-learning-rate was given, but the encoder is frozen: leave one out"
+        )
+    if not any(config.objective.weight(task) for task in tasks):
+        raise ConfigError("every task has weight 0, so there is nothing to learn")
+    needs = {"dice": "segment", "mse": "reconstruct"}
+    select = config.evaluate.select
+    if select != "auto" and (needed := needs.get(select, "classify")) not in tasks:
+        raise ConfigError(
+            f"--evaluate.select {select} needs the task {needed}, but the tasks are "
+            f"{', '.join(tasks)}: give --evaluate.select auto"
+        )
+
+
+def dense_layout(config: RunConfig, data: ImageSet) -> DenseLayout:
+    """Return which dense channels belong to which task."""
+    tasks = config.objective.tasks
+    return DenseLayout(
+        mask_classes=len(data.mask_names) if "segment" in tasks else 0,
+        image_channels=data.in_channels if "reconstruct" in tasks else 0,
+    )
+
+
+def build_network(
+    config: RunConfig, data: ImageSet, layout: DenseLayout, fresh: bool
+) -> tuple[DuetNetwork, WeightsReport | None]:
+    """Return the network, and what it took of a file; only a `fresh` one reads weights at all."""
+    model = config.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        network = create_model(
+            model.name,
+            in_channels=data.in_channels,
+            num_classes=len(data.class_names) if "classify" in config.objective.tasks else 0,
+            dense_channels=layout.channels,
+            pretrained=model.pretrained and fresh,
+            **model.options(),
+        )
+    check_takes(network, *data.size)
+    report = None
+    if fresh and model.weights is not None:
+        report = load_weights(network, model.weights)
+    if model.freeze_encoder:
+        network.freeze_encoder()
+    return network, report
+
+
+def build_objective(config: RunConfig, data: ImageSet, layout: DenseLayout) -> Objective:
+    """Return the losses, with the class weights that `config` asks for."""
+    weights = None
+    if config.objective.class_weights == "balanced" and data.class_names:
+        label = torch.from_numpy(data.train.labels)
+        weights = balanced_weights(label, len(data.class_names))
+    return Objective(config.objective, layout, weights)
