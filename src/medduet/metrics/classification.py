@@ -55,7 +55,8 @@ def accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False
 def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
     """Return the area under the ROC curve, as `medmnist.Evaluator` averages it.
 
-    Two columns: of the last one. More columns: the mean over classes, each against the rest.
+    The chance that a positive image scores higher than a negative one; ties count half. Two
+    columns: of the last one. More columns: the mean over classes, each against the rest.
     Multi-label: the mean over labels of which anything is known. NaN if one of these has no
     positive or no negative image. Args and Raises as for `accuracy`.
 

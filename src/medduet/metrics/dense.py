@@ -37,7 +37,9 @@ def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
 
 
 def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Return the intersection over union (Jaccard index) of every image and foreground class.
+    """Return the intersection over union of every image and foreground class.
+
+    It is |P and T| / |P or T|, the Jaccard index.
 
     Shapes, errors and the policy for empty masks are those of `dice_per_class`.
 
@@ -83,9 +85,10 @@ def reconstruction_errors(
 ) -> dict[str, Tensor]:
     """Return how far each rebuilt image is from its target.
 
-    SSIM (doi:10.1109/TIP.2003.819861) has a Gaussian window of 11 pixels and sigma 1.5, or the
-    largest odd one that fits. It compares mean brightness and so depends on where black is:
-    subtracting `lowest` first makes it the SSIM of the image in [0, 1].
+    PSNR is 10 log10(R^2 / MSE) with R the `data_range`. SSIM (doi:10.1109/TIP.2003.819861) has a
+    Gaussian window of 11 pixels and sigma 1.5, or the largest odd one that fits. It compares mean
+    brightness and so depends on where black is: subtracting `lowest` first makes it the SSIM of
+    the image in [0, 1].
 
     Images are ``(N, C, H, W)`` float, normalised; `lowest` is the lowest possible value, and
     `data_range` the distance from there to the highest.
