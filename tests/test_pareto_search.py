@@ -22,7 +22,7 @@ from medduet.config import parse_search
 from medduet.engine.reporter import Reporter
 from medduet.files import read_json
 from medduet.pareto_search import _best_score, _Pruned, _Pruner
-from medduet.report.pareto import front_of
+from medduet.report.pareto import front_of, pareto_figure
 
 Capture = pytest.CaptureFixture[str]
 
@@ -114,6 +114,24 @@ def test_recipes_of_the_front_train_to_the_same(found: SearchRecord, tmp_path: P
 )
 def test_front_of(points: list[tuple[float, float]], front: list[int]) -> None:
     assert front_of(points) == front
+
+
+@pytest.mark.parametrize(("cost", "tick"), [("parameters", "1 M"), ("gmacs", "1")])
+def test_the_figure_s_ticks_are_plain_words(cost: str, tick: str) -> None:
+    trials = [
+        {"state": "finished", "score": 0.5, "parameters": 2e5, "gmacs": 0.1, "front": 1},
+        {"state": "finished", "score": 0.7, "parameters": 4e6, "gmacs": 4.0, "front": 2},
+        {"state": "pruned", "score": 0.3, "parameters": 3e6, "gmacs": 2.0},
+        {"state": "failed", "error": "why"},
+    ]
+    figure = pareto_figure(trials, cost, "phantom")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    labels = [label.get_text() for label in axes.get_xticklabels(which="both")]
+    assert tick in labels
+    assert not [label for label in labels if "$" in label]
+    assert axes.get_title(loc="left") == "phantom, 4 trials"
+    assert [text.get_text() for text in axes.texts] == ["1", "2"]
 
 
 class StopAt(Reporter):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from medduet.report.style import BLUE, FAINT, GREY, STYLE, VERMILION, WIDTH
 
@@ -75,9 +76,14 @@ def pareto_figure(trials: Sequence[Mapping[str, Any]], cost: str, title: str) ->
                 fontweight="bold",
             )
     axes.set_xscale("log")
+    # Whole words: the style draws no formulas, which is how powers of ten would come.
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter() if cost == "parameters" else "{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(y=0.1)
     axes.set_xlabel(_COSTS[cost])
     axes.set_ylabel("validation score")
-    axes.set_title(title)
+    axes.set_title(f"{title}, {len(trials)} trials")
     axes.grid(color=FAINT, linewidth=0.6)
     axes.legend(loc="lower right")
     return figure
