@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medduet import MODELS, DuetNetwork, create_model, open_images
+from medduet import MODELS, DuetNetwork, ModelError, create_model, open_images
 
 OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"width": 4} for name in MODELS},
@@ -255,6 +255,28 @@ def test_a_network_whose_first_map_has_the_full_size() -> None:
         outputs = network(torch.rand(2, 1, 64, 48))
     assert outputs.dense.shape == (2, 1, 64, 48)
     assert network.strides == [2, 4, 8, 16, 32]
+
+
+def test_a_network_whose_last_map_is_a_64th() -> None:
+    with torch.device("meta"):
+        network = create_model("timm:shvit_s1", in_channels=1, num_classes=2, dense_channels=1)
+        outputs = network(torch.rand(2, 1, 128, 192))
+    assert outputs.dense.shape == (2, 1, 128, 192)
+    assert network.strides[-1] == 64
+    kernels = [block.conv1[0].out_channels for block in network.decoder.blocks]
+    assert kernels == [512, 256, 128, 64, 32, 16]
+
+
+@pytest.mark.parametrize(
+    ("name", "dense", "words"),
+    [
+        ("crossvit_9_240", 1, "powers of 2.*--tasks classify"),
+        ("mobilenetv5_300m_enc", 1, "classification"),
+    ],
+)
+def test_networks_of_timm_that_cannot_be_used_so(name: str, dense: int, words: str) -> None:
+    with torch.device("meta"), pytest.raises(ModelError, match=words):
+        create_model(f"timm:{name}", in_channels=1, num_classes=2, dense_channels=dense)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "eva02_tiny_patch14_224"])

@@ -9,6 +9,7 @@ from typing import Any
 import timm
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,8 +19,9 @@ from medduet.models.normalize import Normalize
 from medduet.models.unet import Upsampling
 from medduet.types import Outputs
 
-DECODER_CHANNELS = (256, 128, 64, 32, 16)
-"""Of the U-Net decoder from the deepest level up; the defaults of segmentation-models-pytorch."""
+FINEST_CHANNELS = 16
+"""Of the U-Net decoder at the full size, twice as many in each level below; with five levels these
+are the defaults of segmentation-models-pytorch."""
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Constants = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
@@ -81,7 +83,7 @@ class TimmNetwork(DuetNetwork):
         strides = [int(info["reduction"]) for info in self.encoder.feature_info]
         self.equal_resolution = len(set(strides)) == 1
         patch_size = getattr(getattr(self.encoder, "patch_embed", None), "patch_size", None)
-        self.multiple = int(patch_size[0]) if patch_size else 1
+        self.multiple = int(to_2tuple(patch_size)[0]) if patch_size else 1
         self.min_padded = max(strides)
         self.decoder: nn.Module | None = None
         self.dense_head: nn.Module | None = None
@@ -113,17 +115,18 @@ class TimmNetwork(DuetNetwork):
         if set(channels) - set(self.strides):
             raise ModelError(
                 f"timm:{name} has maps at the strides {', '.join(map(str, channels))}, but the "
-                f"decoder needs powers of 2: take smp:unet/tu-{name}, or another network"
+                "decoder needs powers of 2: drop the dense task (--tasks classify), or give "
+                "another --model"
             )
         self.skips = [stride in channels for stride in self.strides]
         levels = len(self.strides)
         self.decoder = UnetDecoder(
             encoder_channels=[0, *(channels.get(stride, 0) for stride in self.strides)],
-            decoder_channels=DECODER_CHANNELS[-levels:],
+            decoder_channels=[FINEST_CHANNELS * 2**level for level in reversed(range(levels))],
             n_blocks=levels,
             interpolation_mode=mode,
         )
-        self.dense_head = nn.Conv2d(DECODER_CHANNELS[-1], dense_channels, 3, padding=1)
+        self.dense_head = nn.Conv2d(FINEST_CHANNELS, dense_channels, 3, padding=1)
 
     @property
     def encoder_modules(self) -> list[nn.Module]:

@@ -223,9 +223,9 @@ def create_model(
         options["pretrained"] = True
     try:
         network = spec.build(in_channels, num_classes, dense_channels, **options)
-    except TypeError as error:
+    except (TypeError, NotImplementedError) as error:  # the latter where timm has no classifier
         given = ", ".join(f"{option}={value!r}" for option, value in options.items())
-        raise ModelError(f"{name} can't be built with {given}: {error}") from error
+        raise ModelError(f"{name} can't be built with {given or 'a head'}: {error}") from error
     except OSError as error:
         reason = " ".join(str(error).split())
         raise DownloadError(
