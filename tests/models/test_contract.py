@@ -267,11 +267,13 @@ def test_a_network_whose_last_map_is_a_64th() -> None:
     assert kernels == [512, 256, 128, 64, 32, 16]
 
 
+@pytest.mark.filterwarnings("ignore")  # timm's own, on the way to the error
 @pytest.mark.parametrize(
     ("name", "dense", "words"),
     [
         ("crossvit_9_240", 1, "powers of 2.*--tasks classify"),
         ("mobilenetv5_300m_enc", 1, "classification"),
+        ("csatv2", 0, "csatv2 can't be built"),  # for RGB only
     ],
 )
 def test_networks_of_timm_that_cannot_be_used_so(name: str, dense: int, words: str) -> None:

@@ -51,12 +51,12 @@ def model_cost(
             dense_channels=dense_channels,
             **options,
         )
+    check_takes(network, size, size)
     return network_cost(network, size, size)
 
 
 def network_cost(network: DuetNetwork, height: int, width: int) -> Cost:
     """Return the cost of `network` for one image of ``height x width`` pixels, see `model_cost`."""
-    check_takes(network, height, width)
     image = torch.zeros(1, network.normalize.channels, height, width, device="meta")
     was_training = network.training
     network.eval()

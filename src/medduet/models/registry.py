@@ -223,7 +223,7 @@ def create_model(
         options["pretrained"] = True
     try:
         network = spec.build(in_channels, num_classes, dense_channels, **options)
-    except (TypeError, NotImplementedError) as error:  # the latter where timm has no classifier
+    except (TypeError, RuntimeError) as error:  # what libraries say of sizes they can't have
         given = ", ".join(f"{option}={value!r}" for option, value in options.items())
         raise ModelError(f"{name} can't be built with {given or 'a head'}: {error}") from error
     except OSError as error:
