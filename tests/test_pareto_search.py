@@ -18,7 +18,7 @@ import pytest
 import medduet
 from medduet import ConfigError, Interrupted, MedDuetError, SearchConfig, SearchRecord
 from medduet.cli import main
-from medduet.config import parse_search
+from medduet.config import validate
 from medduet.engine.reporter import Reporter
 from medduet.files import read_json
 from medduet.pareto_search import _best_score, _Pruned, _Pruner
@@ -46,7 +46,7 @@ def config(out: Path, **changes: Any) -> SearchConfig:
         "prune_after": None,
         "out": str(out),
     }
-    return parse_search(values | changes, "a test")
+    return validate(SearchConfig, values | changes, "a test")
 
 
 def told(record: SearchRecord) -> list[dict[str, Any]]:

@@ -21,10 +21,8 @@ if TYPE_CHECKING:
         ModelConfig,
         ObjectiveConfig,
         RunConfig,
-        SearchConfig,
         TrainConfig,
         load_recipe,
-        load_search,
         recipe_names,
     )
     from medduet.data import ImageSet, Split, open_images
@@ -39,8 +37,10 @@ if TYPE_CHECKING:
         ModelError,
         TrainingError,
     )
+    from medduet.grid.benchmark import GridRecord, benchmark
     from medduet.models import MODELS, DuetNetwork, create_model, load_weights
     from medduet.pareto_search import SearchRecord, search
+    from medduet.plans import GridConfig, SearchConfig, load_grid, load_search
     from medduet.run import RunRecord, evaluate, train
     from medduet.types import Batch, DenseLayout, Outputs
 
@@ -53,10 +53,8 @@ _HOME = {
         "ModelConfig",
         "ObjectiveConfig",
         "RunConfig",
-        "SearchConfig",
         "TrainConfig",
         "load_recipe",
-        "load_search",
         "recipe_names",
     ),
     "data": ("ImageSet", "Split", "open_images"),
@@ -71,7 +69,9 @@ _HOME = {
         "ModelError",
         "TrainingError",
     ),
+    "grid.benchmark": ("GridRecord", "benchmark"),
     "models": ("MODELS", "DuetNetwork", "create_model", "load_weights"),
+    "plans": ("GridConfig", "SearchConfig", "load_grid", "load_search"),
     "run": ("RunRecord", "evaluate", "train"),
     "pareto_search": ("SearchRecord", "search"),
     "types": ("Batch", "DenseLayout", "Outputs"),
@@ -88,6 +88,8 @@ __all__ = [
     "DownloadError",
     "DuetNetwork",
     "EvaluateConfig",
+    "GridConfig",
+    "GridRecord",
     "ImageSet",
     "Interrupted",
     "MedDuetError",
@@ -104,10 +106,12 @@ __all__ = [
     "Split",
     "TrainConfig",
     "TrainingError",
+    "benchmark",
     "create_model",
     "evaluate",
     "load",
     "load_bundle",
+    "load_grid",
     "load_recipe",
     "load_search",
     "load_weights",

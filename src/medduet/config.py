@@ -6,10 +6,9 @@ names only what differs from the defaults below. An unknown key is an error ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 import yaml
@@ -19,11 +18,11 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
-    model_validator,
 )
 
 from medduet.errors import ConfigError, MissingFileError, closest
 
+Settings = TypeVar("Settings", bound=BaseModel)
 Task = Literal["classify", "segment", "reconstruct"]
 Select = Literal["auto", "accuracy", "balanced_accuracy", "auc", "dice", "mse"]
 TASKS: tuple[Task, ...] = get_args(Task)
@@ -33,11 +32,13 @@ def _flag(name: str) -> Any:
     return tyro.conf.arg(aliases=(f"--{name}",))
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Settings that never change and know no unknown keys."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class DataConfig(_Frozen):
+class DataConfig(Frozen):
     """Where the images come from."""
 
     name: Annotated[str, _flag("data")] = ""
@@ -56,7 +57,7 @@ class DataConfig(_Frozen):
     """Seed of the phantoms."""
 
 
-class ModelConfig(_Frozen):
+class ModelConfig(Frozen):
     """The network. What is None is the network's own choice."""
 
     name: Annotated[str, _flag("model")] = "vovunet_var"
@@ -85,7 +86,7 @@ class ModelConfig(_Frozen):
         return {name: value for name, value in values.items() if value is not None}
 
 
-class ObjectiveConfig(_Frozen):
+class ObjectiveConfig(Frozen):
     """What is learnt."""
 
     tasks: Annotated[tuple[Task, ...], _flag("tasks")] = ("classify", "reconstruct")
@@ -115,7 +116,7 @@ class ObjectiveConfig(_Frozen):
         }[task]
 
 
-class TrainConfig(_Frozen):
+class TrainConfig(Frozen):
     """How the network is fitted."""
 
     epochs: Annotated[int, _flag("epochs")] = Field(10, ge=1)
@@ -148,7 +149,7 @@ class TrainConfig(_Frozen):
     """Arithmetic of the network: float32, or bfloat16 or float16 where that is safe."""
 
 
-class EvaluateConfig(_Frozen):
+class EvaluateConfig(Frozen):
     """How the network is judged."""
 
     protocol: Literal["honest", "paper"] = "honest"
@@ -161,7 +162,7 @@ class EvaluateConfig(_Frozen):
     """Resamples of the bootstrap intervals."""
 
 
-class RunConfig(_Frozen):
+class RunConfig(Frozen):
     """Everything that decides what a run does."""
 
     data: DataConfig = DataConfig()
@@ -173,78 +174,11 @@ class RunConfig(_Frozen):
     """Folder of the run; None: runs/DATA-MODEL-seedN, with a number behind it if that is taken."""
 
 
-class Choices(_Frozen):
-    """A setting that a search takes from a list."""
-
-    choices: tuple[bool | int | float | str, ...] = Field(min_length=2)
-    """What it can be."""
-
-
-class Range(_Frozen):
-    """A number that a search takes from a range."""
-
-    low: float
-    """The lowest value."""
-    high: float
-    """The highest value."""
-    log: bool = False
-    """Whether to draw its logarithm evenly."""
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Range:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"expected low < high (and 0 < low with log), got {self}")
-        return self
-
-
-class SearchConfig(_Frozen):
-    """Everything that decides what a search does."""
-
-    run: RunConfig = RunConfig()
-    """What all trials share."""
-    space: tyro.conf.Suppress[dict[str, Choices | Range]] = Field(default={}, min_length=1)
-    """What they differ in, by the path of the setting, such as model.width."""
-    trials: int = Field(32, ge=1)
-    """Trials in all, those that are pruned or fail included."""
-    population: int = Field(8, ge=2)
-    """Trials in each generation of NSGA-II; the first generation is drawn at random."""
-    cost: Literal["parameters", "gmacs"] = "parameters"
-    """What is to be small: parameters, or operations of the forward pass for one image."""
-    prune_after: int | None = Field(2, ge=1)
-    """Epochs after which a trial can be pruned; None: never."""
-    search_seed: int = Field(0, ge=0)
-    """Seed of the search; that of training is --seed."""
-    out: Path | None = None
-    """Folder of the search; None: searches/DATA, with a number behind it if that is taken."""
-
-    @field_validator("space")
-    @classmethod
-    def _only_settings(cls, space: dict[str, Choices | Range]) -> dict[str, Choices | Range]:
-        sections = ("data", "model", "objective", "train")
-        known = [f"{section}.{key}" for section in sections for key in _known_keys((section,))]
-        for path in space:
-            if path not in known:
-                raise ValueError(f"unknown setting {path}: {closest(path, known)}")
-        return space
-
-    def trial(self, values: Mapping[str, Any], out: Path) -> RunConfig:
-        """Return the settings of the trial in which the settings of the space have `values`.
-
-        Raises:
-            ConfigError: a value that its setting does not take.
-        """
-        settings = self.run.model_dump(mode="json") | {"out": str(out)}
-        for path, value in values.items():
-            section, _, name = path.partition(".")
-            settings[section][name] = value
-        return parse_config(settings, "the space of the search")
-
-
 def recipe_names(kind: str = "") -> list[str]:
     """Return the names of the recipes that ship with MedDuet.
 
     Args:
-        kind: ``""`` for runs, ``"search"`` for searches.
+        kind: ``""`` for runs, ``"search"`` for searches, ``"grid"`` for grids of runs.
 
     Example:
         >>> recipe_names(), recipe_names("search")
@@ -265,24 +199,11 @@ def load_recipe(name: str) -> RunConfig:
         >>> load_recipe("paper").train.cosine_epochs
         100
     """
-    return parse_config(_read_recipe(name, ""), f"recipe {name}")
+    return parse_config(read_recipe(name, ""), f"recipe {name}")
 
 
-def load_search(name: str) -> SearchConfig:
-    """Return the search recipe called `name`, or the one in the YAML file at that path.
-
-    Raises:
-        ConfigError: no such recipe, or a key or value in it that cannot be used.
-        MissingFileError: `name` looks like a path and is not there.
-
-    Example:
-        >>> load_search("adares").run.model.name
-        'adares_unet'
-    """
-    return parse_search(_read_recipe(name, "search"), f"search recipe {name}")
-
-
-def _read_recipe(name: str, kind: str) -> Any:
+def read_recipe(name: str, kind: str) -> Any:
+    """Return what the recipe of a `kind` (see `recipe_names`) or the YAML file `name` says."""
     if name in recipe_names(kind):
         text = (resources.files("medduet") / "recipes" / kind / f"{name}.yaml").read_text("utf-8")
     elif name.endswith((".yaml", ".yml")):
@@ -311,31 +232,24 @@ def parse_config(values: Any, origin: str) -> RunConfig:
         ...
         medduet.errors.ConfigError: example: train.epochs: Input should be greater than ... (got 0)
     """
+    return validate(RunConfig, values, origin)
+
+
+def validate(kind: type[Settings], values: Any, origin: str) -> Settings:
+    """Check plain `values` and return them as settings of that `kind`; ConfigError as above."""
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {describe(error)}") from error
+        raise ConfigError(f"{origin}: {_describe(error, kind)}") from error
 
 
-def parse_search(values: Any, origin: str) -> SearchConfig:
-    """Check plain `values` (from YAML or JSON) and return them as a `SearchConfig`.
-
-    Raises:
-        ConfigError: in one line, which key of `origin` is wrong and what was expected.
-    """
-    try:
-        return SearchConfig.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{origin}: {describe(error, SearchConfig)}") from error
-
-
-def describe(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
+def _describe(error: ValidationError, root: type[BaseModel]) -> str:
     """Return the findings of pydantic in one line, with the closest names for unknown keys."""
     findings = []
     for item in error.errors():
         place = ".".join(str(part) for part in item["loc"]) or "top level"
         if item["type"] == "extra_forbidden":
-            known = _known_keys(item["loc"][:-1], root)
+            known = known_keys(item["loc"][:-1], root)
             findings.append(f"unknown key {place}: {closest(str(item['loc'][-1]), known)}")
         else:
             message = item["msg"].removeprefix("Value error, ")
@@ -343,7 +257,8 @@ def describe(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
     return "; ".join(findings)
 
 
-def _known_keys(path: tuple[int | str, ...], section: type[BaseModel] = RunConfig) -> list[str]:
+def known_keys(path: tuple[int | str, ...], section: type[BaseModel] = RunConfig) -> list[str]:
+    """Return the names of the settings at `path` below `section`."""
     for part in path:
         field = section.model_fields.get(str(part))
         annotation = field.annotation if field else None

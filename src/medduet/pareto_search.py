@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from medduet.config import Choices, RunConfig, SearchConfig, parse_search
+from medduet.config import RunConfig, validate
 from medduet.data import ProgressFactory
 from medduet.engine.folder import RunFolder, numbered_folder
 from medduet.engine.judge import validation_selected
 from medduet.engine.reporter import Reporter
 from medduet.errors import ConfigError, Interrupted, ModelError, TrainingError
-from medduet.files import read_json, write_json, write_text
+from medduet.files import exclusive, read_json, write_json, write_text
+from medduet.plans import Choices, SearchConfig
 from medduet.report.pareto import front_of, pareto_figure
 from medduet.report.style import save
 from medduet.run import train
@@ -95,7 +95,7 @@ def search(
         path = Path(resume)
         if not (path / "search.json").is_file():
             raise ConfigError(f"expected the folder of a search, but {path} has no search.json")
-        config = parse_search(read_json(path / "search.json"), str(path / "search.json"))
+        config = validate(SearchConfig, read_json(path / "search.json"), str(path / "search.json"))
     else:
         path = _create_folder(config)
     reporter, stop = reporter or Reporter(), stop or threading.Event()
@@ -266,14 +266,11 @@ def _seed(config: SearchConfig, number: int) -> int:
 
 @contextmanager
 def _sole_process(path: Path) -> Iterator[None]:
-    """Hold the search's lock, which the system gives back whatever happens to the process."""
-    with (path / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+    with exclusive(path / "lock") as alone:
+        if not alone:
             raise ConfigError(
                 f"another process works on the search in {path}: wait for it, or stop it"
-            ) from error
+            )
         yield
 
 

@@ -1,0 +1,89 @@
+"""The command line: reads what was typed, calls one function, prints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import medduet
+from medduet.cli import grids, looking, training
+from medduet.config import recipe_names
+from medduet.errors import ConfigError, Interrupted, MedDuetError, closest
+
+USER_ERROR = 2
+INTERRUPTED = 130
+
+_HELP = f"""\
+MedDuet trains networks that say what a medical image shows and where.
+
+usage: medduet COMMAND ...
+
+  demo                    train on built-in phantoms in two minutes, and show what comes out
+  train RECIPE ...        train, judge and save a network
+  train --resume RUN      go on with a run that was stopped
+  evaluate PATH ...       judge a finished run or bundle on a split of a data set
+  benchmark GRID ...      train a grid of runs; the same command again goes on with it
+  report DIR ...          one page, tables and figures of the runs in these folders
+  compare RUN_A RUN_B     paired tests of two runs on the same images
+  search RECIPE ...       search settings for a good score from a small network
+  search --resume SEARCH  go on with a search that was stopped
+  datasets                the data sets that are known by name
+  models                  the networks that are known by name
+
+RECIPE is {", ".join(recipe_names())} (of search: {", ".join(recipe_names("search"))}), GRID is
+{", ".join(recipe_names("grid"))}, or the path of a .yaml file. Each command explains itself:
+medduet train honest --help
+
+  medduet train paper --data bloodmnist
+  medduet train segment --data set.npz --size 64 --epochs 12 --out RUN
+"""
+
+
+_RECIPES = ("train", "search", "benchmark")
+"""Commands whose own help needs a recipe, whose values it shows."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    help_words = ("-h", "--help", "help")
+    if not words or words[0] in help_words or (words[0] in _RECIPES and words[1:2] == ["--help"]):
+        sys.stdout.write(_HELP)
+        return 0
+    if words[0] in ("-V", "--version"):
+        sys.stdout.write(f"medduet {medduet.__version__}\n")
+        return 0
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        return _dispatch(words[0], words[1:])
+    except MedDuetError as error:
+        return _fail(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away, as in `medduet datasets | head -1`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(command: str, words: list[str]) -> int:
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "demo": training.demo,
+        "train": training.train,
+        "evaluate": looking.evaluate,
+        "benchmark": grids.benchmark,
+        "search": training.search,
+        "datasets": looking.datasets,
+        "models": looking.models,
+    }
+    if command not in commands:
+        raise ConfigError(f"unknown command '{command}': {closest(command, commands)}")
+    return commands[command](words)
+
+
+def _fail(error: MedDuetError) -> int:
+    if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, Interrupted):
+        sys.stderr.write(f"medduet: {' '.join(str(error).split())}\n")
+    return INTERRUPTED if isinstance(error, Interrupted) else USER_ERROR

@@ -1,0 +1,124 @@
+"""The commands about many runs."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import Field
+
+from medduet.cli.parse import parse, quiet_libraries, recipe_and_words, stopping_on_signals
+from medduet.config import Frozen
+from medduet.errors import ConfigError
+from medduet.plans import GridConfig, load_grid
+
+
+class Where(Frozen):
+    """Where and how the cells of a grid run."""
+
+    engine: Literal["local", "ray"] = "local"
+    """local: processes on this machine. ray: tasks on a Ray cluster."""
+    workers: int = Field(1, ge=1)
+    """local: cells at a time."""
+    address: str | None = None
+    """ray: of the cluster, such as auto or HOST:6379; None: one that is started here."""
+    cpus_per_cell: float = Field(1, gt=0)
+    """ray: CPU cores that are kept for each cell, or each rank of it."""
+    gpus_per_cell: float | None = Field(None, ge=0)
+    """ray: GPUs likewise; None: one, if the cluster has any."""
+    ranks_per_cell: int = Field(1, ge=1)
+    """ray: processes that train each cell together, by Ray Train."""
+    retry_failed: bool = False
+    """Try the cells again that failed before."""
+
+
+_HERE = Where()
+
+
+def benchmark(words: list[str]) -> int:
+    """Train a grid of runs."""
+    given = recipe_and_words("benchmark", words, "grid")
+    recipe, rest = ("", words[2:]) if isinstance(given, Path) else given
+    default = GridConfig() if isinstance(given, Path) else load_grid(recipe)
+
+    def arguments(
+        grid: Annotated[GridConfig, tyro.conf.arg(name="")] = default,
+        where: Annotated[Where, tyro.conf.arg(name="")] = _HERE,
+        datasets: tuple[str, ...] = (),
+        networks: tuple[str, ...] = (),
+        variants: tuple[str, ...] = (),
+    ) -> tuple[GridConfig, Where, dict[str, tuple[str, ...]]]:
+        """Train every cell of a grid that is not finished.
+
+        Args:
+            grid: What is run.
+            where: Where it is run.
+            datasets: MedMNIST flags or .npz files; default: those of the grid.
+            networks: Names from `medduet models`; default: those of the grid.
+            variants: Of the grid's variants, only these.
+        """
+        return grid, where, {"datasets": datasets, "networks": networks, "variants": variants}
+
+    program = f"medduet benchmark {recipe or '--resume GRID'}"
+    grid, where, chosen = parse(arguments, rest, program)
+    resume = given if isinstance(given, Path) else None
+    if resume is not None and (grid != default or any(chosen.values())):
+        raise ConfigError(
+            "--resume goes on with the grid as it is: to change it, give its recipe again with "
+            f"--out {resume}"
+        )
+    if resume is None:
+        grid = grid.choose(**chosen)
+        if grid.out is None:
+            grid = grid.model_copy(update={"out": Path("grids") / Path(recipe).stem})
+    with quiet_libraries():
+        return _run(None if resume else grid, resume, where)
+
+
+def _run(config: GridConfig | None, resume: Path | None, where: Where) -> int:
+    from medduet.console import draw_progress
+    from medduet.console_grid import GridScreen, show_grid
+    from medduet.grid.benchmark import benchmark
+
+    stop = threading.Event()
+    with stopping_on_signals(stop), GridScreen() as screen:
+        record = benchmark(
+            config,
+            resume=resume,
+            engine=_engine(where),
+            retry_failed=where.retry_failed,
+            watch=screen.watch,
+            progress=draw_progress,
+            stop=stop,
+        )
+    show_grid(record)
+    return 0 if record.count("failed") == 0 else 1
+
+
+def _engine(where: Where) -> Any:
+    if where.engine == "local":
+        for name in ("address", "ranks_per_cell"):
+            if getattr(where, name) != Where.model_fields[name].default:
+                raise ConfigError(f"--{name.replace('_', '-')} needs --engine ray")
+
+        def local(folder: Any) -> Any:
+            from medduet.grid.local import LocalEngine
+
+            return LocalEngine(folder, where.workers)
+
+        return local
+
+    def ray(folder: Any) -> Any:
+        from medduet.grid.on_ray import RayEngine
+
+        return RayEngine(
+            folder,
+            address=where.address,
+            cpus=where.cpus_per_cell,
+            gpus=where.gpus_per_cell,
+            ranks=where.ranks_per_cell,
+        )
+
+    return ray

@@ -1,0 +1,113 @@
+"""The commands that look at what is there."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from medduet.cli.parse import parse, quiet_libraries
+from medduet.errors import ConfigError
+
+
+def evaluate(words: list[str]) -> int:
+    """Judge a finished run or bundle."""
+
+    def arguments(
+        path: tyro.conf.Positional[Path],
+        data: str | None = None,
+        split: Literal["train", "val", "test"] = "test",
+        size: int | None = None,
+        device: str = "auto",
+        cache: Path | None = None,
+        mirror: str | None = None,
+        out: Path | None = None,
+    ) -> dict[str, Any]:
+        """Judge a finished run or bundle on a split of a data set.
+
+        Args:
+            path: The folder of the run, or of the bundle.
+            data: A MedMNIST flag, the path of an .npz, or phantom; default: what it was trained on.
+            split: Which split to judge.
+            size: Side of the images in pixels; default: what the network was trained on.
+            device: auto, cpu, cuda, cuda:1 or mps.
+            cache: Where downloads and unpacked arrays live.
+            mirror: Base URL to download MedMNIST files from instead of Zenodo.
+            out: Folder for the results; default: PATH/evaluations/DATA-SPLIT.
+        """
+        return dict(locals())
+
+    given = parse(arguments, words, "medduet evaluate")
+    with quiet_libraries():
+        from medduet.config import DataConfig
+        from medduet.console import draw_progress, show_evaluation
+        from medduet.run import evaluate
+
+        source = {name: given.pop(name) for name in ("size", "cache", "mirror")}
+        name = given.pop("data")
+        data = None if name is None else DataConfig(name=name, **source)
+        lead = int(os.environ.get("RANK", "0")) == 0
+        metrics = evaluate(**given, data=data, progress=draw_progress if lead else None)
+        if lead:
+            show_evaluation(metrics, given["split"])
+    return 0
+
+
+def datasets(words: list[str]) -> int:
+    """List the data sets that are known by name."""
+
+    def arguments(cache: Path | None = None) -> Path | None:
+        """List the data sets that are known by name.
+
+        Args:
+            cache: Where downloads and unpacked arrays live.
+        """
+        return cache
+
+    cache = parse(arguments, words, "medduet datasets")
+    from medduet.console import show_datasets
+
+    show_datasets(cache)
+    return 0
+
+
+def models(words: list[str]) -> int:
+    """List networks, and draw one."""
+
+    def arguments(
+        patterns: tyro.conf.Positional[tuple[str, ...]] = (),
+        size: int = 224,
+        channels: int = 3,
+        classes: int = 8,
+        figure: Path | None = None,
+    ) -> dict[str, Any]:
+        """List networks with their parameters and cost, papers, and the licence of their weights.
+
+        Args:
+            patterns: Names or shell patterns, such as 'timm:*resnet*'; default: those of the paper.
+            size: Side of the images for which the cost is counted.
+            channels: Channels of the images.
+            classes: Number of classes.
+            figure: Draw the one network that is named into this PNG file, too.
+        """
+        return dict(locals())
+
+    given = parse(arguments, words, "medduet models")
+    figure, patterns = given.pop("figure"), given["patterns"]
+    if figure is not None and (len(patterns) != 1 or figure.suffix != ".png"):
+        raise ConfigError(
+            "--figure takes one name and a .png: medduet models vovunet_var --figure FILE.png"
+        )
+    with quiet_libraries():
+        from medduet.console import show_models
+        from medduet.run import draw_model
+
+        show_models(**given)
+        if figure is not None:
+            size, channels = given["size"], given["channels"]
+            draw_model(patterns[0], figure, size=size, channels=channels, classes=given["classes"])
+            sys.stdout.write(f"look at: {figure}\n")
+    return 0

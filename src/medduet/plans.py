@@ -1,0 +1,237 @@
+"""Settings of many runs at once: grids, whose cells are all run, and searches, which choose."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from pydantic import Field, field_validator, model_validator
+
+from medduet.config import Frozen, RunConfig, known_keys, parse_config, read_recipe, validate
+from medduet.errors import ConfigError, closest
+
+SECTIONS = ("data", "model", "objective", "train", "evaluate")
+Labelled = dict[str, dict[str, Any]]
+"""Names, and for each the settings that it stands for, by their path such as model.width."""
+
+
+def known_settings() -> list[str]:
+    """Return the path of every setting of a run, such as ``train.epochs``."""
+    return [f"{section}.{key}" for section in SECTIONS for key in known_keys((section,))]
+
+
+def change(run: RunConfig, values: Mapping[str, Any], out: Path | None, origin: str) -> RunConfig:
+    """Return the settings of `run` with others in some places.
+
+    Args:
+        run: what stays.
+        values: by the path of the setting, such as ``model.width``.
+        out: folder of the run.
+        origin: where the values come from, for the error.
+
+    Raises:
+        ConfigError: a setting that doesn't exist, or a value that it doesn't take.
+
+    Example:
+        >>> change(RunConfig(), {"model.width": 8}, None, "example").model.width
+        8
+    """
+    settings = run.model_dump(mode="json") | {"out": None if out is None else str(out)}
+    known = known_settings()
+    for path, value in values.items():
+        if path not in known:
+            raise ConfigError(f"{origin}: unknown setting {path}: {closest(path, known)}")
+        section, _, name = path.partition(".")
+        settings[section][name] = value
+    return parse_config(settings, origin)
+
+
+class Cell(Frozen):
+    """One run of a grid."""
+
+    name: str
+    """Of its folder."""
+    dataset: str
+    network: str
+    variant: str
+    seed: int
+    run: RunConfig
+    """All its settings."""
+
+
+class GridConfig(Frozen):
+    """A grid of runs: every data set with every network, every variant and every seed."""
+
+    run: RunConfig = RunConfig()
+    """What all cells share."""
+    datasets: tyro.conf.Suppress[Labelled] = Field(default={})
+    """Data sets by name; without any, the one of `run`."""
+    networks: tyro.conf.Suppress[Labelled] = Field(default={})
+    """Networks by name; without any, the one of `run`."""
+    variants: tyro.conf.Suppress[Labelled] = Field(default={})
+    """Other settings that are compared, by a name for them."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
+    """Seeds of each; every other setting being equal, they differ by chance alone."""
+    out: Path | None = None
+    """Folder of the grid; None: grids/NAME."""
+
+    @field_validator("datasets", "networks", "variants", mode="before")
+    @classmethod
+    def _names_alone_are_enough(cls, given: Any) -> Any:
+        if isinstance(given, list):
+            given = dict.fromkeys(given)
+        if isinstance(given, dict):
+            given = {str(name): values or {} for name, values in given.items()}
+        return given
+
+    def choose(
+        self,
+        datasets: tuple[str, ...] = (),
+        networks: tuple[str, ...] = (),
+        variants: tuple[str, ...] = (),
+    ) -> GridConfig:
+        """Return the grid with these data sets and networks, and of its variants only these.
+
+        A name that the grid knows keeps its settings.
+
+        Raises:
+            ConfigError: a variant that the grid doesn't have.
+        """
+        for name in variants:
+            if name not in self.variants:
+                raise ConfigError(f"unknown variant {name}: {closest(name, self.variants)}")
+        given = {"datasets": datasets, "networks": networks, "variants": variants}
+        return self.model_copy(
+            update={
+                axis: {name: getattr(self, axis).get(name, {}) for name in names}
+                for axis, names in given.items()
+                if names
+            }
+        )
+
+    def cells(self, folder: Path) -> list[Cell]:
+        """Return every run of the grid in `folder`; all seeds of one before those of the next.
+
+        Raises:
+            ConfigError: settings that don't exist or don't fit, no data, or two cells alike.
+
+        Example:
+            >>> grid = GridConfig(run={"data": {"name": "phantom"}}, seeds=(0, 1))
+            >>> [cell.name for cell in grid.cells(Path("grids/example"))]
+            ['phantom-vovunet_var-seed0', 'phantom-vovunet_var-seed1']
+        """
+        datasets = self.datasets or {self.run.data.name: {}}
+        networks = self.networks or {self.run.model.name: {}}
+        cells: dict[str, Cell] = {}
+        for (dataset, of_data), (network, of_network), (
+            variant,
+            of_variant,
+        ), seed in itertools.product(
+            datasets.items(),
+            networks.items(),
+            (self.variants or {"": {}}).items(),
+            self.seeds,
+        ):
+            values = {"data.name": dataset, "model.name": network, "train.seed": seed}
+            values |= of_data | of_network | of_variant
+            parts = (Path(dataset).stem, network, variant, f"seed{seed}")
+            name = "-".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
+            run = change(self.run, values, folder / "runs" / name, f"cell {name}")
+            if not run.data.name:
+                raise ConfigError("the grid has no data: add --datasets NAME ..., or FILE.npz ...")
+            if name in cells:
+                raise ConfigError(f"two cells of the grid are called {name}: rename one")
+            cells[name] = Cell(
+                name=name, dataset=dataset, network=network, variant=variant, seed=seed, run=run
+            )
+        return list(cells.values())
+
+
+class Choices(Frozen):
+    """A setting that a search takes from a list."""
+
+    choices: tuple[bool | int | float | str, ...] = Field(min_length=2)
+    """What it can be."""
+
+
+class Range(Frozen):
+    """A number that a search takes from a range."""
+
+    low: float
+    """The lowest value."""
+    high: float
+    """The highest value."""
+    log: bool = False
+    """Whether to draw its logarithm evenly."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Range:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError(f"expected low < high (and 0 < low with log), got {self}")
+        return self
+
+
+class SearchConfig(Frozen):
+    """Everything that decides what a search does."""
+
+    run: RunConfig = RunConfig()
+    """What all trials share."""
+    space: tyro.conf.Suppress[dict[str, Choices | Range]] = Field(default={}, min_length=1)
+    """What they differ in, by the path of the setting, such as model.width."""
+    trials: int = Field(32, ge=1)
+    """Trials in all, those that are pruned or fail included."""
+    population: int = Field(8, ge=2)
+    """Trials in each generation of NSGA-II; the first generation is drawn at random."""
+    cost: Literal["parameters", "gmacs"] = "parameters"
+    """What is to be small: parameters, or operations of the forward pass for one image."""
+    prune_after: int | None = Field(2, ge=1)
+    """Epochs after which a trial can be pruned; None: never."""
+    search_seed: int = Field(0, ge=0)
+    """Seed of the search; that of training is --seed."""
+    out: Path | None = None
+    """Folder of the search; None: searches/DATA, with a number behind it if that is taken."""
+
+    @field_validator("space")
+    @classmethod
+    def _only_settings(cls, space: dict[str, Choices | Range]) -> dict[str, Choices | Range]:
+        known = [path for path in known_settings() if not path.startswith("evaluate.")]
+        for path in space:
+            if path not in known:
+                raise ValueError(f"unknown setting {path}: {closest(path, known)}")
+        return space
+
+    def trial(self, values: Mapping[str, Any], out: Path) -> RunConfig:
+        """Return the settings of the trial in which the settings of the space have `values`.
+
+        Raises:
+            ConfigError: a value that its setting does not take.
+        """
+        return change(self.run, values, out, "the space of the search")
+
+
+def load_search(name: str) -> SearchConfig:
+    """Return the search recipe called `name`, or the one in the YAML file at that path.
+
+    Raises:
+        ConfigError: no such recipe, or a key or value in it that cannot be used.
+        MissingFileError: `name` looks like a path and is not there.
+
+    Example:
+        >>> load_search("adares").run.model.name
+        'adares_unet'
+    """
+    return validate(SearchConfig, read_recipe(name, "search"), f"search recipe {name}")
+
+
+def load_grid(name: str) -> GridConfig:
+    """Return the grid called `name`, or the one in the YAML file at that path; errors likewise.
+
+    Example:
+        >>> sorted(load_grid("tasks").variants)
+        ['classify', 'classify+reconstruct', 'classify+segment', 'segment']
+    """
+    return validate(GridConfig, read_recipe(name, "grid"), f"grid {name}")
