@@ -1,6 +1,6 @@
 """Fewer training images of a set, each class as often as before; val and test stay whole.
 
-    python benchmarks/subset.py SET.npz OUT.npz 800
+python benchmarks/subset.py SET.npz OUT.npz 800
 """
 
 from __future__ import annotations

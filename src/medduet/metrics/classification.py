@@ -67,6 +67,28 @@ def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> 
     return float(_mean_auc(_answers(label, probability, multi_label))[0])
 
 
+def auc_replicates(
+    label: ArrayLike,
+    probability: ArrayLike,
+    multi_label: bool = False,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Return the ``(resamples,)`` AUC of bootstrap replicates, drawn within classes.
+
+    Multi-label sets are drawn over all images. The same labels and `seed` give the same replicates
+    for any probabilities, so that those of two networks can be subtracted. Args and Raises as for
+    `accuracy`.
+
+    Example:
+        >>> auc_replicates([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], resamples=3).tolist()
+        [1.0, 1.0, 1.0]
+    """
+    return np.concatenate(
+        _auc_replicates(_answers(label, probability, multi_label), resamples, seed)
+    )
+
+
 def balanced_accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
     """Return the mean recall over the classes that occur; Args and Raises as for `accuracy`.
 
@@ -269,6 +291,10 @@ def _areas(
 def _auc_interval(answers: _Answers, resamples: int, seed: int) -> Interval:
     if resamples < 1 or np.isnan(_mean_auc(answers)):
         return UNDEFINED
+    return percentile_interval(_auc_replicates(answers, resamples, seed))
+
+
+def _auc_replicates(answers: _Answers, resamples: int, seed: int) -> list[NDArray[np.float64]]:
     strata = None if answers.multi_label else answers.has.argmax(axis=1)
     chunks = resample_counts(len(answers.score), resamples, seed, strata)
-    return percentile_interval([_mean_auc(answers, counts) for counts in chunks])
+    return [_mean_auc(answers, counts) for counts in chunks]

@@ -43,6 +43,7 @@ def bootstrap_mean(
     resamples: int = 1000,
     seed: int = 0,
     confidence: float = CONFIDENCE,
+    strata: NDArray[np.integer[Any]] | None = None,
 ) -> Interval:
     """Return the percentile bootstrap interval of a (weighted) mean, resampling the rows.
 
@@ -52,7 +53,8 @@ def bootstrap_mean(
     or for fewer than two rows, which say nothing of their spread.
 
     `values` are ``(N,)`` or ``(N, K)``, and a row is what is resampled (an image); `weights` have
-    the same shape, 0 where a value does not count.
+    the same shape, 0 where a value does not count. With `strata` ``(N,)`` rows are drawn within
+    their stratum, whose size stays.
 
     Raises:
         DataError: for shapes that differ, values that are NaN where they count, or a `confidence`
@@ -78,7 +80,7 @@ def bootstrap_mean(
     weight = weight.reshape(n, -1)
     total = np.where(weight > 0, value.reshape(n, -1), 0.0) * weight
     replicates = []
-    for counts in resample_counts(n, resamples, seed):
+    for counts in resample_counts(n, resamples, seed, strata):
         times = counts.T.astype(np.float64)
         size = times @ weight
         with np.errstate(invalid="ignore"):  # 0 / 0 in a resample without any weight

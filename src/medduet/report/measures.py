@@ -1,0 +1,284 @@
+"""The headline numbers of repeated runs, and how two methods differ on the same images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medduet.metrics.classification import auc_replicates
+from medduet.metrics.intervals import (
+    Interval,
+    bootstrap_mean,
+    percentile_interval,
+    wilson,
+)
+from medduet.report.grouping import Group
+from medduet.report.runs import SplitPredictions
+from medduet.report.statistics import (
+    OverSeeds,
+    delong,
+    holm,
+    mcnemar,
+    merge_p,
+    over_images,
+    over_seeds,
+)
+
+RESAMPLES = 2000
+MEASURES = {"accuracy": "accuracy", "auc": "AUC", "dice_lesion": "Dice, lesion", "dice": "Dice"}
+"""What is compared, and how it is called."""
+_NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number of the test split over the seeds of a group.
+
+    Attributes:
+        values: of each seed.
+        mean: over seeds.
+        spread: their standard deviation; NaN for one seed.
+        interval: 95%, of the mean, over test images; the seeds stay as they are.
+        n: images that it is measured on.
+    """
+
+    values: tuple[float, ...]
+    mean: float
+    spread: float
+    interval: Interval
+    n: int
+
+
+def measure(group: Group, name: str) -> Measured | None:
+    """Return a measure of a group, ``None`` if its runs don't have it.
+
+    The interval of the accuracy is Wilson's at the mean over seeds. That of AUC and Dice is a
+    percentile bootstrap over images, drawn within classes, of the mean over seeds: each resample
+    is the same images for every seed.
+
+    Args:
+        group: runs that differ by seed.
+        name: ``"accuracy"``, ``"auc"``, ``"dice"`` or ``"dice_lesion"``.
+    """
+    found = [group.runs[seed].honest["test"].get(name) for seed in group.seeds]
+    if any(value is None for value in found):
+        return None
+    values = tuple(float(value) for value in found)
+    mean = float(np.mean(values))
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else _NAN
+    interval, n = _INTERVALS[name](group, mean)
+    return Measured(values, mean, spread, interval, n)
+
+
+def _of_accuracy(group: Group, mean: float) -> tuple[Interval, int]:
+    first = group.test[group.seeds[0]]
+    assert first.label is not None
+    assert first.known is not None
+    if first.label.ndim == 1:
+        n = int(first.known.sum())
+        return wilson(round(mean * n), n), n
+    known = first.known.astype(float)
+    return (
+        bootstrap_mean(_right(group, group.seeds), known, resamples=RESAMPLES),
+        len(first.label),
+    )
+
+
+def _of_auc(group: Group, mean: float) -> tuple[Interval, int]:
+    replicates = [_replicates(test) for test in group.test.values()]
+    return percentile_interval([np.mean(replicates, axis=0)]), len(_labels(group))
+
+
+def _of_dice(group: Group, mean: float, lesion: bool = False) -> tuple[Interval, int]:
+    scores, weights = _dice(group, group.seeds, lesion)
+    rows = weights.any(axis=1)
+    label = next(iter(group.test.values())).label
+    strata = label[rows] if label is not None and label.ndim == 1 else None
+    interval = bootstrap_mean(scores[rows], weights[rows], resamples=RESAMPLES, strata=strata)
+    return interval, int(rows.sum())
+
+
+_INTERVALS: dict[str, Callable[[Group, float], tuple[Interval, int]]] = {
+    "accuracy": _of_accuracy,
+    "auc": _of_auc,
+    "dice": _of_dice,
+    "dice_lesion": lambda group, mean: _of_dice(group, mean, lesion=True),
+}
+
+
+def _labels(group: Group) -> NDArray[np.int64]:
+    label = group.test[group.seeds[0]].label
+    assert label is not None
+    return label
+
+
+def _right(group: Group, seeds: Sequence[int]) -> NDArray[np.float64]:
+    """Return the share of seeds that are right on each image."""
+    parts = [part for seed in seeds if (part := group.test[seed].right) is not None]
+    return np.mean(parts, axis=0)
+
+
+def _replicates(test: SplitPredictions) -> NDArray[np.float64]:
+    assert test.label is not None
+    assert test.probability is not None
+    return auc_replicates(test.label, test.probability, test.label.ndim == 2, RESAMPLES)
+
+
+def _dice(
+    group: Group, seeds: Sequence[int], lesion: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the ``(n, M)`` Dice, mean over seeds, and what counts of it."""
+    parts = [part for seed in seeds if (part := group.test[seed].mask_dice) is not None]
+    present = group.test[seeds[0]].mask_present
+    assert present is not None
+    scores = np.mean(parts, axis=0)
+    counts = ~np.isnan(scores) & (present if lesion else True)
+    return np.where(counts, scores, 0.0), counts.astype(float)
+
+
+class Difference(NamedTuple):
+    """How a method differs from the reference on one measure of one data set.
+
+    Attributes:
+        measure: see `MEASURES`.
+        dataset: where.
+        method: that is compared.
+        reference: with which.
+        difference: reference minus method, mean over the seeds that both have.
+        interval: 95%, bootstrap over images of that mean.
+        test: name of the test over images.
+        p: of it; for several seeds twice the median of the tests of each (`merge_p`), or that of
+            the mean over seeds.
+        p_holm: corrected for all methods that are compared on this measure and data set.
+        seeds: the same differences, seed by seed.
+        n: images.
+    """
+
+    measure: str
+    dataset: str
+    method: str
+    reference: str
+    difference: float
+    interval: Interval
+    test: str
+    p: float
+    p_holm: float
+    seeds: OverSeeds
+    n: int
+
+
+def differences(reference: Group, others: Sequence[Group]) -> list[Difference]:
+    """Compare each of `others` with the reference, on each measure that both have.
+
+    Accuracy is tested by McNemar, AUC by DeLong, Dice by sign-flip permutation. The tests need the
+    same images in the same order: a method without a seed in common is left out.
+    """
+    found: list[Difference] = []
+    for name in MEASURES:
+        rows = [row for other in others if (row := _difference(name, reference, other)) is not None]
+        corrected = holm([row.p for row in rows]) if rows else []
+        found += [row._replace(p_holm=p) for row, p in zip(rows, corrected, strict=True)]
+    return found
+
+
+def _difference(name: str, reference: Group, other: Group) -> Difference | None:
+    seeds = [seed for seed in reference.seeds if seed in other.runs]
+    values = [
+        [group.runs[seed].honest["test"].get(name) for seed in seeds]
+        for group in (reference, other)
+    ]
+    if not seeds or any(value is None for row in values for value in row):
+        return None
+    first, second = np.array(values, dtype=float)
+    difference = float(np.mean(first - second))
+    if name == "auc":
+        test, p, interval = _auc_test(reference, other, seeds)
+        n = len(_labels(reference))
+    else:
+        test, p, interval, n = _image_test(name, reference, other, seeds)
+    return Difference(
+        name,
+        reference.dataset,
+        other.method,
+        reference.method,
+        difference,
+        interval,
+        test,
+        p,
+        _NAN,
+        over_seeds(first, second),
+        n,
+    )
+
+
+def _auc_test(reference: Group, other: Group, seeds: Sequence[int]) -> tuple[str, float, Interval]:
+    tests, apart = [], []
+    for seed in seeds:
+        a, b = reference.test[seed], other.test[seed]
+        assert a.label is not None
+        assert a.probability is not None
+        assert b.probability is not None
+        tests.append(delong(a.label, a.probability, b.probability))
+        if len(seeds) > 1:
+            apart.append(_replicates(a) - _replicates(b))
+    if len(tests) == 1:
+        return "DeLong", tests[0].p, tests[0].interval
+    interval = percentile_interval([np.mean(apart, axis=0)])
+    return "DeLong, 2 x median", merge_p([test.p for test in tests]), interval
+
+
+def _image_test(
+    name: str, reference: Group, other: Group, seeds: Sequence[int]
+) -> tuple[str, float, Interval, int]:
+    if name != "accuracy":
+        (a, weights), (b, _) = (
+            _dice(group, seeds, lesion=name == "dice_lesion") for group in (reference, other)
+        )
+        over = over_images(a, b, weights, resamples=RESAMPLES)
+        return "permutation", over.p, over.interval, over.n
+    known = reference.test[seeds[0]].known
+    assert known is not None
+    a, b = _right(reference, seeds), _right(other, seeds)
+    if known.ndim == 2:
+        over = over_images(a, b, known.astype(float), resamples=RESAMPLES)
+        return "permutation", over.p, over.interval, over.n
+    ps = []
+    for seed in seeds:
+        right = [group.test[seed].right for group in (reference, other)]
+        assert right[0] is not None
+        assert right[1] is not None
+        ps.append(mcnemar(right[0][known], right[1][known]).p)
+    interval = bootstrap_mean((a - b)[known], resamples=RESAMPLES)
+    test = "McNemar" if len(ps) == 1 else "McNemar, 2 x median"
+    return test, merge_p(ps), interval, int(known.sum())
+
+
+class SelectionGap(NamedTuple):
+    """What selecting the epoch on the test split adds to the accuracy of a group.
+
+    Attributes:
+        honest: accuracy of the validation-selected epochs, mean over seeds.
+        test_selected: of the test-selected ones.
+        gaps: test-selected minus validation-selected, of each seed.
+    """
+
+    honest: float
+    test_selected: float
+    gaps: tuple[float, ...]
+
+
+def selection_gap(group: Group) -> SelectionGap | None:
+    """Return the gap of a group; ``None`` unless its runs follow the paper's protocol."""
+    pairs = []
+    for run in group.runs.values():
+        chosen = run.test_selected
+        if chosen is None or chosen["test"].get("accuracy") is None:
+            return None
+        pairs.append((run.honest["test"]["accuracy"], chosen["test"]["accuracy"]))
+    honest, chosen_mean = (float(math.fsum(side) / len(pairs)) for side in zip(*pairs, strict=True))
+    return SelectionGap(honest, chosen_mean, tuple(b - a for a, b in pairs))
