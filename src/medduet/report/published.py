@@ -7,9 +7,9 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 import yaml
+from statsmodels.stats.proportion import proportion_confint
 
-from medduet.metrics import wilson
-from medduet.metrics.intervals import Interval
+from medduet.metrics.intervals import CONFIDENCE, Interval
 
 
 class Published(NamedTuple):
@@ -48,8 +48,10 @@ class Published(NamedTuple):
 
         It knows nothing of the spread between seeds, nor of selection on the test split.
         """
-        low, high = wilson(round(self.accuracy / 100 * self.n_test), self.n_test)
-        return 100 * low, 100 * high
+        # Of the share as it is printed: a mean over seeds is no whole number of images.
+        n = self.n_test
+        low, high = proportion_confint(self.accuracy / 100 * n, n, 1 - CONFIDENCE, method="wilson")
+        return 100 * float(low), 100 * float(high)
 
 
 def published_for(set_name: str, size: int) -> list[Published]:
