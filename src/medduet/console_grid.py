@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
@@ -86,13 +87,15 @@ def _line(name: str, state: CellState) -> str:
     return f"{_MARKS[state.state]} {name}: {state.state}, epoch {state.epoch}{scores}"
 
 
-def show_grid(record: GridRecord) -> None:
+def show_grid(record: GridRecord, page: Path | None) -> None:
     """Print how a grid ended, and where everything is."""
     console = Console()
     failed = [name for name, state in record.states.items() if state.state == "failed"]
     console.print(
         f"{record.count('finished')} of {len(record.cells)} cells finished: {record.path}"
     )
+    if page is not None:
+        console.print(f"look at: {page}", highlight=False, soft_wrap=True)
     if failed:
         console.print(
             f"{len(failed)} failed; their errors and output are in {record.path / 'cells'}; try "

@@ -74,6 +74,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "train": training.train,
         "evaluate": looking.evaluate,
         "benchmark": grids.benchmark,
+        "report": grids.report,
         "search": training.search,
         "datasets": looking.datasets,
         "models": looking.models,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -81,6 +82,7 @@ def _run(config: GridConfig | None, resume: Path | None, where: Where) -> int:
     from medduet.console import draw_progress
     from medduet.console_grid import GridScreen, show_grid
     from medduet.grid.benchmark import benchmark
+    from medduet.report.page import report
 
     stop = threading.Event()
     with stopping_on_signals(stop), GridScreen() as screen:
@@ -93,7 +95,8 @@ def _run(config: GridConfig | None, resume: Path | None, where: Where) -> int:
             progress=draw_progress,
             stop=stop,
         )
-    show_grid(record)
+    page = report([record.path]) if record.count("finished") else None
+    show_grid(record, page)
     return 0 if record.count("failed") == 0 else 1
 
 
@@ -122,3 +125,33 @@ def _engine(where: Where) -> Any:
         )
 
     return ray
+
+
+def report(words: list[str]) -> int:
+    """Write the page on finished runs."""
+
+    def arguments(
+        paths: tyro.conf.Positional[tuple[Path, ...]],
+        out: Path | None = None,
+        reference: str | None = None,
+        samples: bool = True,
+    ) -> dict[str, Any]:
+        """Write one page, tables and figures on all finished runs in and under some folders.
+
+        Args:
+            paths: Folders with runs, such as that of a grid.
+            out: Folder to write; default: report in the first of the folders.
+            reference: The method that the others are tested against.
+            samples: Whether sheets of test images are shown.
+        """
+        return dict(locals())
+
+    given = parse(arguments, words, "medduet report")
+    if not given["paths"]:
+        raise ConfigError("expected folders of runs: medduet report DIR ...")
+    with quiet_libraries():
+        from medduet.report.page import report as write
+
+        page = write(**given)
+    sys.stdout.write(f"look at: {page}\n")
+    return 0

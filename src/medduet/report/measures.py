@@ -120,7 +120,8 @@ def _labels(group: Group) -> NDArray[np.int64]:
 def _right(group: Group, seeds: Sequence[int]) -> NDArray[np.float64]:
     """Return the share of seeds that are right on each image."""
     parts = [part for seed in seeds if (part := group.test[seed].right) is not None]
-    return np.mean(parts, axis=0)
+    share: NDArray[np.float64] = np.mean(parts, axis=0)
+    return share
 
 
 def _replicates(test: SplitPredictions) -> NDArray[np.float64]:

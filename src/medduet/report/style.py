@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ STYLE: Any = {
 
 
 def save(figure: Figure, path: Path, *, dpi: int = 200) -> None:
-    """Write `figure` as a PNG to `path` atomically; equal figures make equal files.
+    """Write `figure` to `path`, a .png or .svg, atomically; equal figures make equal files.
 
     Example:
         >>> import tempfile
@@ -57,8 +58,20 @@ def save(figure: Figure, path: Path, *, dpi: int = 200) -> None:
         >>> target.read_bytes()[1:4]
         b'PNG'
     """
-    with atomic_path(path) as temporary, rc_context(STYLE):
-        figure.savefig(temporary, format="png", dpi=dpi, metadata={"Software": None})
+    kind = path.suffix.removeprefix(".")
+    about: dict[str, Any] = {"Software": None} if kind == "png" else {"Date": None}
+    with atomic_path(path) as temporary, rc_context(STYLE | {"svg.hashsalt": path.stem}):
+        figure.savefig(temporary, format=kind, dpi=dpi, metadata=about)
+
+
+def slug(text: str) -> str:
+    """Return `text` as a name for files and anchors.
+
+    Example:
+        >>> slug("busi_seg_64, 64 x 64")
+        'busi_seg_64-64-x-64'
+    """
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-").lower()
 
 
 def shorten(text: str, length: int) -> str:

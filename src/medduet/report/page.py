@@ -1,0 +1,86 @@
+"""Many runs as one page, with its tables and figures as files beside it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+import medduet
+from medduet.errors import ConfigError, closest
+from medduet.files import write_text
+from medduet.report import sections, tables
+from medduet.report.grouping import Runs, group_runs
+from medduet.report.runs import find_runs
+from medduet.report.writer import Part, Writer
+
+
+def report(
+    paths: Sequence[str | Path],
+    out: Path | None = None,
+    *,
+    reference: str | None = None,
+    samples: bool = True,
+) -> Path:
+    """Write one page on all finished runs in and under some folders; return its path.
+
+    The folder gets ``index.html``, which needs no other file and no network, ``tables/`` (CSV,
+    Markdown, LaTeX) and ``figures/`` (PNG, SVG). Only run folders are read: no data, no network,
+    no GPU. Every number is of the validation-selected epoch unless it says ``test-selected``.
+
+    Args:
+        paths: folders with runs, such as that of a grid.
+        out: folder to write; ``None`` for ``report`` in the first of `paths`.
+        reference: the method that others are tested against; ``None`` for vovunet_var, or the
+            first by name.
+        samples: whether sheets of test images are shown.
+
+    Raises:
+        MissingFileError: there is no finished run.
+        ConfigError: a reference that is not there.
+        DataError: the files of a run can't be read.
+    """
+    runs = group_runs(find_runs(paths), reference)
+    if reference is not None and reference not in runs.methods:
+        raise ConfigError(f"unknown --reference '{reference}': {closest(reference, runs.methods)}")
+    out = out or Path(paths[0]) / "report"
+    for folder in ("tables", "figures"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    writer, cells = Writer(out), tables.measure_cells(runs)
+    compared = sections.compare(runs)
+    parts = [
+        sections.answer(runs, compared, paths),
+        *sections.scores(runs, cells, writer),
+        sections.selection(runs, writer),
+        sections.paired(runs, compared, writer),
+        sections.over_sets(runs, cells, writer),
+        sections.training(runs, writer),
+        sections.confusion(runs, writer),
+        sections.samples(runs, writer) if samples else Part("Samples"),
+        sections.costs(runs, cells, writer),
+        sections.provenance(runs, paths, writer),
+    ]
+    parts = [part for part in parts if part.text or part.tables or part.figures]
+    write_text(out / "index.html", _render(_title(runs), parts, runs))
+    return out / "index.html"
+
+
+def _title(runs: Runs) -> str:
+    sets = runs.datasets[0] if len(runs.datasets) == 1 else f"{len(runs.datasets)} data sets"
+    kinds = runs.methods[0] if len(runs.methods) == 1 else f"{len(runs.methods)} methods"
+    return f"{kinds} on {sets}"
+
+
+def _render(title: str, parts: Sequence[Part], runs: Runs) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("medduet.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(
+        title=title, parts=parts, runs=runs, version=medduet.__version__
+    )

@@ -1,0 +1,327 @@
+"""The sections of a report, each with its words, tables and figures."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medduet.errors import DataError
+from medduet.files import read_json
+from medduet.report import many, tables
+from medduet.report.grouping import Runs
+from medduet.report.measures import MEASURES, Difference, differences
+from medduet.report.published import notes_for, published_for
+from medduet.report.runs import FinishedRun
+from medduet.report.statistics import EVIDENCE, verdict
+from medduet.report.statistics import over_sets as test_over_sets
+from medduet.report.style import slug
+from medduet.report.tables import Table
+from medduet.report.writer import Part, Writer
+
+FEWEST_SETS = 2
+
+
+def compare(runs: Runs) -> dict[str, list[Difference]]:
+    """Compare every method with the reference, on each data set that has both."""
+    reference = runs.methods[0]
+    found = {}
+    for dataset in runs.datasets:
+        groups = {group.method: group for group in runs.of(dataset)}
+        if reference in groups and len(groups) > 1:
+            first = groups.pop(reference)
+            print_of = {each.first.data.get("fingerprint") for each in [first, *groups.values()]}
+            if len(print_of) > 1:
+                raise DataError(f"the runs on {dataset} were not made on the same images")
+            if rows := differences(first, list(groups.values())):
+                found[dataset] = rows
+    return found
+
+
+def answer(runs: Runs, compared: dict[str, list[Difference]], paths: Sequence[str | Path]) -> Part:
+    """Say in words what the tests found."""
+    part = Part("In words")
+    total = sum(len(group.runs) for group in runs.groups.values())
+    seeds = sorted({seed for group in runs.groups.values() for seed in group.runs})
+    part.text.append(
+        f"{total} finished runs: {len(runs.methods)} method(s), {len(runs.datasets)} data set(s), "
+        f"{len(seeds)} seed(s). Every epoch was selected on the validation split unless a number "
+        "says test-selected."
+    )
+    for dataset, rows in compared.items():
+        for name, called in MEASURES.items():
+            of = [row for row in rows if row.measure == name and not math.isnan(row.p)]
+            if not of or name == "dice":
+                continue
+            if len(of) <= 4:
+                part.text += [f"{dataset}: {_sentence(row)}" for row in of]
+                continue
+            found = [row for row in of if row.p_holm < EVIDENCE]
+            better = [row.method for row in found if row.difference < 0]
+            worse = [row.method for row in found if row.difference > 0]
+            said = [
+                f"{word} than {runs.methods[0]}: {', '.join(names)}"
+                for word, names in (("higher", better), ("lower", worse))
+                if names
+            ]
+            rest = len(of) - len(found)
+            part.text.append(
+                f"{dataset}, {called}, n = {of[0].n}: {'; '.join(said) or 'nothing found'}. "
+                f"For {rest} of {len(of)} methods there is no evidence of a difference (p after "
+                f"Holm's correction not below {EVIDENCE})."
+            )
+    part.text += [f"Failed: {line}" for line in _failures(paths)]
+    part.text += runs.notes
+    return part
+
+
+def _sentence(row: Difference) -> str:
+    corrected = f"{row.test}, Holm-corrected"
+    called = "accuracy" if row.measure == "accuracy" else MEASURES[row.measure]
+    return verdict(
+        row.reference,
+        row.method,
+        called,
+        row.difference,
+        row.interval,
+        corrected,
+        row.p_holm,
+        row.n,
+    )
+
+
+def _failures(paths: Sequence[str | Path]) -> list[str]:
+    """Return the errors of the cells that failed, where a folder is that of a grid."""
+    lines = []
+    for path in paths:
+        for file in sorted((Path(path) / "cells").glob("*.json")):
+            failure = read_json(file)
+            lines.append(f"{failure['cell']}: {failure['error']}")
+    return lines
+
+
+def scores(runs: Runs, cells: tables.Cells, writer: Writer) -> list[Part]:
+    """Show every measure that a run has, and what is published."""
+    parts = []
+    for name, of in cells.items():
+        part = Part(MEASURES[name][0].upper() + MEASURES[name][1:])
+        published = _published(runs) if name == "accuracy" else {}
+        methods = _best_first(
+            [method for method in runs.methods if any(m == method for _, m in of)], of
+        )
+        figure = many.bars(of, runs.datasets, methods, name, published)
+        shows = f"{MEASURES[name]} on the test split"
+        writer.figure(part, name, figure, shows)
+        writer.table(part, tables.scores(name, cells, runs))
+        found = [row for group in _official(runs) for row in published_for(*group)]
+        if name == "accuracy" and found:
+            writer.table(part, tables.published_table(found))
+            notes = [note for group in _official(runs) for note in notes_for(*group)]
+            part.text += list(dict.fromkeys(notes))
+        parts.append(part)
+    return parts
+
+
+def _best_first(methods: list[str], of: dict[tuple[str, str], Any]) -> list[str]:
+    """Sort methods by their mean over the data sets, for the eye only."""
+    means = {
+        method: [cell.mean for (_, name), cell in of.items() if name == method]
+        for method in methods
+    }
+    return sorted(methods, key=lambda method: -sum(means[method]) / len(means[method]))
+
+
+def _official(runs: Runs) -> list[tuple[str, int]]:
+    """Return name and size of the data sets that numbers are published for."""
+    found = []
+    for dataset in runs.datasets:
+        data = runs.of(dataset)[0].first.data
+        name, size = str(data.get("name")), max(data.get("size", [0]))
+        rows = published_for(name, size)
+        if rows and list(rows[0].splits) == list(data.get("splits", {}).values()):
+            found.append((name, size))
+    return found
+
+
+def _published(runs: Runs) -> dict[str, list[tuple[str, str | None, float]]]:
+    """Return what is published on each data set: who, for which method (or all), and the share."""
+    official = _official(runs)
+    found: dict[str, list[tuple[str, str | None, float]]] = {}
+    for dataset in runs.datasets:
+        groups = runs.of(dataset)
+        key = (str(groups[0].first.data.get("name")), max(groups[0].first.data.get("size", [0])))
+        if key not in official:
+            continue
+        rows: list[tuple[str, str | None, float]] = []
+        for row in published_for(*key):
+            same: list[str | None] = [
+                group.method for group in groups if group.first.model == row.network
+            ]
+            who = f"{row.protocol}" if same else f"{row.network}, {row.protocol}"
+            rows += [(who, method, row.accuracy / 100) for method in same or [None]]
+        found[dataset] = rows
+    return found
+
+
+def selection(runs: Runs, writer: Writer) -> Part:
+    """Show what selecting the epoch on test adds."""
+    part = Part("What selecting on test adds")
+    if (table := tables.gaps(runs)) is not None:
+        part.text.append(
+            "The same runs, the same weights to choose from: test-selected takes the epoch with "
+            "the best test accuracy, as the paper appears to do. The gap is what that adds by "
+            "itself; it is no progress."
+        )
+        writer.table(part, table)
+    return part
+
+
+def paired(runs: Runs, compared: dict[str, list[Difference]], writer: Writer) -> Part:
+    """Show the tests on the same images."""
+    part = Part("Paired tests")
+    if compared:
+        part.text.append(
+            f"Each method against {runs.methods[0]}, on the same images and seeds. Accuracy: "
+            "McNemar; AUC: DeLong; Dice: sign-flip permutation of the images. With several seeds "
+            "McNemar's and DeLong's p are twice the median over seeds, which holds however the "
+            "seeds depend on each other. Holm's correction is over the methods of one measure and "
+            "data set. These tests ask whether the networks differ on other images like these; "
+            "the paired t test over seeds asks whether training again would tell them apart on "
+            "these images. Accuracy in points."
+        )
+    for dataset, rows in compared.items():
+        writer.table(part, tables.paired(rows, f"paired-{slug(dataset)}", dataset))
+    return part
+
+
+def over_sets(runs: Runs, cells: tables.Cells, writer: Writer) -> Part:
+    """Show the tests over data sets, if there are several."""
+    part = Part("Over data sets")
+    for name in ("accuracy", "auc", "dice_lesion"):
+        of = cells.get(name, {})
+        methods = [m for m in runs.methods if any(key[1] == m for key in of)]
+        sets = [d for d in runs.datasets if all((d, m) in of for m in methods)]
+        if len(sets) < FEWEST_SETS or len(methods) < 2:
+            continue
+        result = test_over_sets([[of[d, m].mean for m in methods] for d in sets])
+        part.text.append(
+            f"{MEASURES[name]}: Friedman p = {result.friedman_p:.2g} over {len(sets)} data sets. "
+            f"With so few sets the smallest p that a pair can reach is {result.smallest_p:.2g}, "
+            f"and {min(1.0, result.smallest_p_holm):.2g} after Holm's correction."
+            if len(sets) < 8
+            else f"{MEASURES[name]}: Friedman p = {result.friedman_p:.2g} over {len(sets)} sets."
+        )
+        writer.figure(
+            part, f"ranks-{name}", many.ranks(result, methods), f"ranks by {MEASURES[name]}"
+        )
+        writer.table(part, tables.over_datasets(result, methods, name))
+    return part
+
+
+def training(runs: Runs, writer: Writer) -> Part:
+    """Show the epochs: scores, and how the tasks get along."""
+    part = Part("Training")
+    score = many.curves(runs, _number("val", "score"), "validation score")
+    shows = "validation score by which epochs are selected, mean over seeds"
+    writer.figure(part, "curves", score, shows)
+    for pair in _keys(runs, "conflict"):
+        figure = many.curves(runs, _number("conflict", pair), f"cosine, {pair}")
+        shows = f"cosine between the gradients of {pair.replace('-', ' and ')} on the encoder"
+        writer.figure(part, f"conflict-{pair}", figure, f"{shows}; below 0 they pull apart")
+    every = [run for group in runs.groups.values() for run in group.runs.values()]
+    if any(run.config["objective"].get("balance", "sum") != "sum" for run in every):
+        for task in _keys(runs, "weights"):
+            figure = many.curves(runs, _number("weights", task), f"weight, {task}")
+            writer.figure(part, f"weights-{task}", figure, f"weight of {task}, mean of an epoch")
+    return part
+
+
+def _keys(runs: Runs, section: str) -> list[str]:
+    """Return the names under a section of the epochs' lines, of all runs."""
+    return sorted(
+        {
+            key
+            for group in runs.groups.values()
+            for run in group.runs.values()
+            for row in run.epochs
+            for key in row.get(section) or {}
+        }
+    )
+
+
+def _number(section: str, key: str) -> Callable[[Mapping[str, Any]], float | None]:
+    def take(row: Mapping[str, Any]) -> float | None:
+        value: float | None = (row.get(section) or {}).get(key)
+        return value
+
+    return take
+
+
+def confusion(runs: Runs, writer: Writer) -> Part:
+    """Show which classes are taken for which."""
+    part = Part("Confusion matrices")
+    for dataset in runs.datasets:
+        figure = many.confusions(runs.of(dataset))
+        shows = f"{dataset}: true class (row) and predicted class (column), all seeds together"
+        writer.figure(part, f"confusion-{slug(dataset)}", figure, shows)
+    return part
+
+
+def samples(runs: Runs, writer: Writer) -> Part:
+    """Show sheets of test images of the first methods."""
+    part = Part("Samples")
+    for dataset in runs.datasets:
+        for group in runs.of(dataset)[:2]:
+            sheet = group.first.path / "figures" / "predictions.png"
+            if sheet.is_file():
+                shows = f"{dataset}, {group.method}, seed {group.seeds[0]}"
+                writer.picture(part, f"samples-{slug(shows)}", sheet, shows, dark=False)
+    return part
+
+
+def costs(runs: Runs, cells: tables.Cells, writer: Writer) -> Part:
+    """Show what each method costs."""
+    part = Part("Cost")
+    name = next(iter(cells), None)
+    for dataset in runs.datasets if name else ():
+        points = []
+        for group in runs.of(dataset):
+            gmacs = group.first.environment.get("network", {}).get("gmacs")
+            cell = cells[name].get((dataset, group.method)) if name else None
+            if gmacs and cell is not None:
+                points.append((group.method, gmacs, cell.mean))
+        if len(points) > 1 and name:
+            figure = many.costs(points, dataset, MEASURES[name])
+            writer.figure(part, f"cost-{slug(dataset)}", figure, f"{MEASURES[name]} and cost")
+    writer.table(part, tables.cost(runs))
+    return part
+
+
+def provenance(runs: Runs, paths: Sequence[str | Path], writer: Writer) -> Part:
+    """Show every run, with the versions and data behind it."""
+    part = Part("Where it comes from")
+    every = [run for group in runs.groups.values() for run in group.runs.values()]
+    versions = Counter(_versions(run) for run in every)
+    part.text += [f"{count} runs by {version}." for version, count in versions.items()]
+    rows = [
+        [dataset, group.method, str(seed), run.path.name, _data(run)]
+        for dataset in runs.datasets
+        for group in runs.of(dataset)
+        for seed, run in sorted(group.runs.items())
+    ]
+    header = ["data set", "method", "seed", "run", "data"]
+    writer.table(part, Table("runs", "Every run", header, rows, rows, header))
+    return part
+
+
+def _versions(run: FinishedRun) -> str:
+    torch = run.environment.get("libraries", {}).get("torch", "?")
+    return f"medduet {run.environment.get('medduet', '?')}, torch {torch}"
+
+
+def _data(run: FinishedRun) -> str:
+    splits = run.data.get("splits", {})
+    counts = " / ".join(str(count) for count in splits.values())
+    return f"{counts}; {str(run.data.get('fingerprint', ''))[:12]}"
