@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from medduet.models import MODELS, DuetNetwork, create_model, load_weights
     from medduet.pareto_search import SearchRecord, search
     from medduet.plans import GridConfig, SearchConfig, load_grid, load_search
+    from medduet.report.page import report
     from medduet.run import RunRecord, evaluate, train
     from medduet.types import Batch, DenseLayout, Outputs
 
@@ -72,6 +73,7 @@ _HOME = {
     "grid.benchmark": ("GridRecord", "benchmark"),
     "models": ("MODELS", "DuetNetwork", "create_model", "load_weights"),
     "plans": ("GridConfig", "SearchConfig", "load_grid", "load_search"),
+    "report.page": ("report",),
     "run": ("RunRecord", "evaluate", "train"),
     "pareto_search": ("SearchRecord", "search"),
     "types": ("Batch", "DenseLayout", "Outputs"),
@@ -117,6 +119,7 @@ __all__ = [
     "load_weights",
     "open_images",
     "recipe_names",
+    "report",
     "search",
     "train",
 ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +89,13 @@ class GridFolder:
             return CellState("failed", *progress, error=read_json(failure)["error"])
         return CellState("running" if self.busy(name) else "waiting", *progress)
 
+    def note(self, name: str, event: str) -> None:
+        """Append to the log of a cell what happens, where and when."""
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+        who = f"{platform.node()}, process {os.getpid()}"
+        with self.log(name).open("a", encoding="utf-8") as file:
+            file.write(f"{when} UTC, {who}: {event}\n")
+
     def record_failure(self, name: str, error: str, details: str = "") -> None:
         """Record that a cell failed, with its error in one line and what else is known."""
         text = " ".join(error.split())
@@ -109,6 +119,7 @@ def run_cell(
         if folder.settled(cell.name):
             return "finished"
         begun = (folder.run(cell.name).path / "config.json").is_file()
+        folder.note(cell.name, "goes on" if begun else "begins")
         try:
             if begun:
                 fit(resume=folder.run(cell.name).path, stop=stop)

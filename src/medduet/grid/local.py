@@ -1,22 +1,29 @@
 """Cells as processes on this machine, one or several at a time.
 
-Run as a module it is such a process: it reads a cell from its input, and stops at its end.
+Run as a module it is the process that starts them: it has read all libraries, which takes longer
+than training a small cell, and makes each cell a copy of itself.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
+import traceback
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from typing import IO, NoReturn
 
 from medduet.grid.cells import GridFolder, Outcome, run_cell
 from medduet.plans import Cell
 
-_CODES: dict[int, Outcome] = {0: "finished", 3: "failed", 4: "busy", 130: "interrupted"}
+_CODES: dict[Outcome, int] = {"finished": 0, "failed": 3, "busy": 4, "interrupted": 130}
+_SLOW_TO_READ = ("timm", "segmentation_models_pytorch", "monai.losses", "kornia.augmentation")
+_LOOK = 0.1  # seconds between two looks at which cells have ended
 
 
 class LocalEngine:
@@ -29,91 +36,148 @@ class LocalEngine:
 
     def __init__(self, folder: GridFolder, workers: int) -> None:
         self.folder, self.slots = folder, workers
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: set[str] = set()
+        self._starter: subprocess.Popen[bytes] | None = None
+        self._answers = b""
 
     def start(self, cell: Cell) -> None:
         """Start the process of a cell."""
+        if self._starter is None:
+            self._starter = self._begin()
+        line = cell.model_dump_json().encode() + b"\n"
+        with suppress(BrokenPipeError):  # it died, which the next look finds
+            _of(self._starter.stdin).write(line)
+            _of(self._starter.stdin).flush()
+        self._running.add(cell.name)
+
+    def _begin(self) -> subprocess.Popen[bytes]:
         threads = str(max(1, (os.cpu_count() or 1) // self.slots))
-        log = self.folder.log(cell.name)
+        log = self.folder.log("processes")
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
-            process = subprocess.Popen(
+        with log.open("ab") as errors:
+            starter = subprocess.Popen(
                 [sys.executable, "-m", "medduet.grid.local", str(self.folder.path)],
                 stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=subprocess.PIPE,
+                stderr=errors,
                 env={"OMP_NUM_THREADS": threads} | os.environ,
-                # Ctrl-C is for us; we then close the input of the others.
+                # Ctrl-C is for us; we then close its input.
                 start_new_session=True,
             )
-        assert process.stdin is not None
-        with suppress(BrokenPipeError):
-            process.stdin.write(cell.model_dump_json().encode() + b"\n")
-            process.stdin.flush()
-        self._running[cell.name] = process
+        os.set_blocking(_of(starter.stdout).fileno(), False)
+        return starter
 
     def ended(self) -> dict[str, Outcome]:
         """Return the cells that ended since the last call, and how."""
-        done = {name: p for name, p in self._running.items() if p.poll() is not None}
+        if self._starter is None:
+            return {}
+        dead = self._starter.poll() is not None
+        self._answers += _of(self._starter.stdout).read() or b""
+        *lines, self._answers = self._answers.split(b"\n")
         outcomes: dict[str, Outcome] = {}
-        for name, process in done.items():
-            del self._running[name]
-            assert process.stdin is not None
-            with suppress(BrokenPipeError):
-                process.stdin.close()
-            if process.returncode not in _CODES:
-                self.folder.record_failure(name, self._death(name, process.returncode))
-            outcomes[name] = _CODES.get(process.returncode, "failed")
+        for line in lines:
+            code, _, name = line.decode().partition(" ")
+            outcomes[name] = self._outcome(name, int(code))
+        self._running -= set(outcomes)
+        if dead:
+            for name in self._running:
+                outcomes[name] = self._outcome(name, self._starter.returncode or 1)
+            self._running.clear()
+            self._starter = None
         return outcomes
 
-    def _death(self, name: str, code: int) -> str:
+    def _outcome(self, name: str, code: int) -> Outcome:
+        for outcome, known in _CODES.items():
+            if code == known:
+                return outcome
         log = self.folder.log(name)
         if code < 0:
             hint = " (out of memory?)" if code == -9 else ""
-            return f"its process was killed by signal {-code}{hint}; its output is in {log}"
-        lines = log.read_text("utf-8", errors="replace").strip().splitlines()
-        last = lines[-1] if lines else "no output"
-        return f"its process ended with code {code}: {last}; its output is in {log}"
+            text = f"its process was killed by signal {-code}{hint}"
+        else:
+            text = f"its process ended with code {code}"
+        self.folder.record_failure(name, f"{text}; its output is in {log}")
+        return "failed"
 
     def stop(self) -> None:
         """Let the running cells finish their step, save and end."""
-        for process in self._running.values():
-            assert process.stdin is not None
+        if self._starter is not None:
             with suppress(BrokenPipeError):
-                process.stdin.close()
+                _of(self._starter.stdin).close()
 
     def close(self) -> None:
         """Wait until all processes have ended."""
         self.stop()
-        for process in self._running.values():
-            process.wait()
+        if self._starter is not None:
+            self._starter.wait()
+            self.ended()
 
 
-def main() -> int:
-    """Run the cell that stands in the first line of the input; return the exit code.
+def _of(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None
+    return stream
 
-    When the input ends, because its writer closed it or died, the run is saved and ends.
+
+def main() -> None:
+    """Start a cell for each line of the input, and answer with exit code and name as it ends.
+
+    When the input ends, because its writer closed it or died, every cell is saved and ends; so it
+    does if this process dies.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for name in _SLOW_TO_READ:
+        import_module(name)
     folder = GridFolder(Path(sys.argv[1]))
-    line = b""
-    while not line.endswith(b"\n"):
-        # Not through sys.stdin, which the thread below would hold when the program ends.
-        piece = os.read(0, 65536)
-        if not piece:
-            return 130
-        line += piece
-    cell, stop = Cell.model_validate_json(line), threading.Event()
+    # Nothing is ever written to this pipe: it ends with this process, or when it closes its side.
+    ending, alive = os.pipe()
+    children: dict[int, str] = {}
+    given, waiting = b"", True
+    while waiting or children:
+        if waiting and select.select([0], [], [], _LOOK)[0]:
+            piece = os.read(0, 65536)
+            if not piece:
+                waiting = False
+                os.close(alive)
+            *lines, given = (given + piece).split(b"\n")
+            for line in lines:
+                cell = Cell.model_validate_json(line)
+                if not (child := os.fork()):
+                    os.close(alive)
+                    _child(folder, cell, ending)
+                children[child] = cell.name
+        # Waits for a child only when there is nothing else to do.
+        while children:
+            child, status = os.waitpid(-1, os.WNOHANG if waiting else 0)
+            if not child:
+                break
+            code = os.waitstatus_to_exitcode(status)
+            with suppress(BrokenPipeError):
+                os.write(1, f"{code} {children.pop(child)}\n".encode())
+
+
+def _child(folder: GridFolder, cell: Cell, ending: int) -> NoReturn:
+    """Run a cell in this process, and end it."""
+    log = os.open(folder.log(cell.name), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    stop = threading.Event()
 
     def wait_for_end() -> None:
-        while os.read(0, 65536):
-            pass
+        os.read(ending, 1)
         stop.set()
 
     threading.Thread(target=wait_for_end, daemon=True).start()
-    outcome = run_cell(folder, cell, stop=stop)
-    return next(code for code, name in _CODES.items() if name == outcome)
+    code = 1
+    try:
+        code = _CODES[run_cell(folder, cell, stop=stop)]
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -73,6 +73,8 @@ class RayEngine:
         self._running: dict[Any, str] = {}
 
     def _connect(self, address: str | None) -> None:
+        if address is None:  # it is ours: nothing is told to anybody
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
