@@ -52,7 +52,7 @@ class LocalEngine:
 
     def _begin(self) -> subprocess.Popen[bytes]:
         threads = str(max(1, (os.cpu_count() or 1) // self.slots))
-        log = self.folder.log("processes")
+        log = self.folder.path / "cells" / "starter.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
             starter = subprocess.Popen(
@@ -83,6 +83,9 @@ class LocalEngine:
             for name in self._running:
                 outcomes[name] = self._outcome(name, self._starter.returncode or 1)
             self._running.clear()
+            for stream in (self._starter.stdin, self._starter.stdout):
+                with suppress(BrokenPipeError):
+                    _of(stream).close()
             self._starter = None
         return outcomes
 
