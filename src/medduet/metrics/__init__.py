@@ -7,6 +7,7 @@ from medduet.metrics.classification import (
     classification_metrics,
     confusion_matrix,
     macro_f1,
+    right_answers,
 )
 from medduet.metrics.dense import (
     dice_per_class,
@@ -31,6 +32,7 @@ __all__ = [
     "macro_f1",
     "reconstruction_errors",
     "reconstruction_summary",
+    "right_answers",
     "segmentation_summary",
     "wilson",
 ]

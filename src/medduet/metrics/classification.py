@@ -52,6 +52,26 @@ def accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False
     return mean_of_known(_ratio((right & answers.known).sum(axis=0), answers.known.sum(axis=0)))
 
 
+def right_answers(
+    label: ArrayLike, probability: ArrayLike, multi_label: bool = False
+) -> NDArray[np.bool_]:
+    """Return which answers are right, as `accuracy` counts them; False where unknown.
+
+    ``(N,)``, or ``(N, K)`` for multi-label sets. Args and Raises as for `accuracy`.
+
+    Example:
+        >>> right_answers([0, 1, -1], [[0.9, 0.1], [0.7, 0.3], [0.5, 0.5]]).tolist()
+        [True, False, False]
+    """
+    answers = _answers(label, probability, multi_label)
+    right = (answers.said == answers.has) & answers.known
+    if multi_label:
+        return right
+    everywhere = np.asarray(label) != UNKNOWN_LABEL
+    everywhere[everywhere] = right.all(axis=1)
+    return everywhere
+
+
 def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
     """Return the area under the ROC curve, as `medmnist.Evaluator` averages it.
 
