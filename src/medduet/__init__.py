@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from medduet.models import MODELS, DuetNetwork, create_model, load_weights
     from medduet.pareto_search import SearchRecord, search
+    from medduet.report.compare import Comparison, compare
     from medduet.run import RunRecord, evaluate, train
     from medduet.types import Batch, DenseLayout, Outputs
 
@@ -72,6 +73,7 @@ _HOME = {
         "TrainingError",
     ),
     "models": ("MODELS", "DuetNetwork", "create_model", "load_weights"),
+    "report.compare": ("Comparison", "compare"),
     "run": ("RunRecord", "evaluate", "train"),
     "pareto_search": ("SearchRecord", "search"),
     "types": ("Batch", "DenseLayout", "Outputs"),
@@ -81,6 +83,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "MODELS",
     "Batch",
+    "Comparison",
     "ConfigError",
     "DataConfig",
     "DataError",
@@ -104,6 +107,7 @@ __all__ = [
     "Split",
     "TrainConfig",
     "TrainingError",
+    "compare",
     "create_model",
     "evaluate",
     "load",

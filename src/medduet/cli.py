@@ -32,6 +32,7 @@ usage: medduet COMMAND ...
   train RECIPE ...        train, judge and save a network
   train --resume RUN      go on with a run that was stopped
   evaluate PATH ...       judge a finished run or bundle on a split of a data set
+  compare RUN_A RUN_B     compare two finished runs on the same images, with paired tests
   search RECIPE ...       search settings for a good score from a small network
   search --resume SEARCH  go on with a search that was stopped
   datasets                the data sets that are known by name
@@ -72,6 +73,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "demo": _demo,
         "train": _train,
         "evaluate": _evaluate,
+        "compare": _compare,
         "search": _search,
         "datasets": _datasets,
         "models": _models,
@@ -270,6 +272,41 @@ def _evaluate(words: list[str]) -> int:
         metrics = evaluate(**given, data=data, progress=draw_progress if lead else None)
         if lead:
             show_evaluation(metrics, given["split"])
+    return 0
+
+
+def _compare(words: list[str]) -> int:
+    def arguments(
+        runs: tyro.conf.Positional[tuple[Path, ...]] = (),
+        split: Literal["val", "test"] = "test",
+        out: Path | None = None,
+    ) -> dict[str, Any]:
+        """Compare two finished runs on the same images, with paired tests.
+
+        Args:
+            runs: The folders of two runs on the same data.
+            split: Which split to compare them on.
+            out: Write the numbers into this JSON file, too.
+        """
+        return dict(locals())
+
+    given = _parse(arguments, words, "medduet compare")
+    runs, out = given["runs"], given["out"]
+    if len(runs) != 2:
+        raise ConfigError(f"expected two runs, given {len(runs)}: medduet compare RUN_A RUN_B")
+    if out is not None and out.suffix != ".json":
+        raise ConfigError(f"--out takes the path of a .json file, given {out}")
+    from medduet.console_compare import show_comparison
+    from medduet.files import write_json
+    from medduet.report.compare import compare
+
+    comparison = compare(*runs, split=given["split"])
+    if out is not None:
+        try:
+            write_json(out, comparison.as_dict())
+        except OSError as error:
+            raise ConfigError(f"can't write --out {out}: {error.strerror}") from error
+    show_comparison(comparison)
     return 0
 
 
