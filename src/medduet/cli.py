@@ -300,7 +300,7 @@ def _compare(words: list[str]) -> int:
     from medduet.files import write_json
     from medduet.report.compare import compare
 
-    comparison = compare(*runs, split=given["split"])
+    comparison = compare(runs[0], runs[1], split=given["split"])
     if out is not None:
         try:
             write_json(out, comparison.as_dict())

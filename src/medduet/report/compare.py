@@ -14,7 +14,17 @@ from medduet.errors import ConfigError, DataError
 from medduet.metrics import accuracy
 from medduet.metrics.intervals import Interval
 from medduet.report.runs import FinishedRun, SplitPredictions, open_run
-from medduet.report.statistics import EVIDENCE, delong, holm, mcnemar, over_images, verdict
+from medduet.report.statistics import (
+    EVIDENCE,
+    DeLong,
+    McNemar,
+    OverImages,
+    delong,
+    holm,
+    mcnemar,
+    over_images,
+    verdict,
+)
 from medduet.types import UNKNOWN_LABEL
 
 _ONE_EACH = (
@@ -125,8 +135,10 @@ def compare(run_a: str | Path, run_b: str | Path, split: str = "test") -> Compar
     corrected = holm([row.p for row in rows])
     rows = [replace(row, p_holm=p) for row, p in zip(rows, corrected, strict=True)]
     return Comparison(
-        *names,
-        *(str(run.path) for run in runs),
+        names[0],
+        names[1],
+        str(runs[0].path),
+        str(runs[1].path),
         runs[0].data_name,
         split,
         tuple(rows),
@@ -191,39 +203,16 @@ def _classification(a: SplitPredictions, b: SplitPredictions, names: _Names) -> 
     if not known.any():
         return [], ["accuracy and AUC: no label is known"]
     several = label.ndim == 2
-    shares = [accuracy(label, p, several) for p in (a.probability, b.probability)]
+    share_a, share_b = (accuracy(label, p, several) for p in (a.probability, b.probability))
     if several:
         row = _over_images("accuracy", a.right, b.right, known)
-        row = replace(row, a=shares[0], b=shares[1])
+        row = replace(row, a=share_a, b=share_b)
     else:
         test = mcnemar(a.right[known], b.right[known])
-        row = Row(
-            "accuracy",
-            *shares,
-            test.difference,
-            test.interval,
-            "odds ratio",
-            test.odds_ratio,
-            "McNemar",
-            test.p,
-            test.n,
-        )
+        odds = ("odds ratio", test.odds_ratio)
+        row = _row("accuracy", share_a, share_b, test, "McNemar", odds)
     area = delong(label, a.probability, b.probability)
-    return [
-        row,
-        Row(
-            "AUC",
-            area.auc_a,
-            area.auc_b,
-            area.difference,
-            area.interval,
-            "z",
-            area.z,
-            "DeLong",
-            area.p,
-            area.n,
-        ),
-    ], []
+    return [row, _row("AUC", area.auc_a, area.auc_b, area, "DeLong", ("z", area.z))], []
 
 
 def _dense(a: SplitPredictions, b: SplitPredictions, names: _Names) -> _Found:
@@ -232,6 +221,7 @@ def _dense(a: SplitPredictions, b: SplitPredictions, names: _Names) -> _Found:
     left_out += _lacking("MSE", "reconstruct", (a.mse, b.mse), names)
     if a.mask_dice is not None and b.mask_dice is not None:
         assert a.mask_present is not None
+        assert b.mask_present is not None
         has_mask, present = ~np.isnan(a.mask_dice), a.mask_present
         if np.array_equal(has_mask, ~np.isnan(b.mask_dice)) and np.array_equal(
             present, b.mask_present
@@ -239,12 +229,12 @@ def _dense(a: SplitPredictions, b: SplitPredictions, names: _Names) -> _Found:
             rows.append(_over_images("Dice", a.mask_dice, b.mask_dice, has_mask))
             # As metrics.json has it: the mean over pairs of image and class with a true mask.
             pairs = present.sum(axis=1)
-            scores = [
+            score_a, score_b = (
                 np.where(present, dice, 0).sum(axis=1) / np.maximum(pairs, 1)
                 for dice in (a.mask_dice, b.mask_dice)
-            ]
+            )
             if pairs.any():
-                rows.append(_over_images("Dice of lesions", *scores, pairs))
+                rows.append(_over_images("Dice of lesions", score_a, score_b, pairs))
         else:
             left_out.append("Dice: the true masks differ")
     if a.mse is not None and b.mse is not None:
@@ -255,18 +245,21 @@ def _dense(a: SplitPredictions, b: SplitPredictions, names: _Names) -> _Found:
 def _over_images(measure: str, a: NDArray[Any], b: NDArray[Any], weights: NDArray[Any]) -> Row:
     test = over_images(a, b, weights)
     counted = weights > 0
-    means = [float(np.average(score[counted], weights=weights[counted])) for score in (a, b)]
-    return Row(
-        measure,
-        *means,
-        test.difference,
-        test.interval,
-        "d_z",
-        test.d_z,
-        "permutation",
-        test.p,
-        test.n,
+    mean_a, mean_b = (
+        float(np.average(score[counted], weights=weights[counted])) for score in (a, b)
     )
+    return _row(measure, mean_a, mean_b, test, "permutation", ("d_z", test.d_z))
+
+
+def _row(
+    measure: str,
+    a: float,
+    b: float,
+    found: McNemar | DeLong | OverImages,
+    test: str,
+    effect: tuple[str, float],
+) -> Row:
+    return Row(measure, a, b, found.difference, found.interval, *effect, test, found.p, found.n)
 
 
 def _lacking(measures: str, task: str, values: tuple[object, object], names: _Names) -> list[str]:
