@@ -63,7 +63,7 @@ def test_what_is_right_is_what_the_accuracy_counts(write_run: WriteRun, tmp_path
 
 def test_what_is_absent_is_none(write_run: WriteRun, tmp_path: Path) -> None:
     dice = [[0.5, 0.7], [0.1, 0.1], [1.0, 0.0]]
-    present = [[1, 1], [0, 0], [0, 1]]
+    present = [[1, 1], [1, 0], [0, 1]]  # the second has no true mask at all
     path = write_run(
         tmp_path / "run", tasks=["segment"], dice=dice, present=present, has_mask=[1, 0, 1]
     )
@@ -108,6 +108,7 @@ def test_runs_are_found_once_and_in_order(write_run: WriteRun, tmp_path: Path) -
     names = [str(run.path.relative_to(tmp_path)) for run in found]
     assert names == ["a", "b/1", "b/2", "c/deep/er"]
     assert [run.path for run in find_runs([tmp_path / "a"])] == [tmp_path / "a"]
+    assert len(find_runs([tmp_path / "link", tmp_path / "a"])) == 1
 
 
 def test_nothing_found_says_what_was_expected(write_run: WriteRun, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class SplitPredictions:
     @property
     def lesion(self) -> NDArray[np.bool_] | None:
         """``(N,)`` whether the true mask has any foreground."""
-        return None if self.mask_present is None else self.mask_present.any(axis=1)
+        return None if self.mask_present is None else np.any(self.mask_present, axis=1)
 
 
 def read_predictions(path: Path) -> SplitPredictions:
