@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from medduet.models import MODELS, DuetNetwork, create_model, load_weights
     from medduet.pareto_search import SearchRecord, search
     from medduet.plans import GridConfig, SearchConfig, load_grid, load_search
+    from medduet.report.compare import Comparison, compare
     from medduet.report.page import report
     from medduet.run import RunRecord, evaluate, train
     from medduet.types import Batch, DenseLayout, Outputs
@@ -74,6 +75,7 @@ _HOME = {
     "models": ("MODELS", "DuetNetwork", "create_model", "load_weights"),
     "plans": ("GridConfig", "SearchConfig", "load_grid", "load_search"),
     "report.page": ("report",),
+    "report.compare": ("Comparison", "compare"),
     "run": ("RunRecord", "evaluate", "train"),
     "pareto_search": ("SearchRecord", "search"),
     "types": ("Batch", "DenseLayout", "Outputs"),
@@ -83,6 +85,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "MODELS",
     "Batch",
+    "Comparison",
     "ConfigError",
     "DataConfig",
     "DataError",
@@ -109,6 +112,7 @@ __all__ = [
     "TrainConfig",
     "TrainingError",
     "benchmark",
+    "compare",
     "create_model",
     "evaluate",
     "load",

@@ -26,7 +26,7 @@ usage: medduet COMMAND ...
   evaluate PATH ...       judge a finished run or bundle on a split of a data set
   benchmark GRID ...      train a grid of runs; the same command again goes on with it
   report DIR ...          one page, tables and figures of the runs in these folders
-  compare RUN_A RUN_B     paired tests of two runs on the same images
+  compare RUN_A RUN_B     compare two finished runs on the same images, with paired tests
   search RECIPE ...       search settings for a good score from a small network
   search --resume SEARCH  go on with a search that was stopped
   datasets                the data sets that are known by name
@@ -75,6 +75,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "evaluate": looking.evaluate,
         "benchmark": grids.benchmark,
         "report": grids.report,
+        "compare": grids.compare,
         "search": training.search,
         "datasets": looking.datasets,
         "models": looking.models,

@@ -155,3 +155,40 @@ def report(words: list[str]) -> int:
         page = write(**given)
     sys.stdout.write(f"look at: {page}\n")
     return 0
+
+
+def compare(words: list[str]) -> int:
+    """Compare two finished runs."""
+
+    def arguments(
+        runs: tyro.conf.Positional[tuple[Path, ...]] = (),
+        split: Literal["val", "test"] = "test",
+        out: Path | None = None,
+    ) -> dict[str, Any]:
+        """Compare two finished runs on the same images, with paired tests.
+
+        Args:
+            runs: The folders of two runs on the same data.
+            split: Which split to compare them on.
+            out: Write the numbers into this JSON file, too.
+        """
+        return dict(locals())
+
+    given = parse(arguments, words, "medduet compare")
+    runs, out = given["runs"], given["out"]
+    if len(runs) != 2:
+        raise ConfigError(f"expected two runs, given {len(runs)}: medduet compare RUN_A RUN_B")
+    if out is not None and out.suffix != ".json":
+        raise ConfigError(f"--out takes the path of a .json file, given {out}")
+    from medduet.console_compare import show_comparison
+    from medduet.files import write_json
+    from medduet.report.compare import compare as work
+
+    comparison = work(runs[0], runs[1], split=given["split"])
+    if out is not None:
+        try:
+            write_json(out, comparison.as_dict())
+        except OSError as error:
+            raise ConfigError(f"can't write --out {out}: {error.strerror}") from error
+    show_comparison(comparison)
+    return 0

@@ -64,11 +64,11 @@ def right_answers(
         [True, False, False]
     """
     answers = _answers(label, probability, multi_label)
-    right = (answers.said == answers.has) & answers.known
+    right: NDArray[np.bool_] = (answers.said == answers.has) & answers.known
     if multi_label:
         return right
-    everywhere = np.asarray(label) != UNKNOWN_LABEL
-    everywhere[everywhere] = right.all(axis=1)
+    everywhere = np.zeros(np.shape(label), dtype=np.bool_)
+    everywhere[np.asarray(label) != UNKNOWN_LABEL] = right.all(axis=1)
     return everywhere
 
 

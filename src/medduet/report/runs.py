@@ -52,7 +52,10 @@ class SplitPredictions:
     @property
     def known(self) -> NDArray[np.bool_] | None:
         """In the shape of `label`: whether it is known."""
-        return None if self.label is None else self.label != UNKNOWN_LABEL
+        if self.label is None:
+            return None
+        known: NDArray[np.bool_] = self.label != UNKNOWN_LABEL
+        return known
 
     @property
     def dice(self) -> NDArray[np.float64] | None:
@@ -62,7 +65,7 @@ class SplitPredictions:
     @property
     def lesion(self) -> NDArray[np.bool_] | None:
         """``(N,)`` whether the true mask has any foreground."""
-        return None if self.mask_present is None else self.mask_present.any(axis=1)
+        return None if self.mask_present is None else np.any(self.mask_present, axis=1)
 
 
 def read_predictions(path: Path) -> SplitPredictions:
@@ -241,7 +244,9 @@ def find_runs(paths: Iterable[str | Path]) -> list[FinishedRun]:
         MissingFileError: a path is no folder, or there is no finished run at all.
         DataError: the files of a run can't be read.
     """
-    given, found, unfinished = [Path(path) for path in paths], {}, []
+    given = [Path(path) for path in paths]
+    found: dict[Path, Path] = {}
+    unfinished: list[Path] = []
     for top in given:
         if not top.is_dir():
             raise MissingFileError(f"expected a folder of runs, but {top} is not there")

@@ -20,6 +20,7 @@ def verdict(
     p: float,
     n: int,
     *,
+    correction: str = "",
     per: str = "images",
 ) -> str:
     """Return what a comparison says, and how sure it is, in one sentence.
@@ -35,7 +36,8 @@ def verdict(
         test: name of the test.
         p: its p; NaN where it can't be tested.
         n: how many were compared.
-        per: what they are.
+        correction: what was done to p, such as ``"after Holm's correction for 4 tests"``.
+        per: what was compared.
 
     Example:
         >>> verdict("unet", "resnet", "accuracy", 0.045, (0.003, 0.087), "McNemar", 0.03, 156)
@@ -48,7 +50,7 @@ permutation p = 0.20): no evidence of a difference.'
     low, high = interval
     if difference < 0:
         first, second, difference, low, high = second, first, -difference, -high, -low
-    points, places = measure == "accuracy", 4
+    points, places = measure == "accuracy", 5 if measure == "MSE" else 4
     if points:
         difference, low, high, places = 100 * difference, 100 * low, 100 * high, 1
     amount = f"{difference:.{places}f}"
@@ -59,19 +61,19 @@ permutation p = 0.20): no evidence of a difference.'
     elif points:
         claim = f"{first} is right on {amount} points more of the {n} {per} than {second}"
     else:
-        claim = f"{first} has {article(measure)} {measure} {amount} higher than {second}"
+        claim = f"{first} has {_article(measure)} {measure} {amount} higher than {second}"
         claim += f" over {n} {per}"
     known = not math.isnan(low)
     bounds = f"95% interval {low:.{places}f} to {high:.{places}f}; " if known else ""
     if math.isnan(p):
         return f"{claim} ({bounds}too few {per} for a test): no evidence of a difference."
     found = "evidence" if p < EVIDENCE else "no evidence"
-    return f"{claim} ({bounds}{test} p {shown_p(p)}): {found} of a difference."
+    after = f" {correction}" if correction else ""
+    return f"{claim} ({bounds}{test} p {shown_p(p)}{after}): {found} of a difference."
 
 
-def article(word: str) -> str:
-    """Return the article that is spoken before `word`."""
-    return "an" if word.startswith(("AUC", "MSE", "A", "I")) else "a"
+def _article(word: str) -> str:
+    return "an" if word.startswith(("A", "I", "MSE")) else "a"
 
 
 def shown_p(p: float) -> str:
