@@ -37,7 +37,9 @@ def command(recipe: Path, out: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def write_recipe(path: Path, config: GridConfig) -> Path:
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude={"out"})))
+    path.write_text(
+        yaml.safe_dump(config.model_dump(mode="json", exclude={"out"}), sort_keys=False)
+    )
     return path
 
 

@@ -23,6 +23,7 @@ from medduet.plans import Cell
 
 _CODES: dict[Outcome, int] = {"finished": 0, "failed": 3, "busy": 4, "interrupted": 130}
 _SLOW_TO_READ = ("timm", "segmentation_models_pytorch", "monai.losses", "kornia.augmentation")
+_STARTER = "starter.txt"
 _LOOK = 0.1  # seconds between two looks at which cells have ended
 
 
@@ -52,7 +53,7 @@ class LocalEngine:
 
     def _begin(self) -> subprocess.Popen[bytes]:
         threads = str(max(1, (os.cpu_count() or 1) // self.slots))
-        log = self.folder.path / "cells" / "starter.txt"
+        log = self.folder.path / "cells" / _STARTER
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
             starter = subprocess.Popen(
@@ -81,7 +82,11 @@ class LocalEngine:
         self._running -= set(outcomes)
         if dead:
             for name in self._running:
-                outcomes[name] = self._outcome(name, self._starter.returncode or 1)
+                where = self.folder.path / "cells" / _STARTER
+                self.folder.record_failure(
+                    name, f"the process that starts cells died; its output is in {where}"
+                )
+                outcomes[name] = "failed"
             self._running.clear()
             for stream in (self._starter.stdin, self._starter.stdout):
                 with suppress(BrokenPipeError):
