@@ -40,7 +40,9 @@ class Balancer:
         self.fabric, self.objective = experiment.fabric, experiment.objective
         self.config, self.optimizer = experiment.config.objective, optimizer
         tasks, device = len(self.objective.tasks), self.fabric.device
-        own = partial(type(optimizer), weight_decay=0.0)
+        # Its own parameters are no weights to decay: AdamW would by itself.
+        kind: Callable[..., Optimizer] = type(optimizer)
+        own = partial(kind, weight_decay=0.0)
         self.balance = Balance(self.config.balance, tasks, own, device)
         self.pairs = list(combinations(self.objective.tasks, 2))
         network = experiment.network
