@@ -25,6 +25,26 @@ from medduet.errors import ConfigError, MissingFileError, closest
 Settings = TypeVar("Settings", bound=BaseModel)
 Task = Literal["classify", "segment", "reconstruct"]
 Select = Literal["auto", "accuracy", "balanced_accuracy", "auc", "dice", "mse"]
+Balance = Literal[
+    "sum",
+    "uncertainty",
+    "dwa",
+    "famo",
+    "geometric_mean",
+    "imtl_l",
+    "random",
+    "stch",
+    "pcgrad",
+    "cagrad",
+    "upgrad",
+    "dualproj",
+    "mgda",
+    "imtl_g",
+    "aligned_mtl",
+    "fairgrad",
+    "graddrop",
+    "config",
+]
 TASKS: tuple[Task, ...] = get_args(Task)
 
 
@@ -99,6 +119,11 @@ class ObjectiveConfig(Frozen):
     """Factor of the reconstruction loss."""
     class_weights: Literal["none", "balanced"] = "none"
     """Whether rare classes of the train split count more in the classification loss."""
+    balance: Annotated[Balance, _flag("balance")] = "sum"
+    """How several losses become one step: sum (the paper), a rule that weighs losses (uncertainty
+    to stch), or one that combines their gradients on the encoder (pcgrad to config)."""
+    conflict_steps: int = Field(1, ge=0)
+    """First steps of each epoch at which the angle between the tasks' gradients is measured."""
 
     @field_validator("tasks")
     @classmethod

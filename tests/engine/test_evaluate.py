@@ -49,6 +49,10 @@ class Plain(DuetNetwork):
         self.class_head = nn.Linear(6, 4)
         self.dense_head = nn.Conv2d(6, 2, 1)
 
+    @property
+    def encoder_modules(self) -> list[nn.Module]:
+        return [self.features]
+
     def forward(self, image: Tensor) -> Outputs:
         """Return both heads."""
         features = self.features(self.normalize(image)).relu()

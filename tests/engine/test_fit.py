@@ -71,9 +71,9 @@ class StopAt(Reporter):
 
 
 def epochs(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run, without what depends on the clock."""
+    """The rows of a run, without what depends on the machine."""
     rows = [json.loads(line) for line in (run / "epochs.jsonl").read_text("utf-8").splitlines()]
-    clock = ("seconds", "images_per_second")
+    clock = ("seconds", "images_per_second", "peak_memory_gb")
     assert all(row[name] > 0 for row in rows for name in clock)
     return [{key: row[key] for key in row if key not in clock} for row in rows]
 

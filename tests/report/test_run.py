@@ -14,7 +14,7 @@ from medduet import RunRecord
 from medduet.files import read_json, write_json
 from medduet.report.run import draw_run
 
-FIGURES = ["confusion_matrix", "learning_curves", "predictions", "roc"]
+FIGURES = ["balance", "confusion_matrix", "learning_curves", "predictions", "roc"]
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from lightning.fabric import Fabric
+from lightning.fabric import Fabric, wrappers
 
 from medduet.config import TrainConfig
 from medduet.errors import ConfigError
@@ -49,6 +50,36 @@ def launch_fabric(config: TrainConfig) -> Fabric:
         )
         fabric.launch()
     return fabric
+
+
+@contextmanager
+def gradients_by_hand() -> Iterator[None]:
+    """Let `torch.autograd.grad` through a module of Fabric's.
+
+    With mixed precision Fabric refuses every backward pass but its own, since float16 needs the
+    loss scaled; bfloat16 does not.
+    """
+    before = wrappers._in_fabric_backward
+    wrappers._in_fabric_backward = True
+    try:
+        yield
+    finally:
+        wrappers._in_fabric_backward = before
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """Return the most memory that this process has held so far, in GB: on the GPU, else of all.
+
+    ``None`` on a CPU under Windows, which has no such count.
+    """
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
 
 @contextmanager

@@ -13,16 +13,18 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from medduet.config import TrainConfig
+from medduet.config import Task, TrainConfig
 from medduet.data.augment import build_augmentation
 from medduet.data.batches import train_batches
+from medduet.engine.balance import Balancer
 from medduet.engine.checkpoint import save_state
 from medduet.engine.evaluate import quick_metrics, selection_score
 from medduet.engine.experiment import Experiment
+from medduet.engine.fabric import peak_memory
 from medduet.engine.state import Progress, TrainState
 from medduet.errors import Interrupted, TrainingError
 from medduet.models import DuetNetwork
-from medduet.objectives import Objective
+from medduet.objectives import Objective, PerImage
 from medduet.types import Batch, Outputs
 
 
@@ -64,10 +66,10 @@ def _new_state(experiment: Experiment) -> TrainState:
         optimizer, T_max=config.cosine_epochs or config.epochs
     )
     module, wrapped_optimizer = fabric.setup(experiment.network, optimizer)
-    experiment.objective.to(fabric.device)
-    tasks = len(experiment.objective.tasks)
-    sums = torch.zeros(2, tasks, dtype=torch.float64, device=fabric.device)
-    return TrainState(experiment.network, module, wrapped_optimizer, scheduler, sums)
+    objective = experiment.objective.to(fabric.device)
+    sums = torch.zeros(2, len(objective.tasks), dtype=torch.float64, device=fabric.device)
+    balancer = Balancer(experiment, optimizer)
+    return TrainState(experiment.network, module, wrapped_optimizer, scheduler, sums, balancer)
 
 
 def _parameter_groups(network: DuetNetwork, config: TrainConfig) -> list[dict[str, Any]]:
@@ -125,32 +127,45 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
 
 def _train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
     """Do one optimizer step; return whether a process was asked to stop."""
-    fabric, config, objective = experiment.fabric, experiment.config.train, experiment.objective
-    outputs: Outputs = state.module(batch.image)
-    terms = objective(outputs, batch, experiment.network.normalize(batch.image))
+    fabric, config, balancer = experiment.fabric, experiment.config, state.balancer
+    with fabric.no_backward_sync(state.module, enabled=balancer.needs_gradients):
+        terms = _terms(experiment, state, batch)
     weights = torch.stack([term.weight.sum() for term in terms.values()])
+    totals = torch.stack([term.total().detach() for term in terms.values()])
     asked = torch.full_like(weights[:1], float(experiment.stop.is_set()))
-    shared = fabric.all_reduce(torch.cat([weights, asked]), reduce_op="sum")
+    shared = fabric.all_reduce(torch.cat([weights, totals, asked]), reduce_op="sum")
     assert isinstance(shared, Tensor)
-    # Gradients are averaged over processes; times their number they become the global mean.
-    loss = objective.combine(terms, shared[:-1]) * fabric.world_size
-    if not torch.isfinite(loss):
-        raise TrainingError(_not_finite("loss", state.progress, batch))
-    fabric.backward(loss)
-    if config.clip is not None:
-        # float16 scales its loss by trial: there, a step that overflows is skipped, not wrong.
-        strict = config.precision != "16-mixed"
-        try:
-            fabric.clip_gradients(
-                state.module, state.optimizer, max_norm=config.clip, error_if_nonfinite=strict
-            )
-        except RuntimeError as error:
-            raise TrainingError(_not_finite("gradient", state.progress, batch)) from error
+    all_weights, all_totals = shared[:-1].chunk(2)
+    try:
+        balancer.backward(terms, all_weights, all_totals, state.progress.step)
+        if config.train.clip is not None:
+            _clip(fabric, state, config.train)
+    except FloatingPointError as error:
+        raise TrainingError(_not_finite(str(error), state.progress, batch)) from error
     state.optimizer.step()
     state.optimizer.zero_grad()
-    state.sums[0] += torch.stack([term.total().detach() for term in terms.values()])
+    balancer.after_step(lambda: _terms(experiment, state, batch), all_weights)
+    state.sums[0] += totals
     state.sums[1] += weights
     return bool(shared[-1] > 0) if fabric.world_size > 1 else experiment.stop.is_set()
+
+
+def _terms(experiment: Experiment, state: TrainState, batch: Batch) -> dict[Task, PerImage]:
+    outputs: Outputs = state.module(batch.image)
+    normalized = experiment.network.normalize(batch.image)
+    terms: dict[Task, PerImage] = experiment.objective(outputs, batch, normalized)
+    return terms
+
+
+def _clip(fabric: Fabric, state: TrainState, config: TrainConfig) -> None:
+    # float16 scales its loss by trial: there, a step that overflows is skipped, not wrong.
+    strict = config.precision != "16-mixed"
+    try:
+        fabric.clip_gradients(
+            state.module, state.optimizer, max_norm=config.clip, error_if_nonfinite=strict
+        )
+    except RuntimeError as error:
+        raise FloatingPointError("gradient") from error
 
 
 def _not_finite(what: str, progress: Progress, batch: Batch) -> str:
@@ -180,6 +195,8 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
         "seconds": round(progress.seconds, 3),
         "images_per_second": round(len(experiment.data.train) / max(progress.seconds, 1e-9), 2),
         "train": {"loss": _total(means, objective), **means},
+        **state.balancer.summary(),
+        "peak_memory_gb": peak_memory(fabric.device),
         "val": _judge(experiment, "val"),
     }
     score = selection_score(row["val"], experiment.config.evaluate.select)
@@ -193,6 +210,7 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
     progress.history.append(row)
     progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, 0.0
     state.sums = torch.zeros_like(state.sums)
+    state.balancer.end_epoch()
     state.save(experiment.folder, fabric)
     experiment.reporter.end_epoch(row)
 

@@ -10,7 +10,7 @@ from medduet.data.imageset import ImageSet
 from medduet.errors import ConfigError
 from medduet.models import DuetNetwork, WeightsReport, create_model, load_weights
 from medduet.models.base import check_takes
-from medduet.objectives import Objective, balanced_weights
+from medduet.objectives import Balance, Objective, balanced_weights
 from medduet.types import DenseLayout
 
 
@@ -58,12 +58,29 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
         )
     if not any(config.objective.weight(task) for task in tasks):
         raise ConfigError("every task has weight 0, so there is nothing to learn")
+    _check_balance(config)
     needs = {"dice": "segment", "mse": "reconstruct"}
     select = config.evaluate.select
     if select != "auto" and (needed := needs.get(select, "classify")) not in tasks:
         raise ConfigError(
             f"--evaluate.select {select} needs the task {needed}, but the tasks are "
             f"{', '.join(tasks)}: give --evaluate.select auto"
+        )
+
+
+def _check_balance(config: RunConfig) -> None:
+    name = config.objective.balance
+    if Balance(name, len(config.objective.tasks)).aggregator is None:
+        return
+    if config.model.freeze_encoder:
+        raise ConfigError(
+            f"--balance {name} combines gradients on the encoder, but --model.freeze-encoder was "
+            "given: leave it out, or give --balance sum"
+        )
+    if config.train.precision == "16-mixed":
+        raise ConfigError(
+            f"--balance {name} can't scale gradients for --precision 16-mixed: "
+            "give bf16-mixed or 32-true"
         )
 
 

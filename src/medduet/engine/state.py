@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from medduet.engine.balance import Balancer
 from medduet.engine.checkpoint import load_state, random_state, save_state, set_random_state
 from medduet.engine.folder import RunFolder
 from medduet.errors import TrainingError
+
+if TYPE_CHECKING:
+    from lightning.fabric.wrappers import _FabricModule
 
 
 @dataclass
@@ -56,14 +60,16 @@ class TrainState:
         scheduler: of the learning rate, stepped once per epoch.
         sums: ``(2, T)`` float64, the sum of the losses and of the weights of each task over the
             epoch so far, on this process.
+        balancer: how the losses become one step.
         progress: epoch, step and history.
     """
 
     network: nn.Module
-    module: nn.Module
+    module: _FabricModule
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     sums: Tensor
+    balancer: Balancer
     progress: Progress = field(default_factory=Progress)
 
     def save(self, folder: RunFolder, fabric: Fabric) -> None:
@@ -79,6 +85,7 @@ class TrainState:
                 "scheduler": self.scheduler.state_dict(),
                 "generators": generators,
                 "sums": sums,
+                "balancer": self.balancer.state_dict(),
                 "world_size": fabric.world_size,
                 "progress": asdict(self.progress),
             }
@@ -104,6 +111,7 @@ class TrainState:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
+        self.balancer.load_state_dict(state["balancer"])
         bests = {name: Best(**state["progress"][name]) for name in ("best", "best_test")}
         self.progress = Progress(**state["progress"] | bests)
         rank = fabric.global_rank if fabric.world_size > 1 else slice(None)

@@ -69,8 +69,8 @@ class Objective(nn.Module):
                 )
         return terms
 
-    def combine(self, terms: Mapping[Task, PerImage], weights: Tensor) -> Tensor:
-        """Return the weighted sum of the terms, a scalar.
+    def losses(self, terms: Mapping[Task, PerImage], weights: Tensor) -> Tensor:
+        """Return ``(T,)`` the mean loss of each term times its factor.
 
         Args:
             terms: what `forward` gave.
@@ -81,7 +81,11 @@ class Objective(nn.Module):
             self.factors[task] * term.total() / weight.clamp(min=torch.finfo(weight.dtype).tiny)
             for (task, term), weight in zip(terms.items(), weights, strict=True)
         ]
-        return torch.stack(means).sum()
+        return torch.stack(means)
+
+    def combine(self, terms: Mapping[Task, PerImage], weights: Tensor) -> Tensor:
+        """Return the sum of the `losses`, a scalar; `medduet.objectives.Balance` has other ways."""
+        return self.losses(terms, weights).sum()
 
 
 def balanced_weights(label: Tensor, num_classes: int) -> Tensor:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from medduet.files import read_json
+from medduet.report.balance import balance_curves
 from medduet.report.figures import confusion, learning_curves, roc
 from medduet.report.runs import SplitPredictions, read_predictions
 from medduet.report.sheet import UNKNOWN_MASK, prediction_sheet
@@ -19,9 +20,9 @@ from medduet.report.style import save
 def draw_run(path: Path) -> list[Path]:
     """Draw the figures of the run in the folder `path` into ``figures/``; return their paths.
 
-    Learning curves always; confusion matrix and ROC curves of the test split where there are
-    classes; a sheet of test images with truth and prediction. All but the curves show the epoch
-    that validation selected.
+    Learning curves always; the balance of the tasks where there are several; confusion matrix and
+    ROC curves of the test split where there are classes; a sheet of test images with truth and
+    prediction. All but the curves show the epoch that validation selected.
     """
     metrics = read_json(path / "metrics.json")
     data = read_json(path / "environment.json")["data"]
@@ -29,6 +30,10 @@ def draw_run(path: Path) -> list[Path]:
     honest = metrics.get("validation_selected", metrics)
     test_epoch = metrics["selected_epoch"] if honest is not metrics else None
     figures = {"learning_curves": learning_curves(epochs, honest["selected_epoch"], test_epoch)}
+    balance = read_json(path / "config.json")["objective"].get("balance", "sum")
+    balanced = balance_curves(epochs, balance)
+    if balanced is not None:
+        figures["balance"] = balanced
     predictions = read_predictions(path / "predictions" / "test.csv")
     label, probability = predictions.label, predictions.probability
     if label is not None and probability is not None:
