@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from medduet.pareto_search import SearchRecord, search
     from medduet.plans import GridConfig, SearchConfig, load_grid, load_search
     from medduet.report.compare import Comparison, compare
-    from medduet.report.page import report
+    from medduet.report.page import write_report
     from medduet.run import RunRecord, evaluate, train
     from medduet.types import Batch, DenseLayout, Outputs
 
@@ -74,7 +74,7 @@ _HOME = {
     "grid.benchmark": ("GridRecord", "benchmark"),
     "models": ("MODELS", "DuetNetwork", "create_model", "load_weights"),
     "plans": ("GridConfig", "SearchConfig", "load_grid", "load_search"),
-    "report.page": ("report",),
+    "report.page": ("write_report",),
     "report.compare": ("Comparison", "compare"),
     "run": ("RunRecord", "evaluate", "train"),
     "pareto_search": ("SearchRecord", "search"),
@@ -123,9 +123,9 @@ __all__ = [
     "load_weights",
     "open_images",
     "recipe_names",
-    "report",
     "search",
     "train",
+    "write_report",
 ]
 
 

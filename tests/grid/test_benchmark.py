@@ -128,7 +128,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
     assert "missing.npz" in error
     assert "\n" not in error
     assert "width" in record.states["phantom-timm-resnet18-seed0"].error
-    page = medduet.report([out]).read_text()
+    page = medduet.write_report([out]).read_text()
     assert "Failed: phantom-timm-resnet18-seed0" in page
     before = grids.starts(out)
     assert benchmark(resume=out).count("failed") == 3
@@ -226,7 +226,7 @@ def test_mistakes_of_the_caller(grids: SimpleNamespace, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "expected a recipe (paper, quick, tasks"),
+        ([], "expected a recipe (balance, paper, quick, tasks"),
         (["quik"], "unknown recipe 'quik': did you mean quick?"),
         (["tasks"], "the grid has no data"),
         (["tasks", "--datasets", "x.npz", "--seeds"], "seeds"),

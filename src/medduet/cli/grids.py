@@ -82,7 +82,7 @@ def _run(config: GridConfig | None, resume: Path | None, where: Where) -> int:
     from medduet.console import draw_progress
     from medduet.console_grid import GridScreen, show_grid
     from medduet.grid.benchmark import benchmark
-    from medduet.report.page import report
+    from medduet.report.page import write_report
 
     stop = threading.Event()
     with stopping_on_signals(stop), GridScreen() as screen:
@@ -95,7 +95,7 @@ def _run(config: GridConfig | None, resume: Path | None, where: Where) -> int:
             progress=draw_progress,
             stop=stop,
         )
-    page = report([record.path]) if record.count("finished") else None
+    page = write_report([record.path]) if record.count("finished") else None
     show_grid(record, page)
     return 0 if record.count("failed") == 0 else 1
 
@@ -150,9 +150,9 @@ def report(words: list[str]) -> int:
     if not given["paths"]:
         raise ConfigError("expected folders of runs: medduet report DIR ...")
     with quiet_libraries():
-        from medduet.report.page import report as write
+        from medduet.report.page import write_report
 
-        page = write(**given)
+        page = write_report(**given)
     sys.stdout.write(f"look at: {page}\n")
     return 0
 

@@ -48,7 +48,7 @@ class GridFolder:
         ├── grid.json        the settings
         ├── runs/CELL/       the folder of each run
         ├── cells/           for each cell its lock, its log, and its error if it failed
-        └── report/          see `medduet.report`
+        └── report/          see `medduet.write_report`
     """
 
     def __init__(self, path: Path) -> None:

@@ -17,7 +17,7 @@ from medduet.report.runs import find_runs
 from medduet.report.writer import Part, Writer
 
 
-def report(
+def write_report(
     paths: Sequence[str | Path],
     out: Path | None = None,
     *,
