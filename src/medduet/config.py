@@ -265,10 +265,10 @@ def validate(kind: type[Settings], values: Any, origin: str) -> Settings:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_describe(error, kind)}") from error
+        raise ConfigError(f"{origin}: {describe(error, kind)}") from error
 
 
-def _describe(error: ValidationError, root: type[BaseModel]) -> str:
+def describe(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
     """Return the findings of pydantic in one line, with the closest names for unknown keys."""
     findings = []
     for item in error.errors():

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from pydantic import ValidationError
 
-from medduet.config import recipe_names
+from medduet.config import describe, recipe_names
 from medduet.errors import ConfigError
 
 
@@ -28,6 +29,8 @@ def parse(kind: Any, words: Sequence[str], program: str, **options: Any) -> Any:
         if not stop.code:
             raise
         raise ConfigError(_one_line(findings.getvalue(), program)) from None
+    except ValidationError as error:  # of settings that are part of several
+        raise ConfigError(f"{describe(error)}; all options: {program} --help") from error
 
 
 def _one_line(box: str, program: str) -> str:

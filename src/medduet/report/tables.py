@@ -62,10 +62,11 @@ class Table(NamedTuple):
     def latex(self) -> str:
         """Return it as a LaTeX tabular, for the package booktabs."""
         signs = {"±": "$\\pm$", "≤": "$\\leq$", "−": "$-$", "⁹": "$^9$"}
-        text = str(tabulate(self.rows, self.header, "latex_booktabs", disable_numparse=True))
+        table = tabulate(self.rows, self.header, "latex_booktabs", disable_numparse=True)
+        text = f"% {self.title}\n{table}\n"
         for sign, word in signs.items():
             text = text.replace(sign, word)
-        return f"% {self.title}\n{text}\n"
+        return text
 
 
 def _names(words: str) -> list[str]:
