@@ -2,10 +2,10 @@
 
     taskset -c 1 env OMP_NUM_THREADS=1 python benchmarks/balance.py [balance ...]
 
-Time: steps of the balance and of the sum in turn, in one process; the ratio of each pair, which a busy machine changes little. Memory:
+Time: steps of the balance and of the sum in turn, in one process; the ratio of each pair. Memory:
 the highest resident memory of a process of its own over three steps (Linux), less what it held
-before. Generated images of 64
-pixels in batches of 16, vovunet_var of width 16, tasks classify and segment.
+before. Generated images of 64 pixels in batches of 16, vovunet_var of width 16, tasks classify and
+segment; the conflict between the tasks is not measured where the balance doesn't need it.
 """
 
 from __future__ import annotations
