@@ -120,8 +120,7 @@ class ObjectiveConfig(Frozen):
     class_weights: Literal["none", "balanced"] = "none"
     """Whether rare classes of the train split count more in the classification loss."""
     balance: Annotated[Balance, _flag("balance")] = "sum"
-    """How several losses become one step: sum (the paper), a rule that weighs losses (uncertainty
-    to stch), or one that combines their gradients on the encoder (pcgrad to config)."""
+    """How losses become one step: sum, weighed (uncertainty to stch), by gradient (from pcgrad)."""
     conflict_steps: int = Field(1, ge=0)
     """First steps of each epoch at which the angle between the tasks' gradients is measured."""
 

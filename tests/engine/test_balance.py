@@ -132,6 +132,24 @@ def test_every_balance_learns(
         assert weight is None if name in ("graddrop", "config") else math.isfinite(weight)
 
 
+def test_the_coefficients_give_the_gradient_of_the_scalarizer(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(
+        tmp_path, objective={"balance": "geometric_mean", "reconstruct_weight": 3.0}
+    )
+    experiment, batch = make_experiment(config), make_batch()
+    network, objective = copy.deepcopy(experiment.network), experiment.objective
+    state = _new_state(experiment)
+    state.optimizer.step = state.optimizer.zero_grad = lambda: None
+    _train_step(experiment, state, batch)
+    terms = objective(network(batch.image), batch, network.normalize(batch.image))
+    losses = objective.losses(terms, torch.stack([t.weight.sum() for t in terms.values()]))
+    losses.log().mean().exp().backward()
+    for found, expected in zip(experiment.network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+
+
 def test_aggregation_is_torchjds(make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config(tmp_path, objective=TWO | {"balance": "mgda", "segment_weight": 2.0})
     experiment, batch = make_experiment(config), make_batch()
