@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import math
 import os
@@ -39,7 +40,7 @@ from medduet.objectives.balance import BALANCES
 from medduet.types import Batch, DenseLayout, Outputs
 
 MakeConfig = Callable[..., RunConfig]
-HERE = [name for name in BALANCES if name != "cagrad"]  # which needs another library
+HERE = [name for name in BALANCES if name != "cagrad" or importlib.util.find_spec("cvxpy")]
 TWO = {"tasks": ["classify", "segment"]}
 
 

@@ -165,7 +165,23 @@ def test_cosines() -> None:
     torch.testing.assert_close(found, expected, equal_nan=True)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("cvxpy") is not None, reason="cvxpy is here")
-def test_a_library_that_is_missing_is_named() -> None:
-    with pytest.raises(ConfigError, match=r'--balance cagrad .*pip install "torchjd\[cagrad\]"'):
+def test_cagrad_finds_the_step_of_least_conflict() -> None:
+    """With c = 0.5 it maximises the worst improvement within half the mean's norm of the mean."""
+    pytest.importorskip("cvxpy", reason="needs cvxpy: pip install 'medduet[balance]'")
+    vector, shares = Balance("cagrad", 2).aggregate(CONFLICT, BOTH)
+    assert shares is not None
+    torch.testing.assert_close(shares @ CONFLICT, vector)
+    mean = CONFLICT.mean(dim=0)
+    angle = torch.linspace(0, 2 * math.pi, 20_001)
+    around = torch.stack([angle.cos(), angle.sin()], dim=1) * 0.5 * mean.norm()
+    worst = ((mean + around) @ CONFLICT.T).min(dim=1).values.max()
+    assert (CONFLICT @ vector).min().item() == pytest.approx(worst.item(), abs=1e-3)
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(tasks: int) -> None:
+        raise ImportError("cvxpy")
+
+    monkeypatch.setitem(BALANCES, "cagrad", missing)
+    with pytest.raises(ConfigError, match=r"--balance cagrad .*pip install 'medduet\[balance\]'"):
         Balance("cagrad", 2)

@@ -103,8 +103,9 @@ class Balance:
         try:
             method = BALANCES[name](tasks).to(device)
         except ImportError as error:
-            command = f'pip install "torchjd[{name}]"'
-            raise ConfigError(f"--balance {name} needs another library: {command}") from error
+            raise ConfigError(
+                f"--balance {name} needs cvxpy: pip install 'medduet[balance]'"
+            ) from error
         if isinstance(method, Aggregator):
             self.aggregator = method
         else:
