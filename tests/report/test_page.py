@@ -129,7 +129,7 @@ def test_methods_are_paired_by_seed_and_corrected(grid: Path) -> None:
     runs = group_runs(find_runs([grid]))
     first, *others = runs.of("third")
     assert first.method == "vovunet_var"
-    found = {(row.method, row.measure): row for row in differences(first, others)}
+    found = {(row.method, row.measure): row for row in differences([first, *others])}
     ps, areas = {}, {}
     for model, skill in (("unet_var", 1.8), ("timm:resnet18", 0.4)):
         each, area = [], []
@@ -154,7 +154,7 @@ def test_a_single_seed_gets_the_plain_tests(write_run: WriteRun, tmp_path: Path)
     for model, skill in (("vovunet_var", 2.0), ("unet_var", 0.5)):
         write_run(tmp_path / model, model=model, seed=0, **answers(0, skill))
     runs = group_runs(find_runs([tmp_path]))
-    found = differences(runs.of("fakemnist")[0], runs.of("fakemnist")[1:])
+    found = differences(runs.of("fakemnist"))
     tests = {row.measure: row.test for row in found}
     assert (tests["accuracy"], tests["auc"]) == ("McNemar", "DeLong")
     a, b = answers(0, 2.0), answers(0, 0.5)

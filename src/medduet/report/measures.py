@@ -65,10 +65,9 @@ def measure(group: Group, name: str) -> Measured | None:
         group: runs that differ by seed.
         name: ``"accuracy"``, ``"auc"``, ``"dice"`` or ``"dice_lesion"``.
     """
-    found = [group.runs[seed].honest["test"].get(name) for seed in group.seeds]
-    if any(value is None for value in found):
+    if not _has(group, name):
         return None
-    values = tuple(float(value) for value in found)
+    values = tuple(float(group.runs[seed].honest["test"][name]) for seed in group.seeds)
     mean = float(np.mean(values))
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else _NAN
     interval, n = _INTERVALS[name](group, mean)
@@ -173,29 +172,35 @@ class Difference(NamedTuple):
     n: int
 
 
-def differences(reference: Group, others: Sequence[Group]) -> list[Difference]:
-    """Compare each of `others` with the reference, on each measure that both have.
+def differences(groups: Sequence[Group]) -> list[Difference]:
+    """Compare, on each measure, the first group that has it with every other one that has it.
 
     Accuracy is tested by McNemar, AUC by DeLong, Dice by sign-flip permutation. The tests need the
     same images in the same order: a method without a seed in common is left out.
     """
     found: list[Difference] = []
     for name in MEASURES:
-        rows = [row for other in others if (row := _difference(name, reference, other)) is not None]
+        having = [group for group in groups if _has(group, name)]
+        rows = [
+            row for other in having[1:] if (row := _difference(name, having[0], other)) is not None
+        ]
         corrected = holm([row.p for row in rows]) if rows else []
         found += [row._replace(p_holm=p) for row, p in zip(rows, corrected, strict=True)]
     return found
 
 
+def _has(group: Group, name: str) -> bool:
+    return all(run.honest["test"].get(name) is not None for run in group.runs.values())
+
+
 def _difference(name: str, reference: Group, other: Group) -> Difference | None:
     seeds = [seed for seed in reference.seeds if seed in other.runs]
-    values = [
-        [group.runs[seed].honest["test"].get(name) for seed in seeds]
-        for group in (reference, other)
-    ]
-    if not seeds or any(value is None for row in values for value in row):
+    if not seeds:
         return None
-    first, second = np.array(values, dtype=float)
+    first, second = (
+        np.array([group.runs[seed].honest["test"][name] for seed in seeds], dtype=float)
+        for group in (reference, other)
+    )
     difference = float(np.mean(first - second))
     if name == "auc":
         test, p, interval = _auc_test(reference, other, seeds)

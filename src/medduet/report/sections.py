@@ -15,28 +15,25 @@ from medduet.report.grouping import Runs
 from medduet.report.measures import MEASURES, Difference, differences
 from medduet.report.published import notes_for, published_for
 from medduet.report.runs import FinishedRun
-from medduet.report.statistics import EVIDENCE, verdict
+from medduet.report.statistics import EVIDENCE, shown_p, verdict
 from medduet.report.statistics import over_sets as test_over_sets
 from medduet.report.style import slug
 from medduet.report.tables import Table
 from medduet.report.writer import Part, Writer
 
 FEWEST_SETS = 2
+FEWEST_SEEDS = 3
 
 
 def compare(runs: Runs) -> dict[str, list[Difference]]:
-    """Compare every method with the reference, on each data set that has both."""
-    reference = runs.methods[0]
+    """Compare every method with the reference, on each data set."""
     found = {}
     for dataset in runs.datasets:
-        groups = {group.method: group for group in runs.of(dataset)}
-        if reference in groups and len(groups) > 1:
-            first = groups.pop(reference)
-            print_of = {each.first.data.get("fingerprint") for each in [first, *groups.values()]}
-            if len(print_of) > 1:
-                raise DataError(f"the runs on {dataset} were not made on the same images")
-            if rows := differences(first, list(groups.values())):
-                found[dataset] = rows
+        groups = runs.of(dataset)
+        if len({group.first.data.get("fingerprint") for group in groups}) > 1:
+            raise DataError(f"the runs on {dataset} were not made on the same images")
+        if rows := differences(groups):
+            found[dataset] = rows
     return found
 
 
@@ -62,7 +59,7 @@ def answer(runs: Runs, compared: dict[str, list[Difference]], paths: Sequence[st
             better = [row.method for row in found if row.difference < 0]
             worse = [row.method for row in found if row.difference > 0]
             said = [
-                f"{word} than {runs.methods[0]}: {', '.join(names)}"
+                f"{word} than {of[0].reference}: {', '.join(names)}"
                 for word, names in (("higher", better), ("lower", worse))
                 if names
             ]
@@ -78,17 +75,25 @@ def answer(runs: Runs, compared: dict[str, list[Difference]], paths: Sequence[st
 
 
 def _sentence(row: Difference) -> str:
-    corrected = f"{row.test}, Holm-corrected"
-    called = "accuracy" if row.measure == "accuracy" else MEASURES[row.measure]
-    return verdict(
+    """Return what the test over images says, and what the seeds add."""
+    said = verdict(
         row.reference,
         row.method,
-        called,
+        MEASURES[row.measure],
         row.difference,
         row.interval,
-        corrected,
+        f"{row.test}, Holm-corrected,",
         row.p_holm,
         row.n,
+    )
+    seeds = row.seeds
+    if seeds.n < FEWEST_SEEDS:
+        return said
+    scale, digits = (100, 1) if row.measure == "accuracy" else (1, 3)
+    mean, low, high = (scale * x for x in (seeds.difference, *seeds.interval))
+    return (
+        f"{said} Over {seeds.n} seeds the difference is {mean:+.{digits}f} ({low:+.{digits}f} to "
+        f"{high:+.{digits}f}; paired t p {shown_p(seeds.p)}, d_z {seeds.d_z:+.1f})."
     )
 
 
@@ -183,7 +188,8 @@ def paired(runs: Runs, compared: dict[str, list[Difference]], writer: Writer) ->
     part = Part("Paired tests")
     if compared:
         part.text.append(
-            f"Each method against {runs.methods[0]}, on the same images and seeds. Accuracy: "
+            f"Each method against {runs.methods[0]}, or the first that has the measure, on the "
+            "same images and seeds. Accuracy: "
             "McNemar; AUC: DeLong; Dice: sign-flip permutation of the images. With several seeds "
             "McNemar's and DeLong's p are twice the median over seeds, which holds however the "
             "seeds depend on each other. Holm's correction is over the methods of one measure and "

@@ -165,8 +165,9 @@ def paired(found: Sequence[Difference], name: str, title: str) -> Table:
         seeds = row.seeds
         rows.append(
             [
-                row.method,
                 MEASURES[row.measure],
+                row.reference,
+                row.method,
                 f"{scale * row.difference:+.{digits}f}{_interval((low, high), digits)}",
                 row.test,
                 *(_p(p) for p in (row.p, row.p_holm)),
@@ -195,11 +196,11 @@ def paired(found: Sequence[Difference], name: str, title: str) -> Table:
                 row.n,
             ]
         )
-    header = ["method", "measure", "reference minus method", "test over images", "p", "p, Holm"]
+    header = ["measure", "reference", "method", "reference minus method", "test over images"]
     return Table(
         name,
         title,
-        [*header, "evidence", "p over seeds (d_z)", "n"],
+        [*header, "p", "p, Holm", "evidence", "p over seeds (d_z)", "n"],
         rows,
         values,
         [
