@@ -62,7 +62,11 @@ class RayEngine:
             self._connect(address)
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
-        self._check_resources(cpus, gpus)
+        try:
+            self._check_resources(cpus, gpus)
+        except ConfigError:
+            self._leave()
+            raise
         each = {"num_cpus": cpus, "num_gpus": gpus} if ranks == 1 else {"num_cpus": 0}
         # One process per cell: it gives back its memory, and GPU, at its end.
         self._task = ray.remote(max_retries=RETRIES, max_calls=1, **each)(_run)
@@ -76,7 +80,13 @@ class RayEngine:
         if address is None:  # it is ours: nothing is told to anybody
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            self._ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            self._ray.init(
+                address=address,
+                # The dashboard takes a port; a cluster that is there has its own.
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"there is no Ray cluster at {address}: start one by 'ray start --head', or leave "
@@ -137,6 +147,9 @@ class RayEngine:
             self.stop()
             self._ray.wait(list(self._running), num_returns=len(self._running))
         self._stop_file.unlink(missing_ok=True)
+        self._leave()
+
+    def _leave(self) -> None:
         if self._started:
             self._ray.shutdown()
 
