@@ -64,8 +64,9 @@ def bars(
     """
     known = [name for name in datasets if any((name, method) in cells for method in methods)]
     left = min(0.25 + 0.068 * max(len(shorten(method, 34)) for method in methods), 3.0)
-    figure, panels = _panels(len(known), max(_ROW * len(methods), 0.9), 0.62, left)
     whos = list(dict.fromkeys(who for name in known for who, _, _ in published.get(name, ())))
+    below = 0.45 + 0.2 * (-(-len(whos) // 2) + 1)
+    figure, panels = _panels(len(known), max(_ROW * len(methods), 0.9), below, left)
     for axes, dataset in zip(panels, known, strict=True):
         for row, method in enumerate(methods):
             if (cell := cells.get((dataset, method))) is not None:
@@ -95,8 +96,14 @@ def bars(
             if whole
             else {"ls": "", "marker": _MARKERS[index % len(_MARKERS)], "ms": 4.5}
         )
-        handles.append(Line2D([], [], color=VERMILION, label=f"published: {who}", **look))
-    figure.legend(handles=handles, loc="lower center", ncols=3)
+        handles.append(
+            Line2D([], [], color=VERMILION, label=shorten(f"published: {who}", 66), **look)
+        )
+    ours, theirs = handles[:3], handles[3:]
+    above = float(0.19 * -(-len(whos) // 2) / figure.get_figheight())
+    figure.legend(handles=ours, loc="lower center", ncols=3, bbox_to_anchor=(0.5, above))
+    if theirs:
+        figure.legend(handles=theirs, loc="lower center", ncols=2, fontsize=7)
     return figure
 
 

@@ -162,9 +162,11 @@ def _published(runs: Runs) -> dict[str, list[tuple[str, str | None, float]]]:
         rows: list[tuple[str, str | None, float]] = []
         for row in published_for(*key):
             same: list[str | None] = [
-                group.method for group in groups if group.first.model == row.network
+                group.method
+                for group in groups
+                if group.first.model in (row.network, f"timm:{row.network}")
             ]
-            who = f"{row.protocol}" if same else f"{row.network}, {row.protocol}"
+            who = row.protocol if same else f"{row.network}, {row.protocol}"
             rows += [(who, method, row.accuracy / 100) for method in same or [None]]
         found[dataset] = rows
     return found
