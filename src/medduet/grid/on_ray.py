@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import threading
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from medduet.run import train
 RETRIES = 3
 """So often a cell starts again after the node or the process that it ran on was lost."""
 _MANY = 1_000_000
+_PATIENCE = 10.0  # seconds for a cluster to answer
 _LOOK = 0.5  # seconds between two looks for the file that asks to stop
 
 
@@ -80,6 +82,10 @@ class RayEngine:
         if address is None:  # it is ours: nothing is told to anybody
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
+            if address is not None and ":" in address:
+                # Ray tries for minutes.
+                host, _, port = address.rpartition("/")[2].rpartition(":")
+                socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
             self._ray.init(
                 address=address,
                 # The dashboard takes a port; a cluster that is there has its own.
@@ -87,7 +93,7 @@ class RayEngine:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"there is no Ray cluster at {address}: start one by 'ray start --head', or leave "
                 "--address out"
