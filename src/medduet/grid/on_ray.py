@@ -87,7 +87,7 @@ class RayEngine:
                 host, _, port = address.rpartition("/")[2].rpartition(":")
                 socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
             self._ray.init(
-                address=address,
+                address=address or "local",  # not the one that another program has started
                 # The dashboard takes a port; a cluster that is there has its own.
                 include_dashboard=None if address else False,
                 log_to_driver=False,
