@@ -40,12 +40,15 @@ def compare(runs: Runs) -> dict[str, list[Difference]]:
 def answer(runs: Runs, compared: dict[str, list[Difference]], paths: Sequence[str | Path]) -> Part:
     """Say in words what the tests found."""
     part = Part("In words")
-    total = sum(len(group.runs) for group in runs.groups.values())
-    seeds = sorted({seed for group in runs.groups.values() for seed in group.runs})
+    counts = {
+        "finished run": sum(len(group.runs) for group in runs.groups.values()),
+        "method": len(runs.methods),
+        "data set": len(runs.datasets),
+        "seed": len({seed for group in runs.groups.values() for seed in group.runs}),
+    }
     part.text.append(
-        f"{total} finished runs: {len(runs.methods)} method(s), {len(runs.datasets)} data set(s), "
-        f"{len(seeds)} seed(s). Every epoch was selected on the validation split unless a number "
-        "says test-selected."
+        f"{', '.join(_counted(count, what) for what, count in counts.items())}. Every epoch was "
+        "selected on the validation split unless a number says test-selected."
     )
     for dataset, rows in compared.items():
         for name, called in MEASURES.items():
@@ -72,6 +75,10 @@ def answer(runs: Runs, compared: dict[str, list[Difference]], paths: Sequence[st
     part.text += [f"Failed: {line}" for line in _failures(paths)]
     part.text += runs.notes
     return part
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("" if count == 1 else "s")
 
 
 def _sentence(row: Difference) -> str:
@@ -312,7 +319,7 @@ def provenance(runs: Runs, paths: Sequence[str | Path], writer: Writer) -> Part:
     part = Part("Where it comes from")
     every = [run for group in runs.groups.values() for run in group.runs.values()]
     versions = Counter(_versions(run) for run in every)
-    part.text += [f"{count} runs by {version}." for version, count in versions.items()]
+    part.text += [f"{_counted(count, 'run')} by {version}." for version, count in versions.items()]
     rows = [
         [dataset, group.method, str(seed), run.path.name, _data(run)]
         for dataset in runs.datasets
