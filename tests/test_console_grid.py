@@ -36,7 +36,7 @@ def test_the_table_has_a_mark_for_every_seed() -> None:
     assert text.count("✓") == 1
     assert "✓✗▶" in text
     assert text.count("···") == 3
-    assert "▶ phantom-grey-vovunet_var-seed2: running, epoch 2, validation Dice 0.500" in text
+    assert "▶ phantom-grey-vovunet_var-seed2: running, epoch 2 of 6, validation Dice 0.500" in text
 
 
 def test_without_a_terminal_each_end_is_a_line() -> None:

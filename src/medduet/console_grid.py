@@ -67,8 +67,11 @@ def grid_view(cells: list[Cell], states: Mapping[str, CellState]) -> RenderableT
         marks[cell.dataset] += _MARKS[states[cell.name].state]
     for method, marks in rows.items():
         table.add_row(method, *marks.values())
-    running = [name for name, state in states.items() if state.state == "running"]
-    lines = [Text(_line(name, states[name])) for name in running[:MOST_RUNNING]]
+    running = [cell for cell in cells if states[cell.name].state == "running"]
+    lines = [
+        Text(_line(cell.name, states[cell.name], f" of {cell.run.train.epochs}"))
+        for cell in running[:MOST_RUNNING]
+    ]
     if len(running) > MOST_RUNNING:
         lines.append(Text(f"and {len(running) - MOST_RUNNING} more"))
     return Group(table, *lines)
@@ -78,13 +81,13 @@ def _method(cell: Cell) -> str:
     return f"{cell.network} · {cell.variant}" if cell.variant else cell.network
 
 
-def _line(name: str, state: CellState) -> str:
+def _line(name: str, state: CellState, epochs: str = "") -> str:
     if state.state == "failed":
         return f"{_MARKS['failed']} {name}: {state.error}"
     known = state.row.get("val", {})
     parts = [f"{short} {known[key]:.3f}" for key, short in _SHORT.items() if known.get(key)]
     scores = f", validation {'  '.join(parts)}" if parts else ""
-    return f"{_MARKS[state.state]} {name}: {state.state}, epoch {state.epoch}{scores}"
+    return f"{_MARKS[state.state]} {name}: {state.state}, epoch {state.epoch}{epochs}{scores}"
 
 
 def show_grid(record: GridRecord, page: Path | None) -> None:
