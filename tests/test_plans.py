@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from medduet import ConfigError, GridConfig, load_grid, recipe_names
 from medduet.config import parse_config, validate
+from medduet.engine.prepare import check_settings, open_data
 from medduet.plans import change
 
 OUT = Path("grids/test")
@@ -84,7 +86,10 @@ def test_mistakes_are_one_line(values: dict[str, Any], said: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("values", [{"seeds": []}, {"seeds": [-1]}, {"seed": [0]}])
+@pytest.mark.parametrize(
+    "values",
+    [{"seeds": []}, {"seeds": [-1]}, {"seed": [0]}, {"datasets": ["a", {"b": {}}]}],
+)
 def test_impossible_grids_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         grid(**values)
@@ -95,6 +100,19 @@ def test_every_recipe_makes_cells(name: str) -> None:
     config = load_grid(name)
     cells = config.choose(datasets=() if config.datasets else ("set.npz",)).cells(OUT)
     assert len(cells) == len({cell.run.model_dump_json() for cell in cells})
+
+
+@pytest.mark.parametrize("name", ["quick", "tasks", "balance"])
+def test_recipes_take_data_of_ones_own(name: str, tmp_path: Path) -> None:
+    data = tmp_path / "set.npz"
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = np.zeros((4, 32, 32), np.uint8)
+        arrays[f"{split}_labels"] = np.array([[0], [1], [0], [1]], np.uint8)
+        arrays[f"{split}_masks"] = np.ones((4, 32, 32), np.uint8)
+    np.savez(data, **arrays)
+    for cell in load_grid(name).choose(datasets=(str(data),)).cells(tmp_path):
+        check_settings(cell.run, open_data(cell.run.data, None))
 
 
 def test_the_grid_of_the_paper_is_the_papers() -> None:

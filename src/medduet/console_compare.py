@@ -21,7 +21,7 @@ def show_comparison(comparison: Comparison) -> None:
         console.width = _PIPED_WIDTH
     names = (("a", comparison.a, comparison.path_a), ("b", comparison.b, comparison.path_b))
     for letter, name, path in names:
-        console.print(f"{letter}: {name}  {path}", highlight=False, soft_wrap=True)
+        console.print(f"{letter}: {name}  {path}", highlight=False, soft_wrap=True, markup=False)
     title = f"{comparison.data}, {comparison.split}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
@@ -31,7 +31,7 @@ def show_comparison(comparison: Comparison) -> None:
         table.add_row(*_cells(row))
     console.print(table)
     for text in (*comparison.left_out, *comparison.notes, comparison.sentence):
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _cells(row: Row) -> list[str]:

@@ -45,13 +45,16 @@ class GridScreen:
         for name, state in states.items():
             before, self._told[name] = self._told.get(name), state.state
             if not first and state.state != before and state.state in ("finished", "failed"):
-                self.console.print(_line(name, state), highlight=False, soft_wrap=True)
+                self._print(_line(name, state))
         if first:
             counts = Counter(state.state for state in states.values())
             text = ", ".join(f"{count} {state}" for state, count in counts.items())
-            self.console.print(f"{len(cells)} cells: {text}", highlight=False)
+            self._print(f"{len(cells)} cells: {text}")
         if self.console.is_terminal:
             self._live.update(grid_view(cells, states), refresh=True)
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def grid_view(cells: list[Cell], states: Mapping[str, CellState]) -> RenderableType:
@@ -60,13 +63,13 @@ def grid_view(cells: list[Cell], states: Mapping[str, CellState]) -> RenderableT
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("network")
     for dataset in datasets:
-        table.add_column(dataset.rpartition("/")[2].removesuffix(".npz"))
+        table.add_column(Text(dataset.rpartition("/")[2].removesuffix(".npz")))
     rows: dict[str, dict[str, str]] = {}
     for cell in cells:
         marks = rows.setdefault(_method(cell), dict.fromkeys(datasets, ""))
         marks[cell.dataset] += _MARKS[states[cell.name].state]
     for method, marks in rows.items():
-        table.add_row(method, *marks.values())
+        table.add_row(Text(method), *marks.values())
     running = [cell for cell in cells if states[cell.name].state == "running"]
     lines = [
         Text(_line(cell.name, states[cell.name], f" of {cell.run.train.epochs}"))
@@ -92,17 +95,15 @@ def _line(name: str, state: CellState, epochs: str = "") -> str:
 
 def show_grid(record: GridRecord, page: Path | None) -> None:
     """Print how a grid ended, and where everything is."""
-    console = Console()
     failed = [name for name, state in record.states.items() if state.state == "failed"]
-    console.print(
-        f"{record.count('finished')} of {len(record.cells)} cells finished: {record.path}"
-    )
+    finished = record.count("finished")
+    lines = [f"{finished} of {len(record.cells)} cells finished: {record.path}"]
     if page is not None:
-        console.print(f"look at: {page}", highlight=False, soft_wrap=True)
+        lines.append(f"look at: {page}")
     if failed:
-        console.print(
+        lines.append(
             f"{len(failed)} failed; their errors and output are in {record.path / 'cells'}; try "
-            f"again: medduet benchmark --resume {record.path} --retry-failed",
-            highlight=False,
-            soft_wrap=True,
+            f"again: medduet benchmark --resume {record.path} --retry-failed"
         )
+    for line in lines:
+        Console().print(line, highlight=False, soft_wrap=True, markup=False)

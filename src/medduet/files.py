@@ -78,10 +78,11 @@ def finite(value: Any) -> Any:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[bool]:
+def exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold the lock file at `path`, and say whether this is the only process that does.
 
-    The system gives the lock back whatever happens to the process.
+    With `wait` it is, sooner or later. The system gives the lock back whatever happens to the
+    process.
 
     Example:
         >>> import tempfile
@@ -92,7 +93,7 @@ def exclusive(path: Path) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield False
         else:

@@ -83,6 +83,8 @@ class GridConfig(Frozen):
     @classmethod
     def _names_alone_are_enough(cls, given: Any) -> Any:
         if isinstance(given, list):
+            if not all(isinstance(name, str) for name in given):
+                raise ValueError("expected names alone, or a mapping from names to settings")
             given = dict.fromkeys(given)
         if isinstance(given, dict):
             given = {str(name): values or {} for name, values in given.items()}

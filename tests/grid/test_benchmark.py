@@ -94,6 +94,24 @@ def test_without_their_parent_cells_save_and_end(grids: SimpleNamespace, tmp_pat
     assert folder.run("phantom-vovunet_var-seed0").checkpoint("last").is_file()
 
 
+def test_cells_that_are_terminated_save_and_go_on(grids: SimpleNamespace, tmp_path: Path) -> None:
+    out = tmp_path / "grid"
+    long = grids.small(out, seeds=[0]).model_dump(mode="json")
+    long["run"]["train"]["epochs"] = 40
+    asked: list[int] = []
+
+    def watch(cells: list[Any], states: Any) -> None:
+        if states["phantom-vovunet_var-seed0"].epoch and not asked:
+            asked.extend(grids.processes_of(out))
+            for process in asked:
+                os.kill(process, signal.SIGTERM)
+
+    record = benchmark(medduet.GridConfig.model_validate(long), watch=watch)
+    assert record.count("finished") == 1, record.states
+    assert asked
+    assert grids.starts(out) == {"phantom-vovunet_var-seed0": 2}
+
+
 def test_two_processes_and_four_workers_run_no_cell_twice(
     grids: SimpleNamespace, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -179,6 +197,11 @@ def test_more_seeds_are_added_and_other_settings_refused(
     record = benchmark(grids.small(out, seeds=[0, 1]))
     assert isinstance(record, GridRecord)
     assert set(grids.starts(out).values()) == {1}
+    elsewhere = grids.small(out).model_dump(mode="json")
+    elsewhere["run"]["train"]["device"] = "cpu"
+    elsewhere["run"]["data"]["cache"] = str(tmp_path)
+    assert benchmark(medduet.GridConfig.model_validate(elsewhere)).count("finished") == 2
+    assert set(grids.starts(out).values()) == {1}
     other = grids.small(out).model_dump(mode="json")
     other["run"]["train"]["epochs"] = 4
     with pytest.raises(ConfigError, match=r"was made with train\.epochs 3, but the grid has 4"):
@@ -233,6 +256,14 @@ def test_mistakes_of_the_caller(grids: SimpleNamespace, tmp_path: Path) -> None:
         (["tasks", "--datasets", "x.npz", "--seeds"], "seeds"),
         (["quick", "--workers", "0"], "greater than or equal to 1 (got 0)"),
         (["quick", "--address", "auto"], "--address needs --engine ray"),
+        (["quick", "--cpus-per-cell", "2"], "--cpus-per-cell needs --engine ray"),
+        (["quick", "--engine", "ray", "--workers", "2"], "--workers needs --engine local"),
+        (["quick", "--data", "x.npz"], "data.name is set by the datasets of the grid"),
+        (
+            ["quick", "--seed", "3"],
+            "train.seed is set by the seeds of the grid, not for all",
+        ),
+        (["tasks", "--data", "x.npz", "--tasks", "segment"], "tasks is set by the variants of the"),
         (["quick", "--variants", "x"], "unknown variant x"),
         (["--resume"], "expected one folder: medduet benchmark --resume GRID"),
         (["--resume", "nowhere"], "nowhere has no grid.json"),

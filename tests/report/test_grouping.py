@@ -78,6 +78,12 @@ def test_the_reference_is_the_papers_network_or_the_first(make: Make, tmp_path: 
     assert grouped(tmp_path, "unet_var").methods[0] == "unet_var"
 
 
+def test_whoever_has_the_defaults_comes_first(make: Make, tmp_path: Path) -> None:
+    for balance in ("dwa", "sum", "pcgrad"):
+        make(balance, changes={"objective": {"balance": balance}})
+    assert grouped(tmp_path).methods == ["sum", "dwa", "pcgrad"]
+
+
 def test_data_sets_of_one_name_are_told_apart(make: Make, tmp_path: Path) -> None:
     make("a", data={"size": [28, 28], "fingerprint": "f1"})
     make("b", data={"size": [64, 64], "fingerprint": "f1"})

@@ -273,18 +273,91 @@ def test_published_numbers_stand_beside_official_sets_alone(
     assert "published" in svg
 
 
+def test_runs_of_every_kind_make_a_page(write_run: WriteRun, tmp_path: Path) -> None:
+    """Several labels, masks alone, a class that never occurs in test, no environment."""
+    rng = np.random.default_rng(0)
+    several = {"label": rng.integers(0, 2, (N, 3)), "data": "chest", "tasks": ("classify",)}
+    alone = {"data": "masks", "tasks": ("segment",), "present": rng.random((N, 2)) > 0.3}
+    absent = {"label": rng.integers(0, 2, N), "data": "absent"}
+    for model in ("vovunet_var", "unet_var"):
+        for seed in (0, 1, 2):
+            given = {"model": model, "seed": seed}
+            name = f"{model}-{seed}"
+            shares = rng.random((N, 3))
+            write_run(tmp_path / f"s{name}", probability=shares, **several, **given)
+            write_run(tmp_path / f"d{name}", dice=rng.random((N, 2)), **alone, **given)
+            shares = shares / shares.sum(axis=1, keepdims=True)
+            run = write_run(tmp_path / f"a{name}", probability=shares, **absent, **given)
+            environment = json.loads((run / "environment.json").read_text())
+            del environment["data"]["class_names"]
+            (run / "environment.json").write_text(json.dumps(environment))
+    page = medduet.write_report([tmp_path])
+    assert {row["dataset"] for row in rows(page, "auc")} == {"chest"}
+    assert {row["test"] for row in rows(page, "paired-chest") if row["measure"] == "accuracy"} == {
+        "permutation"
+    }
+    assert "nan" not in re.sub(r'"data:[^"]*"', "", page.read_text()).replace("finance", "")
+    group = group_runs(find_runs([tmp_path])).groups["masks", "unet_var"]
+    lesion = measure(group, "dice_lesion")
+    assert lesion is not None
+    low, high = lesion.interval
+    assert low < lesion.mean < high
+
+
+def test_methods_that_never_differ(write_run: WriteRun, tmp_path: Path) -> None:
+    for model in ("vovunet_var", "unet_var"):
+        for seed in (0, 1, 2):
+            run = tmp_path / f"{model}{seed}"
+            write_run(run, model=model, seed=seed, **answers(0, 9.0))
+    text = re.sub(r'"data:[^"]*"', "", medduet.write_report([tmp_path]).read_text())
+    assert "nan" not in text
+    assert "(0.0 to 0.0)" not in text
+    assert "no evidence of a difference" in text
+
+
+def test_an_official_set_beside_another(write_run: WriteRun, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "official", data="breastmnist", size=224, **answers(0, 1.0))
+    environment = json.loads((run / "environment.json").read_text())
+    environment["data"]["splits"] = {"train": 546, "val": 78, "test": 156}
+    (run / "environment.json").write_text(json.dumps(environment))
+    write_run(tmp_path / "mine", data="mine", **answers(1, 1.0))
+    assert {row["dataset"] for row in rows(medduet.write_report([tmp_path]), "accuracy")} == {
+        "breastmnist",
+        "mine",
+    }
+
+
+def test_what_is_not_a_report_is_not_removed(grid: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "figures" / "mine.png"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    medduet.write_report([grid], tmp_path)
+    assert mine.read_text() == "mine"
+    stale = tmp_path / "tables" / "stale.csv"
+    stale.write_text("of a report before")
+    medduet.write_report([grid], tmp_path)
+    assert not stale.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["GRID", "--out", "FILE"], "can't use"),
         ([], "expected folders of runs: medduet report DIR"),
         (["nowhere"], "nowhere is not there"),
         (["GRID", "--reference", "unet_vra"], "unknown --reference 'unet_vra': did you mean unet_"),
     ],
 )
 def test_mistakes(
-    words: list[str], said: str, grid: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    said: str,
+    grid: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["report", *(str(grid) if word == "GRID" else word for word in words)]) == 2
+    places = {"GRID": str(grid), "FILE": str(tmp_path / "file")}
+    (tmp_path / "file").touch()
+    assert main(["report", *(places.get(word, word) for word in words)]) == 2
     text = capsys.readouterr().err
     assert said in text
     assert text.count("\n") == 1

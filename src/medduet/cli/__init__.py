@@ -66,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output went away, as in `medduet datasets | head -1`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(ConfigError(f"can't use {error.filename}: {error.strerror}"))
 
 
 def _dispatch(command: str, words: list[str]) -> int:

@@ -11,7 +11,7 @@ import tyro
 from pydantic import Field
 
 from medduet.cli.parse import parse, quiet_libraries, recipe_and_words, stopping_on_signals
-from medduet.config import Frozen
+from medduet.config import Frozen, RunConfig
 from medduet.errors import ConfigError
 from medduet.plans import GridConfig, load_grid
 
@@ -71,11 +71,31 @@ def benchmark(words: list[str]) -> int:
             f"--out {resume}"
         )
     if resume is None:
+        _refuse_what_changes_nothing(grid.run, default.run, grid.choose(**chosen))
         grid = grid.choose(**chosen)
         if grid.out is None:
             grid = grid.model_copy(update={"out": Path("grids") / Path(recipe).stem})
     with quiet_libraries():
         return _run(None if resume else grid, resume, where)
+
+
+def _refuse_what_changes_nothing(run: RunConfig, default: RunConfig, grid: GridConfig) -> None:
+    """Refuse settings of all cells that every cell has otherwise."""
+    axes = {"datasets": "data.name", "networks": "model.name"}
+    by_axis = {path: axis for axis, path in axes.items() if getattr(grid, axis)}
+    by_axis |= {
+        path: axis
+        for axis in ("datasets", "networks", "variants")
+        for settings in getattr(grid, axis).values()
+        for path in settings
+    }
+    by_axis["train.seed"] = "seeds"
+    for path, axis in by_axis.items():
+        section, _, name = path.partition(".")
+        values = [getattr(getattr(config, section), name) for config in (run, default)]
+        if values[0] != values[1]:
+            hint = "" if axis == "variants" else f"; give --{axis}"
+            raise ConfigError(f"{path} is set by the {axis} of the grid, not for all cells{hint}")
 
 
 def _run(config: GridConfig | None, resume: Path | None, where: Where) -> int:
@@ -100,11 +120,15 @@ def _run(config: GridConfig | None, resume: Path | None, where: Where) -> int:
     return 0 if record.count("failed") == 0 else 1
 
 
+_OF_RAY = ("address", "cpus_per_cell", "gpus_per_cell", "ranks_per_cell")
+
+
 def _engine(where: Where) -> Any:
+    other, names = ("ray", _OF_RAY) if where.engine == "local" else ("local", ("workers",))
+    for name in names:
+        if getattr(where, name) != Where.model_fields[name].default:
+            raise ConfigError(f"--{name.replace('_', '-')} needs --engine {other}")
     if where.engine == "local":
-        for name in ("address", "ranks_per_cell"):
-            if getattr(where, name) != Where.model_fields[name].default:
-                raise ConfigError(f"--{name.replace('_', '-')} needs --engine ray")
 
         def local(folder: Any) -> Any:
             from medduet.grid.local import LocalEngine

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from medduet.config import validate
 from medduet.data import ProgressFactory
@@ -20,6 +20,8 @@ from medduet.grid.local import LocalEngine
 from medduet.plans import Cell, GridConfig
 
 _PAUSE = 0.2  # seconds between two looks at what has ended
+_PATHS = ("data.name", "model.weights")
+_PLACES = ("data.cache", "data.mirror", "train.device")
 _WATCH = 1.0  # seconds between two looks at how all cells stand
 
 Watch = Callable[[list[Cell], Mapping[str, CellState]], None]
@@ -31,6 +33,8 @@ class Engine(Protocol):
 
     slots: int
     """So many cells are started at most before one has ended."""
+    here: bool
+    """Whether the cells read their data on this machine."""
 
     def start(self, cell: Cell) -> None:
         """Start a cell."""
@@ -118,8 +122,10 @@ def benchmark(
     if retry_failed:
         for cell in cells:
             folder.failure(cell.name).unlink(missing_ok=True)
-    _fetch(folder, cells, progress)
-    record = _drive(folder, cells, (engine or one_after_another)(folder), stop, watch)
+    where = (engine or one_after_another)(folder)
+    if where.here:
+        _fetch(folder, cells, progress)
+    record = _drive(folder, cells, where, stop, watch)
     if stop.is_set() and record.count("finished") + record.count("failed") < len(cells):
         raise Interrupted(
             f"stopped with {record.count('finished')} of {len(cells)} cells finished; go on with: "
@@ -148,16 +154,29 @@ def _check_made_alike(folder: GridFolder, cells: list[Cell]) -> None:
         made = folder.run(cell.name).path / "config.json"
         if not made.is_file():
             continue
-        old, new = read_json(made), cell.run.model_dump(mode="json")
-        for section, values in new.items():
-            if section == "out" or old.get(section) == values:
-                continue
-            known = old.get(section) or {}
-            name = next(key for key in values if known.get(key) != values[key])
-            raise ConfigError(
-                f"{made.parent} was made with {section}.{name} {known.get(name)}, but the grid has "
-                f"{values[name]}: give another --out, or the same settings"
-            )
+        old, new = _that_matter(read_json(made)), _that_matter(cell.run.model_dump(mode="json"))
+        for name, value in new.items():
+            if name in old and old[name] != value:  # an older version may not have had it
+                raise ConfigError(
+                    f"{made.parent} was made with {name} {old[name]}, but the grid has {value}: "
+                    "give another --out, the same settings, or remove that folder"
+                )
+
+
+def _that_matter(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings by path, without those that only say where things are."""
+    flat = {
+        f"{section}.{key}": value
+        for section, values in config.items()
+        if isinstance(values, Mapping)
+        for key, value in values.items()
+        if f"{section}.{key}" not in _PLACES
+    }
+    # Seen from another folder or machine it has another path.
+    return {
+        name: Path(value).name if name in _PATHS and isinstance(value, str) else value
+        for name, value in flat.items()
+    }
 
 
 def _fetch(folder: GridFolder, cells: list[Cell], progress: ProgressFactory | None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,7 @@ from medduet.plans import Cell
 _CODES: dict[Outcome, int] = {"finished": 0, "failed": 3, "busy": 4, "interrupted": 130}
 _SLOW_TO_READ = ("timm", "segmentation_models_pytorch", "monai.losses", "kornia.augmentation")
 _STARTER = "starter.txt"
+_MOST_DEATHS = 3
 _LOOK = 0.1  # seconds between two looks at which cells have ended
 
 
@@ -35,11 +37,13 @@ class LocalEngine:
         workers: cells at a time; they share the cores.
     """
 
+    here = True
+
     def __init__(self, folder: GridFolder, workers: int) -> None:
         self.folder, self.slots = folder, workers
         self._running: set[str] = set()
         self._starter: subprocess.Popen[bytes] | None = None
-        self._answers = b""
+        self._answers, self._deaths = b"", 0
 
     def start(self, cell: Cell) -> None:
         """Start the process of a cell."""
@@ -52,7 +56,7 @@ class LocalEngine:
         self._running.add(cell.name)
 
     def _begin(self) -> subprocess.Popen[bytes]:
-        threads = str(max(1, (os.cpu_count() or 1) // self.slots))
+        threads = str(max(1, len(os.sched_getaffinity(0)) // self.slots))
         log = self.folder.path / "cells" / _STARTER
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
@@ -81,18 +85,25 @@ class LocalEngine:
             outcomes[name] = self._outcome(name, int(code))
         self._running -= set(outcomes)
         if dead:
+            # Its cells save and end by themselves. Once they are started again, unless it never
+            # lives long enough for one to end.
+            self._deaths = 0 if outcomes else self._deaths + 1
             for name in self._running:
-                where = self.folder.path / "cells" / _STARTER
-                self.folder.record_failure(
-                    name, f"the process that starts cells died; its output is in {where}"
-                )
-                outcomes[name] = "failed"
+                outcomes[name] = self._without_starter(name)
             self._running.clear()
             for stream in (self._starter.stdin, self._starter.stdout):
                 with suppress(BrokenPipeError):
                     _of(stream).close()
             self._starter = None
         return outcomes
+
+    def _without_starter(self, name: str) -> Outcome:
+        if self._deaths < _MOST_DEATHS:
+            return "interrupted"
+        where = self.folder.path / "cells" / _STARTER
+        text = f"the process that starts cells died {self._deaths} times; its output is in {where}"
+        self.folder.record_failure(name, text)
+        return "failed"
 
     def _outcome(self, name: str, code: int) -> Outcome:
         for outcome, known in _CODES.items():
@@ -132,6 +143,8 @@ def main() -> None:
     When the input ends, because its writer closed it or died, every cell is saved and ends; so it
     does if this process dies.
     """
+    # Who ends every process of a job means the cells, which save; this one ends with the last.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for name in _SLOW_TO_READ:
         import_module(name)
     folder = GridFolder(Path(sys.argv[1]))
@@ -170,6 +183,7 @@ def _child(folder: GridFolder, cell: Cell, ending: int) -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
 
     def wait_for_end() -> None:
         os.read(ending, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import threading
 import uuid
@@ -43,7 +44,7 @@ class RayEngine:
         ConfigError: ray is not installed, the cluster isn't there, or no node of it is enough.
     """
 
-    slots = _MANY
+    here = False
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class RayEngine:
             gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
         try:
             self._check_resources(cpus, gpus)
+            self.slots = self._places(cpus, gpus, ranks) if ranks > 1 else _MANY
         except ConfigError:
             self._leave()
             raise
@@ -81,6 +83,7 @@ class RayEngine:
     def _connect(self, address: str | None) -> None:
         if address is None:  # it is ours: nothing is told to anybody
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        before = signal.getsignal(signal.SIGTERM)
         try:
             if address is not None and ":" in address:
                 # Ray tries for minutes.
@@ -94,10 +97,15 @@ class RayEngine:
                 logging_level=logging.ERROR,
             )
         except (OSError, ValueError, RuntimeError) as error:
+            if address is None:
+                raise ConfigError(f"Ray could not be started here: {error}") from error
             raise ConfigError(
                 f"there is no Ray cluster at {address}: start one by 'ray start --head', or leave "
                 "--address out"
             ) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)  # which Ray takes
 
     def _check_resources(self, cpus: float, gpus: float) -> None:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
@@ -112,13 +120,33 @@ class RayEngine:
                 "--gpus-per-cell"
             )
 
+    def _places(self, cpus: float, gpus: float, ranks: int) -> int:
+        """Return how many cells of several ranks the cluster takes at once."""
+        has = self._ray.cluster_resources()
+        places = int(has.get("CPU", 0) // (cpus * ranks))
+        if gpus:
+            places = min(places, int(has.get("GPU", 0) // (gpus * ranks)))
+        if not places:
+            raise ConfigError(
+                f"{ranks} ranks need {cpus * ranks:g} CPU(s) and {gpus * ranks:g} GPU(s), but the "
+                f"cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}: lower "
+                "--ranks-per-cell"
+            )
+        return places
+
     def start(self, cell: Cell) -> None:
         """Hand a cell to Ray."""
         # Relative paths are those of this process, wherever the task starts.
-        data = cell.run.data
+        data, model = cell.run.data, cell.run.model
         if Path(data.name).suffix == ".npz":
             data = data.model_copy(update={"name": str(Path(data.name).absolute())})
-        run = cell.run.model_copy(update={"data": data, "out": self.folder.run(cell.name).path})
+        if data.cache is not None:
+            data = data.model_copy(update={"cache": data.cache.absolute()})
+        if model.weights is not None:
+            model = model.model_copy(update={"weights": model.weights.absolute()})
+        run = cell.run.model_copy(
+            update={"data": data, "model": model, "out": self.folder.run(cell.name).path}
+        )
         words = cell.model_copy(update={"run": run}).model_dump_json()
         task = self._task.options(name=cell.name).remote(
             str(self.folder.path), words, str(self._stop_file), self._scale
@@ -136,6 +164,10 @@ class RayEngine:
             name = self._running.pop(task)
             try:
                 outcomes[name] = self._ray.get(task)
+            except self._ray.exceptions.RayTaskError as error:
+                cause = error.cause or error
+                self.folder.record_failure(name, f"{type(cause).__name__}: {cause}", str(error))
+                outcomes[name] = "failed"
             except self._ray.exceptions.RayError as error:
                 text = f"lost {RETRIES + 1} times: {str(error).strip().splitlines()[0]}"
                 self.folder.record_failure(name, text, str(error))

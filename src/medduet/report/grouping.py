@@ -8,10 +8,24 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from medduet.config import RunConfig
+from medduet.metrics.classification import auc_replicates
 from medduet.report.runs import FinishedRun, SplitPredictions
 
 # Settings that don't change what is measured, or that name the data or the repetition.
-_ASIDE = ("data", "out", "train.seed", "train.device", "objective.conflict_steps")
+_ASIDE = (
+    "data",
+    "out",
+    "train.seed",
+    "train.device",
+    "objective.conflict_steps",
+    "evaluate.bootstrap",
+    "evaluate.batch_size",
+)
+RESAMPLES = 2000
 REFERENCE = "vovunet_var"
 """The network that others are compared with, if it is there: the paper's own."""
 
@@ -39,6 +53,15 @@ class Group:
     def first(self) -> FinishedRun:
         """The run of the lowest seed."""
         return self.runs[self.seeds[0]]
+
+    @cached_property
+    def auc_replicates(self) -> dict[int, NDArray[np.float64]]:
+        """The AUC of each run on the same bootstrap resamples of the test images, by seed."""
+        return {
+            seed: auc_replicates(test.label, test.probability, test.label.ndim == 2, RESAMPLES)
+            for seed, test in self.test.items()
+            if test.label is not None and test.probability is not None
+        }
 
     @cached_property
     def test(self) -> dict[int, SplitPredictions]:
@@ -77,11 +100,13 @@ def group_runs(runs: Sequence[FinishedRun], reference: str | None = None) -> Run
 
     Args:
         runs: any finished runs.
-        reference: the method that comes first; ``None`` for the paper's network, or the first.
+        reference: the method that comes first; ``None`` for the paper's network, then whoever has
+            most settings by default, then by name.
     """
     datasets = _name_datasets(runs)
     settings = [_flatten(run.config) for run in runs]
-    methods = _name_methods(runs, settings, datasets)
+    varying = _varying(runs, settings, datasets)
+    methods = _name_methods(runs, settings, varying)
     groups: dict[tuple[str, str], Group] = {}
     notes = []
     for run, dataset, method in zip(runs, datasets, methods, strict=True):
@@ -93,8 +118,16 @@ def group_runs(runs: Sequence[FinishedRun], reference: str | None = None) -> Run
             )
         else:
             group.runs[run.seed] = run
-    order = sorted(dict.fromkeys(methods))
-    order.sort(key=lambda method: (method != reference, method.split(" · ")[0] != REFERENCE))
+    changes = dict(zip(methods, _changes(settings, varying), strict=True))
+    order = sorted(
+        changes,
+        key=lambda method: (
+            method != reference,
+            method.split(" · ")[0] != REFERENCE,
+            changes[method],
+            method,
+        ),
+    )
     return Runs(groups, sorted(dict.fromkeys(datasets)), order, notes)
 
 
@@ -135,22 +168,33 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Hashable]:
     return flat
 
 
-def _name_methods(
+def _varying(
     runs: Sequence[FinishedRun], settings: Sequence[Mapping[str, Hashable]], datasets: Sequence[str]
 ) -> list[str]:
-    models = [run.model for run in runs]
-    several = len(set(models)) > 1
-    varying = [
-        path
-        for path in sorted({path for each in settings for path in each})
-        if path != "model.name"
-        and _differs(path, settings, list(zip(datasets, models, strict=True)))
-    ]
+    """Return the settings, by path, that make methods out of one network on one data set."""
+    places = [(dataset, run.model) for dataset, run in zip(datasets, runs, strict=True)]
+    paths = sorted({path for each in settings for path in each} - {"model.name"})
+    return [path for path in paths if _differs(path, settings, places)]
+
+
+def _name_methods(
+    runs: Sequence[FinishedRun], settings: Sequence[Mapping[str, Hashable]], varying: Sequence[str]
+) -> list[str]:
+    several = len({run.model for run in runs}) > 1
     names = []
     for run, each in zip(runs, settings, strict=True):
         parts = [_said(path, each[path]) for path in varying if path in each]
         names.append(" · ".join([run.model] * (several or not parts) + parts))
     return names
+
+
+def _changes(settings: Sequence[Mapping[str, Hashable]], varying: Sequence[str]) -> list[int]:
+    """Return how many of the varying settings of each run are not the default; tasks aside."""
+    default = _flatten(RunConfig().model_dump(mode="json"))
+    return [
+        sum(each.get(path) != default.get(path) for path in varying if path != "objective.tasks")
+        for each in settings
+    ]
 
 
 def _differs(

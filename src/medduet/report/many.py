@@ -90,7 +90,9 @@ def bars(
         Line2D([], [], color=BLUE, ls="", marker="o", ms=3, label="each seed"),
     ]
     for index, who in enumerate(whos):
-        whole = all(of is None for name in known for w, of, _ in published[name] if w == who)
+        whole = all(
+            of is None for name in known for w, of, _ in published.get(name, ()) if w == who
+        )
         look: dict[str, Any] = (
             {"lw": 0.9, "ls": _LINES[index % 4]}
             if whole
@@ -218,7 +220,7 @@ def confusions(groups: Sequence[Group]) -> Figure | None:
             found.append((group, np.sum(each, axis=0)))
     if not found:
         return None
-    names = [shorten(str(name), 16) for name in found[0][0].first.data["class_names"]]
+    names = [shorten(str(name), 16) for name in _class_names(found[0])]
     k, columns = len(names), min(4, len(found))
     rows = -(-len(found) // columns)
     left = 0.25 + 0.065 * max(map(len, names))
@@ -242,6 +244,12 @@ def confusions(groups: Sequence[Group]) -> Figure | None:
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
     return figure
+
+
+def _class_names(found: tuple[Group, NDArray[np.int64]]) -> list[str]:
+    group, counts = found
+    names = group.first.data.get("class_names") or range(len(counts))
+    return [str(name) for name in names]
 
 
 @rc_context(STYLE)

@@ -10,16 +10,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medduet.metrics.classification import auc_replicates
 from medduet.metrics.intervals import (
+    UNDEFINED,
     Interval,
     bootstrap_mean,
     percentile_interval,
     wilson,
 )
-from medduet.report.grouping import Group
-from medduet.report.runs import SplitPredictions
+from medduet.report.grouping import RESAMPLES, Group
 from medduet.report.statistics import (
+    EVIDENCE,
     OverSeeds,
     delong,
     holm,
@@ -29,9 +29,10 @@ from medduet.report.statistics import (
     over_seeds,
 )
 
-RESAMPLES = 2000
-MEASURES = {"accuracy": "accuracy", "auc": "AUC", "dice_lesion": "Dice, lesion", "dice": "Dice"}
+MEASURES = {"accuracy": "accuracy", "auc": "AUC", "dice_lesion": "lesion Dice", "dice": "Dice"}
 """What is compared, and how it is called."""
+COMBINED_MCNEMAR = "McNemar, combined over seeds"
+COMBINED_DELONG = "DeLong, combined over seeds"
 _NAN = float("nan")
 
 
@@ -75,27 +76,22 @@ def measure(group: Group, name: str) -> Measured | None:
 
 
 def _of_accuracy(group: Group, mean: float) -> tuple[Interval, int]:
-    first = group.test[group.seeds[0]]
-    assert first.label is not None
-    assert first.known is not None
-    if first.label.ndim == 1:
-        n = int(first.known.sum())
+    known = _known(group)
+    if known.ndim == 1:
+        n = int(known.sum())
         return wilson(round(mean * n), n), n
-    known = first.known.astype(float)
-    return (
-        bootstrap_mean(_right(group, group.seeds), known, resamples=RESAMPLES),
-        len(first.label),
-    )
+    right = _right(group, group.seeds)
+    return bootstrap_mean(right, known.astype(float), resamples=RESAMPLES), _count(known)
 
 
 def _of_auc(group: Group, mean: float) -> tuple[Interval, int]:
-    replicates = [_replicates(test) for test in group.test.values()]
-    return percentile_interval([np.mean(replicates, axis=0)]), len(_labels(group))
+    replicates = list(group.auc_replicates.values())
+    return percentile_interval([np.mean(replicates, axis=0)]), _count(_known(group))
 
 
 def _of_dice(group: Group, mean: float, lesion: bool = False) -> tuple[Interval, int]:
     scores, weights = _dice(group, group.seeds, lesion)
-    rows = weights.any(axis=1)
+    rows = weights > 0
     label = next(iter(group.test.values())).label
     strata = label[rows] if label is not None and label.ndim == 1 else None
     interval = bootstrap_mean(scores[rows], weights[rows], resamples=RESAMPLES, strata=strata)
@@ -110,10 +106,16 @@ _INTERVALS: dict[str, Callable[[Group, float], tuple[Interval, int]]] = {
 }
 
 
-def _labels(group: Group) -> NDArray[np.int64]:
-    label = group.test[group.seeds[0]].label
-    assert label is not None
-    return label
+def _known(group: Group) -> NDArray[np.bool_]:
+    """Return, in the shape of the labels, which are known."""
+    known = group.test[group.seeds[0]].known
+    assert known is not None
+    return known
+
+
+def _count(known: NDArray[np.bool_]) -> int:
+    """Return the number of images of which a label is known."""
+    return int(known.reshape(len(known), -1).any(axis=1).sum())
 
 
 def _right(group: Group, seeds: Sequence[int]) -> NDArray[np.float64]:
@@ -123,22 +125,20 @@ def _right(group: Group, seeds: Sequence[int]) -> NDArray[np.float64]:
     return share
 
 
-def _replicates(test: SplitPredictions) -> NDArray[np.float64]:
-    assert test.label is not None
-    assert test.probability is not None
-    return auc_replicates(test.label, test.probability, test.label.ndim == 2, RESAMPLES)
-
-
 def _dice(
     group: Group, seeds: Sequence[int], lesion: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the ``(n, M)`` Dice, mean over seeds, and what counts of it."""
+    """Return the ``(n,)`` Dice of each image, mean over seeds, and its weight.
+
+    As in ``metrics.json``, every pair of image and mask class counts once.
+    """
     parts = [part for seed in seeds if (part := group.test[seed].mask_dice) is not None]
     present = group.test[seeds[0]].mask_present
     assert present is not None
     scores = np.mean(parts, axis=0)
     counts = ~np.isnan(scores) & (present if lesion else True)
-    return np.where(counts, scores, 0.0), counts.astype(float)
+    weight = counts.sum(axis=1).astype(float)
+    return np.where(counts, scores, 0.0).sum(axis=1) / np.maximum(weight, 1), weight
 
 
 class Difference(NamedTuple):
@@ -156,6 +156,7 @@ class Difference(NamedTuple):
             the mean over seeds.
         p_holm: corrected for all methods that are compared on this measure and data set.
         seeds: the same differences, seed by seed.
+        p_seeds_holm: of the paired t test over seeds, corrected likewise; NaN for one seed.
         n: images.
     """
 
@@ -169,7 +170,19 @@ class Difference(NamedTuple):
     p: float
     p_holm: float
     seeds: OverSeeds
+    p_seeds_holm: float
     n: int
+
+    @property
+    def evidence(self) -> str:
+        """What tells the methods apart: ``"images"``, ``"seeds"``, ``"both"`` or ``"none"``."""
+        images, seeds = self.p_holm < EVIDENCE, self.p_seeds_holm < EVIDENCE
+        return "both" if images and seeds else "images" if images else "seeds" if seeds else "none"
+
+    @property
+    def found(self) -> bool:
+        """Whether there is evidence: over images and, where there are several, over seeds, too."""
+        return self.evidence == ("both" if self.seeds.n > 1 else "images")
 
 
 def differences(groups: Sequence[Group]) -> list[Difference]:
@@ -184,8 +197,13 @@ def differences(groups: Sequence[Group]) -> list[Difference]:
         rows = [
             row for other in having[1:] if (row := _difference(name, having[0], other)) is not None
         ]
-        corrected = holm([row.p for row in rows]) if rows else []
-        found += [row._replace(p_holm=p) for row, p in zip(rows, corrected, strict=True)]
+        if rows:
+            images = holm([row.p for row in rows])
+            seeds = holm([row.seeds.p for row in rows])
+            found += [
+                row._replace(p_holm=p, p_seeds_holm=q)
+                for row, p, q in zip(rows, images, seeds, strict=True)
+            ]
     return found
 
 
@@ -204,7 +222,7 @@ def _difference(name: str, reference: Group, other: Group) -> Difference | None:
     difference = float(np.mean(first - second))
     if name == "auc":
         test, p, interval = _auc_test(reference, other, seeds)
-        n = len(_labels(reference))
+        n = _count(_known(reference))
     else:
         test, p, interval, n = _image_test(name, reference, other, seeds)
     return Difference(
@@ -218,6 +236,7 @@ def _difference(name: str, reference: Group, other: Group) -> Difference | None:
         p,
         _NAN,
         over_seeds(first, second),
+        _NAN,
         n,
     )
 
@@ -231,11 +250,11 @@ def _auc_test(reference: Group, other: Group, seeds: Sequence[int]) -> tuple[str
         assert b.probability is not None
         tests.append(delong(a.label, a.probability, b.probability))
         if len(seeds) > 1:
-            apart.append(_replicates(a) - _replicates(b))
+            apart.append(reference.auc_replicates[seed] - other.auc_replicates[seed])
     if len(tests) == 1:
         return "DeLong", tests[0].p, tests[0].interval
     interval = percentile_interval([np.mean(apart, axis=0)])
-    return "DeLong, 2 x median", merge_p([test.p for test in tests]), interval
+    return COMBINED_DELONG, merge_p([test.p for test in tests]), interval
 
 
 def _image_test(
@@ -247,21 +266,22 @@ def _image_test(
         )
         over = over_images(a, b, weights, resamples=RESAMPLES)
         return "permutation", over.p, over.interval, over.n
-    known = reference.test[seeds[0]].known
-    assert known is not None
-    a, b = _right(reference, seeds), _right(other, seeds)
+    known, a, b = _known(reference), _right(reference, seeds), _right(other, seeds)
     if known.ndim == 2:
         over = over_images(a, b, known.astype(float), resamples=RESAMPLES)
         return "permutation", over.p, over.interval, over.n
-    ps = []
+    tests = []
     for seed in seeds:
-        right = [group.test[seed].right for group in (reference, other)]
-        assert right[0] is not None
-        assert right[1] is not None
-        ps.append(mcnemar(right[0][known], right[1][known]).p)
-    interval = bootstrap_mean((a - b)[known], resamples=RESAMPLES)
-    test = "McNemar" if len(ps) == 1 else "McNemar, 2 x median"
-    return test, merge_p(ps), interval, int(known.sum())
+        right = [
+            part for group in (reference, other) if (part := group.test[seed].right) is not None
+        ]
+        tests.append(mcnemar(right[0][known], right[1][known]))
+    if len(tests) == 1:
+        return "McNemar", tests[0].p, tests[0].interval, int(known.sum())
+    apart = (a - b)[known]
+    # Where no image tells them apart a bootstrap has no width, which is not what is known.
+    interval = bootstrap_mean(apart, resamples=RESAMPLES) if apart.any() else UNDEFINED
+    return COMBINED_MCNEMAR, merge_p([test.p for test in tests]), interval, int(known.sum())
 
 
 class SelectionGap(NamedTuple):

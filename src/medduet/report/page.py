@@ -10,11 +10,13 @@ import jinja2
 
 import medduet
 from medduet.errors import ConfigError, closest
-from medduet.files import write_text
+from medduet.files import exclusive, write_text
 from medduet.report import sections, tables
 from medduet.report.grouping import Runs, group_runs
 from medduet.report.runs import find_runs
 from medduet.report.writer import Part, Writer
+
+_MARK = '<meta name="generator" content="medduet report">'
 
 
 def write_report(
@@ -46,8 +48,15 @@ def write_report(
     if reference is not None and reference not in runs.methods:
         raise ConfigError(f"unknown --reference '{reference}': {closest(reference, runs.methods)}")
     out = out or Path(paths[0]) / "report"
-    for folder in ("tables", "figures"):
-        shutil.rmtree(out / folder, ignore_errors=True)
+    with exclusive(out / ".lock", wait=True):  # several processes may end one grid
+        return _write(out, runs, paths, samples)
+
+
+def _write(out: Path, runs: Runs, paths: Sequence[str | Path], samples: bool) -> Path:
+    page = out / "index.html"
+    if page.is_file() and _MARK in page.read_text("utf-8", errors="replace"):
+        for folder in ("tables", "figures"):  # of a report before this one
+            shutil.rmtree(out / folder, ignore_errors=True)
     writer, cells = Writer(out), tables.measure_cells(runs)
     compared = sections.compare(runs)
     parts = [
@@ -63,8 +72,8 @@ def write_report(
         sections.provenance(runs, paths, writer),
     ]
     parts = [part for part in parts if part.text or part.tables or part.figures]
-    write_text(out / "index.html", _render(_title(runs), parts, runs))
-    return out / "index.html"
+    write_text(page, _render(_title(runs), parts, runs))
+    return page
 
 
 def _title(runs: Runs) -> str:

@@ -168,7 +168,10 @@ class FinishedRun:
         """The lines of ``epochs.jsonl``; none without the file."""
         path = self.path / "epochs.jsonl"
         lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise DataError(f"{path} is damaged: {error}") from error
 
     def predictions(
         self, split: str = "test", selection: Selection = "validation"

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medduet.errors import DataError
 from medduet.files import read_json
 from medduet.report import many, tables
 from medduet.report.grouping import Runs
@@ -21,7 +20,7 @@ from medduet.report.style import slug
 from medduet.report.tables import Table
 from medduet.report.writer import Part, Writer
 
-FEWEST_SETS = 2
+FEWEST_SETS, FEW_SETS = 2, 8
 FEWEST_SEEDS = 3
 
 
@@ -29,10 +28,7 @@ def compare(runs: Runs) -> dict[str, list[Difference]]:
     """Compare every method with the reference, on each data set."""
     found = {}
     for dataset in runs.datasets:
-        groups = runs.of(dataset)
-        if len({group.first.data.get("fingerprint") for group in groups}) > 1:
-            raise DataError(f"the runs on {dataset} were not made on the same images")
-        if rows := differences(groups):
+        if rows := differences(runs.of(dataset)):
             found[dataset] = rows
     return found
 
@@ -58,7 +54,7 @@ def answer(runs: Runs, compared: dict[str, list[Difference]], paths: Sequence[st
             if len(of) <= 4:
                 part.text += [f"{dataset}: {_sentence(row)}" for row in of]
                 continue
-            found = [row for row in of if row.p_holm < EVIDENCE]
+            found = [row for row in of if row.found]
             better = [row.method for row in found if row.difference < 0]
             worse = [row.method for row in found if row.difference > 0]
             said = [
@@ -67,13 +63,13 @@ def answer(runs: Runs, compared: dict[str, list[Difference]], paths: Sequence[st
                 if names
             ]
             rest = len(of) - len(found)
+            over = " that holds over images and seeds" if of[0].seeds.n > 1 else ""
             part.text.append(
                 f"{dataset}, {called}, n = {of[0].n}: {'; '.join(said) or 'nothing found'}. "
-                f"For {rest} of {len(of)} methods there is no evidence of a difference (p after "
-                f"Holm's correction not below {EVIDENCE})."
+                f"For {rest} of {len(of)} methods there is no evidence of a difference{over}."
             )
     part.text += [f"Failed: {line}" for line in _failures(paths)]
-    part.text += runs.notes
+    part.text += runs.notes + _gaps(runs, paths)
     return part
 
 
@@ -89,28 +85,54 @@ def _sentence(row: Difference) -> str:
         MEASURES[row.measure],
         row.difference,
         row.interval,
-        f"{row.test}, Holm-corrected,",
+        row.test,
         row.p_holm,
         row.n,
+        correction="after Holm's correction",
     )
     seeds = row.seeds
-    if seeds.n < FEWEST_SEEDS:
+    if seeds.n < FEWEST_SEEDS or math.isnan(seeds.p):
         return said
     scale, digits = (100, 1) if row.measure == "accuracy" else (1, 3)
-    mean, low, high = (scale * x for x in (seeds.difference, *seeds.interval))
+    if row.difference < 0:  # as the sentence before puts it
+        scale = -scale
+    low, high = sorted(scale * bound for bound in seeds.interval)
+    found = "evidence" if row.p_seeds_holm < EVIDENCE else "no evidence"
     return (
-        f"{said} Over {seeds.n} seeds the difference is {mean:+.{digits}f} ({low:+.{digits}f} to "
-        f"{high:+.{digits}f}; paired t p {shown_p(seeds.p)}, d_z {seeds.d_z:+.1f})."
+        f"{said} Over {seeds.n} seeds: {scale * seeds.difference:+.{digits}f} "
+        f"({low:+.{digits}f} to {high:+.{digits}f}; paired t p {shown_p(row.p_seeds_holm)} after "
+        f"Holm's correction): {found} that training again would tell them apart."
     )
 
 
 def _failures(paths: Sequence[str | Path]) -> list[str]:
     """Return the errors of the cells that failed, where a folder is that of a grid."""
     lines = []
-    for path in paths:
-        for file in sorted((Path(path) / "cells").glob("*.json")):
-            failure = read_json(file)
-            lines.append(f"{failure['cell']}: {failure['error']}")
+    for path in map(Path, paths):
+        if (path / "grid.json").is_file():
+            for file in sorted((path / "cells").glob("*.json")):
+                failure = read_json(file)
+                lines.append(f"{failure['cell']}: {failure['error']}")
+    return lines
+
+
+def _gaps(runs: Runs, paths: Sequence[str | Path]) -> list[str]:
+    """Return what is missing: runs that go on, and seeds that others have."""
+    unfinished = [
+        folder.parent.name
+        for path in map(Path, paths)
+        for folder in sorted(path.rglob("checkpoints"))
+        if (folder / "last.safetensors").is_file()
+    ]
+    lines = []
+    if unfinished:
+        lines.append(f"Not finished, and left out: {', '.join(unfinished)}.")
+    for dataset in runs.datasets:
+        groups = runs.of(dataset)
+        most = max(len(group.runs) for group in groups)
+        fewer = [f"{g.method} ({len(g.runs)})" for g in groups if len(g.runs) < most]
+        if fewer:
+            lines.append(f"{dataset}: fewer than {most} seeds of {', '.join(fewer)}.")
     return lines
 
 
@@ -186,7 +208,7 @@ def selection(runs: Runs, writer: Writer) -> Part:
         part.text.append(
             "The same runs, the same weights to choose from: test-selected takes the epoch with "
             "the best test accuracy, as the paper appears to do. The gap is what that adds by "
-            "itself; it is no progress."
+            "itself; it is not a better network."
         )
         writer.table(part, table)
     return part
@@ -198,13 +220,14 @@ def paired(runs: Runs, compared: dict[str, list[Difference]], writer: Writer) ->
     if compared:
         part.text.append(
             f"Each method against {runs.methods[0]}, or the first that has the measure, on the "
-            "same images and seeds. Accuracy: "
-            "McNemar; AUC: DeLong; Dice: sign-flip permutation of the images. With several seeds "
-            "McNemar's and DeLong's p are twice the median over seeds, which holds however the "
-            "seeds depend on each other. Holm's correction is over the methods of one measure and "
-            "data set. These tests ask whether the networks differ on other images like these; "
-            "the paired t test over seeds asks whether training again would tell them apart on "
-            "these images. Accuracy in points."
+            "same images and seeds. Accuracy (in points): McNemar; AUC: DeLong; Dice: sign-flip "
+            "permutation of the images. With several seeds McNemar's and DeLong's p are combined: "
+            "twice the median, which holds however the seeds depend on each other. Holm's "
+            "correction is over the methods of one measure and data set. The tests over images "
+            "ask whether these networks differ on other images like these; the paired t test over "
+            "seeds asks whether training again would tell the methods apart on these images. "
+            "Evidence says which of the two do, after correction: a method is better if both do. "
+            "d_z is the mean difference over seeds in units of its standard deviation."
         )
     for dataset, rows in compared.items():
         writer.table(part, tables.paired(rows, f"paired-{slug(dataset)}", dataset))
@@ -221,16 +244,19 @@ def over_sets(runs: Runs, cells: tables.Cells, writer: Writer) -> Part:
         if len(sets) < FEWEST_SETS or len(methods) < 2:
             continue
         result = test_over_sets([[of[d, m].mean for m in methods] for d in sets])
-        part.text.append(
-            f"{MEASURES[name]}: Friedman p = {result.friedman_p:.2g} over {len(sets)} data sets. "
-            f"With so few sets the smallest p that a pair can reach is {result.smallest_p:.2g}, "
-            f"and {min(1.0, result.smallest_p_holm):.2g} after Holm's correction."
-            if len(sets) < 8
-            else f"{MEASURES[name]}: Friedman p = {result.friedman_p:.2g} over {len(sets)} sets."
-        )
-        writer.figure(
-            part, f"ranks-{name}", many.ranks(result, methods), f"ranks by {MEASURES[name]}"
-        )
+        said = f"{MEASURES[name]} over {len(sets)} data sets"
+        if not math.isnan(result.friedman_p):
+            said += f", Friedman p {shown_p(result.friedman_p)}"
+        if len(sets) < FEW_SETS:
+            said += (
+                "; with so few sets the smallest p that a pair can reach is "
+                f"{result.smallest_p:.2g}, and {result.smallest_p_holm:.2g} after Holm's correction"
+            )
+        if without := [d for d in runs.datasets if d not in sets and any(k[0] == d for k in of)]:
+            said += f"; left out, for want of a method: {', '.join(without)}"
+        part.text.append(f"{said}.")
+        figure = many.ranks(result, methods)
+        writer.figure(part, f"ranks-{name}", figure, f"ranks by {MEASURES[name]}")
         writer.table(part, tables.over_datasets(result, methods, name))
     return part
 
@@ -244,12 +270,14 @@ def training(runs: Runs, writer: Writer) -> Part:
     for pair in _keys(runs, "conflict"):
         figure = many.curves(runs, _number("conflict", pair), f"cosine, {pair}")
         shows = f"cosine between the gradients of {pair.replace('-', ' and ')} on the encoder"
-        writer.figure(part, f"conflict-{pair}", figure, f"{shows}; below 0 they pull apart")
+        writer.figure(part, slug(f"conflict-{pair}"), figure, f"{shows}; below 0 they pull apart")
     every = [run for group in runs.groups.values() for run in group.runs.values()]
     if any(run.config["objective"].get("balance", "sum") != "sum" for run in every):
         for task in _keys(runs, "weights"):
             figure = many.curves(runs, _number("weights", task), f"weight, {task}")
-            writer.figure(part, f"weights-{task}", figure, f"weight of {task}, mean of an epoch")
+            writer.figure(
+                part, slug(f"weights-{task}"), figure, f"weight of {task}, mean of an epoch"
+            )
     return part
 
 
@@ -299,15 +327,14 @@ def samples(runs: Runs, writer: Writer) -> Part:
 def costs(runs: Runs, cells: tables.Cells, writer: Writer) -> Part:
     """Show what each method costs."""
     part = Part("Cost")
-    name = next(iter(cells), None)
-    for dataset in runs.datasets if name else ():
+    name, of = next(iter(cells.items()), ("", {}))
+    for dataset in runs.datasets:
         points = []
         for group in runs.of(dataset):
             gmacs = group.first.environment.get("network", {}).get("gmacs")
-            cell = cells[name].get((dataset, group.method)) if name else None
-            if gmacs and cell is not None:
+            if gmacs and (cell := of.get((dataset, group.method))) is not None:
                 points.append((group.method, gmacs, cell.mean))
-        if len(points) > 1 and name:
+        if len(points) > 1:
             figure = many.costs(points, dataset, MEASURES[name])
             writer.figure(part, f"cost-{slug(dataset)}", figure, f"{MEASURES[name]} and cost")
     writer.table(part, tables.cost(runs))
@@ -327,7 +354,8 @@ def provenance(runs: Runs, paths: Sequence[str | Path], writer: Writer) -> Part:
         for seed, run in sorted(group.runs.items())
     ]
     header = ["data set", "method", "seed", "run", "data"]
-    writer.table(part, Table("runs", "Every run", header, rows, rows, header))
+    values = [dict(zip(header, row, strict=True)) for row in rows]
+    writer.table(part, Table("runs", "Every run", header, rows, values))
     return part
 
 

@@ -71,7 +71,7 @@ def slug(text: str) -> str:
         >>> slug("busi_seg_64, 64 x 64")
         'busi_seg_64-64-x-64'
     """
-    return re.sub(r"[^\w.+-]+", "-", text).strip("-").lower()
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-")
 
 
 def shorten(text: str, length: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tabulate import tabulate
@@ -21,7 +21,7 @@ from medduet.report.measures import (
     selection_gap,
 )
 from medduet.report.published import Published
-from medduet.report.statistics import EVIDENCE, OverSets, shown_p
+from medduet.report.statistics import OverSets, shown_p
 
 Cells = dict[str, dict[tuple[str, str], Measured]]
 """Per measure, the cell of each data set and method."""
@@ -35,23 +35,22 @@ class Table(NamedTuple):
         title: in a few words.
         header: of each column.
         rows: as they are read; a number is rounded.
-        values: the same rows as plain numbers and words, for the CSV.
-        columns: names of the CSV's columns.
+        values: the same as plain numbers and words by column, for the CSV.
     """
 
     name: str
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    values: Sequence[Sequence[Any]]
-    columns: Sequence[str]
+    values: Sequence[Mapping[str, Any]]
 
     def csv(self) -> str:
         """Return it as CSV, with every digit."""
         text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows(["" if _unknown(cell) else cell for cell in row] for row in self.values)
+        writer = csv.DictWriter(text, list(self.values[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in self.values:
+            writer.writerow({key: "" if _unknown(cell) else cell for key, cell in row.items()})
         return text.getvalue()
 
     def markdown(self) -> str:
@@ -61,16 +60,12 @@ class Table(NamedTuple):
 
     def latex(self) -> str:
         """Return it as a LaTeX tabular, for the package booktabs."""
-        signs = {"±": "$\\pm$", "≤": "$\\leq$", "−": "$-$", "⁹": "$^9$"}
+        signs = {"±": "$\\pm$", "≤": "$\\leq$", "−": "$-$", "⁶": "$^6$"}
         table = tabulate(self.rows, self.header, "latex_booktabs", disable_numparse=True)
         text = f"% {self.title}\n{table}\n"
         for sign, word in signs.items():
             text = text.replace(sign, word)
         return text
-
-
-def _names(words: str) -> list[str]:
-    return words.split()
 
 
 def _unknown(cell: Any) -> bool:
@@ -94,7 +89,13 @@ def scores(name: str, cells: Cells, runs: Runs) -> Table:
     methods = [method for method in runs.methods if any(key[1] == method for key in of)]
     rows = [[m] + [shown_cell(of.get((dataset, m))) for dataset in datasets] for m in methods]
     values = [
-        [d, m, cell.mean, cell.spread, *cell.interval, cell.n, len(cell.values)]
+        {"dataset": d, "method": m, "mean": cell.mean, "sd": cell.spread}
+        | {
+            "low": cell.interval[0],
+            "high": cell.interval[1],
+            "n": cell.n,
+            "seeds": len(cell.values),
+        }
         for m in methods
         for d in datasets
         if (cell := of.get((d, m))) is not None
@@ -106,7 +107,6 @@ def scores(name: str, cells: Cells, runs: Runs) -> Table:
         ["method"] + [f"{dataset}, n = {counts[dataset]}" for dataset in datasets],
         rows,
         values,
-        ["dataset", "method", "mean", "sd", "low", "high", "n", "seeds"],
     )
 
 
@@ -145,14 +145,17 @@ def gaps(runs: Runs) -> Table | None:
                 f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
             ]
         )
-        values.append([group.dataset, group.method, gap.honest, gap.test_selected, mean, low, high])
+        values.append(
+            {"dataset": group.dataset, "method": group.method}
+            | {"validation_selected": gap.honest, "test_selected": gap.test_selected}
+            | {"gap": mean, "lowest": low, "highest": high}
+        )
     return Table(
         "selection",
         "Accuracy by the split that selects the epoch; gap in points, mean and range over seeds",
         ["data set", "method", "validation-selected", "test-selected", "gap"],
         rows,
         values,
-        ["dataset", "method", "validation_selected", "test_selected", "gap", "lowest", "highest"],
     )
 
 
@@ -170,60 +173,24 @@ def paired(found: Sequence[Difference], name: str, title: str) -> Table:
                 row.method,
                 f"{scale * row.difference:+.{digits}f}{_interval((low, high), digits)}",
                 row.test,
-                *(_p(p) for p in (row.p, row.p_holm)),
-                "yes" if row.p_holm < EVIDENCE else "no",
-                f"{_p(seeds.p)}" + ("" if math.isnan(seeds.d_z) else f" ({seeds.d_z:+.1f})"),
+                *(_p(p) for p in (row.p, row.p_holm, seeds.p, row.p_seeds_holm)),
+                "" if math.isnan(seeds.d_z) else f"{seeds.d_z:+.1f}",
+                row.evidence,
                 str(row.n),
             ]
         )
         values.append(
-            [
-                row.dataset,
-                row.reference,
-                row.method,
-                row.measure,
-                row.difference,
-                *row.interval,
-                row.test,
-                row.p,
-                row.p_holm,
-                seeds.difference,
-                *seeds.interval,
-                seeds.p,
-                seeds.p_wilcoxon,
-                seeds.d_z,
-                seeds.n,
-                row.n,
-            ]
+            {"dataset": row.dataset, "reference": row.reference, "method": row.method}
+            | {"measure": row.measure, "difference": row.difference}
+            | {"low": row.interval[0], "high": row.interval[1], "test": row.test, "p": row.p}
+            | {"p_holm": row.p_holm, "n": row.n, "seeds": seeds.n}
+            | {"seed_low": seeds.interval[0], "seed_high": seeds.interval[1], "seed_t_p": seeds.p}
+            | {"seed_t_p_holm": row.p_seeds_holm, "seed_wilcoxon_p": seeds.p_wilcoxon}
+            | {"seed_d_z": seeds.d_z, "evidence": row.evidence}
         )
     header = ["measure", "reference", "method", "reference minus method", "test over images"]
-    return Table(
-        name,
-        title,
-        [*header, "p", "p, Holm", "evidence", "p over seeds (d_z)", "n"],
-        rows,
-        values,
-        [
-            "dataset",
-            "reference",
-            "method",
-            "measure",
-            "difference",
-            "low",
-            "high",
-            "test",
-            "p",
-            "p_holm",
-            "seed_difference",
-            "seed_low",
-            "seed_high",
-            "seed_t_p",
-            "seed_wilcoxon_p",
-            "seed_d_z",
-            "seeds",
-            "n",
-        ],
-    )
+    header += ["p", "p, Holm", "p over seeds", "p, Holm", "d_z over seeds", "evidence", "n"]
+    return Table(name, title, header, rows, values)
 
 
 def _p(p: float) -> str:
@@ -243,23 +210,17 @@ def over_datasets(result: OverSets, methods: Sequence[str], measure_name: str) -
         for pair in result.pairs
     ]
     values = [
-        [
-            methods[pair.first],
-            methods[pair.second],
-            pair.difference,
-            pair.p,
-            pair.p_holm,
-            pair.effect,
-        ]
+        {"first": methods[pair.first], "second": methods[pair.second]}
+        | {"difference": pair.difference, "p": pair.p, "p_holm": pair.p_holm}
+        | {"rank_biserial": pair.effect}
         for pair in result.pairs
     ]
     return Table(
         f"sets-{measure_name}",
         f"{MEASURES[measure_name]} over {result.sets} data sets, Wilcoxon signed-rank",
-        ["pair", "median difference", "p", "p, Holm", "rank-biserial"],
+        ["pair", "mean difference", "p", "p, Holm", "rank-biserial"],
         rows,
         values,
-        ["first", "second", "difference", "p", "p_holm", "rank_biserial"],
     )
 
 
@@ -303,7 +264,9 @@ def cost(runs: Runs) -> Table:
                     device,
                 ]
             )
-            values.append([dataset, group.method, *numbers.values(), device])
+            values.append(
+                {"dataset": dataset, "method": group.method, **numbers, "machine": device}
+            )
     return Table(
         "cost",
         "Cost of training: the network for one image, and means over epochs and seeds",
@@ -320,17 +283,6 @@ def cost(runs: Runs) -> Table:
         ],
         rows,
         values,
-        [
-            "dataset",
-            "method",
-            "parameters",
-            "gmacs",
-            "images_per_second",
-            "seconds_per_epoch",
-            "minutes",
-            "peak_memory_gb",
-            "machine",
-        ],
     )
 
 
@@ -353,7 +305,9 @@ def published_table(found: Sequence[Published]) -> Table:
         for each in found
     ]
     values = [
-        [each.set, each.network, each.accuracy, *each.interval, each.protocol, each.source]
+        {"dataset": each.set, "network": each.network, "accuracy": each.accuracy}
+        | {"low": each.interval[0], "high": each.interval[1]}
+        | {"protocol": each.protocol, "source": each.source}
         for each in found
     ]
     return Table(
@@ -362,5 +316,4 @@ def published_table(found: Sequence[Published]) -> Table:
         ["data set", "network", "accuracy", "95% interval", "protocol", "source"],
         rows,
         values,
-        ["dataset", "network", "accuracy", "low", "high", "protocol", "source"],
     )
