@@ -63,6 +63,7 @@ def grid(write_run: WriteRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
                     **given,
                 )
     (top / "cells").mkdir()
+    (top / "grid.json").write_text("{}")
     failure = {"cell": "third-unet-seed0", "error": "<b>no</b> memory"}
     (top / "cells" / "third-unet-seed0.json").write_text(json.dumps(failure))
     return top
