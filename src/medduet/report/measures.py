@@ -157,6 +157,7 @@ class Difference(NamedTuple):
         p_holm: corrected for all methods that are compared on this measure and data set.
         seeds: the same differences, seed by seed.
         p_seeds_holm: of the paired t test over seeds, corrected likewise; NaN for one seed.
+        same_way: whether the difference has the same sign in every seed.
         n: images.
     """
 
@@ -171,6 +172,7 @@ class Difference(NamedTuple):
     p_holm: float
     seeds: OverSeeds
     p_seeds_holm: float
+    same_way: bool
     n: int
 
     @property
@@ -181,8 +183,11 @@ class Difference(NamedTuple):
 
     @property
     def found(self) -> bool:
-        """Whether there is evidence: over images and, where there are several, over seeds, too."""
-        return self.evidence == ("both" if self.seeds.n > 1 else "images")
+        """Whether the test over images finds evidence and every seed points the same way.
+
+        A few seeds can't reach a small p over seeds after correction, however clear they are.
+        """
+        return self.p_holm < EVIDENCE and self.same_way
 
 
 def differences(groups: Sequence[Group]) -> list[Difference]:
@@ -237,6 +242,7 @@ def _difference(name: str, reference: Group, other: Group) -> Difference | None:
         _NAN,
         over_seeds(first, second),
         _NAN,
+        bool((np.sign(first - second) == np.sign(difference)).all()),
         n,
     )
 

@@ -63,7 +63,7 @@ def answer(runs: Runs, compared: dict[str, list[Difference]], paths: Sequence[st
                 if names
             ]
             rest = len(of) - len(found)
-            over = " that holds over images and seeds" if of[0].seeds.n > 1 else ""
+            over = " that every seed shares" if of[0].seeds.n > 1 else ""
             part.text.append(
                 f"{dataset}, {called}, n = {of[0].n}: {'; '.join(said) or 'nothing found'}. "
                 f"For {rest} of {len(of)} methods there is no evidence of a difference{over}."
@@ -226,7 +226,7 @@ def paired(runs: Runs, compared: dict[str, list[Difference]], writer: Writer) ->
             "correction is over the methods of one measure and data set. The tests over images "
             "ask whether these networks differ on other images like these; the paired t test over "
             "seeds asks whether training again would tell the methods apart on these images. "
-            "Evidence says which of the two do, after correction: a method is better if both do. "
+            "Evidence says which of the two find something after correction; few seeds seldom can. "
             "d_z is the mean difference over seeds in units of its standard deviation."
         )
     for dataset, rows in compared.items():
@@ -239,8 +239,8 @@ def over_sets(runs: Runs, cells: tables.Cells, writer: Writer) -> Part:
     part = Part("Over data sets")
     for name in ("accuracy", "auc", "dice_lesion"):
         of = cells.get(name, {})
-        methods = [m for m in runs.methods if any(key[1] == m for key in of)]
-        sets = [d for d in runs.datasets if all((d, m) in of for m in methods)]
+        sets = [d for d in runs.datasets if any(key[0] == d for key in of)]
+        methods = [m for m in runs.methods if all((d, m) in of for d in sets)]
         if len(sets) < FEWEST_SETS or len(methods) < 2:
             continue
         result = test_over_sets([[of[d, m].mean for m in methods] for d in sets])
@@ -252,8 +252,8 @@ def over_sets(runs: Runs, cells: tables.Cells, writer: Writer) -> Part:
                 "; with so few sets the smallest p that a pair can reach is "
                 f"{result.smallest_p:.2g}, and {result.smallest_p_holm:.2g} after Holm's correction"
             )
-        if without := [d for d in runs.datasets if d not in sets and any(k[0] == d for k in of)]:
-            said += f"; left out, for want of a method: {', '.join(without)}"
+        if without := [m for m in runs.methods if m not in methods and any(k[1] == m for k in of)]:
+            said += f"; left out, not being on all of them: {', '.join(without)}"
         part.text.append(f"{said}.")
         figure = many.ranks(result, methods)
         writer.figure(part, f"ranks-{name}", figure, f"ranks by {MEASURES[name]}")
