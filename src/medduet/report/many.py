@@ -134,14 +134,13 @@ def ranks(result: OverSets, methods: Sequence[str]) -> Figure:
     reach = best + result.critical_difference
     axes.axvspan(best, min(reach, len(methods)), color=VERMILION, alpha=0.08, lw=0)
     axes.set_yticks(range(len(methods)), [shorten(methods[i], 40) for i in order])
-    axes.set(ylim=(len(methods) - 0.5, -0.6), xlim=(0.9, len(methods) + 0.4))
+    axes.set(ylim=(len(methods) - 0.5, -0.6), xlim=(0.9, 1.08 * len(methods)))
     axes.xaxis.set_major_locator(MaxNLocator(min(len(methods), 10), integer=True))
     axes.set_xlabel("mean rank, 1 is best")
     axes.tick_params(axis="y", length=0)
-    beyond = " (wider than the scale)" if reach > len(methods) else ""
     axes.set_title(
-        f"{result.sets} data sets; shaded: within the critical difference of the best, "
-        f"{result.critical_difference:.2f} ranks{beyond}",
+        f"{result.sets} data sets; shaded: critical difference, "
+        f"{result.critical_difference:.1f} ranks",
         fontsize=9,
     )
     return figure
