@@ -136,7 +136,7 @@ def _name_datasets(runs: Sequence[FinishedRun]) -> list[str]:
     described = [
         {
             "size": " x ".join(map(str, run.data.get("size", []))),
-            "channels": f"{run.data.get('channels', '?')} channel(s)",
+            "channels": {1: "grey", 3: "RGB"}.get(run.data.get("channels", 0), "other channels"),
             "fingerprint": str(run.data.get("fingerprint", ""))[:8],
         }
         for run in runs

@@ -22,6 +22,7 @@ from medduet.report.writer import Part, Writer
 
 FEWEST_SETS, FEW_SETS = 2, 8
 FEWEST_SEEDS = 3
+MOST_SENTENCES = 6
 
 
 def compare(runs: Runs) -> dict[str, list[Difference]]:
@@ -46,12 +47,13 @@ def answer(runs: Runs, compared: dict[str, list[Difference]], paths: Sequence[st
         f"{', '.join(_counted(count, what) for what, count in counts.items())}. Every epoch was "
         "selected on the validation split unless a number says test-selected."
     )
+    several = sum(row.measure != "dice" for rows in compared.values() for row in rows)
     for dataset, rows in compared.items():
         for name, called in MEASURES.items():
             of = [row for row in rows if row.measure == name and not math.isnan(row.p)]
             if not of or name == "dice":
                 continue
-            if len(of) <= 4:
+            if several <= MOST_SENTENCES:
                 part.text += [f"{dataset}: {_sentence(row)}" for row in of]
                 continue
             found = [row for row in of if row.found]
