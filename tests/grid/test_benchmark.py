@@ -288,7 +288,7 @@ def test_threads_are_shared_among_workers(
     grids: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
     seen: list[dict[str, str]] = []
 
     class Process(subprocess.Popen):  # type: ignore[type-arg]

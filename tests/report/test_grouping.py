@@ -91,8 +91,8 @@ def test_data_sets_of_one_name_are_told_apart(make: Make, tmp_path: Path) -> Non
     make("d", data={"name": "other"})
     assert grouped(tmp_path).datasets == [
         "fakemnist, 28 x 28",
-        "fakemnist, 64 x 64, grey",
         "fakemnist, 64 x 64, RGB",
+        "fakemnist, 64 x 64, grey",
         "other",
     ]
 
