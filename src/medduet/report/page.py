@@ -14,6 +14,7 @@ from medduet.files import exclusive, write_text
 from medduet.report import sections, tables
 from medduet.report.grouping import Runs, group_runs
 from medduet.report.runs import find_runs
+from medduet.report.words import answer
 from medduet.report.writer import Part, Writer
 
 _MARK = '<meta name="generator" content="medduet report">'
@@ -60,7 +61,7 @@ def _write(out: Path, runs: Runs, paths: Sequence[str | Path], samples: bool) ->
     writer, cells = Writer(out), tables.measure_cells(runs)
     compared = sections.compare(runs)
     parts = [
-        sections.answer(runs, compared, paths),
+        answer(runs, compared, paths),
         *sections.scores(runs, cells, writer),
         sections.selection(runs, writer),
         sections.paired(runs, compared, writer),
