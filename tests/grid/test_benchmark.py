@@ -284,6 +284,21 @@ def test_mistakes_on_the_command_line(
     assert text.count("\n") == 1
 
 
+def test_what_starts_cells_asks_for_no_gpu() -> None:
+    """A process that has asked CUDA for its GPUs can't make copies of itself that use them."""
+    script = (
+        "import torch\n"
+        "def asked(): raise AssertionError('asked for the GPUs')\n"
+        "torch._C._cuda_getDeviceCount = torch.cuda._lazy_init = asked\n"
+        "import importlib, medduet.grid.local as local\n"
+        "for name in local._SLOW_TO_READ: importlib.import_module(name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_threads_are_shared_among_workers(
     grids: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
