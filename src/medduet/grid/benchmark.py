@@ -201,6 +201,7 @@ def _drive(
     """Start cells as places get free, until all are settled or `stop` is set."""
     waiting = [cell for cell in cells if not folder.settled(cell.name)]
     running: dict[str, Cell] = {}
+    states: dict[str, CellState] = {}
     watched = 0.0
     try:
         while running or (waiting and not stop.is_set()):
@@ -214,12 +215,13 @@ def _drive(
                     waiting.append(cell)
             if watch is not None and time.monotonic() - watched > _WATCH:
                 watched = time.monotonic()
-                watch(cells, _states(folder, cells))
+                states = _states(folder, cells, states)
+                watch(cells, states)
             if running or waiting:
                 stop.wait(_PAUSE) if not stop.is_set() else time.sleep(_PAUSE)
     finally:
         engine.close()
-    states = _states(folder, cells)
+    states = _states(folder, cells, states)
     if watch is not None:
         watch(cells, states)
     return GridRecord(folder.path, cells, states)
@@ -241,5 +243,9 @@ def _start(
     return left
 
 
-def _states(folder: GridFolder, cells: list[Cell]) -> dict[str, CellState]:
-    return {cell.name: folder.state(cell.name) for cell in cells}
+def _states(
+    folder: GridFolder, cells: list[Cell], before: Mapping[str, CellState]
+) -> dict[str, CellState]:
+    """Return where every cell stands; those that are settled are not read again."""
+    settled = {name: s for name, s in before.items() if s.state in ("finished", "failed")}
+    return {cell.name: settled.get(cell.name) or folder.state(cell.name) for cell in cells}

@@ -150,7 +150,8 @@ class Difference(NamedTuple):
         method: that is compared.
         reference: with which.
         difference: reference minus method, mean over the seeds that both have.
-        interval: 95%, bootstrap over images of that mean.
+        interval: 95%, over images: that of the test for McNemar and DeLong of one seed, else a
+            bootstrap of that mean; NaN where no image tells the methods apart.
         test: name of the test over images.
         p: of it; for several seeds twice the median of the tests of each (`merge_p`), or that of
             the mean over seeds.

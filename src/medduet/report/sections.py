@@ -11,7 +11,7 @@ from typing import Any
 from medduet.report import many, tables
 from medduet.report.grouping import Runs
 from medduet.report.measures import MEASURES, Difference, differences
-from medduet.report.published import notes_for, published_for
+from medduet.report.published import Published, notes_for, published_for
 from medduet.report.runs import FinishedRun
 from medduet.report.statistics import over_sets as test_over_sets
 from medduet.report.statistics import shown_p
@@ -34,10 +34,10 @@ def compare(runs: Runs) -> dict[str, list[Difference]]:
 
 def scores(runs: Runs, cells: tables.Cells, writer: Writer) -> list[Part]:
     """Show every measure that a run has, and what is published."""
-    parts = []
+    parts, official = [], _official(runs)
     for name, of in cells.items():
         part = Part(MEASURES[name][0].upper() + MEASURES[name][1:])
-        published = _published(runs) if name == "accuracy" else {}
+        published = _published(runs, official) if name == "accuracy" else {}
         methods = _best_first(
             [method for method in runs.methods if any(m == method for _, m in of)], of
         )
@@ -45,10 +45,10 @@ def scores(runs: Runs, cells: tables.Cells, writer: Writer) -> list[Part]:
         shows = f"{MEASURES[name]} on the test split"
         writer.figure(part, name, figure, shows)
         writer.table(part, tables.scores(name, cells, runs))
-        found = [row for group in _official(runs) for row in published_for(*group)]
-        if name == "accuracy" and found:
-            writer.table(part, tables.published_table(found))
-            notes = [note for group in _official(runs) for note in notes_for(*group)]
+        if name == "accuracy" and official:
+            rows = [row for found in official.values() for row in found]
+            writer.table(part, tables.published_table(rows))
+            notes = [note for row in rows for note in notes_for(row.set, row.size)]
             part.text += list(dict.fromkeys(notes))
         parts.append(part)
     return parts
@@ -63,38 +63,34 @@ def _best_first(methods: list[str], of: dict[tuple[str, str], Any]) -> list[str]
     return sorted(methods, key=lambda method: -sum(means[method]) / len(means[method]))
 
 
-def _official(runs: Runs) -> list[tuple[str, int]]:
-    """Return name and size of the data sets that numbers are published for."""
-    found = []
+def _official(runs: Runs) -> dict[str, list[Published]]:
+    """Return what is published on each data set that is the official one."""
+    found = {}
     for dataset in runs.datasets:
         data = runs.of(dataset)[0].first.data
-        name, size = str(data.get("name")), max(data.get("size", [0]))
-        rows = published_for(name, size)
+        rows = published_for(str(data.get("name")), max(data.get("size", [0])))
         if rows and list(rows[0].splits) == list(data.get("splits", {}).values()):
-            found.append((name, size))
+            found[dataset] = rows
     return found
 
 
-def _published(runs: Runs) -> dict[str, list[tuple[str, str | None, float]]]:
+def _published(
+    runs: Runs, official: Mapping[str, Sequence[Published]]
+) -> dict[str, list[tuple[str, str | None, float]]]:
     """Return what is published on each data set: who, for which method (or all), and the share."""
-    official = _official(runs)
-    found: dict[str, list[tuple[str, str | None, float]]] = {}
-    for dataset in runs.datasets:
-        groups = runs.of(dataset)
-        key = (str(groups[0].first.data.get("name")), max(groups[0].first.data.get("size", [0])))
-        if key not in official:
-            continue
-        rows: list[tuple[str, str | None, float]] = []
-        for row in published_for(*key):
+    marks: dict[str, list[tuple[str, str | None, float]]] = {}
+    for dataset, rows in official.items():
+        for row in rows:
             same: list[str | None] = [
                 group.method
-                for group in groups
+                for group in runs.of(dataset)
                 if group.first.model in (row.network, f"timm:{row.network}")
             ]
             who = row.protocol if same else f"{row.network}, {row.protocol}"
-            rows += [(who, method, row.accuracy / 100) for method in same or [None]]
-        found[dataset] = rows
-    return found
+            marks.setdefault(dataset, []).extend(
+                (who, method, row.accuracy / 100) for method in same or [None]
+            )
+    return marks
 
 
 def selection(runs: Runs, writer: Writer) -> Part:

@@ -29,13 +29,13 @@ def answer(runs: Runs, compared: dict[str, list[Difference]], paths: Sequence[st
         f"{', '.join(counted(count, what) for what, count in counts.items())}. Every epoch was "
         "selected on the validation split unless a number says test-selected."
     )
-    several = sum(row.measure != "dice" for rows in compared.values() for row in rows)
+    comparisons = sum(row.measure != "dice" for rows in compared.values() for row in rows)
     for dataset, rows in compared.items():
         for name, called in MEASURES.items():
             of = [row for row in rows if row.measure == name and not math.isnan(row.p)]
             if not of or name == "dice":
                 continue
-            if several <= MOST_SENTENCES:
+            if comparisons <= MOST_SENTENCES:
                 part.text += [f"{dataset}: {_sentence(row)}" for row in of]
                 continue
             found = [row for row in of if row.found]
