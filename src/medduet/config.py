@@ -18,6 +18,7 @@ from pydantic import (
     Field,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from medduet.errors import ConfigError, MissingFileError, closest
@@ -62,9 +63,9 @@ class DataConfig(Frozen):
     """Where the images come from."""
 
     name: Annotated[str, _flag("data")] = ""
-    """A MedMNIST flag (bloodmnist), the path of an .npz, or phantom."""
+    """A MedMNIST flag (bloodmnist), an .npz, a folder or .csv of image files, or phantom."""
     size: Annotated[int | None, _flag("size")] = Field(None, ge=1)
-    """Side of the images in pixels; None keeps the file's own (28 for MedMNIST)."""
+    """Side of the images in pixels; None: an .npz's own, 28 for MedMNIST, 224 for image files."""
     cache: Path | None = None
     """Where downloads and unpacked arrays live; else $MEDDUET_CACHE, else ~/.cache/medduet."""
     mirror: str | None = None
@@ -72,9 +73,40 @@ class DataConfig(Frozen):
     count: int | None = Field(None, ge=1)
     """Number of phantoms, over all three splits."""
     channels: Literal[1, 3] | None = None
-    """Channels of phantoms: 1 (grey) or 3 (RGB)."""
+    """1 (grey) or 3 (RGB), of phantoms and image files; None: grey if every file is."""
+    masks: Path | None = None
+    """Folder of the masks, for a folder of images; None: beside the images, or DATA/masks."""
+    fit: Literal["pad", "stretch"] = "pad"
+    """Image files become square by black borders, or by stretching (as in MedMNIST)."""
+    window: tuple[float, float] | None = None
+    """Centre and width of the grey values shown, for DICOM, NIfTI and 16 bits; None: the file's."""
+    skip_broken: bool = False
+    """Leave image files out that can't be read, instead of stopping."""
+    split: str = Field("auto", pattern=r"^(auto|given|made|.+\.csv)$")
+    """given; made; a .csv with the columns image and split; auto: given, or made where none is."""
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+    """Shares of train, val and test in a split that is made."""
+    folds: int | None = Field(None, ge=2)
+    """Cross-validation: parts of equal size, each of them test once; see the recipe cross."""
+    fold: int = Field(0, ge=0)
+    """Which of the parts is test; the next one is val."""
+    group_by: Literal["auto", "given", "duplicates", "none"] = "auto"
+    """What stays together when a split is made: groups given, near-duplicates; auto: both."""
     seed: int = Field(0, ge=0)
-    """Seed of the phantoms."""
+    """Seed of phantoms, and of a split that is made."""
+
+    @field_validator("fractions")
+    @classmethod
+    def _are_shares(cls, given: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(given) <= 0:
+            raise ValueError("expected three shares above 0 for train, val and test")
+        return given
+
+    @model_validator(mode="after")
+    def _has_the_fold(self) -> DataConfig:
+        if self.fold >= (self.folds or 1):
+            raise ValueError(f"expected a fold below folds, which is {self.folds}")
+        return self
 
 
 class ModelConfig(Frozen):

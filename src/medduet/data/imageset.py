@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,52 @@ from medduet.types import Batch
 SPLITS = ("train", "val", "test")
 
 
+class Rows:
+    """Some rows of several arrays, such as memory maps, as if they were one; nothing is copied.
+
+    Args:
+        parts: arrays or other rows that agree in all but their length.
+        rows: ``(N,)`` int64, places in the parts one after the other.
+
+    Example:
+        >>> rows = Rows([np.arange(4), np.arange(10, 14)], np.array([5, 0, 7]))
+        >>> len(rows), rows[1:].tolist(), rows[np.array([0, 0])].tolist()
+        (3, [0, 13], [11, 11])
+    """
+
+    def __init__(self, parts: Sequence[Images], rows: NDArray[np.int64]) -> None:
+        self.parts = tuple(parts)
+        self.rows = rows
+        self.shape: tuple[int, ...] = (len(rows), *parts[0].shape[1:])
+        self.dtype: np.dtype[np.uint8] = parts[0].dtype
+        self._ends = np.cumsum([len(part) for part in parts])
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: slice | NDArray[Any]) -> NDArray[np.uint8]:
+        rows = self.rows[key]
+        out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        of = np.searchsorted(self._ends, rows, side="right")
+        for number, (part, end) in enumerate(zip(self.parts, self._ends, strict=True)):
+            here = of == number
+            if here.any():
+                out[here] = part[rows[here] - (end - len(part))]
+        return out
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.asarray(self[:], dtype=dtype)
+
+
+Images = NDArray[np.uint8] | Rows
+"""Images or masks, one per row; indexed by a slice or an array, they give an array."""
+
+
 @dataclass(frozen=True)
 class Split:
     """The images of one split, usually memory-mapped.
@@ -25,12 +71,17 @@ class Split:
         masks: ``(N, H, W)`` uint8 mask class, 0 is background; ``None`` without masks.
         has_mask: ``(N,)`` bool, which masks are known; ``None`` means all of them (or, without
             masks, none).
+        ids: ``(N,)`` text, what its owner calls each image, such as a file; ``None`` if unnamed.
+        groups: ``(N,)`` int64, images of one group (a patient) have the same number, -1 is
+            unknown; ``None`` if no group is known.
     """
 
-    images: NDArray[np.uint8]
+    images: Images
     labels: NDArray[np.int64]
-    masks: NDArray[np.uint8] | None = None
+    masks: Images | None = None
     has_mask: NDArray[np.bool_] | None = None
+    ids: NDArray[np.str_] | None = None
+    groups: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -42,13 +93,24 @@ class Split:
             return np.full(len(self), self.masks is not None)
         return self.has_mask
 
+    def take(self, rows: NDArray[np.int64]) -> Split:
+        """Return the images at `rows`, which are read when they are used."""
+        return Split(
+            Rows([self.images], rows),
+            self.labels[rows],
+            None if self.masks is None else Rows([self.masks], rows),
+            None if self.has_mask is None else self.has_mask[rows],
+            None if self.ids is None else self.ids[rows],
+            None if self.groups is None else self.groups[rows],
+        )
+
     def batch(self, index: NDArray[np.int64]) -> Batch:
         """Gather the images at `index` (``(n,)`` int64) into a `Batch` of uint8 tensors."""
-        images = torch.from_numpy(np.take(self.images, index, axis=0))
+        images = torch.from_numpy(np.asarray(self.images[index]))
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
         masks = None
         if self.masks is not None:
-            masks = torch.from_numpy(np.take(self.masks, index, axis=0)).long()
+            masks = torch.from_numpy(np.asarray(self.masks[index])).long()
         labels, known = (torch.from_numpy(x[index]) for x in (self.labels, self.known_masks))
         return Batch(images, labels, masks, known, torch.from_numpy(index))
 
@@ -90,3 +152,40 @@ class ImageSet:
     def split(self, name: str) -> Split:
         """Return the split called `name` (``train``, ``val`` or ``test``)."""
         return {"train": self.train, "val": self.val, "test": self.test}[name]
+
+    def pool(self) -> Split:
+        """Return the images of all splits, train first, each with an id.
+
+        Images without one are called by their place, such as ``train/0``.
+
+        Example:
+            >>> from medduet import open_images
+            >>> pool = open_images("phantom", size=16, count=20).pool()
+            >>> len(pool), pool.ids[:2].tolist(), pool.images[18:].shape
+            (20, ['train/0', 'train/1'], (2, 16, 16))
+        """
+        splits = {name: self.split(name) for name in SPLITS}
+        parts = list(splits.values())
+
+        def rows(arrays: list[Any]) -> Any:
+            if any(array is None for array in arrays):
+                return None
+            return Rows(arrays, np.arange(sum(map(len, arrays)), dtype=np.int64))
+
+        def joined(arrays: list[Any]) -> Any:
+            return None if any(array is None for array in arrays) else np.concatenate(arrays)
+
+        return Split(
+            rows([part.images for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            rows([part.masks for part in parts]),
+            np.concatenate([part.known_masks for part in parts]),
+            np.concatenate([_ids(name, split) for name, split in splits.items()]),
+            joined([part.groups for part in parts]),
+        )
+
+
+def _ids(name: str, split: Split) -> NDArray[np.str_]:
+    if split.ids is not None:
+        return split.ids
+    return np.array([f"{name}/{place}" for place in range(len(split))], dtype=np.str_)

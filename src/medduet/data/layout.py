@@ -29,7 +29,7 @@ class SplitLayout:
     """Where the pixels of one split lie, and all that is small enough to be read at once.
 
     `images` and `masks` are keys, as many of each, or no masks; `shape` is that of all images;
-    `labels` and `has_mask` are those of `medduet.data.imageset.Split`.
+    `labels`, `has_mask`, `ids` and `groups` are those of `medduet.data.imageset.Split`.
     """
 
     archive: Archive
@@ -38,6 +38,8 @@ class SplitLayout:
     shape: tuple[int, ...]
     labels: NDArray[np.int64]
     has_mask: NDArray[np.bool_] | None
+    ids: NDArray[np.str_] | None
+    groups: NDArray[np.int64] | None
 
     def mask_pieces(self) -> Iterator[NDArray[np.uint8]]:
         """Give the masks in pieces ``(n, H, W)``; those that aren't known are all zero."""
@@ -84,7 +86,16 @@ def find_layout(archive: Archive) -> dict[str, SplitLayout]:
         has_mask = _read_has_mask(archive, f"{split}_has_mask", total)
         if has_mask is not None and not masks:
             archive.fail(f"{split}_has_mask", f"also {split}_masks", "no masks")
-        layouts[split] = SplitLayout(archive, images, masks, (total, *wanted), labels, has_mask)
+        layouts[split] = SplitLayout(
+            archive,
+            images,
+            masks,
+            (total, *wanted),
+            labels,
+            has_mask,
+            _read_row(archive, f"{split}_ids", total, "U"),
+            _read_row(archive, f"{split}_groups", total, "iu"),
+        )
     return layouts
 
 
@@ -168,6 +179,18 @@ def _read_has_mask(archive: Archive, key: str, total: int) -> NDArray[np.bool_] 
     if dtype != np.bool_ or shape != (total,):
         archive.fail(key, f"bool ({total},)", f"{dtype} {shape}")
     return archive.array(key)
+
+
+def _read_row(archive: Archive, key: str, total: int, kinds: str) -> NDArray[Any] | None:
+    """Return the values ``(N,)`` under `key`, text or integers, or ``None`` if there are none."""
+    if key not in archive.keys:
+        return None
+    shape, dtype = archive.header(key)
+    if dtype.kind not in kinds or shape != (total,):
+        wanted = "text" if kinds == "U" else "integers"
+        archive.fail(key, f"{wanted} ({total},)", f"{dtype} {shape}")
+    values = archive.array(key)
+    return values if kinds == "U" else values.astype(np.int64)
 
 
 def _read_labels(archive: Archive, key: str, total: int) -> NDArray[np.int64]:

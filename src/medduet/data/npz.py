@@ -10,6 +10,9 @@ For each split of ``train``, ``val`` and ``test``:
   ``{split}_images_C1``, ``{split}_label_C1``, ``_C2``, ..., these are taken instead, one after the
   other, and the first is class 0.
 
+``{split}_ids`` (text ``(N,)``) say how each image is called, ``{split}_groups`` (integers ``(N,)``)
+which belong together, such as those of a patient; -1 is unknown.
+
 ``class_names`` and ``mask_names`` (text) give names. Masks of 0 and 255 are read as 0 and 1.
 
 Sources: doi:10.1038/s41597-022-01721-8 (MedMNIST), doi:10.1038/s41597-024-04159-2 (MedSegBench).
@@ -30,7 +33,7 @@ from medduet.data.store import Pixels, open_store, resize_store, stored, write_p
 from medduet.errors import ConfigError, DataError, MissingFileError
 from medduet.files import write_json
 
-_FORMAT = "v1"  # part of each store's key; raise it when what `_unpack` writes changes
+_FORMAT = "v2"  # part of each store's key; raise it when what `_unpack` writes changes
 
 
 def open_npz(
@@ -92,9 +95,9 @@ def _unpack(
             if layout.masks:
                 masks = (piece // divisor for piece in layout.mask_pieces())
                 arrays[f"{split}_masks.npy"] = layout.shape[:3], masks
-            np.save(folder / f"{split}_labels.npy", layout.labels)
-            if layout.has_mask is not None:
-                np.save(folder / f"{split}_has_mask.npy", layout.has_mask)
+            for kind in ("labels", "has_mask", "ids", "groups"):
+                if (row := getattr(layout, kind)) is not None:
+                    np.save(folder / f"{split}_{kind}.npy", row)
         write_pixels(folder, arrays, f"unpack {path.name}", progress)
     names = {"class_names": class_names, "mask_names": mask_names}
     write_json(folder / "meta.json", {**names, "multi_label": multi_label})

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from medduet.config import DataConfig, validate
+from medduet.data.arrange import arrange
 from medduet.data.cache import ProgressFactory
 from medduet.data.imageset import ImageSet
 from medduet.data.medmnist import DEFAULT_SIZE, fetch_medmnist, lookup, medmnist_sets
@@ -14,56 +17,85 @@ from medduet.errors import ConfigError, closest
 
 
 def open_images(
-    name: str,
-    *,
-    size: int | None = None,
-    cache: Path | None = None,
-    mirror: str | None = None,
-    count: int | None = None,
-    channels: int | None = None,
-    seed: int = 0,
-    progress: ProgressFactory | None = None,
+    data: DataConfig | str, *, progress: ProgressFactory | None = None, **options: Any
 ) -> ImageSet:
-    """Open the set called `name`, downloading and unpacking it at the first time.
+    """Open a set, downloading, unpacking or converting it at the first time.
 
     Args:
-        name: ``phantom``, a MedMNIST 2D flag such as ``bloodmnist``, or a path to an ``.npz``.
-        size: height and width in pixels; by default 64 for ``phantom``, 28 (the small download)
-            for MedMNIST, and that of the file for an ``.npz``. Other sizes are made from the file,
-            or from the nearest larger one of MedMNIST, as in `medduet.data.store.resize_store`.
-        cache: folder for downloads and unpacked sets, see `medduet.data.cache_folder`.
-        mirror: address that holds the MedMNIST files, instead of Zenodo.
-        count: of phantoms, see `medduet.data.phantom_images`.
-        channels: likewise.
-        seed: likewise.
+        data: its settings; or its name alone: ``phantom``, a MedMNIST 2D flag such as
+            ``bloodmnist``, or the path of an ``.npz``, of a folder or of a table of images.
         progress: makes a progress bar from a description and a number of bytes; silent without.
+        options: further fields of `medduet.DataConfig`, if only the name was given.
 
     Raises:
         ConfigError: for an unknown name or an option that doesn't belong to the set.
         DownloadError: if a file could not be downloaded.
-        MissingFileError: if an ``.npz`` isn't there.
-        DataError: if the content of the set contradicts itself.
+        MissingFileError: if a file or folder isn't there.
+        DataError: if the content of the set contradicts itself, or can't be read.
 
     Example:
         >>> open_images("phantom", size=32, count=20).train.images.shape
         (14, 32, 32)
+        >>> halves = open_images("phantom", size=16, count=20, split="made", folds=2, fold=1)
+        >>> len(halves.test)
+        10
     """
-    if name == "phantom":
-        options = {"size": size, "count": count, "channels": channels, "seed": seed}
-        return phantom_images(**{key: value for key, value in options.items() if value is not None})
-    if (count, channels, seed) != (None, None, 0):
-        raise ConfigError(f"count, channels and seed are for phantom only, given with {name!r}")
-    if name in medmnist_sets():
-        if size is not None and size < 1:
-            raise ConfigError(f"size must be a positive number of pixels, given {size}")
-        size, entry = size or DEFAULT_SIZE, lookup(name)
-        published = entry.source_size(size)
-        path = fetch_medmnist(name, published, cache=cache, mirror=mirror, progress=progress)
-        images = open_npz(path, size=size, cache=cache, progress=progress)
-        index = {"medmnist": name, "task": entry.task, "licence": entry.licence}
-        info = {**images.info, **index, **entry.files[published]._asdict()}
-        return replace(images, name=name, class_names=entry.class_names, info=info)
-    if name.endswith(".npz") or Path(name).is_file():
-        return open_npz(Path(name), size=size, cache=cache, progress=progress)
-    hint = closest(name, ["phantom", *medmnist_sets()], "give the path of an .npz")
-    raise ConfigError(f"unknown data set {name!r}: {hint}")
+    if isinstance(data, str):
+        data = validate(DataConfig, {"name": data, **options}, data or "data")
+    elif options:
+        raise ConfigError(f"{', '.join(options)} given beside settings: put them into these")
+    _check(data)
+    if data.name == "phantom":
+        images = phantom_images(**_phantom_options(data))
+    elif data.name in medmnist_sets():
+        images = _open_medmnist(data, progress)
+    elif _is_files(data):
+        from medduet.data.convert import open_files
+        from medduet.data.listing import list_folder, list_table
+
+        path = Path(data.name).expanduser()
+        listing = list_folder(path, data.masks) if path.is_dir() else list_table(path)
+        images, given = open_files(listing, data, progress)
+        return arrange(images, given, data, progress)
+    elif data.name.endswith(".npz") or Path(data.name).is_file():
+        images = open_npz(Path(data.name), size=data.size, cache=data.cache, progress=progress)
+    else:
+        names = ["phantom", *medmnist_sets()]
+        hint = closest(data.name, names, "give the path of an .npz, a folder or a table")
+        raise ConfigError(f"unknown data set {data.name!r}: {hint}")
+    return arrange(images, None, data, progress)
+
+
+def _is_files(data: DataConfig) -> bool:
+    return Path(data.name).expanduser().is_dir() or data.name.endswith((".csv", ".parquet"))
+
+
+def _check(data: DataConfig) -> None:
+    """Refuse options of one kind of set that are given for another."""
+    phantom, files = data.name == "phantom", _is_files(data)
+    if data.count is not None and not phantom:
+        raise ConfigError(f"count is for phantom only, given with {data.name!r}")
+    if data.channels is not None and not (phantom or files):
+        raise ConfigError(f"channels is for phantom and image files, given with {data.name!r}")
+    for name in ("masks", "window", "skip_broken"):
+        if getattr(data, name) and not files:
+            raise ConfigError(
+                f"{name} is for a folder or table of images, given with {data.name!r}"
+            )
+
+
+def _phantom_options(data: DataConfig) -> dict[str, Any]:
+    options = {"size": data.size, "count": data.count, "channels": data.channels}
+    return {k: v for k, v in options.items() if v is not None} | {"seed": data.seed}
+
+
+def _open_medmnist(data: DataConfig, progress: ProgressFactory | None) -> ImageSet:
+    size, entry = data.size or DEFAULT_SIZE, lookup(data.name)
+    published = entry.source_size(size)
+    path = fetch_medmnist(
+        data.name, published, cache=data.cache, mirror=data.mirror, progress=progress
+    )
+    images = open_npz(path, size=size, cache=data.cache, progress=progress)
+    index = {"medmnist": data.name, "task": entry.task, "licence": entry.licence}
+    info = {**images.info, **index, **entry.files[published]._asdict()}
+    return replace(images, name=data.name, class_names=entry.class_names, info=info)

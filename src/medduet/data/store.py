@@ -1,9 +1,10 @@
 """The unpacked form of a set: a folder of memory-mapped ``.npy`` files that is whole or not there.
 
 A store is ``CACHE/store/KEY``, where KEY names the content (see `medduet.data.npz`), with
-``{split}_images.npy``, ``{split}_labels.npy``, where known ``{split}_masks.npy`` and
-``{split}_has_mask.npy``, and ``meta.json``. It is built in a hidden folder beside and renamed when
-it is complete and synced; of two processes that build one at once, the later uses the earlier's.
+``{split}_images.npy``, ``{split}_labels.npy``, where known ``{split}_masks.npy``,
+``{split}_has_mask.npy``, ``{split}_ids.npy`` and ``{split}_groups.npy``, and ``meta.json``. It is
+built in a hidden folder beside and renamed when it is complete and synced; of two processes that
+build one at once, the later uses the earlier's.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
@@ -76,11 +77,16 @@ def write_pixels(
 ) -> None:
     """Write `arrays`, by file name, into `folder`, with a bar of that `description`."""
     total = sum(prod(shape) for shape, _ in arrays.values())
-    if shutil.disk_usage(folder).free < total:  # known now, not after gigabytes of work
-        raise OSError(errno.ENOSPC, "not enough room on the disk")
+    check_room(folder, total)
     with counted(progress, description, total) as count:
         for name, pixels in arrays.items():
             write_array(folder / name, pixels, count)
+
+
+def check_room(folder: Path, total: int) -> None:
+    """Raise an OSError if `folder` has no room for `total` bytes; now, not after hours of work."""
+    if shutil.disk_usage(folder).free < total:
+        raise OSError(errno.ENOSPC, "not enough room on the disk")
 
 
 def write_array(path: Path, pixels: Pixels, count: Callable[[int], object]) -> None:
@@ -97,24 +103,56 @@ def write_array(path: Path, pixels: Pixels, count: Callable[[int], object]) -> N
             count(piece.nbytes)
 
 
+@contextmanager
+def growing_array(
+    path: Path, tail: tuple[int, ...]
+) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
+    """Give a function that appends pieces ``(n, *tail)`` to the uint8 ``.npy`` at `path`."""
+    rows = 0
+
+    def write_header(file: IO[bytes]) -> None:
+        # numpy leaves room for the first length to grow, so the header keeps its own.
+        header = {"descr": "|u1", "fortran_order": False, "shape": (rows, *tail)}
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(file, header)
+
+    with path.open("wb") as file:
+        write_header(file)
+
+        def append(piece: NDArray[np.uint8]) -> None:
+            nonlocal rows
+            rows += len(piece)
+            file.write(piece.tobytes())
+
+        yield append
+        write_header(file)
+
+
 def open_store(folder: Path) -> dict[str, Any]:
     """Return the fields of an ImageSet that `folder` holds; images and masks are memory-mapped."""
     try:
         meta = read_json(folder / "meta.json")
         names = {key: tuple(meta[key]) for key in ("class_names", "mask_names")}
-        splits = {name: _open_split(folder, name) for name in SPLITS}
+        splits = {name: open_split(folder, name) for name in SPLITS}
         return {**splits, **names, "multi_label": meta["multi_label"]}
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} is damaged ({error}); delete it and try again") from error
 
 
-def _open_split(folder: Path, name: str) -> Split:
-    masks, has_mask = folder / f"{name}_masks.npy", folder / f"{name}_has_mask.npy"
+def open_split(folder: Path, name: str) -> Split:
+    """Return the split `name` of the store in `folder`."""
+
+    def load(kind: str, mode: Literal["r"] | None = None) -> NDArray[Any] | None:
+        path = folder / f"{name}_{kind}.npy"
+        return np.load(path, mmap_mode=mode) if path.exists() else None
+
     return Split(
         images=np.load(folder / f"{name}_images.npy", mmap_mode="r"),
         labels=np.load(folder / f"{name}_labels.npy"),
-        masks=np.load(masks, mmap_mode="r") if masks.exists() else None,
-        has_mask=np.load(has_mask) if has_mask.exists() else None,
+        masks=load("masks", "r"),
+        has_mask=load("has_mask"),
+        ids=load("ids"),
+        groups=load("groups"),
     )
 
 

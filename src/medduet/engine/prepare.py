@@ -19,18 +19,9 @@ def open_data(config: DataConfig, progress: ProgressFactory | None) -> ImageSet:
     if not config.name:
         raise ConfigError(
             "no data given: add --data bloodmnist (or another of 'medduet datasets'), "
-            "--data FILE.npz, or --data phantom"
+            "--data FILE.npz, a folder of images, or phantom"
         )
-    return open_images(
-        config.name,
-        size=config.size,
-        cache=config.cache,
-        mirror=config.mirror,
-        count=config.count,
-        channels=config.channels,
-        seed=config.seed,
-        progress=progress,
-    )
+    return open_images(config, progress=progress)
 
 
 def check_settings(config: RunConfig, data: ImageSet) -> None:
