@@ -74,6 +74,8 @@ class GridConfig(Frozen):
     """Networks by name; without any, the one of `run`."""
     variants: tyro.conf.Suppress[Labelled] = Field(default={})
     """Other settings that are compared, by a name for them."""
+    folds: int | None = Field(None, ge=2)
+    """Cross-validation: each cell is run so many times, with another part of the images as test."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     """Seeds of each; every other setting being equal, they differ by chance alone."""
     out: Path | None = None
@@ -129,18 +131,18 @@ class GridConfig(Frozen):
         datasets = self.datasets or {self.run.data.name: {}}
         networks = self.networks or {self.run.model.name: {}}
         cells: dict[str, Cell] = {}
+        folds = [None] if self.folds is None else range(self.folds)
+        axes = datasets.items(), networks.items(), (self.variants or {"": {}}).items()
         for (dataset, of_data), (network, of_network), (
             variant,
             of_variant,
-        ), seed in itertools.product(
-            datasets.items(),
-            networks.items(),
-            (self.variants or {"": {}}).items(),
-            self.seeds,
-        ):
+        ), fold, seed in itertools.product(*axes, folds, self.seeds):
             values = {"data.name": dataset, "model.name": network, "train.seed": seed}
             values |= of_data | of_network | of_variant
-            parts = (Path(dataset).stem, network, variant, f"seed{seed}")
+            if fold is not None:
+                values |= {"data.folds": self.folds, "data.fold": fold}
+            part = "" if fold is None else f"fold{fold}"
+            parts = (Path(dataset).stem, network, variant, part, f"seed{seed}")
             name = "-".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
             run = change(self.run, values, folder / "runs" / name, f"cell {name}")
             if not run.data.name:

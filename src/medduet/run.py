@@ -16,6 +16,7 @@ import medduet
 from medduet.config import DataConfig, RunConfig
 from medduet.data import ProgressFactory
 from medduet.data.imageset import ImageSet
+from medduet.data.splits import write_split
 from medduet.deploy.bundle import load_bundle, save_bundle
 from medduet.engine.evaluate import predict_split, summarize
 from medduet.engine.experiment import Experiment
@@ -29,6 +30,7 @@ from medduet.engine.prepare import (
     check_settings,
     dense_layout,
     open_data,
+    prepared_as,
 )
 from medduet.engine.reporter import Reporter
 from medduet.engine.samples import write_samples
@@ -109,7 +111,8 @@ def train(
     assert config is not None
     fabric = launch_fabric(config.train)
     with fabric.rank_zero_first():
-        data = open_data(config.data, progress)
+        # A run goes on with the images that it began with, however a split would be made now.
+        data = open_data(config.data, progress, folder.split if resume is not None else None)
     check_settings(config, data)
     layout = dense_layout(config, data)
     # A checkpoint replaces whatever weights training once started from.
@@ -120,6 +123,8 @@ def train(
         folder = _create_folder(fabric, config, data)
     if fabric.is_global_zero:
         cost = network_cost(network, *data.size)
+        if "split" in data.info:
+            write_split(folder.split, data)
         folder.write_environment(data, cost, fabric.device, fabric.world_size)
         if weights is not None:
             reporter.message(weights.summary())
@@ -162,6 +167,8 @@ def _bundle_config(
             "size": list(data.size),
             "channels": data.in_channels,
             "resize": "antialiased bilinear",
+            "fit": data.info.get("fit", "stretch"),
+            "window": data.info.get("window"),
             "input": "uint8, or float in [0, 1]; the network subtracts mean and divides by std",
             "mean": network.normalize.mean.flatten().tolist(),
             "std": network.normalize.std.flatten().tolist(),
@@ -189,7 +196,7 @@ def evaluate(
     Args:
         path: a bundle, or a finished run.
         data: the data set; ``None`` for the one that the run was trained on (a run only).
-        split: ``"train"``, ``"val"`` or ``"test"``.
+        split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` of them together.
         device: see `medduet.TrainConfig`.
         out: folder for ``metrics.json`` and the predictions; ``None`` for
             ``PATH/evaluations/DATA-SPLIT``.
@@ -204,22 +211,23 @@ def evaluate(
     """
     path = Path(path)
     bundle = load_bundle(path)
-    config = RunConfig()
+    config, saved = RunConfig(), None
     if (path / "config.json").is_file() and path.joinpath("bundle").is_dir():
-        config = RunFolder.open(path).config()
-    size = max(bundle.config["preprocessing"]["size"])
+        folder = RunFolder.open(path)
+        config, saved = folder.config(), folder.split if data is None else None
     data = data or config.data
     if not data.name:
         raise ConfigError(f"{path} is a bundle: say on which data to judge it, by --data NAME")
-    images = open_data(data.model_copy(update={"size": data.size or size}), progress)
+    images = open_data(prepared_as(data, bundle.config["preprocessing"]), progress, saved)
     _check_fits(images, bundle.config, path)
     check_takes(bundle.network, *images.size)
+    judged = images.pool() if split == "all" else images.split(split)
     fabric = launch_fabric(config.train.model_copy(update={"device": device}))
     fabric.to_device(bundle.network)
     predictions = predict_split(
         fabric,
         bundle.network,
-        images.split(split),
+        judged,
         bundle.layout,
         multi_label=images.multi_label,
         batch_size=config.evaluate.batch_size,

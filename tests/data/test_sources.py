@@ -26,12 +26,9 @@ def test_phantom_options() -> None:
 
 
 def test_zero_is_an_error_not_a_default() -> None:
-    with pytest.raises(ConfigError, match="given 0"):
-        open_images("phantom", size=0)
-    with pytest.raises(ConfigError, match="given 0"):
-        open_images("phantom", count=0)
-    with pytest.raises(ConfigError, match="given 0"):
-        open_images("bloodmnist", size=0)
+    for name, option in (("phantom", "size"), ("phantom", "count"), ("bloodmnist", "size")):
+        with pytest.raises(ConfigError, match=rf"{name}: {option}: .*got 0"):
+            open_images(name, **{option: 0})
 
 
 @pytest.mark.parametrize("option", [{"count": 10}, {"channels": 1}, {"seed": 1}])

@@ -19,7 +19,7 @@ def evaluate(words: list[str]) -> int:
     def arguments(
         path: tyro.conf.Positional[Path],
         data: str | None = None,
-        split: Literal["train", "val", "test"] = "test",
+        split: Literal["train", "val", "test", "all"] = "test",
         size: int | None = None,
         device: str = "auto",
         cache: Path | None = None,
@@ -30,8 +30,8 @@ def evaluate(words: list[str]) -> int:
 
         Args:
             path: The folder of the run, or of the bundle.
-            data: A MedMNIST flag, the path of an .npz, or phantom; default: what it was trained on.
-            split: Which split to judge.
+            data: As in training; default: what it was trained on.
+            split: Which split to judge; all: every image of the set.
             size: Side of the images in pixels; default: what the network was trained on.
             device: auto, cpu, cuda, cuda:1 or mps.
             cache: Where downloads and unpacked arrays live.

@@ -26,6 +26,7 @@ def arrange(
     given: NDArray[np.int64] | None,
     config: DataConfig,
     progress: ProgressFactory | None = None,
+    saved: Path | None = None,
 ) -> ImageSet:
     """Return `images` in the splits that `config` asks for.
 
@@ -35,75 +36,80 @@ def arrange(
             in its own splits already.
         config: ``split``, ``fractions``, ``folds``, ``fold``, ``group_by`` and ``seed`` of it.
         progress: draws the search for near-duplicates.
+        saved: file of a split that was made by these settings before, if it is there.
 
     Raises:
         ConfigError: a split is to be given, and there is none.
         DataError: the images don't suffice for the splits.
         MissingFileError: the file of the split is not there.
     """
+    has_own = given is None or bool((given != NO_SPLIT).any())
     if config.folds is not None and config.split not in ("auto", "made"):
         raise ConfigError(
             f"folds make splits of their own, but --data.split {config.split} was given: "
             "leave one out"
         )
-    if config.split.endswith(".csv"):
-        path = Path(config.split).expanduser()
-        return divided(images, read_split(path, images), {"file": str(path)})
-    has_own = given is None or bool((given != NO_SPLIT).any())
     if config.split == "given" and not has_own:
         raise ConfigError(
             f"{images.name} gives no splits: name its folders train, val and test, or give "
             "--data.split made"
         )
-    if config.folds is not None or config.split == "made" or not has_own:
-        return _made(images, config, progress)
-    if given is None:
+    saved = saved if saved is not None and saved.is_file() else None
+    if config.split.endswith(".csv"):
+        path = Path(config.split).expanduser().absolute()
+        return divided(images, read_split(saved or path, images), {"file": str(path)})
+    plan: dict[str, Any] = {"seed": config.seed, "group_by": config.group_by}
+    if config.folds is not None:
+        note = {"made": plan | {"folds": config.folds, "fold": config.fold}}
+    elif config.split == "made" or not has_own:
+        note = {"made": plan | {"fractions": list(config.fractions)}}
+    elif given is None:
         return images
-    return _given(images, given, config, progress)
+    elif _has_val(given, images.name):
+        return divided(images, given, {"given": {}})
+    else:
+        note = {"given": {"val": plan | {"fractions": list(config.fractions[:2])}}}
+    path = saved or _plan_file(images, note, config)
+    if not path.is_file():
+        parts = _make(images, given if "given" in note else None, config, progress)
+        write_split(path, divided(images, parts, note))
+    return divided(images, read_split(path, images), note)
 
 
-def _given(
+def _has_val(given: NDArray[np.int64], name: str) -> bool:
+    """Return whether the given splits have images for val; many published sets don't."""
+    missing = [split for number, split in enumerate(SPLITS) if not (given == number).any()]
+    if missing and missing != ["val"]:
+        raise DataError(
+            f"{name} has no images for {' and '.join(missing)}: expected train and test at least, "
+            "or give --data.split made"
+        )
+    return not missing
+
+
+def _plan_file(images: ImageSet, note: dict[str, Any], config: DataConfig) -> Path:
+    """Return where the split of these images that `note` describes is kept once it is made."""
+    plan = json.dumps([_PLAN, images.fingerprint, note], sort_keys=True)
+    key = hashlib.sha256(plan.encode()).hexdigest()[:32]
+    return cache_folder(config.cache) / "splits" / f"{images.name}-{key}.csv"
+
+
+def _make(
     images: ImageSet,
-    given: NDArray[np.int64],
+    given: NDArray[np.int64] | None,
     config: DataConfig,
     progress: ProgressFactory | None,
-) -> ImageSet:
-    parts = given.copy()
-    note: dict[str, object] = {"given": True}
-    missing = [name for number, name in enumerate(SPLITS) if not (given == number).any()]
-    if missing == ["val"]:  # as many published sets have it
-        train = np.flatnonzero(given == 0)
-        shares = config.fractions[:2]
-        groups = _groups(images, config, progress)[train]
-        parts[train] = share_out(images.pool().labels[train], groups, shares, config.seed)
-        note |= {"val": "made from train", "fractions": list(shares), "seed": config.seed}
-    elif missing:
-        raise DataError(
-            f"{images.name} has no images for {' and '.join(missing)}: expected train and test at "
-            "least, or give --data.split made"
-        )
-    return divided(images, parts, note)
-
-
-def _made(images: ImageSet, config: DataConfig, progress: ProgressFactory | None) -> ImageSet:
-    plan: dict[str, Any] = {"seed": config.seed, "group_by": config.group_by}
-    if config.folds is None:
-        plan |= {"fractions": list(config.fractions)}
-    else:
-        plan |= {"folds": config.folds, "fold": config.fold}
-    key = hashlib.sha256(json.dumps([_PLAN, images.fingerprint, plan]).encode()).hexdigest()[:32]
-    path = cache_folder(config.cache) / "splits" / f"{images.name}-{key}.csv"
-    if path.is_file():
-        return divided(images, read_split(path, images), {"made": plan})
+) -> NDArray[np.int64]:
+    """Return a new split of all images; or, of a `given` one, of the images of train alone."""
     groups, labels = _groups(images, config, progress), images.pool().labels
-    if config.folds is None:
-        parts = share_out(labels, groups, config.fractions, config.seed)
-    else:
-        shares = [1.0] * config.folds
-        parts = folded(share_out(labels, groups, shares, config.seed), config.folds, config.fold)
-    made = divided(images, parts, {"made": plan})
-    write_split(path, made)
-    return made
+    if config.folds is not None:
+        parts = share_out(labels, groups, [1.0] * config.folds, config.seed)
+        return folded(parts, config.folds, config.fold)
+    if given is None:
+        return share_out(labels, groups, config.fractions, config.seed)
+    parts, train = given.copy(), np.flatnonzero(given == 0)
+    parts[train] = share_out(labels[train], groups[train], config.fractions[:2], config.seed)
+    return parts
 
 
 def _groups(

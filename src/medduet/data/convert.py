@@ -82,7 +82,12 @@ def open_files(
         mask_names=tuple(meta["mask_names"]),
         multi_label=meta["multi_label"],
         fingerprint=meta["fingerprint"],
-        info={"files": meta["files"], "skipped": skipped, "fit": config.fit},
+        info={
+            "files": meta["files"],
+            "skipped": skipped,
+            "fit": config.fit,
+            "window": config.window,
+        },
     )
     return images, np.load(folder / f"{GIVEN}.npy")
 

@@ -17,7 +17,11 @@ from medduet.errors import ConfigError, closest
 
 
 def open_images(
-    data: DataConfig | str, *, progress: ProgressFactory | None = None, **options: Any
+    data: DataConfig | str,
+    *,
+    progress: ProgressFactory | None = None,
+    saved_split: Path | None = None,
+    **options: Any,
 ) -> ImageSet:
     """Open a set, downloading, unpacking or converting it at the first time.
 
@@ -25,6 +29,8 @@ def open_images(
         data: its settings; or its name alone: ``phantom``, a MedMNIST 2D flag such as
             ``bloodmnist``, or the path of an ``.npz``, of a folder or of a table of images.
         progress: makes a progress bar from a description and a number of bytes; silent without.
+        saved_split: file of a split, see `medduet.data.splits.write_split`, that is used instead of
+            making one, if it is there.
         options: further fields of `medduet.DataConfig`, if only the name was given.
 
     Raises:
@@ -49,34 +55,43 @@ def open_images(
         images = phantom_images(**_phantom_options(data))
     elif data.name in medmnist_sets():
         images = _open_medmnist(data, progress)
-    elif _is_files(data):
+    elif is_files(data):
         from medduet.data.convert import open_files
         from medduet.data.listing import list_folder, list_table
 
         path = Path(data.name).expanduser()
         listing = list_folder(path, data.masks) if path.is_dir() else list_table(path)
         images, given = open_files(listing, data, progress)
-        return arrange(images, given, data, progress)
+        return arrange(images, given, data, progress, saved_split)
     elif data.name.endswith(".npz") or Path(data.name).is_file():
         images = open_npz(Path(data.name), size=data.size, cache=data.cache, progress=progress)
     else:
         names = ["phantom", *medmnist_sets()]
         hint = closest(data.name, names, "give the path of an .npz, a folder or a table")
         raise ConfigError(f"unknown data set {data.name!r}: {hint}")
-    return arrange(images, None, data, progress)
+    return arrange(images, None, data, progress, saved_split)
 
 
-def _is_files(data: DataConfig) -> bool:
+def is_files(data: DataConfig) -> bool:
+    """Return whether the set is made of image files, in a folder or listed in a table."""
     return Path(data.name).expanduser().is_dir() or data.name.endswith((".csv", ".parquet"))
 
 
 def _check(data: DataConfig) -> None:
     """Refuse options of one kind of set that are given for another."""
-    phantom, files = data.name == "phantom", _is_files(data)
+    phantom, files = data.name == "phantom", is_files(data)
     if data.count is not None and not phantom:
         raise ConfigError(f"count is for phantom only, given with {data.name!r}")
     if data.channels is not None and not (phantom or files):
-        raise ConfigError(f"channels is for phantom and image files, given with {data.name!r}")
+        raise ConfigError(
+            f"channels is for phantom only and for image files, given with {data.name!r}"
+        )
+    made = data.folds is not None or data.split == "made"
+    if data.seed and not (phantom or files or made):
+        raise ConfigError(
+            f"seed is for phantom only and for splits that are made, given with {data.name!r}: "
+            "add --data.split made"
+        )
     for name in ("masks", "window", "skip_broken"):
         if getattr(data, name) and not files:
             raise ConfigError(

@@ -33,11 +33,13 @@ class Predictions:
             ``iou``, ``hd95``, ``truth_pixels``, ``predicted_pixels`` ``(N, M)`` for the M
             foreground classes; ``mse``, ``psnr``, ``ssim`` ``(N,)``; ``loss_TASK`` and
             ``weight_TASK`` ``(N,)``.
+        ids: ``(N,)`` text, what each image is called; ``None`` if unnamed.
     """
 
     label: NDArray[np.int64]
     has_mask: NDArray[np.bool_]
     values: dict[str, NDArray[np.float64]]
+    ids: NDArray[np.str_] | None = None
 
 
 def predict_split(
@@ -93,7 +95,7 @@ def predict_split(
         whole = torch.zeros((count + 1, *judged.shape[1:]), dtype=torch.float64)
         whole[place] = judged
         gathered[name] = whole[:count].numpy()
-    return Predictions(split.labels, split.known_masks, gathered)
+    return Predictions(split.labels, split.known_masks, gathered, split.ids)
 
 
 def _all_gather(fabric: Fabric, value: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 import platform
 import re
@@ -38,6 +37,7 @@ class RunFolder:
         RUN/
         ├── config.json         the resolved settings
         ├── environment.json    versions, machine, cost of the network, fingerprint of the data
+        ├── split.csv           which image is in which split, unless the set is in its own
         ├── weights.json        which tensors a file gave, if training started from one
         ├── epochs.jsonl        one line per epoch
         ├── metrics.json        what the selected epoch does on val and test, with intervals
@@ -52,6 +52,7 @@ class RunFolder:
         self.path = path
         self.metrics = path / "metrics.json"
         self.samples = path / "samples.npz"
+        self.split = path / "split.csv"
         self.bundle = path / "bundle"
 
     @classmethod
@@ -140,13 +141,15 @@ class RunFolder:
     def write_predictions(self, name: str, predictions: Predictions, data: ImageSet) -> None:
         """Write one line per image: truth, probabilities and per-image metrics.
 
-        Columns: ``index``; ``label`` (or ``label_CLASS`` for multi-label sets); ``predicted``;
-        ``probability_CLASS``; for each mask class ``dice_NAME``, ``iou_NAME``, ``hd95_NAME`` (in
-        pixels, empty where undefined), ``truth_pixels_NAME``, ``predicted_pixels_NAME``; ``mse``,
-        ``psnr``, ``ssim``.
+        Columns: ``index``; ``image`` where images have ids; ``label`` (or ``label_CLASS`` for
+        multi-label sets); ``predicted``; ``probability_CLASS``; for each mask class ``dice_NAME``,
+        ``iou_NAME``, ``hd95_NAME`` (in pixels, empty where undefined), ``truth_pixels_NAME``,
+        ``predicted_pixels_NAME``; ``mse``, ``psnr``, ``ssim``.
         """
         label, values = predictions.label, predictions.values
         columns: dict[str, NDArray[Any]] = {"index": np.arange(len(label))}
+        if predictions.ids is not None:
+            columns["image"] = predictions.ids
         if "probability" in values:
             if data.multi_label:
                 columns |= _columns("label", label, data.class_names)
@@ -165,7 +168,7 @@ class RunFolder:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(columns)
         for row in zip(*(column.tolist() for column in columns.values()), strict=True):
-            writer.writerow("" if math.isnan(cell) else cell for cell in row)
+            writer.writerow("" if cell != cell else cell for cell in row)  # NaN
         write_text(self.path / "predictions" / f"{name}.csv", text.getvalue())
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from medduet.config import DataConfig, RunConfig
 from medduet.data import ProgressFactory, open_images
 from medduet.data.imageset import ImageSet
+from medduet.data.sources import is_files
 from medduet.errors import ConfigError
 from medduet.models import DuetNetwork, WeightsReport, create_model, load_weights
 from medduet.models.base import check_takes
@@ -14,14 +19,28 @@ from medduet.objectives import Balance, Objective, balanced_weights
 from medduet.types import DenseLayout
 
 
-def open_data(config: DataConfig, progress: ProgressFactory | None) -> ImageSet:
-    """Open the images that `config` names."""
+def open_data(
+    config: DataConfig, progress: ProgressFactory | None, saved_split: Path | None = None
+) -> ImageSet:
+    """Open the images that `config` names; in the split of that file, if there is one."""
     if not config.name:
         raise ConfigError(
             "no data given: add --data bloodmnist (or another of 'medduet datasets'), "
             "--data FILE.npz, a folder of images, or phantom"
         )
-    return open_images(config, progress=progress)
+    return open_images(config, progress=progress, saved_split=saved_split)
+
+
+def prepared_as(config: DataConfig, preprocessing: Mapping[str, Any]) -> DataConfig:
+    """Return the settings of data for a network that was trained on images prepared like this.
+
+    What `config` leaves open is taken over; size, and for image files channels, fit and window.
+    """
+    own = {"size": config.size or max(preprocessing["size"])}
+    if is_files(config):
+        own |= {name: preprocessing[name] for name in ("fit", "window") if name in preprocessing}
+        own |= {"channels": config.channels or preprocessing["channels"]}
+    return config.model_copy(update=own)
 
 
 def check_settings(config: RunConfig, data: ImageSet) -> None:

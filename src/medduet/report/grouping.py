@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from medduet.config import RunConfig
 from medduet.metrics.classification import auc_replicates
+from medduet.report.folds import join_folds
 from medduet.report.runs import FinishedRun, SplitPredictions
 
 # Settings that don't change what is measured, or that name the data or the repetition.
@@ -96,19 +97,20 @@ def group_runs(runs: Sequence[FinishedRun], reference: str | None = None) -> Run
 
     The method is named after the settings that differ: the network, if there are several; the
     tasks, if they are; and any other setting that differs between runs of one network on one data
-    set. A setting that only follows from the data set or the network is not named.
+    set. A setting that only follows from the data set or the network is not named. The folds of a
+    cross-validation count as one run.
 
     Args:
         runs: any finished runs.
         reference: the method that comes first; ``None`` for the paper's network, then whoever has
             most settings by default, then by name.
     """
+    runs, notes = join_folds(runs)
     datasets = _name_datasets(runs)
     settings = [_flatten(run.config) for run in runs]
     varying = _varying(runs, settings, datasets)
     methods = _name_methods(runs, settings, varying)
     groups: dict[tuple[str, str], Group] = {}
-    notes = []
     for run, dataset, method in zip(runs, datasets, methods, strict=True):
         group = groups.setdefault((dataset, method), Group(dataset, method))
         if run.seed in group.runs:

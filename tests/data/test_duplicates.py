@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from medduet import ImageSet, open_images
+from medduet.data.duplicates import (
+    MOST_PAIRS,
+    Duplicates,
+    find_duplicates,
+    known_duplicates,
+    remembered_duplicates,
+)
+from medduet.data.imageset import Rows
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+def _resized(image: np.ndarray, side: int) -> np.ndarray:
+    small = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(small.resize(image.shape[1::-1]))
+
+
+CHANGES: dict[str, Change] = {
+    "jpeg": lambda image: _jpeg(image, 40),
+    "resize": lambda image: _resized(image, len(image) // 2),
+    "darker": lambda image: (image * 0.6).astype(np.uint8),
+    "contrast": lambda image: np.clip((image - 128.0) * 1.3 + 128, 0, 255).astype(np.uint8),
+    "gamma": lambda image: ((image / 255) ** 0.8 * 255).astype(np.uint8),
+    "noise": lambda image: np.clip(
+        image + np.random.default_rng(0).normal(0, 8, image.shape), 0, 255
+    ).astype(np.uint8),
+    "mark": lambda image: np.where(np.indices(image.shape).sum(axis=0) < 3, 255, image).astype(
+        np.uint8
+    ),
+    "blur": lambda image: ndimage.gaussian_filter(image, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> np.ndarray:
+    return open_images("phantom", size=64, count=300).pool().images[:]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_copy_is_found(name: str, phantoms: np.ndarray) -> None:
+    places = np.arange(0, 300, 6)
+    changed = np.stack([CHANGES[name](image) for image in phantoms[places]])
+    found = find_duplicates(np.concatenate([phantoms, changed]))
+    wanted = {(int(place), 300 + k) for k, place in enumerate(places)}
+    pairs = set(map(tuple, found.pairs.tolist()))
+    assert len(pairs & wanted) >= 0.96 * len(wanted)
+    assert len(pairs - wanted) <= 1
+    assert not found.exact.any()
+    assert (found.likeness > 0.95).all()
+
+
+def test_different_images_are_none(phantoms: np.ndarray) -> None:
+    assert len(find_duplicates(phantoms).pairs) == 0
+
+
+def test_images_that_look_alike_by_nature_are_none() -> None:
+    """X-rays: what all share correlates above the threshold, but no two are of one patient."""
+    rng = np.random.default_rng(0)
+    anatomy = ndimage.gaussian_filter(rng.normal(0, 1, (40, 40)), 5)
+    anatomy *= 60 / anatomy.std()
+    own = np.stack([ndimage.gaussian_filter(rng.normal(0, 1, (40, 40)), 2) for _ in range(400)])
+    own *= 11 / own.std()
+    images = np.clip(128 + anatomy + own, 0, 255).astype(np.uint8)
+    plain = np.corrcoef(images.reshape(400, -1))
+    assert (plain[np.triu_indices(400, 1)] > 0.95).mean() > 0.5
+    copy = (images[7:8] * 0.9).astype(np.uint8)
+    pairs = find_duplicates(np.concatenate([images, copy])).pairs.tolist()
+    assert [7, 400] in pairs
+    assert len(pairs) <= 2  # of 80,000
+
+
+def test_copies_are_exact_and_told_once_each(phantoms: np.ndarray) -> None:
+    images = np.concatenate([phantoms[:50], np.repeat(phantoms[3:4], 60, axis=0)])
+    found = find_duplicates(images)
+    assert found.exact.all()
+    assert found.pairs.tolist() == [[3, 50 + k] for k in range(60)]
+    assert len(set(found.groups(110))) == 50
+
+
+def test_blank_images_are_no_near_duplicates() -> None:
+    blank = np.zeros((5, 32, 32), np.uint8)
+    blank[1:] += np.arange(1, 5, dtype=np.uint8)[:, None, None]
+    blank[4, 0, 0] += 1
+    assert len(find_duplicates(blank).pairs) == 0
+    assert len(find_duplicates(np.concatenate([blank, blank])).pairs) == 5
+
+
+def test_a_film_of_one_scene_gives_few_pairs_and_one_group() -> None:
+    rng = np.random.default_rng(0)
+    scene = rng.integers(0, 256, (1, 32, 32))
+    frames = np.clip(scene + rng.normal(0, 3, (150, 32, 32)), 0, 255).astype(np.uint8)
+    others = rng.integers(0, 256, (800, 32, 32), dtype=np.uint8)
+    found = find_duplicates(np.concatenate([frames, others]))
+    assert len(found.pairs) <= 150 * MOST_PAIRS
+    assert len(set(found.groups(950)[:150])) == 1
+
+
+@pytest.mark.parametrize("shape", [(40, 70), (9, 9), (64, 64, 3), (300, 20, 3)])
+def test_any_shape_grey_or_colour(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (30, *shape), dtype=np.uint8)
+    again = Rows([images, images[4:5]], np.array([*range(30), 30]))
+    assert find_duplicates(again).pairs.tolist() == [[4, 30]]
+
+
+def test_what_was_found_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_images("phantom", size=16, count=20)
+    assert remembered_duplicates(images, tmp_path) is None
+    found = known_duplicates(images, tmp_path)
+    monkeypatch.setattr("medduet.data.duplicates.find_duplicates", None)
+    again = known_duplicates(images, tmp_path)
+    assert np.array_equal(again.pairs, found.pairs)
+    note = next((tmp_path / "duplicates").iterdir())
+    note.write_bytes(b"damaged")
+    assert remembered_duplicates(images, tmp_path) is None
+
+
+def _crossing(images: ImageSet, found: Duplicates) -> np.ndarray:
+    split = np.repeat([0, 1, 2], [len(images.split(name)) for name in ("train", "val", "test")])
+    return found.pairs[split[found.pairs[:, 0]] != split[found.pairs[:, 1]]]
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_real_ultrasound(size: int, shared_data: Path, tmp_path: Path) -> None:
+    images = open_images(str(shared_data / f"busi_seg_{size}.npz"), cache=tmp_path)
+    pool = images.pool()
+    found = find_duplicates(pool.images)
+    assert len(_crossing(images, found)) == 0
+    groups = found.groups(len(pool))
+    mixed = [group for group in set(groups.tolist()) if len(set(pool.labels[groups == group])) > 1]
+    assert len(mixed) == 8
+    assert np.isin(groups, mixed).sum() == 19
+
+
+def test_real_xrays(shared_data: Path, tmp_path: Path) -> None:
+    path = shared_data / "pneumoniamnist_28_reassembled.npz"
+    images = open_images(str(path), cache=tmp_path)
+    found = find_duplicates(images.pool().images)
+    crossing = _crossing(images, found)
+    assert len(set(crossing[:, 0].tolist())) == 8  # images of train that are in val, too
+    assert len(found.pairs) - found.exact.sum() <= 2
+    assert 4708 - len({image.tobytes() for image in images.train.images[:]}) == 18

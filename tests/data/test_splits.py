@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import StratifiedGroupKFold
+
+from medduet import open_images
+from medduet.data.imageset import ImageSet, Rows, Split
+from medduet.data.splits import (
+    divided,
+    folded,
+    read_split,
+    share_out,
+    united,
+    write_split,
+)
+from medduet.errors import DataError, MissingFileError
+
+SHARES = (0.7, 0.1, 0.2)
+
+
+def _spread(labels: np.ndarray, parts: np.ndarray, shares: tuple[float, ...]) -> float:
+    """The largest difference between a part's share of a class and what it should be."""
+    worst = 0.0
+    for label in np.unique(labels):
+        of = parts[labels == label]
+        for part, share in enumerate(shares):
+            worst = max(worst, abs(float((of == part).mean()) - share))
+    return worst
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(10, 80), min_size=1, max_size=6),
+    st.sampled_from([SHARES, (0.5, 0.25, 0.25), (1.0, 1.0, 1.0, 1.0, 1.0), (0.8, 0.2)]),
+    st.integers(0, 5),
+)
+def test_single_images_are_stratified_to_within_one_image(
+    counts: list[int], shares: tuple[float, ...], seed: int
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    parts = share_out(labels, np.arange(len(labels)), shares, seed)
+    share = np.array(shares) / sum(shares)
+    for label, count in enumerate(counts):
+        got = np.bincount(parts[labels == label], minlength=len(shares))
+        assert np.abs(got - share * count).max() <= 1 + 1e-9, (counts, label, got)
+    total = np.bincount(parts, minlength=len(shares))
+    # Rounding of each class adds up, but less than one image for each.
+    assert np.abs(total - share * len(labels)).max() <= max(1, len(counts) / 2) + 1e-9
+
+
+def test_groups_stay_whole_and_classes_alike() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(300), rng.integers(1, 8, 300))
+    labels = rng.choice(3, 300, p=[0.6, 0.3, 0.1])[groups]
+    parts = share_out(labels, groups, SHARES, seed=1)
+    for group in range(300):
+        assert len(set(parts[groups == group])) == 1
+    assert _spread(labels, parts, SHARES) < 0.01
+    assert not np.array_equal(parts, share_out(labels, groups, SHARES, seed=2))
+    assert np.array_equal(parts, share_out(labels, groups, SHARES, seed=1))
+
+
+def test_folds_are_no_worse_than_those_of_scikit_learn() -> None:
+    ours, theirs = [], []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(120), rng.integers(1, 12, 120))
+        labels = rng.choice(4, len(groups), p=[0.55, 0.3, 0.1, 0.05])  # mixed within groups
+        fifth = (0.2,) * 5
+        ours.append(_spread(labels, share_out(labels, groups, fifth, seed), fifth))
+        reference = np.empty(len(labels), dtype=np.int64)
+        splitter = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+        for fold, (_, test) in enumerate(splitter.split(labels, labels, groups)):
+            reference[test] = fold
+        theirs.append(_spread(labels, reference, fifth))
+    assert np.mean(ours) <= np.mean(theirs)
+
+
+def test_several_labels_at_once_are_stratified_each() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((800, 4)) < [0.5, 0.2, 0.1, 0.05]).astype(np.int64)
+    parts = share_out(labels, np.arange(800), SHARES, seed=0)
+    for label in range(4):
+        assert (
+            _spread(labels[:, label][labels[:, label] == 1], parts[labels[:, label] == 1], SHARES)
+            < 0.03
+        )
+    assert np.bincount(parts) == pytest.approx(np.array(SHARES) * 800, abs=3)
+
+
+def test_every_part_gets_something() -> None:
+    # Nine tenths of the images are one patient.
+    groups = np.array([0] * 27 + [1, 2, 3])
+    parts = share_out(np.zeros(30, dtype=np.int64), groups, SHARES, seed=0)
+    assert set(parts) == {0, 1, 2}
+    with pytest.raises(DataError, match=r"each of 3 parts, given 2 group"):
+        share_out(np.zeros(4, dtype=np.int64), np.array([0, 0, 1, 1]), SHARES, seed=0)
+
+
+def test_each_fold_is_test_once_and_val_once() -> None:
+    parts = share_out(np.arange(40) % 4, np.arange(40), (1.0,) * 5, seed=0)
+    splits = np.stack([folded(parts, 5, fold) for fold in range(5)])
+    assert ((splits == 2).sum(axis=0) == 1).all()
+    assert ((splits == 1).sum(axis=0) == 1).all()
+
+
+def test_united_groups() -> None:
+    assert united(np.array([-1, -1, -1]), np.array([4, 4, -1])).tolist() == [0, 0, 1]
+    chain = united(np.array([0, 0, 1, 1, 2]), np.array([9, 8, 8, 7, 6]))
+    assert chain.tolist() == [0, 0, 0, 0, 1]
+
+
+@pytest.fixture
+def named() -> ImageSet:
+    return open_images("phantom", size=16, count=20)
+
+
+def test_a_pool_keeps_what_belongs_together(named: ImageSet) -> None:
+    pool = named.pool()
+    assert pool.ids is not None
+    assert pool.masks is not None
+    place = pool.ids.tolist().index("test/1")
+    rows = np.array([place, 0])
+    batch = pool.batch(rows)
+    assert np.array_equal(batch.image[0, 0].numpy(), named.test.images[np.array([1])][0])
+    assert np.array_equal(batch.mask[1].numpy(), named.train.masks[np.array([0])][0])
+    assert batch.label.tolist() == [named.test.labels[1], named.train.labels[0]]
+    assert np.asarray(pool.images).shape == (20, 16, 16)
+    nested = pool.take(rows).take(np.array([1]))
+    assert np.array_equal(nested.images[:], named.train.images[:1])
+    assert nested.ids is not None
+    assert nested.ids.tolist() == ["train/0"]
+
+
+def test_rows_of_parts_are_those_of_the_whole() -> None:
+    rng = np.random.default_rng(0)
+    whole = rng.integers(0, 256, (30, 3, 2), dtype=np.uint8)
+    parts = [whole[:7], whole[7:7], whole[7:29], whole[29:]]
+    rows = rng.integers(0, 30, 50)
+    lazy = Rows(parts, rows)
+    assert lazy.shape == (50, 3, 2)
+    assert lazy.dtype == np.uint8
+    for key in (slice(None), slice(3, 9), np.array([4, 0, 4]), np.arange(50) % 2 == 0):
+        assert np.array_equal(lazy[key], whole[rows][key])
+    assert lazy[5:5].shape == (0, 3, 2)
+
+
+def test_dividing_writing_and_reading(named: ImageSet, tmp_path: Path) -> None:
+    parts = np.array([0] * 5 + [1] * 5 + [2] * 5 + [-1] * 5)
+    other = divided(named, parts, {"made": "by hand"})
+    assert [len(other.split(name)) for name in ("train", "val", "test")] == [5, 5, 5]
+    assert other.fingerprint != named.fingerprint
+    assert other.info["undivided"] == named.fingerprint
+    write_split(tmp_path / "split.csv", other)
+    assert (tmp_path / "split.csv").read_text().splitlines()[:2] == ["image,split", "train/0,train"]
+    assert np.array_equal(read_split(tmp_path / "split.csv", named), parts)
+    again = divided(named, read_split(tmp_path / "split.csv", named), {})
+    assert again.fingerprint == other.fingerprint
+    with pytest.raises(DataError, match="no image for val"):
+        divided(named, parts * 0, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,split\ntrain/0,trian\n", "expected split train, val, test, drop, given 'trian'"),
+        ("image,split\ntrain/99,train\n", "train/99 is not in phantom"),
+        ("image,split\ntrain/0,train\ntrain/0,val\n", "train/0 is listed twice"),
+        ("file,part\na,b\n", "columns image and split"),
+        ("", "phantom leaves no image for train|columns image and split"),
+    ],
+)
+def test_a_table_that_is_no_split(text: str, message: str, named: ImageSet, tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=message):
+        divided(named, read_split(path, named), {})
+    with pytest.raises(MissingFileError, match=r"none\.csv"):
+        read_split(tmp_path / "none.csv", named)
+
+
+def test_images_of_one_name_cannot_be_told_apart(tmp_path: Path) -> None:
+    images = np.zeros((2, 8, 8), np.uint8)
+    split = Split(images, np.zeros(2, np.int64), ids=np.array(["a", "a"]))
+    twice = ImageSet("twice", split, split, split, ("x",), (), False, "0", {})
+    path = tmp_path / "split.csv"
+    path.write_text("image,split\na,train\n")
+    with pytest.raises(DataError, match="several images of one id"):
+        read_split(path, twice)
