@@ -133,3 +133,12 @@ def test_changing_leaves_the_rest() -> None:
     changed = change(run, {"objective.tasks": ["segment"]}, Path("x"), "a test")
     assert changed.train == run.train
     assert (changed.objective.tasks, changed.out) == (("segment",), Path("x"))
+
+
+def test_folds_are_cells(tmp_path: Path) -> None:
+    grid = validate(GridConfig, {"run": {"data": {"name": "phantom"}}, "folds": 3}, "a test")
+    cells = grid.cells(tmp_path)
+    assert len(cells) == 9
+    assert {cell.run.data.fold for cell in cells} == {0, 1, 2}
+    assert all(cell.run.data.folds == 3 for cell in cells)
+    assert cells[0].name == "phantom-vovunet_var-fold0-seed0"

@@ -29,6 +29,7 @@ from medduet.engine.prepare import (
     build_objective,
     check_settings,
     dense_layout,
+    in_classes_of,
     open_data,
     prepared_as,
 )
@@ -219,6 +220,7 @@ def evaluate(
     if not data.name:
         raise ConfigError(f"{path} is a bundle: say on which data to judge it, by --data NAME")
     images = open_data(prepared_as(data, bundle.config["preprocessing"]), progress, saved)
+    images = in_classes_of(images, bundle.config["class_names"])
     _check_fits(images, bundle.config, path)
     check_takes(bundle.network, *images.size)
     judged = images.pool() if split == "all" else images.split(split)

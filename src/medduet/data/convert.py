@@ -122,8 +122,8 @@ def _build(
     faults = list(listing.faults)
     known, more = _probe(listing, progress)
     faults += more
-    _refuse(faults, listing, config, root)
     if not known:
+        _refuse(faults, listing, config, root)
         raise DataError(f"{listing.name}: none of its {len(listing.items)} files can be read")
     options = ReadOptions(
         size=config.size or _own_size(known),

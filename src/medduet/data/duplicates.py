@@ -164,7 +164,7 @@ def _describe(
 def _pieces(images: Images) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     step = rows_per_chunk(images.shape)
     for start in range(0, len(images), step):
-        yield start, np.ascontiguousarray(images[start : start + step])
+        yield start, np.array(images[start : start + step])  # a copy: maps can't be written
 
 
 def _near(

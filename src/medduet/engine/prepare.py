@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from medduet.config import DataConfig, RunConfig
 from medduet.data import ProgressFactory, open_images
-from medduet.data.imageset import ImageSet
+from medduet.data.imageset import SPLITS, ImageSet, Split
 from medduet.data.sources import is_files
 from medduet.errors import ConfigError
 from medduet.models import DuetNetwork, WeightsReport, create_model, load_weights
 from medduet.models.base import check_takes
 from medduet.objectives import Balance, Objective, balanced_weights
-from medduet.types import DenseLayout
+from medduet.types import UNKNOWN_LABEL, DenseLayout
 
 
 def open_data(
@@ -41,6 +43,29 @@ def prepared_as(config: DataConfig, preprocessing: Mapping[str, Any]) -> DataCon
         own |= {name: preprocessing[name] for name in ("fit", "window") if name in preprocessing}
         own |= {"channels": config.channels or preprocessing["channels"]}
     return config.model_copy(update=own)
+
+
+def in_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
+    """Return the set with its labels numbered as in `class_names`, if these hold all its classes.
+
+    So a folder with some of the classes, or with others of the same names in between, is judged
+    rightly. Sets that name none of them are taken by number.
+    """
+    own, known = images.class_names, tuple(class_names)
+    if own == known or not own or not set(own) <= set(known):
+        return images
+    place = np.array([known.index(name) for name in own], dtype=np.int64)
+
+    def renumbered(split: Split) -> Split:
+        if images.multi_label:
+            labels = np.full((len(split), len(known)), UNKNOWN_LABEL)
+            labels[:, place] = split.labels
+        else:
+            labels = np.where(split.labels == UNKNOWN_LABEL, UNKNOWN_LABEL, place[split.labels])
+        return replace(split, labels=labels)
+
+    splits = {name: renumbered(images.split(name)) for name in SPLITS}
+    return replace(images, class_names=known, **splits)  # type: ignore[arg-type]
 
 
 def check_settings(config: RunConfig, data: ImageSet) -> None:

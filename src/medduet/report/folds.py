@@ -6,6 +6,7 @@ Every image was judged once, by a network that had not seen it.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -92,28 +93,23 @@ def join_folds(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str
 
     Folds belong together if nothing but the fold differs in their settings and data.
     """
-    found: dict[str, dict[int, FinishedRun]] = {}
-    order: list[str] = []
+    found: dict[str, list[FinishedRun]] = defaultdict(list)
     for run in runs:
-        key = _key(run)
-        order.append(key or str(run.path))
-        # A fold that is there twice stands for itself, as runs of equal settings do.
-        if key and run.config["data"]["fold"] in found.get(key, {}):
-            order[-1] = key = str(run.path)
-        found.setdefault(key or str(run.path), {})[run.config["data"].get("fold", 0)] = run
-    joined, notes = [], []
-    for key in dict.fromkeys(order):
-        folds = [found[key][fold] for fold in sorted(found[key])]
-        wanted = folds[0].config["data"].get("folds") if key.startswith("{") else None
-        if wanted is None or len(folds) < wanted:
-            joined += folds
-            if wanted is not None:
-                notes.append(
-                    f"{folds[0].path.name}: {len(folds)} of {wanted} folds are finished, so each "
-                    "stands for itself"
-                )
+        found[_key(run) or str(run.path)].append(run)
+    joined: list[FinishedRun] = []
+    notes: list[str] = []
+    for folds in found.values():
+        wanted = folds[0].config["data"].get("folds")
+        by_fold = {run.config["data"]["fold"]: run for run in folds} if wanted else {}
+        if wanted and len(folds) == len(by_fold) == wanted:
+            joined.append(_cross_validated([by_fold[fold] for fold in range(wanted)]))
             continue
-        joined.append(_cross_validated(folds))
+        joined += folds
+        if wanted:
+            notes.append(
+                f"{folds[0].path.name}: {len(by_fold)} of {wanted} folds are finished once, so each "
+                "run stands for itself"
+            )
     return joined, notes
 
 

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medduet import ImageSet, open_images
+from medduet.data.imageset import SPLITS
+from medduet.errors import ConfigError, DataError
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def phantoms() -> ImageSet:
+    return open_images("phantom", size=32, count=40)
+
+
+def _as_folder(images: ImageSet, root: Path, *, splits: bool = False) -> Path:
+    """Write a set in the naming of BUSI, with two masks where there is something to divide."""
+    pool = images.pool()
+    assert pool.masks is not None
+    assert pool.ids is not None
+    for row in range(len(pool)):
+        at = np.array([row])
+        name = images.class_names[pool.labels[row]]
+        split = f"{pool.ids[row].split('/')[0]}/" if splits else ""
+        stem = root / split / name / f"{name} ({row + 1})"
+        _write(Path(f"{stem}.png"), pool.images[at][0])
+        mask = pool.masks[at][0] * 255
+        upper = np.where(np.arange(32)[:, None] < 16, mask, 0).astype(np.uint8)
+        _write(Path(f"{stem}_mask.png"), upper)
+        _write(Path(f"{stem}_mask_1.png"), mask - upper)
+    return root
+
+
+def test_a_folder_gives_the_same_arrays(phantoms: ImageSet, tmp_path: Path, cache: Path) -> None:
+    root = _as_folder(phantoms, tmp_path / "set", splits=True)
+    images = open_images(str(root), cache=cache)
+    assert images.class_names == tuple(sorted(phantoms.class_names))
+    assert images.mask_names == ("background", "lesion")
+    assert images.size == (32, 32)  # the files' own
+    assert images.in_channels == 1
+    for name in SPLITS:
+        ours, theirs = images.split(name), phantoms.split(name)
+        assert ours.ids is not None
+        places = [int(text.split("(")[1].split(")")[0]) for text in ours.ids.tolist()]
+        order = np.argsort(places)
+        names = np.array(images.class_names)[ours.labels[order]]
+        assert names.tolist() == np.array(phantoms.class_names)[theirs.labels].tolist()
+        assert np.array_equal(ours.images[order], theirs.images)
+        assert np.array_equal(ours.masks[order], theirs.masks)
+        assert ours.known_masks.all()
+
+
+def test_it_is_converted_once(
+    phantoms: ImageSet, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = _as_folder(phantoms, tmp_path / "set")
+    first = open_images(str(root), cache=cache)
+    moved = root.rename(tmp_path / "moved")
+    monkeypatch.setattr("medduet.data.convert.map_files", None)
+    monkeypatch.setattr("medduet.data.duplicates.find_duplicates", None)
+    again = open_images(str(moved), cache=cache)
+    assert again.fingerprint == first.fingerprint
+    assert again.train.ids is not None
+    assert again.train.ids.tolist() == first.train.ids.tolist()
+
+
+def test_a_changed_file_is_read_again(phantoms: ImageSet, tmp_path: Path, cache: Path) -> None:
+    root = _as_folder(phantoms, tmp_path / "set")
+    first = open_images(str(root), cache=cache)
+    _write(root / "ring" / "ring (99).png", np.full((32, 32), 9, np.uint8))
+    second = open_images(str(root), cache=cache)
+    assert len(second.pool()) == len(first.pool()) + 1
+    assert second.fingerprint != first.fingerprint
+
+
+def test_made_splits_are_saved_and_follow_the_seed(
+    phantoms: ImageSet, tmp_path: Path, cache: Path
+) -> None:
+    root = str(_as_folder(phantoms, tmp_path / "set"))
+    one = open_images(root, cache=cache)
+    assert [len(one.split(name)) for name in SPLITS] == [28, 4, 8]
+    assert one.info["split"]["made"]["seed"] == 0
+    saved = next((cache / "splits").iterdir())
+    assert len(saved.read_text().splitlines()) == 41
+    other = open_images(root, cache=cache, seed=1)
+    assert other.fingerprint != one.fingerprint
+    by_file = open_images(root, cache=cache, split=str(saved))
+    assert by_file.fingerprint == one.fingerprint
+    folds = [open_images(root, cache=cache, folds=4, fold=k) for k in range(4)]
+    ids = [name for fold in folds for name in fold.test.ids.tolist()]
+    assert sorted(ids) == sorted(one.pool().ids.tolist())
+
+
+def test_near_duplicates_stay_in_one_split(phantoms: ImageSet, tmp_path: Path, cache: Path) -> None:
+    root = _as_folder(phantoms, tmp_path / "set")
+    pool = phantoms.pool()
+    for row in range(12):
+        image = pool.images[np.array([row])][0]
+        name = phantoms.class_names[pool.labels[row]]
+        _write(root / name / f"{name} (again {row}).png", (image * 0.8).astype(np.uint8))
+    apart = 0
+    for seed in range(3):
+        for group_by in ("auto", "none"):
+            images = open_images(str(root), cache=cache, seed=seed, group_by=group_by)
+            at = {
+                text.split("/")[1]: name
+                for name in SPLITS
+                for text in images.split(name).ids.tolist()
+            }
+            for row in range(12):
+                name = phantoms.class_names[pool.labels[row]]
+                same = at[f"{name} ({row + 1}).png"] == at[f"{name} (again {row}).png"]
+                assert same or group_by == "none"
+                apart += not same
+    assert apart > 3
+
+
+def test_patients_stay_in_one_split(phantoms: ImageSet, tmp_path: Path, cache: Path) -> None:
+    root = _as_folder(phantoms, tmp_path / "set")
+    rows = ["path,label,patient"]
+    for number, path in enumerate(sorted(root.glob("*/*).png"))):
+        rows.append(f"{path.relative_to(root)},{path.parent.name},p{number % 10}")
+    (root / "table.csv").write_text("\n".join(rows))
+    images = open_images(str(root / "table.csv"), cache=cache, group_by="given")
+    groups = [set(images.split(name).groups.tolist()) for name in SPLITS]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 10
+    with pytest.raises(ConfigError, match="knows no groups"):
+        open_images(str(root), cache=cache, group_by="given")
+
+
+def test_val_is_made_where_only_train_and_test_are_given(
+    phantoms: ImageSet, tmp_path: Path, cache: Path
+) -> None:
+    root = _as_folder(phantoms, tmp_path / "set", splits=True)
+    (root / "val").rename(root / "train" / "more")  # a class of its own
+    images = open_images(str(root), cache=cache)
+    assert len(images.test) == 8
+    assert len(images.val) == pytest.approx(4, abs=1)
+    assert all(name.startswith("train/") for name in images.val.ids.tolist())
+    made = open_images(str(root), cache=cache, split="made", seed=3)
+    assert any(name.startswith("train/") for name in made.test.ids.tolist())
+
+
+def test_only_train_is_given(phantoms: ImageSet, tmp_path: Path, cache: Path) -> None:
+    root = _as_folder(phantoms, tmp_path / "set", splits=True)
+    (root / "test").rename(root / "train" / "more")
+    with pytest.raises(DataError, match=r"no images for test: .*--data\.split made"):
+        open_images(str(root), cache=cache)
+    flat = _as_folder(phantoms, tmp_path / "flat")
+    with pytest.raises(ConfigError, match="gives no splits"):
+        open_images(str(flat), cache=cache, split="given")
+
+
+def test_broken_files_are_named_and_skipped_only_on_request(
+    phantoms: ImageSet,
+    tmp_path: Path,
+    cache: Path,
+    left_in: Callable[[Path], list[str]],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    root = _as_folder(phantoms, tmp_path / "set")
+    victim = sorted(root.glob("ring/ring*).png"))[0]
+    victim.write_bytes(victim.read_bytes()[:200])
+    _write(sorted(root.glob("smooth/smooth*_mask.png"))[0], np.zeros((8, 9), np.uint8))
+    (root / "ring" / "text.png").write_text("no image")
+    with pytest.raises(DataError) as error:
+        open_images(str(root), cache=cache)
+    message = str(error.value)
+    for part in ("3 of 41 files", victim.name, "text.png", "8", "9", "--data.skip-broken"):
+        assert part in message
+    assert "\n" not in message
+    assert not left_in(cache)
+    with caplog.at_level(logging.WARNING):
+        images = open_images(str(root), cache=cache, skip_broken=True)
+    assert "left out 3 of 41 files" in caplog.text
+    assert len(images.pool()) == 38
+    assert {name for name, _ in images.info["skipped"]} >= {f"ring/{victim.name}", "ring/text.png"}
+    caplog.clear()
+    open_images(str(root), cache=cache, skip_broken=True)
+    assert "left out 3 of 41 files" in caplog.text  # never silently
+
+
+def test_nothing_but_broken_files(tmp_path: Path, cache: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "x.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(DataError, match="none of its 2 files can be read"):
+        open_images(str(tmp_path / "set"), cache=cache, skip_broken=True)
+
+
+def test_partial_truth(phantoms: ImageSet, tmp_path: Path, cache: Path) -> None:
+    root = _as_folder(phantoms, tmp_path / "set")
+    for path in sorted(root.glob("ring/*_mask*.png")):
+        path.unlink()
+    rows = ["path,label,mask"]
+    for path in sorted(root.glob("*/*).png")):
+        mask = path.with_name(f"{path.stem}_mask.png")
+        label = "" if path.parent.name == "smooth" else path.parent.name
+        given = mask.relative_to(root) if mask.exists() else ""
+        rows.append(f"{path.relative_to(root)},{label},{given}")
+    (root / "table.csv").write_text("\n".join(rows))
+    pool = open_images(str(root / "table.csv"), cache=cache).pool()
+    kind = np.array([text.split("/")[0] for text in pool.ids.tolist()])
+    assert (pool.labels[kind == "smooth"] == -1).all()
+    assert (pool.labels[kind != "smooth"] >= 0).all()
+    assert np.array_equal(pool.known_masks, kind != "ring")
+    assert pool.masks[:][kind == "ring"].max() == 0
+
+
+def test_several_labels_and_mask_classes(tmp_path: Path, cache: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["path,labels,mask"]
+    for number, labels in enumerate(["x", "x|y", "", "?", "y"] * 8):
+        _write(tmp_path / f"{number}.png", rng.integers(0, 256, (20, 20), dtype=np.uint8))
+        _write(tmp_path / f"{number}_m.png", rng.integers(0, 4, (20, 20), dtype=np.uint8))
+        rows.append(f"{number}.png,{labels},{number}_m.png")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    images = open_images(str(tmp_path / "table.csv"), cache=cache)
+    assert images.multi_label
+    assert images.mask_names == ("background", "mask 1", "mask 2", "mask 3")
+    truth = {"x": [1, 0], "x|y": [1, 1], "": [0, 0], "?": [-1, -1], "y": [0, 1]}
+    wanted = {f"{k}.png": truth[t] for k, t in enumerate(["x", "x|y", "", "?", "y"] * 8)}
+    pool = images.pool()
+    assert {str(i): row.tolist() for i, row in zip(pool.ids, pool.labels, strict=True)} == wanted
+
+
+def test_sizes_fit_and_channels(tmp_path: Path, cache: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        shape = (30, 60) if number % 2 else (60, 30, 3)
+        _write(tmp_path / "set" / f"{number}.png", rng.integers(1, 256, shape, dtype=np.uint8))
+    root = str(tmp_path / "set")
+    padded = open_images(root, cache=cache, size=64).pool()
+    assert padded.images.shape == (12, 64, 64, 3)
+    image = padded.images[padded.ids == "1.png"][0]
+    assert image[:15].max() == image[49:].max() == 0
+    assert image[17:47].min() > 0
+    stretched = open_images(root, cache=cache, size=64, fit="stretch", channels=1).pool()
+    assert stretched.images.shape == (12, 64, 64)
+    assert stretched.images[:].min() > 0
+    assert open_images(root, cache=cache).size == (224, 224)
+
+
+@pytest.mark.parametrize(
+    "option", [{"masks": Path("m")}, {"skip_broken": True}, {"window": (1, 2)}]
+)
+def test_options_of_files_are_refused_elsewhere(option: dict) -> None:
+    with pytest.raises(ConfigError, match="folder or table of images"):
+        open_images("phantom", **option)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fold": 5, "folds": 5}, "a fold below folds, which is 5"),
+        ({"fold": 1}, "a fold below folds"),
+        ({"fractions": (1, 0, 1)}, "three shares above 0"),
+        ({"split": "random"}, "split"),
+        ({"folds": 3, "split": "given"}, "leave one out"),
+        ({"folds": 100}, "each of 100 parts"),
+    ],
+)
+def test_splits_that_can_not_be(options: dict, message: str, cache: Path) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        open_images("phantom", size=16, count=20, cache=cache, **options)
+
+
+def test_a_phantom_can_be_folded(cache: Path) -> None:
+    tests = [
+        open_images("phantom", size=16, count=20, cache=cache, folds=5, fold=k).test.ids.tolist()
+        for k in range(5)
+    ]
+    assert sorted(name for fold in tests for name in fold) == sorted(
+        open_images("phantom", size=16, count=20).pool().ids.tolist()
+    )

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from medduet.data.listing import Item, Listing, list_folder, list_table
+from medduet.errors import DataError, MissingFileError
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Make:
+    """Make a folder with empty files of these names."""
+
+    def make(*names: str) -> Path:
+        for name in names:
+            path = tmp_path / "set" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return tmp_path / "set"
+
+    return make
+
+
+def _items(listing: Listing) -> dict[str, Item]:
+    return {item.name: item for item in listing.items}
+
+
+def _masks(item: Item) -> list[str]:
+    return [path.name for path in item.masks]
+
+
+def test_sub_folders_are_classes(folder: Make) -> None:
+    root = folder("ill/b.png", "ill/a.JPG", "well/c.tiff", "well/notes.txt", "well/.hidden.png")
+    listing = list_folder(root)
+    assert [item.name for item in listing.items] == ["ill/a.JPG", "ill/b.png", "well/c.tiff"]
+    assert listing.class_names == ("ill", "well")
+    assert [item.labels for item in listing.items] == [("ill",), ("ill",), ("well",)]
+    assert not listing.multi_label
+    assert listing.name == "set"
+    assert all(not item.split and not item.group and not item.masks for item in listing.items)
+
+
+def test_masks_beside_images_as_in_busi(folder: Make) -> None:
+    root = folder(
+        "benign/benign (1).png",
+        "benign/benign (1)_mask.png",
+        "benign/benign (1)_mask_1.png",
+        "benign/benign (10).png",
+        "benign/benign (2).png",
+        "benign/benign (2)_mask.png",
+        "normal/normal (1).png",
+    )
+    listing = list_folder(root)
+    items = _items(listing)
+    # Numbers are ordered as numbers.
+    assert [*items] == [f"benign/benign ({k}).png" for k in (1, 2, 10)] + ["normal/normal (1).png"]
+    assert _masks(items["benign/benign (1).png"]) == [
+        "benign (1)_mask.png",
+        "benign (1)_mask_1.png",
+    ]
+    assert _masks(items["benign/benign (2).png"]) == ["benign (2)_mask.png"]
+    assert not items["benign/benign (10).png"].masks
+    assert not listing.faults
+
+
+def test_a_mask_without_image_is_told(folder: Make) -> None:
+    listing = list_folder(folder("a/x.png", "a/y_mask.png"))
+    ((name, reason),) = listing.faults
+    assert name.endswith("y_mask.png")
+    assert "an image of this name" in reason
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("images/ill/x.png", "masks/ill/x.png", "images/well/y.png", "masks/well/y.png"),
+        ("images/ill/x.jpg", "masks/ill/x_mask.png", "images/well/y.jpg", "masks/well/y_mask.png"),
+        ("images/ill/x.png", "masks/x.png", "images/well/y.png", "masks/y.png"),  # masks all in one
+        ("imgs/ill/x.png", "mask/ill/x.png", "imgs/well/y.png", "mask/well/y.png"),
+    ],
+)
+def test_masks_in_a_parallel_folder(names: tuple[str, ...], folder: Make) -> None:
+    listing = list_folder(folder(*names))
+    assert listing.class_names == ("ill", "well")
+    assert len(listing.items) == 2
+    assert all(len(item.masks) == 1 for item in listing.items)
+    assert not listing.faults
+
+
+def test_masks_in_a_folder_that_is_named(folder: Make, tmp_path: Path) -> None:
+    root = folder("ill/x.png", "well/y.png")
+    other = tmp_path / "drawn" / "ill"
+    other.mkdir(parents=True)
+    (other / "x.png").touch()
+    items = _items(list_folder(root, tmp_path / "drawn"))
+    assert _masks(items["ill/x.png"]) == ["x.png"]
+    assert not items["well/y.png"].masks
+
+
+def test_splits_classes_and_groups(folder: Make) -> None:
+    root = folder(
+        "train/ill/patient 1/a.png",
+        "train/ill/patient 1/b.png",
+        "train/well/patient 2/c.png",
+        "validation/ill/d.png",
+        "Test/well/e.png",
+    )
+    items = _items(list_folder(root))
+    assert {item.split for item in items.values()} == {"train", "val", "test"}
+    assert items["train/ill/patient 1/a.png"].group == "patient 1"
+    assert items["train/ill/patient 1/a.png"].labels == ("ill",)
+    assert items["validation/ill/d.png"].split == "val"
+    assert items["Test/well/e.png"].group == ""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/images/a.png", "train/masks/a.png", "test/images/b.png", "test/masks/b.png"),
+        ("images/train/a.png", "masks/train/a.png", "images/test/b.png", "masks/test/b.png"),
+    ],
+)
+def test_splits_and_masks(names: tuple[str, ...], folder: Make) -> None:
+    listing = list_folder(folder(*names))
+    assert sorted(item.split for item in listing.items) == ["test", "train"]
+    assert all(len(item.masks) == 1 for item in listing.items)
+    assert listing.class_names == ()
+
+
+def test_classes_that_are_called_train_and_car_are_no_splits(folder: Make) -> None:
+    listing = list_folder(folder("train/a.png", "car/b.png"))
+    assert listing.class_names == ("car", "train")
+    assert all(not item.split for item in listing.items)
+
+
+def test_no_images(folder: Make, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected images"):
+        list_folder(folder("ill/notes.txt"))
+    with pytest.raises(MissingFileError, match="folder of images at"):
+        list_folder(tmp_path / "none")
+    with pytest.raises(MissingFileError, match="folder of masks at"):
+        list_folder(folder("a/x.png"), tmp_path / "none")
+
+
+def test_dicom_without_ending(folder: Make) -> None:
+    root = folder("ill/IM0001", "ill/README")
+    (root / "ill/IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    assert [item.name for item in list_folder(root).items] == ["ill/IM0001"]
+
+
+# Tables -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Callable[..., Path]:
+    def make(text: str) -> Path:
+        (tmp_path / "table.csv").write_text(text)
+        return tmp_path / "table.csv"
+
+    return make
+
+
+def test_a_table(table: Make, tmp_path: Path) -> None:
+    path = table(
+        "path,label,mask,group,split,age\n"
+        "a.png,ill,a_1.png|a_2.png,p1,train,40\n"
+        "sub/b.dcm,well,,p1,valid,41\n"
+        "c.png,?,,,test,42\n"
+        "d.png,,,,test,43\n"
+    )
+    listing = list_table(path)
+    items = _items(listing)
+    assert listing.class_names == ("ill", "well")
+    assert items["a.png"].masks == (tmp_path / "a_1.png", tmp_path / "a_2.png")
+    assert items["sub/b.dcm"].path == tmp_path / "sub/b.dcm"
+    assert [item.split for item in items.values()] == ["train", "val", "test", "test"]
+    assert items["a.png"].group == items["sub/b.dcm"].group == "p1"
+    assert items["c.png"].labels is items["d.png"].labels is None
+
+
+def test_numbers_are_classes_in_their_order(table: Make) -> None:
+    listing = list_table(table("image,class\na.png,10\nb.png,2\nc.png,1\n"))
+    assert listing.class_names == ("1", "2", "10")
+
+
+def test_several_labels(table: Make) -> None:
+    listing = list_table(table("path,labels\na.png,x|y\nb.png,\nc.png,?\nd.png,y\n"))
+    assert listing.multi_label
+    assert [item.labels for item in listing.items] == [("x", "y"), (), None, ("y",)]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = {"path": ["a.png", "b.png"], "label": [1.0, None], "patient_id": [7, 8]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "table.parquet")
+    listing = list_table(tmp_path / "table.parquet")
+    assert [item.labels for item in listing.items] == [("1",), None]
+    assert [item.group for item in listing.items] == ["7", "8"]
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match=r"broken\.parquet can't be read as a table"):
+        list_table(tmp_path / "broken.parquet")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "one row per image"),
+        ("path,label\n", "one row per image"),
+        ("name,label\na.png,ill\n", "expected a column path, given name, label"),
+        ("path,split\na.png,trian\n", "row 2: expected split train, val, test, given 'trian'"),
+        ("path\na.png\na.png\n", "row 3: expected the path of another image, given a.png again"),
+        ("path\n\n,\n", "row 2: expected the path of another image, given none"),
+        ("path,split\na.png,train\nb.png,\n", "a split for every image or for none"),
+    ],
+)
+def test_tables_that_are_none(text: str, message: str, table: Make) -> None:
+    with pytest.raises(DataError, match=message):
+        list_table(table(text))
+
+
+def test_a_table_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match="expected a table at"):
+        list_table(tmp_path / "none.csv")
