@@ -107,7 +107,7 @@ def join_folds(runs: Sequence[FinishedRun]) -> tuple[list[FinishedRun], list[str
         joined += folds
         if wanted:
             notes.append(
-                f"{folds[0].path.name}: {len(by_fold)} of {wanted} folds are finished once, so each "
+                f"{folds[0].path.name}: {len(by_fold)} of {wanted} folds are finished once; each "
                 "run stands for itself"
             )
     return joined, notes
