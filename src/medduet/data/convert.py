@@ -22,7 +22,7 @@ from medduet.data.arrange import NO_SPLIT
 from medduet.data.cache import ProgressFactory, cache_folder, counted
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
-from medduet.data.reading import Facts, ReadOptions, probe, read_images, read_mask
+from medduet.data.reading import Facts, ReadJob, ReadOptions, probe, read_job
 from medduet.data.store import check_room, growing_array, open_split, stored
 from medduet.data.workers import map_files
 from medduet.errors import DataError
@@ -210,7 +210,8 @@ def _convert(
             stack.enter_context(growing_array(folder / f"{_WHOLE}_{name}.npy", tail))
             for name, tail in zip(names, tails, strict=True)
         ]
-        for number, found in map_files(partial(_read, options=options), known):
+        jobs = [ReadJob(each.item.path, each.item.masks, each.facts) for each in known]
+        for number, found in map_files(partial(read_job, options=options), jobs):
             count(bytes_of[number])
             if isinstance(found, str):
                 done.faults.append((known[number].item.name, found))
@@ -225,15 +226,6 @@ def _convert(
                 done.digest.update(pixels.tobytes())
             done.kept.append(known[number])
     return done._replace(mask_classes=(highest + 1) * with_masks)
-
-
-def _read(each: _Known, options: ReadOptions) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Read a file and its masks; this runs in a worker."""
-    item, facts = each
-    images = read_images(item.path, options)
-    if len(images) != facts.frames:
-        raise DataError(f"{item.path}: expected {facts.frames} frames, given {len(images)}")
-    return images, read_mask(item.masks, facts, options) if item.masks else None
 
 
 def _truth(kept: Sequence[_Known], listing: Listing) -> dict[str, NDArray[Any]]:

@@ -1,0 +1,150 @@
+"""What all readers share: what is asked, what comes back, how much is allowed, how faults are told.
+
+Bounds of one read, checked on the header before anything is decoded:
+
+- a frame has at most 2**26 pixels (8192 x 8192) and a file at most 2**28 (1000 x 512 x 512 is
+  less) in at most 4096 frames;
+- a file has at most 2**31 bytes, what a deflated one holds at most 2**30.
+
+So one read takes, beside what Python and the libraries take, at most the file's own bytes (DICOM),
+those it unpacks to (deflated DICOM) or 8 bytes per voxel (NIfTI, memory-mapped where it is not
+compressed), and 32 bytes per pixel of its largest frame, and the result.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from numpy.typing import NDArray
+
+from medduet.errors import DataError, MedDuetError
+
+MAX_FRAME_PIXELS = 1 << 26
+MAX_FILE_PIXELS = 1 << 28
+MAX_FRAMES = 1 << 12
+MAX_FILE_BYTES = 1 << 31
+MAX_UNPACKED_BYTES = 1 << 30
+
+
+class ReadOptions(NamedTuple):
+    """What a file is to become.
+
+    Attributes:
+        size: height and width of the result in pixels.
+        fit: ``"pad"`` keeps the aspect and centres the image on black, ``"stretch"`` does not.
+        channels: 1 for grey, 3 for colour.
+        window: centre and width of the values shown from black to white, instead of the file's
+            own; for CT in Hounsfield units. Files of 8-bit PNG, JPEG and the like don't heed it.
+    """
+
+    size: int
+    fit: Literal["pad", "stretch"] = "pad"
+    channels: Literal[1, 3] = 1
+    window: tuple[float, float] | None = None
+
+
+class Facts(NamedTuple):
+    """What the header of a file says: `channels` is 1 or 3, height and width are in pixels."""
+
+    frames: int
+    channels: int
+    height: int
+    width: int
+
+
+class Frame(NamedTuple):
+    """One frame of a file.
+
+    Attributes:
+        values: ``(H, W)`` of any real type or ``(H, W, 3)`` uint8.
+        shown: the values that become black and white; None: those of uint8 are shown as they are,
+            others from the smallest to the largest of the file.
+        inverted: whether the smallest value is white, of values that are not shown as they are.
+    """
+
+    values: NDArray[Any]
+    shown: tuple[float, float] | None = None
+    inverted: bool = False
+
+
+class Source(NamedTuple):
+    """An open file.
+
+    Attributes:
+        facts: what its header says.
+        frames: gives the frames one by one, as they are to be shown with a `ReadOptions.window`.
+        stored: gives the values of the frames as they are stored, for masks.
+        lossy: whether values near to each other may have been the same.
+    """
+
+    facts: Facts
+    frames: Callable[[tuple[float, float] | None], Iterator[Frame]]
+    stored: Callable[[], Iterator[NDArray[Any]]]
+    lossy: bool = False
+
+
+def refusal(path: Path, expected: str, given: str) -> DataError:
+    """Return the error of a file that is not as it should be."""
+    return DataError(f"{path}: expected {expected}, given {given}")
+
+
+def checked(path: Path, facts: Facts) -> Facts:
+    """Return `facts` if a file may be as large as they say.
+
+    Example:
+        >>> checked(Path("a.png"), Facts(1, 3, 60_000, 60_000))
+        Traceback (most recent call last):
+        medduet.errors.DataError: a.png: expected at most 67108864 pixels, given 60000 x 60000
+    """
+    frames, _, height, width = facts
+    if min(facts) < 1:
+        raise refusal(path, "an image", f"{frames} frames of {height} x {width} pixels")
+    if height * width > MAX_FRAME_PIXELS:
+        raise refusal(path, f"at most {MAX_FRAME_PIXELS} pixels", f"{height} x {width}")
+    if frames > MAX_FRAMES:
+        raise refusal(path, f"at most {MAX_FRAMES} frames", str(frames))
+    if frames * height * width > MAX_FILE_PIXELS:
+        given = f"{frames} frames of {height} x {width}"
+        raise refusal(path, f"at most {MAX_FILE_PIXELS} pixels in all", given)
+    return facts
+
+
+def needed(module: str, path: Path) -> Any:
+    """Return `module`, which only some files need.
+
+    Raises:
+        DataError: says how to install it.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0]
+        expected = f'{name} to be installed (pip install "medduet[medical]")'
+        raise refusal(path, expected, str(error)) from error
+
+
+@contextmanager
+def faults_named(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong in the body into a DataError that names the file.
+
+    Warnings are dropped: what they tell of is either refused or harmless.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except MedDuetError:
+        raise
+    except MemoryError as error:
+        raise refusal(path, "a file that fits into the memory", "a larger one") from error
+    # Decoders fail on broken files with errors of any kind, IndexError and RecursionError included.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if "missing dependencies" in reason:
+            reason += '; pip install "medduet[medical]"'
+        raise refusal(path, "a whole image file", f"one that can't be read: {reason}") from error

@@ -1,0 +1,101 @@
+"""Brings frames to the range 0 to 255 and to one size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from medduet.data.reading.core import Frame, ReadOptions
+
+_ROWS = 256  # rows that are scaled at once, in float64
+
+
+def value_range(values: NDArray[Any]) -> tuple[float, float] | None:
+    """Return the smallest and the largest finite value, or None if there is none."""
+    if values.dtype.kind != "f":
+        return float(values.min()), float(values.max())
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else None
+
+
+def scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
+    """Return values with `low` at 0 and `high` at 255, clipped; NaN is 0.
+
+    Example:
+        >>> scaled(np.array([[-5, 0, 500, 1000]]), 0, 1000).tolist()
+        [[0.0, 0.0, 127.5, 255.0]]
+    """
+    result = np.zeros(values.shape, np.float32)
+    if not high > low:
+        return result
+    for start in range(0, len(values), _ROWS):
+        rows = values[start : start + _ROWS].astype(np.float64)
+        rows = np.nan_to_num(rows, nan=low, posinf=high, neginf=low)
+        result[start : start + _ROWS] = (np.clip(rows, low, high) - low) * (255 / (high - low))
+    return result
+
+
+def shown(
+    frame: Frame, limits: tuple[float, float] | None, options: ReadOptions
+) -> NDArray[np.uint8]:
+    """Return a frame as uint8 ``(size, size)`` or ``(size, size, 3)``.
+
+    Args:
+        frame: what was read.
+        limits: the smallest and the largest value of its file, for frames that need it.
+        options: what it is to become.
+    """
+    values: NDArray[Any] = frame.values
+    if values.dtype != np.uint8 or frame.shown is not None:
+        values = scaled(values, *(frame.shown or limits or value_range(values) or (0.0, 0.0)))
+        values = 255 - values if frame.inverted else values
+    if values.ndim == 3 and options.channels == 1:
+        values = np.asarray(Image.fromarray(values).convert("L"))
+    values = _resized(values, options)
+    if values.ndim == 2 and options.channels == 3:
+        values = np.repeat(values[:, :, None], 3, axis=2)
+    return values
+
+
+def _resized(values: NDArray[Any], options: ReadOptions) -> NDArray[np.uint8]:
+    """Return uint8 or float values of 0 to 255 as uint8 of the size asked for."""
+    height, width = _inner(values.shape[0], values.shape[1], options)
+    if values.shape[:2] != (height, width):
+        image = Image.fromarray(values)
+        values = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    if values.dtype != np.uint8:
+        values = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    return _padded(values, options.size)
+
+
+def resized_mask(values: NDArray[Any], options: ReadOptions) -> NDArray[Any]:
+    """Return the values at the nearest pixel centres, as ``nearest-exact`` of torch does."""
+    height, width = _inner(values.shape[0], values.shape[1], options)
+    rows, columns = (
+        np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(np.intp), old - 1)
+        for new, old in ((height, values.shape[0]), (width, values.shape[1]))
+    )
+    return _padded(values[rows[:, None], columns], options.size)
+
+
+def _inner(height: int, width: int, options: ReadOptions) -> tuple[int, int]:
+    """Return height and width of the image within the square."""
+    size = options.size
+    if options.fit == "stretch":
+        return size, size
+    longest = max(height, width)
+    return max(1, round(height * size / longest)), max(1, round(width * size / longest))
+
+
+def _padded(values: NDArray[Any], size: int) -> NDArray[Any]:
+    """Return values in the middle of a black square."""
+    height, width = values.shape[:2]
+    if (height, width) == (size, size):
+        return values
+    result = np.zeros((size, size, *values.shape[2:]), values.dtype)
+    top, left = (size - height) // 2, (size - width) // 2
+    result[top : top + height, left : left + width] = values
+    return result
