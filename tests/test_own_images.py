@@ -1,0 +1,164 @@
+"""Image files of one's own, from the folder to the finished run, beside the same set as an .npz."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import medduet
+from medduet import DataConfig, ImageSet, RunConfig, open_images
+from medduet.cli import main
+from medduet.data.imageset import SPLITS
+
+
+def _rows(images: ImageSet) -> list[tuple[str, np.ndarray, np.ndarray, str, str]]:
+    """Return name, image, mask, class and split of each image."""
+    pool = images.pool()
+    assert pool.masks is not None
+    assert pool.ids is not None
+    pixels, masks = pool.images[:], pool.masks[:]
+    classes = [images.class_names[label] for label in pool.labels]
+    names = [f"{kind} ({number + 1})" for number, kind in enumerate(classes)]
+    splits = [text.split("/")[0] for text in pool.ids.tolist()]
+    return list(zip(names, pixels, masks, classes, splits, strict=True))
+
+
+def write_png(images: ImageSet, root: Path) -> None:
+    """Write the set in the naming of BUSI; every other mask as the union of two."""
+    for number, (name, pixels, mask, kind, split) in enumerate(_rows(images)):
+        folder = root / split / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        white = (mask > 0).astype(np.uint8) * 255
+        upper = white * (np.arange(len(white))[:, None] < len(white) // 2)
+        parts = [white] if number % 2 else [upper.astype(np.uint8), white - upper]
+        for place, part in enumerate(parts):
+            end = f"_{place}" if place else ""
+            Image.fromarray(part.astype(np.uint8)).save(folder / f"{name}_mask{end}.png")
+
+
+def write_dicom(images: ImageSet, root: Path) -> None:
+    """Write the set as DICOM files in several transfer syntaxes, with a table of masks."""
+    uid = pytest.importorskip("pydicom.uid")
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    syntaxes = [
+        (uid.ExplicitVRLittleEndian, None),
+        (uid.ImplicitVRLittleEndian, None),
+        (uid.DeflatedExplicitVRLittleEndian, None),
+        (uid.ExplicitVRLittleEndian, uid.RLELossless),
+        (uid.ExplicitVRLittleEndian, uid.JPEGLSLossless),
+        (uid.ExplicitVRLittleEndian, uid.JPEG2000Lossless),
+    ]
+    root.mkdir()
+    table = [("path", "label", "mask", "split")]
+    for number, (name, pixels, mask, kind, split) in enumerate(_rows(images)):
+        stored, packed = syntaxes[number % len(syntaxes)]
+        inverted = number % 4 == 3
+        data = Dataset()
+        data.file_meta = FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = stored
+        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = uid.UltrasoundImageStorage
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = uid.generate_uid()
+        data.Rows, data.Columns = pixels.shape
+        data.SamplesPerPixel, data.BitsAllocated, data.BitsStored, data.HighBit = 1, 8, 8, 7
+        data.PixelRepresentation = 0
+        data.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
+        data.PixelData = (255 - pixels if inverted else pixels).tobytes()
+        data["PixelData"].VR = "OB"
+        if packed is not None:
+            data.compress(packed, generate_instance_uid=False)
+        data.save_as(root / f"{name}.dcm", enforce_file_format=True)
+        Image.fromarray(mask).save(root / f"{name}.png")
+        table.append((f"{name}.dcm", kind, f"{name}.png", split))
+    with (root / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(table)
+
+
+@pytest.fixture(scope="module", params=["phantom", "busi"])
+def original(request: pytest.FixtureRequest) -> ImageSet:
+    if request.param == "phantom":
+        return open_images("phantom", size=32, count=60)
+    return open_images(str(request.getfixturevalue("shared_data") / "busi_seg_64.npz"))
+
+
+@pytest.mark.parametrize("kind", ["png", "dicom"])
+def test_files_give_the_batches_of_the_npz(kind: str, original: ImageSet, tmp_path: Path) -> None:
+    root = tmp_path / "own"
+    {"png": write_png, "dicom": write_dicom}[kind](original, root)
+    data = DataConfig(name=str(root if kind == "png" else root / "table.csv"), split="given")
+    images = open_images(data)
+    assert images.size == original.size
+    for name in SPLITS:
+        ours, theirs = images.split(name), original.split(name)
+        assert ours.ids is not None
+        # Files are ordered by name, classes too; the numbers in the names tell the old order.
+        number = [int(text.rpartition("(")[2].partition(")")[0]) for text in ours.ids.tolist()]
+        order = np.argsort(number)
+        for start in range(0, len(order), 64):
+            one = ours.batch(order[start : start + 64])
+            two = theirs.batch(np.arange(start, min(start + 64, len(order))))
+            assert one.image.equal(two.image)
+            assert one.mask is not None
+            assert two.mask is not None
+            assert one.mask.equal((two.mask > 0).long() if kind == "png" else two.mask)
+            assert one.has_mask.all()
+            names = [images.class_names[label] for label in one.label]
+            assert names == [original.class_names[label] for label in two.label]
+    # And the command line trains on it.
+    config = make_config(tmp_path / "run").train
+    words = (
+        f"train segment --data {data.name} --model.width 2 --epochs 1 --lr {config.learning_rate}"
+    )
+    assert main([*words.split(), "--out", str(tmp_path / "run")]) == 0
+    table = (tmp_path / "run" / "predictions" / "test.csv").read_text().splitlines()
+    assert len(table) == len(original.test) + 1
+    assert table[1].split(",")[1].endswith(".png" if kind == "png" else ".dcm")
+    assert len((tmp_path / "run" / "split.csv").read_text().splitlines()) == 1 + len(images.pool())
+
+
+def test_a_folder_with_some_of_the_classes_is_judged_by_name(
+    tmp_path: Path, make_config: Callable[..., RunConfig]
+) -> None:
+    original = open_images("phantom", size=32, count=60)
+    write_png(original, tmp_path / "all")
+    config = make_config(
+        tmp_path / "run", data={"name": str(tmp_path / "all"), "count": None, "size": 32}
+    )
+    medduet.train(config)
+    some = tmp_path / "some"
+    for split in SPLITS:
+        for kind in ("smooth", "ring"):
+            target = some / kind
+            target.mkdir(parents=True, exist_ok=True)
+            for path in (tmp_path / "all" / split / kind).iterdir():
+                path.rename(target / path.name)
+    metrics = medduet.evaluate(tmp_path / "run", data=DataConfig(name=str(some)), split="all")
+    assert metrics["all"]["n"] == 30
+    assert metrics["data"]["class_names"] == ["normal", "ring", "smooth", "spiculated"]
+    header, *rows = csv.reader(
+        (tmp_path / "run/evaluations/some-all/predictions/all.csv").read_text().splitlines()
+    )
+    for row in rows:
+        cells = dict(zip(header, row, strict=True))
+        assert metrics["data"]["class_names"][int(cells["label"])] == cells["image"].split("/")[0]
+
+
+def test_mistakes_of_a_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    for words, parts in (
+        (f"--data {tmp_path / 'empty'}", ["expected images"]),
+        (f"--data {tmp_path / 'none.csv'}", ["expected a table", "none.csv"]),
+        ("--data phantom --data.folds 5 --data.fold 5", ["fold", "below", "5"]),
+        ("--data phantom --data.split halves", ["split"]),
+        ("--data phantom --data.skip-broken", ["folder or table of images"]),
+    ):
+        assert main(["train", "segment", *words.split()]) == 2
+        text = capsys.readouterr().err
+        assert text.count("\n") == 1
+        assert all(part in text for part in parts), text
