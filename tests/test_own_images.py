@@ -111,10 +111,7 @@ def test_files_give_the_batches_of_the_npz(kind: str, original: ImageSet, tmp_pa
             names = [images.class_names[label] for label in one.label]
             assert names == [original.class_names[label] for label in two.label]
     # And the command line trains on it.
-    config = make_config(tmp_path / "run").train
-    words = (
-        f"train segment --data {data.name} --model.width 2 --epochs 1 --lr {config.learning_rate}"
-    )
+    words = f"train segment --data {data.name} --model.width 2 --epochs 1"
     assert main([*words.split(), "--out", str(tmp_path / "run")]) == 0
     table = (tmp_path / "run" / "predictions" / "test.csv").read_text().splitlines()
     assert len(table) == len(original.test) + 1
