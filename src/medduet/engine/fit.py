@@ -107,7 +107,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
             f"{experiment.data.name} has {len(train)}: give more images or fewer processes"
         )
     experiment.reporter.begin_epoch(progress.epoch, config.epochs, len(batches))
-    augment = build_augmentation(config.augment)
+    augment = build_augmentation(config.augment, experiment.data, experiment.config.data.modality)
     state.module.train()
     for indices in batches[progress.step :]:
         started = time.perf_counter()
