@@ -51,7 +51,8 @@ _MEDMNIST: dict[str, Modality] = {
     "retinamnist": "fundus",
     "tissuemnist": "microscopy",
 }
-_SIDE = re.compile(r"(?<![A-Za-z])([Ll]eft|[Rr]ight|LEFT|RIGHT)(?![a-z])")
+# As a word: kidney-left, LEFT, leftLung, LungLeft, but neither cleft nor upright.
+_SIDE = re.compile(r"((?<![A-Za-z])(left|right|LEFT|RIGHT)|Left|Right)(?![a-z])")
 
 
 def allowed(name: Augment, data: ImageSet, modality: Modality = "auto") -> Allowed:
