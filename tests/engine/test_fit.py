@@ -35,7 +35,7 @@ from medduet.files import read_json
 MakeConfig = Callable[..., RunConfig]
 # The reconstruction gets better all the time, so the bundle holds the weights of a late epoch.
 LONG = {
-    "train": {"epochs": 10, "augment": "flip", "clip": 1.0, "patience": 5, "cosine_epochs": 100},
+    "train": {"epochs": 10, "augment": "strong", "clip": 1.0, "patience": 5, "cosine_epochs": 100},
     "evaluate": {"select": "mse"},
 }
 

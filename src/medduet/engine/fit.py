@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medduet.config import Task, TrainConfig
 from medduet.data.augment import build_augmentation
-from medduet.data.batches import train_batches
+from medduet.data.batches import balanced_shares, train_batches
 from medduet.engine.balance import Balancer
 from medduet.engine.checkpoint import save_state
 from medduet.engine.evaluate import quick_metrics, selection_score
@@ -100,6 +100,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
         epoch=progress.epoch,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
+        shares=balanced_shares(train.labels) if config.sampling == "balanced" else None,
     )
     if not batches:
         raise TrainingError(
