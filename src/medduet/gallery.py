@@ -70,7 +70,7 @@ def show_images(
             torch.manual_seed(seed)
             versions = [_arrays(augmentation(images.batch(index))) for _ in range(_VERSIONS)]
     original, masks = _arrays(images.batch(index))
-    how = "" if augmentation is None else f", augmented: {augment}"
+    how = f"with {_VERSIONS} versions of each by --train.augment {augment}" if versions else ""
     figure = image_sheet(
         original,
         images.labels[index] if data.class_names else None,
@@ -78,7 +78,8 @@ def show_images(
         masks,
         data.mask_names,
         versions,
-        f"{data.name}: {len(index)} of {len(images):,} images of {split}{how}",
+        f"{data.name}: {len(index)} of {len(images):,} images of {split}",
+        how,
     )
     path = path or Path(f"{slug(data.name)}-show.png")
     save(figure, path)

@@ -117,7 +117,7 @@ def show(words: list[str]) -> int:
     """Look at images."""
 
     def arguments(
-        name: tyro.conf.Positional[str],
+        name: tyro.conf.Positional[str] = "",
         augment: Augment = "none",
         split: Literal["train", "val", "test"] = "train",
         count: int = 16,
@@ -139,6 +139,8 @@ def show(words: list[str]) -> int:
         return dict(locals())
 
     given = parse(arguments, words, "medduet show")
+    if not given["name"]:
+        raise ConfigError("expected a data set: medduet show DATA, such as phantom or FILE.npz")
     config = given.pop("data").model_copy(update={"name": given.pop("name")})
     with quiet_libraries():
         from medduet.console import draw_progress

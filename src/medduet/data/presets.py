@@ -102,8 +102,8 @@ def changes_of_look(name: Augment, size: tuple[int, int], allowed: Allowed) -> l
         return [K.ColorJiggle(brightness=0.2, contrast=0.2, p=0.5)]
     saturation = 0.2 if allowed.hue else 0.0
     return [
-        K.ColorJiggle(0.2, 0.3, saturation=saturation, hue=allowed.hue, p=0.8),
-        K.RandomGamma((0.7, 1.5), p=0.4),
+        K.ColorJiggle(0.15, 0.25, saturation=saturation, hue=allowed.hue, p=0.8),
+        K.RandomGamma((0.75, 1.35), p=0.4),
         K.RandomGaussianBlur((7, 7), (0.1, max(0.5, min(size) / 128)), p=0.3),
         K.RandomGaussianNoise(std=0.04, p=0.4),
         K.RandomErasing((0.01, 0.05), (0.4, 2.5), p=0.3),

@@ -54,6 +54,7 @@ class _Panel(NamedTuple):
     masks: NDArray[np.int64] | None = None
     colours: Sequence[str] = ()
     outline: str = ""
+    line: float = 1.7
 
 
 @rc_context(STYLE)
@@ -135,6 +136,7 @@ def image_sheet(
     mask_names: Sequence[str] = (),
     versions: Sequence[tuple[NDArray[np.uint8], ArrayLike | None]] = (),
     title: str = "",
+    subtitle: str = "",
 ) -> Figure:
     """Draw images with the names of their classes and the outlines of their masks.
 
@@ -146,6 +148,7 @@ def image_sheet(
         mask_names: of the mask classes, background first.
         versions: further images and masks of the same shapes, drawn beside the first.
         title: written on top.
+        subtitle: written below it, before the names of the mask classes.
 
     Raises:
         DataError: for no image, or arrays that do not fit together.
@@ -159,6 +162,7 @@ def image_sheet(
         raise DataError("expected at least one image to draw, given none")
     label = _fitting("labels", labels, (len(images),), (len(images), len(class_names)))
     panels, known = [], _fitting("masks", masks, images.shape[:3])
+    line = 1.0 if versions else 1.7
     for caption, pictures, drawn in [
         ("original", images, masks),
         *(("augmented", *version) for version in versions),
@@ -166,21 +170,20 @@ def image_sheet(
         beside = _fitting("images", pictures, images.shape)
         outlines = _fitting("masks", drawn, images.shape[:3])
         assert beside is not None
-        panels.append(_Panel(caption, beside, outlines, _CLASS_COLOURS))
+        # Small pictures need thin lines, which leave the small outlines open.
+        panels.append(_Panel(caption, beside, outlines, _CLASS_COLOURS, "", line))
     verdicts = []
     for i in range(len(images)):
         most = 1 if known is None else known[i].max()
         note = {UNKNOWN_MASK: "mask unknown", 0: "empty mask"}.get(int(most), "")
         truth = None if label is None else label[i]
         verdicts.append(_Verdict(_named(truth, class_names), "", "", None, note))
-    return _draw(panels, verdicts, title, [] if known is None else _by_name(mask_names[1:]))
-
-
-def _by_name(names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the colour of each mask class, if there are as many and their names have room."""
-    if len(names) > len(_CLASS_COLOURS) or sum(map(_room, names)) > WIDTH - 2 * _MARGIN:
-        return [_MANY]
-    return list(zip(_CLASS_COLOURS, names, strict=False))
+    legend = [("", subtitle)] if subtitle else []
+    if known is not None:
+        named = list(zip(_CLASS_COLOURS, mask_names[1:], strict=False))
+        room = WIDTH - 2 * _MARGIN - sum(_room(word) for _, word in [*legend, *named])
+        legend += named if len(named) == len(mask_names[1:]) and room > 0 else [_MANY]
+    return _draw(panels, verdicts, title, legend)
 
 
 def _fitting(name: str, given: ArrayLike | None, *shapes: tuple[int, ...]) -> _Given:
@@ -327,7 +330,9 @@ def _picture(axes: Axes, panel: _Panel, i: int, *, wrong: bool) -> None:
         grid = np.arange(-1, width + 1), np.arange(-1, height + 1)
         for k in np.unique(padded[padded > 0]):
             colour = panel.colours[(int(k) - 1) % len(panel.colours)]
-            outline = axes.contour(*grid, padded == k, levels=[0.5], colors=colour, linewidths=1.7)
+            outline = axes.contour(
+                *grid, padded == k, levels=[0.5], colors=colour, linewidths=panel.line
+            )
             outline.set_path_effects([_HALO])
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[:].set_visible(wrong)
