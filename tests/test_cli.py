@@ -138,6 +138,12 @@ MISTAKES = [
     ("models --size small", ["small"]),
     ("models *unet* --size 8", ["16"]),
     ("datasets --zzz", ["--zzz"]),
+    ("show", ["medduet show DATA"]),
+    ("show phantm", ["phantm", "phantom"]),
+    ("show phantom --count 0", ["--count", "64"]),
+    ("show phantom --augment standard", ["standard", "light"]),
+    ("show phantom --data.modality mr", ["mr"]),
+    ("show phantom --out a.jpg", [".png"]),
 ]
 
 
@@ -209,13 +215,21 @@ def test_models_lists_every_network(capsys: Capture, monkeypatch: pytest.MonkeyP
         assert number in shown
 
 
+def test_show(capsys: Capture, set_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(set_npz.parent)
+    words = "show set.npz --size 16 --augment strong --count 4 --split test"
+    assert main(words.split()) == 0
+    assert capsys.readouterr().out == "look at: set-show.png\n"
+    assert Path("set-show.png").is_file()
+
+
 def test_help(capsys: Capture) -> None:
     for words in ([], ["-h"], ["--help"], ["help"], ["train", "--help"]):
         assert main(words) == 0
         shown = capsys.readouterr().out
         assert all(name in shown for name in recipe_names())
         assert "medduet train paper --data bloodmnist" in shown
-    for words in (["demo"], ["train", "segment"], ["evaluate"], ["datasets"], ["models"]):
+    for words in (["demo"], ["train", "segment"], ["evaluate"], ["datasets"], ["models"], ["show"]):
         with pytest.raises(SystemExit) as stop:
             main([*words, "--help"])
         assert not stop.value.code

@@ -408,6 +408,6 @@ def test_global_state_is_left_alone(make_config: MakeConfig, tmp_path: Path) -> 
         )
 
     before = state()
-    changes = {"train": {"epochs": 1, "augment": "standard"}}
+    changes = {"train": {"epochs": 1, "augment": "strong"}}
     medduet.train(make_config(tmp_path / "run", **changes))
     assert state() == before

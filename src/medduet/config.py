@@ -46,6 +46,18 @@ Balance = Literal[
     "graddrop",
     "config",
 ]
+Augment = Literal["none", "flip", "light", "strong"]
+Modality = Literal[
+    "auto",
+    "xray",
+    "ultrasound",
+    "ct",
+    "mri",
+    "fundus",
+    "oct",
+    "dermoscopy",
+    "microscopy",
+]
 TASKS: tuple[Task, ...] = get_args(Task)
 
 
@@ -94,6 +106,8 @@ class DataConfig(Frozen):
     """What stays together when a split is made: groups given, near-duplicates; auto: both."""
     seed: int = Field(0, ge=0)
     """Seed of phantoms, and of a split that is made."""
+    modality: Modality = "auto"
+    """Kind of image, for augmentation. auto: MedMNIST's own; others are mirrored at most."""
 
     @field_validator("fractions")
     @classmethod
@@ -193,8 +207,10 @@ class TrainConfig(Frozen):
     """Largest norm of the gradient; larger ones are scaled down. None: no clipping."""
     patience: int | None = Field(None, ge=1)
     """Stop after so many epochs without a better validation score; None: never."""
-    augment: Literal["none", "flip", "standard"] = "none"
-    """flip: horizontal flips; standard: flips, small rotations, shifts, zoom, brightness."""
+    augment: Augment = "none"
+    """flip: mirrored; light: also moved a little, brightness; strong: also bent, noise, blur."""
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """shuffle: each image once per epoch; balanced: drawn so that each class is as likely."""
     seed: Annotated[int, _flag("seed")] = Field(0, ge=0)
     """Seed of the initial weights, the order of the images and the augmentation."""
     device: Annotated[str, _flag("device")] = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")

@@ -1,12 +1,25 @@
-"""Masks move with their images."""
+"""Masks move with their images, and no image becomes what its kind can't be."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import kornia.augmentation as K
 import pytest
 import torch
+from torch import Tensor
 
-from medduet import Batch, open_images
-from medduet.data.augment import build_augmentation
+from medduet import Batch, ConfigError, ImageSet, open_images
+from medduet.data import medmnist_sets
+from medduet.data.augment import Allowed, allowed, build_augmentation
+from medduet.data.presets import moves, sequence
+
+NAMES = ["flip", "light", "strong"]
+
+
+def some_set(channels: int = 1, size: int = 24, **changes: Any) -> ImageSet:
+    return replace(open_images("phantom", size=size, count=20, channels=channels), **changes)
 
 
 def marked(count: int = 64, channels: int = 1) -> Batch:
@@ -18,13 +31,21 @@ def marked(count: int = 64, channels: int = 1) -> Batch:
         image[i, :, row : row + 6, column : column + 5] = 255
         mask[i, row : row + 6, column : column + 5] = 2
     index = torch.arange(count)
-    return Batch(image, index % 3, mask, torch.ones(count, dtype=torch.bool), index)
+    return Batch(image, index % 3, mask, index % 2 == 0, index)
+
+
+def even(value: float | Tensor, count: int, channels: int = 1, side: int = 32) -> Batch:
+    """Images of one value, or one value per row, in masks of all ones."""
+    image = torch.as_tensor(value).expand(count, channels, side, side)
+    ones = torch.ones(count, side, side, dtype=torch.int64)
+    index = torch.arange(count)
+    return Batch((255 * image).to(torch.uint8), index, ones, index >= 0, index)
 
 
 def test_flip_moves_image_and_mask_together() -> None:
     batch = marked()
     torch.manual_seed(0)
-    found = build_augmentation("flip")(batch)
+    found = build_augmentation("flip", some_set())(batch)
     image, mask = batch.image.float() / 255, batch.mask
     flipped = torch.tensor([not torch.equal(a, b) for a, b in zip(found.image, image, strict=True)])
     assert 16 < flipped.sum() < 48
@@ -38,51 +59,210 @@ def test_flip_moves_image_and_mask_together() -> None:
     assert torch.equal(found.has_mask, batch.has_mask)
 
 
-def test_standard_keeps_the_mask_on_the_object() -> None:
+def test_flip_draws_what_it_has_always_drawn() -> None:
+    # Published results were made with exactly this.
     batch = marked()
+    plain = K.AugmentationSequential(K.RandomHorizontalFlip(p=0.5), data_keys=["input", "mask"])
+    torch.manual_seed(5)
+    image, mask = plain(batch.image.float() / 255, batch.mask.unsqueeze(1).float())
+    state = torch.get_rng_state()
+    torch.manual_seed(5)
+    found = build_augmentation("flip", some_set())(batch)
+    assert torch.equal(found.image, image)
+    assert torch.equal(found.mask, mask[:, 0].long())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80)])
+@pytest.mark.parametrize("name", ["light", "strong"])
+def test_an_image_that_equals_its_mask_stays_equal(name: Any, size: tuple[int, int]) -> None:
+    height, width = size
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    count = 200
+    across, down = (torch.rand(count, 1, 1) * 0.3 + 0.35 for _ in range(2))
+    inside = torch.hypot(y - down * height, 0.7 * (x - across * width)) < 10
+    mask = inside.float().unsqueeze(1)
     torch.manual_seed(0)
-    found = build_augmentation("standard")(batch)
+    moved = moves(name, size, Allowed(mirror=True, turn=True))
+    image, found = sequence(moved, ("input", "mask"))(mask, mask)
+    assert image.shape == found.shape == mask.shape
+    assert set(found.unique().tolist()) == {0, 1}, "a mask class was mixed"
+    # Pixels of the rim may fall on either side, as strong samples three times.
+    wrong = ((image > 0.5) != (found > 0.5)).flatten(1).sum(dim=1)
+    assert (wrong / found.flatten(1).sum(dim=1)).max() < 0.15
+    assert (wrong / found.flatten(1).sum(dim=1)).mean() < 0.06
+
+    def centre(value: Tensor) -> Tensor:
+        total = value.sum(dim=(1, 2, 3))
+        return torch.stack([(value * place).sum(dim=(1, 2, 3)) / total for place in (y, x)])
+
+    apart = centre(image) - centre(found)
+    assert apart.abs().max() < 0.7
+    assert apart.mean(dim=1).abs().max() < 0.03, "image and mask are resampled by two rules"
+    assert (centre(found) - centre(mask)).abs().mean() > 2, "nothing moved"
+
+
+@pytest.mark.parametrize("name", ["light", "strong"])
+def test_masks_stay_on_their_objects(name: Any) -> None:
+    batch = marked(channels=3)
+    torch.manual_seed(0)
+    found = build_augmentation(name, some_set(channels=3))(batch)
     assert found.mask.dtype == torch.int64
     assert set(found.mask.unique().tolist()) == {0, 2}, "a mask class was mixed"
-    bright = found.image[:, 0] > 0.5 * found.image.amax(dim=(1, 2, 3), keepdim=True)[:, 0]
-    drawn = found.mask > 0
-    overlap = (
-        2 * (bright & drawn).sum(dim=(1, 2)) / (bright.sum(dim=(1, 2)) + drawn.sum(dim=(1, 2)))
-    )
-    assert overlap.min() > 0.75
-    moved = (found.mask != batch.mask).flatten(1).any(dim=1)
-    assert moved.sum() > 40
-    stale = 2 * (bright & (batch.mask > 0)).sum(dim=(1, 2)) / (30 + bright.sum(dim=(1, 2)))
-    assert stale.min() < 0.5, "nothing moved far enough for this test to mean anything"
+    inside, outside = found.mask > 0, found.mask == 0
+    grey = found.image.mean(dim=1)
+    contrast = (grey * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
+    contrast -= (grey * outside).sum(dim=(1, 2)) / outside.sum(dim=(1, 2))
+    assert contrast.median() > 0.6
+    assert torch.equal(found.has_mask, batch.has_mask)
+    assert (found.mask != batch.mask).flatten(1).any(dim=1).sum() > 40
 
 
-@pytest.mark.parametrize("name", ["flip", "standard"])
+@pytest.mark.parametrize("name", ["light", "strong"])
+def test_what_comes_from_outside_is_zero_in_both(name: Any) -> None:
+    torch.manual_seed(0)
+    found = build_augmentation(name, some_set(size=32))(even(0.9, 100))
+    empty = found.mask == 0
+    assert 0.01 < empty.float().mean() < 0.3
+    # Only at the rim are both mixed.
+    rim = torch.nn.functional.max_pool2d((~empty).float().unsqueeze(1), 7, 1, 3)[:, 0] > 0
+    assert found.image[:, 0][empty & ~rim].max() == 0
+    assert found.image[:, 0][~empty].mean() > 0.6
+
+
+def test_what_is_blanked_stays_in_the_mask() -> None:
+    torch.manual_seed(0)
+    found = build_augmentation("strong", some_set(size=32))(even(0.9, 200))
+    blank = (found.image[:, 0] == 0) & (found.mask == 1)
+    assert (blank.flatten(1).sum(dim=1) > 8).float().mean() > 0.1
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("with_mask", [True, False])
-def test_bytes_become_floats_between_0_and_1(name: str, channels: int, with_mask: bool) -> None:
-    split = open_images("phantom", size=16, count=20, channels=channels).train
-    batch = split.batch(torch.arange(14).numpy())
+@pytest.mark.parametrize("modality", ["auto", "dermoscopy"])
+def test_bytes_become_floats_between_0_and_1(
+    name: Any, channels: int, with_mask: bool, modality: Any
+) -> None:
+    data = some_set(channels, 16)
+    batch = data.train.batch(torch.arange(14).numpy())
     if not with_mask:
         batch = batch._replace(mask=None)
     before = batch.image.clone()
-    found = build_augmentation(name)(batch)
-    assert found.image.dtype == torch.float32
-    assert found.image.shape == (14, channels, 16, 16)
-    assert 0 <= found.image.min() < found.image.max() <= 1
-    assert (found.mask is not None) == with_mask
+    torch.manual_seed(0)
+    for _ in range(5):
+        found = build_augmentation(name, data, modality)(batch)
+        assert found.image.dtype == torch.float32
+        assert found.image.shape == (14, channels, 16, 16)
+        assert 0 <= found.image.min() < found.image.max() <= 1
+        assert (found.mask is not None) == with_mask
     assert torch.equal(batch.image, before)
 
 
-@pytest.mark.parametrize("name", ["flip", "standard"])
-def test_randomness_is_torchs(name: str) -> None:
-    batch, augment = marked(16), build_augmentation(name)
+@pytest.mark.parametrize("name", NAMES)
+def test_randomness_is_torchs(name: Any) -> None:
+    batch, augment = marked(16), build_augmentation(name, some_set())
     results = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        results.append((augment if seed != 2 else build_augmentation(name))(batch).image)
+        again = augment if seed != 2 else build_augmentation(name, some_set())
+        results.append(again(batch).image)
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
 
 def test_none_is_nothing() -> None:
-    assert build_augmentation("none") is None
+    assert build_augmentation("none", some_set()) is None
+
+
+# What the kind of image allows --------------------------------------------------------------------
+
+UPRIGHT = ["auto", "xray", "ultrasound", "ct", "mri", "fundus", "oct"]
+
+
+def sides(found: Tensor) -> tuple[set[int], set[int]]:
+    """Return where the bright half lies: -1 above or left, 1 below or right."""
+    half = found.shape[-1] // 2
+    down = found[..., half:, :].mean(dim=(1, 2, 3)) - found[..., :half, :].mean(dim=(1, 2, 3))
+    across = found[..., half:].mean(dim=(1, 2, 3)) - found[..., :half].mean(dim=(1, 2, 3))
+    return tuple(set(d[d.abs() > 0.15].sign().int().tolist()) for d in (down, across))  # type: ignore[return-value]
+
+
+TOP = 0.9 * (torch.arange(32) < 16).float()[:, None]
+
+
+@pytest.mark.parametrize("modality", UPRIGHT)
+@pytest.mark.parametrize("name", NAMES)
+def test_most_images_stay_upright(name: Any, modality: Any) -> None:
+    torch.manual_seed(0)
+    found = build_augmentation(name, some_set(size=32), modality)(even(TOP, 150))
+    assert sides(found.image)[0] == {-1}
+    found = build_augmentation(name, some_set(size=32), modality)(even(TOP.T, 150))
+    assert sides(found.image)[1] == {-1, 1}
+
+
+@pytest.mark.parametrize("modality", ["microscopy", "dermoscopy"])
+@pytest.mark.parametrize("name", ["light", "strong"])
+def test_what_has_no_upper_side_is_turned(name: Any, modality: Any) -> None:
+    torch.manual_seed(0)
+    found = build_augmentation(name, some_set(size=32), modality)(even(TOP, 150))
+    assert sides(found.image) == ({-1, 1}, {-1, 1})
+
+
+def test_images_that_are_not_square_are_not_turned_by_90_degrees() -> None:
+    turns = [
+        K.RandomRotation90 in map(type, moves("light", size, Allowed(turn=True)))
+        for size in ((24, 24), (24, 30))
+    ]
+    assert turns == [True, False]
+
+
+@pytest.mark.parametrize("side", ["kidney-left", "Right lung", "lung_LEFT", "leftLung", "lungLeft"])
+@pytest.mark.parametrize("where", ["class_names", "mask_names"])
+def test_where_left_and_right_differ_nothing_is_mirrored(side: str, where: str) -> None:
+    data = some_set(size=32, **{where: ("other", side)})
+    torch.manual_seed(0)
+    for name in ("light", "strong"):
+        found = build_augmentation(name, data, "microscopy")(even(TOP.T, 150))
+        assert sides(found.image)[1] == {-1}
+    with pytest.raises(ConfigError, match=f"--train.augment flip mirrors.*'{side}'.*give light"):
+        build_augmentation("flip", data)
+
+
+@pytest.mark.parametrize("name", ["bright", "leftover", "upright", "cleft", "copyright"])
+def test_other_words_are_no_sides(name: str) -> None:
+    assert allowed("flip", some_set(class_names=("other", name))).mirror
+
+
+@pytest.mark.parametrize("modality", [*UPRIGHT, "microscopy", "dermoscopy"])
+def test_only_colours_that_mean_little_change(modality: Any) -> None:
+    rose = torch.tensor([0.8, 0.4, 0.4])[:, None, None]
+    torch.manual_seed(0)
+    found = build_augmentation("strong", some_set(3, 32), modality)(even(rose, 100, 3)).image
+    # Noise aside, green and blue stay equal unless the hue changes.
+    apart = (found[:, 1] - found[:, 2]).mean(dim=(1, 2)).abs().max()
+    changes = modality in ("fundus", "microscopy", "dermoscopy")
+    assert (apart > 0.015) == changes
+    assert apart < 0.12, "a lesion of another colour is another lesion"
+
+
+def test_every_set_of_medmnist_has_its_modality() -> None:
+    found = {
+        flag: allowed("strong", some_set(3, class_names=info.class_names, info={"medmnist": flag}))
+        for flag, info in medmnist_sets().items()
+    }
+    turned = {flag for flag, what in found.items() if what.turn}
+    assert turned == {"bloodmnist", "dermamnist", "pathmnist", "tissuemnist"}
+    assert {flag for flag, what in found.items() if what.hue} == {*turned, "retinamnist"}
+    assert {flag for flag, what in found.items() if not what.mirror} == {
+        "organamnist",
+        "organcmnist",
+        "organsmnist",
+    }
+
+
+def test_a_modality_that_is_given_goes_before_that_of_the_set() -> None:
+    data = some_set(3, info={"medmnist": "dermamnist"})
+    assert allowed("light", data) == Allowed(turn=True, hue=0.02)
+    assert allowed("light", data, "xray") == Allowed()
+    assert allowed("light", some_set(1), "dermoscopy") == Allowed(turn=True, hue=0.0)

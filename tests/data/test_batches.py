@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medduet.data.batches import evaluation_batches, train_batches
+from medduet.data.batches import balanced_shares, evaluation_batches, train_batches
 
 
 @given(
@@ -68,6 +68,57 @@ def test_too_small_a_last_batch_is_left_out() -> None:
     ]
     assert all(len(images) == 1 for images in left_out)
     assert len(set.union(*left_out)) > 4, "the same images are left out each time"
+
+
+RARE = np.array([0] * 900 + [1] * 80 + [2] * 20)
+
+
+def test_each_class_is_drawn_as_often() -> None:
+    shares = balanced_shares(RARE)
+    drawn = np.concatenate(train_batches(1000, 16, seed=0, epoch=1, shares=shares))
+    assert len(drawn) == 1000
+    # Binomial with 1000 draws and p = 1/3: a standard deviation is 15.
+    assert np.bincount(RARE[drawn]) == pytest.approx([333, 333, 333], abs=60)
+    assert set(drawn[RARE[drawn] == 2].tolist()) == set(range(980, 1000)), "some never come"
+
+
+def test_unknown_labels_keep_their_share() -> None:
+    labels = np.where(np.arange(1000) % 4 == 0, -1, RARE)
+    shares = balanced_shares(labels)
+    assert shares.sum() == pytest.approx(1)
+    assert shares[labels < 0] == pytest.approx(1 / 1000)
+    assert [shares[labels == k].sum() for k in range(3)] == pytest.approx([0.25] * 3)
+    assert balanced_shares(np.full(5, -1)) == pytest.approx(0.2)
+    assert balanced_shares(np.full((4, 3), -1)) == pytest.approx(0.25)
+
+
+def test_each_of_several_labels_is_drawn_as_often() -> None:
+    # Nothing is usual; the second class is rare, the third has no image at all.
+    labels = np.zeros((100, 3), dtype=np.int64)
+    labels[:30, 0] = 1
+    labels[28:32, 1] = 1
+    labels[90:] = -1
+    labels[89, 0] = -1  # a part of it is known
+    shares = balanced_shares(labels)
+    one, two, both = 0.9 / 3 / 30, 0.9 / 3 / 4, 0.9 / 3 * (1 / 30 + 1 / 4)
+    none = 0.9 / 3 / 58
+    expected = [one] * 28 + [both] * 2 + [two] * 2 + [none] * 58 + [0.01] * 10
+    assert shares == pytest.approx(np.array(expected))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_balanced_batches_are_shared_by_processes_and_follow_the_epoch(world_size: int) -> None:
+    shares = balanced_shares(RARE[880:])
+
+    def batches(epoch: int, **processes: int) -> list[list[int]]:
+        given = {"seed": 3, "epoch": epoch, "shares": shares, **processes}
+        return [index.tolist() for index in train_batches(120, 16, **given)]
+
+    assert batches(1) == batches(1)
+    assert batches(1) != batches(2)
+    parts = [batches(1, rank=rank, world_size=world_size) for rank in range(world_size)]
+    for step, whole in enumerate(batches(1)):
+        assert sorted(image for part in parts for image in part[step]) == whole
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5])

@@ -35,7 +35,7 @@ from medduet.files import read_json
 MakeConfig = Callable[..., RunConfig]
 # The reconstruction gets better all the time, so the bundle holds the weights of a late epoch.
 LONG = {
-    "train": {"epochs": 10, "augment": "flip", "clip": 1.0, "patience": 5, "cosine_epochs": 100},
+    "train": {"epochs": 10, "augment": "strong", "clip": 1.0, "patience": 5, "cosine_epochs": 100},
     "evaluate": {"select": "mse"},
 }
 
@@ -362,7 +362,7 @@ def test_seeds_matter_and_nothing_else_does(make_config: MakeConfig, tmp_path: P
     weights = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         torch.manual_seed(random.randrange(2**31))
-        changes = {"seed": seed, "augment": "standard", "epochs": 1}
+        changes = {"seed": seed, "augment": "strong", "epochs": 1}
         record = medduet.train(make_config(tmp_path / name, train=changes))
         weights.append(load_file(record.path / "bundle" / "model.safetensors"))
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])

@@ -259,6 +259,47 @@ def test_sheet_of_several_mask_classes(tmp_path: Path) -> None:
     assert all(len(axes.collections) == 2 for axes in figure.axes)
 
 
+@pytest.mark.parametrize(("n", "colour", "beside"), [(1, False, 0), (5, True, 1), (20, False, 3)])
+def test_sheet_of_images(n: int, colour: bool, beside: int, tmp_path: Path) -> None:
+    picture, mask = images(n, colour=colour), disc(n)
+    mask[0] = -1
+    versions = [(picture, mask)] * beside
+    names = ["background", "lesion"]
+    label = np.arange(n) % 3 - (np.arange(n) == 3)
+    figure = image_sheet(picture, label, LONG, mask, names, versions, "A title", "a subtitle")
+    drawn(figure, tmp_path)
+    said = words(figure)
+    assert len(figure.axes) == n * (1 + beside)
+    assert {"A title", "a subtitle", "lesion", "mask unknown"} <= set(said)
+    assert said.count("original") == (n if beside else 0)
+    assert said.count("augmented") == n * beside
+    assert sum(len(axes.collections) for axes in figure.axes) == (n - 1) * (1 + beside)
+    assert figure.get_size_inches()[0] <= 8.01
+    assert inside(figure)
+
+
+def test_mask_classes_are_named_where_there_is_room(tmp_path: Path) -> None:
+    mask = disc(2)
+    mask[:, 20:, :] = 3
+    few = ["background", "cup", "disc", "vessel"]
+    many = ["background", *(f"a rather long name {i}" for i in range(6))]
+    for names, named in ((few, True), (many, False), ([*few, *many], False)):
+        figure = image_sheet(images(2), None, [], mask, names)
+        drawn(figure, tmp_path)
+        assert (names[1] in words(figure)) == named
+        assert ("one outline colour per mask class" in words(figure)) != named
+        assert inside(figure)
+
+
+def test_sheet_of_images_refuses() -> None:
+    with pytest.raises(DataError, match="at least one"):
+        image_sheet(images(0))
+    with pytest.raises(DataError, match="expected masks"):
+        image_sheet(images(2), masks=disc(3))
+    with pytest.raises(DataError, match="expected images"):
+        image_sheet(images(2), versions=[(images(3), None)])
+
+
 def test_sheets_are_equal_every_time(tmp_path: Path) -> None:
     files = [
         drawn(prediction_sheet(images(2), [0, 1], [0, 0], None, ["a", "b"], disc(2)), tmp_path)

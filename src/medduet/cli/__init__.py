@@ -29,6 +29,7 @@ usage: medduet COMMAND ...
   compare RUN_A RUN_B     compare two finished runs on the same images, with paired tests
   search RECIPE ...       search settings for a good score from a small network
   search --resume SEARCH  go on with a search that was stopped
+  show DATA ...           look at images with their masks, and at what augmentation does to them
   datasets                the data sets that are known by name
   models                  the networks that are known by name
 
@@ -81,6 +82,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "report": grids.report,
         "compare": grids.compare,
         "search": training.search,
+        "show": looking.show,
         "datasets": looking.datasets,
         "models": looking.models,
     }

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from medduet.cli.parse import parse, quiet_libraries
+from medduet.config import Augment, DataConfig
 from medduet.errors import ConfigError
 
 
@@ -42,7 +43,6 @@ def evaluate(words: list[str]) -> int:
 
     given = parse(arguments, words, "medduet evaluate")
     with quiet_libraries():
-        from medduet.config import DataConfig
         from medduet.console import draw_progress, show_evaluation
         from medduet.run import evaluate
 
@@ -110,4 +110,42 @@ def models(words: list[str]) -> int:
             size, channels = given["size"], given["channels"]
             draw_model(patterns[0], figure, size=size, channels=channels, classes=given["classes"])
             sys.stdout.write(f"look at: {figure}\n")
+    return 0
+
+
+def show(words: list[str]) -> int:
+    """Look at images."""
+
+    def arguments(
+        name: tyro.conf.Positional[str] = "",
+        augment: Augment = "none",
+        split: Literal["train", "val", "test"] = "train",
+        count: int = 16,
+        seed: int = 0,
+        out: Path | None = None,
+        data: DataConfig = DataConfig(),  # noqa: B008  (it never changes)
+    ) -> dict[str, Any]:
+        """Draw images with their classes and masks and, if asked, how training changes them.
+
+        Args:
+            name: A MedMNIST flag, the path of an .npz, a folder or .csv of images, or phantom.
+            augment: Draw three versions beside each image.
+            split: Which split to look at.
+            count: Number of images; the first of each class in turn.
+            seed: Seed of the augmentation.
+            out: PNG file to write; default: DATA-show.png.
+            data: How to open it.
+        """
+        return dict(locals())
+
+    given = parse(arguments, words, "medduet show")
+    if not given["name"]:
+        raise ConfigError("expected a data set: medduet show DATA, such as phantom or FILE.npz")
+    config = given.pop("data").model_copy(update={"name": given.pop("name")})
+    with quiet_libraries():
+        from medduet.console import draw_progress
+        from medduet.gallery import show_images
+
+        path = show_images(config, given.pop("out"), **given, progress=draw_progress)
+    sys.stdout.write(f"look at: {path}\n")
     return 0

@@ -1,46 +1,135 @@
-"""Augmentation of whole batches, image and mask together."""
+"""Augmentation of whole batches, image and mask together, as far as the kind of image allows."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
+from medduet.config import Augment, Modality
+from medduet.data.imageset import ImageSet
+from medduet.errors import ConfigError
 from medduet.types import Batch
 
 Augmentation = Callable[[Batch], Batch]
 
 
-def build_augmentation(name: str) -> Augmentation | None:
-    """Return the augmentation called `name`, or ``None`` for ``"none"``.
+class Allowed(NamedTuple):
+    """What may be done to an image without making its truth wrong.
 
-    It takes a `Batch` with uint8 images and gives one with float images in [0, 1]; masks move with
-    their images (nearest neighbour). Randomness comes from torch's global generator, which the
-    training loop seeds and saves. The transforms are kornia's: ``"flip"`` is horizontal,
-    ``"standard"`` adds affine moves and changes of brightness and contrast.
+    Attributes:
+        mirror: whether left and right may be exchanged.
+        turn: whether it may be turned upside down and, if square, by 90 degrees.
+        hue: the largest change of hue, as a share of the circle; 0 leaves colours as they are.
+    """
+
+    mirror: bool = True
+    turn: bool = False
+    hue: float = 0.0
+
+
+# Gravity, the probe or the anatomy fix what is up; only what lies under a microscope or on the skin
+# has no upper side. Hue varies with stain, skin and lamp, and means nothing elsewhere.
+_ALLOWED: dict[Modality, Allowed] = {
+    "dermoscopy": Allowed(turn=True, hue=0.02),
+    "fundus": Allowed(hue=0.02),
+    "microscopy": Allowed(turn=True, hue=0.04),
+}
+_MEDMNIST: dict[str, Modality] = {
+    "bloodmnist": "microscopy",
+    "breastmnist": "ultrasound",
+    "chestmnist": "xray",
+    "dermamnist": "dermoscopy",
+    "octmnist": "oct",
+    "organamnist": "ct",
+    "organcmnist": "ct",
+    "organsmnist": "ct",
+    "pathmnist": "microscopy",
+    "pneumoniamnist": "xray",
+    "retinamnist": "fundus",
+    "tissuemnist": "microscopy",
+}
+# As a word: kidney-left, LEFT, leftLung, LungLeft, but neither cleft nor upright.
+_SIDE = re.compile(r"((?<![A-Za-z])(left|right|LEFT|RIGHT)|Left|Right)(?![a-z])")
+
+
+def allowed(name: Augment, data: ImageSet, modality: Modality = "auto") -> Allowed:
+    """Return what the augmentation called `name` may do to the images of `data`.
+
+    ``"auto"`` knows the modality of the MedMNIST sets; other sets are mirrored, not turned, and
+    keep their colours. Where the name of a class says left or right, as in OrganMNIST, images are
+    neither mirrored nor turned.
+
+    Raises:
+        ConfigError: `name` is ``"flip"`` and the images must not be mirrored.
 
     Example:
-        >>> build_augmentation("none") is None
+        >>> from medduet import open_images
+        >>> images = open_images("phantom", size=32, count=20, channels=3)
+        >>> allowed("strong", images)
+        Allowed(mirror=True, turn=False, hue=0.0)
+        >>> allowed("strong", images, "dermoscopy")
+        Allowed(mirror=True, turn=True, hue=0.02)
+    """
+    if modality == "auto":
+        modality = _MEDMNIST.get(data.info.get("medmnist", ""), "auto")
+    found = _ALLOWED.get(modality, Allowed())
+    sided = [name for name in (*data.class_names, *data.mask_names) if _SIDE.search(name)]
+    if sided and name == "flip":
+        raise ConfigError(
+            f"--train.augment flip mirrors images, but {data.name} has a class '{sided[0]}': "
+            "give light, which leaves the mirror out here"
+        )
+    return Allowed(
+        mirror=found.mirror and not sided,
+        turn=found.turn and not sided,
+        hue=found.hue if data.in_channels == 3 else 0.0,
+    )
+
+
+def build_augmentation(
+    name: Augment, data: ImageSet, modality: Modality = "auto"
+) -> Augmentation | None:
+    """Return the augmentation called `name` for batches of `data`, or ``None`` for ``"none"``.
+
+    It takes a `Batch` with uint8 images on any device and gives one with float32 images in [0, 1]
+    there; masks move with their images (nearest pixel), and what comes in from outside is zero in
+    both. Randomness comes from torch's global generator on the CPU, which the training loop seeds
+    and saves. What each name does stands in `medduet.data.presets`; see `allowed` for what is left
+    out, and for the error.
+
+    Example:
+        >>> import numpy as np
+        >>> from medduet import open_images
+        >>> images = open_images("phantom", size=32, count=20)
+        >>> augment = build_augmentation("strong", images)
+        >>> batch = augment(images.train.batch(np.arange(4)))
+        >>> batch.image.shape, batch.image.dtype, batch.mask.shape
+        (torch.Size([4, 1, 32, 32]), torch.float32, torch.Size([4, 32, 32]))
+        >>> build_augmentation("none", images) is None
         True
     """
+    permitted = allowed(name, data, modality)
     if name == "none":
         return None
-    import kornia.augmentation as K
+    from medduet.data.presets import changes_of_look, moves, sequence
 
-    transforms = [K.RandomHorizontalFlip(p=0.5)]
-    if name == "standard":
-        transforms += [
-            K.RandomAffine(degrees=15.0, translate=(0.1, 0.1), scale=(0.85, 1.15), p=0.8),
-            K.ColorJiggle(brightness=0.2, contrast=0.2, p=0.5),
-        ]
-    with_mask = K.AugmentationSequential(*transforms, data_keys=["input", "mask"])
-    without_mask = K.AugmentationSequential(*transforms, data_keys=["input"])
+    moved = moves(name, data.size, permitted)
+    with_mask, without_mask = (sequence(moved, keys) for keys in (("input", "mask"), ("input",)))
+    looks = changes_of_look(name, data.size, permitted)
+    look = sequence(looks, ("input",)) if looks else None
 
     def augment(batch: Batch) -> Batch:
         image = batch.image.float() / 255
+        # Looks come first: a brighter image must not brighten what comes in from outside.
+        if look is not None:
+            image = look(image).clamp(0, 1)
         if batch.mask is None:
-            return batch._replace(image=without_mask(image))
+            return batch._replace(image=without_mask(image).clamp(0, 1))
         image, mask = with_mask(image, batch.mask.unsqueeze(1).to(image.dtype))
-        return batch._replace(image=image, mask=mask.squeeze(1).round().to(torch.int64))
+        mask = mask.squeeze(1).round().to(torch.int64)
+        return batch._replace(image=image.clamp(0, 1), mask=mask)
 
     return augment

@@ -5,11 +5,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from medduet.types import UNKNOWN_LABEL
+
 MIN_BATCH = 2  # batch normalisation of a 1 x 1 map needs two images
 
 
 def train_batches(
-    count: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+    count: int,
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    shares: NDArray[np.float64] | None = None,
 ) -> list[NDArray[np.int64]]:
     """Return the image positions of each step of one epoch, for one process.
 
@@ -18,18 +27,59 @@ def train_batches(
     smaller; it is left out in the rare case that it has fewer than two images per process, which
     batch normalisation can't use (another shuffle leaves out other images).
 
-    `count` are the images of the split, `batch_size` those of a step over all processes together;
-    each step is an ``(n,)`` int64 array.
+    Args:
+        count: images of the split.
+        batch_size: images of a step over all processes together.
+        seed: of the run.
+        epoch: the first is 1.
+        rank: of this process.
+        world_size: number of processes.
+        shares: ``(count,)`` probability of each image, as of `balanced_shares`: as many images are
+            drawn with replacement. ``None``: each image comes once.
+
+    Returns:
+        An ``(n,)`` int64 array for each step.
 
     Example:
         >>> [len(index) for index in train_batches(10, 4, seed=0, epoch=1)]
         [4, 4, 2]
     """
-    order = np.random.default_rng([seed, epoch]).permutation(count)
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(count) if shares is None else rng.choice(count, count, p=shares)
     batches = [order[start : start + batch_size] for start in range(0, count, batch_size)]
     if len(batches[-1]) < MIN_BATCH * world_size:
         batches.pop()
     return [np.sort(batch[rank::world_size]) for batch in batches]
+
+
+def balanced_shares(labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the probability of each image, ``(N,)``, by which each class is drawn as often.
+
+    In multi-label sets, a class is chosen first and then one of its images, so an image of two
+    classes comes for either; images of no class are a class of their own. Images whose label is
+    not known keep their share of the split: their masks are worth as much as others.
+
+    Args:
+        labels: ``(N,)`` class index, or ``(N, K)`` of 0 and 1; -1 is unknown.
+
+    Example:
+        >>> balanced_shares(np.array([0, 0, 1, -1])).tolist()
+        [0.1875, 0.1875, 0.375, 0.25]
+        >>> balanced_shares(np.array([[1, 1], [1, 0], [0, 0]])).tolist()
+        [0.5, 0.16666666666666666, 0.3333333333333333]
+    """
+    if labels.ndim == 1:
+        member = labels[:, None] == np.unique(labels[labels != UNKNOWN_LABEL])
+        known = labels != UNKNOWN_LABEL
+    else:
+        known = (labels != UNKNOWN_LABEL).any(axis=1)
+        none = known & ~(labels == 1).any(axis=1)
+        member = np.column_stack([labels == 1, none])
+    member = member[:, member.any(axis=0)]
+    shares: NDArray[np.float64] = np.where(known, 0.0, 1 / len(labels))
+    if known.any():
+        shares += (member / member.sum(axis=0)).mean(axis=1) * known.mean()
+    return np.asarray(shares / shares.sum())
 
 
 def evaluation_batches(

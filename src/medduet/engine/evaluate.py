@@ -176,11 +176,24 @@ def selection_score(quick: Mapping[str, float], select: str) -> float:
 
 
 def summarize(predictions: Predictions, data: ImageSet, config: EvaluateConfig) -> dict[str, Any]:
-    """Return the metrics of thorough `predictions` with their intervals, for ``metrics.json``."""
+    """Return the metrics of thorough `predictions` with their intervals, for ``metrics.json``.
+
+    ``n`` are the images with a known label, the n of the accuracy; without the task, those with a
+    known mask, which ``dice_n`` always are; without either, all.
+    """
     values = predictions.values
     summary: dict[str, Any] = {"n": len(predictions.label)}
+    # Each has an n of its own; the last one stays.
+    if "mse" in values:
+        summary |= metrics.reconstruction_summary(values)
+    if "dice" in values:
+        names = ("dice", "iou", "hd95", "truth_pixels")
+        dice, iou, hd95, pixels = (values[name][predictions.has_mask] for name in names)
+        summary |= metrics.segmentation_summary(
+            dice, iou, hd95, pixels > 0, data.mask_names[1:], bootstrap=config.bootstrap
+        )
+        summary["dice_n"] = summary["n"]
     if "probability" in values:
-        # Under `n` stands the number of images with a known label, the n of the accuracy.
         summary |= metrics.classification_metrics(
             predictions.label,
             values["probability"],
@@ -188,12 +201,4 @@ def summarize(predictions: Predictions, data: ImageSet, config: EvaluateConfig) 
             class_names=data.class_names,
             bootstrap=config.bootstrap,
         )
-    if "dice" in values:
-        names = ("dice", "iou", "hd95", "truth_pixels")
-        dice, iou, hd95, pixels = (values[name][predictions.has_mask] for name in names)
-        summary |= metrics.segmentation_summary(
-            dice, iou, hd95, pixels > 0, data.mask_names[1:], bootstrap=config.bootstrap
-        )
-    if "mse" in values:
-        summary |= metrics.reconstruction_summary(values)
     return summary

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medduet.config import Task, TrainConfig
 from medduet.data.augment import build_augmentation
-from medduet.data.batches import train_batches
+from medduet.data.batches import balanced_shares, train_batches
 from medduet.engine.balance import Balancer
 from medduet.engine.checkpoint import save_state
 from medduet.engine.evaluate import quick_metrics, selection_score
@@ -100,6 +100,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
         epoch=progress.epoch,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
+        shares=balanced_shares(train.labels) if config.sampling == "balanced" else None,
     )
     if not batches:
         raise TrainingError(
@@ -107,7 +108,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
             f"{experiment.data.name} has {len(train)}: give more images or fewer processes"
         )
     experiment.reporter.begin_epoch(progress.epoch, config.epochs, len(batches))
-    augment = build_augmentation(config.augment)
+    augment = build_augmentation(config.augment, experiment.data, experiment.config.data.modality)
     state.module.train()
     for indices in batches[progress.step :]:
         started = time.perf_counter()

@@ -12,6 +12,7 @@ import torch
 
 from medduet.config import DataConfig, RunConfig
 from medduet.data import ProgressFactory, open_images
+from medduet.data.augment import allowed
 from medduet.data.imageset import SPLITS, ImageSet, Split
 from medduet.data.sources import is_files
 from medduet.errors import ConfigError
@@ -94,6 +95,7 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
     if not any(config.objective.weight(task) for task in tasks):
         raise ConfigError("every task has weight 0, so there is nothing to learn")
     _check_balance(config)
+    _check_images(config, data)
     needs = {"dice": "segment", "mse": "reconstruct"}
     select = config.evaluate.select
     if select != "auto" and (needed := needs.get(select, "classify")) not in tasks:
@@ -116,6 +118,21 @@ def _check_balance(config: RunConfig) -> None:
         raise ConfigError(
             f"--balance {name} can't scale gradients for --precision 16-mixed: "
             "give bf16-mixed or 32-true"
+        )
+
+
+def _check_images(config: RunConfig, data: ImageSet) -> None:
+    """Refuse ways to draw and to augment images that make no sense for `data`."""
+    allowed(config.train.augment, data, config.data.modality)
+    if config.train.sampling == "balanced" and len(data.class_names) < 2:
+        raise ConfigError(
+            f"--train.sampling balanced draws each class as often, but {data.name} has "
+            f"{len(data.class_names)} class(es): give --train.sampling shuffle"
+        )
+    if config.train.sampling == config.objective.class_weights == "balanced":
+        raise ConfigError(
+            "--train.sampling balanced and --objective.class-weights balanced would count rare "
+            "classes twice: leave one out"
         )
 
 

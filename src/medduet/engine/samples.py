@@ -16,24 +16,28 @@ from medduet.types import DenseLayout, Outputs
 SAMPLES = 8
 
 
-def choose_samples(labels: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    """Return the positions of the first images of each class, `SAMPLES` in all: no picking.
+def choose_samples(
+    labels: NDArray[np.int64], num_classes: int, count: int = SAMPLES
+) -> NDArray[np.int64]:
+    """Return the positions of the first images of each class, `count` in all: no picking.
 
-    Multi-label sets and sets without classes give their first images.
+    Classes take turns, so that each one that fits is there; images of no class, or of none that
+    is known, are one more. Sets without classes give their first images.
 
     Example:
-        >>> choose_samples(np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]), 2).tolist()
-        [0, 1, 2, 3, 6, 7, 8, 9]
+        >>> choose_samples(np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, -1]), 2).tolist()
+        [0, 1, 2, 3, 6, 7, 8, 10]
+        >>> choose_samples(np.array([[1, 0], [1, 0], [0, 0], [1, 1]]), 2, count=3).tolist()
+        [0, 2, 3]
     """
-    if labels.ndim == 2 or num_classes < 2:
-        return np.arange(min(SAMPLES, len(labels)), dtype=np.int64)
-    share = -(-SAMPLES // num_classes)
-    chosen = [np.flatnonzero(labels == k)[:share] for k in range(num_classes)]
-    # Class by class in turn, so that cutting at the limit keeps every class that fits.
-    turns = sorted(
-        (turn, k, int(i)) for k, index in enumerate(chosen) for turn, i in enumerate(index)
-    )
-    return np.sort(np.array([i for _, _, i in turns[:SAMPLES]], dtype=np.int64))
+    of = labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(num_classes)
+    of = np.column_stack([of, ~of.any(axis=1)])
+    # The turn at which each class comes to each of its images.
+    turn = np.cumsum(of, axis=0)
+    places, classes = np.nonzero(of)
+    order = np.lexsort((classes, turn[places, classes]))
+    first = list(dict.fromkeys(places[order].tolist()))[:count]
+    return np.sort(np.array(first, dtype=np.int64))
 
 
 def write_samples(path: Path, network: DuetNetwork, data: ImageSet, layout: DenseLayout) -> None:
