@@ -14,6 +14,7 @@ from PIL import Image
 
 from medduet.errors import DataError
 from medduet.report import confusion, learning_curves, prediction_sheet, roc, save
+from medduet.report.sheet import image_sheet
 
 HISTORY = [
     {
