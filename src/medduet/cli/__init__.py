@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import medduet
-from medduet.cli import grids, looking, training
+from medduet.cli import data, grids, looking, training
 from medduet.config import recipe_names
 from medduet.errors import ConfigError, Interrupted, MedDuetError, closest
 
@@ -29,6 +29,7 @@ usage: medduet COMMAND ...
   compare RUN_A RUN_B     compare two finished runs on the same images, with paired tests
   search RECIPE ...       search settings for a good score from a small network
   search --resume SEARCH  go on with a search that was stopped
+  audit DATA ...          look whether a data set can be trusted; write a split without leaks
   datasets                the data sets that are known by name
   models                  the networks that are known by name
 
@@ -76,6 +77,7 @@ def _dispatch(command: str, words: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "demo": training.demo,
         "train": training.train,
+        "audit": data.audit,
         "evaluate": looking.evaluate,
         "benchmark": grids.benchmark,
         "report": grids.report,
