@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         recipe_names,
     )
     from medduet.data import ImageSet, Split, open_images
+    from medduet.data.audit import Audit, audit
     from medduet.deploy import ModelBundle, load, load_bundle
     from medduet.errors import (
         ConfigError,
@@ -60,6 +61,7 @@ _HOME = {
         "recipe_names",
     ),
     "data": ("ImageSet", "Split", "open_images"),
+    "data.audit": ("Audit", "audit"),
     "deploy": ("ModelBundle", "load", "load_bundle"),
     "errors": (
         "ConfigError",
@@ -84,6 +86,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "MODELS",
+    "Audit",
     "Batch",
     "Comparison",
     "ConfigError",
@@ -111,6 +114,7 @@ __all__ = [
     "Split",
     "TrainConfig",
     "TrainingError",
+    "audit",
     "benchmark",
     "compare",
     "create_model",

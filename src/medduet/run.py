@@ -15,6 +15,7 @@ from lightning.fabric import Fabric
 import medduet
 from medduet.config import DataConfig, RunConfig
 from medduet.data import ProgressFactory
+from medduet.data.audit import leak_warning
 from medduet.data.imageset import ImageSet
 from medduet.data.splits import write_split
 from medduet.deploy.bundle import load_bundle, save_bundle
@@ -127,6 +128,8 @@ def train(
         if "split" in data.info:
             write_split(folder.split, data)
         folder.write_environment(data, cost, fabric.device, fabric.world_size)
+        if (leaks := leak_warning(data, config.data.cache)) is not None:
+            reporter.message(leaks)
         if weights is not None:
             reporter.message(weights.summary())
             write_json(folder.path / "weights.json", weights.record())

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import medduet
-from medduet.cli import grids, looking, training
+from medduet.cli import data, grids, looking, training
 from medduet.config import recipe_names
 from medduet.errors import ConfigError, Interrupted, MedDuetError, closest
 
@@ -30,6 +30,7 @@ usage: medduet COMMAND ...
   search RECIPE ...       search settings for a good score from a small network
   search --resume SEARCH  go on with a search that was stopped
   show DATA ...           look at images with their masks, and at what augmentation does to them
+  audit DATA ...          look whether a data set can be trusted; write a split without leaks
   datasets                the data sets that are known by name
   models                  the networks that are known by name
 
@@ -77,6 +78,7 @@ def _dispatch(command: str, words: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "demo": training.demo,
         "train": training.train,
+        "audit": data.audit,
         "evaluate": looking.evaluate,
         "benchmark": grids.benchmark,
         "report": grids.report,

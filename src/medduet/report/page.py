@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -73,7 +74,7 @@ def _write(out: Path, runs: Runs, paths: Sequence[str | Path], samples: bool) ->
         sections.provenance(runs, paths, writer),
     ]
     parts = [part for part in parts if part.text or part.tables or part.figures]
-    write_text(page, _render(_title(runs), parts, runs))
+    write_text(page, render("report.html", title=_title(runs), parts=parts, runs=runs))
     return page
 
 
@@ -83,7 +84,8 @@ def _title(runs: Runs) -> str:
     return f"{kinds} on {sets}"
 
 
-def _render(title: str, parts: Sequence[Part], runs: Runs) -> str:
+def render(template: str, **values: Any) -> str:
+    """Return a template of this folder filled with `values`, which are escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("medduet.report"),
         autoescape=True,
@@ -91,6 +93,4 @@ def _render(title: str, parts: Sequence[Part], runs: Runs) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("report.html").render(
-        title=title, parts=parts, runs=runs, version=medduet.__version__
-    )
+    return environment.get_template(template).render(**values, version=medduet.__version__)

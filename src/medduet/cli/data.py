@@ -1,0 +1,69 @@
+"""The command that looks whether a data set can be trusted."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from medduet.cli.parse import parse, quiet_libraries
+from medduet.config import DataConfig
+from medduet.errors import ConfigError
+
+LEAKS_FOUND = 1
+
+
+def audit(words: list[str]) -> int:
+    """Look whether a data set can be trusted."""
+
+    def arguments(
+        data: DataConfig = DataConfig(),  # noqa: B008  (frozen)
+        out: Path | None = None,
+        strict: bool = False,
+        fix: Path | None = None,
+        fix_by: Literal["drop", "regroup"] = "drop",
+    ) -> dict[str, Any]:
+        """Look for leaks between splits, wrong labels and images that look wrong: audit DATA.
+
+        Args:
+            data: Which images; DATA comes first.
+            out: Folder for index.html, audit.json and duplicates.csv; default: audits/NAME.
+            strict: Exit with code 1 if there is a leak.
+            fix: Write a split without leaks to this .csv, for --data.split.
+            fix_by: drop: leave images out of train and val, test stays; regroup: move groups.
+        """
+        return dict(locals())
+
+    if not words or words[0].startswith("-"):
+        if not {"-h", "--help"} & set(words):
+            raise ConfigError(
+                "expected a data set after 'audit': medduet audit FILE.npz, or a folder, or a name "
+                "of 'medduet datasets'"
+            )
+    else:
+        words = ["--data.name", *words]
+    given = parse(arguments, words, "medduet audit DATA")
+    if given["fix"] is not None and given["fix"].suffix != ".csv":
+        raise ConfigError(f"expected --fix FILE.csv, given {given['fix']}")
+    with quiet_libraries():
+        return _audit(**given)
+
+
+def _audit(data: DataConfig, out: Path | None, strict: bool, fix: Path | None, fix_by: Any) -> int:
+    from medduet.audit_files import write_audit
+    from medduet.console import draw_progress
+    from medduet.console_audit import show_audit
+    from medduet.data.audit import audit, clean
+    from medduet.data.splits import write_split
+    from medduet.engine.prepare import open_data
+
+    images = open_data(data, draw_progress)
+    found = audit(images, cache=data.cache, progress=draw_progress)
+    page = write_audit(found, images, out or Path("audits") / images.name)
+    show_audit(found, page)
+    if fix is not None:
+        cleaned = clean(images, fix_by, cache=data.cache, progress=draw_progress)
+        write_split(fix, cleaned.images)
+        what = "; ".join(cleaned.changes) or "nothing had to be changed"
+        sys.stdout.write(f"{what}\nuse it: --data {data.name} --data.split {fix}\n")
+    return LEAKS_FOUND if strict and found.leaks else 0
