@@ -138,12 +138,13 @@ def faults_named(path: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except MedDuetError:
+    except (MedDuetError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except MemoryError as error:
         raise refusal(path, "a file that fits into the memory", "a larger one") from error
-    # Decoders fail on broken files with errors of any kind, IndexError and RecursionError included.
-    except Exception as error:
+    # Decoders fail on broken files with errors of any kind, IndexError and RecursionError included;
+    # those in Rust panic, which is a BaseException.
+    except BaseException as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if "missing dependencies" in reason:
             reason += '; pip install "medduet[medical]"'
