@@ -158,6 +158,12 @@ def test_a_panic_in_rust_is_told(tmp_path: Path) -> None:
     assert any("index out of bounds" in reason for reason in reasons)
 
 
+def test_what_a_file_says_is_one_printable_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    path.write_bytes(SAMPLES["dicom"].replace(b"MONOCHROME2", b"MONO\n\x1b[31m2"))
+    assert attempt(path).endswith("given MONO ?[31m2")
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     start=st.sampled_from(sorted(SAMPLES)), kept=st.integers(0, 200), tail=st.binary(max_size=300)
