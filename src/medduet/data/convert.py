@@ -221,8 +221,8 @@ def _convert(
                 masks = np.zeros(images.shape[:3], np.uint8)
             elif masks is not None:
                 highest = max(highest, int(masks.max()))
-            both = [images] if masks is None else [images, masks]
-            for append, pixels in zip(arrays, both, strict=True):
+            pieces = [images] if masks is None else [images, masks]
+            for append, pixels in zip(arrays, pieces, strict=True):
                 append(pixels)
                 done.digest.update(pixels.tobytes())
             done.kept.append(known[number])

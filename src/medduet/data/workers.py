@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -217,6 +219,7 @@ def serve(descriptor: int, memory: int) -> None:
     with suppress(ValueError, OSError):  # a system that has no such limit, or a lower one
         resource.setrlimit(resource.RLIMIT_AS, (memory, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    threading.Thread(target=_end_with_parent, args=[descriptor], daemon=True).start()
     with Connection(descriptor) as connection, suppress(EOFError, BrokenPipeError):
         try:
             function = connection.recv()
@@ -227,6 +230,14 @@ def serve(descriptor: int, memory: int) -> None:
         while True:
             for item in connection.recv():
                 connection.send_bytes(_answer(function, item))
+
+
+def _end_with_parent(descriptor: int) -> None:
+    """End the process when the other end of its connection is closed, whatever it is at."""
+    closed = select.poll()
+    closed.register(descriptor, 0)  # nothing but the end
+    closed.poll()
+    os._exit(1)
 
 
 def _answer(function: Callable[[Any], Any], item: Any) -> bytes:

@@ -89,8 +89,12 @@ class Source(NamedTuple):
 
 
 def refusal(path: Path, expected: str, given: str) -> DataError:
-    """Return the error of a file that is not as it should be."""
-    return DataError(f"{path}: expected {expected}, given {given}")
+    """Return the error of a file that is not as it should be.
+
+    What is given may come from the file: it is made one line without codes for the terminal.
+    """
+    line = "".join(each if each.isprintable() else "?" for each in " ".join(given.split()))
+    return DataError(f"{path}: expected {expected}, given {line}")
 
 
 def checked(path: Path, facts: Facts) -> Facts:
@@ -138,13 +142,14 @@ def faults_named(path: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except MedDuetError:
+    except (MedDuetError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except MemoryError as error:
         raise refusal(path, "a file that fits into the memory", "a larger one") from error
-    # Decoders fail on broken files with errors of any kind, IndexError and RecursionError included.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    # Decoders fail on broken files with errors of any kind, IndexError and RecursionError included;
+    # those in Rust panic, which is a BaseException.
+    except BaseException as error:
+        reason = str(error) or type(error).__name__
         if "missing dependencies" in reason:
             reason += '; pip install "medduet[medical]"'
         raise refusal(path, "a whole image file", f"one that can't be read: {reason}") from error

@@ -1,0 +1,395 @@
+"""Each format: the pixels that were written, and its traps."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.pixels import apply_modality_lut, apply_voi_lut
+
+from medduet.data.reading import Facts, ReadOptions, probe, read_images
+from medduet.errors import DataError, MissingFileError
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (48, 48), np.uint8)
+COLOUR = RNG.integers(0, 256, (48, 48, 3), np.uint8)
+DEEP = RNG.integers(100, 4000, (48, 48)).astype(np.uint16)
+SAME, SAME_COLOUR = ReadOptions(48), ReadOptions(48, channels=3)
+
+
+def stretched(
+    values: np.ndarray, low: float | None = None, high: float | None = None
+) -> np.ndarray:
+    values = values.astype(np.float64)
+    low, high = values.min() if low is None else low, values.max() if high is None else high
+    return np.rint(255 * (np.clip(values, low, high) - low) / (high - low)).astype(np.uint8)
+
+
+def near(given: np.ndarray, expected: np.ndarray, by: int = 1) -> bool:
+    return int(np.abs(given.astype(int) - expected.astype(int)).max()) <= by
+
+
+# Pillow
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "bmp", "webp"])
+def test_lossless_files_are_exact(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(COLOUR).save(path, lossless=True)
+    assert probe(path) == Facts(1, 3, 48, 48)
+    assert (read_images(path, SAME_COLOUR)[0] == COLOUR).all()
+    grey = np.asarray(Image.fromarray(COLOUR).convert("L"))
+    assert (read_images(path, SAME)[0] == grey).all()
+
+
+def test_grey_becomes_three_equal_channels(tmp_path: Path) -> None:
+    Image.fromarray(GREY).save(path := tmp_path / "a.png")
+    assert probe(path) == Facts(1, 1, 48, 48)
+    assert (read_images(path, SAME_COLOUR)[0] == GREY[:, :, None]).all()
+
+
+def test_jpeg_is_near(tmp_path: Path) -> None:
+    smooth = np.add.outer(np.arange(48), np.arange(48)).astype(np.uint8)
+    Image.fromarray(smooth).save(path := tmp_path / "a.jpg", quality=95)
+    assert near(read_images(path, SAME)[0], smooth, by=4)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_16_bits_are_stretched_or_seen_through_a_window(tmp_path: Path, ending: str) -> None:
+    Image.fromarray(DEEP).save(path := tmp_path / f"a.{ending}")
+    assert near(read_images(path, SAME)[0], stretched(DEEP), by=0)
+    window = ReadOptions(48, window=(1000, 400))
+    assert near(read_images(path, window)[0], stretched(DEEP, 800, 1200), by=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_deep_tiffs(tmp_path: Path, dtype: type) -> None:
+    values = (DEEP.astype(np.float64) - 2000).astype(dtype)
+    Image.fromarray(values).save(path := tmp_path / "a.tif")
+    assert near(read_images(path, SAME)[0], stretched(values), by=0)
+
+
+def test_values_that_are_no_numbers(tmp_path: Path) -> None:
+    values = np.full((4, 4), np.nan, np.float32)
+    Image.fromarray(values).save(path := tmp_path / "a.tif")
+    with pytest.raises(DataError, match="expected values that are numbers"):
+        read_images(path, ReadOptions(4))
+    values[0] = (0, 1, np.inf, 2)
+    Image.fromarray(values).save(path)
+    assert read_images(path, ReadOptions(4))[0][0].tolist() == [0, 128, 255, 255]
+
+
+def test_transparency_lies_on_black(tmp_path: Path) -> None:
+    colours = np.dstack([np.full((2, 2, 3), 200, np.uint8), [[0, 255], [255, 0]]]).astype(np.uint8)
+    Image.fromarray(colours).save(path := tmp_path / "a.png")
+    assert read_images(path, ReadOptions(2))[0].tolist() == [[0, 200], [200, 0]]
+    Image.fromarray(colours).convert("LA").save(path)
+    assert probe(path).channels == 1
+    assert read_images(path, ReadOptions(2))[0].tolist() == [[0, 200], [200, 0]]
+
+
+def test_palettes_become_their_colours(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1], [1, 2]], np.uint8), "P")
+    image.putpalette([0, 0, 0, 90, 90, 90, 255, 255, 255])
+    image.save(path := tmp_path / "a.png")
+    assert probe(path).channels == 1
+    assert read_images(path, ReadOptions(2))[0].tolist() == [[0, 90], [90, 255]]
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 0, 255])
+    image.save(path)
+    assert read_images(path, ReadOptions(2, channels=3))[0][1].tolist() == [
+        [255, 0, 0],
+        [0, 0, 255],
+    ]
+
+
+def test_one_bit_and_cmyk(tmp_path: Path) -> None:
+    Image.fromarray(GREY > 128).save(path := tmp_path / "a.png")
+    assert (read_images(path, SAME)[0] == 255 * (GREY > 128)).all()
+    Image.fromarray(COLOUR).convert("CMYK").save(path := tmp_path / "a.tif")
+    assert (read_images(path, SAME_COLOUR)[0] == COLOUR).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("ending", ["png", "tif", "webp"])
+def test_exif_turns_the_image(tmp_path: Path, orientation: int, ending: str) -> None:
+    upright = np.zeros((4, 6), np.uint8)
+    upright[0] = 250
+    upright[:, 0] = 120
+    back = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}[orientation]
+    exif = Image.Exif()
+    exif[274] = back
+    from PIL import ImageOps
+
+    turned = Image.fromarray(upright)
+    turned.info["exif"] = exif.tobytes()
+    turned.getexif()[274] = back
+    stored = ImageOps.exif_transpose(turned)
+    exif[274] = orientation
+    stored.save(path := tmp_path / f"a.{ending}", exif=exif, lossless=True)
+    assert probe(path)[2:] == (4, 6)
+    assert (read_images(path, ReadOptions(6))[0][1:5] == upright).all()
+
+
+def test_pages_are_frames(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.roll(DEEP, k)) for k in range(3)]
+    pages[0].save(path := tmp_path / "a.tif", save_all=True, append_images=pages[1:])
+    assert probe(path) == Facts(3, 1, 48, 48)
+    expected = [stretched(np.roll(DEEP, k)) for k in range(3)]
+    assert (read_images(path, SAME) == expected).all()
+    pages[0].save(path, save_all=True, append_images=[Image.new("I;16", (3, 4))])
+    with pytest.raises(DataError, match="expected pages of one size and kind, given 48 x 48"):
+        probe(path)
+
+
+def test_the_aspect_is_kept_or_not(tmp_path: Path) -> None:
+    Image.new("L", (40, 10), 200).save(path := tmp_path / "a.png")
+    padded = read_images(path, ReadOptions(20))[0]
+    assert padded.shape == (20, 20)
+    assert (padded[7:12] == np.array([0, 200, 200, 200, 200])[:, None]).sum() >= 80
+    assert int((padded > 0).sum()) == 5 * 20
+    assert (read_images(path, ReadOptions(20, "stretch"))[0] == 200).all()
+
+
+def test_missing_files_and_folders(tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"none\.png: expected an image file, given nothing"):
+        probe(tmp_path / "none.png")
+    with pytest.raises(DataError, match="given a folder"):
+        probe(tmp_path)
+    (tmp_path / "a.png").write_bytes(b"")
+    with pytest.raises(DataError, match="given an empty file"):
+        probe(tmp_path / "a.png")
+
+
+# DICOM
+
+EXPLICIT, IMPLICIT, BIG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
+
+
+def dataset(values: np.ndarray, syntax: str = EXPLICIT, **changes: Any) -> pydicom.Dataset:
+    """One grey frame (H, W), several (K, H, W), or one of colours (H, W, 3)."""
+    data = pydicom.Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = syntax
+    data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
+    colours = values.shape[-1] == 3
+    data.SamplesPerPixel = 3 if colours else 1
+    data.PhotometricInterpretation = "RGB" if colours else "MONOCHROME2"
+    if colours:
+        data.PlanarConfiguration = 0
+    elif values.ndim == 3:
+        data.NumberOfFrames = len(values)
+    data.Rows, data.Columns = values.shape[:2] if colours else values.shape[-2:]
+    bits = values.itemsize * 8
+    data.BitsAllocated, data.BitsStored, data.HighBit = bits, bits, bits - 1
+    data.PixelRepresentation = int(values.dtype.kind == "i")
+    order = ">" if syntax == BIG else "<"
+    data.PixelData = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    data["PixelData"].VR = "OW" if bits > 8 else "OB"
+    for name, value in changes.items():
+        setattr(data, name, value)
+    return data
+
+
+def saved(data: pydicom.Dataset, path: Path) -> Path:
+    pydicom.dcmwrite(path, data, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG, "1.2.840.10008.1.2.1.99"])
+def test_plain_syntaxes(tmp_path: Path, syntax: str) -> None:
+    path = saved(dataset(DEEP, syntax), tmp_path / "a")
+    assert probe(path) == Facts(1, 1, 48, 48)
+    assert (read_images(path, SAME)[0] == stretched(DEEP)).all()
+
+
+COMPRESSED = {"RLE": "1.2.840.10008.1.2.5", "JPEG-LS": "1.2.840.10008.1.2.4.80"}
+COMPRESSED |= {"JPEG 2000": "1.2.840.10008.1.2.4.90"}
+
+
+@pytest.mark.parametrize("name", COMPRESSED)
+@pytest.mark.parametrize("values", [GREY, DEEP, COLOUR, np.stack([GREY, GREY.T])])
+def test_lossless_compression_is_exact(tmp_path: Path, name: str, values: np.ndarray) -> None:
+    data = dataset(values)
+    if name == "JPEG 2000" and values.shape[-1] == 3:
+        data.PhotometricInterpretation = "YBR_RCT"
+    data.compress(COMPRESSED[name])
+    path = saved(data, tmp_path / "a.dcm")
+    expected = stretched(values) if values.itemsize == 2 else values
+    options = SAME_COLOUR if values.shape[-1] == 3 else SAME
+    assert (read_images(path, options).reshape(values.shape) == expected).all()
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_jpeg_baseline(tmp_path: Path, colours: bool) -> None:
+    smooth = np.add.outer(np.arange(48), np.arange(48)).astype(np.uint8)
+    values = np.dstack([smooth, smooth[::-1], smooth.T]) if colours else smooth
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "JPEG", quality=95, subsampling=0)
+    data = dataset(values, "1.2.840.10008.1.2.4.50", PixelData=encapsulate([file.getvalue()]))
+    if colours:
+        data.PhotometricInterpretation = "YBR_FULL"
+    data["PixelData"].is_undefined_length = True
+    path = saved(data, tmp_path / "a.dcm")
+    assert near(read_images(path, SAME_COLOUR if colours else SAME)[0], values, by=8)
+
+
+def test_without_preamble(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    pydicom.dcmwrite(path, data := dataset(DEEP, IMPLICIT), enforce_file_format=False)
+    content = path.read_bytes()
+    del data.file_meta
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, data, implicit_vr=True, little_endian=True)
+    path.write_bytes(file.getvalue())
+    assert content != path.read_bytes()
+    assert (read_images(path, SAME)[0] == stretched(DEEP)).all()
+    path.write_bytes(b"\x08\x00" + bytes(500))
+    with pytest.raises(DataError, match=r"a\.dcm: expected"):
+        probe(path)
+
+
+def test_rescale_and_windows_are_those_of_pydicom(tmp_path: Path) -> None:
+    for function in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        changes = {"RescaleSlope": "2", "RescaleIntercept": "-1024", "VOILUTFunction": function}
+        data = dataset(DEEP, WindowCenter=["900", "5"], WindowWidth=["500", "7"], **changes)
+        windowed = apply_voi_lut(apply_modality_lut(DEEP, data), data)
+        expected = stretched(windowed, -1024, 65535 * 2 - 1024)
+        assert near(read_images(saved(data, tmp_path / "a.dcm"), SAME)[0], expected)
+    override = ReadOptions(48, window=(0, 2000))
+    expected = stretched(DEEP * 2.0 - 1024, -1000, 1000)
+    assert near(read_images(tmp_path / "a.dcm", override)[0], expected)
+
+
+def test_tables_of_interest(tmp_path: Path) -> None:
+    item = pydicom.Dataset()
+    item.LUTDescriptor, item.LUTData = [256, 0, 8], list(range(255, -1, -1))
+    item["LUTDescriptor"].VR = "US"
+    item["LUTData"].VR = "US"
+    path = saved(dataset(GREY, VOILUTSequence=[item]), tmp_path / "a.dcm")
+    assert (read_images(path, SAME)[0] == 255 - GREY).all()
+
+
+def test_bright_is_white(tmp_path: Path) -> None:
+    first = {"PhotometricInterpretation": "MONOCHROME1"}
+    path = saved(dataset(GREY, **first), tmp_path / "a.dcm")
+    assert (read_images(path, SAME)[0] == 255 - GREY).all()
+    path = saved(dataset(DEEP, **first), tmp_path / "a.dcm")
+    assert near(read_images(path, SAME)[0], 255 - stretched(DEEP))
+
+
+def test_signed_values(tmp_path: Path) -> None:
+    values = DEEP.astype(np.int16) - 2000
+    path = saved(dataset(values), tmp_path / "a.dcm")
+    assert (read_images(path, SAME)[0] == stretched(values)).all()
+
+
+def test_planes_of_colours_and_ybr(tmp_path: Path) -> None:
+    planes = np.ascontiguousarray(COLOUR.transpose(2, 0, 1)).tobytes()
+    data = dataset(COLOUR, PlanarConfiguration=1, PixelData=planes)
+    assert (read_images(saved(data, tmp_path / "a.dcm"), SAME_COLOUR)[0] == COLOUR).all()
+    ybr = np.asarray(Image.fromarray(COLOUR).convert("YCbCr"))
+    data = dataset(ybr, PhotometricInterpretation="YBR_FULL")
+    assert near(read_images(saved(data, tmp_path / "a.dcm"), SAME_COLOUR)[0], COLOUR, by=3)
+
+
+def test_palette_colour(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for place, name in enumerate(("Red", "Green", "Blue")):
+        changes[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        table = np.roll(np.arange(256), place).astype("<u2") * 257
+        changes[f"{name}PaletteColorLookupTableData"] = table.tobytes()
+    path = saved(dataset(GREY, **changes), tmp_path / "a.dcm")
+    assert probe(path).channels == 3
+    expected = np.dstack([GREY - np.uint8(place) for place in range(3)])
+    assert (read_images(path, SAME_COLOUR)[0] == expected).all()
+
+
+def test_windows_of_frames(tmp_path: Path) -> None:
+    groups = []
+    for centre in ("500", "2000"):
+        window, transform, group = (pydicom.Dataset() for _ in range(3))
+        window.WindowCenter, window.WindowWidth, window.VOILUTFunction = (
+            centre,
+            "400",
+            "LINEAR_EXACT",
+        )
+        transform.RescaleSlope, transform.RescaleIntercept = "1", "-100"
+        group.FrameVOILUTSequence, group.PixelValueTransformationSequence = [window], [transform]
+        groups.append(group)
+    data = dataset(np.stack([DEEP, DEEP]), PerFrameFunctionalGroupsSequence=groups)
+    first, second = read_images(saved(data, tmp_path / "a.dcm"), SAME)
+    assert near(first, stretched(DEEP - 100.0, 300, 700))
+    assert near(second, stretched(DEEP - 100.0, 1800, 2200))
+
+
+def test_dicom_that_is_no_image(tmp_path: Path) -> None:
+    data = dataset(DEEP, Modality="SR")
+    del data.Rows, data.PixelData
+    with pytest.raises(DataError, match="expected a DICOM image, given SR without rows"):
+        probe(saved(data, tmp_path / "a.dcm"))
+    with pytest.raises(DataError, match="expected 8 bits per colour, given uint16"):
+        read_images(saved(dataset(COLOUR.astype(np.uint16)), tmp_path / "a.dcm"), SAME)
+
+
+# NIfTI
+
+
+def saved_nifti(values: np.ndarray, path: Path, affine: np.ndarray | None = None) -> Path:
+    nib.save(nib.Nifti1Image(values, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["nii", "nii.gz"])
+@pytest.mark.parametrize("order", ["RAS", "LPS", "PIR", "SLA"])
+def test_volumes_are_seen_as_by_a_radiologist(tmp_path: Path, ending: str, order: str) -> None:
+    right, anterior, superior = np.indices((5, 6, 4))
+    canonical = (right + 10 * anterior + 70 * (superior == 3)).astype(np.uint8)
+    image = nib.Nifti1Image(canonical, np.eye(4))
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(order)
+    )
+    nib.save(image.as_reoriented(turn), path := tmp_path / f"a.{ending}")
+    assert probe(path) == Facts(4, 1, 6, 5)
+    result = read_images(path, ReadOptions(6))
+    assert result.shape == (4, 6, 6)
+    assert result[3][0, 0] == 4 + 50 + 70  # top left: anterior, and the patient's right
+    assert result[0][5, 4] == 0  # bottom right: posterior, left
+    assert result[0][5, 0] == 4
+
+
+def test_nifti_values(tmp_path: Path) -> None:
+    values = RNG.integers(-1000, 1000, (8, 8, 3)).astype(np.int16)
+    expected = np.stack([stretched(values)[::-1, ::-1, k].T for k in range(3)])
+    path = saved_nifti(values, tmp_path / "a.nii.gz")
+    assert (read_images(path, ReadOptions(8)) == expected).all()
+    windowed = stretched(values, -100, 300)[::-1, ::-1, 1].T
+    assert (read_images(path, ReadOptions(8, window=(100, 400)))[1] == windowed).all()
+    assert probe(saved_nifti(values[..., None], path)).frames == 3
+    assert probe(saved_nifti(values[..., 0], path)) == Facts(1, 1, 8, 8)
+    image = nib.Nifti1Image(values.astype(np.float32) * 0.5 + 3, np.eye(4))
+    image.set_data_dtype(np.int16)
+    nib.save(image, path)
+    assert near(read_images(path, ReadOptions(8)), expected)
+
+
+def test_nifti_that_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    with pytest.raises(DataError, match="expected a volume of 3 axes, given one of 2 x 2 x 2 x 3"):
+        probe(saved_nifti(np.zeros((2, 2, 2, 3), np.float32), path))
+    colours = np.zeros((2, 2, 2), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    with pytest.raises(DataError, match="expected one real number per voxel"):
+        probe(saved_nifti(colours, path))
+    image = nib.Nifti1Image(np.zeros((2, 2, 2), np.float32), np.eye(4))
+    image.header["srow_y"] = 0
+    image.header["sform_code"] = 1
+    path.write_bytes(image.header.binaryblock + bytes(4 + 32))
+    with pytest.raises(DataError, match="expected axes that point somewhere"):
+        probe(path)
