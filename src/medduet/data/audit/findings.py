@@ -131,7 +131,7 @@ def label_texts(pool: Split, class_names: Sequence[str]) -> NDArray[np.str_]:
         >>> import medduet
         >>> images = medduet.open_images("phantom", size=16, count=20)
         >>> label_texts(images.pool(), images.class_names)[:3].tolist()
-        ['smooth', 'ring', 'normal']
+        ['ring', 'spiculated', 'normal']
     """
     if not class_names:
         return np.full(len(pool), "", dtype=np.str_)

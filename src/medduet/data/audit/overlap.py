@@ -254,7 +254,9 @@ def leak_warning(images: ImageSet, cache: Path | None = None) -> str | None:
         rows = np.flatnonzero(in_train & (splits > 0))
         if len(rows):
             counts = np.bincount(splits[rows], minlength=len(SPLITS))
-            where = [f"{counted_images(n)} of {SPLITS[k]}" for k, n in enumerate(counts) if n]
+            where = [
+                f"{counted_images(n)} of {SPLITS[k]}" for k, n in enumerate(counts.tolist()) if n
+            ]
             phrases.append(f"{listed(where)} have {what} in train")
     if not phrases:
         return None

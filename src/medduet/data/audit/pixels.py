@@ -79,12 +79,13 @@ def look(pool: Split, progress: ProgressFactory | None = None) -> Looks:
     for rows, piece in _pieces(images, "look at images", progress):
         grey = piece
         if several:
-            total = piece.sum(axis=3, dtype=np.uint16)
-            grey = (total // 3).astype(np.uint8)
-            apart = piece.max(axis=3) - piece.min(axis=3)
+            # Channel by channel: numpy is twenty times slower along an axis of three.
+            red, green, blue = (np.ascontiguousarray(piece[..., k]) for k in range(3))
+            grey = ((red.astype(np.uint16) + green + blue) // 3).astype(np.uint8)
+            most = np.maximum(np.maximum(red, green), blue)
+            apart = most - np.minimum(np.minimum(red, green), blue)
             found["grey"][rows] = (apart <= _ALIKE).all(axis=(1, 2))
-            means = piece.mean(axis=(1, 2), dtype=np.float32)
-            found["red_blue"][rows] = means[:, 0] - means[:, 2]
+            found["red_blue"][rows] = red.mean(axis=(1, 2)) - blue.mean(axis=(1, 2))
         shares = _histograms(grey, 256) / grey[0].size
         found["mean"][rows] = mean = shares @ levels
         found["spread"][rows] = np.sqrt(np.maximum(shares @ levels**2 - mean**2, 0))
