@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import medduet
-from medduet.cli import grids, looking, training
+from medduet.cli import attach, grids, looking, training
 from medduet.config import recipe_names
 from medduet.errors import ConfigError, Interrupted, MedDuetError, closest
 
@@ -29,6 +29,7 @@ usage: medduet COMMAND ...
   compare RUN_A RUN_B     compare two finished runs on the same images, with paired tests
   search RECIPE ...       search settings for a good score from a small network
   search --resume SEARCH  go on with a search that was stopped
+  attach-masks TARGET ... give a set the masks of the set that it was made from
   datasets                the data sets that are known by name
   models                  the networks that are known by name
 
@@ -81,6 +82,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "report": grids.report,
         "compare": grids.compare,
         "search": training.search,
+        "attach-masks": attach.attach_masks,
         "datasets": looking.datasets,
         "models": looking.models,
     }

@@ -35,7 +35,14 @@ from medduet.data.thumbnails import (
 MATCHED, AMBIGUOUS, UNMATCHED, NO_MASK = "matched", "ambiguous", "unmatched", "no mask"
 STATES = (MATCHED, AMBIGUOUS, UNMATCHED, NO_MASK)
 LEAST_SCORE = 0.95
+"""Correlation with what the source's images have in common removed; less is another picture."""
 LEAST_MARGIN = 0.5
+"""Share by which the match must be less unlike the target than the next with another mask."""
+MOST_UNLIKE = 6.0
+"""How many times as unlike its source as is typical of the set an image may be.
+
+All images of a set were made alike, so what differs more is a near-duplicate of the source's.
+"""
 FILTERS: dict[str, dict[str, Any]] = {
     "bilinear": {"mode": "bilinear", "antialias": True},
     "bicubic": {"mode": "bicubic", "antialias": True},
@@ -43,9 +50,12 @@ FILTERS: dict[str, dict[str, Any]] = {
     "bilinear without smoothing": {"mode": "bilinear"},
     "nearest": {"mode": "nearest-exact"},
 }
+_ROUNDING = 1e-4  # unlikeness that grey levels of 8 bits alone may cause
 _CANDIDATES = 8
 _SAMPLE = 100
+_BEST = 0.9  # quantile of the sample that is looked at, as most may not be in the source
 _BLOCK = 2048
+_PARTS = 8  # of a piece, each compared with several times as many images
 
 Pieces = Callable[[], Iterator[NDArray[np.uint8]]]
 
@@ -75,14 +85,12 @@ class View:
     def masks(self, masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return source masks ``(N, H, W)`` at the target's size.
 
-        Each pixel has the class that covers most of it.
+        They are resized to the nearest pixel, as everywhere: on lesions of BUSI at 28 and 64 pixels
+        it keeps the area best, and the outline as well as the larger share of each pixel does
+        (``benchmarks/attach_masks.py``).
         """
         seen = torch.from_numpy(np.ascontiguousarray(self._cut(masks)))
-        shares = [
-            interpolate((seen == kind).float()[:, None], self.size, mode="area")
-            for kind in range(int(seen.max()) + 1)
-        ]
-        return torch.cat(shares, dim=1).argmax(dim=1).to(torch.uint8).numpy()
+        return interpolate(seen[:, None], self.size, mode="nearest-exact")[:, 0].numpy()
 
     def _cut(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if self.window == "whole":
@@ -187,7 +195,7 @@ def _find_view(
                 read(piece.nbytes)
         described = torch.cat(vectors)
         likeness, rows = _products(thumbnails, described).max(dim=1)
-        seen[window] = float(likeness.median()), rows, described
+        seen[window] = float(likeness.quantile(_BEST)), rows, described
     window = max(seen, key=lambda name: seen[name][0])
     _, rows, described = seen[window]
     wanted = _vectors(View(size), sample)
@@ -196,7 +204,7 @@ def _find_view(
         view = View(size, window, name)
         step = rows_per_chunk(source.images.shape)
         made = [_vectors(view, source.images[part.numpy()]) for part in rows.split(step)]
-        alike[name] = float((torch.cat(made) * wanted).sum(dim=1).median())
+        alike[name] = float((torch.cat(made) * wanted).sum(dim=1).quantile(_BEST))
     return View(size, window, max(alike, key=alike.__getitem__)), described
 
 
@@ -241,16 +249,18 @@ def _decide(
     start = 0
     with counted(progress, "compare images", int(np.prod(shape))) as read:
         for piece in target():
-            part = slice(start, start + len(piece))
-            rows, places = np.unique(few[part], return_inverse=True)
-            made = _vectors_at(source.images, rows, view)[torch.from_numpy(places.reshape(-1))]
-            wanted = _vectors(View(view.size), piece).repeat_interleave(few.shape[1], dim=0)
-            score[part] = residual(wanted, made, mean).reshape(len(piece), -1).numpy()
-            start += len(piece)
+            for part in np.array_split(piece, min(_PARTS, len(piece))):
+                here = slice(start, start + len(part))
+                rows, places = np.unique(few[here], return_inverse=True)
+                made = _vectors_at(source.images, rows, view)[torch.from_numpy(places.reshape(-1))]
+                wanted = _vectors(View(view.size), part).repeat_interleave(few.shape[1], dim=0)
+                score[here] = residual(wanted, made, mean).reshape(len(part), -1).numpy()
+                start += len(part)
             read(piece.nbytes)
     order = np.argsort(-score, axis=1, kind="stable")
     few, score = np.take_along_axis(few, order, axis=1), np.take_along_axis(score, order, axis=1)
-    judged = [_rival(*one, source, view) for one in zip(few, score, strict=True)]
+    least = _least(score[:, 0], least)
+    judged = [_rival(*one, least, source, view) for one in zip(few, score, strict=True)]
     rivals, margin = (np.array(column) for column in zip(*judged, strict=True))
     best = few[:, 0]
     state = np.where(margin < LEAST_MARGIN, AMBIGUOUS, MATCHED)
@@ -266,15 +276,32 @@ def _vectors_at(images: Images, rows: NDArray[np.int64], view: View) -> Tensor:
     return torch.cat([_vectors(view, images[rows[start : start + step]]) for start in parts])
 
 
+def _least(score: NDArray[np.float32], least: float) -> float:
+    """Return the score that a match needs in this set, at least `least`."""
+    high = score[score >= least]
+    if not len(high):
+        return least
+    typical = max(float(1 - np.quantile(high, 0.75)), _ROUNDING)
+    return max(least, 1 - MOST_UNLIKE * typical)
+
+
 def _rival(
-    rows: NDArray[np.int64], score: NDArray[np.float32], source: Split, view: View
+    rows: NDArray[np.int64],
+    score: NDArray[np.float32],
+    least: float,
+    source: Split,
+    view: View,
 ) -> tuple[int, float]:
     """Return the most alike row, after the first, that has another mask, and the first's margin."""
     unlike = np.maximum(1 - score, 1e-6)
     margin = 1 - unlike[0] / unlike
     for row, each in zip(rows[1:], margin[1:], strict=True):
         # Masks are read only of the few that could be taken for the first.
-        if each >= LEAST_MARGIN or not _same_mask(int(rows[0]), int(row), source, view):
+        if (
+            score[0] < least
+            or each >= LEAST_MARGIN
+            or not _same_mask(int(rows[0]), int(row), source, view)
+        ):
             return int(row), float(each)
     return -1, 1.0
 

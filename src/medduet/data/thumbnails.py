@@ -81,8 +81,9 @@ def chance_bound(likeness: NDArray[np.float32], tested: float) -> float:
 
     Example:
         >>> rng = np.random.default_rng(0)
-        >>> round(chance_bound(np.tanh(rng.normal(0, 0.3, 10_000)).astype(np.float32), 1e6), 2)
-        0.93
+        >>> likeness = np.tanh(rng.normal(0, 0.3, 10_000)).astype(np.float32)
+        >>> round(chance_bound(likeness, tested=1e6), 2)
+        0.92
     """
     unlike = likeness[likeness < THRESHOLD]
     z = np.arctanh(np.clip(unlike, -0.9999, None))
