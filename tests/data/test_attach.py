@@ -23,7 +23,7 @@ COUNT = 160
 
 def _reduced(images: np.ndarray, side: int, how: str) -> np.ndarray:
     if how == "torch":
-        tensor = torch.from_numpy(images)
+        tensor = torch.tensor(images)
         tensor = tensor[:, None] if images.ndim == 3 else tensor.movedim(-1, 1)
         small = interpolate(tensor.float(), (side, side), mode="bilinear", antialias=True)
         small = small.round().to(torch.uint8)

@@ -18,7 +18,6 @@ def attach_masks(words: list[str]) -> int:
         target: tyro.conf.Positional[Path],
         source: Annotated[str, tyro.conf.arg(name="from")],
         out: Path,
-        size: int | None = None,
         cache: Path | None = None,
     ) -> dict[str, Any]:
         """Give a set the masks of the set it was made from, such as BreastMNIST those of BUSI.
@@ -30,7 +29,6 @@ def attach_masks(words: list[str]) -> int:
             target: The .npz without masks; its images, labels and splits are kept.
             source: The set with masks: an .npz, a folder or a table of images.
             out: The .npz to write.
-            size: Side in pixels to read the source at; default: its own.
             cache: Where downloads and unpacked arrays live.
         """
         return dict(locals())
@@ -42,9 +40,9 @@ def attach_masks(words: list[str]) -> int:
         from medduet.data.attach import attach_masks
         from medduet.data.sources import open_images
 
-        options = {name: given.pop(name) for name in ("size", "cache")}
-        source = open_images(given.pop("source"), progress=draw_progress, **options)
-        attached = attach_masks(given["target"], source, given["out"], progress=draw_progress)
+        name, cache = given.pop("source"), given.pop("cache")
+        source = open_images(name, progress=draw_progress, cache=cache)
+        attached = attach_masks(**given, source=source, progress=draw_progress)
         show_attached(attached)
     sys.stdout.write(f"set: {given['out']}\nimage by image: {given['out'].with_suffix('.csv')}\n")
     return 0

@@ -94,7 +94,7 @@ def attach_masks(
         >>> import tempfile, medduet
         >>> folder = Path(tempfile.mkdtemp())
         >>> images = medduet.open_images("phantom", size=64, count=20)
-        >>> arrays = {f"{name}_images": images.split(name).images[:, ::2, ::2] for name in SPLITS}
+        >>> arrays = {f"{name}_images": images.split(name).images[:, 1::2, 1::2] for name in SPLITS}
         >>> labels = {f"{name}_labels": images.split(name).labels for name in SPLITS}
         >>> np.savez(folder / "small.npz", **arrays, **labels)
         >>> attach_masks(folder / "small.npz", images, folder / "out.npz").counts()
@@ -157,16 +157,16 @@ def _write(
             if info.filename != "mask_names.npy":  # those of a set without masks say nothing
                 kept = ZipInfo(info.filename, info.date_time)
                 kept.compress_type = info.compress_type
-                with old.open(info) as start, new.open(kept, "w", force_zip64=True) as end:
-                    shutil.copyfileobj(start, end, 1 << 20)
+                with old.open(info) as given, new.open(kept, "w", force_zip64=True) as copy:
+                    shutil.copyfileobj(given, copy, 1 << 20)
             done(info.compress_size)
         start = 0
         for name, layout in layouts.items():
             length, size = layout.shape[0], layout.shape[1:3]
-            rows, state = (x[start : start + length] for x in (found.rows, found.state))
-            known = state == MATCHED
+            part = slice(start, start + length)
+            known = found.state[part] == MATCHED
             _add(new, f"{name}_has_mask", np.dtype(bool), (length,), iter([known]))
-            masks = _masks(rows, known, source, found.view)
+            masks = _masks(found.rows[part], known, source, found.view)
             _add(new, f"{name}_masks", np.dtype(np.uint8), (length, *size), masks)
             start += length
             done(length)

@@ -202,9 +202,8 @@ def _find_view(
     alike: dict[str, float] = {}
     for name in FILTERS:
         view = View(size, window, name)
-        step = rows_per_chunk(source.images.shape)
-        made = [_vectors(view, source.images[part.numpy()]) for part in rows.split(step)]
-        alike[name] = float((torch.cat(made) * wanted).sum(dim=1).quantile(_BEST))
+        made = _vectors_at(source.images, rows.numpy(), view)
+        alike[name] = float((made * wanted).sum(dim=1).quantile(_BEST))
     return View(size, window, max(alike, key=alike.__getitem__)), described
 
 
@@ -217,12 +216,15 @@ def _products(target: Tensor, source: Tensor) -> Tensor:
 
 def _most_alike(target: Tensor, source: Tensor) -> tuple[NDArray[np.int64], float]:
     """Return for each of the target the few most alike of the source, and the bound of chance."""
-    few = [
-        _products(block, source).topk(min(_CANDIDATES, len(source)), dim=1).indices
-        for block in target.split(_BLOCK)
-    ]
+    number = min(_CANDIDATES, len(source))
+    few = torch.cat(
+        [
+            _products(target[start : start + _BLOCK], source).topk(number, dim=1).indices
+            for start in range(0, len(target), _BLOCK)
+        ]
+    ).numpy()
     if len(source) < ENOUGH:
-        return torch.cat(few).numpy(), -1.0
+        return few, -1.0
     rng = np.random.default_rng(0)
     ends = [rng.integers(0, len(vectors), RANDOM_PAIRS) for vectors in (target, source)]
     likeness = [
@@ -230,7 +232,7 @@ def _most_alike(target: Tensor, source: Tensor) -> tuple[NDArray[np.int64], floa
         for a, b in zip(*(np.array_split(end, RANDOM_PAIRS // _BLOCK) for end in ends), strict=True)
     ]
     bound = chance_bound(torch.cat(likeness).numpy(), len(target) * len(source))
-    return torch.cat(few).numpy(), bound
+    return few, bound
 
 
 def _decide(

@@ -45,7 +45,7 @@ def grey(pixels: NDArray[np.uint8]) -> Tensor:
         >>> grey(np.full((1, 1, 1, 3), 200, np.uint8)).tolist()
         [[[[200.0]]]]
     """
-    values = torch.from_numpy(pixels).float()
+    values = torch.from_numpy(pixels.astype(np.float32))
     if values.ndim == 3:
         return values[:, None]
     return (values if values.shape[-1] == 1 else values @ torch.tensor(_LUMA)[:, None]).movedim(
