@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import medduet
-from medduet.cli import data, grids, looking, training
+from medduet.cli import attach, data, grids, looking, training
 from medduet.config import recipe_names
 from medduet.errors import ConfigError, Interrupted, MedDuetError, closest
 
@@ -31,6 +31,7 @@ usage: medduet COMMAND ...
   search --resume SEARCH  go on with a search that was stopped
   show DATA ...           look at images with their masks, and at what augmentation does to them
   audit DATA ...          look whether a data set can be trusted; write a split without leaks
+  attach-masks TARGET ... give a set the masks of the set that it was made from
   datasets                the data sets that are known by name
   models                  the networks that are known by name
 
@@ -85,6 +86,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "compare": grids.compare,
         "search": training.search,
         "show": looking.show,
+        "attach-masks": attach.attach_masks,
         "datasets": looking.datasets,
         "models": looking.models,
     }

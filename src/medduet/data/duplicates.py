@@ -13,7 +13,6 @@ It takes 4 kB of memory per image and, for 100,000 images of 224 pixels, a few m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,26 +22,29 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from scipy.stats import norm
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from medduet.data.archive import rows_per_chunk
 from medduet.data.cache import ProgressFactory, cache_folder, counted
 from medduet.data.imageset import Images, ImageSet
+from medduet.data.thumbnails import (
+    ENOUGH,
+    RANDOM_PAIRS,
+    SIDE,
+    THRESHOLD,
+    chance_bound,
+    common,
+    grey,
+    pieces,
+    residual,
+    unit_vectors,
+)
 from medduet.files import atomic_path
 
-THRESHOLD = 0.95
-"""Correlation of thumbnails above which two images may be the same picture."""
-SIDE = 32
 MOST_PAIRS = 20
 """Near-duplicates that are kept of one image, the most alike first; groups need no more."""
-_FALSE_PAIRS = 0.05  # expected in a whole set by chance
-_RANDOM_PAIRS = 200_000
-_ENOUGH = 100  # images, from which on their mean says what they have in common
-_FLAT = 1.0  # grey levels of standard deviation, below which a thumbnail has no picture
 _BLOCK = 2048
-_FORMAT = 1  # of what is remembered
+_FORMAT = 2  # of what is remembered
 
 
 @dataclass(frozen=True)
@@ -146,33 +148,24 @@ def _describe(
     first, flat = np.empty(count, dtype=np.int64), np.empty(count, dtype=bool)
     seen: dict[bytes, int] = {}
     with counted(progress, "look for duplicates", int(np.prod(images.shape))) as read:
-        for start, piece in _pieces(images):
+        for start, piece in pieces(images):
             for row, image in enumerate(piece, start):
                 key = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
                 first[row] = seen.setdefault(key, row)
-            grey = torch.from_numpy(piece).float()
-            grey = grey.mean(dim=-1) if grey.ndim == 4 else grey
-            small = interpolate(grey[:, None], (side, side), mode="bilinear", antialias=True)
-            centred = small.flatten(1) - small.mean(dim=(1, 2, 3))[:, None]
+            small = interpolate(grey(piece), (side, side), mode="bilinear", antialias=True)
             rows = slice(start, start + len(piece))
-            flat[rows] = (centred.square().mean(dim=1).sqrt() < _FLAT).numpy()
-            vectors[rows] = torch.nn.functional.normalize(centred)
+            vectors[rows], blank = unit_vectors(small)
+            flat[rows] = blank.numpy()
             read(piece.nbytes)
     return first, vectors, flat
-
-
-def _pieces(images: Images) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    step = rows_per_chunk(images.shape)
-    for start in range(0, len(images), step):
-        yield start, np.array(images[start : start + step])  # a copy: maps can't be written
 
 
 def _near(
     vectors: Tensor, threshold: float, progress: ProgressFactory | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the pairs ``(P, 2)`` of near-duplicate rows, and their correlation."""
-    mean = vectors.mean(dim=0) if len(vectors) >= _ENOUGH else torch.zeros(vectors.shape[1])
-    bound = _chance(vectors, mean) if len(vectors) >= _ENOUGH else -1.0
+    mean = common(vectors)
+    bound = _chance(vectors, mean) if len(vectors) >= ENOUGH else -1.0
     pairs, alike = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
     starts = range(0, len(vectors), _BLOCK)
     with counted(progress, "compare images", sum(len(vectors) - a for a in starts)) as count:
@@ -199,27 +192,18 @@ def _residual(vectors: Tensor, pairs: Tensor, mean: Tensor) -> Tensor:
     """Return how the two of each pair correlate, ``(P,)``, once the mean of the set is removed."""
     out = torch.empty(len(pairs))
     for start in range(0, len(pairs), _BLOCK):
-        one, two = (vectors[pairs[start : start + _BLOCK, side]] - mean for side in (0, 1))
-        out[start : start + _BLOCK] = torch.nn.functional.cosine_similarity(one, two)
+        one, two = (vectors[pairs[start : start + _BLOCK, side]] for side in (0, 1))
+        out[start : start + _BLOCK] = residual(one, two, mean)
     return out
 
 
 def _chance(vectors: Tensor, mean: Tensor) -> float:
-    """Return the correlation that differences of no two unlike images of this set should reach.
-
-    Fisher's z of random pairs, those left out that are plainly duplicates, is taken as normal, its
-    spread read off the 99th percentile; beyond the bound 0.05 pairs are expected in the whole set.
-    """
+    """Return the correlation that differences of no two unlike images of this set should reach."""
     rng = np.random.default_rng(0)
-    pairs = rng.integers(0, len(vectors), (_RANDOM_PAIRS, 2))
+    pairs = rng.integers(0, len(vectors), (RANDOM_PAIRS, 2))
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     likeness = _residual(vectors, torch.from_numpy(pairs), mean).numpy()
-    unlike = likeness[likeness < THRESHOLD]
-    z = np.arctanh(np.clip(unlike, -0.9999, None))
-    middle, high = np.quantile(z, [0.5, 0.99])
-    tested = len(vectors) * (len(vectors) - 1) / 2
-    beyond = norm.isf(_FALSE_PAIRS / tested) / norm.isf(0.01)
-    return float(np.tanh(middle + (high - middle) * beyond))
+    return chance_bound(likeness, len(vectors) * (len(vectors) - 1) / 2)
 
 
 def _most_alike(rows: NDArray[np.int64], likeness: NDArray[np.float32]) -> NDArray[np.int64]:
