@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import medduet
-from medduet.cli import attach, data, grids, looking, training
+from medduet.cli import data, grids, looking, training
 from medduet.config import recipe_names
 from medduet.errors import ConfigError, Interrupted, MedDuetError, closest
 
@@ -86,7 +86,7 @@ def _dispatch(command: str, words: list[str]) -> int:
         "compare": grids.compare,
         "search": training.search,
         "show": looking.show,
-        "attach-masks": attach.attach_masks,
+        "attach-masks": data.attach_masks,
         "datasets": looking.datasets,
         "models": looking.models,
     }

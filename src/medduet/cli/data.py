@@ -1,10 +1,12 @@
-"""The command that looks whether a data set can be trusted."""
+"""The commands about data sets themselves."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from medduet.cli.parse import parse, quiet_libraries
 from medduet.config import DataConfig
@@ -67,3 +69,46 @@ def _audit(data: DataConfig, out: Path | None, strict: bool, fix: Path | None, f
         what = "; ".join(cleaned.changes) or "nothing had to be changed"
         sys.stdout.write(f"{what}\nuse it: --data {data.name} --data.split {fix}\n")
     return LEAKS_FOUND if strict and found.leaks else 0
+
+
+def attach_masks(words: list[str]) -> int:
+    """Give a set the masks of the set it was made from."""
+
+    def arguments(
+        target: tyro.conf.Positional[Path],
+        source: Annotated[str, tyro.conf.arg(name="from")],
+        out: Path,
+        masks: Path | None = None,
+        skip_broken: bool = False,
+        cache: Path | None = None,
+    ) -> dict[str, Any]:
+        """Give a set the masks of the set it was made from, such as BreastMNIST those of BUSI.
+
+        Each image is found in the source by its content; those that are not, or not for certain,
+        get no mask and are listed in a table (.csv) beside OUT.
+
+        Args:
+            target: The .npz without masks; its images, labels and splits are kept.
+            source: The set with masks: an .npz, a folder or a table of images.
+            out: The .npz to write.
+            masks: Folder of the source's masks, if it is a folder of images and they lie apart.
+            skip_broken: Leave image files out that can't be read.
+            cache: Where downloads and unpacked arrays live.
+        """
+        return dict(locals())
+
+    given = parse(arguments, words, "medduet attach-masks")
+    with quiet_libraries():
+        from medduet.console import draw_progress
+        from medduet.console_attach import show_attached
+        from medduet.data.attach import attach_masks
+        from medduet.data.sources import open_images
+
+        # Stretched, as MedMNIST's were; no split is asked for, so no duplicates are looked for.
+        own = {name: given.pop(name) for name in ("masks", "skip_broken", "cache")}
+        own |= {"fit": "stretch", "group_by": "none"}
+        source = open_images(given.pop("source"), progress=draw_progress, **own)
+        attached = attach_masks(**given, source=source, progress=draw_progress)
+        show_attached(attached)
+    sys.stdout.write(f"set: {given['out']}\nimage by image: {given['out'].with_suffix('.csv')}\n")
+    return 0
