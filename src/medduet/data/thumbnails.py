@@ -20,7 +20,7 @@ ENOUGH = 100
 """Images, from which on their mean says what they have in common."""
 THRESHOLD = 0.95
 """Correlation of thumbnails above which two images may be the same picture."""
-RANDOM_PAIRS = 200_000
+RANDOM_PAIRS = 50_000
 _FALSE_PAIRS = 0.05  # expected in a whole set by chance
 _FLAT = 1.0  # grey levels of standard deviation, below which a thumbnail has no picture
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow turns RGB to grey
