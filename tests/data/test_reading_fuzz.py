@@ -279,3 +279,23 @@ def test_bombs_take_no_memory(name: str, tmp_path: Path) -> None:
     taken, what = measured(path)
     assert what.startswith(f"{path}: expected ")
     assert taken < 64 << 20
+
+
+@pytest.mark.parametrize("kind", ["png", "dicom", "nifti"])
+def test_a_large_file_takes_what_is_stated(kind: str, tmp_path: Path) -> None:
+    """At most 32 bytes per pixel of the largest frame, 8 per voxel of a volume, and the file."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 4000, (2000, 2400), dtype=np.uint16)
+    path = tmp_path / f"large.{kind}"
+    voxels = 0
+    if kind == "png":
+        Image.fromarray(values).save(path, compress_level=0)
+    elif kind == "dicom":
+        path.write_bytes(dicom(Rows=2000, Columns=2400, PixelData=values.tobytes()))
+    else:
+        volume = rng.integers(0, 4000, (256, 256, 60), dtype=np.int16)
+        path.write_bytes(gzip.compress(nib.Nifti1Image(volume, np.eye(4)).to_bytes(), 1))
+        voxels = volume.size
+    taken, what = measured(path)
+    assert what == "read"
+    assert taken < 32 * values.size + 8 * voxels + path.stat().st_size + (48 << 20)

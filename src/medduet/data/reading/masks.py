@@ -48,14 +48,14 @@ def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8
         of_mask, of_image = (each._replace(channels=1) for each in (source.facts, like))
         if of_mask != of_image:
             raise refusal(path, f"a mask of {_told(of_image)} as the image", _told(of_mask))
-        result = np.zeros((like.frames, options.size, options.size), np.int64)
+        result = np.zeros((like.frames, options.size, options.size), np.int16)
         present: set[int] = set()
         for number, values in enumerate(source.stored()):
             classes = _integers(path, values)
             present.update(np.unique(classes).tolist())
             if len(present) > 1 << 16:
                 raise refusal(path, "a mask of few classes", f"{len(present)} different values")
-            result[number] = resized_mask(classes, options)
+            result[number] = np.clip(resized_mask(classes, options), -1, 255)
         found = sorted(present)
         if found[0] >= 0 and found[-1] <= MAX_CLASS:
             return result.astype(np.uint8)
