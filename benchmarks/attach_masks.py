@@ -5,6 +5,7 @@ python benchmarks/attach_masks.py busi_seg_224.npz pneumoniamnist_28_reassembled
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 from dataclasses import replace
@@ -27,6 +28,20 @@ def bicubic(images: np.ndarray, side: int) -> np.ndarray:
     return np.stack([np.asarray(x) for x in made])
 
 
+def lanczos(images: np.ndarray, side: int) -> np.ndarray:
+    made = [Image.fromarray(x).resize((side, side), Image.Resampling.LANCZOS) for x in images]
+    return np.stack([np.asarray(x) for x in made])
+
+
+def jpeg(images: np.ndarray, side: int) -> np.ndarray:
+    made = []
+    for image in bicubic(images, side):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "JPEG", quality=75)
+        made.append(np.asarray(Image.open(file)))
+    return np.stack(made)
+
+
 def bilinear(images: np.ndarray, side: int) -> np.ndarray:
     grey = torch.tensor(images)[:, None].float()
     small = interpolate(grey, (side, side), mode="bilinear", antialias=True)
@@ -43,7 +58,12 @@ def majority(masks: np.ndarray, side: int) -> np.ndarray:
     return np.stack([np.asarray(x) for x in made]) >= 128
 
 
-REDUCTIONS = {"Pillow bicubic": bicubic, "torch bilinear": bilinear}
+REDUCTIONS = {
+    "Pillow bicubic": bicubic,
+    "torch bilinear": bilinear,
+    "Pillow Lanczos": lanczos,  # a filter that is not tried
+    "bicubic, JPEG 75": jpeg,
+}
 
 
 def dice(one: np.ndarray, two: np.ndarray) -> np.ndarray:
