@@ -270,8 +270,8 @@ def show_datasets(cache: Path | None) -> None:
         soft_wrap=True,
     )
     console.print(
-        "Or the path of an .npz in the layout of MedMNIST (with {split}_masks, if there are masks) "
-        "or MedSegBench.",
+        "Or a folder of images with a sub-folder for each class, a .csv of paths and labels, or an "
+        ".npz in the layout of MedMNIST (with {split}_masks, if there are masks) or MedSegBench.",
         highlight=False,
         soft_wrap=True,
     )

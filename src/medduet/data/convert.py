@@ -83,6 +83,7 @@ def open_files(
         multi_label=meta["multi_label"],
         fingerprint=meta["fingerprint"],
         info={
+            "source": str(Path(config.name).expanduser().absolute()),
             "files": meta["files"],
             "skipped": skipped,
             "fit": config.fit,

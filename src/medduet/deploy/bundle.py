@@ -125,7 +125,7 @@ def model_card(config: dict[str, Any]) -> str:
             "| --- | --- | --- | --- | --- |",
         ]
         lines += [
-            f"| {split} | {row['n']} | {name} | {row[name]:.4f} | {_interval(row, name)} |"
+            f"| {split} | {_count(row, name)} | {name} | {row[name]:.4f} | {_interval(row, name)} |"
             for split in ("val", "test")
             for row in [metrics[split]]
             for name in ("accuracy", "auc", "dice", "dice_lesion", "iou", "mse")
@@ -141,6 +141,12 @@ def model_card(config: dict[str, Any]) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def _count(row: dict[str, Any], name: str) -> int:
+    """Return the number of images of a metric; masks may be known of others than labels."""
+    count: int = row.get("dice_n", row["n"]) if name.startswith(("dice", "iou")) else row["n"]
+    return count
 
 
 def _interval(row: dict[str, Any], name: str) -> str:

@@ -182,7 +182,8 @@ def _grey(
 def _of_interest(path: Path, data: Any, number: int, values: NDArray[Any]) -> Frame | None:
     """Return the values with the first table or window applied, if there is one."""
     if "VOILUTSequence" in data:
-        whole = np.rint(values).astype(np.int32) if values.dtype.kind == "f" else values
+        # Not uint8, in which pydicom would look up places beyond 255, too.
+        whole = np.rint(values).astype(np.int32)
         bits = int(data.VOILUTSequence[0].LUTDescriptor[2])
         looked_up = needed("pydicom.pixels", path).apply_voi(whole, data, index=0)
         return Frame(looked_up, (0, (1 << bits) - 1))
