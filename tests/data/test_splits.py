@@ -184,6 +184,14 @@ def test_a_table_that_is_no_split(text: str, message: str, named: ImageSet, tmp_
         read_split(tmp_path / "none.csv", named)
 
 
+def test_splits_may_use_the_same_ids() -> None:
+    split = Split(np.zeros((2, 8, 8), np.uint8), np.zeros(2, np.int64), ids=np.array(["a", "b"]))
+    images = ImageSet("same", split, split, split, ("x",), (), False, "0", {})
+    ids = images.pool().ids
+    assert ids is not None
+    assert ids.tolist() == ["train/a", "train/b", "val/a", "val/b", "test/a", "test/b"]
+
+
 def test_images_of_one_name_cannot_be_told_apart(tmp_path: Path) -> None:
     images = np.zeros((2, 8, 8), np.uint8)
     split = Split(images, np.zeros(2, np.int64), ids=np.array(["a", "a"]))

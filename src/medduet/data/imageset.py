@@ -156,7 +156,8 @@ class ImageSet:
     def pool(self) -> Split:
         """Return the images of all splits, train first, each with an id.
 
-        Images without one are called by their place, such as ``train/0``.
+        Images without one are called by their place, such as ``train/0``; where splits use the
+        same ids, the name of the split goes before them.
 
         Example:
             >>> from medduet import open_images
@@ -180,12 +181,24 @@ class ImageSet:
             np.concatenate([part.labels for part in parts]),
             rows([part.masks for part in parts]),
             np.concatenate([part.known_masks for part in parts]),
-            np.concatenate([_ids(name, split) for name, split in splits.items()]),
+            _all_ids(splits),
             joined([part.groups for part in parts]),
         )
 
 
-def _ids(name: str, split: Split) -> NDArray[np.str_]:
-    if split.ids is not None:
-        return split.ids
-    return np.array([f"{name}/{place}" for place in range(len(split))], dtype=np.str_)
+def _all_ids(splits: Mapping[str, Split]) -> NDArray[np.str_]:
+    ids = [
+        split.ids
+        if split.ids is not None
+        else np.array([f"{name}/{place}" for place in range(len(split))], dtype=np.str_)
+        for name, split in splits.items()
+    ]
+    together = np.concatenate(ids)
+    if len(np.unique(together)) == len(together):
+        return together
+    return np.concatenate(
+        [
+            np.array([f"{name}/{each}" for each in own], dtype=np.str_)
+            for name, own in zip(splits, ids, strict=True)
+        ]
+    )
