@@ -134,7 +134,7 @@ MISTAKES = [
     ("train --resume nothing", ["nothing", "config.json"]),
     ("evaluate", ["evaluate"]),
     ("evaluate nothing", ["nothing"]),
-    ("evaluate nothing --split all", ["all"]),
+    ("evaluate nothing --split every", ["every"]),
     ("models --size small", ["small"]),
     ("models *unet* --size 8", ["16"]),
     ("datasets --zzz", ["--zzz"]),
