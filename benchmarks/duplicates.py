@@ -1,10 +1,12 @@
-"""Time and memory of the search for near-duplicates, on generated images in a temporary folder.
+"""The search for near-duplicates: time and memory on generated images, recall on real ones.
 
 python benchmarks/duplicates.py 10000 30000 100000
+python benchmarks/duplicates.py recall SET.npz
 """
 
 from __future__ import annotations
 
+import io
 import resource
 import subprocess
 import sys
@@ -13,6 +15,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+from scipy import ndimage
 
 from medduet import open_images
 from medduet.data.duplicates import find_duplicates
@@ -50,6 +54,53 @@ def measure(path: Path) -> None:
     print(f"| {len(images):,} | {seconds:.0f} | {memory:.1f} | {planted} of {KNOWN} | {others} |")
 
 
+def _jpeg(image: np.ndarray) -> np.ndarray:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=50)
+    return np.asarray(Image.open(file))
+
+
+def _resized(image: np.ndarray, side: int) -> np.ndarray:
+    small = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC)
+    return np.asarray(small.resize(image.shape[::-1], Image.Resampling.BICUBIC))
+
+
+def _cropped(image: np.ndarray, share: float) -> np.ndarray:
+    edge = max(1, round(len(image) * share))
+    return np.asarray(Image.fromarray(image[edge:-edge, edge:-edge]).resize(image.shape[::-1]))
+
+
+CHANGES = {
+    "JPEG, quality 50": _jpeg,
+    "half the size and back": lambda image: _resized(image, len(image) // 2),
+    "brightness times 0.7": lambda image: image * 0.7,
+    "contrast times 1.3": lambda image: (image - 128.0) * 1.3 + 128,
+    "gamma 0.8": lambda image: (image / 255) ** 0.8 * 255,
+    "noise, s.d. 8": lambda image: image + np.random.default_rng(0).normal(0, 8, image.shape),
+    "blur, 1 pixel": lambda image: ndimage.gaussian_filter(image, 1),
+    "crop, 1% of each side": lambda image: _cropped(image, 0.01),
+    "crop, 3% of each side": lambda image: _cropped(image, 0.03),
+    "shift, 2 pixels": lambda image: np.roll(image, 2, axis=1),
+}
+
+
+def recall(data: str) -> None:
+    """Print which share of changed copies of 200 images is found among all images."""
+    pool = open_images(data).pool().images[:]
+    places = np.linspace(0, len(pool) - 1, 200).astype(np.int64)
+    groups = find_duplicates(pool).groups(len(pool))
+    print("| change | found | pairs of unlike images |")
+    print("| --- | --- | --- |")
+    for name, change in CHANGES.items():
+        changed = np.stack([change(image) for image in pool[places]])
+        both = np.concatenate([pool, np.clip(changed, 0, 255).astype(np.uint8)])
+        pairs = {tuple(pair) for pair in find_duplicates(both).pairs.tolist()}
+        wanted = {(int(place), len(pool) + k) for k, place in enumerate(places)}
+        origin = np.concatenate([np.arange(len(pool)), places])
+        others = [pair for pair in pairs if groups[origin[pair[0]]] != groups[origin[pair[1]]]]
+        print(f"| {name} | {len(pairs & wanted) / len(wanted):.3f} | {len(others)} |", flush=True)
+
+
 def main(counts: list[int]) -> None:
     print("| images | seconds | peak memory, GiB | planted found | others |")
     print("| --- | --- | --- | --- | --- |", flush=True)
@@ -61,7 +112,9 @@ def main(counts: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "measure":
+    if sys.argv[1] == "recall":
+        recall(sys.argv[2])
+    elif sys.argv[1] == "measure":
         measure(Path(sys.argv[2]))
     else:
         main([int(word) for word in sys.argv[1:]])

@@ -160,6 +160,9 @@ def test_honest_protocol_never_looks_at_test_while_it_trains(
         return real(images, name)
 
     class Epochs(medduet.engine.reporter.Reporter):
+        def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
+            order.append("begin")
+
         def end_epoch(self, row: Mapping[str, Any]) -> None:
             assert "test" not in row
             order.append("epoch")
@@ -167,8 +170,8 @@ def test_honest_protocol_never_looks_at_test_while_it_trains(
     monkeypatch.setattr(medduet.ImageSet, "split", note)
     record = medduet.train(make_config(tmp_path / "run"), reporter=Epochs())
     last = len(order) - order[::-1].index("epoch")
-    # Writing environment.json asks for the length of every split, before the first epoch.
-    first = order.index("test") + 1
+    # Before the first epoch, splits are described, and searched for images that several have.
+    first = order.index("begin")
     assert "test" not in order[first:last]
     assert "test" in order[last:]
     metrics = record.metrics

@@ -98,7 +98,7 @@ class DataConfig(Frozen):
     """given; made; a .csv with the columns image and split; auto: given, or made where none is."""
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     """Shares of train, val and test in a split that is made."""
-    folds: int | None = Field(None, ge=2)
+    folds: int | None = Field(None, ge=3)
     """Cross-validation: parts of equal size, each of them test once; see the recipe cross."""
     fold: int = Field(0, ge=0)
     """Which of the parts is test; the next one is val."""

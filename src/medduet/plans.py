@@ -74,7 +74,7 @@ class GridConfig(Frozen):
     """Networks by name; without any, the one of `run`."""
     variants: tyro.conf.Suppress[Labelled] = Field(default={})
     """Other settings that are compared, by a name for them."""
-    folds: int | None = Field(None, ge=2)
+    folds: int | None = Field(None, ge=3)
     """Cross-validation: each cell is run so many times, with another part of the images as test."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1)
     """Seeds of each; every other setting being equal, they differ by chance alone."""

@@ -115,6 +115,7 @@ def train(
     with fabric.rank_zero_first():
         # A run goes on with the images that it began with, however a split would be made now.
         data = open_data(config.data, progress, folder.split if resume is not None else None)
+    _check_same(folder if resume is not None else None, data)
     check_settings(config, data)
     layout = dense_layout(config, data)
     # A checkpoint replaces whatever weights training once started from.
@@ -145,6 +146,18 @@ def train(
         folder.finish()
     fabric.barrier()
     return RunRecord(folder.path, config, metrics)
+
+
+def _check_same(folder: RunFolder | None, data: ImageSet) -> None:
+    """Refuse to go on with other images than those that a run began with."""
+    path = None if folder is None else folder.path / "environment.json"
+    if path is None or not path.is_file():
+        return
+    if read_json(path)["data"]["fingerprint"] != data.fingerprint:
+        raise ConfigError(
+            f"{path.parent} began with other images than {data.name} has now: put them back as "
+            "they were, or start a new run"
+        )
 
 
 def _create_folder(fabric: Fabric, config: RunConfig, data: ImageSet) -> RunFolder:
@@ -222,7 +235,9 @@ def evaluate(
     data = data or config.data
     if not data.name:
         raise ConfigError(f"{path} is a bundle: say on which data to judge it, by --data NAME")
-    images = open_data(prepared_as(data, bundle.config["preprocessing"]), progress, saved)
+    if saved is None:
+        data = prepared_as(data, bundle.config["preprocessing"])
+    images = open_data(data, progress, saved)
     images = in_classes_of(images, bundle.config["class_names"])
     _check_fits(images, bundle.config, path)
     check_takes(bundle.network, *images.size)

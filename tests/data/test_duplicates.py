@@ -158,3 +158,30 @@ def test_real_xrays(shared_data: Path, tmp_path: Path) -> None:
     assert len(set(crossing[:, 0].tolist())) == 8  # images of train that are in val, too
     assert len(found.pairs) - found.exact.sum() <= 2
     assert 4708 - len({image.tobytes() for image in images.train.images[:]}) == 18
+
+
+@pytest.mark.parametrize(("films", "frames"), [(40, 10), (20, 20), (100, 10)])
+def test_frames_of_films_are_found(films: int, frames: int) -> None:
+    """Related pairs are then common among random ones; they must not pass for chance."""
+    rng = np.random.default_rng(0)
+    images = np.empty((films * frames, 32, 32))
+    for film in range(films):
+        scene = ndimage.gaussian_filter(rng.normal(0, 1, (32, 32)), 1.5)
+        scene *= 40 / scene.std()
+        for frame in range(frames):
+            noise = rng.normal(0, 5, scene.shape)
+            images[film * frames + frame] = 128 + scene + noise
+    found = find_duplicates(np.clip(images, 0, 255).astype(np.uint8))
+    groups = found.groups(films * frames).reshape(films, frames)
+    assert (groups == groups[:, :1]).mean() > 0.9
+
+
+def test_variants_of_one_picture_stay_together() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 1, 1024)
+    others = rng.normal(0, 1, (300, 1024))
+    variants = base + 0.28 * rng.normal(0, 1, (40, 1024))  # 0.96 to it, 0.92 to each other
+    images = np.concatenate([base[None], variants, others]).reshape(-1, 32, 32)
+    images = np.clip(128 + 25 * images, 0, 255).astype(np.uint8)
+    groups = find_duplicates(images).groups(len(images))
+    assert len(set(groups[:41].tolist())) == 1

@@ -131,6 +131,30 @@ def test_splits_and_masks(names: tuple[str, ...], folder: Make) -> None:
     assert listing.class_names == ()
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/a.png", "test/b.png", "more/c.png"),
+        ("train/a.png", "test/b.png", "preview.png"),
+        ("train/a.png", "Training/c.png", "test/b.png"),
+        ("train/a.png", "train_masks/a.png", "test/b.png"),
+    ],
+)
+def test_splits_beside_anything_else_are_not_guessed(names: tuple[str, ...], folder: Make) -> None:
+    with pytest.raises(DataError, match=r"one folder for each of train, val and test.*given"):
+        list_folder(folder(*names))
+
+
+def test_an_empty_folder_beside_splits_is_no_class(folder: Make) -> None:
+    root = folder("train/a.png", "test/b.png", "__MACOSX/notes.txt")
+    assert sorted(item.split for item in list_folder(root).items) == ["test", "train"]
+
+
+def test_masks_within_a_class_are_not_taken_for_images(folder: Make) -> None:
+    with pytest.raises(DataError, match="a folder of masks within a class"):
+        list_folder(folder("ill/images/a.png", "ill/masks/a.png", "well/images/b.png"))
+
+
 def test_classes_that_are_called_train_and_car_are_no_splits(folder: Make) -> None:
     listing = list_folder(folder("train/a.png", "car/b.png"))
     assert listing.class_names == ("car", "train")

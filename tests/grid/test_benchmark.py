@@ -250,7 +250,7 @@ def test_mistakes_of_the_caller(grids: SimpleNamespace, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "expected a recipe (balance, paper, quick, tasks"),
+        ([], "expected a recipe (balance, cross, paper, quick, tasks"),
         (["quik"], "unknown recipe 'quik': did you mean quick?"),
         (["tasks"], "the grid has no data"),
         (["tasks", "--datasets", "x.npz", "--seeds"], "seeds"),

@@ -268,6 +268,10 @@ def _label(item: Item, listing: Listing) -> int | list[int]:
 
 def _refuse(faults: Sequence[Fault], listing: Listing, config: DataConfig, root: Path) -> None:
     """Raise a DataError that names what can't be read, unless that may be skipped."""
+    # What a library would mend is not broken, and would stay left out once it is there.
+    missing = [fault for fault in faults if "pip install" in fault[1]]
+    if config.skip_broken and missing:
+        raise DataError(f"{listing.name}: {_told(missing, len(listing.items))}")
     if not faults or config.skip_broken:
         return
     path = root / "broken" / f"{listing.name}.csv"

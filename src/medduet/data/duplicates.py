@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -42,7 +42,7 @@ from medduet.data.thumbnails import (
 from medduet.files import atomic_path
 
 MOST_PAIRS = 20
-"""Near-duplicates that are kept of one image, the most alike first; groups need no more."""
+"""Near-duplicates that are kept of one image, the most alike, beside those that groups need."""
 _BLOCK = 2048
 _FORMAT = 2  # of what is remembered
 
@@ -182,7 +182,7 @@ def _near(
             both = torch.cat(found)
             kept = both[_residual(vectors, both, mean) > bound]
             likeness = (vectors[kept[:, 0]] * vectors[kept[:, 1]]).sum(dim=1).numpy()
-            few = _most_alike(kept[:, 0].numpy(), likeness)
+            few = _enough(kept.numpy(), likeness)
             pairs.append(kept.numpy()[few])
             alike.append(likeness[few])
     return np.concatenate(pairs), np.concatenate(alike)
@@ -206,9 +206,17 @@ def _chance(vectors: Tensor, mean: Tensor) -> float:
     return chance_bound(likeness, len(vectors) * (len(vectors) - 1) / 2)
 
 
-def _most_alike(rows: NDArray[np.int64], likeness: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return which pairs to keep so that no row has more than `MOST_PAIRS`."""
-    order = np.lexsort((-likeness, rows))
-    _, begins = np.unique(rows[order], return_index=True)
+def _enough(pairs: NDArray[np.int64], likeness: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return which pairs to keep: `MOST_PAIRS` of each first image, and what joins their groups."""
+    order = np.lexsort((-likeness, pairs[:, 0]))
+    _, begins = np.unique(pairs[order, 0], return_index=True)
     place = np.arange(len(order)) - np.repeat(begins, np.diff([*begins, len(order)]))
-    return np.sort(order[place < MOST_PAIRS])
+    kept = set(order[place < MOST_PAIRS].tolist())
+    if len(kept) < len(pairs):
+        images, ends = np.unique(pairs, return_inverse=True)
+        one, two = ends.reshape(-1, 2).T
+        shape = (len(images), len(images))
+        number = coo_array((np.arange(1, len(pairs) + 1), (one, two)), shape=shape).tocsr()
+        # The edges that hold each group together, whichever; the numbers tell which pairs they are.
+        kept |= {int(edge) - 1 for edge in minimum_spanning_tree(number).data}
+    return np.array(sorted(kept), dtype=np.int64)

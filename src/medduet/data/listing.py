@@ -117,11 +117,22 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
 def _places(root: Path, masks: Path | None) -> Iterator[tuple[str, Path, Path | None]]:
     """Give each split's name, folder of images and folder of masks (``None``: beside them)."""
     images, masks = _pair(root, masks)
-    folders = {_SPLIT_OF.get(path.name.lower(), ""): path for path in _folders(images)}
-    if not folders or "" in folders or any(is_image(path) for path in _files(images)):
+    folders = [(_SPLIT_OF.get(path.name.lower(), ""), path) for path in _folders(images)]
+    splits = [split for split, _ in folders if split]
+    if len(set(splits)) < 2:  # one folder may be a class of that name
         yield "", images, masks
         return
-    for split, folder in folders.items():
+    others = [path.name for split, path in folders if not split and next(_walk(path), None)]
+    others += [path.name for path in _files(images) if is_image(path)]
+    if others or len(splits) > len(set(splits)):
+        given = ", ".join([path.name for split, path in folders if split] + others)
+        raise DataError(
+            f"{images}: expected one folder for each of train, val and test and no images beside "
+            f"them, given {given}; masks in another folder are given by --data.masks"
+        )
+    for split, folder in folders:
+        if not split:
+            continue
         if masks is None:
             yield split, *_pair(folder, None)
         else:
@@ -157,6 +168,12 @@ def _list_place(
     for path in files:
         place = path.parent.relative_to(images)
         parts = place.parts
+        if any(part.lower() in _MASKS for part in parts):
+            raise DataError(
+                f"{path}: expected masks beside their images as NAME_mask.png, or in one folder of "
+                "their own beside images, given a folder of masks within a class: list them in a "
+                "table (.csv)"
+            )
         # Masks in another folder may lie there without the folders of the classes.
         key = next(
             (k for k in ((place, stem_of(path)), (Path(), stem_of(path))) if k in beside), None
@@ -198,7 +215,7 @@ def _folders(folder: Path) -> list[Path]:
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
     """Return a key that sorts ``a (2)`` before ``a (10)``."""
-    return [(0, int(p)) if p.isdigit() else (1, p) for p in re.split(r"(\d+)", name) if p]
+    return [(0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", name) if p]
 
 
 def _class_names(found: set[str]) -> tuple[str, ...]:
@@ -278,7 +295,7 @@ def _read_table(path: Path) -> Sequence[Mapping[str, Any]]:
     if not path.is_file():
         raise MissingFileError(f"expected a table at {path}, but there is no such file")
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             rows = _read_parquet(path)
         else:
             with path.open(newline="", encoding="utf-8-sig") as file:

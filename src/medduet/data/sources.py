@@ -42,9 +42,8 @@ def open_images(
     Example:
         >>> open_images("phantom", size=32, count=20).train.images.shape
         (14, 32, 32)
-        >>> halves = open_images("phantom", size=16, count=20, split="made", folds=2, fold=1)
-        >>> len(halves.test)
-        10
+        >>> len(open_images("phantom", size=16, count=20, folds=4, fold=1).test)
+        5
     """
     if isinstance(data, str):
         data = validate(DataConfig, {"name": data, **options}, data or "data")
@@ -74,7 +73,8 @@ def open_images(
 
 def is_files(data: DataConfig) -> bool:
     """Return whether the set is made of image files, in a folder or listed in a table."""
-    return Path(data.name).expanduser().is_dir() or data.name.endswith((".csv", ".parquet"))
+    path = Path(data.name).expanduser()
+    return path.is_dir() or path.suffix.lower() in (".csv", ".parquet")
 
 
 def _check(data: DataConfig) -> None:

@@ -37,7 +37,7 @@ def share_out(
 
     Groups are dealt one by one, large ones first and equal ones in random order, each to the part
     whose counts come nearest to what they should be (by chi-square over classes and all images).
-    Single images are so stratified to within one image of each class; with groups, classes agree
+    Single images are so stratified to about one image of each class; with groups, classes agree
     as well as the groups allow.
 
     Args:
@@ -64,7 +64,8 @@ def share_out(
     if len(sizes) < np.count_nonzero(share):
         raise DataError(
             f"expected at least one group of images for each of {np.count_nonzero(share)} parts, "
-            f"given {len(sizes)} group(s)"
+            f"given {len(sizes)} group(s); near-duplicates and patients stay together unless "
+            "--data.group-by none is given"
         )
     known = _columns(labels)
     counts = np.zeros((len(sizes), known.shape[1]))
@@ -184,7 +185,7 @@ def read_split(path: Path, images: ImageSet) -> NDArray[np.int64]:
     if not path.is_file():
         raise MissingFileError(f"expected a split at {path}, but there is no such file")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [(row["image"], row["split"]) for row in csv.DictReader(file)]
     except (KeyError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(

@@ -22,6 +22,8 @@ THRESHOLD = 0.95
 """Correlation of thumbnails above which two images may be the same picture."""
 RANDOM_PAIRS = 50_000
 _FALSE_PAIRS = 0.05  # expected in a whole set by chance
+_TAILS = (0.25, 0.1, 0.01)
+_WIDER = 1.25  # by which the spread may grow with the percentile; of real sets by 1.08 at most
 _FLAT = 1.0  # grey levels of standard deviation, below which a thumbnail has no picture
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow turns RGB to grey
 
@@ -76,8 +78,9 @@ def chance_bound(likeness: NDArray[np.float32], tested: float) -> float:
     """Return the correlation that no two unlike images among `tested` pairs should reach.
 
     Fisher's z of the `likeness` of random pairs, those left out that are plainly the same picture,
-    is taken as normal, its spread read off the 99th percentile; beyond the bound 0.05 of the tested
-    pairs are expected.
+    is taken as normal; beyond the bound 0.05 of the tested pairs are expected. Its spread is read
+    off the 99th percentile, or a lower one where related pairs, such as frames of one film, widen
+    the upper end.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -87,6 +90,11 @@ def chance_bound(likeness: NDArray[np.float32], tested: float) -> float:
     """
     unlike = likeness[likeness < THRESHOLD]
     z = np.arctanh(np.clip(unlike, -0.9999, None))
-    middle, high = np.quantile(z, [0.5, 0.99])
-    beyond = norm.isf(_FALSE_PAIRS / tested) / norm.isf(0.01)
-    return float(np.tanh(middle + (high - middle) * beyond))
+    middle = np.quantile(z, 0.5)
+    spreads = [(np.quantile(z, 1 - tail) - middle) / norm.isf(tail) for tail in _TAILS]
+    spread = spreads[0]
+    for wider in spreads[1:]:
+        if wider > _WIDER * spread:
+            break
+        spread = wider
+    return float(np.tanh(middle + spread * norm.isf(_FALSE_PAIRS / tested)))

@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from lightning.fabric import Fabric, wrappers
+from lightning.fabric.strategies.ddp import DDPStrategy
 
 from medduet.config import TrainConfig
 from medduet.errors import ConfigError
@@ -45,7 +47,8 @@ def launch_fabric(config: TrainConfig) -> Fabric:
             accelerator=kind,
             devices=[int(number)] if number else local_size,
             num_nodes=max(1, world_size // local_size),
-            strategy="ddp" if world_size > 1 else "auto",
+            # The others wait while the first process converts images, which may take hours.
+            strategy=DDPStrategy(timeout=timedelta(days=1)) if world_size > 1 else "auto",
             precision=config.precision,
         )
         fabric.launch()

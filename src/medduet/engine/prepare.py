@@ -51,10 +51,18 @@ def in_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
 
     So a folder with some of the classes, or with others of the same names in between, is judged
     rightly. Sets that name none of them are taken by number.
+
+    Raises:
+        ConfigError: the set has some of the classes, and others.
     """
     own, known = images.class_names, tuple(class_names)
-    if own == known or not own or not set(own) <= set(known):
+    if own == known or not set(own) & set(known):
         return images
+    if others := sorted(set(own) - set(known)):
+        raise ConfigError(
+            f"expected classes of {', '.join(known)}, but {images.name} also has "
+            f"{', '.join(others)}: rename or leave them out"
+        )
     place = np.array([known.index(name) for name in own], dtype=np.int64)
 
     def renumbered(split: Split) -> Split:

@@ -121,14 +121,14 @@ def duplicate_findings(
 
 def _across(where: NDArray[np.bool_], splits: NDArray[np.int64]) -> tuple[NDArray[np.int64], str]:
     """Return the images that are found again in another split, and how many in words."""
-    phrases, place = [], np.arange(len(splits))
+    phrases = []
     rows = np.flatnonzero((where & (splits[:, None] != np.arange(len(SPLITS)))).any(axis=1))
     for low, high in combinations(range(len(SPLITS)), 2):
         count = int((where[:, low] & (splits == high)).sum())
         if count:
             verb = "has" if count == 1 else "have"
             phrases.append(f"{counted_images(count)} of {SPLITS[high]} {verb} one in {SPLITS[low]}")
-    return place[rows], listed(phrases) if phrases else ""
+    return rows, listed(phrases) if phrases else ""
 
 
 def _within(found: Duplicates, again: Reach, splits: NDArray[np.int64]) -> list[Finding]:
