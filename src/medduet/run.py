@@ -17,7 +17,7 @@ from medduet.config import DataConfig, RunConfig
 from medduet.data import ProgressFactory
 from medduet.data.audit import leak_warning
 from medduet.data.imageset import ImageSet
-from medduet.data.splits import write_split
+from medduet.data.splits import divided, read_split, write_split
 from medduet.deploy.bundle import load_bundle, save_bundle
 from medduet.engine.evaluate import predict_split, summarize
 from medduet.engine.experiment import Experiment
@@ -238,6 +238,9 @@ def evaluate(
     if saved is None:
         data = prepared_as(data, bundle.config["preprocessing"])
     images = open_data(data, progress, saved)
+    own_split = path / "split.csv"
+    if saved is None and own_split.is_file() and _same_pool(images, path):
+        images = divided(images, read_split(own_split, images), {"run": str(path)})
     images = in_classes_of(images, bundle.config["class_names"])
     _check_fits(images, bundle.config, path)
     check_takes(bundle.network, *images.size)
@@ -261,6 +264,12 @@ def evaluate(
         write_json(folder.metrics, metrics)
     fabric.barrier()
     return metrics
+
+
+def _same_pool(images: ImageSet, path: Path) -> bool:
+    """Return whether a run was trained on these images, however they are split now."""
+    trained_on = read_json(path / "environment.json")["data"].get("info", {}).get("undivided")
+    return bool(images.info.get("undivided", images.fingerprint) == trained_on)
 
 
 def _check_fits(images: ImageSet, config: Mapping[str, Any], path: Path) -> None:

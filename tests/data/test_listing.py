@@ -150,6 +150,22 @@ def test_an_empty_folder_beside_splits_is_no_class(folder: Make) -> None:
     assert sorted(item.split for item in list_folder(root).items) == ["test", "train"]
 
 
+def test_one_folder_of_masks_for_all_splits(folder: Make, tmp_path: Path) -> None:
+    root = folder("train/a.png", "test/b.png")
+    (tmp_path / "drawn").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "drawn" / name).touch()
+    listing = list_folder(root, tmp_path / "drawn")
+    assert all(len(item.masks) == 1 for item in listing.items)
+    assert [Path(name).name for name, _ in listing.faults] == ["c.png"]
+
+
+def test_a_mask_that_fits_two_images_is_refused(folder: Make) -> None:
+    root = folder("images/ill/1.png", "images/well/1.png", "masks/1.png")
+    with pytest.raises(DataError, match=r"1\.png: expected a mask of one image, given 2 images"):
+        list_folder(root)
+
+
 def test_masks_within_a_class_are_not_taken_for_images(folder: Make) -> None:
     with pytest.raises(DataError, match="a folder of masks within a class"):
         list_folder(folder("ill/images/a.png", "ill/masks/a.png", "well/images/b.png"))

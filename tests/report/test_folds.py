@@ -101,5 +101,14 @@ def test_a_resumed_run_keeps_its_split(
     assert (tmp_path / "run" / "split.csv").read_text() == saved
     header = (tmp_path / "run" / "predictions" / "test.csv").read_text().splitlines()[:2]
     assert header[0].startswith("index,image,label")
+    # The same images named again are not judged in a split of another making.
+    plain = config.data.model_copy(update={"split": "auto"})
+    again = medduet.evaluate(tmp_path / "run", data=plain)
+    run = (tmp_path / "run" / "predictions" / "test.csv").read_text()
+    judged = tmp_path / "run" / "evaluations" / "phantom-test" / "predictions" / "test.csv"
+    texts = run, judged.read_text()
+    names = [[line.split(",")[1] for line in text.splitlines()] for text in texts]
+    assert names[0] == names[1]
+    assert again["test"]["n"] == 8
     metrics = medduet.evaluate(tmp_path / "run", split="all")
     assert metrics["all"]["n"] == 40

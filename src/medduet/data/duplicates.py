@@ -44,7 +44,7 @@ from medduet.files import atomic_path
 MOST_PAIRS = 20
 """Near-duplicates that are kept of one image, the most alike, beside those that groups need."""
 _BLOCK = 2048
-_FORMAT = 2  # of what is remembered
+_FORMAT = 3  # of what is remembered
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +108,14 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         raise DataError(
             f"{root}: expected images (PNG, JPEG, TIFF, DICOM, NIfTI, ...) in it or in sub-folders "
             "named after classes, found none"
+        )
+    # A folder of masks may serve several splits, each of which uses some of them.
+    uses = Counter(mask for item in items for mask in item.masks)
+    faults = [fault for fault in dict.fromkeys(faults) if Path(fault[0]) not in uses]
+    if shared := [mask for mask, count in uses.items() if count > 1]:
+        raise DataError(
+            f"{shared[0]}: expected a mask of one image, given {uses[shared[0]]} images of this "
+            "name: put masks into folders as their images are"
         )
     items.sort(key=lambda item: _natural(item.name))
     names = _class_names({label for item in items for label in item.labels or ()})
