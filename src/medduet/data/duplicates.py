@@ -6,8 +6,8 @@ or calliper of the same picture) are pairs whose thumbnails of 32 x 32 pixels co
 in common is taken away: chest X-rays of two patients correlate, too, but their differences from
 the mean X-ray do not. How alike differences are by chance is read off random pairs of the set.
 
-It takes 4 kB of memory per image and, for 100,000 images of 224 pixels, a few minutes on two cores
-(``benchmarks/duplicates.py``).
+It takes 4 kB of memory per image, and time that grows with the square of their number; how much is
+measured by ``benchmarks/duplicates.py``.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from medduet.data.reading import is_image, stem_of
 from medduet.errors import DataError, MissingFileError
 
 TABLES = (".csv", ".parquet")
+"""Endings of tables of images."""
 UNKNOWN = "?"
 _SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),

@@ -10,6 +10,7 @@ from medduet.config import DataConfig, validate
 from medduet.data.arrange import arrange
 from medduet.data.cache import ProgressFactory
 from medduet.data.imageset import ImageSet
+from medduet.data.listing import TABLES, list_folder, list_table
 from medduet.data.medmnist import DEFAULT_SIZE, fetch_medmnist, lookup, medmnist_sets
 from medduet.data.npz import open_npz
 from medduet.data.phantom import phantom_images
@@ -56,7 +57,6 @@ def open_images(
         images = _open_medmnist(data, progress)
     elif is_files(data):
         from medduet.data.convert import open_files
-        from medduet.data.listing import list_folder, list_table
 
         path = Path(data.name).expanduser()
         listing = list_folder(path, data.masks) if path.is_dir() else list_table(path)
@@ -74,7 +74,7 @@ def open_images(
 def is_files(data: DataConfig) -> bool:
     """Return whether the set is made of image files, in a folder or listed in a table."""
     path = Path(data.name).expanduser()
-    return path.is_dir() or path.suffix.lower() in (".csv", ".parquet")
+    return path.is_dir() or path.suffix.lower() in TABLES
 
 
 def _check(data: DataConfig) -> None:
