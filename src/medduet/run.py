@@ -237,7 +237,9 @@ def evaluate(
         raise ConfigError(f"{path} is a bundle: say on which data to judge it, by --data NAME")
     if saved is None:
         data = prepared_as(data, bundle.config["preprocessing"])
-    images = open_data(data, progress, saved)
+    fabric = launch_fabric(config.train.model_copy(update={"device": device}))
+    with fabric.rank_zero_first():
+        images = open_data(data, progress, saved)
     own_split = path / "split.csv"
     if saved is None and own_split.is_file() and _same_pool(images, path):
         images = divided(images, read_split(own_split, images), {"run": str(path)})
@@ -245,7 +247,6 @@ def evaluate(
     _check_fits(images, bundle.config, path)
     check_takes(bundle.network, *images.size)
     judged = images.pool() if split == "all" else images.split(split)
-    fabric = launch_fabric(config.train.model_copy(update={"device": device}))
     fabric.to_device(bundle.network)
     predictions = predict_split(
         fabric,
