@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from medduet import ImageSet, open_images
 from medduet.data.imageset import SPLITS
+from medduet.data.workers import map_files
 from medduet.errors import ConfigError, DataError
 
 
@@ -196,6 +198,56 @@ def test_nothing_but_broken_files(tmp_path: Path, cache: Path) -> None:
         (tmp_path / "set" / name / "x.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(DataError, match="none of its 2 files can be read"):
         open_images(str(tmp_path / "set"), cache=cache, skip_broken=True)
+
+
+TROUBLED = """
+import time
+from medduet.data.reading import read_job as read
+from medduet.errors import DataError
+
+def read_job(job, options):
+    trouble = job.path.with_suffix(".trouble")
+    if trouble.exists():
+        if trouble.read_text() == "slow":
+            time.sleep(60)
+        try:
+            bytes(8 << 30)
+        except MemoryError as error:
+            raise DataError(f"{job.path}: too large") from error
+    return read(job, options)
+"""
+
+
+@pytest.mark.parametrize("trouble", ["slow", "large"])
+def test_what_may_pass_is_never_skipped(
+    trouble: str,
+    phantoms: ImageSet,
+    tmp_path: Path,
+    cache: Path,
+    left_in: Callable[[Path], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "troubled_reading.py").write_text(TROUBLED)
+    monkeypatch.syspath_prepend(tmp_path)
+    import troubled_reading
+
+    monkeypatch.setattr("medduet.data.convert.read_job", troubled_reading.read_job)
+    monkeypatch.setattr("medduet.data.convert.map_files", partial(map_files, seconds=2))
+    root = _as_folder(phantoms, tmp_path / "set")
+    (root / "ring" / "text.png").write_text("no image")
+    victim = sorted(root.glob("ring/ring*).png"))[0]
+    victim.with_suffix(".trouble").write_text(trouble)
+    with pytest.raises(DataError) as error:
+        open_images(str(root), cache=cache, skip_broken=True)
+    message = str(error.value)
+    assert message.startswith("set: 1 of 41 files that can't be read: ")
+    assert victim.name in message
+    assert message.endswith("try again with more time and memory, or take them out")
+    assert not left_in(cache)
+    victim.with_suffix(".trouble").unlink()
+    images = open_images(str(root), cache=cache, skip_broken=True)
+    assert f"ring/{victim.name}" in images.pool().ids
+    assert [name for name, _ in images.info["skipped"]] == ["ring/text.png"]
 
 
 def test_partial_truth(phantoms: ImageSet, tmp_path: Path, cache: Path) -> None:
