@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,11 @@ from PIL import Image
 
 from medduet import ImageSet, open_images
 from medduet.data.imageset import SPLITS
+from medduet.data.splits import write_split
 from medduet.data.workers import map_files
+from medduet.engine.folder import describe_data
 from medduet.errors import ConfigError, DataError
+from medduet.files import write_json
 
 
 def _write(path: Path, array: np.ndarray) -> None:
@@ -190,6 +194,33 @@ def test_broken_files_are_named_and_skipped_only_on_request(
     caplog.clear()
     open_images(str(root), cache=cache, skip_broken=True)
     assert "left out 3 of 41 files" in caplog.text  # never silently
+
+
+def test_names_that_are_no_text_are_broken_files(
+    phantoms: ImageSet, tmp_path: Path, cache: Path
+) -> None:
+    root = _as_folder(phantoms, tmp_path / "set")
+    for number in range(6):
+        _write(root / "ring" / os.fsdecode(b"%d\xff.png" % number), np.zeros((32, 32), np.uint8))
+    with pytest.raises(DataError, match=r"6 of 40 files .*/ring/0\\xff\.png: expected"):
+        open_images(str(root), cache=cache)
+    assert r"5\xff.png" in (cache / "broken" / "set.csv").read_text()
+    images = open_images(str(root), cache=cache, skip_broken=True)
+    assert len(images.pool()) == 40
+    write_split(tmp_path / "split.csv", images)
+    write_json(tmp_path / "info.json", describe_data(images))
+    assert r"0\\xff.png" in (tmp_path / "info.json").read_text()
+    for name in (b"\xff", b"\xff.csv", b"\xff.npz"):
+        with pytest.raises(ConfigError, match=r"\\xff.*: expected a path in UTF-8"):
+            open_images(str(tmp_path / os.fsdecode(name)))
+
+
+def test_links_to_nothing_are_told(phantoms: ImageSet, tmp_path: Path, cache: Path) -> None:
+    root = _as_folder(phantoms, tmp_path / "set")
+    (root / "ring" / "gone.png").symlink_to("none.png")
+    (root / "ring" / "loop.png").symlink_to("loop.png")
+    with pytest.raises(DataError, match=r"2 of 42 files.*gone\.png.*loop\.png"):
+        open_images(str(root), cache=cache)
 
 
 def test_nothing_but_broken_files(tmp_path: Path, cache: Path) -> None:
