@@ -144,11 +144,11 @@ class Parts:
 
 def measure_audit(path: Path) -> None:
     """Audit, in a process of its own, and print what each part took."""
-    images = open_images(str(path), cache=path.parent / "cache")
+    images, audit = open_images(str(path), cache=path.parent / "cache"), medduet.audit  # imported
     before = anonymous()
     parts = Parts()
     threading.Thread(target=parts.watch, daemon=True).start()
-    found = medduet.audit(images, cache=path.parent / "cache", progress=parts)
+    found = audit(images, cache=path.parent / "cache", progress=parts)
     parts.end()
     seconds, work, peaks = zip(*parts.found.values(), strict=True)
     print("| part | seconds | CPU seconds | peak anonymous memory, GiB |")
