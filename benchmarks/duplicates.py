@@ -2,6 +2,10 @@
 
 python benchmarks/duplicates.py 10000 30000 100000
 python benchmarks/duplicates.py recall SET.npz
+
+And the whole audit, of which the search is a part, of that many images of 64 pixels with masks:
+
+python benchmarks/duplicates.py audit 100000
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +23,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+import medduet
 from medduet import open_images
 from medduet.data.duplicates import find_duplicates
 
@@ -52,6 +58,112 @@ def measure(path: Path) -> None:
     planted = int((found.pairs[:, 1] - found.pairs[:, 0] == len(images) - KNOWN).sum())
     others = len(found.pairs) - planted
     print(f"| {len(images):,} | {seconds:.0f} | {memory:.1f} | {planted} of {KNOWN} | {others} |")
+
+
+SMALL = 64
+BLANK = 50  # every so many images one is black, white or grey all over
+STEP = 0.02  # seconds between two looks at the memory
+
+
+def write_set(path: Path, count: int) -> None:
+    """Write a set of `count` images as those of `write`, with labels and masks, as an .npz."""
+    source = open_images("phantom", size=SMALL, count=1000)
+    pool = source.pool()
+    pixels, drawn = pool.images[:].astype(np.float32), pool.masks[:]
+    rng = np.random.default_rng(0)
+    images, masks = np.zeros((2, count, SMALL, SMALL), np.uint8)
+    first, second = rng.integers(1000, size=(2, count))
+    for row in range(count - KNOWN):
+        turn, mirror, share = rng.integers(4), rng.choice([-1, 1]), rng.uniform(0.3, 0.7)
+        one, two = np.rot90(pixels[first[row]], turn), pixels[second[row]][:, ::mirror]
+        images[row] = share * one + (1 - share) * two
+        masks[row] = np.rot90(drawn[first[row]], turn)
+    images[::BLANK] = rng.choice([0, 128, 255], len(images[::BLANK]))[:, None, None]
+    copies = slice(count - KNOWN, count)
+    images[copies] = images[1 : KNOWN + 1] * 0.8 + 20
+    masks[copies], first[copies] = masks[1 : KNOWN + 1], first[1 : KNOWN + 1]
+    arrays = {"class_names": np.array(source.class_names), "mask_names": np.array(["no", "yes"])}
+    ends = [0, round(0.7 * count), round(0.8 * count), count]
+    for name, start, end in zip(("train", "val", "test"), ends[:-1], ends[1:], strict=True):
+        rows = slice(start, end)
+        arrays[f"{name}_images"], arrays[f"{name}_masks"] = images[rows], masks[rows]
+        arrays[f"{name}_labels"] = pool.labels[first[rows]]
+    np.savez(path, **arrays)
+
+
+def anonymous() -> float:
+    """Return the memory of this process that belongs to no file, in GiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
+
+
+PARTS = {  # of an audit, by what its bar says: while there is that bar, and after it
+    "look at images": ("looks", "classes, groups, findings"),
+    "look at masks": ("masks", "masks"),
+}
+
+
+def now() -> tuple[float, float]:
+    """Return seconds on the clock, and those that processors worked for this process."""
+    return time.perf_counter(), time.process_time()
+
+
+class Parts:
+    """Seconds, those of processors, and most anonymous memory of each part of an audit."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, list[float]] = {}
+        self.begin("duplicates")
+
+    def begin(self, name: str) -> None:
+        self.last, self.began = self.found.setdefault(name, [0.0, 0.0, 0.0]), now()
+
+    def end(self) -> None:
+        for place, (start, end) in enumerate(zip(self.began, now(), strict=True)):
+            self.last[place] += end - start
+
+    def watch(self) -> None:
+        while True:
+            last = self.last
+            last[2] = max(last[2], anonymous())
+            time.sleep(STEP)
+
+    def __call__(self, description: str, total: int) -> Parts:
+        inner, self.after = PARTS.get(description, ("duplicates", "duplicates"))
+        self.end()
+        self.begin(inner)
+        return self
+
+    def update(self, amount: int) -> None:
+        pass
+
+    def close(self) -> None:
+        self.end()
+        self.begin(self.after)
+
+
+def measure_audit(path: Path) -> None:
+    """Audit, in a process of its own, and print what each part took."""
+    images, audit = open_images(str(path), cache=path.parent / "cache"), medduet.audit  # imported
+    before = anonymous()
+    parts = Parts()
+    threading.Thread(target=parts.watch, daemon=True).start()
+    found = audit(images, cache=path.parent / "cache", progress=parts)
+    parts.end()
+    seconds, work, peaks = zip(*parts.found.values(), strict=True)
+    print("| part | seconds | CPU seconds | peak anonymous memory, GiB |")
+    print("| --- | --- | --- | --- |")
+    print(f"| before | | | {before:.2f} |")
+    for name, part in {**parts.found, "all": (sum(seconds), sum(work), max(peaks))}.items():
+        print(f"| {name} | {part[0]:.1f} | {part[1]:.1f} | {part[2]:.2f} |")
+    print("; ".join(finding.sentence for finding in found.findings))
+
+
+def audit(count: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "set.npz"
+        write_set(path, count)
+        subprocess.run([sys.executable, __file__, "measure-audit", str(path)], check=True)
 
 
 def _jpeg(image: np.ndarray) -> np.ndarray:
@@ -114,6 +226,10 @@ def main(counts: list[int]) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "recall":
         recall(sys.argv[2])
+    elif sys.argv[1] == "audit":
+        audit(int(sys.argv[2]))
+    elif sys.argv[1] == "measure-audit":
+        measure_audit(Path(sys.argv[2]))
     elif sys.argv[1] == "measure":
         measure(Path(sys.argv[2]))
     else:

@@ -42,10 +42,14 @@ def write_png(images: ImageSet, root: Path) -> None:
             Image.fromarray(part.astype(np.uint8)).save(folder / f"{name}_mask{end}.png")
 
 
-def write_dicom(images: ImageSet, root: Path) -> None:
-    """Write the set as DICOM files in several transfer syntaxes, with a table of masks."""
+def write_dicom(images: ImageSet, root: Path, encode: Callable[[np.ndarray], bytes]) -> None:
+    """Write the set as DICOM files in several transfer syntaxes, with a table of masks.
+
+    `encode` makes a lossless JPEG.
+    """
     uid = pytest.importorskip("pydicom.uid")
     from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
 
     syntaxes = [
         (uid.ExplicitVRLittleEndian, None),
@@ -54,6 +58,7 @@ def write_dicom(images: ImageSet, root: Path) -> None:
         (uid.ExplicitVRLittleEndian, uid.RLELossless),
         (uid.ExplicitVRLittleEndian, uid.JPEGLSLossless),
         (uid.ExplicitVRLittleEndian, uid.JPEG2000Lossless),
+        (uid.JPEGLosslessSV1, None),
     ]
     root.mkdir()
     table = [("path", "label", "mask", "split")]
@@ -69,7 +74,8 @@ def write_dicom(images: ImageSet, root: Path) -> None:
         data.SamplesPerPixel, data.BitsAllocated, data.BitsStored, data.HighBit = 1, 8, 8, 7
         data.PixelRepresentation = 0
         data.PhotometricInterpretation = "MONOCHROME1" if inverted else "MONOCHROME2"
-        data.PixelData = (255 - pixels if inverted else pixels).tobytes()
+        values = 255 - pixels if inverted else pixels
+        data.PixelData = encapsulate([encode(values)]) if stored.is_encapsulated else bytes(values)
         data["PixelData"].VR = "OB"
         if packed is not None:
             data.compress(packed, generate_instance_uid=False)
@@ -88,9 +94,17 @@ def original(request: pytest.FixtureRequest) -> ImageSet:
 
 
 @pytest.mark.parametrize("kind", ["png", "dicom"])
-def test_files_give_the_batches_of_the_npz(kind: str, original: ImageSet, tmp_path: Path) -> None:
+def test_files_give_the_batches_of_the_npz(
+    kind: str,
+    original: ImageSet,
+    tmp_path: Path,
+    lossless_jpeg: Callable[[np.ndarray], bytes],
+) -> None:
     root = tmp_path / "own"
-    {"png": write_png, "dicom": write_dicom}[kind](original, root)
+    if kind == "png":
+        write_png(original, root)
+    else:
+        write_dicom(original, root, lossless_jpeg)
     data = DataConfig(name=str(root if kind == "png" else root / "table.csv"), split="given")
     images = open_images(data)
     assert images.size == original.size

@@ -87,7 +87,7 @@ class DataConfig(Frozen):
     channels: Literal[1, 3] | None = None
     """1 (grey) or 3 (RGB), of phantoms and image files; None: grey if every file is."""
     masks: Path | None = None
-    """Folder of the masks, for a folder of images; None: beside the images, or DATA/masks."""
+    """Folder of the masks, for a folder of images; None: beside the images, or called masks."""
     fit: Literal["pad", "stretch"] = "pad"
     """Image files become square by black borders, or by stretching (as in MedMNIST)."""
     window: tuple[float, float] | None = None

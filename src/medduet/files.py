@@ -45,6 +45,16 @@ def _umask() -> int:
     return mask
 
 
+def as_text(path: str | Path) -> str:
+    r"""Return a path as it can be written down: bytes of it that are not UTF-8 become ``\xNN``.
+
+    Example:
+        >>> print(as_text("set/caf\udce9.png"), as_text("set/café.png"))
+        set/caf\xe9.png set/café.png
+    """
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` atomically."""
     with atomic_path(path) as temporary:

@@ -28,6 +28,7 @@ from medduet.engine.judge import JUDGED, judge, validation_selected
 from medduet.engine.prepare import (
     build_network,
     build_objective,
+    check_agreed,
     check_settings,
     dense_layout,
     in_classes_of,
@@ -115,6 +116,7 @@ def train(
     with fabric.rank_zero_first():
         # A run goes on with the images that it began with, however a split would be made now.
         data = open_data(config.data, progress, folder.split if resume is not None else None)
+    check_agreed(fabric, data)
     _check_same(folder if resume is not None else None, data)
     check_settings(config, data)
     layout = dense_layout(config, data)
@@ -243,6 +245,7 @@ def evaluate(
     own_split = path / "split.csv"
     if saved is None and own_split.is_file() and _same_pool(images, path):
         images = divided(images, read_split(own_split, images), {"run": str(path)})
+    check_agreed(fabric, images)
     images = in_classes_of(images, bundle.config["class_names"])
     _check_fits(images, bundle.config, path)
     check_takes(bundle.network, *images.size)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,11 @@ from PIL import Image
 
 from medduet import ImageSet, open_images
 from medduet.data.imageset import SPLITS
+from medduet.data.splits import write_split
+from medduet.data.workers import map_files
+from medduet.engine.folder import describe_data
 from medduet.errors import ConfigError, DataError
+from medduet.files import write_json
 
 
 def _write(path: Path, array: np.ndarray) -> None:
@@ -190,12 +196,89 @@ def test_broken_files_are_named_and_skipped_only_on_request(
     assert "left out 3 of 41 files" in caplog.text  # never silently
 
 
+def test_names_that_are_no_text_are_broken_files(
+    phantoms: ImageSet, tmp_path: Path, cache: Path
+) -> None:
+    root = _as_folder(phantoms, tmp_path / "set")
+    for number in range(6):
+        _write(root / "ring" / os.fsdecode(b"%d\xff.png" % number), np.zeros((32, 32), np.uint8))
+    with pytest.raises(DataError, match=r"6 of 40 files .*/ring/0\\xff\.png: expected"):
+        open_images(str(root), cache=cache)
+    assert r"5\xff.png" in (cache / "broken" / "set.csv").read_text()
+    images = open_images(str(root), cache=cache, skip_broken=True)
+    assert len(images.pool()) == 40
+    write_split(tmp_path / "split.csv", images)
+    write_json(tmp_path / "info.json", describe_data(images))
+    assert r"0\\xff.png" in (tmp_path / "info.json").read_text()
+    for name in (b"\xff", b"\xff.csv", b"\xff.npz"):
+        with pytest.raises(ConfigError, match=r"\\xff.*: expected a path in UTF-8"):
+            open_images(str(tmp_path / os.fsdecode(name)))
+
+
+def test_links_to_nothing_are_told(phantoms: ImageSet, tmp_path: Path, cache: Path) -> None:
+    root = _as_folder(phantoms, tmp_path / "set")
+    (root / "ring" / "gone.png").symlink_to("none.png")
+    (root / "ring" / "loop.png").symlink_to("loop.png")
+    with pytest.raises(DataError, match=r"2 of 42 files.*gone\.png.*loop\.png"):
+        open_images(str(root), cache=cache)
+
+
 def test_nothing_but_broken_files(tmp_path: Path, cache: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "x.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(DataError, match="none of its 2 files can be read"):
         open_images(str(tmp_path / "set"), cache=cache, skip_broken=True)
+
+
+TROUBLED = """
+import time
+from medduet.data.reading import read_job as read
+from medduet.errors import DataError
+
+def read_job(job, options):
+    trouble = job.path.with_suffix(".trouble")
+    if trouble.exists():
+        if trouble.read_text() == "slow":
+            time.sleep(60)
+        try:
+            bytes(8 << 30)
+        except MemoryError as error:
+            raise DataError(f"{job.path}: too large") from error
+    return read(job, options)
+"""
+
+
+@pytest.mark.parametrize("trouble", ["slow", "large"])
+def test_what_may_pass_is_never_skipped(
+    trouble: str,
+    phantoms: ImageSet,
+    tmp_path: Path,
+    cache: Path,
+    left_in: Callable[[Path], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "troubled_reading.py").write_text(TROUBLED)
+    monkeypatch.syspath_prepend(tmp_path)
+    import troubled_reading
+
+    monkeypatch.setattr("medduet.data.convert.read_job", troubled_reading.read_job)
+    monkeypatch.setattr("medduet.data.convert.map_files", partial(map_files, seconds=2))
+    root = _as_folder(phantoms, tmp_path / "set")
+    (root / "ring" / "text.png").write_text("no image")
+    victim = sorted(root.glob("ring/ring*).png"))[0]
+    victim.with_suffix(".trouble").write_text(trouble)
+    with pytest.raises(DataError) as error:
+        open_images(str(root), cache=cache, skip_broken=True)
+    message = str(error.value)
+    assert message.startswith("set: 1 of 41 files that can't be read: ")
+    assert victim.name in message
+    assert message.endswith("try again with more time and memory, or take them out")
+    assert not left_in(cache)
+    victim.with_suffix(".trouble").unlink()
+    images = open_images(str(root), cache=cache, skip_broken=True)
+    assert f"ring/{victim.name}" in images.pool().ids
+    assert [name for name, _ in images.info["skipped"]] == ["ring/text.png"]
 
 
 def test_partial_truth(phantoms: ImageSet, tmp_path: Path, cache: Path) -> None:

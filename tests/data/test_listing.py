@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,6 +82,13 @@ def test_a_mask_without_image_is_told(folder: Make) -> None:
         ("images/ill/x.jpg", "masks/ill/x_mask.png", "images/well/y.jpg", "masks/well/y_mask.png"),
         ("images/ill/x.png", "masks/x.png", "images/well/y.png", "masks/y.png"),  # masks all in one
         ("imgs/ill/x.png", "mask/ill/x.png", "imgs/well/y.png", "mask/well/y.png"),
+        ("ill/images/x.png", "ill/masks/x.png", "well/images/y.png", "well/masks/y.png"),
+        ("ill/images/p/x.png", "ill/masks/p/x_mask.png", "well/img/p/y.png", "well/mask/y.png"),
+        ("ill/x.png", "ill/masks/x.png", "well/y.png", "well/masks/y_mask.png"),
+        ("ill/x.png", "ill_masks/x.png", "well/y.png", "well_mask/y.png"),
+        ("ill_images/x.png", "ill_masks/x.png", "well_images/y.png", "well_masks/y.png"),
+        ("ill/x.png", "masks/ill/x.png", "well/y.png", "masks/well/y.png"),
+        ("ill/images/x.png", "ill/masks/x.png", "well/y.png", "well/y_mask.png"),
     ],
 )
 def test_masks_in_a_parallel_folder(names: tuple[str, ...], folder: Make) -> None:
@@ -122,6 +130,12 @@ def test_splits_classes_and_groups(folder: Make) -> None:
     [
         ("train/images/a.png", "train/masks/a.png", "test/images/b.png", "test/masks/b.png"),
         ("images/train/a.png", "masks/train/a.png", "images/test/b.png", "masks/test/b.png"),
+        ("train/a.png", "train_masks/a.png", "test/b.png", "test_masks/b.png"),
+        ("train/a.png", "train_mask/a_mask.png", "test/b.png", "test_mask/b.png"),
+        ("Train/a.png", "Train-masks/a.png", "Test/b.png", "Test-masks/b.png"),
+        ("train_images/a.png", "train_masks/a.png", "test_images/b.png", "test_masks/b.png"),
+        ("train/a.png", "test/b.png", "masks/a.png", "masks/b.png"),
+        ("train/a.png", "test/b.png", "masks/train/a.png", "masks/test/b.png"),
     ],
 )
 def test_splits_and_masks(names: tuple[str, ...], folder: Make) -> None:
@@ -137,7 +151,7 @@ def test_splits_and_masks(names: tuple[str, ...], folder: Make) -> None:
         ("train/a.png", "test/b.png", "more/c.png"),
         ("train/a.png", "test/b.png", "preview.png"),
         ("train/a.png", "Training/c.png", "test/b.png"),
-        ("train/a.png", "train_masks/a.png", "test/b.png"),
+        ("train/a.png", "val_masks/a.png", "test/b.png"),
     ],
 )
 def test_splits_beside_anything_else_are_not_guessed(names: tuple[str, ...], folder: Make) -> None:
@@ -166,9 +180,96 @@ def test_a_mask_that_fits_two_images_is_refused(folder: Make) -> None:
         list_folder(root)
 
 
-def test_masks_within_a_class_are_not_taken_for_images(folder: Make) -> None:
-    with pytest.raises(DataError, match="a folder of masks within a class"):
-        list_folder(folder("ill/images/a.png", "ill/masks/a.png", "well/images/b.png"))
+def test_splits_of_which_one_has_masks(folder: Make) -> None:
+    root = folder(
+        *("train/ill/a.png", "train/ill/c.png", "train/well/a.png"),
+        *("train_masks/ill/a.png", "train_masks/well/a.png"),
+        *("val/ill/a.png", "test/ill/a.png"),
+    )
+    listing = list_folder(root)
+    assert listing.class_names == ("ill", "well")
+    assert {
+        item.name: [str(path.relative_to(root)) for path in item.masks]
+        for item in listing.items
+        if item.masks
+    } == {
+        "train/ill/a.png": ["train_masks/ill/a.png"],
+        "train/well/a.png": ["train_masks/well/a.png"],
+    }
+    assert not listing.faults
+
+
+def test_classes_that_are_called_images_and_masks(folder: Make) -> None:
+    listing = list_folder(folder("images/a.png", "drawings/b.png", "with_mask/c.png"))
+    assert listing.class_names == ("drawings", "images", "with_mask")
+    assert not any(item.masks for item in listing.items)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("images/a.png", "masks/a.png", "more/b.png"),
+            r"set/images: expected nothing but masks beside a folder of images, given more, too",
+        ),
+        (
+            ("ill/images/a.png", "ill/masks/a.png", "ill/b.png"),
+            r"ill/images: expected nothing but masks beside a folder of images, given images, too",
+        ),
+        (
+            ("ill/a.png", "ill/a_mask.png", "ill/masks/a.png"),
+            r"ill/a\.png: expected its masks in one folder, given .*/ill and .*/ill/masks",
+        ),
+        (
+            ("train/a.png", "train_images/a.png", "train_masks/a.png"),
+            r"train_masks/a\.png: expected a mask of one image, given 2 images",
+        ),
+    ],
+)
+def test_what_is_not_clear_is_not_guessed(
+    names: tuple[str, ...], message: str, folder: Make
+) -> None:
+    with pytest.raises(DataError, match=message):
+        list_folder(folder(*names))
+
+
+def test_masks_in_a_named_folder_beside_images(folder: Make) -> None:
+    root = folder("images/ill/x_mask.png", "images/well/y.png", "drawn/ill/x_mask.png")
+    items = _items(list_folder(root, root / "drawn" / ".." / "drawn"))
+    assert list(items) == ["images/ill/x_mask.png", "images/well/y.png"]
+    root = folder("more/z.png")
+    with pytest.raises(DataError, match="nothing but masks beside a folder of images, given more"):
+        list_folder(root, root / "drawn")
+
+
+def test_links_are_followed_but_not_in_circles(folder: Make) -> None:
+    root = folder("ill/a.png", "well/b.png")
+    (root / "ill" / "up").symlink_to(root, target_is_directory=True)
+    (root / "well" / "self").symlink_to(".", target_is_directory=True)
+    (root / "well" / "loop").symlink_to("loop")
+    (root / "other").symlink_to("well", target_is_directory=True)
+    (root / "one").mkdir()
+    (root / "two").mkdir()
+    (root / "one" / "to").symlink_to("../two", target_is_directory=True)
+    (root / "two" / "to").symlink_to("../one", target_is_directory=True)
+    names = [item.name for item in list_folder(root).items]
+    assert names == ["ill/a.png", "other/b.png", "well/b.png"]
+
+
+def test_names_that_are_no_text_are_told(folder: Make) -> None:
+    root = folder("ill/a.png", "ill/a_mask.png", "well/b.png")
+    for name in (b"ill/\xff.png", b"ill/\xfe_mask.png", b"\xfd/c.png"):
+        path = root / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    listing = list_folder(root)
+    assert [item.name for item in listing.items] == ["ill/a.png", "well/b.png"]
+    assert listing.class_names == ("ill", "well")
+    reason = "expected a name in UTF-8, given other bytes: rename it"
+    assert sorted(listing.faults) == [
+        (str(root / name), reason)
+        for name in (r"\xfd/c.png", r"ill/\xfe_mask.png", r"ill/\xff.png")
+    ]
 
 
 def test_classes_that_are_called_train_and_car_are_no_splits(folder: Make) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from medduet.data.reading import Facts, ReadOptions, probe, read_images
+from medduet.data.reading.opening import opened
 from medduet.errors import DataError, MissingFileError
 
 RNG = np.random.default_rng(0)
@@ -225,6 +227,27 @@ def test_lossless_compression_is_exact(tmp_path: Path, name: str, values: np.nda
     expected = stretched(values) if values.itemsize == 2 else values
     options = SAME_COLOUR if values.shape[-1] == 3 else SAME
     assert (read_images(path, options).reshape(values.shape) == expected).all()
+
+
+# Next to each other in the last: differences of half the range, for which no sign is stored.
+FULL = np.concatenate([RNG.integers(0, 1 << 16, (47, 48)), [[0, 1 << 15] * 24]]).astype(np.uint16)
+
+
+@pytest.mark.parametrize("values", [GREY, DEEP, FULL, FULL.astype(np.int16)])
+def test_lossless_jpeg_is_exact(
+    tmp_path: Path, values: np.ndarray, lossless_jpeg: Callable[[np.ndarray], bytes]
+) -> None:
+    stream = lossless_jpeg(values.view(f"u{values.itemsize}"))
+    data = dataset(values, "1.2.840.10008.1.2.4.70", PixelData=encapsulate([stream]))
+    data["PixelData"].is_undefined_length = True
+    path = saved(data, tmp_path / "a.dcm")
+    with opened(path) as source:
+        assert not source.lossy
+        (stored,) = source.stored()
+    assert stored.dtype == values.dtype
+    assert (stored == values).all()
+    expected = stretched(values) if values.itemsize == 2 else values
+    assert (read_images(path, SAME)[0] == expected).all()
 
 
 @pytest.mark.parametrize("colours", [False, True])

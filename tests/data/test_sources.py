@@ -7,7 +7,7 @@ import pytest
 
 import medduet.data
 from medduet.data import open_images
-from medduet.errors import ConfigError, MissingFileError
+from medduet.errors import ConfigError, DataError, MissingFileError
 
 
 def test_every_public_name_is_there() -> None:
@@ -44,6 +44,24 @@ def test_unknown_names_list_the_closest() -> None:
         open_images("xyz")
     with pytest.raises(ConfigError, match="phantom"):
         open_images("phantoms")
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("a.tsv", "a .tsv file"),
+        ("a.xlsx", "a .xlsx file"),
+        ("a.json", "a .json file"),
+        ("a", "file"),
+    ],
+)
+def test_files_of_other_kinds_are_told_what_is_accepted(
+    name: str, given: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("path\tlabel\n")
+    accepted = r"an \.npz, a folder of images or a table of them \(\.csv, \.parquet\)"
+    with pytest.raises(DataError, match=rf"{name}: expected {accepted}, given .*{given}$"):
+        open_images(str(tmp_path / name))
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

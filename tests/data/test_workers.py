@@ -11,13 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from medduet.data.workers import map_files
+from medduet.data.workers import Passing, map_files
 from medduet.errors import DataError
 
 FUNCTIONS = """
-import ctypes, os, time
+import ctypes, errno, os, time
 
 def act(item):
+    if item == "killed":
+        os.kill(os.getpid(), 9)
+    if item == "disk":
+        raise OSError(errno.EIO, "Input/output error")
     if item == "segfault":
         ctypes.string_at(0)
     if item == "exit":
@@ -41,6 +45,8 @@ def large(path):
 def once(path):
     if not path.exists():
         path.touch()
+        if path.name == "slow":
+            time.sleep(60)
         os._exit(1)
     return "second time"
 """
@@ -78,18 +84,25 @@ def test_nothing_to_do(functions: object) -> None:
         ("sleep", "expected to take at most 1 s, given more"),
         ("memory", "expected to fit into the memory given, given more"),
         ("fault", "ValueError: of two lines"),
+        ("killed", "expected to be read, given a reader that died of SIGKILL"),
+        ("disk", "OSError: [Errno 5] Input/output error"),
     ],
 )
 def test_a_fault_costs_its_item(functions: object, item: str, reason: str) -> None:
     items = [*range(40), item, *range(40)]
     found = dict(map_files(functions.act, items, processes=2, seconds=1))
+    assert isinstance(found[40], Passing) == (item in ("sleep", "memory", "killed", "disk"))
     assert found.pop(40) == reason
     assert found == {k: 2 * items[k] for k in found}
     assert len(found) == 80
 
 
-def test_an_item_whose_worker_died_is_tried_again(functions: object, tmp_path: Path) -> None:
-    assert list(map_files(functions.once, [tmp_path / "mark"])) == [(0, "second time")]
+@pytest.mark.parametrize("name", ["mark", "slow"])
+def test_an_item_that_cost_its_worker_is_tried_again(
+    functions: object, tmp_path: Path, name: str
+) -> None:
+    found = list(map_files(functions.once, [tmp_path / name], seconds=1))
+    assert found == [(0, "second time")]
 
 
 def test_results_that_wait_are_bounded(functions: object, tmp_path: Path) -> None:
@@ -125,7 +138,7 @@ def test_many_small_items_are_fast(functions: object) -> None:
 SCRIPT = """
 import sys
 from worker_functions import act
-from medduet.data.workers import map_files
+from medduet.data.workers import Passing, map_files
 print("main runs once")
 print([result for _, result in map_files(act, sys.argv[1:], processes=2)], flush=True)
 """

@@ -302,3 +302,47 @@ def test_three_processes_learn_what_one_learns(
     for left, right in zip(*rows, strict=True):
         for part in ("train", "val"):
             assert_close(right[part], left[part])
+
+
+APART = """
+import json, os, sys
+from pathlib import Path
+import medduet
+from medduet.config import parse_config
+run, out = sys.argv[1], Path(sys.argv[2])
+rank = os.environ["RANK"]
+settings = json.loads((out / "config.json").read_text())
+settings["data"]["cache"] = str(out / f"cache {rank}")
+config = parse_config(settings, "test")
+errors = []
+for act in (lambda: medduet.train(config), lambda: medduet.evaluate(run, data=config.data)):
+    try:
+        act()
+    except medduet.ConfigError as error:
+        errors.append(str(error))
+(out / f"errors {rank}.json").write_text(json.dumps(errors))
+"""
+
+
+def test_processes_with_other_splits_are_refused_in_each(
+    make_config: MakeConfig, trained_by_two: Path, tmp_path: Path
+) -> None:
+    data = {"count": 20, "split": "made", "group_by": "none"}
+    config = make_config(tmp_path / "run", data=data)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    (tmp_path / "script.py").write_text(APART)
+    for rank in range(2):
+        open_images(config.data.model_copy(update={"cache": tmp_path / f"cache {rank}"}))
+    # As a search for duplicates on another processor may come to another split.
+    (split,) = (tmp_path / "cache 1" / "splits").iterdir()
+    text = split.read_text()
+    split.write_text(text.replace(",val", ",x").replace(",test", ",val").replace(",x", ",test"))
+    torchrun(2, str(tmp_path / "script.py"), str(trained_by_two), str(tmp_path))
+    expected = (
+        "expected the same images and split of phantom in all 2 processes, given others in process "
+        "1 than in 0: give them one shared cache by --data.cache, or a split by --data.split "
+        "FILE.csv"
+    )
+    for rank in range(2):
+        assert read_json(tmp_path / f"errors {rank}.json") == [expected, expected]
+    assert not (tmp_path / "run").exists()

@@ -24,7 +24,7 @@ from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
 from medduet.data.reading import Facts, ReadJob, ReadOptions, probe, read_job
 from medduet.data.store import check_room, growing_array, open_split, stored
-from medduet.data.workers import map_files
+from medduet.data.workers import Passing, map_files
 from medduet.errors import DataError
 from medduet.files import read_json, write_json, write_text
 from medduet.types import UNKNOWN_LABEL
@@ -32,7 +32,7 @@ from medduet.types import UNKNOWN_LABEL
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 224
-_FORMAT = "files-1"  # part of each store's key; raise it when what `_build` writes changes
+_FORMAT = "files-2"  # part of each store's key; raise it when what `_build` writes changes
 _SHOWN = 5
 _WHOLE, GIVEN = "all", "given"
 Fault = tuple[str, str]
@@ -123,8 +123,9 @@ def _build(
     faults = list(listing.faults)
     known, more = _probe(listing, progress)
     faults += more
-    if not known:
+    if config.skip_broken or not known:  # what is not skipped, before hours of work for nothing
         _refuse(faults, listing, config, root)
+    if not known:
         raise DataError(f"{listing.name}: none of its {len(listing.items)} files can be read")
     options = ReadOptions(
         size=config.size or _own_size(known),
@@ -267,11 +268,22 @@ def _label(item: Item, listing: Listing) -> int | list[int]:
 
 
 def _refuse(faults: Sequence[Fault], listing: Listing, config: DataConfig, root: Path) -> None:
-    """Raise a DataError that names what can't be read, unless that may be skipped."""
-    # What a library would mend is not broken, and would stay left out once it is there.
+    """Raise a DataError that names what can't be read, unless that may be skipped.
+
+    Only what is wrong with a file itself may be: the store is kept until a file changes, so what
+    was left out for another reason would stay out, and which images a set has would depend on how
+    busy the machine was. What a library would mend, or what may pass, is always an error.
+    """
+    files = len(listing.items)
     missing = [fault for fault in faults if "pip install" in fault[1]]
     if config.skip_broken and missing:
-        raise DataError(f"{listing.name}: {_told(missing, len(listing.items))}")
+        raise DataError(f"{listing.name}: {_told(missing, files)}")
+    passing = [fault for fault in faults if isinstance(fault[1], Passing)]
+    if config.skip_broken and passing:
+        raise DataError(
+            f"{listing.name}: {_told(passing, files)}; they may be whole, so they are not "
+            "skipped: try again with more time and memory, or take them out"
+        )
     if not faults or config.skip_broken:
         return
     path = root / "broken" / f"{listing.name}.csv"
@@ -279,7 +291,7 @@ def _refuse(faults: Sequence[Fault], listing: Listing, config: DataConfig, root:
     csv.writer(table, lineterminator="\n").writerows([("file", "reason"), *faults])
     write_text(path, table.getvalue())
     raise DataError(
-        f"{listing.name}: {_told(faults, len(listing.items))}"
+        f"{listing.name}: {_told(faults, files)}"
         f"{f' (all in {path})' if len(faults) > _SHOWN else ''}; mend them, or leave them out with "
         "--data.skip-broken"
     )

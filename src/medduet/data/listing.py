@@ -3,7 +3,7 @@
 A folder is ``[SPLIT/][CLASS/][GROUP/]IMAGE``: sub-folders called train, val and test (or training,
 valid, validation, testing) are splits, those below them classes, and those below these groups such
 as patients. Masks lie beside their images as ``NAME_mask.png`` (and ``NAME_mask_1.png``, ...), or
-in another folder under the same names, as where ``DATA`` holds ``images`` and ``masks``.
+in another folder under the same names, see `medduet.data.folders`.
 
 A table, CSV or Parquet, has one row per image: ``path``, and where known ``label`` (or ``labels``:
 several, separated by ``|``), ``mask`` (one or more, separated by ``|``), ``group`` and ``split``.
@@ -13,27 +13,25 @@ Paths are relative to the table.
 from __future__ import annotations
 
 import csv
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medduet.data.folders import Place, images_and_masks, masks_of, natural
 from medduet.data.imageset import SPLITS
-from medduet.data.reading import is_image, stem_of
 from medduet.errors import DataError, MissingFileError
 
 TABLES = (".csv", ".parquet")
 """Endings of tables of images."""
 UNKNOWN = "?"
+_SHOWN = 8
 _SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-_IMAGES, _MASKS = ("images", "image", "imgs"), ("masks", "mask")
-_MASK_OF = re.compile(r"(?P<of>.+)_mask(?:[_-]?\d+)?")
 _ALIASES = {
     "path": ("path", "image", "file", "filename", "filepath"),
     "label": ("label", "class", "diagnosis"),
@@ -87,148 +85,68 @@ class Listing:
 def list_folder(root: Path, masks: Path | None = None) -> Listing:
     """List the images in and under the folder `root`.
 
+    Links are followed, but not in circles. Files whose names are not UTF-8 are faults.
+
     Args:
         root: see the module.
         masks: folder that holds the masks under the names of the images; ``None`` for those beside
-            the images, or in ``root/masks`` if there is also ``root/images``.
+            the images, or in folders called so.
 
     Raises:
         MissingFileError: there is no such folder.
-        DataError: no image is in it.
+        DataError: no image is in it, or what belongs together is not clear.
     """
     for folder, what in ((root, "images"), (masks, "masks")):
         if folder is not None and not folder.is_dir():
             raise MissingFileError(f"expected a folder of {what} at {folder}, given no folder")
-    items: list[Item] = []
-    faults: list[tuple[str, str]] = []
-    for split, images, beside in _places(root, masks):
-        found, orphans = _list_place(root, images, beside, split)
-        items += found
-        faults += orphans
-    if not items:
+    images, drawn, faults = images_and_masks(root, masks)
+    if not images:
+        unusable = f" but {faults[0][0]}: {faults[0][1]}" if faults else ""
         raise DataError(
             f"{root}: expected images (PNG, JPEG, TIFF, DICOM, NIfTI, ...) in it or in sub-folders "
-            "named after classes, found none"
+            f"named after classes, found none{unusable}"
         )
-    # A folder of masks may serve several splits, each of which uses some of them.
+    splits = _splits(root, images)
+    items = []
+    for path, place in images.items():
+        inner = place[1:] if splits else place
+        name, mask_files = path.relative_to(root).as_posix(), masks_of(path, (place, inner), drawn)
+        labels, group, split = inner[:1] or None, "/".join(inner[1:]), splits.get(place[:1], "")
+        items.append(Item(name, path, mask_files, labels, group, split))
+        if len(folders := {mask.parent for mask in mask_files}) > 1:
+            given = " and ".join(sorted(map(str, folders)))
+            raise DataError(f"{path}: expected its masks in one folder, given {given}: move one")
     uses = Counter(mask for item in items for mask in item.masks)
-    faults = [fault for fault in dict.fromkeys(faults) if Path(fault[0]) not in uses]
     if shared := [mask for mask, count in uses.items() if count > 1]:
         raise DataError(
             f"{shared[0]}: expected a mask of one image, given {uses[shared[0]]} images of this "
             "name: put masks into folders as their images are"
         )
-    items.sort(key=lambda item: _natural(item.name))
+    alone = [path for paths in drawn.values() for path in paths if path not in uses]
+    reason = "expected an image of this name, too, found a mask alone"
+    faults += [(str(path), reason) for path in alone]
+    items.sort(key=lambda item: natural(item.name))
     names = _class_names({label for item in items for label in item.labels or ()})
     return Listing(root.resolve().name, tuple(items), names, False, tuple(faults))
 
 
-def _places(root: Path, masks: Path | None) -> Iterator[tuple[str, Path, Path | None]]:
-    """Give each split's name, folder of images and folder of masks (``None``: beside them)."""
-    images, masks = _pair(root, masks)
-    folders = [(_SPLIT_OF.get(path.name.lower(), ""), path) for path in _folders(images)]
-    splits = [split for split, _ in folders if split]
-    if len(set(splits)) < 2:  # one folder may be a class of that name
-        yield "", images, masks
-        return
-    others = [path.name for split, path in folders if not split and next(_walk(path), None)]
-    others += [path.name for path in _files(images) if is_image(path)]
-    if others or len(splits) > len(set(splits)):
-        given = ", ".join([path.name for split, path in folders if split] + others)
+def _splits(root: Path, images: Mapping[Path, Place]) -> dict[Place, str]:
+    """Return the split that each first folder of a place stands for, if they are splits."""
+    names = dict.fromkeys(place[0] if place else path.name for path, place in images.items())
+    splits = {name: _SPLIT_OF[name.lower()] for name in names if name.lower() in _SPLIT_OF}
+    if len(set(splits.values())) < 2:  # one folder may be a class of that name
+        return {}
+    if len(splits) < len(names) or len(splits) > len(set(splits.values())):
+        given = ", ".join([*splits, *(name for name in names if name not in splits)][:_SHOWN])
         raise DataError(
-            f"{images}: expected one folder for each of train, val and test and no images beside "
+            f"{root}: expected one folder for each of train, val and test and no images beside "
             f"them, given {given}; masks in another folder are given by --data.masks"
         )
-    for split, folder in folders:
-        if not split:
-            continue
-        if masks is None:
-            yield split, *_pair(folder, None)
-        else:
-            yield split, folder, masks / folder.name if (masks / folder.name).is_dir() else masks
+    return {(name,): split for name, split in splits.items()}
 
 
-def _pair(root: Path, masks: Path | None) -> tuple[Path, Path | None]:
-    """Return the folders of images and of masks in `root`, where these are apart."""
-    inside = {path.name.lower(): path for path in _folders(root)}
-    images = next((inside[name] for name in _IMAGES if name in inside), None)
-    apart = masks or next((inside[name] for name in _MASKS if name in inside), None)
-    if images is None or (apart is None and len(inside) > 1):
-        return root, masks
-    return images, apart
-
-
-def _list_place(
-    root: Path, images: Path, masks: Path | None, split: str
-) -> tuple[list[Item], list[tuple[str, str]]]:
-    beside: dict[tuple[Path, str], list[Path]] = defaultdict(list)
-    files: list[Path] = []
-    mask_files: list[Path] = []
-    for path in _walk(images):
-        if masks is not None and path.is_relative_to(masks):
-            continue
-        named = _MASK_OF.fullmatch(stem_of(path)) if masks is None else None
-        (mask_files if named else files).append(path)
-    for path in _walk(masks) if masks is not None else mask_files:
-        named = _MASK_OF.fullmatch(stem_of(path))
-        place = path.parent.relative_to(images if masks is None else masks)
-        beside[place, named["of"] if named else stem_of(path)].append(path)
-    items, used = [], set()
-    for path in files:
-        place = path.parent.relative_to(images)
-        parts = place.parts
-        if any(part.lower() in _MASKS for part in parts):
-            raise DataError(
-                f"{path}: expected masks beside their images as NAME_mask.png, or in one folder of "
-                "their own beside images, given a folder of masks within a class: list them in a "
-                "table (.csv)"
-            )
-        # Masks in another folder may lie there without the folders of the classes.
-        key = next(
-            (k for k in ((place, stem_of(path)), (Path(), stem_of(path))) if k in beside), None
-        )
-        used.add(key)
-        items.append(
-            Item(
-                path.relative_to(root).as_posix(),
-                path,
-                tuple(beside[key]) if key else (),
-                (parts[0],) if parts else None,
-                "/".join(parts[1:]),
-                split,
-            )
-        )
-    orphans = [path for key, paths in beside.items() if key not in used for path in paths]
-    return items, [
-        (str(path), "expected an image of this name, too, found a mask alone") for path in orphans
-    ]
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Give the images in and under `folder`, in order; what is hidden is left out."""
-    for path in _files(folder):
-        if is_image(path):
-            yield path
-    for inside in _folders(folder):
-        yield from _walk(inside)
-
-
-def _files(folder: Path) -> list[Path]:
-    shown = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted((path for path in shown if path.is_file()), key=lambda path: _natural(path.name))
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _natural(name: str) -> list[tuple[int, int | str]]:
-    """Return a key that sorts ``a (2)`` before ``a (10)``."""
-    return [(0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", name) if p]
-
-
-def _class_names(found: set[str]) -> tuple[str, ...]:
-    return tuple(sorted(found, key=_natural))
+def _class_names(found: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(found, key=natural))
 
 
 def list_table(path: Path) -> Listing:

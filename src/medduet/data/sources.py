@@ -14,7 +14,8 @@ from medduet.data.listing import TABLES, list_folder, list_table
 from medduet.data.medmnist import DEFAULT_SIZE, fetch_medmnist, lookup, medmnist_sets
 from medduet.data.npz import open_npz
 from medduet.data.phantom import phantom_images
-from medduet.errors import ConfigError, closest
+from medduet.errors import ConfigError, DataError, closest
+from medduet.files import as_text
 
 
 def open_images(
@@ -62,11 +63,15 @@ def open_images(
         listing = list_folder(path, data.masks) if path.is_dir() else list_table(path)
         images, given = open_files(listing, data, progress)
         return arrange(images, given, data, progress, saved_split)
-    elif data.name.endswith(".npz") or Path(data.name).is_file():
+    elif data.name.lower().endswith(".npz"):
         images = open_npz(Path(data.name), size=data.size, cache=data.cache, progress=progress)
     else:
+        accepted = f"an .npz, a folder of images or a table of them ({', '.join(TABLES)})"
+        if Path(data.name).is_file():
+            kind = f"a {Path(data.name).suffix} file".replace("  ", " ")
+            raise DataError(f"{data.name}: expected {accepted}, given {kind}")
         names = ["phantom", *medmnist_sets()]
-        hint = closest(data.name, names, "give the path of an .npz, a folder or a table")
+        hint = closest(data.name, names, f"give the path of {accepted}")
         raise ConfigError(f"unknown data set {data.name!r}: {hint}")
     return arrange(images, None, data, progress, saved_split)
 
@@ -78,7 +83,10 @@ def is_files(data: DataConfig) -> bool:
 
 
 def _check(data: DataConfig) -> None:
-    """Refuse options of one kind of set that are given for another."""
+    """Refuse options of one kind of set that are given for another, and paths that are no text."""
+    for given in (data.name, str(data.masks or "")):
+        if as_text(given) != given:  # no record of a run could name it
+            raise ConfigError(f"{as_text(given)}: expected a path in UTF-8: rename it")
     phantom, files = data.name == "phantom", is_files(data)
     if data.count is not None and not phantom:
         raise ConfigError(f"count is for phantom only, given with {data.name!r}")

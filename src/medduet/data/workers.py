@@ -7,6 +7,7 @@ imports the function by its name and never the program's main module, so scripts
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -33,10 +34,18 @@ SECONDS = 120.0
 _HELD = 1 << 28  # bytes of answers that wait for an earlier one before no more work is given out
 _CHUNK = 64
 _SHORT, _LONG = 0.05, 0.5  # seconds; chunks double and halve to take a time between
+_PASSING = (errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # of memory and of far disks
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from medduet.data.workers import serve; serve(*map(int, sys.argv[2:]))"
 )
+
+
+class Passing(str):
+    """Why there is no result, if that says nothing of the item: another time there may be one.
+
+    It took too long, memory did not suffice, the system killed its reader, or a disk is away.
+    """
 
 
 def map_files(
@@ -49,8 +58,8 @@ def map_files(
 ) -> Iterator[tuple[int, R | str]]:
     """Call `function` with each item in worker processes.
 
-    A worker that dies is replaced, and the item it worked on is tried once more on its own: it may
-    have been the system's lack of memory.
+    A worker that dies or takes too long is replaced, and the item it worked on is tried once more
+    on its own: it may have been the system's lack of memory.
 
     Args:
         function: a function of an importable module, or a ``partial`` of one.
@@ -61,7 +70,8 @@ def map_files(
 
     Yields:
         For each item in order its number and the result, or one line of text that says why there
-        is none. At most 256 MiB of results wait for an earlier one.
+        is none, `Passing` if there may be one another time. At most 256 MiB of results wait for an
+        earlier one.
 
     Raises:
         DataError: if workers don't start.
@@ -129,7 +139,7 @@ class _Pool:
         self._fresh = 0
         self._chunk = 1
         self._again: deque[int] = deque()
-        self._died_once: set[int] = set()
+        self._failed_once: set[int] = set()
 
     def new_worker(self) -> _Worker:
         return _Worker(self.function, self.memory)
@@ -202,13 +212,14 @@ class _Pool:
         how = f"ended with code {code}" if code >= 0 else f"died of {signal.Signals(-code).name}"
         if not worker.is_ready:
             raise DataError(f"expected workers to start, given one that {how}")
-        if expired:
-            number = worker.todo.popleft()
-            self.answers[number] = f"expected to take at most {self.seconds:g} s, given more"
-        elif worker.todo and worker.todo[0] in self._died_once:
-            self.answers[worker.todo.popleft()] = f"expected to be read, given a reader that {how}"
+        if worker.todo and worker.todo[0] not in self._failed_once:
+            self._failed_once.add(worker.todo[0])
         elif worker.todo:
-            self._died_once.add(worker.todo[0])
+            reason = f"expected to be read, given a reader that {how}"
+            if expired:
+                reason = f"expected to take at most {self.seconds:g} s, given more"
+            passing = expired or code == -signal.SIGKILL  # by the system, for lack of memory
+            self.answers[worker.todo.popleft()] = Passing(reason) if passing else reason
         self._again.extend(worker.todo)
         self.workers[place] = self.new_worker()
 
@@ -244,9 +255,12 @@ def _answer(function: Callable[[Any], Any], item: Any) -> bytes:
     try:
         return bytes(ForkingPickler.dumps(function(item)))
     except MemoryError:
-        return bytes(ForkingPickler.dumps("expected to fit into the memory given, given more"))
+        reason = Passing("expected to fit into the memory given, given more")
+        return bytes(ForkingPickler.dumps(reason))
     except Exception as error:  # one file's fault, whatever it is
-        return bytes(ForkingPickler.dumps(_reason(error)))
+        cause = error.__cause__ or error  # readers name the file and tell what was behind it
+        passing = isinstance(cause, MemoryError) or getattr(cause, "errno", None) in _PASSING
+        return bytes(ForkingPickler.dumps((Passing if passing else str)(_reason(error))))
 
 
 def _reason(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 
 from medduet.config import DataConfig, RunConfig
 from medduet.data import ProgressFactory, open_images
@@ -32,6 +34,27 @@ def open_data(
             "--data FILE.npz, a folder of images, or phantom"
         )
     return open_images(config, progress=progress, saved_split=saved_split)
+
+
+def check_agreed(fabric: Fabric, data: ImageSet) -> None:
+    """Refuse to go on with other images, or another split of them, in another process.
+
+    Each process opens them by itself, and where caches are not shared each makes its own split:
+    what one trains on could be what another judges. All processes have to call this.
+
+    Raises:
+        ConfigError: in every process, if any two differ.
+    """
+    own = torch.tensor([*hashlib.sha256(data.fingerprint.encode()).digest()], device=fabric.device)
+    everywhere = fabric.all_gather(own)
+    assert isinstance(everywhere, torch.Tensor)
+    everywhere = everywhere.reshape(-1, len(own))
+    if others := (everywhere != everywhere[0]).any(dim=1).nonzero().flatten().tolist():
+        raise ConfigError(
+            f"expected the same images and split of {data.name} in all {len(everywhere)} "
+            f"processes, given others in process {others[0]} than in 0: give them one shared cache "
+            "by --data.cache, or a split by --data.split FILE.csv"
+        )
 
 
 def prepared_as(config: DataConfig, preprocessing: Mapping[str, Any]) -> DataConfig:
