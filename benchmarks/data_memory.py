@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from benchmarks.data import memory, smooth_images
 
 LIMIT = 1500  # MB
