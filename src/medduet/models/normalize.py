@@ -69,5 +69,15 @@ class Normalize(nn.Module):
                 f"expected images of shape (N, {self.channels}, H, W), but got "
                 f"{tuple(image.shape)}: the network was built for {self.channels} channel(s)"
             )
-        image = image.to(self.mean.dtype) / 255 if image.dtype == torch.uint8 else image
-        return (image - self.mean) / self.std
+        if image.dtype != torch.uint8:
+            return (image - self.mean) / self.std
+        # In place, since new memory costs a CPU more than the arithmetic.
+        image = image.to(self.mean.dtype).div_(255)
+        rows, mean, std = image, self.mean, self.std
+        beside = self.channels > 1 and image.is_contiguous(memory_format=torch.channels_last)
+        if beside and image.is_cpu:
+            # The values of a pixel lie side by side: torch would go in steps of C, not of a row.
+            rows = image.permute(0, 2, 3, 1).flatten(2)
+            mean, std = (x.flatten().repeat(image.shape[3]) for x in (mean, std))
+        rows.sub_(mean).div_(std)
+        return image
