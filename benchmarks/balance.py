@@ -24,8 +24,9 @@ from lightning.fabric import Fabric
 from medduet import ConfigError, create_model
 from medduet.config import ObjectiveConfig, RunConfig
 from medduet.engine.experiment import Experiment
-from medduet.engine.fit import _new_state, _train_step
+from medduet.engine.fit import _new_state
 from medduet.engine.folder import RunFolder
+from medduet.engine.step import train_step
 from medduet.objectives import Objective
 from medduet.objectives.balance import BALANCES
 from medduet.types import Batch, DenseLayout
@@ -54,7 +55,7 @@ def make_step(name: str) -> Callable[[], object]:
     mask = (image[:, 0] > 200).long()
     known = torch.ones(BATCH, dtype=torch.bool)
     batch = Batch(image, torch.arange(BATCH) % 3, mask, known, torch.arange(BATCH))
-    return lambda: _train_step(experiment, state, batch)
+    return lambda: train_step(experiment, state, batch)
 
 
 def seconds(step: Callable[[], object]) -> float:

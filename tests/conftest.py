@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import http.server
+import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import yaml
 
 if TYPE_CHECKING:
     from medduet import RunConfig, RunRecord
@@ -83,7 +92,12 @@ def make_config() -> Callable[..., RunConfig]:
             "data": {"name": "phantom", "size": 16, "count": 40},
             "model": {"width": 2},
             "objective": {"tasks": ["classify", "segment", "reconstruct"]},
-            "train": {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3},
+            "train": {
+                "epochs": 2,
+                "batch_size": 8,
+                "learning_rate": 1e-3,
+                "precision": "32-true",  # and not what this machine is best at
+            },
             "evaluate": {"bootstrap": 100},
         }
         values = {name: section | changes.pop(name, {}) for name, section in sections.items()}
@@ -105,3 +119,267 @@ def finished_run(
     train = {"epochs": 4, "augment": "flip", "learning_rate": 0.02}
     changes = {"train": train, "evaluate": {"protocol": "paper"}}
     return medduet.train(make_config(out, **changes))
+
+
+class FolderServer(http.server.ThreadingHTTPServer):
+    """Serves a folder on loopback, keeps what was asked for, and fails when told to.
+
+    Attributes:
+        asked: the name of each file that was asked for, in order.
+        failures: the statuses with which the next requests are answered.
+        dead: whether every request is answered with 503.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.asked = folder, list[str]()
+        self.failures, self.dead = list[int](), False
+        super().__init__(("127.0.0.1", 0), _FolderHandler)
+
+    @property
+    def address(self) -> str:
+        """The URL of the folder."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _FolderHandler(http.server.SimpleHTTPRequestHandler):
+    server: FolderServer
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments, directory=str(arguments[2].folder))
+
+    def do_GET(self) -> None:
+        server = self.server
+        server.asked.append(self.path.lstrip("/"))
+        if server.dead or server.failures:
+            self.send_error(503 if server.dead else server.failures.pop(0))
+        else:
+            super().do_GET()
+
+    def log_message(self, *arguments: Any) -> None: ...
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Path], FolderServer]]:
+    """A function that serves a folder on loopback until the test is over."""
+    running = []
+
+    def start(folder: Path) -> FolderServer:
+        server = FolderServer(folder)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        running.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class HubServer(http.server.ThreadingHTTPServer):
+    """Speaks as much of the Hugging Face hub as reading and writing models takes; on loopback.
+
+    The token ``writer`` may write and see all, ``reader`` may see all.
+
+    Attributes:
+        root: of the repositories, one folder ``OWNER/NAME`` each.
+        private: the names of those that only a token may see.
+        asked: method and path of each request, in order.
+        agents: what the callers say they are.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.root = folder, folder / "hub"
+        self.root.mkdir()
+        self.private, self.asked, self.agents = set[str](), list[str](), set[str]()
+        self.uploads = dict[str, bytes]()
+        super().__init__(("127.0.0.1", 0), _HubHandler)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def commit(self, name: str) -> str:
+        """Return the only commit of a repository, which its files make."""
+        files = sorted((self.root / name).iterdir())
+        content = b"".join(file.name.encode() + file.read_bytes() for file in files)
+        return hashlib.sha1(content).hexdigest()
+
+    def run(self, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run Python that takes this for the hub, whose address is read on import."""
+        own = {
+            "HF_ENDPOINT": self.address,
+            "HF_HOME": str(self.folder / "hf"),
+            "HF_HUB_DISABLE_XET": "1",  # another protocol, with another server
+            "MEDDUET_CACHE": str(self.folder / "cache"),
+        }
+        cleared = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env=cleared | own | environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+            cwd=self.folder,
+        )
+
+
+class _HubHandler(http.server.BaseHTTPRequestHandler):
+    server: HubServer
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    do_GET = do_POST = do_PUT = do_HEAD  # noqa: N815
+
+    def answer(self) -> None:
+        hub, path = self.server, unquote(self.path.partition("?")[0])
+        hub.asked.append(f"{self.command} {path}")
+        hub.agents.add(self.headers.get("User-Agent", ""))
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        match path.strip("/").split("/"):
+            case ["upload", oid]:
+                hub.uploads[oid] = self.body
+                self.send(200)
+            case ["api", "validate-yaml"]:
+                content = json.loads(self.body)["content"]
+                good = isinstance(yaml.safe_load(content.split("\n---\n")[0].strip("-")), dict)
+                self.send(200 if good else 400, {"errors": [], "warnings": []})
+            case ["api", "repos", "create"]:
+                self.create(json.loads(self.body))
+            case ["api", "models", owner, name, *rest]:
+                if self.may_see(f"{owner}/{name}"):
+                    self.model(f"{owner}/{name}", rest)
+            case [owner, git, "info", "lfs", "objects", "batch"] if git.endswith(".git"):
+                self.send(
+                    200, {"objects": [self.place(x) for x in json.loads(self.body)["objects"]]}
+                )
+            case [owner, name, "resolve", revision, file]:
+                if self.may_see(f"{owner}/{name}"):
+                    self.resolve(f"{owner}/{name}", revision, file)
+            case _:
+                self.send(404)
+
+    @property
+    def token(self) -> str:
+        return self.headers.get("Authorization", "").removeprefix("Bearer ")
+
+    def may_write(self) -> bool:
+        if self.token != "writer":
+            self.send(403 if self.token else 401, {"error": "no permission to write"})
+        return self.token == "writer"
+
+    def may_see(self, name: str) -> bool:
+        seen = (self.server.root / name).is_dir()
+        seen = seen and (name not in self.server.private or bool(self.token))
+        if not seen:  # as there: not even whether there is such a repository
+            self.send(
+                404 if self.token else 401, {"error": "no"}, **{"X-Error-Code": "RepoNotFound"}
+            )
+        return seen
+
+    def create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        if not self.may_write():
+            return
+        if (self.server.root / name).is_dir():
+            self.send(409, {"error": "there already", "url": f"{self.server.address}/{name}"})
+            return
+        (self.server.root / name).mkdir(parents=True)
+        if asked.get("private") or asked.get("visibility") == "private":
+            self.server.private.add(name)
+        self.send(200, {"url": f"{self.server.address}/{name}", "name": name})
+
+    def model(self, name: str, rest: list[str]) -> None:
+        folder, commit = self.server.root / name, self.server.commit(name)
+        about = {"id": name, "modelId": name, "sha": commit, "siblings": [], "tags": []}
+        match rest:
+            case [] | ["revision", _]:
+                if rest and rest[1] not in ("main", "v1", commit):
+                    self.send(404, {"error": "no"}, **{"X-Error-Code": "RevisionNotFound"})
+                else:
+                    self.send(200, about | {"private": name in self.server.private, "downloads": 0})
+            case ["tree", _]:
+                files = [file for file in folder.iterdir() if file.is_file()]
+                rows = [
+                    {
+                        "type": "file",
+                        "path": file.name,
+                        "size": file.stat().st_size,
+                        "oid": "0" * 40,
+                    }
+                    for file in files
+                ]
+                self.send(200, rows)
+            case ["preupload", _] if self.may_write():
+                files = json.loads(self.body)["files"]
+                mode = {True: "lfs", False: "regular"}
+                self.send(
+                    200,
+                    {
+                        "files": [
+                            {
+                                "path": file["path"],
+                                "shouldIgnore": False,
+                                "uploadMode": mode[file["path"].endswith(".safetensors")],
+                            }
+                            for file in files
+                        ]
+                    },
+                )
+            case ["commit", _] if self.may_write():
+                for line in self.body.splitlines():
+                    step = json.loads(line)
+                    value = step["value"]
+                    if step["key"] == "file":
+                        (folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+                    elif step["key"] == "lfsFile":
+                        (folder / value["path"]).write_bytes(self.server.uploads[value["oid"]])
+                commit = self.server.commit(name)
+                url = f"{self.server.address}/{name}/commit/{commit}"
+                self.send(200, {"commitUrl": url, "commitOid": commit})
+
+    def place(self, asked: dict[str, Any]) -> dict[str, Any]:
+        href = f"{self.server.address}/upload/{asked['oid']}"
+        return asked | {"actions": {"upload": {"href": href, "header": {}}}}
+
+    def resolve(self, name: str, revision: str, file: str) -> None:
+        path, commit = self.server.root / name / file, self.server.commit(name)
+        if revision not in ("main", "v1", commit):
+            self.send(404, **{"X-Error-Code": "RevisionNotFound"})
+        elif not path.is_file():
+            self.send(404, **{"X-Error-Code": "EntryNotFound"})
+        else:
+            content = path.read_bytes()
+            tag = hashlib.sha256(content).hexdigest()
+            self.send(200, content, **{"ETag": f'"{tag}"', "X-Repo-Commit": commit})
+
+    def send(self, status: int, content: Any = b"", **headers: str) -> None:
+        if not isinstance(content, bytes):
+            content = json.dumps(content).encode()
+            headers["Content-Type"] = "application/json"
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, *arguments: Any) -> None: ...
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubServer]:
+    """A Hugging Face hub on loopback, until the test is over."""
+    with HubServer(tmp_path) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()

@@ -229,7 +229,8 @@ def test_help(capsys: Capture) -> None:
         shown = capsys.readouterr().out
         assert all(name in shown for name in recipe_names())
         assert "medduet train paper --data bloodmnist" in shown
-    for words in (["demo"], ["train", "segment"], ["evaluate"], ["datasets"], ["models"], ["show"]):
+    words_of = ["demo", "train segment", "evaluate", "datasets", "models", "show", "shard"]
+    for words in (text.split() for text in words_of):
         with pytest.raises(SystemExit) as stop:
             main([*words, "--help"])
         assert not stop.value.code

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from medduet.files import atomic_path, finite, read_json, write_json, write_text
+from medduet.errors import StorageError
+from medduet.files import atomic_folder, atomic_path, finite, read_json, write_json, write_text
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -24,6 +28,71 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         fail_half_way()
     assert path.read_text() == "old"
     assert [file.name for file in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    with atomic_folder(path) as temporary:
+        (temporary / "a.txt").write_text("old")
+
+    def fail_half_way() -> None:
+        with atomic_folder(path) as temporary:
+            (temporary / "b.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way()
+    assert [file.name for file in path.iterdir()] == ["a.txt"]
+    assert [folder.name for folder in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_folders_of_killed_processes_are_removed_and_those_of_others_are_not(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / ".bundle.killed.tmp"
+    left.mkdir()
+    (left / "model.safetensors").write_text("half")
+    (tmp_path / ".other.killed.tmp").mkdir()
+    with atomic_folder(tmp_path / "bundle") as first:
+        assert not left.exists()
+        with atomic_folder(tmp_path / "bundle") as second:
+            assert first.exists()
+            (second / "a.txt").write_text("second")
+        (first / "a.txt").write_text("first")
+    assert (tmp_path / "bundle" / "a.txt").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.killed.tmp", "bundle"]
+
+
+def test_a_file_that_may_not_be_read_is_no_disk_that_may_not_be_written(tmp_path: Path) -> None:
+    def write(forbidden: Path) -> None:
+        with atomic_path(tmp_path / "out" / "file.txt"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(forbidden))
+
+    with pytest.raises(PermissionError):
+        write(tmp_path / "in" / "source.png")
+    with pytest.raises(StorageError, match=r"can't write .*file\.txt: Permission denied"):
+        write(tmp_path / "out" / ".file.txt.x.tmp")
+
+
+def test_a_folder_is_there_at_every_moment(tmp_path: Path) -> None:
+    """A reader beside a writer always finds one whole state."""
+    path, stop, seen = tmp_path / "bundle", threading.Event(), set[str]()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add((path / "a.txt").read_text())
+
+    with atomic_folder(path) as folder:
+        (folder / "a.txt").write_text("0")
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        for number in range(1, 200):
+            with atomic_folder(path) as folder:
+                (folder / "a.txt").write_text(str(number))
+        stop.set()
+        reading.result()
+    assert len(seen) > 1
+    assert "" not in seen
 
 
 def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:

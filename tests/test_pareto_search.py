@@ -172,7 +172,7 @@ def test_a_killed_search_goes_on(found: SearchRecord, tmp_path: Path, capsys: Ca
         while not record.is_file() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         assert main(["search", "--resume", str(out)]) == 2
-        assert f"another process works on the search in {out}" in capsys.readouterr().err
+        assert f"works on the search in {out}" in capsys.readouterr().err
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
     finally:

@@ -65,6 +65,7 @@ def test_errors_are_also_the_builtin_kind() -> None:
         medduet.DownloadError: OSError,
         medduet.MissingFileError: FileNotFoundError,
         medduet.ModelError: ValueError,
+        medduet.StorageError: OSError,
         medduet.TrainingError: RuntimeError,
     }
     for error, builtin in kinds.items():

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from medduet.calibration import Calibration
     from medduet.config import (
         DataConfig,
         EvaluateConfig,
@@ -27,7 +28,11 @@ if TYPE_CHECKING:
     )
     from medduet.data import ImageSet, Split, open_images
     from medduet.data.audit import Audit, audit
-    from medduet.deploy import ModelBundle, load, load_bundle
+    from medduet.deploy.bundle import ModelBundle, load, load_bundle
+    from medduet.deploy.exported import ExportedModel, Prediction
+    from medduet.deploy.predictor import Answer, Predictor
+    from medduet.deploy.push import push
+    from medduet.ensembles import EnsembleRecord, ensemble
     from medduet.errors import (
         ConfigError,
         DataError,
@@ -36,20 +41,27 @@ if TYPE_CHECKING:
         MedDuetError,
         MissingFileError,
         ModelError,
+        StorageError,
         TrainingError,
     )
+    from medduet.evaluation import evaluate
+    from medduet.exports import ExportRecord, export_bundle
     from medduet.grid.benchmark import GridRecord, benchmark
     from medduet.models import MODELS, DuetNetwork, create_model, load_weights
     from medduet.pareto_search import SearchRecord, search
     from medduet.plans import GridConfig, SearchConfig, load_grid, load_search
+    from medduet.predictions import PredictRecord, predict_files
+    from medduet.recalibrate import calibrate_bundle
     from medduet.report.compare import Comparison, compare
     from medduet.report.page import write_report
-    from medduet.run import RunRecord, evaluate, train
+    from medduet.robustness import stress
+    from medduet.run import RunRecord, train
     from medduet.types import Batch, DenseLayout, Outputs
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _HOME = {
+    "calibration": ("Calibration",),
     "config": (
         "DataConfig",
         "EvaluateConfig",
@@ -62,7 +74,11 @@ _HOME = {
     ),
     "data": ("ImageSet", "Split", "open_images"),
     "data.audit": ("Audit", "audit"),
-    "deploy": ("ModelBundle", "load", "load_bundle"),
+    "deploy.bundle": ("ModelBundle", "load", "load_bundle"),
+    "deploy.exported": ("ExportedModel", "Prediction"),
+    "deploy.predictor": ("Answer", "Predictor"),
+    "deploy.push": ("push",),
+    "ensembles": ("EnsembleRecord", "ensemble"),
     "errors": (
         "ConfigError",
         "DataError",
@@ -71,14 +87,20 @@ _HOME = {
         "MedDuetError",
         "MissingFileError",
         "ModelError",
+        "StorageError",
         "TrainingError",
     ),
+    "evaluation": ("evaluate",),
+    "exports": ("ExportRecord", "export_bundle"),
     "grid.benchmark": ("GridRecord", "benchmark"),
     "models": ("MODELS", "DuetNetwork", "create_model", "load_weights"),
     "plans": ("GridConfig", "SearchConfig", "load_grid", "load_search"),
+    "predictions": ("PredictRecord", "predict_files"),
+    "recalibrate": ("calibrate_bundle",),
     "report.page": ("write_report",),
     "report.compare": ("Comparison", "compare"),
-    "run": ("RunRecord", "evaluate", "train"),
+    "robustness": ("stress",),
+    "run": ("RunRecord", "train"),
     "pareto_search": ("SearchRecord", "search"),
     "types": ("Batch", "DenseLayout", "Outputs"),
 }
@@ -86,8 +108,10 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "MODELS",
+    "Answer",
     "Audit",
     "Batch",
+    "Calibration",
     "Comparison",
     "ConfigError",
     "DataConfig",
@@ -95,7 +119,10 @@ __all__ = [
     "DenseLayout",
     "DownloadError",
     "DuetNetwork",
+    "EnsembleRecord",
     "EvaluateConfig",
+    "ExportRecord",
+    "ExportedModel",
     "GridConfig",
     "GridRecord",
     "ImageSet",
@@ -107,18 +134,25 @@ __all__ = [
     "ModelError",
     "ObjectiveConfig",
     "Outputs",
+    "PredictRecord",
+    "Prediction",
+    "Predictor",
     "RunConfig",
     "RunRecord",
     "SearchConfig",
     "SearchRecord",
     "Split",
+    "StorageError",
     "TrainConfig",
     "TrainingError",
     "audit",
     "benchmark",
+    "calibrate_bundle",
     "compare",
     "create_model",
+    "ensemble",
     "evaluate",
+    "export_bundle",
     "load",
     "load_bundle",
     "load_grid",
@@ -126,8 +160,11 @@ __all__ = [
     "load_search",
     "load_weights",
     "open_images",
+    "predict_files",
+    "push",
     "recipe_names",
     "search",
+    "stress",
     "train",
     "write_report",
 ]

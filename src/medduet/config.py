@@ -6,6 +6,9 @@ names only what differs from the defaults below. An unknown key is an error ever
 
 from __future__ import annotations
 
+import itertools
+import json
+import reprlib
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -22,6 +25,7 @@ from pydantic import (
 )
 
 from medduet.errors import ConfigError, MissingFileError, closest
+from medduet.files import parse_json
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Task = Literal["classify", "segment", "reconstruct"]
@@ -46,7 +50,10 @@ Balance = Literal[
     "graddrop",
     "config",
 ]
-Augment = Literal["none", "flip", "light", "strong"]
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+MemoryFormat = Literal["auto", "contiguous", "channels_last"]
+Augment = Literal["none", "flip", "light", "strong", "corrupt"]
+TestTime = Literal["none", "flip", "flips", "turns"]
 Modality = Literal[
     "auto",
     "xray",
@@ -59,6 +66,10 @@ Modality = Literal[
     "microscopy",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
+_MOST_YAML, _MOST_NODES = 1 << 18, 1 << 16
+_FINDINGS = 10
+_NOT_YAML = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
+"""What SafeLoader lets out, of numbers, dates and truth values that are none."""
 
 
 def _flag(name: str) -> Any:
@@ -75,13 +86,15 @@ class DataConfig(Frozen):
     """Where the images come from."""
 
     name: Annotated[str, _flag("data")] = ""
-    """A MedMNIST flag (bloodmnist), an .npz, a folder or .csv of image files, or phantom."""
+    """A MedMNIST flag (bloodmnist), an .npz, a folder or .csv of image files, shards:, phantom."""
     size: Annotated[int | None, _flag("size")] = Field(None, ge=1)
     """Side of the images in pixels; None: an .npz's own, 28 for MedMNIST, 224 for image files."""
     cache: Path | None = None
     """Where downloads and unpacked arrays live; else $MEDDUET_CACHE, else ~/.cache/medduet."""
     mirror: str | None = None
     """Base URL to download MedMNIST files from instead of Zenodo."""
+    shard_cache_gb: float = Field(20.0, gt=0)
+    """Disk space in GB for shards of a server (--data shards:URL); the least used ones leave."""
     count: int | None = Field(None, ge=1)
     """Number of phantoms, over all three splits."""
     channels: Literal[1, 3] | None = None
@@ -203,22 +216,36 @@ class TrainConfig(Frozen):
     """Weight decay of the optimizer."""
     cosine_epochs: int | None = Field(None, ge=1)
     """Epochs over which the cosine takes the rate to zero; None: all epochs. The paper: 100."""
+    micro_batch_size: int | None = Field(None, ge=2)
+    """Images computed at a time on each process, whose gradients add up; None: as memory allows."""
     clip: float | None = Field(None, gt=0)
     """Largest norm of the gradient; larger ones are scaled down. None: no clipping."""
     patience: int | None = Field(None, ge=1)
     """Stop after so many epochs without a better validation score; None: never."""
     augment: Augment = "none"
-    """flip: mirrored; light: also moved a little, brightness; strong: also bent, noise, blur."""
+    """flip: mirror; light: move, brightness; strong: bend, noise, blur; corrupt: as in stress."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     """shuffle: each image once per epoch; balanced: drawn so that each class is as likely."""
     seed: Annotated[int, _flag("seed")] = Field(0, ge=0)
     """Seed of the initial weights, the order of the images and the augmentation."""
     device: Annotated[str, _flag("device")] = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
     """auto, cpu, cuda, cuda:1 or mps."""
-    precision: Annotated[Literal["32-true", "bf16-mixed", "16-mixed"], _flag("precision")] = (
-        "32-true"
-    )
-    """Arithmetic of the network: float32, or bfloat16 or float16 where that is safe."""
+    precision: Annotated[Precision, _flag("precision")] = "auto"
+    """float32, or bfloat16 or float16 where that is safe; auto: bfloat16 if the machine has it."""
+    memory_format: MemoryFormat = "auto"
+    """Order of the feature maps in memory; auto: what is faster for this device and size."""
+    fused: bool = True
+    """Let the optimizer update all weights in one pass."""
+    compile: bool = False
+    """Compile the network by torch.compile: a minute first, then faster, mostly on GPUs."""
+    deterministic: bool = False
+    """GPUs: the same result each time, by slower kernels where need be; CPUs give it anyway."""
+    on_not_finite: Literal["stop", "skip", "rollback"] = "stop"
+    """Losses or gradients of NaN: stop; skip the step; or go back to the last epoch without it."""
+    sync_batch_norm: bool = False
+    """Batch normalisation over the images of all processes: any number of them trains the same."""
+    activation_checkpointing: bool = False
+    """Compute stages again in the backward pass: half of the memory, a quarter more time."""
 
 
 class EvaluateConfig(Frozen):
@@ -228,8 +255,8 @@ class EvaluateConfig(Frozen):
     """honest: the epoch is selected on val. paper: also the best test epoch, labelled so."""
     select: Select = "auto"
     """Validation metric of the selection; auto: mean of AUC and Dice, of those that apply."""
-    batch_size: int = Field(64, ge=1)
-    """Images per step, over all processes together."""
+    batch_size: int | None = Field(None, ge=1)
+    """Images per step, over all processes together; None: as many pixels as the device takes."""
     bootstrap: int = Field(1000, ge=100)
     """Resamples of the bootstrap intervals."""
 
@@ -281,15 +308,55 @@ def read_recipe(name: str, kind: str) -> Any:
     elif name.endswith((".yaml", ".yml")):
         if not Path(name).is_file():
             raise MissingFileError(f"expected a recipe at {name}, but there is no such file")
-        text = Path(name).read_text("utf-8")
+        try:
+            with Path(name).open(encoding="utf-8") as file:
+                text = file.read(_MOST_YAML + 1)
+        except ValueError as error:
+            raise ConfigError(f"recipe {name} is not text in UTF-8: {error}") from error
     else:
         hint = closest(name, recipe_names(kind), "give the path of a .yaml file")
         raise ConfigError(f"unknown recipe '{name}': {hint}")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {name} is not YAML: {' '.join(str(error).split())}") from error
+    values = parse_yaml(text, f"recipe {name}")
     return values if values is not None else {}
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    r"""Return the values of a YAML text, which may be a stranger's, as JSON knows them.
+
+    Raises:
+        ConfigError: it is no YAML, or is more than a recipe can be, by aliases of aliases, too.
+
+    Example:
+        >>> parse_yaml("a: &x [1]\nb: [*x, *x]", "example")
+        {'a': [1], 'b': [[1], [1]]}
+    """
+    try:
+        if len(text) > _MOST_YAML:
+            raise ValueError(f"it has more than {_MOST_YAML >> 10} KB")
+        loader: Any = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            _count_nodes(node, {})
+            values = None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+        return parse_json(json.dumps(values, default=str))
+    except (yaml.YAMLError, *_NOT_YAML) as error:
+        raise ConfigError(f"{origin} is not YAML that can be used: {error}") from error
+
+
+def _count_nodes(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Return how many nodes there are with aliases written out; ValueError if they are too many."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = _MOST_NODES  # until it is counted: a node in itself has no end
+        is_mapping = isinstance(node, yaml.MappingNode)
+        parts = itertools.chain.from_iterable(node.value) if is_mapping else node.value
+        known[id(node)] = 1 + sum(_count_nodes(part, known) for part in parts)
+    if known[id(node)] > _MOST_NODES:
+        raise ValueError(f"it has more than {_MOST_NODES} values, or aliases without end")
+    return known[id(node)]
 
 
 def parse_config(values: Any, origin: str) -> RunConfig:
@@ -318,14 +385,14 @@ def validate(kind: type[Settings], values: Any, origin: str) -> Settings:
 def describe(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
     """Return the findings of pydantic in one line, with the closest names for unknown keys."""
     findings = []
-    for item in error.errors():
+    for item in error.errors()[:_FINDINGS]:
         place = ".".join(str(part) for part in item["loc"]) or "top level"
         if item["type"] == "extra_forbidden":
             known = known_keys(item["loc"][:-1], root)
             findings.append(f"unknown key {place}: {closest(str(item['loc'][-1]), known)}")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            findings.append(f"{place}: {message} (got {item['input']!r})")
+            findings.append(f"{place}: {message} (got {reprlib.repr(item['input'])})")
     return "; ".join(findings)
 
 

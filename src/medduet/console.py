@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -24,6 +25,8 @@ from rich.table import Table
 from medduet.engine.reporter import Reporter
 
 if TYPE_CHECKING:
+    from medduet.doctor import Finding
+    from medduet.ensembles import EnsembleRecord
     from medduet.pareto_search import SearchRecord
     from medduet.run import RunRecord
 
@@ -181,6 +184,14 @@ def metrics_table(title: str, row: Mapping[str, Any]) -> Table:
     for key, (name, digits) in _SHOWN.items():
         if isinstance(row.get(key), float):
             table.add_row(name, f"{row[key]:.{digits}f}", _interval(row, key, digits))
+    calibration = row.get("calibration") or {}
+    for key, name in (("ece_before", "ECE, as trained"), ("ece_after", "ECE, calibrated")):
+        if calibration.get(key) is not None:
+            table.add_row(name, f"{calibration[key]:.3f}", "")
+    held = calibration.get("sets", {}).get("0.90", {})
+    if held.get("coverage") is not None:
+        table.add_row("in the 90% set", f"{held['coverage']:.3f}", _interval(held, "coverage", 3))
+        table.add_row("classes in the 90% set", f"{held['size']:.2f}", "")
     return table
 
 
@@ -194,6 +205,9 @@ def show_run(record: RunRecord) -> None:
     for block in blocks:
         title = f"test split, n = {block['test']['n']}: epoch {block['selected_epoch']}"
         console.print(metrics_table(f"{title}, {block['selection']}", block["test"]))
+    missing = blocks[-1].get("calibration_missing")
+    if missing and "accuracy" in blocks[-1]["test"]:
+        console.print(f"not calibrated: {missing}", highlight=False, soft_wrap=True)
     console.print(f"run: {record.path}", highlight=False, soft_wrap=True)
     console.print(f"look at: {record.path / 'figures' / 'predictions.png'}", soft_wrap=True)
     console.print(f"use it:  medduet.load('{record.path}')", highlight=False, soft_wrap=True)
@@ -236,6 +250,43 @@ def show_evaluation(metrics: Mapping[str, Any], split: str) -> None:
     """Print the metrics of one split of a data set."""
     row = metrics[split]
     Console().print(metrics_table(f"{metrics['data']['name']}, {split}, n = {row['n']}", row))
+
+
+def show_ensemble(record: EnsembleRecord) -> None:
+    """Print how good the members of an ensemble are, and how good it is, and where it is."""
+    console = Console()
+    for split, rows in record.scores.items():
+        shown = [key for key in _SHOWN if all(isinstance(row.get(key), float) for row in rows)]
+        table = Table(
+            title=f"{record.images}, {split}, n = {rows[-1]['n']}",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        table.add_column("metric")
+        numbers = [str(number + 1) for number in range(len(record.members))]
+        for name in (*numbers, "mean of these", "ensemble", "95% interval"):
+            table.add_column(name, justify="right")
+        for key in shown:
+            name, digits = _SHOWN[key]
+            values = [row[key] for row in rows]
+            values.insert(-1, sum(values[:-1]) / (len(values) - 1))
+            cells = [f"{value:.{digits}f}" for value in values]
+            table.add_row(name, *cells, _interval(rows[-1], key, digits))
+        console.print(table)
+    for number, name in enumerate(record.members, 1):
+        console.print(f"{number}: {name}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"written: {record.path}", highlight=False, soft_wrap=True)
+
+
+def show_findings(findings: Sequence[Finding]) -> None:
+    """Print what was found out about this machine."""
+    table = Table(box=SIMPLE_HEAD, show_header=False)
+    styles = {"good": "green", "missing": "yellow", "bad": "bold red"}
+    for each in findings:
+        style = styles[each.state]
+        table.add_row(each.name, f"[{style}]{each.state}[/{style}]", escape(each.text))
+    Console().print(table)
 
 
 def show_datasets(cache: Path | None) -> None:

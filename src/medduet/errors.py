@@ -8,11 +8,13 @@
     ├── DownloadError      a file that could not be fetched         (also an OSError)
     ├── MissingFileError   a file or folder that is not there       (also a FileNotFoundError)
     ├── ModelError         a network that cannot be built or loaded (also a ValueError)
+    ├── StorageError       a disk that is full or can't be written (also an OSError)
     └── TrainingError      a run that cannot go on                  (also a RuntimeError)
         └── Interrupted    a run that was asked to stop, and is saved
 
 Each message is one line: what was expected, what was given, and what to type. The command line
-prints it without a traceback and exits with code 2.
+prints it without a traceback and exits with code 2. What it quotes may come from a stranger's file,
+so it has no codes for the terminal and an end.
 """
 
 from __future__ import annotations
@@ -20,9 +22,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
+_LONGEST = 4000
+_COMPARED = 100  # characters of a name, which may be a stranger's, that are compared
+
 
 class MedDuetError(Exception):
     """The root of all errors that MedDuet raises on purpose."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class ConfigError(MedDuetError, ValueError):
@@ -45,12 +53,30 @@ class ModelError(MedDuetError, ValueError):
     """A network that cannot be built, loaded or fed as asked."""
 
 
+class StorageError(MedDuetError, OSError):
+    """A disk that is full or cannot be written; what was there before is unchanged."""
+
+
 class TrainingError(MedDuetError, RuntimeError):
     """A run that cannot go on."""
 
 
 class Interrupted(TrainingError):  # noqa: N818  (an answer to a signal, not an error)
     """Training was asked to stop; everything up to the last step is saved."""
+
+
+def one_line(text: str, longest: int = _LONGEST) -> str:
+    r"""Return `text` as one line of at most `longest` characters, all of them printable.
+
+    Example:
+        >>> one_line("a\n\x1b[31m b"), one_line("0123456789" * 3, 12)
+        ('a ?[31m b', '01234 ... 89')
+    """
+    line = " ".join(text.split())
+    if len(line) > longest:
+        tail = longest // 5
+        line = f"{line[: longest - tail - 5]} ... {line[-tail:]}"
+    return "".join(each if each.isprintable() else "?" for each in line)
 
 
 def closest(name: str, known: Iterable[str], otherwise: str = "") -> str:
@@ -64,7 +90,7 @@ def closest(name: str, known: Iterable[str], otherwise: str = "") -> str:
         >>> closest("zzz", ["demo", "paper"], "give the path of a .yaml file")
         'known: demo, paper; or give the path of a .yaml file'
     """
-    names = sorted(known)
+    names, name = sorted(known), name[:_COMPARED]
     if near := difflib.get_close_matches(name, names, n=3, cutoff=0.7):
         return f"did you mean {' or '.join(near)}?" + (f" Or {otherwise}" if otherwise else "")
     return f"known: {', '.join(names)}" + (f"; or {otherwise}" if otherwise else "")
@@ -82,6 +108,6 @@ def five_closest(name: str, known: Mapping[str, str]) -> str:
         >>> five_closest("resnet", names)
         'the closest are timm:resnet18, unet and timm:vgg11'
     """
-    near = difflib.get_close_matches(name, sorted(known), n=5, cutoff=0.0)
+    near = difflib.get_close_matches(name[:_COMPARED], sorted(known), n=5, cutoff=0.0)
     shown = [known[each] for each in near]
     return f"the closest are {', '.join(shown[:-1])} and {shown[-1]}"

@@ -19,7 +19,7 @@ from medduet.engine.folder import RunFolder, numbered_folder
 from medduet.engine.judge import validation_selected
 from medduet.engine.reporter import Reporter
 from medduet.errors import ConfigError, Interrupted, ModelError, TrainingError
-from medduet.files import exclusive, read_json, write_json, write_text
+from medduet.files import exclusive, holder, read_json, write_json, write_text
 from medduet.plans import Choices, SearchConfig
 from medduet.report.pareto import front_of, pareto_figure
 from medduet.report.style import save
@@ -269,7 +269,7 @@ def _sole_process(path: Path) -> Iterator[None]:
     with exclusive(path / "lock") as alone:
         if not alone:
             raise ConfigError(
-                f"another process works on the search in {path}: wait for it, or stop it"
+                f"{holder(path / 'lock')} works on the search in {path}: wait for it, or stop it"
             )
         yield
 

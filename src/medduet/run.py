@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,16 @@ import torch
 from lightning.fabric import Fabric
 
 import medduet
-from medduet.config import DataConfig, RunConfig
+from medduet.calibration import Calibration
+from medduet.config import RunConfig
 from medduet.data import ProgressFactory
 from medduet.data.audit import leak_warning
 from medduet.data.imageset import ImageSet
-from medduet.data.splits import divided, read_split, write_split
-from medduet.deploy.bundle import load_bundle, save_bundle
-from medduet.engine.evaluate import predict_split, summarize
+from medduet.data.splits import write_split
+from medduet.deploy.bundle import save_bundle
 from medduet.engine.experiment import Experiment
-from medduet.engine.fabric import launch_fabric
+from medduet.engine.fabric import deterministic, launch_fabric
+from medduet.engine.familiar import fit_familiarity
 from medduet.engine.fit import fit
 from medduet.engine.folder import RunFolder, describe_data
 from medduet.engine.judge import JUDGED, judge, validation_selected
@@ -31,18 +34,17 @@ from medduet.engine.prepare import (
     check_agreed,
     check_settings,
     dense_layout,
-    in_classes_of,
     open_data,
-    prepared_as,
 )
 from medduet.engine.reporter import Reporter
 from medduet.engine.samples import write_samples
-from medduet.errors import ConfigError
-from medduet.files import read_json, write_json
+from medduet.engine.speed import arrange
+from medduet.errors import ConfigError, DownloadError, StorageError
+from medduet.files import misread, read_json, write_json
 from medduet.models import DuetNetwork, create_model
-from medduet.models.base import check_takes
 from medduet.models.cost import network_cost
 from medduet.models.stages import anatomy
+from medduet.models.weights import WeightsReport
 from medduet.report.architecture import architecture_figure
 from medduet.report.run import draw_run
 from medduet.report.style import save
@@ -85,8 +87,10 @@ def train(
         The finished run.
 
     Raises:
-        ConfigError: settings that don't fit together or don't fit the data.
+        ConfigError: settings that don't fit together or don't fit the data, or another process
+            trains this run.
         Interrupted: `stop` was set.
+        StorageError: the disk is full or can't be written; after that the run can be resumed.
         MedDuetError: see its subclasses.
 
     Example:
@@ -104,11 +108,14 @@ def train(
             "expected either the settings of a new run or the folder of one to resume"
         )
     reporter = reporter or Reporter()
+    if config is not None and _was_restarted(config):
+        resume = config.out
     if resume is not None:
         folder = RunFolder.open(Path(resume))
         config = folder.config()
         if folder.finished:
-            folder.finish()  # what a kill in the middle of its last step has left
+            if folder.checkpoint("last").parent.exists():
+                folder.finish()  # what a kill in the middle of its last step has left
             reporter.message(f"{folder.path} is finished already; nothing to do")
             return RunRecord(folder.path, config, read_json(folder.metrics))
     assert config is not None
@@ -124,30 +131,58 @@ def train(
     fresh = resume is None or not folder.checkpoint("last").is_file()
     with fabric.rank_zero_first():
         network, weights = build_network(config, data, layout, fresh)
+    chosen = arrange(fabric, network, config.train, data.size)
     if resume is None:
         folder = _create_folder(fabric, config, data)
+    objective = build_objective(config, data, layout)
+    stop = stop or threading.Event()
+    experiment = Experiment(fabric, config, data, network, objective, folder, reporter, stop)
+    with folder.claimed() if fabric.is_global_zero else nullcontext():
+        try:
+            metrics = _train_claimed(experiment, chosen, weights)
+        except (DownloadError, StorageError) as error:
+            again = f"{error}; then go on with: medduet train --resume {folder.path}"
+            raise type(error)(again) from error
+    return RunRecord(folder.path, config, metrics)
+
+
+def _train_claimed(
+    experiment: Experiment, chosen: Mapping[str, Any], weights: WeightsReport | None
+) -> dict[str, Any]:
+    """Train, judge and save in a folder that no other process writes to; return the metrics."""
+    fabric, config, data = experiment.fabric, experiment.config, experiment.data
+    network, folder, reporter = experiment.network, experiment.folder, experiment.reporter
     if fabric.is_global_zero:
         cost = network_cost(network, *data.size)
         if "split" in data.info:
             write_split(folder.split, data)
-        folder.write_environment(data, cost, fabric.device, fabric.world_size)
+        folder.write_environment(data, cost, fabric, chosen)
         if (leaks := leak_warning(data, config.data.cache)) is not None:
             reporter.message(leaks)
         if weights is not None:
             reporter.message(weights.summary())
             write_json(folder.path / "weights.json", weights.record())
-    objective = build_objective(config, data, layout)
-    stop = stop or threading.Event()
-    experiment = Experiment(fabric, config, data, network, objective, folder, reporter, stop)
-    metrics = judge(experiment, fit(experiment))
+    with deterministic(fabric, config.train.deterministic):
+        metrics, calibration = judge(experiment, fit(experiment))
+        familiar = fit_familiarity(experiment) if fabric.is_global_zero else None
+    layout = experiment.objective.layout
     if fabric.is_global_zero:
-        save_bundle(folder.bundle, network, _bundle_config(network, data, layout, metrics))
+        about = _bundle_config(network, data, layout, metrics, calibration)
+        about["familiarity"] = None if familiar is None else familiar.to_json()
+        save_bundle(folder.bundle, network, about)
         write_samples(folder.samples, network, data, layout)
         write_json(folder.metrics, metrics)
         draw_run(folder.path)
         folder.finish()
     fabric.barrier()
-    return RunRecord(folder.path, config, metrics)
+    return metrics
+
+
+def _was_restarted(config: RunConfig) -> bool:
+    """Return whether torchrun starts this again after a process of the run has died."""
+    if config.out is None or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) < 1:
+        return False
+    return (config.out / "config.json").is_file() and RunFolder(config.out).config() == config
 
 
 def _check_same(folder: RunFolder | None, data: ImageSet) -> None:
@@ -155,7 +190,9 @@ def _check_same(folder: RunFolder | None, data: ImageSet) -> None:
     path = None if folder is None else folder.path / "environment.json"
     if path is None or not path.is_file():
         return
-    if read_json(path)["data"]["fingerprint"] != data.fingerprint:
+    with misread(path):
+        fingerprint = read_json(path)["data"]["fingerprint"]
+    if fingerprint != data.fingerprint:
         raise ConfigError(
             f"{path.parent} began with other images than {data.name} has now: put them back as "
             "they were, or start a new run"
@@ -173,7 +210,11 @@ def _create_folder(fabric: Fabric, config: RunConfig, data: ImageSet) -> RunFold
 
 
 def _bundle_config(
-    network: DuetNetwork, data: ImageSet, layout: DenseLayout, metrics: dict[str, Any]
+    network: DuetNetwork,
+    data: ImageSet,
+    layout: DenseLayout,
+    metrics: dict[str, Any],
+    calibration: Calibration | None,
 ) -> dict[str, Any]:
     """The bundle always holds the epoch that validation selected, and its numbers."""
     honest = validation_selected(metrics)
@@ -192,6 +233,8 @@ def _bundle_config(
             "mean": network.normalize.mean.flatten().tolist(),
             "std": network.normalize.std.flatten().tolist(),
         },
+        "calibration": None if calibration is None else calibration.to_json(),
+        "calibration_missing": honest.get("calibration_missing"),
         "metrics": {
             "seed": metrics["seed"],
             **{key: honest[key] for key in ("selection", "selected_epoch", *JUDGED)},
@@ -199,100 +242,6 @@ def _bundle_config(
         "data": describe_data(data),
         "versions": {"medduet": medduet.__version__, "torch": torch.__version__},
     }
-
-
-def evaluate(
-    path: str | Path,
-    *,
-    data: DataConfig | None = None,
-    split: str = "test",
-    device: str = "auto",
-    out: Path | None = None,
-    progress: ProgressFactory | None = None,
-) -> dict[str, Any]:
-    """Judge the network of a bundle or run on a split of a data set.
-
-    Args:
-        path: a bundle, or a finished run.
-        data: the data set; ``None`` for the one that the run was trained on (a run only).
-        split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` of them together.
-        device: see `medduet.TrainConfig`.
-        out: folder for ``metrics.json`` and the predictions; ``None`` for
-            ``PATH/evaluations/DATA-SPLIT``.
-        progress: draws the progress of downloads and conversions.
-
-    Returns:
-        The metrics with their intervals, as in ``metrics.json`` of a run.
-
-    Raises:
-        ConfigError: the data set has other channels or classes than the network.
-        MissingFileError: there is no bundle at `path`.
-    """
-    path = Path(path)
-    bundle = load_bundle(path)
-    config, saved = RunConfig(), None
-    if (path / "config.json").is_file() and path.joinpath("bundle").is_dir():
-        folder = RunFolder.open(path)
-        config, saved = folder.config(), folder.split if data is None else None
-    data = data or config.data
-    if not data.name:
-        raise ConfigError(f"{path} is a bundle: say on which data to judge it, by --data NAME")
-    if saved is None:
-        data = prepared_as(data, bundle.config["preprocessing"])
-    fabric = launch_fabric(config.train.model_copy(update={"device": device}))
-    with fabric.rank_zero_first():
-        images = open_data(data, progress, saved)
-    own_split = path / "split.csv"
-    if saved is None and own_split.is_file() and _same_pool(images, path):
-        images = divided(images, read_split(own_split, images), {"run": str(path)})
-    check_agreed(fabric, images)
-    images = in_classes_of(images, bundle.config["class_names"])
-    _check_fits(images, bundle.config, path)
-    check_takes(bundle.network, *images.size)
-    judged = images.pool() if split == "all" else images.split(split)
-    fabric.to_device(bundle.network)
-    predictions = predict_split(
-        fabric,
-        bundle.network,
-        judged,
-        bundle.layout,
-        multi_label=images.multi_label,
-        batch_size=config.evaluate.batch_size,
-    )
-    metrics = {"split": split, "data": describe_data(images)} | {
-        split: summarize(predictions, images, config.evaluate)
-    }
-    if fabric.is_global_zero:
-        folder = RunFolder(out or path / "evaluations" / f"{images.name}-{split}")
-        folder.write_predictions(split, predictions, images)
-        write_json(folder.metrics, metrics)
-    fabric.barrier()
-    return metrics
-
-
-def _same_pool(images: ImageSet, path: Path) -> bool:
-    """Return whether a run was trained on these images, however they are split now."""
-    trained_on = read_json(path / "environment.json")["data"].get("info", {}).get("undivided")
-    return bool(images.info.get("undivided", images.fingerprint) == trained_on)
-
-
-def _check_fits(images: ImageSet, config: Mapping[str, Any], path: Path) -> None:
-    network = config["network"]
-    if images.in_channels != network["in_channels"]:
-        raise ConfigError(
-            f"{path} takes {network['in_channels']} channel(s), but {images.name} has "
-            f"{images.in_channels}"
-        )
-    if network["num_classes"] and len(images.class_names) != network["num_classes"]:
-        raise ConfigError(
-            f"{path} knows {network['num_classes']} classes ({', '.join(config['class_names'])}), "
-            f"but {images.name} has {len(images.class_names)}"
-        )
-    masks = config["layout"]["mask_classes"]
-    if masks and images.mask_names and len(images.mask_names) != masks:
-        raise ConfigError(
-            f"{path} knows {masks} mask classes, but {images.name} has {len(images.mask_names)}"
-        )
 
 
 def draw_model(name: str, path: Path, *, size: int, channels: int, classes: int) -> None:

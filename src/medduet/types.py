@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -27,6 +28,24 @@ class Batch(NamedTuple):
     mask: Tensor | None
     has_mask: Tensor
     indices: Tensor
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch of what `function` makes of each part that is there.
+
+        Example:
+            >>> import medduet, numpy as np
+            >>> batch = medduet.open_images("phantom", size=16, count=20).val.batch(np.arange(2))
+            >>> batch.apply(lambda part: part[:1]).image.shape
+            torch.Size([1, 1, 16, 16])
+        """
+        image, label, mask, has_mask, indices = self
+        return Batch(
+            function(image),
+            function(label),
+            None if mask is None else function(mask),
+            function(has_mask),
+            function(indices),
+        )
 
 
 class Outputs(NamedTuple):

@@ -347,7 +347,7 @@ def test_headers_are_not_trusted(
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_damage_under_other_compressions(
+def test_compressions_without_bounds_are_refused(
     arrays: Arrays, tmp_path: Path, cache: Path, compression: int
 ) -> None:
     path = tmp_path / "set.npz"
@@ -356,9 +356,7 @@ def test_damage_under_other_compressions(
             buffer = io.BytesIO()
             np.save(buffer, value)
             archive.writestr(f"{key}.npy", buffer.getvalue())
-    assert len(open_npz(path, cache=cache).train) == 12
-    path.write_bytes(_broken("flipped", path.read_bytes()))
-    with pytest.raises(DataError, match=r"expected a whole \.npz"):
+    with pytest.raises(DataError, match="expected stored or deflated values, given compression"):
         open_npz(path, cache=cache)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickletools
+import resource
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import medduet
 from medduet import MissingFileError, ModelError, RunRecord, create_model, load, load_bundle
-from medduet.deploy import save_bundle
+from medduet.deploy.bundle import save_bundle
 from medduet.files import read_json, write_json
 
 ARGUMENTS = {
@@ -158,9 +159,29 @@ def test_config_that_cannot_be_used(bundle: Path) -> None:
     refused(bundle, "don't fit the network")
     write_json(path, config | {"network": ARGUMENTS | {"name": "os.system"}})
     refused(bundle, r"unknown network 'os\.system'")
+    write_json(path, config | {"network": ["vovunet_var"]})
+    refused(bundle, "expected the arguments of a network")
+    write_json(path, config | {"network": ARGUMENTS | {"name": {"a": 1}}})
+    refused(bundle, "can't be used")
+    write_json(path, config | {"network": ARGUMENTS | {"pretrained": True}})
+    refused(bundle, "can't ask for other weights")
+    path.write_text("[" * 100_000)
+    refused(bundle, "is not JSON")
     for key in ("network", "weights_sha256"):
         write_json(path, {name: value for name, value in config.items() if name != key})
         refused(bundle, f"config.json lacks {key}")
+
+
+@pytest.mark.parametrize(
+    "absurd", [{"width": 2**14}, {"dense_channels": 10**12}, {"width": 10**40}]
+)
+def test_sizes_are_refused_before_memory_is_taken(bundle: Path, absurd: dict[str, int]) -> None:
+    config = read_json(bundle / "config.json")
+    write_json(bundle / "config.json", config | {"network": ARGUMENTS | absurd})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(bundle, r"fit the network|can.t be (built|used)")
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert taken < 200_000, f"{taken} KiB"
 
 
 def test_missing_files(bundle: Path, tmp_path: Path) -> None:

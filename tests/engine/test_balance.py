@@ -30,9 +30,10 @@ from medduet.data.batches import train_batches
 from medduet.engine.balance import Balancer
 from medduet.engine.experiment import Experiment
 from medduet.engine.fabric import peak_memory
-from medduet.engine.fit import _new_state, _train_step, fit
+from medduet.engine.fit import _new_state, fit
 from medduet.engine.folder import RunFolder
 from medduet.engine.prepare import check_settings
+from medduet.engine.step import train_step
 from medduet.errors import Interrupted
 from medduet.models import DuetNetwork, Normalize
 from medduet.objectives import Objective, PerImage
@@ -95,10 +96,10 @@ def epochs(run: Path) -> list[dict[str, Any]]:
 def test_the_sum_is_what_a_plain_loop_does(make_config: MakeConfig, tmp_path: Path) -> None:
     experiment = make_experiment(make_config(tmp_path))
     plain, objective, batch = copy.deepcopy(experiment.network), experiment.objective, make_batch()
-    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, fused=True)
     state = _new_state(experiment)
     for _ in range(3):
-        _train_step(experiment, state, batch)
+        train_step(experiment, state, batch)
         state.progress.step += 1
         terms = objective(plain(batch.image), batch, plain.normalize(batch.image))
         weights = torch.stack([term.weight.sum() for term in terms.values()])
@@ -120,7 +121,7 @@ def test_every_balance_learns(
     experiment = make_experiment(config, fabric)
     state, batch, losses = _new_state(experiment), make_batch(), []
     for _ in range(20):
-        _train_step(experiment, state, batch)
+        train_step(experiment, state, batch)
         state.progress.step += 1
         losses.append(float((state.sums[0] / state.sums[1]).sum()))
         state.sums.zero_()
@@ -143,7 +144,7 @@ def test_the_coefficients_give_the_gradient_of_the_scalarizer(
     network, objective = copy.deepcopy(experiment.network), experiment.objective
     state = _new_state(experiment)
     state.optimizer.step = state.optimizer.zero_grad = lambda: None
-    _train_step(experiment, state, batch)
+    train_step(experiment, state, batch)
     terms = objective(network(batch.image), batch, network.normalize(batch.image))
     losses = objective.losses(terms, torch.stack([t.weight.sum() for t in terms.values()]))
     losses.log().mean().exp().backward()
@@ -157,7 +158,7 @@ def test_aggregation_is_torchjds(make_config: MakeConfig, tmp_path: Path) -> Non
     network, objective = copy.deepcopy(experiment.network), experiment.objective
     state = _new_state(experiment)
     state.optimizer.step = state.optimizer.zero_grad = lambda: None
-    _train_step(experiment, state, batch)
+    train_step(experiment, state, batch)
 
     features = network.features(network.normalize(batch.image)).relu()
     outputs = Outputs(network.class_head(features.mean(dim=(2, 3))), network.dense_head(features))
@@ -194,7 +195,7 @@ def test_conflict_of_two_parameters(make_config: MakeConfig, tmp_path: Path) -> 
         terms = dict(zip(config.objective.tasks, (PerImage(x, ones) for x in losses), strict=True))
         totals = torch.stack([term.total().detach() for term in terms.values()])
         point.grad = None
-        balancer.backward(terms, torch.ones(2), totals, step)
+        balancer.backward(terms, torch.ones(2), totals, step, lambda what, value: None)
         assert point.grad.tolist() == [5 + second[0], second[1]]
     cosine = (-math.sqrt(0.5) + 1) / 2
     assert balancer.summary()["conflict"] == {"classify-segment": pytest.approx(cosine)}
@@ -207,7 +208,7 @@ def test_unknown_masks_count_nowhere(make_config: MakeConfig, tmp_path: Path) ->
     for name in HERE:
         experiment = make_experiment(make_config(tmp_path, objective=TWO | {"balance": name}))
         state = _new_state(experiment)
-        _train_step(experiment, state, batch)
+        train_step(experiment, state, batch)
         summary = state.balancer.summary()
         assert summary["conflict"] == {"classify-segment": None}
         assert summary["weights"]["segment"] is None
@@ -220,7 +221,7 @@ def test_a_gradient_that_is_not_finite_names_the_images(
     experiment = make_experiment(make_config(tmp_path, objective={"balance": "upgrad"}))
     experiment.network.features.bias.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(TrainingError, match=r"gradient is not finite in epoch 1, step 1.*\[0, 1"):
-        _train_step(experiment, _new_state(experiment), make_batch())
+        train_step(experiment, _new_state(experiment), make_batch())
 
 
 # Runs -------------------------------------------------------------------------------------------

@@ -146,3 +146,17 @@ def test_generators_come_back(tmp_path: Path) -> None:
         expected = torch.rand(3)
         set_random_state(load_state(tmp_path / "state"), torch.device("cpu"))
         assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_generators_of_several_processes_go_back_to_where_they_were() -> None:
+    device, states, drawn = torch.device("cpu"), [], []
+    with torch.random.fork_rng(devices=[]):
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            torch.rand(3)
+            states.append(random_state(device)["cpu"])
+            drawn.append(torch.rand(4))
+        rows = torch.stack(states)
+        for row, expected in zip(rows, drawn, strict=True):
+            set_random_state({"cpu": row}, device)
+            assert torch.equal(torch.rand(4), expected)

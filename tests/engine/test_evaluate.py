@@ -24,6 +24,7 @@ from medduet.cli import main
 from medduet.data import ImageSet, open_images
 from medduet.engine.evaluate import (
     Predictions,
+    _in_pieces,
     predict_split,
     quick_metrics,
     selection_score,
@@ -35,6 +36,7 @@ from medduet.engine.folder import RunFolder
 from medduet.files import read_json
 from medduet.models import DuetNetwork, Normalize
 from medduet.objectives import Objective
+from medduet.types import Batch
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -57,6 +59,31 @@ class Plain(DuetNetwork):
         """Return both heads."""
         features = self.features(self.normalize(image)).relu()
         return Outputs(self.class_head(features.mean(dim=(2, 3))), self.dense_head(features))
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved() -> None:
+    images = open_images("phantom", size=16, count=40).train
+    asked: list[int] = []
+
+    def judge(batch: Batch) -> dict[str, Tensor]:
+        asked.append(len(batch.indices))
+        if len(batch.indices) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert batch.mask is not None
+        return {"place": batch.indices, "pixels": batch.mask.sum(dim=(1, 2))}
+
+    batch = images.batch(np.arange(2, 13))
+    parts = list(_in_pieces(judge, batch))
+    assert asked == [11, 5, 2, 3, 6, 3, 3]
+    assert torch.cat([part["place"] for part in parts]).tolist() == list(range(2, 13))
+    expected = np.asarray(images.masks)[2:13].sum(axis=(1, 2), dtype=int)
+    assert torch.cat([part["pixels"] for part in parts]).tolist() == expected.tolist()
+
+    def never(batch: Batch) -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        list(_in_pieces(never, batch))
 
 
 def uneven_images() -> ImageSet:

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from medduet import ConfigError, TrainConfig
-from medduet.engine.fabric import launch_fabric
+from medduet.engine.fabric import deterministic, launch_fabric
 
 
 def test_nothing_is_printed() -> None:
     # In a process of its own: pytest's handlers would keep Lightning from adding its own.
     program = (
         "import logging, medduet\n"
-        "from medduet.engine.fabric import launch_fabric\n"
+        "from medduet.engine.fabric import deterministic, launch_fabric\n"
         "config = medduet.TrainConfig(precision='bf16-mixed', device='cpu')\n"
         "fabric = launch_fabric(config)\n"
         "assert fabric.world_size == 1 and fabric.device.type == 'cpu'\n"
@@ -36,3 +36,18 @@ def test_a_gpu_that_is_not_there(device: str) -> None:
 def test_float16_needs_a_gpu() -> None:
     with pytest.raises(ConfigError, match="bf16-mixed or 32-true"):
         launch_fabric(TrainConfig(device="cpu", precision="16-mixed"))
+
+
+def test_determinism_is_asked_of_gpus_and_given_back() -> None:
+    class Gpu:
+        device = torch.device("cuda")
+
+    class Cpu:
+        device = torch.device("cpu")
+
+    for fabric, expected in ((Gpu(), True), (Cpu(), False)):
+        with deterministic(fabric, True):  # type: ignore[arg-type]
+            assert torch.are_deterministic_algorithms_enabled() is expected
+        assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic(Gpu(), False):  # type: ignore[arg-type]
+        assert not torch.are_deterministic_algorithms_enabled()

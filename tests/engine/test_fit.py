@@ -35,7 +35,15 @@ from medduet.files import read_json
 MakeConfig = Callable[..., RunConfig]
 # The reconstruction gets better all the time, so the bundle holds the weights of a late epoch.
 LONG = {
-    "train": {"epochs": 10, "augment": "strong", "clip": 1.0, "patience": 5, "cosine_epochs": 100},
+    "train": {
+        "epochs": 10,
+        "augment": "strong",
+        "clip": 1.0,
+        "patience": 5,
+        "cosine_epochs": 100,
+        "precision": "bf16-mixed",
+        "memory_format": "channels_last",
+    },
     "evaluate": {"select": "mse"},
 }
 

@@ -173,6 +173,29 @@ def test_torch_export_gives_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_classifying_alone_gives_the_same_scores(name: str) -> None:
+    network = build(name).eval()
+    image = torch.randint(0, 256, (2, 1, 40, 64), dtype=torch.uint8)
+    run: list[str] = []
+    for module in network.decoder_modules:
+        module.register_forward_hook(lambda *_: run.append("decoder"))
+    with torch.inference_mode():
+        expected = network(image).class_logits
+        assert run, "the hook sees no decoder"
+        run.clear()
+        torch.testing.assert_close(network.classify(image), expected)
+        assert not run
+        alone = build(name, dense=0).eval()
+        assert torch.equal(alone.classify(image), alone(image).class_logits)
+
+
+@pytest.mark.parametrize("name", ["unet", "timm:resnet18", "smp:unet/resnet18"])
+def test_without_class_head_it_cannot_classify(name: str) -> None:
+    with pytest.raises(ModelError, match=r"without a class head.*--tasks classify segment"):
+        build(name, classes=0).classify(torch.rand(1, 1, 32, 32))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_weights_follow_the_seed(name: str) -> None:
     states = []
     for seed in (5, 5, 6):

@@ -49,6 +49,7 @@ def test_floats_are_left_as_they_are() -> None:
 
 
 def test_the_constants_travel_with_the_weights() -> None:
+    torch.manual_seed(0)
     network = create_model("unet_var", in_channels=3, num_classes=2, width=2)
     state = network.state_dict()
     assert state["normalize.mean"].flatten().tolist() == [0.5] * 3

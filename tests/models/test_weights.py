@@ -5,11 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -131,78 +126,8 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
         DuetNetwork.from_pretrained(tmp_path / "a")
 
 
-# A hub on loopback -------------------------------------------------------------------------------
-
-
-class Hub(BaseHTTPRequestHandler):
-    """The part of huggingface.co that a download asks for: repositories are folders."""
-
-    root: Path
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        parts = self.path.partition("?")[0].strip("/").split("/")
-        file = self.root / "/".join(parts[:2]) / parts[-1]
-        if parts[2:3] == ["resolve"] and file.is_file():
-            self.send(200, file.read_bytes(), body, {"ETag": f'"{file.stat().st_size:040x}"'})
-        elif file.parent.is_dir():
-            self.send(404, b"", body, {"X-Error-Code": "EntryNotFound"})
-        else:
-            self.send(404, b"", body, {"X-Error-Code": "RepoNotFound"})
-
-    def send(
-        self, status: int, content: bytes, body: bool, headers: dict[str, str] | None = None
-    ) -> None:
-        self.send_response(status)
-        for name, value in {
-            "Content-Length": str(len(content)),
-            "X-Repo-Commit": "c" * 40,
-            **(headers or {}),
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, *arguments: Any) -> None: ...
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """The address of a hub, and the folder in which its repositories are."""
-    root = tmp_path / "hub"
-    root.mkdir()
-    handler = type("Handler", (Hub,), {"root": root})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}", root
-        server.shutdown()
-
-
-def run(code: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with a hub and a cache of its own; the hub's address is read on import."""
-    places = {"HF_HOME": str(tmp_path / "hf"), "MEDDUET_CACHE": str(tmp_path / "cache")}
-    cleared = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env=cleared | places | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        cwd=tmp_path,
-    )
-
-
-def test_pretrained_weights_come_from_the_hub(
-    hub: tuple[str, Path], timm_file: Path, tmp_path: Path
-) -> None:
-    address, root = hub
+def test_pretrained_weights_come_from_the_hub(hub: Any, timm_file: Path, tmp_path: Path) -> None:
+    root = hub.root
     repository = root / timm.get_pretrained_cfg(ENCODER).hf_hub_id
     repository.mkdir(parents=True)
     shutil.copy(timm_file, repository / "model.safetensors")
@@ -223,14 +148,14 @@ smp = medduet.create_model("smp:fpn/tu-{ENCODER}", in_channels=3, num_classes=2,
 kernel = smp.state_dict()["model.encoder.model.blocks.1.0.conv_pw.weight"]
 assert torch.equal(kernel, file["blocks.1.0.conv_pw.weight"])
 """
-    done = run(code, tmp_path, HF_ENDPOINT=address)
+    done = hub.run(code)
     assert done.returncode == 0, done.stderr
     assert read_json(tmp_path / "RUN" / "config.json")["model"]["pretrained"]
     assert "pretrained" not in read_json(tmp_path / "RUN" / "bundle" / "config.json")["network"]
 
 
-def test_a_network_is_fetched_from_the_hub(hub: tuple[str, Path], tmp_path: Path) -> None:
-    address, root = hub
+def test_a_network_is_fetched_from_the_hub(hub: Any, tmp_path: Path) -> None:
+    root = hub.root
     network = create_model("unet", in_channels=1, num_classes=2, width=2).eval()
     network.save_pretrained(root / "someone" / "net")
     save_file({"image": torch.rand(1, 1, 16, 16)}, tmp_path / "image.safetensors")
@@ -248,14 +173,14 @@ for name in ("someone/else", "no folder at all"):
     else:
         raise AssertionError(name)
 """
-    done = run(code, tmp_path, HF_ENDPOINT=address)
+    done = hub.run(code)
     assert done.returncode == 0, done.stderr
     image = load_file(tmp_path / "image.safetensors")["image"]
     found = load_file(tmp_path / "logits.safetensors")["logits"]
     torch.testing.assert_close(found, network(image).class_logits)
 
 
-def test_without_a_network_the_error_is_one_line(tmp_path: Path) -> None:
+def test_without_a_network_the_error_is_one_line(hub: Any, tmp_path: Path) -> None:
     code = f"""
 import sys
 from medduet import DownloadError, DuetNetwork
@@ -269,7 +194,7 @@ else:
 sys.exit(main("train honest --data phantom --data.count 40 --size 32 --model timm:{ENCODER} "
               "--model.pretrained --out RUN".split()))
 """
-    done = run(code, tmp_path, HF_HUB_OFFLINE="1")
+    done = hub.run(code, HF_HUB_OFFLINE="1")
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("medduet:")]
     assert len(lines) == 1

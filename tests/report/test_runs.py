@@ -143,9 +143,9 @@ def test_broken_files_are_one_line(write_run: WriteRun, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"test\.csv"):
         read_predictions(table)
     (path / "metrics.json").write_text("{")
-    with pytest.raises(DataError, match="not those of a run"):
+    with pytest.raises(DataError, match=r"metrics\.json is not JSON"):
         open_run(path)
     write_json(path / "metrics.json", {})
     write_json(path / "config.json", [])
-    with pytest.raises(DataError, match="not those of a run"):
+    with pytest.raises(DataError, match=r"config\.json: expected a JSON object"):
         open_run(path)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 import medduet
-from medduet.cli import data, grids, looking, training
+from medduet.cli import data, deploy, grids, looking, shell, training
 from medduet.config import recipe_names
-from medduet.errors import ConfigError, Interrupted, MedDuetError, closest
+from medduet.errors import ConfigError, Interrupted, MedDuetError, StorageError, closest
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -24,6 +25,13 @@ usage: medduet COMMAND ...
   train RECIPE ...        train, judge and save a network
   train --resume RUN      go on with a run that was stopped
   evaluate PATH ...       judge a finished run or bundle on a split of a data set
+  stress PATH DATA ...    judge it on images that are corrupted at five severities
+  predict PATH IMAGES ... say of image files and folders what they show and where
+  calibrate PATH ...      write a bundle whose probabilities fit images of your own
+  ensemble PATH ...       make one bundle of several networks, or of views of each image
+  export PATH ...         write a network for ONNX Runtime or OpenVINO, which need no torch
+  push PATH OWNER/NAME    send a network to the Hugging Face hub; PATH hf://OWNER/NAME reads it
+  serve PATH ...          serve networks to browsers and programs
   benchmark GRID ...      train a grid of runs; the same command again goes on with it
   report DIR ...          one page, tables and figures of the runs in these folders
   compare RUN_A RUN_B     compare two finished runs on the same images, with paired tests
@@ -32,8 +40,11 @@ usage: medduet COMMAND ...
   show DATA ...           look at images with their masks, and at what augmentation does to them
   audit DATA ...          look whether a data set can be trusted; write a split without leaks
   attach-masks TARGET ... give a set the masks of the set that it was made from
+  shard DATA ...          write a set as shards, for sets larger than one disk; --data shards:URL
   datasets                the data sets that are known by name
   models                  the networks that are known by name
+  doctor                  what this machine has, and what is missing
+  completion SHELL        what lets bash, fish or zsh complete commands and options
 
 RECIPE is {", ".join(recipe_names())} (of search: {", ".join(recipe_names("search"))}), GRID is
 {", ".join(recipe_names("grid"))}, or the path of a .yaml file. Each command explains itself:
@@ -44,6 +55,30 @@ medduet train honest --help
 """
 
 
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "demo": training.demo,
+    "train": training.train,
+    "audit": data.audit,
+    "evaluate": looking.evaluate,
+    "stress": looking.stress,
+    "calibrate": deploy.calibrate,
+    "export": deploy.export,
+    "predict": deploy.predict,
+    "ensemble": deploy.ensemble,
+    "push": deploy.push,
+    "serve": deploy.serve,
+    "benchmark": grids.benchmark,
+    "report": grids.report,
+    "compare": grids.compare,
+    "search": training.search,
+    "show": looking.show,
+    "attach-masks": data.attach_masks,
+    "shard": data.shard,
+    "datasets": looking.datasets,
+    "models": looking.models,
+    "doctor": shell.doctor,
+    "completion": shell.completion,
+}
 _RECIPES = ("train", "search", "benchmark")
 """Commands whose own help needs a recipe, whose values it shows."""
 
@@ -70,29 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(StorageError(f"{error.filename or 'a disk'} is full: make room"))
         if error.filename is None:
             raise
         return _fail(ConfigError(f"can't use {error.filename}: {error.strerror}"))
 
 
 def _dispatch(command: str, words: list[str]) -> int:
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "demo": training.demo,
-        "train": training.train,
-        "audit": data.audit,
-        "evaluate": looking.evaluate,
-        "benchmark": grids.benchmark,
-        "report": grids.report,
-        "compare": grids.compare,
-        "search": training.search,
-        "show": looking.show,
-        "attach-masks": data.attach_masks,
-        "datasets": looking.datasets,
-        "models": looking.models,
-    }
-    if command not in commands:
-        raise ConfigError(f"unknown command '{command}': {closest(command, commands)}")
-    return commands[command](words)
+    if command not in COMMANDS:
+        raise ConfigError(f"unknown command '{command}': {closest(command, COMMANDS)}")
+    return COMMANDS[command](words)
 
 
 def _fail(error: MedDuetError) -> int:

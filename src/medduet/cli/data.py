@@ -71,6 +71,49 @@ def _audit(data: DataConfig, out: Path | None, strict: bool, fix: Path | None, f
     return LEAKS_FOUND if strict and found.leaks else 0
 
 
+def shard(words: list[str]) -> int:
+    """Write a set as shards."""
+
+    def arguments(
+        out: Path,
+        data: DataConfig = DataConfig(),  # noqa: B008  (frozen)
+        shard_mb: float = 64.0,
+        shard_seed: int = 0,
+    ) -> dict[str, Any]:
+        """Write a set as shards, to be read from a folder or a server: shard DATA --out DIR.
+
+        A call that was stopped goes on where it was when it is typed again.
+
+        Args:
+            out: Folder for index.json and the shards.
+            data: Which images, and in which split; DATA comes first.
+            shard_mb: Size of the images of a shard in MB.
+            shard_seed: Seed by which images of train are dealt to shards.
+        """
+        return dict(locals())
+
+    if words and not words[0].startswith("-"):
+        words = ["--data.name", *words]
+    elif not {"-h", "--help"} & set(words):
+        raise ConfigError(
+            "expected a data set after 'shard': medduet shard FILE.npz --out DIR, or a folder, or "
+            "a name of 'medduet datasets'"
+        )
+    given = parse(arguments, words, "medduet shard DATA")
+    with quiet_libraries():
+        from medduet.console import draw_progress
+        from medduet.data.shard_writer import write_shards
+        from medduet.engine.prepare import open_data
+
+        out, options = given["out"], {"shard_mb": given["shard_mb"], "seed": given["shard_seed"]}
+        images = open_data(given["data"], draw_progress)
+        write_shards(images, out, **options, progress=draw_progress)
+    number = len(list(out.glob("*-images-*")))
+    shards = "1 shard" if number == 1 else f"{number} shards"
+    sys.stdout.write(f"{shards} in {out}\nuse it: --data shards:{out}\n")
+    return 0
+
+
 def attach_masks(words: list[str]) -> int:
     """Give a set the masks of the set it was made from."""
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from medduet.cli.parse import parse, quiet_libraries
-from medduet.config import Augment, DataConfig
+from medduet.config import Augment, DataConfig, Modality
 from medduet.errors import ConfigError
 
 
@@ -44,7 +44,7 @@ def evaluate(words: list[str]) -> int:
     given = parse(arguments, words, "medduet evaluate")
     with quiet_libraries():
         from medduet.console import draw_progress, show_evaluation
-        from medduet.run import evaluate
+        from medduet.evaluation import evaluate
 
         source = {name: given.pop(name) for name in ("size", "cache", "mirror")}
         name = given.pop("data")
@@ -53,6 +53,62 @@ def evaluate(words: list[str]) -> int:
         metrics = evaluate(**given, data=data, progress=draw_progress if lead else None)
         if lead:
             show_evaluation(metrics, given["split"])
+    return 0
+
+
+def stress(words: list[str]) -> int:
+    """Judge a finished run or bundle on corrupted images."""
+
+    def arguments(
+        path: tyro.conf.Positional[Path],
+        data: tyro.conf.Positional[str] = "",
+        split: Literal["train", "val", "test", "all"] = "test",
+        corruptions: tuple[str, ...] = (),
+        modality: Modality = "auto",
+        source: Literal["builtin", "medmnistc"] = "builtin",
+        baseline: Path | None = None,
+        size: int | None = None,
+        device: str = "auto",
+        cache: Path | None = None,
+        mirror: str | None = None,
+        out: Path | None = None,
+    ) -> dict[str, Any]:
+        """Judge a finished run or bundle on images corrupted at five severities.
+
+        Args:
+            path: The folder of the run, or of the bundle.
+            data: As in training; default: what it was trained on.
+            split: Which split to judge; all: every image of the set.
+            corruptions: Which ones, such as jpeg motion_blur; default: those of the modality.
+            modality: What the images show; auto: what the run or a MedMNIST set says.
+            source: medmnistc: the corruptions of that package, of a MedMNIST set at 224 pixels.
+            baseline: stress.json, or its folder, of a network to compare with.
+            size: Side of the images in pixels; default: what the network was trained on.
+            device: auto, cpu, cuda, cuda:1 or mps.
+            cache: Where downloads and unpacked arrays live.
+            mirror: Base URL to download MedMNIST files from instead of Zenodo.
+            out: Folder for the results; default: PATH/stress/DATA-SPLIT.
+        """
+        return dict(locals())
+
+    given = parse(arguments, words, "medduet stress")
+    source = {name: given.pop(name) for name in ("size", "cache", "mirror")}
+    name = given.pop("data")
+    data = DataConfig(name=name, **source) if name else None
+    with quiet_libraries():
+        from medduet.console import draw_progress
+        from medduet.console_stress import show_stress
+        from medduet.robustness import stress
+
+        lead = int(os.environ.get("RANK", "0")) == 0
+        record = stress(**given, data=data, progress=draw_progress if lead else None)
+        if lead:
+            show_stress(record)
+            page = (
+                given["out"]
+                or given["path"] / "stress" / f"{record['data']['name']}-{given['split']}"
+            )
+            sys.stdout.write(f"look at: {page / 'index.html'}\n")
     return 0
 
 

@@ -6,15 +6,18 @@ are ``.npy`` files in a zip archive, so their bytes can be streamed after their 
 
 from __future__ import annotations
 
+import io
+import os
+import sys
+import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from lzma import LZMAError
 from math import prod
 from pathlib import Path
-from tokenize import TokenError
-from typing import IO, Any, NoReturn
+from typing import IO, Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,14 +27,18 @@ from medduet.errors import DataError
 _CHUNK_BYTES = 4 << 20
 Header = tuple[tuple[int, ...], np.dtype[Any]]
 _HEADER_READERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
+    (1, 0): (2, np.lib.format.read_array_header_1_0),
+    (2, 0): (4, np.lib.format.read_array_header_2_0),
 }
+"""By version: the bytes of the length of a header, and what reads it."""
+_MOST_HEADER = 1 << 16
+_MOST_WHOLE = 1 << 24
+_MOST_CONTENTS = 1 << 20  # bytes; a set has a few dozen arrays
+_HALVES = 0xD800 >> 11  # of characters in UTF-16, which are no text
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
-    LZMAError,
-    OSError,  # bzip2, or a place before the beginning of the file
+    OSError,  # a place before the beginning of the file
     EOFError,
     ValueError,  # fewer bytes than the header tells
     NotImplementedError,  # a compression that zipfile doesn't know
@@ -48,10 +55,18 @@ class Archive:
     def __init__(self, path: Path) -> None:
         self.path = path
         with _damage_told(f"{path}"):
-            self._zip = zipfile.ZipFile(path)
-        names = [name for name in self._zip.namelist() if name.endswith(".npy")]
+            self._file = _File(path)
+            self._size = path.stat().st_size
+            try:
+                self._zip = zipfile.ZipFile(self._file)
+            except BaseException:
+                self._file.close()
+                raise
+        self._file.most = None
+        names = Counter(name for name in self._zip.namelist() if name.endswith(".npy"))
         self.keys = tuple(name.removesuffix(".npy") for name in names)
-        if twice := {key for key in self.keys if self.keys.count(key) > 1}:
+        if twice := [name.removesuffix(".npy") for name, count in names.items() if count > 1]:
+            self.__exit__()
             self.fail(min(twice), "one array of this name", "several")
 
     def __enter__(self) -> Archive:
@@ -59,6 +74,7 @@ class Archive:
 
     def __exit__(self, *error: object) -> None:
         self._zip.close()
+        self._file.close()
 
     def fail(self, key: str, expected: str, given: object) -> NoReturn:
         """Raise a DataError that names the file and the key."""
@@ -70,9 +86,19 @@ class Archive:
             return header
 
     def array(self, key: str) -> NDArray[Any]:
-        """Return the whole array `key`; for labels and names, not for images."""
+        """Return the whole array `key`; for labels and names, not for images.
+
+        It takes no more memory than the file has bytes, or 16 MiB: zeros are packed so well that a
+        small file could ask for all there is.
+        """
         with self._open(key) as (file, (shape, dtype)):
-            return np.frombuffer(file.read(), dtype).reshape(shape)
+            size, most = prod(shape) * max(dtype.itemsize, 8), max(_MOST_WHOLE, self._size)
+            if size > most:
+                self.fail(key, f"at most {most} bytes, as the file is small", size)
+            values = np.frombuffer(file.read(), dtype).reshape(shape)
+            if dtype.kind == "U":
+                check_text(values, f"{self.path}: {key}")
+            return values
 
     def pixels(self, keys: Iterable[str]) -> Iterator[NDArray[np.uint8]]:
         """Give the arrays `keys`, one byte per value, in pieces along their first axis."""
@@ -90,6 +116,9 @@ class Archive:
         if key not in self.keys:
             self.fail(key, "this key", ", ".join(self.keys) or "no arrays")
         info = self._zip.getinfo(f"{key}.npy")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # Others can't be unpacked piece by piece, however large; numpy doesn't write them.
+            self.fail(key, "stored or deflated values", f"compression {info.compress_type}")
         with _damage_told(f"{self.path}: {key}"), self._zip.open(info) as file:
             shape, dtype = self._read_header(key, file)
             expected = file.tell() + prod(shape) * dtype.itemsize
@@ -99,10 +128,9 @@ class Archive:
 
     def _read_header(self, key: str, file: IO[bytes]) -> Header:
         try:
-            version = np.lib.format.read_magic(file)
-            shape, fortran, dtype = _HEADER_READERS[version](file)
-        except (ValueError, KeyError, SyntaxError, TokenError) as error:
-            self.fail(key, "a .npy header of version 1 or 2", " ".join(str(error).split()))
+            shape, fortran, dtype = read_header(file)
+        except ValueError as error:
+            self.fail(key, "a .npy header of version 1 or 2", error)
         if dtype.hasobject:
             self.fail(key, "numbers or text", "pickled objects, which are not read")
         if any(length < 0 for length in shape):
@@ -112,6 +140,46 @@ class Archive:
         if fortran and len(shape) > 1:
             self.fail(key, "C order", "Fortran order; save numpy.ascontiguousarray(it)")
         return shape, dtype
+
+
+class _File(io.FileIO):
+    """A file of which no more is read at once than the table of contents of a set may take."""
+
+    most: int | None = _MOST_CONTENTS
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.most is not None and size is not None and size > self.most:
+            raise zipfile.BadZipFile(f"its table of contents has {size} bytes")
+        return super().read(size) or b""
+
+
+def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether the order is Fortran's, and dtype of the ``.npy`` that `file` is at.
+
+    Raises:
+        ValueError: it is none, or not of version 1 or 2, or its header is absurd.
+
+    Example:
+        >>> np.save(content := io.BytesIO(), np.zeros((2, 3), np.uint8))
+        >>> _ = content.seek(0)
+        >>> read_header(content)
+        ((2, 3), False, dtype('uint8'))
+    """
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADER_READERS:
+        raise ValueError(f"version {'.'.join(map(str, version))}")
+    digits, reader = _HEADER_READERS[version]
+    length = file.read(digits)
+    if int.from_bytes(length, "little") > _MOST_HEADER:
+        raise ValueError(f"a header of {int.from_bytes(length, 'little')} bytes")
+    content = io.BytesIO(length + file.read(int.from_bytes(length, "little")))
+    try:
+        with warnings.catch_warnings():  # of what an old Python wrote, or of odd text
+            warnings.simplefilter("ignore")
+            shape, fortran, dtype = reader(content)
+    except Exception as error:  # Python's own parser reads it, and fails in many ways
+        raise ValueError(str(error) or type(error).__name__) from error
+    return shape, fortran, dtype
 
 
 @contextmanager
@@ -127,6 +195,27 @@ def _damage_told(place: str) -> Iterator[None]:
             f"{place}: expected a whole .npz (zip) archive, given a truncated or damaged file "
             f"or one of another kind ({detail})"
         ) from error
+
+
+def check_text(values: NDArray[Any], origin: str) -> None:
+    """Raise a DataError unless what `values` of numpy's text hold are characters."""
+    step = rows_per_chunk((1, max(1, values.dtype.itemsize)))
+    for start in range(0, len(values), step):
+        piece = values[start : start + step].tobytes()
+        codes = np.frombuffer(piece, np.dtype("u4").newbyteorder(values.dtype.byteorder))
+        if (codes > sys.maxunicode).any() or (codes >> 11 == _HALVES).any():
+            raise DataError(f"{origin}: expected text, given numbers that are no characters")
+
+
+def map_array(path: Path, mode: Literal["r", "c"]) -> NDArray[Any]:
+    """Return the array of the ``.npy`` at `path`, memory-mapped; ValueError if it is none."""
+    with path.open("rb") as file:
+        shape, fortran, dtype = read_header(file)
+        offset, whole = file.tell(), file.seek(0, os.SEEK_END)
+    expected = offset + prod(shape) * dtype.itemsize
+    if dtype.hasobject or fortran or min(shape, default=0) < 1 or whole != expected:
+        raise ValueError(f"{whole} bytes, given a header of {dtype} {shape}")
+    return np.memmap(path, dtype, mode, offset, shape)
 
 
 def rows_per_chunk(shape: tuple[int, ...]) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
 from medduet.config import Augment, Modality
+from medduet.data.corrupt import corrupting, corruptions_of
 from medduet.data.imageset import ImageSet
 from medduet.errors import ConfigError
 from medduet.types import Batch
@@ -73,20 +74,47 @@ def allowed(name: Augment, data: ImageSet, modality: Modality = "auto") -> Allow
         >>> allowed("strong", images, "dermoscopy")
         Allowed(mirror=True, turn=True, hue=0.02)
     """
-    if modality == "auto":
-        modality = _MEDMNIST.get(data.info.get("medmnist", ""), "auto")
-    found = _ALLOWED.get(modality, Allowed())
-    sided = [name for name in (*data.class_names, *data.mask_names) if _SIDE.search(name)]
-    if sided and name == "flip":
+    names = (*data.class_names, *data.mask_names)
+    found = allowed_for(data.info, names, modality)
+    if name == "flip" and not found.mirror:
+        sided = next(each for each in names if _SIDE.search(each))
         raise ConfigError(
-            f"--train.augment flip mirrors images, but {data.name} has a class '{sided[0]}': "
+            f"--train.augment flip mirrors images, but {data.name} has a class '{sided}': "
             "give light, which leaves the mirror out here"
         )
-    return Allowed(
-        mirror=found.mirror and not sided,
-        turn=found.turn and not sided,
-        hue=found.hue if data.in_channels == 3 else 0.0,
-    )
+    return found._replace(hue=found.hue if data.in_channels == 3 else 0.0)
+
+
+def allowed_for(
+    info: Mapping[str, Any], names: Iterable[str], modality: Modality = "auto"
+) -> Allowed:
+    """Return what may be done to colour images of which only this is known, see `allowed`.
+
+    Args:
+        info: that of the set, as a bundle keeps it.
+        names: of classes and mask classes.
+        modality: what the images show.
+
+    Example:
+        >>> allowed_for({"medmnist": "bloodmnist"}, ["platelet"]).turn
+        True
+        >>> allowed_for({"medmnist": "organamnist"}, ["kidney-left"]).mirror
+        False
+    """
+    found = _ALLOWED.get(known_modality(info, modality), Allowed())
+    if any(_SIDE.search(name) for name in names):
+        return found._replace(mirror=False, turn=False)
+    return found
+
+
+def known_modality(info: Mapping[str, Any], modality: Modality = "auto") -> Modality:
+    """Return the modality, that of the MedMNIST set for ``"auto"``, of which `info` is known.
+
+    Example:
+        >>> known_modality({"medmnist": "octmnist"}), known_modality({})
+        ('oct', 'auto')
+    """
+    return _MEDMNIST.get(info.get("medmnist", ""), "auto") if modality == "auto" else modality
 
 
 def build_augmentation(
@@ -97,8 +125,8 @@ def build_augmentation(
     It takes a `Batch` with uint8 images on any device and gives one with float32 images in [0, 1]
     there; masks move with their images (nearest pixel), and what comes in from outside is zero in
     both. Randomness comes from torch's global generator on the CPU, which the training loop seeds
-    and saves. What each name does stands in `medduet.data.presets`; see `allowed` for what is left
-    out, and for the error.
+    and saves. What each name does stands in `medduet.data.presets`, of ``"corrupt"``, which moves
+    nothing, in `medduet.data.corrupt`; see `allowed` for what is left out, and for the error.
 
     Example:
         >>> import numpy as np
@@ -114,6 +142,8 @@ def build_augmentation(
     permitted = allowed(name, data, modality)
     if name == "none":
         return None
+    if name == "corrupt":
+        return corrupting(corruptions_of(known_modality(data.info, modality), data.in_channels))
     from medduet.data.presets import changes_of_look, moves, sequence
 
     moved = moves(name, data.size, permitted)

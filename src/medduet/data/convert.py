@@ -90,7 +90,7 @@ def open_files(
             "window": config.window,
         },
     )
-    return images, np.load(folder / f"{GIVEN}.npy")
+    return images, np.load(folder / f"{GIVEN}.npy", allow_pickle=False)
 
 
 def _listing_digest(listing: Listing, options: dict[str, Any]) -> str:
@@ -199,8 +199,8 @@ def _convert(
 ) -> _Converted:
     """Write the pixels of all files into `folder`, one after the other as they are read."""
     with_masks = any(each.item.masks for each in known)
-    size, colour = options.size, (3,) * (options.channels == 3)
-    tails = [(size, size, *colour)] + [(size, size)] * with_masks
+    sides, colour = options.sides, (3,) * (options.channels == 3)
+    tails = [(*sides, *colour)] + [sides] * with_masks
     check_room(folder, sum(each.facts.frames for each in known) * sum(map(prod, tails)))
     done = _Converted([], [], 2 * with_masks, hashlib.sha256())
     highest = 1

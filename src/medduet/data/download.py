@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pooch
 import requests
 
-from medduet.data.cache import ProgressFactory, file_digests
+from medduet.data.cache import ProgressFactory, counted, file_digests
 from medduet.errors import DownloadError
 
 RETRIES = 4
@@ -20,6 +21,7 @@ RETRIES = 4
 TIMEOUT = (10.0, 60.0)
 """Seconds to wait for a connection, and for the next bytes."""
 _WORTH_RETRYING = (408, 425, 429)
+_PIECE_BYTES = 1 << 20
 
 
 def fetch(
@@ -34,25 +36,113 @@ def fetch(
     in which to put the file by hand.
     """
     damaged = ""
-    quiet = logging.Filter("nobody")  # pooch's logger prints; one per call, for several threads
-    pooch.get_logger().addFilter(quiet)
     try:
         if path.is_file():
             found = file_digests(path, cache, progress).md5
             if found == md5:
                 return path
             damaged = f"the file there has the wrong MD5 {found} and "
-        known = {"registry": {path.name: f"md5:{md5}"}, "urls": {path.name: url}}
-        fetcher = pooch.create(path.parent, base_url="", retry_if_failed=RETRIES, **known)
-        fetcher.fetch(path.name, downloader=partial(_download, path.name, progress))
+        _fetch(url, path, f"md5:{md5}", partial(_download, path.name, progress))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
         raise DownloadError(
             f"{damaged}{path.name} could not be downloaded from {url}: {_reason(error)}; try again,"
             f" name a mirror, or put the file (MD5 {md5}) into {path.parent} by hand"
         ) from error
+    return path
+
+
+def fetch_any(
+    url: str,
+    path: Path,
+    *,
+    sha256: str | None,
+    most: int,
+    progress: ProgressFactory | None = None,
+) -> Path:
+    """Return `path`, downloaded from `url` unless it is there; of a file that others may write.
+
+    Args:
+        url: ``http://``, ``https://``, or what fsspec opens (``s3://`` with s3fs installed, ...).
+        path: of the file; as in `fetch` it is whole or not there.
+        sha256: which the file must have; ``None`` if it isn't known.
+        most: bytes; no more are written, whatever the server sends.
+        progress: makes a bar.
+
+    DownloadError after all attempts, in one line without an end.
+    """
+    copy = partial(_copy, most, path.name, progress)
+    try:
+        _fetch(url, path, None if sha256 is None else f"sha256:{sha256}", copy)
+    except (OSError, ValueError) as error:
+        raise DownloadError(
+            f"{path.name} could not be downloaded from {url}: {_reason(error, 'SHA-256')}"
+        ) from error
+    return path
+
+
+def _fetch(url: str, path: Path, known: str | None, download: Callable[..., None]) -> None:
+    """Let pooch get the file at `url`, again and again if the network or the hash is wrong."""
+    quiet = logging.Filter("nobody")  # pooch's logger prints; one per call, for several threads
+    pooch.get_logger().addFilter(quiet)
+    try:
+        names = {"registry": {path.name: known}, "urls": {path.name: url}}
+        fetcher = pooch.create(path.parent, base_url="", retry_if_failed=RETRIES, **names)
+        fetcher.fetch(path.name, downloader=download)
     finally:
         pooch.get_logger().removeFilter(quiet)
-    return path
+
+
+def _copy(
+    most: int,
+    name: str,
+    progress: ProgressFactory | None,
+    url: str,
+    output_file: str,
+    fetcher: pooch.Pooch,
+) -> None:
+    """Download at most `most` bytes from any `url`."""
+    pieces = _http_pieces if url.startswith(("http://", "https://")) else _fsspec_pieces
+    bar = counted(progress, f"download {name}", most)
+    with pieces(url) as arriving, Path(output_file).open("wb") as file, bar as count:
+        for piece in arriving:
+            most -= len(piece)
+            if most < 0:
+                raise OSError("it is larger than it can be")
+            file.write(piece)
+            count(len(piece))
+    Path(output_file).chmod(0o644)
+
+
+@contextmanager
+def _http_pieces(url: str) -> Iterator[Iterator[bytes]]:
+    headers = {"Accept-Encoding": "identity"}
+    with requests.get(url, stream=True, timeout=TIMEOUT, headers=headers) as response:
+        _check_answer(response)
+        response.raise_for_status()
+        yield response.iter_content(_PIECE_BYTES)
+
+
+@contextmanager
+def _fsspec_pieces(url: str) -> Iterator[Iterator[bytes]]:
+    import fsspec  # seldom needed
+
+    try:
+        with fsspec.open(url, "rb") as file:
+            yield iter(lambda: file.read(_PIECE_BYTES), b"")
+    except OSError:  # such as a file that isn't there
+        raise
+    except (ImportError, ValueError) as error:  # a library to install, or a protocol unknown
+        raise OSError(str(error)) from error
+    except Exception as error:  # each of its libraries has errors of its own
+        raise requests.ConnectionError(f"{type(error).__name__}: {error}") from error
+
+
+def _check_answer(response: requests.Response) -> None:
+    """Raise what pooch doesn't try again after, if it would be no use."""
+    status = response.status_code
+    if 400 <= status < 500 and status not in _WORTH_RETRYING:
+        # pooch tries again after the errors of requests, not after a plain OSError
+        raise OSError(f"the server answered {status} {response.reason}")
 
 
 def _download(
@@ -66,14 +156,11 @@ def _download(
 
         def answered(response: requests.Response, **_: object) -> None:
             stack.callback(response.close)
-            status = response.status_code
-            if 400 <= status < 500 and status not in _WORTH_RETRYING:
-                # pooch tries again after the errors of requests, not after a plain OSError
-                raise OSError(f"the server answered {status} {response.reason}")
+            _check_answer(response)
 
         download = pooch.HTTPDownloader(
             progressbar=bar,
-            chunk_size=1 << 20,
+            chunk_size=_PIECE_BYTES,
             timeout=TIMEOUT,
             headers={"Accept-Encoding": "identity"},  # so that the length is that of the file
             hooks={"response": answered},
@@ -82,7 +169,7 @@ def _download(
     Path(output_file).chmod(0o644)  # pooch's temporary file is closed to others
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, digest: str = "MD5") -> str:
     """Return what went wrong in a few words; the errors of requests take several lines."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
@@ -93,7 +180,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.ConnectionError):
         return "no connection to the server"
     if "hash" in str(error):
-        return "what arrived has the wrong MD5"
+        return f"what arrived has the wrong {digest}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full"
     return " ".join(str(error).split())

@@ -44,7 +44,7 @@ def images_and_masks(
     faults: list[tuple[str, str]] = []
     for folder in [root] if masks is None else [root, masks]:
         apart = masks is not None and folder is root
-        files = _walk(folder, {_identity(masks)} if masks and apart else set(), faults)
+        files = walk(folder, {_identity(masks)} if masks and apart else set(), faults)
         named = {path: _MASK_OF.fullmatch(stem_of(path)) for path in files}
         inside: dict[Place, set[str]] = defaultdict(set)  # what has images, "" for a folder itself
         inside[()] = {"masks"} if apart else set()
@@ -122,7 +122,7 @@ def _parted(name: str) -> tuple[str, str]:
     return (found["of"] or "", found["kind"].lower()) if found else (name, "")
 
 
-def _walk(folder: Path, above: set[tuple[int, int]], faults: list[tuple[str, str]]) -> list[Path]:
+def walk(folder: Path, above: set[tuple[int, int]], faults: list[tuple[str, str]]) -> list[Path]:
     """Return the images in and under `folder`, in order; what is hidden is left out.
 
     It does not go into the folders `above`.
@@ -142,7 +142,7 @@ def _walk(folder: Path, above: set[tuple[int, int]], faults: list[tuple[str, str
                 files.append(path)
             else:
                 faults.append((text, "expected a name in UTF-8, given other bytes: rename it"))
-    return files + [path for each in folders for path in _walk(each, {*above, own}, faults)]
+    return files + [path for each in folders for path in walk(each, {*above, own}, faults)]
 
 
 def _identity(folder: Path) -> tuple[int, int]:

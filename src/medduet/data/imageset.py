@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medduet.data.batches import ShardedBatches
 from medduet.types import Batch
 
 SPLITS = ("train", "val", "test")
@@ -27,6 +28,9 @@ class Rows:
         >>> len(rows), rows[1:].tolist(), rows[np.array([0, 0])].tolist()
         (3, [0, 13], [11, 11])
     """
+
+    sizes: NDArray[np.int64] | None = None
+    """Images of each shard, if they are read shard by shard."""
 
     def __init__(self, parts: Sequence[Images], rows: NDArray[np.int64]) -> None:
         self.parts = tuple(parts)
@@ -52,6 +56,9 @@ class Rows:
             if here.any():
                 out[here] = part[rows[here] - (end - len(part))]
         return out
+
+    def read_ahead(self, shards: Sequence[int]) -> None:
+        """Take note of the shards that are read next, in that order; here there are none."""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype=dtype)
@@ -93,6 +100,16 @@ class Split:
             return np.full(len(self), self.masks is not None)
         return self.has_mask
 
+    @property
+    def shard_sizes(self) -> NDArray[np.int64] | None:
+        """Images of each shard, ``(S,)``; ``None`` if the images are all at hand."""
+        return self.images.sizes if isinstance(self.images, Rows) else None
+
+    def expect(self, batches: Sequence[NDArray[np.int64]]) -> None:
+        """Let shards that these batches need be fetched before they are asked for."""
+        if isinstance(batches, ShardedBatches) and isinstance(self.images, Rows):
+            self.images.read_ahead(batches.shards)
+
     def take(self, rows: NDArray[np.int64]) -> Split:
         """Return the images at `rows`, which are read when they are used."""
         return Split(
@@ -111,8 +128,11 @@ class Split:
         masks = None
         if self.masks is not None:
             masks = torch.from_numpy(np.asarray(self.masks[index])).long()
-        labels, known = (torch.from_numpy(x[index]) for x in (self.labels, self.known_masks))
-        return Batch(images, labels, masks, known, torch.from_numpy(index))
+        known = np.full(len(index), self.masks is not None)  # not of all images: they may be many
+        if self.has_mask is not None:
+            known = self.has_mask[index]
+        labels, known_masks = torch.from_numpy(self.labels[index]), torch.from_numpy(known)
+        return Batch(images, labels, masks, known_masks, torch.from_numpy(index))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medduet.data.archive import Archive
 from medduet.data.imageset import SPLITS
+from medduet.data.reading.core import MAX_FRAME_PIXELS
 from medduet.types import UNKNOWN_LABEL
 
 logger = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ def mask_meta(archive: Archive, layouts: dict[str, SplitLayout]) -> tuple[tuple[
 
 def _subsets(archive: Archive, split: str) -> tuple[int, ...]:
     """Return the numbers of the class subsets of `split`, ascending."""
-    found = (re.fullmatch(rf"{split}_images_C(\d+)", key) for key in archive.keys)
+    found = (re.fullmatch(rf"{split}_images_C([0-9]{{1,6}})", key) for key in archive.keys)
     return tuple(sorted(int(match[1]) for match in found if match))
 
 
@@ -161,6 +162,8 @@ def _image_tail(archive: Archive, key: str) -> tuple[int, ...]:
     grey = len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)
     if dtype != np.uint8 or 0 in shape[1:] or not (grey or (len(shape) == 4 and shape[3] == 3)):
         archive.fail(key, "uint8 (N, H, W) or (N, H, W, 3)", f"{dtype} {shape}")
+    if shape[1] * shape[2] > MAX_FRAME_PIXELS:
+        archive.fail(key, f"images of at most {MAX_FRAME_PIXELS} pixels", shape)
     return shape[1:3] if grey else shape[1:]
 
 

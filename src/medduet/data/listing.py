@@ -12,20 +12,23 @@ Paths are relative to the table.
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from medduet.data.folders import Place, images_and_masks, masks_of, natural
 from medduet.data.imageset import SPLITS
+from medduet.data.parquet import parquet_rows
 from medduet.errors import DataError, MissingFileError
+from medduet.files import csv_rows
 
 TABLES = (".csv", ".parquet")
 """Endings of tables of images."""
 UNKNOWN = "?"
+MAX_ROWS = 10**7
+"""Of a table."""
 _SHOWN = 8
 _SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -40,6 +43,7 @@ _ALIASES = {
     "group": ("group", "patient", "patient_id", "case"),
     "split": ("split",),
 }
+_KNOWN = {alias for aliases in _ALIASES.values() for alias in aliases}
 
 
 @dataclass(frozen=True)
@@ -159,11 +163,11 @@ def list_table(path: Path) -> Listing:
         DataError: it has no column of paths, no rows, a path twice, or an unknown split.
     """
     rows = _read_table(path)
-    columns = _columns(path, rows[0])
+    columns = _columns(path, next(rows))
     multi_label = "labels" in columns
     items: dict[str, Item] = {}
     for number, row in enumerate(rows, start=2):
-        cell = {name: _text(row.get(column)) for name, column in columns.items()}
+        cell = {name: _text(row[at]) if at < len(row) else "" for name, at in columns.items()}
         split = cell.get("split", "").lower()
         if split and split not in _SPLIT_OF:
             raise DataError(
@@ -207,41 +211,31 @@ def _text(value: Any) -> str:
     return str(int(value) if whole else value).strip()
 
 
-def _columns(path: Path, row: Mapping[str, Any]) -> dict[str, str]:
-    lower = {str(column).strip().lower(): str(column) for column in row}
+def _columns(path: Path, names: Sequence[Any]) -> dict[str, int]:
+    """Return where each kind of column is."""
+    places = {str(name).strip().lower(): place for place, name in enumerate(names)}
     columns = {
-        name: next((lower[alias] for alias in aliases if alias in lower), "")
+        name: next(places[alias] for alias in aliases if alias in places)
         for name, aliases in _ALIASES.items()
+        if not places.keys().isdisjoint(aliases)
     }
-    if not columns["path"]:
-        raise DataError(f"{path}: expected a column path, given {', '.join(lower)}: rename one")
-    return {name: column for name, column in columns.items() if column}
+    if "path" not in columns:
+        raise DataError(f"{path}: expected a column path, given {', '.join(places)}: rename one")
+    return columns
 
 
-def _read_table(path: Path) -> Sequence[Mapping[str, Any]]:
+def _read_table(path: Path) -> Iterator[Sequence[Any]]:
+    """Give the names of the columns of a table, then its rows, as they are read."""
     if not path.is_file():
         raise MissingFileError(f"expected a table at {path}, but there is no such file")
-    try:
-        if path.suffix.lower() == ".parquet":
-            rows = _read_parquet(path)
-        else:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                rows = list(csv.DictReader(file))
-    except (ValueError, OSError, csv.Error) as error:
-        raise DataError(
-            f"{path} can't be read as a table: {' '.join(str(error).split())}"
-        ) from error
-    if not rows:
+    if path.suffix.lower() == ".parquet":
+        rows = parquet_rows(path, _KNOWN, MAX_ROWS)
+    else:
+        rows = (row for row in csv_rows(path) if row)
+    number = 0
+    for number, row in enumerate(rows, start=1):
+        if number > MAX_ROWS:
+            raise DataError(f"{path}: expected at most {MAX_ROWS:,} rows, given more")
+        yield row
+    if number < 2:
         raise DataError(f"{path}: expected one row per image under a row of names, given none")
-    return rows
-
-
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DataError(
-            f'{path}: reading Parquet needs pyarrow: pip install "medduet[medical]", or save a CSV'
-        ) from error
-    table: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-    return table

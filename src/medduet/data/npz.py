@@ -21,6 +21,7 @@ Sources: doi:10.1038/s41597-022-01721-8 (MedMNIST), doi:10.1038/s41597-024-04159
 from __future__ import annotations
 
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from medduet.data.archive import Archive
 from medduet.data.cache import ProgressFactory, cache_folder, file_digests
 from medduet.data.imageset import ImageSet
 from medduet.data.layout import class_meta, find_layout, mask_meta
-from medduet.data.store import Pixels, open_store, resize_store, stored, write_pixels
+from medduet.data.store import Pixels, check_room, open_store, resize_store, stored, write_pixels
 from medduet.errors import ConfigError, DataError, MissingFileError
 from medduet.files import write_json
 
@@ -87,6 +88,8 @@ def _unpack(
     """Check the set at `path` and fill `folder` with its store."""
     with Archive(path) as archive:
         layouts = find_layout(archive)
+        # Before anything is unpacked: a small file may say that it holds whatever it likes.
+        check_room(folder, sum(prod(layout.shape) for layout in layouts.values()))
         class_names, multi_label = class_meta(archive, layouts)
         mask_names, divisor = mask_meta(archive, layouts)
         arrays: dict[str, Pixels] = {}

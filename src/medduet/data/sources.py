@@ -14,6 +14,7 @@ from medduet.data.listing import TABLES, list_folder, list_table
 from medduet.data.medmnist import DEFAULT_SIZE, fetch_medmnist, lookup, medmnist_sets
 from medduet.data.npz import open_npz
 from medduet.data.phantom import phantom_images
+from medduet.data.shards import PREFIX, open_shards
 from medduet.errors import ConfigError, DataError, closest
 from medduet.files import as_text
 
@@ -29,7 +30,8 @@ def open_images(
 
     Args:
         data: its settings; or its name alone: ``phantom``, a MedMNIST 2D flag such as
-            ``bloodmnist``, or the path of an ``.npz``, of a folder or of a table of images.
+            ``bloodmnist``, the path of an ``.npz``, of a folder or of a table of images, or
+            ``shards:`` and the folder or URL of a set in shards.
         progress: makes a progress bar from a description and a number of bytes; silent without.
         saved_split: file of a split, see `medduet.data.splits.write_split`, that is used instead of
             making one, if it is there.
@@ -52,6 +54,8 @@ def open_images(
     elif options:
         raise ConfigError(f"{', '.join(options)} given beside settings: put them into these")
     _check(data)
+    if data.name.startswith(PREFIX):
+        return open_shards(data, progress)
     if data.name == "phantom":
         images = phantom_images(**_phantom_options(data))
     elif data.name in medmnist_sets():
@@ -78,6 +82,8 @@ def open_images(
 
 def is_files(data: DataConfig) -> bool:
     """Return whether the set is made of image files, in a folder or listed in a table."""
+    if data.name.startswith(PREFIX):
+        return False
     path = Path(data.name).expanduser()
     return path.is_dir() or path.suffix.lower() in TABLES
 

@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.errors import DataError, MissingFileError
-from medduet.files import write_text
+from medduet.files import csv_rows, write_text
 
 LEFT_OUT = "drop"
 _NAMES = (*SPLITS, LEFT_OUT)
@@ -184,13 +184,14 @@ def read_split(path: Path, images: ImageSet) -> NDArray[np.int64]:
     """
     if not path.is_file():
         raise MissingFileError(f"expected a split at {path}, but there is no such file")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(row["image"], row["split"]) for row in csv.DictReader(file)]
-    except (KeyError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"{path}: expected a CSV with the columns image and split ({error})"
-        ) from error
+    header, *lines = [row for row in csv_rows(path) if row] or [[]]
+    if not {"image", "split"} <= set(header):
+        raise DataError(f"{path}: expected a CSV with the columns image and split, given {header}")
+    image_at, split_at = header.index("image"), header.index("split")
+    rows = [
+        (row[image_at], row[split_at]) if len(row) > max(image_at, split_at) else ("", "")
+        for row in lines
+    ]
     ids = images.pool().ids
     assert ids is not None
     place = {name: number for number, name in enumerate(ids.tolist())}

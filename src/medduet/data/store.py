@@ -10,7 +10,6 @@ build one at once, the later uses the earlier's.
 from __future__ import annotations
 
 import errno
-import os
 import secrets
 import shutil
 import time
@@ -29,7 +28,7 @@ from medduet.data.archive import rows_per_chunk
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.imageset import SPLITS, Split
 from medduet.errors import DataError
-from medduet.files import read_json
+from medduet.files import read_json, sync
 
 _STALE_SECONDS = 24 * 3600
 
@@ -53,13 +52,13 @@ def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
         _sweep(folder.parent)
         build(temporary)
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync(path)
         try:
             temporary.rename(folder)
         except OSError:
             if not folder.is_dir():  # otherwise another process was faster, with the same content
                 raise
-        _sync(folder.parent)
+        sync(folder.parent)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if full else error.strerror or str(error)
@@ -144,11 +143,11 @@ def open_split(folder: Path, name: str) -> Split:
 
     def load(kind: str, mode: Literal["r"] | None = None) -> NDArray[Any] | None:
         path = folder / f"{name}_{kind}.npy"
-        return np.load(path, mmap_mode=mode) if path.exists() else None
+        return np.load(path, mmap_mode=mode, allow_pickle=False) if path.exists() else None
 
     return Split(
-        images=np.load(folder / f"{name}_images.npy", mmap_mode="r"),
-        labels=np.load(folder / f"{name}_labels.npy"),
+        images=np.load(folder / f"{name}_images.npy", mmap_mode="r", allow_pickle=False),
+        labels=np.load(folder / f"{name}_labels.npy", allow_pickle=False),
         masks=load("masks", "r"),
         has_mask=load("has_mask"),
         ids=load("ids"),
@@ -171,7 +170,7 @@ def resize_store(
         if mode is None:
             shutil.copyfile(path, folder / path.name)
         else:
-            array = np.load(path, mmap_mode="r")
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
             shape = (len(array), size, size, *array.shape[3:])
             arrays[path.name] = shape, _resized(array, size, mode)
     write_pixels(folder, arrays, description, progress)
@@ -192,12 +191,3 @@ def _sweep(folder: Path) -> None:
         with suppress(OSError):  # another process removes it too
             if time.time() - left.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(left)
-
-
-def _sync(path: Path) -> None:
-    """Make the file or the names in the folder at `path` survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,5 +1,4 @@
-"""From a trained network to its use."""
+"""From a trained network to its use.
 
-from medduet.deploy.bundle import ModelBundle, load, load_bundle, save_bundle
-
-__all__ = ["ModelBundle", "load", "load_bundle", "save_bundle"]
+Nothing is imported here, so that an exported network predicts without torch.
+"""

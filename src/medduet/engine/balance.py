@@ -42,7 +42,7 @@ class Balancer:
         tasks, device = len(self.objective.tasks), self.fabric.device
         # Its own parameters are no weights to decay: AdamW would by itself.
         kind: Callable[..., Optimizer] = type(optimizer)
-        own = partial(kind, weight_decay=0.0)
+        own = partial(kind, weight_decay=0.0, fused=experiment.config.train.fused)
         self.balance = Balance(self.config.balance, tasks, own, device)
         self.pairs = list(combinations(self.objective.tasks, 2))
         network = experiment.network
@@ -57,7 +57,19 @@ class Balancer:
         """Whether the balance combines gradients, for which processes must not average theirs."""
         return self.balance.aggregator is not None
 
-    def backward(self, terms: Terms, weights: Tensor, totals: Tensor, step: int) -> None:
+    @property
+    def takes_parts(self) -> bool:
+        """Whether the gradient of a batch is the sum of those of its parts."""
+        return self.balance.aggregator is None and self.balance.scalarizer is None
+
+    def backward(
+        self,
+        terms: Terms,
+        weights: Tensor,
+        totals: Tensor,
+        step: int,
+        finite: Callable[[str, Tensor], None],
+    ) -> None:
         """Give every trained parameter its gradient.
 
         Args:
@@ -66,9 +78,8 @@ class Balancer:
             totals: ``(T,)`` sum of the weighted losses of each term, over all processes.
             step: of the epoch, from 0; the conflict between the tasks is measured in the first
                 ones, and in all where the balance itself needs their gradients.
-
-        Raises:
-            FloatingPointError: the loss or the gradient, as it says, is not finite.
+            finite: is told ``"loss"`` and its value, and ``"gradient"`` where it is at hand, and
+                may raise.
         """
         losses, known = self.objective.losses(terms, weights), weights > 0
         takes_part = known & (self.factors > 0)
@@ -77,14 +88,14 @@ class Balancer:
         else:
             rate = self.optimizer.param_groups[0]["lr"]
             shares = self.balance.coefficients(self._means(totals, weights), takes_part, rate)
-            self._share(shares)
+            if not self.takes_parts:
+                self._share(shares)
             loss = (shares * losses).sum()
         # Gradients are averaged over processes; times their number they become the global mean.
         loss = loss * self.fabric.world_size
-        if not torch.isfinite(loss):
-            raise FloatingPointError("loss")
+        finite("loss", loss)
         if self.needs_gradients:
-            shares = self._aggregate(losses, takes_part)
+            shares = self._aggregate(losses, takes_part, finite)
         else:
             if step < self.config.conflict_steps and self.encoder and self.pairs:
                 self._note_conflict(self._task_gradients(losses * _CONFLICT_SCALE)[0])
@@ -168,10 +179,11 @@ class Balancer:
                     piece += gradient.reshape(piece.shape)
         return self._sum(matrix), rest
 
-    def _aggregate(self, losses: Tensor, takes_part: Tensor) -> Tensor | None:
+    def _aggregate(
+        self, losses: Tensor, takes_part: Tensor, finite: Callable[[str, Tensor], None]
+    ) -> Tensor | None:
         matrix, rest = self._task_gradients(losses, others=True)
-        if not torch.isfinite(matrix).all():
-            raise FloatingPointError("gradient")
+        finite("gradient", matrix)
         self._note_conflict(matrix)
         vector, shares = self.balance.aggregate(matrix, takes_part)
         self._share(vector)

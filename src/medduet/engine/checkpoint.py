@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from medduet.errors import MissingFileError, TrainingError
-from medduet.files import atomic_path
+from medduet.files import atomic_path, misread, parse_json
 
 _TREE = "medduet"
 
@@ -51,12 +51,13 @@ def load_state(path: Path) -> dict[str, Any]:
         raise MissingFileError(f"expected a checkpoint at {path}, but there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
-            tree = json.loads((file.metadata() or {})[_TREE])
+            tree = parse_json((file.metadata() or {})[_TREE])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError) as error:
+        with misread(path, TrainingError):
+            state: dict[str, Any] = _unflatten(tree, tensors)
+            return {**state}
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise TrainingError(f"{path} is not a MedDuet checkpoint: {error}") from error
-    state: dict[str, Any] = _unflatten(tree, tensors)
-    return state
 
 
 def _flatten(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
@@ -92,6 +93,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     """Set torch's generators to what `random_state` gave."""
-    torch.set_rng_state(state["cpu"])
+    # A clone: torch 2.14 refuses a row of several states, which begins within its memory.
+    torch.set_rng_state(state["cpu"].clone())
     if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
+        torch.cuda.set_rng_state(state["cuda"].clone(), device)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medduet import metrics
+from medduet.calibration import Calibration
 from medduet.config import EvaluateConfig
 from medduet.data.batches import evaluation_batches
 from medduet.data.imageset import ImageSet, Split
+from medduet.engine.feed import Feed
+from medduet.engine.memory import free_memory, is_out_of_memory
+from medduet.engine.speed import judged_together
 from medduet.models import DuetNetwork, Normalize
 from medduet.objectives import Objective
 from medduet.types import Batch, DenseLayout, Outputs
@@ -49,7 +54,7 @@ def predict_split(
     layout: DenseLayout,
     *,
     multi_label: bool,
-    batch_size: int,
+    batch_size: int | None,
     objective: Objective | None = None,
     thorough: bool = True,
 ) -> Predictions:
@@ -57,36 +62,41 @@ def predict_split(
 
     Every process judges its own share and gets the predictions for all images. The network, not
     the wrapper that Fabric makes of it, is in evaluation mode meanwhile. `batch_size` is that of
-    all processes together. With an `objective` the losses are recorded too, and, if `thorough`,
+    all processes together, ``None`` for what the device takes; where the memory does not do, a
+    batch is halved. With an `objective` the losses are recorded too, and, if `thorough`,
     the slow metrics (HD95, PSNR, SSIM).
     """
     was_training, count = network.training, len(split)
     network.eval()
-    parts: list[dict[str, Tensor]] = []
     rank, processes = fabric.global_rank, fabric.world_size
+    if batch_size is None:
+        batch_size = processes * judged_together(fabric.device.type, *split.images.shape[1:3])
     shares = evaluation_batches(count, batch_size, rank=rank, world_size=processes)
     places = list(shares)
     if 0 < count % processes <= rank:
         # Shares differ by one image; the first one evens them, and its place is thrown away.
         shares.append(np.array([0]))
         places.append(np.array([count]))
+
+    def judge(batch: Batch) -> dict[str, Tensor]:
+        with fabric.autocast():
+            outputs: Outputs = network(batch.image)
+        outputs = Outputs(*(None if head is None else head.float() for head in outputs))
+        values: dict[str, Tensor] = {}
+        if outputs.class_logits is not None:
+            logits = outputs.class_logits.double()
+            values["probability"] = logits.sigmoid() if multi_label else logits.softmax(dim=1)
+        if outputs.dense is not None:
+            values |= _judge_dense(outputs.dense, batch, network.normalize, layout, thorough)
+        if objective is not None:
+            normalized = network.normalize(batch.image)
+            for task, term in objective(outputs, batch, normalized).items():
+                values[f"loss_{task}"], values[f"weight_{task}"] = term.loss, term.weight
+        return {name: value.double().cpu() for name, value in values.items()}
+
     with torch.inference_mode():
-        for index in shares:
-            batch = fabric.to_device(split.batch(index))
-            with fabric.autocast():
-                outputs: Outputs = network(batch.image)
-            outputs = Outputs(*(None if head is None else head.float() for head in outputs))
-            values: dict[str, Tensor] = {}
-            if outputs.class_logits is not None:
-                logits = outputs.class_logits.double()
-                values["probability"] = logits.sigmoid() if multi_label else logits.softmax(dim=1)
-            if outputs.dense is not None:
-                values |= _judge_dense(outputs.dense, batch, network.normalize, layout, thorough)
-            if objective is not None:
-                normalized = network.normalize(batch.image)
-                for task, term in objective(outputs, batch, normalized).items():
-                    values[f"loss_{task}"], values[f"weight_{task}"] = term.loss, term.weight
-            parts.append({name: value.double().cpu() for name, value in values.items()})
+        fed = Feed(fabric, split).batches(shares)
+        parts = [part for batch in fed for part in _in_pieces(judge, batch)]
     network.train(was_training)
     place = _all_gather(fabric, torch.from_numpy(np.concatenate(places)))
     gathered = {}
@@ -96,6 +106,25 @@ def predict_split(
         whole[place] = judged
         gathered[name] = whole[:count].numpy()
     return Predictions(split.labels, split.known_masks, gathered, split.ids)
+
+
+def _in_pieces(
+    judge: Callable[[Batch], dict[str, Tensor]], batch: Batch
+) -> Iterator[dict[str, Tensor]]:
+    """Yield what `judge` says of `batch`; in two halves, or their halves, if memory is short."""
+    try:
+        judged = judge(batch)
+    except (MemoryError, RuntimeError) as error:
+        if len(batch.indices) == 1 or not is_out_of_memory(error):
+            raise
+        judged = None
+    if judged is not None:
+        yield judged
+        return
+    free_memory(batch.image.device)
+    half = len(batch.indices) // 2
+    for piece in (slice(half), slice(half, None)):
+        yield from _in_pieces(judge, batch.apply(itemgetter(piece)))
 
 
 def _all_gather(fabric: Fabric, value: Tensor) -> Tensor:
@@ -175,8 +204,16 @@ def selection_score(quick: Mapping[str, float], select: str) -> float:
     return -score if select == "mse" else score
 
 
-def summarize(predictions: Predictions, data: ImageSet, config: EvaluateConfig) -> dict[str, Any]:
+def summarize(
+    predictions: Predictions,
+    data: ImageSet,
+    config: EvaluateConfig,
+    calibration: Calibration | None = None,
+) -> dict[str, Any]:
     """Return the metrics of thorough `predictions` with their intervals, for ``metrics.json``.
+
+    They are those of the network's own probabilities; with a `calibration`, what that gives
+    stands in ``calibration``.
 
     ``n`` are the images with a known label, the n of the accuracy; without the task, those with a
     known mask, which ``dice_n`` always are; without either, all.
@@ -201,4 +238,8 @@ def summarize(predictions: Predictions, data: ImageSet, config: EvaluateConfig) 
             class_names=data.class_names,
             bootstrap=config.bootstrap,
         )
+        if calibration is not None:
+            summary["calibration"] = metrics.calibration_summary(
+                calibration, predictions.label, values["probability"], data.class_names
+            )
     return summary

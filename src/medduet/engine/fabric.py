@@ -12,9 +12,14 @@ from datetime import timedelta
 import torch
 from lightning.fabric import Fabric, wrappers
 from lightning.fabric.strategies.ddp import DDPStrategy
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from medduet.config import TrainConfig
+from medduet.engine.speed import best_precision
 from medduet.errors import ConfigError
+
+_PATIENCE = timedelta(days=1)
+"""For how long processes wait for the first one, which may convert images for hours."""
 
 
 def launch_fabric(config: TrainConfig) -> Fabric:
@@ -42,17 +47,57 @@ def launch_fabric(config: TrainConfig) -> Fabric:
         raise ConfigError("--precision 16-mixed needs a GPU: on a CPU give bf16-mixed or 32-true")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    _join_again(kind, world_size)
     with _without_remarks():
         fabric = Fabric(
             accelerator=kind,
             devices=[int(number)] if number else local_size,
             num_nodes=max(1, world_size // local_size),
-            # The others wait while the first process converts images, which may take hours.
-            strategy=DDPStrategy(timeout=timedelta(days=1)) if world_size > 1 else "auto",
-            precision=config.precision,
+            strategy=DDPStrategy(timeout=_PATIENCE) if world_size > 1 else "auto",
+            precision=best_precision(kind) if config.precision == "auto" else config.precision,
         )
         fabric.launch()
     return fabric
+
+
+def _join_again(kind: str, world_size: int) -> None:
+    """Join the processes that torchrun has started again, before Fabric does.
+
+    torchrun (2.14) keeps its store, where processes may find the addresses of those that died: the
+    new ones write under a name of their own.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if world_size < 2 or restart == "0" or not served or torch.distributed.is_initialized():
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, world_size, is_master=False)
+    torch.distributed.init_process_group(
+        "nccl" if kind == "cuda" else "gloo",
+        store=PrefixStore(f"restart-{restart}", store),
+        rank=int(os.environ["RANK"]),
+        world_size=world_size,
+        timeout=_PATIENCE,
+    )
+
+
+@contextmanager
+def deterministic(fabric: Fabric, wanted: bool) -> Iterator[None]:
+    """Let a GPU compute the same each time while this lasts, if that is `wanted`.
+
+    Operations that have no such way raise torch's error. CPUs compute so anyway.
+    """
+    if not wanted or fabric.device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warns)
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from medduet.config import Task, TrainConfig
+from medduet.config import TrainConfig
 from medduet.data.augment import build_augmentation
 from medduet.data.batches import balanced_shares, train_batches
 from medduet.engine.balance import Balancer
@@ -21,11 +22,16 @@ from medduet.engine.checkpoint import save_state
 from medduet.engine.evaluate import quick_metrics, selection_score
 from medduet.engine.experiment import Experiment
 from medduet.engine.fabric import peak_memory
-from medduet.engine.state import Progress, TrainState
+from medduet.engine.faults import NotFiniteError, RunningValues, save_batch
+from medduet.engine.feed import Feed
+from medduet.engine.speed import checkpoint_activations
+from medduet.engine.state import Progress, TrainState, saved_if_cut_off
+from medduet.engine.step import leave_out, train_step
+from medduet.engine.sync_norm import sync_batch_norm
+from medduet.engine.watch import Watch
 from medduet.errors import Interrupted, TrainingError
 from medduet.models import DuetNetwork
-from medduet.objectives import Objective, PerImage
-from medduet.types import Batch, Outputs
+from medduet.objectives import Objective
 
 
 def fit(experiment: Experiment) -> Progress:
@@ -39,37 +45,81 @@ def fit(experiment: Experiment) -> Progress:
         Where it ended, with the best epochs.
 
     Raises:
+        DownloadError: the server of the images is gone; a single process saves the last step.
         Interrupted: ``experiment.stop`` was set; the last step is saved.
-        TrainingError: a loss or gradient is not finite, or there are too few images.
+        StorageError: the disk is full; the last checkpoint is unharmed.
+        TrainingError: a loss or gradient is not finite and that is to end the run, the memory does
+            not do for two images, or there are too few images.
     """
     fabric, config = experiment.fabric, experiment.config.train
     with _private_generators(fabric):
         torch.manual_seed(config.seed + 1 + fabric.global_rank)
         state = _new_state(experiment)
         state.restore(experiment.folder, fabric)
-        progress = state.progress
-        while progress.epoch <= config.epochs and not _patience_is_out(progress, config):
-            _train_epoch(experiment, state)
-            _end_epoch(experiment, state)
-    return progress
+        begun = experiment.folder.checkpoint("last").is_file()
+        if config.on_not_finite == "rollback" and not begun:
+            state.save(experiment.folder, fabric)
+        while not _is_over(state.progress, config):
+            try:
+                with saved_if_cut_off(state, experiment.folder, fabric):
+                    _train_epoch(experiment, state)
+            except NotFiniteError as fault:
+                _roll_back(experiment, state, fault)
+            else:
+                _end_epoch(experiment, state)
+    return state.progress
+
+
+def _roll_back(experiment: Experiment, state: TrainState, fault: NotFiniteError) -> None:
+    """Go back to the last checkpoint; the step that was not finite will be left out."""
+    fabric, folder = experiment.fabric, experiment.folder
+    if experiment.config.train.on_not_finite != "rollback":
+        path = save_batch(folder, fault, experiment.data.train, fabric.global_rank)
+        raise TrainingError(
+            f"{fault}, which are in {path}: lower --lr, set --train.clip 1, or "
+            "--train.on-not-finite skip"
+        ) from fault
+    known = state.progress
+    state.optimizer.zero_grad()
+    state.restore(folder, fabric)
+    state.progress.left_out, state.progress.micro_batch = known.left_out, known.micro_batch
+    leave_out(experiment, state, fault)
 
 
 def _new_state(experiment: Experiment) -> TrainState:
-    config, fabric = experiment.config.train, experiment.fabric
+    config, fabric, network = experiment.config.train, experiment.fabric, experiment.network
+    fabric.to_device(network)
+    if config.sync_batch_norm and fabric.world_size > 1:
+        sync_batch_norm(network, fabric.device.type)
+    if config.activation_checkpointing:
+        checkpoint_activations(network)
+    if config.compile:
+        network.compile()
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     optimizer = optimizer_class(
-        _parameter_groups(experiment.network, config),
+        _parameter_groups(network, config),
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
+        # Lightning refuses to clip where the optimizer itself would scale float16's gradients.
+        fused=config.fused and (config.precision != "16-mixed" or config.clip is None),
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, T_max=config.cosine_epochs or config.epochs
     )
-    module, wrapped_optimizer = fabric.setup(experiment.network, optimizer)
+    module, wrapped_optimizer = fabric.setup(network, optimizer)
     objective = experiment.objective.to(fabric.device)
-    sums = torch.zeros(2, len(objective.tasks), dtype=torch.float64, device=fabric.device)
-    balancer = Balancer(experiment, optimizer)
-    return TrainState(experiment.network, module, wrapped_optimizer, scheduler, sums, balancer)
+    return TrainState(
+        network=network,
+        module=module,
+        optimizer=wrapped_optimizer,
+        scheduler=scheduler,
+        sums=torch.zeros(2, len(objective.tasks), dtype=torch.float64, device=fabric.device),
+        balancer=Balancer(experiment, optimizer),
+        feed=Feed(fabric, experiment.data.train),
+        watch=Watch(fabric, experiment.stop, 1 if config.on_not_finite == "skip" else None),
+        running=RunningValues(network),
+        progress=Progress(micro_batch=config.micro_batch_size),
+    )
 
 
 def _parameter_groups(network: DuetNetwork, config: TrainConfig) -> list[dict[str, Any]]:
@@ -85,7 +135,9 @@ def _parameter_groups(network: DuetNetwork, config: TrainConfig) -> list[dict[st
     ]
 
 
-def _patience_is_out(progress: Progress, config: TrainConfig) -> bool:
+def _is_over(progress: Progress, config: TrainConfig) -> bool:
+    if progress.epoch > config.epochs:
+        return True
     since_best = progress.epoch - 1 - progress.best.epoch
     return config.patience is not None and since_best >= config.patience
 
@@ -101,6 +153,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
         rank=fabric.global_rank,
         world_size=fabric.world_size,
         shares=balanced_shares(train.labels) if config.sampling == "balanced" else None,
+        shards=train.shard_sizes,
     )
     if not batches:
         raise TrainingError(
@@ -110,13 +163,16 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
     experiment.reporter.begin_epoch(progress.epoch, config.epochs, len(batches))
     augment = build_augmentation(config.augment, experiment.data, experiment.config.data.modality)
     state.module.train()
-    for indices in batches[progress.step :]:
-        started = time.perf_counter()
-        batch = fabric.to_device(train.batch(indices))
-        must_stop = _train_step(experiment, state, augment(batch) if augment else batch)
+    started = time.perf_counter()
+    for batch in state.feed.batches(batches[progress.step :]):
+        must_stop = False
+        # One that is known from before the run was rolled back.
+        if [progress.epoch, progress.step + 1] not in progress.left_out:
+            must_stop = train_step(experiment, state, augment(batch) if augment else batch)
         progress.step += 1
-        progress.seconds += time.perf_counter() - started
-        images = len(indices) * fabric.world_size
+        now = time.perf_counter()
+        progress.seconds, started = progress.seconds + now - started, now
+        images = len(batch.indices) * fabric.world_size
         experiment.reporter.step(images, lambda: _means(state.sums, experiment.objective))
         if must_stop:
             state.save(experiment.folder, fabric)
@@ -124,56 +180,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
                 f"stopped in epoch {progress.epoch} after step {progress.step} of {len(batches)}; "
                 f"go on with: medduet train --resume {experiment.folder.path}"
             )
-
-
-def _train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
-    """Do one optimizer step; return whether a process was asked to stop."""
-    fabric, config, balancer = experiment.fabric, experiment.config, state.balancer
-    with fabric.no_backward_sync(state.module, enabled=balancer.needs_gradients):
-        terms = _terms(experiment, state, batch)
-    weights = torch.stack([term.weight.sum() for term in terms.values()])
-    totals = torch.stack([term.total().detach() for term in terms.values()])
-    asked = torch.full_like(weights[:1], float(experiment.stop.is_set()))
-    shared = fabric.all_reduce(torch.cat([weights, totals, asked]), reduce_op="sum")
-    assert isinstance(shared, Tensor)
-    all_weights, all_totals = shared[:-1].chunk(2)
-    try:
-        balancer.backward(terms, all_weights, all_totals, state.progress.step)
-        if config.train.clip is not None:
-            _clip(fabric, state, config.train)
-    except FloatingPointError as error:
-        raise TrainingError(_not_finite(str(error), state.progress, batch)) from error
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    balancer.after_step(lambda: _terms(experiment, state, batch), all_weights)
-    state.sums[0] += totals
-    state.sums[1] += weights
-    return bool(shared[-1] > 0) if fabric.world_size > 1 else experiment.stop.is_set()
-
-
-def _terms(experiment: Experiment, state: TrainState, batch: Batch) -> dict[Task, PerImage]:
-    outputs: Outputs = state.module(batch.image)
-    normalized = experiment.network.normalize(batch.image)
-    terms: dict[Task, PerImage] = experiment.objective(outputs, batch, normalized)
-    return terms
-
-
-def _clip(fabric: Fabric, state: TrainState, config: TrainConfig) -> None:
-    # float16 scales its loss by trial: there, a step that overflows is skipped, not wrong.
-    strict = config.precision != "16-mixed"
-    try:
-        fabric.clip_gradients(
-            state.module, state.optimizer, max_norm=config.clip, error_if_nonfinite=strict
-        )
-    except RuntimeError as error:
-        raise FloatingPointError("gradient") from error
-
-
-def _not_finite(what: str, progress: Progress, batch: Batch) -> str:
-    return (
-        f"the {what} is not finite in epoch {progress.epoch}, step {progress.step + 1}, for the "
-        f"training images {batch.indices.tolist()}: lower --lr, or set --train.clip 1"
-    )
+    state.watch.look()
 
 
 def _end_epoch(experiment: Experiment, state: TrainState) -> None:
@@ -197,15 +204,16 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
         "images_per_second": round(len(experiment.data.train) / max(progress.seconds, 1e-9), 2),
         "train": {"loss": _total(means, objective), **means},
         **state.balancer.summary(),
+        **_left_out(progress),
         "peak_memory_gb": peak_memory(fabric.device),
-        "val": _judge(experiment, "val"),
+        "val": _judge(experiment, "val", progress.epoch),
     }
     score = selection_score(row["val"], experiment.config.evaluate.select)
     row["val"]["score"] = score
     if progress.best.beaten_by(progress.epoch, score):
         _keep_weights(experiment, "best")
     if experiment.config.evaluate.protocol == "paper":
-        row["test"] = _judge(experiment, "test")
+        row["test"] = _judge(experiment, "test", progress.epoch)
         if progress.best_test.beaten_by(progress.epoch, _paper_score(row["test"])):
             _keep_weights(experiment, "best-test")
     progress.history.append(row)
@@ -216,8 +224,20 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
     experiment.reporter.end_epoch(row)
 
 
-def _judge(experiment: Experiment, split: str) -> dict[str, float]:
-    metrics = quick_metrics(experiment.predict(split, thorough=False), experiment.data.multi_label)
+def _left_out(progress: Progress) -> dict[str, Any]:
+    """Return the steps of the epoch that were left out, if any were."""
+    steps = [step for epoch, step in progress.left_out if epoch == progress.epoch]
+    return {"left_out": steps} if steps else {}
+
+
+def _judge(experiment: Experiment, split: str, epoch: int) -> dict[str, float]:
+    predictions = experiment.predict(split, thorough=False)
+    if not np.isfinite(predictions.values.get("probability", 0.0)).all():
+        raise TrainingError(
+            f"the network's answers for {split} are not finite after epoch {epoch}: lower --lr, or "
+            "set --train.clip 1"
+        )
+    metrics = quick_metrics(predictions, experiment.data.multi_label)
     return {"loss": _total(metrics, experiment.objective), **metrics}
 
 

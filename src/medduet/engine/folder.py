@@ -9,13 +9,15 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from numpy.typing import NDArray
 
 import medduet
@@ -23,7 +25,16 @@ from medduet.config import RunConfig, parse_config
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.engine.evaluate import Predictions
 from medduet.errors import ConfigError, MissingFileError
-from medduet.files import finite, read_json, write_json, write_text
+from medduet.files import (
+    exclusive,
+    finite,
+    holder,
+    read_json,
+    read_objects,
+    sweep,
+    write_json,
+    write_text,
+)
 from medduet.models.cost import Cost
 
 _LIBRARIES = ("torch", "lightning", "timm", "monai", "torchmetrics", "medmnist", "numpy", "scipy")
@@ -45,6 +56,7 @@ class RunFolder:
         ├── samples.npz         some test images with truth and prediction, for the figures
         ├── figures/            PNG
         ├── bundle/             the network with what is needed to use it
+        ├── not-finite/         batches whose loss or gradient was not, if there were any
         └── checkpoints/        only until the run is finished
     """
 
@@ -100,13 +112,35 @@ class RunFolder:
     def finish(self) -> None:
         """Remove the checkpoints, the last one first: from then on the run is finished."""
         self.checkpoint("last").unlink(missing_ok=True)
+        sweep(self.path)
         # With whatever a kill in the middle of writing one has left there.
         shutil.rmtree(self.checkpoint("last").parent, ignore_errors=True)
 
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Be the only process that trains this run, and remove what killed ones have left.
+
+        Raises:
+            ConfigError: another process trains it; it is named.
+        """
+        lock = self.path / "checkpoints" / "lock"
+        with exclusive(lock) as alone:
+            if not alone:
+                raise ConfigError(
+                    f"{self.path} is being trained by {holder(lock)}: wait for it, or stop it and "
+                    f"go on by 'medduet train --resume {self.path}'"
+                )
+            sweep(self.path)
+            yield
+
     def write_environment(
-        self, data: ImageSet, cost: Cost, device: torch.device, world_size: int
+        self, data: ImageSet, cost: Cost, fabric: Fabric, training: Mapping[str, Any]
     ) -> None:
-        """Record what the run ran on, on which data, and what its network costs."""
+        """Record what the run ran on, on which data, and what its network costs.
+
+        `training` is what was chosen where the settings say auto.
+        """
+        device = fabric.device
         write_json(
             self.path / "environment.json",
             {
@@ -121,8 +155,9 @@ class RunFolder:
                     "threads": torch.get_num_threads(),
                     "device": str(device),
                     "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-                    "processes": world_size,
+                    "processes": fabric.world_size,
                 },
+                "training": dict(training),
                 "network": cost._asdict(),
                 "data": describe_data(data),
             },
@@ -135,8 +170,7 @@ class RunFolder:
 
     def read_epochs(self) -> list[dict[str, Any]]:
         """Read the lines of all epochs so far."""
-        path = self.path / "epochs.jsonl"
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return read_objects(self.path / "epochs.jsonl")
 
     def write_predictions(self, name: str, predictions: Predictions, data: ImageSet) -> None:
         """Write one line per image: truth, probabilities and per-image metrics.
@@ -170,6 +204,11 @@ class RunFolder:
         for row in zip(*(column.tolist() for column in columns.values()), strict=True):
             writer.writerow("" if cell != cell else cell for cell in row)  # NaN
         write_text(self.path / "predictions" / f"{name}.csv", text.getvalue())
+
+
+def is_run(path: Path) -> bool:
+    """Return whether `path` is the folder of a finished run."""
+    return path.joinpath("config.json").is_file() and path.joinpath("bundle").is_dir()
 
 
 def numbered_folder(path: Path) -> Path:

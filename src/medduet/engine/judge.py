@@ -5,31 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from medduet.calibration import Calibration
 from medduet.engine.checkpoint import load_state
 from medduet.engine.evaluate import Predictions, summarize
 from medduet.engine.experiment import Experiment
 from medduet.engine.state import Progress
+from medduet.errors import DataError
 from medduet.files import write_text
 
 JUDGED = ("val", "test")
 
 
-def judge(experiment: Experiment, progress: Progress) -> dict[str, Any]:
-    """Judge the selected epochs, write their predictions, return the content of ``metrics.json``.
+def judge(experiment: Experiment, progress: Progress) -> tuple[dict[str, Any], Calibration | None]:
+    """Judge the selected epochs, and write their predictions.
 
-    The network has the weights of the validation-selected epoch afterwards.
+    Returns:
+        The content of ``metrics.json``, and the calibration of the validation-selected epoch, whose
+        weights the network has afterwards; ``None`` where the validation split does not allow one,
+        for the reason in ``calibration_missing``.
     """
-    seed = experiment.config.train.seed
-    if experiment.config.evaluate.protocol == "honest":
-        return {"protocol": "honest", "seed": seed} | _honest(experiment, progress)
-    return {
-        "protocol": "paper",
-        "seed": seed,
-        "selection": "test-selected",
-        "selected_epoch": progress.best_test.epoch,
-        **_epoch(experiment, "best-test", "-test-selected"),
-        "validation_selected": _honest(experiment, progress),
-    }
+    about = {"protocol": experiment.config.evaluate.protocol, "seed": experiment.config.train.seed}
+    if about["protocol"] == "honest":
+        honest, calibration = _epoch(experiment, "best", "")
+        return about | _honest(progress) | honest, calibration
+    selected = {"selection": "test-selected", "selected_epoch": progress.best_test.epoch}
+    on_test, _ = _epoch(experiment, "best-test", "-test-selected")
+    honest, calibration = _epoch(experiment, "best", "")
+    both = on_test | {"validation_selected": _honest(progress) | honest}
+    return about | selected | both, calibration
 
 
 def validation_selected(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -38,25 +41,41 @@ def validation_selected(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
     return honest
 
 
-def _honest(experiment: Experiment, progress: Progress) -> dict[str, Any]:
-    return {
-        "selection": "validation-selected",
-        "selected_epoch": progress.best.epoch,
-        **_epoch(experiment, "best", ""),
-    }
+def _honest(progress: Progress) -> dict[str, Any]:
+    return {"selection": "validation-selected", "selected_epoch": progress.best.epoch}
 
 
-def _epoch(experiment: Experiment, checkpoint: str, suffix: str) -> dict[str, Any]:
+def _epoch(
+    experiment: Experiment, checkpoint: str, suffix: str
+) -> tuple[dict[str, Any], Calibration | None]:
     experiment.network.load_state_dict(load_state(experiment.folder.checkpoint(checkpoint)))
-    summaries = {}
+    part: dict[str, Any] = {}
+    calibration = None
     for split in JUDGED:
         predictions = experiment.predict(split, thorough=True)
-        summaries[split] = summarize(predictions, experiment.data, experiment.config.evaluate)
+        part[split] = summarize(
+            predictions, experiment.data, experiment.config.evaluate, calibration
+        )
+        if split == "val":
+            calibration, missing = _calibration(predictions, experiment.data.multi_label)
         if experiment.fabric.is_global_zero:
             name = f"{split}{suffix}"
             experiment.folder.write_predictions(name, predictions, experiment.data)
-            _write_medmnist(experiment, split, suffix, predictions, summaries[split])
-    return summaries
+            _write_medmnist(experiment, split, suffix, predictions, part[split])
+    return part | ({"calibration_missing": missing} if missing else {}), calibration
+
+
+def _calibration(
+    predictions: Predictions, multi_label: bool
+) -> tuple[Calibration | None, str | None]:
+    """Return the calibration that fits the validation split, or why there is none."""
+    if "probability" not in predictions.values:
+        return None, "the network has no class head"
+    try:
+        probability = predictions.values["probability"]
+        return Calibration.fit(predictions.label, probability, multi_label), None
+    except DataError as error:
+        return None, str(error)
 
 
 def _write_medmnist(

@@ -125,6 +125,16 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
         )
     if not any(config.objective.weight(task) for task in tasks):
         raise ConfigError("every task has weight 0, so there is nothing to learn")
+    if config.train.compile and config.train.activation_checkpointing:
+        raise ConfigError(
+            "--train.compile decides by itself what it keeps, but --train.activation-checkpointing "
+            "was given: leave one out"
+        )
+    if config.train.micro_batch_size is not None and config.objective.balance != "sum":
+        raise ConfigError(
+            f"--balance {config.objective.balance} needs all images of a step at a time, but "
+            "--train.micro-batch-size was given: leave one out"
+        )
     _check_balance(config)
     _check_images(config, data)
     needs = {"dice": "segment", "mse": "reconstruct"}
@@ -159,6 +169,11 @@ def _check_images(config: RunConfig, data: ImageSet) -> None:
         raise ConfigError(
             f"--train.sampling balanced draws each class as often, but {data.name} has "
             f"{len(data.class_names)} class(es): give --train.sampling shuffle"
+        )
+    if config.train.sampling == "balanced" and data.train.shard_sizes is not None:
+        raise ConfigError(
+            "--train.sampling balanced draws images from everywhere, but shards are read one after "
+            "the other: give --objective.class-weights balanced instead"
         )
     if config.train.sampling == config.objective.class_weights == "balanced":
         raise ConfigError(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +14,13 @@ from torch import Tensor, nn
 
 from medduet.engine.balance import Balancer
 from medduet.engine.checkpoint import load_state, random_state, save_state, set_random_state
+from medduet.engine.faults import RunningValues
+from medduet.engine.feed import Feed
 from medduet.engine.folder import RunFolder
-from medduet.errors import TrainingError
+from medduet.engine.memory import noted_micro_batch
+from medduet.engine.watch import Watch
+from medduet.errors import DataError, DownloadError, MissingFileError, TrainingError
+from medduet.files import misread
 
 if TYPE_CHECKING:
     from lightning.fabric.wrappers import _FabricModule
@@ -47,6 +54,10 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: Best = field(default_factory=Best)
     best_test: Best = field(default_factory=Best)
+    left_out: list[list[int]] = field(default_factory=list)
+    """Epoch and step, from 1, of the steps that were not finite."""
+    micro_batch: int | None = None
+    """Images computed at a time on each process; ``None`` for all of a step."""
 
 
 @dataclass
@@ -61,6 +72,9 @@ class TrainState:
         sums: ``(2, T)`` float64, the sum of the losses and of the weights of each task over the
             epoch so far, on this process.
         balancer: how the losses become one step.
+        feed: gives the batches.
+        watch: notices what is not finite.
+        running: what a step that is left out must not change.
         progress: epoch, step and history.
     """
 
@@ -70,10 +84,26 @@ class TrainState:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     sums: Tensor
     balancer: Balancer
+    feed: Feed
+    watch: Watch
+    running: RunningValues
     progress: Progress = field(default_factory=Progress)
 
     def save(self, folder: RunFolder, fabric: Fabric) -> None:
-        """Write the checkpoint, then the epochs' records; each is old or new, never half."""
+        """Write the checkpoint, then the epochs' records; each is old or new, never half.
+
+        Raises:
+            NotFiniteError: a step was not finite; nothing is written.
+            StorageError: the disk is full; the last checkpoint is unharmed.
+            TrainingError: weights are not finite; nothing is written.
+        """
+        self.watch.look()
+        if not all(torch.isfinite(weight).all() for weight in self.network.parameters()):
+            raise TrainingError(
+                f"weights are not finite after epoch {self.progress.epoch}, step "
+                f"{self.progress.step}: lower --lr, set --train.clip 1, or --train.on-not-finite "
+                "rollback"
+            )
         # Each process has its own generators, and in the middle of an epoch its own sums.
         state = random_state(fabric.device)
         generators = {name: fabric.all_gather(value) for name, value in state.items()}
@@ -100,9 +130,14 @@ class TrainState:
             TrainingError: it was written by another number of processes, or is damaged.
         """
         path = folder.checkpoint("last")
-        if not path.is_file():
-            return
-        state = load_state(path)
+        if path.is_file():
+            state = load_state(path)
+            with misread(path, TrainingError):
+                self._take(state, folder, fabric)
+        self.progress.micro_batch = noted_micro_batch(folder) or self.progress.micro_batch
+
+    def _take(self, state: dict[str, Any], folder: RunFolder, fabric: Fabric) -> None:
+        """Take over what a checkpoint holds."""
         if state["world_size"] != fabric.world_size:
             raise TrainingError(
                 f"{folder.path} was trained by {state['world_size']} process(es), this is one of "
@@ -118,3 +153,17 @@ class TrainState:
         generators = {name: value[rank] for name, value in state["generators"].items()}
         set_random_state(generators, fabric.device)
         self.sums = state["sums"][rank].to(fabric.device)
+
+
+@contextmanager
+def saved_if_cut_off(state: TrainState, folder: RunFolder, fabric: Fabric) -> Iterator[None]:
+    """Save the last step if the images of the next one can't be had, such as from a server.
+
+    Not with several processes: the others may be in the middle of a step, and can't help saving.
+    """
+    try:
+        yield
+    except (DataError, DownloadError, MissingFileError):
+        if fabric.world_size == 1:
+            state.save(folder, fabric)
+        raise

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from medduet.engine.folder import RunFolder
 from medduet.errors import Interrupted, MedDuetError
-from medduet.files import exclusive, is_held, read_json, write_json
+from medduet.files import exclusive, is_held, read_object, write_json
 from medduet.plans import Cell
 from medduet.run import train
 
@@ -86,7 +86,7 @@ class GridFolder:
         if run.finished:
             return CellState("finished", *progress)
         if failure.is_file():
-            return CellState("failed", *progress, error=read_json(failure)["error"])
+            return CellState("failed", *progress, error=str(read_object(failure).get("error")))
         return CellState("running" if self.busy(name) else "waiting", *progress)
 
     def note(self, name: str, event: str) -> None:

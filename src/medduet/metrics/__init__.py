@@ -1,5 +1,11 @@
 """Pure functions from truth and prediction to numbers, with intervals."""
 
+from medduet.metrics.calibrated import (
+    Reliability,
+    calibration_summary,
+    expected_calibration_error,
+    reliability,
+)
 from medduet.metrics.classification import (
     accuracy,
     auc,
@@ -20,18 +26,22 @@ from medduet.metrics.summaries import PSNR_CAP, reconstruction_summary, segmenta
 
 __all__ = [
     "PSNR_CAP",
+    "Reliability",
     "accuracy",
     "auc",
     "balanced_accuracy",
     "bootstrap_mean",
+    "calibration_summary",
     "classification_metrics",
     "confusion_matrix",
     "dice_per_class",
+    "expected_calibration_error",
     "hd95_per_class",
     "iou_per_class",
     "macro_f1",
     "reconstruction_errors",
     "reconstruction_summary",
+    "reliability",
     "right_answers",
     "segmentation_summary",
     "wilson",

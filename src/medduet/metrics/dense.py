@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 
 import torch
-from monai.metrics import compute_hausdorff_distance
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
@@ -15,7 +14,7 @@ _SSIM_RADIUS = 5
 
 
 def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Return the Dice score, 2 |P and T| / (|P| + |T|), of every image and foreground class.
+    """Return the Dice score of every image and foreground class, ``2 |P and T| / (|P| + |T|)``.
 
     Empty masks: an empty truth with an empty prediction counts 1; if only one of them is empty
     the score is 0.
@@ -39,7 +38,7 @@ def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
 def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     """Return the intersection over union of every image and foreground class.
 
-    It is |P and T| / |P or T|, the Jaccard index.
+    It is ``|P and T| / |P or T|``, the Jaccard index.
 
     Shapes, errors and the policy for empty masks are those of `dice_per_class`.
 
@@ -65,6 +64,8 @@ def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
         >>> hd95_per_class(truth.roll(3, dims=2), truth, num_classes=2)
         tensor([[3.]], dtype=torch.float64)
     """
+    from monai.metrics import compute_hausdorff_distance  # slow to import, and few need it
+
     _check_masks(predicted, truth, num_classes)
     classes = torch.arange(1, num_classes)[None, :, None, None]
     guess, real = (mask.detach().cpu()[:, None] == classes for mask in (predicted, truth))

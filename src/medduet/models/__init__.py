@@ -1,6 +1,7 @@
 """Networks: blocks, the U-Net that takes a block, encoders of libraries, and the registry."""
 
 from medduet.models.base import DuetNetwork
+from medduet.models.ensemble import Ensemble
 from medduet.models.normalize import Normalize
 from medduet.models.registry import (
     MODELS,
@@ -18,6 +19,7 @@ __all__ = [
     "MODELS",
     "PAPER_CLASSIFIERS",
     "DuetNetwork",
+    "Ensemble",
     "ModelSpec",
     "Normalize",
     "UNet",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medduet.errors import ModelError
@@ -19,11 +22,13 @@ class DuetNetwork(nn.Module):
     Attributes:
         normalize: takes the images as they are given to the network, gives what it computes on;
             the reconstruction is judged against it.
+        min_side: of the images that it takes, in pixels.
         arguments: what `medduet.create_model` built it from, ready for JSON.
     """
 
     normalize: Normalize
     arguments: dict[str, Any]
+    min_side = 1
     _encoder_is_frozen = False
 
     if TYPE_CHECKING:  # torch says that a module returns Any
@@ -42,9 +47,63 @@ class DuetNetwork(nn.Module):
         """The modules that only the dense output needs."""
         raise NotImplementedError
 
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The layer that takes what the class head sees; ``None`` without one, or if many do."""
+        return None
+
+    def classify(self, image: Tensor) -> Tensor:
+        """Return the class scores ``(N, K)`` of ``(N, C, H, W)`` images; no decoder is run.
+
+        They are the `class_logits` of the whole network.
+
+        Raises:
+            ModelError: there is no class head.
+
+        Example:
+            >>> from medduet import create_model
+            >>> sizes = dict(in_channels=1, num_classes=2, dense_channels=1)
+            >>> network = create_model("unet_var", width=2, **sizes).eval()
+            >>> image = torch.rand(1, 1, 16, 16)
+            >>> torch.equal(network.classify(image), network(image).class_logits)
+            True
+        """
+        class_logits = self._classify(image)
+        if class_logits is None:
+            raise ModelError(
+                f"{self.arguments['name']} was built without a class head, so it can't classify: "
+                "train it with --tasks classify segment"
+            )
+        return class_logits
+
+    def _classify(self, image: Tensor) -> Tensor | None:
+        """Return the class scores without running a decoder; ``None`` without class head."""
+        raise NotImplementedError
+
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that both heads share; heads and decoder are not among them."""
         return [parameter for module in self.encoder_modules for parameter in module.parameters()]
+
+    def stages(self) -> list[nn.Module]:
+        """Return the parts that are computed one after the other, none of them most of the network.
+
+        Single layers are left out.
+
+        Example:
+            >>> from medduet import create_model
+            >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2)
+            >>> [type(stage).__name__ for stage in network.stages()]
+            ['Sequential', 'Down', 'Down', 'Down', 'Down']
+        """
+        most = _layers(self) / 2
+        stages, waiting = [], [*self.decoder_modules[::-1], *self.encoder_modules[::-1]]
+        while waiting:
+            module = waiting.pop()
+            if isinstance(module, nn.ModuleList) or _layers(module) > most:
+                waiting += reversed(list(module.children()))
+            elif _layers(module) > 1:
+                stages.append(module)
+        return stages
 
     def freeze_encoder(self) -> None:
         """Keep the encoder as it is while the rest is trained.
@@ -117,12 +176,53 @@ class DuetNetwork(nn.Module):
             DownloadError: the hub can't be reached.
             ModelError: the network is damaged, of another version, or its weights don't fit.
         """
-        from medduet.models.weights import fetch_network, load_network
+        from medduet.models.hub import fetch_network
+        from medduet.models.weights import load_network
 
         folder = Path(name_or_path)
         if not folder.is_dir():
             folder = fetch_network(str(name_or_path), revision, cache_dir, token)
         return load_network(folder)[0]
+
+
+class Features:
+    """Keeps what the class head of a network saw of the last batch, for each thread its own.
+
+    Args:
+        network: that is watched from now on.
+
+    Example:
+        >>> from medduet import create_model
+        >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2).eval()
+        >>> seen = Features(network)
+        >>> _ = network.classify(torch.zeros(3, 1, 16, 16))
+        >>> seen.last().shape
+        (3, 32)
+    """
+
+    def __init__(self, network: DuetNetwork) -> None:
+        self._own, layer = threading.local(), network.classifier
+        self._hook = None if layer is None else layer.register_forward_pre_hook(self._keep)
+
+    def _keep(self, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self._own.last = given[0]
+
+    def last(self) -> NDArray[np.float64] | None:
+        """Return it, ``(N, F)``; ``None`` if the network has no such layer."""
+        if self._hook is None:
+            return None
+        found: NDArray[np.float64] = self._own.last.detach().flatten(1).double().cpu().numpy()
+        return found
+
+    def remove(self) -> None:
+        """Leave the network alone."""
+        if self._hook is not None:
+            self._hook.remove()
+
+
+def _layers(module: nn.Module) -> int:
+    """Return the number of layers with weights in `module`."""
+    return sum(bool(layer._parameters) for layer in module.modules())
 
 
 def check_sizes(in_channels: int, num_classes: int, dense_channels: int, width: int = 1) -> None:

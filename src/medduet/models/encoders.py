@@ -138,6 +138,12 @@ class TimmNetwork(DuetNetwork):
         """The decoder and the dense head, if there is one."""
         return [module for module in (self.decoder, self.dense_head) if module is not None]
 
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The last layer of timm's head, unless it has several."""
+        last = self.encoder.get_classifier()
+        return last if self.has_class_head and isinstance(last, nn.Module) else None
+
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of timm's network but for its classifier."""
         classifier = self.encoder.get_classifier()
@@ -147,14 +153,20 @@ class TimmNetwork(DuetNetwork):
 
     def forward(self, image: Tensor) -> Outputs:
         """Return the scores of both heads for ``(N, C, H, W)`` images, see `TimmNetwork`."""
-        height, width = image.shape[-2:]
-        x = pad_to(self.normalize(image), self.multiple, self.min_padded)
         if self.decoder is None or self.dense_head is None:
-            return Outputs(self.encoder(x), None)
+            return Outputs(self._classify(image), None)
+        height, width = image.shape[-2:]
+        x = self._padded(image)
         deep, maps = self.encoder.forward_intermediates(x, indices=self.indices)
         class_logits = self.encoder.forward_head(deep) if self.has_class_head else None
         dense = self.dense_head(self.decoder(self._levels(x, maps)))
         return Outputs(class_logits, dense[..., :height, :width])
+
+    def _padded(self, image: Tensor) -> Tensor:
+        return pad_to(self.normalize(image), self.multiple, self.min_padded)
+
+    def _classify(self, image: Tensor) -> Tensor | None:
+        return self.encoder(self._padded(image)) if self.has_class_head else None
 
     def _levels(self, x: Tensor, maps: list[Tensor]) -> list[Tensor]:
         """Return one map per stride, the image first; empty where there is no skip."""
@@ -169,8 +181,8 @@ class TimmNetwork(DuetNetwork):
             if has_skip:
                 levels.append(next(skips))
             else:
-                size = (-(-x.shape[-2] // stride), -(-x.shape[-1] // stride))
-                levels.append(x.new_zeros(x.shape[0], 0, *size))
+                sides = [round_up(side, stride) // stride for side in x.shape[-2:]]
+                levels.append(x.new_zeros(x.shape[0], 0, *sides))
         return levels
 
 
@@ -249,17 +261,28 @@ class SmpNetwork(DuetNetwork):
         """The decoder and the dense head, if there is one."""
         return [self.model.decoder, self.model.segmentation_head] if self.has_dense_head else []
 
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The linear layer on the deepest map, averaged."""
+        layers = self.model.classification_head
+        return None if layers is None else next(x for x in layers if isinstance(x, nn.Linear))
+
     def forward(self, image: Tensor) -> Outputs:
         """Return the scores of both heads for ``(N, C, H, W)`` images, see `SmpNetwork`."""
-        height, width = image.shape[-2:]
-        x = pad_to(self.normalize(image), self.multiple)
         if not self.has_dense_head:
-            features = self.model.encoder(x)
-            deepest = features[0][-1] if isinstance(features, tuple) else features[-1]
-            return Outputs(self.model.classification_head(deepest), None)
-        outputs = self.model(x)
+            return Outputs(self._classify(image), None)
+        height, width = image.shape[-2:]
+        outputs = self.model(pad_to(self.normalize(image), self.multiple))
         dense, class_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
         return Outputs(class_logits, dense[..., :height, :width])
+
+    def _classify(self, image: Tensor) -> Tensor | None:
+        if self.model.classification_head is None:
+            return None
+        features = self.model.encoder(pad_to(self.normalize(image), self.multiple))
+        deepest = features[0][-1] if isinstance(features, tuple) else features[-1]
+        scores: Tensor = self.model.classification_head(deepest)
+        return scores
 
 
 def pad_to(x: Tensor, multiple: int, at_least: int = 1) -> Tensor:
@@ -269,10 +292,21 @@ def pad_to(x: Tensor, multiple: int, at_least: int = 1) -> Tensor:
         >>> pad_to(torch.ones(1, 1, 20, 33), 16, 32).shape
         torch.Size([1, 1, 32, 48])
     """
-    height, width = (-(-max(side, at_least) // multiple) * multiple for side in x.shape[-2:])
-    if (height, width) == tuple(x.shape[-2:]):
+    # torch.export follows sizes through sym_max, not through max.
+    sides: list[Any] = [torch.sym_max(side, at_least) for side in x.shape[-2:]]
+    height, width = (round_up(side, multiple) for side in sides)
+    # An exported network is for every size, whether the one that it is made with fits or not.
+    if not torch.compiler.is_exporting() and (height, width) == tuple(x.shape[-2:]):
         return x
     return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+
+
+def round_up(side: int, multiple: int) -> int:
+    """Return the next multiple.
+
+    ONNX rounds quotients of negative numbers another way than Python, so there are none.
+    """
+    return (side + multiple - 1) // multiple * multiple
 
 
 def interpolation(name: str, upsampling: Upsampling | None) -> str:

@@ -33,6 +33,8 @@ class Normalize(nn.Module):
 
     mean: Tensor
     std: Tensor
+    memory_format: torch.memory_format | None = None
+    """In which the network computes: convolutions go on as their input is. ``None``: as given."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -69,6 +71,7 @@ class Normalize(nn.Module):
                 f"expected images of shape (N, {self.channels}, H, W), but got "
                 f"{tuple(image.shape)}: the network was built for {self.channels} channel(s)"
             )
+        image = self.arranged(image)
         if image.dtype != torch.uint8:
             return (image - self.mean) / self.std
         # In place, since new memory costs a CPU more than the arithmetic.
@@ -81,3 +84,16 @@ class Normalize(nn.Module):
             mean, std = (x.flatten().repeat(image.shape[3]) for x in (mean, std))
         rows.sub_(mean).div_(std)
         return image
+
+    def arranged(self, image: Tensor) -> Tensor:
+        """Return images ``(N, C, H, W)`` in the memory format that was set."""
+        if self.memory_format is None:
+            return image
+        _, channels, height, width = image.shape
+        if channels == 1:
+            # Both formats are the same bytes, and torch goes by the strides.
+            strides = {torch.channels_last: (height * width, 1, width, 1)}.get(
+                self.memory_format, (height * width, height * width, width, 1)
+            )
+            return image.contiguous().as_strided(image.shape, strides)
+        return image.contiguous(memory_format=self.memory_format)

@@ -72,6 +72,7 @@ MODELS: dict[str, ModelSpec] = {
         networks.vovunet_var, "U-Net of one-shot aggregation units with a class head", TASK_PAPER
     ),
 }
+"""The networks that have a name of their own; a dict, so a script may add one of its own."""
 
 PAPER_CLASSIFIERS: dict[str, str] = {
     "timm:resnet18": "ResNet, arXiv:1512.03385",
@@ -225,7 +226,8 @@ def create_model(
         network = spec.build(in_channels, num_classes, dense_channels, **options)
     except (TypeError, RuntimeError) as error:  # what libraries say of sizes they can't have
         given = ", ".join(f"{option}={value!r}" for option, value in options.items())
-        raise ModelError(f"{name} can't be built with {given or 'a head'}: {error}") from error
+        reason = str(error).strip().partition("\n")[0]  # torch adds a stack of its C++
+        raise ModelError(f"{name} can't be built with {given or 'a head'}: {reason}") from error
     except OSError as error:
         reason = " ".join(str(error).split())
         raise DownloadError(

@@ -19,6 +19,7 @@ Upsampling = Literal["transpose", "bilinear"]
 UPSAMPLINGS: tuple[Upsampling, ...] = get_args(Upsampling)
 LEVELS = 4
 MIN_SIDE = 2**LEVELS
+"""The smallest height and width in pixels that a U-Net takes."""
 Enlarge = Callable[[int, int, Upsampling], nn.Module]
 """Builds what doubles height and width: channels in, channels out, how."""
 
@@ -180,6 +181,8 @@ class UNet(DuetNetwork):
                 self.up.append(Up(*sizes, blocks[level], upsampling, enlarge, skip))
             self.dense_head = nn.Conv2d(width, dense_channels, kernel_size=1)
 
+    min_side = MIN_SIDE
+
     @property
     def encoder_modules(self) -> list[nn.Module]:
         """The way down: what `freeze_encoder` freezes."""
@@ -190,15 +193,15 @@ class UNet(DuetNetwork):
         """The way up and the dense head, if there is one."""
         return [*self.up, *([self.dense_head] if self.dense_head is not None else [])]
 
+    @property
+    def classifier(self) -> nn.Module | None:
+        """The linear layer on the deepest map, averaged."""
+        return self.class_head
+
     def forward(self, image: Tensor) -> Outputs:
         """Return the scores of both heads for ``(N, C, H, W)`` images, see `UNet`."""
-        _check_side(image)
-        maps = [self.stem(self.normalize(image))]
-        for down in self.down:
-            maps.append(down(maps[-1]))
-        class_logits = None
-        if self.class_head is not None:
-            class_logits = self.class_head(maps[-1].mean(dim=(2, 3)))
+        maps = self._encode(image)
+        class_logits = self._class_scores(maps[-1])
         dense = None
         if self.dense_head is not None:
             dense = maps.pop()
@@ -208,6 +211,20 @@ class UNet(DuetNetwork):
             if dense.shape[-2:] != image.shape[-2:]:
                 dense = _resize(dense, image)
         return Outputs(class_logits, dense)
+
+    def _encode(self, image: Tensor) -> list[Tensor]:
+        """Return the map of each level, the finest first."""
+        _check_side(image)
+        maps = [self.stem(self.normalize(image))]
+        for down in self.down:
+            maps.append(down(maps[-1]))
+        return maps
+
+    def _class_scores(self, deepest: Tensor) -> Tensor | None:
+        return None if self.class_head is None else self.class_head(deepest.mean(dim=(2, 3)))
+
+    def _classify(self, image: Tensor) -> Tensor | None:
+        return self._class_scores(self._encode(image)[-1])
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:

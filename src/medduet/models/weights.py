@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-from medduet.errors import DownloadError, MissingFileError, ModelError
-from medduet.files import atomic_path, read_json, write_json
+from medduet.errors import MissingFileError, ModelError
+from medduet.files import atomic_path, read_json, sha256, write_json
 from medduet.models.base import DuetNetwork
-from medduet.models.registry import create_model
+from medduet.models.ensemble import build_network
+from medduet.models.hub import CONFIG, WEIGHTS, bundle_folder
 
 FORMAT = "medduet-bundle"
 VERSION = 1
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+_ROW = torch.linspace
+_DAMAGE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What safetensors lets out, of types that torch doesn't have."""
 _PREFIXES = ("", "encoder.", "model.encoder.", "model.encoder.model.", "model.")
 
 
@@ -77,7 +80,8 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
         network: is changed in place. If the file has no normalisation of ours, that of the
             encoder's published weights is taken.
         path: a ``.safetensors`` file, of a bundle of ours or of an encoder as timm or
-            segmentation-models-pytorch save it; or the folder of a bundle or run.
+            segmentation-models-pytorch save it; or the folder of a bundle or run; or
+            ``hf://OWNER/NAME``.
 
     Returns:
         What was taken and what was not.
@@ -88,6 +92,7 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
 
     Example:
         >>> import tempfile
+        >>> from medduet import create_model
         >>> arguments = dict(in_channels=1, num_classes=2, width=2)
         >>> folder = tempfile.mkdtemp()
         >>> create_model("unet_var", **arguments).save_pretrained(folder)
@@ -96,10 +101,10 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
         >>> len(report.matched), report.not_in_file[0]
         (64, 'up.0.upsample.weight')
     """
-    file = _weights_file(Path(path))
+    file = _weights_file(bundle_folder(path))
     try:
         found = load_file(file)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, *_DAMAGE) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{file} is not a safetensors file: {reason}") from error
     own = network.state_dict()
@@ -149,8 +154,22 @@ def save_network(path: Path, network: DuetNetwork, config: Mapping[str, Any]) ->
     }
     with atomic_path(path / WEIGHTS) as file:  # readable by others too
         save_file(weights, file, metadata={"format": "pt"})
-    header = {"format": FORMAT, "version": VERSION, "weights_sha256": _sha256(path / WEIGHTS)}
-    write_json(path / CONFIG, header | {"network": network.arguments} | dict(config))
+    own = {
+        "format": FORMAT,
+        "version": VERSION,
+        "weights_sha256": sha256(path / WEIGHTS),
+        "network": network.arguments,
+    }
+    write_json(path / CONFIG, {**own, **config, **own})  # config may be that of another bundle
+
+
+class _NumbersOnCPU(TorchFunctionMode):
+    """Keeps rows of numbers off ``meta``, where libraries could not read the rates of blocks."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*args, **{**(kwargs or {}), **({"device": "cpu"} if func is _ROW else {})})
 
 
 def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
@@ -169,66 +188,43 @@ def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
                 "the folder RUN/bundle of a finished run"
             )
     config = _read_config(folder)
-    if _sha256(folder / WEIGHTS) != config["weights_sha256"]:
+    if sha256(folder / WEIGHTS) != config["weights_sha256"]:
         raise ModelError(
             f"{folder / WEIGHTS} is not the file that config.json describes: its SHA-256 differs; "
             "copy the whole folder again"
         )
     with torch.random.fork_rng(devices=[]):  # the first weights are replaced at once
-        network = create_model(**config["network"])
+        with torch.device("meta"), _NumbersOnCPU():
+            sketch = build_network(config["network"])
+        _check_shapes(sketch, folder / WEIGHTS)  # before sizes from elsewhere take any memory
+        network = build_network(config["network"])
     try:
         network.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"the weights in {folder} don't fit the network: {reason}") from error
+    except (SafetensorError, OSError, *_DAMAGE) as error:
+        raise ModelError(f"{folder / WEIGHTS} can't be taken over: {error}") from error
     network.eval()
     return network, config
 
 
-def fetch_network(
-    name: str, revision: str | None, cache_dir: str | Path | None, token: str | None
-) -> Path:
-    """Return the folder to which a repository of the Hugging Face hub was downloaded.
-
-    Raises:
-        MissingFileError: `name` is no repository that can be read.
-        DownloadError: the hub can't be reached.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
+def _check_shapes(network: DuetNetwork, path: Path) -> None:
+    """Raise `ModelError` unless the file has the tensors of `network`, by its header alone."""
     try:
-        for file in (WEIGHTS, CONFIG):
-            local = hf_hub_download(name, file, revision=revision, cache_dir=cache_dir, token=token)
-    except LocalEntryNotFoundError as error:  # which is an EntryNotFoundError, too
-        raise _unreachable(name, error) from error
-    except (HFValidationError, RepositoryNotFoundError, EntryNotFoundError) as error:
-        raise MissingFileError(
-            f"expected a folder or a repository user/name of the Hugging Face hub with a network "
-            f"of MedDuet, but got {name}: {' '.join(str(error).split())}"
-        ) from error
-    except OSError as error:
-        raise _unreachable(name, error) from error
-    return Path(local).parent
-
-
-def _unreachable(name: str, error: Exception) -> DownloadError:
-    return DownloadError(
-        f"{name} is no folder, and the Hugging Face hub could not be asked for it: "
-        f"{' '.join(str(error).split())}"
-    )
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, *_DAMAGE) as error:
+        raise ModelError(f"{path} is not a safetensors file: {error}") from error
+    own = {name: list(value.shape) for name, value in network.state_dict().items()}
+    if differing := [name for name in {**own, **found} if own.get(name) != found.get(name)]:
+        name = differing[0]
+        raise ModelError(
+            f"the weights in {path.parent} don't fit the network: expected "
+            f"{own.get(name, 'no')} {name}, but the file has {found.get(name, 'none')}, and "
+            f"{len(differing) - 1} more differ"
+        )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = read_json(folder / CONFIG)
-    except ValueError as error:
-        raise ModelError(f"{folder / CONFIG} is not JSON: {error}") from error
+    config = read_json(folder / CONFIG, ModelError)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise ModelError(f"expected a {FORMAT} at {folder}, but config.json is something else")
     if config.get("version") != VERSION:
@@ -271,8 +267,3 @@ def _adapt(kernel: Tensor, channels: int) -> Tensor:
 
     adapted: Tensor = adapt_input_conv(channels, kernel)
     return adapted
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

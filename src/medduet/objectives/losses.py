@@ -42,17 +42,22 @@ def classification_loss(logits: Tensor, label: Tensor, class_weight: Tensor | No
         (0.6931471824645996, [1.0, 0.0])
     """
     known = label != UNKNOWN_LABEL
+    weight = classification_weight(label, class_weight).to(logits.dtype)
     label = label.clamp(min=0)
     if label.ndim == 2:
         each = F.binary_cross_entropy_with_logits(
             logits, label.to(logits.dtype), pos_weight=class_weight, reduction="none"
         )
-        count = known.sum(dim=1)
-        return PerImage((each * known).sum(dim=1) / count.clamp(min=1), (count > 0).to(each.dtype))
-    weight = known.to(logits.dtype)
-    if class_weight is not None:
-        weight = weight * class_weight[label]
+        return PerImage((each * known).sum(dim=1) / known.sum(dim=1).clamp(min=1), weight)
     return PerImage(F.cross_entropy(logits, label, reduction="none"), weight)
+
+
+def classification_weight(label: Tensor, class_weight: Tensor | None) -> Tensor:
+    """Return ``(N,)`` float, what each image weighs in the `classification_loss`."""
+    known = label != UNKNOWN_LABEL
+    if label.ndim == 2:
+        return known.any(dim=1).float()
+    return known.float() if class_weight is None else known * class_weight[label.clamp(min=0)]
 
 
 def reconstruction_loss(image: Tensor, normalized: Tensor) -> PerImage:

@@ -11,6 +11,7 @@ from medduet.config import ObjectiveConfig, Task
 from medduet.objectives.losses import (
     PerImage,
     classification_loss,
+    classification_weight,
     reconstruction_loss,
     segmentation_loss,
 )
@@ -68,6 +69,15 @@ class Objective(nn.Module):
                     self.layout.image(outputs.dense), normalized
                 )
         return terms
+
+    def weights(self, batch: Batch) -> Tensor:
+        """Return ``(T,)`` the sum of the image weights of each term, which are known beforehand."""
+        sums = {
+            "classify": lambda: classification_weight(batch.label, self.class_weight),
+            "segment": lambda: batch.has_mask.float(),
+            "reconstruct": lambda: torch.ones_like(batch.has_mask, dtype=torch.float32),
+        }
+        return torch.stack([sums[task]().sum() for task in self.tasks])
 
     def losses(self, terms: Mapping[Task, PerImage], weights: Tensor) -> Tensor:
         """Return ``(T,)`` the mean loss of each term times its factor.

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.errors import ConfigError, DataError
+from medduet.files import misread
 from medduet.metrics import accuracy
 from medduet.metrics.intervals import Interval
 from medduet.report.runs import FinishedRun, SplitPredictions, open_run
@@ -97,6 +98,7 @@ class Comparison:
         return asdict(self)
 
 
+@misread("a file of these runs")
 def compare(run_a: str | Path, run_b: str | Path, split: str = "test") -> Comparison:
     """Compare two finished runs on the same images, with paired tests.
 

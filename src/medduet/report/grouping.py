@@ -22,6 +22,7 @@ _ASIDE = (
     "out",
     "train.seed",
     "train.device",
+    "train.activation_checkpointing",
     "objective.conflict_steps",
     "evaluate.bootstrap",
     "evaluate.batch_size",

@@ -11,10 +11,11 @@ import jinja2
 
 import medduet
 from medduet.errors import ConfigError, closest
-from medduet.files import exclusive, write_text
+from medduet.files import exclusive, misread, write_text
 from medduet.report import sections, tables
+from medduet.report.calibration import calibration
 from medduet.report.grouping import Runs, group_runs
-from medduet.report.runs import find_runs
+from medduet.report.runs import FinishedRun, find_runs
 from medduet.report.words import answer
 from medduet.report.writer import Part, Writer
 
@@ -46,7 +47,19 @@ def write_report(
         ConfigError: a reference that is not there.
         DataError: the files of a run can't be read.
     """
-    runs = group_runs(find_runs(paths), reference)
+    found = find_runs(paths)
+    with misread(f"a run in {', '.join(map(str, paths))}"):
+        return _report(found, paths, out, reference, samples)
+
+
+def _report(
+    found: Sequence[FinishedRun],
+    paths: Sequence[str | Path],
+    out: Path | None,
+    reference: str | None,
+    samples: bool,
+) -> Path:
+    runs = group_runs(found, reference)
     if reference is not None and reference not in runs.methods:
         raise ConfigError(f"unknown --reference '{reference}': {closest(reference, runs.methods)}")
     out = out or Path(paths[0]) / "report"
@@ -69,6 +82,7 @@ def _write(out: Path, runs: Runs, paths: Sequence[str | Path], samples: bool) ->
         sections.over_sets(runs, cells, writer),
         sections.training(runs, writer),
         sections.confusion(runs, writer),
+        calibration(runs, writer),
         sections.samples(runs, writer) if samples else Part("Samples"),
         sections.costs(runs, cells, writer),
         sections.provenance(runs, paths, writer),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from medduet.files import read_json
+from medduet.files import read_json, read_objects
 from medduet.report.balance import balance_curves
+from medduet.report.calibration import Diagram, reliability_figure
 from medduet.report.figures import confusion, learning_curves, roc
 from medduet.report.runs import SplitPredictions, read_predictions
 from medduet.report.sheet import UNKNOWN_MASK, prediction_sheet
@@ -21,12 +21,13 @@ def draw_run(path: Path) -> list[Path]:
     """Draw the figures of the run in the folder `path` into ``figures/``; return their paths.
 
     Learning curves always; the balance of the tasks where there are several; confusion matrix and
-    ROC curves of the test split where there are classes; a sheet of test images with truth and
-    prediction. All but the curves show the epoch that validation selected.
+    ROC curves of the test split where there are classes, and a reliability diagram where they are
+    calibrated; a sheet of test images with truth and prediction. All but the curves show the epoch
+    that validation selected.
     """
     metrics = read_json(path / "metrics.json")
     data = read_json(path / "environment.json")["data"]
-    epochs = [json.loads(line) for line in (path / "epochs.jsonl").read_text("utf-8").splitlines()]
+    epochs = read_objects(path / "epochs.jsonl")
     honest = metrics.get("validation_selected", metrics)
     test_epoch = metrics["selected_epoch"] if honest is not metrics else None
     figures = {"learning_curves": learning_curves(epochs, honest["selected_epoch"], test_epoch)}
@@ -42,6 +43,8 @@ def draw_run(path: Path) -> list[Path]:
             figures["confusion_matrix"] = confusion(test["confusion_matrix"], names)
         if test["auc"] is not None:
             figures["roc"] = roc(label, probability, names, multi_label, test["auc_interval"])
+        if (judged := test.get("calibration")) and judged["n"]:
+            figures["reliability"] = reliability_figure([Diagram(data["name"], [judged])])
     figures["predictions"] = _sheet(path / "samples.npz", predictions, data)
     for name, figure in figures.items():
         save(figure, path / "figures" / f"{name}.png")

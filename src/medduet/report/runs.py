@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.errors import ConfigError, DataError, MissingFileError
-from medduet.files import read_json
+from medduet.files import csv_rows, misread, read_object, read_objects
 from medduet.metrics import right_answers
 from medduet.types import UNKNOWN_LABEL
 
@@ -77,15 +75,12 @@ def read_predictions(path: Path) -> SplitPredictions:
     """
     if not path.is_file():
         raise MissingFileError(f"expected predictions at {path}, but there is no such file")
-    with path.open(newline="", encoding="utf-8") as file:
-        header, *rows = list(csv.reader(file)) or [[]]
+    header, *rows = list(csv_rows(path)) or [[]]
     if "index" not in header or not rows or any(len(row) != len(header) for row in rows):
         raise DataError(f"expected a table with a column index and one line per image in {path}")
     cells = dict(zip(header, zip(*rows, strict=True), strict=True))
-    try:
+    with misread(path), np.errstate(invalid="raise"):  # what is no number is no class either
         return _from_columns(cells)
-    except (KeyError, ValueError) as error:
-        raise DataError(f"{path} can't be read as predictions: {error}") from error
 
 
 def _from_columns(cells: Mapping[str, tuple[str, ...]]) -> SplitPredictions:
@@ -167,11 +162,7 @@ class FinishedRun:
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of ``epochs.jsonl``; none without the file."""
         path = self.path / "epochs.jsonl"
-        lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise DataError(f"{path} is damaged: {error}") from error
+        return read_objects(path) if path.is_file() else []
 
     def predictions(
         self, split: str = "test", selection: Selection = "validation"
@@ -225,16 +216,14 @@ metrics.json and predictions/), but no-such-run is not there
             f"expected {_WANTED}, but {path} is not finished: medduet train --resume {path}"
         )
     environment = path / "environment.json"
-    try:
-        run = FinishedRun(
-            path,
-            read_json(path / "config.json"),
-            read_json(path / "metrics.json"),
-            read_json(environment) if environment.is_file() else {},
-        )
+    run = FinishedRun(
+        path,
+        read_object(path / "config.json"),
+        read_object(path / "metrics.json"),
+        read_object(environment) if environment.is_file() else {},
+    )
+    with misread(path):
         _ = run.model, run.tasks, run.seed, run.data_name
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"the files of {path} are not those of a run: {error!r}") from error
     return run
 
 

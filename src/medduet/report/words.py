@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from medduet.files import read_json
+from medduet.files import read_object
 from medduet.report.grouping import Runs
 from medduet.report.measures import MEASURES, Difference
 from medduet.report.statistics import EVIDENCE, shown_p, verdict
@@ -96,8 +96,8 @@ def _failures(paths: Sequence[str | Path]) -> list[str]:
     for path in map(Path, paths):
         if (path / "grid.json").is_file():
             for file in sorted((path / "cells").glob("*.json")):
-                failure = read_json(file)
-                lines.append(f"{failure['cell']}: {failure['error']}")
+                failure = read_object(file)
+                lines.append(f"{failure.get('cell')}: {failure.get('error')}")
     return lines
 
 

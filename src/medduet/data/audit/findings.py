@@ -14,6 +14,7 @@ from medduet.types import UNKNOWN_LABEL
 
 Severity = Literal["leak", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("leak", "warning", "note")
+"""How much a finding matters, most first."""
 _NO_ROWS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
 

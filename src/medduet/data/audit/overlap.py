@@ -239,16 +239,19 @@ def leak_warning(images: ImageSet, cache: Path | None = None) -> str | None:
         >>> leak_warning(images, Path(tempfile.mkdtemp())) is None
         True
     """
-    pool, splits = images.pool(), split_numbers(images)
+    parts = [images.split(name) for name in SPLITS]
     found = remembered_duplicates(images, cache)
-    if found is None and len(pool) <= SMALL:
+    if found is None and sum(map(len, parts)) <= SMALL:
         found = known_duplicates(images, cache)
-    causes = []
+    groups = [part.groups for part in parts if part.groups is not None]
+    if found is None and len(groups) < len(parts):
+        return None  # before anything is made that is as long as the set
+    splits, causes = split_numbers(images), []
     if found is not None:
         again = reach(found, splits)
         causes.append(("a duplicate", (again.copies | again.near)[:, 0]))
-    if pool.groups is not None:
-        causes.append(("others of their group", group_reach(pool.groups, splits)[:, 0]))
+    if len(groups) == len(parts):
+        causes.append(("others of their group", group_reach(np.concatenate(groups), splits)[:, 0]))
     phrases = []
     for what, in_train in causes:
         rows = np.flatnonzero(in_train & (splits > 0))

@@ -7,18 +7,29 @@ is read, not its name. No module here imports torch, so worker processes start f
 from __future__ import annotations
 
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.images import ReadJob, probe, read_images, read_job
+from medduet.data.reading.images import (
+    Picture,
+    ReadJob,
+    picture_of,
+    probe,
+    read_images,
+    read_job,
+    read_pictures,
+)
 from medduet.data.reading.masks import read_mask
 from medduet.data.reading.names import is_image, stem_of
 
 __all__ = [
     "Facts",
+    "Picture",
     "ReadJob",
     "ReadOptions",
     "is_image",
+    "picture_of",
     "probe",
     "read_images",
     "read_job",
     "read_mask",
+    "read_pictures",
     "stem_of",
 ]

@@ -4,11 +4,13 @@ Bounds of one read, checked on the header before anything is decoded:
 
 - a frame has at most 2**26 pixels (8192 x 8192) and a file at most 2**28 (1000 x 512 x 512 is
   less) in at most 4096 frames;
-- a file has at most 2**31 bytes, what a deflated one holds at most 2**30.
+- a file has at most 2**31 bytes, what a deflated one holds at most 2**30;
+- the elements of a DICOM file take at most 400,000 reads: each costs a hundred times its bytes;
+- the scans of a JPEG, each of which may go over all of it, at most 2**30 pixels in all.
 
 So one read takes, beside what Python and the libraries take, at most the file's own bytes (DICOM),
-those it unpacks to (deflated DICOM) or 8 bytes per voxel (NIfTI, memory-mapped where it is not
-compressed), and 32 bytes per pixel of its largest frame, and the result.
+those it unpacks to (deflated DICOM), and 32 bytes per pixel of its largest frame, and the result.
+NIfTI is memory-mapped; what is compressed is unpacked into a file without name before.
 """
 
 from __future__ import annotations
@@ -20,32 +22,40 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
-from medduet.errors import DataError, MedDuetError
+from medduet.errors import DataError, MedDuetError, one_line
 
 MAX_FRAME_PIXELS = 1 << 26
 MAX_FILE_PIXELS = 1 << 28
 MAX_FRAMES = 1 << 12
 MAX_FILE_BYTES = 1 << 31
 MAX_UNPACKED_BYTES = 1 << 30
+MAX_READS = 400_000
+MAX_SCANNED = 1 << 30
 
 
 class ReadOptions(NamedTuple):
     """What a file is to become.
 
     Attributes:
-        size: height and width of the result in pixels.
+        size: height and width of the result in pixels, two numbers or one for both.
         fit: ``"pad"`` keeps the aspect and centres the image on black, ``"stretch"`` does not.
         channels: 1 for grey, 3 for colour.
         window: centre and width of the values shown from black to white, instead of the file's
             own; for CT in Hounsfield units. Files of 8-bit PNG, JPEG and the like don't heed it.
     """
 
-    size: int
+    size: int | tuple[int, int]
     fit: Literal["pad", "stretch"] = "pad"
     channels: Literal[1, 3] = 1
     window: tuple[float, float] | None = None
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the result in pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 class Facts(NamedTuple):
@@ -93,8 +103,7 @@ def refusal(path: Path, expected: str, given: str) -> DataError:
 
     What is given may come from the file: it is made one line without codes for the terminal.
     """
-    line = "".join(each if each.isprintable() else "?" for each in " ".join(given.split()))
-    return DataError(f"{path}: expected {expected}, given {line}")
+    return DataError(f"{path}: expected {expected}, given {one_line(given, 500)}")
 
 
 def checked(path: Path, facts: Facts) -> Facts:
@@ -116,6 +125,23 @@ def checked(path: Path, facts: Facts) -> Facts:
         given = f"{frames} frames of {height} x {width}"
         raise refusal(path, f"at most {MAX_FILE_PIXELS} pixels in all", given)
     return facts
+
+
+def checked_array(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """Return `values` if they are an image ``(H, W)`` of real numbers or ``(H, W, 3)`` of uint8.
+
+    Example:
+        >>> import numpy as np
+        >>> checked_array("a", np.zeros(2))
+        Traceback (most recent call last):
+        medduet.errors.DataError: a: expected (H, W), or (H, W, 3) of uint8, given (2,) of float64
+    """
+    grey, colour = values.ndim == 2, values.ndim == 3 and values.shape[2] == 3
+    if not (grey and values.dtype.kind in "buif") and not (colour and values.dtype == np.uint8):
+        given = f"{values.shape} of {values.dtype}"
+        raise refusal(Path(name), "(H, W), or (H, W, 3) of uint8", given)
+    checked(Path(name), Facts(1, 3 if colour else 1, *values.shape[:2]))
+    return values.astype(np.uint8) * 255 if values.dtype == np.bool_ else values
 
 
 def needed(module: str, path: Path) -> Any:

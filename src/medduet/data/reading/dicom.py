@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from medduet.data.reading.codestream import stream_size
+from medduet.data.reading.codestream import check_scans, stream_size
 from medduet.data.reading.core import (
+    MAX_READS,
     MAX_UNPACKED_BYTES,
     Facts,
     Frame,
@@ -29,6 +30,7 @@ from medduet.data.reading.core import (
     refusal,
 )
 
+_PREAMBLE = 132  # bytes before what a file says of itself
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 _LOSSY = {
     "1.2.840.10008.1.2.4.50": "JPEG baseline",
@@ -68,22 +70,39 @@ def _read(pydicom: Any, path: Path, file: BinaryIO, has_preamble: bool, *, pixel
     reader = needed("pydicom.filereader", path)
     file.seek(0)
     if has_preamble:
-        meta = reader.read_file_meta_info(path)
+        file.seek(_PREAMBLE)
+        meta = reader.read_dataset(
+            _Counted(file), False, True, stop_when=lambda tag, *_: tag.group != 2
+        )
         if meta.get("TransferSyntaxUID") == _DEFLATED:
             # pydicom would unpack it whatever its size.
-            file.seek(144 + meta.FileMetaInformationGroupLength)
             unpacked = _inflated(path, file.read())
-            data = reader.read_dataset(io.BytesIO(unpacked), False, True)
+            data = reader.read_dataset(_Counted(io.BytesIO(unpacked)), False, True)
             meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-            data.file_meta = meta
+            data.file_meta = pydicom.dataset.FileMetaDataset(meta)
             return data
-    data = pydicom.dcmread(file, stop_before_pixels=not pixels, force=not has_preamble)
+        file.seek(0)
+    data = pydicom.dcmread(_Counted(file), stop_before_pixels=not pixels, force=not has_preamble)
     if "TransferSyntaxUID" not in data.file_meta:
         implicit, little = data.original_encoding
         uid = pydicom.uid
         explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         data.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
     return data
+
+
+class _Counted:
+    """A file from which so much can be read only: each element takes a read at least."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.tell, self.seek, self._file, self._reads = file.tell, file.seek, file, 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Read `size` bytes."""
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise ValueError("too many elements")
+        return self._file.read(size)
 
 
 def _inflated(path: Path, packed: bytes) -> bytes:
@@ -134,6 +153,7 @@ def _check_streams(path: Path, data: Any, facts: Facts, samples: int) -> None:
     )
     expected = facts.height, facts.width, samples
     for stream in streams:
+        check_scans(stream, facts.height * facts.width)
         if (size := stream_size(stream)) is not None and size != expected:
             given = f"a compressed one of {size.height} x {size.width} x {size.channels}"
             raise refusal(path, f"a frame of {' x '.join(map(str, expected))}", given)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +13,11 @@ from numpy.typing import NDArray
 from medduet.data.reading.core import Facts, Frame, ReadOptions, Source, refusal
 from medduet.data.reading.masks import read_mask
 from medduet.data.reading.opening import opened
-from medduet.data.reading.shape import shown, value_range
+from medduet.data.reading.shape import fitted, levels, rounded, shown, value_range
 
 MAX_RESULT_BYTES = 1 << 31
+_LOOKED_AT, _NO_GREY = 256, 40
+"""Pixels of each side, and a difference of red, green and blue, that tell colour from grey."""
 
 
 class ReadJob(NamedTuple):
@@ -68,9 +72,9 @@ def read_images(path: Path, options: ReadOptions) -> NDArray[np.uint8]:
         [[[0, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9], [0, 0, 0, 0]]]
     """
     with opened(path) as source:
-        frames, size = source.facts.frames, options.size
-        tail = (size, size, *(3,) * (options.channels == 3))
-        if frames * size * size * options.channels > MAX_RESULT_BYTES:
+        frames, sides = source.facts.frames, options.sides
+        tail = (*sides, *(3,) * (options.channels == 3))
+        if frames * prod(tail) > MAX_RESULT_BYTES:
             given = f"{frames} frames of {' x '.join(map(str, tail))}"
             raise refusal(path, f"at most {MAX_RESULT_BYTES} bytes as result", given)
         result = np.zeros((frames, *tail), np.uint8)
@@ -78,6 +82,62 @@ def read_images(path: Path, options: ReadOptions) -> NDArray[np.uint8]:
         for number, frame in enumerate([single] if single else source.frames(options.window)):
             result[number] = shown(frame, limits, options)
         return result
+
+
+class Picture(NamedTuple):
+    """One frame of a file, as a network takes it and as people look at it.
+
+    Attributes:
+        fitted: uint8 ``(S, S)``, or ``(S, S, 3)`` with 3 channels.
+        whole: the same at its own size, uint8 ``(H, W)``, or ``(H, W, 3)`` if it is in colour.
+        coloured: share of the pixels that are clearly no grey in the file, even if here they are.
+    """
+
+    fitted: NDArray[np.uint8]
+    whole: NDArray[np.uint8]
+    coloured: float = 0.0
+
+
+def read_pictures(
+    path: Path, options: ReadOptions, file: BinaryIO | None = None
+) -> Iterator[Picture]:
+    """Read the frames of a file one by one, as `read_images` does, and keep their own size, too.
+
+    Args:
+        path: of the file, or what to call it if `file` is given.
+        options: what its frames are to become.
+        file: an open file instead, such as one in memory.
+
+    Raises:
+        DataError: names the file, what was expected and what was given.
+        MissingFileError: if there is no such file.
+
+    Example:
+        >>> import io
+        >>> from PIL import Image
+        >>> Image.new("L", (4, 2), 9).save(file := io.BytesIO(), "png")
+        >>> [picture] = read_pictures(Path("a.png"), ReadOptions(size=8), file)
+        >>> picture.fitted.shape, picture.whole.shape
+        ((8, 8), (2, 4))
+    """
+    with opened(path, file) as source:
+        limits, single = _limits(path, source, options)
+        for frame in [single] if single else source.frames(options.window):
+            yield picture_of(frame, limits, options)
+
+
+def picture_of(frame: Frame, limits: tuple[float, float] | None, options: ReadOptions) -> Picture:
+    """Return a frame as a `Picture`; `limits` are the extremes of its file, see `shown`."""
+    whole = levels(frame, limits, options.channels)
+    return Picture(fitted(whole, options), rounded(whole), _coloured(frame.values))
+
+
+def _coloured(values: NDArray[Any]) -> float:
+    if values.ndim == 2:
+        return 0.0
+    rows, columns = (max(1, side // _LOOKED_AT) for side in values.shape[:2])
+    some = values[::rows, ::columns]
+    return float((np.ptp(some, axis=2) > _NO_GREY).mean())
 
 
 def _limits(

@@ -37,7 +37,7 @@ def read_mask(paths: Sequence[Path], like: Facts, options: ReadOptions) -> NDArr
         DataError: names the file.
         MissingFileError: if there is no such file.
     """
-    united = np.zeros((like.frames, options.size, options.size), np.uint8)
+    united = np.zeros((like.frames, *options.sides), np.uint8)
     for path in paths:
         np.maximum(united, _read_one(path, like, options), out=united)
     return united
@@ -48,7 +48,7 @@ def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8
         of_mask, of_image = (each._replace(channels=1) for each in (source.facts, like))
         if of_mask != of_image:
             raise refusal(path, f"a mask of {_told(of_image)} as the image", _told(of_mask))
-        result = np.zeros((like.frames, options.size, options.size), np.int16)
+        result = np.zeros((like.frames, *options.sides), np.int16)
         present: set[int] = set()
         for number, values in enumerate(source.stored()):
             classes = _integers(path, values)

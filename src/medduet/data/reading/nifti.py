@@ -8,8 +8,11 @@ patient is on the left of the image. So frame ``k`` is ``volume[::-1, ::-1, k].T
 from __future__ import annotations
 
 import gzip
+import logging
 import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,6 +23,7 @@ from medduet.data.reading.core import Facts, Frame, Source, checked, needed, ref
 
 HEADER_SIZE = 540  # of NIfTI-2; that of NIfTI-1 is 348
 _MAX_OFFSET = 1 << 24  # bytes of extensions before the voxels
+_PIECE = 1 << 22
 _DEFLATE_RATIO = 1032  # more than this can't be packed into a byte
 
 
@@ -33,6 +37,7 @@ def open_nifti(path: Path, file: BinaryIO, packed: bool) -> Source:
     file.seek(0)
     stream = cast(BinaryIO, gzip.GzipFile(fileobj=file)) if packed else file
     head = stream.read(HEADER_SIZE)
+    needed("nibabel.imageglobals", path).logger.setLevel(logging.CRITICAL)  # what it mends itself
     if head[344:348] == b"n+1\0":
         header = needed("nibabel.nifti1", path).Nifti1Header(head[:348])
     else:
@@ -49,7 +54,9 @@ def open_nifti(path: Path, file: BinaryIO, packed: bool) -> Source:
     turned = _orientation(path, header)
     right, anterior, superior = (shape[list(turned[:, 0]).index(axis)] for axis in range(3))
     facts = checked(path, Facts(superior, 1, anterior, right))
-    room = os.fstat(file.fileno()).st_size * (_DEFLATE_RATIO if packed else 1)
+    place = file.tell()
+    room = file.seek(0, os.SEEK_END) * (_DEFLATE_RATIO if packed else 1)
+    file.seek(place)
     size = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if not 0 <= offset <= _MAX_OFFSET or size > room:
         raise refusal(path, f"{size} bytes", f"no room for them, of which {offset} before voxels")
@@ -57,10 +64,10 @@ def open_nifti(path: Path, file: BinaryIO, packed: bool) -> Source:
     scale = None if (slope or 1, intercept or 0) == (1, 0) else (slope or 1, intercept or 0)
 
     def stored() -> Iterator[NDArray[Any]]:
+        # Unpacked, it may be a thousand times as large: that is for the disk, not for the memory.
         volumes = needed("nibabel.volumeutils", path)
-        volume = volumes.array_from_file(shape, dtype, stream, offset, mmap="r")
-        if packed:
-            stream.read(1)  # at the end, where its checksum is compared
+        with _unpacked(stream, size) if packed else nullcontext(stream) as source:
+            volume = volumes.array_from_file(shape, dtype, source, offset, mmap="r")
         volume = needed("nibabel.orientations", path).apply_orientation(volume, turned)
         for k in range(facts.frames):
             values = np.ascontiguousarray(volume[::-1, ::-1, k].T)
@@ -74,6 +81,21 @@ def open_nifti(path: Path, file: BinaryIO, packed: bool) -> Source:
         return (Frame(values, shown) for values in stored())
 
     return Source(facts, frames, stored)
+
+
+def _unpacked(stream: BinaryIO, size: int) -> BinaryIO:
+    """Return a file without name that has the first `size` bytes of `stream`."""
+    file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  (it is mapped, and then gone)
+    stream.seek(0)
+    while size > 0:
+        piece = stream.read(min(size, _PIECE))
+        if not piece:
+            raise EOFError(f"it ends {size} bytes too early")
+        file.write(piece)
+        size -= len(piece)
+    stream.read(1)  # at the end, where its checksum is compared
+    file.flush()
+    return file
 
 
 def _orientation(path: Path, header: Any) -> NDArray[Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import io
 import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from medduet.data.reading.core import MAX_FILE_BYTES, Source, faults_named, refusal
 from medduet.data.reading.dicom import open_dicom
@@ -29,16 +29,21 @@ _DATA_SETS = (b"\x08\x00", b"\x00\x08")  # group 0008, with which a DICOM data s
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Source]:
+def opened(path: Path, given: BinaryIO | None = None) -> Iterator[Source]:
     """Give the image file at `path`, checked as far as its header goes.
 
-    Whatever goes wrong with it in the body becomes a DataError.
+    With `given`, an open file that can be sought in, `path` is only what it is called. Whatever
+    goes wrong with it in the body becomes a DataError.
 
     Raises:
         MissingFileError: if there is no such file.
         DataError: if it is not an image that can be read.
     """
     with faults_named(path):
+        if given is not None:
+            given.seek(0)
+            yield _open(path, given, given.read(HEADER_SIZE))
+            return
         try:
             found = path.stat()
         except FileNotFoundError as error:
@@ -52,14 +57,42 @@ def opened(path: Path) -> Iterator[Source]:
             yield _open(path, file, head)
 
 
-def _open(path: Path, file: io.BufferedReader, head: bytes) -> Source:
+def kind_of(head: bytes) -> str | None:
+    """Return which kind of picture starts with `head`, its first 140 bytes or more.
+
+    Returns:
+        ``"PNG"``, ``"JPEG"``, ``"TIFF"``, ``"BMP"``, ``"WEBP"``, ``"DICOM"``, or ``None``.
+
+    Example:
+        >>> kind_of(b"BM..."), kind_of(b"%PDF-1.7")
+        ('BMP', None)
+    """
     if head[128:132] == b"DICM":
-        return open_dicom(path, file, has_preamble=True)
+        return "DICOM"
     for start, kind in _STARTS.items():
         if head.startswith(start):
-            return open_raster(path, file, kind)
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return open_raster(path, file, "WEBP")
+            return kind
+    return "WEBP" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
+
+
+def is_dicom(head: bytes) -> bool:
+    r"""Return whether a picture that starts with `head` is DICOM, with a preamble or without.
+
+    Example:
+        >>> is_dicom(b"\x08\x00\x05\x00"), is_dicom(b"BM")
+        (True, False)
+    """
+    return kind_of(head) == "DICOM" or (
+        kind_of(head) is None and not is_nifti(head) and head[:2] in _DATA_SETS
+    )
+
+
+def _open(path: Path, file: BinaryIO, head: bytes) -> Source:
+    kind = kind_of(head)
+    if kind == "DICOM":
+        return open_dicom(path, file, has_preamble=True)
+    if kind is not None:
+        return open_raster(path, file, kind)
     if is_nifti(head):
         return open_nifti(path, file, packed=False)
     if head[:2] == b"\x1f\x8b" and is_nifti(_unpacked(file)):
@@ -70,7 +103,7 @@ def _open(path: Path, file: io.BufferedReader, head: bytes) -> Source:
     raise refusal(path, known, f"a file that starts with {head[:8]!r}" if head else "an empty file")
 
 
-def _unpacked(file: io.BufferedReader) -> bytes:
+def _unpacked(file: BinaryIO) -> bytes:
     """Return what a gzipped file starts with, or nothing if it is broken."""
     file.seek(0)
     try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medduet.data.reading.codestream import jpeg_segments
+from medduet.data.reading.codestream import check_scans, jpeg_segments
 from medduet.data.reading.core import MAX_FRAMES, Facts, Frame, Source, checked, refusal
 
 _MAX_TABLES = 1 << 25  # bytes in the tables of a TIFF or of EXIF; Pillow holds a page's in memory
@@ -26,6 +27,7 @@ _TYPE_SIZES = dict(enumerate((1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4), start=1))
 _TYPE_SIZES |= {16: 8, 17: 8, 18: 8}
 _ORIENTATION, _WHITE_IS_ZERO, _BITS, _COMPRESSION = 274, 262, 258, 259
 _JPEG_IN_TIFF = (6, 7)
+_TILE, _LARGEST_TILE = (322, 323), 1 << 22
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,8 +45,14 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
         _check_tables(file)
     if kind == "JPEG":
         _check_exif(_exif_of_jpeg(file))
+        file.seek(0)
+        content = file.read()
     file.seek(0)
     image = Image.open(file, formats=[kind])
+    # Here already, since Pillow decodes a PNG to look for EXIF behind its pixels.
+    checked(path, Facts(1, 1, image.height, image.width))
+    if kind == "JPEG":
+        check_scans(content, image.height * image.width)
     deep = _is_deep(image)
     if kind == "PNG":
         _refuse_deep_colour(path, file, image)
@@ -74,6 +82,20 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
         kind == "TIFF" and image.tag_v2.get(_COMPRESSION) in _JPEG_IN_TIFF  # type: ignore[attr-defined]
     )
     return Source(checked(path, facts), frames, lambda: decoded(stored=True), lossy)
+
+
+def frame_of(image: Image.Image) -> Frame:
+    """Return an image of Pillow as a frame, turned as its EXIF says.
+
+    Example:
+        >>> frame_of(Image.new("RGB", (4, 2))).values.shape
+        (2, 4, 3)
+    """
+    image.load()
+    # As above: a TIFF was turned by that.
+    turn = None if image.format == "TIFF" else _TURNS.get(_orientation(image))
+    whole = image if turn is None else image.transpose(turn)
+    return Frame(_values(whole, _is_deep(image), indexed=False))
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -131,6 +153,9 @@ def _count(path: Path, image: Image.Image) -> int:
         bits = image.tag_v2.get(_BITS, (1,))  # type: ignore[attr-defined]
         if len(bits) > 2 and max(bits) > 8:
             raise refusal(path, "8 bits per colour or 16 bits of grey", f"{max(bits)} per colour")
+        tile = prod(image.tag_v2.get(each, 1) for each in _TILE)  # type: ignore[attr-defined]
+        if tile > max(_LARGEST_TILE, 4 * image.height * image.width):
+            raise refusal(path, "tiles of a size like the image's", f"one of {tile} pixels")
         if (image.size, image.mode) != first:
             raise refusal(
                 path,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,12 +48,24 @@ def shown(
         limits: the smallest and the largest value of its file, for frames that need it.
         options: what it is to become.
     """
+    return fitted(levels(frame, limits, options.channels), options)
+
+
+def levels(
+    frame: Frame, limits: tuple[float, float] | None, channels: Literal[1, 3]
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Return a frame from 0 to 255 at its own size, ``(H, W)``, or ``(H, W, 3)`` if in colour."""
     values: NDArray[Any] = frame.values
     if values.dtype != np.uint8 or frame.shown is not None:
         values = scaled(values, *(frame.shown or limits or value_range(values) or (0.0, 0.0)))
         values = 255 - values if frame.inverted else values
-    if values.ndim == 3 and options.channels == 1:
+    if values.ndim == 3 and channels == 1:
         values = np.asarray(Image.fromarray(values).convert("L"))
+    return values
+
+
+def fitted(values: NDArray[Any], options: ReadOptions) -> NDArray[np.uint8]:
+    """Return values of 0 to 255 as uint8 of the size and with the channels asked for."""
     values = _resized(values, options)
     if values.ndim == 2 and options.channels == 3:
         values = np.repeat(values[:, :, None], 3, axis=2)
@@ -66,9 +78,15 @@ def _resized(values: NDArray[Any], options: ReadOptions) -> NDArray[np.uint8]:
     if values.shape[:2] != (height, width):
         image = Image.fromarray(values)
         values = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
-    if values.dtype != np.uint8:
-        values = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
-    return _padded(values, options.size)
+    return _padded(rounded(values), options.sides)
+
+
+def rounded(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return values of 0 to 255 as uint8."""
+    if values.dtype == np.uint8:
+        return values
+    whole: NDArray[np.uint8] = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
+    return whole
 
 
 def resized_mask(values: NDArray[Any], options: ReadOptions) -> NDArray[Any]:
@@ -78,24 +96,54 @@ def resized_mask(values: NDArray[Any], options: ReadOptions) -> NDArray[Any]:
         np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(np.intp), old - 1)
         for new, old in ((height, values.shape[0]), (width, values.shape[1]))
     )
-    return _padded(values[rows[:, None], columns], options.size)
+    return _padded(values[rows[:, None], columns], options.sides)
+
+
+def unfitted_mask(
+    mask: NDArray[np.uint8], height: int, width: int, options: ReadOptions
+) -> NDArray[np.uint8]:
+    """Return a mask of a fitted image, ``(H, W)`` of classes, at the size that the image had.
+
+    Each class is resized by Pillow's bilinear filter, and each pixel gets the class that is most
+    of it, so outlines are smooth.
+
+    Example:
+        >>> mask = np.array([[0, 0, 0], [0, 2, 2], [0, 0, 0]], np.uint8)
+        >>> unfitted_mask(mask, 1, 3, ReadOptions(size=3)).tolist()
+        [[0, 2, 2]]
+    """
+    inner = _inner(height, width, options)
+    top, left = ((whole - part) // 2 for whole, part in zip(mask.shape, inner, strict=True))
+    mask = mask[top : top + inner[0], left : left + inner[1]]
+    if mask.shape == (height, width):
+        return mask
+    found = np.unique(mask)
+    result = np.full((height, width), found[0], np.uint8)
+    most = np.zeros((height, width), np.float32)
+    for number in found if len(found) > 1 else ():
+        share = Image.fromarray((mask == number).astype(np.float32))
+        here = np.asarray(share.resize((width, height), Image.Resampling.BILINEAR))
+        result[here > most] = number
+        np.maximum(most, here, out=most)
+    return result
 
 
 def _inner(height: int, width: int, options: ReadOptions) -> tuple[int, int]:
-    """Return height and width of the image within the square."""
-    size = options.size
+    """Return height and width of the image within the frame."""
+    whole = options.sides
     if options.fit == "stretch":
-        return size, size
-    longest = max(height, width)
-    return max(1, round(height * size / longest)), max(1, round(width * size / longest))
+        return whole
+    if height * whole[1] >= width * whole[0]:
+        return whole[0], max(1, round(width * whole[0] / height))
+    return max(1, round(height * whole[1] / width)), whole[1]
 
 
-def _padded(values: NDArray[Any], size: int) -> NDArray[Any]:
-    """Return values in the middle of a black square."""
+def _padded(values: NDArray[Any], sides: tuple[int, int]) -> NDArray[Any]:
+    """Return values in the middle of a black frame."""
     height, width = values.shape[:2]
-    if (height, width) == (size, size):
+    if (height, width) == sides:
         return values
-    result = np.zeros((size, size, *values.shape[2:]), values.dtype)
-    top, left = (size - height) // 2, (size - width) // 2
+    result = np.zeros((*sides, *values.shape[2:]), values.dtype)
+    top, left = (sides[0] - height) // 2, (sides[1] - width) // 2
     result[top : top + height, left : left + width] = values
     return result

@@ -1,0 +1,75 @@
+"""Answers as pictures: the mask as a file, and over the image."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from matplotlib import color_sequences, colormaps
+from matplotlib.colors import to_rgb
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import binary_erosion
+
+_FILL, _HEAT = 0.35, 0.6
+
+
+def colour_of(mask_class: int) -> tuple[int, int, int]:
+    """Return red, green and blue of a mask class; background is black.
+
+    Example:
+        >>> colour_of(0), colour_of(1)
+        ((0, 0, 0), (255, 169, 14))
+    """
+    if not mask_class:
+        return 0, 0, 0
+    ring = color_sequences["petroff10"]
+    red, green, blue = to_rgb(ring[mask_class % len(ring)])
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def mask_colours(count: int) -> list[tuple[int, int, int]]:
+    """Return red, green and blue of so many mask classes, background first."""
+    return [colour_of(number) for number in range(count)]
+
+
+def mask_png(mask: NDArray[np.uint8]) -> bytes:
+    """Return a mask ``(H, W)`` as PNG whose values are the classes and whose palette shows them.
+
+    Example:
+        >>> mask = np.array([[0, 1], [2, 0]], np.uint8)
+        >>> np.asarray(Image.open(io.BytesIO(mask_png(mask)))).tolist()
+        [[0, 1], [2, 0]]
+    """
+    image = Image.fromarray(mask).convert("P")
+    image.putpalette([level for colour in mask_colours(256) for level in colour])
+    return _png(image)
+
+
+def overlay_png(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> bytes:
+    """Return an image ``(H, W)`` or ``(H, W, 3)`` with its mask ``(H, W)`` over it, as PNG."""
+    pixels = _rgb(image)
+    for number in np.unique(mask[mask > 0]).tolist():
+        here, colour = mask == number, np.array(colour_of(number), np.float32)
+        edge = here & ~binary_erosion(here, iterations=max(1, min(mask.shape) // 256))
+        pixels[here] += _FILL * (colour - pixels[here])
+        pixels[edge] = colour
+    return _png(Image.fromarray(np.rint(pixels).astype(np.uint8)))
+
+
+def heat_png(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
+    """Return an image ``(H, W)`` or ``(H, W, 3)`` with heat ``(H, W)``, 0 to 1, over it, as PNG."""
+    pixels = _rgb(image)
+    colour = colormaps["inferno"](heat)[..., :3].astype(np.float32) * 255
+    pixels += _HEAT * heat[..., None] * (colour - pixels)
+    return _png(Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8)))
+
+
+def _rgb(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    pixels = image.astype(np.float32)
+    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+
+
+def _png(image: Image.Image) -> bytes:
+    image.save(file := io.BytesIO(), "png")
+    return file.getvalue()

@@ -1,0 +1,1 @@
+"""Networks as a web service: a page for people, JSON for programs."""

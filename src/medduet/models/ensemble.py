@@ -1,0 +1,236 @@
+"""Several networks, and several views of each image, as one network."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from medduet.config import TestTime
+from medduet.errors import MedDuetError, ModelError, closest
+from medduet.models.base import DuetNetwork
+from medduet.models.normalize import Normalize
+from medduet.models.registry import create_model
+from medduet.types import Outputs
+
+MAX_MEMBERS = 64
+_SHARED = ("in_channels", "num_classes", "dense_channels")
+
+_UPRIGHT = ((0, False), (0, True))
+_VIEWS: dict[TestTime, tuple[tuple[int, bool], ...]] = {
+    "none": _UPRIGHT[:1],
+    "flip": _UPRIGHT,
+    "flips": (*_UPRIGHT, (2, False), (2, True)),
+    "turns": tuple((quarters, mirrored) for quarters in range(4) for mirrored in (False, True)),
+}
+"""Quarters of a turn, then whether left and right are exchanged."""
+
+
+class Ensemble(DuetNetwork):
+    """One network that says the mean of what its members say of each view of an image.
+
+    Probabilities are averaged, not scores: the softmax (sigmoid for several labels at once) of
+    `class_logits` is the mean of the members', and so for the mask at each pixel. Reconstructions
+    are averaged as images. What is said of a mirrored or turned image is turned back first.
+
+    Args:
+        members: networks with the same channels, classes and dense channels.
+        multi_label: whether the classes don't exclude each other.
+        mask_channels: how many of the dense channels, the first ones, are scores of the mask.
+        test_time: the views: ``"none"``, ``"flip"`` (left and right exchanged, 2 views),
+            ``"flips"`` (upside down, too, 4) or ``"turns"`` (by 90 degrees, too, 8).
+
+    Raises:
+        ModelError: there are no members, or they don't fit together.
+
+    Example:
+        >>> sizes = dict(in_channels=1, num_classes=2, width=2)
+        >>> members = [create_model("unet_var", **sizes), create_model("vovunet_var", **sizes)]
+        >>> network = Ensemble(members, multi_label=False, mask_channels=0, test_time="flip").eval()
+        >>> network.arguments["name"]
+        'ensemble of 1 unet_var and 1 vovunet_var, test-time flip'
+        >>> image = torch.rand(1, 1, 16, 16)
+        >>> said = [member.eval()(x).class_logits.softmax(1)
+        ...     for member in members for x in (image, image.flip(3))]
+        >>> torch.allclose(network(image).class_logits.softmax(1), sum(said) / 4)
+        True
+    """
+
+    def __init__(
+        self,
+        members: Sequence[DuetNetwork],
+        *,
+        multi_label: bool,
+        mask_channels: int,
+        test_time: TestTime = "none",
+    ) -> None:
+        super().__init__()
+        if not 1 <= len(members) <= MAX_MEMBERS:
+            raise ModelError(
+                f"expected 1 to {MAX_MEMBERS} members of an ensemble, but got {len(members)}"
+            )
+        if test_time not in _VIEWS:
+            hint = closest(str(test_time), get_args(TestTime))
+            raise ModelError(f"unknown test-time views '{test_time}': {hint}")
+        shared = {name: members[0].arguments[name] for name in _SHARED}
+        for member in members:
+            if isinstance(member, Ensemble):
+                raise ModelError("an ensemble can't be a member of another: give its members")
+            if any(member.arguments[name] != value for name, value in shared.items()):
+                raise ModelError(
+                    f"expected members with the same {', '.join(_SHARED)}, but got "
+                    f"{members[0].arguments} and {member.arguments}"
+                )
+        if not 0 <= mask_channels <= shared["dense_channels"]:
+            raise ModelError(
+                f"expected mask_channels of 0 to {shared['dense_channels']}, the dense channels, "
+                f"but got {mask_channels}"
+            )
+        self.members = nn.ModuleList(members)
+        self.normalize = Normalize(shared["in_channels"])
+        for own, first in zip(
+            self.normalize.buffers(), members[0].normalize.buffers(), strict=True
+        ):
+            own.copy_(first)
+        self.multi_label, self.mask_channels = multi_label, mask_channels
+        self.views = _VIEWS[test_time]
+        self.min_side = max(member.min_side for member in members)
+        self.arguments = {
+            "name": _name(members, test_time),
+            **shared,
+            "ensemble": [member.arguments for member in members],
+            "test_time": test_time,
+            "multi_label": multi_label,
+            "mask_channels": mask_channels,
+        }
+
+    @property
+    def encoder_modules(self) -> list[nn.Module]:
+        """The encoders of all members."""
+        return [module for member in self._networks for module in member.encoder_modules]
+
+    @property
+    def decoder_modules(self) -> list[nn.Module]:
+        """The decoders of all members."""
+        return [module for member in self._networks for module in member.decoder_modules]
+
+    def forward(self, image: Tensor) -> Outputs:
+        """Return what the members say of ``(N, C, H, W)`` images on average, see `Ensemble`."""
+        class_logits, masks, images = [], [], []
+        for quarters, mirrored in self.views:
+            turned = self._turned(image, quarters, mirrored)
+            for member in self._networks:
+                scores, dense = member(turned)
+                if scores is not None:
+                    class_logits.append(scores)
+                if dense is not None:
+                    dense = torch.rot90(_mirrored(dense, mirrored), -quarters, (2, 3))
+                    masks.append(dense[:, : self.mask_channels])
+                    if dense.shape[1] > self.mask_channels:
+                        images.append(member.normalize.invert(dense[:, self.mask_channels :]))
+        heads = []
+        if self.mask_channels:
+            heads.append(_mean_scores(masks, sigmoid=self.mask_channels == 1))
+        if images:
+            rebuilt = torch.stack(images).mean(dim=0)
+            heads.append((rebuilt - self.normalize.mean) / self.normalize.std)
+        return Outputs(
+            _mean_scores(class_logits, self.multi_label) if class_logits else None,
+            torch.cat(heads, dim=1) if heads else None,
+        )
+
+    def _classify(self, image: Tensor) -> Tensor | None:
+        if not self.arguments["num_classes"]:
+            return None
+        turned = [self._turned(image, *view) for view in self.views]
+        scores = [member.classify(view) for view in turned for member in self._networks]
+        return _mean_scores(scores, self.multi_label)
+
+    @property
+    def _networks(self) -> list[DuetNetwork]:
+        return list(self.members)  # type: ignore[arg-type]
+
+    def _turned(self, image: Tensor, quarters: int, mirrored: bool) -> Tensor:
+        """Return a view in the memory format that was set for the ensemble, not for its members."""
+        return self.normalize.arranged(_mirrored(torch.rot90(image, quarters, (2, 3)), mirrored))
+
+
+def _mirrored(image: Tensor, mirrored: bool) -> Tensor:
+    return image.flip(3) if mirrored else image
+
+
+def _mean_scores(scores: Sequence[Tensor], sigmoid: bool) -> Tensor:
+    """Return the scores ``(N, K, ...)`` whose sigmoid, or softmax over K, is the mean of theirs.
+
+    Example:
+        >>> scores = [torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, -1.0]])]
+        >>> mean = torch.stack(scores).softmax(dim=2).mean(dim=0)
+        >>> torch.allclose(_mean_scores(scores, sigmoid=False).softmax(dim=1), mean)
+        True
+    """
+    all_scores = torch.stack(
+        [each.to(torch.promote_types(each.dtype, torch.float)) for each in scores]
+    )
+    if sigmoid:
+        yes, no = F.logsigmoid(all_scores), F.logsigmoid(-all_scores)
+        return yes.logsumexp(dim=0) - no.logsumexp(dim=0)
+    return all_scores.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(scores))
+
+
+def _name(members: Sequence[DuetNetwork], test_time: TestTime) -> str:
+    counts = Counter(member.arguments["name"] for member in members)
+    names = " and ".join(f"{count} {name}" for name, count in counts.items())
+    return f"ensemble of {names}" + ("" if test_time == "none" else f", test-time {test_time}")
+
+
+def build_network(arguments: Any) -> DuetNetwork:
+    """Build the network or the ensemble whose `DuetNetwork.arguments` these are.
+
+    They may be a stranger's: nothing but what `create_model` knows is built, nothing is fetched,
+    and on torch's ``meta`` device no size costs memory.
+
+    Raises:
+        ModelError: they are no arguments of a network.
+
+    Example:
+        >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2)
+        >>> again = build_network(network.arguments)
+        >>> again.arguments == network.arguments
+        True
+    """
+    try:
+        if "ensemble" not in _mapping(arguments):
+            return _member(arguments)
+        options = {key: arguments[key] for key in ("multi_label", "mask_channels", "test_time")}
+        kinds = (bool, int, str)
+        if any(
+            type(value) is not kind for value, kind in zip(options.values(), kinds, strict=True)
+        ):
+            raise ModelError(f"expected settings of an ensemble, but got {options}")
+        members = arguments["ensemble"]
+        if not isinstance(members, list) or len(members) > MAX_MEMBERS:
+            raise ModelError(f"expected a list of up to {MAX_MEMBERS} members of an ensemble")
+        return Ensemble([_member(each) for each in members], **options)
+    except MedDuetError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelError(f"the arguments of the network can't be used: {reason}") from error
+
+
+def _member(arguments: Any) -> DuetNetwork:
+    if "pretrained" in _mapping(arguments):
+        raise ModelError("the arguments of a network that was saved can't ask for other weights")
+    build: Callable[..., DuetNetwork] = create_model
+    return build(**arguments)
+
+
+def _mapping(arguments: Any) -> Mapping[str, Any]:
+    if not isinstance(arguments, dict):
+        raise ModelError("expected the arguments of a network, but config.json has something else")
+    return arguments

@@ -1,0 +1,255 @@
+"""What people see: the page in a real browser, with a real server behind it."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medduet import Predictor
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="the page needs playwright")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page needs Chromium")
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def address(own: Path) -> Iterator[str]:
+    command = [sys.executable, "-m", "medduet", "serve", str(own), f"other={own}"]
+    options = ["--port", "0", "--max-mb", "0.5"]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout is not None
+        yield service.stdout.readline().split(" at ")[1].split()[0]
+        service.terminate()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Page:
+    """A page, and what must not happen on it."""
+
+    def __init__(self, browser: Any, address: str, **options: Any) -> None:
+        self.page = browser.new_page(**options)
+        self.page.set_default_timeout(60_000)
+        self.asked, self.wrong = list[str](), list[str]()
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.wrong.append("a dialog"), dialog.dismiss()))
+        self.page.on("console", self._note)
+        self.page.goto(address)
+        self.page.wait_for_selector("#model option", state="attached")
+
+    def _note(self, message: Any) -> None:
+        # Refused uploads are noted by the browser itself.
+        if message.type == "error" and "Failed to load resource" not in message.text:
+            self.wrong.append(message.text)
+
+    def drop(self, name: str, content: bytes) -> None:
+        script = """([name, content]) => {
+            const data = new DataTransfer();
+            const bytes = Uint8Array.from(atob(content), (each) => each.charCodeAt(0));
+            data.items.add(new File([bytes], name));
+            document.getElementById("drop").dispatchEvent(
+                new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+        }"""
+        self.page.evaluate(script, [name, base64.b64encode(content).decode()])
+
+
+@pytest.fixture
+def visit(browser: Any, address: str) -> Iterator[Callable[..., Page]]:
+    """A function that opens the page; nothing may be wrong on it at the end."""
+    visited = []
+
+    def open_page(**options: Any) -> Page:
+        visited.append(Page(browser, address, **options))
+        return visited[-1]
+
+    yield open_page
+    for each in visited:
+        assert each.wrong == []
+        local = (address + "/", "data:", "blob:")
+        assert [url for url in each.asked if not (url + "/").startswith(local)] == []
+        each.page.close()
+
+
+Visit = Callable[..., Page]
+Pixels = Callable[[int], np.ndarray]
+Encode = Callable[..., bytes]
+
+
+def test_a_dropped_image_shows_its_classes_and_the_mask(
+    visit: Visit, picture: Pixels, encoded: Encode
+) -> None:
+    visited = visit()
+    page = visited.page
+    assert page.is_visible("text=Not for clinical use.")
+    visited.drop("a.png", encoded(picture(1)))
+    page.wait_for_selector("#result:visible")
+    bars = page.locator("#bars li")
+    names = [bars.nth(place).locator(".name span").first.inner_text() for place in range(3)]
+    assert sorted(names) == sorted(["benign", "malignant", EVIL])
+    widths = page.eval_on_selector_all(".fill", "all => all.map((each) => each.offsetWidth)")
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > 0
+    assert page.inner_text("#label") == names[0]
+    assert page.inner_text("#set").startswith("90 % set: ")
+    assert names[0] in page.inner_text("#set")
+    assert page.locator("#abstained").is_hidden()
+    assert page.locator("#unfamiliar").is_hidden()
+    assert names[0] in page.inner_text("[role=status]")
+    for image in ("#image", "#mask"):
+        size = page.eval_on_selector(
+            image, "async (e) => (await e.decode(), [e.naturalWidth, e.naturalHeight])"
+        )
+        assert size == [75, 50]
+    boxes = [page.locator(image).bounding_box() for image in ("#image", "#mask")]
+    assert boxes[0] == boxes[1]
+    assert page.input_value("#opacity") == "50"
+    page.fill("#opacity", "25")
+    assert page.eval_on_selector("#mask", "e => getComputedStyle(e).opacity") == "0.25"
+    page.check("[value=heat]")
+    assert page.is_visible("#heat")
+    assert not page.is_visible("#mask")
+    assert EVIL in page.inner_text("#areas")
+    page.click("summary")
+    assert EVIL in page.inner_text("#card")
+    assert page.inner_text("#card h2") == "vovunet_var trained on unknown data"
+    assert page.locator("#card strong").count() == 1
+    assert "\\" not in page.inner_text("#card")
+    assert page.locator("[src=x]").count() == 0
+
+
+def test_an_unfamiliar_image_has_a_warning(visit: Visit, encoded: Encode) -> None:
+    visited = visit()
+    noise = np.random.default_rng(0).integers(0, 255, (50, 75), np.uint8)
+    visited.drop("noise.png", encoded(noise))
+    visited.page.wait_for_selector("#unfamiliar:visible")
+    assert "unlike those that the network was trained on" in visited.page.inner_text("#unfamiliar")
+
+
+def test_a_real_ultrasound_image(
+    visit: Visit, own: Path, shared_data: Path, encoded: Encode
+) -> None:
+    image = np.load(shared_data / "busi_seg_224.npz")["test_images"][7]
+    visited = visit()
+    page = visited.page
+    visited.drop("ultrasound.png", encoded(image))
+    page.wait_for_selector("#result:visible")
+    answer = Predictor(own)(image)
+    assert page.inner_text("#label") == answer.label
+    assert page.locator("#bars li").count() == 3
+    assert page.locator("#mask:visible").count() == 1
+    assert "224 x 224 pixels" in page.inner_text("#facts")
+
+
+def test_each_wrong_file_has_a_message_people_can_read(
+    visit: Visit, picture: Pixels, encoded: Encode
+) -> None:
+    visited = visit()
+    page = visited.page
+    files = {
+        "notes.txt": (b"some words", "not an image that can be read"),
+        "scan.png": (b"%PDF-1.7 and so on", "PNG, JPEG, TIFF, BMP, WebP or DICOM"),
+        "huge.png": (bytes(600_000), "expected at most 0.5 MB, given 0.572 MB"),
+        "dot.png": (encoded(np.zeros((1, 1), np.uint8)), "at least 8 x 8 pixels, given 1 x 1"),
+        "half.png": (encoded(picture(1))[:300], "can't be used"),
+    }
+    for name, (content, reason) in files.items():
+        visited.drop(name, encoded(picture(1)))
+        page.wait_for_selector("#result:visible")
+        visited.drop(name, content)
+        page.wait_for_selector("#error:visible")
+        assert reason in page.inner_text("[role=alert]"), name
+        assert not page.is_visible("#result")
+    visited.drop("good.png", encoded(picture(1)))
+    page.wait_for_selector("#result:visible")
+    assert not page.is_visible("#error")
+
+
+def test_the_keyboard_is_enough(visit: Visit, picture: Pixels, encoded: Encode) -> None:
+    page = visit().page
+    # Asked for before the key is pressed: under load, Chromium may open a chooser that was asked
+    # for at the same moment without telling.
+    choosers = list[Any]()
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
+
+    def tab_to(name: str) -> None:
+        for _ in range(20):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.id || document.activeElement.value") == name:
+                return
+        raise AssertionError(f"no key leads to {name}")
+
+    tab_to("file")
+    assert page.eval_on_selector("#drop", "e => getComputedStyle(e).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    for _ in range(600):
+        if choosers:
+            break
+        page.wait_for_timeout(100)
+    [chooser] = choosers
+    chooser.set_files({"name": "a.png", "mimeType": "", "buffer": encoded(picture(1))})
+    page.wait_for_selector("#result:visible")
+    tab_to("mask")
+    page.keyboard.press("ArrowDown")
+    assert page.is_visible("#heat")
+    tab_to("opacity")
+    page.keyboard.press("ArrowLeft")
+    assert page.input_value("#opacity") == "49"
+    # Everything that takes input has a name that is read out.
+    nameless = page.eval_on_selector_all(
+        "input, select", "all => all.filter((e) => !e.labels.length).map((e) => e.id)"
+    )
+    assert nameless == []
+
+
+def test_another_network_answers_about_the_same_image(
+    visit: Visit, picture: Pixels, encoded: Encode
+) -> None:
+    visited = visit()
+    page = visited.page
+    visited.drop("a.png", encoded(picture(1)))
+    page.wait_for_selector("#facts:has-text('by busi')")
+    page.select_option("#model", "other")
+    page.wait_for_selector("#facts:has-text('by other')")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nothing_is_wider_than_a_phone(
+    visit: Visit, picture: Pixels, encoded: Encode, scheme: str
+) -> None:
+    visited = visit(viewport={"width": 360, "height": 740}, color_scheme=scheme)
+    page = visited.page
+    visited.drop("a name that is longer than any phone is wide.png", encoded(picture(1)))
+    page.wait_for_selector("#result:visible")
+    page.click("summary")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    colours = page.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
+    ink, ground = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 765 for colour in colours)
+    assert (ink > 0.8 and ground < 0.2) if scheme == "dark" else (ink < 0.2 and ground > 0.8)
+
+
+def test_the_api_is_described(visit: Visit, address: str) -> None:
+    visited = visit()
+    visited.page.goto(address + "/docs")
+    visited.page.wait_for_selector("text=POST /predict")
+    for word in ("explain", "429", "RunLengths", "curl -F file=@image.png"):
+        assert word in visited.page.inner_text("main")

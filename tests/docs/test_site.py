@@ -1,0 +1,106 @@
+"""The documentation builds without a warning, and its pages are whole and load nothing."""
+
+from __future__ import annotations
+
+import re
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import medduet
+from medduet.cli import _HELP, COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+LOADED = {"script": "src", "link": "href", "img": "src", "source": "srcset", "iframe": "src"}
+
+
+class Page(HTMLParser):
+    """What a page loads, links to, and can be linked at."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loaded, self.links, self.anchors = list[str](), list[str](), set[str]()
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attributes}
+        if tag in LOADED and LOADED[tag] in found and found.get("rel") not in ("canonical", "next"):
+            self.loaded.append(found[LOADED[tag]])
+        if tag == "a" and "href" in found:
+            self.links.append(found["href"])
+        self.anchors |= {found["id"]} if "id" in found else set()
+
+
+def is_elsewhere(address: str) -> bool:
+    return bool(re.match(r"(?i)\s*(https?:|ftp:|//)", address))
+
+
+def test_pages_load_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 25
+    for path in pages:
+        loaded = Page(path).loaded
+        assert not [address for address in loaded if is_elsewhere(address)], path
+    for path in site.rglob("*.css"):
+        found = r"url\(\s*['\"]?([^'\")]+)|@import\s+['\"]([^'\"]+)"
+        addresses = re.findall(found, path.read_text())
+        assert not [one for pair in addresses for one in pair if is_elsewhere(one)], path
+
+
+def test_every_link_within_the_site_leads_somewhere(site: Path) -> None:
+    pages = {path.resolve(): Page(path) for path in site.rglob("*.html")}
+    checked = 0
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            assert target.exists(), f"{path}: {link}"
+            anchor = unquote(parts.fragment)
+            if anchor and target in pages and target.name != "search.html":
+                assert anchor in pages[target].anchors or anchor == "top", f"{path}: {link}"
+            checked += 1
+    assert checked > 500
+
+
+def test_nothing_tells_of_this_machine(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        assert str(ROOT) not in path.read_text(), path
+
+
+def test_every_command_is_there_and_plain(site: Path) -> None:
+    text = (site / "reference" / "commands.html").read_text()
+    assert "\x1b" not in text
+    listed = set(re.findall(r"^  ([a-z][a-z-]+) ", _HELP.partition("RECIPE is")[0], re.MULTILINE))
+    assert len(listed) == len(COMMANDS)
+    for name in listed:
+        assert f'id="medduet-{name}"' in text, name
+        assert f"usage: medduet {name} " in text, name
+    blocks = re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)[1:]  # after the list of commands
+    helped = [unescape(re.sub(r"<[^>]+>", "", block)) for block in blocks]
+    lines = [line for block in helped for line in block.splitlines()]
+    widths = [len(line) for line in lines if not line.lstrip().startswith("--")]
+    assert 70 < max(widths) <= 84
+
+
+def test_every_public_name_is_there_with_its_own_words(site: Path) -> None:
+    text = (site / "reference" / "python.html").read_text()
+    for name in medduet.__all__:
+        assert f'id="medduet.{name}"' in text, name
+    # Fields of a tuple are explained once, in words of ours; so are several names at once.
+    assert "Alias for field number" not in text
+    assert "<strong>val</strong>" in text
+    assert "<strong>test</strong>" in text
+    assert "medduet.RunConfig.model_config" not in text
+    # Settings have their words, types and defaults, without what checks them.
+    assert "Side of the images in pixels" in text
+    assert "Annotated" not in text
+
+
+def test_github_sees_no_directives() -> None:
+    # They stand in comments, which docs/_ext/pages.py opens for the site.
+    for path in (ROOT / "docs").rglob("*.md"):
+        shown = re.sub(r"<!--.*?-->", "", path.read_text(), flags=re.DOTALL)
+        assert not re.search(r"^(```+|:::+)\{", shown, re.MULTILINE), path

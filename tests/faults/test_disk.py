@@ -1,0 +1,277 @@
+"""A disk that is full or read-only, a cache that vanishes, a second process on the same run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import medduet
+from medduet import ConfigError, RunConfig, RunRecord
+from medduet.cli import main
+from medduet.engine.checkpoint import load_state
+from medduet.engine.folder import RunFolder
+from medduet.engine.reporter import Reporter
+from medduet.errors import Interrupted, StorageError
+from medduet.files import read_json, write_text
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mount a file system of that size in memory, or change its options."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options: str) -> Path:
+        again = "remount," if os.path.ismount(place) else ""
+        command = ["mount", "-t", "tmpfs", "-o", again + options, "tmpfs", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"this user can't mount a file system: {done.stderr.strip()}")
+        return place
+
+    yield mount
+    if os.path.ismount(place):
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    left, right = (load_file(run / "bundle" / "model.safetensors") for run in (one, other))
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+class Filler(Reporter):
+    """Fills a disk but for some bytes when an epoch is done."""
+
+    def __init__(self, folder: Path, epoch: int, leave: int) -> None:
+        self.folder, self.epoch, self.leave = folder, epoch, leave
+
+    def end_epoch(self, row: Any) -> None:
+        if row["epoch"] == self.epoch:
+            free = shutil.disk_usage(self.folder).free
+            with (self.folder / "filler").open("wb") as file:
+                file.write(bytes(free - self.leave))
+
+
+@pytest.mark.parametrize("leave", [0, 4096, 40_000])
+def test_a_full_disk_while_training(
+    disk: Callable[[str], Path], make_config: MakeConfig, tmp_path: Path, leave: int
+) -> None:
+    place = disk("size=8m")
+    run = place / "run"
+    config = make_config(run, train={"epochs": 3, "augment": "flip"})
+    with pytest.raises(StorageError, match="the disk is full: make room") as told:
+        medduet.train(config, reporter=Filler(place, 1, leave))
+    assert f"go on with: medduet train --resume {run}" in str(told.value)
+    assert "\n" not in str(told.value)
+    assert load_state(run / "checkpoints" / "last.safetensors")["progress"]["epoch"] == 2
+    assert list(run.rglob(".*.tmp")) == []
+    # Still full: nothing gets worse.
+    with pytest.raises(StorageError):
+        medduet.train(resume=run)
+    (place / "filler").unlink()
+    medduet.train(resume=run)
+    medduet.train(make_config(tmp_path / "whole", train={"epochs": 3, "augment": "flip"}))
+    assert same_weights(run, tmp_path / "whole")
+
+
+def test_a_disk_too_small_for_the_figures(
+    disk: Callable[[str], Path], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """Wherever the disk is full at the end of a run, the run can be ended later."""
+    medduet.train(make_config(tmp_path / "whole"))
+    place, ended = disk("size=8m"), 0
+    for leave in (60_000, 120_000, 200_000, 300_000, 400_000, 500_000):
+        run = place / "run"
+        try:
+            medduet.train(make_config(run), reporter=Filler(place, 2, leave))
+            ended += 1
+        except StorageError:
+            (place / "filler").unlink()
+            medduet.train(resume=run)
+        assert same_weights(run, tmp_path / "whole")
+        assert read_json(run / "metrics.json") == read_json(tmp_path / "whole" / "metrics.json")
+        (place / "filler").unlink(missing_ok=True)
+        shutil.rmtree(run)
+    assert ended < 6
+
+
+COMMANDS = {
+    "predict": ["predict", "{run}", "{images}", "--out", "{disk}/said"],
+    "evaluate": ["evaluate", "{run}", "--split", "all", "--out", "{disk}/judged"],
+    "export": ["export", "{run}", "--out", "{disk}/exported", "--format", "torch"],
+    "report": ["report", "{run}", "--out", "{disk}/report"],
+    "train": ["train", "{recipe}", "--out", "{disk}/run"],
+}
+
+
+@pytest.mark.parametrize("fault", ["full", "read-only"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_say_what_is_wrong_with_the_disk(
+    disk: Callable[[str], Path],
+    make_config: MakeConfig,
+    finished_run: RunRecord,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    fault: str,
+) -> None:
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    Image.linear_gradient("L").save(tmp_path / "images" / "a.png")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(make_config(tmp_path, train={"epochs": 1}).model_dump_json(exclude={"out"}))
+    place = disk("size=200k")
+    if fault == "full":
+        with pytest.raises(OSError, match="No space left"):
+            (place / "filler").write_bytes(bytes(300 * 1024))
+    else:
+        disk("ro,size=200k")
+    names = {
+        "{run}": str(finished_run.path),
+        "{images}": str(tmp_path / "images"),
+        "{disk}": str(place),
+        "{recipe}": str(recipe),
+    }
+    words = COMMANDS[name]
+    for old, new in names.items():
+        words = [word.replace(old, new) for word in words]
+    assert main(words) == 2
+    [line] = capsys.readouterr().err.strip().splitlines()[-1:]
+    expected = "the disk is full" if fault == "full" else "Read-only file system"
+    assert line.startswith("medduet: ")
+    assert expected in line
+    assert str(place) in line
+
+
+def test_a_cache_that_vanishes_is_made_again(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import numpy as np
+
+    data = medduet.open_images("phantom", size=16, count=40)
+    arrays = {}
+    for split in ("train", "val", "test"):
+        part = data.split(split)
+        arrays |= {f"{split}_images": part.images, f"{split}_labels": part.labels}
+        arrays[f"{split}_masks"] = part.masks
+    np.savez(tmp_path / "set.npz", **arrays)
+    cache = tmp_path / "cache"
+    own = {"name": str(tmp_path / "set.npz"), "count": None, "size": None, "cache": str(cache)}
+    medduet.train(make_config(tmp_path / "whole", data=own))
+
+    class Vandal(Reporter):
+        def __init__(self) -> None:
+            self.steps = 0
+
+        def step(self, images: int, losses: Callable[[], dict[str, float]]) -> None:
+            self.steps += 1
+            if self.steps == 2:
+                shutil.rmtree(cache)
+            if self.steps == 5:
+                stop.set()
+
+    stop = threading.Event()
+    with pytest.raises(Interrupted):
+        medduet.train(make_config(tmp_path / "run", data=own), reporter=Vandal(), stop=stop)
+    assert not cache.exists()
+    medduet.train(resume=tmp_path / "run")
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+# A second process ---------------------------------------------------------------------------------
+
+
+def test_a_second_process_is_refused_with_the_name_of_the_first(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    refused: list[str] = []
+
+    class Rival(Reporter):
+        def end_epoch(self, row: Any) -> None:
+            code = f"import medduet; medduet.train(resume={str(run)!r})"
+            done = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 1
+            refused.append(done.stderr.strip().splitlines()[-1])
+
+    medduet.train(make_config(run, train={"epochs": 1}), reporter=Rival())
+    [line] = refused
+    assert f"{run} is being trained by process {os.getpid()} on {os.uname().nodename}" in line
+    assert read_json(run / "metrics.json")["test"]["n"] == 8
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    write_text(folder.path / "config.json", "{}")
+    (folder.path / ".bundle.x.tmp").mkdir()
+    (folder.path / ".bundle.x.tmp" / "model.safetensors").write_text("half")
+    (folder.path / "predictions").mkdir()
+    (folder.path / "predictions" / ".val.csv.y.tmp").write_text("half")
+    with (
+        folder.claimed(),
+        pytest.raises(ConfigError, match="is being trained by process"),
+        folder.claimed(),
+    ):
+        pass
+    files = {path.name for path in folder.path.rglob("*") if path.is_file()}
+    assert files == {"config.json", "lock"}
+
+
+FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
+JUMPING = """
+import sys, time
+from pathlib import Path
+import medduet
+from medduet.config import load_recipe
+from medduet.engine.reporter import Reporter
+
+class Jumper(Reporter):
+    def step(self, images, losses):
+        before = time.time()
+        clock.write_text("-1d" if clock.read_text() == "+1d" else "+1d")
+        jumps.append(time.time() - before)
+
+clock, jumps = Path(sys.argv[2]), []
+medduet.train(load_recipe(sys.argv[1]), reporter=Jumper())
+print(min(jumps), max(jumps))
+"""
+
+
+@pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime")
+def test_the_clock_may_jump(make_config: MakeConfig, tmp_path: Path) -> None:
+    medduet.train(make_config(tmp_path / "plain"))
+    recipe, clock = tmp_path / "recipe.yaml", tmp_path / "clock"
+    recipe.write_text(make_config(tmp_path / "jumping").model_dump_json())
+    clock.write_text("+1d")
+    own = {
+        "LD_PRELOAD": str(FAKETIME),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", JUMPING, str(recipe), str(clock)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | own,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    back, on = map(float, done.stdout.split())
+    assert back < -100_000 < 100_000 < on
+    assert same_weights(tmp_path / "plain", tmp_path / "jumping")

@@ -1,0 +1,170 @@
+"""Nothing in MedDuet runs what a file says, and no file that it writes could be made to run."""
+
+from __future__ import annotations
+
+import ast
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import medduet
+
+if TYPE_CHECKING:
+    from medduet import RunRecord
+
+SOURCE = Path(medduet.__file__).parent
+PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+RUNNING = {"eval", "exec", "compile", "__import__"}
+LOADERS = {"SafeLoader", "CSafeLoader"}
+YAML = {"load", "load_all", "full_load", "unsafe_load", "full_load_all", "unsafe_load_all"}
+ALLOWED = {
+    # Files and answers of our own workers come through a pipe that only parent and child hold;
+    # nothing that was read from a file is unpickled there.
+    "data/workers.py: from multiprocessing.reduction import ForkingPickler",
+    # Of the archive that the line before wrote, to compare it with the network in memory.
+    "deploy/export.py: torch.export.load(folder / 'model.pt2')",
+}
+"""Exceptions, with the reason of each."""
+
+
+def keyword(call: ast.Call, name: str) -> ast.expr | None:
+    return next((each.value for each in call.keywords if each.arg == name), None)
+
+
+def constant(node: ast.expr | None) -> object:
+    return node.value if isinstance(node, ast.Constant) else None
+
+
+def faults_in(source: str) -> Iterator[str]:
+    """Give what in a module could run what a file says."""
+    for node in ast.walk(ast.parse(source)):
+        text = ast.unparse(node)
+        if isinstance(node, ast.Import):
+            if any(alias.name.partition(".")[0] in PICKLES for alias in node.names):
+                yield text
+        elif isinstance(node, ast.ImportFrom):
+            names = {alias.name for alias in node.names}
+            first = (node.module or "").partition(".")[0]
+            if first in PICKLES or names & (PICKLES | {"Pickler", "Unpickler", "ForkingPickler"}):
+                yield text
+        elif isinstance(node, ast.Call) and is_dangerous(node):
+            yield text
+
+
+def is_dangerous(call: ast.Call) -> bool:
+    name = ast.unparse(call.func)
+    owner, _, last = name.rpartition(".")
+    first = owner.partition(".")[0]
+    if name in RUNNING or name in ("os.system", "os.popen") or last in ("extract", "extractall"):
+        return True
+    if first == "yaml" and last in YAML:
+        given = keyword(call, "Loader") or (call.args[1] if len(call.args) > 1 else None)
+        return given is None or ast.unparse(given).rpartition(".")[2] not in LOADERS
+    if owner in ("torch", "torch.hub", "torch.export", "torch.jit") and last.startswith("load"):
+        return constant(keyword(call, "weights_only")) is not True
+    if owner in ("np", "numpy", "np.lib.format") and last in ("load", "read_array", "open_memmap"):
+        return constant(keyword(call, "allow_pickle")) is not False
+    if first in ("pd", "pandas") and "pickle" in last:
+        return True
+    if first == "subprocess" or last == "Popen":
+        return constant(keyword(call, "shell")) not in (None, False)
+    if last == "import_module" and not call.args:
+        return True
+    if last == "Environment" or name == "Template":
+        return constant(keyword(call, "autoescape")) is not True
+    return False
+
+
+DANGEROUS = [
+    *("import pickle", "import os, dill", "from marshal import loads", "import joblib.memory"),
+    *("from torch.serialization import pickle", "eval(text)", "exec(text)", "os.system(text)"),
+    *("yaml.load(text)", "yaml.load(text, yaml.Loader)", "yaml.unsafe_load(text)"),
+    *("torch.load(path)", "torch.load(path, weights_only=False)", "torch.jit.load(path)"),
+    *(
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "zip.extractall(path)",
+        "tar.extract(x)",
+    ),
+    *("subprocess.run(text, shell=True)", "jinja2.Environment()", "Environment(autoescape=False)"),
+]
+HARMLESS = [
+    *("import json", "yaml.safe_load(text)", "yaml.load(text, Loader=yaml.SafeLoader)"),
+    *("torch.load(path, weights_only=True)", "np.load(path, allow_pickle=False)", "network.eval()"),
+    *("subprocess.run([text])", "jinja2.Environment(autoescape=True)", "json.load(file)"),
+]
+
+
+@pytest.mark.parametrize("line", DANGEROUS)
+def test_what_is_dangerous_is_found(line: str) -> None:
+    assert list(faults_in(line)) == [line]
+
+
+@pytest.mark.parametrize("line", HARMLESS)
+def test_what_is_harmless_is_not(line: str) -> None:
+    assert not list(faults_in(line))
+
+
+def test_the_source_runs_nothing_that_a_file_says() -> None:
+    found = {
+        f"{path.relative_to(SOURCE).as_posix()}: {fault}"
+        for path in SOURCE.rglob("*.py")
+        for fault in faults_in(path.read_text("utf-8"))
+    }
+    assert found == ALLOWED
+
+
+def is_pickle(content: bytes) -> bool:
+    """Whether a content is a pickle from its first byte to its end."""
+    try:
+        return sum(1 for _ in pickletools.genops(content)) > 1 and content[-1:] == b"."
+    except Exception:  # whatever the disassembler says of what is none
+        return False
+
+
+def pickles_in(path: Path) -> list[str]:
+    """Return what in a file is a pickle: itself, or members of it if it is an archive."""
+    content = path.read_bytes()
+    found = [path.name] if content[:1] == b"\x80" or is_pickle(content) else []
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                member = archive.read(name)
+                head = member[:128]
+                objects = head.startswith(b"\x93NUMPY") and (b"'|O'" in head or b"object" in head)
+                if name.endswith((".pkl", ".pickle")) or is_pickle(member) or objects:
+                    found.append(f"{path.name}: {name}")
+    return found
+
+
+def test_what_a_run_writes_is_no_pickle(finished_run: RunRecord) -> None:
+    files = [path for path in finished_run.path.rglob("*") if path.is_file()]
+    assert {".json", ".jsonl", ".csv", ".safetensors", ".npz", ".png"} <= {x.suffix for x in files}
+    assert not [name for path in files for name in pickles_in(path)]
+
+
+def test_what_a_checkpoint_holds_is_no_pickle(tmp_path: Path) -> None:
+    import torch
+
+    from medduet.engine.checkpoint import save_state
+
+    save_state(tmp_path / "last.safetensors", {"a": torch.ones(2), "progress": {"epoch": 1}})
+    assert not pickles_in(tmp_path / "last.safetensors")
+
+
+def test_pickles_are_found(tmp_path: Path) -> None:
+    import pickle
+
+    import numpy as np
+    import torch
+
+    (tmp_path / "a").write_bytes(pickle.dumps({"a": 1}))
+    (tmp_path / "b").write_bytes(pickle.dumps({"a": 1}, protocol=0))
+    torch.save({"a": torch.ones(1)}, tmp_path / "c")
+    np.savez(tmp_path / "d.npz", a=np.array([None]))
+    for name in ("a", "b", "c", "d.npz"):
+        assert pickles_in(tmp_path / name), name

@@ -1,0 +1,281 @@
+"""Small files that say they are huge, and what one process that reads them all takes.
+
+Run as a program it prints one JSON line for each: what was said, megabytes, seconds.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import resource
+import struct
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fuzz_samples as samples
+import numpy as np
+from fuzz_parsers import PARSERS, _forget_peak, _resident, warm
+
+from medduet.errors import MedDuetError
+
+DEEP = b"[" * 100_000
+ADDRESSES = 4 << 30  # bytes beside what the libraries take
+_TEN_GB = 10**10
+_LABELS = 125 * 10**7
+
+
+def npy_head(descr: str, shape: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
+
+def zeros(head: bytes, count: int) -> bytes:
+    """Deflate a head and `count` zeros, without ever holding them."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    start = packer.compress(head) + packer.flush(zlib.Z_FULL_FLUSH)
+    piece = packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)
+    whole, rest = divmod(count, 1 << 24)
+    return start + piece * whole + packer.compress(bytes(rest)) + packer.flush()
+
+
+def zip_of(members: dict[str, tuple[bytes, int, int]]) -> bytes:
+    """A zip archive of deflated members and their sizes and checksums when unpacked."""
+    body, contents = bytearray(), bytearray()
+    for name, (packed, size, crc) in members.items():
+        extra = struct.pack("<HHQQ", 1, 16, size, len(packed))
+        most = 0xFFFFFFFF
+        common = struct.pack("<HHHHHLLLHH", 45, 0, 8, 0, 0, crc, most, most, len(name), len(extra))
+        where = len(body)
+        body += b"PK\3\4" + common + name.encode() + extra + packed
+        contents += b"PK\1\2\x2d\0" + common + struct.pack("<HHHLL", 0, 0, 0, 0, where)
+        contents += name.encode() + extra
+    count, size = min(len(members), 0xFFFF), len(contents)
+    end = struct.pack("<HHHHLLH", 0, 0, count, count, size, len(body), 0)
+    return bytes(body + contents) + b"PK\5\6" + end
+
+
+def bomb_set(**changes: tuple[bytes, int]) -> bytes:
+    """A valid set with some members changed: to a head, and so many zeros behind it."""
+    members: dict[str, tuple[bytes, int, int]] = {}
+    for key, array in samples.arrays().items():
+        content = samples.npy(array)
+        head, count = changes.get(key, (content, 0))
+        members[f"{key}.npy"] = (zeros(head, count), len(head) + count, zlib.crc32(head))
+    return zip_of(members)
+
+
+def many_members() -> bytes:
+    return zip_of({f"{k:06}.npy": (b"\3\0", 0, 0) for k in range(100_000)})
+
+
+def png_of(width: int, height: int) -> bytes:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    size = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1 << 20)))
+    return b"\x89PNG\r\n\x1a\n" + size + pixels + chunk(b"IEND", b"")
+
+
+def tiff_of(*tags: tuple[int, int, int]) -> bytes:
+    """A grey TIFF of 64 x 64 with some tags changed or added: tag, type, value."""
+    given = {256: (4, 64), 257: (4, 64), 258: (3, 8), 259: (3, 8), 262: (3, 1), 277: (3, 1)}
+    pixels = zlib.compress(bytes(64 * 64))
+    given |= {273: (4, 8), 278: (4, 64), 279: (4, len(pixels))}
+    given |= {tag: (kind, value) for tag, kind, value in tags}
+    if 322 in given:
+        given |= {324: given.pop(273), 325: given.pop(279)}
+        del given[278]
+    entries = b"".join(
+        struct.pack("<HHII", tag, *of[:1], 1, of[1]) for tag, of in sorted(given.items())
+    )
+    place = 8 + len(pixels) + len(pixels) % 2
+    body = b"II*\0" + struct.pack("<I", place) + pixels.ljust(place - 8, b"\0")
+    return body + struct.pack("<H", len(given)) + entries + bytes(4)
+
+
+def jpeg_of_scans(scans: int) -> bytes:
+    """A progressive JPEG of 8000 x 8000 whose last scan comes again and again."""
+    from PIL import Image
+
+    Image.new("L", (8000, 8000)).save(file := io.BytesIO(), "JPEG", progressive=True)
+    content = file.getvalue()
+    last = content.rindex(b"\xff\xda")
+    return content[:-2] + content[last:-2][:12] * scans + content[-2:]
+
+
+def dicom_of(**changes: Any) -> bytes:
+    import pydicom
+
+    data = pydicom.dcmread(io.BytesIO(samples.dicom()))
+    for name, value in changes.items():
+        setattr(data, name, value)
+    data.save_as(file := io.BytesIO())
+    return file.getvalue()
+
+
+def dicom_of_elements(count: int) -> bytes:
+    """A deflated DICOM file of a few hundred kilobytes with millions of empty elements."""
+    plain = samples.dicom("1.2.840.10008.1.2.1.99")
+    length = struct.unpack_from("<I", plain, 140)[0]
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    elements = bytearray()
+    for k in range(count):
+        elements += struct.pack("<HH2sH", 9 + 2 * (k >> 16), k & 0xFFFF, b"LO", 0)
+    return plain[: 144 + length] + packer.compress(bytes(elements)) + packer.flush()
+
+
+def nifti_of(shape: tuple[int, ...], count: int) -> bytes:
+    import nibabel as nib
+
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.float64)
+    header["vox_offset"] = 352
+    packer = zlib.compressobj(6, zlib.DEFLATED, 31)
+    content = packer.compress(header.binaryblock + bytes(4))
+    content += b"".join(packer.compress(bytes(1 << 24)) for _ in range(count >> 24))
+    return content + packer.flush()
+
+
+def safetensors_of(header: bytes, size: int | None = None) -> bytes:
+    return struct.pack("<Q", len(header) if size is None else size) + header + bytes(64)
+
+
+def tensors(**offsets: tuple[int, int]) -> bytes:
+    about = {
+        name: {"dtype": "F32", "shape": [(end - start) // 4], "data_offsets": [start, end]}
+        for name, (start, end) in offsets.items()
+    }
+    return safetensors_of(json.dumps(about).encode())
+
+
+def deep_checkpoint() -> bytes:
+    return safetensors_of(json.dumps({"__metadata__": {"medduet": DEEP.decode()}}).encode())
+
+
+def laughs(merge: bool = False) -> bytes:
+    lines = ["a0: &a0 {x: 1}" if merge else "a0: &a0 [x, x]"]
+    for k in range(1, 30):
+        parts = ", ".join([f"*a{k - 1}"] * 10)
+        lines.append(f"a{k}: &a{k} {{<<: [{parts}]}}" if merge else f"a{k}: &a{k} [{parts}]")
+    return "\n".join(lines).encode()
+
+
+def parquet_of(rows: int, size: int) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    words = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * rows, "int32"), ["a" * size])
+    parquet.write_table(pyarrow.table({"path": words}), file := io.BytesIO(), compression="zstd")
+    return file.getvalue()
+
+
+def config_of(**changes: Any) -> bytes:
+    tree = json.loads(samples.bundle()["config.json"])
+    return json.dumps(tree | changes).encode()
+
+
+def _network(**changes: Any) -> bytes:
+    return config_of(network=json.loads(samples.bundle()["config.json"])["network"] | changes)
+
+
+def _preprocessing(side: int) -> bytes:
+    return config_of(preprocessing={"size": [side, side], "channels": 1, "fit": "pad"})
+
+
+_IMAGE = (npy_head("|u1", (1, 100_000, 100_000)), _TEN_GB)
+_MANY = (npy_head("|u1", (_LABELS, 1, 1)), _LABELS)
+_LABEL = (npy_head("<i8", (_LABELS,)), 8 * _LABELS)
+_NAMES = (npy_head("<U100000000", (2,)), 8 * 10**8)
+_HEADER = (b"\x93NUMPY\2\0" + struct.pack("<I", 2 << 30), 2 << 30)
+BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "npz: an image of 10 GB of zeros": ("npz", lambda: bomb_set(train_images=_IMAGE)),
+    "npz: labels of 10 GB of zeros": (
+        "npz",
+        lambda: bomb_set(train_images=_MANY, train_labels=_LABEL),
+    ),
+    "npz: a name of 400 MB": ("npz", lambda: bomb_set(class_names=_NAMES)),
+    "npz: a header of 2 GB": ("npz", lambda: bomb_set(train_images=_HEADER)),
+    "npz: 100,000 members": ("npz", many_members),
+    "png of 60000 x 60000": ("png", lambda: png_of(60_000, 60_000)),
+    "tiff: a tile of 2**30": ("tiff", lambda: tiff_of((322, 4, 1 << 30), (323, 4, 1 << 30))),
+    "tiff: a tile of 28000 x 28000": ("tiff", lambda: tiff_of((322, 4, 28000), (323, 4, 28000))),
+    "tiff: 2**31 wide": ("tiff", lambda: tiff_of((256, 4, 1 << 31))),
+    "tiff: 65535 samples": ("tiff", lambda: tiff_of((277, 3, 65535))),
+    "tiff: a strip of 4 GB": ("tiff", lambda: tiff_of((279, 4, (1 << 32) - 1))),
+    "jpeg of 2000 scans": ("jpeg", lambda: jpeg_of_scans(2000)),
+    "dicom: rows and columns": ("dicom", lambda: dicom_of(Rows=65_000, Columns=65_000)),
+    "dicom: frames": ("dicom", lambda: dicom_of(NumberOfFrames="2147483647")),
+    "dicom: two million elements": ("dicom", lambda: dicom_of_elements(1 << 21)),
+    "nifti: 2000 x 2000 x 2000": ("nifti", lambda: nifti_of((2000, 2000, 2000), 1 << 26)),
+    "nifti: dimensions of 32767": ("nifti", lambda: nifti_of((32767,) * 3, 1 << 24)),
+    "nifti: less than it says": ("nifti", lambda: nifti_of((500, 500, 1000), 1 << 24)),
+    "safetensors: a header of 2 GB": ("safetensors", lambda: safetensors_of(b"{}", 2 << 30)),
+    "safetensors: a header of 2**63": ("safetensors", lambda: safetensors_of(b"{}", 1 << 63)),
+    "safetensors: offsets that overlap": ("safetensors", lambda: tensors(a=(0, 64), b=(32, 96))),
+    "safetensors: offsets of 2**60": ("safetensors", lambda: tensors(a=(0, 1 << 60))),
+    "checkpoint: deep": ("checkpoint", deep_checkpoint),
+    "bundle: deep": ("bundle config.json", lambda: DEEP),
+    "bundle: deep inside": ("bundle config.json", lambda: b'{"network": ' + DEEP),
+    "bundle: a billion channels": ("bundle config.json", lambda: _network(in_channels=10**9)),
+    "bundle: a billion wide": ("bundle config.json", lambda: _network(width=10**9)),
+    "bundle: a name of a megabyte": ("bundle config.json", lambda: _network(name="a" * (1 << 20))),
+    "bundle: images of 10**5": ("bundle config.json", lambda: _preprocessing(10**5)),
+    "metrics.json: deep": ("run metrics.json", lambda: DEEP),
+    "epochs.jsonl: deep": ("run epochs.jsonl", lambda: DEEP),
+    "calibration: deep": ("calibration", lambda: DEEP),
+    "shard index: deep": ("shard index", lambda: DEEP),
+    "export: deep": ("exported config.json", lambda: DEEP),
+    "settings: deep": ("journal settings", lambda: DEEP),
+    "yaml: a billion laughs": ("recipe", laughs),
+    "yaml: a billion merges": ("recipe", lambda: laughs(merge=True)),
+    "yaml: deep": ("grid", lambda: DEEP),
+    "yaml: a million keys": ("recipe", lambda: b"\n".join(b"a%d: 1" % k for k in range(10**6))),
+    "csv: one line of 64 MB": ("csv", lambda: b"path,label\n" + b"a" * (64 << 20)),
+    "csv: one cell of 64 MB": ("csv", lambda: b'path,label\n"' + b"a\n" * (32 << 20)),
+    "csv: a million columns": ("csv", lambda: b"," * 10**6 + b"\n" + b"a\n" * 10**6),
+    "parquet: 100 GB of one word": ("parquet", lambda: parquet_of(100_000, 1 << 20)),
+    "parquet: a billion rows": ("parquet", lambda: parquet_of(2 * 10**7, 1)),
+    "packed shard: 1 GB of zeros": (
+        "packed shard",
+        lambda: gzip.compress(bytes(1 << 27), 9) * 8,
+    ),
+}
+
+
+def main() -> None:
+    """Read all bombs in this process, with a limit of addresses."""
+    for name in {parser for parser, _ in BOMBS.values()}:  # the libraries come first
+        warm(PARSERS[name])
+    limit = _resident("VmSize") + ADDRESSES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    for name, (parser, make) in BOMBS.items():
+        content = make()
+        before, start = _resident("VmRSS"), time.monotonic()
+        _forget_peak()
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                PARSERS[parser].read(Path(folder), content)
+                said = "read"
+            except MedDuetError as error:
+                said = f"{type(error).__name__}: {error}"
+            except Exception as error:
+                said = f"crash: {error!r}"
+        taken = (_resident("VmHWM") - before) / 2**20
+        line = {"name": name, "said": said, "mb": taken, "s": time.monotonic() - start}
+        sys.stdout.write(json.dumps(line | {"bytes": len(content)}) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,597 @@
+"""Every parser of files from strangers: valid inputs, how they are changed, and what must hold.
+
+A file is read, or refused by one `MedDuetError` in one line that names the file or what it stands
+for; within `SECONDS` and `MEMORY`, and without any other error or warning.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import fuzz_samples as samples
+import numpy as np
+from hypothesis import strategies as st
+
+from medduet.errors import MedDuetError
+
+SECONDS = 10.0
+MEMORY = 200 << 20
+REGRESSIONS = Path(__file__).parent / "regressions"
+Read = Callable[[Path, bytes], None]
+
+
+class Crash(AssertionError):  # noqa: N818  (what a parser does)
+    """A file that was neither read nor refused as it should be."""
+
+
+@dataclass(frozen=True)
+class Parser:
+    """One parser.
+
+    Attributes:
+        read: reads a content, given an empty folder to put it in.
+        seeds: gives valid contents.
+        made: a strategy of contents that are made by their structure.
+        names: what refusals name.
+    """
+
+    read: Read
+    seeds: Callable[[], list[bytes]]
+    made: Callable[[], st.SearchStrategy[bytes]] = field(default=lambda: st.binary(max_size=400))
+
+
+def attempt(parser: Parser, folder: Path, content: bytes) -> str:
+    """Read a content: return ``accepted`` or ``refused``.
+
+    Raises:
+        Crash: with what was wrong.
+    """
+    before = _resident("VmRSS")
+    _forget_peak()
+    try:
+        with _alarm(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            parser.read(folder, content)
+        said = "accepted"
+    except MedDuetError as error:
+        text = str(error)
+        if not text.isprintable() or len(text) > 5000:
+            raise Crash(f"not one line: {text!r}") from error
+        said = "refused"
+    except Exception as error:
+        raise Crash(f"{type(error).__name__}: {error}") from error
+    if (taken := _resident("VmHWM") - before) > MEMORY:
+        raise Crash(f"it took {taken >> 20} MB")
+    return said
+
+
+@contextmanager
+def _alarm() -> Iterator[None]:
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"more than {SECONDS} seconds")
+
+    old = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def _resident(what: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    found = re.search(rf"{what}:\s+(\d+) kB", text)
+    return int(found[1]) << 10 if found else 0
+
+
+def _forget_peak() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not allowed here: the peak is that of all before, which is less strict
+        return
+
+
+# How contents are changed.
+
+_NUMBERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 1 << 31, (1 << 31) - 1, (1 << 32) - 1, 1 << 62]
+
+
+@st.composite
+def mutations(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
+    """Change a valid content: flip, overwrite, insert, repeat or cut off some of it."""
+    data = bytearray(draw(st.sampled_from(seeds)))
+    for _ in range(draw(st.integers(1, 4))):
+        reach = len(data) if draw(st.booleans()) else min(len(data), 400)
+        place = draw(st.integers(0, max(reach - 1, 0)))
+        match draw(st.integers(0, 6)):
+            case 0:
+                del data[place:]
+            case 1 if data:
+                data[place] ^= 1 << draw(st.integers(0, 7))
+            case 2 if data:
+                data[place] = draw(st.integers(0, 255))
+            case 3:
+                data[place:place] = draw(st.binary(max_size=9))
+            case 4:
+                size, order = draw(st.sampled_from([2, 4, 8])), draw(st.sampled_from(_ORDERS))
+                number = draw(st.sampled_from(_NUMBERS)) % (1 << 8 * size)
+                data[place : place + size] = number.to_bytes(size, order)
+            case 5:
+                end = place + draw(st.integers(1, 40))
+                data[place:place] = data[place:end] * draw(st.integers(1, 3))
+            case _:
+                del data[place : place + draw(st.integers(1, 40))]
+    return bytes(data)
+
+
+_ORDERS: list[Any] = ["little", "big"]
+TEXT = st.text(max_size=12) | st.sampled_from(
+    ["../../x", "/etc/passwd", "a\nb", "\x1b[31m", "<b>", "a" * 5000, "phantom", "nan", "-1"]
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.sampled_from([10**9, 10**18, 10**40, -(10**9), 0.5, 1e308, float("inf"), float("nan")])
+    | TEXT
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@st.composite
+def json_like(draw: st.DrawFn, seeds: list[bytes], lines: bool = False) -> bytes:
+    """Change some values of valid JSON for others, leave some out, and add some."""
+    text = draw(st.sampled_from(seeds)).decode()
+    trees = [json.loads(each) for each in (text.splitlines() if lines else [text])]
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(0, len(trees) - 1))
+        trees[place] = draw(_changed(trees[place]))
+    return "\n".join(json.dumps(each) for each in trees).encode() + b"\n" * lines
+
+
+@st.composite
+def _changed(draw: st.DrawFn, tree: Any) -> Any:
+    items = list(tree.items()) if isinstance(tree, dict) else []
+    items = list(enumerate(tree)) if isinstance(tree, list) else items
+    if not items or draw(st.integers(0, 5)) == 0:
+        return draw(VALUES)
+    key, value = draw(st.sampled_from(items))
+    changed = tree.copy()
+    match draw(st.integers(0, 9)):
+        case 0:
+            del changed[key]
+        case 1 if isinstance(tree, dict):
+            changed[draw(TEXT)] = draw(VALUES)
+        case _:
+            changed[key] = draw(_changed(value))
+    return changed
+
+
+@st.composite
+def yaml_like(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
+    """Change a YAML tree, or write odd scalars, tags, anchors and merges."""
+    import yaml
+
+    if draw(st.booleans()):
+        tree = draw(_changed(yaml.safe_load(draw(st.sampled_from(seeds)))))
+        return yaml.safe_dump(tree, allow_unicode=draw(st.booleans())).encode()
+    odd = st.sampled_from(
+        [
+            *("!!int x", "!!float x", "!!bool x", "!!timestamp x", "2001-99-99", "!!binary x"),
+            *("!!python/object/apply:os.system [ls]", "!!set {a}", "? [a]\n: b", "*a", "&a [*a]"),
+            *("<<: &a {b: 1}", "<<: *a", "[" * 2000, "0x" + "f" * 5000, "9" * 5000, "1:" * 500),
+            *("data:", "train: {epochs: &e 1}", "\t", "- a", "%YAML 9.9", "---", "...", "\x00"),
+            *(
+                "train: {epochs: .inf}",
+                "seeds: [.nan]",
+                "datasets: {? 2001-01-01 : {}}",
+                "!!int ''",
+            ),
+        ]
+    )
+    return "\n".join(draw(st.lists(odd | TEXT, max_size=4))).encode(errors="surrogatepass")
+
+
+@st.composite
+def npy_like(draw: st.DrawFn, array: Any) -> bytes:
+    """An array whose header says something else."""
+    descr = draw(
+        st.sampled_from(
+            [
+                *("|u1", "<i8", ">i8", "<U4", ">U5", "|O", "|S0", "<U0", "<f8", "|b1", "M8[ns]"),
+                *("|V9", "<U999999999", "u1,u1", "a", "'[('", 7, "|\\d"),
+                *([("a", "<i4")], ("<i4", (10**9,))),
+            ]
+        )
+        | st.just(array.dtype.str)
+    )
+    length = st.integers(-1, 9) | st.sampled_from([10**6, 10**12, 1 << 62, 1 << 70, True])
+    shape = draw(st.just(array.shape) | st.lists(length, max_size=5).map(tuple))
+    order = draw(st.sampled_from([False, False, True, "x", 3]))
+    text = repr({"descr": descr, "fortran_order": order, "shape": shape})
+    text = draw(
+        st.sampled_from([text, text, text, "(" * 3000, text[:-1], text + "L", "{}", "'\\d'"])
+    )
+    version = draw(st.sampled_from([(1, 0), (1, 0), (2, 0), (3, 0), (9, 9)]))
+    digits = 2 if version == (1, 0) else 4
+    size = draw(st.just(len(text)) | st.sampled_from([0, 60_000, (1 << 8 * digits) - 1]))
+    head = b"\x93NUMPY" + bytes(version) + size.to_bytes(digits, "little")
+    return head + text.encode() + draw(st.just(array.tobytes()) | st.binary(max_size=30))
+
+
+@st.composite
+def npz_like(draw: st.DrawFn) -> bytes:
+    """A set with members that are changed, missing, twice, or called otherwise."""
+    import io
+    import zipfile
+
+    file = io.BytesIO()
+    given = samples.arrays()
+    changed = draw(st.lists(st.sampled_from(sorted(given)), max_size=2))
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for key, array in given.items():
+            content = samples.npy(array)
+            name = f"{key}.npy"
+            if key in changed:
+                content = draw(npy_like(array) | mutations([content]))
+                others = ["../../x.npy", "/x.npy", f"train_images_C{'1' * 5000}.npy", "a\x1b.npy"]
+                name = draw(st.just(name) | st.sampled_from(others))
+                if draw(st.integers(0, 4)) == 0:
+                    archive.writestr(name, content)
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+@st.composite
+def rows_like(draw: st.DrawFn, rows: list[list[str]]) -> bytes:
+    """A table with cells, rows and columns that are changed, missing or twice."""
+    changed = [list(row) for row in rows]
+    for _ in range(draw(st.integers(1, 4))):
+        row = changed[draw(st.integers(0, len(changed) - 1))]
+        match draw(st.integers(0, 4)):
+            case 0:
+                row.append(draw(TEXT))
+            case 1 if row:
+                row.pop()
+            case 2:
+                changed.append(row)
+            case _ if row:
+                row[draw(st.integers(0, len(row) - 1))] = draw(TEXT)
+    return samples.table(changed).decode().encode(errors="replace")
+
+
+# How contents are read.
+
+
+def _put(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def read_bundle(folder: Path, content: bytes) -> None:
+    import medduet
+
+    _put(folder, samples.bundle() | {"config.json": content})
+    network = medduet.load(folder)
+    predictor = medduet.Predictor(folder)
+    predictor(samples.GREY)
+    assert network.arguments
+
+
+def read_weights(folder: Path, content: bytes) -> None:
+    import medduet
+    from medduet.models.weights import load_weights
+
+    config = json.loads(samples.bundle()["config.json"])
+    config["weights_sha256"] = hashlib.sha256(content).hexdigest()
+    files = {"config.json": json.dumps(config).encode(), "model.safetensors": content}
+    _put(folder, samples.bundle() | files)
+    network = medduet.create_model("unet_var", in_channels=1, num_classes=2, width=2)
+    try:
+        load_weights(network, folder / "model.safetensors")
+    finally:
+        medduet.Predictor(folder)(samples.GREY)
+
+
+def read_checkpoint(folder: Path, content: bytes) -> None:
+    from medduet.engine.checkpoint import load_state
+
+    _put(folder, {"last.safetensors": content})
+    load_state(folder / "last.safetensors")
+
+
+def read_recipe(folder: Path, content: bytes, kind: str = "run") -> None:
+    from medduet.config import load_recipe
+    from medduet.plans import load_grid, load_search
+
+    _put(folder, {"a.yaml": content})
+    name = str(folder / "a.yaml")
+    if kind == "run":
+        load_recipe(name)
+    elif kind == "grid":
+        load_grid(name).cells(folder)
+    else:
+        load_search(name)
+
+
+def read_npz(folder: Path, content: bytes) -> None:
+    from medduet.data.npz import open_npz
+
+    _put(folder, {"set.npz": content})
+    images = open_npz(folder / "set.npz", size=8, cache=folder / "cache")
+    for split in (images.train, images.val, images.test):
+        split.batch(np.arange(len(split)))
+        assert split.ids is None or [str(each) for each in split.ids]
+
+
+def read_picture(folder: Path, content: bytes) -> None:
+    from medduet.data.reading import ReadOptions, probe, read_images, read_mask
+
+    _put(folder, {"a.img": content})
+    path, options = folder / "a.img", ReadOptions(16, "pad", 3)
+    facts = probe(path)
+    assert read_images(path, options).shape == (facts.frames, 16, 16, 3)
+    with suppress(MedDuetError):  # most images are no masks
+        read_mask([path], facts, options)
+
+
+def read_table(folder: Path, content: bytes, name: str = "a.csv") -> None:
+    from medduet.data.listing import list_table
+
+    _put(folder, {name: content})
+    list_table(folder / name)
+
+
+def read_split(folder: Path, content: bytes) -> None:
+    from medduet.data.npz import open_npz
+    from medduet.data.splits import read_split as read
+
+    files = {"split.csv": content, "set.npz": samples.npz(**samples.arrays())}
+    _put(folder, files)
+    read(folder / "split.csv", open_npz(folder / "set.npz", cache=folder / "cache"))
+
+
+def read_shards(folder: Path, content: bytes, name: str = "index.json") -> None:
+    from medduet.config import DataConfig
+    from medduet.data.shards import open_shards
+
+    files = samples.shards() | {name: content}
+    if name != "index.json":
+        old = hashlib.sha256(samples.shards()[name]).hexdigest().encode()
+        own = hashlib.sha256(content).hexdigest().encode()
+        files["index.json"] = files["index.json"].replace(old, own)
+        files["index.json"] = _with_size(files["index.json"], own.decode(), len(content))
+    _put(folder / "set", files)
+    images = open_shards(DataConfig(name=f"shards:{folder / 'set'}", cache=folder / "cache"))
+    for split in (images.train, images.val, images.test):
+        assert split.images[:1].shape
+        assert split.masks is None or split.masks[:1].shape
+        assert split.ids is None or [str(each) for each in split.ids]
+
+
+def _with_size(index: bytes, sha256: str, size: int) -> bytes:
+    tree = json.loads(index)
+    for split in ("train", "val", "test"):
+        for fact in tree[split]["facts"].values():
+            if fact["sha256"] == sha256:
+                fact["bytes"] = max(1, size)
+    return json.dumps(tree).encode()
+
+
+def read_run(folder: Path, content: bytes, name: str = "metrics.json") -> None:
+    from medduet.files import misread
+    from medduet.report.grouping import group_runs
+    from medduet.report.runs import find_runs
+    from medduet.report.tables import cost, gaps, measure_cells
+
+    _put(folder / "run", samples.run_folder() | {name: content})
+    found = find_runs([folder / "run"])
+    for run in found:
+        assert all(isinstance(epoch, dict) for epoch in run.epochs)
+        run.predictions("val")
+    with misread(folder):  # as write_report does, whose figures would take seconds
+        runs = group_runs(found)
+        measure_cells(runs), gaps(runs), cost(runs)
+
+
+def read_journal(folder: Path, content: bytes) -> None:
+    from medduet import predictions
+
+    _put(folder, {"done.jsonl": content, "a.png": b"x"})
+    done = predictions._read_journal(folder / "done.jsonl")
+    files = [predictions._File(folder / "a.png", name, name) for name in ("a.png", "b.png")]
+    predictions._still_done(files, done)
+    rows = [row for entry in done.values() for row in entry["rows"]]
+
+    class Network:
+        class_names, mask_names, calibration, abstain_below = ["a"], ["b", "c"], None, None
+        familiarity = None
+
+    writer = predictions._Writer(folder, Network(), overlays=False, dicom=False)  # type: ignore[arg-type]
+    writer.write_table(rows)
+
+
+def read_settings(folder: Path, content: bytes) -> None:
+    from medduet import predictions
+
+    _put(folder, {"settings.json": content})
+    predictions._check_settings(folder / "settings.json", {"network": {}, "images": "x"})
+
+
+def read_calibration(folder: Path, content: bytes) -> None:
+    from medduet.calibration import Calibration
+    from medduet.files import read_json
+
+    _put(folder, {"calibration.json": content})
+    found = Calibration.from_json(read_json(folder / "calibration.json"))
+    found.calibrate([[1 / len(found.counts)] * len(found.counts)])
+
+
+def read_exported(folder: Path, content: bytes, name: str = "config.json") -> None:
+    import medduet
+
+    files = samples.exported() | {name: content}
+    if name != "config.json":
+        config = json.loads(files["config.json"])
+        config["export"]["sha256"][name] = hashlib.sha256(content).hexdigest()
+        files["config.json"] = json.dumps(config).encode()
+    _put(folder, files)
+    medduet.Predictor(folder)(samples.GREY)
+
+
+def read_upload(folder: Path, content: bytes) -> None:
+    """Send a form, with the content as its body, to what reads uploads."""
+    from starlette.exceptions import HTTPException
+    from starlette.requests import Request
+
+    from medduet.deploy.serve.limits import Limits, Room
+    from medduet.deploy.serve.uploads import read_upload as read
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    kind = b"multipart/form-data; boundary=edge"
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", kind)]}
+    try:
+        with Room(Limits()).seat() as seat:
+            asyncio.run(read(Request(scope, receive), Limits(), seat))
+    except HTTPException as error:
+        raise MedDuetError(error.detail) from error
+
+
+FORM = (
+    b'--edge\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n'
+    b"Content-Type: image/png\r\n\r\n" + b"pixels" + b"\r\n--edge--\r\n"
+)
+
+
+def _png() -> list[bytes]:
+    grey, colour = samples.GREY, samples.COLOUR
+    return [samples.by_pillow(colour, "PNG"), samples.by_pillow(grey.astype("u2") * 200, "PNG")]
+
+
+def _jpeg() -> list[bytes]:
+    return [samples.by_pillow(samples.COLOUR, "JPEG", progressive=each) for each in (False, True)]
+
+
+def _tiff() -> list[bytes]:
+    kinds: list[dict[str, Any]] = [{}, {"compression": "tiff_lzw"}, {"compression": "jpeg"}]
+    kinds += [{"compression": "tiff_adobe_deflate"}, {"save_all": True}]
+    return [samples.by_pillow(samples.COLOUR, "TIFF", **each) for each in kinds]
+
+
+def _dicom() -> list[bytes]:
+    syntaxes = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.1.99")
+    packed = ("1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.90")
+    return [samples.dicom(each) for each in syntaxes] + [samples.dicom(x, True) for x in packed]
+
+
+def _of(files: Callable[[], dict[str, bytes]], name: str) -> Callable[[], list[bytes]]:
+    return lambda: [files()[name]]
+
+
+def _json(files: Callable[[], dict[str, bytes]], name: str, lines: bool = False) -> Any:
+    return lambda: json_like([files()[name]], lines=lines)
+
+
+def _calibration() -> list[bytes]:
+    return [json.dumps(json.loads(samples.bundle()["config.json"])["calibration"]).encode()]
+
+
+def _shard(name: str) -> Parser:
+    array = np.zeros((1, 16, 16), np.uint8)
+    return Parser(
+        partial(read_shards, name=name), _of(samples.shards, name), lambda: npy_like(array)
+    )
+
+
+def _run(name: str, lines: bool = False) -> Parser:
+    made = _json(samples.run_folder, name, lines)
+    return Parser(partial(read_run, name=name), _of(samples.run_folder, name), made)
+
+
+def _yaml(kind: str, seed: bytes) -> Parser:
+    return Parser(partial(read_recipe, kind=kind), lambda: [seed], lambda: yaml_like([seed, seed]))
+
+
+_SETTINGS = b'{"network": {}, "images": "x"}'
+PARSERS: dict[str, Parser] = {
+    "bundle config.json": Parser(
+        read_bundle, _of(samples.bundle, "config.json"), _json(samples.bundle, "config.json")
+    ),
+    "safetensors": Parser(read_weights, _of(samples.bundle, "model.safetensors")),
+    "checkpoint": Parser(read_checkpoint, lambda: [samples.checkpoint()]),
+    "recipe": _yaml("run", samples.RECIPE),
+    "grid": _yaml("grid", samples.GRID),
+    "search": _yaml("search", samples.SEARCH),
+    "npz": Parser(read_npz, lambda: [samples.npz(**samples.arrays())], npz_like),
+    "png": Parser(read_picture, _png),
+    "jpeg": Parser(read_picture, _jpeg),
+    "tiff": Parser(read_picture, _tiff),
+    "bmp": Parser(read_picture, lambda: [samples.by_pillow(samples.COLOUR, "BMP")]),
+    "webp": Parser(read_picture, lambda: [samples.by_pillow(samples.COLOUR, "WEBP")]),
+    "dicom": Parser(read_picture, _dicom),
+    "nifti": Parser(read_picture, lambda: [samples.nifti(), samples.packed(samples.nifti())]),
+    "csv": Parser(
+        read_table, lambda: [samples.table(samples.ROWS)], lambda: rows_like(samples.ROWS)
+    ),
+    "parquet": Parser(partial(read_table, name="a.parquet"), lambda: [samples.parquet()]),
+    "split.csv": Parser(
+        read_split, lambda: [samples.table(samples.SPLIT)], lambda: rows_like(samples.SPLIT)
+    ),
+    "shard index": Parser(
+        read_shards, _of(samples.shards, "index.json"), _json(samples.shards, "index.json")
+    ),
+    "shard": _shard("train-images-000000.npy"),
+    "packed shard": _shard("train-masks-000000.npy.gz"),
+    "shard labels": _shard("val-labels.npy"),
+    "run metrics.json": _run("metrics.json"),
+    "run config.json": _run("config.json"),
+    "run environment.json": _run("environment.json"),
+    "run epochs.jsonl": _run("epochs.jsonl", lines=True),
+    "run predictions": Parser(
+        partial(read_run, name="predictions/test.csv"),
+        _of(samples.run_folder, "predictions/test.csv"),
+    ),
+    "journal": Parser(
+        read_journal, lambda: [samples.JOURNAL], lambda: json_like([samples.JOURNAL], lines=True)
+    ),
+    "journal settings": Parser(read_settings, lambda: [_SETTINGS], lambda: json_like([_SETTINGS])),
+    "calibration": Parser(read_calibration, _calibration, lambda: json_like(_calibration())),
+    "exported config.json": Parser(
+        read_exported, _of(samples.exported, "config.json"), _json(samples.exported, "config.json")
+    ),
+    "onnx": Parser(partial(read_exported, name="model.onnx"), _of(samples.exported, "model.onnx")),
+    "upload": Parser(read_upload, lambda: [FORM]),
+}
+
+
+def warm(parser: Parser) -> None:
+    """Read what is valid, so that libraries are there and what they take is not counted later."""
+    for content in parser.seeds():
+        with TemporaryDirectory() as folder:
+            parser.read(Path(folder), content)
+
+
+def contents(parser: Parser) -> st.SearchStrategy[bytes]:
+    """What a parser is tried with: changed files, and made ones."""
+    return mutations(parser.seeds()) | parser.made()

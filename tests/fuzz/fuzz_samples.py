@@ -1,0 +1,253 @@
+"""Valid files of every kind that MedDuet reads from strangers, made here from nothing."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+RNG = np.random.default_rng(0)
+GREY = RNG.integers(0, 256, (40, 36), np.uint8)
+COLOUR = RNG.integers(0, 256, (40, 36, 3), np.uint8)
+LABELS = np.array([0, 1, 0, 1])
+SHAPE = (4, 8, 8)
+
+
+def by_pillow(array: np.ndarray, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, kind, **options)
+    return file.getvalue()
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+@cache
+def arrays() -> dict[str, np.ndarray]:
+    """A set of four images per split, with all that a set can have."""
+    found: dict[str, np.ndarray] = {}
+    for split in ("train", "val", "test"):
+        found[f"{split}_images"] = RNG.integers(0, 256, SHAPE, np.uint8)
+        found[f"{split}_labels"] = LABELS[:, None].astype(np.uint8)
+        found[f"{split}_masks"] = RNG.integers(0, 2, SHAPE, np.uint8)
+        found[f"{split}_has_mask"] = np.array([True, True, True, False])
+        found[f"{split}_ids"] = np.array([f"{split}{k}" for k in range(4)])
+        found[f"{split}_groups"] = np.arange(4)
+    return found | {
+        "class_names": np.array(["benign", "malignant"]),
+        "mask_names": np.array(["background", "lesion"]),
+    }
+
+
+@cache
+def dicom(syntax: str = "1.2.840.10008.1.2.1", compress: bool = False) -> bytes:
+    import pydicom
+    from pydicom.dataset import FileMetaDataset
+
+    data = pydicom.Dataset()
+    data.file_meta = FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1" if compress else syntax
+    data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
+    data.Rows, data.Columns, data.SamplesPerPixel = *GREY.shape, 1
+    data.PhotometricInterpretation = "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 12, 11, 0
+    data.WindowCenter, data.WindowWidth = "100", "50"
+    data.PixelData = GREY.astype("<u2").tobytes()
+    if compress:
+        data.compress(pydicom.uid.UID(syntax))
+    file = io.BytesIO()
+    pydicom.dcmwrite(file, data, enforce_file_format=True)
+    return file.getvalue()
+
+
+@cache
+def nifti() -> bytes:
+    import nibabel as nib
+
+    content: bytes = nib.Nifti1Image(
+        np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4)
+    ).to_bytes()
+    return content
+
+
+@cache
+def bundle() -> dict[str, bytes]:
+    """The files of a bundle: two classes, a mask, and a calibration."""
+    import torch
+
+    import medduet
+    from medduet.calibration import Calibration
+    from medduet.deploy.bundle import save_bundle
+
+    torch.manual_seed(0)
+    layout = medduet.DenseLayout(2, 0)
+    network = medduet.create_model(
+        "vovunet_var", in_channels=1, num_classes=2, dense_channels=layout.channels, width=2
+    )
+    share = np.random.default_rng(0).dirichlet(np.ones(2), 60)
+    config = {
+        "class_names": ["benign", "malignant"],
+        "mask_names": ["background", "lesion"],
+        "multi_label": False,
+        "calibration": Calibration.fit(np.arange(60) % 2, share).to_json(),
+        "layout": layout._asdict(),
+        "preprocessing": {"size": [16, 16], "channels": 1, "fit": "pad", "window": None},
+        "data": {"name": "phantom", "fingerprint": "0", "info": {}},
+    }
+    with TemporaryDirectory() as folder:
+        save_bundle(Path(folder) / "bundle", network.eval(), config)
+        return {each.name: each.read_bytes() for each in (Path(folder) / "bundle").iterdir()}
+
+
+@cache
+def exported() -> dict[str, bytes]:
+    """The files of a network for ONNX Runtime, one layer deep."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 1, "H", "W"])
+    said = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["N", 2])
+    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
+    one = helper.make_tensor("scale", TensorProto.FLOAT, [1], [255.0])
+    nodes = [
+        helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["real", "scale"], ["share"]),
+        helper.make_node("ReduceMean", ["share", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Concat", ["mean", "mean"], ["both"], axis=1),
+        helper.make_node("Softmax", ["both"], ["probability"], axis=1),
+    ]
+    graph = helper.make_graph(nodes, "tiny", [image], [said], [axes, one])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    content: bytes = onnx.ModelProto.SerializeToString(model)
+    config = json.loads(bundle()["config.json"]) | {
+        "format": "medduet-export",
+        "layout": {"mask_classes": 0, "image_channels": 0},
+        "export": {
+            "format": "onnx",
+            "precision": "float32",
+            "outputs": ["probability"],
+            "size": None,
+            "min_side": 8,
+            "sha256": {"model.onnx": hashlib.sha256(content).hexdigest()},
+        },
+    }
+    config["network"]["dense_channels"] = 0
+    return {"config.json": json.dumps(config).encode(), "model.onnx": content}
+
+
+@cache
+def checkpoint() -> bytes:
+    import torch
+
+    from medduet.engine.checkpoint import save_state
+
+    state = {"network": {"a": torch.ones(2, 3)}, "progress": {"epoch": 3, "history": [{"x": 1.5}]}}
+    with TemporaryDirectory() as folder:
+        save_state(Path(folder) / "a.safetensors", state)
+        return (Path(folder) / "a.safetensors").read_bytes()
+
+
+@cache
+def parquet() -> bytes:
+    import pyarrow
+    from pyarrow import parquet as library
+
+    file = io.BytesIO()
+    table = pyarrow.table({"path": ["a.png", "b.png"], "label": [1.0, None], "group": [7, 8]})
+    library.write_table(table, file)
+    return file.getvalue()
+
+
+@cache
+def shards() -> dict[str, bytes]:
+    """The files of a set in shards."""
+    from medduet.data.npz import open_npz
+    from medduet.data.shard_writer import write_shards
+
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "set.npz").write_bytes(npz(**arrays()))
+        images = open_npz(Path(folder) / "set.npz", cache=Path(folder) / "cache")
+        write_shards(images, Path(folder) / "set")
+        names = [each for each in (Path(folder) / "set").iterdir() if each.suffix != ".lock"]
+        return {each.name: each.read_bytes() for each in names}
+
+
+@cache
+def run_folder() -> dict[str, bytes]:
+    """The files of a finished run that the report reads, by their places."""
+    import medduet
+    from medduet.config import parse_config
+
+    values = {
+        "data": {"name": "phantom", "size": 16, "count": 40},
+        "model": {"width": 2},
+        "objective": {"tasks": ["classify", "segment"]},
+        "train": {"epochs": 1, "batch_size": 8, "precision": "32-true"},
+        "evaluate": {"bootstrap": 100},
+    }
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        medduet.train(parse_config(values | {"out": out}, "a sample"))
+        names = [each for each in out.rglob("*") if each.suffix in (".json", ".jsonl", ".csv")]
+        return {each.relative_to(out).as_posix(): each.read_bytes() for each in names}
+
+
+def table(rows: list[list[str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode()
+
+
+ROWS = [
+    ["path", "label", "mask", "group", "split"],
+    ["a.png", "benign", "a_mask.png|b_mask.png", "1", "train"],
+    ["b.png", "?", "", "2", "val"],
+    ["c.png", "malignant", "", "3", "test"],
+]
+SPLIT = [["image", "split"], *([f"train{k}", "train"] for k in range(4))]
+RECIPE = b"""\
+data: {name: phantom, size: 16, count: 40, window: [40, 80]}
+model: &model {name: unet_var, width: 2}
+objective: {tasks: [classify, segment]}
+train: {epochs: 1, learning_rate: 1e-3}
+"""
+GRID = b"""\
+run: {data: {name: phantom}, train: {epochs: 1}}
+datasets: [phantom]
+networks: {unet_var: {model.width: 2}, vovunet_var: {}}
+variants: {classify: {objective.tasks: [classify]}}
+seeds: [0, 1]
+"""
+SEARCH = b"""\
+run: {data: {name: phantom}, train: {epochs: 1}}
+space:
+  model.width: {choices: [2, 4]}
+  train.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}
+trials: 4
+"""
+JOURNAL = (
+    b'{"file": "a.png", "stamp": [10, 20], "rows": [{"file": "a.png", "frame": 1, "height": 9}]}\n'
+    b'{"file": "b.png", "stamp": [11, 20], "rows": [{"file": "b.png", "error": "none"}]}\n'
+)
+
+
+def packed(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)
