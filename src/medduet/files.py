@@ -189,6 +189,12 @@ def sweep(folder: Path) -> None:
             left.unlink(missing_ok=True)
 
 
+def sweep_beside(path: Path) -> None:
+    """Remove what killed processes left of the file `path`, to which no other one may write now."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        left.unlink(missing_ok=True)
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of the file at `path`, as hexadecimal text."""
     with path.open("rb") as file:

@@ -28,6 +28,7 @@ from medduet.engine.familiar import fit_familiarity
 from medduet.engine.fit import fit
 from medduet.engine.folder import RunFolder, describe_data
 from medduet.engine.judge import JUDGED, judge, validation_selected
+from medduet.engine.memory import is_out_of_memory
 from medduet.engine.prepare import (
     build_network,
     build_objective,
@@ -39,7 +40,13 @@ from medduet.engine.prepare import (
 from medduet.engine.reporter import Reporter
 from medduet.engine.samples import write_samples
 from medduet.engine.speed import arrange
-from medduet.errors import ConfigError, DownloadError, StorageError
+from medduet.errors import (
+    ConfigError,
+    DownloadError,
+    MedDuetError,
+    StorageError,
+    TrainingError,
+)
 from medduet.files import misread, read_json, write_json
 from medduet.models import DuetNetwork, create_model
 from medduet.models.cost import network_cost
@@ -143,6 +150,15 @@ def train(
         except (DownloadError, StorageError) as error:
             again = f"{error}; then go on with: medduet train --resume {folder.path}"
             raise type(error)(again) from error
+        except MedDuetError:
+            raise
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            again = (
+                f"out of memory: make room, then go on with: medduet train --resume {folder.path}"
+            )
+            raise TrainingError(again) from error
     return RunRecord(folder.path, config, metrics)
 
 

@@ -294,8 +294,23 @@ class Listener(Reporter):
         print(text, flush=True)
 
 held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (held + {room} * 2**20,) * 2)
-medduet.train(load_recipe(sys.argv[1]), reporter=Listener())
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (held + {room} * 2**20, most))
+judge = medduet.run.judge
+
+def judge_with_room(*given):  # what is imported only now finds no room where training took all
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    return judge(*given)
+
+medduet.run.judge = judge_with_room
+recipe, resume = sys.argv[1], sys.argv[2:]
+try:
+    if resume:
+        medduet.train(resume=resume[0], reporter=Listener())
+    else:
+        medduet.train(load_recipe(recipe), reporter=Listener())
+except medduet.TrainingError as error:
+    sys.exit(str(error))
 """
 
 
@@ -310,12 +325,16 @@ def test_memory_that_really_runs_out(make_config: MakeConfig, tmp_path: Path) ->
         evaluate={"batch_size": 2},
     )
     recipe.write_text(config.model_dump_json())
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED.format(room=1200), str(recipe)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith("out of memory with 128 images at a time"), done.stdout
+    words = [sys.executable, "-c", LIMITED.format(room=1200), str(recipe)]
+    told = ""
+    for _ in range(6):
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        told += done.stdout + done.stderr
+        # The space for addresses may be used up to its last page, where oneDNN can't go on.
+        again = f"medduet train --resume {tmp_path / 'run'}"
+        if done.returncode == 0 or again not in done.stderr:
+            break
+        words = [*words[:4], str(tmp_path / "run")]
+    assert done.returncode == 0, told[-2000:]
+    assert told.startswith("out of memory with 128 images at a time"), told
     assert read_json(tmp_path / "run" / "metrics.json")["test"]["n"] == 40

@@ -225,6 +225,18 @@ def test_a_held_cell_is_left_alone(grids: SimpleNamespace, tmp_path: Path) -> No
     assert folder.state(cell.name).state == "waiting"
 
 
+def test_what_killed_processes_left_is_removed(grids: SimpleNamespace, tmp_path: Path) -> None:
+    folder = GridFolder(tmp_path)
+    cell = grids.small(tmp_path).cells(tmp_path)[0]
+    folder.failure(cell.name).parent.mkdir()
+    left = [tmp_path / ".grid.json.x.tmp", tmp_path / "cells" / f".{cell.name}.json.x.tmp"]
+    for path in left:
+        path.write_text("half")
+    folder.write_settings({})
+    assert run_cell(folder, cell, fit=lambda *given, **options: None) == "finished"
+    assert not any(path.exists() for path in left)
+
+
 def test_a_defect_is_recorded_with_its_traceback(grids: SimpleNamespace, tmp_path: Path) -> None:
     folder = GridFolder(tmp_path)
     cell = grids.small(tmp_path).cells(tmp_path)[0]

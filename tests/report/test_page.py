@@ -336,8 +336,15 @@ def test_what_is_not_a_report_is_not_removed(grid: Path, tmp_path: Path) -> None
     assert mine.read_text() == "mine"
     stale = tmp_path / "tables" / "stale.csv"
     stale.write_text("of a report before")
+    left = [tmp_path / name for name in (".index.html.x.tmp", "figures/.a.png.x.tmp")]
+    for path in left:
+        path.write_text("of a report that was killed")
+    mine = tmp_path / ".mine.tmp"
+    mine.write_text("mine")
     medduet.write_report([grid], tmp_path)
     assert not stale.exists()
+    assert not any(path.exists() for path in left)
+    assert mine.exists()
 
 
 @pytest.mark.parametrize(

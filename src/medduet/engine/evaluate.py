@@ -20,7 +20,7 @@ from medduet.config import EvaluateConfig
 from medduet.data.batches import evaluation_batches
 from medduet.data.imageset import ImageSet, Split
 from medduet.engine.feed import Feed
-from medduet.engine.memory import free_memory, is_out_of_memory
+from medduet.engine.memory import free_memory, is_out_of_memory, lasts
 from medduet.engine.speed import judged_together
 from medduet.models import DuetNetwork, Normalize
 from medduet.objectives import Objective
@@ -115,7 +115,7 @@ def _in_pieces(
     try:
         judged = judge(batch)
     except (MemoryError, RuntimeError) as error:
-        if len(batch.indices) == 1 or not is_out_of_memory(error):
+        if len(batch.indices) == 1 or not is_out_of_memory(error) or lasts(error):
             raise
         judged = None
     if judged is not None:

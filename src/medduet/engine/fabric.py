@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -57,7 +58,15 @@ def launch_fabric(config: TrainConfig) -> Fabric:
             precision=best_precision(kind) if config.precision == "auto" else config.precision,
         )
         fabric.launch()
+    if world_size > 1:
+        atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """Leave the other processes: gloo's threads, if they outlive Python, may abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _join_again(kind: str, world_size: int) -> None:

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 
     from medduet.engine.folder import RunFolder
 
+_NO_PRIMITIVE = "could not create a primitive"
+"""oneDNN's, which tells no reason."""
 _NO_MEMORY = (
     "DefaultCPUAllocator: can't allocate memory",
     "not enough memory",
     "out of memory",
-    "could not create a primitive",  # oneDNN's, which tells no reason
     "could not create a memory object",
+    _NO_PRIMITIVE,
 )
 
 
@@ -39,8 +41,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
 
 
+def lasts(error: BaseException) -> bool:
+    """Return whether memory that ran out so leaves a thread unable to go on with fewer images.
+
+    oneDNN's code generator (torch 2.14) keeps the first error of each thread, so that it makes no
+    further convolution of a new shape.
+    """
+    return _NO_PRIMITIVE in str(error)
+
+
 def free_memory(device: torch.device) -> None:
-    """Give back what a step that ran out of memory has left."""
+    """Give back what a step that ran out of memory has left, and from now on whatever is freed."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -79,12 +90,18 @@ def noted_micro_batch(folder: RunFolder) -> int | None:
     return int(read_json(path)) if path.is_file() else None
 
 
-def smaller_micro_batch(folder: RunFolder, fabric: Fabric, images: int) -> int:
+def smaller_micro_batch(folder: RunFolder, fabric: Fabric, images: int, lasting: bool) -> int:
     """Return how many images to try next after so many did not fit, and note it in the folder.
 
+    Args:
+        folder: of the run.
+        fabric: its processes.
+        images: how many did not fit.
+        lasting: whether this process can't go on, see `lasts`.
+
     Raises:
-        TrainingError: it was the fewest already; or there are several processes, which can't agree
-            in the middle of a step: the run has to be started again, and goes on with fewer.
+        TrainingError: it was the fewest already; or the run has to be started again, and goes on
+            with fewer. So have several processes, which can't agree in the middle of a step.
     """
     fewer = images // 2
     if fewer < 2:
@@ -93,9 +110,10 @@ def smaller_micro_batch(folder: RunFolder, fabric: Fabric, images: int) -> int:
             "--train.activation-checkpointing"
         )
     write_json(_note(folder), fewer)
-    if fabric.world_size > 1:
+    if lasting or fabric.world_size > 1:
+        where = f" on process {fabric.global_rank}" if fabric.world_size > 1 else ""
         raise TrainingError(
-            f"out of memory on process {fabric.global_rank} with {images} images at a time: start "
+            f"out of memory{where} with {images} images at a time: start "
             f"again with medduet train --resume {folder.path}, which goes on with {fewer}"
         )
     return fewer

@@ -11,7 +11,13 @@ from torch import Tensor
 from medduet.config import Task
 from medduet.engine.experiment import Experiment
 from medduet.engine.faults import MOST_LEFT_OUT, NotFiniteError, save_batch
-from medduet.engine.memory import free_memory, is_out_of_memory, parts_of, smaller_micro_batch
+from medduet.engine.memory import (
+    free_memory,
+    is_out_of_memory,
+    lasts,
+    parts_of,
+    smaller_micro_batch,
+)
 from medduet.engine.state import TrainState
 from medduet.errors import TrainingError
 from medduet.objectives import PerImage
@@ -88,11 +94,12 @@ def _gradients(
                     "images of a step at a time: give a smaller --batch-size, or "
                     "--train.activation-checkpointing"
                 ) from error
+            lasting = lasts(error)
         # Only here, where the error and with it the feature maps are gone.
         state.optimizer.zero_grad()
         free_memory(experiment.fabric.device)
         images = min(len(batch.image), progress.micro_batch or sys.maxsize)
-        fewer = smaller_micro_batch(experiment.folder, experiment.fabric, images)
+        fewer = smaller_micro_batch(experiment.folder, experiment.fabric, images, lasting)
         progress.micro_batch = fewer
         experiment.reporter.message(
             f"out of memory with {images} images at a time: gradients of {fewer} at a time are "

@@ -14,7 +14,7 @@ from medduet.config import validate
 from medduet.data import ProgressFactory
 from medduet.engine.prepare import open_data
 from medduet.errors import ConfigError, Interrupted, MedDuetError, MissingFileError
-from medduet.files import read_json, write_json
+from medduet.files import read_json
 from medduet.grid.cells import CellState, GridFolder, Outcome
 from medduet.grid.local import LocalEngine
 from medduet.plans import Cell, GridConfig
@@ -118,7 +118,7 @@ def benchmark(
     folder, stop = GridFolder(config.out), stop or threading.Event()
     cells = config.cells(folder.path)
     _check_made_alike(folder, cells)
-    write_json(folder.path / "grid.json", config.model_dump(mode="json"))
+    folder.write_settings(config.model_dump(mode="json"))
     if retry_failed:
         for cell in cells:
             folder.failure(cell.name).unlink(missing_ok=True)

@@ -7,13 +7,13 @@ import platform
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from medduet.engine.folder import RunFolder
 from medduet.errors import Interrupted, MedDuetError
-from medduet.files import exclusive, is_held, read_object, write_json
+from medduet.files import exclusive, is_held, read_object, sweep_beside, write_json
 from medduet.plans import Cell
 from medduet.run import train
 
@@ -53,6 +53,13 @@ class GridFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write ``grid.json``, as may several processes at the same time."""
+        path = self.path / "grid.json"
+        with exclusive(self.path / ".lock", wait=True):
+            sweep_beside(path)
+            write_json(path, settings)
 
     def lock(self, name: str) -> Path:
         """Return the lock file of a cell; whoever holds it works on the cell."""
@@ -118,6 +125,7 @@ def run_cell(
             return "busy"
         if folder.settled(cell.name):
             return "finished"
+        sweep_beside(folder.failure(cell.name))
         begun = (folder.run(cell.name).path / "config.json").is_file()
         folder.note(cell.name, "goes on" if begun else "begins")
         try:

@@ -11,7 +11,7 @@ import jinja2
 
 import medduet
 from medduet.errors import ConfigError, closest
-from medduet.files import exclusive, misread, write_text
+from medduet.files import exclusive, misread, sweep, sweep_beside, write_text
 from medduet.report import sections, tables
 from medduet.report.calibration import calibration
 from medduet.report.grouping import Runs, group_runs
@@ -69,6 +69,9 @@ def _report(
 
 def _write(out: Path, runs: Runs, paths: Sequence[str | Path], samples: bool) -> Path:
     page = out / "index.html"
+    sweep_beside(page)
+    for folder in ("tables", "figures"):
+        sweep(out / folder)
     if page.is_file() and _MARK in page.read_text("utf-8", errors="replace"):
         for folder in ("tables", "figures"):  # of a report before this one
             shutil.rmtree(out / folder, ignore_errors=True)
