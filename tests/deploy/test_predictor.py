@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -344,6 +345,11 @@ def test_calibrated_answers(own: Path, picture: np.ndarray, tmp_path: Path) -> N
     wide = Predictor(path, coverage=0.99)(picture).prediction_set
     assert wide is not None
     assert set(wide) >= set(names)
+    if find_spec("onnxruntime"):
+        medduet.export_bundle(path, tmp_path / "onnx", count=2)
+        exported = Predictor(tmp_path / "onnx", coverage=0.8)(picture)
+        assert exported.probabilities == pytest.approx(answer.probabilities, abs=1e-4)
+        assert exported.prediction_set == answer.prediction_set
     top = float(after.max())
     assert Predictor(path, abstain_below=top + 0.01)(picture).abstained
     assert not Predictor(path, abstain_below=top - 0.01)(picture).abstained
