@@ -46,16 +46,22 @@ import kornia.augmentation, monai.losses, medduet.console, medduet.grid.benchmar
 import medduet.ensembles, medduet.report.page
 from medduet.cli import main
 
-def kill_all(session):
-    found = True
+def kill_all(first):
+    # With what it started, also in sessions of their own, as when the machine loses its power.
+    families, sessions, found = {first}, {first}, True
     while found:  # others may be started meanwhile
         found = False
-        for name in os.listdir("/proc"):
+        for name in filter(str.isdigit, os.listdir("/proc")):
             try:
-                if name.isdigit() and int(name) != os.getpid() and os.getsid(int(name)) == session:
-                    state = open(f"/proc/{name}/stat").read().rsplit(") ", 1)[1][0]
-                    os.kill(int(name), signal.SIGKILL)
-                    found = found or state != "Z"
+                stat = open(f"/proc/{name}/stat").read().rsplit(") ", 1)[1].split()
+                state, parent, session = stat[0], int(stat[1]), int(stat[3])
+                if int(name) != first and parent not in families and session not in sessions:
+                    continue
+                if int(name) != first:  # which may not be in its own session yet
+                    families.add(int(name))
+                    sessions.add(session)
+                os.kill(int(name), signal.SIGKILL)
+                found = found or state != "Z"
             except (ProcessLookupError, FileNotFoundError):
                 pass
 
