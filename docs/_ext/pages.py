@@ -53,6 +53,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", read_page)
     app.connect("autodoc-skip-member", skip_member)
     app.connect("autodoc-process-docstring", split_names, priority=100)  # before napoleon
+    app.connect("autodoc-process-signature", name_aliases)
     app.connect("html-page-context", open_reports)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
@@ -64,6 +65,23 @@ def read_page(app: Sphinx, name: str, source: list[str]) -> None:
     for file, page in PAGES.items():
         text = re.sub(rf"\]\(((?:\.\./)*)\.\./{file}\.md", rf"](\1{page}.md", text)
     source[0] = re.sub(r"<!-- names: ([^>]*?) -->", lambda found: names(found[1]), text)
+
+
+def name_aliases(
+    app: Sphinx,
+    what: str,
+    name: str,
+    of: Any,
+    options: Any,
+    signature: str | None,
+    gives: str | None,
+) -> tuple[str | None, str | None]:
+    """Show a type alias by its name also where it is one of several types."""
+    shown = [
+        text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text)
+        for text in (signature, gives)
+    ]
+    return shown[0], shown[1]
 
 
 def name_role(
