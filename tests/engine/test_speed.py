@@ -161,6 +161,31 @@ def test_freed_memory_is_kept() -> None:
     assert given_back[2] > 100 * kept[2]
 
 
+HOLES = """
+import torch, resource
+from pathlib import Path
+from medduet.engine.allocator import keep_freed_memory, return_holes
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
+keep_freed_memory()
+start = resident()
+blocks = [torch.ones(1 << 20) for _ in range(64)]
+del blocks[::2]  # what is left stands between them
+kept = resident() - start
+return_holes()
+print(kept, resident() - start)
+assert all(float(block.sum()) == 1 << 20 for block in blocks)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
+def test_holes_between_blocks_in_use_are_given_back() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split())
+    assert kept > 240  # of 256 MB
+    assert left < 144
+
+
 def test_elsewhere_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     from medduet.engine import allocator
 
@@ -265,6 +290,7 @@ def test_gradients_of_each_task_through_checkpoints(
     assert rows[0] == rows[1]
 
 
+@pytest.mark.timeout(900)  # compiling takes minutes on a busy machine
 def test_a_compiled_network_learns_the_same(make_config: MakeConfig, tmp_path: Path) -> None:
     losses = []
     for compiled in (False, True):

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from medduet.config import TrainConfig
-from medduet.engine.allocator import keep_freed_memory
+from medduet.engine.allocator import keep_freed_memory, return_holes
 from medduet.models import DuetNetwork
 
 _LARGE = 64
@@ -105,7 +105,8 @@ def judged_together(kind: str, height: int, width: int) -> int:
 def checkpoint_activations(network: DuetNetwork) -> None:
     """Keep only what enters each stage of `network` for the backward pass, which computes the rest.
 
-    Losses, gradients and running means stay bit for bit what they were.
+    Losses, gradients and running means stay bit for bit what they were. On a CPU the process gives
+    back what it kept free before it computes a stage again: that is when it needs most.
     """
     for stage in network.stages():
         _checkpoint(stage)
@@ -121,15 +122,15 @@ def _checkpoint(stage: nn.Module) -> None:
             plain,
             *inputs,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _WithoutRunningMeans(stage)),
+            context_fn=lambda: (nullcontext(), _Again(stage)),
             **options,
         )
 
     stage.forward = forward
 
 
-class _WithoutRunningMeans:
-    """Keeps batch normalisation in `stage` from taking note of the same images again.
+class _Again:
+    """While `stage` is computed again: keeps batch normalisation from taking note of its images.
 
     Each backward pass through the same graph enters it.
     """
@@ -139,6 +140,8 @@ class _WithoutRunningMeans:
         self.norms: list[tuple[_BatchNorm, float | None, Tensor | None]] = []
 
     def __enter__(self) -> None:
+        if any(parameter.device.type == "cpu" for parameter in self.stage.parameters()):
+            return_holes()
         self.norms = [
             (module, module.momentum, module.num_batches_tracked)
             for module in self.stage.modules()
