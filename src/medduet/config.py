@@ -88,7 +88,8 @@ class DataConfig(Frozen):
     name: Annotated[str, _flag("data")] = ""
     """A MedMNIST flag (bloodmnist), an .npz, a folder or .csv of image files, shards:, phantom."""
     size: Annotated[int | None, _flag("size")] = Field(None, ge=1)
-    """Side of the images in pixels; None: an .npz's own, 28 for MedMNIST, 224 for image files."""
+    """Side of the images in pixels; None: an .npz's own, 28 for MedMNIST, and of files theirs if
+    all are equal squares of up to 224, else 224."""
     cache: Path | None = None
     """Where downloads and unpacked arrays live; else $MEDDUET_CACHE, else ~/.cache/medduet."""
     mirror: str | None = None

@@ -12,13 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.table import Table
 
@@ -121,22 +120,23 @@ class ConsoleReporter(Reporter):
             highlight=False,
             soft_wrap=True,
         )
+        if self._task is not None and row["epoch"] == self._epochs:
+            self.progress.update(self._task, description="judging and drawing", note="")
 
     def message(self, text: str) -> None:
         """Print the line."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
 
-class _Bytes:
-    """A bar that counts bytes, with the interface that pooch asks for."""
+class _Bar:
+    """A bar of what is done, with the interface that pooch asks for."""
 
     def __init__(self, description: str, total: int) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            DownloadColumn(),
-            TransferSpeedColumn(),
+            TaskProgressColumn(),
             TimeRemainingColumn(),
             console=console,
             transient=True,
@@ -163,9 +163,9 @@ class _Bytes:
         self._progress.stop()
 
 
-def draw_progress(description: str, total: int) -> _Bytes:
-    """Draw a bar that counts bytes: the `ProgressFactory` of the command line."""
-    return _Bytes(description, total)
+def draw_progress(description: str, total: int) -> _Bar:
+    """Draw a bar of what is done: the `ProgressFactory` of the command line."""
+    return _Bar(description, total)
 
 
 def _interval(row: Mapping[str, Any], key: str, digits: int) -> str:

@@ -49,7 +49,7 @@ from medduet.errors import (
 )
 from medduet.files import misread, read_json, write_json
 from medduet.models import DuetNetwork, create_model
-from medduet.models.cost import network_cost
+from medduet.models.cost import Cost, network_cost
 from medduet.models.stages import anatomy
 from medduet.models.weights import WeightsReport
 from medduet.report.architecture import architecture_figure
@@ -173,6 +173,7 @@ def _train_claimed(
         if "split" in data.info:
             write_split(folder.split, data)
         folder.write_environment(data, cost, fabric, chosen)
+        reporter.message(_what_begins(experiment, cost, chosen))
         if (leaks := leak_warning(data, config.data.cache)) is not None:
             reporter.message(leaks)
         if weights is not None:
@@ -192,6 +193,16 @@ def _train_claimed(
         folder.finish()
     fabric.barrier()
     return metrics
+
+
+def _what_begins(experiment: Experiment, cost: Cost, chosen: Mapping[str, Any]) -> str:
+    """Say in one line what is trained, on what, and where it is written."""
+    data, name = experiment.data, experiment.config.model.name
+    numbers = [f"{len(data.split(split)):,} {split}" for split in ("train", "val", "test")]
+    return (
+        f"{data.name}, {', '.join(numbers)}; {name}, {cost.parameters:,} parameters, "
+        f"{chosen['precision']} on {experiment.fabric.device}; writing {experiment.folder.path}"
+    )
 
 
 def _was_restarted(config: RunConfig) -> bool:

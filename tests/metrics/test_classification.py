@@ -14,6 +14,7 @@ import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy import stats
 
 from medduet.errors import DataError
 from medduet.metrics import (
@@ -203,6 +204,21 @@ def test_auc_interval_equals_a_naive_bootstrap_on_the_same_resamples(k: int) -> 
             np.mean([sk.roc_auc_score(label[rows] == c, probability[rows, c]) for c in columns])
         )
     assert found["auc_interval"] == pytest.approx(np.percentile(naive, [2.5, 97.5]), abs=1e-12)
+
+
+def test_the_interval_of_a_perfect_auc_holds_what_it_promises() -> None:
+    label = np.repeat([0, 1, 2], [40, 9, 30])
+    found = classification_metrics(
+        label, np.eye(3)[label], multi_label=False, class_names=["a", "b", "c"]
+    )
+    assert found["auc_interval"] == pytest.approx([0.025 ** (1 / 9), 1.0])
+    assert found["auc_interval_method"] == "exact, all separated"
+    # Scores whose true AUC is the lower end separate all images at most 2.5% of the time.
+    positives, negatives = 9, 40
+    shift = np.sqrt(2) * stats.norm.ppf(found["auc_interval"][0])
+    draw = np.random.default_rng(5)
+    lowest = (draw.normal(size=(20000, positives)) + shift).min(axis=1)
+    assert (lowest > draw.normal(size=(20000, negatives)).max(axis=1)).mean() <= 0.025
 
 
 def test_auc_interval_of_multi_label_leaves_out_undefined_replicates() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from medduet.cli.parse import parse, quiet_libraries
+from medduet.cli.parse import parse, quiet_libraries, starting
 from medduet.config import DataConfig
 from medduet.errors import ConfigError
 
@@ -52,8 +52,9 @@ def audit(words: list[str]) -> int:
 
 
 def _audit(data: DataConfig, out: Path | None, strict: bool, fix: Path | None, fix_by: Any) -> int:
-    from medduet.audit_files import write_audit
-    from medduet.console import draw_progress
+    with starting():
+        from medduet.audit_files import write_audit
+        from medduet.console import draw_progress
     from medduet.console_audit import show_audit
     from medduet.data.audit import audit, clean
     from medduet.data.splits import write_split

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
-from medduet.cli.parse import parse, quiet_libraries, stopping_on_signals
+from medduet.cli.parse import parse, quiet_libraries, starting, stopping_on_signals
 from medduet.config import DataConfig, Modality, TestTime
 from medduet.errors import ConfigError
 
@@ -58,8 +58,9 @@ def export(words: list[str]) -> int:
     name = given.pop("data")
     data = None if name is None else DataConfig(name=name, **source)
     with quiet_libraries():
-        from medduet.console import draw_progress
-        from medduet.exports import export_bundle
+        with starting():
+            from medduet.console import draw_progress
+            from medduet.exports import export_bundle
 
         record = export_bundle(**given, data=data, progress=draw_progress)
     for computed_in, agreement in record.agreement.items():
@@ -112,8 +113,9 @@ def predict(words: list[str]) -> int:
         raise ConfigError("expected a folder to write: medduet predict BUNDLE PATH... --out DIR")
     stop = threading.Event()
     with quiet_libraries(), stopping_on_signals(stop):
-        from medduet.console import draw_progress
-        from medduet.predictions import TABLE, predict_files
+        with starting():
+            from medduet.console import draw_progress
+            from medduet.predictions import TABLE, predict_files
 
         sources = given.pop("images")
         record = predict_files(**given, sources=sources, progress=draw_progress, stop=stop)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import tyro
 
-from medduet.cli.parse import parse, quiet_libraries
+from medduet.cli.parse import parse, quiet_libraries, starting
 from medduet.config import Augment, DataConfig, Modality
 from medduet.errors import ConfigError
 
@@ -43,8 +43,9 @@ def evaluate(words: list[str]) -> int:
 
     given = parse(arguments, words, "medduet evaluate")
     with quiet_libraries():
-        from medduet.console import draw_progress, show_evaluation
-        from medduet.evaluation import evaluate
+        with starting():
+            from medduet.console import draw_progress, show_evaluation
+            from medduet.evaluation import evaluate
 
         source = {name: given.pop(name) for name in ("size", "cache", "mirror")}
         name = given.pop("data")

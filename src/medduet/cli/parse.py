@@ -6,6 +6,7 @@ import contextlib
 import io
 import re
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -83,6 +84,21 @@ def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """Say on a terminal that something happens while libraries are read, which takes seconds."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    sys.stderr.write("starting ...\r")
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write("\x1b[2K\r")
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from medduet.cli.parse import parse, quiet_libraries, recipe_and_words, stopping_on_signals
+from medduet.cli.parse import (
+    parse,
+    quiet_libraries,
+    recipe_and_words,
+    starting,
+    stopping_on_signals,
+)
 from medduet.config import RunConfig, load_recipe
 from medduet.plans import SearchConfig, load_search
 
@@ -29,8 +35,9 @@ def train(words: list[str]) -> int:
 
 def _run(config: RunConfig | None, resume: Path | None = None) -> int:
     with quiet_libraries():
-        from medduet.console import show_run
-        from medduet.run import train
+        with starting():
+            from medduet.console import show_run
+            from medduet.run import train
 
         record = _with_screen(train, config, resume)
         if int(os.environ.get("RANK", "0")) == 0:

@@ -15,12 +15,12 @@ _CHUNK_BYTES = 1 << 20
 
 
 class Progress(Protocol):
-    """A bar that counts bytes; tqdm's bars have this interface, and it is what pooch asks for."""
+    """A bar that counts; tqdm's bars have this interface, and it is what pooch asks for."""
 
     total: int
 
     def update(self, amount: int, /) -> object:
-        """Count `amount` more bytes."""
+        """Count `amount` more."""
 
     def reset(self) -> object:
         """Start again from zero."""
@@ -30,14 +30,14 @@ class Progress(Protocol):
 
 
 ProgressFactory = Callable[[str, int], Progress]
-"""Makes a bar from a description and a total in bytes (0 if not known yet)."""
+"""Makes a bar from a description and a total in bytes, images or the like (0: not known yet)."""
 
 
 @contextmanager
 def counted(
     progress: ProgressFactory | None, description: str, total: int
 ) -> Iterator[Callable[[int], object]]:
-    """Give a function that counts bytes on a new bar, or does nothing without `progress`."""
+    """Give a function that counts on a new bar, or does nothing without `progress`."""
     if progress is None:
         yield lambda amount: None
         return

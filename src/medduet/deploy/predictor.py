@@ -6,7 +6,7 @@ Torch is imported only for a bundle; an exported network answers without it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
@@ -67,6 +67,15 @@ class Answer:
     heat: NDArray[np.float32] | None
     image: NDArray[np.uint8]
     unfamiliar: float | None = None
+
+    def __repr__(self) -> str:
+        """Say what was said, and of pictures their size."""
+        values = [
+            f"{name}={value.shape}" if isinstance(value, np.ndarray) else f"{name}={value!r}"
+            for name, value in ((each.name, getattr(self, each.name)) for each in fields(self))
+            if value is not None
+        ]
+        return f"Answer({', '.join(values)})"
 
     @property
     def is_unfamiliar(self) -> bool:

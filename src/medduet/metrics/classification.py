@@ -109,6 +109,29 @@ def auc_replicates(
     )
 
 
+def auc_interval(
+    replicates: Sequence[NDArray[np.float64]],
+    label: ArrayLike,
+    probability: ArrayLike,
+    multi_label: bool = False,
+) -> Interval:
+    """Return the 95% interval of an AUC from its bootstrap replicates.
+
+    A network that separates the images perfectly does so in every resample, though the next image
+    may be wrong. There the interval is that of chance: with m images of a class (or outside of it,
+    if these are fewer), each beside another of the others, an AUC of a would separate all of them
+    with a probability of a^m at most, so it ends at ``0.025 ** (1 / m)``, of the class with the
+    fewest. Args and Raises as for `accuracy`.
+
+    Example:
+        >>> label, probability = [0] * 26 + [1] * 34, [[0.9, 0.1]] * 26 + [[0.1, 0.9]] * 34
+        >>> low, high = auc_interval([auc_replicates(label, probability)], label, probability)
+        >>> f"{low:.3f} {high:.3f}"
+        '0.868 1.000'
+    """
+    return _interval_of(replicates, _answers(label, probability, multi_label))
+
+
 def balanced_accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
     """Return the mean recall over the classes that occur; Args and Raises as for `accuracy`.
 
@@ -161,7 +184,8 @@ def classification_metrics(
 
     The accuracy interval is Wilson's; multi-label accuracy is no proportion of independent
     trials, so there it is a percentile bootstrap over images. So is that of the AUC, drawn within
-    each class; for multi-label sets over images, without the replicates whose AUC is undefined.
+    each class; for multi-label sets over images, without the replicates whose AUC is undefined;
+    for an AUC of 1 see `auc_interval`.
 
     Takes what `accuracy` takes, K distinct `class_names` (else DataError), the number of
     `bootstrap` replicates (0 leaves their intervals ``None``) and its `seed`. ``n`` are the images
@@ -188,15 +212,17 @@ def classification_metrics(
         interval = bootstrap_mean(right[rows], answers.known[rows], resamples=bootstrap, seed=seed)
     else:
         interval = wilson(int(right.all(axis=1).sum()), n)
+    area = auc(label, probability, multi_label)
+    resampled = f"bootstrap {'over images' if multi_label else 'within classes'}"
     metrics: dict[str, Any] = {
         "n": n,
         "confidence": CONFIDENCE,
         "accuracy": number(accuracy(label, probability, multi_label)),
         "accuracy_interval": bounds(interval),
         "accuracy_interval_method": "bootstrap over images" if multi_label else "wilson",
-        "auc": number(auc(label, probability, multi_label)),
+        "auc": number(area),
         "auc_interval": bounds(_auc_interval(answers, bootstrap, seed)),
-        "auc_interval_method": f"bootstrap {'over images' if multi_label else 'within classes'}",
+        "auc_interval_method": "exact, all separated" if area == 1 else resampled,
         "balanced_accuracy": number(balanced_accuracy(label, probability, multi_label)),
         "macro_f1": number(macro_f1(label, probability, multi_label)),
         "per_class": {},
@@ -274,13 +300,18 @@ def _ratio(part: NDArray[np.int64], whole: NDArray[np.int64]) -> NDArray[np.floa
 
 def _mean_auc(answers: _Answers, counts: NDArray[np.int32] | None = None) -> NDArray[np.float64]:
     """Return the ``(R,)`` AUC of the set if row i occurs ``counts[i, r]`` times in replicate r."""
+    mean: NDArray[np.float64] = _areas(answers, counts, _columns(answers)).mean(axis=0)
+    return mean
+
+
+def _columns(answers: _Answers) -> NDArray[np.bool_]:
+    """Return which classes or labels the AUC of the set is the mean of."""
     known, size = answers.known, answers.score.shape[1]
     if answers.multi_label:
-        columns = known.any(axis=0) | ~known.any()  # if nothing is known, all columns are NaN
-    else:
-        columns = np.arange(size) >= (size == 2)
-    mean: NDArray[np.float64] = _areas(answers, counts, columns).mean(axis=0)
-    return mean
+        asked = np.asarray(known.any(axis=0))
+        return asked if asked.any() else ~asked  # if nothing is known, all columns are NaN
+    several: NDArray[np.bool_] = np.arange(size) >= (size == 2)
+    return several
 
 
 def _areas(
@@ -311,7 +342,15 @@ def _areas(
 def _auc_interval(answers: _Answers, resamples: int, seed: int) -> Interval:
     if resamples < 1 or np.isnan(_mean_auc(answers)):
         return UNDEFINED
-    return percentile_interval(_auc_replicates(answers, resamples, seed))
+    return _interval_of(_auc_replicates(answers, resamples, seed), answers)
+
+
+def _interval_of(replicates: Sequence[NDArray[np.float64]], answers: _Answers) -> Interval:
+    if any((each < 1).any() for each in replicates):
+        return percentile_interval(list(replicates))
+    asked = _columns(answers)
+    fewest = np.minimum(answers.has.sum(axis=0), answers.lacks.sum(axis=0))[asked].min()
+    return float(((1 - CONFIDENCE) / 2) ** (1 / fewest)), 1.0
 
 
 def _auc_replicates(answers: _Answers, resamples: int, seed: int) -> list[NDArray[np.float64]]:

@@ -98,14 +98,14 @@ def _diagram(axes: Axes, diagram: Diagram) -> None:
         # Bins with few answers look their part.
         size = 5 + 45 * np.sqrt(n[there] / n.max())
         axes.plot(x, y, color=colour, lw=0.9, alpha=0.45, zorder=3)
-        axes.scatter(x, y, size, color=colour, marker=marker, linewidths=0, zorder=4)
+        axes.scatter(x, y, size, color=colour, marker=marker, linewidths=0, zorder=4, clip_on=False)
         lowest = min(lowest, *x)
         if kind == "after":
             each = np.maximum(np.round(n[there] / diagram.seeds), 1).astype(int)
             ends = [wilson(round(k * m), int(m)) for k, m in zip(y, each, strict=True)]
             axes.vlines(x, *np.transpose(ends), color=colour, lw=0.9, alpha=0.5, zorder=2)
     lowest = np.floor(10 * lowest) / 10
-    axes.set(xlim=(lowest - 0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlim=(lowest, 1), ylim=(0, 1))
     error = {kind: np.mean([each[f"ece_{kind}"] for each in diagram.judged]) for kind in _KINDS}
     axes.text(
         0.04,

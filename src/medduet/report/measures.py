@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medduet.metrics.classification import auc_interval
 from medduet.metrics.intervals import (
     UNDEFINED,
     Interval,
@@ -85,8 +86,12 @@ def _of_accuracy(group: Group, mean: float) -> tuple[Interval, int]:
 
 
 def _of_auc(group: Group, mean: float) -> tuple[Interval, int]:
-    replicates = list(group.auc_replicates.values())
-    return percentile_interval([np.mean(replicates, axis=0)]), _count(_known(group))
+    replicates, test = list(group.auc_replicates.values()), group.test[group.seeds[0]]
+    assert test.label is not None
+    assert test.probability is not None
+    mean_over_seeds: NDArray[np.float64] = np.mean(replicates, axis=0)
+    interval = auc_interval([mean_over_seeds], test.label, test.probability, test.label.ndim == 2)
+    return interval, _count(_known(group))
 
 
 def _of_dice(group: Group, mean: float, lesion: bool = False) -> tuple[Interval, int]:
