@@ -219,7 +219,7 @@ def test_unknown_labels_are_left_out(multi_label):
 
 def test_too_little_to_fit_is_refused():
     label, said = drawn(np.random.default_rng(9), 60, 2)
-    with pytest.raises(DataError, match=r"expected 20 images .* given 19"):
+    with pytest.raises(DataError, match=r"expected 20 labelled images .* given 19"):
         Calibration.fit(label[:19], said[:19])
     with pytest.raises(DataError, match="two classes"):
         Calibration.fit(np.zeros(60, dtype=int), said)

@@ -44,13 +44,19 @@ def test_the_issue_s_example(set_npz: Path, capsys: Capture) -> None:
     assert "validation-selected" in shown.out
     assert f"run: {run}\n" in shown.out
     assert "epoch   1/1" in shown.err
+    begins = shown.err.splitlines()[0]
+    assert begins.startswith("set, ")
+    assert begins.endswith(f"parameters, {begins.split()[-5]} on cpu; writing {run}"), begins
     config = read_json(run / "config.json")
     assert config["data"]["size"] == 64
     assert config["objective"]["tasks"] == ["classify", "segment"]
     assert config["train"]["learning_rate"] == 1e-3
     assert read_json(run / "environment.json")["data"]["size"] == [64, 64]
     assert main(["evaluate", str(run), "--split", "val"]) == 0
-    assert "val, n = 4" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "val, n = 4" in shown
+    written = Path(shown.partition("written: ")[2].strip())
+    assert (written / "metrics.json").is_file()
     found = read_json(run / "evaluations" / "set-val" / "metrics.json")["val"]
     assert found == read_json(run / "metrics.json")["val"]
     assert main(["train", "--resume", str(run)]) == 0

@@ -84,8 +84,15 @@ def test_what_cannot_be_calibrated_is_refused(
     arrays = {name: array[:10] for name, array in arrays.items()}
     np.savez(tmp_path / "few.npz", **arrays)
     data = DataConfig(name=str(tmp_path / "few.npz"), size=16)
-    with pytest.raises(DataError, match="expected 20 images"):
+    with pytest.raises(DataError, match="expected 20 labelled images"):
         medduet.calibrate_bundle(run, tmp_path / "out", data=data, split="val", device="cpu")
+    # Of the images that it was trained on a network is too sure.
+    trained_on = DataConfig(name=str(run.parent / "here.npz"), size=16)
+    for bundle in (run, run / "bundle"):
+        with pytest.raises(ConfigError, match="was trained on these images"):
+            medduet.calibrate_bundle(
+                bundle, tmp_path / "out", data=trained_on, split="all", device="cpu"
+            )
     assert not (tmp_path / "out").exists()
     assert main(["calibrate", str(run)]) == 2
     assert "medduet calibrate BUNDLE --data DIR --out NEW" in capsys.readouterr().err

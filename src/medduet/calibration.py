@@ -103,7 +103,7 @@ class Calibration:
         known = truth != _UNKNOWN
         n = int(known.reshape(len(known), -1).any(axis=1).sum())
         if n < FEWEST:
-            raise DataError(f"expected {FEWEST} images with a label at least, given {n}")
+            raise DataError(f"expected {FEWEST} labelled images or more, given {n}")
         if len(np.unique(truth[known])) < 2:
             raise DataError("expected two classes among the labels, given one")
         temperature = _temperature(truth, p, multi_label)

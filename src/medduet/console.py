@@ -207,7 +207,11 @@ def show_run(record: RunRecord) -> None:
         console.print(metrics_table(f"{title}, {block['selection']}", block["test"]))
     missing = blocks[-1].get("calibration_missing")
     if missing and "accuracy" in blocks[-1]["test"]:
-        console.print(f"not calibrated: {missing}", highlight=False, soft_wrap=True)
+        told = (
+            f"not calibrated on the validation split: {missing}; --data.fractions 0.6 0.2 0.2 puts "
+            "more there, and 'medduet calibrate' takes other images"
+        )
+        console.print(told, highlight=False, soft_wrap=True)
     console.print(f"run: {record.path}", highlight=False, soft_wrap=True)
     console.print(f"look at: {record.path / 'figures' / 'predictions.png'}", soft_wrap=True)
     console.print(f"use it:  medduet.load('{record.path}')", highlight=False, soft_wrap=True)

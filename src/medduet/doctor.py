@@ -53,7 +53,7 @@ def examine(cache: Path | None = None) -> list[Finding]:
     python = f"Python {platform.python_version()} on {platform.platform()}"
     return [
         Finding("MedDuet", "good", f"{medduet.__version__}, {python}"),
-        Finding("torch", "good", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        Finding("torch", "good", f"{torch.__version__}, threads: {torch.get_num_threads()}"),
         *_devices(),
         *_requirements(),
         *_folders(cache_folder(cache)),

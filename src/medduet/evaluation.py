@@ -189,7 +189,7 @@ def _check_fits(images: ImageSet, config: Mapping[str, Any], path: Path) -> None
     if images.in_channels != network["in_channels"]:
         raise ConfigError(
             f"{path} takes {network['in_channels']} channel(s), but {images.name} has "
-            f"{images.in_channels}"
+            f"{images.in_channels}: convert the images first"
         )
     if network["num_classes"] and len(images.class_names) != network["num_classes"]:
         raise ConfigError(

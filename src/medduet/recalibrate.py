@@ -42,7 +42,8 @@ def calibrate_bundle(
         The new calibration.
 
     Raises:
-        ConfigError: `out` is there already, or the images or the network have no such classes.
+        ConfigError: `out` is there already, the images or the network have no such classes, or the
+            network was trained on these images.
         DataError: too few images with a label.
         MedDuetError: see `medduet.evaluate`.
     """
@@ -55,6 +56,12 @@ def calibrate_bundle(
             path, data=data, split=split, device=device, out=Path(folder), progress=progress
         )
         said = read_predictions(Path(folder) / "predictions" / f"{split}.csv")
+    trained_on = bundle.config.get("data") or {}
+    if split in ("train", "all") and _same_images(judged["data"], trained_on):
+        raise ConfigError(
+            f"{path} was trained on these images, and is surer of them than of others: give "
+            "--split val, or images that it has not seen"
+        )
     if said.label is None or said.probability is None:
         raise ConfigError(f"{path} has no class head, so there is nothing to calibrate")
     multi_label = bool(bundle.config["multi_label"])
@@ -70,6 +77,15 @@ def calibrate_bundle(
     kept = {key: value for key, value in bundle.config.items() if key not in file}
     save_bundle(out, bundle.network, kept | about)
     return calibration
+
+
+def _same_images(these: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    """Return whether two descriptions are of the same images, however they are split."""
+    one, other = (
+        {each.get("fingerprint"), (each.get("info") or {}).get("undivided")} - {None}
+        for each in (these, others)
+    )
+    return bool(one & other)
 
 
 def _without_calibration(metrics: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -94,6 +94,15 @@ def test_the_answer_is_the_networks_own(own: Path, picture: np.ndarray, tmp_path
     assert answer.reconstruction is answer.heat is None
 
 
+def test_an_answer_shows_what_was_said_and_no_pixels(own: Path, picture: np.ndarray) -> None:
+    answer = Predictor(own)(picture)
+    shown = repr(answer)
+    assert shown.startswith(f"Answer(label={answer.label!r}, probabilities=")
+    assert f"image={answer.image.shape}" in shown
+    assert "heat" not in shown
+    assert len(shown) < 1000
+
+
 def test_paths_files_arrays_and_pillow_give_the_same(
     own: Path, picture: np.ndarray, tmp_path: Path
 ) -> None:

@@ -115,7 +115,7 @@ def test_a_damaged_calibration_is_told(calibrated_run: RunRecord, tmp_path: Path
 
 def test_too_few_validation_images_are_told(finished_run: RunRecord) -> None:
     config = read_json(finished_run.path / "bundle" / "config.json")
-    why = "expected 20 images with a label at least, given 4"
+    why = "expected 20 labelled images or more, given 4"
     assert (config["calibration"], config["calibration_missing"]) == (None, why)
     assert Calibration.of_bundle(config) is None
     honest = finished_run.metrics["validation_selected"]

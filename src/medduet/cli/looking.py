@@ -54,6 +54,9 @@ def evaluate(words: list[str]) -> int:
         metrics = evaluate(**given, data=data, progress=draw_progress if lead else None)
         if lead:
             show_evaluation(metrics, given["split"])
+            name = f"{metrics['data']['name']}-{given['split']}"
+            where = given["out"] or given["path"] / "evaluations" / name
+            sys.stdout.write(f"written: {where}\n")
     return 0
 
 

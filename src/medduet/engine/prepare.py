@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from medduet.models import DuetNetwork, WeightsReport, create_model, load_weight
 from medduet.models.base import check_takes
 from medduet.objectives import Balance, Objective, balanced_weights
 from medduet.types import UNKNOWN_LABEL, DenseLayout
+
+_LOG = logging.getLogger(__name__)
 
 
 def open_data(
@@ -79,7 +82,12 @@ def in_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
         ConfigError: the set has some of the classes, and others.
     """
     own, known = images.class_names, tuple(class_names)
-    if own == known or not set(own) & set(known):
+    if own == known:
+        return images
+    if not set(own) & set(known):
+        if known and own:
+            names = (", ".join(own), images.name, ", ".join(known))
+            _LOG.warning("classes %s of %s are taken for %s, in this order", *names)
         return images
     if others := sorted(set(own) - set(known)):
         raise ConfigError(

@@ -95,8 +95,9 @@ def test_the_answer_is_the_predictors(
     assert pixels == {index: int((own.mask == index).sum()) for index in (1, 2)}
     Prediction.model_validate(said)
     # The file itself, of another kind of content: the same.
-    raw = client.post("/predict", content=encoded(picture(1)), headers={"content-type": "image/x"})
-    assert raw.json()["probabilities"] == said["probabilities"]
+    for kind in ("image/x", "application/x-www-form-urlencoded"):  # the second by curl
+        raw = client.post("/predict", content=encoded(picture(1)), headers={"content-type": kind})
+        assert raw.json()["probabilities"] == said["probabilities"]
     assert raw.json()["heat"] is raw.json()["image"] is None
 
 
@@ -215,6 +216,7 @@ def test_each_refusal_has_its_status_and_reason(
         ),
         ({"content": good, "params": {"mask": "gif"}}, 422, "mask: "),
         ({"content": good, "params": {"side": -1}}, 422, "side: "),
+        ({"content": good, "params": {"msk": "png"}}, 422, "'msk': did you mean mask?"),
         ({"content": good, "params": {"model": "bus"}}, 404, "did you mean busi?"),
         ({"content": good, "params": {"model": "other", "explain": True}}, 422, "can't explain"),
     ]

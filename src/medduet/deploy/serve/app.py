@@ -61,6 +61,7 @@ _REFUSALS: dict[int, str] = {
     429: "Too many requests are waiting; Retry-After says when to try again.",
     504: "The answer was not ready in time.",
 }
+_OPTIONS = ("model", "mask", "explain", "image", "side")  # of /predict
 _BODY = {
     "description": "PNG, JPEG, TIFF, BMP, WebP or DICOM: the file itself, or a form with it.",
     "required": True,
@@ -199,6 +200,10 @@ def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> Fa
         ] = 0,
     ) -> Response:
         """Say what an image shows, and where."""
+        if unknown := [each for each in request.query_params if each not in _OPTIONS]:
+            raise HTTPException(
+                422, f"unknown option '{unknown[0]}': {closest(unknown[0], _OPTIONS)}"
+            )
         name = service.first if model is None else model
         if name not in served:
             raise HTTPException(404, f"there is no model '{name}': {closest(name, served)}")

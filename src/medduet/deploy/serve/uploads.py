@@ -21,7 +21,12 @@ from medduet.deploy.serve.limits import LEAST_SIDE, Limits, Seat
 from medduet.errors import DataError
 
 _KNOWN = "a PNG, JPEG, TIFF, BMP, WebP or DICOM file"
-_RAW = ("", "application/octet-stream", "application/dicom")
+_RAW = (
+    "",
+    "application/octet-stream",
+    "application/dicom",
+    "application/x-www-form-urlencoded",  # what curl --data-binary says unless it is told
+)
 _ENVELOPE = 1 << 16  # bytes of a form around its file
 _HEAD = 140  # bytes that tell the kind of a file
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what clients send is told to them
