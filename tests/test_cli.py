@@ -150,6 +150,11 @@ MISTAKES = [
     ("show phantom --augment standard", ["standard", "light"]),
     ("show phantom --data.modality mr", ["mr"]),
     ("show phantom --out a.jpg", [".png"]),
+    ("demo --size 0", ["--data.size should be greater than or equal to 1, given 0"]),
+    ("demo --lr -1", ["--train.learning-rate should be greater than 0, given -1.0"]),
+    ("demo --epochs tre", ["expected a number after --epochs", "given tre"]),
+    ("demo --size abc", ["expected a number after --size", "given abc"]),
+    ("demo --lr abc", ["expected a number after --lr", "given abc"]),
 ]
 
 
@@ -160,6 +165,7 @@ def one_line(capsys: Capture) -> str:
     assert shown.err.count("\n") == 1, shown.err
     assert "Traceback" not in shown.err
     assert not set("│╭╰") & set(shown.err)
+    assert "----" not in shown.err
     return shown.err
 
 
@@ -177,6 +183,15 @@ def test_a_mistake_gives_one_line(
     for text in wanted:
         assert text in line.removeprefix("medduet: ")
     assert not list(tmp_path.iterdir()), "something was written"
+
+
+def test_a_folder_of_nearly_that_name(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "scans").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "honest", "--data", "scnas"]) == 2
+    assert "there is no scnas: did you mean scans?" in one_line(capsys)
 
 
 def test_a_folder_that_holds_a_run(finished_run: RunRecord, capsys: Capture) -> None:

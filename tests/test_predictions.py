@@ -282,6 +282,23 @@ def test_what_can_not_be_done(
         predict_files(bundle, [folder / "a.png"], out)
 
 
+def test_answers_do_not_go_among_the_images_or_into_a_run(
+    bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="is a run or a bundle"):
+        predict_files(bundle, [folder], bundle)
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(ConfigError, match="lie in --out"):
+        predict_files(bundle, [folder], folder)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_command_that_could_read_nothing_ends_with_code_1(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("no image")
+    words = ["predict", str(bundle), str(tmp_path / "a.png"), "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 1
+
+
 def test_output_within_the_input_is_no_input(bundle: Path, folder: Path) -> None:
     for _ in range(2):
         assert predict_files(bundle, [folder], folder / "out").images == 6

@@ -158,6 +158,8 @@ def predict_files(
         'file,frame,height,width,label,p_a,p_b,error'
     """
     out = _absolute(Path(out))
+    if (out / "config.json").is_file():
+        raise ConfigError(f"{out} is a run or a bundle: give another --out")
     root, files = _listed([_absolute(Path(source)) for source in sources], out)
     options: dict[str, Any] = {
         "classify_only": classify_only,
@@ -210,6 +212,10 @@ def _listed(sources: Sequence[Path], out: Path) -> tuple[Path, list[_File]]:
             if faults:
                 raise DataError(f"{source}: {faults[0][0]}: {faults[0][1]}")
             inside = [each for each in found if out not in each.parents]
+            if not inside and found:
+                raise ConfigError(
+                    f"the images of {source} lie in --out, where the answers go: give another --out"
+                )
             if not inside:
                 raise MissingFileError(f"expected images in {source}, but there are none")
             paths |= dict.fromkeys(inside)

@@ -129,7 +129,7 @@ def predict(words: list[str]) -> int:
         sys.stdout.write(f"could not do {name}: {reason}\n")
     if len(record.broken) > SHOWN:
         sys.stdout.write(f"and {len(record.broken) - SHOWN} more, see the column error\n")
-    return 0
+    return int(bool(record.broken) and not record.images)
 
 
 def calibrate(words: list[str]) -> int:

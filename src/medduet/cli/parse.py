@@ -37,7 +37,7 @@ def parse(kind: Any, words: Sequence[str], program: str, **options: Any) -> Any:
 def _one_line(box: str, program: str) -> str:
     """Return the text of tyro's error box in one line."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
-    text = " ".join(line for line in lines if line)
+    text = " ".join(line for line in lines if line.strip("-|+ "))  # of boxes in ASCII
     text = re.sub(r"(Argument helptext:|Got errors:|For full helptext).*", "", text)
     text = re.sub(r"For further information visit \S+", "", text)
     text = re.sub(r"\[type=.*?, input_value=(.*?), input_type=\w+\]", r"(got \1)", text)
@@ -48,6 +48,19 @@ def _one_line(box: str, program: str) -> str:
     flags = list(dict.fromkeys(re.findall(r"--[a-z][\w.-]*", near)))
     hint = f"did you mean {' or '.join(flags[:3])}? " if flags else ""
     text = " ".join(text.split()).replace("Value error, ", "").rstrip(".")
+    text = re.sub(
+        r"^Error parsing (\w+): (\w+) Input should be (.*?) \(got (.*)\) *$",
+        lambda found: (
+            f"--{found[1]}.{found[2].replace('_', '-')} should be {found[3]}, given {found[4]}"
+        ),
+        text,
+    )
+    text = re.sub(
+        r"^Error parsing (--[^ :]*): (?:invalid literal for int|could not convert string to float|"
+        r"no type matching \S+ could be instantiated from)[^'\[]*[\['\"]*(.*?)['\"\]]* *$",
+        r"expected a number after \1, given \2",
+        text,
+    )
     return f"{text}; {hint}all options: {program} --help"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,10 @@ def open_images(
         if Path(data.name).is_file():
             kind = f"a {Path(data.name).suffix} file".replace("  ", " ")
             raise DataError(f"{data.name}: expected {accepted}, given {kind}")
+        here = [each.name for each in Path().iterdir() if is_files(DataConfig(name=each.name))]
         names = ["phantom", *medmnist_sets()]
+        if near := difflib.get_close_matches(data.name, here, n=1):
+            raise ConfigError(f"there is no {data.name}: did you mean {near[0]}?")
         hint = closest(data.name, names, f"give the path of {accepted}")
         raise ConfigError(f"unknown data set {data.name!r}: {hint}")
     return arrange(images, None, data, progress, saved_split)

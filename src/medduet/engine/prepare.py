@@ -95,6 +95,8 @@ def in_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
             f"{', '.join(others)}: rename or leave them out"
         )
     place = np.array([known.index(name) for name in own], dtype=np.int64)
+    if list(place) != sorted(place):
+        _LOG.warning("%s names its classes in another order; they are matched by name", images.name)
 
     def renumbered(split: Split) -> Split:
         if images.multi_label:
