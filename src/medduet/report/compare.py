@@ -160,9 +160,14 @@ def _check_data(first: FinishedRun, second: FinishedRun) -> None:
         if one != other:
             raise ConfigError(
                 f"expected two runs on the same data, but {first.path} has {key.replace('_', ' ')} "
-                f"{one} ({first.data_name}) and {second.path} {other} ({second.data_name}); train "
+                f"{_short(one)} ({first.data_name}) and {second.path} {_short(other)} "
+                f"({second.data_name}); train "
                 "both on one"
             )
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) > 40 else str(value)
 
 
 def _check_images(a: SplitPredictions, b: SplitPredictions, runs: Sequence[FinishedRun]) -> None:

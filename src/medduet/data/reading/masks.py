@@ -85,4 +85,4 @@ def _integers(path: Path, values: NDArray[Any]) -> NDArray[Any]:
 
 def _told(facts: Facts) -> str:
     frames = f"{facts.frames} frames of " if facts.frames > 1 else ""
-    return f"{frames}{facts.height} x {facts.width} pixels"
+    return f"{frames}{facts.height} x {facts.width} pixels (height x width)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -155,7 +156,8 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise ConfigError(
-            f"can't listen at {host}, port {port} ({error}): give another --host or --port"
+            f"can't listen at {host}, port {port} ({os.strerror(error.errno or 0)}): give another "
+            "--host or --port"
         ) from error
 
 
