@@ -47,7 +47,9 @@ def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8
     with opened(path) as source:
         of_mask, of_image = (each._replace(channels=1) for each in (source.facts, like))
         if of_mask != of_image:
-            raise refusal(path, f"a mask of {_told(of_image)} as the image", _told(of_mask))
+            raise refusal(
+                path, f"a mask of {_told(of_image)} (height x width) as the image", _told(of_mask)
+            )
         result = np.zeros((like.frames, *options.sides), np.int16)
         present: set[int] = set()
         for number, values in enumerate(source.stored()):
@@ -85,4 +87,4 @@ def _integers(path: Path, values: NDArray[Any]) -> NDArray[Any]:
 
 def _told(facts: Facts) -> str:
     frames = f"{facts.frames} frames of " if facts.frames > 1 else ""
-    return f"{frames}{facts.height} x {facts.width} pixels (height x width)"
+    return f"{frames}{facts.height} x {facts.width} pixels"
