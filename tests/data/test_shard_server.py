@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
@@ -83,6 +84,29 @@ def kept(cache: Path) -> int:
         except FileNotFoundError:
             continue
     return total
+
+
+def test_a_slow_thread_does_not_set_a_use_back(
+    folder: Path, cache: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = opened(serve(folder).address, cache).train.images.files
+    path, real, begun = files.folder / "train-images-000000.npy", os.utime, threading.Event()
+    path.write_bytes(b"")
+
+    def utime(path: Path, ns: tuple[int, int]) -> None:
+        if not begun.is_set():
+            begun.set()
+            threading.Event().wait(0.2)
+        real(path, ns=ns)
+
+    monkeypatch.setattr("medduet.data.shard_files.os.utime", utime)
+    slow = threading.Thread(target=files.mark, args=(path.name,))
+    slow.start()
+    begun.wait()
+    between = time.time_ns()
+    files.mark(path.name)
+    slow.join()
+    assert path.stat().st_mtime_ns >= between
 
 
 def shards_asked(server: Any) -> Counter[str]:

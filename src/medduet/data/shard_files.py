@@ -140,9 +140,10 @@ class ShardFiles:
     def mark(self, name: str) -> None:
         """Count a shard as used now, if it is kept in the folder."""
         if self.folder is not None:
-            # The file system's own clock ticks in milliseconds: too few to tell two uses apart.
-            used = time.time_ns()
-            with suppress(OSError):  # it is not there, or another process removed it
+            # The file system's own clock ticks in milliseconds: too few to tell two uses apart. A
+            # thread that looked at the clock and then had to wait would set a use back.
+            with self._lock, suppress(OSError):  # it is not there, or another process removed it
+                used = time.time_ns()
                 os.utime(self.folder / name, ns=(used, used))
 
     def _read(
