@@ -191,6 +191,20 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
+@pytest.mark.parametrize(("batch_size", "told"), [(28, 0), (29, 1)])
+def test_a_batch_larger_than_the_set_is_told(
+    make_config: MakeConfig, tmp_path: Path, batch_size: int, told: int
+) -> None:
+    class Messages(medduet.engine.reporter.Reporter):
+        def message(self, text: str) -> None:
+            messages.append(text)
+
+    messages: list[str] = []
+    train = {"batch_size": batch_size, "epochs": 1}
+    medduet.train(make_config(tmp_path / "run", train=train), reporter=Messages())
+    assert sum("holds all 28 training images" in each for each in messages) == told
+
+
 def test_a_finished_run_is_left_alone(make_config: MakeConfig, finished_run: RunRecord) -> None:
     before = contents(finished_run.path)
     assert medduet.train(resume=finished_run.path) == finished_run

@@ -174,6 +174,11 @@ def _train_claimed(
             write_split(folder.split, data)
         folder.write_environment(data, cost, fabric, chosen)
         reporter.message(_what_begins(experiment, cost, chosen))
+        if (size := config.train.batch_size) > (train := len(data.split("train"))):
+            reporter.message(
+                f"a batch of {size} holds all {train} training images, so an epoch is one step: "
+                "a smaller --train.batch_size makes more"
+            )
         if (leaks := leak_warning(data, config.data.cache)) is not None:
             reporter.message(leaks)
         if weights is not None:

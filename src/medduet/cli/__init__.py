@@ -109,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(StorageError(f"{error.filename or 'a disk'} is full: make room"))
         if error.filename is None:
             raise
-        return _fail(ConfigError(f"can't use {error.filename}: {error.strerror}"))
+        return _fail(
+            ConfigError(f"can't use {error.filename}: {error.strerror}; give another path")
+        )
 
 
 def _dispatch(command: str, words: list[str]) -> int:

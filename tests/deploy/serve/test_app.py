@@ -195,8 +195,8 @@ def test_each_refusal_has_its_status_and_reason(
         picture(1), "tiff", save_all=True, append_images=[Image.fromarray(picture(2))]
     )
     refusals: list[tuple[dict[str, Any], int, str]] = [
-        ({"content": b"%PDF-1.7 renamed to png"}, 415, "starts with b'%PDF-1.7'"),
-        ({"content": b""}, 415, "given an empty one"),
+        ({"content": b"%PDF-1.7 renamed to png"}, 415, "starts with '%PDF-1.7'"),
+        ({"content": b""}, 415, "given an empty file"),
         ({"content": b"\x1f\x8b" + bytes(600)}, 415, "expected a PNG"),
         ({"json": {"image": "x"}}, 415, "given application/json"),
         ({"content": good[: len(good) // 2]}, 422, "image: expected a whole image file"),
@@ -227,8 +227,11 @@ def test_each_refusal_has_its_status_and_reason(
             response.text,
         )
         assert "\n" not in response.json()["detail"]
-    assert client.get("/predict").status_code == 405
-    assert client.get("/nothing").status_code == 404
+    for path, status in (("/predict", 405), ("/nothing", 404)):
+        refused = client.get(path)
+        assert refused.status_code == status
+        assert refused.json()["detail"].startswith("expected POST /predict, or GET / ")
+        assert refused.json()["detail"].endswith(f", given GET {path}")
 
 
 def header_of(width: int, height: int) -> bytes:

@@ -75,6 +75,23 @@ def kind_of(head: bytes) -> str | None:
     return "WEBP" if head[:4] == b"RIFF" and head[8:12] == b"WEBP" else None
 
 
+def start_of(head: bytes) -> str:
+    r"""Return how a message tells of a file that begins with `head`.
+
+    Example:
+        >>> start_of(b"%PDF-1.7\n")
+        "a file that starts with '%PDF-1.7'"
+        >>> start_of(b"\x1f\x8b\x08\0")
+        'a file that starts with the bytes 1f 8b 08 00'
+    """
+    if not head:
+        return "an empty file"
+    first = head[:8]
+    if all(32 <= byte < 127 for byte in first):
+        return f"a file that starts with '{first.decode()}'"
+    return f"a file that starts with the bytes {first.hex(' ')}"
+
+
 def is_dicom(head: bytes) -> bool:
     r"""Return whether a picture that starts with `head` is DICOM, with a preamble or without.
 
@@ -100,7 +117,7 @@ def _open(path: Path, file: BinaryIO, head: bytes) -> Source:
     if head[:2] in _DATA_SETS:
         return open_dicom(path, file, has_preamble=False)
     known = "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI"
-    raise refusal(path, known, f"a file that starts with {head[:8]!r}" if head else "an empty file")
+    raise refusal(path, known, start_of(head))
 
 
 def _unpacked(file: BinaryIO) -> bytes:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from importlib.resources import files
 from typing import Annotated, Any, BinaryIO, TypeVar
 
@@ -170,10 +171,20 @@ def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> Fa
         place = ".".join(str(part) for part in found["loc"][1:])
         return JSONResponse({"detail": f"{place}: {found['msg']}"}, 422)
 
+    async def elsewhere(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        detail = error.detail
+        if detail == HTTPStatus(error.status_code).phrase:  # of the router
+            known = "POST /predict, or GET / /docs /models /healthz /metrics"
+            detail = f"expected {known}, given {request.method} {request.url.path}"
+        return JSONResponse({"detail": detail}, error.status_code, error.headers)
+
     async def failed(request: Request, error: Exception) -> Response:
         return JSONResponse({"detail": "the service failed; its log says why"}, 500)
 
     app.add_exception_handler(RequestValidationError, refused)
+    app.add_exception_handler(404, elsewhere)
+    app.add_exception_handler(405, elsewhere)
     app.add_exception_handler(Exception, failed)
 
     @app.post(

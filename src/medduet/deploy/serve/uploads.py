@@ -15,7 +15,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from medduet.data.reading import Picture
-from medduet.data.reading.opening import kind_of, opened
+from medduet.data.reading.opening import kind_of, opened, start_of
 from medduet.deploy.predictor import Predictor
 from medduet.deploy.serve.limits import LEAST_SIDE, Limits, Seat
 from medduet.errors import DataError
@@ -118,8 +118,7 @@ def picture_in(file: BinaryIO, predictor: Predictor, limits: Limits, seat: Seat)
     head = file.read(_HEAD)
     kind = kind_of(head)
     if kind is None:
-        given = f"one that starts with {head[:8]!r}" if head else "an empty one"
-        raise HTTPException(415, f"expected {_KNOWN}, given {given}")
+        raise HTTPException(415, f"expected {_KNOWN}, given {start_of(head)}")
     if kind == "PNG" and len(head) >= 24:  # which is decoded when it is opened
         width, height = struct.unpack(">II", head[16:24])
         _check_pixels(height, width, limits)
