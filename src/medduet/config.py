@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import reprlib
 from importlib import resources
 from pathlib import Path
@@ -229,7 +230,7 @@ class TrainConfig(Frozen):
     """shuffle: each image once per epoch; balanced: drawn so that each class is as likely."""
     seed: Annotated[int, _flag("seed")] = Field(0, ge=0)
     """Seed of the initial weights, the order of the images and the augmentation."""
-    device: Annotated[str, _flag("device")] = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    device: Annotated[str, _flag("device")] = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     precision: Annotated[Precision, _flag("precision")] = "auto"
     """float32, or bfloat16 or float16 where that is safe; auto: bfloat16 if the machine has it."""
@@ -246,7 +247,14 @@ class TrainConfig(Frozen):
     sync_batch_norm: bool = False
     """Batch normalisation over the images of all processes: any number of them trains the same."""
     activation_checkpointing: bool = False
-    """Compute stages again in the backward pass: half of the memory, a quarter more time."""
+    """Compute stages again in the backward pass: half the memory, up to half as much more time."""
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, given: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", given):
+            raise ValueError("Input should be auto, cpu, mps, cuda or cuda:N")
+        return given
 
 
 class EvaluateConfig(Frozen):

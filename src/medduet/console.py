@@ -214,7 +214,9 @@ def show_run(record: RunRecord) -> None:
         console.print(told, highlight=False, soft_wrap=True)
     console.print(f"run: {record.path}", highlight=False, soft_wrap=True)
     console.print(f"look at: {record.path / 'figures' / 'predictions.png'}", soft_wrap=True)
-    console.print(f"use it:  medduet.load('{record.path}')", highlight=False, soft_wrap=True)
+    console.print(
+        f"use it:  medduet predict {record.path} IMAGES --out DIR", highlight=False, soft_wrap=True
+    )
 
 
 def show_search(record: SearchRecord) -> None:

@@ -116,8 +116,11 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
     others = [task for task in ("classify", "segment", "reconstruct") if task in tasks]
     if "classify" in tasks and len(data.class_names) < 2:
         others.remove("classify")
+        count = len(data.class_names)
+        where = "they are the sub-folders of a folder, or a table's column 'label'"
+        has = f"one class, {data.class_names[0]}" if count else f"no classes ({where})"
         raise ConfigError(
-            f"{data.name} has {len(data.class_names)} class(es), so there is nothing to classify: "
+            f"{data.name} has {has}, so there is nothing to classify: "
             f"give --tasks {' '.join(others) or 'reconstruct'}"
         )
     if "segment" in tasks and not data.mask_names:

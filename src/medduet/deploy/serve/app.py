@@ -169,7 +169,7 @@ def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> Fa
         assert isinstance(error, RequestValidationError)
         found = error.errors()[0]
         place = ".".join(str(part) for part in found["loc"][1:])
-        return JSONResponse({"detail": f"{place}: {found['msg']}"}, 422)
+        return JSONResponse({"detail": f"{place}: {found['msg']}, given {found['input']}"}, 422)
 
     async def elsewhere(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
