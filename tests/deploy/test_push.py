@@ -33,10 +33,15 @@ def bundle(finished_run: RunRecord, tmp_path: Path) -> Path:
 
 
 def test_there_and_back(hub: Any, bundle: Path) -> None:
+    notes = bundle.parent / "notes.md"
+    notes.write_text("## From the authors\n\nOf one ward, 2019 to 2023.\n")
     code = f"""
 import medduet
 from medduet.cli import main
-assert main(["push", {str(bundle)!r}, "me/net", "--private", "--licence", "cc-by-nc-4.0"]) == 0
+told = ["push", {str(bundle)!r}, "me/net", "--private", "--licence", "cc-by-nc-4.0", "--notes"]
+assert main([*told, {str(notes.with_name("none.md"))!r}]) == 2
+assert main([*told, {str(bundle / "model.safetensors")!r}]) == 2
+assert main([*told, {str(notes)!r}]) == 0
 network = medduet.load("hf://me/net")
 network.save_pretrained("again")
 config = medduet.load_bundle("hf://me/net@v1").config
@@ -48,7 +53,11 @@ assert main("evaluate hf://me/net --data phantom --size 16".split()) == 2
     done = hub.run(code, HF_TOKEN="writer")
     assert done.returncode == 0, done.stderr
     assert "expected a folder for what a network of the hub says: add --out DIR" in done.stderr
+    assert "expected a text file, but there is no" in done.stderr
+    assert "is not text in UTF-8" in done.stderr
     repository = hub.root / "me" / "net"
+    card = (repository / "README.md").read_text()
+    assert card.endswith("\n\n## From the authors\n\nOf one ward, 2019 to 2023.\n")
     assert {file.name for file in repository.iterdir()} == FILES
     commit = hub.commit("me/net")
     assert f"medduet.load('hf://me/net@{commit}')" in done.stdout

@@ -230,6 +230,7 @@ def push(words: list[str]) -> int:
         name: tyro.conf.Positional[str],
         private: bool = False,
         licence: str | None = None,
+        notes: Path | None = None,
     ) -> dict[str, Any]:
         """Send weights, config.json and a model card to a repository of the Hugging Face hub.
 
@@ -238,6 +239,7 @@ def push(words: list[str]) -> int:
             name: Of the repository, OWNER/NAME; it is made if it is not there.
             private: Keep a repository that is made to yourself.
             licence: Of the weights, in the hub's terms, such as cc-by-nc-4.0.
+            notes: A Markdown file of your own, with which the card ends.
         """
         return dict(locals())
 

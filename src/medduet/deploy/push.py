@@ -10,10 +10,18 @@ import medduet
 from medduet.deploy.bundle import load_bundle
 from medduet.deploy.card import model_card
 from medduet.errors import ConfigError
+from medduet.files import read_text
 from medduet.models.hub import CARD, CONFIG, WEIGHTS, asking_hub
 
 
-def push(path: str | Path, name: str, *, private: bool = False, licence: str | None = None) -> str:
+def push(
+    path: str | Path,
+    name: str,
+    *,
+    private: bool = False,
+    licence: str | None = None,
+    notes: str | Path | None = None,
+) -> str:
     """Send the bundle of a run to a repository of the Hugging Face hub, which is made if need be.
 
     The network, ``config.json`` and a model card are sent, and nothing else of the run; of the
@@ -25,12 +33,14 @@ def push(path: str | Path, name: str, *, private: bool = False, licence: str | N
         private: whether only you, or your organisation, may see it.
         licence: of the weights, as the hub calls it, such as ``"cc-by-nc-4.0"``; the licence of the
             data may leave you no choice.
+        notes: a Markdown file of your own, with which the card ends: what only you know of the
+            images, the people and the truth.
 
     Returns:
         The address, with the commit, that `medduet.load` takes.
 
     Raises:
-        MissingFileError: there is no bundle.
+        MissingFileError: there is no bundle, or no such notes.
         ModelError: the bundle is damaged.
         ConfigError: the repository exists and is public though `private` was asked for, or the hub
             refuses the card.
@@ -44,6 +54,8 @@ def push(path: str | Path, name: str, *, private: bool = False, licence: str | N
         folder = folder / "bundle"
     config = _public(config)
     card = model_card(config, f"hf://{name}", licence)
+    if notes is not None:
+        card = f"{card}\n{read_text(Path(notes))}"
     api = HfApi(library_name="medduet", library_version=medduet.__version__)
     with asking_hub(name):
         api.create_repo(name, private=private or None, exist_ok=True)

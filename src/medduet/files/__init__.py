@@ -21,6 +21,7 @@ from medduet.files.parsing import (
     read_json,
     read_object,
     read_objects,
+    read_text,
     sha256,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "read_json",
     "read_object",
     "read_objects",
+    "read_text",
     "sha256",
     "storage_faults_told",
     "sweep",

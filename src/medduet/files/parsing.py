@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from medduet.errors import DataError, MedDuetError
+from medduet.errors import DataError, MedDuetError, MissingFileError
 
 MOST_JSON = 32 << 20
 """Bytes of a JSON file. In memory it may take twenty times as much."""
@@ -30,6 +30,16 @@ def read_json(path: Path, error: type[MedDuetError] = DataError) -> Any:
         return parse_json(_text(path))
     except ValueError as reason:
         raise error(f"{path} is not JSON: {reason}") from reason
+
+
+def read_text(path: Path) -> str:
+    """Return the text in the file at `path`; MissingFileError or DataError if there is none."""
+    try:
+        return _text(path)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"expected a text file, but there is no {path}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not text in UTF-8: {error}") from error
 
 
 def read_object(path: Path, error: type[MedDuetError] = DataError) -> dict[str, Any]:
