@@ -28,6 +28,7 @@ from medduet.engine.familiar import fit_familiarity
 from medduet.engine.fit import fit
 from medduet.engine.folder import RunFolder, describe_data
 from medduet.engine.judge import JUDGED, judge, validation_selected
+from medduet.engine.load import Others
 from medduet.engine.memory import is_out_of_memory
 from medduet.engine.prepare import (
     build_network,
@@ -114,7 +115,7 @@ def train(
         raise ConfigError(
             "expected either the settings of a new run or the folder of one to resume"
         )
-    reporter = reporter or Reporter()
+    reporter, others = reporter or Reporter(), Others()
     if config is not None and _was_restarted(config):
         resume = config.out
     if resume is not None:
@@ -139,6 +140,9 @@ def train(
     with fabric.rank_zero_first():
         network, weights = build_network(config, data, layout, fresh)
     chosen = arrange(fabric, network, config.train, data.size)
+    alone_on_cpu = fabric.world_size == 1 and fabric.device.type == "cpu"
+    if alone_on_cpu and (advice := others.advice(torch.get_num_threads())) is not None:
+        reporter.message(advice)
     if resume is None:
         folder = _create_folder(fabric, config, data)
     objective = build_objective(config, data, layout)
