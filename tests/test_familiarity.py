@@ -11,7 +11,7 @@ from sklearn.covariance import LedoitWolf
 
 from medduet import ModelError
 from medduet.data.reading import Picture
-from medduet.familiarity import Cloud, Familiarity, statistics
+from medduet.familiarity import UNFAMILIAR, Cloud, Familiarity, statistics
 
 
 def vectors(n: int, seed: int = 0, size: int = 12) -> np.ndarray:
@@ -149,3 +149,17 @@ def test_what_is_damaged_is_refused_in_one_line(place: tuple[Any, ...], value: A
     assert "\n" not in str(found.value)
     with pytest.raises(ModelError, match="numbers of an image"):
         fitted().p_values(vectors(3, 1, 71), vectors(3))
+
+
+def test_a_head_that_sees_nothing_takes_little_from_the_statistics() -> None:
+    rng = np.random.default_rng(0)
+    train, val, same, other = (rng.normal(size=(n, 8)) for n in (500, 78, 4000, 4000))
+    other += 1.6  # in each direction
+    features = [rng.normal(size=(n, 16)) for n in (500, 78, 4000)]
+    both = Familiarity.fit(train, val, *features[:2], channels=1)
+    assert both is not None
+    alone = Familiarity(both.plain)
+    found = [(known.p_values(features[2], other) <= UNFAMILIAR).mean() for known in (both, alone)]
+    assert 0.5 < found[1] < 0.99
+    assert found[0] > found[1] - 0.03
+    assert (both.p_values(features[2], same) <= UNFAMILIAR).mean() < 0.08  # 78 images: 0.05 +- 0.02
