@@ -181,7 +181,7 @@ def _train_claimed(
         if (size := config.train.batch_size) > (train := len(data.split("train"))):
             reporter.message(
                 f"a batch of {size} holds all {train} training images, so an epoch is one step: "
-                "a smaller --train.batch_size makes more"
+                "a smaller --batch-size makes more"
             )
         if (leaks := leak_warning(data, config.data.cache)) is not None:
             reporter.message(leaks)
