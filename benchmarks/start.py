@@ -51,7 +51,7 @@ def train(started: float, words: list[str]) -> None:
     """Run the command, print as JSON what the time went into, and end at the first step."""
     import medduet.run
     from medduet.cli import main
-    from medduet.console import ConsoleReporter
+    from medduet.console.progress import ConsoleReporter
 
     seconds = {"imports": time.time() - started}
     for name in PARTS:

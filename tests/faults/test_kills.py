@@ -42,7 +42,7 @@ CLOCKS = ("seconds", "images_per_second", "peak_memory_gb")
 SERVER = """
 import json, os, signal, sys, time
 import medduet, medduet.run, medduet.predictions, medduet.exports, medduet.recalibrate
-import kornia.augmentation, monai.losses, medduet.console, medduet.grid.benchmark
+import kornia.augmentation, monai.losses, medduet.console.progress, medduet.grid.benchmark
 import medduet.ensembles, medduet.report.page
 from medduet.cli import main
 

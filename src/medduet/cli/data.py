@@ -54,8 +54,8 @@ def audit(words: list[str]) -> int:
 def _audit(data: DataConfig, out: Path | None, strict: bool, fix: Path | None, fix_by: Any) -> int:
     with starting():
         from medduet.audit_files import write_audit
-        from medduet.console import draw_progress
-    from medduet.console_audit import show_audit
+        from medduet.console.progress import draw_progress
+    from medduet.console.audit import show_audit
     from medduet.data.audit import audit, clean
     from medduet.data.splits import write_split
     from medduet.engine.prepare import open_data
@@ -102,7 +102,7 @@ def shard(words: list[str]) -> int:
         )
     given = parse(arguments, words, "medduet shard DATA")
     with quiet_libraries():
-        from medduet.console import draw_progress
+        from medduet.console.progress import draw_progress
         from medduet.data.shard_writer import write_shards
         from medduet.engine.prepare import open_data
 
@@ -143,8 +143,8 @@ def attach_masks(words: list[str]) -> int:
 
     given = parse(arguments, words, "medduet attach-masks")
     with quiet_libraries():
-        from medduet.console import draw_progress
-        from medduet.console_attach import show_attached
+        from medduet.console.attach import show_attached
+        from medduet.console.progress import draw_progress
         from medduet.data.attach import attach_masks
         from medduet.data.sources import open_images
 

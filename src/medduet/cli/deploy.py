@@ -59,7 +59,7 @@ def export(words: list[str]) -> int:
     data = None if name is None else DataConfig(name=name, **source)
     with quiet_libraries():
         with starting():
-            from medduet.console import draw_progress
+            from medduet.console.progress import draw_progress
             from medduet.exports import export_bundle
 
         record = export_bundle(**given, data=data, progress=draw_progress)
@@ -114,7 +114,7 @@ def predict(words: list[str]) -> int:
     stop = threading.Event()
     with quiet_libraries(), stopping_on_signals(stop):
         with starting():
-            from medduet.console import draw_progress
+            from medduet.console.progress import draw_progress
             from medduet.predictions import TABLE, predict_files
 
         sources = given.pop("images")
@@ -167,7 +167,7 @@ def calibrate(words: list[str]) -> int:
     source = {name: given.pop(name) for name in ("size", "cache")}
     data = DataConfig(name=given.pop("data"), **source)
     with quiet_libraries():
-        from medduet.console import draw_progress
+        from medduet.console.progress import draw_progress
         from medduet.recalibrate import calibrate_bundle
 
         found = calibrate_bundle(**given, data=data, progress=draw_progress)
@@ -215,7 +215,8 @@ def ensemble(words: list[str]) -> int:
     name = given.pop("data")
     data = None if name is None else DataConfig(name=name, **source)
     with quiet_libraries():
-        from medduet.console import draw_progress, show_ensemble
+        from medduet.console.progress import draw_progress
+        from medduet.console.results import show_ensemble
         from medduet.ensembles import ensemble
 
         show_ensemble(ensemble(**given, data=data, progress=draw_progress))

@@ -99,8 +99,8 @@ def _refuse_what_changes_nothing(run: RunConfig, default: RunConfig, grid: GridC
 
 
 def _run(config: GridConfig | None, resume: Path | None, where: Where) -> int:
-    from medduet.console import draw_progress
-    from medduet.console_grid import GridScreen, show_grid
+    from medduet.console.grid import GridScreen, show_grid
+    from medduet.console.progress import draw_progress
     from medduet.grid.benchmark import benchmark
     from medduet.report.page import write_report
 
@@ -204,7 +204,7 @@ def compare(words: list[str]) -> int:
         raise ConfigError(f"expected two runs, given {len(runs)}: medduet compare RUN_A RUN_B")
     if out is not None and out.suffix != ".json":
         raise ConfigError(f"--out takes the path of a .json file, given {out}")
-    from medduet.console_compare import show_comparison
+    from medduet.console.compare import show_comparison
     from medduet.files import write_json
     from medduet.report.compare import compare as work
 

@@ -44,7 +44,8 @@ def evaluate(words: list[str]) -> int:
     given = parse(arguments, words, "medduet evaluate")
     with quiet_libraries():
         with starting():
-            from medduet.console import draw_progress, show_evaluation
+            from medduet.console.progress import draw_progress
+            from medduet.console.results import show_evaluation
             from medduet.evaluation import evaluate
 
         source = {name: given.pop(name) for name in ("size", "cache", "mirror")}
@@ -100,8 +101,8 @@ def stress(words: list[str]) -> int:
     name = given.pop("data")
     data = DataConfig(name=name, **source) if name else None
     with quiet_libraries():
-        from medduet.console import draw_progress
-        from medduet.console_stress import show_stress
+        from medduet.console.progress import draw_progress
+        from medduet.console.stress import show_stress
         from medduet.robustness import stress
 
         lead = int(os.environ.get("RANK", "0")) == 0
@@ -128,7 +129,7 @@ def datasets(words: list[str]) -> int:
         return cache
 
     cache = parse(arguments, words, "medduet datasets")
-    from medduet.console import show_datasets
+    from medduet.console.known import show_datasets
 
     show_datasets(cache)
     return 0
@@ -162,7 +163,7 @@ def models(words: list[str]) -> int:
             "--figure takes one name and a .png: medduet models vovunet_var --figure FILE.png"
         )
     with quiet_libraries():
-        from medduet.console import show_models
+        from medduet.console.known import show_models
         from medduet.run import draw_model
 
         show_models(**given)
@@ -203,7 +204,7 @@ def show(words: list[str]) -> int:
         raise ConfigError("expected a data set: medduet show DATA, such as phantom or FILE.npz")
     config = given.pop("data").model_copy(update={"name": given.pop("name")})
     with quiet_libraries():
-        from medduet.console import draw_progress
+        from medduet.console.progress import draw_progress
         from medduet.gallery import show_images
 
         path = show_images(config, given.pop("out"), **given, progress=draw_progress)

@@ -33,7 +33,7 @@ def doctor(words: list[str]) -> int:
 
     cache = parse(arguments, words, "medduet doctor")
     with quiet_libraries():
-        from medduet.console import show_findings
+        from medduet.console.known import show_findings
         from medduet.doctor import examine
 
         findings = examine(cache)

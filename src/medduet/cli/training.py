@@ -36,7 +36,7 @@ def train(words: list[str]) -> int:
 def _run(config: RunConfig | None, resume: Path | None = None) -> int:
     with quiet_libraries():
         with starting():
-            from medduet.console import show_run
+            from medduet.console.results import show_run
             from medduet.run import train
 
         record = _with_screen(train, config, resume)
@@ -56,7 +56,7 @@ def search(words: list[str]) -> int:
         program = f"medduet search {recipe}"
         config = parse(SearchConfig, rest, program, default=load_search(recipe))
     with quiet_libraries():
-        from medduet.console import show_search
+        from medduet.console.results import show_search
         from medduet.pareto_search import search
 
         show_search(_with_screen(search, config, resume))
@@ -67,7 +67,7 @@ def _with_screen(work: Callable[..., Any], config: Any, resume: Path | None) -> 
     """Let `work` draw on the screen and be stopped by signals."""
     stop = threading.Event()
     with stopping_on_signals(stop):
-        from medduet.console import ConsoleReporter, draw_progress
+        from medduet.console.progress import ConsoleReporter, draw_progress
 
         lead = int(os.environ.get("RANK", "0")) == 0
         with ConsoleReporter(enabled=lead) as reporter:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from medduet import load_grid
-from medduet.console_grid import GridScreen, grid_view
+from medduet.console.grid import GridScreen, grid_view
 from medduet.grid.cells import CellState
 from medduet.plans import Cell
 
