@@ -15,8 +15,8 @@ class Others:
     """Other programs, watched from when this object is made.
 
     Threads that compute together wait for the last of them, many thousand times a second. One that
-    shares its core with another program is late every time, so that two threads on two cores of
-    which one is busy can take several times as long as one thread: docs/performance.md.
+    shares its core with another program is late every time: two threads on two cores of which one
+    is busy took 2 to 55 times as long as one thread, see docs/performance.md.
 
     Example:
         >>> others = Others()
@@ -44,7 +44,7 @@ class Others:
         fewer = max(1, round(total - busy))
         return (
             f"other programs keep {busy:.1f} of {total} cores busy, and {threads} threads wait for "
-            f"the last of them: OMP_NUM_THREADS={fewer} before the command may be several times "
+            f"the last of them: OMP_NUM_THREADS={fewer} before the command may be many times "
             "as fast"
         )
 
