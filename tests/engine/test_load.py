@@ -32,7 +32,7 @@ def test_a_busy_machine_is_noticed() -> None:
         assert found is not None
         assert 0.5 < found < 1.2 * cores
         if cores > 1 and len(os.sched_getaffinity(0)) == cores:
-            assert "before the command may be several times" in (others.advice(cores) or "")
+            assert "before the command may be many times as fast" in (others.advice(cores) or "")
     finally:
         for process in busy:
             process.kill()
