@@ -1,6 +1,6 @@
 """What other programs cost: training with one thread and with all, beside busy cores. On the CPU.
 
-    python -m benchmarks.busy [ROUNDS]
+    python -m benchmarks.busy [--rounds 5] [--quick]
 
 `medduet demo` on 200 images, two epochs, each time in a fresh process, while none, half or all of
 the cores each have one other program that computes without end in a session of its own, as another
@@ -16,6 +16,8 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
+
+from benchmarks.turns import asked_rounds
 
 from medduet.files import read_objects
 
@@ -45,7 +47,7 @@ def beside(busy: int, threads: int) -> float:
             other.wait()
 
 
-def main(rounds: int = 5) -> None:
+def main(rounds: int) -> None:
     """Print the table."""
     seconds = defaultdict(list)
     ways = [(busy, threads) for busy in (0, CORES // 2, CORES) for threads in (1, CORES)]
@@ -65,4 +67,4 @@ def main(rounds: int = 5) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(asked_rounds(__doc__ or ""))

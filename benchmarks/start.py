@@ -1,6 +1,6 @@
 """How long a user waits: for the help, and for the first step of training. On the CPU.
 
-    python -m benchmarks.start [ROUNDS]
+    python -m benchmarks.start [--rounds 5] [--quick]
 
 Each time in a fresh process, from its start on, the system's page cache being warm. Training is
 `medduet train honest` on a generated PneumoniaMNIST of 28 pixels, at the network's full width; the
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import SETS, generate, span
+from benchmarks.turns import asked_rounds
 
 PARTS = (
     "launch_fabric",
@@ -88,8 +89,10 @@ def main(rounds: int) -> None:
                 if kind == "first":
                     shutil.rmtree(root / "cache", ignore_errors=True)
                 shutil.rmtree(root / "run", ignore_errors=True)
-                command = [sys.executable, "-m", "benchmarks.start", str(time.time()), *words]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                command = [sys.executable, "-m", "benchmarks.start", "--one", str(time.time())]
+                done = subprocess.run(
+                    [*command, *words], stdout=subprocess.PIPE, text=True, check=True
+                )
                 runs.append(json.loads(done.stdout.splitlines()[-1]))
             print(f"round {number} of {rounds}", flush=True)
     print("| from a fresh process to | seconds: median (range) |")
@@ -106,7 +109,7 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        train(float(sys.argv[1]), sys.argv[2:])
+    if sys.argv[1:2] == ["--one"]:
+        train(float(sys.argv[2]), sys.argv[3:])
     else:
-        main(int(sys.argv[1]) if sys.argv[1:] else 5)
+        main(asked_rounds(__doc__ or ""))

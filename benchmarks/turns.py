@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -34,6 +35,15 @@ def in_turns(
             print(f"round {turn + 1} of {rounds}: {name}: {done.stdout.splitlines()[-1]}"[:160])
             sys.stdout.flush()
     return runs
+
+
+def asked_rounds(about: str) -> int:
+    """Return how many rounds were asked for by ``--rounds N`` or ``--quick``; 5 by default."""
+    parser = argparse.ArgumentParser(description=about.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one round")
+    given = parser.parse_args()
+    return 1 if given.quick else given.rounds
 
 
 def machine() -> str:
