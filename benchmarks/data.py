@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from benchmarks.turns import span
 from numpy.typing import NDArray
 
 WORKERS = (0, 2, 4)
@@ -138,12 +139,6 @@ def rate(batches: Iterator, skip: int, seconds: float) -> float:
     return images / spent
 
 
-def span(values: list[float], digits: int = 0) -> str:
-    """Return the median and the range as text."""
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
-
-
 def speed(root: Path, data: Set, batch: int, rounds: int, seconds: float) -> str:
     """Return the row of the table for one set and batch size."""
     ways: dict[str, Callable[[], float]] = {}
@@ -162,12 +157,12 @@ def speed(root: Path, data: Set, batch: int, rounds: int, seconds: float) -> str
     best = max(map(str, WORKERS), key=lambda name: statistics.median(rates[name]))
     ratios = [own / other for own, other in zip(rates["MedDuet"], rates[best], strict=True)]
     others = " | ".join(
-        f"**{span(rates[name])}**" if name == best else span(rates[name])
+        f"**{span(rates[name], 0)}**" if name == best else span(rates[name], 0)
         for name in map(str, WORKERS)
     )
     asked = "" if data.required is None else f"{data.required:g}"
     return (
-        f"| {data.flag} | {data.size} | {batch} | {span(rates['MedDuet'])} | {others} | "
+        f"| {data.flag} | {data.size} | {batch} | {span(rates['MedDuet'], 0)} | {others} | "
         f"{span(ratios, 1)} | {asked} |"
     )
 

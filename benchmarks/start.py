@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.data import SETS, generate, span
-from benchmarks.turns import asked_rounds
+from benchmarks.data import SETS, generate
+from benchmarks.turns import asked_rounds, span
 
 PARTS = (
     "launch_fabric",
