@@ -23,12 +23,12 @@ from lightning.fabric import Fabric
 
 from medduet import ConfigError, create_model
 from medduet.config import ObjectiveConfig, RunConfig
-from medduet.engine.experiment import Experiment
-from medduet.engine.fit import _new_state
-from medduet.engine.folder import RunFolder
-from medduet.engine.step import train_step
-from medduet.objectives import Objective
-from medduet.objectives.balance import BALANCES
+from medduet.losses.balance import BALANCES
+from medduet.losses.objective import Objective
+from medduet.runs.folder import RunFolder
+from medduet.training.experiment import Experiment
+from medduet.training.loop import _new_state
+from medduet.training.step import train_step
 from medduet.types import Batch, DenseLayout
 
 PAIRS, BATCH, SIZE = 6, 16, 64

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.turns import asked_rounds
 
-from medduet.files import read_objects
+from medduet.utils.parsing import read_objects
 
 CORES = os.cpu_count() or 1
 

@@ -19,10 +19,10 @@ from collections import defaultdict
 
 import numpy as np
 
-from medduet.calibration import Calibration
-from medduet.metrics import calibration_summary
+from medduet.metrics.calibrated import calibration_summary
 from medduet.metrics.intervals import wilson
-from medduet.report.runs import FinishedRun, find_runs
+from medduet.runs.reader import FinishedRun, find_runs
+from medduet.uncertainty.calibration import Calibration
 
 HALVES = 50
 

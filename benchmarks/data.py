@@ -87,7 +87,7 @@ def medduet_batches(path: Path, cache: Path, batch: int) -> Iterator:
     """Give normalised batches without end."""
     from medduet import open_images
     from medduet.data.batches import train_batches
-    from medduet.models import Normalize
+    from medduet.models.normalize import Normalize
 
     images = open_images(str(path), cache=cache)
     normalize = Normalize(images.in_channels)
@@ -121,7 +121,7 @@ def check_same(root: Path, data: Set) -> None:
     import torch
 
     from medduet import open_images
-    from medduet.models import Normalize
+    from medduet.models.normalize import Normalize
 
     images = open_images(str(root / data.file), cache=root / "cache")
     ours = Normalize(images.in_channels)(images.train.batch(np.arange(4)).image)
@@ -230,7 +230,7 @@ def openings(root: Path, data: Set, rounds: int) -> list[str]:
 def main(quick: bool) -> None:
     import torch
 
-    from medduet.engine.allocator import keep_freed_memory
+    from medduet.utils.allocator import keep_freed_memory
 
     keep_freed_memory()
     sets = SETS[:1] if quick else SETS

@@ -285,7 +285,7 @@ def cost_of_determinism(scale: Scale, device: str) -> dict[str, Any]:
 def converge(data: Path | None, scale: Scale, device: str, deadline: float) -> list[dict[str, Any]]:
     """Train class and mask, each seed until it gets no better, and return the test metrics."""
     import medduet
-    from medduet.engine.reporter import Reporter
+    from medduet.training.reporter import Reporter
 
     rows = []
     for seed in range(scale.seeds):

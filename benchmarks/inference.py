@@ -39,10 +39,10 @@ from medduet import (
     load_bundle,
     open_images,
 )
-from medduet.deploy.agreement import agreement
-from medduet.deploy.bundle import save_bundle
-from medduet.deploy.export import ExportGraph
-from medduet.files import write_json
+from medduet.inference.agreement import agreement
+from medduet.inference.export import ExportGraph
+from medduet.runs.bundle import save_bundle
+from medduet.utils.files import write_json
 
 EXPORTS: dict[str, dict[str, Any]] = {
     "onnx": {"format": "onnx"},

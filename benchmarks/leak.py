@@ -16,7 +16,7 @@ from scipy import stats
 from medduet import open_images
 from medduet.data.duplicates import known_duplicates
 from medduet.metrics.intervals import wilson
-from medduet.report.runs import FinishedRun, find_runs
+from medduet.runs.reader import FinishedRun, find_runs
 
 
 def repeated(run: FinishedRun, groups: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:

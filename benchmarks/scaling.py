@@ -57,7 +57,7 @@ WARM = 2
 def one(point: Point) -> None:
     """Train in this process, or as one rank of several; print the seconds of an image as JSON."""
     import medduet
-    from medduet.engine.reporter import Reporter
+    from medduet.training.reporter import Reporter
 
     seconds: list[float] = []
     stop = threading.Event()

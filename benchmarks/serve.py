@@ -35,8 +35,8 @@ import torch
 from PIL import Image
 
 from medduet import DenseLayout, Predictor, create_model
-from medduet.deploy.bundle import save_bundle
-from medduet.files import write_json
+from medduet.runs.bundle import save_bundle
+from medduet.utils.files import write_json
 
 TOLERANCE = 5e-3  # the scaled head makes rounding visible: batches of other sizes differ by 0.0015
 CLASSES = 16

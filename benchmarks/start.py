@@ -31,7 +31,7 @@ PARTS = (
     "write_environment",
     "leak_warning",
 )
-"""What `medduet.run.train` calls before the first step."""
+"""What `medduet.training.run.train` calls before the first step."""
 
 
 def timed(home: Any, name: str, seconds: dict[str, float]) -> None:
@@ -50,13 +50,15 @@ def timed(home: Any, name: str, seconds: dict[str, float]) -> None:
 
 def train(started: float, words: list[str]) -> None:
     """Run the command, print as JSON what the time went into, and end at the first step."""
-    import medduet.run
+    import medduet.training.run
     from medduet.cli import main
-    from medduet.console.progress import ConsoleReporter
+    from medduet.cli.display.progress import ConsoleReporter
 
     seconds = {"imports": time.time() - started}
     for name in PARTS:
-        home = medduet.run.RunFolder if name == "write_environment" else medduet.run
+        home = (
+            medduet.training.run.RunFolder if name == "write_environment" else medduet.training.run
+        )
         timed(home, name, seconds)
 
     def begin(self: ConsoleReporter, *told: int) -> None:

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 import medduet
-from medduet.files import read_json
-from medduet.report.runs import FinishedRun, find_runs
+from medduet.runs.reader import FinishedRun, find_runs
+from medduet.utils.parsing import read_json
 
 COLUMNS = ("accuracy", "balanced_error", "dice_lesion", "ece")
 BASELINE = ("vovunet_var", "none")

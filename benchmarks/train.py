@@ -51,7 +51,7 @@ def report(seconds: list[float], skip: int, **facts: Any) -> None:
 def plain(root: Path, size: int, batch: int, kept: bool) -> None:
     """The loop of the paper's users."""
     if kept:
-        from medduet.engine.allocator import keep_freed_memory
+        from medduet.utils.allocator import keep_freed_memory
 
         keep_freed_memory()
     import medmnist
@@ -95,9 +95,9 @@ def ours(root: Path, size: int, batch: int, checkpointed: bool) -> None:
     import threading
 
     import medduet
-    from medduet.engine.reporter import Reporter
     from medduet.errors import Interrupted
-    from medduet.files import read_json
+    from medduet.training.reporter import Reporter
+    from medduet.utils.parsing import read_json
 
     skip, counted = STEPS[size]
     stop, seconds = threading.Event(), []
@@ -139,8 +139,8 @@ def stepper(name: str, size: int, batch: int) -> tuple[Callable[[], None], Any]:
     from torch.nn import functional as F
 
     from medduet import TrainConfig, create_model
-    from medduet.engine.fabric import launch_fabric
-    from medduet.engine.speed import arrange
+    from medduet.training.fabric import launch_fabric
+    from medduet.training.speed import arrange
 
     config = TrainConfig(device="cpu")
     fabric = launch_fabric(config)
@@ -226,7 +226,7 @@ def peak(seconds: float) -> None:
     import torch
     from torch.nn import functional as F
 
-    from medduet.engine.allocator import keep_freed_memory
+    from medduet.utils.allocator import keep_freed_memory
 
     keep_freed_memory()
     found = {}

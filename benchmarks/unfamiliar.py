@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import medduet
-from medduet.familiarity import UNFAMILIAR, Familiarity, statistics
 from medduet.metrics.intervals import wilson
-from medduet.report.runs import FinishedRun, find_runs
+from medduet.runs.reader import FinishedRun, find_runs
+from medduet.uncertainty.ood import UNFAMILIAR, Familiarity, statistics
 
 COUNT = 156
 Images = list[NDArray[np.uint8]]

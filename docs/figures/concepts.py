@@ -19,9 +19,10 @@ from torch.nn.functional import interpolate
 
 import medduet
 from medduet.data.thumbnails import SIDE, THRESHOLD, grey, unit_vectors
-from medduet.metrics import dice_per_class, wilson
-from medduet.report.statistics import mcnemar
-from medduet.report.style import BLUE, GREEN, GREY, STYLE, VERMILION, WIDTH, save
+from medduet.metrics.dense import dice_per_class
+from medduet.metrics.intervals import wilson
+from medduet.metrics.paired import mcnemar
+from medduet.reports.style import BLUE, GREEN, GREY, STYLE, VERMILION, WIDTH, save
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 Pixels = NDArray[np.uint8]

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from medduet.errors import ConfigError, MissingFileError, closest
-from medduet.files import parse_json
+from medduet.utils.parsing import parse_json
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Task = Literal["classify", "segment", "reconstruct"]

@@ -13,9 +13,9 @@ from torch.nn.functional import interpolate
 
 from medduet import ImageSet, open_images
 from medduet.cli import main
-from medduet.data import phantom_images
 from medduet.data.attach import Attached, attach_masks
 from medduet.data.imageset import SPLITS, Split
+from medduet.data.phantom import phantom_images
 from medduet.errors import ConfigError, DataError, MissingFileError
 
 COUNT = 160

@@ -14,9 +14,10 @@ from PIL import Image, ImageDraw
 
 import medduet
 from medduet import Audit, DataError, ImageSet
-from medduet.data.audit import clean, leak_warning
+from medduet.data.audit.fix import clean
+from medduet.data.audit.overlap import leak_warning
 from medduet.data.splits import read_split, write_split
-from medduet.files import finite
+from medduet.utils.files import finite
 
 Change = Callable[[dict[str, NDArray[Any]]], None]
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from medduet import Batch, ConfigError, ImageSet, open_images
-from medduet.data import medmnist_sets
 from medduet.data.augment import Allowed, allowed, build_augmentation
-from medduet.data.presets import moves, sequence
+from medduet.data.augmentations import moves, sequence
+from medduet.data.medmnist import medmnist_sets
 
 NAMES = ["flip", "light", "strong"]
 

@@ -14,9 +14,9 @@ from medduet import ImageSet, open_images
 from medduet.data.imageset import SPLITS
 from medduet.data.splits import write_split
 from medduet.data.workers import map_files
-from medduet.engine.folder import describe_data
 from medduet.errors import ConfigError, DataError
-from medduet.files import write_json
+from medduet.runs.folder import describe_data
+from medduet.utils.files import write_json
 
 
 def _write(path: Path, array: np.ndarray) -> None:
@@ -233,7 +233,7 @@ def test_nothing_but_broken_files(tmp_path: Path, cache: Path) -> None:
 
 TROUBLED = """
 import time
-from medduet.data.reading import read_job as read
+from medduet.data.reading.images import read_job as read
 from medduet.errors import DataError
 
 def read_job(job, options):

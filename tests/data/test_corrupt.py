@@ -16,7 +16,7 @@ from torch import Tensor
 
 from medduet import Batch, ConfigError, open_images
 from medduet.data.augment import build_augmentation
-from medduet.data.corrupt import CORRUPTIONS, SEVERITIES, corrupt, corrupted, corruptions_of
+from medduet.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, corrupted, corruptions_of
 from medduet.data.medmnistc import medmnistc_corruptions, spoilt
 
 

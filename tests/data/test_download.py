@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medduet.data import download, medmnist, open_images
+from medduet.data import download, medmnist
 from medduet.data.medmnist import RemoteFile, fetch_medmnist
+from medduet.data.sources import open_images
 from medduet.errors import DownloadError
 
 Arrays = dict[str, np.ndarray]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medduet.data import open_npz
+from medduet.data.npz import open_npz
 from medduet.errors import ConfigError, DataError
 
 Arrays = dict[str, np.ndarray]

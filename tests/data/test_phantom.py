@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from medduet.data import phantom_images
+from medduet.data.phantom import phantom_images
 from medduet.errors import ConfigError
 
 

@@ -16,7 +16,8 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from medduet.data.reading import Facts, ReadOptions, probe, read_images
+from medduet.data.reading.core import Facts, ReadOptions
+from medduet.data.reading.images import probe, read_images
 from medduet.data.reading.opening import opened
 from medduet.errors import DataError, MissingFileError
 

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 
-from medduet.data.reading import ReadOptions, probe, read_images, read_mask
+from medduet.data.reading.core import ReadOptions
+from medduet.data.reading.images import probe, read_images
+from medduet.data.reading.masks import read_mask
 from medduet.errors import DataError
 
 OPTIONS = ReadOptions(16, "pad", 3)

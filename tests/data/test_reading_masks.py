@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from medduet.data.reading import Facts, ReadOptions, probe, read_images, read_mask
+from medduet.data.reading.core import Facts, ReadOptions
+from medduet.data.reading.images import probe, read_images
+from medduet.data.reading.masks import read_mask
 from medduet.errors import DataError
 
 SMALL, LIKE = ReadOptions(2), Facts(1, 3, 2, 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import medduet.data
-from medduet.data import open_images
+from medduet.data.sources import open_images
 from medduet.errors import ConfigError, DataError, MissingFileError
 
 

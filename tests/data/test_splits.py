@@ -10,14 +10,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from medduet import open_images
 from medduet.data.imageset import ImageSet, Rows, Split
-from medduet.data.splits import (
-    divided,
-    folded,
-    read_split,
-    share_out,
-    united,
-    write_split,
-)
+from medduet.data.splits import divided, folded, read_split, share_out, united, write_split
 from medduet.errors import DataError, MissingFileError
 
 SHARES = (0.7, 0.1, 0.2)

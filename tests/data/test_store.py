@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medduet.data import open_npz, store
+from medduet.data import store
+from medduet.data.npz import open_npz
 from medduet.errors import DataError
 
 Arrays = dict[str, np.ndarray]
@@ -29,7 +30,7 @@ LeftIn = Callable[[Path], list[str]]
 OPENER = textwrap.dedent("""
     import sys, time
     from pathlib import Path
-    from medduet.data import open_npz
+    from medduet.data.npz import open_npz
 
     class Bar:
         total = 0
@@ -214,7 +215,7 @@ WATCHER = textwrap.dedent("""
     import sys, threading, time
     from pathlib import Path
     import numpy as np
-    from medduet.data import open_npz
+    from medduet.data.npz import open_npz
 
     def resident():
         lines = Path("/proc/self/status").read_text().splitlines()

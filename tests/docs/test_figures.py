@@ -10,7 +10,7 @@ import pytest
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from medduet.report.style import STYLE
+from medduet.reports.style import STYLE
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = importlib.util.spec_from_file_location("concepts", ROOT / "docs/figures/concepts.py")

@@ -18,11 +18,12 @@ from safetensors.torch import load_file
 import medduet
 from medduet import ConfigError, RunConfig, RunRecord
 from medduet.cli import main
-from medduet.engine.checkpoint import load_state
-from medduet.engine.folder import RunFolder
-from medduet.engine.reporter import Reporter
 from medduet.errors import Interrupted, StorageError
-from medduet.files import read_json, write_text
+from medduet.runs.folder import RunFolder
+from medduet.training.checkpoint import load_state
+from medduet.training.reporter import Reporter
+from medduet.utils.files import write_text
+from medduet.utils.parsing import read_json
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -238,7 +239,7 @@ import sys, time
 from pathlib import Path
 import medduet
 from medduet.config import load_recipe
-from medduet.engine.reporter import Reporter
+from medduet.training.reporter import Reporter
 
 class Jumper(Reporter):
     def step(self, images, losses):

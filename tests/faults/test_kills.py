@@ -27,7 +27,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from medduet import RunConfig, RunRecord
-from medduet.data import open_images
+from medduet.data.sources import open_images
 
 MakeConfig = Callable[..., RunConfig]
 KILLS = int(os.environ.get("MEDDUET_KILLS", "3"))
@@ -41,9 +41,10 @@ CLOCKS = ("seconds", "images_per_second", "peak_memory_gb")
 
 SERVER = """
 import json, os, signal, sys, time
-import medduet, medduet.run, medduet.predictions, medduet.exports, medduet.recalibrate
-import kornia.augmentation, monai.losses, medduet.console.progress, medduet.grid.benchmark
-import medduet.ensembles, medduet.report.page
+import medduet, medduet.training.run, medduet.inference.folder
+import medduet.inference.export_bundle, medduet.evaluation.calibrate
+import kornia.augmentation, monai.losses, medduet.cli.display.progress, medduet.experiments.grid
+import medduet.evaluation.ensemble, medduet.reports.page
 from medduet.cli import main
 
 def kill_all(first):

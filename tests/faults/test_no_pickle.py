@@ -150,7 +150,7 @@ def test_what_a_run_writes_is_no_pickle(finished_run: RunRecord) -> None:
 def test_what_a_checkpoint_holds_is_no_pickle(tmp_path: Path) -> None:
     import torch
 
-    from medduet.engine.checkpoint import save_state
+    from medduet.training.checkpoint import save_state
 
     save_state(tmp_path / "last.safetensors", {"a": torch.ones(2), "progress": {"epoch": 1}})
     assert not pickles_in(tmp_path / "last.safetensors")

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 import medduet
 from medduet import RunConfig
-from medduet.engine.sync_norm import sync_batch_norm
 from medduet.errors import ConfigError
-from medduet.files import read_json
+from medduet.training.sync_norm import sync_batch_norm
+from medduet.utils.parsing import read_json
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -28,7 +28,7 @@ import os, signal, sys
 from pathlib import Path
 import medduet
 from medduet.config import load_recipe
-from medduet.engine.reporter import Reporter
+from medduet.training.reporter import Reporter
 
 recipe, out, victim, at = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 

@@ -313,7 +313,7 @@ def read_weights(folder: Path, content: bytes) -> None:
 
 
 def read_checkpoint(folder: Path, content: bytes) -> None:
-    from medduet.engine.checkpoint import load_state
+    from medduet.training.checkpoint import load_state
 
     _put(folder, {"last.safetensors": content})
     load_state(folder / "last.safetensors")
@@ -321,7 +321,7 @@ def read_checkpoint(folder: Path, content: bytes) -> None:
 
 def read_recipe(folder: Path, content: bytes, kind: str = "run") -> None:
     from medduet.config import load_recipe
-    from medduet.plans import load_grid, load_search
+    from medduet.experiments.config import load_grid, load_search
 
     _put(folder, {"a.yaml": content})
     name = str(folder / "a.yaml")
@@ -344,7 +344,9 @@ def read_npz(folder: Path, content: bytes) -> None:
 
 
 def read_picture(folder: Path, content: bytes) -> None:
-    from medduet.data.reading import ReadOptions, probe, read_images, read_mask
+    from medduet.data.reading.core import ReadOptions
+    from medduet.data.reading.images import probe, read_images
+    from medduet.data.reading.masks import read_mask
 
     _put(folder, {"a.img": content})
     path, options = folder / "a.img", ReadOptions(16, "pad", 3)
@@ -398,10 +400,10 @@ def _with_size(index: bytes, sha256: str, size: int) -> bytes:
 
 
 def read_run(folder: Path, content: bytes, name: str = "metrics.json") -> None:
-    from medduet.files import misread
-    from medduet.report.grouping import group_runs
-    from medduet.report.runs import find_runs
-    from medduet.report.tables import cost, gaps, measure_cells
+    from medduet.reports.grouping import group_runs
+    from medduet.reports.tables import cost, gaps, measure_cells
+    from medduet.runs.reader import find_runs
+    from medduet.utils.parsing import misread
 
     _put(folder / "run", samples.run_folder() | {name: content})
     found = find_runs([folder / "run"])
@@ -414,7 +416,7 @@ def read_run(folder: Path, content: bytes, name: str = "metrics.json") -> None:
 
 
 def read_journal(folder: Path, content: bytes) -> None:
-    from medduet import predictions
+    from medduet.inference import folder as predictions
 
     _put(folder, {"done.jsonl": content, "a.png": b"x"})
     done = predictions._read_journal(folder / "done.jsonl")
@@ -431,15 +433,15 @@ def read_journal(folder: Path, content: bytes) -> None:
 
 
 def read_settings(folder: Path, content: bytes) -> None:
-    from medduet import predictions
+    from medduet.inference import folder as predictions
 
     _put(folder, {"settings.json": content})
     predictions._check_settings(folder / "settings.json", {"network": {}, "images": "x"})
 
 
 def read_calibration(folder: Path, content: bytes) -> None:
-    from medduet.calibration import Calibration
-    from medduet.files import read_json
+    from medduet.uncertainty.calibration import Calibration
+    from medduet.utils.parsing import read_json
 
     _put(folder, {"calibration.json": content})
     found = Calibration.from_json(read_json(folder / "calibration.json"))
@@ -463,8 +465,8 @@ def read_upload(folder: Path, content: bytes) -> None:
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
 
-    from medduet.deploy.serve.limits import Limits, Room
-    from medduet.deploy.serve.uploads import read_upload as read
+    from medduet.serve.limits import Limits, Room
+    from medduet.serve.uploads import read_upload as read
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": content, "more_body": False}

@@ -94,8 +94,8 @@ def bundle() -> dict[str, bytes]:
     import torch
 
     import medduet
-    from medduet.calibration import Calibration
-    from medduet.deploy.bundle import save_bundle
+    from medduet.runs.bundle import save_bundle
+    from medduet.uncertainty.calibration import Calibration
 
     torch.manual_seed(0)
     layout = medduet.DenseLayout(2, 0)
@@ -157,7 +157,7 @@ def exported() -> dict[str, bytes]:
 def checkpoint() -> bytes:
     import torch
 
-    from medduet.engine.checkpoint import save_state
+    from medduet.training.checkpoint import save_state
 
     state = {"network": {"a": torch.ones(2, 3)}, "progress": {"epoch": 3, "history": [{"x": 1.5}]}}
     with TemporaryDirectory() as folder:

@@ -16,9 +16,9 @@ from torchmetrics.functional.classification import (
     multiclass_calibration_error,
 )
 
-from medduet.calibration import Calibration
 from medduet.errors import DataError
-from medduet.metrics import calibration_summary, expected_calibration_error, reliability
+from medduet.metrics.calibrated import calibration_summary, expected_calibration_error, reliability
+from medduet.uncertainty.calibration import Calibration
 
 
 @settings(max_examples=40, deadline=None)

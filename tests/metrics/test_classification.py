@@ -17,7 +17,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from medduet.errors import DataError
-from medduet.metrics import (
+from medduet.metrics.classification import (
     accuracy,
     auc,
     balanced_accuracy,

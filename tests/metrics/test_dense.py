@@ -17,15 +17,13 @@ from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from medduet.errors import DataError
-from medduet.metrics import (
-    PSNR_CAP,
+from medduet.metrics.dense import (
     dice_per_class,
     hd95_per_class,
     iou_per_class,
     reconstruction_errors,
-    reconstruction_summary,
-    segmentation_summary,
 )
+from medduet.metrics.summaries import PSNR_CAP, reconstruction_summary, segmentation_summary
 
 NAN = float("nan")
 

@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from medduet.errors import DataError
-from medduet.metrics import bootstrap_mean, wilson
+from medduet.metrics.intervals import bootstrap_mean, wilson
 
 PUBLISHED = [
     ("Blood", 98.77, 3421, 98.34, 99.09),

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from medduet import DuetNetwork, ModelError, create_model
-from medduet.files import read_json, sha256, write_json
-from medduet.models import Ensemble
 from medduet.models.cost import network_cost
-from medduet.models.ensemble import build_network
+from medduet.models.ensemble import Ensemble, build_network
+from medduet.utils.files import write_json
+from medduet.utils.parsing import read_json, sha256
 
 VIEWS = {"none": 1, "flip": 2, "flips": 4, "turns": 8}
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from medduet import ModelError, create_model
-from medduet.models import Normalize
+from medduet.models.normalize import Normalize
 
 
 def test_it_scales_and_normalises() -> None:

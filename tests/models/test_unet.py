@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medduet import ModelError, Outputs, create_model
-from medduet.models import DuetNetwork, UNet
+from medduet.models.base import DuetNetwork
 from medduet.models.blocks import double_conv
-from medduet.models.unet import Up
+from medduet.models.unet import UNet, Up
 
 NAMES = ["vovunet_var", "unet_var"]
 SIZES = [(16, 16), (17, 17), (28, 28), (33, 33), (64, 64), (17, 40), (47, 22)]

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medduet import DuetNetwork, MissingFileError, ModelError, create_model, load_weights
-from medduet.files import read_json, write_json
+from medduet.utils.files import write_json
+from medduet.utils.parsing import read_json
 
 ENCODER = "mobilenetv3_small_050"
 

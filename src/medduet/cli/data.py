@@ -53,12 +53,13 @@ def audit(words: list[str]) -> int:
 
 def _audit(data: DataConfig, out: Path | None, strict: bool, fix: Path | None, fix_by: Any) -> int:
     with starting():
-        from medduet.audit_files import write_audit
-        from medduet.console.progress import draw_progress
-    from medduet.console.audit import show_audit
-    from medduet.data.audit import audit, clean
+        from medduet.cli.display.progress import draw_progress
+        from medduet.reports.audit_files import write_audit
+    from medduet.cli.display.audit import show_audit
+    from medduet.data.audit import audit
+    from medduet.data.audit.fix import clean
     from medduet.data.splits import write_split
-    from medduet.engine.prepare import open_data
+    from medduet.training.setup import open_data
 
     images = open_data(data, draw_progress)
     found = audit(images, cache=data.cache, progress=draw_progress)
@@ -102,9 +103,9 @@ def shard(words: list[str]) -> int:
         )
     given = parse(arguments, words, "medduet shard DATA")
     with quiet_libraries():
-        from medduet.console.progress import draw_progress
+        from medduet.cli.display.progress import draw_progress
         from medduet.data.shard_writer import write_shards
-        from medduet.engine.prepare import open_data
+        from medduet.training.setup import open_data
 
         out, options = given["out"], {"shard_mb": given["shard_mb"], "seed": given["shard_seed"]}
         images = open_data(given["data"], draw_progress)
@@ -143,8 +144,8 @@ def attach_masks(words: list[str]) -> int:
 
     given = parse(arguments, words, "medduet attach-masks")
     with quiet_libraries():
-        from medduet.console.attach import show_attached
-        from medduet.console.progress import draw_progress
+        from medduet.cli.display.attach import show_attached
+        from medduet.cli.display.progress import draw_progress
         from medduet.data.attach import attach_masks
         from medduet.data.sources import open_images
 

@@ -59,8 +59,8 @@ def export(words: list[str]) -> int:
     data = None if name is None else DataConfig(name=name, **source)
     with quiet_libraries():
         with starting():
-            from medduet.console.progress import draw_progress
-            from medduet.exports import export_bundle
+            from medduet.cli.display.progress import draw_progress
+            from medduet.inference.export_bundle import export_bundle
 
         record = export_bundle(**given, data=data, progress=draw_progress)
     for computed_in, agreement in record.agreement.items():
@@ -114,8 +114,8 @@ def predict(words: list[str]) -> int:
     stop = threading.Event()
     with quiet_libraries(), stopping_on_signals(stop):
         with starting():
-            from medduet.console.progress import draw_progress
-            from medduet.predictions import TABLE, predict_files
+            from medduet.cli.display.progress import draw_progress
+            from medduet.inference.folder import TABLE, predict_files
 
         sources = given.pop("images")
         record = predict_files(**given, sources=sources, progress=draw_progress, stop=stop)
@@ -167,8 +167,8 @@ def calibrate(words: list[str]) -> int:
     source = {name: given.pop(name) for name in ("size", "cache")}
     data = DataConfig(name=given.pop("data"), **source)
     with quiet_libraries():
-        from medduet.console.progress import draw_progress
-        from medduet.recalibrate import calibrate_bundle
+        from medduet.cli.display.progress import draw_progress
+        from medduet.evaluation.calibrate import calibrate_bundle
 
         found = calibrate_bundle(**given, data=data, progress=draw_progress)
     sys.stdout.write(f"temperature {found.temperature:.3g}, fitted on {found.n} images\n")
@@ -215,9 +215,9 @@ def ensemble(words: list[str]) -> int:
     name = given.pop("data")
     data = None if name is None else DataConfig(name=name, **source)
     with quiet_libraries():
-        from medduet.console.progress import draw_progress
-        from medduet.console.results import show_ensemble
-        from medduet.ensembles import ensemble
+        from medduet.cli.display.progress import draw_progress
+        from medduet.cli.display.results import show_ensemble
+        from medduet.evaluation.ensemble import ensemble
 
         show_ensemble(ensemble(**given, data=data, progress=draw_progress))
     return 0
@@ -246,7 +246,7 @@ def push(words: list[str]) -> int:
 
     given = parse(arguments, words, "medduet push")
     with quiet_libraries():
-        from medduet.deploy.push import push
+        from medduet.runs.push import push
 
         address = push(**given)
     sys.stdout.write(f"pushed; use it: medduet.load('{address}')\n")
@@ -295,10 +295,10 @@ def serve(words: list[str]) -> int:
             flag = name.replace("_", "-")
             raise ConfigError(f"expected --{flag} above 0, given {given[name]}")
     with quiet_libraries():
-        from medduet.deploy.serve import server
+        from medduet.serve import server
 
         server.check_packages()
-        from medduet.deploy.serve.limits import Limits
+        from medduet.serve.limits import Limits
 
         limits = Limits(
             max_bytes=int(given.pop("max_mb") * 2**20),

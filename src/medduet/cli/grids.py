@@ -13,7 +13,7 @@ from pydantic import Field
 from medduet.cli.parse import parse, quiet_libraries, recipe_and_words, stopping_on_signals
 from medduet.config import Frozen, RunConfig
 from medduet.errors import ConfigError
-from medduet.plans import GridConfig, load_grid
+from medduet.experiments.config import GridConfig, load_grid
 
 
 class Where(Frozen):
@@ -99,10 +99,10 @@ def _refuse_what_changes_nothing(run: RunConfig, default: RunConfig, grid: GridC
 
 
 def _run(config: GridConfig | None, resume: Path | None, where: Where) -> int:
-    from medduet.console.grid import GridScreen, show_grid
-    from medduet.console.progress import draw_progress
-    from medduet.grid.benchmark import benchmark
-    from medduet.report.page import write_report
+    from medduet.cli.display.grid import GridScreen, show_grid
+    from medduet.cli.display.progress import draw_progress
+    from medduet.experiments.grid import benchmark
+    from medduet.reports.page import write_report
 
     stop = threading.Event()
     with stopping_on_signals(stop), GridScreen() as screen:
@@ -131,14 +131,14 @@ def _engine(where: Where) -> Any:
     if where.engine == "local":
 
         def local(folder: Any) -> Any:
-            from medduet.grid.local import LocalEngine
+            from medduet.experiments.local import LocalEngine
 
             return LocalEngine(folder, where.workers)
 
         return local
 
     def ray(folder: Any) -> Any:
-        from medduet.grid.on_ray import RayEngine
+        from medduet.experiments.ray_engine import RayEngine
 
         return RayEngine(
             folder,
@@ -174,7 +174,7 @@ def report(words: list[str]) -> int:
     if not given["paths"]:
         raise ConfigError("expected folders of runs: medduet report DIR ...")
     with quiet_libraries():
-        from medduet.report.page import write_report
+        from medduet.reports.page import write_report
 
         page = write_report(**given)
     sys.stdout.write(f"look at: {page}\n")
@@ -204,9 +204,9 @@ def compare(words: list[str]) -> int:
         raise ConfigError(f"expected two runs, given {len(runs)}: medduet compare RUN_A RUN_B")
     if out is not None and out.suffix != ".json":
         raise ConfigError(f"--out takes the path of a .json file, given {out}")
-    from medduet.console.compare import show_comparison
-    from medduet.files import write_json
-    from medduet.report.compare import compare as work
+    from medduet.cli.display.compare import show_comparison
+    from medduet.reports.compare import compare as work
+    from medduet.utils.files import write_json
 
     comparison = work(runs[0], runs[1], split=given["split"])
     if out is not None:

@@ -44,9 +44,9 @@ def evaluate(words: list[str]) -> int:
     given = parse(arguments, words, "medduet evaluate")
     with quiet_libraries():
         with starting():
-            from medduet.console.progress import draw_progress
-            from medduet.console.results import show_evaluation
-            from medduet.evaluation import evaluate
+            from medduet.cli.display.progress import draw_progress
+            from medduet.cli.display.results import show_evaluation
+            from medduet.evaluation.evaluate import evaluate
 
         source = {name: given.pop(name) for name in ("size", "cache", "mirror")}
         name = given.pop("data")
@@ -101,9 +101,9 @@ def stress(words: list[str]) -> int:
     name = given.pop("data")
     data = DataConfig(name=name, **source) if name else None
     with quiet_libraries():
-        from medduet.console.progress import draw_progress
-        from medduet.console.stress import show_stress
-        from medduet.robustness import stress
+        from medduet.cli.display.progress import draw_progress
+        from medduet.cli.display.stress import show_stress
+        from medduet.evaluation.stress import stress
 
         lead = int(os.environ.get("RANK", "0")) == 0
         record = stress(**given, data=data, progress=draw_progress if lead else None)
@@ -129,7 +129,7 @@ def datasets(words: list[str]) -> int:
         return cache
 
     cache = parse(arguments, words, "medduet datasets")
-    from medduet.console.known import show_datasets
+    from medduet.cli.display.known import show_datasets
 
     show_datasets(cache)
     return 0
@@ -163,8 +163,8 @@ def models(words: list[str]) -> int:
             "--figure takes one name and a .png: medduet models vovunet_var --figure FILE.png"
         )
     with quiet_libraries():
-        from medduet.console.known import show_models
-        from medduet.run import draw_model
+        from medduet.cli.display.known import show_models
+        from medduet.training.run import draw_model
 
         show_models(**given)
         if figure is not None:
@@ -204,8 +204,8 @@ def show(words: list[str]) -> int:
         raise ConfigError("expected a data set: medduet show DATA, such as phantom or FILE.npz")
     config = given.pop("data").model_copy(update={"name": given.pop("name")})
     with quiet_libraries():
-        from medduet.console.progress import draw_progress
-        from medduet.gallery import show_images
+        from medduet.cli.display.progress import draw_progress
+        from medduet.reports.preview import show_images
 
         path = show_images(config, given.pop("out"), **given, progress=draw_progress)
     sys.stdout.write(f"look at: {path}\n")

@@ -33,8 +33,8 @@ def doctor(words: list[str]) -> int:
 
     cache = parse(arguments, words, "medduet doctor")
     with quiet_libraries():
-        from medduet.console.known import show_findings
-        from medduet.doctor import examine
+        from medduet.cli.display.known import show_findings
+        from medduet.cli.doctor import examine
 
         findings = examine(cache)
         show_findings(findings)

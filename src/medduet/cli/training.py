@@ -16,7 +16,7 @@ from medduet.cli.parse import (
     stopping_on_signals,
 )
 from medduet.config import RunConfig, load_recipe
-from medduet.plans import SearchConfig, load_search
+from medduet.experiments.config import SearchConfig, load_search
 
 
 def demo(words: list[str]) -> int:
@@ -36,8 +36,8 @@ def train(words: list[str]) -> int:
 def _run(config: RunConfig | None, resume: Path | None = None) -> int:
     with quiet_libraries():
         with starting():
-            from medduet.console.results import show_run
-            from medduet.run import train
+            from medduet.cli.display.results import show_run
+            from medduet.training.run import train
 
         record = _with_screen(train, config, resume)
         if int(os.environ.get("RANK", "0")) == 0:
@@ -56,8 +56,8 @@ def search(words: list[str]) -> int:
         program = f"medduet search {recipe}"
         config = parse(SearchConfig, rest, program, default=load_search(recipe))
     with quiet_libraries():
-        from medduet.console.results import show_search
-        from medduet.pareto_search import search
+        from medduet.cli.display.results import show_search
+        from medduet.experiments.search import search
 
         show_search(_with_screen(search, config, resume))
     return 0
@@ -67,7 +67,7 @@ def _with_screen(work: Callable[..., Any], config: Any, resume: Path | None) -> 
     """Let `work` draw on the screen and be stopped by signals."""
     stop = threading.Event()
     with stopping_on_signals(stop):
-        from medduet.console.progress import ConsoleReporter, draw_progress
+        from medduet.cli.display.progress import ConsoleReporter, draw_progress
 
         lead = int(os.environ.get("RANK", "0")) == 0
         with ConsoleReporter(enabled=lead) as reporter:

@@ -24,7 +24,7 @@ from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.layout import SplitLayout, find_layout
 from medduet.data.matching import MATCHED, STATES, Matches, View, match_images
 from medduet.errors import ConfigError, DataError, MissingFileError
-from medduet.files import atomic_path, write_text
+from medduet.utils.files import atomic_path, write_text
 
 _COLUMNS = ("split", "index", "state", "source", "score", "margin", "rival")
 

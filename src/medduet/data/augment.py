@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from medduet.config import Augment, Modality
-from medduet.data.corrupt import corrupting, corruptions_of
+from medduet.data.corruptions import corrupting, corruptions_of
 from medduet.data.imageset import ImageSet
 from medduet.errors import ConfigError
 from medduet.types import Batch
@@ -125,8 +125,8 @@ def build_augmentation(
     It takes a `Batch` with uint8 images on any device and gives one with float32 images in [0, 1]
     there; masks move with their images (nearest pixel), and what comes in from outside is zero in
     both. Randomness comes from torch's global generator on the CPU, which the training loop seeds
-    and saves. What each name does stands in `medduet.data.presets`, of ``"corrupt"``, which moves
-    nothing, in `medduet.data.corrupt`; see `allowed` for what is left out, and for the error.
+    and saves. What each name does stands in `medduet.data.augmentations`, of ``"corrupt"``, which
+    moves nothing, in `medduet.data.corruptions`; see `allowed` for what is left out and the error.
 
     Example:
         >>> import numpy as np
@@ -144,7 +144,7 @@ def build_augmentation(
         return None
     if name == "corrupt":
         return corrupting(corruptions_of(known_modality(data.info, modality), data.in_channels))
-    from medduet.data.presets import changes_of_look, moves, sequence
+    from medduet.data.augmentations import changes_of_look, moves, sequence
 
     moved = moves(name, data.size, permitted)
     with_mask, without_mask = (sequence(moved, keys) for keys in (("input", "mask"), ("input",)))

@@ -9,7 +9,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from medduet.files import read_json, write_json
+from medduet.utils.files import write_json
+from medduet.utils.parsing import read_json
 
 _CHUNK_BYTES = 1 << 20
 

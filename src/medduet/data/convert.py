@@ -22,12 +22,14 @@ from medduet.data.arrange import NO_SPLIT
 from medduet.data.cache import ProgressFactory, cache_folder, counted
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
-from medduet.data.reading import Facts, ReadJob, ReadOptions, probe, read_job
+from medduet.data.reading.core import Facts, ReadOptions
+from medduet.data.reading.images import ReadJob, probe, read_job
 from medduet.data.store import check_room, growing_array, open_split, stored
 from medduet.data.workers import Passing, map_files
 from medduet.errors import DataError
-from medduet.files import read_json, write_json, write_text
 from medduet.types import UNKNOWN_LABEL
+from medduet.utils.files import write_json, write_text
+from medduet.utils.parsing import read_json
 
 logger = logging.getLogger(__name__)
 

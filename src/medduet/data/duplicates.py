@@ -39,7 +39,7 @@ from medduet.data.thumbnails import (
     residual,
     unit_vectors,
 )
-from medduet.files import atomic_path
+from medduet.utils.files import atomic_path
 
 MOST_PAIRS = 20
 """Near-duplicates that are kept of one image, the most alike, beside those that groups need."""

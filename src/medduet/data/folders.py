@@ -13,9 +13,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from medduet.data.reading import is_image, stem_of
+from medduet.data.reading.names import is_image, stem_of
 from medduet.errors import DataError
-from medduet.files import as_text
+from medduet.utils.parsing import as_text
 
 Place = tuple[str, ...]
 Masks = dict[tuple[Place, str], list[Path]]

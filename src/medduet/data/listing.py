@@ -22,7 +22,7 @@ from medduet.data.folders import Place, images_and_masks, masks_of, natural
 from medduet.data.imageset import SPLITS
 from medduet.data.parquet import parquet_rows
 from medduet.errors import DataError, MissingFileError
-from medduet.files import csv_rows
+from medduet.utils.parsing import csv_rows
 
 TABLES = (".csv", ".parquet")
 """Endings of tables of images."""

@@ -32,7 +32,7 @@ from medduet.data.imageset import ImageSet
 from medduet.data.layout import class_meta, find_layout, mask_meta
 from medduet.data.store import Pixels, check_room, open_store, resize_store, stored, write_pixels
 from medduet.errors import ConfigError, DataError, MissingFileError
-from medduet.files import write_json
+from medduet.utils.files import write_json
 
 _FORMAT = "v2"  # part of each store's key; raise it when what `_unpack` writes changes
 

@@ -28,7 +28,8 @@ from medduet.data.shard_index import (
 )
 from medduet.data.store import check_room
 from medduet.errors import ConfigError
-from medduet.files import atomic_path, read_json, write_json, write_text
+from medduet.utils.files import atomic_path, write_json, write_text
+from medduet.utils.parsing import read_json
 
 _PLAN = "plan.json"
 _FACTS: tuple[Fact, ...] = ("labels", "has_mask", "ids", "groups")

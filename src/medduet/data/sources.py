@@ -17,7 +17,7 @@ from medduet.data.npz import open_npz
 from medduet.data.phantom import phantom_images
 from medduet.data.shards import PREFIX, open_shards
 from medduet.errors import ConfigError, DataError, closest
-from medduet.files import as_text
+from medduet.utils.parsing import as_text
 
 
 def open_images(

@@ -21,7 +21,8 @@ from scipy.sparse.csgraph import connected_components
 
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.errors import DataError, MissingFileError
-from medduet.files import csv_rows, write_text
+from medduet.utils.files import write_text
+from medduet.utils.parsing import csv_rows
 
 LEFT_OUT = "drop"
 _NAMES = (*SPLITS, LEFT_OUT)

@@ -28,7 +28,8 @@ from medduet.data.archive import rows_per_chunk
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.imageset import SPLITS, Split
 from medduet.errors import DataError
-from medduet.files import read_json, sync
+from medduet.utils.files import sync
+from medduet.utils.parsing import read_json
 
 _STALE_SECONDS = 24 * 3600
 

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medduet.calibration import Calibration, checked, confidence
 from medduet.errors import ConfigError
 from medduet.metrics.intervals import bounds, number, wilson
 from medduet.types import UNKNOWN_LABEL
+from medduet.uncertainty.calibration import Calibration, checked, confidence
 
 BINS = 15
 """Bins of the expected calibration error and the reliability diagram."""

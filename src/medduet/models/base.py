@@ -176,8 +176,8 @@ class DuetNetwork(nn.Module):
             DownloadError: the hub can't be reached.
             ModelError: the network is damaged, of another version, or its weights don't fit.
         """
-        from medduet.models.hub import fetch_network
         from medduet.models.weights import load_network
+        from medduet.utils.hub import fetch_network
 
         folder = Path(name_or_path)
         if not folder.is_dir():

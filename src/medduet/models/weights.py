@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from medduet.errors import MissingFileError, ModelError
-from medduet.files import atomic_path, read_json, sha256, write_json
 from medduet.models.base import DuetNetwork
 from medduet.models.ensemble import build_network
-from medduet.models.hub import CONFIG, WEIGHTS, bundle_folder
+from medduet.utils.files import atomic_path, write_json
+from medduet.utils.hub import CONFIG, WEIGHTS, bundle_folder
+from medduet.utils.parsing import read_json, sha256
 
 FORMAT = "medduet-bundle"
 VERSION = 1

@@ -15,12 +15,7 @@ from medduet.data.audit.findings import (
     split_numbers,
 )
 from medduet.data.audit.fix import Cleaned, clean
-from medduet.data.audit.overlap import (
-    duplicate_findings,
-    group_findings,
-    leak_warning,
-    pair_facts,
-)
+from medduet.data.audit.overlap import duplicate_findings, group_findings, leak_warning, pair_facts
 from medduet.data.audit.pixels import count_masks, look
 from medduet.data.cache import ProgressFactory
 from medduet.data.duplicates import known_duplicates

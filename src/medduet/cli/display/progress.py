@@ -1,0 +1,143 @@
+"""How far training and other long work is, on the screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from medduet.training.reporter import Reporter
+
+REFRESH = 0.5  # seconds between two readings of the losses, each of which waits for a GPU
+
+
+class ConsoleReporter(Reporter):
+    """Draws a progress bar for training and one line per epoch.
+
+    Args:
+        enabled: whether to draw at all; only the first of several processes does.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.console = Console(stderr=True, quiet=not enabled)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._epoch = self._epochs = self._images = 0
+        self._started = self._read = 0.0
+
+    def __enter__(self) -> ConsoleReporter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._task is not None:
+            self.progress.stop()
+
+    def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
+        """Make room for the steps of the epochs that are left."""
+        if self._task is None:
+            self.progress.start()
+            total = (epochs - epoch + 1) * steps
+            self._task = self.progress.add_task("training", total=total, note="")
+        self._epoch, self._epochs = epoch, epochs
+        self._images, self._started = 0, time.perf_counter()
+
+    def step(self, images: int, losses: Callable[[], dict[str, float]]) -> None:
+        """Advance the bar; read the losses twice a second at most."""
+        if self._task is None:
+            return
+        now = time.perf_counter()
+        self._images += images
+        self.progress.advance(self._task)
+        if now - self._read > REFRESH:
+            self._read = now
+            rate = self._images / max(now - self._started, 1e-9)
+            terms = "  ".join(f"{task} {loss:.3f}" for task, loss in losses().items())
+            self.progress.update(
+                self._task,
+                description=f"epoch {self._epoch}/{self._epochs}",
+                note=f"{rate:,.0f} images/s  {terms}",
+            )
+
+    def end_epoch(self, row: Mapping[str, Any]) -> None:
+        """Print the line of the epoch."""
+        parts = [f"loss {row['train']['loss']:.3f}"]
+        for split in ("val", "test"):
+            known = row.get(split, {})
+            shown = {"accuracy": "acc", "auc": "AUC", "dice": "Dice"}
+            numbers = [f"{name} {known[key]:.3f}" for key, name in shown.items() if key in known]
+            if not numbers and "mse" in known:
+                numbers = [f"MSE {known['mse']:.4f}"]
+            if numbers:
+                parts.append(f"{split} {'  '.join(numbers)}")
+        self.console.print(
+            f"epoch {row['epoch']:>3}/{self._epochs}  {'  |  '.join(parts)}  |  "
+            f"{row['seconds']:.1f} s, {row['images_per_second']:,.0f} images/s",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if self._task is not None and row["epoch"] == self._epochs:
+            self.progress.update(self._task, description="judging and drawing", note="")
+
+    def message(self, text: str) -> None:
+        """Print the line."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+
+class _Bar:
+    """A bar of what is done, with the interface that pooch asks for."""
+
+    def __init__(self, description: str, total: int) -> None:
+        console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task(description, total=total or None)
+        self._progress.start()
+
+    @property
+    def total(self) -> int:
+        return int(self._progress.tasks[0].total or 0)
+
+    @total.setter
+    def total(self, value: int) -> None:
+        self._progress.update(self._task, total=value or None)
+
+    def update(self, amount: int, /) -> None:
+        self._progress.advance(self._task, amount)
+
+    def reset(self) -> None:
+        self._progress.reset(self._task)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+def draw_progress(description: str, total: int) -> _Bar:
+    """Draw a bar of what is done: the `ProgressFactory` of the command line."""
+    return _Bar(description, total)

@@ -1,1 +1,0 @@
-"""Training, judging, checkpoints and run folders."""

@@ -1,0 +1,1 @@
+"""Finished networks on any images: metrics, calibration, ensembles, corruptions."""

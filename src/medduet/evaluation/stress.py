@@ -1,0 +1,227 @@
+"""How a network does on images that are spoilt as those of its modality are, at five severities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from medduet import metrics
+from medduet.config import DataConfig, Modality
+from medduet.data.augment import known_modality
+from medduet.data.cache import ProgressFactory, counted
+from medduet.data.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    Spoil,
+    corrupted,
+    corruptions_of,
+    spoiler,
+)
+from medduet.data.imageset import ImageSet
+from medduet.data.medmnistc import medmnistc_corruptions, spoilt
+from medduet.errors import ConfigError, MissingFileError, closest
+from medduet.evaluation.evaluate import Judged, open_for
+from medduet.reports.stress import write_stress_page
+from medduet.runs.bundle import load_bundle
+from medduet.runs.folder import describe_data
+from medduet.training.validation import Predictions
+from medduet.uncertainty.calibration import Calibration
+from medduet.utils.files import write_json
+from medduet.utils.hub import bundle_folder, is_on_hub
+from medduet.utils.parsing import read_json
+
+MEASURED = ("accuracy", "balanced_error", "dice_lesion", "ece")
+Source = Literal["builtin", "medmnistc"]
+
+
+def stress(
+    path: str | Path,
+    *,
+    data: DataConfig | None = None,
+    split: str = "test",
+    corruptions: Sequence[str] = (),
+    modality: Modality = "auto",
+    source: Source = "builtin",
+    baseline: str | Path | None = None,
+    device: str = "auto",
+    out: Path | None = None,
+    progress: ProgressFactory | None = None,
+) -> dict[str, Any]:
+    """Judge the network of a bundle or run on corrupted images, as MedMNIST-C does.
+
+    Each image of the split is spoilt in each way at each of five severities, at the size of the
+    network's input; the same image always to the same pixels. Written are ``stress.json``, a table
+    (``tables/stress.csv``), a figure and a page.
+
+    Args:
+        path: a bundle, or a finished run, or ``hf://OWNER/NAME``.
+        data: the data set; ``None`` for the one that the run was trained on (a run only).
+        split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` of them together.
+        corruptions: their names, see `medduet.data.corruptions`; none for those of the modality.
+        modality: what the images show; ``"auto"`` for what the run or a MedMNIST set says.
+        source: ``"medmnistc"`` for the corruptions of that package, see `medduet.data.medmnistc`.
+        baseline: ``stress.json``, or its folder, of the network to compare with: errors are then
+            also told as shares of its own.
+        device: see `medduet.TrainConfig`.
+        out: folder to write; ``None`` for ``PATH/stress/DATA-SPLIT``.
+        progress: draws the progress.
+
+    Returns:
+        The content of ``stress.json``: ``clean``; ``corruptions``, by name, with ``severities``
+        and their ``mean``; ``mean`` over the corruptions. Each has accuracy, balanced error (1 -
+        mean recall over classes), expected calibration error (calibrated, if the network is) and
+        Dice of images with a lesion, with n. ``rise`` is the balanced error less that of clean
+        images. With a baseline, ``be`` is the mean error of a corruption divided by the
+        baseline's, ``rbe`` the mean rise divided by the baseline's.
+
+    Raises:
+        ConfigError: unknown corruptions, a baseline on other images, or nothing to judge.
+        MissingFileError: there is no bundle at `path`, or no baseline.
+        ModelError: the bundle is damaged.
+    """
+    if is_on_hub(path) and out is None:
+        raise ConfigError("expected a folder for what a network of the hub says: add --out DIR")
+    path = bundle_folder(path)
+    bundle = load_bundle(path)
+    judged = open_for(bundle, path, data=data, device=device, progress=progress)
+    images = judged.images
+    given = [modality, *([data.modality] if data else []), judged.config.data.modality]
+    named = [each for each in given if each != "auto"]
+    modality = known_modality(images.info, named[0] if named else "auto")
+    spoilers = _spoilers(corruptions, images, modality, source)
+    base = None if baseline is None else _read_baseline(Path(baseline), images, split, spoilers)
+    calibration = Calibration.of_bundle(bundle.config)
+    judged.prepare(bundle)
+    pool = images.pool() if split == "all" else images.split(split)
+
+    def numbers(name: str = "", severity: int = 0) -> dict[str, Any]:
+        view = corrupted(pool, name, severity, spoilers[name]) if name else pool
+        return _numbers(judged.said(bundle, view, thorough=False), judged, calibration)
+
+    clean = numbers()
+    if not any(clean.get(name) is not None for name in MEASURED):
+        raise ConfigError(
+            f"{path} has nothing that can be judged on {images.name} ({split}): it takes classes "
+            "or masks that both know"
+        )
+    found: dict[str, Any] = {}
+    size = int(np.prod(pool.images.shape))
+    with counted(progress, "stress", size * len(spoilers) * len(SEVERITIES)) as count:
+        for name in spoilers:
+            rows = {}
+            for severity in SEVERITIES:
+                rows[str(severity)] = _with_rise(numbers(name, severity), clean)
+                count(size)
+            found[name] = {"severities": rows, "mean": _mean(list(rows.values()))}
+            if source == "builtin":
+                found[name] = {"kind": CORRUPTIONS[name].kind} | found[name]
+    record: dict[str, Any] = {
+        "network": bundle.config["network"]["name"],
+        "data": describe_data(images),
+        "split": split,
+        "modality": modality,
+        "source": source,
+        "clean": clean,
+        "corruptions": found,
+        "mean": _mean([each["mean"] for each in found.values()]),
+    }
+    if base is not None:
+        _compare(record, base)
+    if judged.fabric.is_global_zero:
+        out = out or path / "stress" / f"{images.name}-{split}"
+        write_stress_page(record, out)
+        write_json(out / "stress.json", record)
+    judged.fabric.barrier()
+    return record
+
+
+def _spoilers(
+    names: Sequence[str], images: ImageSet, modality: Modality, source: Source
+) -> dict[str, Spoil]:
+    """Return what is done to the images, by name."""
+    if source == "medmnistc":
+        official = medmnistc_corruptions(images.info.get("medmnist"), images.size)
+        known: dict[str, Spoil] = {name: partial(spoilt, each) for name, each in official.items()}
+    else:
+        own, channels = corruptions_of(modality, images.in_channels), images.in_channels
+        possible = (*corruptions_of("auto", channels), "dark_corners") if names else own
+        known = {name: spoiler(name) for name in possible}
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"unknown corruption '{name}' for images of {images.in_channels} channel(s): "
+                f"{closest(name, known)}"
+            )
+    return {name: known[name] for name in names or known}
+
+
+def _numbers(said: Predictions, judged: Judged, calibration: Calibration | None) -> dict[str, Any]:
+    images, values = judged.images, said.values
+    found: dict[str, Any] = {"n": len(said.label)}
+    if "dice" in values and said.has_mask.any():
+        dice, iou, pixels = (
+            values[name][said.has_mask] for name in ("dice", "iou", "truth_pixels")
+        )
+        summary = metrics.segmentation_summary(
+            *(dice, iou, None, pixels > 0, images.mask_names[1:]),
+            bootstrap=judged.config.evaluate.bootstrap,
+        )
+        found |= {key: value for key, value in summary.items() if key.startswith("dice_lesion")}
+    if "probability" in values and (said.label >= 0).any():
+        p, several = values["probability"], images.multi_label
+        summary = metrics.classification_metrics(
+            said.label, p, multi_label=several, class_names=images.class_names, bootstrap=0
+        )
+        found |= {key: summary[key] for key in ("n", "accuracy", "accuracy_interval", "auc")}
+        found["balanced_error"] = 1 - metrics.balanced_accuracy(said.label, p, several)
+        p = p if calibration is None else calibration.calibrate(p)
+        found["ece"] = metrics.expected_calibration_error(said.label, p, several)
+    return found
+
+
+def _with_rise(row: dict[str, Any], clean: Mapping[str, Any]) -> dict[str, Any]:
+    if "balanced_error" in row:
+        row["rise"] = row["balanced_error"] - clean["balanced_error"]
+    return row
+
+
+def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    names = [name for name in (*MEASURED, "rise") if rows[0].get(name) is not None]
+    return {name: float(np.mean([row[name] for row in rows])) for name in names}
+
+
+def _read_baseline(
+    path: Path, images: ImageSet, split: str, spoilers: Mapping[str, Spoil]
+) -> dict[str, Any]:
+    file = path / "stress.json" if path.is_dir() else path
+    if not file.is_file():
+        raise MissingFileError(f"expected what medduet stress wrote at {path}, but there is none")
+    try:
+        base: dict[str, Any] = read_json(file)
+        same = (base["data"]["fingerprint"], base["split"]) == (images.fingerprint, split)
+        missing = [name for name in spoilers if name not in base["corruptions"]]
+        known = "balanced_error" in base["mean"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is not what medduet stress writes: give its folder") from error
+    if not same or missing or not known:
+        what = f"lacks {', '.join(missing)}" if missing else "judges other images, or no classes"
+        raise ConfigError(f"the baseline {file} {what}: make it with the same --data and --split")
+    return base
+
+
+def _compare(record: dict[str, Any], base: Mapping[str, Any]) -> None:
+    """Add the errors as shares of those of a baseline; ``None`` where that has none."""
+    record["baseline"] = {"network": base["network"], "clean": base["clean"]}
+    shares: dict[str, list[float | None]] = {"be": [], "rbe": []}
+    for name, row in record["corruptions"].items():
+        theirs, own = base["corruptions"][name]["mean"], row["mean"]
+        for key, of in (("be", "balanced_error"), ("rbe", "rise")):
+            row[key] = own[of] / theirs[of] if theirs[of] > 0 else None
+            shares[key].append(row[key])
+    for key, found in shares.items():
+        known = [share for share in found if share is not None]
+        record[key] = float(np.mean(known)) if known else None

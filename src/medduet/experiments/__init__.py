@@ -1,0 +1,1 @@
+"""Grids of runs and searches, on this machine or on a Ray cluster."""

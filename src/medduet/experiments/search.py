@@ -1,0 +1,359 @@
+"""A multi-objective search over settings: a good validation score from a small network."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from medduet.config import RunConfig, validate
+from medduet.data.cache import ProgressFactory
+from medduet.errors import ConfigError, Interrupted, ModelError, TrainingError
+from medduet.experiments.config import Choices, SearchConfig
+from medduet.reports.pareto import front_of, pareto_figure
+from medduet.reports.style import save
+from medduet.runs.folder import RunFolder, numbered_folder
+from medduet.training.final import validation_selected
+from medduet.training.reporter import Reporter
+from medduet.training.run import train
+from medduet.utils.files import write_json, write_text
+from medduet.utils.locks import exclusive, holder
+from medduet.utils.parsing import read_json
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import FrozenTrial, Trial
+
+RIVALS = 3
+"""So many finished trials that cost no more must be known before one is pruned."""
+FIRST_FAILURES = 3
+"""If the first so many trials all fail, the search ends with their error."""
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """What a search has found so far.
+
+    Attributes:
+        path: its folder.
+        config: its settings.
+        trials: one mapping per trial: ``number``, ``state`` (finished, pruned or failed),
+            ``score`` on the validation split, ``parameters``, ``gmacs``, ``seconds``, ``values``
+            of the settings, ``error``; for those of the Pareto front ``front``, its place from the
+            cheapest (1) on, and ``recipe``.
+    """
+
+    path: Path
+    config: SearchConfig
+    trials: list[dict[str, Any]]
+
+    @property
+    def front(self) -> list[dict[str, Any]]:
+        """The trials that no other beats in both score and cost, the cheapest first."""
+        chosen = [trial for trial in self.trials if trial.get("front")]
+        return sorted(chosen, key=lambda trial: int(trial["front"]))
+
+
+def search(
+    config: SearchConfig | None = None,
+    *,
+    resume: str | Path | None = None,
+    reporter: Reporter | None = None,
+    progress: ProgressFactory | None = None,
+    stop: threading.Event | None = None,
+) -> SearchRecord:
+    """Search with NSGA-II (doi:10.1109/4235.996017) for settings that score high and cost little.
+
+    Each trial is a run in its own folder. The score is the one by which epochs are selected, on
+    the validation split, of the best epoch; the cost is the number of parameters or operations. A
+    trial is pruned after an epoch if its best score so far is below the median of what the
+    finished trials that cost no more had reached by then. The folder gets ``trials.json``, the
+    figure ``pareto.png``, and for each trial of the front a recipe for ``medduet train``.
+
+    Args:
+        config: of a new search.
+        resume: instead, the folder of a search to go on with; a trial that was under way goes on
+            from its last checkpoint.
+        reporter: is told how the training of each trial goes on, and of each trial in a line.
+        progress: draws the progress of downloads and conversions.
+        stop: set it to stop after the current step; the search can be resumed.
+
+    Raises:
+        ConfigError: settings that don't fit, a search that is under way, or no optuna.
+        Interrupted: `stop` was set.
+        MedDuetError: the data can't be read, or the first trials all fail.
+    """
+    if (config is None) == (resume is None):
+        raise ConfigError("expected either the settings of a new search or a folder to resume")
+    if config is None:
+        assert resume is not None
+        path = Path(resume)
+        if not (path / "search.json").is_file():
+            raise ConfigError(f"expected the folder of a search, but {path} has no search.json")
+        config = validate(SearchConfig, read_json(path / "search.json"), str(path / "search.json"))
+    else:
+        path = _create_folder(config)
+    reporter, stop = reporter or Reporter(), stop or threading.Event()
+    with _sole_process(path), _study(path, config) as (study, sample):
+        while (number := _trials_done(study)) < config.trials:
+            trial = sample(number)
+            values = {name: _suggest(trial, name, config) for name in config.space}
+            _run_trial(
+                study,
+                trial,
+                config.trial(values, path / "trials" / f"{trial.number:04d}"),
+                config,
+                reporter,
+                progress,
+                stop,
+            )
+            record = _write(path, config, study)
+            reporter.message(_line(record.trials[trial.number], config))
+        return _write(path, config, study)
+
+
+def _run_trial(
+    study: Study,
+    trial: Trial,
+    run: RunConfig,
+    config: SearchConfig,
+    reporter: Reporter,
+    progress: ProgressFactory | None,
+    stop: threading.Event,
+) -> None:
+    from optuna.trial import TrialState
+
+    assert run.out is not None
+    begun = (run.out / "config.json").is_file()
+    watch = _Pruner(reporter, run.out, config, _finished_folders(study, run.out.parent))
+    try:
+        record = train(
+            None if begun else run,
+            resume=run.out if begun else None,
+            reporter=watch,
+            progress=progress,
+            stop=stop,
+        )
+    except Interrupted as error:
+        raise Interrupted(
+            f"stopped in trial {trial.number + 1} of {config.trials}; go on with: "
+            f"medduet search --resume {run.out.parent.parent}"
+        ) from error
+    except _Pruned:
+        study.tell(trial.number, state=TrialState.PRUNED)
+    except (ModelError, TrainingError) as error:
+        study.set_user_attr(f"error-{trial.number}", str(error))
+        study.tell(trial.number, state=TrialState.FAIL)
+        states = {each.state for each in study.trials[: trial.number + 1]}
+        if trial.number + 1 == min(FIRST_FAILURES, config.trials) and states == {TrialState.FAIL}:
+            raise
+    else:
+        epoch = validation_selected(record.metrics)["selected_epoch"]
+        score = RunFolder(record.path).read_epochs()[epoch - 1]["val"]["score"]
+        if score is None:
+            study.set_user_attr(f"error-{trial.number}", "no score is known on validation")
+            study.tell(trial.number, state=TrialState.FAIL)
+        else:
+            study.tell(trial.number, [score, _cost(record.path, config)])
+
+
+class _Pruned(Exception):  # noqa: N818  (how a trial ends, not an error)
+    """A trial is not worth going on with."""
+
+
+class _Pruner(Reporter):
+    """Passes on how a trial goes, but for its epochs, and ends it when it is hopeless."""
+
+    def __init__(
+        self, reporter: Reporter, path: Path, config: SearchConfig, rivals: list[Path]
+    ) -> None:
+        self.reporter, self.path, self.config, self.rivals = reporter, path, config, rivals
+
+    def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
+        """Pass it on."""
+        self.reporter.begin_epoch(epoch, epochs, steps)
+
+    def step(self, images: int, losses: Callable[[], dict[str, float]]) -> None:
+        """Pass it on."""
+        self.reporter.step(images, losses)
+
+    def end_epoch(self, row: Mapping[str, Any]) -> None:
+        """Compare with the finished trials that cost no more, at the same epoch."""
+        epoch, after = row["epoch"], self.config.prune_after
+        if after is None or epoch < after or epoch >= self.config.run.train.epochs:
+            return
+        cost = _cost(self.path, self.config)
+        others = [
+            _best_score(path, epoch) for path in self.rivals if _cost(path, self.config) <= cost
+        ]
+        if len(others) >= RIVALS and _best_score(self.path, epoch) < median(others):
+            raise _Pruned
+
+
+def _best_score(path: Path, epoch: int) -> float:
+    """Return the best validation score of a run up to an epoch; -inf if none is known."""
+    rows = RunFolder(path).read_epochs()[:epoch]
+    return max(
+        (row["val"]["score"] for row in rows if row["val"]["score"] is not None),
+        default=float("-inf"),
+    )
+
+
+def _cost(path: Path, config: SearchConfig) -> float:
+    return float(read_json(path / "environment.json")["network"][config.cost])
+
+
+def _finished_folders(study: Study, folder: Path) -> list[Path]:
+    from optuna.trial import TrialState
+
+    done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    return [folder / f"{trial.number:04d}" for trial in done]
+
+
+def _trials_done(study: Study) -> int:
+    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+
+
+def _suggest(trial: Trial, name: str, config: SearchConfig) -> Any:
+    setting = config.space[name]
+    if isinstance(setting, Choices):
+        return trial.suggest_categorical(name, setting.choices)
+    return trial.suggest_float(name, setting.low, setting.high, log=setting.log)
+
+
+@contextmanager
+def _study(path: Path, config: SearchConfig) -> Iterator[tuple[Study, Callable[[int], Trial]]]:
+    """Give the study in the folder, and what gives its trial of a number."""
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
+        from optuna.trial import Trial, TrialState
+    except ImportError as error:
+        raise ConfigError(
+            "medduet search needs optuna: type pip install 'medduet[search]'"
+        ) from error
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(path / "study.jsonl"))),
+            study_name="medduet",
+            directions=["maximize", "minimize"],
+            load_if_exists=True,
+        )
+
+        def sample(number: int) -> Trial:
+            # Seeded by the trial, so that a resumed search goes on as if it had not stopped.
+            study.sampler = optuna.samplers.NSGAIISampler(
+                population_size=config.population, seed=_seed(config, number)
+            )
+            running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+            return Trial(study, running[0]._trial_id) if running else study.ask()
+
+        yield study, sample
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _seed(config: SearchConfig, number: int) -> int:
+    return int(np.random.SeedSequence([config.search_seed, number]).generate_state(1)[0])
+
+
+@contextmanager
+def _sole_process(path: Path) -> Iterator[None]:
+    with exclusive(path / "lock") as alone:
+        if not alone:
+            raise ConfigError(
+                f"{holder(path / 'lock')} works on the search in {path}: wait for it, or stop it"
+            )
+        yield
+
+
+def _create_folder(config: SearchConfig) -> Path:
+    if not config.space:
+        raise ConfigError(
+            "the search has no space: name settings and what they can be, as the "
+            "recipe of 'medduet search adares' does"
+        )
+    if not config.run.data.name:
+        raise ConfigError("no data given: add --data NAME, or --data FILE.npz")
+    path = config.out or numbered_folder(Path("searches") / Path(config.run.data.name).stem)
+    if (path / "search.json").exists():
+        raise ConfigError(
+            f"{path} holds a search already: go on with it by 'medduet search --resume {path}', "
+            "or give another --out"
+        )
+    write_json(path / "search.json", config.model_dump(mode="json"))
+    return path
+
+
+def _write(path: Path, config: SearchConfig, study: Study) -> SearchRecord:
+    """Write what is known of all trials, the figure, and the recipes of the front."""
+    trials = [
+        _row(path, study, trial)
+        for trial in study.get_trials(deepcopy=False)
+        if trial.state.is_finished()
+    ]
+    finished = [trial for trial in trials if trial["state"] == "finished"]
+    front = front_of([(trial["score"], trial[config.cost]) for trial in finished])
+    for place, index in enumerate(front, start=1):
+        trial = finished[index]
+        recipe = path / "recipes" / f"front-{place}.yaml"
+        trial["front"], trial["recipe"] = place, str(recipe)
+        run = config.trial(trial["values"], path).model_dump(
+            mode="json", exclude={"out"}, exclude_defaults=True
+        )
+        write_text(recipe, f"# {_line(trial, config)}\n{yaml.safe_dump(run, sort_keys=False)}")
+    for stale in (path / "recipes").glob("front-*.yaml"):
+        if int(stale.stem.partition("-")[2]) > len(front):
+            stale.unlink()
+    write_json(path / "trials.json", trials)
+    if finished:
+        save(pareto_figure(trials, config.cost, config.run.data.name), path / "pareto.png")
+    return SearchRecord(path, config, trials)
+
+
+def _row(path: Path, study: Study, trial: FrozenTrial) -> dict[str, Any]:
+    folder = path / "trials" / f"{trial.number:04d}"
+    row: dict[str, Any] = {
+        "number": trial.number + 1,
+        "state": {"COMPLETE": "finished", "PRUNED": "pruned"}.get(trial.state.name, "failed"),
+        "values": dict(trial.params),
+    }
+    if (folder / "environment.json").is_file():
+        cost = read_json(folder / "environment.json")["network"]
+        row |= {name: cost[name] for name in ("parameters", "gmacs")}
+    if (folder / "epochs.jsonl").is_file():
+        epochs = RunFolder(folder).read_epochs()
+        row |= {
+            "epochs": len(epochs),
+            "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
+            "score": _best_score(folder, len(epochs)),
+        }
+    if trial.state.name == "FAIL":
+        row["error"] = study.user_attrs.get(f"error-{trial.number}", "")
+    return row
+
+
+def _line(trial: Mapping[str, Any], config: SearchConfig) -> str:
+    values = ", ".join(
+        f"{name.partition('.')[2]} {value:.3g}"
+        if isinstance(value, float)
+        else f"{name.partition('.')[2]} {value}"
+        for name, value in trial["values"].items()
+    )
+    if trial["state"] == "failed":
+        return f"trial {trial['number']} failed: {trial['error']} ({values})"
+    ended = f"pruned after {trial['epochs']} epochs" if trial["state"] == "pruned" else "finished"
+    return (
+        f"trial {trial['number']} of {config.trials} {ended}: score {trial['score']:.4f}, "
+        f"{trial['parameters'] / 1e6:.2f} M parameters, {trial['gmacs']:.3f} GMAC, "
+        f"{trial['seconds']:.0f} s ({values})"
+    )

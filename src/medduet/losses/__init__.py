@@ -1,0 +1,1 @@
+"""Losses of each task, and how they become one step."""

@@ -1,0 +1,1 @@
+"""Tables, figures and pages of one run or many."""

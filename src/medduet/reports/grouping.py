@@ -1,0 +1,218 @@
+"""Which of many runs repeat each other, and how what they differ in is called."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medduet.config import RunConfig
+from medduet.metrics.classification import auc_replicates
+from medduet.reports.folds import join_folds
+from medduet.runs.reader import FinishedRun, SplitPredictions
+
+# Settings that don't change what is measured, or that name the data or the repetition.
+_ASIDE = (
+    "data",
+    "out",
+    "train.seed",
+    "train.device",
+    "train.activation_checkpointing",
+    "objective.conflict_steps",
+    "evaluate.bootstrap",
+    "evaluate.batch_size",
+)
+RESAMPLES = 2000
+REFERENCE = "vovunet_var"
+"""The network that others are compared with, if it is there: the paper's own."""
+
+
+@dataclass
+class Group:
+    """The runs that differ by their seed alone.
+
+    Attributes:
+        dataset: name of the data set, told apart from others of that name.
+        method: what was done: the network, and whatever else differs among the runs.
+        runs: by seed.
+    """
+
+    dataset: str
+    method: str
+    runs: dict[int, FinishedRun] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds, in order."""
+        return sorted(self.runs)
+
+    @property
+    def first(self) -> FinishedRun:
+        """The run of the lowest seed."""
+        return self.runs[self.seeds[0]]
+
+    @cached_property
+    def auc_replicates(self) -> dict[int, NDArray[np.float64]]:
+        """The AUC of each run on the same bootstrap resamples of the test images, by seed."""
+        return {
+            seed: auc_replicates(test.label, test.probability, test.label.ndim == 2, RESAMPLES)
+            for seed, test in self.test.items()
+            if test.label is not None and test.probability is not None
+        }
+
+    @cached_property
+    def test(self) -> dict[int, SplitPredictions]:
+        """What the validation-selected epoch of each run answered on the test split, by seed."""
+        return {seed: self.runs[seed].predictions("test") for seed in self.seeds}
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Many runs as a table of data sets and methods.
+
+    Attributes:
+        groups: by data set and method; not every data set needs every method.
+        datasets: their names, in order.
+        methods: their names, in order, the reference first.
+        notes: what a reader must know, such as runs that were left out.
+    """
+
+    groups: dict[tuple[str, str], Group]
+    datasets: list[str]
+    methods: list[str]
+    notes: list[str]
+
+    def of(self, dataset: str) -> list[Group]:
+        """Return the groups of a data set, in the order of the methods."""
+        keys = [(dataset, method) for method in self.methods]
+        return [self.groups[key] for key in keys if key in self.groups]
+
+
+def group_runs(runs: Sequence[FinishedRun], reference: str | None = None) -> Runs:
+    """Sort runs by data set, method and seed.
+
+    The method is named after the settings that differ: the network, if there are several; the
+    tasks, if they are; and any other setting that differs between runs of one network on one data
+    set. A setting that only follows from the data set or the network is not named. The folds of a
+    cross-validation count as one run.
+
+    Args:
+        runs: any finished runs.
+        reference: the method that comes first; ``None`` for the paper's network, then whoever has
+            most settings by default, then by name.
+    """
+    runs, notes = join_folds(runs)
+    datasets = _name_datasets(runs)
+    settings = [_flatten(run.config) for run in runs]
+    varying = _varying(runs, settings, datasets)
+    methods = _name_methods(runs, settings, varying)
+    groups: dict[tuple[str, str], Group] = {}
+    for run, dataset, method in zip(runs, datasets, methods, strict=True):
+        group = groups.setdefault((dataset, method), Group(dataset, method))
+        if run.seed in group.runs:
+            notes.append(
+                f"{run.path.name} repeats {group.runs[run.seed].path.name} (same settings and "
+                "seed); only the latter counts"
+            )
+        else:
+            group.runs[run.seed] = run
+    changes = dict(zip(methods, _changes(settings, varying), strict=True))
+    order = sorted(
+        changes,
+        key=lambda method: (
+            method != reference,
+            method.split(" · ")[0] != REFERENCE,
+            changes[method],
+            method,
+        ),
+    )
+    return Runs(groups, sorted(dict.fromkeys(datasets)), order, notes)
+
+
+def _name_datasets(runs: Sequence[FinishedRun]) -> list[str]:
+    """Name each run's data set, with its size, channels or content where names are the same."""
+    described = [
+        {
+            "size": " x ".join(map(str, run.data.get("size", []))),
+            "channels": {1: "grey", 3: "RGB"}.get(run.data.get("channels", 0), "other channels"),
+            "fingerprint": str(run.data.get("fingerprint", ""))[:8],
+        }
+        for run in runs
+    ]
+    named: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for run, facts in zip(runs, described, strict=True):
+        named[run.data_name].append(facts)
+    labels = []
+    for run, facts in zip(runs, described, strict=True):
+        others, label = named[run.data_name], run.data_name
+        for fact, value in facts.items():
+            if len({other[fact] for other in others}) > 1:
+                label += f", {value}"
+                others = [other for other in others if other[fact] == value]
+        labels.append(label)
+    return labels
+
+
+def _flatten(config: Mapping[str, Any]) -> dict[str, Hashable]:
+    """Return the settings that can make a method, by path."""
+    flat: dict[str, Hashable] = {}
+    for section, values in config.items():
+        if section in _ASIDE or not isinstance(values, Mapping):
+            continue
+        for key, value in values.items():
+            path = f"{section}.{key}"
+            if path not in _ASIDE:
+                flat[path] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
+def _varying(
+    runs: Sequence[FinishedRun], settings: Sequence[Mapping[str, Hashable]], datasets: Sequence[str]
+) -> list[str]:
+    """Return the settings, by path, that make methods out of one network on one data set."""
+    places = [(dataset, run.model) for dataset, run in zip(datasets, runs, strict=True)]
+    paths = sorted({path for each in settings for path in each} - {"model.name"})
+    return [path for path in paths if _differs(path, settings, places)]
+
+
+def _name_methods(
+    runs: Sequence[FinishedRun], settings: Sequence[Mapping[str, Hashable]], varying: Sequence[str]
+) -> list[str]:
+    several = len({run.model for run in runs}) > 1
+    names = []
+    for run, each in zip(runs, settings, strict=True):
+        parts = [_said(path, each[path]) for path in varying if path in each]
+        names.append(" · ".join([run.model] * (several or not parts) + parts))
+    return names
+
+
+def _changes(settings: Sequence[Mapping[str, Hashable]], varying: Sequence[str]) -> list[int]:
+    """Return how many of the varying settings of each run are not the default; tasks aside."""
+    default = _flatten(RunConfig().model_dump(mode="json"))
+    return [
+        sum(each.get(path) != default.get(path) for path in varying if path != "objective.tasks")
+        for each in settings
+    ]
+
+
+def _differs(
+    path: str, settings: Sequence[Mapping[str, Hashable]], places: Sequence[tuple[str, str]]
+) -> bool:
+    """Return whether a setting differs between runs of one network on one data set."""
+    seen: dict[tuple[str, str], set[Hashable]] = defaultdict(set)
+    for each, place in zip(settings, places, strict=True):
+        if path in each:  # an older version may not have had it
+            seen[place].add(each[path])
+    return any(len(values) > 1 for values in seen.values())
+
+
+def _said(path: str, value: Hashable) -> str:
+    if path == "objective.tasks" and isinstance(value, tuple):
+        return "+".join(map(str, value))
+    name = path.partition(".")[2].replace("_", " ")
+    return str(value) if path == "objective.balance" else f"{name} {value}"

@@ -1,0 +1,97 @@
+"""A trained network with all that is needed to use it, in a folder without pickles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medduet.runs.card import model_card
+from medduet.runs.bundle_config import check_said
+from medduet.errors import ModelError
+from medduet.utils.files import atomic_folder, write_text
+from medduet.utils.parsing import misread
+from medduet.models.base import DuetNetwork
+from medduet.utils.hub import CONFIG, bundle_folder
+from medduet.models.weights import load_network, save_network
+from medduet.types import DenseLayout
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """A network and what is known of it.
+
+    Attributes:
+        network: the module, in evaluation mode, on the CPU.
+        config: the content of ``config.json``: ``network``, ``class_names``, ``mask_names``,
+            ``multi_label``, ``layout``, ``preprocessing``, ``calibration`` (see
+            `medduet.uncertainty.calibration.Calibration`; ``None`` for the reason in
+            ``calibration_missing``), ``familiarity`` (see `medduet.uncertainty.ood.Familiarity`),
+            ``metrics``, ``data``, ``versions``.
+    """
+
+    network: DuetNetwork
+    config: dict[str, Any]
+
+    @property
+    def layout(self) -> DenseLayout:
+        """Which channels of the dense output belong to which task."""
+        return DenseLayout(**self.config["layout"])
+
+
+def save_bundle(path: Path, network: DuetNetwork, config: dict[str, Any]) -> None:
+    """Write ``model.safetensors``, ``config.json`` and the model card ``README.md`` to `path`.
+
+    The folder appears whole or not at all; an older bundle there is replaced.
+
+    Args:
+        path: of the folder.
+        network: whose weights and arguments are saved.
+        config: see `ModelBundle`.
+    """
+    with atomic_folder(path) as folder:
+        save_network(folder, network, config)
+        with misread("config.json of the bundle", ModelError):
+            card = model_card({"network": network.arguments} | config)
+        write_text(folder / "README.md", card)
+
+
+def load_bundle(path: str | Path) -> ModelBundle:
+    """Read the bundle in the folder `path`, or in the run folder `path`, or at ``hf://OWNER/NAME``.
+
+    Raises:
+        MissingFileError: there is no bundle.
+        DownloadError: the Hugging Face hub can't be reached, or asks for a token.
+        ModelError: the bundle is damaged, of another version, or its weights don't fit.
+    """
+    folder = bundle_folder(path)
+    network, config = load_network(folder)
+    check_said(folder / CONFIG, config)
+    return ModelBundle(network, config)
+
+
+def load(path: str | Path) -> DuetNetwork:
+    """Return the trained network of a bundle or run folder, ready for use.
+
+    Args:
+        path: ``RUN/bundle`` or ``RUN``, or ``hf://OWNER/NAME[@REVISION]`` of the Hugging Face hub.
+
+    Returns:
+        The module in evaluation mode on the CPU. It takes ``(N, C, H, W)`` images, uint8 or float
+        in [0, 1], and gives `Outputs`.
+
+    Raises:
+        MissingFileError: there is no bundle.
+        DownloadError: the Hugging Face hub can't be reached, or asks for a token.
+        ModelError: the bundle is damaged, of another version, or its weights don't fit.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from medduet import create_model
+        >>> arguments = dict(name="vovunet_var", in_channels=1, num_classes=2, width=2)
+        >>> folder = Path(tempfile.mkdtemp()) / "bundle"
+        >>> save_bundle(folder, create_model(**arguments), {})
+        >>> load(folder)(torch.zeros(1, 1, 16, 16)).class_logits.shape
+        torch.Size([1, 2])
+    """
+    return load_bundle(path).network

@@ -1,0 +1,1 @@
+"""Setup, loop, step, state and validation of one training run."""

@@ -1,0 +1,54 @@
+"""What training and judging work with."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from lightning.fabric import Fabric
+
+from medduet.config import RunConfig
+from medduet.data.imageset import ImageSet
+from medduet.losses.objective import Objective
+from medduet.models.base import DuetNetwork
+from medduet.runs.folder import RunFolder
+from medduet.training.reporter import Reporter
+from medduet.training.validation import Predictions, predict_split
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One network, its data and its settings, on launched processes.
+
+    Attributes:
+        fabric: device, precision and processes.
+        config: the settings.
+        data: the three splits.
+        network: not the wrapper that Fabric makes of it.
+        objective: the losses, and which dense channels belong to which task.
+        folder: where everything is written.
+        reporter: is told how it goes on.
+        stop: set from outside to end training after the current step.
+    """
+
+    fabric: Fabric
+    config: RunConfig
+    data: ImageSet
+    network: DuetNetwork
+    objective: Objective
+    folder: RunFolder
+    reporter: Reporter = field(default_factory=Reporter)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def predict(self, split: str, *, thorough: bool) -> Predictions:
+        """Judge every image of `split`; `thorough` as in `predict_split`, else with the losses."""
+        return predict_split(
+            self.fabric,
+            self.network,
+            self.data.split(split),
+            self.objective.layout,
+            multi_label=self.data.multi_label,
+            batch_size=self.config.evaluate.batch_size,
+            objective=None if thorough else self.objective,
+            thorough=thorough,
+        )

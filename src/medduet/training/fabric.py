@@ -1,0 +1,167 @@
+"""Devices, precision and processes."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from lightning.fabric import Fabric, wrappers
+from lightning.fabric.strategies.ddp import DDPStrategy
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+
+from medduet.config import TrainConfig
+from medduet.errors import ConfigError
+from medduet.training.speed import best_precision
+
+_PATIENCE = timedelta(days=1)
+"""For how long processes wait for the first one, which may convert images for hours."""
+
+
+def launch_fabric(config: TrainConfig) -> Fabric:
+    """Return a launched Fabric for the device and precision of `config`.
+
+    Under torchrun (or another launcher that sets ``WORLD_SIZE``) it joins the other processes,
+    with gloo on CPUs and NCCL on GPUs.
+
+    Raises:
+        ConfigError: the device or precision is not to be had on this machine.
+    """
+    device = config.device
+    if device == "auto":
+        device = _best_device()
+    kind, _, number = device.partition(":")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _mps_available()}
+    if not available[kind]:
+        raise ConfigError(f"--device {device} was asked for, but torch sees none: try --device cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"--device {device} was asked for, but torch sees {torch.cuda.device_count()} GPU(s): "
+            f"give cuda:0 to cuda:{torch.cuda.device_count() - 1}"
+        )
+    if config.precision == "16-mixed" and kind == "cpu":
+        raise ConfigError("--precision 16-mixed needs a GPU: on a CPU give bf16-mixed or 32-true")
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    _join_again(kind, world_size)
+    with _without_remarks():
+        fabric = Fabric(
+            accelerator=kind,
+            devices=[int(number)] if number else local_size,
+            num_nodes=max(1, world_size // local_size),
+            strategy=DDPStrategy(timeout=_PATIENCE) if world_size > 1 else "auto",
+            precision=best_precision(kind) if config.precision == "auto" else config.precision,
+        )
+        fabric.launch()
+    if world_size > 1:
+        atexit.register(_leave)
+    return fabric
+
+
+def _leave() -> None:
+    """Leave the other processes: gloo's threads, if they outlive Python, may abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _join_again(kind: str, world_size: int) -> None:
+    """Join the processes that torchrun has started again, before Fabric does.
+
+    torchrun (2.14) keeps its store, where processes may find the addresses of those that died: the
+    new ones write under a name of their own.
+    """
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if world_size < 2 or restart == "0" or not served or torch.distributed.is_initialized():
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = TCPStore(address, port, world_size, is_master=False)
+    torch.distributed.init_process_group(
+        "nccl" if kind == "cuda" else "gloo",
+        store=PrefixStore(f"restart-{restart}", store),
+        rank=int(os.environ["RANK"]),
+        world_size=world_size,
+        timeout=_PATIENCE,
+    )
+
+
+@contextmanager
+def deterministic(fabric: Fabric, wanted: bool) -> Iterator[None]:
+    """Let a GPU compute the same each time while this lasts, if that is `wanted`.
+
+    Operations that have no such way raise torch's error. CPUs compute so anyway.
+    """
+    if not wanted or fabric.device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used
+    before = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=only_warns)
+
+
+@contextmanager
+def gradients_by_hand() -> Iterator[None]:
+    """Let `torch.autograd.grad` through a module of Fabric's.
+
+    With mixed precision Fabric refuses every backward pass but its own, since float16 needs the
+    loss scaled; bfloat16 does not.
+    """
+    before = wrappers._in_fabric_backward
+    wrappers._in_fabric_backward = True
+    try:
+        yield
+    finally:
+        wrappers._in_fabric_backward = before
+
+
+def peak_memory(device: torch.device) -> float | None:
+    """Return the most memory that this process has held so far, in GB: on the GPU, else of all.
+
+    ``None`` on a CPU under Windows, which has no such count.
+    """
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
+
+
+@contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Keep Lightning from printing which precision and processes it uses; environment.json says it.
+
+    On import Lightning gives its loggers handlers of their own and the level INFO.
+    """
+    # Which of the two speaks depends on the order of Lightning's own imports.
+    loggers = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if _mps_available() else "cpu"
+
+
+def _mps_available() -> bool:
+    return bool(torch.backends.mps.is_available())

@@ -1,0 +1,97 @@
+"""The last word on a run: its selected epochs, judged thoroughly on val and test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from medduet.errors import DataError
+from medduet.training.checkpoint import load_state
+from medduet.training.experiment import Experiment
+from medduet.training.state import Progress
+from medduet.training.validation import Predictions, summarize
+from medduet.uncertainty.calibration import Calibration
+from medduet.utils.files import write_text
+
+JUDGED = ("val", "test")
+
+
+def judge(experiment: Experiment, progress: Progress) -> tuple[dict[str, Any], Calibration | None]:
+    """Judge the selected epochs, and write their predictions.
+
+    Returns:
+        The content of ``metrics.json``, and the calibration of the validation-selected epoch, whose
+        weights the network has afterwards; ``None`` where the validation split does not allow one,
+        for the reason in ``calibration_missing``.
+    """
+    about = {"protocol": experiment.config.evaluate.protocol, "seed": experiment.config.train.seed}
+    if about["protocol"] == "honest":
+        honest, calibration = _epoch(experiment, "best", "")
+        return about | _honest(progress) | honest, calibration
+    selected = {"selection": "test-selected", "selected_epoch": progress.best_test.epoch}
+    on_test, _ = _epoch(experiment, "best-test", "-test-selected")
+    honest, calibration = _epoch(experiment, "best", "")
+    both = on_test | {"validation_selected": _honest(progress) | honest}
+    return about | selected | both, calibration
+
+
+def validation_selected(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the part of ``metrics.json`` on the epoch that validation selected."""
+    honest: Mapping[str, Any] = metrics.get("validation_selected", metrics)
+    return honest
+
+
+def _honest(progress: Progress) -> dict[str, Any]:
+    return {"selection": "validation-selected", "selected_epoch": progress.best.epoch}
+
+
+def _epoch(
+    experiment: Experiment, checkpoint: str, suffix: str
+) -> tuple[dict[str, Any], Calibration | None]:
+    experiment.network.load_state_dict(load_state(experiment.folder.checkpoint(checkpoint)))
+    part: dict[str, Any] = {}
+    calibration = None
+    for split in JUDGED:
+        predictions = experiment.predict(split, thorough=True)
+        part[split] = summarize(
+            predictions, experiment.data, experiment.config.evaluate, calibration
+        )
+        if split == "val":
+            calibration, missing = _calibration(predictions, experiment.data.multi_label)
+        if experiment.fabric.is_global_zero:
+            name = f"{split}{suffix}"
+            experiment.folder.write_predictions(name, predictions, experiment.data)
+            _write_medmnist(experiment, split, suffix, predictions, part[split])
+    return part | ({"calibration_missing": missing} if missing else {}), calibration
+
+
+def _calibration(
+    predictions: Predictions, multi_label: bool
+) -> tuple[Calibration | None, str | None]:
+    """Return the calibration that fits the validation split, or why there is none."""
+    if "probability" not in predictions.values:
+        return None, "the network has no class head"
+    try:
+        probability = predictions.values["probability"]
+        return Calibration.fit(predictions.label, probability, multi_label), None
+    except DataError as error:
+        return None, str(error)
+
+
+def _write_medmnist(
+    experiment: Experiment,
+    split: str,
+    suffix: str,
+    predictions: Predictions,
+    summary: Mapping[str, Any],
+) -> None:
+    """Write the result file that `medmnist.Evaluator.parse_and_evaluate` reads."""
+    if "probability" not in predictions.values or summary["auc"] is None:
+        return
+    size = experiment.data.size[0]
+    stem = f"{experiment.data.name}{'' if size == 28 else f'_{size}'}_{split}"
+    scores = f"[AUC]{summary['auc']:.3f}_[ACC]{summary['accuracy']:.3f}"
+    rows = enumerate(predictions.values["probability"].tolist())
+    text = "".join(f"{i},{','.join(map(repr, row))}\n" for i, row in rows)
+    name = f"{stem}_{scores}@seed{experiment.config.train.seed}{suffix}.csv"
+    write_text(experiment.folder.path / "predictions" / "medmnist" / name, text)

@@ -1,0 +1,270 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from medduet.config import TrainConfig
+from medduet.data.augment import build_augmentation
+from medduet.data.batches import balanced_shares, train_batches
+from medduet.errors import Interrupted, TrainingError
+from medduet.losses.objective import Objective
+from medduet.models.base import DuetNetwork
+from medduet.training.balance import Balancer
+from medduet.training.checkpoint import save_state
+from medduet.training.experiment import Experiment
+from medduet.training.fabric import peak_memory
+from medduet.training.loader import Feed
+from medduet.training.nonfinite import NotFiniteError, RunningValues, save_batch
+from medduet.training.speed import checkpoint_activations
+from medduet.training.state import Progress, TrainState, saved_if_cut_off
+from medduet.training.step import leave_out, train_step
+from medduet.training.stopping import Watch
+from medduet.training.sync_norm import sync_batch_norm
+from medduet.training.validation import quick_metrics, selection_score
+
+
+def fit(experiment: Experiment) -> Progress:
+    """Train until the last epoch, or until patience runs out.
+
+    Goes on from the last checkpoint in the run's folder, if there is one. After each epoch val is
+    judged (and test, in the paper's protocol), the weights of the best epoch so far are kept, and
+    the checkpoint is written.
+
+    Returns:
+        Where it ended, with the best epochs.
+
+    Raises:
+        DownloadError: the server of the images is gone; a single process saves the last step.
+        Interrupted: ``experiment.stop`` was set; the last step is saved.
+        StorageError: the disk is full; the last checkpoint is unharmed.
+        TrainingError: a loss or gradient is not finite and that is to end the run, the memory does
+            not do for two images, or there are too few images.
+    """
+    fabric, config = experiment.fabric, experiment.config.train
+    with _private_generators(fabric):
+        torch.manual_seed(config.seed + 1 + fabric.global_rank)
+        state = _new_state(experiment)
+        state.restore(experiment.folder, fabric)
+        begun = experiment.folder.checkpoint("last").is_file()
+        if config.on_not_finite == "rollback" and not begun:
+            state.save(experiment.folder, fabric)
+        while not _is_over(state.progress, config):
+            try:
+                with saved_if_cut_off(state, experiment.folder, fabric):
+                    _train_epoch(experiment, state)
+            except NotFiniteError as fault:
+                _roll_back(experiment, state, fault)
+            else:
+                _end_epoch(experiment, state)
+    return state.progress
+
+
+def _roll_back(experiment: Experiment, state: TrainState, fault: NotFiniteError) -> None:
+    """Go back to the last checkpoint; the step that was not finite will be left out."""
+    fabric, folder = experiment.fabric, experiment.folder
+    if experiment.config.train.on_not_finite != "rollback":
+        path = save_batch(folder, fault, experiment.data.train, fabric.global_rank)
+        raise TrainingError(
+            f"{fault}, which are in {path}: lower --lr, set --train.clip 1, or "
+            "--train.on-not-finite skip"
+        ) from fault
+    known = state.progress
+    state.optimizer.zero_grad()
+    state.restore(folder, fabric)
+    state.progress.left_out, state.progress.micro_batch = known.left_out, known.micro_batch
+    leave_out(experiment, state, fault)
+
+
+def _new_state(experiment: Experiment) -> TrainState:
+    config, fabric, network = experiment.config.train, experiment.fabric, experiment.network
+    fabric.to_device(network)
+    if config.sync_batch_norm and fabric.world_size > 1:
+        sync_batch_norm(network, fabric.device.type)
+    if config.activation_checkpointing:
+        checkpoint_activations(network)
+    if config.compile:
+        network.compile()
+    optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    optimizer = optimizer_class(
+        _parameter_groups(network, config),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        # Lightning refuses to clip where the optimizer itself would scale float16's gradients.
+        fused=config.fused and (config.precision != "16-mixed" or config.clip is None),
+    )
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, T_max=config.cosine_epochs or config.epochs
+    )
+    module, wrapped_optimizer = fabric.setup(network, optimizer)
+    objective = experiment.objective.to(fabric.device)
+    return TrainState(
+        network=network,
+        module=module,
+        optimizer=wrapped_optimizer,
+        scheduler=scheduler,
+        sums=torch.zeros(2, len(objective.tasks), dtype=torch.float64, device=fabric.device),
+        balancer=Balancer(experiment, optimizer),
+        feed=Feed(fabric, experiment.data.train),
+        watch=Watch(fabric, experiment.stop, 1 if config.on_not_finite == "skip" else None),
+        running=RunningValues(network),
+        progress=Progress(micro_batch=config.micro_batch_size),
+    )
+
+
+def _parameter_groups(network: DuetNetwork, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return what is trained; the encoder stands apart if it has a learning rate of its own."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if config.encoder_learning_rate is None:
+        return [{"params": trained}]
+    shared = {id(parameter) for parameter in network.encoder_parameters()}
+    encoder = [parameter for parameter in trained if id(parameter) in shared]
+    return [
+        {"params": [parameter for parameter in trained if id(parameter) not in shared]},
+        {"params": encoder, "lr": config.encoder_learning_rate},
+    ]
+
+
+def _is_over(progress: Progress, config: TrainConfig) -> bool:
+    if progress.epoch > config.epochs:
+        return True
+    since_best = progress.epoch - 1 - progress.best.epoch
+    return config.patience is not None and since_best >= config.patience
+
+
+def _train_epoch(experiment: Experiment, state: TrainState) -> None:
+    fabric, config, train = experiment.fabric, experiment.config.train, experiment.data.train
+    progress = state.progress
+    batches = train_batches(
+        len(train),
+        config.batch_size,
+        seed=config.seed,
+        epoch=progress.epoch,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        shares=balanced_shares(train.labels) if config.sampling == "balanced" else None,
+        shards=train.shard_sizes,
+    )
+    if not batches:
+        raise TrainingError(
+            f"expected at least {2 * fabric.world_size} training images, but "
+            f"{experiment.data.name} has {len(train)}: give more images or fewer processes"
+        )
+    experiment.reporter.begin_epoch(progress.epoch, config.epochs, len(batches))
+    augment = build_augmentation(config.augment, experiment.data, experiment.config.data.modality)
+    state.module.train()
+    started = time.perf_counter()
+    for batch in state.feed.batches(batches[progress.step :]):
+        must_stop = False
+        # One that is known from before the run was rolled back.
+        if [progress.epoch, progress.step + 1] not in progress.left_out:
+            must_stop = train_step(experiment, state, augment(batch) if augment else batch)
+        progress.step += 1
+        now = time.perf_counter()
+        progress.seconds, started = progress.seconds + now - started, now
+        images = len(batch.indices) * fabric.world_size
+        experiment.reporter.step(images, lambda: _means(state.sums, experiment.objective))
+        if must_stop:
+            state.save(experiment.folder, fabric)
+            raise Interrupted(
+                f"stopped in epoch {progress.epoch} after step {progress.step} of {len(batches)}; "
+                f"go on with: medduet train --resume {experiment.folder.path}"
+            )
+    state.watch.look()
+
+
+def _end_epoch(experiment: Experiment, state: TrainState) -> None:
+    fabric, progress, objective = experiment.fabric, state.progress, experiment.objective
+    rate = state.scheduler.get_last_lr()[0]
+    with warnings.catch_warnings():
+        # A run that was stopped after the last step of an epoch goes on without one before this.
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+        state.scheduler.step()
+    sums = fabric.all_reduce(state.sums, reduce_op="sum")
+    assert isinstance(sums, Tensor)
+    if fabric.world_size > 1:
+        # Each process has seen other images; all judge with the running means of the first.
+        for buffer in experiment.network.buffers():
+            buffer.copy_(fabric.broadcast(buffer))
+    means = _means(sums, objective)
+    row: dict[str, Any] = {
+        "epoch": progress.epoch,
+        "learning_rate": rate,
+        "seconds": round(progress.seconds, 3),
+        "images_per_second": round(len(experiment.data.train) / max(progress.seconds, 1e-9), 2),
+        "train": {"loss": _total(means, objective), **means},
+        **state.balancer.summary(),
+        **_left_out(progress),
+        "peak_memory_gb": peak_memory(fabric.device),
+        "val": _judge(experiment, "val", progress.epoch),
+    }
+    score = selection_score(row["val"], experiment.config.evaluate.select)
+    row["val"]["score"] = score
+    if progress.best.beaten_by(progress.epoch, score):
+        _keep_weights(experiment, "best")
+    if experiment.config.evaluate.protocol == "paper":
+        row["test"] = _judge(experiment, "test", progress.epoch)
+        if progress.best_test.beaten_by(progress.epoch, _paper_score(row["test"])):
+            _keep_weights(experiment, "best-test")
+    progress.history.append(row)
+    progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, 0.0
+    state.sums = torch.zeros_like(state.sums)
+    state.balancer.end_epoch()
+    state.save(experiment.folder, fabric)
+    experiment.reporter.end_epoch(row)
+
+
+def _left_out(progress: Progress) -> dict[str, Any]:
+    """Return the steps of the epoch that were left out, if any were."""
+    steps = [step for epoch, step in progress.left_out if epoch == progress.epoch]
+    return {"left_out": steps} if steps else {}
+
+
+def _judge(experiment: Experiment, split: str, epoch: int) -> dict[str, float]:
+    predictions = experiment.predict(split, thorough=False)
+    if not np.isfinite(predictions.values.get("probability", 0.0)).all():
+        raise TrainingError(
+            f"the network's answers for {split} are not finite after epoch {epoch}: lower --lr, or "
+            "set --train.clip 1"
+        )
+    metrics = quick_metrics(predictions, experiment.data.multi_label)
+    return {"loss": _total(metrics, experiment.objective), **metrics}
+
+
+def _paper_score(metrics: Mapping[str, float]) -> float:
+    """The paper ranks epochs by accuracy; sets without classes are ranked as ever."""
+    return selection_score(metrics, "accuracy" if "accuracy" in metrics else "auto")
+
+
+def _keep_weights(experiment: Experiment, name: str) -> None:
+    if experiment.fabric.is_global_zero:
+        save_state(experiment.folder.checkpoint(name), experiment.network.state_dict())
+
+
+def _means(sums: Tensor, objective: Objective) -> dict[str, float]:
+    """Return the mean loss of each task; NaN for a task of which nothing is known."""
+    return dict(zip(objective.tasks, (sums[0] / sums[1]).tolist(), strict=True))
+
+
+def _total(means: Mapping[str, float], objective: Objective) -> float:
+    """Return the loss of all tasks of which something is known."""
+    known = [task for task in objective.tasks if not math.isnan(means[task])]
+    return sum(objective.factors[task] * means[task] for task in known)
+
+
+@contextmanager
+def _private_generators(fabric: Fabric) -> Iterator[None]:
+    """Give torch's global generators back as they were."""
+    devices = [fabric.device] if fabric.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        yield

@@ -1,0 +1,239 @@
+"""From settings and data to what training works with; what doesn't fit is refused here."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+
+from medduet.config import DataConfig, RunConfig
+from medduet.data.augment import allowed
+from medduet.data.cache import ProgressFactory
+from medduet.data.imageset import SPLITS, ImageSet, Split
+from medduet.data.sources import is_files, open_images
+from medduet.errors import ConfigError
+from medduet.losses.balance import Balance
+from medduet.losses.objective import Objective, balanced_weights
+from medduet.models.base import DuetNetwork, check_takes
+from medduet.models.registry import create_model
+from medduet.models.weights import WeightsReport, load_weights
+from medduet.types import UNKNOWN_LABEL, DenseLayout
+
+_LOG = logging.getLogger(__name__)
+
+
+def open_data(
+    config: DataConfig, progress: ProgressFactory | None, saved_split: Path | None = None
+) -> ImageSet:
+    """Open the images that `config` names; in the split of that file, if there is one."""
+    if not config.name:
+        raise ConfigError(
+            "no data given: add --data bloodmnist (or another of 'medduet datasets'), "
+            "--data FILE.npz, a folder of images, or phantom"
+        )
+    return open_images(config, progress=progress, saved_split=saved_split)
+
+
+def check_agreed(fabric: Fabric, data: ImageSet) -> None:
+    """Refuse to go on with other images, or another split of them, in another process.
+
+    Each process opens them by itself, and where caches are not shared each makes its own split:
+    what one trains on could be what another judges. All processes have to call this.
+
+    Raises:
+        ConfigError: in every process, if any two differ.
+    """
+    own = torch.tensor([*hashlib.sha256(data.fingerprint.encode()).digest()], device=fabric.device)
+    everywhere = fabric.all_gather(own)
+    assert isinstance(everywhere, torch.Tensor)
+    everywhere = everywhere.reshape(-1, len(own))
+    if others := (everywhere != everywhere[0]).any(dim=1).nonzero().flatten().tolist():
+        raise ConfigError(
+            f"expected the same images and split of {data.name} in all {len(everywhere)} "
+            f"processes, given others in process {others[0]} than in 0: give them one shared cache "
+            "by --data.cache, or a split by --data.split FILE.csv"
+        )
+
+
+def prepared_as(config: DataConfig, preprocessing: Mapping[str, Any]) -> DataConfig:
+    """Return the settings of data for a network that was trained on images prepared like this.
+
+    What `config` leaves open is taken over; size, and for image files channels, fit and window.
+    """
+    own = {"size": config.size or max(preprocessing["size"])}
+    if is_files(config):
+        own |= {name: preprocessing[name] for name in ("fit", "window") if name in preprocessing}
+        own |= {"channels": config.channels or preprocessing["channels"]}
+    return config.model_copy(update=own)
+
+
+def in_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
+    """Return the set with its labels numbered as in `class_names`, if these hold all its classes.
+
+    So a folder with some of the classes, or with others of the same names in between, is judged
+    rightly. Sets that name none of them are taken by number.
+
+    Raises:
+        ConfigError: the set has some of the classes, and others.
+    """
+    own, known = images.class_names, tuple(class_names)
+    if own == known:
+        return images
+    if not set(own) & set(known):
+        if known and own:
+            names = (", ".join(own), images.name, ", ".join(known))
+            _LOG.warning("classes %s of %s are taken for %s, in this order", *names)
+        return images
+    if others := sorted(set(own) - set(known)):
+        raise ConfigError(
+            f"expected classes of {', '.join(known)}, but {images.name} also has "
+            f"{', '.join(others)}: rename or leave them out"
+        )
+    place = np.array([known.index(name) for name in own], dtype=np.int64)
+    if list(place) != sorted(place):
+        _LOG.warning("%s names its classes in another order; they are matched by name", images.name)
+
+    def renumbered(split: Split) -> Split:
+        if images.multi_label:
+            labels = np.full((len(split), len(known)), UNKNOWN_LABEL)
+            labels[:, place] = split.labels
+        else:
+            labels = np.where(split.labels == UNKNOWN_LABEL, UNKNOWN_LABEL, place[split.labels])
+        return replace(split, labels=labels)
+
+    splits = {name: renumbered(images.split(name)) for name in SPLITS}
+    return replace(images, class_names=known, **splits)  # type: ignore[arg-type]
+
+
+def check_settings(config: RunConfig, data: ImageSet) -> None:
+    """Refuse what can't be learnt or selected on before anything is written."""
+    tasks = config.objective.tasks
+    others = [task for task in ("classify", "segment", "reconstruct") if task in tasks]
+    if "classify" in tasks and len(data.class_names) < 2:
+        others.remove("classify")
+        count = len(data.class_names)
+        where = "they are the sub-folders of a folder, or a table's column 'label'"
+        has = f"one class, {data.class_names[0]}" if count else f"no classes ({where})"
+        raise ConfigError(
+            f"{data.name} has {has}, so there is nothing to classify: "
+            f"give --tasks {' '.join(others) or 'reconstruct'}"
+        )
+    if "segment" in tasks and not data.mask_names:
+        others.remove("segment")
+        raise ConfigError(
+            f"{data.name} has no masks, so there is nothing to segment: "
+            f"give --tasks {' '.join(others) or 'classify'}"
+        )
+    model = config.model
+    if model.pretrained and model.weights is not None:
+        raise ConfigError("--model.pretrained and --model.weights were both given: leave one out")
+    if model.freeze_encoder and config.train.encoder_learning_rate is not None:
+        raise ConfigError(
+            "--train.encoder-learning-rate was given, but the encoder is frozen: leave one out"
+        )
+    if not any(config.objective.weight(task) for task in tasks):
+        raise ConfigError("every task has weight 0, so there is nothing to learn")
+    if config.train.compile and config.train.activation_checkpointing:
+        raise ConfigError(
+            "--train.compile decides by itself what it keeps, but --train.activation-checkpointing "
+            "was given: leave one out"
+        )
+    if config.train.micro_batch_size is not None and config.objective.balance != "sum":
+        raise ConfigError(
+            f"--balance {config.objective.balance} needs all images of a step at a time, but "
+            "--train.micro-batch-size was given: leave one out"
+        )
+    _check_balance(config)
+    _check_images(config, data)
+    needs = {"dice": "segment", "mse": "reconstruct"}
+    select = config.evaluate.select
+    if select != "auto" and (needed := needs.get(select, "classify")) not in tasks:
+        raise ConfigError(
+            f"--evaluate.select {select} needs the task {needed}, but the tasks are "
+            f"{', '.join(tasks)}: give --evaluate.select auto"
+        )
+
+
+def _check_balance(config: RunConfig) -> None:
+    name = config.objective.balance
+    if Balance(name, len(config.objective.tasks)).aggregator is None:
+        return
+    if config.model.freeze_encoder:
+        raise ConfigError(
+            f"--balance {name} combines gradients on the encoder, but --model.freeze-encoder was "
+            "given: leave it out, or give --balance sum"
+        )
+    if config.train.precision == "16-mixed":
+        raise ConfigError(
+            f"--balance {name} can't scale gradients for --precision 16-mixed: "
+            "give bf16-mixed or 32-true"
+        )
+
+
+def _check_images(config: RunConfig, data: ImageSet) -> None:
+    """Refuse ways to draw and to augment images that make no sense for `data`."""
+    allowed(config.train.augment, data, config.data.modality)
+    if config.train.sampling == "balanced" and len(data.class_names) < 2:
+        raise ConfigError(
+            f"--train.sampling balanced draws each class as often, but {data.name} has "
+            f"{len(data.class_names)} class(es): give --train.sampling shuffle"
+        )
+    if config.train.sampling == "balanced" and data.train.shard_sizes is not None:
+        raise ConfigError(
+            "--train.sampling balanced draws images from everywhere, but shards are read one after "
+            "the other: give --objective.class-weights balanced instead"
+        )
+    if config.train.sampling == config.objective.class_weights == "balanced":
+        raise ConfigError(
+            "--train.sampling balanced and --objective.class-weights balanced would count rare "
+            "classes twice: leave one out"
+        )
+
+
+def dense_layout(config: RunConfig, data: ImageSet) -> DenseLayout:
+    """Return which dense channels belong to which task."""
+    tasks = config.objective.tasks
+    return DenseLayout(
+        mask_classes=len(data.mask_names) if "segment" in tasks else 0,
+        image_channels=data.in_channels if "reconstruct" in tasks else 0,
+    )
+
+
+def build_network(
+    config: RunConfig, data: ImageSet, layout: DenseLayout, fresh: bool
+) -> tuple[DuetNetwork, WeightsReport | None]:
+    """Return the network, and what it took of a file; only a `fresh` one reads weights at all."""
+    model = config.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        network = create_model(
+            model.name,
+            in_channels=data.in_channels,
+            num_classes=len(data.class_names) if "classify" in config.objective.tasks else 0,
+            dense_channels=layout.channels,
+            pretrained=model.pretrained and fresh,
+            **model.options(),
+        )
+    check_takes(network, *data.size)
+    report = None
+    if fresh and model.weights is not None:
+        report = load_weights(network, model.weights)
+    if model.freeze_encoder:
+        network.freeze_encoder()
+    return network, report
+
+
+def build_objective(config: RunConfig, data: ImageSet, layout: DenseLayout) -> Objective:
+    """Return the losses, with the class weights that `config` asks for."""
+    weights = None
+    if config.objective.class_weights == "balanced" and data.class_names:
+        label = torch.from_numpy(data.train.labels)
+        weights = balanced_weights(label, len(data.class_names))
+    return Objective(config.objective, layout, weights)

@@ -1,0 +1,246 @@
+"""Judging a network on a split, image by image, on any number of processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medduet import metrics
+from medduet.config import EvaluateConfig
+from medduet.data.batches import evaluation_batches
+from medduet.data.imageset import ImageSet, Split
+from medduet.losses.objective import Objective
+from medduet.models.base import DuetNetwork
+from medduet.models.normalize import Normalize
+from medduet.training.loader import Feed
+from medduet.training.memory import free_memory, is_out_of_memory, lasts
+from medduet.training.speed import judged_together
+from medduet.types import Batch, DenseLayout, Outputs
+from medduet.uncertainty.calibration import Calibration
+
+
+@dataclass
+class Predictions:
+    """What a network said of each image of a split, in the order of the split.
+
+    Attributes:
+        label: ``(N,)`` or ``(N, K)`` int64 truth, -1 unknown.
+        has_mask: ``(N,)`` bool, whether the true mask is known.
+        values: per-image arrays ``(N, ...)`` float by name: ``probability`` ``(N, K)``; ``dice``,
+            ``iou``, ``hd95``, ``truth_pixels``, ``predicted_pixels`` ``(N, M)`` for the M
+            foreground classes; ``mse``, ``psnr``, ``ssim`` ``(N,)``; ``loss_TASK`` and
+            ``weight_TASK`` ``(N,)``.
+        ids: ``(N,)`` text, what each image is called; ``None`` if unnamed.
+    """
+
+    label: NDArray[np.int64]
+    has_mask: NDArray[np.bool_]
+    values: dict[str, NDArray[np.float64]]
+    ids: NDArray[np.str_] | None = None
+
+
+def predict_split(
+    fabric: Fabric,
+    network: DuetNetwork,
+    split: Split,
+    layout: DenseLayout,
+    *,
+    multi_label: bool,
+    batch_size: int | None,
+    objective: Objective | None = None,
+    thorough: bool = True,
+) -> Predictions:
+    """Run `network` once over every image of `split` and return what it said of each.
+
+    Every process judges its own share and gets the predictions for all images. The network, not
+    the wrapper that Fabric makes of it, is in evaluation mode meanwhile. `batch_size` is that of
+    all processes together, ``None`` for what the device takes; where the memory does not do, a
+    batch is halved. With an `objective` the losses are recorded too, and, if `thorough`,
+    the slow metrics (HD95, PSNR, SSIM).
+    """
+    was_training, count = network.training, len(split)
+    network.eval()
+    rank, processes = fabric.global_rank, fabric.world_size
+    if batch_size is None:
+        batch_size = processes * judged_together(fabric.device.type, *split.images.shape[1:3])
+    shares = evaluation_batches(count, batch_size, rank=rank, world_size=processes)
+    places = list(shares)
+    if 0 < count % processes <= rank:
+        # Shares differ by one image; the first one evens them, and its place is thrown away.
+        shares.append(np.array([0]))
+        places.append(np.array([count]))
+
+    def judge(batch: Batch) -> dict[str, Tensor]:
+        with fabric.autocast():
+            outputs: Outputs = network(batch.image)
+        outputs = Outputs(*(None if head is None else head.float() for head in outputs))
+        values: dict[str, Tensor] = {}
+        if outputs.class_logits is not None:
+            logits = outputs.class_logits.double()
+            values["probability"] = logits.sigmoid() if multi_label else logits.softmax(dim=1)
+        if outputs.dense is not None:
+            values |= _judge_dense(outputs.dense, batch, network.normalize, layout, thorough)
+        if objective is not None:
+            normalized = network.normalize(batch.image)
+            for task, term in objective(outputs, batch, normalized).items():
+                values[f"loss_{task}"], values[f"weight_{task}"] = term.loss, term.weight
+        return {name: value.double().cpu() for name, value in values.items()}
+
+    with torch.inference_mode():
+        fed = Feed(fabric, split).batches(shares)
+        parts = [part for batch in fed for part in _in_pieces(judge, batch)]
+    network.train(was_training)
+    place = _all_gather(fabric, torch.from_numpy(np.concatenate(places)))
+    gathered = {}
+    for name in parts[0]:
+        judged = _all_gather(fabric, torch.cat([part[name] for part in parts]))
+        whole = torch.zeros((count + 1, *judged.shape[1:]), dtype=torch.float64)
+        whole[place] = judged
+        gathered[name] = whole[:count].numpy()
+    return Predictions(split.labels, split.known_masks, gathered, split.ids)
+
+
+def _in_pieces(
+    judge: Callable[[Batch], dict[str, Tensor]], batch: Batch
+) -> Iterator[dict[str, Tensor]]:
+    """Yield what `judge` says of `batch`; in two halves, or their halves, if memory is short."""
+    try:
+        judged = judge(batch)
+    except (MemoryError, RuntimeError) as error:
+        if len(batch.indices) == 1 or not is_out_of_memory(error) or lasts(error):
+            raise
+        judged = None
+    if judged is not None:
+        yield judged
+        return
+    free_memory(batch.image.device)
+    half = len(batch.indices) // 2
+    for piece in (slice(half), slice(half, None)):
+        yield from _in_pieces(judge, batch.apply(itemgetter(piece)))
+
+
+def _all_gather(fabric: Fabric, value: Tensor) -> Tensor:
+    """Return the rows of all processes, which have as many."""
+    if fabric.world_size == 1:
+        return value
+    rows = fabric.all_gather(value.to(fabric.device))
+    assert isinstance(rows, Tensor)
+    return rows.flatten(0, 1).cpu()
+
+
+def _judge_dense(
+    dense: Tensor, batch: Batch, normalize: Normalize, layout: DenseLayout, thorough: bool
+) -> dict[str, Tensor]:
+    values: dict[str, Tensor] = {}
+    if layout.mask_classes and batch.mask is not None:
+        classes = layout.mask_classes
+        predicted, truth = layout.mask(dense), batch.mask
+        values["dice"] = metrics.dice_per_class(predicted, truth, classes)
+        values["iou"] = metrics.iou_per_class(predicted, truth, classes)
+        if thorough:
+            values["hd95"] = metrics.hd95_per_class(predicted, truth, classes)
+        for name, mask in (("truth_pixels", truth), ("predicted_pixels", predicted)):
+            counts = [(mask == label).sum(dim=(1, 2)) for label in range(1, classes)]
+            values[name] = torch.stack(counts, dim=1)
+    if layout.image_channels:
+        # Whatever the network normalises with, errors are told on the paper's scale of -1 to 1.
+        image, target = (
+            2 * normalize.invert(x) - 1 for x in (layout.image(dense), normalize(batch.image))
+        )
+        if thorough:
+            values |= metrics.reconstruction_errors(image, target)
+        else:
+            values["mse"] = (image - target).square().mean(dim=(1, 2, 3))
+    return values
+
+
+def quick_metrics(predictions: Predictions, multi_label: bool) -> dict[str, float]:
+    """Return the few numbers that are followed from epoch to epoch, without intervals.
+
+    The mean loss of a task stands under the task's name.
+    """
+    values, label = predictions.values, predictions.label
+    quick: dict[str, float] = {}
+    for name in values:
+        if name.startswith("loss_"):
+            weight = values[name.replace("loss_", "weight_")]
+            total = float(weight.sum())
+            mean = float((values[name] * weight).sum()) / total if total else math.nan
+            quick[name.removeprefix("loss_")] = mean
+    if "probability" in values and (label >= 0).any():
+        for metric in (metrics.accuracy, metrics.auc, metrics.balanced_accuracy):
+            quick[metric.__name__] = metric(label, values["probability"], multi_label)
+    if "dice" in values and predictions.has_mask.any():
+        quick["dice"] = float(values["dice"][predictions.has_mask].mean())
+    if "mse" in values:
+        quick["mse"] = float(values["mse"].mean())
+    return quick
+
+
+def selection_score(quick: Mapping[str, float], select: str) -> float:
+    """Return the number by which epochs are compared, of `quick_metrics`; larger is better.
+
+    `select` is a metric or ``"auto"``: the mean of AUC and Dice, of those that are known; where
+    there is neither, the negative reconstruction error, or the accuracy. NaN if it is not known.
+
+    Example:
+        >>> selection_score({"auc": 0.9, "dice": 0.7}, "auto")
+        0.8
+    """
+    if select == "auto":
+        both = [quick.get(name, math.nan) for name in ("auc", "dice")]
+        if not np.isnan(both).all():
+            return float(np.nanmean(both))
+        select = "mse" if "mse" in quick else "accuracy"
+    score = quick.get(select, math.nan)
+    return -score if select == "mse" else score
+
+
+def summarize(
+    predictions: Predictions,
+    data: ImageSet,
+    config: EvaluateConfig,
+    calibration: Calibration | None = None,
+) -> dict[str, Any]:
+    """Return the metrics of thorough `predictions` with their intervals, for ``metrics.json``.
+
+    They are those of the network's own probabilities; with a `calibration`, what that gives
+    stands in ``calibration``.
+
+    ``n`` are the images with a known label, the n of the accuracy; without the task, those with a
+    known mask, which ``dice_n`` always are; without either, all.
+    """
+    values = predictions.values
+    summary: dict[str, Any] = {"n": len(predictions.label)}
+    # Each has an n of its own; the last one stays.
+    if "mse" in values:
+        summary |= metrics.reconstruction_summary(values)
+    if "dice" in values:
+        names = ("dice", "iou", "hd95", "truth_pixels")
+        dice, iou, hd95, pixels = (values[name][predictions.has_mask] for name in names)
+        summary |= metrics.segmentation_summary(
+            dice, iou, hd95, pixels > 0, data.mask_names[1:], bootstrap=config.bootstrap
+        )
+        summary["dice_n"] = summary["n"]
+    if "probability" in values:
+        summary |= metrics.classification_metrics(
+            predictions.label,
+            values["probability"],
+            multi_label=data.multi_label,
+            class_names=data.class_names,
+            bootstrap=config.bootstrap,
+        )
+        if calibration is not None:
+            summary["calibration"] = metrics.calibration_summary(
+                calibration, predictions.label, values["probability"], data.class_names
+            )
+    return summary

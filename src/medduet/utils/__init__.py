@@ -1,0 +1,1 @@
+"""Files, locks, parsing, devices and the hub: what every room uses."""

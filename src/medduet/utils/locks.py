@@ -1,0 +1,68 @@
+"""Files by which a process tells others that it works on something."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from medduet.utils.files import storage_faults_told
+
+
+@contextmanager
+def exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock file at `path`, and say whether this is the only process that does.
+
+    With `wait` it is, sooner or later. The system gives the lock back whatever happens to the
+    process. Who holds it stands in the file, see `holder`.
+
+    Example:
+        >>> import tempfile
+        >>> with exclusive(Path(tempfile.mkdtemp()) / "lock") as alone:
+        ...     alone
+        True
+    """
+    with storage_faults_told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        with suppress(OSError):  # a full disk
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield True
+
+
+def holder(path: Path) -> str:
+    """Return which process holds the lock file at `path`, in words.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "lock"
+        >>> with exclusive(path):
+        ...     holder(path) == f"process {os.getpid()} on {socket.gethostname()}"
+        True
+    """
+    with suppress(OSError):
+        if text := path.read_text("utf-8", errors="replace").strip():
+            return text
+    return "another process"
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process holds the lock file at `path`."""
+    if not path.is_file():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,283 @@
+"""The command line: what works as it stands, and one line for what doesn't."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import medduet
+from medduet import MODELS, RunConfig, RunRecord, recipe_names
+from medduet.cli import main
+from medduet.data.medmnist import medmnist_sets
+from medduet.utils.parsing import read_json
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def set_npz(tmp_path: Path) -> Path:
+    """A phantom set as a file of one's own, in the layout of MedMNIST with masks."""
+    images, arrays = medduet.open_images("phantom", size=32, count=40), {}
+    for name in ("train", "val", "test"):
+        split = images.split(name)
+        arrays[f"{name}_images"] = split.images
+        arrays[f"{name}_labels"] = split.labels[:, None].astype(np.uint8)
+        arrays[f"{name}_masks"] = split.masks
+    np.savez_compressed(tmp_path / "set.npz", **arrays)
+    return tmp_path / "set.npz"
+
+
+def test_the_issue_s_example(set_npz: Path, capsys: Capture) -> None:
+    run = set_npz.parent / "RUN"
+    words = (
+        f"train honest --data {set_npz} --size 64 --model vovunet_var --model.width 2 "
+        f"--tasks classify segment --epochs 1 --lr 1e-3 --seed 0 --out {run}"
+    )
+    assert main(words.split()) == 0
+    shown = capsys.readouterr()
+    assert "validation-selected" in shown.out
+    assert f"run: {run}\n" in shown.out
+    assert "epoch   1/1" in shown.err
+    begins = shown.err.splitlines()[0]
+    assert begins.startswith("set, ")
+    assert begins.endswith(f"parameters, {begins.split()[-5]} on cpu; writing {run}"), begins
+    config = read_json(run / "config.json")
+    assert config["data"]["size"] == 64
+    assert config["objective"]["tasks"] == ["classify", "segment"]
+    assert config["train"]["learning_rate"] == 1e-3
+    assert read_json(run / "environment.json")["data"]["size"] == [64, 64]
+    assert main(["evaluate", str(run), "--split", "val"]) == 0
+    shown = capsys.readouterr().out
+    assert "val, n = 4" in shown
+    written = Path(shown.partition("written: ")[2].strip())
+    assert (written / "metrics.json").is_file()
+    found = read_json(run / "evaluations" / "set-val" / "metrics.json")["val"]
+    assert found == read_json(run / "metrics.json")["val"]
+    assert main(["train", "--resume", str(run)]) == 0
+    assert "finished already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["demo", "honest", "paper", "segment"])
+def test_short_flags_work_on_every_recipe(
+    recipe: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[RunConfig] = []
+
+    def note(config: RunConfig, **others: object) -> RunRecord:
+        seen.append(config)
+        raise medduet.ConfigError("seen")
+
+    monkeypatch.setattr("medduet.training.run.train", note)
+    words = ["demo"] if recipe == "demo" else ["train", recipe]
+    flags = (
+        "--data phantom --model unet_var --size 48 --tasks segment classify --epochs 3 "
+        "--batch-size 6 --lr 3e-4 --seed 9 --device cpu --precision bf16-mixed "
+        f"--out {tmp_path / 'run'} --model.width 5 --train.clip None --data.count 30"
+    )
+    assert main([*words, *flags.split()]) == 2
+    (config,) = seen
+    assert (config.data.name, config.data.size, config.data.count) == ("phantom", 48, 30)
+    assert (config.model.name, config.model.width) == ("unet_var", 5)
+    assert config.objective.tasks == ("classify", "segment")
+    train = config.train
+    assert (train.epochs, train.batch_size, train.learning_rate) == (3, 6, 3e-4)
+    assert (train.seed, train.device, train.precision) == (9, "cpu", "bf16-mixed")
+    assert train.clip is None
+    assert config.out == tmp_path / "run"
+    assert config.evaluate == medduet.load_recipe(recipe).evaluate
+
+
+def test_recipes_are_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[RunConfig] = []
+
+    def note(config: RunConfig, **others: object) -> RunRecord:
+        seen.append(config)
+        raise medduet.ConfigError("seen")
+
+    monkeypatch.setattr("medduet.training.run.train", note)
+    assert main(["train", "paper", "--data", "bloodmnist"]) == 2
+    paper = medduet.load_recipe("paper")
+    data = paper.data.model_copy(update={"name": "bloodmnist"})
+    assert seen == [paper.model_copy(update={"data": data})]
+
+
+MISTAKES = [
+    ("trian", ["unknown command 'trian'", "train"]),
+    ("train papr", ["unknown recipe 'papr'", "paper"]),
+    ("train none.yaml", ["none.yaml"]),
+    ("train", ["expected a recipe", "honest"]),
+    ("train --data phantom", ["expected a recipe"]),
+    ("train honest", ["--data"]),
+    ("train honest --data phantom --epoch 3", ["--epoch", "--epochs"]),
+    ("train honest --data phantom --zzz 3", ["--zzz"]),
+    ("train honest --data blodmnist", ["blodmnist", "bloodmnist"]),
+    ("train honest --data no.npz", ["no.npz"]),
+    ("train honest --data phantom --size 8", ["16"]),
+    ("train honest --data phantom --size 0", ["size"]),
+    ("train honest --data phantom --size big", ["big"]),
+    ("train honest --data phantom --model vovunet", ["vovunet", "vovunet_var"]),
+    ("train honest --data phantom --tasks clasify", ["clasify", "classify"]),
+    ("train honest --data phantom --tasks", ["tasks"]),
+    ("train honest --data phantom --tasks classify classify", ["once"]),
+    ("train honest --data phantom --epochs 0", ["epochs", "1"]),
+    ("train honest --data phantom --batch-size 1", ["2"]),
+    ("train honest --data phantom --lr -1", ["0"]),
+    ("train honest --data phantom --device gpu", ["gpu", "cuda"]),
+    ("train honest --data phantom --precision 8", ["32-true"]),
+    ("train honest --data phantom --precision 16-mixed --device cpu", ["bf16-mixed"]),
+    ("train honest --data phantom --device cuda:99", ["--device"]),
+    ("train honest --data phantom --evaluate.protocol test", ["honest"]),
+    ("train honest phantom", ["phantom"]),
+    ("demo --epochs 0", ["epochs"]),
+    ("demo --tasks classify classify", ["once"]),
+    ("train --resume", ["--resume RUN"]),
+    ("train --resume nothing", ["nothing", "config.json"]),
+    ("evaluate", ["evaluate"]),
+    ("evaluate nothing", ["nothing"]),
+    ("evaluate nothing --split every", ["every"]),
+    ("models --size small", ["small"]),
+    ("models *unet* --size 8", ["16"]),
+    ("datasets --zzz", ["--zzz"]),
+    ("show", ["medduet show DATA"]),
+    ("show phantm", ["phantm", "phantom"]),
+    ("show phantom --count 0", ["--count", "64"]),
+    ("show phantom --augment standard", ["standard", "light"]),
+    ("show phantom --data.modality mr", ["mr"]),
+    ("show phantom --out a.jpg", [".png"]),
+    ("demo --size 0", ["--data.size should be greater than or equal to 1, given 0"]),
+    ("demo --lr -1", ["--train.learning-rate should be greater than 0, given -1.0"]),
+    ("demo --epochs tre", ["expected a number after --epochs", "given tre"]),
+    ("demo --size abc", ["expected a number after --size", "given abc"]),
+    ("demo --lr abc", ["expected a number after --lr", "given abc"]),
+]
+
+
+def one_line(capsys: Capture) -> str:
+    shown = capsys.readouterr()
+    assert shown.err.startswith("medduet: "), shown.err
+    assert shown.err.endswith("\n")
+    assert shown.err.count("\n") == 1, shown.err
+    assert "Traceback" not in shown.err
+    assert not set("│╭╰") & set(shown.err)
+    assert "----" not in shown.err
+    return shown.err
+
+
+@pytest.mark.parametrize(("words", "wanted"), MISTAKES, ids=[words for words, _ in MISTAKES])
+def test_a_mistake_gives_one_line(
+    words: str,
+    wanted: list[str],
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 2
+    line = one_line(capsys)
+    for text in wanted:
+        assert text in line.removeprefix("medduet: ")
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+def test_a_folder_of_nearly_that_name(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "scans").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "honest", "--data", "scnas"]) == 2
+    assert "there is no scnas: did you mean scans?" in one_line(capsys)
+
+
+def test_a_folder_that_holds_a_run(finished_run: RunRecord, capsys: Capture) -> None:
+    words = f"train honest --data phantom --size 16 --out {finished_run.path} --model.width 2"
+    assert main(words.split()) == 2
+    line = one_line(capsys)
+    assert f"medduet train --resume {finished_run.path}" in line
+    assert "--out" in line
+
+
+def test_wrong_data_for_a_run(finished_run: RunRecord, capsys: Capture, tmp_path: Path) -> None:
+    (tmp_path / "set.npz").write_bytes(b"PK no zip")
+    assert main(["evaluate", str(finished_run.path), "--data", str(tmp_path / "set.npz")]) == 2
+    assert "set.npz" in one_line(capsys)
+    assert main(["evaluate", str(finished_run.path / "bundle")]) == 2
+    assert "--data" in one_line(capsys)
+
+
+@pytest.mark.parametrize("columns", ["80", "200"])
+def test_datasets_lists_every_set(
+    columns: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main(["datasets"]) == 0
+    shown = capsys.readouterr()
+    assert not shown.err
+    for name in ("phantom", *medmnist_sets()):
+        assert name in shown.out
+    if columns == "200":
+        assert "11959/1712/3421" in shown.out
+        assert "CC BY 4.0" in shown.out
+        assert "CC BY-NC 4.0" in shown.out
+
+
+def test_models_lists_every_network(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert main(["models"]) == 0
+    shown = capsys.readouterr().out
+    for name in MODELS:
+        assert name in shown
+    for number in ("35,931,723", "22,344,648", "42.23", "15.09", "31,045,963", "18,855,368"):
+        assert number in shown
+
+
+def test_show(capsys: Capture, set_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(set_npz.parent)
+    words = "show set.npz --size 16 --augment strong --count 4 --split test"
+    assert main(words.split()) == 0
+    assert capsys.readouterr().out == "look at: set-show.png\n"
+    assert Path("set-show.png").is_file()
+
+
+def test_help(capsys: Capture) -> None:
+    for words in ([], ["-h"], ["--help"], ["help"], ["train", "--help"]):
+        assert main(words) == 0
+        shown = capsys.readouterr().out
+        assert all(name in shown for name in recipe_names())
+        assert "medduet train paper --data bloodmnist" in shown
+    words_of = ["demo", "train segment", "evaluate", "datasets", "models", "show", "shard"]
+    for words in (text.split() for text in words_of):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--help"])
+        assert not stop.value.code
+        assert f"usage: medduet {' '.join(words)}" in capsys.readouterr().out
+
+
+def test_as_a_module(tmp_path: Path) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "medduet", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"medduet {medduet.__version__}\n")
+    done = run("train", "honest", "--epochs", "none", "--data", "phantom")
+    assert done.returncode == 2
+    assert done.stderr.startswith("medduet: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_warnings_and_reports_stay_off_stdout(
+    make_config: Callable[..., RunConfig], tmp_path: Path, capsys: Capture
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(make_config(tmp_path / "run").model_dump(mode="json")))
+    assert main(["train", str(recipe), "--epochs", "1"]) == 0
+    shown = capsys.readouterr()
+    assert "Warning" not in shown.err
+    assert "epoch" in shown.err
+    assert shown.out.startswith("test split, n = 8")

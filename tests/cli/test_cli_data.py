@@ -1,0 +1,88 @@
+"""`medduet audit`, from what is typed to its files and exit code."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import medduet
+from medduet.cli import main
+from medduet.utils.parsing import read_json
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def leaky(tmp_path: Path) -> Path:
+    """Phantoms of which two of test are in train, too."""
+    images, arrays = medduet.open_images("phantom", size=32, count=80), {}
+    for name in ("train", "val", "test"):
+        split = images.split(name)
+        arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels[:, None]}
+        arrays[f"{name}_masks"] = split.masks
+    arrays["train_images"][:2] = arrays["test_images"][:2]
+    np.savez_compressed(tmp_path / "leaky.npz", **arrays)
+    return tmp_path / "leaky.npz"
+
+
+def test_a_set_with_leaks(leaky: Path, capsys: Capture) -> None:
+    out, fix = leaky.parent / "out", leaky.parent / "fix.csv"
+    words = ["audit", str(leaky), "--out", str(out)]
+    assert main(words) == 0
+    assert main([*words, "--strict", "--fix", str(fix)]) == 1
+    shown = capsys.readouterr().out
+    assert "leaky: 1 leak, " in shown
+    assert f"look at: {out / 'index.html'}\n" in shown
+    assert "left out 2: 2 in train; test is as it was; now 54 train, 8 val, 16 test" in shown
+    record = read_json(out / "audit.json")
+    assert [f["kind"] for f in record["findings"] if f["severity"] == "leak"] == ["copies-across"]
+    with (out / "duplicates.csv").open(newline="") as file:
+        pairs = [(row["image_a"], row["image_b"], row["exact"]) for row in csv.DictReader(file)]
+    assert pairs == [("train/0", "test/0", "1"), ("train/1", "test/1", "1")]
+    again = [*words, "--strict", "--data.split", str(fix)]
+    assert main(again) == 0
+    assert "leaky: 0 leaks" in capsys.readouterr().out
+
+
+def test_groups_can_move_instead(leaky: Path, capsys: Capture) -> None:
+    fix = leaky.parent / "fix.csv"
+    words = ["audit", str(leaky), "--out", str(leaky.parent / "out"), "--fix", str(fix)]
+    assert main([*words, "--fix-by", "regroup"]) == 0
+    assert "moved 2: 2 in train, to 2 in test" in capsys.readouterr().out
+
+
+def test_it_goes_to_a_folder_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = "audit phantom --size 16 --data.count 40 --strict --fix fix.csv"
+    assert main(words.split()) == 0
+    assert (tmp_path / "audits" / "phantom" / "index.html").is_file()
+    assert "nothing had to be changed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("", "expected a data set after 'audit'"),
+        ("--strict", "expected a data set after 'audit'"),
+        ("phantom --fix split.txt", "expected --fix FILE.csv, given split.txt"),
+        ("phantm", "did you mean phantom"),
+        ("phantom --stric", "--strict"),
+    ],
+)
+def test_wrong_words_are_one_line(words: str, expected: str, capsys: Capture) -> None:
+    assert main(["audit", *words.split()]) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert said.count("\n") == 1
+
+
+def test_training_on_leaks_says_so(leaky: Path, tmp_path: Path, capsys: Capture) -> None:
+    words = f"train honest --data {leaky} --model.width 2 --tasks classify --epochs 1 --out"
+    assert main([*words.split(), str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().err
+    assert f"have a duplicate in train, so scores come out too good: medduet audit {leaky}" in said

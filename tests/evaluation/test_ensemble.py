@@ -1,0 +1,245 @@
+"""Several runs become one bundle, which every command takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import medduet
+from medduet import (
+    ConfigError,
+    DataConfig,
+    DuetNetwork,
+    ExportedModel,
+    ModelError,
+    RunConfig,
+    create_model,
+    ensemble,
+    export_bundle,
+    load,
+    load_bundle,
+)
+from medduet.cli import main
+from medduet.models.ensemble import Ensemble
+from medduet.runs.bundle import save_bundle
+from medduet.uncertainty.calibration import Calibration
+from medduet.utils.files import write_json
+from medduet.utils.parsing import read_json
+
+PHANTOMS = DataConfig(name="phantom", size=16, count=40)
+
+
+@pytest.fixture(scope="module")
+def runs(
+    make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> list[Path]:
+    """Two seeds of the same run; look, don't touch."""
+    out = tmp_path_factory.mktemp("members")
+    configs = [
+        make_config(out / str(seed), train={"seed": seed, "learning_rate": 0.02})
+        for seed in range(2)
+    ]
+    return [medduet.train(config).path for config in configs]
+
+
+@pytest.fixture(scope="module")
+def record(runs: list[Path]) -> medduet.EnsembleRecord:
+    return ensemble(runs, runs[0].parent / "ensemble", test_time="flip")
+
+
+def altered(run: Path, out: Path, **changes: Any) -> Path:
+    """The bundle of a run, with another config and slightly other weights."""
+    bundle = load_bundle(run)
+    for parameter in bundle.network.parameters():
+        parameter.data += 1e-4
+    save_bundle(out, bundle.network, bundle.config | changes)
+    return out
+
+
+def test_the_bundle_says_what_it_is(record: medduet.EnsembleRecord, runs: list[Path]) -> None:
+    bundle = load_bundle(record.path)
+    assert isinstance(bundle.network, Ensemble)
+    assert not bundle.network.training
+    own, first = bundle.config, load_bundle(runs[0]).config
+    for key in ("class_names", "mask_names", "multi_label", "layout", "preprocessing", "data"):
+        assert own[key] == first[key], key
+    assert own["network"]["test_time"] == "flip"
+    assert own["network"]["multi_label"] is False
+    assert own["network"]["mask_channels"] == 1
+    assert own["metrics"]["seed"] == [0, 1]
+    assert own["members"] == [
+        read_json(run / "bundle" / "config.json")["weights_sha256"] for run in runs
+    ]
+    names = {file.name for file in record.path.iterdir()}
+    assert names == {"README.md", "config.json", "model.safetensors"}
+
+
+def test_what_was_gained_is_told(record: medduet.EnsembleRecord, runs: list[Path]) -> None:
+    assert record.images == "phantom"
+    for split in ("val", "test"):
+        *members, own = record.scores[split]
+        for run, found in zip(runs, members, strict=True):
+            recorded = read_json(run / "metrics.json")[split]
+            assert found["n"] == recorded["n"]
+            for key in ("accuracy", "auc", "dice", "mse"):
+                assert found[key] == pytest.approx(recorded[key], abs=1e-4), key
+        assert load_bundle(record.path).config["metrics"][split]["accuracy"] == own["accuracy"]
+    # By hand, from what the members say.
+    split = medduet.open_images("phantom", size=16, count=40).test
+    batch = split.batch(np.arange(len(split)))
+    with torch.inference_mode():
+        said = [
+            load(run)(image).class_logits.softmax(1)
+            for run in runs
+            for image in (batch.image, batch.image.flip(3))
+        ]
+    right = sum(said).argmax(1) == batch.label
+    assert record.scores["test"][-1]["accuracy"] == pytest.approx(right.double().mean().item())
+
+
+def test_it_is_exported_as_any_other(runs: list[Path], tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (3, 1, 19, 26), np.uint8)
+    image[1:] //= np.array([2, 8], np.uint8).reshape(2, 1, 1, 1)
+    paths = []
+    for run in runs:  # which hardly learnt anything; what is said must depend on the image
+        bundle = load_bundle(run)
+        with torch.no_grad():
+            scores, dense = bundle.network(torch.from_numpy(image))
+            head, scale = bundle.network.class_head, 0.3 / scores.std(dim=0).max()
+            head.bias.copy_((head.bias - scores.mean(dim=0)) * scale)
+            head.weight.mul_(scale)
+            bundle.network.dense_head.bias[0] -= dense[:, 0].median()
+        paths.append(tmp_path / run.name)
+        save_bundle(paths[-1], bundle.network, bundle.config)
+    source = ensemble(paths, tmp_path / "ensemble", test_time="flip").path
+    for kind in ("onnx", "openvino"):
+        path = export_bundle(source, tmp_path / kind, format=kind, count=4).path
+        with torch.inference_mode():
+            expected = load(source)(torch.from_numpy(image))
+        found = ExportedModel(path, precision="float32")(image)
+        probability = expected.class_logits.softmax(1).numpy()
+        np.testing.assert_allclose(found.probability, probability, atol=1e-3)
+        assert (found.mask == (expected.dense[:, 0] > 0).numpy()).mean() > 0.999
+        assert found.probability.std(axis=0).max() > 1e-2
+        assert 0 < found.mask.mean() < 1
+        with pytest.raises(ModelError, match="at least 16"):
+            ExportedModel(path)(image[:, :, :10])
+
+
+def test_turned_views_are_exported_too(runs: list[Path], tmp_path: Path) -> None:
+    path = ensemble(
+        [runs[0]], tmp_path / "turns", test_time="turns", modality="microscopy", evaluate=False
+    ).path
+    exported = export_bundle(path, tmp_path / "onnx", count=4, classify_only=True).path
+    image = np.random.default_rng(0).integers(0, 256, (2, 1, 16, 24), np.uint8)
+    expected = load(path).classify(torch.from_numpy(image)).softmax(1).detach().numpy()
+    np.testing.assert_allclose(ExportedModel(exported)(image).probability, expected, atol=1e-3)
+
+
+def test_calibration_of_a_member_is_dropped(runs: list[Path], tmp_path: Path) -> None:
+    classes = len(load_bundle(runs[0]).config["class_names"])
+    share = np.random.default_rng(0).dirichlet(np.ones(classes), 60)
+    calibration = Calibration.fit(share.argmax(axis=1), share).to_json()
+    paths = [altered(run, tmp_path / run.name, calibration=calibration, other=1) for run in runs]
+    record = ensemble(paths, tmp_path / "ensemble")
+    assert record.scores == {}
+    assert record.images == ""
+    config = load_bundle(record.path).config
+    assert not {"calibration", "other"} & set(config)
+    assert set(config["metrics"]) == {"seed", "selection", "selected_epoch"}
+
+
+def test_bundles_are_judged_on_given_data(runs: list[Path], tmp_path: Path) -> None:
+    bundles = [run / "bundle" for run in runs]
+    record = ensemble(bundles, tmp_path / "same", data=PHANTOMS)
+    assert len(record.scores["test"]) == 3
+    found = medduet.evaluate(record.path, data=PHANTOMS, out=tmp_path / "judged")["test"]
+    for key in ("n", "accuracy", "accuracy_interval", "auc", "dice", "mse"):
+        assert found[key] == pytest.approx(record.scores["test"][-1][key]), key
+    assert "test" in load_bundle(record.path).config["metrics"]
+    other = PHANTOMS.model_copy(update={"count": 60})
+    record = ensemble(bundles, tmp_path / "other", data=other)
+    assert record.scores["test"][0]["n"] == 12
+    assert "test" not in load_bundle(record.path).config["metrics"], "not its own test split"
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "words"),
+    [
+        ("class_names", list("abcd"), "the same classes"),
+        ("mask_names", ["background", "other"], "the same masks"),
+        ("multi_label", True, "the same kind of labels"),
+        ("layout", {"mask_classes": 0, "image_channels": 2}, "the same tasks"),
+        ("preprocessing", {"size": [32, 32]}, "the same image size"),
+        ("preprocessing", {"channels": 3}, "the same channels"),
+        ("preprocessing", {"fit": "pad"}, "the same fit"),
+        ("data", {"fingerprint": "other"}, "the same images or split"),
+    ],
+)
+def test_members_that_differ(
+    runs: list[Path], tmp_path: Path, section: str, changes: Any, words: str
+) -> None:
+    config = load_bundle(runs[1]).config[section]
+    value = config | changes if isinstance(config, dict) else changes
+    other = altered(runs[1], tmp_path / "other", **{section: value})
+    with pytest.raises(ConfigError, match=words) as caught:
+        ensemble([runs[0], other], tmp_path / "ensemble")
+    assert str(runs[0]) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ensemble").exists()
+
+
+def test_what_makes_no_ensemble(
+    runs: list[Path], record: medduet.EnsembleRecord, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ConfigError, match="several bundles or runs, given 1"):
+        ensemble(runs[:1], out)
+    with pytest.raises(ConfigError, match="same network: leave one out"):
+        ensemble([runs[0], runs[1], runs[0] / "bundle"], out)
+    with pytest.raises(ConfigError, match="is an ensemble already"):
+        ensemble([runs[0], record.path], out)
+    with pytest.raises(ConfigError, match="is there already"):
+        ensemble(runs, record.path)
+    network: DuetNetwork = create_model("unet_var", in_channels=1, num_classes=2, width=2)
+    network.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ModelError, match="does not say what its outputs mean"):
+        ensemble([tmp_path / "bare", runs[0]], out)
+
+
+def test_views_that_would_change_the_truth(runs: list[Path], tmp_path: Path) -> None:
+    names = ["kidney-left", "kidney-right", "liver", "spleen"]
+    sided = altered(runs[0], tmp_path / "sided", class_names=names)
+    with pytest.raises(ConfigError, match="says left or right"):
+        ensemble([sided], tmp_path / "out", test_time="flip")
+    for views in ("flips", "turns"):
+        with pytest.raises(ConfigError, match="may have an upper side"):
+            ensemble(runs, tmp_path / "out", test_time=views)
+    data = load_bundle(runs[0]).config["data"]
+    blood = altered(runs[0], tmp_path / "blood", data=data | {"info": {"medmnist": "bloodmnist"}})
+    assert ensemble([blood], tmp_path / "turned", test_time="turns").path.is_dir()
+
+
+def test_command_line(runs: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "ensemble"
+    words = ["ensemble", *map(str, runs), "--test-time", "flip"]
+    assert main([*words, "--out", str(out)]) == 0
+    told = capfd.readouterr().out
+    for text in ("phantom, val, n = 4", "phantom, test, n = 8", "mean of these", f"1: {runs[0]}"):
+        assert text in told
+    assert f"written: {out}" in told
+    accuracy = read_json(out / "config.json")["metrics"]["test"]["accuracy"]
+    assert f"{accuracy:.4f}" in told
+    assert main(words) == 2
+    assert "--out DIR" in capfd.readouterr().err
+    assert main(["evaluate", str(out), "--data", "phantom", "--size", "16"]) == 0
+    assert (out / "evaluations" / "phantom-test" / "metrics.json").is_file()
+    capfd.readouterr()
+    write_json(out / "config.json", {})
+    assert main(["ensemble", str(out), str(runs[0]), "--out", str(tmp_path / "no")]) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1

@@ -1,0 +1,141 @@
+"""Grids on a Ray cluster of this machine, whose nodes come and go."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from medduet import ConfigError, GridRecord, Interrupted, benchmark
+from medduet.cli import main
+from medduet.experiments.cells import GridFolder
+from medduet.experiments.config import GridConfig
+
+ray = pytest.importorskip("ray", reason="needs ray: pip install 'medduet[ray]'")
+
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from medduet.experiments.ray_engine import RayEngine  # noqa: E402
+
+# Ray leaves sockets and processes to the end, and warns of changes to come.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("ignore"),
+]
+NETWORKS = {"networks": ["vovunet_var", "unet_var"]}
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """A cluster of two nodes with a core each; the driver is on the first."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_lost_node_loses_and_doubles_no_cell(
+    grids: SimpleNamespace, uninterrupted: Path, tmp_path: Path, cluster: Any
+) -> None:
+    node = cluster.add_node(num_cpus=1)
+    out = tmp_path / "grid"
+    long = grids.small(out, **NETWORKS)
+    ended: list[GridRecord] = []
+    work = threading.Thread(target=lambda: ended.append(benchmark(long, engine=RayEngine)))
+    work.start()
+    folder = GridFolder(out)
+    cells = [cell.name for cell in long.cells(out)]
+    # Two at once: one of them on the node that goes.
+    grids.wait_until(lambda: sum(folder.busy(name) for name in cells) == 2)
+    cluster.remove_node(node, allow_graceful=False)
+    work.join(timeout=400)
+    assert ended
+    assert ended[0].count("finished") == 4
+    assert grids.results(out) == grids.results(uninterrupted)
+    starts = grids.starts(out)
+    assert sorted(starts) == sorted(cells)
+    assert sum(starts.values()) == 5, starts
+
+
+def test_by_command_with_failures_and_no_cluster(
+    grids: SimpleNamespace,
+    uninterrupted: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "grid.yaml"
+    networks = {"vovunet_var": {}, "timm:resnet18": {"model.width": 4}}
+    config = grids.small(tmp_path, networks=networks, seeds=[0])
+    recipe.write_text(json.dumps(config.model_dump(mode="json", exclude={"out"})))
+    words = ["benchmark", str(recipe), "--engine", "ray", "--out", "grid"]
+    assert main([*words, "--cpus-per-cell", "4000"]) == 2
+    assert "lower --cpus-per-cell" in capsys.readouterr().err
+    assert main([*words, "--address", "127.0.0.1:1"]) == 2
+    assert "there is no Ray cluster at 127.0.0.1:1" in capsys.readouterr().err
+    assert main(words) == 1
+    text = capsys.readouterr()
+    assert "1 of 2 cells finished" in text.out
+    assert "width" in text.err
+    name = "phantom-vovunet_var-seed0"
+    assert grids.results(tmp_path / "grid")[name] == grids.results(uninterrupted)[name]
+
+
+def test_ray_train_starts_the_ranks(grids: SimpleNamespace, tmp_path: Path, cluster: Any) -> None:
+    cluster.add_node(num_cpus=1)
+    out = tmp_path / "grid"
+    record = benchmark(
+        grids.small(out, seeds=[0]), engine=lambda folder: RayEngine(folder, ranks=2)
+    )
+    assert record.count("finished") == 1, record.states
+    run = out / "runs" / "phantom-vovunet_var-seed0"
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["machine"]["processes"] == 2
+    assert len((run / "predictions" / "test.csv").read_text().splitlines()) == 1 + 8
+    assert not list((out / "cells").glob("*.ray"))
+
+
+def test_a_grid_on_ray_stops_when_it_is_asked(
+    grids: SimpleNamespace, tmp_path: Path, cluster: Any
+) -> None:
+    out, stop = tmp_path / "grid", threading.Event()
+    long = grids.small(out).model_dump(mode="json")
+    long["run"]["train"]["epochs"] = 10_000
+
+    def watch(cells: list[Any], states: dict[str, Any]) -> None:
+        if any(state.epoch for state in states.values()):
+            stop.set()
+
+    with pytest.raises(Interrupted):
+        benchmark(GridConfig.model_validate(long), engine=RayEngine, watch=watch, stop=stop)
+    folder = GridFolder(out)
+    assert folder.run("phantom-vovunet_var-seed0").checkpoint("last").is_file()
+    assert not list((out / "cells").glob("stop-*"))
+    assert "phantom-vovunet_var-seed1" not in grids.starts(out)
+
+
+def test_without_ray_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import builtins
+
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any, **options: Any) -> Any:
+        if name == "ray":
+            raise ImportError(name)
+        return real(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match=r"pip install 'medduet\[ray\]'"):
+        RayEngine(GridFolder(tmp_path))

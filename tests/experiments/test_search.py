@@ -1,0 +1,325 @@
+"""Searches: what is found, what is pruned, and that nothing is lost when one is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import medduet
+from medduet import ConfigError, Interrupted, MedDuetError, SearchConfig, SearchRecord
+from medduet.cli import main
+from medduet.config import validate
+from medduet.experiments.search import _best_score, _Pruned, _Pruner
+from medduet.reports.pareto import front_of, pareto_figure
+from medduet.training.reporter import Reporter
+from medduet.utils.parsing import read_json
+
+Capture = pytest.CaptureFixture[str]
+
+
+def config(out: Path, **changes: Any) -> SearchConfig:
+    values: dict[str, Any] = {
+        "run": {
+            "data": {"name": "phantom", "size": 16, "count": 40},
+            "model": {"name": "adares_unet"},
+            "objective": {"tasks": ["classify", "segment"]},
+            "train": {"epochs": 2, "batch_size": 16},
+            "evaluate": {"bootstrap": 100},
+        },
+        "space": {
+            "model.width": {"choices": [2, 3, 4]},
+            "model.activation": {"choices": ["relu", "elu"]},
+            "train.learning_rate": {"low": 1e-3, "high": 1e-2, "log": True},
+        },
+        "trials": 6,
+        "population": 3,
+        "prune_after": None,
+        "out": str(out),
+    }
+    return validate(SearchConfig, values | changes, "a test")
+
+
+def told(record: SearchRecord) -> list[dict[str, Any]]:
+    """The trials, without what depends on the clock or the place."""
+    clock = ("seconds", "recipe")
+    return [{key: trial[key] for key in trial if key not in clock} for trial in record.trials]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> SearchRecord:
+    return medduet.search(config(tmp_path_factory.mktemp("found") / "search"))
+
+
+def test_what_a_search_leaves(found: SearchRecord) -> None:
+    assert [trial["number"] for trial in found.trials] == [1, 2, 3, 4, 5, 6]
+    for trial in found.trials:
+        assert trial["state"] == "finished"
+        run = found.path / "trials" / f"{trial['number'] - 1:04d}"
+        settings = read_json(run / "config.json")
+        assert settings["model"]["width"] == trial["values"]["model.width"] in (2, 3, 4)
+        assert settings["model"]["activation"] == trial["values"]["model.activation"]
+        rate = settings["train"]["learning_rate"]
+        assert 1e-3 <= rate == trial["values"]["train.learning_rate"] <= 1e-2
+        rows = [json.loads(line) for line in (run / "epochs.jsonl").read_text().splitlines()]
+        assert trial["score"] == max(row["val"]["score"] for row in rows)
+        network = medduet.load(run)
+        assert trial["parameters"] == sum(p.numel() for p in network.parameters())
+    assert read_json(found.path / "trials.json") == found.trials
+    assert (found.path / "pareto.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_the_front_is_what_no_other_beats(found: SearchRecord) -> None:
+    front = found.front
+    assert front
+    assert [trial["front"] for trial in front] == list(range(1, len(front) + 1))
+    for trial in found.trials:
+        beaten = any(
+            other["score"] >= trial["score"]
+            and other["parameters"] <= trial["parameters"]
+            and (other["score"], other["parameters"]) != (trial["score"], trial["parameters"])
+            for other in found.trials
+        )
+        assert beaten != ("front" in trial) or any(
+            other["score"] == trial["score"] and other["parameters"] == trial["parameters"]
+            for other in front
+        )
+
+
+def test_recipes_of_the_front_train_to_the_same(found: SearchRecord, tmp_path: Path) -> None:
+    trial = found.front[0]
+    assert main(["train", trial["recipe"], "--out", str(tmp_path / "run")]) == 0
+    assert _best_score(tmp_path / "run", 2) == trial["score"]
+    assert len(list((found.path / "recipes").iterdir())) == len(found.front)
+
+
+@pytest.mark.parametrize(
+    ("points", "front"),
+    [
+        ([], []),
+        ([(0.5, 3.0)], [0]),
+        ([(0.5, 3.0), (0.5, 3.0)], [0]),
+        ([(0.5, 3.0), (0.6, 3.0), (0.6, 4.0)], [1]),
+        ([(0.9, 9.0), (0.1, 1.0), (0.5, 5.0), (0.4, 6.0)], [1, 2, 0]),
+    ],
+)
+def test_front_of(points: list[tuple[float, float]], front: list[int]) -> None:
+    assert front_of(points) == front
+
+
+@pytest.mark.parametrize(("cost", "tick"), [("parameters", "1 M"), ("gmacs", "1")])
+def test_the_figure_s_ticks_are_plain_words(cost: str, tick: str) -> None:
+    trials = [
+        {"state": "finished", "score": 0.5, "parameters": 2e5, "gmacs": 0.1, "front": 1},
+        {"state": "finished", "score": 0.7, "parameters": 4e6, "gmacs": 4.0, "front": 2},
+        {"state": "pruned", "score": 0.3, "parameters": 3e6, "gmacs": 2.0},
+        {"state": "failed", "error": "why"},
+    ]
+    figure = pareto_figure(trials, cost, "phantom")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    labels = [label.get_text() for label in axes.get_xticklabels(which="both")]
+    assert tick in labels
+    assert not [label for label in labels if "$" in label]
+    assert axes.get_title(loc="left") == "phantom, 4 trials"
+    assert [text.get_text() for text in axes.texts] == ["1", "2"]
+
+
+class StopAt(Reporter):
+    """Does something after so many steps, over all trials."""
+
+    def __init__(self, act: Callable[[], object], step: int) -> None:
+        self.act, self.left = act, step
+
+    def step(self, images: int, losses: Callable[[], dict[str, float]]) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.act()
+
+
+def test_a_stopped_search_goes_on_as_if_it_had_not_been(
+    found: SearchRecord, tmp_path: Path
+) -> None:
+    out = tmp_path / "search"
+    stop = threading.Event()
+    with pytest.raises(Interrupted, match=f"trial 3 of 6.*medduet search --resume {out}"):
+        medduet.search(config(out), reporter=StopAt(stop.set, 9), stop=stop)
+    stop = threading.Event()
+    with pytest.raises(Interrupted, match="trial 4 of 6"):
+        medduet.search(resume=out, reporter=StopAt(stop.set, 4), stop=stop)
+    assert told(medduet.search(resume=out)) == told(found)
+    assert told(medduet.search(resume=out)) == told(found), "once more, with nothing to do"
+
+
+def test_a_killed_search_goes_on(found: SearchRecord, tmp_path: Path, capsys: Capture) -> None:
+    recipe, out = tmp_path / "search.yaml", tmp_path / "search"
+    recipe.write_text(config(out).model_dump_json())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "medduet", "search", str(recipe)], stderr=subprocess.PIPE
+    )
+    record = out / "trials" / "0001" / "epochs.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while not record.is_file() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert main(["search", "--resume", str(out)]) == 2
+        assert f"works on the search in {out}" in capsys.readouterr().err
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    finally:
+        process.kill()
+        process.communicate()
+    assert main(["search", "--resume", str(out)]) == 0
+    shown = capsys.readouterr()
+    assert "trial 6 of 6 finished" in shown.err
+    assert "Pareto front of 6 trials" in shown.out
+    assert f"medduet train {out}/recipes/front-1.yaml --out RUN" in shown.out
+    assert read_json(out / "trials.json") != []
+    assert told(medduet.search(resume=out)) == told(found)
+
+
+def test_hopeless_trials_are_pruned(tmp_path: Path) -> None:
+    space = {
+        "model.width": {"choices": [2, 8]},
+        "train.learning_rate": {"low": 1e-8, "high": 1e-1, "log": True},
+    }
+    run = config(tmp_path).run.model_dump(mode="json")
+    run["train"] |= {"epochs": 3}
+    changes = {"space": space, "prune_after": 1, "trials": 10, "run": run, "population": 10}
+    record = medduet.search(config(tmp_path / "search", **changes))
+    states = [trial["state"] for trial in record.trials]
+    assert states[:3] == ["finished"] * 3, "too few are known before"
+    pruned = [trial for trial in record.trials if trial["state"] == "pruned"]
+    assert pruned
+    for trial in pruned:
+        assert trial["epochs"] < 3
+        assert "front" not in trial
+        folder = record.path / "trials" / f"{trial['number'] - 1:04d}"
+        assert not (folder / "metrics.json").exists()
+    with (record.path / "pareto.png").open("rb") as file:
+        assert file.read(4) == b"\x89PNG"
+
+
+def write_trial(path: Path, scores: list[float], cost: int) -> Path:
+    path.mkdir()
+    rows = [{"epoch": i + 1, "val": {"score": score}} for i, score in enumerate(scores)]
+    (path / "epochs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    environment = {"network": {"parameters": cost, "gmacs": 1.0}}
+    (path / "environment.json").write_text(json.dumps(environment))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("scores", "cost", "pruned"),
+    [
+        ([0.49], 100, True),  # the median of those that cost no more is 0.5 at epoch 1
+        ([0.51], 100, False),
+        ([0.49], 20, False),  # only two cost no more
+        ([0.0, 0.61], 100, True),  # 0.62 at epoch 2
+        ([0.63, 0.0], 100, False),  # the best so far counts
+        ([0.0, 0.0, 0.0], 100, False),  # the last epoch: it is finished anyhow
+    ],
+)
+def test_the_rule_of_pruning(scores: list[float], cost: int, pruned: bool, tmp_path: Path) -> None:
+    rivals = [
+        write_trial(tmp_path / "a", [0.4, 0.62, 0.1], 10),
+        write_trial(tmp_path / "b", [0.5, 0.2, 0.9], 20),
+        write_trial(tmp_path / "c", [0.6, 0.7, 0.7], 30),
+    ]
+    own = write_trial(tmp_path / "own", scores, cost)
+    run = config(tmp_path).run.model_dump(mode="json")
+    run["train"] |= {"epochs": 3}
+    pruner = _Pruner(Reporter(), own, config(tmp_path, run=run, prune_after=1), rivals)
+    row: Mapping[str, Any] = {"epoch": len(scores)}
+    if pruned:
+        with pytest.raises(_Pruned):
+            pruner.end_epoch(row)
+    else:
+        pruner.end_epoch(row)
+
+
+def test_a_trial_that_fails_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
+    # A kernel of even size is refused by the network.
+    space = {"model.kernel_size": {"choices": [2, 3]}}
+    record = medduet.search(config(tmp_path / "a", space=space, trials=5))
+    for trial in record.trials:
+        even = trial["values"]["model.kernel_size"] == 2
+        assert trial["state"] == ("failed" if even else "finished")
+        assert ("odd kernel_size" in trial.get("error", "")) == even
+    assert {trial["state"] for trial in record.trials} == {"failed", "finished"}
+    space = {"model.kernel_size": {"choices": [2, 4]}}
+    with pytest.raises(MedDuetError, match="odd kernel_size"):
+        medduet.search(config(tmp_path / "b", space=space))
+    assert len(read_json(tmp_path / "b" / "search.json")) > 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"space": {}}, "space"),
+        ({"space": {"model.widht": {"choices": [1, 2]}}}, "did you mean model.width"),
+        ({"space": {"model.width": {"choices": [1]}}}, "choices"),
+        ({"space": {"model.width": {"low": 3, "high": 2}}}, "low < high"),
+        ({"space": {"model.dropout": {"low": 0, "high": 1, "log": True}}}, "0 < low"),
+        ({"trails": 3}, "did you mean trials"),
+        ({"run": {"train": {"epoch": 3}}}, "did you mean epochs"),
+        ({"run": {"trian": {}}}, "did you mean train"),
+        ({"cost": "seconds"}, "gmacs"),
+    ],
+)
+def test_settings_that_cannot_be_used(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(tmp_path / "search", **changes)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_searches_that_cannot_start(found: SearchRecord, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"medduet search --resume {found.path}"):
+        medduet.search(config(found.path))
+    with pytest.raises(ConfigError, match=r"search\.json"):
+        medduet.search(resume=tmp_path)
+    with pytest.raises(ConfigError, match="either"):
+        medduet.search()
+    with pytest.raises(ConfigError, match="--data"):
+        medduet.search(config(tmp_path / "search", run={}))
+    assert not (tmp_path / "search").exists()
+
+
+def test_on_the_command_line(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "search"
+    words = (
+        f"search adares --data phantom --size 16 --run.data.count 40 --epochs 1 --trials 2 "
+        f"--population 2 --cost gmacs --seed 3 --out {out}"
+    )
+    assert main(words.split()) == 0
+    shown = capsys.readouterr()
+    assert "trial 2 of 2" in shown.err
+    assert "GMAC" in shown.out
+    settings = read_json(out / "search.json")
+    assert settings["cost"] == "gmacs"
+    assert settings["run"]["train"]["seed"] == 3
+    for mistake, word in (
+        ("search", "adares"),
+        ("search adres", "did you mean adares"),
+        ("search adares --trials 0", "trials"),
+        ("search adares --zzz", "--zzz"),
+        ("search adares", "--data"),
+        ("search --resume", "--resume SEARCH"),
+        ("search --resume nothing", "search.json"),
+        ("search nothing.yaml", "nothing.yaml"),
+    ):
+        assert main(mistake.split()) == 2
+        line = capsys.readouterr().err
+        assert line.startswith("medduet: ")
+        assert line.count("\n") == 1, line
+        assert word in line

@@ -1,0 +1,467 @@
+"""What is exported says the same as the network, for any number and size of images."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+import medduet
+from medduet import (
+    ConfigError,
+    DataConfig,
+    DuetNetwork,
+    ExportedModel,
+    MissingFileError,
+    ModelError,
+    RunConfig,
+    RunRecord,
+    create_model,
+    export_bundle,
+    load,
+)
+from medduet.cli import main
+from medduet.inference.agreement import Agreement
+from medduet.models.unet import UNet
+from medduet.runs.bundle import save_bundle
+from medduet.utils.files import write_json
+from medduet.utils.parsing import read_json
+
+PHANTOMS = DataConfig(name="phantom", size=32, count=40)
+
+
+def make_bundle(
+    folder: Path,
+    name: str = "vovunet_var",
+    *,
+    classes: int = 4,
+    masks: int = 2,
+    image: int = 0,
+    multi_label: bool = False,
+    **options: Any,
+) -> Path:
+    torch.manual_seed(0)
+    sizes = {"in_channels": 1, "num_classes": classes}
+    if not options and ":" not in name:
+        options = {"width": 4}
+    layout = medduet.DenseLayout(masks, image)
+    network = create_model(name, **sizes, dense_channels=layout.channels, **options)
+    learn(network)
+    names = {"class_names": list("abcd")[:classes], "mask_names": list("klmn")[:masks]}
+    more = {"layout": layout._asdict(), "preprocessing": {"size": [32, 32], "channels": 1}}
+    save_bundle(folder, network, names | more | {"multi_label": multi_label})
+    return folder
+
+
+def learn(network: DuetNetwork) -> None:
+    """Teach a network what is brighter than half: which image, and which pixels."""
+    given = torch.from_numpy(images(32, 32, 32))
+    bright = (given > 127).float()
+    label = (3.99 * bright.mean(dim=(1, 2, 3))).long()
+    optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for _ in range(30):
+        class_logits, dense = network(given)
+        loss = torch.zeros(())
+        if class_logits is not None:
+            loss = loss + F.cross_entropy(class_logits, label)
+        if dense is not None:
+            loss = loss + F.binary_cross_entropy_with_logits(dense[:, :1], bright)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def images(n: int, height: int, width: int) -> NDArray[np.uint8]:
+    """Return coarse patterns, each with another share of bright pixels."""
+    rng = np.random.default_rng(0)
+    coarse = rng.random((n, 1, 13, 13)) ** (3 * rng.random((n, 1, 1, 1)) + 0.2)
+    pixels = coarse.repeat(8, axis=2).repeat(8, axis=3)[..., :height, :width]
+    return (255 * pixels).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("made") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def onnx(bundle: Path) -> Path:
+    """An exported network; look, don't touch."""
+    return export_bundle(bundle, bundle.parent / "onnx", count=4).path
+
+
+@pytest.mark.parametrize("shape", [(1, 32, 32), (3, 40, 33), (2, 16, 97)])
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_any_number_and_size(bundle: Path, onnx: Path, kind: str, shape: tuple[int, ...]) -> None:
+    path = onnx if kind == "onnx" else bundle.parent / kind
+    if not path.exists():
+        export_bundle(bundle, path, format=kind, count=4)
+    image = images(*shape)
+    with torch.inference_mode():
+        expected = load(bundle)(torch.from_numpy(image))
+    found = ExportedModel(path, precision="float32")(image)
+    assert found.reconstruction is None
+    probability = expected.class_logits.softmax(dim=1).numpy()
+    np.testing.assert_allclose(found.probability, probability, atol=1e-5)
+    assert found.probability.dtype == np.float32
+    assert found.mask.dtype == np.uint8
+    assert found.mask.shape == shape
+    wrong = found.mask != (expected.dense[:, 0] > 0).numpy()
+    assert wrong.mean() < 0.001
+    assert 0.1 < found.mask.mean() < 0.9, "a mask that can't be wrong"
+    assert len(found.probability) == 1 or found.probability.std(axis=0).max() > 0.01
+
+
+def test_torch_format(bundle: Path, tmp_path: Path) -> None:
+    record = export_bundle(bundle, tmp_path / "torch", format="torch", count=4)
+    assert record.images == "phantom"
+    module = torch.export.load(record.path / "model.pt2").module(check_guards=False)
+    image = torch.from_numpy(images(3, 40, 33))
+    probability, mask = module(image)
+    expected = load(bundle)(image)
+    torch.testing.assert_close(probability, expected.class_logits.softmax(dim=1))
+    assert torch.equal(mask, (expected.dense[:, 0] > 0).to(torch.uint8))
+    with pytest.raises(ModelError, match=r"torch\.export\.load"):
+        ExportedModel(record.path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adares_unet",
+        "sharp_unet",
+        "timm:mobilenetv3_small_050",
+        "timm:convnextv2_atto",
+        "smp:unet/resnet18",
+        "smp:segformer/mit_b0",
+    ],
+)
+def test_other_networks(name: str, tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle", name)
+    out = export_bundle(path, tmp_path / "onnx", count=2).path
+    for shape in ((2, 32, 32), (1, 50, 33), (1, 96, 64)):
+        image = images(*shape)
+        with torch.inference_mode():
+            expected = load(path)(torch.from_numpy(image))
+        found = ExportedModel(out)(image)
+        probability = expected.class_logits.softmax(dim=1).numpy()
+        np.testing.assert_allclose(found.probability, probability, atol=1e-4)
+        assert (found.mask != (expected.dense[:, 0] > 0).numpy()).mean() < 0.01
+
+
+@pytest.mark.parametrize("name", ["vovunet_var", "timm:resnet18", "smp:unet/resnet18"])
+def test_classes_alone(name: str, tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle", name)
+    whole = export_bundle(path, tmp_path / "whole", count=2).path
+    alone = export_bundle(path, tmp_path / "alone", classify_only=True, count=2).path
+    found = ExportedModel(alone)(images(2, 40, 48))
+    assert found.mask is None
+    expected = ExportedModel(whole)(images(2, 40, 48)).probability
+    np.testing.assert_allclose(found.probability, expected, atol=1e-5)
+    sizes = [(folder / "model.onnx").stat().st_size for folder in (whole, alone)]
+    assert sizes[1] < sizes[0], "the decoder is not in the file"
+
+
+def test_many_labels_and_many_mask_classes(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle", masks=4, multi_label=True)
+    out = export_bundle(path, tmp_path / "onnx", count=2).path
+    image = images(2, 32, 48)
+    expected = load(path)(torch.from_numpy(image))
+    found = ExportedModel(out)(image)
+    probability = expected.class_logits.sigmoid().detach().numpy()
+    np.testing.assert_allclose(found.probability, probability, atol=1e-5)
+    assert (found.mask == expected.dense.argmax(dim=1).numpy()).mean() > 0.999
+    assert len(np.unique(found.mask)) > 1
+
+
+def test_reconstruction_alone(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle", classes=0, masks=0, image=1)
+    out = export_bundle(path, tmp_path / "onnx", count=2).path
+    image = images(2, 32, 48)
+    found = ExportedModel(out)(image)
+    assert found.probability is None
+    assert found.mask is None
+    network = load(path)
+    expected = network.normalize.invert(network(torch.from_numpy(image)).dense).detach().numpy()
+    np.testing.assert_allclose(found.reconstruction, expected, atol=1e-4)
+    with pytest.raises(ConfigError, match="no class head"):
+        export_bundle(path, tmp_path / "alone", classify_only=True)
+
+
+def test_one_size(tmp_path: Path) -> None:
+    path = make_bundle(tmp_path / "bundle", "mobilevitv2_unet_var")
+    with pytest.raises(ModelError, match="add --fixed-size"):
+        export_bundle(path, tmp_path / "onnx")
+    out = export_bundle(path, tmp_path / "onnx", fixed_size=True, count=2).path
+    model = ExportedModel(out)
+    image = images(3, 32, 32)
+    with torch.inference_mode():
+        expected = load(path)(torch.from_numpy(image)).class_logits.softmax(dim=1).numpy()
+    np.testing.assert_allclose(model(image).probability, expected, atol=1e-4)
+    with pytest.raises(ModelError, match="32 x 32 pixels, but got 32 x 48"):
+        model(images(1, 32, 48))
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_half_as_large(bundle: Path, onnx: Path, kind: str, tmp_path: Path) -> None:
+    record = export_bundle(bundle, tmp_path / "half", format=kind, precision="float16", count=4)
+    half, whole = (ExportedModel(path, precision="float32") for path in (record.path, onnx))
+    image = images(2, 40, 32)
+    difference = np.abs(half(image).probability - whole(image).probability).max()
+    assert 0 < difference < 0.01
+    name = {"onnx": "model.onnx", "openvino": "model.bin"}[kind]
+    weights = sum(p.numel() for p in load(bundle).parameters())
+    assert (record.path / name).stat().st_size < 3 * weights + 200_000
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_int8(bundle: Path, kind: str, tmp_path: Path) -> None:
+    given = {"format": kind, "precision": "int8", "data": PHANTOMS}
+    record = export_bundle(bundle, tmp_path / "int8", **given, tolerance=1.0)
+    agreement = record.agreement["float32"]
+    assert agreement.n == 8
+    assert agreement.accuracy is not None
+    assert agreement.dice is not None
+    assert 0 < agreement.probability < 0.2
+    found = ExportedModel(record.path, shape=(2, 32, 32))(images(2, 32, 32))
+    assert found.mask.shape == (2, 32, 32)
+    with pytest.raises(ModelError, match="tolerance is 0;"):
+        export_bundle(bundle, tmp_path / "strict", **given, tolerance=0.0)
+    assert not (tmp_path / "strict").exists()
+    with pytest.raises(ConfigError, match="give --data NAME"):
+        export_bundle(bundle, tmp_path / "blind", precision="int8")
+
+
+def test_a_run_is_compared_on_its_own_images(finished_run: RunRecord, tmp_path: Path) -> None:
+    record = export_bundle(finished_run.path, tmp_path / "onnx", count=0)
+    agreement = record.agreement["float32"]
+    assert (agreement.n, agreement.same_class) == (8, 8)
+    assert agreement.reconstruction is not None
+    assert agreement.reconstruction < 1e-4
+    saved = read_json(finished_run.path / "bundle" / "config.json")["metrics"]["test"]
+    assert agreement.accuracy == pytest.approx((saved["accuracy"],) * 2)
+    assert agreement.dice == pytest.approx((saved["dice"],) * 2)
+    config = read_json(record.path / "config.json")
+    assert config["class_names"] == ["normal", "smooth", "spiculated", "ring"]
+    assert config["export"]["agreement"]["float32"]["same_class"] == 8
+    assert config["metrics"]["selection"] == "validation-selected"
+
+
+def test_what_cannot_be_written_is_said_in_a_line(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A network that no exporter follows: what it does depends on the values of the image.
+    def branch(self: UNet, image: torch.Tensor) -> medduet.Outputs:
+        return forward(self, image) if image.float().mean() > 1 else forward(self, image.flip(3))
+
+    forward = UNet.forward
+    monkeypatch.setattr(UNet, "forward", branch)
+    with pytest.raises(ModelError, match=r"vovunet_var can't be exported to onnx: .*") as caught:
+        export_bundle(bundle, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_answer_that_is_no_number_is_a_difference() -> None:
+    assert math.isnan(Agreement(2, probability=0.5, mask=0.0, reconstruction=math.nan).worst)
+
+
+def test_a_difference_above_the_tolerance_is_refused(bundle: Path, tmp_path: Path) -> None:
+    given = {"precision": "float16", "count": 4, "tolerance": 1e-9}
+    with pytest.raises(ModelError, match=r"tolerance is 1e-09; .*--tolerance") as caught:
+        export_bundle(bundle, tmp_path / "onnx", **given)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_threads_can_share_it(bundle: Path, kind: str, tmp_path: Path) -> None:
+    model = ExportedModel(export_bundle(bundle, tmp_path / "out", format=kind, count=2).path)
+    given = [images(8, 64, 64)[i : i + 1] for i in range(8)] * 8
+    expected = [model(image).mask for image in given[:8]]
+    assert len({mask.tobytes() for mask in expected}) == 8
+    with ThreadPoolExecutor(8) as pool:
+        for number, found in enumerate(pool.map(model, given)):
+            assert np.array_equal(found.mask, expected[number % 8])
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_it_agrees_on_real_images(
+    make_config: Callable[..., RunConfig], shared_data: Path, kind: str, tmp_path: Path
+) -> None:
+    data = {"name": str(shared_data / "busi_seg_64.npz"), "size": 64, "count": None}
+    given = {"objective": {"tasks": ["classify", "segment"]}, "train": {"epochs": 1}}
+    run = medduet.train(make_config(tmp_path / "run", data=data, **given))
+    record = export_bundle(run.path, tmp_path / "out", format=kind, count=0)
+    found = record.agreement["float32"]
+    assert (found.n, found.same_class) == (156, 156)
+    assert found.dice[1] == pytest.approx(found.dice[0], abs=0.002)
+    assert found.dice[0] == pytest.approx(run.metrics["test"]["dice"])
+    assert found.dice[0] > 0.05, "a mask that can't be wrong"
+
+
+QUANTIZE = """
+import sys
+from medduet import DataConfig, export_bundle
+
+data = DataConfig(name="phantom", size=32, count=20)
+given = {"format": "openvino", "precision": "int8", "data": data, "tolerance": 1.0}
+export_bundle(sys.argv[1], sys.argv[2], count=2, **given)
+"""
+
+
+def test_no_use_is_reported_to_anybody(bundle: Path, tmp_path: Path) -> None:
+    # OpenVINO and NNCF keep the identity that they report under in the user's home.
+    known = {name: value for name, value in os.environ.items() if name != "CI"}
+    words = [sys.executable, "-c", QUANTIZE, str(bundle), str(tmp_path / "out")]
+    done = subprocess.run(
+        words,
+        env=known | {"HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model.xml").is_file()
+    assert not (tmp_path / "home" / "intel").exists()
+
+
+NO_TORCH = """
+import sys
+
+class Block:
+    def find_spec(self, name, *rest):
+        if name.split(".")[0] in ("torch", "onnx", "lightning", "timm"):
+            raise ImportError(f"{name} is not to be imported")
+
+sys.meta_path.insert(0, Block())
+import numpy as np
+import medduet
+
+model = medduet.ExportedModel(sys.argv[1])
+found = model(np.zeros((2, 1, 40, 33), np.uint8))
+print(model.class_names, found.probability.shape, found.mask.shape, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino"])
+def test_it_predicts_without_torch(bundle: Path, kind: str, tmp_path: Path) -> None:
+    out = export_bundle(bundle, tmp_path / "out", format=kind, count=2).path
+    done = subprocess.run(
+        [sys.executable, "-c", NO_TORCH, str(out)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['a', 'b', 'c', 'd'] (2, 4) (2, 40, 33) False\n"
+
+
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "torch"])
+def test_the_page_s_code_runs(bundle: Path, kind: str, tmp_path: Path) -> None:
+    out = export_bundle(bundle, tmp_path / "out", format=kind, count=2).path
+    page = (out / "README.md").read_text()
+    for text in ("Not a medical device", "Classes: a, b, c, d.", "class the same in 2"):
+        assert text in page
+    code = page.split("```python")[1].split("```")[0].replace("path/of/this/folder", str(out))
+    names: dict[str, Any] = {}
+    exec(compile(code, "page", "exec"), names)
+    assert [tuple(value.shape) for value in names["outputs"]] == [(1, 4), (1, 32, 32)]
+
+
+def test_images_that_do_not_fit(onnx: Path) -> None:
+    model = ExportedModel(onnx)
+    for image, words in [
+        (np.zeros((1, 3, 32, 32), np.uint8), r"expected images \(N, 1, H, W\) of uint8"),
+        (np.zeros((32, 32), np.uint8), "expected images"),
+        (np.zeros((1, 1, 32, 32), np.float32), "of float32"),
+        (np.zeros((1, 1, 15, 32), np.uint8), "at least 16 x 16"),
+    ]:
+        with pytest.raises(ModelError, match=words):
+            model(image)
+    with pytest.raises(ConfigError, match="--format openvino"):
+        ExportedModel(onnx, precision="bfloat16")
+    with pytest.raises(ModelError, match=r"expected 2 image\(s\) of 32 x 48 pixels, but got 1 "):
+        ExportedModel(onnx, shape=(2, 32, 48))(images(1, 32, 48))
+    with pytest.raises(ModelError, match="at least 16 x 16"):
+        ExportedModel(onnx, shape=(2, 8, 48))
+
+
+def test_damaged_folders(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError, match=r"medduet export BUNDLE --out DIR"):
+        ExportedModel(tmp_path)
+    with pytest.raises(ModelError, match=r"config\.json is something else"):
+        ExportedModel(bundle)
+    out = export_bundle(bundle, tmp_path / "out", count=2).path
+    with (out / "model.onnx").open("ab") as file:
+        file.write(b"1")
+    with pytest.raises(ModelError, match="SHA-256 differs"):
+        ExportedModel(out)
+    (out / "model.onnx").unlink()
+    with pytest.raises(MissingFileError, match=r"no model\.onnx"):
+        ExportedModel(out)
+    (out / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="is not JSON"):
+        ExportedModel(out)
+    write_json(out / "config.json", [])
+    with pytest.raises(ModelError, match="expected a JSON object"):
+        ExportedModel(out)
+
+
+@pytest.mark.parametrize("module", ["onnx", "onnxscript", "onnxruntime", "openvino"])
+def test_a_package_that_is_missing(
+    bundle: Path, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    kind = "openvino" if module == "openvino" else "onnx"
+    with pytest.raises(ConfigError, match=rf"needs {module}, .*pip install 'medduet\[export\]'"):
+        export_bundle(bundle, tmp_path / "out", format=kind)
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_that_do_not_fit(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is there already"):
+        export_bundle(bundle, tmp_path)
+    with pytest.raises(ConfigError, match="keeps float32"):
+        export_bundle(bundle, tmp_path / "out", format="torch", precision="int8")
+    with pytest.raises(ConfigError, match="given --count -1"):
+        export_bundle(bundle, tmp_path / "out", count=-1)
+    create_model("unet_var", in_channels=1, num_classes=2, width=2).save_pretrained(
+        tmp_path / "network"
+    )
+    with pytest.raises(ModelError, match=r"layout, multi_label, preprocessing missing"):
+        export_bundle(tmp_path / "network", tmp_path / "out")
+    rgb = DataConfig(name="phantom", size=32, count=20, channels=3)
+    with pytest.raises(ConfigError, match=r"takes 1 channel\(s\), but phantom has 3"):
+        export_bundle(bundle, tmp_path / "out", data=rgb)
+
+
+def test_command_line(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    words = ["export", str(bundle), "--out", str(out), "--classify-only", "--count", "2"]
+    assert main(words) == 0
+    told, errors = capfd.readouterr()
+    first, last = told.splitlines()
+    assert first.startswith(
+        "compared with torch on phantom, float32: 2 images, class the same in 2, probabilities"
+    )
+    assert last == f"written: {out}"
+    assert errors == ""
+    assert main(["export", str(bundle)]) == 2
+    assert main(["export", str(tmp_path / "nothing"), "--out", str(tmp_path / "new")]) == 2
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert "--out DIR" in errors[0]

@@ -1,0 +1,434 @@
+"""Answers about images of any size, type and source."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import medduet
+from medduet import ConfigError, DataError, MissingFileError, ModelError, Predictor, create_model
+from medduet.data.reading.core import ReadOptions
+from medduet.data.reading.images import read_images
+from medduet.data.reading.shape import resized_mask, unfitted_mask
+from medduet.inference.explain import Explainer
+from medduet.inference.predictor import unfitted_heat
+from medduet.models.ensemble import Ensemble
+from medduet.models.registry import MODELS
+from medduet.runs.bundle import save_bundle
+from medduet.uncertainty.calibration import Calibration
+
+SIDE = 32
+
+
+def bundle(
+    path: Path,
+    *,
+    name: str = "vovunet_var",
+    channels: int = 1,
+    classes: int = 3,
+    layout: tuple[int, int] = (3, 0),
+    multi_label: bool = False,
+    size: tuple[int, int] = (SIDE, SIDE),
+    fit: str = "pad",
+) -> Path:
+    """Write a network whose answers differ from image to image."""
+    torch.manual_seed(0)
+    own = medduet.DenseLayout(*layout)
+    network = create_model(
+        name, in_channels=channels, num_classes=classes, dense_channels=own.channels, width=4
+    ).train()
+    with torch.no_grad():
+        for _ in range(20):
+            network(torch.rand(8, channels, *size))
+    config = {
+        "class_names": [f"class {number}" for number in range(classes)],
+        "mask_names": ["background", "lesion", "cyst"][: own.mask_classes],
+        "multi_label": multi_label,
+        "layout": own._asdict(),
+        "preprocessing": {"size": list(size), "channels": channels, "fit": fit, "window": None},
+    }
+    save_bundle(path, network.eval(), config)
+    return path
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return bundle(tmp_path_factory.mktemp("bundle") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    small = Image.fromarray(rng.integers(0, 255, (8, 12), dtype=np.uint8))
+    return np.asarray(small.resize((75, 50), Image.Resampling.BICUBIC))
+
+
+def test_the_answer_is_the_networks_own(own: Path, picture: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    answer = Predictor(own)(tmp_path / "a.png")
+    fitted = read_images(tmp_path / "a.png", ReadOptions(size=SIDE))
+    with torch.inference_mode():
+        class_logits, dense = medduet.load(own)(torch.from_numpy(fitted)[:, None])
+    assert class_logits is not None
+    assert dense is not None
+    expected = class_logits.softmax(dim=1)[0]
+    np.testing.assert_allclose(list(answer.probabilities.values()), expected, atol=1e-6)
+    assert answer.label == f"class {int(expected.argmax())}"
+    mask = medduet.DenseLayout(3, 0).mask(dense)[0].numpy().astype(np.uint8)
+    assert len(np.unique(mask)) > 1
+    assert answer.mask is not None
+    assert answer.mask.shape == answer.image.shape == picture.shape
+    np.testing.assert_array_equal(
+        answer.mask, unfitted_mask(mask, *picture.shape, ReadOptions(size=SIDE))
+    )
+    np.testing.assert_array_equal(answer.image, picture)
+    assert answer.reconstruction is answer.heat is None
+
+
+def test_an_answer_shows_what_was_said_and_no_pixels(own: Path, picture: np.ndarray) -> None:
+    answer = Predictor(own)(picture)
+    shown = repr(answer)
+    assert shown.startswith(f"Answer(label={answer.label!r}, probabilities=")
+    assert f"image={answer.image.shape}" in shown
+    assert "heat" not in shown
+    assert len(shown) < 1000
+
+
+def test_paths_files_arrays_and_pillow_give_the_same(
+    own: Path, picture: np.ndarray, tmp_path: Path
+) -> None:
+    predictor = Predictor(own)
+    path = tmp_path / "a.png"
+    Image.fromarray(picture).save(path)
+    memory = io.BytesIO(path.read_bytes())
+    sources = [path, str(path), memory, Image.fromarray(picture), picture, picture.astype(np.int32)]
+    first, *others = list(predictor.predict(sources))
+    for other in others[:-1]:
+        assert other.probabilities == first.probabilities
+        np.testing.assert_array_equal(other.mask, first.mask)
+    # Values that are not uint8 are shown from the smallest to the largest, as those of files are.
+    stretched = others[-1]
+    assert stretched.image.min() == 0
+    assert stretched.image.max() == 255
+
+
+@pytest.mark.parametrize(("channels", "shape"), [(1, (20, 30, 3)), (3, (20, 30)), (3, (20, 30, 3))])
+def test_colours_are_those_of_the_training(
+    channels: int, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    predictor = Predictor(bundle(tmp_path / "bundle", channels=channels))
+    image = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    answer = predictor(image)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    assert predictor(tmp_path / "a.png").probabilities == answer.probabilities
+    assert answer.mask is not None
+    assert answer.mask.shape == (20, 30)
+    assert answer.image.ndim == (3 if channels == 3 and len(shape) == 3 else 2)
+
+
+def test_batches_do_not_change_answers(own: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, rng.integers(20, 60, 2), dtype=np.uint8) for _ in range(7)]
+    alone = [Predictor(own, batch_size=1)(image) for image in images]
+    together = list(Predictor(own, batch_size=3).predict(iter(images)))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(
+            list(one.probabilities.values()), list(other.probabilities.values()), atol=1e-5
+        )
+        assert one.mask is not None
+        assert other.mask is not None
+        assert (one.mask == other.mask).mean() > 0.99
+
+
+def test_threads_share_a_predictor(own: Path) -> None:
+    predictor = Predictor(own, explain=True)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (40, 40), dtype=np.uint8) for _ in range(12)]
+    expected = [predictor(image) for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(predictor, images * 3))
+    for answer, other in zip(found, expected * 3, strict=True):
+        assert answer.probabilities == other.probabilities
+        np.testing.assert_array_equal(answer.mask, other.mask)
+        np.testing.assert_array_equal(answer.heat, other.heat)
+
+
+def test_what_is_asked_for(tmp_path: Path, picture: np.ndarray) -> None:
+    both = bundle(tmp_path / "both", layout=(2, 1))
+    answer = Predictor(both)(picture)
+    assert answer.reconstruction is not None
+    assert answer.reconstruction.shape == (SIDE, SIDE)
+    alone = Predictor(both, classify_only=True)(picture)
+    assert alone.mask is alone.reconstruction is None
+    np.testing.assert_allclose(
+        list(alone.probabilities.values()), list(answer.probabilities.values()), atol=1e-6
+    )
+    dense = bundle(tmp_path / "dense", classes=0)
+    answer = Predictor(dense)(picture)
+    assert answer.label is None
+    assert answer.probabilities == {}
+    with pytest.raises(ConfigError, match="no classes that could be explained"):
+        Predictor(dense, explain=True)
+    with pytest.raises(ConfigError, match="no class head"):
+        Predictor(dense, classify_only=True)
+
+
+def test_several_classes_of_one_image(tmp_path: Path, picture: np.ndarray) -> None:
+    answer = Predictor(bundle(tmp_path / "bundle", multi_label=True))(picture)
+    said = [name for name, value in answer.probabilities.items() if value > 0.5]
+    assert answer.label == ", ".join(said)
+
+
+def test_sizes_that_are_not_square(tmp_path: Path, picture: np.ndarray) -> None:
+    for fit in ("pad", "stretch"):
+        predictor = Predictor(bundle(tmp_path / fit, size=(32, 48), fit=fit), explain=True)
+        answer = predictor(picture)
+        assert answer.mask is not None
+        assert answer.heat is not None
+        assert answer.mask.shape == answer.heat.shape == picture.shape
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (31, 77), (200, 20), (1, 1), (1, 500)])
+@pytest.mark.parametrize("fit", ["pad", "stretch"])
+def test_a_mask_goes_back_to_where_it_was(shape: tuple[int, int], fit: str) -> None:
+    """A mask that is fitted and brought back covers what it covered."""
+    height, width = shape
+    whole = np.zeros(shape, np.uint8)
+    whole[height // 4 : height // 2 + 1, width // 3 : width // 2 + 1] = 1
+    options = ReadOptions(64, fit)  # type: ignore[arg-type]
+    fitted = np.zeros((64, 64), np.uint8)
+    fitted[:] = resized_mask(whole, options)
+    back = unfitted_mask(fitted, height, width, options)
+    assert back.shape == shape
+    if min(shape) >= 30:
+        both = 2 * (back & whole).sum() / (back.sum() + whole.sum())
+        assert both > 0.9
+
+
+def test_heat_lies_where_the_class_is(own: Path) -> None:
+    """Heat at the size of the image is that of the network, moved back."""
+    heat = np.zeros((SIDE, SIDE), np.float32)
+    heat[16, 16] = 1
+    back = unfitted_heat(heat, 64, 128, ReadOptions(SIDE))
+    assert back.shape == (64, 128)
+    row, column = np.unravel_index(back.argmax(), back.shape)
+    assert abs(row - 34) <= 2
+    assert abs(column - 66) <= 2
+
+
+def test_grad_cam_finds_what_a_class_was_told_by() -> None:
+    """A network that looks at one channel of its features alone is explained by where it is."""
+    torch.manual_seed(0)
+    network = create_model("unet_var", in_channels=1, num_classes=2, width=4).eval()
+    image = np.zeros((2, 1, 64, 64), np.uint8)
+    image[0, 0, 8:24, 8:24] = 255
+    image[1, 0, 40:56, 40:56] = 255
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    network.train()
+    pixels = torch.from_numpy(np.concatenate([image, np.zeros_like(image)]))
+    for _ in range(30):
+        loss = torch.nn.functional.cross_entropy(
+            network.classify(pixels), torch.tensor([1, 1, 0, 0])
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    heat = Explainer(network.eval(), (64, 64))(image, np.array([1, 1]))
+    assert heat.max() == 1
+    assert heat[0, 8:24, 8:24].mean() > 2 * heat[0, 40:56, 40:56].mean()
+    assert heat[1, 40:56, 40:56].mean() > 2 * heat[1, 8:24, 8:24].mean()
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_network_can_be_explained(name: str) -> None:
+    torch.manual_seed(0)
+    network = create_model(name, in_channels=1, num_classes=2).eval()
+    explainer = Explainer(network, (64, 64))
+    heat = explainer(
+        np.random.default_rng(0).integers(0, 255, (1, 1, 64, 64), np.uint8), np.array([0])
+    )
+    assert heat.shape == (1, 64, 64)
+    assert 0 <= heat.min() <= heat.max() <= 1 + 1e-6
+
+
+def test_exported_networks_answer_without_torch(
+    own: Path, picture: np.ndarray, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    medduet.export_bundle(own, tmp_path / "onnx", count=2)
+    np.save(tmp_path / "picture.npy", picture)
+    code = f"""
+import json, sys
+import numpy as np
+from medduet import Predictor
+answer = Predictor({str(tmp_path / "onnx")!r})(np.load({str(tmp_path / "picture.npy")!r}))
+assert "torch" not in sys.modules
+np.save({str(tmp_path / "mask.npy")!r}, answer.mask)
+print(json.dumps(answer.probabilities))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200
+    )
+    assert found.returncode == 0, found.stderr
+    answer = Predictor(own)(picture)
+    said = json.loads(found.stdout)
+    assert said == pytest.approx(answer.probabilities, abs=1e-4)
+    assert (np.load(tmp_path / "mask.npy") == answer.mask).mean() > 0.99
+    for options, line in (
+        ({"explain": True}, "can't be explained"),
+        ({"device": "cuda"}, "runs on the CPU"),
+        ({"classify_only": True}, "export it with --classify-only"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            Predictor(tmp_path / "onnx", **options)  # type: ignore[arg-type]
+
+
+def test_what_is_no_image_is_told(own: Path, tmp_path: Path) -> None:
+    predictor = Predictor(own)
+    with pytest.raises(MissingFileError, match=r"nothing\.png: expected an image file"):
+        predictor(tmp_path / "nothing.png")
+    (tmp_path / "a.png").write_bytes(b"%PDF-1.7")
+    with pytest.raises(DataError, match=r"a\.png: expected PNG, JPEG"):
+        predictor(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"expected \(H, W\), or \(H, W, 3\) of uint8"):
+        predictor(np.zeros((4, 20, 30), np.uint8))
+    with pytest.raises(DataError, match="given dict"):
+        predictor({})  # type: ignore[arg-type]
+    pages = [Image.new("L", (20, 20), level) for level in (0, 99)]
+    pages[0].save(tmp_path / "two.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match="several"):
+        predictor(tmp_path / "two.tif")
+    assert len(list(predictor.predict([tmp_path / "two.tif"]))) == 2
+
+
+def test_bundles_that_say_too_little(own: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingFileError):
+        Predictor(tmp_path)
+    network = create_model("unet_var", in_channels=1, num_classes=2, width=2)
+    save_bundle(tmp_path / "bare", network, {})
+    with pytest.raises(ModelError, match="does not say what its outputs mean"):
+        Predictor(tmp_path / "bare")
+    for number, wrong in enumerate(({"size": [32]}, {"size": [0, 3], "channels": 1}, [])):
+        config = {
+            "multi_label": False,
+            "class_names": ["a", "b"],
+            "layout": {"mask_classes": 0, "image_channels": 0},
+        }
+        save_bundle(tmp_path / str(number), network, config | {"preprocessing": wrong})
+        with pytest.raises(ModelError, match="how images are to be prepared"):
+            Predictor(tmp_path / str(number))
+    with pytest.raises(ConfigError, match="at least 1 image"):
+        Predictor(own, batch_size=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no GPU"):
+            Predictor(own, device="cuda")
+
+
+def test_calibrated_answers(own: Path, picture: np.ndarray, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    share = rng.dirichlet([1, 1, 1], 200)
+    label = (share.cumsum(axis=1) < rng.random((200, 1))).sum(axis=1)
+    sharp = share**3 / (share**3).sum(axis=1, keepdims=True)  # a network that is too sure
+    calibration = Calibration.fit(label, sharp)
+    loaded = medduet.load_bundle(own)
+    path = tmp_path / "bundle"
+    save_bundle(path, loaded.network, loaded.config | {"calibration": calibration.to_json()})
+    plain, answer = Predictor(own)(picture), Predictor(path, coverage=0.8)(picture)
+    assert plain.prediction_set is None
+    before = np.array([list(plain.probabilities.values())])
+    after = calibration.calibrate(before)
+    np.testing.assert_allclose(list(answer.probabilities.values()), after[0])
+    assert answer.label == plain.label
+    held = calibration.sets(after, 0.8)[0]
+    names = [f"class {k}" for k in np.argsort(-after[0], kind="stable") if held[k]]
+    assert list(answer.prediction_set or ()) == names
+    wide = Predictor(path, coverage=0.99)(picture).prediction_set
+    assert wide is not None
+    assert set(wide) >= set(names)
+    if find_spec("onnxruntime"):
+        medduet.export_bundle(path, tmp_path / "onnx", count=2)
+        exported = Predictor(tmp_path / "onnx", coverage=0.8)(picture)
+        assert exported.probabilities == pytest.approx(answer.probabilities, abs=1e-4)
+        assert exported.prediction_set == answer.prediction_set
+    top = float(after.max())
+    assert Predictor(path, abstain_below=top + 0.01)(picture).abstained
+    assert not Predictor(path, abstain_below=top - 0.01)(picture).abstained
+    by_accuracy = Predictor(path, accuracy=0.6)(picture).abstained
+    assert by_accuracy == (top < calibration.threshold(0.6))
+    with pytest.raises(ConfigError, match="was not calibrated"):
+        Predictor(own, accuracy=0.9)
+    with pytest.raises(ConfigError, match="leave one out"):
+        Predictor(path, accuracy=0.9, abstain_below=0.5)
+    with pytest.raises(ConfigError, match="confidence of 0 to 1"):
+        Predictor(path, abstain_below=2)
+    with pytest.raises(ConfigError, match="coverage"):
+        Predictor(path, coverage=1.5)
+
+
+def test_abstention_and_coverage_that_can_not_be_had(tmp_path: Path) -> None:
+    plain = bundle(tmp_path / "plain")
+    with pytest.raises(ConfigError, match="no set can promise a coverage"):
+        Predictor(plain, coverage=0.9)
+    dense = bundle(tmp_path / "dense", classes=0)
+    with pytest.raises(ConfigError, match="nothing to abstain from"):
+        Predictor(dense, abstain_below=0.5)
+    rng = np.random.default_rng(0)
+    share = rng.random((200, 3))
+    calibration = Calibration.fit((rng.random((200, 3)) < share).astype(int), share, True)
+    several = medduet.load_bundle(bundle(tmp_path / "several", multi_label=True))
+    config = several.config | {"calibration": calibration.to_json()}
+    save_bundle(tmp_path / "calibrated", several.network, config)
+    with pytest.raises(ConfigError, match="accuracy is of single labels"):
+        Predictor(tmp_path / "calibrated", accuracy=0.9)
+    assert Predictor(tmp_path / "calibrated").coverage == 0.9
+
+
+@pytest.mark.parametrize("kind", ["tiff", "jpeg", "png"])
+def test_a_turned_file_is_the_same_however_it_is_given(
+    own: Path, tmp_path: Path, kind: str
+) -> None:
+    image = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30).astype(np.uint8))
+    exif = Image.Exif()
+    exif[274] = 6
+    path = tmp_path / f"a.{kind}"
+    # Packed, as Pillow 13 turns a TIFF that is not packed twice when it is asked for its pixels.
+    image.save(path, exif=exif, **({"compression": "tiff_lzw"} if kind == "tiff" else {}))
+    predictor = Predictor(own)
+    by_path = predictor(path)
+    with Image.open(path) as opened:
+        by_image = predictor(opened)
+    assert by_path.image.shape == (30, 20)
+    np.testing.assert_array_equal(by_path.image, by_image.image)
+    assert by_path.probabilities == by_image.probabilities
+
+
+@pytest.mark.parametrize("shape", [(1094, 1458), (1458, 1094), (384, 1000), (7, 1001)])
+def test_heat_of_sizes_that_round_badly(shape: tuple[int, int]) -> None:
+    heat = np.random.default_rng(0).random((384, 384), np.float32)
+    back = unfitted_heat(heat, *shape, ReadOptions(384))
+    assert back.shape == shape
+    assert 0 <= back.min() <= back.max() <= 1
+
+
+def test_an_ensemble_is_explained_by_its_members() -> None:
+    torch.manual_seed(0)
+    sizes = {"in_channels": 1, "num_classes": 2, "width": 4}
+    members = [create_model("vovunet_var", **sizes).eval() for _ in range(2)]
+    image = np.random.default_rng(0).integers(0, 255, (2, 1, 64, 64), np.uint8)
+    classes = np.array([0, 1])
+    alone = [Explainer(member, (64, 64))(image, classes) for member in members]
+    for test_time in ("none", "flip"):
+        both = Ensemble(members, multi_label=False, mask_channels=0, test_time=test_time).eval()
+        heat = Explainer(both, (64, 64))(image, classes)
+        mean = sum(alone) / 2
+        np.testing.assert_allclose(heat, mean / mean.max(axis=(1, 2), keepdims=True), atol=1e-5)

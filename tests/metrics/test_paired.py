@@ -1,0 +1,399 @@
+"""Tests of differences, against scipy, statsmodels, scikit-learn and cases done by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from medduet.errors import DataError
+from medduet.metrics.classification import auc
+from medduet.metrics.paired import delong, mcnemar, over_images
+from medduet.metrics.repeats import holm, merge_p, over_seeds, over_sets
+from medduet.reports import verdict
+
+Floats = NDArray[np.float64]
+
+
+def answers(both: int, b: int, c: int, neither: int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    counts = (both, b, c, neither)
+    return np.repeat([True, True, False, False], counts), np.repeat([True, False] * 2, counts)
+
+
+@pytest.mark.parametrize(
+    ("counts", "exact"),
+    [
+        ((50, 6, 1, 9), True),
+        ((50, 20, 4, 9), True),
+        ((50, 20, 5, 9), False),
+        ((5, 9, 40, 1), False),
+    ],
+)
+def test_mcnemar_is_statsmodels(counts: tuple[int, int, int, int], exact: bool) -> None:
+    test = mcnemar(*answers(*counts))
+    both, b, c, neither = counts
+    known = statsmodels_mcnemar([[both, b], [c, neither]], exact=exact, correction=True)
+    assert test.p == known.pvalue
+    assert (test.b, test.c, test.n) == (b, c, sum(counts))
+    assert test.odds_ratio == b / c
+    assert test.difference == pytest.approx((b - c) / sum(counts))
+    if exact:
+        assert test.p == pytest.approx(stats.binomtest(b, b + c).pvalue)
+
+
+def test_mcnemar_s_interval_by_hand() -> None:
+    # n = 98: shares (11 + 1) / 100 and (2 + 1) / 100; 0.09 +- 1.96 sqrt((0.15 - 0.0081) / 100).
+    low, high = mcnemar(*answers(60, 11, 2, 25)).interval
+    assert low == pytest.approx(0.09 - 1.959964 * math.sqrt(0.001419), abs=1e-7)
+    assert high == pytest.approx(0.09 + 1.959964 * math.sqrt(0.001419), abs=1e-7)
+
+
+def test_mcnemar_without_any_disagreement() -> None:
+    test = mcnemar(*answers(5, 0, 0, 5))
+    assert (test.p, test.difference) == (1.0, 0.0)
+    assert math.isnan(test.odds_ratio)
+    assert test.interval[0] < 0 < test.interval[1]
+    assert mcnemar(*answers(0, 3, 0, 0)).odds_ratio == math.inf
+    assert mcnemar(*answers(0, 3, 0, 0)).interval[1] <= 1
+
+
+@given(st.tuples(*[st.integers(0, 40)] * 4).filter(any))
+@settings(max_examples=40, deadline=None)
+def test_mcnemar_turned_around(counts: tuple[int, int, int, int]) -> None:
+    first, second = answers(*counts)
+    there, back = mcnemar(first, second), mcnemar(second, first)
+    assert there.p == pytest.approx(back.p)
+    assert there.difference == pytest.approx(-back.difference)
+    assert there.interval == pytest.approx([-back.interval[1], -back.interval[0]])
+
+
+def test_mcnemar_refuses() -> None:
+    with pytest.raises(DataError, match="bool"):
+        mcnemar([1, 0], [True, False])
+    for first, second in (([True], [True, False]), (np.zeros(0, bool), np.zeros(0, bool))):
+        with pytest.raises(DataError, match="alike"):
+            mcnemar(first, second)
+
+
+# AUC ----------------------------------------------------------------------------------------------
+
+
+def brute_influence(has: NDArray[np.bool_], score: Floats) -> Floats:
+    """The structural components of DeLong, by comparing every pair, over their n."""
+    wins = (score[has][:, None] > score[~has]) + 0.5 * (score[has][:, None] == score[~has])
+    out = np.zeros(len(has))
+    out[has] = wins.mean(axis=1) / has.sum()
+    out[~has] = wins.mean(axis=0) / (~has).sum()
+    return out
+
+
+def draw(seed: int, n: int, k: int, shift: float = 1.0) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Labels of k classes, and two equally good, correlated, tied predictions of them."""
+    rng = np.random.default_rng(seed)
+    label = rng.permutation(np.arange(n) % k)
+    shared = rng.normal(size=(n, k)) + shift * np.eye(k)[label]
+    pair = [np.exp(shared + rng.normal(size=(n, k))) for _ in range(2)]
+    first, second = ((p / p.sum(axis=1, keepdims=True)).round(3) for p in pair)
+    return label, first, second
+
+
+def test_delong_by_hand() -> None:
+    # Positives 0.8 and 0.4, negatives 0.6 and 0.2: V10 = 1, 1/2; V01 = 1/2, 1; variance 1/8 each.
+    good = np.array([0.8, 0.4, 0.6, 0.2])
+    label, flat = [1, 1, 0, 0], np.full((4, 2), 0.5)
+    test = delong(label, np.stack([1 - good, good], axis=1), flat)
+    assert (test.auc_a, test.auc_b, test.n) == (0.75, 0.5, 4)
+    assert test.standard_error == pytest.approx(math.sqrt(1 / 8 / 2 + 1 / 8 / 2))
+    assert test.z == pytest.approx(0.25 / math.sqrt(1 / 8))
+    assert test.p == pytest.approx(2 * stats.norm.sf(0.25 / math.sqrt(1 / 8)))
+    assert test.interval == pytest.approx(
+        [0.25 - 1.959964 * math.sqrt(1 / 8), 0.25 + 1.959964 * math.sqrt(1 / 8)], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_delong_of_two_classes_by_brute_force(seed: int) -> None:
+    label, first, second = draw(seed, 61, 2)
+    test = delong(label, first, second)
+    v10, v01 = [], []
+    for score in (first[:, 1], second[:, 1]):
+        positive, negative = score[label == 1], score[label == 0]
+        wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+        v10.append(wins.mean(axis=1))
+        v01.append(wins.mean(axis=0))
+    covariance = np.cov(v10) / len(v10[0]) + np.cov(v01) / len(v01[0])  # as in the paper
+    contrast = np.array([1, -1])
+    assert test.standard_error == pytest.approx(math.sqrt(contrast @ covariance @ contrast))
+    assert test.auc_a == pytest.approx(roc_auc_score(label, first[:, 1]))
+    assert test.auc_b == pytest.approx(roc_auc_score(label, second[:, 1]))
+
+
+@pytest.mark.parametrize("k", [3, 5])
+def test_delong_of_several_classes_by_brute_force(k: int) -> None:
+    label, first, second = draw(7, 83, k)
+    test = delong(label, first, second)
+    influence = np.mean(
+        [
+            brute_influence(label == c, first[:, c]) - brute_influence(label == c, second[:, c])
+            for c in range(k)
+        ],
+        axis=0,
+    )
+    variance = sum((label == c).sum() * influence[label == c].var(ddof=1) for c in range(k))
+    assert test.standard_error == pytest.approx(math.sqrt(variance))
+    assert test.auc_a == auc(label, first)
+    areas = [roc_auc_score(label == c, second[:, c]) for c in range(k)]
+    assert test.auc_b == pytest.approx(np.mean(areas))
+
+
+def test_delong_of_several_classes_agrees_with_the_bootstrap() -> None:
+    label, first, second = draw(3, 240, 3)
+    rng = np.random.default_rng(0)
+    groups = [np.flatnonzero(label == k) for k in range(3)]
+    replicates = []
+    for _ in range(400):
+        rows = np.concatenate([rng.choice(group, len(group)) for group in groups])
+        replicates.append(auc(label[rows], first[rows]) - auc(label[rows], second[rows]))
+    assert delong(label, first, second).standard_error == pytest.approx(np.std(replicates), rel=0.1)
+
+
+def test_delong_of_several_labels_agrees_with_the_bootstrap() -> None:
+    rng = np.random.default_rng(1)
+    label = (rng.random((300, 3)) < [0.5, 0.3, 0.4]).astype(np.int64)
+    shared = rng.normal(size=label.shape) + label
+    first, second = (stats.norm.cdf(shared + rng.normal(size=label.shape)) for _ in range(2))
+    label[:20, 1] = -1
+    label[290] = -1
+    test = delong(label, first, second)
+    assert test.n == 299
+    assert test.auc_a == auc(label, first, multi_label=True)
+    replicates = []
+    for _ in range(400):
+        rows = rng.integers(0, 300, 300)
+        areas = [auc(label[rows], score[rows], multi_label=True) for score in (first, second)]
+        replicates.append(areas[0] - areas[1])
+    assert test.standard_error == pytest.approx(np.std(replicates), rel=0.1)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_delong_rejects_as_often_as_it_says(k: int) -> None:
+    rejected = sum(delong(*draw(seed, 90, k)).p < 0.05 for seed in range(400))
+    assert stats.binomtest(rejected, 400, 0.05).pvalue > 0.01, rejected
+
+
+def test_delong_finds_a_difference() -> None:
+    label, first, _ = draw(0, 200, 3, shift=2)
+    noise = np.random.default_rng(0).random(first.shape)
+    there, back = delong(label, first, noise), delong(label, noise, first)
+    assert there.p < 1e-6
+    assert there.difference > 0
+    assert there.interval[0] > 0
+    assert (back.p, back.difference, back.z) == pytest.approx(
+        (there.p, -there.difference, -there.z)
+    )
+
+
+def test_delong_of_equals_and_of_too_little() -> None:
+    label, first, second = draw(0, 40, 2)
+    same = delong(label, first, first)
+    assert (same.p, same.standard_error, same.difference) == (1.0, 0.0, 0.0)
+    assert math.isnan(same.z)
+    one = delong([0, 0, 0, 1], first[:4], second[:4])
+    assert math.isnan(one.p)
+    assert not math.isnan(one.difference)
+    none = delong([0, 0, 0, 0], first[:4], second[:4])
+    assert math.isnan(none.difference)
+    unknown = label.copy()
+    unknown[:5] = -1
+    assert delong(unknown, first, second) == delong(label[5:], first[5:], second[5:])
+    with pytest.raises(DataError):
+        delong(label, first, second[:-1])
+
+
+# Scores of images ---------------------------------------------------------------------------------
+
+
+def test_over_images_is_scipy_s_test() -> None:
+    rng = np.random.default_rng(0)
+    b = rng.random(12)
+    a = b + rng.normal(0.05, 0.1, 12)
+    test = over_images(a, b)
+    known = stats.permutation_test(
+        (a - b,), lambda d, axis: d.mean(axis=axis), permutation_type="samples", n_resamples=9999
+    )
+    assert test.p == pytest.approx(known.pvalue)  # all 4096 of them
+    assert test.difference == pytest.approx(np.mean(a - b))
+    assert test.d_z == pytest.approx(np.mean(a - b) / np.std(a - b, ddof=1))
+    bootstrap = stats.bootstrap(
+        (a - b,), np.mean, method="percentile", n_resamples=9999, rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert test.interval == pytest.approx(tuple(bootstrap))
+    back = over_images(b, a)
+    assert (back.difference, back.p) == pytest.approx((-test.difference, test.p))
+
+
+def test_over_images_of_many_is_near_the_t_test() -> None:
+    rng = np.random.default_rng(2)
+    b = rng.random(200)
+    a = b + rng.normal(0.015, 0.1, 200)
+    assert over_images(a, b).p == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.01)
+    assert over_images(a, b) == over_images(a, b)
+    assert over_images(a, b).interval != over_images(a, b, seed=1).interval
+
+
+def test_over_images_weighs() -> None:
+    a, b = np.array([[0.9, 0.1], [0.7, np.nan], [0.4, 0.5], [0, 0]]), np.full((4, 2), 0.5)
+    weights = np.array([[1.0, 1.0], [2.0, 0.0], [1.0, 2.0], [0, 0]])
+    test = over_images(a, b, weights)
+    first, second = (0.4 + 2 * 0.2 - 0.1) / 4, -0.4 / 3
+    assert test.difference == pytest.approx((first + second) / 2)
+    assert test.n == 3
+    # A column that counts nothing is no column.
+    wide = over_images(a, b, weights * [0, 1])
+    narrow = over_images(a[:, 1], b[:, 1], weights[:, 1])
+    assert wide == narrow
+    assert narrow.difference == pytest.approx(second)
+    assert over_images(b, b).p == 1
+    assert math.isnan(over_images(b, b, np.zeros((4, 2))).difference)
+    with pytest.raises(DataError, match="finite"):
+        over_images(a, b)
+    with pytest.raises(DataError, match="weights"):
+        over_images(a, b, [1, 2])
+
+
+# Repeats ------------------------------------------------------------------------------------------
+
+
+def test_over_seeds_is_scipy_s() -> None:
+    a, b = np.array([0.80, 0.84, 0.79, 0.86, 0.81]), np.array([0.78, 0.79, 0.80, 0.80, 0.78])
+    test = over_seeds(a, b)
+    known = stats.ttest_rel(a, b)
+    assert test.p == pytest.approx(known.pvalue)
+    assert test.interval == pytest.approx(tuple(known.confidence_interval()))
+    assert test.p_wilcoxon == pytest.approx(stats.wilcoxon(a - b, method="exact").pvalue)
+    assert test.smallest_p == pytest.approx(1 / 16)
+    assert test.d_z == pytest.approx(known.statistic / math.sqrt(5))
+
+
+def test_over_few_seeds() -> None:
+    one = over_seeds([0.8], [0.7])
+    assert one.difference == pytest.approx(0.1)
+    assert all(math.isnan(x) for x in (one.p, one.p_wilcoxon, one.d_z, *one.interval))
+    same = over_seeds([0.9, 0.5], [0.8, 0.4])  # equal but for rounding
+    assert math.isnan(same.p)
+    assert same.p_wilcoxon == 0.5
+    for bad in ([], [0.8, np.nan], [[0.8]]):
+        with pytest.raises(DataError):
+            over_seeds(bad, bad)
+
+
+SCORES = np.array(
+    [
+        [0.90, 0.85, 0.80],
+        [0.70, 0.72, 0.60],
+        [0.95, 0.91, 0.91],
+        [0.80, 0.75, 0.71],
+        [0.6, 0.5, 0.4],
+    ]
+)
+
+
+def test_over_sets_is_scipy_s_and_statsmodels() -> None:
+    test = over_sets(SCORES)
+    assert test.mean_ranks == pytest.approx([(1 + 2 + 1 + 1 + 1) / 5, 1.9, 2.9])
+    known = stats.friedmanchisquare(*SCORES.T)
+    assert (test.friedman, test.friedman_p) == pytest.approx((known.statistic, known.pvalue))
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    assert [(pair.first, pair.second) for pair in test.pairs] == pairs
+    p = [stats.wilcoxon((SCORES[:, i] - SCORES[:, j]).round(12)).pvalue for i, j in pairs]
+    assert [pair.p for pair in test.pairs] == pytest.approx(p)
+    corrected = multipletests(p, method="holm")[1]
+    assert [pair.p_holm for pair in test.pairs] == pytest.approx(corrected)
+    assert test.pairs[0].p == pytest.approx(0.125)  # one of five against: 2 * 2 / 32
+    # Ranks of 0.05, -0.02, 0.04, 0.05, 0.10: 3.5, 1, 2, 3.5, 5.
+    assert test.pairs[0].effect == pytest.approx((14 - 1) / 15)
+    assert test.pairs[1].effect == 1
+    assert (test.smallest_p, test.smallest_p_holm) == (0.0625, 0.1875)
+    assert test.sets == 5
+
+
+def test_over_sets_turned_around() -> None:
+    there, back = over_sets(SCORES), over_sets(SCORES[:, ::-1])
+    assert there.mean_ranks == back.mean_ranks[::-1]
+    assert there.pairs[0].p == back.pairs[2].p
+    assert there.pairs[0].effect == -back.pairs[2].effect
+    assert there.friedman == pytest.approx(back.friedman)
+
+
+@pytest.mark.parametrize(
+    ("methods", "q"),
+    list(enumerate([1.960, 2.343, 2.569, 2.728, 2.850, 2.949, 3.031, 3.102, 3.164], start=2)),
+)
+def test_the_critical_difference_is_demsar_s(methods: int, q: float) -> None:
+    scores = np.random.default_rng(methods).random((14, methods))
+    expected = q * math.sqrt(methods * (methods + 1) / (6 * 14))
+    assert over_sets(scores).critical_difference == pytest.approx(expected, rel=5e-4)
+
+
+def test_over_sets_of_equals_and_of_too_little() -> None:
+    same = over_sets(np.full((4, 3), 0.5))
+    assert same.mean_ranks == (2, 2, 2)
+    assert (same.friedman, same.friedman_p, same.pairs[0].p, same.pairs[0].effect) == (0, 1, 1, 0)
+    assert math.isnan(over_sets(SCORES[:, :2]).friedman)
+    assert over_sets([[0.3 - 0.1, 0.2], [0.5, 0.4]]).mean_ranks == (1.25, 1.75)  # 0.2 is 0.3 - 0.1
+    for bad in ([0.5], [[0.5]], np.zeros((0, 2))):
+        with pytest.raises(DataError, match="sets"):
+            over_sets(bad)
+    with pytest.raises(DataError, match="incomplete"):
+        over_sets([[0.5, np.nan]])
+
+
+def test_holm_and_merging() -> None:
+    p = [0.04, 0.01, 0.03, 0.2]
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert holm([math.nan, 0.01, 0.04])[1:] == pytest.approx([0.02, 0.04])
+    assert holm([]) == []
+    assert merge_p([0.2, 0.01, 0.03]) == pytest.approx(0.06)
+    assert merge_p([0.01, 0.03]) == pytest.approx(0.04)
+    assert merge_p([0.7, 0.8]) == 1
+    assert merge_p([0.01, math.nan]) == 1
+    assert merge_p([0.01]) == 0.01
+    assert math.isnan(merge_p([math.nan]))
+
+
+def test_twice_the_median_is_valid_where_tests_depend() -> None:
+    rng = np.random.default_rng(0)
+    for correlation in (0.0, 0.5, 0.95):
+        cov = np.full((3, 3), correlation) + np.eye(3) * (1 - correlation)
+        p = 2 * stats.norm.sf(np.abs(rng.multivariate_normal(np.zeros(3), cov, 2000)))
+        merged = np.array([merge_p(row) for row in p])
+        assert (merged < 0.05).mean() < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
+
+
+# Words --------------------------------------------------------------------------------------------
+
+
+def test_verdicts_never_claim_too_much() -> None:
+    found = verdict("a", "b", "accuracy", 0.05, (0.01, 0.09), "McNemar", 0.01, 100)
+    assert found.endswith("McNemar p = 0.010): evidence of a difference.")
+    assert "5.0 points more of the 100 images than b" in found
+    open_ = verdict("a", "b", "accuracy", 0.05, (-0.01, 0.11), "McNemar", 0.05, 100)
+    assert "no evidence of a difference" in open_
+    turned = verdict("b", "a", "accuracy", -0.05, (-0.09, -0.01), "McNemar", 0.01, 100)
+    assert turned == found
+    few = verdict("a", "b", "AUC", 0.05, (math.nan, math.nan), "DeLong", math.nan, 3)
+    assert few.startswith("a has an AUC 0.0500 higher than b over 3 images (too few images")
+    assert few.endswith("for a test): no evidence of a difference.")
+    same = verdict("a", "b", "Dice", 0.0, (-0.01, 0.01), "permutation", 1.0, 9)
+    assert same.startswith("a and b have about the same Dice over 9 images (95% interval")
+    for text in (found, open_, few, same):
+        assert "significant" not in text
+        assert " no difference" not in text

@@ -1,0 +1,337 @@
+"""Figures are drawn without a warning, say what they should, and are the same every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+from matplotlib.figure import Figure
+from PIL import Image
+
+from medduet.errors import DataError
+from medduet.reports.figures import confusion, learning_curves, roc
+from medduet.reports.sheet import image_sheet, prediction_sheet
+from medduet.reports.style import save
+
+HISTORY = [
+    {
+        "epoch": epoch,
+        "learning_rate": 1e-4,
+        "train": {"loss": 2 / epoch, "classify": 1.5 / epoch, "reconstruct": 0.5 / epoch},
+        "val": {"score": 0.5, "accuracy": 1 - 0.5 / epoch, "auc": None, "mse": 0.1 / epoch},
+        "test": {"accuracy": 1 - 0.6 / epoch},
+    }
+    for epoch in range(1, 6)
+]
+LONG = ["basophil", "immature granulocytes (myelocytes, metamyelocytes)", "platelet $x$"]
+
+
+@pytest.fixture(autouse=True)
+def global_state_is_left_alone() -> Any:
+    before = dict(mpl.rcParams)
+    yield
+    assert dict(mpl.rcParams) == before
+
+
+def words(figure: Figure) -> list[str]:
+    found = [text.get_text() for text in figure.texts]
+    for axes in figure.axes:
+        found += [text.get_text() for text in axes.texts] + [axes.get_xlabel()]
+        legend = axes.get_legend()
+        found += [text.get_text() for text in legend.get_texts()] if legend else []
+    for legend in figure.legends:
+        found += [text.get_text() for text in legend.get_texts()]
+    return found
+
+
+def drawn(figure: Figure, folder: Path) -> bytes:
+    save(figure, folder / "figure.png", dpi=40)
+    return (folder / "figure.png").read_bytes()
+
+
+def inside(figure: Figure) -> bool:
+    """Whether all that is drawn lies within the paper, laid out at the figure's own resolution."""
+    figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    width, height = figure.get_size_inches()
+    return bool(
+        box.x0 >= -0.02 and box.y0 >= -0.02 and box.x1 <= width + 0.02 and box.y1 <= height + 0.02
+    )
+
+
+def test_learning_curves_mark_the_epochs(tmp_path: Path) -> None:
+    figure = learning_curves(HISTORY, 4, 5)
+    drawn(figure, tmp_path)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["Training loss", "Score", "Reconstruction error"]
+    said = words(figure)
+    for name in ("all tasks", "classify", "reconstruct", "accuracy", "MSE", "validation", "test"):
+        assert name in said
+    assert "AUC" not in said
+    assert {"selected (epoch 4)", "test-selected (epoch 5)"} <= set(said)
+    for axes in figure.axes:
+        at = [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1]
+        assert at == [4, 5]
+    scores = figure.axes[1].lines
+    assert scores[0].get_ydata().tolist() == [row["val"]["accuracy"] for row in HISTORY]
+    assert inside(figure)
+
+
+@pytest.mark.parametrize(
+    ("history", "panels"),
+    [
+        ([{"epoch": 1, "train": {"loss": 1.0, "classify": 1.0}}], 1),
+        ([{"epoch": 1, "train": {"loss": 1.0}, "val": None}, {"epoch": 2}], 1),
+        ([{"epoch": 1, "val": {"dice": 0.4}}], 2),
+        ([{"epoch": 1, "train": {"loss": None}, "test": {"accuracy": 0.4}}], 2),
+    ],
+)
+def test_sparse_histories(history: list[dict[str, Any]], panels: int, tmp_path: Path) -> None:
+    figure = learning_curves(history, None)
+    drawn(figure, tmp_path)
+    assert len(figure.axes) == panels
+    assert inside(figure)
+
+
+def test_no_history() -> None:
+    with pytest.raises(DataError, match="at least one epoch"):
+        learning_curves([], 1)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 11, 26])
+def test_confusion_writes_every_count(k: int, tmp_path: Path) -> None:
+    matrix = np.random.default_rng(k).integers(0, 2000, (k, k))
+    matrix[0] = 0
+    names = [f"a rather long name of class {i}" for i in range(k)]
+    figure = confusion(matrix, names)
+    drawn(figure, tmp_path)
+    assert [text.get_text() for text in figure.axes[0].texts] == [str(n) for n in matrix.flat]
+    assert figure.axes[0].images[0].get_array().max() <= 1
+    assert figure.get_size_inches()[0] <= 8.5
+    assert inside(figure)
+
+
+@pytest.mark.parametrize("matrix", [[[1, 2]], [[1]], []])
+def test_confusion_refuses(matrix: Any) -> None:
+    with pytest.raises(DataError, match=r"matrix \(2, 2\)"):
+        confusion(matrix, ["a", "b"])
+
+
+def test_roc_of_two_classes_is_one_curve(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    label, probability = rng.integers(-1, 2, 80), rng.dirichlet([1, 1], 80)
+    figure = roc(label, probability, ["benign", "malignant"], auc_interval=[0.4, 0.6])
+    drawn(figure, tmp_path)
+    known = label >= 0
+    area = sk.roc_auc_score(label[known], probability[known, 1])
+    assert f"malignant  {area:.3f}" in words(figure)
+    assert len(figure.axes[0].lines) == 2
+    assert "0.400–0.600" in figure.axes[0].get_title(loc="left")
+    assert inside(figure)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_roc_of_many_classes(multi_label: bool, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    k = 19
+    label = rng.integers(0, 2, (90, k)) if multi_label else rng.integers(0, k - 1, 90)
+    if multi_label:
+        label[:, k - 1] = 0
+    names = [f"class number {i} of many" for i in range(k)]
+    figure = roc(label, rng.dirichlet(np.ones(k), 90), names, multi_label)
+    drawn(figure, tmp_path)
+    said = words(figure)
+    assert len(figure.axes[0].lines) == k + 1
+    assert sum("class number" in word for word in said) == k
+    missing = [word for word in said if word.endswith("n/a")]
+    assert len(missing) == 1
+    assert missing[0].startswith("class number 18")
+    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines[1:]}
+    assert len(looks) == k
+    assert inside(figure)
+
+
+def test_roc_refuses() -> None:
+    with pytest.raises(DataError, match=r"probability \(N, 2\)"):
+        roc([0, 1], np.ones((2, 3)), ["a", "b"])
+    with pytest.raises(DataError, match=r"label \(2, 2\)"):
+        roc([0, 1], np.ones((2, 2)), ["a", "b"], True)
+
+
+def test_equal_figures_make_equal_files(tmp_path: Path) -> None:
+    files = [drawn(learning_curves(HISTORY, 4), tmp_path) for _ in range(2)]
+    assert files[0] == files[1]
+    with Image.open(tmp_path / "figure.png") as image:
+        assert "Software" not in image.info
+        assert image.size == (320, 128)
+
+
+# The prediction sheet.
+
+
+def images(n: int, side: int = 28, colour: bool = False) -> np.ndarray:
+    shape = (n, side, side + 4, 3) if colour else (n, side, side + 4)
+    return np.random.default_rng(n).integers(0, 256, shape, dtype=np.uint8)
+
+
+def disc(n: int, side: int = 28) -> np.ndarray:
+    yy, xx = np.mgrid[:side, : side + 4]
+    return np.stack([((yy - 9) ** 2 + (xx - 9) ** 2 < 30 + i).astype(np.int64) for i in range(n)])
+
+
+@pytest.mark.parametrize(
+    ("n", "colour", "extras"),
+    [(n, n == 5, extras) for n in (1, 5) for extras in ("", "t", "p", "r", "tp", "tpr")]
+    + [(16, False, "tpr"), (16, True, "")],
+)
+def test_sheet_of_everything(n: int, colour: bool, extras: str, tmp_path: Path) -> None:
+    picture = images(n, colour=colour)
+    label = np.arange(n) % 3
+    figure = prediction_sheet(
+        picture,
+        label,
+        np.zeros(n, dtype=int),
+        np.full((n, 3), [0.98, 0.01, 0.01]),
+        LONG,
+        disc(n) if "t" in extras else None,
+        disc(n) if "p" in extras else None,
+        picture if "r" in extras else None,
+        title="A title",
+    )
+    drawn(figure, tmp_path)
+    panels = {"": 1, "t": 1, "p": 1, "r": 2, "tp": 2, "tpr": 3}[extras]
+    assert len(figure.axes) == n * panels
+    said = words(figure)
+    assert said.count("✓") == (label == 0).sum()
+    assert said.count("✗") == (label != 0).sum()
+    assert said.count("98%") == n
+    assert f"✓ {(label == 0).sum()} right" in said
+    assert ("true outline" in said) == ("t" in extras)
+    framed = [axes.spines["left"].get_visible() for axes in figure.axes[::panels]]
+    assert framed == (label != 0).tolist()
+    outlines = sum(len(axes.collections) for axes in figure.axes)
+    assert outlines == n * sum(extra in "tp" for extra in extras)
+    assert figure.get_size_inches()[0] <= 8.01
+    assert inside(figure)
+
+
+def test_sheet_without_labels_has_no_header(tmp_path: Path) -> None:
+    figure = prediction_sheet(images(3), None, None, None, [], disc(3), disc(3) * 0)
+    drawn(figure, tmp_path)
+    said = words(figure)
+    assert not {"✓", "✗"} & set(said)
+    assert said.count("prediction: none") == 3
+    with_header = prediction_sheet(images(3), [0] * 3, [0] * 3, None, ["a"], disc(3), disc(3))
+    assert with_header.get_size_inches()[1] > figure.get_size_inches()[1]
+
+
+def test_sheet_with_unknown_truth_or_no_prediction(tmp_path: Path) -> None:
+    figure = prediction_sheet(images(2), [-1, 1], [0, 1], [[0.6, 0.4], [0.3, 0.7]], ["a", "b"])
+    drawn(figure, tmp_path)
+    said = words(figure)
+    assert "unknown" in said
+    assert (said.count("✓"), said.count("✗")) == (1, 0)
+    figure = prediction_sheet(images(2), None, [0, 1], [[0.6, 0.4], [0.3, 0.7]], ["a", "b"])
+    assert {"→ a", "60%", "→ b", "70%"} <= set(words(figure))
+    figure = prediction_sheet(images(2), [0, 1], None, None, ["a", "b"])
+    assert {"a", "b"} <= set(words(figure))
+    assert not any("→" in word for word in words(figure))
+
+
+def test_sheet_of_several_labels(tmp_path: Path) -> None:
+    truth = np.array([[1, 0, 1], [0, 0, 0], [1, -1, 0], [-1, -1, -1]])
+    predicted = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 0]])
+    figure = prediction_sheet(images(4), truth, predicted, None, ["a", "b", "c"])
+    drawn(figure, tmp_path)
+    said = words(figure)
+    assert {"a + c", "→ a", "2 of 3", "none", "→ none", "3 of 3", "2 of 2", "unknown"} <= set(said)
+    assert (said.count("✓"), said.count("✗")) == (2, 1)
+
+
+def test_sheet_of_several_mask_classes(tmp_path: Path) -> None:
+    mask = disc(2)
+    mask[:, 20:, :] = 3
+    figure = prediction_sheet(images(2), None, None, None, [], mask, mask)
+    drawn(figure, tmp_path)
+    assert "one outline colour per mask class" in words(figure)
+    assert all(len(axes.collections) == 2 for axes in figure.axes)
+
+
+@pytest.mark.parametrize(("n", "colour", "beside"), [(1, False, 0), (5, True, 1), (20, False, 3)])
+def test_sheet_of_images(n: int, colour: bool, beside: int, tmp_path: Path) -> None:
+    picture, mask = images(n, colour=colour), disc(n)
+    mask[0] = -1
+    versions = [(picture, mask)] * beside
+    names = ["background", "lesion"]
+    label = np.arange(n) % 3 - (np.arange(n) == 3)
+    figure = image_sheet(picture, label, LONG, mask, names, versions, "A title", "a subtitle")
+    drawn(figure, tmp_path)
+    said = words(figure)
+    assert len(figure.axes) == n * (1 + beside)
+    assert {"A title", "a subtitle", "lesion", "mask unknown"} <= set(said)
+    assert said.count("original") == (n if beside else 0)
+    assert said.count("augmented") == n * beside
+    assert sum(len(axes.collections) for axes in figure.axes) == (n - 1) * (1 + beside)
+    assert figure.get_size_inches()[0] <= 8.01
+    assert inside(figure)
+
+
+def test_mask_classes_are_named_where_there_is_room(tmp_path: Path) -> None:
+    mask = disc(2)
+    mask[:, 20:, :] = 3
+    few = ["background", "cup", "disc", "vessel"]
+    many = ["background", *(f"a rather long name {i}" for i in range(6))]
+    for names, named in ((few, True), (many, False), ([*few, *many], False)):
+        figure = image_sheet(images(2), None, [], mask, names)
+        drawn(figure, tmp_path)
+        assert (names[1] in words(figure)) == named
+        assert ("one outline colour per mask class" in words(figure)) != named
+        assert inside(figure)
+
+
+def test_sheet_of_images_refuses() -> None:
+    with pytest.raises(DataError, match="at least one"):
+        image_sheet(images(0))
+    with pytest.raises(DataError, match="expected masks"):
+        image_sheet(images(2), masks=disc(3))
+    with pytest.raises(DataError, match="expected images"):
+        image_sheet(images(2), versions=[(images(3), None)])
+
+
+def test_sheets_are_equal_every_time(tmp_path: Path) -> None:
+    files = [
+        drawn(prediction_sheet(images(2), [0, 1], [0, 0], None, ["a", "b"], disc(2)), tmp_path)
+        for _ in range(2)
+    ]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"images": images(17)}, "1 to 16"),
+        ({"images": images(0)}, "1 to 16"),
+        ({"images": images(2).astype(float)}, "uint8"),
+        ({"images": images(2)[..., None]}, "uint8"),
+        ({"truth_masks": disc(3)}, "expected truth arrays"),
+        ({"reconstructions": images(2, colour=True)}, "expected rebuilt arrays"),
+        ({"truth_labels": [0]}, "expected labels"),
+        ({"truth_labels": [[0, 1], [1, 0]]}, "expected labels"),
+        ({"predicted_labels": [0, 2]}, "given 0 to 2"),
+        ({"probability": [0.5, 0.5]}, "expected probability"),
+    ],
+)
+def test_sheet_refuses(changed: dict[str, Any], said: str) -> None:
+    given: dict[str, Any] = {
+        "images": images(2),
+        "truth_labels": [0, 1],
+        "predicted_labels": [0, 1],
+        "probability": None,
+        "class_names": ["a", "b"],
+    }
+    with pytest.raises(DataError, match=said):
+        prediction_sheet(**(given | changed))

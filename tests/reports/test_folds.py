@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, roc_auc_score
+
+import medduet
+from medduet import RunConfig
+from medduet.errors import ConfigError
+from medduet.reports.folds import CrossValidated, join_folds
+from medduet.reports.grouping import group_runs
+from medduet.reports.measures import measure
+from medduet.runs.reader import FinishedRun, find_runs
+
+FOLDS = 3
+
+
+@pytest.fixture(scope="module")
+def runs(
+    make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
+) -> list[FinishedRun]:
+    root = tmp_path_factory.mktemp("folds")
+    for rate in (1e-3, 1e-2):
+        for fold in range(FOLDS):
+            config = make_config(
+                root / f"rate{rate}-fold{fold}",
+                data={"folds": FOLDS, "fold": fold},
+                train={"epochs": 1, "learning_rate": rate},
+            )
+            medduet.train(config)
+    return find_runs([root])
+
+
+def test_folds_become_one_run_for_each_method(runs: list[FinishedRun]) -> None:
+    joined, notes = join_folds(runs)
+    assert len(joined) == 2
+    assert not notes
+    one = joined[0]
+    assert isinstance(one, CrossValidated)
+    answers = one.predictions()
+    assert len(answers.index) == 40
+    assert len(set(answers.index.tolist())) == 40
+    parts = [run.predictions() for run in one.folds]
+    label, probability = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("label", "probability")
+    )
+    assert np.bincount(label).tolist() == [10, 10, 10, 10]  # every image once
+    test = one.honest["test"]
+    assert test["n"] == 40
+    assert test["accuracy"] == accuracy_score(label, probability.argmax(axis=1))
+    assert test["auc"] == pytest.approx(roc_auc_score(label, probability, multi_class="ovr"))
+    assert test["dice"] == pytest.approx(np.concatenate([part.dice for part in parts]).mean())
+    with pytest.raises(ConfigError, match="no test-selected epoch"):
+        one.predictions(selection="test")
+
+
+def test_a_report_judges_all_images_together(runs: list[FinishedRun], tmp_path: Path) -> None:
+    grouped = group_runs(runs)
+    assert grouped.datasets == ["phantom, 3 folds"]
+    assert len(grouped.methods) == 2
+    measured = measure(grouped.of("phantom, 3 folds")[0], "accuracy")
+    assert measured is not None
+    assert measured.n == 40
+    page = medduet.write_report([runs[0].path.parent], tmp_path / "report")
+    text = page.read_text()
+    assert "phantom, 3 folds" in text
+    assert "McNemar" in text
+
+
+def test_folds_that_are_missing_are_told(runs: list[FinishedRun]) -> None:
+    joined, notes = join_folds([run for run in runs if "fold1" not in run.path.name])
+    assert len(joined) == 4
+    assert len(notes) == 2
+    assert "2 of 3 folds are finished once" in notes[0]
+    assert not any(isinstance(run, CrossValidated) for run in joined)
+
+
+def test_runs_without_folds_stay(finished_run: medduet.RunRecord) -> None:
+    run = find_runs([finished_run.path])
+    assert join_folds(run) == (run, [])
+
+
+def test_a_resumed_run_keeps_its_split(
+    make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if a later version would make another one."""
+    import threading
+
+    stop = threading.Event()
+    stop.set()
+    config = make_config(tmp_path / "run", data={"split": "made", "seed": 1})
+    with pytest.raises(medduet.Interrupted):
+        medduet.train(config, stop=stop)
+    saved = (tmp_path / "run" / "split.csv").read_text()
+    monkeypatch.setenv("MEDDUET_CACHE", str(tmp_path / "elsewhere"))
+    monkeypatch.setattr("medduet.data.arrange.share_out", None)
+    medduet.train(resume=tmp_path / "run")
+    assert (tmp_path / "run" / "split.csv").read_text() == saved
+    header = (tmp_path / "run" / "predictions" / "test.csv").read_text().splitlines()[:2]
+    assert header[0].startswith("index,image,label")
+    # The same images named again are not judged in a split of another making.
+    plain = config.data.model_copy(update={"split": "auto"})
+    again = medduet.evaluate(tmp_path / "run", data=plain)
+    run = (tmp_path / "run" / "predictions" / "test.csv").read_text()
+    judged = tmp_path / "run" / "evaluations" / "phantom-test" / "predictions" / "test.csv"
+    texts = run, judged.read_text()
+    names = [[line.split(",")[1] for line in text.splitlines()] for text in texts]
+    assert names[0] == names[1]
+    assert again["test"]["n"] == 8
+    metrics = medduet.evaluate(tmp_path / "run", split="all")
+    assert metrics["all"]["n"] == 40

@@ -1,0 +1,112 @@
+"""How runs are sorted into methods, and what the methods are called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medduet.reports.grouping import Runs, group_runs
+from medduet.runs.reader import find_runs
+
+Make = Callable[..., None]
+
+
+@pytest.fixture
+def make(write_run: Callable[..., Path], tmp_path: Path) -> Make:
+    """Write a run with these changes to its settings and its data, by path."""
+
+    def write(name: str, data: dict[str, Any] | None = None, **given: Any) -> None:
+        changes = given.pop("changes", {})
+        probability = np.array([[0.9, 0.1], [0.2, 0.8]])
+        run = write_run(tmp_path / name, label=[0, 1], probability=probability, **given)
+        for file, changed in (("config", changes), ("environment", {"data": data or {}})):
+            content = json.loads((run / f"{file}.json").read_text())
+            for section, values in changed.items():
+                content[section] |= values
+            (run / f"{file}.json").write_text(json.dumps(content))
+
+    return write
+
+
+def grouped(tmp_path: Path, reference: str | None = None) -> Runs:
+    return group_runs(find_runs([tmp_path]), reference)
+
+
+def test_seeds_are_one_method(make: Make, tmp_path: Path) -> None:
+    for seed in (2, 0, 10):
+        make(f"run{seed}", seed=seed, changes={"train": {"device": f"cuda:{seed}"}})
+    runs = grouped(tmp_path)
+    assert (runs.datasets, runs.methods) == (["fakemnist"], ["vovunet_var"])
+    assert runs.of("fakemnist")[0].seeds == [0, 2, 10]
+
+
+def test_methods_are_named_after_what_differs(make: Make, tmp_path: Path) -> None:
+    for tasks in (("classify",), ("classify", "segment")):
+        for rate in (0.1, 0.2):
+            name = f"{len(tasks)}-{rate}"
+            make(name, tasks=tasks, changes={"train": {"learning_rate": rate, "clip": 1.0}})
+    assert grouped(tmp_path).methods == [
+        "classify · learning rate 0.1",
+        "classify · learning rate 0.2",
+        "classify+segment · learning rate 0.1",
+        "classify+segment · learning rate 0.2",
+    ]
+
+
+def test_what_follows_from_network_or_data_is_not_named(make: Make, tmp_path: Path) -> None:
+    for data, epochs in (("a", 5), ("b", 9)):
+        for model, width in (("unet_var", 8), ("adares_unet", 4)):
+            make(
+                f"{data}-{model}",
+                data={"name": data, "fingerprint": data},
+                model=model,
+                changes={"train": {"epochs": epochs}, "model": {"width": width}},
+            )
+    runs = grouped(tmp_path, reference="unet_var")
+    assert (runs.datasets, runs.methods) == (["a", "b"], ["unet_var", "adares_unet"])
+
+
+def test_the_reference_is_the_papers_network_or_the_first(make: Make, tmp_path: Path) -> None:
+    for model in ("adares_unet", "vovunet_var", "unet_var"):
+        make(model, model=model)
+    assert grouped(tmp_path).methods == ["vovunet_var", "adares_unet", "unet_var"]
+    assert grouped(tmp_path, "unet_var").methods[0] == "unet_var"
+
+
+def test_whoever_has_the_defaults_comes_first(make: Make, tmp_path: Path) -> None:
+    for balance in ("dwa", "sum", "pcgrad"):
+        make(balance, changes={"objective": {"balance": balance}})
+    assert grouped(tmp_path).methods == ["sum", "dwa", "pcgrad"]
+
+
+def test_data_sets_of_one_name_are_told_apart(make: Make, tmp_path: Path) -> None:
+    make("a", data={"size": [28, 28], "fingerprint": "f1"})
+    make("b", data={"size": [64, 64], "fingerprint": "f1"})
+    make("c", data={"size": [64, 64], "fingerprint": "f2", "channels": 3})
+    make("d", data={"name": "other"})
+    assert grouped(tmp_path).datasets == [
+        "fakemnist, 28 x 28",
+        "fakemnist, 64 x 64, RGB",
+        "fakemnist, 64 x 64, grey",
+        "other",
+    ]
+
+
+def test_settings_that_an_older_version_lacked_make_no_method(make: Make, tmp_path: Path) -> None:
+    make("old", seed=0)
+    make("new", seed=1, changes={"objective": {"balance": "sum", "conflict_steps": 1}})
+    assert grouped(tmp_path).methods == ["vovunet_var"]
+
+
+def test_a_run_that_repeats_another_is_named(make: Make, tmp_path: Path) -> None:
+    make("first")
+    make("second")
+    runs = grouped(tmp_path)
+    assert len(runs.notes) == 1
+    assert runs.notes[0].startswith("second repeats first (same settings and seed)")
+    assert runs.of("fakemnist")[0].first.path.name == "first"

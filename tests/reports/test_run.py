@@ -1,0 +1,74 @@
+"""Figures are drawn from the folder of a run alone."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from medduet import RunRecord
+from medduet.reports.run import draw_run
+from medduet.utils.files import write_json
+from medduet.utils.parsing import read_json
+
+FIGURES = ["balance", "confusion_matrix", "learning_curves", "predictions", "roc"]
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_figures_redraw_from_the_folder_alone(finished_run: RunRecord, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run.path, copy)
+    for name in ("figures", "bundle"):
+        shutil.rmtree(copy / name)
+    written = draw_run(copy)
+    assert sorted(path.stem for path in written) == FIGURES
+    for path in written:
+        assert path.is_file()
+        drawn = pixels(path)
+        assert min(drawn.shape[:2]) > 200
+        assert drawn.std() > 5, f"{path.name} is blank"
+        assert np.array_equal(drawn, pixels(finished_run.path / "figures" / path.name))
+
+
+def test_figures_show_what_the_folder_says(finished_run: RunRecord, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run.path, copy)
+    metrics = read_json(copy / "metrics.json")
+    test = metrics["validation_selected"]["test"]
+    test["confusion_matrix"] = np.eye(4, dtype=int).tolist()
+    write_json(copy / "metrics.json", metrics)
+    (copy / "predictions" / "test-test-selected.csv").unlink()  # shown nowhere
+    draw_run(copy)
+    changed = [
+        name
+        for name in FIGURES
+        if not np.array_equal(
+            pixels(copy / "figures" / f"{name}.png"),
+            pixels(finished_run.path / "figures" / f"{name}.png"),
+        )
+    ]
+    assert changed == ["confusion_matrix"]
+
+
+def test_no_auc_no_curve(finished_run: RunRecord, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run.path, copy)
+    metrics = read_json(copy / "metrics.json")
+    metrics["validation_selected"]["test"]["auc"] = None
+    write_json(copy / "metrics.json", metrics)
+    assert sorted(path.stem for path in draw_run(copy)) == [n for n in FIGURES if n != "roc"]
+
+
+def test_drawing_needs_no_network(finished_run: RunRecord) -> None:
+    code = (
+        "import sys, medduet.reports.run; print('timm' in sys.modules, 'lightning' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

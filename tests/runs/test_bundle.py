@@ -1,0 +1,218 @@
+"""What was trained comes back as it was, or not at all."""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import medduet
+from medduet import MissingFileError, ModelError, RunRecord, create_model, load, load_bundle
+from medduet.runs.bundle import save_bundle
+from medduet.utils.files import write_json
+from medduet.utils.parsing import read_json
+
+ARGUMENTS = {
+    "name": "vovunet_var",
+    "in_channels": 3,
+    "num_classes": 2,
+    "dense_channels": 1,
+    "width": 2,
+    "upsampling": "bilinear",
+}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    network = create_model(**ARGUMENTS)
+    network(torch.rand(4, 3, 16, 16))  # moves the running means
+    save_bundle(tmp_path / "bundle", network, {"network": ARGUMENTS, "class_names": ["a", "b"]})
+    return tmp_path / "bundle"
+
+
+def test_outputs_are_the_same(tmp_path: Path) -> None:
+    network = create_model(**ARGUMENTS)
+    image = torch.randint(0, 256, (4, 3, 19, 16), dtype=torch.uint8)
+    network(image)
+    save_bundle(tmp_path / "bundle", network, {"network": ARGUMENTS})
+    assert network.training, "saving changed the network"
+    loaded = load(tmp_path / "bundle")
+    assert not loaded.training
+    with torch.inference_mode():
+        found, expected = loaded(image), network.eval()(image)
+    assert torch.equal(found.class_logits, expected.class_logits)
+    assert torch.equal(found.dense, expected.dense)
+
+
+def test_a_run_and_its_bundle_are_the_same_network(finished_run: RunRecord) -> None:
+    image = medduet.open_images("phantom", size=16, count=40).test.batch(torch.arange(8).numpy())
+    outputs = [
+        load(path)(image.image)
+        for path in (finished_run.path, str(finished_run.path), finished_run.path / "bundle")
+    ]
+    assert torch.equal(outputs[0].class_logits, outputs[1].class_logits)
+    assert torch.equal(outputs[0].dense, outputs[2].dense)
+    # They are what predictions/test.csv says, of the epoch that validation selected.
+    metrics = finished_run.metrics
+    assert metrics["selected_epoch"] != metrics["validation_selected"]["selected_epoch"]
+    rows = (finished_run.path / "predictions" / "test.csv").read_text().splitlines()
+    column = rows[0].split(",").index("probability_normal")
+    recorded = [float(row.split(",")[column]) for row in rows[1:]]
+    probability = outputs[0].class_logits.softmax(dim=1)[:, 0].tolist()
+    assert probability == pytest.approx(recorded, abs=1e-6)
+
+
+def test_config_says_what_is_needed(finished_run: RunRecord) -> None:
+    config = read_json(finished_run.path / "bundle" / "config.json")
+    assert load_bundle(finished_run.path).config == config
+    assert config["class_names"] == ["normal", "smooth", "spiculated", "ring"]
+    assert config["mask_names"] == ["background", "lesion"]
+    assert config["network"]["width"] == 2
+    assert config["layout"] == {"mask_classes": 2, "image_channels": 1}
+    assert config["preprocessing"]["size"] == [16, 16]
+    assert (config["preprocessing"]["mean"], config["preprocessing"]["std"]) == ([0.5], [0.5])
+    images = medduet.open_images("phantom", size=16, count=40)
+    assert config["data"]["fingerprint"] == images.fingerprint
+    assert config["versions"]["medduet"] == medduet.__version__
+    assert config["metrics"]["selection"] == "validation-selected"
+    assert config["multi_label"] is False
+
+
+def test_model_card(finished_run: RunRecord) -> None:
+    card = (finished_run.path / "bundle" / "README.md").read_text()
+    test = read_json(finished_run.path / "bundle" / "config.json")["metrics"]["test"]
+    low, high = test["accuracy_interval"]
+    line = f"| test | 8 | accuracy | {test['accuracy']:.4f} | {low:.4f} to {high:.4f} |"
+    assert line in card.splitlines()
+    assert "test-selected" not in card
+    for text in ("spiculated", "lesion", "SHA-256", "Not a medical device", "licence: MIT"):
+        assert text in card
+    assert card.startswith("---\n")
+
+
+def test_the_card_s_code_runs(finished_run: RunRecord) -> None:
+    card = (finished_run.path / "bundle" / "README.md").read_text()
+    code = card.split("```python")[1].split("```")[0]
+    code = code.replace("path/of/this/folder", str(finished_run.path / "bundle"))
+    names = {"image": torch.zeros(2, 1, 16, 16)}
+    exec(compile(code, "card", "exec"), names)
+    assert names["class_logits"].shape == (2, 4)
+
+
+def test_files_hold_no_pickle(bundle: Path) -> None:
+    assert {file.name for file in bundle.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
+    json.loads((bundle / "config.json").read_text())
+    with pytest.raises(ValueError, match="opcode"):
+        list(pickletools.genops((bundle / "model.safetensors").read_bytes()))
+
+
+def test_others_may_read_it(bundle: Path) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in bundle.iterdir()}
+    assert len(set(modes.values())) == 1, f"as the umask says, all alike: {modes}"
+    assert bundle.stat().st_mode & 0o055 == 0o055
+
+
+def test_loading_leaves_the_generator_alone(bundle: Path) -> None:
+    before = torch.get_rng_state()
+    load(bundle)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def refused(folder: Path, match: str) -> None:
+    with pytest.raises(ModelError, match=match) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_weights(bundle: Path) -> None:
+    path = bundle / "model.safetensors"
+    whole = bytearray(path.read_bytes())
+    path.write_bytes(whole[:-100])
+    refused(bundle, "SHA-256 differs")
+    whole[-3] ^= 1
+    path.write_bytes(whole)
+    refused(bundle, "SHA-256 differs")
+
+
+def test_config_that_cannot_be_used(bundle: Path) -> None:
+    path = bundle / "config.json"
+    config = read_json(path)
+    write_json(path, config | {"version": 99})
+    refused(bundle, "version 99, but this MedDuet reads version 1")
+    write_json(path, config | {"format": "other"})
+    refused(bundle, "config.json is something else")
+    write_json(path, [config])
+    refused(bundle, "config.json is something else")
+    path.write_text("{")
+    refused(bundle, "is not JSON")
+    write_json(path, config | {"network": ARGUMENTS | {"width": 4}})
+    refused(bundle, "don't fit the network")
+    write_json(path, config | {"network": ARGUMENTS | {"name": "os.system"}})
+    refused(bundle, r"unknown network 'os\.system'")
+    write_json(path, config | {"network": ["vovunet_var"]})
+    refused(bundle, "expected the arguments of a network")
+    write_json(path, config | {"network": ARGUMENTS | {"name": {"a": 1}}})
+    refused(bundle, "can't be used")
+    write_json(path, config | {"network": ARGUMENTS | {"pretrained": True}})
+    refused(bundle, "can't ask for other weights")
+    path.write_text("[" * 100_000)
+    refused(bundle, "is not JSON")
+    for key in ("network", "weights_sha256"):
+        write_json(path, {name: value for name, value in config.items() if name != key})
+        refused(bundle, f"config.json lacks {key}")
+
+
+@pytest.mark.parametrize(
+    "absurd", [{"width": 2**14}, {"dense_channels": 10**12}, {"width": 10**40}]
+)
+def test_sizes_are_refused_before_memory_is_taken(bundle: Path, absurd: dict[str, int]) -> None:
+    config = read_json(bundle / "config.json")
+    write_json(bundle / "config.json", config | {"network": ARGUMENTS | absurd})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refused(bundle, r"fit the network|can.t be (built|used)")
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert taken < 200_000, f"{taken} KiB"
+
+
+def test_missing_files(bundle: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        copy = tmp_path / name.split(".")[0]
+        shutil.copytree(bundle, copy)
+        (copy / name).unlink()
+        with pytest.raises(MissingFileError, match=f"there is no {name}"):
+            load(copy)
+    with pytest.raises(MissingFileError, match=r"RUN/bundle"):
+        load(tmp_path / "nothing")
+
+
+def test_saving_again_replaces_and_failing_leaves(bundle: Path) -> None:
+    network = create_model(**ARGUMENTS)
+    before = load_file(bundle / "model.safetensors")["stem.0.weight"]
+    with pytest.raises(TypeError):
+        save_bundle(bundle, network, {"network": ARGUMENTS, "class_names": [object()]})
+    assert torch.equal(load(bundle).state_dict()["stem.0.weight"], before)
+    save_bundle(bundle, network, {"network": ARGUMENTS})
+    after = load(bundle).state_dict()["stem.0.weight"]
+    assert torch.equal(after, network.state_dict()["stem.0.weight"])
+    assert not torch.equal(after, before)
+    assert [file.name for file in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_tied_weights_can_be_saved(tmp_path: Path) -> None:
+    network = create_model(**ARGUMENTS)
+    network.up[0].upsample[1].bias = network.up[1].upsample[1].weight  # any two that share
+    state = network.state_dict()
+    with pytest.raises(RuntimeError, match="share memory"):
+        save_file(state, tmp_path / "raw")
+    save_bundle(tmp_path / "bundle", network, {"network": ARGUMENTS})

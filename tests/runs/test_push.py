@@ -1,0 +1,179 @@
+"""A bundle goes to a hub and comes back as it was; on loopback, through the library itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from medduet import RunRecord, create_model, load, load_bundle
+from medduet.runs.bundle import save_bundle
+from medduet.runs.push import _public
+from medduet.utils.parsing import read_json, sha256
+
+FILES = {"README.md", "config.json", "model.safetensors"}
+
+
+@pytest.fixture
+def bundle(finished_run: RunRecord, tmp_path: Path) -> Path:
+    """A bundle that knows where its images were, with names of a stranger."""
+    found = load_bundle(finished_run.path)
+    data = found.config["data"] | {
+        "name": "set | <img src=x> [a](https://e)",
+        "info": {"source": "/home/me/ward-7/set.npz", "skipped": ["Jane Doe.png"]},
+    }
+    classes = ["a\n---\nb", "**c**", "key: [value", "'d'"]
+    changes = {"data": data, "class_names": classes}
+    save_bundle(tmp_path / "bundle", found.network, found.config | changes)
+    return tmp_path / "bundle"
+
+
+def test_there_and_back(hub: Any, bundle: Path) -> None:
+    notes = bundle.parent / "notes.md"
+    notes.write_text("## From the authors\n\nOf one ward, 2019 to 2023.\n")
+    code = f"""
+import medduet
+from medduet.cli import main
+told = ["push", {str(bundle)!r}, "me/net", "--private", "--licence", "cc-by-nc-4.0", "--notes"]
+assert main([*told, {str(notes.with_name("none.md"))!r}]) == 2
+assert main([*told, {str(bundle / "model.safetensors")!r}]) == 2
+assert main([*told, {str(notes)!r}]) == 0
+network = medduet.load("hf://me/net")
+network.save_pretrained("again")
+config = medduet.load_bundle("hf://me/net@v1").config
+assert config["class_names"][1] == "**c**"
+assert main("evaluate hf://me/net --data phantom --size 16 --split val --out judged".split()) == 0
+assert main("ensemble hf://me/net --test-time flip --out ensemble".split()) == 0
+assert main("evaluate hf://me/net --data phantom --size 16".split()) == 2
+"""
+    done = hub.run(code, HF_TOKEN="writer")
+    assert done.returncode == 0, done.stderr
+    assert "expected a folder for what a network of the hub says: add --out DIR" in done.stderr
+    assert "expected a text file, but there is no" in done.stderr
+    assert "is not text in UTF-8" in done.stderr
+    repository = hub.root / "me" / "net"
+    card = (repository / "README.md").read_text()
+    assert card.endswith("\n\n## From the authors\n\nOf one ward, 2019 to 2023.\n")
+    assert {file.name for file in repository.iterdir()} == FILES
+    commit = hub.commit("me/net")
+    assert f"medduet.load('hf://me/net@{commit}')" in done.stdout
+    assert hub.private == {"me/net"}
+    assert sha256(repository / "model.safetensors") == sha256(bundle / "model.safetensors")
+    image = torch.rand(2, 1, 16, 16)
+    found, expected = load(bundle.parent / "again")(image), load(bundle)(image)
+    assert torch.equal(found.class_logits, expected.class_logits)
+    assert torch.equal(found.dense, expected.dense)
+    assert (bundle.parent / "judged" / "metrics.json").is_file()
+    assert load(bundle.parent / "ensemble").arguments["test_time"] == "flip"
+    # Nothing but the network is told.
+    sent = (repository / "config.json").read_text() + (repository / "README.md").read_text()
+    for secret in ("/home/me", "ward-7", "Jane"):
+        assert secret not in sent
+    assert json.loads((repository / "config.json").read_text())["data"]["info"] == {
+        "source": "set.npz"
+    }
+    assert any(agent.startswith("medduet/") for agent in hub.agents), hub.agents
+    assert not any("torch" in agent for agent in hub.agents)
+    assert not any("telemetry" in path for path in hub.asked)
+
+
+def test_only_the_files_of_a_bundle_are_fetched(hub: Any, bundle: Path) -> None:
+    folder = hub.root / "someone" / "net"
+    folder.mkdir(parents=True)
+    for file in bundle.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    for name in ("pytorch_model.bin", "modeling.py", "large.safetensors"):
+        (folder / name).write_bytes(b"x")
+    (hub.root / "someone" / "else").mkdir()
+    (hub.root / "someone" / "else" / "README.md").write_text("no bundle")
+    (hub.root / "me" / "public").mkdir(parents=True)
+    hub.private.add("someone/secret")
+    (hub.root / "someone" / "secret").mkdir()
+    code = f"""
+import medduet
+medduet.load("hf://someone/net")
+def refused(error, words, call, *arguments, **options):
+    try:
+        call(*arguments, **options)
+    except error as found:
+        assert words in str(found) and "\\n" not in str(found), (words, str(found))
+    else:
+        raise AssertionError(words)
+
+missing, bundle = medduet.MissingFileError, {str(bundle)!r}
+refused(missing, "has no config.json", medduet.load, "hf://someone/else")
+refused(missing, "no repository someone/nobody", medduet.load, "hf://someone/nobody")
+refused(missing, "no repository someone/secret", medduet.load, "hf://someone/secret")
+new = medduet.DownloadError, "does not allow that for me/new"
+refused(missing, "no such revision", medduet.load, "hf://someone/net@v9")
+refused(missing, "repository user/name", medduet.load, "hf://a/b/c/d")
+refused(new[0], new[1] + " (401)", medduet.push, bundle, "me/new")
+import os
+os.environ["HF_TOKEN"] = "reader"
+refused(new[0], new[1] + " (403)", medduet.push, bundle, "me/new")
+os.environ["HF_TOKEN"] = "writer"
+public = medduet.push, bundle, "me/public"
+refused(medduet.ConfigError, "everybody can see it", *public, private=True)
+refused(missing, "there is no config.json", medduet.push, "nothing", "me/new")
+"""
+    done = hub.run(code)
+    assert done.returncode == 0, done.stderr
+    asked = {path.split("/")[-1] for path in hub.asked if "/someone/net/resolve/" in path}
+    assert asked == FILES
+    assert not any("commit" in path or "upload" in path for path in hub.asked)
+    code = """
+import medduet
+from medduet.cli import main
+assert main("push here me/net".split()) == 2
+medduet.load("hf://someone/net")
+assert main("export hf://someone/other --out DIR".split()) == 2
+"""
+    create_model("unet", in_channels=1, num_classes=2, width=2).save_pretrained(
+        bundle.parent / "here"
+    )
+    done = hub.run(code, HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 0, f"what was fetched is there without a network: {done.stderr}"
+    lines = [line for line in done.stderr.splitlines() if line.startswith("medduet:")]
+    assert len(lines) == 2
+    assert all("could not be asked for" in line for line in lines)
+    assert "Traceback" not in done.stderr
+
+
+def test_the_card_shows_names_as_they_are(bundle: Path) -> None:
+    card = (bundle / "README.md").read_text()
+    _, front, text = card.split("\n---\n" if not card.startswith("---\n") else "---\n", 2)
+    about = yaml.safe_load(front)
+    assert about["library_name"] == "medduet"
+    assert "license" not in about
+    assert "image-segmentation" in about["tags"]
+    result = about["model-index"][0]["results"][-1]
+    assert result["dataset"]["name"] == "set | <img src=x> [a](https://e)"
+    assert about["datasets"] == ["set-img-src-x-a-https-e"]
+    metrics = read_json(bundle / "config.json")["metrics"]
+    values = {
+        (result["dataset"]["split"], metric["type"], metric["name"]): metric["value"]
+        for result in about["model-index"][0]["results"]
+        for metric in result["metrics"]
+    }
+    test = metrics["test"]
+    assert values["test", "accuracy", "accuracy, n = 8"] == test["accuracy"]
+    lesions = f"dice_lesion, n = {test['dice_lesion_n']}"
+    assert values["test", "dice", lesions] == test["dice_lesion"]
+    for shown in (
+        r"set \| \<img src=x\> \[a\](https\://e)",
+        r"Classes: a --- b, \*\*c\*\*, key\: \[value, 'd'.",
+        "not for clinical use",
+        "## Intended use and limits",
+    ):
+        assert shown in text
+    assert "<img" not in text.replace(r"\<img", "")
+
+
+def test_paths_of_this_machine_are_not_told() -> None:
+    assert _public({"a": ["~/x/y", "../z.npz", "phantom", 3, "CC BY 4.0 / x"], "skipped": 1}) == {
+        "a": ["y", "z.npz", "phantom", 3, "CC BY 4.0 / x"]
+    }

@@ -1,0 +1,83 @@
+"""What the tests of the service share."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import medduet
+from medduet import create_model
+from medduet.data.reading.core import Frame, ReadOptions
+from medduet.data.reading.images import picture_of
+from medduet.runs.bundle import save_bundle
+from medduet.uncertainty.calibration import Calibration
+from medduet.uncertainty.ood import Familiarity, statistics
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+def smooth(number: int) -> np.ndarray:
+    rng = np.random.default_rng(number)
+    small = Image.fromarray(rng.integers(0, 255, (8, 12), dtype=np.uint8))
+    return np.asarray(small.resize((75, 50), Image.Resampling.BICUBIC))
+
+
+def seen(first: int, last: int) -> np.ndarray:
+    """Return the statistics of some of these images, as a network takes them."""
+    options = ReadOptions(32)
+    fitted = [picture_of(Frame(smooth(k)), None, options).fitted for k in range(first, last)]
+    return statistics(np.stack(fitted)[:, None])
+
+
+@pytest.fixture(scope="session")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose answers differ from image to image; one class is named by a stranger."""
+    torch.manual_seed(0)
+    layout = medduet.DenseLayout(3, 0)
+    network = create_model(
+        "vovunet_var", in_channels=1, num_classes=3, dense_channels=layout.channels, width=4
+    ).train()
+    with torch.no_grad():
+        for _ in range(20):
+            network(torch.rand(8, 1, 32, 32))
+        for module in network.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.weight *= 100  # so that no two answers are alike
+    share = np.random.default_rng(0).dirichlet(np.ones(3), 200)
+    label = np.random.default_rng(1).integers(0, 3, 200)
+    path = tmp_path_factory.mktemp("served") / "busi"
+    config = {
+        "class_names": ["benign", "malignant", EVIL],
+        "mask_names": ["background", "lesion", EVIL],
+        "multi_label": False,
+        "calibration": Calibration.fit(label, share).to_json(),
+        "familiarity": Familiarity.fit(seen(0, 60), seen(60, 120), channels=1).to_json(),
+        "layout": layout._asdict(),
+        "preprocessing": {"size": [32, 32], "channels": 1, "fit": "pad", "window": None},
+    }
+    save_bundle(path, network.eval(), config)
+    return path
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[[int], np.ndarray]:
+    """Smooth random images (50, 75), one for each number."""
+    return smooth
+
+
+@pytest.fixture(scope="session")
+def encoded() -> Callable[..., bytes]:
+    """Write an array as the bytes of a file."""
+
+    def encode(pixels: np.ndarray, kind: str = "png", **options: Any) -> bytes:
+        Image.fromarray(pixels).save(file := io.BytesIO(), kind, **options)
+        return file.getvalue()
+
+    return encode

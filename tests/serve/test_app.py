@@ -1,0 +1,582 @@
+"""What programs ask the service, and what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import io
+import json
+import os
+import queue
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+from starlette.exceptions import HTTPException
+
+from medduet import Predictor
+from medduet.inference.overlays import mask_colours
+from medduet.serve.answers import Prediction, prediction, run_lengths
+from medduet.serve.app import CLIENT_GONE, Served, create_app
+from medduet.serve.batcher import Batcher
+from medduet.serve.limits import Limits, Room
+
+Pixels = Callable[[int], np.ndarray]
+Encode = Callable[..., bytes]
+
+
+@pytest.fixture(scope="module")
+def plain(own: Path) -> Predictor:
+    return Predictor(own, explain=True)
+
+
+@pytest.fixture(scope="module")
+def client(plain: Predictor) -> Iterator[TestClient]:
+    card = (Path(plain.path) / "README.md").read_text()
+    with TestClient(create_app({"busi": Served(plain, True, card), "other": Served(plain)})) as it:
+        yield it
+
+
+@pytest.fixture
+def limited(plain: Predictor) -> Iterator[Callable[..., TestClient]]:
+    """A service with limits of its own."""
+    started = []
+
+    def start(**limits: Any) -> TestClient:
+        client = TestClient(create_app({"busi": Served(plain)}, Limits(**limits)))
+        client.__enter__()
+        started.append(client)
+        return client
+
+    yield start
+    for client in started:
+        client.__exit__()
+
+
+def rgba_of(base64_png: str | None) -> np.ndarray:
+    assert base64_png is not None
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(base64_png))).convert("RGBA"))
+
+
+def values_of(base64_png: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(base64_png))))
+
+
+def test_the_answer_is_the_predictors(
+    client: TestClient, plain: Predictor, picture: Pixels, encoded: Encode
+) -> None:
+    own = plain(picture(1))
+    assert own.mask is not None
+    assert own.heat is not None
+    assert len(np.unique(own.mask)) > 1
+    files = {"file": ("name of a patient.png", encoded(picture(1)), "image/png")}
+    response = client.post("/predict?explain=true&image=true", files=files)
+    assert response.status_code == 200, response.text
+    said = response.json()
+    assert said["probabilities"] == pytest.approx(own.probabilities, abs=1e-6)
+    assert (said["model"], said["label"]) == ("busi", own.label)
+    assert own.prediction_set
+    assert said["prediction_set"] == list(own.prediction_set)
+    assert (said["coverage"], said["abstained"]) == (0.9, False)
+    assert (said["height"], said["width"]) == (50, 75)
+    np.testing.assert_array_equal(values_of(said["mask"]["png"]), own.mask)
+    np.testing.assert_allclose(values_of(said["heat"]) / 255, own.heat, atol=1 / 255)
+    np.testing.assert_array_equal(values_of(said["image"]), picture(1))
+    pixels = {each["index"]: each["pixels"] for each in said["mask"]["classes"]}
+    assert pixels == {index: int((own.mask == index).sum()) for index in (1, 2)}
+    Prediction.model_validate(said)
+    # The file itself, of another kind of content: the same.
+    for kind in ("image/x", "application/x-www-form-urlencoded"):  # the second by curl
+        raw = client.post("/predict", content=encoded(picture(1)), headers={"content-type": kind})
+        assert raw.json()["probabilities"] == said["probabilities"]
+    assert raw.json()["heat"] is raw.json()["image"] is None
+
+
+def test_an_unfamiliar_image_is_told(
+    client: TestClient, plain: Predictor, picture: Pixels, encoded: Encode
+) -> None:
+    said = client.post("/predict", content=encoded(picture(1))).json()
+    assert said["unfamiliar"] == pytest.approx(plain(picture(1)).unfamiliar)
+    assert not said["is_unfamiliar"]
+    noise = np.random.default_rng(0).integers(0, 255, (50, 75), np.uint8)
+    coloured = np.stack([picture(1), picture(2), picture(3)], axis=2)
+    for image in (noise, coloured):
+        said = client.post("/predict", content=encoded(image)).json()
+        assert said["unfamiliar"] == pytest.approx(1 / 61)
+        assert said["is_unfamiliar"]
+
+
+def test_run_lengths_are_those_of_coco(
+    client: TestClient, plain: Predictor, picture: Pixels, encoded: Encode
+) -> None:
+    own = plain(picture(1)).mask
+    assert own is not None
+    said = client.post("/predict?mask=rle", content=encoded(picture(1))).json()
+    assert said["mask"]["png"] is None
+    for each in said["mask"]["classes"]:
+        height, width = each["rle"]["size"]
+        counts = each["rle"]["counts"]
+        flat = np.repeat(np.arange(len(counts)) % 2, counts)
+        mask = flat.reshape(width, height).T
+        np.testing.assert_array_equal(mask, own == each["index"])
+        assert flat.sum() == each["pixels"]
+    assert client.post("/predict?mask=none", content=encoded(picture(1))).json()["mask"] is None
+    assert run_lengths(np.zeros((2, 3), bool)).counts == [6]
+    assert run_lengths(np.ones((2, 3), bool)).counts == [0, 6]
+
+
+def test_what_is_drawn_can_be_small(client: TestClient, picture: Pixels, encoded: Encode) -> None:
+    sent = client.post("/predict?side=30&image=true&explain=true", content=encoded(picture(1)))
+    said = sent.json()
+    assert (said["height"], said["width"]) == (50, 75)
+    for part in (said["mask"]["png"], said["heat"], said["image"]):
+        assert values_of(part).shape == (20, 30)
+
+
+def test_what_is_drawn_lies_over_the_image(plain: Predictor, picture: Pixels) -> None:
+    mask = np.zeros((50, 75), np.uint8)
+    mask[10:20], mask[30:40] = 1, 2
+    heat = np.linspace(0, 1, 75, dtype=np.float32)[None].repeat(50, axis=0)
+    answer = dataclasses.replace(plain(picture(1)), mask=mask, heat=heat)
+    said = prediction("busi", plain, answer, mask="png", image=False, side=0)
+    assert said.mask is not None
+    drawn = rgba_of(said.mask.png)
+    for index, colour in enumerate(mask_colours(3)):
+        assert (drawn[mask == index] == [*colour, 255 if index else 0]).all()
+    assert len({tuple(colour) for colour in mask_colours(11)}) == 11
+    alpha = rgba_of(said.heat)[0, :, 3].astype(int)
+    assert alpha[0] == 0
+    assert alpha[-1] > 200
+    assert (np.diff(alpha) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff", "bmp", "webp", "dicom"])
+def test_each_kind_is_known_by_its_content(
+    kind: str, client: TestClient, picture: Pixels, encoded: Encode
+) -> None:
+    if kind == "dicom":
+        pydicom = pytest.importorskip("pydicom")
+        content = dicom(pydicom, picture(2))
+    else:
+        content = encoded(picture(2), kind)
+    response = client.post("/predict", files={"file": ("a.exe", content, "text/plain")})
+    assert response.status_code == 200, response.text
+
+
+def dicom(pydicom: Any, pixels: np.ndarray) -> bytes:
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    data.file_meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.SecondaryCaptureImageStorage, "1.2.3"
+    data.Rows, data.Columns = pixels.shape
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 8, 8, 7, 0
+    data.PixelData = pixels.tobytes() + b"\0" * (pixels.size % 2)
+    pydicom.dcmwrite(file := io.BytesIO(), data, enforce_file_format=True)
+    return file.getvalue()
+
+
+def test_each_refusal_has_its_status_and_reason(
+    client: TestClient, picture: Pixels, encoded: Encode
+) -> None:
+    good = encoded(picture(1))
+    two_pages = encoded(
+        picture(1), "tiff", save_all=True, append_images=[Image.fromarray(picture(2))]
+    )
+    refusals: list[tuple[dict[str, Any], int, str]] = [
+        ({"content": b"%PDF-1.7 renamed to png"}, 415, "starts with '%PDF-1.7'"),
+        ({"content": b""}, 415, "given an empty file"),
+        ({"content": b"\x1f\x8b" + bytes(600)}, 415, "expected a PNG"),
+        ({"json": {"image": "x"}}, 415, "given application/json"),
+        ({"content": good[: len(good) // 2]}, 422, "image: expected a whole image file"),
+        ({"content": encoded(np.zeros((1, 1), np.uint8))}, 422, "at least 8 x 8"),
+        ({"content": encoded(np.zeros((7, 90), np.uint8))}, 422, "given 7 x 90"),
+        ({"content": two_pages}, 422, "a file of 2 frames"),
+        ({"content": header_of(60_000, 50_000)}, 413, "40 megapixels, given 50000 x 60000"),
+        ({"content": header_of(8000, 5001)}, 413, "at most 40 megapixels, given 5001 x 8000"),
+        ({"content": bmp_of(8000, 5001)}, 413, "at most 40 megapixels, given 5001 x 8000"),
+        ({"files": {"image": ("a", good)}}, 422, "the field 'file'"),
+        ({"files": [("file", ("a", good)), ("file", ("b", good))]}, 422, "one file"),
+        ({"data": {"file": "text"}, "files": {"other": b"x"}}, 422, "the field 'file'"),
+        (
+            {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
+            422,
+            "Missing boundary",
+        ),
+        ({"content": good, "params": {"mask": "gif"}}, 422, "mask: "),
+        ({"content": good, "params": {"side": -1}}, 422, "side: "),
+        ({"content": good, "params": {"msk": "png"}}, 422, "'msk': did you mean mask?"),
+        ({"content": good, "params": {"model": "bus"}}, 404, "did you mean busi?"),
+        ({"content": good, "params": {"model": "other", "explain": True}}, 422, "can't explain"),
+    ]
+    for given, status, reason in refusals:
+        response = client.post("/predict", **given)
+        assert (response.status_code, reason in response.json()["detail"]) == (status, True), (
+            given.keys(),
+            response.text,
+        )
+        assert "\n" not in response.json()["detail"]
+    for path, status in (("/predict", 405), ("/nothing", 404)):
+        refused = client.get(path)
+        assert refused.status_code == status
+        assert refused.json()["detail"].startswith("expected POST /predict, or GET / ")
+        assert refused.json()["detail"].endswith(f", given GET {path}")
+
+
+def header_of(width: int, height: int) -> bytes:
+    """A PNG that says to be large and has no pixels."""
+    image = bytearray(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")
+    image += width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\0\0\0\0"
+    return bytes(
+        image + zlib.crc32(image[12:]).to_bytes(4, "big") + b"\0\0\0\0IDAT\x35\xaf\x06\x1e"
+    )
+
+
+def test_broken_files_are_the_client_s_fault(
+    client: TestClient, picture: Pixels, encoded: Encode
+) -> None:
+    rng = np.random.default_rng(0)
+    statuses = set()
+    for kind in ("png", "jpeg", "tiff", "bmp", "webp"):
+        whole = np.frombuffer(encoded(picture(1), kind), np.uint8)
+        for _ in range(8):
+            broken = whole.copy()
+            places = rng.integers(0, len(broken), 6)
+            broken[places] = rng.integers(0, 256, 6)
+            sent = broken[: rng.integers(1, len(broken) + 1)].tobytes()
+            response = client.post("/predict", content=sent)
+            statuses.add(response.status_code)
+            if response.status_code != 200:
+                assert response.json()["detail"].isprintable()
+    assert {422} < statuses <= {200, 413, 415, 422}
+
+
+def bmp_of(width: int, height: int) -> bytes:
+    """A BMP that says to be large and has no pixels."""
+    Image.new("RGB", (1, 1)).save(file := io.BytesIO(), "bmp")
+    content = bytearray(file.getvalue())
+    content[18:26] = width.to_bytes(4, "little") + height.to_bytes(4, "little")
+    return bytes(content)
+
+
+def test_a_file_has_at_most_so_many_bytes(
+    limited: Callable[..., TestClient], picture: Pixels, encoded: Encode
+) -> None:
+    content = encoded(picture(1))
+    exact = limited(max_bytes=len(content))
+    assert exact.post("/predict", content=content).status_code == 200
+    assert exact.post("/predict", files={"file": content}).status_code == 200
+    client = limited(max_bytes=len(content) - 1)
+
+    def in_pieces() -> Iterator[bytes]:
+        for place in range(0, len(content), 100):
+            yield content[place : place + 100]
+
+    tries: list[dict[str, Any]] = [
+        {"content": content},
+        {"content": in_pieces()},  # says nothing of its length before
+        {"files": {"file": content}},
+        {"files": {"file": content + bytes(1 << 18)}},
+        {"content": content, "headers": {"expect": "100-continue"}},
+    ]
+    for given in tries:
+        response = client.post("/predict", **given)
+        assert response.status_code == 413, given
+        assert "at most" in response.json()["detail"]
+
+
+class Stuck:
+    """A batcher whose pictures wait until they are let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.arrived, self.go = queue.Queue[Future[Any]](), threading.Event()
+        submit = Batcher.submit
+
+        def wait(batcher: Batcher, *arguments: Any, **options: Any) -> Future[Any]:
+            future: Future[Any] = Future()
+
+            def answer() -> None:
+                self.go.wait(20)
+                if future.set_running_or_notify_cancel():
+                    future.set_result(submit(batcher, *arguments, **options).result(20))
+
+            threading.Thread(target=answer).start()
+            self.arrived.put(future)
+            return future
+
+        monkeypatch.setattr(Batcher, "submit", wait)
+
+
+def test_who_finds_no_room_is_told_to_come_again(
+    limited: Callable[..., TestClient],
+    picture: Pixels,
+    encoded: Encode,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck, client = Stuck(monkeypatch), limited(queue=2)
+    with ThreadPoolExecutor(2) as threads:
+        posts = [
+            threads.submit(client.post, "/predict", content=encoded(picture(number)))
+            for number in range(2)
+        ]
+        for _ in posts:
+            stuck.arrived.get(timeout=20)
+        response = client.post("/predict", content=encoded(picture(3)))
+        assert response.status_code == 429
+        assert response.headers["retry-after"] == "1"
+        assert "2 requests are waiting" in response.json()["detail"]
+        assert "medduet_requests_in_progress 2.0" in client.get("/metrics").text
+        stuck.go.set()
+        assert [post.result(20).status_code for post in posts] == [200, 200]
+    assert client.post("/predict", content=encoded(picture(3))).status_code == 200
+
+
+def test_large_images_together_have_a_bound(
+    limited: Callable[..., TestClient],
+    picture: Pixels,
+    encoded: Encode,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck, client = Stuck(monkeypatch), limited(max_pixels=50 * 75)
+    with ThreadPoolExecutor(8) as threads:
+        posts = [
+            threads.submit(client.post, "/predict", content=encoded(picture(number)))
+            for number in range(8)
+        ]
+        for _ in posts:
+            stuck.arrived.get(timeout=20)
+        response = client.post("/predict", content=encoded(picture(9)))
+        assert response.status_code == 429
+        assert "large" in response.json()["detail"]
+        stuck.go.set()
+        assert {post.result(20).status_code for post in posts} == {200}
+    assert client.post("/predict", content=encoded(picture(9))).status_code == 200
+
+
+def test_who_is_late_holds_nothing() -> None:
+    """Its image may still be decoded when a client has gone; it is not counted for ever."""
+    room = Room(Limits())
+    with room.seat() as seat:
+        seat.hold(pixels=10, bytes=5)
+    with pytest.raises(HTTPException, match="nobody waits"):
+        seat.hold(pixels=10)
+    largest = Room.LARGEST * Limits().max_pixels
+    with room.seat() as seat:
+        seat.hold(pixels=largest)
+
+
+def test_time_has_an_end(
+    limited: Callable[..., TestClient],
+    picture: Pixels,
+    encoded: Encode,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stuck, client = Stuck(monkeypatch), limited(timeout_s=0.3)
+    response = client.post("/predict", content=encoded(picture(1)))
+    assert response.status_code == 504
+    assert "not ready after 0.3 seconds" in response.json()["detail"]
+    assert stuck.arrived.get(timeout=20).cancelled()
+    stuck.go.set()
+
+
+async def ask(app: Any, messages: list[dict[str, Any]], pause: asyncio.Event) -> int:
+    """Talk to the application itself; return the status of its answer."""
+    status = 0
+
+    async def receive() -> dict[str, Any]:
+        if len(messages) == 1:
+            await pause.wait()
+        return messages.pop(0) if messages else await asyncio.Event().wait()  # type: ignore[return-value]
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal status
+        status = message.get("status", status)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/predict",
+        "query_string": b"",
+        "headers": [(b"content-type", b"image/png")],
+    }
+    await app(scope, receive, send)
+    return status
+
+
+def test_nothing_is_computed_for_a_client_that_has_gone(
+    plain: Predictor, picture: Pixels, encoded: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck = Stuck(monkeypatch)
+    app = create_app({"busi": Served(plain)})
+
+    async def leave() -> int:
+        async with app.router.lifespan_context(app):
+            body = {"type": "http.request", "body": encoded(picture(1)), "more_body": False}
+            pause = asyncio.Event()
+            task = asyncio.create_task(ask(app, [body, {"type": "http.disconnect"}], pause))
+            future = await asyncio.to_thread(stuck.arrived.get, timeout=20)
+            pause.set()
+            status = await task
+            await asyncio.sleep(0)
+            assert future.cancelled()
+            stuck.go.set()
+            return status
+
+    assert asyncio.run(leave()) == CLIENT_GONE
+
+
+def test_a_body_that_never_ends_is_given_up(plain: Predictor) -> None:
+    app = create_app({"busi": Served(plain)}, Limits(timeout_s=0.2))
+
+    async def stall() -> int:
+        async with app.router.lifespan_context(app):
+            body = {"type": "http.request", "body": b"x", "more_body": True}
+            return await ask(app, [body, body], asyncio.Event())
+
+    assert asyncio.run(stall()) == 408
+
+
+def test_each_of_many_gets_its_own_answer(
+    client: TestClient, plain: Predictor, picture: Pixels, encoded: Encode
+) -> None:
+    expected = [plain.answer([next(plain.read(picture(n)))], explain=False)[0] for n in range(24)]
+
+    def post(number: int) -> dict[str, Any]:
+        model = ["busi", "other"][number % 2]
+        return dict(
+            client.post(f"/predict?model={model}", content=encoded(picture(number))).json(),
+            number=number,
+        )
+
+    with ThreadPoolExecutor(8) as threads:
+        for said in threads.map(post, range(24)):
+            own = expected[said["number"]]
+            assert said["model"] == ["busi", "other"][said["number"] % 2]
+            assert said["probabilities"] == pytest.approx(own.probabilities, abs=1e-4)
+            assert own.mask is not None
+            assert (values_of(said["mask"]["png"]) != own.mask).mean() < 0.01
+    values = np.array([list(each.probabilities.values()) for each in expected])
+    apart = np.abs(values[:, None] - values[None]).max(axis=2) + np.eye(24)
+    assert apart.min() > 5e-4
+
+
+WATCHED: list[str] | None = None
+
+
+def watch(event: str, arguments: tuple[Any, ...]) -> None:
+    """Note files that are written and addresses that are asked, while it is asked to."""
+    if WATCHED is None:
+        return
+    if event == "open":
+        path, mode, flags = arguments
+        if (mode and set(mode) & set("wax+")) or (flags or 0) & (os.O_WRONLY | os.O_RDWR):
+            WATCHED.append(f"wrote {path}")
+    elif event in ("socket.connect", "socket.getaddrinfo", "os.mkdir", "subprocess.Popen"):
+        WATCHED.append(f"{event} {arguments[1:]}")
+
+
+sys.addaudithook(watch)
+
+
+def test_no_file_is_written_and_nobody_is_asked(
+    client: TestClient, picture: Pixels, encoded: Encode, tmp_path: Path
+) -> None:
+    global WATCHED
+    noise = np.random.default_rng(0).integers(0, 255, (1500, 1500), dtype=np.uint8)
+    uploads = [encoded(noise), encoded(noise, "tiff"), encoded(noise, "tiff", compression="jpeg")]
+    assert min(len(each) for each in uploads) > 1 << 20  # from which forms go to the disk
+    paths = ("/", "/docs", "/page.js", "/openapi.json", "/models", "/metrics", "/healthz")
+    WATCHED = seen = []
+    try:
+        for upload in uploads:
+            assert client.post("/predict", files={"file": upload}).status_code == 200
+            sent = client.post("/predict?explain=true&image=true", content=upload)
+            assert sent.status_code == 200
+        assert {client.get(path).status_code for path in paths} == {200}
+        assert seen == []
+        (tmp_path / "a").write_text("the watch is awake")
+        assert len(seen) == 1
+    finally:
+        WATCHED = None
+
+
+def test_counts_are_those_of_prometheus(
+    limited: Callable[..., TestClient], picture: Pixels, encoded: Encode
+) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    client = limited()
+    client.post("/predict", content=encoded(picture(1)))
+    client.post("/predict", content=encoded(picture(2)))
+    client.post("/predict", content=b"%PDF")
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    found = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+    assert found["medduet_requests_total", "200"] == 2
+    assert found["medduet_requests_total", "415"] == 1
+    assert found["medduet_request_seconds_count",] == 3
+    assert found["medduet_batch_images_sum", "busi"] == 2
+    assert found["medduet_queue_images", "busi"] == 0
+    assert found["medduet_requests_in_progress",] == 0
+    assert found["process_resident_memory_bytes",] > 1 << 20
+
+
+def test_models_and_api_are_described(client: TestClient) -> None:
+    about = client.get("/models").json()
+    first, second = about["models"]
+    assert (first["name"], first["explains"], second["explains"]) == ("busi", True, False)
+    assert first["size"] == [32, 32]
+    assert first["card"].startswith("---\nlibrary_name: medduet")
+    assert [each["name"] for each in first["masks"]][:2] == ["background", "lesion"]
+    assert about["max_bytes"] == 32 << 20
+    api = client.get("/openapi.json").json()
+    predict = api["paths"]["/predict"]["post"]
+    assert {"multipart/form-data", "application/octet-stream"} <= set(
+        predict["requestBody"]["content"]
+    )
+    assert {"200", "413", "415", "422", "429", "504"} <= set(predict["responses"])
+    assert {"model", "mask", "explain", "image", "side"} == {
+        each["name"] for each in predict["parameters"]
+    }
+    assert "Prediction" in json.dumps(predict["responses"]["200"])
+
+
+def test_browsers_are_told_to_load_nothing_else(client: TestClient) -> None:
+    for path in ("/", "/docs", "/predict", "/page.js", "/nothing"):
+        headers = client.get(path).headers
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_network_that_fails_says_so(
+    plain: Predictor, picture: Pixels, encoded: Encode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(plain, "answer", fail)
+    app = create_app({"busi": Served(plain)})
+    with TestClient(app, raise_server_exceptions=False) as client:
+        response = client.post("/predict", content=encoded(picture(1)))
+        assert response.status_code == 500
+        assert response.json() == {"detail": "the service failed; its log says why"}
+        assert client.get("/healthz").status_code == 200
+    with TestClient(app) as client:
+        app.state.service.batchers["busi"].close()
+        assert client.get("/healthz").status_code == 503

@@ -1,0 +1,117 @@
+"""The command: names, ports, packages, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+
+from medduet import ConfigError, MissingFileError, create_model
+from medduet.cli import main
+from medduet.runs.bundle import save_bundle
+from medduet.serve.answers import prediction
+from medduet.serve.server import check_packages, named, opened
+
+
+def test_networks_have_names(tmp_path: Path) -> None:
+    (tmp_path / "a=b").mkdir()
+    paths = named([f"{tmp_path}/run/bundle/", f"{tmp_path}/a=b", f"x=y={tmp_path}"])
+    assert list(paths) == ["run", "a=b", "x"]
+    assert str(paths["x"]) == f"y={tmp_path}"
+    for wrong in (["a/run", "b/run"], ["a=x", "a=y"], ["=x"], []):
+        with pytest.raises(ConfigError, match="medduet serve"):
+            named(wrong)
+
+
+def test_what_can_t_be_explained_is_served_without(own: Path, tmp_path: Path) -> None:
+    network = create_model("vovunet_var", in_channels=1, num_classes=0, dense_channels=1, width=2)
+    config = {
+        "class_names": [],
+        "mask_names": ["background", "lesion"],
+        "multi_label": False,
+        "layout": {"mask_classes": 2, "image_channels": 0},
+        "preprocessing": {"size": [32, 32], "channels": 1, "fit": "pad"},
+    }
+    save_bundle(tmp_path / "run" / "bundle", network, config)
+    served = opened(tmp_path / "run", True)
+    assert not served.explains
+    assert "# vovunet\\_var" in served.card
+    answer = served.predictor(np.zeros((20, 30), np.uint8))
+    said = prediction("run", served.predictor, answer, mask="png", image=False, side=0)
+    assert (said.label, said.probabilities, said.heat) == (None, {}, None)
+    assert said.mask is not None
+    assert opened(own, True).explains
+    assert not opened(own, False).explains
+    with pytest.raises(MissingFileError):
+        opened(tmp_path / "nothing", True)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ([], "expected one network or more"),
+        (["{own}", "--max-mb", "0"], "expected --max-mb above 0"),
+        (["{own}", "--port", "{used}"], "give another --host or --port"),
+        (["{own}", "--port", "99999"], "expected --port from 0 to 65535"),
+        (["{own}/nothing", "--port", "0"], "nothing"),
+    ],
+)
+def test_faults_are_one_line(
+    own: Path, words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = str(used.getsockname()[1])
+        words = [word.replace("{own}", str(own)).replace("{used}", port) for word in words]
+        assert main(["serve", *words]) == 2
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.count("\n") == 1
+
+
+def test_an_old_pillow_reads_no_files_of_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_packages()
+    monkeypatch.setattr(PIL, "__version__", "12.3.0")
+    with pytest.raises(ConfigError, match="Pillow 13"):
+        check_packages()
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ConfigError, match="pip install 'medduet"):
+        check_packages()
+
+
+def test_what_was_asked_before_the_end_is_answered(
+    own: Path, picture: Callable[[int], np.ndarray], encoded: Callable[..., bytes]
+) -> None:
+    command = [sys.executable, "-m", "medduet", "serve", f"busi={own}", "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--host", "0.0.0.0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as service:
+        assert service.stdout is not None
+        port = re.findall(r"serving busi at http://0.0.0.0:(\d+)", service.stdout.readline())[0]
+        assert "can be reached by others" in service.stdout.readline()
+        content = encoded(picture(1))
+        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=60) as client:
+            # Half of a request has come when the service is told to end.
+            client.sendall(head.encode() + content[:100])
+            in_progress = ""
+            while "medduet_requests_in_progress 1.0" not in in_progress:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+                    in_progress = answer.read().decode()
+            service.send_signal(signal.SIGINT)
+            client.sendall(content[100:])
+            said = b"".join(iter(lambda: client.recv(1 << 16), b""))
+        assert said.startswith(b"HTTP/1.1 200")
+        assert json.loads(said.partition(b"\r\n\r\n")[2])["model"] == "busi"
+        assert service.wait(60) == 0
+        assert service.stderr is not None
+        assert service.stderr.read() == ""

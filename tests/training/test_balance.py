@@ -1,0 +1,353 @@
+"""The backward pass of each balance: gradients, account, going on, and several processes."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric import Fabric
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchjd.aggregation import MGDA
+from torchjd.autojac import jac_to_grad, mtl_backward
+
+import medduet
+from medduet import ConfigError, RunConfig, TrainingError
+from medduet.config import parse_config
+from medduet.data.batches import train_batches
+from medduet.errors import Interrupted
+from medduet.losses.balance import BALANCES
+from medduet.losses.objective import Objective
+from medduet.losses.tasks import PerImage
+from medduet.models.base import DuetNetwork
+from medduet.models.normalize import Normalize
+from medduet.runs.folder import RunFolder
+from medduet.training.balance import Balancer
+from medduet.training.experiment import Experiment
+from medduet.training.fabric import peak_memory
+from medduet.training.loop import _new_state, fit
+from medduet.training.setup import check_settings
+from medduet.training.step import train_step
+from medduet.types import Batch, DenseLayout, Outputs
+
+MakeConfig = Callable[..., RunConfig]
+HERE = [name for name in BALANCES if name != "cagrad" or importlib.util.find_spec("cvxpy")]
+TWO = {"tasks": ["classify", "segment"]}
+
+
+class Plain(DuetNetwork):
+    """A network without batch normalisation, whose step is the same on any number of processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = Normalize(1)
+        self.features = nn.Conv2d(1, 6, 3, padding=1)
+        self.class_head = nn.Linear(6, 4)
+        self.dense_head = nn.Conv2d(6, 2, 1)
+
+    @property
+    def encoder_modules(self) -> list[nn.Module]:
+        return [self.features]
+
+    def forward(self, image: Tensor) -> Outputs:
+        features = self.features(self.normalize(image)).relu()
+        return Outputs(self.class_head(features.mean(dim=(2, 3))), self.dense_head(features))
+
+
+def make_experiment(config: RunConfig, fabric: Fabric | None = None, **changes: Any) -> Experiment:
+    torch.manual_seed(0)
+    layout = DenseLayout(2, 1)
+    images = medduet.open_images("phantom", size=16, count=31)
+    images.train.labels[2:9] = -1
+    object.__setattr__(images.train, "has_mask", np.arange(len(images.train)) % 3 > 0)
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    objective = Objective(config.objective, layout)
+    return Experiment(fabric, config, images, Plain(), objective, RunFolder(config.out), **changes)
+
+
+def make_batch() -> Batch:
+    generator = torch.Generator().manual_seed(5)
+    image = torch.rand(8, 1, 16, 16, generator=generator)
+    mask = (image[:, 0] > 0.7).long()
+    return Batch(image, torch.arange(8) % 4, mask, torch.arange(8) < 6, torch.arange(8))
+
+
+def epochs(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run, without what depends on the machine."""
+    rows = [json.loads(line) for line in (run / "epochs.jsonl").read_text("utf-8").splitlines()]
+    machine = ("seconds", "images_per_second", "peak_memory_gb")
+    assert all(row[name] > 0 for row in rows for name in machine)
+    return [{key: row[key] for key in row if key not in machine} for row in rows]
+
+
+# One step ---------------------------------------------------------------------------------------
+
+
+def test_the_sum_is_what_a_plain_loop_does(make_config: MakeConfig, tmp_path: Path) -> None:
+    experiment = make_experiment(make_config(tmp_path))
+    plain, objective, batch = copy.deepcopy(experiment.network), experiment.objective, make_batch()
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, fused=True)
+    state = _new_state(experiment)
+    for _ in range(3):
+        train_step(experiment, state, batch)
+        state.progress.step += 1
+        terms = objective(plain(batch.image), batch, plain.normalize(batch.image))
+        weights = torch.stack([term.weight.sum() for term in terms.values()])
+        optimizer.zero_grad()
+        objective.combine(terms, weights).backward()
+        optimizer.step()
+    for found, expected in zip(experiment.network.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(found, expected)
+    assert state.balancer.summary()["weights"] == dict.fromkeys(objective.tasks, 1.0)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", HERE)
+def test_every_balance_learns(
+    make_config: MakeConfig, tmp_path: Path, name: str, precision: str
+) -> None:
+    config = make_config(tmp_path, objective={"balance": name}, train={"learning_rate": 0.02})
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+    experiment = make_experiment(config, fabric)
+    state, batch, losses = _new_state(experiment), make_batch(), []
+    for _ in range(20):
+        train_step(experiment, state, batch)
+        state.progress.step += 1
+        losses.append(float((state.sums[0] / state.sums[1]).sum()))
+        state.sums.zero_()
+    assert losses[-1] < losses[0] - 0.1
+    assert all(value.isfinite().all() for value in experiment.network.parameters())
+    summary = state.balancer.summary()
+    counted = 20 if state.balancer.needs_gradients else config.objective.conflict_steps
+    assert (state.balancer.conflict[1] == counted).all()
+    for weight in summary["weights"].values():
+        assert weight is None if name in ("graddrop", "config") else math.isfinite(weight)
+
+
+def test_the_coefficients_give_the_gradient_of_the_scalarizer(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    config = make_config(
+        tmp_path, objective={"balance": "geometric_mean", "reconstruct_weight": 3.0}
+    )
+    experiment, batch = make_experiment(config), make_batch()
+    network, objective = copy.deepcopy(experiment.network), experiment.objective
+    state = _new_state(experiment)
+    state.optimizer.step = state.optimizer.zero_grad = lambda: None
+    train_step(experiment, state, batch)
+    terms = objective(network(batch.image), batch, network.normalize(batch.image))
+    losses = objective.losses(terms, torch.stack([t.weight.sum() for t in terms.values()]))
+    losses.log().mean().exp().backward()
+    for found, expected in zip(experiment.network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+
+
+def test_aggregation_is_torchjds(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(tmp_path, objective=TWO | {"balance": "mgda", "segment_weight": 2.0})
+    experiment, batch = make_experiment(config), make_batch()
+    network, objective = copy.deepcopy(experiment.network), experiment.objective
+    state = _new_state(experiment)
+    state.optimizer.step = state.optimizer.zero_grad = lambda: None
+    train_step(experiment, state, batch)
+
+    features = network.features(network.normalize(batch.image)).relu()
+    outputs = Outputs(network.class_head(features.mean(dim=(2, 3))), network.dense_head(features))
+    terms = objective(outputs, batch, network.normalize(batch.image))
+    losses = objective.losses(terms, torch.stack([t.weight.sum() for t in terms.values()]))
+    heads = [list(network.class_head.parameters()), list(network.dense_head.parameters())]
+    shared = list(network.features.parameters())
+    mtl_backward(
+        list(losses),
+        features=features,
+        tasks_params=heads,
+        shared_params=shared,
+        retain_graph=True,
+    )
+    shares = jac_to_grad(shared, MGDA())
+    for found, expected in zip(experiment.network.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad)
+    weights = state.balancer.summary()["weights"]
+    assert list(weights.values()) == pytest.approx(
+        [float(shares[0]), 2 * float(shares[1])], rel=1e-4
+    )
+
+
+def test_conflict_of_two_parameters(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(tmp_path, objective=TWO | {"conflict_steps": 2, "classify_weight": 5.0})
+    experiment = make_experiment(config)
+    point = nn.Parameter(torch.tensor([1.0, 2.0]))
+    balancer = Balancer(experiment, torch.optim.SGD([point], lr=0.1))
+    balancer.encoder, balancer.others = [point], []
+    ones = torch.ones(1)
+    # Gradients of (1, 0) and (-1, 1), then (1, 0) and (2, 0); the third step isn't measured.
+    for step, second in enumerate(([-1.0, 1.0], [2.0, 0.0], [-1.0, 0.0])):
+        losses = (point[:1], (point * torch.tensor(second)).sum(dim=0, keepdim=True))
+        terms = dict(zip(config.objective.tasks, (PerImage(x, ones) for x in losses), strict=True))
+        totals = torch.stack([term.total().detach() for term in terms.values()])
+        point.grad = None
+        balancer.backward(terms, torch.ones(2), totals, step, lambda what, value: None)
+        assert point.grad.tolist() == [5 + second[0], second[1]]
+    cosine = (-math.sqrt(0.5) + 1) / 2
+    assert balancer.summary()["conflict"] == {"classify-segment": pytest.approx(cosine)}
+    assert balancer.summary()["weights"] == {"classify": 5.0, "segment": 1.0}
+
+
+def test_unknown_masks_count_nowhere(make_config: MakeConfig, tmp_path: Path) -> None:
+    batch = make_batch()
+    batch = batch._replace(has_mask=torch.zeros(8, dtype=torch.bool))
+    for name in HERE:
+        experiment = make_experiment(make_config(tmp_path, objective=TWO | {"balance": name}))
+        state = _new_state(experiment)
+        train_step(experiment, state, batch)
+        summary = state.balancer.summary()
+        assert summary["conflict"] == {"classify-segment": None}
+        assert summary["weights"]["segment"] is None
+        assert all(value.isfinite().all() for value in experiment.network.parameters())
+
+
+def test_a_gradient_that_is_not_finite_names_the_images(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    experiment = make_experiment(make_config(tmp_path, objective={"balance": "upgrad"}))
+    experiment.network.features.bias.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(TrainingError, match=r"gradient is not finite in epoch 1, step 1.*\[0, 1"):
+        train_step(experiment, _new_state(experiment), make_batch())
+
+
+# Runs -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sum", "uncertainty", "dwa", "famo", "random", "pcgrad"])
+def test_going_on_in_the_middle_of_an_epoch(
+    make_config: MakeConfig, tmp_path: Path, name: str
+) -> None:
+    changes = {"objective": {"balance": name}, "train": {"epochs": 4, "augment": "flip"}}
+    whole, parts = (make_config(tmp_path / x, **changes) for x in ("whole", "parts"))
+    expected = make_experiment(whole)
+    fit(expected)
+    steps = len(train_batches(len(expected.data.train), 8, seed=0, epoch=1))
+    for steps_more in (1, steps, steps + 1):  # in the first, the second and the third epoch
+        stop = threading.Event()
+        found = make_experiment(parts, stop=stop)
+        seen = []
+
+        def count(
+            *_: object, seen: list[int] = seen, stop: threading.Event = stop, n: int = steps_more
+        ) -> None:
+            seen.append(1)
+            if len(seen) == n:
+                stop.set()
+
+        found.reporter.step = count
+        with pytest.raises(Interrupted):
+            fit(found)
+    found = make_experiment(parts)
+    fit(found)
+    for left, right in zip(found.network.parameters(), expected.network.parameters(), strict=True):
+        assert torch.equal(left, right)
+    rows = epochs(parts.out)
+    assert rows == epochs(whole.out)
+    assert len(rows) == 4
+    if name not in ("sum", "pcgrad"):
+        assert rows[-1]["weights"] != rows[0]["weights"]
+
+
+def test_rows_of_one_task_have_no_balance(make_config: MakeConfig, tmp_path: Path) -> None:
+    objective = {"tasks": ["classify"], "balance": "pcgrad"}
+    fit(make_experiment(make_config(tmp_path, objective=objective)))
+    assert all("weights" not in row and "conflict" not in row for row in epochs(tmp_path))
+
+
+def test_conflict_need_not_be_measured(make_config: MakeConfig, tmp_path: Path) -> None:
+    fit(make_experiment(make_config(tmp_path, objective=TWO | {"conflict_steps": 0})))
+    assert [row["conflict"] for row in epochs(tmp_path)] == [{"classify-segment": None}] * 2
+
+
+def test_peak_memory_grows() -> None:
+    cpu = torch.device("cpu")
+    before = peak_memory(cpu)
+    held = torch.ones(int(before * 1e9 / 4))
+    assert peak_memory(cpu) > before
+    del held
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"model": {"freeze_encoder": True}}, "--balance sum"),
+        ({"train": {"precision": "16-mixed"}}, "give bf16-mixed or 32-true"),
+    ],
+)
+def test_what_aggregators_cannot_do(
+    make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any], hint: str
+) -> None:
+    images = medduet.open_images("phantom", size=16, count=31)
+    for name in ("sum", "uncertainty"):
+        check_settings(make_config(tmp_path, objective={"balance": name}, **changes), images)
+    with pytest.raises(ConfigError, match=f"--balance pcgrad .*{hint}"):
+        check_settings(make_config(tmp_path, objective={"balance": "pcgrad"}, **changes), images)
+
+
+# Several processes ------------------------------------------------------------------------------
+
+SCRIPT = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("test_balance", sys.argv[1])
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+tests.fit_all(tests.Path(sys.argv[2]), "two")
+"""
+SHARED = ("uncertainty", "famo", "upgrad")
+
+
+def fit_all(out: Path, kind: str) -> None:
+    """Fit a network for each of `SHARED`, on the processes that there are."""
+    for name in SHARED:
+        config = parse_config(json.loads((out / f"{name}.json").read_text()), "a test")
+        fabric = medduet.training.fabric.launch_fabric(config.train)
+        config = config.model_copy(update={"out": out / f"{name}-{kind}"})
+        experiment = make_experiment(config, fabric)
+        fit(experiment)
+        if fabric.is_global_zero:
+            save_file(experiment.network.state_dict(), out / f"{name}-{kind}.safetensors")
+
+
+def test_two_processes_learn_what_one_learns(make_config: MakeConfig, tmp_path: Path) -> None:
+    # Adam forgets the scale of a gradient, but not beside a decay that is added to it.
+    train = {"learning_rate": 0.01, "clip": 0.5, "weight_decay": 0.1}
+    for name in SHARED:
+        config = make_config(tmp_path, objective={"balance": name}, train=train)
+        (tmp_path / f"{name}.json").write_text(config.model_dump_json())
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node", "2", str(tmp_path / "script.py"), __file__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    with torch.random.fork_rng(devices=[]):
+        fit_all(tmp_path, "one")
+    for name in SHARED:
+        one, two = (load_file(tmp_path / f"{name}-{x}.safetensors") for x in ("one", "two"))
+        for key, value in one.items():
+            torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
+        rows = [epochs(tmp_path / f"{name}-{x}") for x in ("one", "two")]
+        for left, right in zip(*rows, strict=True):
+            for part in ("weights", "conflict"):
+                assert right[part] == pytest.approx(left[part], rel=1e-3, abs=1e-4)

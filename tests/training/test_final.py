@@ -1,0 +1,153 @@
+"""The calibration of a run: from its validation predictions to its bundle, metrics and figures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import medduet
+from medduet import ModelError, RunConfig, RunRecord
+from medduet.cli import main
+from medduet.metrics.calibrated import calibration_summary
+from medduet.runs.reader import open_run
+from medduet.uncertainty.calibration import Calibration
+from medduet.utils.files import finite, write_json
+from medduet.utils.parsing import read_json
+
+MakeConfig = Callable[..., RunConfig]
+
+
+@pytest.fixture(scope="module")
+def calibrated_run(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    """A run of the paper's protocol with enough validation images; look, don't touch."""
+    data = {"count": 260}
+    changes = {"objective": {"tasks": ["classify"]}, "evaluate": {"protocol": "paper"}}
+    out = tmp_path_factory.mktemp("calibrated") / "run"
+    return medduet.train(
+        make_config(out, data=data, train={"learning_rate": 0.01, "epochs": 4}, **changes)
+    )
+
+
+def test_the_bundle_is_calibrated_on_the_validation_split(calibrated_run: RunRecord) -> None:
+    run = open_run(calibrated_run.path)
+    config = read_json(run.path / "bundle" / "config.json")
+    saved = Calibration.of_bundle(config)
+    assert saved is not None
+    assert config["calibration_missing"] is None
+    val = run.predictions("val")
+    assert saved.n == len(val.index) == 26
+    assert saved.to_json() == Calibration.fit(val.label, val.probability).to_json()
+
+
+@pytest.mark.parametrize("selection", ["validation", "test"])
+def test_the_calibration_of_each_epoch_is_judged_on_test(
+    calibrated_run: RunRecord, selection: str
+) -> None:
+    run = open_run(calibrated_run.path)
+    val, test = (run.predictions(split, selection) for split in ("val", "test"))
+    calibration = Calibration.fit(val.label, val.probability)
+    part = run.honest if selection == "validation" else run.test_selected
+    expected = calibration_summary(
+        calibration, test.label, test.probability, run.data["class_names"]
+    )
+    assert part["test"]["calibration"] == finite(expected)
+    assert part["test"]["calibration"]["n"] == 52
+    assert "calibration" not in part["val"]  # it was fitted there
+    assert (run.path / "figures" / "reliability.png").is_file()
+
+
+def test_the_card_and_the_screen_tell_it(
+    calibrated_run: RunRecord, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    told = calibrated_run.metrics["validation_selected"]["test"]["calibration"]
+    card = (calibrated_run.path / "bundle" / "README.md").read_text()
+    assert "Calibrated on 26 validation images" in card
+    assert f"{told['ece_before']:.3f} before and {told['ece_after']:.3f} after" in card
+    arguments = ["--split", "test", "--out", str(tmp_path), "--device", "cpu"]
+    assert main(["evaluate", str(calibrated_run.path), *arguments]) == 0
+    screen = capsys.readouterr().out
+    assert f"{told['sets']['0.90']['coverage']:.3f}" in screen
+    assert "ECE, calibrated" in screen
+
+
+def test_evaluate_takes_the_calibration_of_the_bundle(
+    calibrated_run: RunRecord, tmp_path: Path
+) -> None:
+    run = open_run(calibrated_run.path)
+    again = medduet.evaluate(run.path, split="test", out=tmp_path / "a", device="cpu")
+    assert finite(again["test"]["calibration"]) == run.honest["test"]["calibration"]
+    # On images that are unlike those it was fitted on, with the same thresholds.
+    data = medduet.DataConfig(name="phantom", count=60, seed=5, size=16)
+    bundle = tmp_path / "bundle"
+    shutil.copytree(run.path / "bundle", bundle)
+    other = medduet.evaluate(bundle, data=data, split="all", out=tmp_path / "b", device="cpu")
+    said = np.genfromtxt(tmp_path / "b" / "predictions" / "all.csv", delimiter=",", names=True)
+    probability = np.stack([said[f"probability_{name}"] for name in run.data["class_names"]], 1)
+    saved = Calibration.of_bundle(read_json(bundle / "config.json"))
+    assert saved is not None
+    label = said["label"].astype(int)
+    chosen = saved.sets(saved.calibrate(probability), 0.9)
+    held = other["all"]["calibration"]["sets"]["0.90"]
+    assert held["n"] == 60
+    assert held["coverage"] == chosen[np.arange(60), label].mean()
+
+
+def test_a_damaged_calibration_is_told(calibrated_run: RunRecord, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(calibrated_run.path / "bundle", bundle)
+    config = read_json(bundle / "config.json")
+    data = medduet.DataConfig(name="phantom", count=60, size=16)
+    write_json(bundle / "config.json", config | {"multi_label": True})
+    with pytest.raises(ModelError, match="not that of a network with 4 classes"):
+        medduet.evaluate(bundle, data=data)
+    config["calibration"]["temperature"] = -1
+    write_json(bundle / "config.json", config)
+    with pytest.raises(ModelError, match="calibration of the bundle is damaged: temperature"):
+        medduet.evaluate(bundle, data=data)
+    # A bundle of an older version has none.
+    del config["calibration"], config["calibration_missing"]
+    write_json(bundle / "config.json", config)
+    assert "calibration" not in medduet.evaluate(bundle, data=data, out=tmp_path / "out")["test"]
+
+
+def test_too_few_validation_images_are_told(finished_run: RunRecord) -> None:
+    config = read_json(finished_run.path / "bundle" / "config.json")
+    why = "expected 20 labelled images or more, given 4"
+    assert (config["calibration"], config["calibration_missing"]) == (None, why)
+    assert Calibration.of_bundle(config) is None
+    honest = finished_run.metrics["validation_selected"]
+    assert honest["calibration_missing"] == why
+    assert "calibration" not in honest["test"]
+    assert not (finished_run.path / "figures" / "reliability.png").exists()
+
+
+def test_a_network_without_classes_has_none(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(
+        tmp_path / "run", objective={"tasks": ["reconstruct"]}, train={"epochs": 1}
+    )
+    saved = read_json(medduet.train(config).path / "bundle" / "config.json")
+    assert (saved["calibration"], Calibration.of_bundle(saved)) == (None, None)
+    assert saved["calibration_missing"] == "the network has no class head"
+
+
+def test_several_labels_are_calibrated_too(make_config: MakeConfig, tmp_path: Path) -> None:
+    rng, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 32), ("val", 30), ("test", 30)):
+        arrays[f"{split}_labels"] = rng.integers(0, 2, (count, 3)).astype(np.uint8)
+        shade = 80 * arrays[f"{split}_labels"][:, :1, None]
+        arrays[f"{split}_images"] = (shade + rng.integers(0, 90, (count, 16, 16))).astype(np.uint8)
+    np.savez(tmp_path / "many.npz", **arrays)
+    data = {"name": str(tmp_path / "many.npz"), "count": None, "size": 16}
+    config = make_config(tmp_path / "run", data=data, objective={"tasks": ["classify"]})
+    record = medduet.train(config)
+    test = record.metrics["test"]["calibration"]
+    assert test["ece_kind"].startswith("every label")
+    labels = arrays["test_labels"]
+    assert test["sets"]["0.90"]["n"] == labels.sum()
+    per_class = test["sets"]["0.90"]["per_class"].values()
+    assert [part["n"] for part in per_class] == labels.sum(axis=0).tolist()
+    assert (record.path / "figures" / "reliability.png").is_file()

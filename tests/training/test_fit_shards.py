@@ -1,0 +1,151 @@
+"""Training on shards of a server: stopped, cut off, resumed, and against the array itself."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import medduet
+from medduet import RunConfig
+from medduet.cli import main
+from medduet.data.shard_writer import write_shards
+from medduet.errors import ConfigError, DownloadError, Interrupted
+from medduet.training.checkpoint import load_state
+from medduet.training.reporter import Reporter
+from medduet.utils.parsing import read_json
+
+MakeConfig = Callable[..., RunConfig]
+SIZE = 16
+LONG = {"train": {"epochs": 4, "augment": "strong", "clip": 1.0}, "evaluate": {"select": "mse"}}
+
+
+class AtStep(Reporter):
+    def __init__(self, number: int, act: Callable[[], object]) -> None:
+        self.left, self.act = number, act
+
+    def step(self, images: int, losses: Callable[[], Mapping[str, float]]) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.act()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """45 images of train in nine shards; a batch of 8 takes from three of them or more."""
+    source = medduet.open_images("phantom", size=SIZE, count=64)
+    out = tmp_path_factory.mktemp("shards") / "set"
+    return write_shards(source, out, shard_mb=5 * SIZE * SIZE / 1e6).parent
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds, real=time.sleep: real(seconds / 50))
+
+
+def on(url: str, cache: Path) -> dict[str, Any]:
+    # Room for three shards: nothing that was fetched in one epoch is there in the next.
+    room = 3 * 2 * (256 + 5 * SIZE * SIZE + 1) / 1e9
+    return {"name": f"shards:{url}", "size": None, "count": None, "cache": str(cache)} | {
+        "shard_cache_gb": room
+    }
+
+
+def assert_same_weights(one: Path, two: Path) -> None:
+    weights = [load_file(run / "bundle" / "model.safetensors") for run in (one, two)]
+    assert list(weights[0]) == list(weights[1])
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+    assert read_json(one / "metrics.json") == read_json(two / "metrics.json")
+
+
+def test_a_run_that_was_stopped_and_cut_off_ends_the_same(
+    make_config: MakeConfig, folder: Path, tmp_path: Path, serve: Callable[[Path], Any]
+) -> None:
+    server = serve(folder)
+    data = on(server.address, tmp_path / "cache")
+    whole = medduet.train(make_config(tmp_path / "whole", data=data, **LONG)).path
+    run, stop = tmp_path / "run", threading.Event()
+    config = make_config(run, data=data | {"cache": str(tmp_path / "other")}, **LONG)
+    with pytest.raises(Interrupted):
+        medduet.train(config, reporter=AtStep(2, stop.set), stop=stop)
+
+    def die() -> None:
+        server.dead = True
+
+    server.asked.clear()
+    with pytest.raises(DownloadError, match=f"answered 503 .* medduet train --resume {run}"):
+        medduet.train(resume=run, reporter=AtStep(4, die))
+    assert any("train-images" in name for name in server.asked)
+    progress = load_state(run / "checkpoints" / "last.safetensors")["progress"]
+    steps = (progress["epoch"] - 1) * 6 + progress["step"]
+    assert steps >= 3 + 4, "the steps before the server died are kept"
+    assert progress["step"] > 0, "it died in the middle of an epoch"
+    server.dead = False
+    assert medduet.train(resume=run).path == run
+    assert_same_weights(run, whole)
+
+
+def test_a_folder_and_a_server_train_the_same(
+    make_config: MakeConfig, folder: Path, tmp_path: Path, serve: Callable[[Path], Any]
+) -> None:
+    runs = []
+    for name, url in (("folder", str(folder)), ("server", serve(folder).address)):
+        data = on(url, tmp_path / "cache")
+        runs.append(medduet.train(make_config(tmp_path / name, data=data)).path)
+    assert_same_weights(*runs)
+    assert main(["evaluate", str(runs[0]), "--data", f"shards:{folder}", "--split", "all"]) == 0
+
+
+def test_shards_are_the_array_in_another_order(make_config: MakeConfig, tmp_path: Path) -> None:
+    """One step of all images is the same sum, so the order is the only difference."""
+    source = medduet.open_images("phantom", size=SIZE, count=40)
+    out = write_shards(source, tmp_path / "set", shard_mb=5 * SIZE * SIZE / 1e6).parent
+    train = {"epochs": 3, "batch_size": 28}
+    rows = []
+    for name, data in (("array", {}), ("shards", on(str(out), tmp_path / "cache"))):
+        config = make_config(tmp_path / name, data=data, train=train)
+        path = medduet.train(config).path / "epochs.jsonl"
+        rows.append([json.loads(line)["train"]["loss"] for line in path.read_text().splitlines()])
+    assert rows[0] == pytest.approx(rows[1], rel=1e-4)
+    assert rows[0][0] > rows[0][-1]
+    # With several steps an epoch the results are alike, as those of two orders of the array are.
+    losses = []
+    for name, data in (("a", {}), ("s", on(str(out), tmp_path / "cache"))):
+        config = make_config(tmp_path / name, data=data, train={"epochs": 15})
+        metrics = medduet.train(config).metrics
+        losses.append(metrics["test"]["mse"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.25)
+
+
+def test_balanced_drawing_is_refused(make_config: MakeConfig, folder: Path, tmp_path: Path) -> None:
+    train = {"sampling": "balanced"}
+    config = make_config(tmp_path / "run", data=on(str(folder), tmp_path / "cache"), train=train)
+    with pytest.raises(ConfigError, match=r"--objective\.class-weights balanced instead"):
+        medduet.train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_ids_of_the_source_stand_in_the_predictions(
+    make_config: MakeConfig, tmp_path: Path
+) -> None:
+    source = medduet.open_images("phantom", size=SIZE, count=40)
+    out = write_shards(source, tmp_path / "set").parent
+    run = medduet.train(make_config(tmp_path / "run", data=on(str(out), tmp_path / "cache"))).path
+    assert main(["evaluate", str(run), "--split", "train"]) == 0
+    table = next((run / "evaluations").glob("*-train/predictions/train.csv")).read_text()
+    names = [line.split(",")[1] for line in table.splitlines()[1:]]
+    ids = medduet.open_images(f"shards:{out}").train.ids
+    assert ids is not None
+    assert names == ids.tolist()
+    labels = [int(line.split(",")[2]) for line in table.splitlines()[1:]]
+    places = np.array([int(name.split("/")[1]) for name in names])
+    assert labels == source.train.labels[places].tolist()

@@ -1,0 +1,102 @@
+"""Batches are the same, whichever way they come to the device."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric import Fabric
+from numpy.typing import NDArray
+
+import medduet
+from medduet.data.imageset import Split
+from medduet.errors import DataError
+from medduet.training.loader import AHEAD, Feed
+
+
+@pytest.fixture(scope="module")
+def fabric() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    return medduet.open_images("phantom", size=16, count=60, channels=3).train
+
+
+def order(count: int) -> list[NDArray[np.int64]]:
+    rows = np.random.default_rng(0).permutation(count)
+    return [rows[start : start + 8] for start in range(0, count, 8)]
+
+
+@pytest.mark.parametrize("how", ["plain", "ahead", "resident", None])
+@pytest.mark.parametrize("masks", ["known", "some", "none"])
+def test_ways_agree(fabric: Fabric, split: Split, how: str | None, masks: str) -> None:
+    if masks == "some":
+        split = replace(split, has_mask=np.arange(len(split)) % 2 > 0)
+    if masks == "none":
+        split = replace(split, masks=None)
+    indices = order(len(split))
+    for _ in range(2):  # epochs
+        found = list(Feed(fabric, split, how).batches(indices))
+        assert len(found) == len(indices)
+        for batch, index in zip(found, indices, strict=True):
+            for part, expected in zip(batch, split.batch(index), strict=True):
+                if expected is None:
+                    assert part is None
+                else:
+                    assert part is not None
+                    assert part.dtype == expected.dtype
+                    assert torch.equal(part, expected)
+
+
+class Failing:
+    """Images of which row 20 can't be had."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self.images, self.shape, self.read = images, images.shape, list[int]()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
+        self.read.append(int(index[0]))
+        if 20 in index:
+            raise DataError("row 20 is gone")
+        return self.images[index]
+
+
+@pytest.mark.parametrize("how", ["plain", "ahead"])
+def test_what_is_missing_is_told_at_its_step(fabric: Fabric, split: Split, how: str) -> None:
+    images = Failing(np.asarray(split.images))
+    broken = replace(split, images=images)  # type: ignore[arg-type]
+    indices = [np.arange(start, start + 4) for start in range(0, 40, 4)]
+    seen = []
+
+    def use_all() -> None:
+        for batch in Feed(fabric, broken, how).batches(indices):
+            seen.append(int(batch.indices[0]))
+            time.sleep(0.02)  # the thread is further on by now
+
+    with pytest.raises(DataError, match="row 20"):
+        use_all()
+    assert seen == [0, 4, 8, 12, 16]
+
+
+def test_the_thread_is_ahead_by_no_more_than_said_and_ends(fabric: Fabric, split: Split) -> None:
+    images = Failing(np.asarray(split.images))
+    threads = threading.active_count()
+    watched = replace(split, images=images)  # type: ignore[arg-type]
+    indices = [np.array([21 + i]) for i in range(12)]
+    batches = Feed(fabric, watched, "ahead").batches(indices)
+    for _ in range(4):
+        next(batches)
+    time.sleep(0.1)
+    assert 4 < len(images.read) <= 4 + AHEAD
+    batches.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == threads
+    assert len(images.read) <= 5 + AHEAD

@@ -1,0 +1,130 @@
+"""What training leaves in the bundle flags other images, wherever the network is used."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import medduet
+from medduet import ModelError, Predictor, RunConfig
+from medduet.cli import main
+from medduet.runs.bundle import load_bundle, save_bundle
+from medduet.uncertainty.ood import Familiarity
+from medduet.utils.parsing import read_json
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def images(n: int, seed: int) -> np.ndarray:
+    """Dark images with a bright lower half and stripes of either direction."""
+    rng = np.random.default_rng(seed)
+    level = np.where(np.arange(24) < 12, 30, 120)[:, None]
+    stripes = np.broadcast_to(60 * (np.arange(24) // 3 % 2), (24, 24))
+    both = np.stack([stripes, stripes.T])[np.arange(n) % 2]
+    return (level + both + rng.normal(0, 12, (n, 24, 24))).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def run(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, arrays = tmp_path_factory.mktemp("familiar"), {}
+    for seed, (split, count) in enumerate((("train", 120), ("val", 60), ("test", 80))):
+        arrays[f"{split}_images"] = images(count, seed)
+        arrays[f"{split}_labels"] = (np.arange(count) % 2).astype(np.uint8)
+    np.savez(folder / "stripes.npz", **arrays)
+    config = make_config(
+        folder / "run",
+        data={"name": str(folder / "stripes.npz"), "count": None, "size": 24},
+        objective={"tasks": ["classify"]},
+        train={"epochs": 2, "batch_size": 16},
+    )
+    return medduet.train(config).path
+
+
+def test_other_images_are_flagged_and_own_ones_are_not(run: Path) -> None:
+    config = read_json(run / "bundle" / "config.json")
+    known = Familiarity.of_bundle(config)
+    assert known.features.mean.shape == (32,)
+    assert known.stretched
+    assert len(known.plain.far) == 60
+    assert len(json.dumps(config["familiarity"])) < 20_000
+    predictor = Predictor(run, batch_size=7)
+    own = list(predictor.predict(images(80, 9)))
+    assert sum(answer.is_unfamiliar for answer in own) <= 10
+    assert min(answer.unfamiliar for answer in own) >= 1 / 61
+    again = [Predictor(run)(image).unfamiliar for image in images(80, 9)[:10]]
+    assert again == [answer.unfamiliar for answer in own[:10]]
+    one, rng = images(1, 9)[0], np.random.default_rng(0)
+    others = {
+        "noise": rng.integers(0, 256, (24, 24), np.uint8),
+        "upside down": one[::-1],
+        "in colour": np.stack([one, one // 2, one // 4], axis=2),
+        "long": np.repeat(one, 4, axis=1),
+    }
+    for name, other in others.items():
+        assert predictor(other).is_unfamiliar, name
+    explained = Predictor(run, explain=True)(others["noise"])  # has a copy of the network
+    assert explained.heat is not None
+    assert explained.is_unfamiliar
+    assert predictor(np.stack([one] * 3, axis=2)).unfamiliar == own[0].unfamiliar
+    assert "flagged" in (run / "bundle" / "README.md").read_text()
+
+
+def test_the_table_has_a_warning(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in").mkdir()
+    Image.fromarray(images(1, 9)[0]).save(tmp_path / "in" / "a.png")
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "in" / "b.png")
+    words = ["predict", str(run), str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--device", "cpu"]) == 0
+    assert "unlike the training images: 1, see the column warning" in capsys.readouterr().out
+    with (tmp_path / "out" / "predictions.csv").open() as file:
+        own, other = csv.DictReader(file)
+    expected = Predictor(run)(images(1, 9)[0]).unfamiliar
+    assert float(own["unfamiliar"]) == pytest.approx(expected, abs=1e-6)
+    assert own["warning"] == ""
+    assert float(other["unfamiliar"]) <= 0.05
+    assert other["warning"] == "unlike the training images"
+
+
+def test_exported_networks_look_at_statistics_alone(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    medduet.export_bundle(run, tmp_path / "onnx", count=4)
+    predictor = Predictor(tmp_path / "onnx")
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24), np.uint8)
+    assert predictor(noise).unfamiliar == pytest.approx(1 / 61)
+    assert not predictor(images(1, 9)[0]).is_unfamiliar
+
+
+def test_older_bundles_ensembles_and_small_sets_do_without(
+    run: Path, finished_run: medduet.RunRecord, tmp_path: Path
+) -> None:
+    bundle = load_bundle(run)
+    older = {name: value for name, value in bundle.config.items() if name != "familiarity"}
+    save_bundle(tmp_path / "older", bundle.network, older)
+    few = read_json(finished_run.path / "bundle" / "config.json")
+    assert few["familiarity"] is None
+    medduet.ensemble([run], tmp_path / "both", test_time="flip", evaluate=False)
+    for path in (tmp_path / "older", finished_run.path, tmp_path / "both"):
+        answer = Predictor(path)(images(1, 9)[0])
+        assert answer.unfamiliar is None
+        assert not answer.is_unfamiliar
+    medduet.predict_files(tmp_path / "older", [_saved(tmp_path)], tmp_path / "out", device="cpu")
+    assert "unfamiliar" not in (tmp_path / "out" / "predictions.csv").read_text()
+    broken = bundle.config | {"familiarity": {"plain": 1}}
+    save_bundle(tmp_path / "fine", bundle.network, older)
+    (tmp_path / "fine" / "config.json").write_text(json.dumps(broken))
+    with pytest.raises(ModelError, match="familiarity of the bundle is damaged"):
+        Predictor(tmp_path / "fine")
+
+
+def _saved(folder: Path) -> Path:
+    Image.fromarray(images(1, 9)[0]).save(folder / "a.png")
+    return folder / "a.png"

@@ -1,0 +1,314 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.special import expit, softmax
+
+from medduet.errors import ConfigError, DataError, ModelError
+from medduet.metrics.classification import accuracy
+from medduet.uncertainty.calibration import COLDEST, FEWEST, HOTTEST, PERCENT, Calibration
+
+
+def drawn(rng, n, classes=3, temperature=1.0, multi_label=False, bias=0.0):
+    """Return labels drawn from known probabilities, and what a network says whose logits are
+    these times `temperature`. `bias` makes the last classes rare."""
+    logits = 2.5 * rng.normal(size=(n, classes)) - bias * np.arange(classes)
+    if multi_label:
+        return (rng.random((n, classes)) < expit(logits)).astype(int), expit(logits * temperature)
+    share = softmax(logits, axis=1)
+    label = (share.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
+    return np.minimum(label, classes - 1), softmax(logits * temperature, axis=1)
+
+
+@pytest.fixture(params=[False, True], ids=["one label", "several labels"])
+def multi_label(request):
+    return request.param
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 2.5])
+def test_the_temperature_of_a_network_is_found(multi_label, temperature):
+    label, said = drawn(np.random.default_rng(0), 8000, 4, temperature, multi_label)
+    calibration = Calibration.fit(label, said, multi_label)
+    assert calibration.temperature == pytest.approx(temperature, rel=0.05)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    logits=arrays(np.float64, (7, 3), elements=st.floats(-30, 30)),
+    temperature=st.floats(COLDEST, HOTTEST),
+)
+def test_probabilities_are_scaled_as_logits_would_be(logits, temperature):
+    keywords = {"needed": np.zeros((50, 3)), "abstain_below": np.zeros(50), "n": 30}
+    single = Calibration(temperature, counts=np.array([10, 10, 10]), **keywords)
+    probability = softmax(logits, axis=1)
+    calibrated = single.calibrate(probability)
+    np.testing.assert_allclose(calibrated, softmax(logits / temperature, axis=1), atol=1e-9)
+    label = np.arange(7) % 3
+    if (np.abs(np.diff(np.sort(logits, axis=1))) > 1e-6).all():  # no ties
+        assert accuracy(label, calibrated) == accuracy(label, probability)
+    several = Calibration(temperature, counts=np.array([10, 10, 10]), **keywords, multi_label=True)
+    np.testing.assert_allclose(
+        several.calibrate(expit(logits)), expit(logits / temperature), atol=1e-4
+    )
+
+
+def test_certain_probabilities_stay_finite(multi_label):
+    # As a network in float32 says them: its softmax underflows.
+    certain = np.eye(3, dtype=np.float32)[np.arange(60) % 3]
+    label = certain.astype(int) if multi_label else np.arange(60) % 3
+    calibration = Calibration.fit(label, certain, multi_label)
+    calibrated = calibration.calibrate(certain)
+    assert np.isfinite(calibrated).all()
+    assert (calibrated.argmax(axis=1) == np.arange(60) % 3).all()
+
+
+def test_a_network_without_a_wrong_answer_does_not_become_sure():
+    label = np.arange(24) % 2
+    said = np.where(label[:, None] == [0, 1], 0.9, 0.1)
+    calibrated = Calibration.fit(label, said).calibrate(said)
+    # One image in 25 is of unknown class, which is 2% for the wrong one.
+    assert calibrated.max() == pytest.approx(0.98, abs=1e-4)
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.8, 0.9, 0.95])
+def test_sets_hold_what_they_promise_in_every_class(multi_label, coverage):
+    """With 60 validation images, a few of them in the rarest class, and the same temperature."""
+    rng = np.random.default_rng(1)
+    trials, held = 400, []
+    for _ in range(trials):
+        label, said = drawn(rng, 260, 3, 1.8, multi_label, bias=1.0)
+        calibration = Calibration.fit(label[:60], said[:60], multi_label)
+        chosen = calibration.sets(calibration.calibrate(said[60:]), coverage)
+        truth = label[60:] if multi_label else np.eye(3, dtype=int)[label[60:]]
+        held.append([(chosen & (truth == 1)).sum(axis=0), truth.sum(axis=0)])
+    covered, possible = np.moveaxis(np.array(held), 1, 0)
+    shares = covered.sum(axis=0) / possible.sum(axis=0)
+    errors = (covered - coverage * possible).std(axis=0) * trials**0.5 / possible.sum(axis=0)
+    assert (shares >= coverage - 3 * errors).all(), (shares, errors)
+    overall = covered.sum() / possible.sum()
+    assert overall >= coverage - 3 * errors.min()
+
+
+@pytest.mark.parametrize("coverage", [0.7, 0.9])
+def test_sets_are_no_larger_than_the_promise_needs(coverage):
+    """With continuous scores the coverage is at most the promise + 1 / (n + 1)."""
+    rng, shares = np.random.default_rng(2), []
+    for _ in range(200):
+        label, said = drawn(rng, 400, 8, 1.0)
+        calibration = Calibration.fit(label[:200], said[:200])
+        raw = calibration.calibrate(said[200:]) >= calibration.needed[round(100 * coverage) - 50]
+        shares.append(raw[np.arange(200), label[200:]].mean())
+    counts = 200 / 8
+    error = np.std(shares) / 200**0.5
+    assert np.mean(shares) <= coverage + 1.5 / counts + 3 * error
+
+
+def test_thresholds_are_the_order_statistics_of_split_conformal():
+    label = np.repeat([0, 1], [19, 10])
+    own = np.concatenate([np.linspace(0.6, 0.96, 19), np.linspace(0.55, 0.64, 10)])
+    said = np.where(label[:, None] == [0, 1], own[:, None], 1 - own[:, None])
+    calibration = Calibration.fit(label, said)
+    scores = [np.sort(calibration.calibrate(said)[label == k, k])[::-1] for k in (0, 1)]
+    row = dict(zip(PERCENT, calibration.needed, strict=True))
+    assert row[90].tolist() == [scores[0][17], scores[1][9]]  # ceil(20 * 0.9), ceil(11 * 0.9)
+    assert row[90][0] > row[95][0]
+    # At 95% ten images are too few; together 29 have ceil(30 * 0.95) = 29. At 97% none do.
+    together = np.sort(np.concatenate(scores))[::-1]
+    assert row[95].tolist() == [together[28]] * 2
+    assert row[97].tolist() == [0.0, 0.0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    classes=st.integers(2, 6),
+    n=st.integers(FEWEST, 120),
+    several=st.booleans(),
+)
+def test_sets_grow_with_coverage_and_json_keeps_everything(seed, classes, n, several):
+    label, said = drawn(np.random.default_rng(seed), n, classes, 1.5, several)
+    try:
+        calibration = Calibration.fit(label, said, several)
+    except DataError:
+        assert len(np.unique(label)) == 1
+        return
+    again = Calibration.from_json(json.loads(json.dumps(calibration.to_json(), allow_nan=False)))
+    assert again.to_json() == calibration.to_json()
+    calibrated = again.calibrate(said)
+    assert (calibrated == calibration.calibrate(said)).all()
+    before = again.sets(calibrated, 0.5)
+    for percent in PERCENT[1:]:
+        chosen = again.sets(calibrated, percent / 100)
+        assert (chosen >= before).all()
+        assert (chosen == calibration.sets(calibrated, percent / 100)).all()
+        before = chosen
+    assert several or before.any(axis=1).all()
+
+
+def test_a_set_holds_the_most_probable_class_and_labels_may_have_none():
+    label, said = drawn(np.random.default_rng(3), 300, 3)
+    undecided = np.array([[0.34, 0.33, 0.33]])
+    chosen = Calibration.fit(label, said).sets(undecided, 0.5)
+    assert chosen.tolist() == [[True, False, False]]
+    label, said = drawn(np.random.default_rng(3), 300, 3, multi_label=True)
+    assert not Calibration.fit(label, said, True).sets(np.full((1, 3), 0.01), 0.5).any()
+
+
+def test_a_coverage_between_two_is_rounded_up():
+    label, said = drawn(np.random.default_rng(4), 500)
+    calibration = Calibration.fit(label, said)
+    calibrated = calibration.calibrate(said)
+    for given_, taken in ((0.901, 0.91), (0.9, 0.9), (0.29 + 0.62, 0.91)):
+        chosen = calibration.sets(calibrated, given_)
+        assert (chosen == calibration.sets(calibrated, taken)).all()
+    assert (chosen != calibration.sets(calibrated, 0.9)).any()
+
+
+def test_abstention_reaches_the_wanted_accuracy_on_validation(multi_label):
+    label, said = drawn(np.random.default_rng(5), 2000, 3, 2.0, multi_label)
+    calibration = Calibration.fit(label, said, multi_label)
+    calibrated = calibration.calibrate(said)
+    right = (calibrated > 0.5) == label if multi_label else calibrated.argmax(axis=1) == label
+    shares = []
+    for wanted in (0.8, 0.9, 0.95):
+        below = calibration.threshold(wanted)
+        answered = ~calibration.abstains(calibrated, below)
+        assert right[answered].mean() >= wanted
+        shares.append(answered.mean())
+        confidence = np.maximum(calibrated, 1 - calibrated) if multi_label else calibrated.max(1)
+        lower = np.sort(confidence[confidence < below])[::-1]
+        if len(lower):  # every lower threshold answers more, and too many of them wrongly
+            assert right[confidence >= lower[0]].mean() < wanted
+    assert 1 >= shares[0] > shares[1] > shares[2] > 0.1
+    assert not calibration.abstains(calibrated, 0.0).any()
+    assert calibration.threshold(0.5) == 0.0  # everything is answered
+
+
+def test_an_accuracy_that_is_never_reached_is_told():
+    rng = np.random.default_rng(6)
+    label, said = rng.integers(0, 4, 400), softmax(rng.normal(size=(400, 4)), axis=1)
+    calibration = Calibration.fit(label, said)
+    assert np.isnan(calibration.abstain_below[-1])
+    with pytest.raises(ConfigError, match=r"no threshold reaches an accuracy of 0.99 on the 400"):
+        calibration.threshold(0.99)
+
+
+def test_unknown_labels_are_left_out(multi_label):
+    label, said = drawn(np.random.default_rng(7), 200, 3, 1.5, multi_label)
+    rng = np.random.default_rng(8)
+    unknown, other = rng.random(label.shape) < 0.3, rng.random((50, 3))
+    without = np.where(unknown, -1, label)
+    once = Calibration.fit(without, said, multi_label)
+    nothing = np.full((50, *label.shape[1:]), -1)
+    again = Calibration.fit(
+        np.concatenate([without, nothing]),
+        np.concatenate([said, other / other.sum(axis=1, keepdims=True)]),
+        multi_label,
+    )
+    assert again.to_json() == once.to_json()
+    if not multi_label:
+        fewer = Calibration.fit(label[~unknown], said[~unknown])
+        assert fewer.to_json() == once.to_json()
+        assert once.n == (~unknown).sum() == once.counts.sum()
+
+
+def test_too_little_to_fit_is_refused():
+    label, said = drawn(np.random.default_rng(9), 60, 2)
+    with pytest.raises(DataError, match=r"expected 20 labelled images .* given 19"):
+        Calibration.fit(label[:19], said[:19])
+    with pytest.raises(DataError, match="two classes"):
+        Calibration.fit(np.zeros(60, dtype=int), said)
+    with pytest.raises(DataError, match="probabilities from 0 to 1"):
+        Calibration.fit(label, said + np.nan)
+    with pytest.raises(DataError, match="given \\(60, 2\\) and \\(60,\\)"):
+        Calibration.fit(label, said, True)
+    with pytest.raises(DataError, match="integer labels 0 to 1"):
+        Calibration.fit(label + 1, said)
+
+
+@pytest.mark.parametrize("share", [0.49, 0.995, -1.0, float("nan"), float("inf")])
+def test_a_share_outside_is_refused(share):
+    label, said = drawn(np.random.default_rng(9), 60)
+    calibration = Calibration.fit(label, said)
+    with pytest.raises(ConfigError, match=r"expected a coverage from 0.50 to 0.99"):
+        calibration.sets(said, share)
+    with pytest.raises(ConfigError, match="expected an accuracy"):
+        calibration.threshold(share)
+    if not 0 <= share <= 1:
+        with pytest.raises(ConfigError, match="expected a confidence"):
+            calibration.abstains(said, share)
+
+
+def test_other_probabilities_than_those_of_the_network_are_refused():
+    label, said = drawn(np.random.default_rng(9), 60)
+    calibration = Calibration.fit(label, said)
+    for call in (calibration.calibrate, lambda p: calibration.sets(p, 0.9)):
+        with pytest.raises(ModelError, match=r"expected probabilities \(N, 3\)"):
+            call(said[:, :2])
+        with pytest.raises(ModelError, match="from 0 to 1"):
+            call(said * np.nan)
+        assert call(said[:0]).shape == (0, 3)
+
+
+def _changed(value, path, to):
+    *parents, last = path
+    inner = value
+    for key in parents:
+        inner = inner[key]
+    if to is None and last != "0.99":
+        del inner[last]
+    else:
+        inner[last] = to
+    return value
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "told"),
+    [
+        (["temperature"], 0.0, "temperature: Input should be greater"),
+        (["temperature"], float("nan"), "temperature"),
+        (["temperature"], "1.5", "temperature: Input should be a valid number"),
+        (["temperature"], 1e300, "temperature"),
+        (["temperature"], None, "temperature: Field required"),
+        (["multi_label"], 1, "multi_label"),
+        (["n"], 3, "n: Input should be greater"),
+        (["n"], 21, "21 images"),
+        (["counts"], [], "counts"),
+        (["counts"], [60], "expected 1 thresholds"),
+        (["counts", 0], -1, "counts.0"),
+        (["counts", 0], 10**30, "counts.0"),
+        (["needed", "0.90", 1], 1.5, "needed.0.90.1"),
+        (["needed", "0.90", 1], float("nan"), "needed.0.90.1"),
+        (["needed", "0.90"], [0.1], "expected 3 thresholds"),
+        (["needed", "0.90"], None, "expected the keys 0.50 to 0.99"),
+        (["needed", "1.00"], [0.1] * 3, "expected the keys 0.50 to 0.99"),
+        (["needed", "0.99"], [1.0] * 3, "a higher coverage needs a higher probability"),
+        (["abstain_below", "0.60"], -0.1, "abstain_below.0.60"),
+        (["abstain_below"], [], "abstain_below"),
+        (["more"], 1, "more: Extra inputs"),
+    ],
+)
+def test_damaged_calibrations_are_told_in_one_line(path, to, told):
+    label, said = drawn(np.random.default_rng(9), 60)
+    saved = _changed(Calibration.fit(label, said).to_json(), path, to)
+    with pytest.raises(ModelError, match="calibration of the bundle is damaged") as caught:
+        Calibration.from_json(saved)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists, max_leaves=5))
+def test_anything_else_is_no_calibration(value):
+    with pytest.raises(ModelError, match="damaged"):
+        Calibration.from_json(value)
+
+
+def test_calibrations_need_no_torch():
+    code = "import sys, medduet.uncertainty.calibration; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from medduet.errors import StorageError
+from medduet.utils.files import atomic_folder, atomic_path, finite, write_json, write_text
+from medduet.utils.parsing import read_json
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file.txt"
+    write_text(path, "old")
+
+    def fail_half_way() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            assert path.read_text() == "old", "the file is not whole, and can be seen"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way()
+    assert path.read_text() == "old"
+    assert [file.name for file in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "bundle"
+    with atomic_folder(path) as temporary:
+        (temporary / "a.txt").write_text("old")
+
+    def fail_half_way() -> None:
+        with atomic_folder(path) as temporary:
+            (temporary / "b.txt").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_half_way()
+    assert [file.name for file in path.iterdir()] == ["a.txt"]
+    assert [folder.name for folder in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_folders_of_killed_processes_are_removed_and_those_of_others_are_not(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / ".bundle.killed.tmp"
+    left.mkdir()
+    (left / "model.safetensors").write_text("half")
+    (tmp_path / ".other.killed.tmp").mkdir()
+    with atomic_folder(tmp_path / "bundle") as first:
+        assert not left.exists()
+        with atomic_folder(tmp_path / "bundle") as second:
+            assert first.exists()
+            (second / "a.txt").write_text("second")
+        (first / "a.txt").write_text("first")
+    assert (tmp_path / "bundle" / "a.txt").read_text() == "first"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.killed.tmp", "bundle"]
+
+
+def test_a_file_that_may_not_be_read_is_no_disk_that_may_not_be_written(tmp_path: Path) -> None:
+    def write(forbidden: Path) -> None:
+        with atomic_path(tmp_path / "out" / "file.txt"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(forbidden))
+
+    with pytest.raises(PermissionError):
+        write(tmp_path / "in" / "source.png")
+    with pytest.raises(StorageError, match=r"can't write .*file\.txt: Permission denied"):
+        write(tmp_path / "out" / ".file.txt.x.tmp")
+
+
+def test_a_folder_is_there_at_every_moment(tmp_path: Path) -> None:
+    """A reader beside a writer always finds one whole state."""
+    path, stop, seen = tmp_path / "bundle", threading.Event(), set[str]()
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.add((path / "a.txt").read_text())
+
+    with atomic_folder(path) as folder:
+        (folder / "a.txt").write_text("0")
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        for number in range(1, 200):
+            with atomic_folder(path) as folder:
+                (folder / "a.txt").write_text(str(number))
+        stop.set()
+        reading.result()
+    assert len(seen) > 1
+    assert "" not in seen
+
+
+def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_text(tmp_path / "file.txt", "ä\n")
+        assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == 0o644
+        assert os.umask(0o022) == 0o022, "the umask was not given back"
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file.txt").read_bytes() == b"\xc3\xa4\n"
+
+
+def test_json_without_nan(tmp_path: Path) -> None:
+    nan, infinity = float("nan"), float("inf")
+    value = {
+        "a": [1, nan, (infinity, -infinity)],
+        "b": {"c": nan},
+        "d": "NaN",
+        "e": True,
+        "f": None,
+    }
+    write_json(tmp_path / "a.json", value)
+    strict = json.loads(
+        (tmp_path / "a.json").read_text(), parse_constant=lambda name: pytest.fail(name)
+    )
+    expected = {"a": [1, None, [None, None]], "b": {"c": None}, "d": "NaN", "e": True, "f": None}
+    assert strict == expected
+    assert read_json(tmp_path / "a.json") == expected
+    assert finite(1.5) == 1.5
