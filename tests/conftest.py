@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +22,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 
 if TYPE_CHECKING:
     from medduet import RunConfig, RunRecord
@@ -25,6 +30,93 @@ if TYPE_CHECKING:
 # Two test processes share two cores; torch's own threads would only wait for each other. Set
 # before torch is imported, and inherited by the commands that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+HERE = Path(__file__).parent
+SPREAD = ("test_blocks.py", "test_contract.py")
+"""Modules whose tests share nothing: each goes to whichever process is free."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow",
+        choices=("none", "fifth", "all"),
+        default="fifth",
+        help="which tests marked slow run: another fifth with each commit (default), none, or all",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose the slow tests of this commit; keep the tests of a module on one process."""
+    choice = config.getoption("--slow")
+    if choice == "fifth" and any("::" in word for word in config.args):
+        choice = "all"  # somebody named the test
+    turn = _commits() % 5
+    skipped = []
+    for item in items:
+        slow = item.get_closest_marker("slow") is not None
+        if slow and (choice == "none" or (choice == "fifth" and _hash(item) % 5 != turn)):
+            skipped.append(item)
+        if item.path.name not in SPREAD:
+            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(config.rootpath))))
+    if skipped:
+        config.hook.pytest_deselected(items=skipped)
+        items[:] = [item for item in items if item not in set(skipped)]
+
+
+def _hash(item: pytest.Item) -> int:
+    return zlib.crc32(item.nodeid.encode())
+
+
+def _commits() -> int:
+    words = ["git", "-C", str(HERE), "rev-list", "--count", "HEAD"]
+    with contextlib.suppress(OSError):
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        return int(done.stdout) if done.returncode == 0 else 0
+    return 0
+
+
+def _of_all_processes(factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder that all processes of this session of pytest share."""
+    folder = factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End the fork server, if there is one."""
+    if "PYTEST_XDIST_WORKER" not in os.environ and hasattr(session.config, "_tmp_path_factory"):
+        note = session.config._tmp_path_factory.getbasetemp() / "forkserver.pid"
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(note.read_text()), signal.SIGTERM)
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The first words of a process that starts within 0.1 s, see `tests/forkserver.py`."""
+    folder = _of_all_processes(tmp_path_factory)
+    script, path = str(HERE / "forkserver.py"), folder / "forkserver"
+    with FileLock(folder / "forkserver.lock"):
+        if not (folder / "forkserver.pid").exists():
+            environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+            server = subprocess.Popen([sys.executable, script, "serve", str(path)], env=environment)
+            (folder / "forkserver.pid").write_text(str(server.pid))
+            while not path.exists():
+                assert server.poll() is None, "the fork server ended"
+                time.sleep(0.05)
+    return [sys.executable, "-I", "-S", script, str(path)]
+
+
+@pytest.fixture(scope="session")
+def medduet_command(fork_server: list[str]) -> list[str]:
+    """The first words of `medduet` as a process: ``subprocess.run([*medduet_command, "train"])``."""
+    return [*fork_server, "medduet"]
+
+
+@pytest.fixture(scope="session")
+def python_command(fork_server: list[str]) -> list[str]:
+    """What starts Python with torch already there: ``[*python_command, "-c", code]``."""
+    return [*fork_server, "python"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,11 +206,17 @@ def finished_run(
     """A run of the paper's protocol with all three tasks; look, don't touch."""
     import medduet
 
-    out = tmp_path_factory.mktemp("finished") / "run"
+    folder = _of_all_processes(tmp_path_factory)
+    out = folder / "finished-run"
     # At this rate the best epochs of validation and test differ.
     train = {"epochs": 4, "augment": "flip", "learning_rate": 0.02}
-    changes = {"train": train, "evaluate": {"protocol": "paper"}}
-    return medduet.train(make_config(out, **changes))
+    config = make_config(out, train=train, evaluate={"protocol": "paper"})
+    with FileLock(folder / "finished-run.lock"):
+        if not (folder / "finished-run.done").exists():
+            medduet.train(config)
+            (folder / "finished-run.done").touch()
+    metrics = json.loads((out / "metrics.json").read_text())
+    return medduet.RunRecord(out, config.model_copy(update={"out": out}), metrics)
 
 
 class FolderServer(http.server.ThreadingHTTPServer):

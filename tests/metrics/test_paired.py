@@ -18,7 +18,7 @@ from medduet.errors import DataError
 from medduet.metrics.classification import auc
 from medduet.metrics.paired import delong, mcnemar, over_images
 from medduet.metrics.repeats import holm, merge_p, over_seeds, over_sets
-from medduet.reports import verdict
+from medduet.reports.verdict import verdict
 
 Floats = NDArray[np.float64]
 
