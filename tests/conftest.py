@@ -109,7 +109,7 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def medduet_command(fork_server: list[str]) -> list[str]:
-    """The first words of `medduet` as a process: ``subprocess.run([*medduet_command, "train"])``."""
+    """The first words of `medduet` as a process: ``[*medduet_command, "train", "honest"]``."""
     return [*fork_server, "medduet"]
 
 
