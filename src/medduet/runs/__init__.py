@@ -1,0 +1,1 @@
+"""The run folder, predictions of a split, and the bundle of a trained network."""
