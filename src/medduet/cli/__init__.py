@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-import medduet
+from medduet._version import __version__
 from medduet.cli import data, deploy, grids, looking, shell, training
 from medduet.config import recipe_names
 from medduet.errors import ConfigError, Interrupted, MedDuetError, StorageError, closest
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(_HELP)
         return 0
     if words[0] in ("-V", "--version"):
-        sys.stdout.write(f"medduet {medduet.__version__}\n")
+        sys.stdout.write(f"medduet {__version__}\n")
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from packaging.requirements import Requirement
 
-import medduet
+from medduet._version import __version__
 from medduet.data.cache import cache_folder
 from medduet.training.speed import best_precision
 
@@ -52,7 +52,7 @@ def examine(cache: Path | None = None) -> list[Finding]:
     """
     python = f"Python {platform.python_version()} on {platform.platform()}"
     return [
-        Finding("MedDuet", "good", f"{medduet.__version__}, {python}"),
+        Finding("MedDuet", "good", f"{__version__}, {python}"),
         Finding("torch", "good", f"{torch.__version__}, threads: {torch.get_num_threads()}"),
         *_devices(),
         *_requirements(),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-import medduet
+from medduet._version import __version__
 from medduet.config import DataConfig, Modality, TestTime
 from medduet.data.augment import allowed_for
 from medduet.data.cache import ProgressFactory
@@ -211,7 +211,7 @@ def _combined(bundles: Sequence[ModelBundle], test_time: TestTime) -> ModelBundl
             "selected_epoch": [each.get("selected_epoch") for each in metrics],
         },
         "members": [bundle.config["weights_sha256"] for bundle in bundles],
-        "versions": {"medduet": medduet.__version__, "torch": torch.__version__},
+        "versions": {"medduet": __version__, "torch": torch.__version__},
     }
     config["preprocessing"] = config["preprocessing"] | {
         name: buffer.flatten().tolist() for name, buffer in network.normalize.named_buffers()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import medduet
+from medduet._version import __version__
 from medduet.data.reading.core import needed
 from medduet.errors import DataError
 from medduet.inference.predictor import Answer
@@ -148,7 +148,7 @@ def _segmentation(
     )
     drawn = [number for number in range(1, len(mask_names)) if (masks == number).any()]
     algorithm = hd.AlgorithmIdentificationSequence(
-        name=network[:64], family=codes.DCM.ArtificialIntelligence, version=medduet.__version__
+        name=network[:64], family=codes.DCM.ArtificialIntelligence, version=__version__
     )
     descriptions = []
     for place, number in enumerate(drawn, start=1):
@@ -176,7 +176,7 @@ def _segmentation(
         instance_number=1,
         manufacturer=_MAKER,
         manufacturer_model_name=network[:64],
-        software_versions=medduet.__version__,
+        software_versions=__version__,
         device_serial_number="0",
         content_label="MEDDUET",
         content_description="Predicted by a network; not for clinical use",
@@ -194,7 +194,7 @@ def _report(image: Any, answers: Sequence[Answer], network: str) -> Any:
             uid=hd.UID(), name=_MAKER, model_name=network[:64]
         ),
     )
-    algorithm = hd.sr.AlgorithmIdentification(name=network[:64], version=medduet.__version__)
+    algorithm = hd.sr.AlgorithmIdentification(name=network[:64], version=__version__)
     groups = []
     for number, answer in enumerate(answers, start=1):
         frame = [number] if len(answers) > 1 else None

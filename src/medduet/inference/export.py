@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-import medduet
+from medduet._version import __version__
 from medduet.data.imageset import ImageSet
 from medduet.errors import ConfigError, MedDuetError, ModelError
 from medduet.inference.agreement import Agreement, Predict, agreement, agrees
@@ -155,7 +155,7 @@ def write_export(
         "size": size,
         "min_side": predictor.network.min_side,
         "sha256": {name: sha256(folder / name) for name in FILES[kind]},
-        "versions": {"medduet": medduet.__version__, "torch": torch.__version__},
+        "versions": {"medduet": __version__, "torch": torch.__version__},
     }
     config = predictor.config | {"format": FORMAT, "export": about}
     write_json(folder / "config.json", config)  # the exported network is read from here

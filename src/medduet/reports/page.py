@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 
-import medduet
+from medduet._version import __version__
 from medduet.errors import ConfigError, closest
 from medduet.reports import sections, tables
 from medduet.reports.calibration import calibration
@@ -112,4 +112,4 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(**values, version=medduet.__version__)
+    return environment.get_template(template).render(**values, version=__version__)

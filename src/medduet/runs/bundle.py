@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medduet.runs.card import model_card
-from medduet.runs.bundle_config import check_said
 from medduet.errors import ModelError
-from medduet.utils.files import atomic_folder, write_text
-from medduet.utils.parsing import misread
 from medduet.models.base import DuetNetwork
-from medduet.utils.hub import CONFIG, bundle_folder
 from medduet.models.weights import load_network, save_network
+from medduet.runs.bundle_config import check_said
+from medduet.runs.card import model_card
 from medduet.types import DenseLayout
+from medduet.utils.files import atomic_folder, write_text
+from medduet.utils.hub import CONFIG, bundle_folder
+from medduet.utils.parsing import misread
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,15 @@ import torch
 from lightning.fabric import Fabric
 from numpy.typing import NDArray
 
-import medduet
+from medduet._version import __version__
 from medduet.config import RunConfig, parse_config
 from medduet.data.imageset import SPLITS, ImageSet
-from medduet.training.validation import Predictions
 from medduet.errors import ConfigError, MissingFileError
-from medduet.utils.locks import exclusive, holder
-from medduet.utils.files import finite, sweep, write_json, write_text
-from medduet.utils.parsing import read_json, read_objects
 from medduet.models.cost import Cost
+from medduet.training.validation import Predictions
+from medduet.utils.files import finite, sweep, write_json, write_text
+from medduet.utils.locks import exclusive, holder
+from medduet.utils.parsing import read_json, read_objects
 
 _LIBRARIES = ("torch", "lightning", "timm", "monai", "torchmetrics", "medmnist", "numpy", "scipy")
 
@@ -137,7 +137,7 @@ class RunFolder:
         write_json(
             self.path / "environment.json",
             {
-                "medduet": medduet.__version__,
+                "medduet": __version__,
                 "python": platform.python_version(),
                 "libraries": {name: metadata.version(name) for name in _LIBRARIES}
                 | {"torch": torch.__version__},

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import medduet
+from medduet._version import __version__
+from medduet.errors import ConfigError
 from medduet.runs.bundle import load_bundle
 from medduet.runs.card import model_card
-from medduet.errors import ConfigError
-from medduet.utils.parsing import read_text
 from medduet.utils.hub import CARD, CONFIG, WEIGHTS, asking_hub
+from medduet.utils.parsing import read_text
 
 
 def push(
@@ -56,7 +56,7 @@ def push(
     card = model_card(config, f"hf://{name}", licence)
     if notes is not None:
         card = f"{card}\n{read_text(Path(notes))}"
-    api = HfApi(library_name="medduet", library_version=medduet.__version__)
+    api = HfApi(library_name="medduet", library_version=__version__)
     with asking_hub(name):
         api.create_repo(name, private=private or None, exist_ok=True)
         is_public = not api.model_info(name).private

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.errors import ConfigError, DataError, MissingFileError
-from medduet.utils.parsing import csv_rows, misread, read_object, read_objects
 from medduet.metrics.classification import right_answers
 from medduet.types import UNKNOWN_LABEL
+from medduet.utils.parsing import csv_rows, misread, read_object, read_objects
 
 Selection = Literal["validation", "test"]
 JUDGED = ("val", "test")

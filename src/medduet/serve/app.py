@@ -26,7 +26,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-import medduet
+from medduet._version import __version__
 from medduet.errors import closest
 from medduet.inference.overlays import mask_colours
 from medduet.inference.predictor import Answer, Predictor
@@ -156,7 +156,7 @@ def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> Fa
     service = _Service(served, limits or Limits())
     app = FastAPI(
         title="MedDuet",
-        version=medduet.__version__,
+        version=__version__,
         description="What a medical image shows, and where. For research: not a medical device.",
         docs_url=None,
         redoc_url=None,

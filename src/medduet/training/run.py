@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
-import medduet
+from medduet._version import __version__
 from medduet.config import RunConfig
 from medduet.data.audit.overlap import leak_warning
 from medduet.data.cache import ProgressFactory
@@ -272,7 +272,7 @@ def _bundle_config(
             **{key: honest[key] for key in ("selection", "selected_epoch", *JUDGED)},
         },
         "data": describe_data(data),
-        "versions": {"medduet": medduet.__version__, "torch": torch.__version__},
+        "versions": {"medduet": __version__, "torch": torch.__version__},
     }
 
 

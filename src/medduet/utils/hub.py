@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from medduet._version import __version__
 from medduet.errors import ConfigError, DownloadError, MedDuetError, MissingFileError
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -57,8 +58,6 @@ def fetch_network(
     """
     from huggingface_hub import snapshot_download
 
-    import medduet
-
     with asking_hub(name):
         folder = Path(
             snapshot_download(
@@ -68,7 +67,7 @@ def fetch_network(
                 token=token,
                 allow_patterns=list(FILES),
                 library_name="medduet",
-                library_version=medduet.__version__,
+                library_version=__version__,
             )
         )
     for file in (CONFIG, WEIGHTS):
