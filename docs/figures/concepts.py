@@ -22,7 +22,8 @@ from medduet.data.thumbnails import SIDE, THRESHOLD, grey, unit_vectors
 from medduet.metrics.dense import dice_per_class
 from medduet.metrics.intervals import wilson
 from medduet.metrics.paired import mcnemar
-from medduet.reports.style import BLUE, GREEN, GREY, STYLE, VERMILION, WIDTH, save
+from medduet.reports.style import STYLE, WIDTH, save
+from medduet.utils.palette import BLUE, GREEN, GREY, VERMILION
 
 IMAGES = Path(__file__).resolve().parents[1] / "images"
 Pixels = NDArray[np.uint8]

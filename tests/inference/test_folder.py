@@ -20,9 +20,9 @@ import medduet
 from medduet import ConfigError, Interrupted, MissingFileError, Predictor, predict_files
 from medduet.cli import main
 from medduet.data.folders import images_and_masks
-from medduet.inference.overlays import colour_of
 from medduet.runs.bundle import save_bundle
 from medduet.utils.locks import exclusive
+from medduet.utils.palette import mask_color
 
 Rows = list[dict[str, str]]
 
@@ -129,7 +129,9 @@ def test_a_folder(bundle: Path, folder: Path, tmp_path: Path) -> None:
     assert 0 < mask.sum() < mask.size
     picture = pixels(folder / "a.png").astype(int)
     np.testing.assert_array_equal(first[mask == 0], np.repeat(picture[mask == 0][:, None], 3, 1))
-    nearer = np.abs(first - colour_of(1)).sum(2) <= np.abs(picture[..., None] - colour_of(1)).sum(2)
+    nearer = np.abs(first - mask_color(1)).sum(2) <= np.abs(picture[..., None] - mask_color(1)).sum(
+        2
+    )
     assert nearer[mask == 1].all()
 
 

@@ -24,11 +24,11 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from medduet import Predictor
-from medduet.inference.overlays import mask_colours
 from medduet.serve.answers import Prediction, prediction, run_lengths
 from medduet.serve.app import CLIENT_GONE, Served, create_app
 from medduet.serve.batcher import Batcher
 from medduet.serve.limits import Limits, Room
+from medduet.utils.palette import mask_colors
 
 Pixels = Callable[[int], np.ndarray]
 Encode = Callable[..., bytes]
@@ -150,9 +150,9 @@ def test_what_is_drawn_lies_over_the_image(plain: Predictor, picture: Pixels) ->
     said = prediction("busi", plain, answer, mask="png", image=False, side=0)
     assert said.mask is not None
     drawn = rgba_of(said.mask.png)
-    for index, colour in enumerate(mask_colours(3)):
+    for index, colour in enumerate(mask_colors(3)):
         assert (drawn[mask == index] == [*colour, 255 if index else 0]).all()
-    assert len({tuple(colour) for colour in mask_colours(11)}) == 11
+    assert len({tuple(colour) for colour in mask_colors(11)}) == 11
     alpha = rgba_of(said.heat)[0, :, 3].astype(int)
     assert alpha[0] == 0
     assert alpha[-1] > 200

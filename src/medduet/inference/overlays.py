@@ -5,32 +5,14 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from matplotlib import color_sequences, colormaps
-from matplotlib.colors import to_rgb
+from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
+from medduet.utils.palette import HEAT, mask_color, mask_colors
+
 _FILL, _HEAT = 0.35, 0.6
-
-
-def colour_of(mask_class: int) -> tuple[int, int, int]:
-    """Return red, green and blue of a mask class; background is black.
-
-    Example:
-        >>> colour_of(0), colour_of(1)
-        ((0, 0, 0), (255, 169, 14))
-    """
-    if not mask_class:
-        return 0, 0, 0
-    ring = color_sequences["petroff10"]
-    red, green, blue = to_rgb(ring[mask_class % len(ring)])
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def mask_colours(count: int) -> list[tuple[int, int, int]]:
-    """Return red, green and blue of so many mask classes, background first."""
-    return [colour_of(number) for number in range(count)]
 
 
 def mask_png(mask: NDArray[np.uint8]) -> bytes:
@@ -42,7 +24,7 @@ def mask_png(mask: NDArray[np.uint8]) -> bytes:
         [[0, 1], [2, 0]]
     """
     image = Image.fromarray(mask).convert("P")
-    image.putpalette([level for colour in mask_colours(256) for level in colour])
+    image.putpalette([level for colour in mask_colors(256) for level in colour])
     return _png(image)
 
 
@@ -50,7 +32,7 @@ def overlay_png(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> bytes:
     """Return an image ``(H, W)`` or ``(H, W, 3)`` with its mask ``(H, W)`` over it, as PNG."""
     pixels = _rgb(image)
     for number in np.unique(mask[mask > 0]).tolist():
-        here, colour = mask == number, np.array(colour_of(number), np.float32)
+        here, colour = mask == number, np.array(mask_color(number), np.float32)
         edge = here & ~binary_erosion(here, iterations=max(1, min(mask.shape) // 256))
         pixels[here] += _FILL * (colour - pixels[here])
         pixels[edge] = colour
@@ -60,7 +42,7 @@ def overlay_png(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> bytes:
 def heat_png(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
     """Return an image ``(H, W)`` or ``(H, W, 3)`` with heat ``(H, W)``, 0 to 1, over it, as PNG."""
     pixels = _rgb(image)
-    colour = colormaps["inferno"](heat)[..., :3].astype(np.float32) * 255
+    colour = colormaps[HEAT](heat)[..., :3].astype(np.float32) * 255
     pixels += _HEAT * heat[..., None] * (colour - pixels)
     return _png(Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8)))
 

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from medduet.reports.style import BLUE, FAINT, GREEN, GREY, INK, STYLE, VERMILION, WIDTH
+from medduet.reports.style import STYLE, WIDTH
+from medduet.utils.palette import BLUE, FAINT, GREEN, GREY, INK, VERMILION
 
 _HALF = 0.3  # of the height of a box, in levels
 

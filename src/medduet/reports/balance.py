@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from medduet.reports.style import FAINT, GREY, PALETTE, STYLE, WIDTH
+from medduet.reports.style import STYLE, WIDTH
+from medduet.utils.palette import FAINT, GREY, LINES
 
 _PANELS = (
     ("weights", "Weight of each loss", "coefficient, mean of the epoch"),
@@ -71,7 +72,7 @@ def _curves(axes: Axes, history: Sequence[Mapping[str, Any]], key: str) -> None:
     for number, (name, values) in enumerate(series.items()):
         # Curves of the same height, as those of the sum, stay visible through one another.
         style = ("-", "--", ":")[number % 3] if key == "weights" else "-"
-        colour = PALETTE[number if key == "weights" else number + 3]
+        colour = LINES[number if key == "weights" else number + 3]
         marker = "o" if np.isfinite(values).sum() < 3 else ""
         label = name.replace("-", " / ")
         axes.plot(epochs, values, color=colour, ls=style, marker=marker, label=label)

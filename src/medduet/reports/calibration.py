@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from medduet.metrics.intervals import UNDEFINED, wilson
 from medduet.reports.folds import CrossValidated
 from medduet.reports.grouping import Group, Runs
-from medduet.reports.style import BLUE, FAINT, GREY, INK, STYLE, VERMILION, WIDTH, shorten, slug
+from medduet.reports.style import STYLE, WIDTH, shorten, slug
 from medduet.reports.tables import Table
 from medduet.reports.writer import Part, Writer
+from medduet.utils.palette import BLUE, FAINT, GREY, INK, VERMILION
 
 MOST_CLASSES = 5
 _PER_ROW = 3

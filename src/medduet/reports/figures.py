@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_curve
 
 from medduet.errors import DataError
-from medduet.reports.style import BLUE, FAINT, GREY, INK, PALETTE, STYLE, VERMILION, WIDTH, shorten
+from medduet.reports.style import STYLE, WIDTH, shorten
 from medduet.types import UNKNOWN_LABEL
+from medduet.utils.palette import BLUE, FAINT, GREY, INK, LINES, VERMILION
 
 _SCORES = ("accuracy", "auc", "dice", "iou", "ssim")
 _JUDGED = ("val", "test")
@@ -96,7 +97,7 @@ def _curves(
     axes: Axes, history: Sequence[Mapping[str, Any]], splits: Sequence[str], keys: Sequence[str]
 ) -> None:
     epochs = [row["epoch"] for row in history]
-    for colour, key in zip(PALETTE, keys, strict=False):
+    for colour, key in zip(LINES, keys, strict=False):
         label = _NAMES.get(key, key)
         for split in splits:
             series = np.array([(row.get(split) or {}).get(key) for row in history], dtype=float)
@@ -184,7 +185,7 @@ def roc(
         known = column != UNKNOWN_LABEL
         x, y, area = _curve(column[known] == (1 if multi_label else index), score[known, index])
         name = shorten(str(class_names[index]), 22)
-        colour = BLUE if k == 2 else PALETTE[index % 8]
+        colour = BLUE if k == 2 else LINES[index % 8]
         style = ("-", "--", ":")[index // 8 % 3]
         axes.plot(x, y, color=colour, linestyle=style, label=f"{name}  {area}")
     limits = (-0.01, 1.01)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from medduet.metrics.repeats import OverSets
 from medduet.reports.grouping import Group, Runs
 from medduet.reports.measures import MEASURES, Measured
-from medduet.reports.style import BLUE, FAINT, GREY, INK, PALETTE, STYLE, VERMILION, WIDTH, shorten
+from medduet.reports.style import STYLE, WIDTH, shorten
+from medduet.utils.palette import BLUE, FAINT, GREY, INK, LINES, VERMILION
 
 _PER_ROW = 3
 _ROW = 0.19  # inches of one bar
@@ -174,7 +175,7 @@ def curves(
     for axes, (dataset, lines) in zip(panels, found.items(), strict=True):
         for method, rows in lines:
             index = shown.index(method)
-            colour, style = PALETTE[index % 8], _LINES[index // 8 % 4]
+            colour, style = LINES[index % 8], _LINES[index // 8 % 4]
             epochs = np.arange(1, rows.shape[1] + 1)
             seen = np.isfinite(rows).any(axis=0)
             middle, low, high = (
@@ -190,7 +191,7 @@ def curves(
         axes.grid(axis="y", color=FAINT, linewidth=0.6)
     panels[0].set_ylabel(label)
     handles = [
-        Line2D([], [], color=PALETTE[i % 8], ls=_LINES[i // 8 % 4], label=shorten(method, 44))
+        Line2D([], [], color=LINES[i % 8], ls=_LINES[i // 8 % 4], label=shorten(method, 44))
         for i, method in enumerate(shown)
     ]
     figure.legend(handles=handles, loc="lower center", ncols=columns)
@@ -263,7 +264,7 @@ def costs(points: Sequence[tuple[str, float, float]], title: str, label: str) ->
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     axes = figure.subplots()
     for index, (method, gmacs, score) in enumerate(sorted(points, key=lambda point: point[1])):
-        axes.plot(gmacs, score, "o", color=PALETTE[index % 8], ms=6)
+        axes.plot(gmacs, score, "o", color=LINES[index % 8], ms=6)
         axes.annotate(
             shorten(method, 30),
             (gmacs, score),

@@ -10,7 +10,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from medduet.reports.style import BLUE, FAINT, GREY, STYLE, VERMILION, WIDTH
+from medduet.reports.style import STYLE, WIDTH
+from medduet.utils.palette import BLUE, FAINT, GREY, VERMILION
 
 _COSTS = {"parameters": "parameters", "gmacs": "10⁹ multiply-accumulates for one image"}
 

@@ -13,8 +13,9 @@ from matplotlib.lines import Line2D
 from numpy.typing import ArrayLike, NDArray
 
 from medduet.errors import DataError
-from medduet.reports.style import GREEN, GREY, INK, STYLE, VERMILION, WIDTH, shorten
+from medduet.reports.style import STYLE, WIDTH, shorten
 from medduet.types import UNKNOWN_LABEL
+from medduet.utils.palette import GREEN, GREY, INK, MASKS, PREDICTION, TRUTH, VERMILION
 
 MOST = 16
 UNKNOWN_MASK = -1
@@ -23,8 +24,6 @@ _CARDS_PER_ROW = {1: 4, 2: 4, 3: 2}
 _MARGIN, _GAP, _GUTTER, _ROW_GAP = 0.18, 0.05, 0.24, 0.2
 _TOP, _HEADER, _LINE, _CAPTION = 0.66, 0.42, 0.23, 0.17
 _LARGEST, _NARROWEST = 2.2, 4.4
-_TRUTH, _PREDICTION = "#56B4E9", "#E69F00"
-_CLASS_COLOURS = ("#56B4E9", "#E69F00", "#CC79A7", "#00C08B", "#F0E442", "#D55E00")
 _MARKS = {True: ("✓", "right", GREEN), False: ("✗", "wrong", VERMILION), None: ("", "", INK)}
 _HALO = patheffects.withStroke(linewidth=3.0, foreground="black", alpha=0.55)
 
@@ -171,7 +170,7 @@ def image_sheet(
         outlines = _fitting("masks", drawn, images.shape[:3])
         assert beside is not None
         # Small pictures need thin lines, which leave the small outlines open.
-        panels.append(_Panel(caption, beside, outlines, _CLASS_COLOURS, "", line))
+        panels.append(_Panel(caption, beside, outlines, MASKS, "", line))
     verdicts = []
     for i in range(len(images)):
         most = 1 if known is None else known[i].max()
@@ -180,7 +179,7 @@ def image_sheet(
         verdicts.append(_Verdict(_named(truth, class_names), "", "", None, note))
     legend = [("", subtitle)] if subtitle else []
     if known is not None:
-        named = list(zip(_CLASS_COLOURS, mask_names[1:], strict=False))
+        named = list(zip(MASKS, mask_names[1:], strict=False))
         room = WIDTH - 2 * _MARGIN - sum(_room(word) for _, word in [*legend, *named])
         legend += named if len(named) == len(mask_names[1:]) and room > 0 else [_MANY]
     return _draw(panels, verdicts, title, legend)
@@ -228,10 +227,10 @@ def _panels(
     panels = []
     several = any(masks is not None and masks.max() > 1 for masks in (truth, predicted))
     if truth is not None:
-        true_colours = _CLASS_COLOURS if several else [_TRUTH]
+        true_colours = MASKS if several else [TRUTH]
         panels.append(_Panel("truth", images, truth, true_colours, "true outline"))
     if predicted is not None:
-        colours = _CLASS_COLOURS if several else [_PREDICTION]
+        colours = MASKS if several else [PREDICTION]
         panels.append(_Panel("prediction", images, predicted, colours, "predicted outline"))
     if not panels:
         panels.append(_Panel("image", images))

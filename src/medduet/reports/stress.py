@@ -12,16 +12,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from medduet.reports.page import render
-from medduet.reports.style import BLUE, GREEN, GREY, PALETTE, STYLE, VERMILION, WIDTH
+from medduet.reports.style import STYLE, WIDTH
 from medduet.reports.tables import Table
 from medduet.reports.writer import Part, Writer
 from medduet.utils.files import write_text
+from medduet.utils.palette import BLUE, GREEN, GREY, LINES, VERMILION
 
 _LINES = {
     "accuracy": ("accuracy", BLUE, "-"),
     "balanced_error": ("balanced error", VERMILION, "--"),
     "dice_lesion": ("lesion Dice", GREEN, "-."),
-    "ece": ("calibration error", PALETTE[3], ":"),
+    "ece": ("calibration error", LINES[3], ":"),
 }
 _COLUMNS = 4
 

@@ -10,11 +10,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from medduet.utils.files import atomic_path
+from medduet.utils.palette import GREY, INK
 
-# Okabe and Ito's colours, told apart with every common colour vision: blue, vermilion, green, ...
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6F4E7C", "#8A8A00")
-BLUE, VERMILION, GREEN = PALETTE[:3]
-INK, GREY, FAINT = "#1F2933", "#66717D", "#D9DEE3"
 WIDTH = 8.0
 """Inches; shown 800 pixels wide, 9 points are 12.5 pixels high."""
 STYLE: Any = {

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from medduet.inference.overlays import mask_colours
 from medduet.inference.predictor import Answer, Predictor
+from medduet.utils.palette import HEAT, mask_colors
 
 MaskFormat = Literal["png", "rle", "none"]
 _SEEN = 0.85  # how much of the image the strongest place of a heat map hides
@@ -151,7 +151,7 @@ def _mask(
     if kind == "rle":
         return Mask(classes=classes)
     image = _resized(Image.fromarray(values), size, Image.Resampling.NEAREST)
-    image.putpalette([level for colour in mask_colours(len(names)) for level in colour])
+    image.putpalette([level for colour in mask_colors(len(names)) for level in colour])
     return Mask(classes=classes, png=_base64(image, transparency=0))
 
 
@@ -159,7 +159,7 @@ def _heat(values: NDArray[np.float32], size: tuple[int, int]) -> str:
     levels = np.rint(values.clip(0, 1) * 255).astype(np.uint8)
     image = _resized(Image.fromarray(levels), size)
     steps = np.arange(256)
-    image.putpalette(matplotlib.colormaps["inferno"](steps, bytes=True)[:, :3].tobytes())
+    image.putpalette(matplotlib.colormaps[HEAT](steps, bytes=True)[:, :3].tobytes())
     return _base64(image, transparency=np.rint(steps * _SEEN).astype(np.uint8).tobytes())
 
 

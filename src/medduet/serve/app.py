@@ -28,13 +28,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medduet._version import __version__
 from medduet.errors import closest
-from medduet.inference.overlays import mask_colours
 from medduet.inference.predictor import Answer, Predictor
 from medduet.serve.answers import MaskFormat, Prediction, prediction
 from medduet.serve.batcher import Batcher
 from medduet.serve.counters import Counters
 from medduet.serve.limits import LEAST_SIDE, Limits, Room, Seat, busy
 from medduet.serve.uploads import picture_in, read_upload
+from medduet.utils.palette import mask_colors
 
 CLIENT_GONE = 499
 _PAGES = {
@@ -353,7 +353,7 @@ def _json(value: BaseModel) -> bytes:
 
 def _about(name: str, each: Served) -> About:
     names = each.predictor.mask_names
-    colours = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in mask_colours(len(names))]
+    colours = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in mask_colors(len(names))]
     return About(
         name=name,
         class_names=each.predictor.class_names,
