@@ -99,10 +99,11 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     with FileLock(folder / "forkserver.lock"):
         if not (folder / "forkserver.pid").exists():
             environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-            server = subprocess.Popen([sys.executable, script, "serve", str(path)], env=environment)
-            (folder / "forkserver.pid").write_text(str(server.pid))
+            words = [sys.executable, script, "serve", str(path)]
+            process = os.posix_spawn(sys.executable, words, environment)
+            (folder / "forkserver.pid").write_text(str(process))
             while not path.exists():
-                assert server.poll() is None, "the fork server ended"
+                assert os.waitpid(process, os.WNOHANG) == (0, 0), "the fork server ended"
                 time.sleep(0.05)
     return [sys.executable, "-I", "-S", script, str(path)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -23,13 +24,19 @@ RUNNABLE = [path for path in PAGES if BLOCK.search(path.read_text())]
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # a page may take a minute, more on a busy machine
 @pytest.mark.parametrize("path", RUNNABLE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_what_the_page_says_to_type_works(path: Path, tmp_path: Path) -> None:
-    home, work = tmp_path / "home", tmp_path / "work"
-    home.mkdir(), work.mkdir()
+def test_what_the_page_says_to_type_works(
+    path: Path, tmp_path: Path, medduet_command: list[str], python_command: list[str]
+) -> None:
+    home, work, programs = tmp_path / "home", tmp_path / "work", tmp_path / "programs"
+    home.mkdir(), work.mkdir(), programs.mkdir()
+    (programs / "medduet").write_text(f'#!/bin/sh\nexec {shlex.join(medduet_command)} "$@"\n')
+    (programs / "medduet").chmod(0o755)
     own = {
         "HOME": str(home),
         "MEDDUET_CACHE": str(tmp_path / "cache"),
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join(
+            [str(programs), str(Path(sys.executable).parent), os.environ["PATH"]]
+        ),
         "PYTHONPATH": str(ROOT / "src"),
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "100",
@@ -39,7 +46,7 @@ def test_what_the_page_says_to_type_works(path: Path, tmp_path: Path) -> None:
         if file:
             (work / file).write_text(code)
             continue
-        words = ["bash", "-euo", "pipefail", "-c"] if language == "sh" else [sys.executable, "-c"]
+        words = ["bash", "-euo", "pipefail", "-c"] if language == "sh" else [*python_command, "-c"]
         done = subprocess.run(
             [*words, code],
             cwd=work,

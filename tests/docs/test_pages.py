@@ -25,8 +25,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize(("width", "scheme"), [(360, "light"), (1280, "dark")])
 def test_every_page_can_be_read(site: Path, browser: Any, width: int, scheme: Any) -> None:
     page = browser.new_page(viewport={"width": width, "height": 740}, color_scheme=scheme)
     failed: list[str] = []
