@@ -154,15 +154,22 @@ def test_delong_of_several_classes_by_brute_force(k: int) -> None:
     assert test.auc_b == pytest.approx(np.mean(areas))
 
 
-def test_delong_of_several_classes_agrees_with_the_bootstrap() -> None:
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_delong_of_several_classes_agrees_with_the_bootstrap(seeds: int) -> None:
+    """Of the mean over seeds, whose answers to the same images depend on each other."""
     label, first, second = draw(3, 240, 3)
+    noise = np.random.default_rng(1).dirichlet(np.ones(3), (seeds, 240))
+    firsts, seconds = (0.8 * share + 0.2 * noise for share in (first, second))
     rng = np.random.default_rng(0)
     groups = [np.flatnonzero(label == k) for k in range(3)]
     replicates = []
     for _ in range(400):
         rows = np.concatenate([rng.choice(group, len(group)) for group in groups])
-        replicates.append(auc(label[rows], first[rows]) - auc(label[rows], second[rows]))
-    assert delong(label, first, second).standard_error == pytest.approx(np.std(replicates), rel=0.1)
+        areas = [[auc(label[rows], p[rows]) for p in stack] for stack in (firsts, seconds)]
+        replicates.append(np.mean(areas[0]) - np.mean(areas[1]))
+    test = delong(label, firsts, seconds)
+    assert test.standard_error == pytest.approx(np.std(replicates), rel=0.1)
+    assert test.auc_a == pytest.approx(np.mean([auc(label, p) for p in firsts]))
 
 
 def test_delong_of_several_labels_agrees_with_the_bootstrap() -> None:

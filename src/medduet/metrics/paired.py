@@ -114,10 +114,13 @@ def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike)
     DeLong's. For multi-label sets, whose images have no one class, it is n times their variance
     over all images, and unknown elements count nothing.
 
+    With several seeds the AUC is the mean over seeds, and so are the structural components: the
+    test stays one over images.
+
     Args:
         label: ``(N,)`` int class index, or ``(N, K)`` of 0 and 1 for multi-label sets; -1 unknown.
-        probability_a: ``(N, K)`` float of a.
-        probability_b: ``(N, K)`` float of b.
+        probability_a: ``(N, K)`` float of a, or ``(S, N, K)`` for S seeds.
+        probability_b: likewise of b.
 
     Raises:
         DataError: for shapes, labels or probabilities that do not fit together.
@@ -130,15 +133,23 @@ def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike)
     """
     truth, several = np.asarray(label), np.ndim(label) == 2
     scores = [np.asarray(p, dtype=np.float64) for p in (probability_a, probability_b)]
-    area_a, area_b = (auc(truth, score, several) for score in scores)
-    if scores[0].shape != scores[1].shape:
-        raise DataError(f"expected (N, K) alike, given {scores[0].shape} and {scores[1].shape}")
+    scores = [score[None] if score.ndim == 2 else score for score in scores]
+    if scores[0].shape[1:] != scores[1].shape[1:]:
+        raise DataError(
+            f"expected (N, K) alike, given {scores[0].shape[1:]} and {scores[1].shape[1:]}"
+        )
+    area_a, area_b = (
+        float(np.mean([auc(truth, seed, several) for seed in score])) for score in scores
+    )
     known = (truth != UNKNOWN_LABEL).reshape(len(truth), -1).any(axis=1)
     truth, n = truth[known], int(known.sum())
     difference = area_a - area_b
     if np.isnan(difference):
         return DeLong(area_a, area_b, _NAN, _NAN, UNDEFINED, _NAN, _NAN, n)
-    influence = _influence(truth, scores[0][known]) - _influence(truth, scores[1][known])
+    means = [
+        np.mean([_influence(truth, seed[known]) for seed in score], axis=0) for score in scores
+    ]
+    influence = means[0] - means[1]
     groups = [influence] if several else [influence[truth == k] for k in np.unique(truth)]
     if min(map(len, groups)) < 2:
         return DeLong(area_a, area_b, difference, _NAN, UNDEFINED, _NAN, _NAN, n)
