@@ -230,7 +230,7 @@ def openings(root: Path, data: Set, rounds: int) -> list[str]:
 def main(quick: bool) -> None:
     import torch
 
-    from medduet.utils.allocator import keep_freed_memory
+    from medduet.utils.devices import keep_freed_memory
 
     keep_freed_memory()
     sets = SETS[:1] if quick else SETS

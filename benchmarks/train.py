@@ -51,7 +51,7 @@ def report(seconds: list[float], skip: int, **facts: Any) -> None:
 def plain(root: Path, size: int, batch: int, kept: bool) -> None:
     """The loop of the paper's users."""
     if kept:
-        from medduet.utils.allocator import keep_freed_memory
+        from medduet.utils.devices import keep_freed_memory
 
         keep_freed_memory()
     import medmnist
@@ -226,7 +226,7 @@ def peak(seconds: float) -> None:
     import torch
     from torch.nn import functional as F
 
-    from medduet.utils.allocator import keep_freed_memory
+    from medduet.utils.devices import keep_freed_memory
 
     keep_freed_memory()
     found = {}

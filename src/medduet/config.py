@@ -6,9 +6,6 @@ names only what differs from the defaults below. An unknown key is an error ever
 
 from __future__ import annotations
 
-import itertools
-import json
-import re
 import reprlib
 from importlib import resources
 from pathlib import Path
@@ -17,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import tyro
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -26,7 +24,6 @@ from pydantic import (
 )
 
 from medduet.errors import ConfigError, MissingFileError, closest
-from medduet.utils.parsing import parse_json
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Task = Literal["classify", "segment", "reconstruct"]
@@ -52,7 +49,6 @@ Balance = Literal[
     "config",
 ]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
-MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 Augment = Literal["none", "flip", "light", "strong", "corrupt"]
 TestTime = Literal["none", "flip", "flips", "turns"]
 Modality = Literal[
@@ -67,10 +63,36 @@ Modality = Literal[
     "microscopy",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
-_MOST_YAML, _MOST_NODES = 1 << 18, 1 << 16
-_FINDINGS = 10
-_NOT_YAML = (AttributeError, LookupError, OverflowError, RecursionError, TypeError, ValueError)
-"""What SafeLoader lets out, of numbers, dates and truth values that are none."""
+_MOST_FINDINGS = 10
+
+
+def parse_device(device: str) -> tuple[str, int | None]:
+    """Return the kind and the number of a device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+
+    Raises:
+        ValueError: it is none of them.
+
+    Example:
+        >>> parse_device("cuda:1"), parse_device("auto")
+        (('cuda', 1), ('auto', None))
+    """
+    kind, _, number = device.partition(":")
+    if device in ("auto", "cpu", "cuda", "mps") or (kind == "cuda" and number.isdecimal()):
+        return kind, int(number) if number else None
+    near = "cuda" if kind == "gpu" else kind if kind in ("auto", "cpu", "mps") else ""
+    hint = f"; did you mean {near}?" if near else ""
+    raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps{hint}")
+
+
+def _checked_device(device: str) -> str:
+    parse_device(device)
+    return device
+
+
+Device = Annotated[str, AfterValidator(_checked_device)]
+"""A device as it is typed, see `parse_device`; `utils.devices.find_device` looks for it."""
+Size = Annotated[int, Field(ge=1)]
+"""Side of the images in pixels."""
 
 
 def _flag(name: str) -> Any:
@@ -88,7 +110,7 @@ class DataConfig(Frozen):
 
     name: Annotated[str, _flag("data")] = ""
     """A MedMNIST flag (bloodmnist), an .npz, a folder or .csv of image files, shards:, phantom."""
-    size: Annotated[int | None, _flag("size")] = Field(None, ge=1)
+    size: Annotated[Size | None, _flag("size")] = None
     """Side of the images in pixels; None: an .npz's own, 28 for MedMNIST, and of files theirs if
     all are equal squares of up to 224, else 224."""
     cache: Path | None = None
@@ -230,14 +252,10 @@ class TrainConfig(Frozen):
     """shuffle: each image once per epoch; balanced: drawn so that each class is as likely."""
     seed: Annotated[int, _flag("seed")] = Field(0, ge=0)
     """Seed of the initial weights, the order of the images and the augmentation."""
-    device: Annotated[str, _flag("device")] = "auto"
+    device: Annotated[Device, _flag("device")] = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     precision: Annotated[Precision, _flag("precision")] = "auto"
     """float32, or bfloat16 or float16 where that is safe; auto: bfloat16 if the machine has it."""
-    memory_format: MemoryFormat = "auto"
-    """Order of the feature maps in memory; auto: what is faster for this device and size."""
-    fused: bool = True
-    """Let the optimizer update all weights in one pass."""
     compile: bool = False
     """Compile the network by torch.compile: a minute first, then faster, mostly on GPUs."""
     deterministic: bool = False
@@ -248,13 +266,6 @@ class TrainConfig(Frozen):
     """Batch normalisation over the images of all processes: any number of them trains the same."""
     activation_checkpointing: bool = False
     """Compute stages again in the backward pass: half the memory, up to half as much more time."""
-
-    @field_validator("device")
-    @classmethod
-    def _is_a_device(cls, given: str) -> str:
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", given):
-            raise ValueError("Input should be auto, cpu, mps, cuda or cuda:N")
-        return given
 
 
 class EvaluateConfig(Frozen):
@@ -318,54 +329,17 @@ def read_recipe(name: str, kind: str) -> Any:
         if not Path(name).is_file():
             raise MissingFileError(f"expected a recipe at {name}, but there is no such file")
         try:
-            with Path(name).open(encoding="utf-8") as file:
-                text = file.read(_MOST_YAML + 1)
+            text = Path(name).read_text("utf-8")
         except ValueError as error:
             raise ConfigError(f"recipe {name} is not text in UTF-8: {error}") from error
     else:
         hint = closest(name, recipe_names(kind), "give the path of a .yaml file")
         raise ConfigError(f"unknown recipe '{name}': {hint}")
-    values = parse_yaml(text, f"recipe {name}")
-    return values if values is not None else {}
-
-
-def parse_yaml(text: str, origin: str) -> Any:
-    r"""Return the values of a YAML text, which may be a stranger's, as JSON knows them.
-
-    Raises:
-        ConfigError: it is no YAML, or is more than a recipe can be, by aliases of aliases, too.
-
-    Example:
-        >>> parse_yaml("a: &x [1]\nb: [*x, *x]", "example")
-        {'a': [1], 'b': [[1], [1]]}
-    """
     try:
-        if len(text) > _MOST_YAML:
-            raise ValueError(f"it has more than {_MOST_YAML >> 10} KB")
-        loader: Any = yaml.SafeLoader(text)
-        try:
-            node = loader.get_single_node()
-            _count_nodes(node, {})
-            values = None if node is None else loader.construct_document(node)
-        finally:
-            loader.dispose()
-        return parse_json(json.dumps(values, default=str))
-    except (yaml.YAMLError, *_NOT_YAML) as error:
-        raise ConfigError(f"{origin} is not YAML that can be used: {error}") from error
-
-
-def _count_nodes(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """Return how many nodes there are with aliases written out; ValueError if they are too many."""
-    if node is None or isinstance(node, yaml.ScalarNode):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = _MOST_NODES  # until it is counted: a node in itself has no end
-        is_mapping = isinstance(node, yaml.MappingNode)
-        parts = itertools.chain.from_iterable(node.value) if is_mapping else node.value
-        known[id(node)] = 1 + sum(_count_nodes(part, known) for part in parts)
-    if known[id(node)] > _MOST_NODES:
-        raise ValueError(f"it has more than {_MOST_NODES} values, or aliases without end")
-    return known[id(node)]
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of dates that are none
+        raise ConfigError(f"recipe {name} is not YAML that can be used: {error}") from error
+    return {} if values is None else values
 
 
 def parse_config(values: Any, origin: str) -> RunConfig:
@@ -394,7 +368,7 @@ def validate(kind: type[Settings], values: Any, origin: str) -> Settings:
 def describe(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
     """Return the findings of pydantic in one line, with the closest names for unknown keys."""
     findings = []
-    for item in error.errors()[:_FINDINGS]:
+    for item in error.errors()[:_MOST_FINDINGS]:
         place = ".".join(str(part) for part in item["loc"]) or "top level"
         if item["type"] == "extra_forbidden":
             known = known_keys(item["loc"][:-1], root)

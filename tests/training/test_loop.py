@@ -42,7 +42,6 @@ LONG = {
         "patience": 5,
         "cosine_epochs": 100,
         "precision": "bf16-mixed",
-        "memory_format": "channels_last",
     },
     "evaluate": {"select": "mse"},
 }

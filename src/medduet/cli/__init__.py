@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from pydantic import ValidationError
+
 from medduet._version import __version__
 from medduet.cli import data, deploy, grids, looking, shell, training
-from medduet.config import recipe_names
+from medduet.config import describe, recipe_names
 from medduet.errors import ConfigError, Interrupted, MedDuetError, StorageError, closest
 
 USER_ERROR = 2
@@ -98,6 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(words[0], words[1:])
     except MedDuetError as error:
         return _fail(error)
+    except ValidationError as error:
+        return _fail(ConfigError(describe(error)))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from medduet.cli.parse import parse, quiet_libraries, starting, stopping_on_signals
-from medduet.config import DataConfig, Modality, TestTime
+from medduet.config import DataConfig, Device, Modality, TestTime
 from medduet.errors import ConfigError
 
 SHOWN = 5
@@ -83,7 +83,7 @@ def predict(words: list[str]) -> int:
         accuracy: float | None = None,
         overlays: bool = True,
         dicom: bool = True,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        device: Device = "auto",
         batch_size: int | None = None,
     ) -> dict[str, Any]:
         """Predict image files, and the images in folders.
@@ -103,7 +103,7 @@ def predict(words: list[str]) -> int:
             accuracy: Instead, the accuracy of answers without abstention, as it was in calibration.
             overlays: Whether to write the image with its mask over it.
             dicom: Whether to write results in DICOM for DICOM files.
-            device: auto, cpu or cuda.
+            device: auto, cpu, cuda, cuda:1 or mps.
             batch_size: Images that are computed together; default: as many as are worth it.
         """
         return dict(locals())
@@ -141,7 +141,7 @@ def calibrate(words: list[str]) -> int:
         out: Path | None = None,
         split: Literal["train", "val", "test", "all"] = "all",
         size: int | None = None,
-        device: str = "auto",
+        device: Device = "auto",
         cache: Path | None = None,
     ) -> dict[str, Any]:
         """Write a bundle with the same weights, calibrated on images of your own.
@@ -188,7 +188,7 @@ def ensemble(words: list[str]) -> int:
         cache: Path | None = None,
         modality: Modality = "auto",
         evaluate: bool = True,
-        device: str = "auto",
+        device: Device = "auto",
     ) -> dict[str, Any]:
         """Make one bundle that says the mean of what several say, and tell what that gains.
 
@@ -268,7 +268,7 @@ def serve(words: list[str]) -> int:
         coverage: float | None = None,
         abstain_below: float | None = None,
         accuracy: float | None = None,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        device: Device = "auto",
     ) -> dict[str, Any]:
         """Serve networks: a page for people, JSON for programs. Nothing is kept, nobody is asked.
 
@@ -285,7 +285,7 @@ def serve(words: list[str]) -> int:
                 calibrated.
             abstain_below: Confidence below which the network abstains.
             accuracy: Instead, the accuracy of answers without abstention, as it was in calibration.
-            device: Where bundles and runs are computed.
+            device: Where bundles and runs are computed: auto, cpu, cuda, cuda:1 or mps.
         """
         return dict(locals())
 

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from medduet._version import __version__
 from medduet.data.cache import cache_folder
-from medduet.training.speed import best_precision
+from medduet.utils.devices import best_precision
 
 State = Literal["good", "missing", "bad"]
 _GB = 1 << 30

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from medduet.cli.parse import parse, quiet_libraries, starting
-from medduet.config import Augment, DataConfig, Modality
+from medduet.config import Augment, DataConfig, Device, Modality
 from medduet.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ def evaluate(words: list[str]) -> int:
         data: str | None = None,
         split: Literal["train", "val", "test", "all"] = "test",
         size: int | None = None,
-        device: str = "auto",
+        device: Device = "auto",
         cache: Path | None = None,
         mirror: str | None = None,
         out: Path | None = None,
@@ -73,7 +73,7 @@ def stress(words: list[str]) -> int:
         source: Literal["builtin", "medmnistc"] = "builtin",
         baseline: Path | None = None,
         size: int | None = None,
-        device: str = "auto",
+        device: Device = "auto",
         cache: Path | None = None,
         mirror: str | None = None,
         out: Path | None = None,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medduet.config import DataConfig
+from medduet.config import DataConfig, Device
 from medduet.data.cache import ProgressFactory
 from medduet.errors import ConfigError
 from medduet.evaluation.evaluate import evaluate
@@ -22,7 +22,7 @@ def calibrate_bundle(
     *,
     data: DataConfig,
     split: str = "all",
-    device: str = "auto",
+    device: Device = "auto",
     progress: ProgressFactory | None = None,
 ) -> Calibration:
     """Write a bundle with the same weights, calibrated on images like those it will be used on.

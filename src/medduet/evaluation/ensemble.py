@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from medduet._version import __version__
-from medduet.config import DataConfig, Modality, TestTime
+from medduet.config import DataConfig, Device, Modality, TestTime
 from medduet.data.augment import allowed_for
 from medduet.data.cache import ProgressFactory
 from medduet.errors import ConfigError, ModelError
@@ -61,7 +61,7 @@ def ensemble(
     data: DataConfig | None = None,
     modality: Modality = "auto",
     evaluate: bool = True,
-    device: str = "auto",
+    device: Device = "auto",
     progress: ProgressFactory | None = None,
 ) -> EnsembleRecord:
     """Write several bundles, or one with several views of each image, as one bundle.

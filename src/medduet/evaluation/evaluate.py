@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.fabric import Fabric
 
-from medduet.config import DataConfig, RunConfig
+from medduet.config import DataConfig, Device, RunConfig
 from medduet.data.cache import ProgressFactory
 from medduet.data.imageset import ImageSet, Split
 from medduet.data.splits import divided, read_split
@@ -32,7 +32,7 @@ def evaluate(
     *,
     data: DataConfig | None = None,
     split: str = "test",
-    device: str = "auto",
+    device: Device = "auto",
     out: Path | None = None,
     progress: ProgressFactory | None = None,
 ) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Judged:
         """Bring a network to the device; ModelError if it does not take the images."""
         check_takes(bundle.network, *self.images.size)
         self.fabric.to_device(bundle.network)
-        arrange(self.fabric, bundle.network, self.config.train, self.images.size)
+        arrange(self.fabric, bundle.network, self.images.size)
 
     def said(self, bundle: ModelBundle, split: Split, *, thorough: bool = True) -> Predictions:
         """Return what a network that is prepared says of a split, see `predict_split`."""
@@ -117,7 +117,7 @@ def judge_bundles(
     *,
     data: DataConfig | None,
     splits: Sequence[str],
-    device: str,
+    device: Device,
     progress: ProgressFactory | None,
 ) -> Judged:
     """Let networks for the same images judge the same splits, see `evaluate`.
@@ -147,7 +147,7 @@ def open_for(
     path: Path,
     *,
     data: DataConfig | None,
-    device: str,
+    device: Device,
     progress: ProgressFactory | None,
 ) -> Judged:
     """Open images for a network to judge, see `judge_bundles`; nothing is predicted yet."""

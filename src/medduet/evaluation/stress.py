@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from medduet import metrics
-from medduet.config import DataConfig, Modality
+from medduet.config import DataConfig, Device, Modality
 from medduet.data.augment import known_modality
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.corruptions import (
@@ -47,7 +47,7 @@ def stress(
     modality: Modality = "auto",
     source: Source = "builtin",
     baseline: str | Path | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     out: Path | None = None,
     progress: ProgressFactory | None = None,
 ) -> dict[str, Any]:

@@ -7,7 +7,7 @@ part of the graph.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medduet._version import __version__
+from medduet.config import Device
 from medduet.data.imageset import ImageSet
 from medduet.errors import ConfigError, MedDuetError, ModelError
 from medduet.inference.agreement import Agreement, Predict, agreement, agrees
@@ -22,7 +23,7 @@ from medduet.inference.exported import FORMAT, ExportedModel, Prediction
 from medduet.inference.formats import Format, Precision, export_page, quiet, write_program
 from medduet.runs.bundle import ModelBundle, load_bundle
 from medduet.runs.bundle_config import FILES
-from medduet.utils.allocator import keep_freed_memory
+from medduet.utils.devices import find_device, keep_freed_memory
 from medduet.utils.files import write_json, write_text
 from medduet.utils.parsing import sha256
 
@@ -102,7 +103,7 @@ def open_graph(
     path: str | Path,
     *,
     classify_only: bool = False,
-    device: Literal["auto", "cpu", "cuda"] = "cpu",
+    device: Device = "cpu",
 ) -> ExportGraph:
     """Return the network of a bundle or run, with what comes after it, on a device.
 
@@ -111,9 +112,7 @@ def open_graph(
         MissingFileError: there is no network.
         ModelError: it is damaged, or does not say what its outputs mean.
     """
-    has_gpu = torch.cuda.is_available()
-    if device == "cuda" and not has_gpu:
-        raise ConfigError("there is no GPU that torch can use: give --device cpu")
+    place = find_device(device)
     bundle = load_bundle(path)
     if missing := sorted({"layout", "multi_label", "preprocessing"} - set(bundle.config)):
         raise ModelError(
@@ -121,8 +120,8 @@ def open_graph(
             "finished run, or its bundle"
         )
     graph = ExportGraph(bundle, classify_only=classify_only)
-    if has_gpu and device != "cpu":
-        return graph.to("cuda")
+    if place.type != "cpu":
+        return graph.to(place)
     keep_freed_memory()  # as in training: without, 16 images together are slower than one by one
     return graph
 

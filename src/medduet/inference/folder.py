@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from medduet.config import Device
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.folders import images_and_masks
 from medduet.data.reading.core import ReadOptions
@@ -107,7 +108,7 @@ def predict_files(
     accuracy: float | None = None,
     overlays: bool = True,
     dicom: bool = True,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
     batch_size: int | None = None,
     progress: ProgressFactory | None = None,
     stop: threading.Event | None = None,
@@ -132,7 +133,7 @@ def predict_files(
             that the network was calibrated on.
         overlays: whether to write the image with its mask over it.
         dicom: whether to write results in DICOM for DICOM files.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        device: see `medduet.TrainConfig`.
         batch_size: images that are computed together; ``None`` for as many as are worth it.
         progress: draws how many bytes of the files are done.
         stop: set it to stop after the current batch.

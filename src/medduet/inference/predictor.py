@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medduet.config import Device
 from medduet.data.reading.core import MAX_FRAME_PIXELS, Frame, ReadOptions, checked_array
 from medduet.data.reading.images import Picture, picture_of, read_pictures
 from medduet.data.reading.raster import frame_of
@@ -24,6 +25,7 @@ from medduet.inference.exported import FORMAT as EXPORT
 from medduet.inference.exported import ExportedModel, Prediction
 from medduet.uncertainty.calibration import Calibration, confidence
 from medduet.uncertainty.ood import UNFAMILIAR, Familiarity, statistics
+from medduet.utils.devices import find_device
 from medduet.utils.parsing import read_json
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ class Predictor:
         abstain_below: confidence below which it abstains.
         accuracy: instead, the accuracy, 0.5 to 0.99, that answers without abstention reached on
             the images that the network was calibrated on.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``; exported networks run on the CPU.
+        device: see `medduet.TrainConfig`; exported networks run on the CPU.
         batch_size: images that are computed together; ``None`` for as many as are worth it.
 
     Attributes:
@@ -152,7 +154,7 @@ class Predictor:
         coverage: float | None = None,
         abstain_below: float | None = None,
         accuracy: float | None = None,
-        device: Literal["auto", "cpu", "cuda"] = "auto",
+        device: Device = "auto",
         batch_size: int | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
@@ -382,7 +384,7 @@ def _exported(
             f"{path} is an exported network, which can't be explained: give the bundle that it "
             "was exported from"
         )
-    if device == "cuda":
+    if device != "auto" and find_device(device).type != "cpu":
         raise ConfigError(f"{path} is an exported network, which runs on the CPU: --device cpu")
     if classify_only and about["outputs"] != ["probability"]:
         raise ConfigError(

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from medduet.config import Device
 from medduet.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def serve(
     coverage: float | None = None,
     abstain_below: float | None = None,
     accuracy: float | None = None,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Serve networks until SIGINT or SIGTERM; what was asked until then is answered.
 

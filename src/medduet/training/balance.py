@@ -43,7 +43,7 @@ class Balancer:
         tasks, device = len(self.objective.tasks), self.fabric.device
         # Its own parameters are no weights to decay: AdamW would by itself.
         kind: Callable[..., Optimizer] = type(optimizer)
-        own = partial(kind, weight_decay=0.0, fused=experiment.config.train.fused)
+        own = partial(kind, weight_decay=0.0, fused=True)
         self.balance = Balance(self.config.balance, tasks, own, device)
         self.pairs = list(combinations(self.objective.tasks, 2))
         network = experiment.network

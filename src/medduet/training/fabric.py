@@ -17,7 +17,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from medduet.config import TrainConfig
 from medduet.errors import ConfigError
-from medduet.training.speed import best_precision
+from medduet.utils.devices import best_precision, find_device
 
 _PATIENCE = timedelta(days=1)
 """For how long processes wait for the first one, which may convert images for hours."""
@@ -32,18 +32,8 @@ def launch_fabric(config: TrainConfig) -> Fabric:
     Raises:
         ConfigError: the device or precision is not to be had on this machine.
     """
-    device = config.device
-    if device == "auto":
-        device = _best_device()
-    kind, _, number = device.partition(":")
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _mps_available()}
-    if not available[kind]:
-        raise ConfigError(f"--device {device} was asked for, but torch sees none: try --device cpu")
-    if number and int(number) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"--device {device} was asked for, but torch sees {torch.cuda.device_count()} GPU(s): "
-            f"give cuda:0 to cuda:{torch.cuda.device_count() - 1}"
-        )
+    device = find_device(config.device)
+    kind = device.type
     if config.precision == "16-mixed" and kind == "cpu":
         raise ConfigError("--precision 16-mixed needs a GPU: on a CPU give bf16-mixed or 32-true")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -52,7 +42,7 @@ def launch_fabric(config: TrainConfig) -> Fabric:
     with _without_remarks():
         fabric = Fabric(
             accelerator=kind,
-            devices=[int(number)] if number else local_size,
+            devices=local_size if device.index is None else [device.index],
             num_nodes=max(1, world_size // local_size),
             strategy=DDPStrategy(timeout=_PATIENCE) if world_size > 1 else "auto",
             precision=best_precision(kind) if config.precision == "auto" else config.precision,
@@ -155,13 +145,3 @@ def _without_remarks() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if _mps_available() else "cpu"
-
-
-def _mps_available() -> bool:
-    return bool(torch.backends.mps.is_available())

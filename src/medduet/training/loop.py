@@ -101,7 +101,7 @@ def _new_state(experiment: Experiment) -> TrainState:
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         # Lightning refuses to clip where the optimizer itself would scale float16's gradients.
-        fused=config.fused and (config.precision != "16-mixed" or config.clip is None),
+        fused=config.precision != "16-mixed" or config.clip is None,
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, T_max=config.cosine_epochs or config.epochs

@@ -10,7 +10,7 @@ import torch
 
 from medduet.errors import TrainingError
 from medduet.types import Batch
-from medduet.utils.allocator import return_freed_memory
+from medduet.utils.devices import return_freed_memory
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 

@@ -135,7 +135,7 @@ def train(
     fresh = resume is None or not folder.checkpoint("last").is_file()
     with fabric.rank_zero_first():
         network, weights = build_network(config, data, layout, fresh)
-    chosen = arrange(fabric, network, config.train, data.size)
+    chosen = arrange(fabric, network, data.size)
     alone_on_cpu = fabric.world_size == 1 and fabric.device.type == "cpu"
     if alone_on_cpu and (advice := others.advice(torch.get_num_threads())) is not None:
         reporter.message(advice)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -11,17 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from medduet.config import TrainConfig
 from medduet.models.base import DuetNetwork
-from medduet.utils.allocator import keep_freed_memory, return_holes
-
-_LARGE = 64
-"""Side in pixels from which a CPU computes faster if the channels of a pixel lie side by side."""
+from medduet.utils.devices import best_memory_format, keep_freed_memory, trim_memory
 
 
-def arrange(
-    fabric: Fabric, network: DuetNetwork, config: TrainConfig, size: tuple[int, int]
-) -> dict[str, Any]:
+def arrange(fabric: Fabric, network: DuetNetwork, size: tuple[int, int]) -> dict[str, Any]:
     """Let `network` and this process compute as suits the device; call it before the first batch.
 
     On a CPU the process then keeps the memory that it frees, see `keep_freed_memory`.
@@ -29,63 +23,19 @@ def arrange(
     Args:
         fabric: device and precision.
         network: whose images are brought into the memory format.
-        config: what is not auto in it is done as it says.
         size: height and width of the images in pixels.
 
     Returns:
         What was chosen, for the records of the run.
     """
     kind, precision = fabric.device.type, fabric.strategy.precision.precision
-    chosen = config.memory_format
-    if chosen == "auto":
-        chosen = best_memory_format(kind, precision, max(size))
+    chosen = best_memory_format(kind, precision, max(size))
     network.normalize.memory_format = {
         "contiguous": torch.contiguous_format,
         "channels_last": torch.channels_last,
     }[chosen]
     kept = kind == "cpu" and keep_freed_memory()
     return {"precision": precision, "memory_format": chosen, "keeps_freed_memory": kept}
-
-
-def best_precision(kind: str) -> Literal["32-true", "bf16-mixed"]:
-    """Return the arithmetic that ``precision: auto`` means on a ``"cpu"``, ``"cuda"`` or ``"mps"``.
-
-    bfloat16 where the machine computes in it, not merely emulates it: GPUs from Ampere on, CPUs
-    with AVX-512 BF16 or AMX.
-
-    Example:
-        >>> best_precision("mps")
-        '32-true'
-    """
-    if kind == "cuda":
-        real = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif kind == "cpu":
-        found = torch.cpu.get_capabilities()
-        real = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
-    else:
-        real = False
-    return "bf16-mixed" if real else "32-true"
-
-
-def best_memory_format(
-    kind: str, precision: str, side: int
-) -> Literal["contiguous", "channels_last"]:
-    """Return the memory format that ``memory_format: auto`` means; docs/performance.md has why.
-
-    Args:
-        kind: of device, ``"cpu"``, ``"cuda"`` or ``"mps"``.
-        precision: as Lightning calls it.
-        side: the longer one of the images in pixels.
-
-    Example:
-        >>> best_memory_format("cpu", "32-true", 28), best_memory_format("cpu", "32-true", 224)
-        ('contiguous', 'channels_last')
-    """
-    if kind == "cuda":
-        return "contiguous" if precision == "32-true" else "channels_last"
-    if kind == "cpu":
-        return "channels_last" if side >= _LARGE else "contiguous"
-    return "contiguous"
 
 
 def judged_together(kind: str, height: int, width: int) -> int:
@@ -141,7 +91,7 @@ class _Again:
 
     def __enter__(self) -> None:
         if any(parameter.device.type == "cpu" for parameter in self.stage.parameters()):
-            return_holes()
+            trim_memory()
         self.norms = [
             (module, module.momentum, module.num_batches_tracked)
             for module in self.stage.modules()
