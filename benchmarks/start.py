@@ -25,7 +25,7 @@ from benchmarks.turns import asked_rounds, span
 
 PARTS = (
     "launch_fabric",
-    "open_data",
+    "open_images",
     "build_network",
     "network_cost",
     "write_environment",

@@ -10,8 +10,9 @@ import pytest
 
 from medduet import ConfigError, GridConfig, load_grid, recipe_names
 from medduet.config import parse_config, validate
+from medduet.data.sources import open_images
 from medduet.experiments.config import change
-from medduet.training.setup import check_settings, open_data
+from medduet.training.setup import check_settings
 
 OUT = Path("grids/test")
 
@@ -112,7 +113,7 @@ def test_recipes_take_data_of_ones_own(name: str, tmp_path: Path) -> None:
         arrays[f"{split}_masks"] = np.ones((4, 32, 32), np.uint8)
     np.savez(data, **arrays)
     for cell in load_grid(name).choose(datasets=(str(data),)).cells(tmp_path):
-        check_settings(cell.run, open_data(cell.run.data, None))
+        check_settings(cell.run, open_images(cell.run.data, progress=None))
 
 
 def test_the_grid_of_the_paper_is_the_papers() -> None:

@@ -58,10 +58,10 @@ def _audit(data: DataConfig, out: Path | None, strict: bool, fix: Path | None, f
     from medduet.cli.display.audit import show_audit
     from medduet.data.audit import audit
     from medduet.data.audit.fix import clean
+    from medduet.data.sources import open_images
     from medduet.data.splits import write_split
-    from medduet.training.setup import open_data
 
-    images = open_data(data, draw_progress)
+    images = open_images(data, progress=draw_progress)
     found = audit(images, cache=data.cache, progress=draw_progress)
     page = write_audit(found, images, out or Path("audits") / images.name)
     show_audit(found, page)
@@ -105,10 +105,10 @@ def shard(words: list[str]) -> int:
     with quiet_libraries():
         from medduet.cli.display.progress import draw_progress
         from medduet.data.shard_writer import write_shards
-        from medduet.training.setup import open_data
+        from medduet.data.sources import open_images
 
         out, options = given["out"], {"shard_mb": given["shard_mb"], "seed": given["shard_seed"]}
-        images = open_data(given["data"], draw_progress)
+        images = open_images(given["data"], progress=draw_progress)
         write_shards(images, out, **options, progress=draw_progress)
     number = len(list(out.glob("*-images-*")))
     shards = "1 shard" if number == 1 else f"{number} shards"

@@ -54,6 +54,11 @@ def open_images(
         data = validate(DataConfig, {"name": data, **options}, data or "data")
     elif options:
         raise ConfigError(f"{', '.join(options)} given beside settings: put them into these")
+    if not data.name:
+        raise ConfigError(
+            "no data given: add --data bloodmnist (or another of 'medduet datasets'), "
+            "--data FILE.npz, a folder of images, or phantom"
+        )
     _check(data)
     if data.name.startswith(PREFIX):
         return open_shards(data, progress)

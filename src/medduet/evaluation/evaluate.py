@@ -12,13 +12,15 @@ from lightning.fabric import Fabric
 from medduet.config import DataConfig, Device, RunConfig
 from medduet.data.cache import ProgressFactory
 from medduet.data.imageset import ImageSet, Split
+from medduet.data.sources import open_images
 from medduet.data.splits import divided, read_split
 from medduet.errors import ConfigError
 from medduet.models.base import check_takes
 from medduet.runs.bundle import ModelBundle, load_bundle
 from medduet.runs.folder import RunFolder, describe_data, is_run
+from medduet.runs.images import in_classes_of, prepared_as
 from medduet.training.fabric import launch_fabric
-from medduet.training.setup import check_agreed, in_classes_of, open_data, prepared_as
+from medduet.training.setup import check_agreed
 from medduet.training.speed import arrange
 from medduet.training.validation import Predictions, predict_split, summarize
 from medduet.uncertainty.calibration import Calibration
@@ -163,7 +165,7 @@ def open_for(
         data = prepared_as(data, about["preprocessing"])
     fabric = launch_fabric(config.train.model_copy(update={"device": device}))
     with fabric.rank_zero_first():
-        images = open_data(data, progress, saved)
+        images = open_images(data, progress=progress, saved_split=saved)
     own_split = path / "split.csv"
     if saved is None and own_split.is_file() and _same_pool(images, path):
         images = divided(images, read_split(own_split, images), {"run": str(path)})

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from medduet.config import validate
 from medduet.data.cache import ProgressFactory
+from medduet.data.sources import open_images
 from medduet.errors import ConfigError, Interrupted, MedDuetError, MissingFileError
 from medduet.experiments.cells import CellState, GridFolder, Outcome
 from medduet.experiments.config import Cell, GridConfig
 from medduet.experiments.local import LocalEngine
-from medduet.training.setup import open_data
 from medduet.utils.parsing import read_json
 
 _PAUSE = 0.2  # seconds between two looks at what has ended
@@ -188,7 +188,7 @@ def _fetch(folder: GridFolder, cells: list[Cell], progress: ProgressFactory | No
     }
     for source in sources.values():
         with suppress(MedDuetError):  # which every cell that needs it records as its own
-            open_data(source, progress)
+            open_images(source, progress=progress)
 
 
 def _drive(

@@ -11,12 +11,13 @@ from medduet.config import DataConfig
 from medduet.data.cache import ProgressFactory
 from medduet.data.imageset import ImageSet
 from medduet.data.phantom import phantom_images
+from medduet.data.sources import open_images
 from medduet.errors import ConfigError
 from medduet.inference.agreement import Agreement
 from medduet.inference.export import open_graph, write_export
 from medduet.inference.formats import Format, Precision
 from medduet.runs.folder import RunFolder, is_run
-from medduet.training.setup import in_classes_of, open_data, prepared_as
+from medduet.runs.images import in_classes_of, prepared_as
 from medduet.utils.files import atomic_folder
 from medduet.utils.hub import bundle_folder
 
@@ -123,10 +124,10 @@ def _images(
     """Return the images to compare on: given, or the run's own, or phantoms."""
     preprocessing = config["preprocessing"]
     if data is not None:
-        images = open_data(prepared_as(data, preprocessing), progress)
+        images = open_images(prepared_as(data, preprocessing), progress=progress)
     elif is_run(path):
         folder = RunFolder.open(path)
-        images = open_data(folder.config().data, progress, folder.split)
+        images = open_images(folder.config().data, progress=progress, saved_split=folder.split)
     elif precision == "int8":
         raise ConfigError(
             f"INT8 takes its ranges from real images, and {path} is a bundle: give --data NAME"

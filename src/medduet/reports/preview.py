@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from medduet.config import Augment, DataConfig
 from medduet.data.augment import build_augmentation
 from medduet.data.cache import ProgressFactory
+from medduet.data.sources import open_images
 from medduet.errors import ConfigError
 from medduet.reports.sheet import UNKNOWN_MASK, image_sheet
 from medduet.reports.style import save, slug
 from medduet.training.samples import choose_samples
-from medduet.training.setup import open_data
 from medduet.types import Batch
 
 MOST = 64
@@ -58,7 +58,7 @@ def show_images(
         raise ConfigError(f"--count must be 1 to {MOST} images, given {count}")
     if path is not None and path.suffix != ".png":
         raise ConfigError(f"--out takes the path of a .png file, given {path}")
-    data = open_data(config, progress)
+    data = open_images(config, progress=progress)
     images = data.split(split)
     index = choose_samples(images.labels, len(data.class_names), count)
     if images.labels.ndim == 1:

@@ -19,6 +19,7 @@ from medduet.config import RunConfig
 from medduet.data.audit.overlap import leak_warning
 from medduet.data.cache import ProgressFactory
 from medduet.data.imageset import ImageSet
+from medduet.data.sources import open_images
 from medduet.data.splits import write_split
 from medduet.errors import ConfigError, DownloadError, MedDuetError, StorageError, TrainingError
 from medduet.models.base import DuetNetwork
@@ -46,7 +47,6 @@ from medduet.training.setup import (
     check_agreed,
     check_settings,
     dense_layout,
-    open_data,
 )
 from medduet.training.speed import arrange
 from medduet.types import DenseLayout
@@ -126,7 +126,11 @@ def train(
     fabric = launch_fabric(config.train)
     with fabric.rank_zero_first():
         # A run goes on with the images that it began with, however a split would be made now.
-        data = open_data(config.data, progress, folder.split if resume is not None else None)
+        data = open_images(
+            config.data,
+            progress=progress,
+            saved_split=folder.split if resume is not None else None,
+        )
     check_agreed(fabric, data)
     _check_same(folder if resume is not None else None, data)
     check_settings(config, data)

@@ -3,42 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric import Fabric
 
-from medduet.config import DataConfig, RunConfig
+from medduet.config import RunConfig
 from medduet.data.augment import allowed
-from medduet.data.cache import ProgressFactory
-from medduet.data.imageset import SPLITS, ImageSet, Split
-from medduet.data.sources import is_files, open_images
+from medduet.data.imageset import ImageSet
 from medduet.errors import ConfigError
 from medduet.losses.balance import Balance
 from medduet.losses.objective import Objective, balanced_weights
 from medduet.models.base import DuetNetwork, check_takes
 from medduet.models.registry import create_model
 from medduet.models.weights import WeightsReport, load_weights
-from medduet.types import UNKNOWN_LABEL, DenseLayout
-
-_LOG = logging.getLogger(__name__)
-
-
-def open_data(
-    config: DataConfig, progress: ProgressFactory | None, saved_split: Path | None = None
-) -> ImageSet:
-    """Open the images that `config` names; in the split of that file, if there is one."""
-    if not config.name:
-        raise ConfigError(
-            "no data given: add --data bloodmnist (or another of 'medduet datasets'), "
-            "--data FILE.npz, a folder of images, or phantom"
-        )
-    return open_images(config, progress=progress, saved_split=saved_split)
+from medduet.types import DenseLayout
 
 
 def check_agreed(fabric: Fabric, data: ImageSet) -> None:
@@ -60,56 +38,6 @@ def check_agreed(fabric: Fabric, data: ImageSet) -> None:
             f"processes, given others in process {others[0]} than in 0: give them one shared cache "
             "by --data.cache, or a split by --data.split FILE.csv"
         )
-
-
-def prepared_as(config: DataConfig, preprocessing: Mapping[str, Any]) -> DataConfig:
-    """Return the settings of data for a network that was trained on images prepared like this.
-
-    What `config` leaves open is taken over; size, and for image files channels, fit and window.
-    """
-    own = {"size": config.size or max(preprocessing["size"])}
-    if is_files(config):
-        own |= {name: preprocessing[name] for name in ("fit", "window") if name in preprocessing}
-        own |= {"channels": config.channels or preprocessing["channels"]}
-    return config.model_copy(update=own)
-
-
-def in_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
-    """Return the set with its labels numbered as in `class_names`, if these hold all its classes.
-
-    So a folder with some of the classes, or with others of the same names in between, is judged
-    rightly. Sets that name none of them are taken by number.
-
-    Raises:
-        ConfigError: the set has some of the classes, and others.
-    """
-    own, known = images.class_names, tuple(class_names)
-    if own == known:
-        return images
-    if not set(own) & set(known):
-        if known and own:
-            names = (", ".join(own), images.name, ", ".join(known))
-            _LOG.warning("classes %s of %s are taken for %s, in this order", *names)
-        return images
-    if others := sorted(set(own) - set(known)):
-        raise ConfigError(
-            f"expected classes of {', '.join(known)}, but {images.name} also has "
-            f"{', '.join(others)}: rename or leave them out"
-        )
-    place = np.array([known.index(name) for name in own], dtype=np.int64)
-    if list(place) != sorted(place):
-        _LOG.warning("%s names its classes in another order; they are matched by name", images.name)
-
-    def renumbered(split: Split) -> Split:
-        if images.multi_label:
-            labels = np.full((len(split), len(known)), UNKNOWN_LABEL)
-            labels[:, place] = split.labels
-        else:
-            labels = np.where(split.labels == UNKNOWN_LABEL, UNKNOWN_LABEL, place[split.labels])
-        return replace(split, labels=labels)
-
-    splits = {name: renumbered(images.split(name)) for name in SPLITS}
-    return replace(images, class_names=known, **splits)  # type: ignore[arg-type]
 
 
 def check_settings(config: RunConfig, data: ImageSet) -> None:

@@ -1,0 +1,70 @@
+"""Images as a trained network expects them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from medduet.config import DataConfig
+from medduet.data.imageset import SPLITS, ImageSet, Split
+from medduet.data.sources import is_files
+from medduet.errors import ConfigError
+from medduet.types import UNKNOWN_LABEL
+
+_LOG = logging.getLogger(__name__)
+
+
+def prepared_as(config: DataConfig, preprocessing: Mapping[str, Any]) -> DataConfig:
+    """Return the settings of data for a network that was trained on images prepared like this.
+
+    What `config` leaves open is taken over; size, and for image files channels, fit and window.
+    """
+    settings = {"size": config.size or max(preprocessing["size"])}
+    if is_files(config):
+        settings |= {
+            name: preprocessing[name] for name in ("fit", "window") if name in preprocessing
+        }
+        settings |= {"channels": config.channels or preprocessing["channels"]}
+    return config.model_copy(update=settings)
+
+
+def in_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
+    """Return the set with its labels numbered as in `class_names`, if these hold all its classes.
+
+    So a folder with some of the classes, or with others of the same names in between, is judged
+    rightly. Sets that name none of them are taken by number.
+
+    Raises:
+        ConfigError: the set has some of the classes, and others.
+    """
+    names, expected = images.class_names, tuple(class_names)
+    if names == expected:
+        return images
+    if not set(names) & set(expected):
+        if expected and names:
+            texts = (", ".join(names), images.name, ", ".join(expected))
+            _LOG.warning("classes %s of %s are taken for %s, in this order", *texts)
+        return images
+    if unexpected := sorted(set(names) - set(expected)):
+        raise ConfigError(
+            f"expected classes of {', '.join(expected)}, but {images.name} also has "
+            f"{', '.join(unexpected)}: rename or leave them out"
+        )
+    place = np.array([expected.index(name) for name in names], dtype=np.int64)
+    if list(place) != sorted(place):
+        _LOG.warning("%s names its classes in another order; they are matched by name", images.name)
+
+    def renumbered(split: Split) -> Split:
+        if images.multi_label:
+            labels = np.full((len(split), len(expected)), UNKNOWN_LABEL)
+            labels[:, place] = split.labels
+        else:
+            labels = np.where(split.labels == UNKNOWN_LABEL, UNKNOWN_LABEL, place[split.labels])
+        return replace(split, labels=labels)
+
+    splits = {name: renumbered(images.split(name)) for name in SPLITS}
+    return replace(images, class_names=expected, **splits)  # type: ignore[arg-type]
