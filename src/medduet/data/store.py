@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
 
 from medduet.data.archive import rows_per_chunk
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.imageset import SPLITS, Split
+from medduet.data.pixels import resize_image, resize_mask
 from medduet.errors import DataError
 from medduet.utils.files import sync
 from medduet.utils.parsing import read_json
@@ -161,29 +160,27 @@ def resize_store(
 ) -> None:
     """Fill `folder` with the store in `source` at `size` x `size`.
 
-    Images are resized bilinearly with antialiasing (as Pillow does), masks to the nearest pixel,
-    so that no new mask class appears.
+    Images and masks are resized as `medduet.data.pixels` does.
     """
     arrays: dict[str, Pixels] = {}
-    modes = {"images": "bilinear", "masks": "nearest-exact"}
+    resizers = {"images": resize_image, "masks": resize_mask}
     for path in sorted(source.iterdir()):
-        mode = modes.get(path.stem.split("_")[-1])
-        if mode is None:
+        resize = resizers.get(path.stem.split("_")[-1])
+        if resize is None:
             shutil.copyfile(path, folder / path.name)
         else:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             shape = (len(array), size, size, *array.shape[3:])
-            arrays[path.name] = shape, _resized(array, size, mode)
+            arrays[path.name] = shape, _resized(array, size, resize)
     write_pixels(folder, arrays, description, progress)
 
 
-def _resized(array: NDArray[np.uint8], size: int, mode: str) -> Iterator[NDArray[np.uint8]]:
+def _resized(
+    array: NDArray[np.uint8], size: int, resize: Callable[..., NDArray[np.uint8]]
+) -> Iterator[NDArray[np.uint8]]:
     step = min(rows_per_chunk(array.shape), rows_per_chunk((1, size, size, *array.shape[3:])))
     for start in range(0, len(array), step):
-        pixels = torch.from_numpy(np.array(array[start : start + step]))
-        pixels = pixels.unsqueeze(1) if array.ndim == 3 else pixels.permute(0, 3, 1, 2)
-        pixels = interpolate(pixels, (size, size), mode=mode, antialias=mode == "bilinear")
-        yield (pixels.squeeze(1) if array.ndim == 3 else pixels.permute(0, 2, 3, 1)).numpy()
+        yield np.stack([resize(pixels, size, size) for pixels in array[start : start + step]])
 
 
 def _sweep(folder: Path) -> None:

@@ -19,7 +19,7 @@ from medduet.config import Device
 from medduet.data.reading.core import MAX_FRAME_PIXELS, Frame, ReadOptions, checked_array
 from medduet.data.reading.images import Picture, picture_of, read_pictures
 from medduet.data.reading.raster import frame_of
-from medduet.data.reading.shape import unfitted_mask
+from medduet.data.reading.shape import restore_map, restore_mask
 from medduet.errors import ConfigError, DataError, ModelError
 from medduet.inference.exported import FORMAT as EXPORT
 from medduet.inference.exported import ExportedModel, Prediction
@@ -324,7 +324,7 @@ class Predictor:
         values = judged.probability
         mask = reconstruction = None
         if said.mask is not None:
-            mask = unfitted_mask(said.mask[place], height, width, self.options)
+            mask = restore_mask(said.mask[place], height, width, self.options)
         if said.reconstruction is not None:
             levels = np.rint(np.nan_to_num(said.reconstruction[place]).clip(0, 1) * 255).astype(
                 np.uint8
@@ -337,7 +337,7 @@ class Predictor:
             abstained=judged.abstained,
             mask=mask,
             reconstruction=reconstruction,
-            heat=None if heat is None else unfitted_heat(heat, height, width, self.options),
+            heat=None if heat is None else restore_map(heat, height, width, self.options),
             image=picture.whole,
             unfamiliar=unfamiliar,
         )
@@ -347,22 +347,6 @@ class Predictor:
             named = zip(self.class_names, values, strict=True)
             return ", ".join(name for name, value in named if value > 0.5)
         return self.class_names[int(np.argmax(values))]
-
-
-def unfitted_heat(
-    heat: NDArray[np.float32], height: int, width: int, options: ReadOptions
-) -> NDArray[np.float32]:
-    """Return a heat map of a fitted image, ``(S, S)``, at the size that the image had."""
-    inner = Image.fromarray(heat)
-    if options.fit == "pad":
-        rows, columns = options.sides
-        scale = min(rows / height, columns / width)
-        top, left = max(0.0, (rows - height * scale) / 2), max(0.0, (columns - width * scale) / 2)
-        box = (left, top, columns - left, rows - top)
-        resized = inner.resize((width, height), Image.Resampling.BILINEAR, box=box)
-    else:
-        resized = inner.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
 
 
 def _is_exported(path: str | Path) -> bool:

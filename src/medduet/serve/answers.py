@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, Field
 
+from medduet.data.pixels import resize_image, resize_mask
 from medduet.inference.predictor import Answer, Predictor
 from medduet.utils.palette import HEAT, mask_colors
 
@@ -113,7 +114,7 @@ def prediction(
         width=width,
         mask=None if answer.mask is None else _mask(answer.mask, predictor.mask_names, mask, size),
         heat=None if answer.heat is None else _heat(answer.heat, size),
-        image=_base64(_resized(Image.fromarray(answer.image), size)) if image else None,
+        image=_base64(Image.fromarray(resize_image(answer.image, *size))) if image else None,
     )
 
 
@@ -150,31 +151,23 @@ def _mask(
     ]
     if kind == "rle":
         return Mask(classes=classes)
-    image = _resized(Image.fromarray(values), size, Image.Resampling.NEAREST)
+    image = Image.fromarray(resize_mask(values, *size))
     image.putpalette([level for colour in mask_colors(len(names)) for level in colour])
     return Mask(classes=classes, png=_base64(image, transparency=0))
 
 
 def _heat(values: NDArray[np.float32], size: tuple[int, int]) -> str:
     levels = np.rint(values.clip(0, 1) * 255).astype(np.uint8)
-    image = _resized(Image.fromarray(levels), size)
+    image = Image.fromarray(resize_image(levels, *size))
     steps = np.arange(256)
     image.putpalette(matplotlib.colormaps[HEAT](steps, bytes=True)[:, :3].tobytes())
     return _base64(image, transparency=np.rint(steps * _SEEN).astype(np.uint8).tobytes())
 
 
 def _shrunk(height: int, width: int, side: int) -> tuple[int, int]:
-    """Return width and height, in Pillow's order, of what is sent of an image."""
+    """Return height and width of what is sent of an image."""
     scale = min(1.0, side / max(height, width)) if side else 1.0
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def _resized(
-    image: Image.Image,
-    size: tuple[int, int],
-    resample: Image.Resampling = Image.Resampling.BILINEAR,
-) -> Image.Image:
-    return image if image.size == size else image.resize(size, resample)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _base64(image: Image.Image, **options: int | bytes) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from medduet.data.reading.core import Facts, ReadOptions, refusal
 from medduet.data.reading.opening import opened
-from medduet.data.reading.shape import resized_mask
+from medduet.data.reading.shape import fitted_mask
 
 MAX_CLASS = 63
 _WHITE = 128
@@ -57,7 +57,7 @@ def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8
             present.update(np.unique(classes).tolist())
             if len(present) > 1 << 16:
                 raise refusal(path, "a mask of few classes", f"{len(present)} different values")
-            result[number] = np.clip(resized_mask(classes, options), -1, 255)
+            result[number] = np.clip(fitted_mask(classes, options), -1, 255)
         found = sorted(present)
         if found[0] >= 0 and found[-1] <= MAX_CLASS:
             return result.astype(np.uint8)

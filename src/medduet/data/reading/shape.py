@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from medduet.data.pixels import resize_image, resize_mask, to_grey
 from medduet.data.reading.core import Frame, ReadOptions
 
 _ROWS = 256  # rows that are scaled at once, in float64
@@ -60,7 +60,7 @@ def levels(
         values = scaled(values, *(frame.shown or limits or value_range(values) or (0.0, 0.0)))
         values = 255 - values if frame.inverted else values
     if values.ndim == 3 and channels == 1:
-        values = np.asarray(Image.fromarray(values).convert("L"))
+        values = to_grey(values)
     return values
 
 
@@ -75,9 +75,7 @@ def fitted(values: NDArray[Any], options: ReadOptions) -> NDArray[np.uint8]:
 def _resized(values: NDArray[Any], options: ReadOptions) -> NDArray[np.uint8]:
     """Return uint8 or float values of 0 to 255 as uint8 of the size asked for."""
     height, width = _inner(values.shape[0], values.shape[1], options)
-    if values.shape[:2] != (height, width):
-        image = Image.fromarray(values)
-        values = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    values = resize_image(values, height, width)
     return _padded(rounded(values), options.sides)
 
 
@@ -89,43 +87,50 @@ def rounded(values: NDArray[Any]) -> NDArray[np.uint8]:
     return whole
 
 
-def resized_mask(values: NDArray[Any], options: ReadOptions) -> NDArray[Any]:
-    """Return the values at the nearest pixel centres, as ``nearest-exact`` of torch does."""
+def fitted_mask(values: NDArray[Any], options: ReadOptions) -> NDArray[Any]:
+    """Return a mask ``(H, W)`` of the size asked for, placed as `fitted` places its image."""
     height, width = _inner(values.shape[0], values.shape[1], options)
-    rows, columns = (
-        np.minimum(((np.arange(new) + 0.5) * (old / new)).astype(np.intp), old - 1)
-        for new, old in ((height, values.shape[0]), (width, values.shape[1]))
-    )
-    return _padded(values[rows[:, None], columns], options.sides)
+    return _padded(resize_mask(values, height, width), options.sides)
 
 
-def unfitted_mask(
+def restore_mask(
     mask: NDArray[np.uint8], height: int, width: int, options: ReadOptions
 ) -> NDArray[np.uint8]:
-    """Return a mask of a fitted image, ``(H, W)`` of classes, at the size that the image had.
+    """Return a mask of a fitted image, ``(S, S)`` of classes, at the image's original size.
 
-    Each class is resized by Pillow's bilinear filter, and each pixel gets the class that is most
-    of it, so outlines are smooth.
+    Each class is resized bilinearly, and each pixel gets the class that is most of it, so outlines
+    are smooth.
 
     Example:
         >>> mask = np.array([[0, 0, 0], [0, 2, 2], [0, 0, 0]], np.uint8)
-        >>> unfitted_mask(mask, 1, 3, ReadOptions(size=3)).tolist()
+        >>> restore_mask(mask, 1, 3, ReadOptions(size=3)).tolist()
         [[0, 2, 2]]
     """
-    inner = _inner(height, width, options)
-    top, left = ((whole - part) // 2 for whole, part in zip(mask.shape, inner, strict=True))
-    mask = mask[top : top + inner[0], left : left + inner[1]]
+    mask = _unpadded(mask, height, width, options)
     if mask.shape == (height, width):
         return mask
-    found = np.unique(mask)
-    result = np.full((height, width), found[0], np.uint8)
+    classes = np.unique(mask)
+    result = np.full((height, width), classes[0], np.uint8)
     most = np.zeros((height, width), np.float32)
-    for number in found if len(found) > 1 else ():
-        share = Image.fromarray((mask == number).astype(np.float32))
-        here = np.asarray(share.resize((width, height), Image.Resampling.BILINEAR))
-        result[here > most] = number
-        np.maximum(most, here, out=most)
+    for number in classes if len(classes) > 1 else ():
+        share = resize_image((mask == number).astype(np.float32), height, width)
+        result[share > most] = number
+        np.maximum(most, share, out=most)
     return result
+
+
+def restore_map(
+    values: NDArray[np.float32], height: int, width: int, options: ReadOptions
+) -> NDArray[np.float32]:
+    """Return a heat map of a fitted image, ``(S, S)``, at the image's original size."""
+    return resize_image(_unpadded(values, height, width, options), height, width)
+
+
+def _unpadded(values: NDArray[Any], height: int, width: int, options: ReadOptions) -> NDArray[Any]:
+    """Return what `_padded` put into the middle."""
+    inner = _inner(height, width, options)
+    top, left = ((whole - part) // 2 for whole, part in zip(values.shape, inner, strict=True))
+    return values[top : top + inner[0], left : left + inner[1]]
 
 
 def _inner(height: int, width: int, options: ReadOptions) -> tuple[int, int]:

@@ -1,0 +1,69 @@
+"""The one resizer and the one grey conversion of MedDuet. Imports no torch.
+
+Images are resized by Pillow's bilinear filter, which averages when it makes them smaller; masks
+take the nearest pixel, so that no new class appears.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixel = TypeVar("Pixel", np.uint8, np.float32)
+
+
+def resize_image(image: NDArray[Pixel], height: int, width: int) -> NDArray[Pixel]:
+    """Resize an image bilinearly, with antialiasing.
+
+    Args:
+        image: ``(H, W)`` or ``(H, W, 3)`` uint8, or ``(H, W)`` float32.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+
+    Returns:
+        ``(height, width)`` or ``(height, width, 3)`` of the same type.
+
+    Example:
+        >>> resize_image(np.array([[0, 0, 200, 200]], np.uint8), 1, 2).tolist()
+        [[29, 171]]
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def resize_mask(mask: NDArray[Any], height: int, width: int) -> NDArray[Any]:
+    """Resize a mask to the nearest pixel centres, as ``nearest-exact`` of torch does.
+
+    Args:
+        mask: ``(..., H, W)`` of any type.
+        height: of the result, in pixels.
+        width: of the result, in pixels.
+
+    Returns:
+        ``(..., height, width)`` of the same type.
+
+    Example:
+        >>> resize_mask(np.array([[1, 2, 3, 4]]), 2, 2).tolist()
+        [[2, 4], [2, 4]]
+    """
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new)
+        for new, old in ((height, mask.shape[-2]), (width, mask.shape[-1]))
+    )
+    return mask[..., rows[:, None], columns]
+
+
+def to_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Convert RGB ``(..., W, 3)`` to grey ``(..., W)``, both uint8: luma of ITU-R 601.
+
+    Example:
+        >>> to_grey(np.array([[[255, 0, 0], [0, 255, 0], [7, 7, 7]]], np.uint8)).tolist()
+        [[76, 150, 7]]
+    """
+    rows = image.reshape(-1, *image.shape[-2:])
+    return np.asarray(Image.fromarray(rows).convert("L")).reshape(image.shape[:-1])
