@@ -166,18 +166,19 @@ def test_the_reconstruction_error_has_the_same_scale_for_every_normalisation() -
     from medduet.training.validation import predict_split
     from medduet.types import DenseLayout
 
-    split = open_images("phantom", size=16, count=20).test
+    images = open_images("phantom", size=16, count=20)
+    split = images.test
     network = create_model("unet", in_channels=1, num_classes=0, dense_channels=1, width=2)
     network.normalize.set((0.2,), (0.1,))
     network.eval()
-    arguments = {"multi_label": False, "batch_size": 4}
+    arguments = {"data": images, "batch_size": 4}
     found = predict_split(Fabric(accelerator="cpu"), network, split, DenseLayout(0, 1), **arguments)
     image = split.batch(np.arange(len(split))).image
     with torch.inference_mode():
         rebuilt = network(image).dense * 0.1 + 0.2
     expected = reconstruction_errors(2 * rebuilt - 1, 2 * image.float() / 255 - 1)
     for name in ("mse", "psnr", "ssim"):
-        np.testing.assert_allclose(found.values[name], expected[name].numpy(), rtol=1e-4)
+        np.testing.assert_allclose(getattr(found, name), expected[name].numpy(), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from medduet.losses.objective import Objective
 from medduet.models.base import DuetNetwork
 from medduet.models.normalize import Normalize
 from medduet.runs.folder import RunFolder
+from medduet.runs.predictions import Loss, Predictions
 from medduet.training.experiment import Experiment
 from medduet.training.loop import fit
 from medduet.training.validation import (
-    Predictions,
     _in_pieces,
     predict_split,
     quick_metrics,
@@ -117,44 +118,43 @@ def test_predictions_come_in_the_order_of_the_split() -> None:
             network,
             images.test,
             layout,
-            multi_label=False,
+            data=images,
             batch_size=size,
             objective=Objective(ObjectiveConfig(tasks=("classify", "segment")), layout),
         )
         assert network.training, "the mode was not given back"
         probability = expected.class_logits.softmax(dim=1).detach()
-        np.testing.assert_allclose(found.values["probability"], probability, atol=1e-6)
+        np.testing.assert_allclose(found.probability, probability, atol=1e-6)
         assert found.label.tolist() == images.test.labels.tolist()
         pixels = (expected.dense[:, :1] > 0).sum(dim=(1, 2, 3))
-        assert found.values["predicted_pixels"][:, 0].tolist() == pixels.tolist()
+        assert found.predicted_pixels[:, 0].tolist() == pixels.tolist()
         truth = (images.test.masks > 0).sum(axis=(1, 2))
-        assert found.values["truth_pixels"][:, 0].tolist() == truth.tolist()
+        assert found.truth_pixels[:, 0].tolist() == truth.tolist()
         loss = nn.functional.cross_entropy(expected.class_logits, whole.label, reduction="none")
-        np.testing.assert_allclose(found.values["loss_classify"], loss.detach(), atol=1e-5)
+        np.testing.assert_allclose(found.losses["classify"].value, loss.detach(), atol=1e-5)
         error = (expected.dense[:, 1:] - (whole.image / 127.5 - 1)).square().mean(dim=(1, 2, 3))
-        np.testing.assert_allclose(found.values["mse"], error.detach(), rtol=1e-5)
+        np.testing.assert_allclose(found.mse, error.detach(), rtol=1e-5)
 
 
 def test_quick_metrics_leave_out_what_is_not_known() -> None:
     predictions = Predictions(
+        np.arange(3),
         label=np.array([0, 1, -1]),
+        probability=np.array([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5]]),
         has_mask=np.array([True, False, True]),
-        values={
-            "probability": np.array([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5]]),
-            "dice": np.array([[0.5], [0.0], [1.0]]),
-            "loss_classify": np.array([1.0, 3.0, 100.0]),
-            "weight_classify": np.array([1.0, 3.0, 0.0]),
-            "loss_segment": np.ones(3),
-            "weight_segment": np.zeros(3),
+        dice=np.array([[0.5], [np.nan], [1.0]]),
+        losses={
+            "classify": Loss(np.array([1.0, 3.0, 100.0]), np.array([1.0, 3.0, 0.0])),
+            "segment": Loss(np.ones(3), np.zeros(3)),
         },
     )
-    metrics = quick_metrics(predictions, multi_label=False)
+    metrics = quick_metrics(predictions)
     assert metrics["accuracy"] == 0.5
     assert metrics["dice"] == 0.75
     assert metrics["classify"] == pytest.approx(2.5)
     assert np.isnan(metrics["segment"])
-    unknown = predictions.__class__(np.full(3, -1), np.zeros(3, bool), predictions.values)
-    assert not {"accuracy", "auc", "dice"} & set(quick_metrics(unknown, multi_label=False))
+    unknown = replace(predictions, label=np.full(3, -1), has_mask=None, dice=None)
+    assert not {"accuracy", "auc", "dice"} & set(quick_metrics(unknown))
 
 
 def test_selection_score() -> None:
@@ -177,10 +177,10 @@ def test_summary_names_both_kinds_of_classes() -> None:
         Plain(),
         images.val,
         DenseLayout(2, 1),
-        multi_label=False,
+        data=images,
         batch_size=8,
     )
-    summary = summarize(predictions, images, medduet.EvaluateConfig(bootstrap=100))
+    summary = summarize(predictions, medduet.EvaluateConfig(bootstrap=100))
     assert list(summary["per_class"]) == list(images.class_names)
     assert list(summary["per_mask"]) == ["lesion"]
     assert summary["n"] == 4

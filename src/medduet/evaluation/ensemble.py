@@ -130,7 +130,7 @@ def ensemble(
         )
         images = judged.images.name
         scores = {
-            split: [summarize(each, judged.images, judged.config.evaluate) for each in found]
+            split: [summarize(each, judged.config.evaluate) for each in found]
             for split, found in judged.predictions.items()
         }
         if judged.images.fingerprint == both.config["data"]["fingerprint"]:

@@ -19,10 +19,11 @@ from medduet.models.base import check_takes
 from medduet.runs.bundle import ModelBundle, load_bundle
 from medduet.runs.folder import RunFolder, describe_data, is_run
 from medduet.runs.images import in_classes_of, prepared_as
+from medduet.runs.predictions import Predictions
 from medduet.training.fabric import launch_fabric
 from medduet.training.setup import check_agreed
 from medduet.training.speed import arrange
-from medduet.training.validation import Predictions, predict_split, summarize
+from medduet.training.validation import predict_split, summarize
 from medduet.uncertainty.calibration import Calibration
 from medduet.utils.files import write_json
 from medduet.utils.hub import bundle_folder, is_on_hub
@@ -68,11 +69,11 @@ def evaluate(
     )
     images, predictions = judged.images, judged.predictions[split][0]
     metrics = {"split": split, "data": describe_data(images)} | {
-        split: summarize(predictions, images, judged.config.evaluate, calibration)
+        split: summarize(predictions, judged.config.evaluate, calibration)
     }
     if judged.fabric.is_global_zero:
         folder = RunFolder(out or path / "evaluations" / f"{images.name}-{split}")
-        folder.write_predictions(split, predictions, images)
+        folder.write_predictions(split, predictions)
         write_json(folder.metrics, metrics)
     judged.fabric.barrier()
     return metrics
@@ -107,7 +108,7 @@ class Judged:
             bundle.network,
             split,
             bundle.layout,
-            multi_label=self.images.multi_label,
+            data=self.images,
             batch_size=self.config.evaluate.batch_size,
             thorough=thorough,
         )

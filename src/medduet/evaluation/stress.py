@@ -28,7 +28,8 @@ from medduet.evaluation.evaluate import Judged, open_for
 from medduet.reports.stress import write_stress_page
 from medduet.runs.bundle import load_bundle
 from medduet.runs.folder import describe_data
-from medduet.training.validation import Predictions
+from medduet.runs.predictions import Predictions
+from medduet.training.validation import mask_summary
 from medduet.uncertainty.calibration import Calibration
 from medduet.utils.files import write_json
 from medduet.utils.hub import bundle_folder, is_on_hub
@@ -159,28 +160,24 @@ def _spoilers(
     return {name: known[name] for name in names or known}
 
 
-def _numbers(said: Predictions, judged: Judged, calibration: Calibration | None) -> dict[str, Any]:
-    images, values = judged.images, said.values
-    found: dict[str, Any] = {"n": len(said.label)}
-    if "dice" in values and said.has_mask.any():
-        dice, iou, pixels = (
-            values[name][said.has_mask] for name in ("dice", "iou", "truth_pixels")
-        )
-        summary = metrics.segmentation_summary(
-            *(dice, iou, None, pixels > 0, images.mask_names[1:]),
-            bootstrap=judged.config.evaluate.bootstrap,
-        )
-        found |= {key: value for key, value in summary.items() if key.startswith("dice_lesion")}
-    if "probability" in values and (said.label >= 0).any():
-        p, several = values["probability"], images.multi_label
+def _numbers(
+    predictions: Predictions, judged: Judged, calibration: Calibration | None
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"n": len(predictions)}
+    if predictions.has_mask is not None:
+        summary = mask_summary(predictions, judged.config.evaluate.bootstrap)
+        row |= {key: value for key, value in summary.items() if key.startswith("dice_lesion")}
+    label, p, labelled = predictions.label, predictions.probability, predictions.labelled
+    if label is not None and p is not None and labelled is not None and labelled.any():
+        several, names = predictions.multi_label, predictions.class_names
         summary = metrics.classification_metrics(
-            said.label, p, multi_label=several, class_names=images.class_names, bootstrap=0
+            label, p, multi_label=several, class_names=names, bootstrap=0
         )
-        found |= {key: summary[key] for key in ("n", "accuracy", "accuracy_interval", "auc")}
-        found["balanced_error"] = 1 - metrics.balanced_accuracy(said.label, p, several)
+        row |= {key: summary[key] for key in ("n", "accuracy", "accuracy_interval", "auc")}
+        row["balanced_error"] = 1 - metrics.balanced_accuracy(label, p, several)
         p = p if calibration is None else calibration.calibrate(p)
-        found["ece"] = metrics.expected_calibration_error(said.label, p, several)
-    return found
+        row["ece"] = metrics.expected_calibration_error(label, p, several)
+    return row
 
 
 def _with_rise(row: dict[str, Any], clean: Mapping[str, Any]) -> dict[str, Any]:

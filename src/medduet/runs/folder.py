@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric import Fabric
-from numpy.typing import NDArray
 
 from medduet._version import __version__
 from medduet.config import RunConfig, parse_config
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.errors import ConfigError, MissingFileError
 from medduet.models.cost import Cost
-from medduet.training.validation import Predictions
+from medduet.runs.predictions import Predictions
 from medduet.utils.files import finite, sweep, write_json, write_text
 from medduet.utils.locks import exclusive, holder
 from medduet.utils.parsing import read_json, read_objects
@@ -165,38 +161,9 @@ class RunFolder:
         """Read the lines of all epochs so far."""
         return read_objects(self.path / "epochs.jsonl")
 
-    def write_predictions(self, name: str, predictions: Predictions, data: ImageSet) -> None:
-        """Write one line per image: truth, probabilities and per-image metrics.
-
-        Columns: ``index``; ``image`` where images have ids; ``label`` (or ``label_CLASS`` for
-        multi-label sets); ``predicted``; ``probability_CLASS``; for each mask class ``dice_NAME``,
-        ``iou_NAME``, ``hd95_NAME`` (in pixels, empty where undefined), ``truth_pixels_NAME``,
-        ``predicted_pixels_NAME``; ``mse``, ``psnr``, ``ssim``.
-        """
-        label, values = predictions.label, predictions.values
-        columns: dict[str, NDArray[Any]] = {"index": np.arange(len(label))}
-        if predictions.ids is not None:
-            columns["image"] = predictions.ids
-        if "probability" in values:
-            if data.multi_label:
-                columns |= _columns("label", label, data.class_names)
-            else:
-                columns |= {"label": label, "predicted": values["probability"].argmax(axis=1)}
-            columns |= _columns("probability", values["probability"], data.class_names)
-        if predictions.has_mask.any() and "dice" in values:
-            columns["has_mask"] = predictions.has_mask.astype(int)
-        for metric in ("dice", "iou", "hd95", "truth_pixels", "predicted_pixels"):
-            if metric in values:
-                columns |= _columns(metric, values[metric], data.mask_names[1:])
-        columns |= {
-            metric: values[metric] for metric in ("mse", "psnr", "ssim") if metric in values
-        }
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(columns)
-        for row in zip(*(column.tolist() for column in columns.values()), strict=True):
-            writer.writerow("" if cell != cell else cell for cell in row)  # NaN
-        write_text(self.path / "predictions" / f"{name}.csv", text.getvalue())
+    def write_predictions(self, name: str, predictions: Predictions) -> None:
+        """Write ``predictions/NAME.csv``, see `Predictions.to_csv`."""
+        predictions.to_csv(self.path / "predictions" / f"{name}.csv")
 
 
 def is_run(path: Path) -> bool:
@@ -226,11 +193,6 @@ def describe_data(data: ImageSet) -> dict[str, Any]:
         "multi_label": data.multi_label,
         "info": dict(data.info),
     }
-
-
-def _columns(kind: str, array: NDArray[Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Return the columns of `array` ``(N, K)`` by KIND_NAME."""
-    return {f"{kind}_{name}": column for name, column in zip(names, array.T, strict=True)}
 
 
 def _processor() -> str:

@@ -12,8 +12,9 @@ from medduet.data.imageset import ImageSet
 from medduet.losses.objective import Objective
 from medduet.models.base import DuetNetwork
 from medduet.runs.folder import RunFolder
+from medduet.runs.predictions import Predictions
 from medduet.training.reporter import Reporter
-from medduet.training.validation import Predictions, predict_split
+from medduet.training.validation import predict_split
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Experiment:
             self.network,
             self.data.split(split),
             self.objective.layout,
-            multi_label=self.data.multi_label,
+            data=self.data,
             batch_size=self.config.evaluate.batch_size,
             objective=None if thorough else self.objective,
             thorough=thorough,

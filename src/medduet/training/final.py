@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from medduet.errors import DataError
+from medduet.runs.predictions import Predictions
 from medduet.training.checkpoint import load_state
 from medduet.training.experiment import Experiment
 from medduet.training.state import Progress
-from medduet.training.validation import Predictions, summarize
+from medduet.training.validation import summarize
 from medduet.uncertainty.calibration import Calibration
 from medduet.utils.files import write_text
 
@@ -53,27 +54,23 @@ def _epoch(
     calibration = None
     for split in JUDGED:
         predictions = experiment.predict(split, thorough=True)
-        part[split] = summarize(
-            predictions, experiment.data, experiment.config.evaluate, calibration
-        )
+        part[split] = summarize(predictions, experiment.config.evaluate, calibration)
         if split == "val":
-            calibration, missing = _calibration(predictions, experiment.data.multi_label)
+            calibration, missing = _calibration(predictions)
         if experiment.fabric.is_global_zero:
             name = f"{split}{suffix}"
-            experiment.folder.write_predictions(name, predictions, experiment.data)
+            experiment.folder.write_predictions(name, predictions)
             _write_medmnist(experiment, split, suffix, predictions, part[split])
     return part | ({"calibration_missing": missing} if missing else {}), calibration
 
 
-def _calibration(
-    predictions: Predictions, multi_label: bool
-) -> tuple[Calibration | None, str | None]:
+def _calibration(predictions: Predictions) -> tuple[Calibration | None, str | None]:
     """Return the calibration that fits the validation split, or why there is none."""
-    if "probability" not in predictions.values:
+    label, probability = predictions.label, predictions.probability
+    if label is None or probability is None:
         return None, "the network has no class head"
     try:
-        probability = predictions.values["probability"]
-        return Calibration.fit(predictions.label, probability, multi_label), None
+        return Calibration.fit(label, probability, predictions.multi_label), None
     except DataError as error:
         return None, str(error)
 
@@ -86,12 +83,12 @@ def _write_medmnist(
     summary: Mapping[str, Any],
 ) -> None:
     """Write the result file that `medmnist.Evaluator.parse_and_evaluate` reads."""
-    if "probability" not in predictions.values or summary["auc"] is None:
+    if predictions.probability is None or summary["auc"] is None:
         return
     size = experiment.data.size[0]
     stem = f"{experiment.data.name}{'' if size == 28 else f'_{size}'}_{split}"
     scores = f"[AUC]{summary['auc']:.3f}_[ACC]{summary['accuracy']:.3f}"
-    rows = enumerate(predictions.values["probability"].tolist())
+    rows = enumerate(predictions.probability.tolist())
     text = "".join(f"{i},{','.join(map(repr, row))}\n" for i, row in rows)
     name = f"{stem}_{scores}@seed{experiment.config.train.seed}{suffix}.csv"
     write_text(experiment.folder.path / "predictions" / "medmnist" / name, text)

@@ -232,12 +232,12 @@ def _left_out(progress: Progress) -> dict[str, Any]:
 
 def _judge(experiment: Experiment, split: str, epoch: int) -> dict[str, float]:
     predictions = experiment.predict(split, thorough=False)
-    if not np.isfinite(predictions.values.get("probability", 0.0)).all():
+    if predictions.probability is not None and not np.isfinite(predictions.probability).all():
         raise TrainingError(
             f"the network's answers for {split} are not finite after epoch {epoch}: lower --lr, or "
             "set --train.clip 1"
         )
-    metrics = quick_metrics(predictions, experiment.data.multi_label)
+    metrics = quick_metrics(predictions)
     return {"loss": _total(metrics, experiment.objective), **metrics}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
 
@@ -21,31 +20,12 @@ from medduet.data.imageset import ImageSet, Split
 from medduet.losses.objective import Objective
 from medduet.models.base import DuetNetwork
 from medduet.models.normalize import Normalize
+from medduet.runs.predictions import PER_MASK, Loss, Predictions
 from medduet.training.loader import Feed
 from medduet.training.memory import free_memory, is_out_of_memory, lasts
 from medduet.training.speed import judged_together
-from medduet.types import Batch, DenseLayout, Outputs
+from medduet.types import UNKNOWN_LABEL, Batch, DenseLayout, Outputs
 from medduet.uncertainty.calibration import Calibration
-
-
-@dataclass
-class Predictions:
-    """What a network said of each image of a split, in the order of the split.
-
-    Attributes:
-        label: ``(N,)`` or ``(N, K)`` int64 truth, -1 unknown.
-        has_mask: ``(N,)`` bool, whether the true mask is known.
-        values: per-image arrays ``(N, ...)`` float by name: ``probability`` ``(N, K)``; ``dice``,
-            ``iou``, ``hd95``, ``truth_pixels``, ``predicted_pixels`` ``(N, M)`` for the M
-            foreground classes; ``mse``, ``psnr``, ``ssim`` ``(N,)``; ``loss_TASK`` and
-            ``weight_TASK`` ``(N,)``.
-        ids: ``(N,)`` text, what each image is called; ``None`` if unnamed.
-    """
-
-    label: NDArray[np.int64]
-    has_mask: NDArray[np.bool_]
-    values: dict[str, NDArray[np.float64]]
-    ids: NDArray[np.str_] | None = None
 
 
 def predict_split(
@@ -54,17 +34,17 @@ def predict_split(
     split: Split,
     layout: DenseLayout,
     *,
-    multi_label: bool,
+    data: ImageSet,
     batch_size: int | None,
     objective: Objective | None = None,
     thorough: bool = True,
 ) -> Predictions:
-    """Run `network` once over every image of `split` and return what it said of each.
+    """Return the predictions of `network` for every image of a `split` of `data`.
 
-    Every process judges its own share and gets the predictions for all images. The network, not
+    Every process predicts its own share and gets the predictions for all images. The network, not
     the wrapper that Fabric makes of it, is in evaluation mode meanwhile. `batch_size` is that of
-    all processes together, ``None`` for what the device takes; where the memory does not do, a
-    batch is halved. With an `objective` the losses are recorded too, and, if `thorough`,
+    all processes together, ``None`` for what the device takes; where the memory does not suffice,
+    a batch is halved. With an `objective` the losses are recorded too, and, if `thorough`,
     the slow metrics (HD95, PSNR, SSIM).
     """
     was_training, count = network.training, len(split)
@@ -86,7 +66,7 @@ def predict_split(
         values: dict[str, Tensor] = {}
         if outputs.class_logits is not None:
             logits = outputs.class_logits.double()
-            values["probability"] = logits.sigmoid() if multi_label else logits.softmax(dim=1)
+            values["probability"] = logits.sigmoid() if data.multi_label else logits.softmax(dim=1)
         if outputs.dense is not None:
             values |= _judge_dense(outputs.dense, batch, network.normalize, layout, thorough)
         if objective is not None:
@@ -106,7 +86,33 @@ def predict_split(
         whole = torch.zeros((count + 1, *judged.shape[1:]), dtype=torch.float64)
         whole[place] = judged
         gathered[name] = whole[:count].numpy()
-    return Predictions(split.labels, split.known_masks, gathered, split.ids)
+    return _predictions(split, gathered, data)
+
+
+def _predictions(
+    split: Split, scores: Mapping[str, NDArray[np.float64]], data: ImageSet
+) -> Predictions:
+    """Return the `scores` of each image, by name, with the truth."""
+    losses = {
+        name.removeprefix("loss_"): Loss(values, scores[name.replace("loss_", "weight_")])
+        for name, values in scores.items()
+        if name.startswith("loss_")
+    }
+    arrays: dict[str, Any] = {
+        name: values
+        for name, values in scores.items()
+        if not name.startswith(("loss_", "weight_")) and name not in PER_MASK
+    }
+    if "probability" in arrays:
+        arrays |= {"label": split.labels, "class_names": data.class_names}
+    has_mask = split.known_masks
+    if "dice" in scores and has_mask.any():
+        arrays |= {"has_mask": has_mask, "mask_names": data.mask_names[1:]}
+        for name in scores.keys() & set(PER_MASK):
+            values = np.where(has_mask[:, None], scores[name], np.nan)
+            is_count = name.endswith("pixels")
+            arrays[name] = np.nan_to_num(values).astype(np.int64) if is_count else values
+    return Predictions(np.arange(len(split)), ids=split.ids, losses=losses, **arrays)
 
 
 def _in_pieces(
@@ -163,26 +169,23 @@ def _judge_dense(
     return values
 
 
-def quick_metrics(predictions: Predictions, multi_label: bool) -> dict[str, float]:
+def quick_metrics(predictions: Predictions) -> dict[str, float]:
     """Return the few numbers that are followed from epoch to epoch, without intervals.
 
     The mean loss of a task stands under the task's name.
     """
-    values, label = predictions.values, predictions.label
     quick: dict[str, float] = {}
-    for name in values:
-        if name.startswith("loss_"):
-            weight = values[name.replace("loss_", "weight_")]
-            total = float(weight.sum())
-            mean = float((values[name] * weight).sum()) / total if total else math.nan
-            quick[name.removeprefix("loss_")] = mean
-    if "probability" in values and (label >= 0).any():
+    for task, loss in predictions.losses.items():
+        total = float(loss.weight.sum())
+        quick[task] = float((loss.value * loss.weight).sum()) / total if total else math.nan
+    label, probability, dice = predictions.label, predictions.probability, predictions.mean_dice
+    if label is not None and probability is not None and (label != UNKNOWN_LABEL).any():
         for metric in (metrics.accuracy, metrics.auc, metrics.balanced_accuracy):
-            quick[metric.__name__] = metric(label, values["probability"], multi_label)
-    if "dice" in values and predictions.has_mask.any():
-        quick["dice"] = float(values["dice"][predictions.has_mask].mean())
-    if "mse" in values:
-        quick["mse"] = float(values["mse"].mean())
+            quick[metric.__name__] = metric(label, probability, predictions.multi_label)
+    if dice is not None:
+        quick["dice"] = float(np.nanmean(dice))
+    if predictions.mse is not None:
+        quick["mse"] = float(predictions.mse.mean())
     return quick
 
 
@@ -206,10 +209,7 @@ def selection_score(quick: Mapping[str, float], select: str) -> float:
 
 
 def summarize(
-    predictions: Predictions,
-    data: ImageSet,
-    config: EvaluateConfig,
-    calibration: Calibration | None = None,
+    predictions: Predictions, config: EvaluateConfig, calibration: Calibration | None = None
 ) -> dict[str, Any]:
     """Return the metrics of thorough `predictions` with their intervals, for ``metrics.json``.
 
@@ -219,28 +219,38 @@ def summarize(
     ``n`` are the images with a known label, the n of the accuracy; without the task, those with a
     known mask, which ``dice_n`` always are; without either, all.
     """
-    values = predictions.values
-    summary: dict[str, Any] = {"n": len(predictions.label)}
+    summary: dict[str, Any] = {"n": len(predictions)}
     # Each has an n of its own; the last one stays.
-    if "mse" in values:
-        summary |= metrics.reconstruction_summary(values)
-    if "dice" in values:
-        names = ("dice", "iou", "hd95", "truth_pixels")
-        dice, iou, hd95, pixels = (values[name][predictions.has_mask] for name in names)
-        summary |= metrics.segmentation_summary(
-            dice, iou, hd95, pixels > 0, data.mask_names[1:], bootstrap=config.bootstrap
-        )
+    if predictions.mse is not None:
+        errors = {name: getattr(predictions, name) for name in ("mse", "psnr", "ssim")}
+        summary |= metrics.reconstruction_summary(errors)
+    if predictions.has_mask is not None:
+        summary |= mask_summary(predictions, config.bootstrap)
         summary["dice_n"] = summary["n"]
-    if "probability" in values:
+    if predictions.label is not None and predictions.probability is not None:
         summary |= metrics.classification_metrics(
             predictions.label,
-            values["probability"],
-            multi_label=data.multi_label,
-            class_names=data.class_names,
+            predictions.probability,
+            multi_label=predictions.multi_label,
+            class_names=predictions.class_names,
             bootstrap=config.bootstrap,
         )
         if calibration is not None:
             summary["calibration"] = metrics.calibration_summary(
-                calibration, predictions.label, values["probability"], data.class_names
+                calibration, predictions.label, predictions.probability, predictions.class_names
             )
     return summary
+
+
+def mask_summary(predictions: Predictions, bootstrap: int) -> dict[str, Any]:
+    """Return the metrics of the masks of images whose true mask is known."""
+    known, present = predictions.has_mask, predictions.mask_present
+    assert known is not None
+    assert present is not None
+    scores = (getattr(predictions, name) for name in ("dice", "iou", "hd95"))
+    dice, iou, hd95 = (None if values is None else values[known] for values in scores)
+    assert dice is not None
+    assert iou is not None
+    return metrics.segmentation_summary(
+        dice, iou, hd95, present[known], predictions.mask_names, bootstrap=bootstrap
+    )

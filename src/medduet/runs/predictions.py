@@ -1,0 +1,233 @@
+"""What a network predicts for a split, image by image: in memory and as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medduet.errors import DataError, MissingFileError
+from medduet.metrics.classification import right_answers
+from medduet.types import UNKNOWN_LABEL
+from medduet.utils.files import write_text
+from medduet.utils.parsing import misread
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Floats = NDArray[np.float64]
+PER_MASK = ("dice", "iou", "hd95", "truth_pixels", "predicted_pixels")
+"""The scores of each image and mask class."""
+_PER_IMAGE = ("mse", "psnr", "ssim")
+
+
+class Loss(NamedTuple):
+    """The loss of a task on each image.
+
+    Attributes:
+        value: ``(N,)`` float.
+        weight: ``(N,)`` float of each image in the mean; 0 where the truth is unknown.
+    """
+
+    value: Floats
+    weight: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """A network's predictions for the N images of a split, with their truth and scores.
+
+    K classes, and M foreground mask classes. What the network does not predict, or what is not
+    measured, is ``None``.
+
+    Attributes:
+        index: ``(N,)`` int64, position of each image in the split.
+        class_names: of the K classes.
+        mask_names: of the M foreground classes.
+        ids: ``(N,)`` str, name of each image.
+        label: ``(N,)`` int64 class index, or ``(N, K)`` of 0 and 1 for multi-label sets, -1
+            unknown; ``None`` without class head.
+        probability: ``(N, K)`` float64, 0 to 1.
+        has_mask: ``(N,)`` bool, whether the true mask is known.
+        dice: ``(N, M)`` float64; NaN where the true mask is unknown.
+        iou: likewise.
+        hd95: likewise, in pixels; also NaN where either mask is empty.
+        truth_pixels: ``(N, M)`` int64, pixels of each class in the true mask; 0 where unknown.
+        predicted_pixels: likewise, in the predicted mask.
+        mse: ``(N,)`` float64, error of the reconstruction on the scale of -1 to 1.
+        psnr: ``(N,)`` float64, in dB.
+        ssim: ``(N,)`` float64.
+        losses: by task; not part of the CSV.
+
+    Example:
+        >>> import tempfile
+        >>> predictions = Predictions(np.arange(2), class_names=("a", "b"), label=np.array([0, -1]),
+        ...                           probability=np.array([[0.9, 0.1], [0.2, 0.8]]))
+        >>> path = Path(tempfile.mkdtemp()) / "test.csv"
+        >>> predictions.to_csv(path)
+        >>> Predictions.from_csv(path).correct.tolist()
+        [True, False]
+    """
+
+    index: NDArray[np.int64]
+    class_names: tuple[str, ...] = ()
+    mask_names: tuple[str, ...] = ()
+    ids: NDArray[np.str_] | None = None
+    label: NDArray[np.int64] | None = None
+    probability: Floats | None = None
+    has_mask: NDArray[np.bool_] | None = None
+    dice: Floats | None = None
+    iou: Floats | None = None
+    hd95: Floats | None = None
+    truth_pixels: NDArray[np.int64] | None = None
+    predicted_pixels: NDArray[np.int64] | None = None
+    mse: Floats | None = None
+    psnr: Floats | None = None
+    ssim: Floats | None = None
+    losses: Mapping[str, Loss] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.index)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image can have several classes."""
+        return self.label is not None and self.label.ndim == 2
+
+    @property
+    def labelled(self) -> NDArray[np.bool_] | None:
+        """In the shape of `label`: whether it is known."""
+        if self.label is None:
+            return None
+        labelled: NDArray[np.bool_] = self.label != UNKNOWN_LABEL
+        return labelled
+
+    @property
+    def correct(self) -> NDArray[np.bool_] | None:
+        """In the shape of `label`: whether the predicted class is right; False where unknown."""
+        if self.label is None or self.probability is None:
+            return None
+        return right_answers(self.label, self.probability, self.multi_label)
+
+    @property
+    def mean_dice(self) -> Floats | None:
+        """``(N,)`` Dice, mean over the mask classes; NaN where the true mask is unknown."""
+        return None if self.dice is None else self.dice.mean(axis=1)
+
+    @property
+    def mask_present(self) -> NDArray[np.bool_] | None:
+        """``(N, M)``, whether the true mask has any pixel of the class."""
+        return None if self.truth_pixels is None else self.truth_pixels > 0
+
+    @property
+    def has_lesion(self) -> NDArray[np.bool_] | None:
+        """``(N,)``, whether the true mask has any foreground."""
+        return None if self.truth_pixels is None else np.any(self.truth_pixels > 0, axis=1)
+
+    def to_csv(self, path: Path) -> None:
+        """Write one line per image.
+
+        Columns: ``index``; ``image`` where images have names; ``label`` (or ``label_CLASS`` for
+        multi-label sets); ``predicted``; ``probability_CLASS``; ``has_mask``; for each mask class
+        ``dice_NAME``, ``iou_NAME``, ``hd95_NAME`` (in pixels, empty where undefined),
+        ``truth_pixels_NAME``, ``predicted_pixels_NAME``; ``mse``, ``psnr``, ``ssim``.
+        """
+        import pandas as pd
+
+        columns: dict[str, NDArray[Any]] = {"index": self.index}
+        if self.ids is not None:
+            columns["image"] = self.ids
+        if self.label is not None and self.probability is not None:
+            if self.multi_label:
+                columns |= _columns("label", self.label, self.class_names)
+            else:
+                columns |= {"label": self.label, "predicted": self.probability.argmax(axis=1)}
+            columns |= _columns("probability", self.probability, self.class_names)
+        if self.has_mask is not None:
+            columns["has_mask"] = self.has_mask.astype(int)
+        for name in PER_MASK:
+            if (scores := getattr(self, name)) is not None:
+                columns |= _columns(name, scores, self.mask_names)
+        for name in _PER_IMAGE:
+            if (scores := getattr(self, name)) is not None:
+                columns[name] = scores
+        write_text(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"))
+
+    @classmethod
+    def from_csv(cls, path: Path) -> Predictions:
+        """Read what `to_csv` wrote.
+
+        Raises:
+            MissingFileError: there is no such file.
+            DataError: it is no such table.
+        """
+        import pandas as pd
+
+        if not path.is_file():
+            raise MissingFileError(f"expected predictions at {path}, but there is no such file")
+        with misread(path), np.errstate(invalid="raise"):  # a label that is no number
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            if "index" not in table or not len(table) or not isinstance(table.index, pd.RangeIndex):
+                raise DataError(f"expected a column index and one line per image in {path}")
+            return cls._from_table(table)
+
+    @classmethod
+    def _from_table(cls, table: pd.DataFrame) -> Predictions:
+        arrays: dict[str, Any] = {
+            name: _numbers(table[name]) for name in _PER_IMAGE if name in table
+        }
+        classes, masks = _names(table, "probability_"), _names(table, "dice_")
+        if classes:
+            label = table["label"] if "label" in table else table[_prefixed("label", classes)]
+            arrays["label"] = _numbers(label).astype(np.int64)
+            arrays["probability"] = _numbers(table[_prefixed("probability", classes)])
+        if "has_mask" in table and masks:
+            has_mask = arrays["has_mask"] = _numbers(table["has_mask"]) > 0
+            for name in PER_MASK:
+                if f"{name}_{masks[0]}" in table:
+                    scores = _numbers(table[_prefixed(name, masks)])
+                    is_count = name.endswith("pixels")
+                    scores = np.where(has_mask[:, None], scores, 0 if is_count else np.nan)
+                    arrays[name] = scores.astype(np.int64) if is_count else scores
+        if "image" in table:
+            arrays["ids"] = table["image"].to_numpy(str)
+        index = _numbers(table["index"]).astype(np.int64)
+        return cls(index, tuple(classes), tuple(masks), **arrays)
+
+    @classmethod
+    def concatenate(cls, several: Sequence[Predictions]) -> Predictions:
+        """Return the predictions of several splits of one network, one after the other.
+
+        What one of them lacks is ``None``; the images are numbered anew.
+        """
+        arrays: dict[str, Any] = {}
+        for name in (each.name for each in fields(cls)):
+            values = [getattr(each, name) for each in several]
+            if all(isinstance(value, np.ndarray) for value in values):
+                arrays[name] = np.concatenate(values)
+        arrays["index"] = np.arange(sum(map(len, several)))
+        return cls(**arrays, class_names=several[0].class_names, mask_names=several[0].mask_names)
+
+
+def _columns(kind: str, array: NDArray[Any], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return the columns of `array` ``(N, K)`` by KIND_NAME."""
+    return dict(zip(_prefixed(kind, names), array.T, strict=True))
+
+
+def _prefixed(kind: str, names: Sequence[str]) -> list[str]:
+    return [f"{kind}_{name}" for name in names]
+
+
+def _names(table: pd.DataFrame, prefix: str) -> list[str]:
+    return [str(name).removeprefix(prefix) for name in table if str(name).startswith(prefix)]
+
+
+def _numbers(cells: pd.Series[str] | pd.DataFrame) -> Floats:
+    """Return text as numbers; Python reads each as it was written, pandas would round some."""
+    numbers: Floats = cells.replace("", "nan").to_numpy(object).astype(np.float64)
+    return numbers
