@@ -15,7 +15,7 @@ from medduet.data.imageset import SPLITS
 from medduet.data.splits import write_split
 from medduet.data.workers import map_files
 from medduet.errors import ConfigError, DataError
-from medduet.runs.folder import describe_data
+from medduet.runs.environment import describe_data
 from medduet.utils.files import write_json
 
 

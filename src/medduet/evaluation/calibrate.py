@@ -12,7 +12,7 @@ from medduet.data.cache import ProgressFactory
 from medduet.errors import ConfigError
 from medduet.evaluation.evaluate import evaluate
 from medduet.runs.bundle import load_bundle, save_bundle
-from medduet.runs.reader import read_predictions
+from medduet.runs.predictions import Predictions
 from medduet.uncertainty.calibration import Calibration
 
 
@@ -55,7 +55,7 @@ def calibrate_bundle(
         judged = evaluate(
             path, data=data, split=split, device=device, out=Path(folder), progress=progress
         )
-        said = read_predictions(Path(folder) / "predictions" / f"{split}.csv")
+        said = Predictions.from_csv(Path(folder) / "predictions" / f"{split}.csv")
     trained_on = bundle.config.get("data") or {}
     if split in ("train", "all") and _same_images(judged["data"], trained_on):
         raise ConfigError(

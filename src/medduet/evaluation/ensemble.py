@@ -115,7 +115,7 @@ def ensemble(
     _check_same(names, bundles)
     runs = [folder for folder in folders if is_run(folder)]
     if modality == "auto" and runs:
-        modality = RunFolder.open(runs[0]).config().data.modality
+        modality = RunFolder.open(runs[0]).run_config().data.modality
     _check_views(test_time, bundles[0].config, modality)
     both = _combined(bundles, test_time)
     images, scores = "", {}

@@ -17,7 +17,8 @@ from medduet.data.splits import divided, read_split
 from medduet.errors import ConfigError
 from medduet.models.base import check_takes
 from medduet.runs.bundle import ModelBundle, load_bundle
-from medduet.runs.folder import RunFolder, describe_data, is_run
+from medduet.runs.environment import describe_data
+from medduet.runs.folder import RunFolder, is_run
 from medduet.runs.images import in_classes_of, prepared_as
 from medduet.runs.predictions import Predictions
 from medduet.training.fabric import launch_fabric
@@ -74,7 +75,7 @@ def evaluate(
     if judged.fabric.is_global_zero:
         folder = RunFolder(out or path / "evaluations" / f"{images.name}-{split}")
         folder.write_predictions(split, predictions)
-        write_json(folder.metrics, metrics)
+        write_json(folder.metrics_path, metrics)
     judged.fabric.barrier()
     return metrics
 
@@ -158,7 +159,7 @@ def open_for(
     config, saved = RunConfig(), None
     if is_run(path):
         folder = RunFolder.open(path)
-        config, saved = folder.config(), folder.split if data is None else None
+        config, saved = folder.run_config(), folder.split if data is None else None
     data = data or config.data
     if not data.name:
         raise ConfigError(f"{path} is a bundle: say on which data to judge it, by --data NAME")

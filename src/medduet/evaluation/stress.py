@@ -27,7 +27,7 @@ from medduet.errors import ConfigError, MissingFileError, closest
 from medduet.evaluation.evaluate import Judged, open_for
 from medduet.reports.stress import write_stress_page
 from medduet.runs.bundle import load_bundle
-from medduet.runs.folder import describe_data
+from medduet.runs.environment import describe_data
 from medduet.runs.predictions import Predictions
 from medduet.training.validation import mask_summary
 from medduet.uncertainty.calibration import Calibration

@@ -90,7 +90,7 @@ class GridFolder:
     def state(self, name: str) -> CellState:
         """Return where a cell stands, from its files."""
         run, failure = self.run(name), self.failure(name)
-        epochs = run.read_epochs() if (run.path / "epochs.jsonl").is_file() else []
+        epochs = run.epochs
         progress = (len(epochs), epochs[-1] if epochs else {})
         if run.finished:
             return CellState("finished", *progress)

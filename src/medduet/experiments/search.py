@@ -19,8 +19,7 @@ from medduet.errors import ConfigError, Interrupted, ModelError, TrainingError
 from medduet.experiments.config import Choices, SearchConfig
 from medduet.reports.pareto import front_of, pareto_figure
 from medduet.reports.style import save
-from medduet.runs.folder import RunFolder, numbered_folder
-from medduet.training.final import validation_selected
+from medduet.runs.folder import RunFolder, numbered_folder, validation_selected
 from medduet.training.reporter import Reporter
 from medduet.training.run import train
 from medduet.utils.files import write_json, write_text
@@ -156,7 +155,7 @@ def _run_trial(
             raise
     else:
         epoch = validation_selected(record.metrics)["selected_epoch"]
-        score = RunFolder(record.path).read_epochs()[epoch - 1]["val"]["score"]
+        score = RunFolder(record.path).epochs[epoch - 1]["val"]["score"]
         if score is None:
             study.set_user_attr(f"error-{trial.number}", "no score is known on validation")
             study.tell(trial.number, state=TrialState.FAIL)
@@ -199,7 +198,7 @@ class _Pruner(Reporter):
 
 def _best_score(path: Path, epoch: int) -> float:
     """Return the best validation score of a run up to an epoch; -inf if none is known."""
-    rows = RunFolder(path).read_epochs()[:epoch]
+    rows = RunFolder(path).epochs[:epoch]
     return max(
         (row["val"]["score"] for row in rows if row["val"]["score"] is not None),
         default=float("-inf"),
@@ -331,7 +330,7 @@ def _row(path: Path, study: Study, trial: FrozenTrial) -> dict[str, Any]:
         cost = read_json(folder / "environment.json")["network"]
         row |= {name: cost[name] for name in ("parameters", "gmacs")}
     if (folder / "epochs.jsonl").is_file():
-        epochs = RunFolder(folder).read_epochs()
+        epochs = RunFolder(folder).epochs
         row |= {
             "epochs": len(epochs),
             "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),

@@ -127,7 +127,7 @@ def _images(
         images = open_images(prepared_as(data, preprocessing), progress=progress)
     elif is_run(path):
         folder = RunFolder.open(path)
-        images = open_images(folder.config().data, progress=progress, saved_split=folder.split)
+        images = open_images(folder.run_config().data, progress=progress, saved_split=folder.split)
     elif precision == "int8":
         raise ConfigError(
             f"INT8 takes its ranges from real images, and {path} is a bundle: give --data NAME"

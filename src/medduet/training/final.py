@@ -36,12 +36,6 @@ def judge(experiment: Experiment, progress: Progress) -> tuple[dict[str, Any], C
     return about | selected | both, calibration
 
 
-def validation_selected(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of ``metrics.json`` on the epoch that validation selected."""
-    honest: Mapping[str, Any] = metrics.get("validation_selected", metrics)
-    return honest
-
-
 def _honest(progress: Progress) -> dict[str, Any]:
     return {"selection": "validation-selected", "selected_epoch": progress.best.epoch}
 

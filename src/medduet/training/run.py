@@ -31,10 +31,11 @@ from medduet.reports.architecture import architecture_figure
 from medduet.reports.run import draw_run
 from medduet.reports.style import save
 from medduet.runs.bundle import save_bundle
-from medduet.runs.folder import RunFolder, describe_data
+from medduet.runs.environment import describe_data, describe_environment
+from medduet.runs.folder import RunFolder, validation_selected
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import deterministic, launch_fabric
-from medduet.training.final import JUDGED, judge, validation_selected
+from medduet.training.final import JUDGED, judge
 from medduet.training.load import Others
 from medduet.training.loop import fit
 from medduet.training.memory import is_out_of_memory
@@ -116,12 +117,12 @@ def train(
         resume = config.out
     if resume is not None:
         folder = RunFolder.open(Path(resume))
-        config = folder.config()
+        config = folder.run_config()
         if folder.finished:
             if folder.checkpoint("last").parent.exists():
                 folder.finish()  # what a kill in the middle of its last step has left
             reporter.message(f"{folder.path} is finished already; nothing to do")
-            return RunRecord(folder.path, config, read_json(folder.metrics))
+            return RunRecord(folder.path, config, read_json(folder.metrics_path))
     assert config is not None
     fabric = launch_fabric(config.train)
     with fabric.rank_zero_first():
@@ -176,7 +177,7 @@ def _train_claimed(
         cost = network_cost(network, *data.size)
         if "split" in data.info:
             write_split(folder.split, data)
-        folder.write_environment(data, cost, fabric, chosen)
+        folder.write_environment(describe_environment(data, cost, fabric, chosen))
         reporter.message(_what_begins(experiment, cost, chosen))
         if (size := config.train.batch_size) > (train := len(data.split("train"))):
             reporter.message(
@@ -197,7 +198,7 @@ def _train_claimed(
         about["familiarity"] = None if familiar is None else familiar.to_json()
         save_bundle(folder.bundle, network, about)
         write_samples(folder.samples, network, data, layout)
-        write_json(folder.metrics, metrics)
+        write_json(folder.metrics_path, metrics)
         draw_run(folder.path)
         folder.finish()
     fabric.barrier()
@@ -218,7 +219,7 @@ def _was_restarted(config: RunConfig) -> bool:
     """Return whether torchrun starts this again after a process of the run has died."""
     if config.out is None or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) < 1:
         return False
-    return (config.out / "config.json").is_file() and RunFolder(config.out).config() == config
+    return (config.out / "config.json").is_file() and RunFolder(config.out).run_config() == config
 
 
 def _check_same(folder: RunFolder | None, data: ImageSet) -> None:

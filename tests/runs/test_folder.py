@@ -1,0 +1,110 @@
+"""A run is read from its folder alone, whatever version wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from medduet import ConfigError, DataError, MissingFileError, RunRecord
+from medduet.runs.folder import find_runs, open_run
+from medduet.runs.predictions import Predictions
+from medduet.utils.files import write_json
+
+
+def write_run(path: Path, *, finished: bool = True, **config: Any) -> Path:
+    write_json(
+        path / "config.json",
+        {
+            "data": {"name": "sets/eyes.npz"},
+            "model": {"name": "unet"},
+            "objective": {"tasks": ["classify"]},
+            "train": {"seed": 3},
+            **config,
+        },
+    )
+    write_json(path / "metrics.json", {"selected_epoch": 2, "test": {"n": 2}})
+    predictions = Predictions(
+        np.arange(2), ("a", "b"), label=np.array([0, 1]), probability=np.full((2, 2), 0.5)
+    )
+    predictions.to_csv(path / "predictions" / "test.csv")
+    if not finished:
+        (path / "checkpoints").mkdir()
+        (path / "checkpoints" / "last.safetensors").write_bytes(b"")
+    return path
+
+
+def test_a_real_run_reads_as_it_was_evaluated(finished_run: RunRecord) -> None:
+    run = open_run(finished_run.path)
+    assert (run.model_name, run.seed, run.data_name) == ("vovunet_var", 0, "phantom")
+    assert run.tasks == ("classify", "segment", "reconstruct")
+    assert [row["epoch"] for row in run.epochs] == [1, 2, 3, 4]
+    assert run.run_config() == finished_run.config
+    assert run.test_selected is not None
+    for split in ("val", "test"):
+        for read, metrics in (
+            (run.predictions(split), run.validation_selected[split]),
+            (run.predictions(split, "test"), run.test_selected[split]),
+        ):
+            assert read.correct is not None
+            assert read.labelled is not None
+            assert read.mean_dice is not None
+            assert read.has_lesion is not None
+            assert read.mse is not None
+            assert read.labelled.all()
+            assert read.correct.mean() == pytest.approx(metrics["accuracy"])
+            assert read.mean_dice.mean() == pytest.approx(metrics["dice"])
+            assert (~read.has_lesion).sum() == metrics["empty_truth_n"]
+            assert read.mse.mean() == pytest.approx(metrics["mse"])
+    assert run.validation_selected["selected_epoch"] != run.metrics["selected_epoch"]
+
+
+def test_folders_of_other_versions_are_readable(tmp_path: Path) -> None:
+    run = open_run(write_run(tmp_path, section_of_another_version={}))
+    assert (run.environment, run.data, run.epochs) == ({}, {}, [])
+    assert (run.data_name, run.seed, run.test_selected) == ("eyes", 3, None)
+    assert len(run.predictions()) == 2
+    with pytest.raises(ConfigError, match="no test-selected epoch"):
+        run.predictions("test", "test")
+    with pytest.raises(ConfigError, match="val or test"):
+        run.predictions("train")
+    with pytest.raises(ConfigError, match="section_of_another_version"):
+        run.run_config()
+
+
+def test_runs_are_found_once_and_in_order(tmp_path: Path) -> None:
+    for name in ("b/2", "b/1", "a", "c/deep/er"):
+        write_run(tmp_path / name)
+    write_run(tmp_path / "unfinished", finished=False)
+    write_json(tmp_path / "a" / "evaluations" / "phantom-test" / "metrics.json", {})
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    runs = find_runs([tmp_path / "b", tmp_path, tmp_path / "a"])
+    names = [str(run.path.relative_to(tmp_path)) for run in runs]
+    assert names == ["a", "b/1", "b/2", "c/deep/er"]
+    assert [run.path for run in find_runs([tmp_path / "a"])] == [tmp_path / "a"]
+    assert len(find_runs([tmp_path / "link", tmp_path / "a"])) == 1
+
+
+def test_where_no_run_is_the_error_names_what_was_expected(tmp_path: Path) -> None:
+    write_run(tmp_path / "u", finished=False)
+    with pytest.raises(MissingFileError, match=r"1 not finished, such as .*u\): medduet train"):
+        find_runs([tmp_path])
+    for paths in ([], [tmp_path / "no"]):
+        with pytest.raises(MissingFileError, match="expected"):
+            find_runs(paths)
+    with pytest.raises(MissingFileError, match="--resume"):
+        open_run(tmp_path / "u")
+    with pytest.raises(MissingFileError, match=r"config\.json"):
+        open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("metrics.json", "{"), ("config.json", "[]"), ("config.json", "{}")]
+)
+def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, file: str, text: str) -> None:
+    path = write_run(tmp_path)
+    (path / file).write_text(text)
+    with pytest.raises(DataError, match=tmp_path.name):
+        open_run(path)

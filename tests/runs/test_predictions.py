@@ -1,0 +1,117 @@
+"""Predictions are the same in memory and read back from their CSV."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medduet import DataError, MissingFileError
+from medduet.metrics.classification import accuracy
+from medduet.runs.predictions import Predictions
+
+NAN = np.nan
+SHARES = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 1 / 3], [0.2, 0.8]])
+LABELS = np.array([[1, 0], [0, -1], [0, 0], [1, 1]])
+
+
+def full(n: int = 3) -> Predictions:
+    rng = np.random.default_rng(0)
+    known = np.array([True, False, True])
+    dice = np.where(known[:, None], rng.random((n, 2)), NAN)
+    return Predictions(
+        np.arange(n),
+        class_names=("a, b", 'c "d"'),
+        mask_names=("lesion", "cyst"),
+        ids=np.array(["x/1.png", "0", "caf\u00e9.png"]),
+        label=np.array([1, -1, 0]),
+        probability=rng.random((n, 2)),
+        has_mask=known,
+        dice=dice,
+        iou=dice / 2,
+        hd95=np.where(dice > 0.3, dice, NAN),
+        truth_pixels=np.array([[4, 0], [0, 0], [0, 0]]),
+        predicted_pixels=np.array([[3, 1], [0, 0], [2, 0]]),
+        mse=rng.random(n),
+        psnr=np.array([np.inf, 20.0, 1e-3]),
+        ssim=rng.random(n),
+    )
+
+
+def test_a_csv_gives_back_every_digit(tmp_path: Path) -> None:
+    predictions = full()
+    predictions.to_csv(tmp_path / "test.csv")
+    read = Predictions.from_csv(tmp_path / "test.csv")
+    for field in fields(Predictions):
+        before, after = getattr(predictions, field.name), getattr(read, field.name)
+        np.testing.assert_array_equal(after, before, err_msg=field.name)
+    header = (tmp_path / "test.csv").read_text().splitlines()[0]
+    assert header.startswith('index,image,label,predicted,"probability_a, b"')
+
+
+def test_what_is_correct_is_what_the_accuracy_counts(tmp_path: Path) -> None:
+    one = Predictions(np.arange(4), ("a", "b"), label=LABELS[:, 1], probability=SHARES)
+    assert one.correct is not None
+    assert one.correct.tolist() == [True, False, True, True]
+    assert one.labelled is not None
+    assert one.labelled.tolist() == [True, False, True, True]
+    Predictions(np.arange(4), ("a", "b"), label=LABELS, probability=SHARES).to_csv(tmp_path / "a")
+    several = Predictions.from_csv(tmp_path / "a")
+    assert several.multi_label
+    assert several.label is not None
+    assert several.label.tolist() == LABELS.tolist()
+    assert several.correct is not None
+    assert several.correct.tolist() == [[True] * 2, [True, False], [False, True], [False, True]]
+    known = LABELS != -1
+    share = np.mean([several.correct[known[:, i], i].mean() for i in range(2)])
+    assert share == pytest.approx(accuracy(LABELS, SHARES, multi_label=True))
+
+
+def test_what_is_absent_is_none(tmp_path: Path) -> None:
+    Predictions(np.arange(2), mse=np.array([0.1, 0.2])).to_csv(tmp_path / "a")
+    read = Predictions.from_csv(tmp_path / "a")
+    assert read.mse is not None
+    assert read.mse.tolist() == [0.1, 0.2]
+    for name in ("label", "probability", "correct", "labelled", "has_mask", "mean_dice", "ids"):
+        assert getattr(read, name) is None
+    assert read.has_lesion is None
+    masks = full()
+    assert masks.has_lesion is not None
+    assert masks.has_lesion.tolist() == [True, False, False]
+    assert masks.mean_dice is not None
+    assert np.isnan(masks.mean_dice).tolist() == [False, True, False]
+
+
+def test_splits_are_joined() -> None:
+    one = full()
+    both = Predictions.concatenate([one, one])
+    assert both.index.tolist() == list(range(6))
+    assert both.mask_names == one.mask_names
+    assert both.label is not None
+    assert both.label.tolist() == [1, -1, 0] * 2
+    without = Predictions.concatenate([one, Predictions(np.arange(1))])
+    assert (len(without), without.label) == (4, None)
+
+
+def test_a_damaged_csv_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "test.csv"
+    Predictions(np.arange(4), ("a", "b"), label=LABELS[:, 1], probability=SHARES).to_csv(path)
+    whole = path.read_text()
+    for text in (
+        "",
+        "index,label\n",
+        whole.replace("index", "place"),
+        whole.replace("0.9", "much"),
+        whole + "7\n",
+        whole + "4,1,1,0.5,0.5,9\n",
+        whole.replace(",label,", ",labels,"),
+        "\n".join(f"{line},1" if place else line for place, line in enumerate(whole.split("\n"))),
+    ):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"test\.csv"):
+            Predictions.from_csv(path)
+    path.unlink()
+    with pytest.raises(MissingFileError, match=r"test\.csv"):
+        Predictions.from_csv(path)
