@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from medduet.data.shard_writer import write_shards
+from medduet.data.shards import open_shards
 
 from medduet.config import DataConfig
 from medduet.data.batches import train_batches
 from medduet.data.imageset import ImageSet, Split
-from medduet.data.shard_writer import write_shards
-from medduet.data.shards import open_shards
 
 BATCH = 64
 

@@ -109,7 +109,7 @@ class DataConfig(Frozen):
     """Where the images come from."""
 
     name: Annotated[str, _flag("data")] = ""
-    """A MedMNIST flag (bloodmnist), an .npz, a folder or .csv of image files, shards:, phantom."""
+    """A MedMNIST flag (bloodmnist), an .npz, a .zarr, a folder or .csv of images, phantom."""
     size: Annotated[Size | None, _flag("size")] = None
     """Side of the images in pixels; None: an .npz's own, 28 for MedMNIST, and of files theirs if
     all are equal squares of up to 224, else 224."""
@@ -117,8 +117,8 @@ class DataConfig(Frozen):
     """Where downloads and unpacked arrays live; else $MEDDUET_CACHE, else ~/.cache/medduet."""
     mirror: str | None = None
     """Base URL to download MedMNIST files from instead of Zenodo."""
-    shard_cache_gb: float = Field(20.0, gt=0)
-    """Disk space in GB for shards of a server (--data shards:URL); the least used ones leave."""
+    cache_gb: float = Field(20.0, ge=0)
+    """Disk space in GB for shards of a zarr store on a server; the least used ones are removed."""
     count: int | None = Field(None, ge=1)
     """Number of phantoms, over all three splits."""
     channels: Literal[1, 3] | None = None

@@ -250,7 +250,7 @@ def test_help(capsys: Capture) -> None:
         shown = capsys.readouterr().out
         assert all(name in shown for name in recipe_names())
         assert "medduet train paper --data bloodmnist" in shown
-    words_of = ["demo", "train segment", "evaluate", "datasets", "models", "show", "shard"]
+    words_of = ["demo", "train segment", "evaluate", "datasets", "models", "show", "zarr"]
     for words in (text.split() for text in words_of):
         with pytest.raises(SystemExit) as stop:
             main([*words, "--help"])

@@ -206,10 +206,10 @@ def commands(inputs: Path, finished_run: RunRecord) -> dict[str, Command]:
         "convert images": Command(
             ["audit", images, "--size", "16", "--out", "{out}/audit"], env=own
         ),
-        "shard": Command(
-            ["shard", archive, "--out", "{out}/set", "--shard-mb", "0.01"],
-            made="set/index.json",
-            plan="set/plan.json",
+        "zarr": Command(
+            ["zarr", archive, "--out", "{out}/set.zarr", "--shard-mb", "0.01"],
+            made="set.zarr/zarr.json",
+            plan="set.zarr/plan.json",
             env=own,
         ),
         "export": Command(
@@ -229,7 +229,7 @@ NAMES = (
     "benchmark",
     "unpack an archive",
     "convert images",
-    "shard",
+    "zarr",
     "export",
     "calibrate",
     "predict",

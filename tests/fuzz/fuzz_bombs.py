@@ -5,7 +5,6 @@ Run as a program it prints one JSON line for each: what was said, megabytes, sec
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import resource
@@ -198,6 +197,14 @@ _MANY = (npy_head("|u1", (_LABELS, 1, 1)), _LABELS)
 _LABEL = (npy_head("<i8", (_LABELS,)), 8 * _LABELS)
 _NAMES = (npy_head("<U100000000", (2,)), 8 * 10**8)
 _HEADER = (b"\x93NUMPY\2\0" + struct.pack("<I", 2 << 30), 2 << 30)
+
+
+def zeros_by_blosc() -> bytes:
+    from numcodecs import Blosc
+
+    return bytes(Blosc("zstd").encode(bytes(1 << 30)))
+
+
 BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "npz: an image of 10 GB of zeros": ("npz", lambda: bomb_set(train_images=_IMAGE)),
     "npz: labels of 10 GB of zeros": (
@@ -234,7 +241,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "metrics.json: deep": ("run metrics.json", lambda: DEEP),
     "epochs.jsonl: deep": ("run epochs.jsonl", lambda: DEEP),
     "calibration: deep": ("calibration", lambda: DEEP),
-    "shard index: deep": ("shard index", lambda: DEEP),
+    "zarr metadata: deep": ("zarr metadata", lambda: DEEP),
     "export: deep": ("exported config.json", lambda: DEEP),
     "settings: deep": ("journal settings", lambda: DEEP),
     "yaml: a billion laughs": ("recipe", laughs),
@@ -246,10 +253,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "csv: a million columns": ("csv", lambda: b"," * 10**6 + b"\n" + b"a\n" * 10**6),
     "parquet: 100 GB of one word": ("parquet", lambda: parquet_of(100_000, 1 << 20)),
     "parquet: a billion rows": ("parquet", lambda: parquet_of(2 * 10**7, 1)),
-    "packed shard: 1 GB of zeros": (
-        "packed shard",
-        lambda: gzip.compress(bytes(1 << 27), 9) * 8,
-    ),
+    "zarr masks: 1 GB of zeros": ("zarr masks", zeros_by_blosc),
 }
 
 

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import struct
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -177,17 +178,33 @@ def parquet() -> bytes:
 
 
 @cache
-def shards() -> dict[str, bytes]:
-    """The files of a set in shards."""
+def zarr_store() -> dict[str, bytes]:
+    """The files of a set in a zarr store, by their places in it."""
     from medduet.data.npz import open_npz
-    from medduet.data.shard_writer import write_shards
+    from medduet.data.zarr_writer import write_zarr
 
     with TemporaryDirectory() as folder:
         (Path(folder) / "set.npz").write_bytes(npz(**arrays()))
         images = open_npz(Path(folder) / "set.npz", cache=Path(folder) / "cache")
-        write_shards(images, Path(folder) / "set")
-        names = [each for each in (Path(folder) / "set").iterdir() if each.suffix != ".lock"]
-        return {each.name: each.read_bytes() for each in names}
+        out = write_zarr(images, Path(folder) / "set.zarr", shard_mb=0.002)
+        files = [each for each in out.rglob("*") if each.is_file()]
+        return {str(each.relative_to(out)): each.read_bytes() for each in files}
+
+
+def zarr_chunk() -> bytes:
+    """The packed masks of the store, which has one chunk in each shard."""
+    shard = zarr_store()["train/masks/c/0/0/0"]
+    offset, length = struct.unpack("<QQ", shard[-20:-4])
+    return shard[offset : offset + length - 4]
+
+
+def zarr_shard(chunk: bytes) -> bytes:
+    """A shard of one packed chunk, with checksums that are right."""
+    from google_crc32c import value
+
+    index = struct.pack("<QQ", 0, len(chunk) + 4)
+    checksums = [value(content).to_bytes(4, "little") for content in (chunk, index)]
+    return chunk + checksums[0] + index + checksums[1]
 
 
 @cache

@@ -42,7 +42,7 @@ usage: medduet COMMAND ...
   show DATA ...           look at images with their masks, and at what augmentation does to them
   audit DATA ...          look whether a data set can be trusted; write a split without leaks
   attach-masks TARGET ... give a set the masks of the set that it was made from
-  shard DATA ...          write a set as shards, for sets larger than one disk; --data shards:URL
+  zarr DATA ...           write a zarr store, for sets larger than one disk; --data URL/SET.zarr
   datasets                the data sets that are known by name
   models                  the networks that are known by name
   doctor                  what this machine has, and what is missing
@@ -75,7 +75,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "search": training.search,
     "show": looking.show,
     "attach-masks": data.attach_masks,
-    "shard": data.shard,
+    "zarr": data.write_zarr,
     "datasets": looking.datasets,
     "models": looking.models,
     "doctor": shell.doctor,

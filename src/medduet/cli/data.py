@@ -73,24 +73,24 @@ def _audit(data: DataConfig, out: Path | None, strict: bool, fix: Path | None, f
     return LEAKS_FOUND if strict and found.leaks else 0
 
 
-def shard(words: list[str]) -> int:
-    """Write a set as shards."""
+def write_zarr(words: list[str]) -> int:
+    """Write a set as a zarr store."""
 
     def arguments(
         out: Path,
         data: DataConfig = DataConfig(),  # noqa: B008  (frozen)
         shard_mb: float = 64.0,
-        shard_seed: int = 0,
+        shuffle_seed: int = 0,
     ) -> dict[str, Any]:
-        """Write a set as shards, to be read from a folder or a server: shard DATA --out DIR.
+        """Write a set as a zarr store, for a folder or a server: zarr DATA --out SET.zarr.
 
-        A call that was stopped goes on where it was when it is typed again.
+        A call that was stopped continues where it was when it is typed again.
 
         Args:
-            out: Folder for index.json and the shards.
+            out: Folder of the store, NAME.zarr.
             data: Which images, and in which split; DATA comes first.
             shard_mb: Size of the images of a shard in MB.
-            shard_seed: Seed by which images of train are dealt to shards.
+            shuffle_seed: Seed by which images of train are dealt to shards.
         """
         return dict(locals())
 
@@ -98,21 +98,19 @@ def shard(words: list[str]) -> int:
         words = ["--data.name", *words]
     elif not {"-h", "--help"} & set(words):
         raise ConfigError(
-            "expected a data set after 'shard': medduet shard FILE.npz --out DIR, or a folder, or "
-            "a name of 'medduet datasets'"
+            "expected a data set after 'zarr': medduet zarr FILE.npz --out SET.zarr, or a folder, "
+            "or a name of 'medduet datasets'"
         )
-    given = parse(arguments, words, "medduet shard DATA")
+    options = parse(arguments, words, "medduet zarr DATA")
     with quiet_libraries():
         from medduet.cli.display.progress import draw_progress
-        from medduet.data.shard_writer import write_shards
         from medduet.data.sources import open_images
+        from medduet.data.zarr_writer import write_zarr
 
-        out, options = given["out"], {"shard_mb": given["shard_mb"], "seed": given["shard_seed"]}
-        images = open_images(given["data"], progress=draw_progress)
-        write_shards(images, out, **options, progress=draw_progress)
-    number = len(list(out.glob("*-images-*")))
-    shards = "1 shard" if number == 1 else f"{number} shards"
-    sys.stdout.write(f"{shards} in {out}\nuse it: --data shards:{out}\n")
+        images = open_images(options["data"], progress=draw_progress)
+        out, size, seed = (options[name] for name in ("out", "shard_mb", "shuffle_seed"))
+        write_zarr(images, out, shard_mb=size, seed=seed, progress=draw_progress)
+    sys.stdout.write(f"set: {out}\nnext: medduet train --data {out}\n")
     return 0
 
 

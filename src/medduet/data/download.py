@@ -55,7 +55,6 @@ def fetch_any(
     url: str,
     path: Path,
     *,
-    sha256: str | None,
     most: int,
     progress: ProgressFactory | None = None,
 ) -> Path:
@@ -64,18 +63,18 @@ def fetch_any(
     Args:
         url: ``http://``, ``https://``, or what fsspec opens (``s3://`` with s3fs installed, ...).
         path: of the file; as in `fetch` it is whole or not there.
-        sha256: which the file must have; ``None`` if it isn't known.
         most: bytes; no more are written, whatever the server sends.
         progress: makes a bar.
 
-    DownloadError after all attempts, in one line without an end.
+    DownloadError after all attempts.
     """
     copy = partial(_copy, most, path.name, progress)
     try:
-        _fetch(url, path, None if sha256 is None else f"sha256:{sha256}", copy)
+        _fetch(url, path, None, copy)
     except (OSError, ValueError) as error:
         raise DownloadError(
-            f"{path.name} could not be downloaded from {url}: {_reason(error, 'SHA-256')}"
+            f"{url} could not be downloaded: {_reason(error)}; check the address, and that the "
+            "server runs"
         ) from error
     return path
 
@@ -169,7 +168,7 @@ def _download(
     Path(output_file).chmod(0o644)  # pooch's temporary file is closed to others
 
 
-def _reason(error: Exception, digest: str = "MD5") -> str:
+def _reason(error: Exception) -> str:
     """Return what went wrong in a few words; the errors of requests take several lines."""
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return f"the server answered {error.response.status_code} {error.response.reason}"
@@ -180,7 +179,7 @@ def _reason(error: Exception, digest: str = "MD5") -> str:
     if isinstance(error, requests.ConnectionError):
         return "no connection to the server"
     if "hash" in str(error):
-        return f"what arrived has the wrong {digest}"
+        return "what arrived has the wrong MD5"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full"
     return " ".join(str(error).split())

@@ -106,9 +106,17 @@ class Split:
         return self.images.sizes if isinstance(self.images, Rows) else None
 
     def expect(self, batches: Sequence[NDArray[np.int64]]) -> None:
-        """Let shards that these batches need be fetched before they are asked for."""
-        if isinstance(batches, ShardedBatches) and isinstance(self.images, Rows):
-            self.images.read_ahead(batches.shards)
+        """Let shards that these batches need be read before they are asked for."""
+        if self.shard_sizes is None or not len(batches):
+            return
+        if isinstance(batches, ShardedBatches):
+            shards = batches.shards
+        else:
+            ends = np.cumsum(self.shard_sizes)
+            shards = np.unique(np.searchsorted(ends, np.concatenate(batches), "right")).tolist()
+        for rows in (self.images, self.masks):
+            if isinstance(rows, Rows):
+                rows.read_ahead(shards)
 
     def take(self, rows: NDArray[np.int64]) -> Split:
         """Return the images at `rows`, which are read when they are used."""

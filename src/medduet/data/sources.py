@@ -15,7 +15,7 @@ from medduet.data.listing import TABLES, list_folder, list_table
 from medduet.data.medmnist import DEFAULT_SIZE, fetch_medmnist, lookup, medmnist_sets
 from medduet.data.npz import open_npz
 from medduet.data.phantom import phantom_images
-from medduet.data.shards import PREFIX, open_shards
+from medduet.data.zarr_reader import is_zarr, open_zarr
 from medduet.errors import ConfigError, DataError, closest
 from medduet.utils.parsing import as_text
 
@@ -32,7 +32,7 @@ def open_images(
     Args:
         data: its settings; or its name alone: ``phantom``, a MedMNIST 2D flag such as
             ``bloodmnist``, the path of an ``.npz``, of a folder or of a table of images, or
-            ``shards:`` and the folder or URL of a set in shards.
+            the folder or URL of a zarr store, which ends in ``.zarr``.
         progress: makes a progress bar from a description and a number of bytes; silent without.
         saved_split: file of a split, see `medduet.data.splits.write_split`, that is used instead of
             making one, if it is there.
@@ -60,8 +60,8 @@ def open_images(
             "--data FILE.npz, a folder of images, or phantom"
         )
     _check(data)
-    if data.name.startswith(PREFIX):
-        return open_shards(data, progress)
+    if is_zarr(data.name):
+        return open_zarr(data)
     if data.name == "phantom":
         images = phantom_images(**_phantom_options(data))
     elif data.name in medmnist_sets():
@@ -91,7 +91,7 @@ def open_images(
 
 def is_files(data: DataConfig) -> bool:
     """Return whether the set is made of image files, in a folder or listed in a table."""
-    if data.name.startswith(PREFIX):
+    if is_zarr(data.name):
         return False
     path = Path(data.name).expanduser()
     return path.is_dir() or path.suffix.lower() in TABLES

@@ -1,0 +1,408 @@
+"""Sets in zarr stores: what is written is what was there, from a folder and from a server."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import zarr
+from numcodecs import Blosc
+
+import medduet
+from medduet import ImageSet
+from medduet.cli import main
+from medduet.data import download
+from medduet.data.batches import WINDOW, train_batches
+from medduet.data.imageset import SPLITS
+from medduet.data.zarr_writer import write_zarr
+from medduet.errors import ConfigError, DataError, DownloadError, MissingFileError
+
+Capture = pytest.CaptureFixture[str]
+Serve = Callable[[Path], Any]
+SIZE, ROWS = 16, 5
+SHARD_MB = ROWS * SIZE * SIZE / 1e6
+
+
+@pytest.fixture(scope="module")
+def source() -> ImageSet:
+    return medduet.open_images("phantom", size=SIZE, count=60)
+
+
+@pytest.fixture(scope="module")
+def written(source: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """42 images of train in 9 shards; to be read only."""
+    return write_zarr(source, tmp_path_factory.mktemp("zarr") / "set.zarr", shard_mb=SHARD_MB)
+
+
+@pytest.fixture
+def store(written: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(written, tmp_path / "set.zarr"))
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_left(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Attempts follow at once; what is read ahead has ended before the server does."""
+    monkeypatch.setattr(download, "RETRIES", 1)
+    yield
+    wait_for_threads()
+
+
+def wait_for_threads() -> None:
+    for thread in threading.enumerate():
+        if "_read" in thread.name:
+            thread.join(timeout=10)
+
+
+def shards_of(server: Any) -> Counter[str]:
+    names = [name for name in server.asked if "train/images/c/" in name]
+    return Counter(name.split("/c/")[1] for name in names)
+
+
+# The same set ------------------------------------------------------------------------------------
+
+
+def assert_same(images: ImageSet, source: ImageSet) -> None:
+    for name in ("class_names", "mask_names", "multi_label", "name", "in_channels", "size"):
+        assert getattr(images, name) == getattr(source, name)
+    for name in SPLITS:
+        split, original = images.split(name), source.split(name)
+        rows = np.arange(len(original))
+        if name == "train":
+            assert split.ids is not None
+            ids = (
+                [f"train/{row}" for row in rows] if original.ids is None else original.ids.tolist()
+            )
+            rows = np.array([ids.index(text) for text in split.ids])
+            assert sorted(rows) == list(range(len(original)))
+            assert rows.tolist() != sorted(rows), "images of one class may stand together"
+        for field in ("images", "masks", "labels", "has_mask", "groups"):
+            values, expected = getattr(split, field), getattr(original, field)
+            assert (values is None) == (expected is None)
+            if values is not None:
+                np.testing.assert_array_equal(np.asarray(values), np.asarray(expected)[rows])
+
+
+def test_the_store_holds_the_set(source: ImageSet, written: Path) -> None:
+    assert_same(medduet.open_images(str(written)), source)
+    group = zarr.open_group(written, mode="r")  # as another program reads it
+    np.testing.assert_array_equal(group["val/images"][:], source.val.images)
+    np.testing.assert_array_equal(group["test/masks"][:], source.test.masks)
+
+
+def test_colour_labels_ids_groups_and_unknown_masks(tmp_path: Path) -> None:
+    rng, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 11), ("val", 4), ("test", 6)):
+        arrays |= {
+            f"{split}_images": rng.integers(0, 256, (count, 12, 10, 3), dtype=np.uint8),
+            f"{split}_labels": rng.integers(0, 2, (count, 3)),
+            f"{split}_masks": rng.integers(0, 2, (count, 12, 10), dtype=np.uint8),
+            f"{split}_has_mask": np.arange(count) % 2 == 0,
+            f"{split}_ids": np.array([f"{split}-é{n}" for n in range(count)]),
+            f"{split}_groups": rng.integers(-1, 3, count),
+        }
+    np.savez_compressed(tmp_path / "rgb.npz", **arrays)
+    source = medduet.open_images(str(tmp_path / "rgb.npz"), cache=tmp_path / "cache")
+    images = medduet.open_images(str(write_zarr(source, tmp_path / "s.zarr", shard_mb=0.002)))
+    assert_same(images, source)
+    assert images.val.ids is not None
+    assert images.val.ids.tolist() == arrays["val_ids"].tolist()
+
+
+def test_rows_are_indexed_like_arrays(source: ImageSet, written: Path) -> None:
+    images, whole = medduet.open_images(str(written)).val.images, np.asarray(source.val.images)
+    for key in (slice(None), slice(1, 4), slice(None, None, -2), np.array([5, 0, 0])):
+        np.testing.assert_array_equal(images[key], whole[key])
+
+
+def test_a_set_is_written_to_the_same_bytes(
+    source: ImageSet, written: Path, tmp_path: Path
+) -> None:
+    def contents(folder: Path) -> dict[str, bytes]:
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+    class StoppedError(Exception):
+        pass
+
+    class Bar:
+        total = 0
+
+        def __init__(self, description: str, total: int) -> None:
+            self.left = 4
+
+        def update(self, amount: int, /) -> None:
+            self.left -= 1
+            if not self.left:
+                raise StoppedError
+
+        def reset(self) -> None: ...
+        def close(self) -> None: ...
+
+    out = tmp_path / "stopped.zarr"
+    with pytest.raises(StoppedError):
+        write_zarr(source, out, shard_mb=SHARD_MB, progress=Bar)
+    (out / "train/images/c/1/0/0.0123.partial").write_bytes(b"half")
+    with pytest.raises(MissingFileError, match="continues where it was stopped"):
+        medduet.open_images(str(out))
+    with pytest.raises(ConfigError, match="holds a part of another set: delete it"):
+        write_zarr(source, out, shard_mb=2 * SHARD_MB)
+    first = out / "train/images/c/2/0/0"
+    time = first.stat().st_mtime_ns
+    write_zarr(source, out, shard_mb=SHARD_MB)
+    assert first.stat().st_mtime_ns == time, "what is there is not written again"
+    assert contents(out) == contents(written)
+    other = write_zarr(source, tmp_path / "other.zarr", shard_mb=SHARD_MB, seed=1)
+    fingerprints = {medduet.open_images(str(path)).fingerprint for path in (other, out, written)}
+    assert len(fingerprints) == 2
+
+
+def test_a_folder_that_is_taken(source: ImageSet, written: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds a set already: change --out"):
+        write_zarr(source, written)
+    with pytest.raises(ConfigError, match=r"a folder that ends in \.zarr"):
+        write_zarr(source, tmp_path / "set")
+    for size in (0.0, 5000.0):
+        with pytest.raises(ConfigError, match="--shard-mb above 0 and up to 2147"):
+            write_zarr(source, tmp_path / "new.zarr", shard_mb=size)
+
+
+def test_the_command(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "set.zarr"
+    words = ["zarr", "phantom", "--size", "16", "--data.count", "60", "--out", str(out)]
+    assert main([*words, "--shard-mb", "0.002", "--data.folds", "4", "--data.fold", "1"]) == 0
+    assert f"next: medduet train --data {out}\n" in capsys.readouterr().out
+    images = medduet.open_images(str(out))
+    assert [len(images.split(name)) for name in SPLITS] == [30, 15, 15]
+    assert main(["audit", str(out), "--out", str(tmp_path / "audit")]) == 0
+    assert main(["zarr", "--out", str(out)]) == 2
+    assert "expected a data set" in capsys.readouterr().err
+
+
+# What can't be used ------------------------------------------------------------------------------
+
+
+def test_a_damaged_shard_is_named(store: Path) -> None:
+    path = store / "train/images/c/2/0/0"
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+    images = medduet.open_images(str(store)).train.images
+    assert images[:10].shape == (10, SIZE, SIZE)
+    with pytest.raises(DataError, match=r"train/images/c/2/0/0 is not as .* checksum"):
+        images[10:11]
+    path.unlink()
+    with pytest.raises(MissingFileError, match="copy the whole store again"):
+        images[10:11]
+    for content in (b"", b"x", bytes(300)):
+        path.write_bytes(content)
+        with pytest.raises(DataError):
+            images[10:11]
+
+
+def test_masks_that_unpack_to_more(store: Path) -> None:
+    path = store / "val/masks/c/0/0/0"
+    index = path.read_bytes()[-20:]
+    bomb = Blosc("zstd").encode(bytes(50_000_000)) + b"1234"
+    path.write_bytes(bomb + index)
+    with pytest.raises(DataError, match="a chunk would unpack to 50000000 bytes"):
+        medduet.open_images(str(store)).val.batch(np.array([0]))
+
+
+def test_masks_of_classes_without_a_name(store: Path) -> None:
+    masks = zarr.open_array(store / "val/masks", mode="r+")
+    masks[1] = 7
+    with pytest.raises(DataError, match="expected mask classes up to 1"):
+        medduet.open_images(str(store)).val.batch(np.array([0]))
+
+
+@pytest.mark.parametrize("label", [9, -2])
+def test_labels_that_fit_no_class(store: Path, label: int) -> None:
+    zarr.open_array(store / "val/labels", mode="r+")[1] = label
+    with pytest.raises(DataError, match="labels beyond 3"):
+        medduet.open_images(str(store))
+
+
+def codecs(metadata: Any) -> Any:
+    return metadata["consolidated_metadata"]["metadata"]["train/images"]["codecs"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda meta: about(meta).update(format=2), "format: Input should be 1"),
+        (lambda meta: about(meta).update(name="../../etc"), "name: String should match"),
+        (lambda meta: about(meta).update(shape=[10**9, 10**9]), "up to 2 GiB"),
+        (lambda meta: about(meta).update(chunk_rows=10**15), "expected shards of whole chunks"),
+        (lambda meta: about(meta)["train"].update(count=10**18), "less than or equal"),
+        (lambda meta: about(meta)["train"].update(count=41), "train/images: expected shape [41,"),
+        (lambda meta: about(meta)["val"].update(fields=["images", "../x"]), "val.fields.1"),
+        (lambda meta: codecs(meta).append({"name": "pickle"}), "expected codecs"),
+        (lambda meta: codecs(meta)[0].update(name="gzip"), "expected codecs"),
+        (
+            lambda meta: meta["consolidated_metadata"]["metadata"]["train/ids"].update(
+                data_type="object"
+            ),
+            "expected data_type uint8, given object",
+        ),
+        (lambda meta: meta.pop("consolidated_metadata"), "is not as MedDuet writes it"),
+    ],
+)
+def test_metadata_that_are_refused(
+    store: Path, capsys: Capture, change: Callable[[Any], object], expected: str
+) -> None:
+    path = store / "zarr.json"
+    metadata = json.loads(path.read_text())
+    change(metadata)
+    path.write_text(json.dumps(metadata))
+    assert main(["audit", str(store)]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert expected in message
+
+
+def about(metadata: Any) -> Any:
+    return metadata["attributes"]["medduet"]
+
+
+def test_metadata_that_are_none(store: Path) -> None:
+    for content in (b"", b"[" * 100_000, b"\xff", b"null", b"{}", b" " * (2 << 20)):
+        (store / "zarr.json").write_bytes(content)
+        with pytest.raises(DataError, match=r"zarr\.json is not as MedDuet writes it"):
+            medduet.open_images(str(store))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"size": 32}, "images of 16 x 16, but --size 32 .*'medduet zarr'"),
+        ({"folds": 3}, r"--data\.folds 3 was given"),
+        ({"split": "made"}, r"--data\.split made was given"),
+        ({"skip_broken": True}, "skip_broken is for a folder"),
+    ],
+)
+def test_what_has_to_be_asked_of_the_writer(
+    written: Path, options: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        medduet.open_images(str(written), **options)
+    assert len(medduet.open_images(str(written), size=16, split="given").train) == 42
+
+
+# Servers -----------------------------------------------------------------------------------------
+
+
+def cached(cache: Path) -> int:
+    return sum(path.stat().st_size for path in cache.glob("zarr/*/*-c-*"))
+
+
+def test_a_server_gives_what_a_folder_gives(
+    source: ImageSet, written: Path, cache: Path, serve: Serve
+) -> None:
+    server = serve(written.parent)
+    images = medduet.open_images(f"{server.address}/set.zarr", cache=cache)
+    assert_same(images, source)
+    assert images.fingerprint == medduet.open_images(str(written)).fingerprint
+    server.asked.clear()
+    assert_same(medduet.open_images(f"{server.address}/set.zarr/", cache=cache), source)
+    assert server.asked == ["set.zarr/zarr.json"], "all else is in the cache"
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_no_shard_is_read_twice_in_an_epoch(
+    written: Path, cache: Path, serve: Serve, world_size: int
+) -> None:
+    server, seen = serve(written.parent), []
+    for rank in range(world_size):
+        # Nothing stays in the cache, so that what is in memory has to do.
+        images = medduet.open_images(f"{server.address}/set.zarr", cache=cache, cache_gb=0)
+        train = images.train
+        server.asked.clear()
+        options = {"rank": rank, "world_size": world_size, "shards": train.shard_sizes}
+        batches = train_batches(len(train), 7, seed=0, epoch=1, **options)
+        train.expect(batches)
+        for index in batches:
+            seen += train.batch(index).indices.tolist()
+            assert len(train.images._shards) <= 2 * WINDOW
+        wait_for_threads()  # of shards that the next rank may ask for too
+        assert set(shards_of(server).values()) == {1}
+        assert len(shards_of(server)) <= 9 / world_size + 2 * WINDOW
+    assert sorted(seen) == list(range(42))
+
+
+def test_the_next_shards_come_before_they_are_asked_for(written: Path, cache: Path) -> None:
+    train = medduet.open_images(str(written), cache=cache).train
+    batches = train_batches(42, 5, seed=0, epoch=1, shards=train.shard_sizes)
+    train.expect(batches[2:])  # the two batches before were those of the first window
+    train.batch(batches[2])
+    expected = batches[2:].shards[: 2 * WINDOW]  # type: ignore[attr-defined]
+    for rows in (train.images, train.masks):
+        assert set(rows._shards) == set(expected)  # type: ignore[union-attr]
+
+
+def test_the_cache_is_bounded(written: Path, cache: Path, serve: Serve) -> None:
+    server, room = serve(written.parent), 20_000
+    images = medduet.open_images(f"{server.address}/set.zarr", cache=cache, cache_gb=room / 1e9)
+    for split in SPLITS:
+        np.asarray(images.split(split).images)
+        np.asarray(images.split(split).masks)
+        assert 10_000 < cached(cache) <= room
+
+
+def test_a_server_that_fails_and_comes_back(
+    written: Path, cache: Path, serve: Serve, capsys: Capture
+) -> None:
+    server = serve(written.parent)
+    url = f"{server.address}/set.zarr"
+    images = medduet.open_images(url, cache=cache).train.images
+    server.failures = [503]
+    assert images[:1].shape == (1, SIZE, SIZE)
+    server.dead = True
+    assert images[:5].shape[0] == 5, "what was read is there still"
+    with pytest.raises(DownloadError, match=r"c/8/0/0 could not be downloaded: .* 503 .* server"):
+        images[-1:]
+    assert main(["audit", url]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert f"{url}/zarr.json could not be downloaded: the server answered 503" in message
+    server.dead = False
+    assert images[-1:].shape == (1, SIZE, SIZE)
+
+
+def test_what_arrives_is_checked(store: Path, cache: Path, serve: Serve) -> None:
+    (store / "train/images/c/1/0/0").write_bytes(bytes(1296))
+    (store / "train/images/c/2/0/0").write_bytes(bytes(10_000_000))
+    (store / "train/images/c/3/0/0").unlink()
+    images = medduet.open_images(
+        f"{serve(store.parent).address}/set.zarr", cache=cache
+    ).train.images
+    for number, error, reason in (
+        (1, DataError, "c/1/0/0"),
+        (2, DownloadError, "it is larger than it can be"),
+        (3, DownloadError, "the server answered 404"),
+    ):
+        with pytest.raises(error, match=reason):
+            images[number * ROWS : number * ROWS + 1]
+    assert not list(cache.glob("zarr/*/*images-c-[23]*"))
+    assert not list(cache.glob("zarr/*/tmp*"))
+
+
+def test_every_place_that_fsspec_knows(source: ImageSet, written: Path, cache: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{written}/", "/set.zarr", recursive=True)
+    try:
+        assert_same(medduet.open_images("memory://set.zarr", cache=cache), source)
+        with pytest.raises(DownloadError, match=r"zarr\.json could not be downloaded"):
+            medduet.open_images("memory://other.zarr", cache=cache)
+        with pytest.raises(DownloadError, match="Protocol not known"):
+            medduet.open_images("nowhere://other.zarr", cache=cache)
+    finally:
+        memory.rm("/set.zarr", recursive=True)
