@@ -5,17 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import medduet.data
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError, DataError, MissingFileError
-
-
-def test_every_public_name_is_there() -> None:
-    for name in medduet.data.__all__:
-        assert getattr(medduet.data, name) is not None
-    assert set(medduet.data.__all__) == set(medduet.data._HOME)
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = medduet.data.nothing
 
 
 def test_phantom_options() -> None:
