@@ -1,0 +1,122 @@
+"""From images to predictions: what evaluation, prediction, calibration and export all compute."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from medduet.models.base import DuetNetwork
+from medduet.types import DenseLayout
+from medduet.utils.devices import best_memory_format, keep_freed_memory
+
+Precision = Literal["float32", "bfloat16", "float16"]
+DECLARED: Precision = "float32"
+"""What bundles are evaluated, calibrated and used in, unless they say otherwise."""
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class NetworkPrediction(NamedTuple):
+    """A network's predictions for N images; ``None`` where it has no such head.
+
+    Attributes:
+        class_logits: ``(N, K)`` float32 scores before softmax, sigmoid and temperature.
+        dense: ``(N, D, H, W)`` float32, no activation.
+        probability: ``(N, K)`` float64, 0 to 1; of multi-label sets each class on its own.
+        mask: ``(N, H, W)`` int64 mask class, 0 is background.
+        reconstruction: ``(N, C, H, W)`` float32, where 0 is black and 1 is white.
+    """
+
+    class_logits: Tensor | None
+    dense: Tensor | None
+    probability: Tensor | None
+    mask: Tensor | None
+    reconstruction: Tensor | None
+
+
+def predict_batch(
+    network: DuetNetwork,
+    image: Tensor,
+    layout: DenseLayout,
+    *,
+    multi_label: bool,
+    temperature: float = 1.0,
+    precision: Precision = DECLARED,
+    classify_only: bool = False,
+) -> NetworkPrediction:
+    """Return the predictions of a network in evaluation mode for some images.
+
+    Args:
+        network: on the device of the images.
+        image: ``(N, C, H, W)`` uint8, or float in [0, 1].
+        layout: which dense channels are mask and reconstruction.
+        multi_label: whether an image can have several classes.
+        temperature: of the calibration; the logits are divided by it.
+        precision: what convolutions and matrix products are computed in.
+        classify_only: whether the decoder is left out.
+
+    Example:
+        >>> from medduet import create_model
+        >>> network = create_model("unet_var", in_channels=1, num_classes=2, dense_channels=1,
+        ...                        width=2).eval()
+        >>> image = torch.zeros(3, 1, 16, 16, dtype=torch.uint8)
+        >>> with torch.inference_mode():
+        ...     predicted = predict_batch(network, image, DenseLayout(2, 0), multi_label=False)
+        >>> predicted.probability.shape, predicted.mask.shape, predicted.reconstruction
+        (torch.Size([3, 2]), torch.Size([3, 16, 16]), None)
+    """
+    dense = mask = reconstruction = probability = None
+    with autocast(image.device, precision):
+        if classify_only:
+            class_logits: Tensor | None = network.classify(image)
+        else:
+            class_logits, dense = network(image)
+    if class_logits is not None:
+        class_logits = class_logits.float()
+        probability = class_probability(class_logits, multi_label, temperature)
+    if dense is not None:
+        dense = dense.float()
+        mask = layout.mask(dense) if layout.mask_classes else None
+        if layout.image_channels:
+            reconstruction = network.normalize.invert(layout.image(dense))
+    return NetworkPrediction(class_logits, dense, probability, mask, reconstruction)
+
+
+def class_probability(class_logits: Tensor, multi_label: bool, temperature: float = 1.0) -> Tensor:
+    """Return the probabilities ``(N, K)`` float64 of class scores ``(N, K)``.
+
+    In float32 those of a confident network would be 1 exactly, and so tied.
+
+    Example:
+        >>> class_probability(torch.tensor([[0.0, 4.0]]), False, temperature=2.0).round(decimals=2)
+        tensor([[0.1200, 0.8800]], dtype=torch.float64)
+    """
+    scores = class_logits.double() / temperature
+    return scores.sigmoid() if multi_label else scores.softmax(dim=1)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Return the context in which a network computes in `precision`."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_DTYPES[precision])
+
+
+def prepare_network(network: DuetNetwork, device: torch.device, size: tuple[int, int]) -> None:
+    """Bring a network to a device, in evaluation mode, and arrange memory as suits the device.
+
+    Args:
+        network: is changed in place.
+        device: see `medduet.utils.devices.find_device`.
+        size: height and width of the images in pixels.
+    """
+    network.to(device).eval()
+    chosen = best_memory_format(device.type, "32-true", max(size))
+    network.normalize.memory_format = {
+        "contiguous": torch.contiguous_format,
+        "channels_last": torch.channels_last,
+    }[chosen]
+    if device.type == "cpu":
+        keep_freed_memory()
