@@ -47,7 +47,7 @@ def main(grid: str, data: str) -> None:
         kind = "random" if run.config["data"]["group_by"] == "none" else "grouped"
         test, answers = run.honest["test"], run.predictions("test")
         again, anywhere = repeated(run, groups)
-        values = {name: test[name] for name in ("accuracy", "auc", "dice_lesion")}
+        values = {name: test[name] for name in ("accuracy", "auc", "dice_nonempty")}
         values["share of test images with a near-duplicate in train"] = float(again.mean())
         for name, value in values.items():
             rows[kind].setdefault(name, []).append(value)

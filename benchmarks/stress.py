@@ -22,7 +22,7 @@ import medduet
 from medduet.runs.reader import FinishedRun, find_runs
 from medduet.utils.parsing import read_json
 
-COLUMNS = ("accuracy", "balanced_error", "dice_lesion", "ece")
+COLUMNS = ("accuracy", "balanced_error", "dice_nonempty", "ece")
 BASELINE = ("vovunet_var", "none")
 
 

@@ -88,9 +88,9 @@ def test_masks_alone_are_stressed_from_the_command_line(
     assert main(words) == 0
     told = capsys.readouterr().out
     assert "contrast_down" in told
-    assert "lesion Dice" in told
+    assert "Dice, non-empty masks" in told
     found = read_json(tmp_path / "a" / "stress.json")
-    assert found["clean"]["dice_lesion_n"] > 0
+    assert found["clean"]["dice_nonempty_n"] > 0
     assert len(found["corruptions"]["contrast_down"]["severities"]) == 5
 
 

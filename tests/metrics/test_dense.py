@@ -224,12 +224,12 @@ def test_segmentation_summary_by_hand() -> None:
     assert found["dice"] == pytest.approx(5.5 / 8)
     assert found["iou"] == pytest.approx(5.4 / 8)
     assert found["dice_interval"] == list(bootstrap([0.75, 0.5, 1.0, 0.5]))
-    assert found["dice_lesion"] == pytest.approx(0.5)
-    assert found["dice_lesion_n"] == 3
-    assert found["dice_lesion_interval"] == pytest.approx([0.5, 0.5])
+    assert found["dice_nonempty"] == pytest.approx(0.5)
+    assert found["dice_nonempty_n"] == 3
+    assert found["dice_nonempty_interval"] == pytest.approx([0.5, 0.5])
     assert (found["hd95"], found["hd95_n"]) == (2.0, 2)
     assert (found["empty_truth_n"], found["empty_correct"]) == (2, 0.5)
-    assert found["per_mask"]["cyst"]["dice_lesion"] == 0.0
+    assert found["per_mask"]["cyst"]["dice_nonempty"] == 0.0
     assert found["per_mask"]["cyst"]["hd95"] is None
     assert found["per_mask"]["tumour"]["dice"] == pytest.approx(2.5 / 4)
     json.dumps(found, allow_nan=False)
@@ -254,14 +254,14 @@ def test_summary_of_measured_masks() -> None:
     )
     assert found["dice_interval"] is None
     assert (found["empty_truth_n"], found["empty_correct"]) == (2, 0.5)
-    assert found["dice_lesion_n"] == int(nonempty.sum())
+    assert found["dice_nonempty_n"] == int(nonempty.sum())
 
 
 def test_summary_of_nothing() -> None:
     nothing = np.zeros((0, 2))
     found = segmentation_summary(nothing, nothing, None, nothing, ["a", "b"])
-    assert found["n"] == found["dice_lesion_n"] == found["hd95_n"] == found["empty_truth_n"] == 0
-    for key in ("dice", "dice_interval", "dice_lesion", "iou", "hd95", "empty_correct"):
+    assert found["n"] == found["dice_nonempty_n"] == found["hd95_n"] == found["empty_truth_n"] == 0
+    for key in ("dice", "dice_interval", "dice_nonempty", "iou", "hd95", "empty_correct"):
         assert found[key] is None
 
 

@@ -49,7 +49,7 @@ def test_every_row_is_its_test(write_run: WriteRun, tmp_path: Path) -> None:
     rows = {row.measure: row for row in comparison.rows}
     assert list(rows) == ["accuracy", "AUC", "Dice", "Dice of lesions", "MSE"]
     said = [open_run(path).honest["test"] for path in (a, b)]
-    keys = ["accuracy", "auc", "dice", "dice_lesion", "mse"]
+    keys = ["accuracy", "auc", "dice", "dice_nonempty", "mse"]
     for row, key in zip(comparison.rows, keys, strict=True):
         assert (row.a, row.b) == pytest.approx([part[key] for part in said])
         assert row.difference == pytest.approx(row.a - row.b)

@@ -116,7 +116,7 @@ def test_the_interval_of_auc_is_a_bootstrap_within_classes_of_the_mean(grid: Pat
 
 def test_dice_counts_lesions_alone_where_it_says_so(grid: Path) -> None:
     group = group_runs(find_runs([grid])).groups["third", "unet_var"]
-    lesion, every = measure(group, "dice_lesion"), measure(group, "dice")
+    lesion, every = measure(group, "dice_nonempty"), measure(group, "dice")
     assert lesion is not None
     assert every is not None
     given = [answers(seed + 20, 1.8) for seed in SEEDS]
@@ -232,7 +232,7 @@ def test_latex_compiles(page: Path, tmp_path: Path) -> None:
 def test_figures_come_as_png_and_svg(page: Path) -> None:
     folder = page.parent / "figures"
     names = {path.stem for path in folder.glob("*.png")}
-    assert {"accuracy", "auc", "dice_lesion", "ranks-accuracy", "curves", "cost-third"} <= names
+    assert {"accuracy", "auc", "dice_nonempty", "ranks-accuracy", "curves", "cost-third"} <= names
     for path in folder.glob("*.svg"):
         ElementTree.parse(path)
     assert {path.stem for path in folder.glob("*.svg")} == names
@@ -300,7 +300,7 @@ def test_runs_of_every_kind_make_a_page(write_run: WriteRun, tmp_path: Path) -> 
     }
     assert "nan" not in re.sub(r'"data:[^"]*"', "", page.read_text()).replace("finance", "")
     group = group_runs(find_runs([tmp_path])).groups["masks", "unet_var"]
-    lesion = measure(group, "dice_lesion")
+    lesion = measure(group, "dice_nonempty")
     assert lesion is not None
     low, high = lesion.interval
     assert low < lesion.mean < high

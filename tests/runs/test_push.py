@@ -161,8 +161,8 @@ def test_the_card_shows_names_as_they_are(bundle: Path) -> None:
     }
     test = metrics["test"]
     assert values["test", "accuracy", "accuracy, n = 8"] == test["accuracy"]
-    lesions = f"dice_lesion, n = {test['dice_lesion_n']}"
-    assert values["test", "dice", lesions] == test["dice_lesion"]
+    lesions = f"Dice, non-empty masks, n = {test['dice_nonempty_n']}"
+    assert values["test", "dice", lesions] == test["dice_nonempty"]
     for shown in (
         r"set \| \<img src=x\> \[a\](https\://e)",
         r"Classes: a --- b, \*\*c\*\*, key\: \[value, 'd'.",

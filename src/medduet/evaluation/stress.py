@@ -35,7 +35,7 @@ from medduet.utils.files import write_json
 from medduet.utils.hub import bundle_folder, is_on_hub
 from medduet.utils.parsing import read_json
 
-MEASURED = ("accuracy", "balanced_error", "dice_lesion", "ece")
+MEASURED = ("accuracy", "balanced_error", "dice_nonempty", "ece")
 Source = Literal["builtin", "medmnistc"]
 
 
@@ -166,7 +166,7 @@ def _numbers(
     row: dict[str, Any] = {"n": len(predictions)}
     if predictions.has_mask is not None:
         summary = mask_summary(predictions, judged.config.evaluate.bootstrap)
-        row |= {key: value for key, value in summary.items() if key.startswith("dice_lesion")}
+        row |= {key: value for key, value in summary.items() if key.startswith("dice_nonempty")}
     label, p, labelled = predictions.label, predictions.probability, predictions.labelled
     if label is not None and p is not None and labelled is not None and labelled.any():
         several, names = predictions.multi_label, predictions.class_names

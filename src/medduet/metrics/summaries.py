@@ -33,16 +33,16 @@ def segmentation_summary(
     leaves intervals ``None``) with its `seed`. DataError for shapes that do not fit together.
 
     Returns:
-        ``dice`` and ``iou`` (means over images and classes); ``dice_lesion`` (mean over the
-        ``dice_lesion_n`` pairs of image and class with a non-empty truth); ``hd95`` (mean over the
-        ``hd95_n`` pairs where truth and prediction are non-empty); ``empty_truth_n`` (images
+        ``dice`` and ``iou`` (means over images and classes); ``dice_nonempty`` (mean over the
+        ``dice_nonempty_n`` pairs of image and class with a non-empty truth); ``hd95`` (mean over
+        the ``hd95_n`` pairs where truth and prediction are non-empty); ``empty_truth_n`` (images
         without any foreground) and ``empty_correct`` (share of these predicted empty);
         ``per_mask`` with the same numbers by name. What is undefined is ``None``.
 
     Example:
         >>> summary = segmentation_summary(
         ...     [[0.8], [1.0]], [[0.7], [1.0]], None, [[True], [False]], ["lesion"])
-        >>> summary["dice"], summary["dice_lesion"], summary["empty_correct"]
+        >>> summary["dice"], summary["dice_nonempty"], summary["empty_correct"]
         (0.9, 0.8, 1.0)
     """
     lesion = np.asarray(truth_nonempty, dtype=bool)
@@ -101,9 +101,9 @@ def _mask_scores(
     return {
         "dice": number(mean_of_known(dice)),
         "dice_interval": bounds(interval),
-        "dice_lesion": number(mean_of_known(dice[lesion])),
-        "dice_lesion_interval": bounds(lesion_interval),
-        "dice_lesion_n": int(lesion.sum()),
+        "dice_nonempty": number(mean_of_known(dice[lesion])),
+        "dice_nonempty_interval": bounds(lesion_interval),
+        "dice_nonempty_n": int(lesion.sum()),
         "iou": number(mean_of_known(iou)),
         "hd95": number(mean_of_known(hd95)),
         "hd95_n": int((~np.isnan(hd95)).sum()),

@@ -15,20 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import roc_curve
 
 from medduet.errors import DataError
+from medduet.metrics.names import metric_name
 from medduet.reports.style import STYLE, WIDTH, shorten
 from medduet.types import UNKNOWN_LABEL
 from medduet.utils.palette import BLUE, FAINT, GREY, INK, LINES, VERMILION
 
 _SCORES = ("accuracy", "auc", "dice", "iou", "ssim")
 _JUDGED = ("val", "test")
-_NAMES = {
-    "auc": "AUC",
-    "iou": "IoU",
-    "ssim": "SSIM",
-    "dice": "Dice",
-    "mse": "MSE",
-    "loss": "all tasks",
-}
 
 
 @rc_context(STYLE)
@@ -98,7 +91,7 @@ def _curves(
 ) -> None:
     epochs = [row["epoch"] for row in history]
     for colour, key in zip(LINES, keys, strict=False):
-        label = _NAMES.get(key, key)
+        label = "all tasks" if key == "loss" else metric_name(key)
         for split in splits:
             series = np.array([(row.get(split) or {}).get(key) for row in history], dtype=float)
             known = np.isfinite(series).sum()

@@ -72,7 +72,7 @@ class CrossValidated(FinishedRun):
             known = ~np.isnan(answers.dice)
             lesion = known & answers.lesion
             summary["dice"] = float(answers.dice[known].mean())
-            summary["dice_lesion"] = float(answers.dice[lesion].mean()) if lesion.any() else None
+            summary["dice_nonempty"] = float(answers.dice[lesion].mean()) if lesion.any() else None
         if answers.mse is not None:
             summary["mse"] = float(answers.mse.mean())
         return {**dict.fromkeys(first), **summary}

@@ -18,12 +18,13 @@ from medduet.metrics.intervals import (
     percentile_interval,
     wilson,
 )
+from medduet.metrics.names import METRICS
 from medduet.metrics.paired import delong, mcnemar, over_images
 from medduet.metrics.repeats import OverSeeds, holm, merge_p, over_seeds
 from medduet.reports.grouping import RESAMPLES, Group
 from medduet.reports.verdict import EVIDENCE
 
-MEASURES = {"accuracy": "accuracy", "auc": "AUC", "dice_lesion": "lesion Dice", "dice": "Dice"}
+MEASURES = {key: METRICS[key].name for key in ("accuracy", "auc", "dice_nonempty", "dice")}
 """What is compared, and how it is called."""
 COMBINED_MCNEMAR = "McNemar, combined over seeds"
 COMBINED_DELONG = "DeLong, combined over seeds"
@@ -58,7 +59,7 @@ def measure(group: Group, name: str) -> Measured | None:
 
     Args:
         group: runs that differ by seed.
-        name: ``"accuracy"``, ``"auc"``, ``"dice"`` or ``"dice_lesion"``.
+        name: ``"accuracy"``, ``"auc"``, ``"dice"`` or ``"dice_nonempty"``.
     """
     if not _has(group, name):
         return None
@@ -100,7 +101,7 @@ _INTERVALS: dict[str, Callable[[Group, float], tuple[Interval, int]]] = {
     "accuracy": _of_accuracy,
     "auc": _of_auc,
     "dice": _of_dice,
-    "dice_lesion": lambda group, mean: _of_dice(group, mean, lesion=True),
+    "dice_nonempty": lambda group, mean: _of_dice(group, mean, lesion=True),
 }
 
 
@@ -267,7 +268,7 @@ def _image_test(
 ) -> tuple[str, float, Interval, int]:
     if name != "accuracy":
         (a, weights), (b, _) = (
-            _dice(group, seeds, lesion=name == "dice_lesion") for group in (reference, other)
+            _dice(group, seeds, lesion=name == "dice_nonempty") for group in (reference, other)
         )
         over = over_images(a, b, weights, resamples=RESAMPLES)
         return "permutation", over.p, over.interval, over.n

@@ -129,7 +129,7 @@ def paired(runs: Runs, compared: dict[str, list[Difference]], writer: Writer) ->
 def over_sets(runs: Runs, cells: tables.Cells, writer: Writer) -> Part:
     """Show the tests over data sets, if there are several."""
     part = Part("Over data sets")
-    for name in ("accuracy", "auc", "dice_lesion"):
+    for name in ("accuracy", "auc", "dice_nonempty"):
         of = cells.get(name, {})
         sets = [d for d in runs.datasets if any(key[0] == d for key in of)]
         methods = [m for m in runs.methods if all((d, m) in of for d in sets)]

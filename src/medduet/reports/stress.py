@@ -11,6 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from medduet.metrics.names import METRICS
 from medduet.reports.page import render
 from medduet.reports.style import STYLE, WIDTH
 from medduet.reports.tables import Table
@@ -19,10 +20,10 @@ from medduet.utils.files import write_text
 from medduet.utils.palette import BLUE, GREEN, GREY, LINES, VERMILION
 
 _LINES = {
-    "accuracy": ("accuracy", BLUE, "-"),
-    "balanced_error": ("balanced error", VERMILION, "--"),
-    "dice_lesion": ("lesion Dice", GREEN, "-."),
-    "ece": ("calibration error", LINES[3], ":"),
+    "accuracy": (METRICS["accuracy"].name, BLUE, "-"),
+    "balanced_error": (METRICS["balanced_error"].name, VERMILION, "--"),
+    "dice_nonempty": (METRICS["dice_nonempty"].name, GREEN, "-."),
+    "ece": (METRICS["ece"].name, LINES[3], ":"),
 }
 _COLUMNS = 4
 
@@ -73,7 +74,7 @@ def stress_table(record: Mapping[str, Any]) -> Table:
         rows.append((name, "mean", of["mean"] | shares))
     names = [*_LINES, "rise", "be", "rbe"]
     present = [name for name in names if any(row.get(name) is not None for _, _, row in rows)]
-    extra = [name for name in ("dice_lesion_n",) if name in record["clean"]]
+    extra = [name for name in ("dice_nonempty_n",) if name in record["clean"]]
     header = ["corruption", "severity", "n", *present]
     values = []
     for name, severity, row in rows:

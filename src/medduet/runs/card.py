@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from medduet.metrics.names import METRICS
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.ood import Familiarity
 
@@ -15,7 +16,7 @@ _METRICS = {
     "accuracy": ("image-classification", "accuracy"),
     "auc": ("image-classification", "roc_auc"),
     "dice": ("image-segmentation", "dice"),
-    "dice_lesion": ("image-segmentation", "dice"),
+    "dice_nonempty": ("image-segmentation", "dice"),
     "iou": ("image-segmentation", "mean_iou"),
     "mse": ("image-to-image", "mse"),
 }
@@ -92,7 +93,7 @@ def _front_matter(config: Mapping[str, Any], licence: str | None) -> str:
             dataset_name=" ".join(data["name"].split()),
             dataset_split=split,
             metric_type=_METRICS[metric][1],
-            metric_name=f"{metric}, n = {count}",
+            metric_name=f"{METRICS[metric].name}, n = {count}",
             metric_value=row[metric],
         )
         for split, metric, count, row in _measured(config)

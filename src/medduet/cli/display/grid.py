@@ -13,13 +13,15 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from medduet.metrics.names import METRICS
+
 if TYPE_CHECKING:
     from medduet.experiments.cells import CellState
     from medduet.experiments.config import Cell
     from medduet.experiments.grid import GridRecord
 
 MOST_RUNNING = 12
-_SHORT = {"accuracy": "acc", "auc": "AUC", "dice": "Dice", "mse": "MSE"}
+_SHORT = {key: METRICS[key].short for key in ("accuracy", "auc", "dice", "mse")}
 _MARKS = {"finished": "✓", "running": "▶", "failed": "✗", "waiting": "·"}
 
 

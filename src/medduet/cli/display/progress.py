@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from medduet.metrics.names import METRICS
 from medduet.training.reporter import Reporter
 
 REFRESH = 0.5  # seconds between two readings of the losses, each of which waits for a GPU
@@ -83,8 +84,11 @@ class ConsoleReporter(Reporter):
         parts = [f"loss {row['train']['loss']:.3f}"]
         for split in ("val", "test"):
             known = row.get(split, {})
-            shown = {"accuracy": "acc", "auc": "AUC", "dice": "Dice"}
-            numbers = [f"{name} {known[key]:.3f}" for key, name in shown.items() if key in known]
+            numbers = [
+                f"{METRICS[key].short} {known[key]:.3f}"
+                for key in ("accuracy", "auc", "dice")
+                if key in known
+            ]
             if not numbers and "mse" in known:
                 numbers = [f"MSE {known['mse']:.4f}"]
             if numbers:

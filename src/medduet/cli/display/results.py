@@ -9,24 +9,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from medduet.metrics.names import METRICS
+
 if TYPE_CHECKING:
     from medduet.evaluation.ensemble import EnsembleRecord
     from medduet.experiments.search import SearchRecord
     from medduet.training.run import RunRecord
-
-_SHOWN = {
-    "accuracy": ("accuracy", 4),
-    "auc": ("AUC", 4),
-    "balanced_accuracy": ("balanced accuracy", 4),
-    "macro_f1": ("macro F1", 4),
-    "dice": ("Dice", 4),
-    "dice_lesion": ("Dice, images with a lesion", 4),
-    "iou": ("IoU", 4),
-    "hd95": ("HD95 (pixels)", 2),
-    "mse": ("MSE", 5),
-    "psnr": ("PSNR (dB)", 2),
-    "ssim": ("SSIM", 4),
-}
 
 
 def _interval(row: Mapping[str, Any], key: str, digits: int) -> str:
@@ -42,9 +30,10 @@ def metrics_table(title: str, row: Mapping[str, Any]) -> Table:
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("95% interval", justify="right")
-    for key, (name, digits) in _SHOWN.items():
+    for key, metric in METRICS.items():
         if isinstance(row.get(key), float):
-            table.add_row(name, f"{row[key]:.{digits}f}", _interval(row, key, digits))
+            interval = _interval(row, key, metric.digits)
+            table.add_row(metric.name, metric.format(row[key]), interval)
     calibration = row.get("calibration") or {}
     for key, name in (("ece_before", "ECE, as trained"), ("ece_after", "ECE, calibrated")):
         if calibration.get(key) is not None:
@@ -123,7 +112,7 @@ def show_ensemble(record: EnsembleRecord) -> None:
     """Print how good the members of an ensemble are, and how good it is, and where it is."""
     console = Console()
     for split, rows in record.scores.items():
-        shown = [key for key in _SHOWN if all(isinstance(row.get(key), float) for row in rows)]
+        shown = [key for key in METRICS if all(isinstance(row.get(key), float) for row in rows)]
         table = Table(
             title=f"{record.images}, {split}, n = {rows[-1]['n']}",
             title_justify="left",
@@ -135,11 +124,11 @@ def show_ensemble(record: EnsembleRecord) -> None:
         for name in (*numbers, "mean of these", "ensemble", "95% interval"):
             table.add_column(name, justify="right")
         for key in shown:
-            name, digits = _SHOWN[key]
+            metric = METRICS[key]
             values = [row[key] for row in rows]
             values.insert(-1, sum(values[:-1]) / (len(values) - 1))
-            cells = [f"{value:.{digits}f}" for value in values]
-            table.add_row(name, *cells, _interval(rows[-1], key, digits))
+            cells = [metric.format(value) for value in values]
+            table.add_row(metric.name, *cells, _interval(rows[-1], key, metric.digits))
         console.print(table)
     for number, name in enumerate(record.members, 1):
         console.print(f"{number}: {name}", highlight=False, markup=False, soft_wrap=True)

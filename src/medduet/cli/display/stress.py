@@ -9,14 +9,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from medduet.metrics.names import METRICS
+
+_SHARES = {"be": "BE / baseline", "rbe": "rBE / baseline"}
 _COLUMNS = {
-    "accuracy": "accuracy",
-    "balanced_error": "balanced error",
-    "dice_lesion": "lesion Dice",
-    "ece": "calibration error",
-    "be": "BE / baseline",
-    "rbe": "rBE / baseline",
-}
+    key: METRICS[key].name for key in ("accuracy", "balanced_error", "dice_nonempty", "ece")
+} | _SHARES
 
 
 def show_stress(record: Mapping[str, Any]) -> None:

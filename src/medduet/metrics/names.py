@@ -1,0 +1,67 @@
+"""The one table of metrics: key, names, direction and digits, wherever they appear."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """A metric of a split.
+
+    Attributes:
+        key: in ``metrics.json`` and in logs.
+        name: for tables, reports and model cards.
+        short: for progress lines and narrow columns.
+        higher_is_better: False for errors and distances.
+        digits: after the decimal point.
+    """
+
+    key: str
+    name: str
+    short: str
+    higher_is_better: bool = True
+    digits: int = 4
+
+    def format(self, value: float | None) -> str:
+        """Return the value with its digits; a dash if it is undefined.
+
+        Example:
+            >>> METRICS["auc"].format(0.91234), METRICS["hd95"].format(None)
+            ('0.9123', '–')
+        """
+        if value is None or math.isnan(value):
+            return "–"
+        return f"{value:.{self.digits}f}"
+
+
+METRICS: dict[str, Metric] = {
+    metric.key: metric
+    for metric in (
+        Metric("accuracy", "accuracy", "acc"),
+        Metric("auc", "AUC", "AUC"),
+        Metric("balanced_accuracy", "balanced accuracy", "bal. acc"),
+        Metric("balanced_error", "balanced error", "bal. error", higher_is_better=False),
+        Metric("macro_f1", "macro F1", "F1"),
+        Metric("ece", "expected calibration error", "ECE", higher_is_better=False),
+        Metric("dice", "Dice", "Dice"),
+        Metric("dice_nonempty", "Dice, non-empty masks", "Dice⁺"),
+        Metric("iou", "IoU", "IoU"),
+        Metric("hd95", "HD95 (pixels)", "HD95", higher_is_better=False, digits=2),
+        Metric("mse", "MSE", "MSE", higher_is_better=False, digits=5),
+        Metric("psnr", "PSNR (dB)", "PSNR", digits=2),
+        Metric("ssim", "SSIM", "SSIM"),
+    )
+}
+"""Every metric by its key; `dice_nonempty` is the mean over pairs of image and class whose true
+mask has any pixel."""
+
+
+def metric_name(key: str) -> str:
+    """Return the display name of a metric, or the key itself without underscores.
+
+    Example:
+        >>> metric_name("macro_f1"), metric_name("false_alarms")
+        ('macro F1', 'false alarms')
+    """
+    return METRICS[key].name if key in METRICS else key.replace("_", " ")
