@@ -136,14 +136,13 @@ def datasets(words: list[str]) -> int:
 
 
 def models(words: list[str]) -> int:
-    """List networks, and draw one."""
+    """List networks."""
 
     def arguments(
         patterns: tyro.conf.Positional[tuple[str, ...]] = (),
         size: int = 224,
         channels: int = 3,
         classes: int = 8,
-        figure: Path | None = None,
     ) -> dict[str, Any]:
         """List networks with their parameters and cost, papers, and the licence of their weights.
 
@@ -152,25 +151,14 @@ def models(words: list[str]) -> int:
             size: Side of the images for which the cost is counted.
             channels: Channels of the images.
             classes: Number of classes.
-            figure: Draw the one network that is named into this PNG file, too.
         """
         return dict(locals())
 
     given = parse(arguments, words, "medduet models")
-    figure, patterns = given.pop("figure"), given["patterns"]
-    if figure is not None and (len(patterns) != 1 or figure.suffix != ".png"):
-        raise ConfigError(
-            "--figure takes one name and a .png: medduet models vovunet_var --figure FILE.png"
-        )
     with quiet_libraries():
         from medduet.cli.display.known import show_models
-        from medduet.training.run import draw_model
 
         show_models(**given)
-        if figure is not None:
-            size, channels = given["size"], given["channels"]
-            draw_model(patterns[0], figure, size=size, channels=channels, classes=given["classes"])
-            sys.stdout.write(f"look at: {figure}\n")
     return 0
 
 

@@ -24,12 +24,8 @@ from medduet.data.splits import write_split
 from medduet.errors import ConfigError, DownloadError, MedDuetError, StorageError, TrainingError
 from medduet.models.base import DuetNetwork
 from medduet.models.cost import Cost, network_cost
-from medduet.models.registry import create_model
-from medduet.models.stages import anatomy
 from medduet.models.weights import WeightsReport
-from medduet.reports.architecture import architecture_figure
 from medduet.reports.run import draw_run
-from medduet.reports.style import save
 from medduet.runs.bundle import save_bundle
 from medduet.runs.environment import describe_data, describe_environment
 from medduet.runs.folder import RunFolder, validation_selected
@@ -279,25 +275,3 @@ def _bundle_config(
         "data": describe_data(data),
         "versions": {"medduet": __version__, "torch": torch.__version__},
     }
-
-
-def draw_model(name: str, path: Path, *, size: int, channels: int, classes: int) -> None:
-    """Draw the stages of the network called `name`, with both heads, into a PNG.
-
-    Args:
-        name: see `medduet.create_model`.
-        path: of the file.
-        size: side of the images in pixels.
-        channels: of the images, and of the dense output.
-        classes: number of classes.
-    """
-    with torch.device("meta"):
-        network = create_model(
-            name, in_channels=channels, num_classes=classes, dense_channels=channels
-        )
-    cost = network_cost(network, size, size)
-    facts = (
-        f"{cost.parameters:,} parameters, {cost.gmacs:.2f} GMAC; "
-        f"without decoder {cost.parameters_alone:,} and {cost.gmacs_alone:.2f}"
-    )
-    save(architecture_figure(name, facts, anatomy(network, size, size)._asdict()), path)
