@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import random
-import sys
-import types
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from medduet import Batch, ConfigError, open_images
+from medduet import Batch, open_images
 from medduet.data.augment import build_augmentation
-from medduet.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, corrupted, corruptions_of
-from medduet.data.medmnistc import medmnistc_corruptions, spoilt
+from medduet.data.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    corrupt,
+    corrupt_split,
+    corruptions_of,
+)
+from medduet.data.imageset import Split
 
 
 def scene(count: int = 2, channels: int = 3, side: int = 40) -> Tensor:
@@ -75,6 +75,48 @@ def test_blurs_are_those_of_scipy() -> None:
     assert length == pytest.approx(0.12 * 61, abs=3)
 
 
+@pytest.mark.parametrize(
+    ("name", "brighter", "more_contrast"),
+    [
+        ("brightness_up", True, True),
+        ("brightness_down", False, False),
+        ("contrast_up", None, True),
+        ("contrast_down", None, False),
+        ("gamma_up", False, None),  # the exponent goes up, so that mid tones go down
+        ("gamma_down", True, None),
+    ],
+)
+def test_up_is_up(name: str, brighter: bool | None, more_contrast: bool | None) -> None:
+    image = 0.5 * scene(1, 1).float() + 40
+    image = image.to(torch.uint8)
+    result = corrupt(image, name, [2], [0]).float()
+    for expected, before, after in (
+        (brighter, image.float().mean(), result.mean()),
+        (more_contrast, image.float().std(), result.std()),
+    ):
+        if expected is not None:
+            assert (after > 1.05 * before) == expected
+            assert (after < 0.95 * before) != expected
+
+
+def test_saturation_goes_up_and_down() -> None:
+    image, spread = scene(1, 3), {}
+    for name in ("saturation_up", "saturation_down"):
+        result = corrupt(image, name, [2], [0]).float()
+        spread[name] = (result.amax(dim=1) - result.amin(dim=1)).mean()
+    before = (image.amax(dim=1) - image.amin(dim=1)).float().mean()
+    assert spread["saturation_down"] < 0.7 * before < 0.7 * spread["saturation_up"]
+
+
+def test_each_image_has_its_own_noise() -> None:
+    images = np.full((3, 24, 24), 128, np.uint8)
+    split = Split(images, np.zeros(3, np.int64))
+    for name in ("gaussian_noise", "speckle_noise", "shot_noise", "impulse_noise"):
+        noisy = corrupt_split(split, name, 3).images[:]
+        assert len({image.tobytes() for image in noisy}) == 3, name
+        assert abs(np.corrcoef(noisy[0].ravel(), noisy[1].ravel())[0, 1]) < 0.2, name
+
+
 def test_each_modality_has_its_own() -> None:
     for modality in ("auto", "xray", "ultrasound", "ct", "mri", "fundus", "oct", "microscopy"):
         assert {"jpeg", "pixelate"} <= {*corruptions_of(modality, 1)}
@@ -88,16 +130,15 @@ def test_each_modality_has_its_own() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_split_is_corrupted_as_it_is_read(channels: int) -> None:
     split = open_images("phantom", size=24, count=40, channels=channels).train
-    view = corrupted(split, "gaussian_noise", 3)
+    view = corrupt_split(split, "gaussian_noise", 3)
     whole = view.images[:]
     assert whole.dtype == np.uint8
     assert whole.shape == split.images.shape
-    assert not np.array_equal(whole[0] - split.images[:1][0], whole[1] - split.images[1:2][0])
     index = np.array([7, 2, 7])
     assert np.array_equal(view.images[index], whole[index])
     assert torch.equal(view.batch(index).mask, split.batch(index).mask)
     assert np.array_equal(view.take(np.array([5, 6])).images[:], whole[5:7])
-    assert not np.array_equal(corrupted(split, "gaussian_noise", 4).images[:1], whole[:1])
+    assert not np.array_equal(corrupt_split(split, "gaussian_noise", 4).images[:1], whole[:1])
 
 
 def test_the_augmentation_spoils_half_and_can_be_repeated() -> None:
@@ -117,34 +158,3 @@ def test_the_augmentation_spoils_half_and_can_be_repeated() -> None:
     torch.manual_seed(1)
     assert torch.equal(augment(batch).image, found.image)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_medmnistc_is_used_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "medmnistc.corruptions.registry", None)
-    with pytest.raises(ConfigError, match="pip install --no-deps medmnistc"):
-        medmnistc_corruptions("breastmnist", (224, 224))
-
-    class Noise:
-        def apply(self, image: Image.Image, severity: int) -> Any:
-            assert image.mode == "RGB"
-            pixels = np.fromstring(np.asarray(image).tobytes(), np.uint8)  # as the package does
-            noise = np.random.normal(0, 10, image.size) + random.random()  # noqa: NPY002
-            pixels = pixels.reshape(*image.size, 3) + noise[..., None] + severity
-            return pixels.clip(0, 255).astype(np.uint8)
-
-    registry = types.ModuleType("medmnistc.corruptions.registry")
-    registry.CORRUPTIONS_DS = {"breastmnist": {"noise": Noise()}}
-    monkeypatch.setitem(sys.modules, "medmnistc.corruptions.registry", registry)
-    for flag, size in (("busi", (224, 224)), (None, (224, 224)), ("breastmnist", (28, 28))):
-        with pytest.raises(ConfigError, match="breastmnist --size 224"):
-            medmnistc_corruptions(flag, size)
-    one = medmnistc_corruptions("breastmnist", (224, 224))["noise"]
-    image = np.full((224, 224), 100, np.uint8)
-    np.random.seed(5)  # noqa: NPY002
-    state = np.random.get_state()[1].tolist()  # noqa: NPY002
-    found = spoilt(one, image, 5, seed=1)
-    assert found.shape == image.shape
-    assert found.mean() == pytest.approx(104, abs=1)
-    assert np.array_equal(found, spoilt(one, image, 5, seed=1))
-    assert not np.array_equal(found, spoilt(one, image, 5, seed=2))
-    assert np.random.get_state()[1].tolist() == state, "a global generator was moved"  # noqa: NPY002

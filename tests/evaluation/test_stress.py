@@ -118,7 +118,7 @@ def test_bad_input_gives_one_line(
             baseline=tmp_path / "other",
             device="cpu",
         )
-    assert main(["stress", str(bright_run), "--source", "medmnistc", "--device", "cpu"]) == 2
+    assert main(["stress", str(bright_run), "--corruptions", "jpg", "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert not (bright_run / "stress").exists()

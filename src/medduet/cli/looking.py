@@ -70,7 +70,6 @@ def stress(words: list[str]) -> int:
         split: Literal["train", "val", "test", "all"] = "test",
         corruptions: tuple[str, ...] = (),
         modality: Modality = "auto",
-        source: Literal["builtin", "medmnistc"] = "builtin",
         baseline: Path | None = None,
         size: int | None = None,
         device: Device = "auto",
@@ -86,7 +85,6 @@ def stress(words: list[str]) -> int:
             split: Which split to judge; all: every image of the set.
             corruptions: Which ones, such as jpeg motion_blur; default: those of the modality.
             modality: What the images show; auto: what the run or a MedMNIST set says.
-            source: medmnistc: the corruptions of that package, of a MedMNIST set at 224 pixels.
             baseline: stress.json, or its folder, of a network to compare with.
             size: Side of the images in pixels; default: what the network was trained on.
             device: auto, cpu, cuda, cuda:1 or mps.

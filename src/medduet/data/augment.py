@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from medduet.config import Augment, Modality
-from medduet.data.corruptions import corrupting, corruptions_of
+from medduet.data.corruptions import corrupt_randomly, corruptions_of
 from medduet.data.imageset import ImageSet
 from medduet.errors import ConfigError
 from medduet.types import Batch
@@ -143,7 +143,9 @@ def build_augmentation(
     if name == "none":
         return None
     if name == "corrupt":
-        return corrupting(corruptions_of(known_modality(data.info, modality), data.in_channels))
+        return corrupt_randomly(
+            corruptions_of(known_modality(data.info, modality), data.in_channels)
+        )
     from medduet.data.augmentations import changes_of_look, moves, sequence
 
     moved = moves(name, data.size, permitted)

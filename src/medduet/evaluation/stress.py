@@ -1,11 +1,10 @@
-"""How a network does on images that are spoilt as those of its modality are, at five severities."""
+"""Robustness: a network on images with the corruptions of its modality, at five severities."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -13,16 +12,8 @@ from medduet import metrics
 from medduet.config import DataConfig, Device, Modality
 from medduet.data.augment import known_modality
 from medduet.data.cache import ProgressFactory, counted
-from medduet.data.corruptions import (
-    CORRUPTIONS,
-    SEVERITIES,
-    Spoil,
-    corrupted,
-    corruptions_of,
-    spoiler,
-)
+from medduet.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt_split, corruptions_of
 from medduet.data.imageset import ImageSet
-from medduet.data.medmnistc import medmnistc_corruptions, spoilt
 from medduet.errors import ConfigError, MissingFileError, closest
 from medduet.evaluation.evaluate import Judged, open_for
 from medduet.reports.stress import write_stress_page
@@ -36,7 +27,6 @@ from medduet.utils.hub import bundle_folder, is_on_hub
 from medduet.utils.parsing import read_json
 
 MEASURED = ("accuracy", "balanced_error", "dice_nonempty", "ece")
-Source = Literal["builtin", "medmnistc"]
 
 
 def stress(
@@ -46,7 +36,6 @@ def stress(
     split: str = "test",
     corruptions: Sequence[str] = (),
     modality: Modality = "auto",
-    source: Source = "builtin",
     baseline: str | Path | None = None,
     device: Device = "auto",
     out: Path | None = None,
@@ -54,7 +43,7 @@ def stress(
 ) -> dict[str, Any]:
     """Judge the network of a bundle or run on corrupted images, as MedMNIST-C does.
 
-    Each image of the split is spoilt in each way at each of five severities, at the size of the
+    Each image of the split is corrupted in each way at each of five severities, at the size of the
     network's input; the same image always to the same pixels. Written are ``stress.json``, a table
     (``tables/stress.csv``), a figure and a page.
 
@@ -64,7 +53,6 @@ def stress(
         split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` of them together.
         corruptions: their names, see `medduet.data.corruptions`; none for those of the modality.
         modality: what the images show; ``"auto"`` for what the run or a MedMNIST set says.
-        source: ``"medmnistc"`` for the corruptions of that package, see `medduet.data.medmnistc`.
         baseline: ``stress.json``, or its folder, of the network to compare with: errors are then
             also told as shares of its own.
         device: see `medduet.TrainConfig`.
@@ -93,14 +81,14 @@ def stress(
     given = [modality, *([data.modality] if data else []), judged.config.data.modality]
     named = [each for each in given if each != "auto"]
     modality = known_modality(images.info, named[0] if named else "auto")
-    spoilers = _spoilers(corruptions, images, modality, source)
-    base = None if baseline is None else _read_baseline(Path(baseline), images, split, spoilers)
+    names = _corruptions(corruptions, images, modality)
+    base = None if baseline is None else _read_baseline(Path(baseline), images, split, names)
     calibration = Calibration.of_bundle(bundle.config)
     judged.prepare(bundle)
     pool = images.pool() if split == "all" else images.split(split)
 
     def numbers(name: str = "", severity: int = 0) -> dict[str, Any]:
-        view = corrupted(pool, name, severity, spoilers[name]) if name else pool
+        view = corrupt_split(pool, name, severity) if name else pool
         return _numbers(judged.said(bundle, view, thorough=False), judged, calibration)
 
     clean = numbers()
@@ -111,21 +99,19 @@ def stress(
         )
     found: dict[str, Any] = {}
     size = int(np.prod(pool.images.shape))
-    with counted(progress, "stress", size * len(spoilers) * len(SEVERITIES)) as count:
-        for name in spoilers:
+    with counted(progress, "stress", size * len(names) * len(SEVERITIES)) as count:
+        for name in names:
             rows = {}
             for severity in SEVERITIES:
                 rows[str(severity)] = _with_rise(numbers(name, severity), clean)
                 count(size)
-            found[name] = {"severities": rows, "mean": _mean(list(rows.values()))}
-            if source == "builtin":
-                found[name] = {"kind": CORRUPTIONS[name].kind} | found[name]
+            mean = _mean(list(rows.values()))
+            found[name] = {"kind": CORRUPTIONS[name].kind, "severities": rows, "mean": mean}
     record: dict[str, Any] = {
         "network": bundle.config["network"]["name"],
         "data": describe_data(images),
         "split": split,
         "modality": modality,
-        "source": source,
         "clean": clean,
         "corruptions": found,
         "mean": _mean([each["mean"] for each in found.values()]),
@@ -140,24 +126,16 @@ def stress(
     return record
 
 
-def _spoilers(
-    names: Sequence[str], images: ImageSet, modality: Modality, source: Source
-) -> dict[str, Spoil]:
-    """Return what is done to the images, by name."""
-    if source == "medmnistc":
-        official = medmnistc_corruptions(images.info.get("medmnist"), images.size)
-        known: dict[str, Spoil] = {name: partial(spoilt, each) for name, each in official.items()}
-    else:
-        own, channels = corruptions_of(modality, images.in_channels), images.in_channels
-        possible = (*corruptions_of("auto", channels), "dark_corners") if names else own
-        known = {name: spoiler(name) for name in possible}
+def _corruptions(names: Sequence[str], images: ImageSet, modality: Modality) -> tuple[str, ...]:
+    """Return the names of the corruptions, those of the modality if none are given."""
+    possible = (*corruptions_of("auto", images.in_channels), "dark_corners")
     for name in names:
-        if name not in known:
+        if name not in possible:
             raise ConfigError(
                 f"unknown corruption '{name}' for images of {images.in_channels} channel(s): "
-                f"{closest(name, known)}"
+                f"{closest(name, possible)}"
             )
-    return {name: known[name] for name in names or known}
+    return tuple(dict.fromkeys(names)) or corruptions_of(modality, images.in_channels)
 
 
 def _numbers(
@@ -192,7 +170,7 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _read_baseline(
-    path: Path, images: ImageSet, split: str, spoilers: Mapping[str, Spoil]
+    path: Path, images: ImageSet, split: str, names: Sequence[str]
 ) -> dict[str, Any]:
     file = path / "stress.json" if path.is_dir() else path
     if not file.is_file():
@@ -200,7 +178,7 @@ def _read_baseline(
     try:
         base: dict[str, Any] = read_json(file)
         same = (base["data"]["fingerprint"], base["split"]) == (images.fingerprint, split)
-        missing = [name for name in spoilers if name not in base["corruptions"]]
+        missing = [name for name in names if name not in base["corruptions"]]
         known = "balanced_error" in base["mean"]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} is not what medduet stress writes: give its folder") from error

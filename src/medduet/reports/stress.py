@@ -35,7 +35,7 @@ def write_stress_page(record: Mapping[str, Any], out: Path) -> None:
     part.text = [
         f"{record['network']} on {data['name']}, {record['split']}, n = {clean['n']} images of "
         f"{' x '.join(map(str, data['size']))} pixels, each corrupted in {ways} ways "
-        f"({record['source']}, modality {record['modality']}) at five severities.",
+        f"(modality {record['modality']}) at five severities.",
         "Mean over all corruptions and severities, and on clean images in brackets: "
         + ", ".join(
             f"{_LINES[name][0]} {value:.3f} ({clean[name]:.3f})"
