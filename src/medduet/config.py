@@ -28,26 +28,7 @@ from medduet.errors import ConfigError, MissingFileError, closest
 Settings = TypeVar("Settings", bound=BaseModel)
 Task = Literal["classify", "segment", "reconstruct"]
 Select = Literal["auto", "accuracy", "balanced_accuracy", "auc", "dice", "mse"]
-Balance = Literal[
-    "sum",
-    "uncertainty",
-    "dwa",
-    "famo",
-    "geometric_mean",
-    "imtl_l",
-    "random",
-    "stch",
-    "pcgrad",
-    "cagrad",
-    "upgrad",
-    "dualproj",
-    "mgda",
-    "imtl_g",
-    "aligned_mtl",
-    "fairgrad",
-    "graddrop",
-    "config",
-]
+Balance = Literal["sum", "uncertainty", "dwa", "pcgrad", "upgrad", "mgda"]
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Augment = Literal["none", "flip", "light", "strong", "corrupt"]
 TestTime = Literal["none", "flip", "flips", "turns"]
@@ -203,7 +184,7 @@ class ObjectiveConfig(Frozen):
     class_weights: Literal["none", "balanced"] = "none"
     """Whether rare classes of the train split count more in the classification loss."""
     balance: Annotated[Balance, _flag("balance")] = "sum"
-    """How losses become one step: sum, weighed (uncertainty to stch), by gradient (from pcgrad)."""
+    """How losses become one step: summed, weighted (uncertainty, dwa), or by their gradients."""
     conflict_steps: int = Field(1, ge=0)
     """First steps of each epoch at which the angle between the tasks' gradients is measured."""
 

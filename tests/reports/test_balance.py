@@ -16,10 +16,10 @@ def test_curves_are_the_numbers() -> None:
         }
         for epoch in (1, 2, 3)
     ]
-    figure = balance_curves(rows, "famo")
+    figure = balance_curves(rows, "dwa")
     assert figure is not None
     weights, conflict = figure.axes
-    assert weights.get_title(loc="left") == "Weight of each loss (famo)"
+    assert weights.get_title(loc="left") == "Weight of each loss (dwa)"
     drawn = {line.get_label(): line.get_ydata() for line in weights.lines}
     assert list(drawn) == ["classify", "segment"]
     assert drawn["segment"].tolist() == [0.5, 1.0, 1.5]

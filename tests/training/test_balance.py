@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import math
 import os
@@ -12,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -25,10 +24,9 @@ from torchjd.autojac import jac_to_grad, mtl_backward
 
 import medduet
 from medduet import ConfigError, RunConfig, TrainingError
-from medduet.config import parse_config
+from medduet.config import Balance, parse_config
 from medduet.data.batches import train_batches
 from medduet.errors import Interrupted
-from medduet.losses.balance import BALANCES
 from medduet.losses.objective import Objective
 from medduet.losses.tasks import PerImage
 from medduet.models.base import DuetNetwork
@@ -36,14 +34,13 @@ from medduet.models.normalize import Normalize
 from medduet.runs.folder import RunFolder
 from medduet.training.balance import Balancer
 from medduet.training.experiment import Experiment
-from medduet.training.fabric import peak_memory
 from medduet.training.loop import _new_state, fit
 from medduet.training.setup import check_settings
 from medduet.training.step import train_step
 from medduet.types import Batch, DenseLayout, Outputs
 
 MakeConfig = Callable[..., RunConfig]
-HERE = [name for name in BALANCES if name != "cagrad" or importlib.util.find_spec("cvxpy")]
+NAMES = get_args(Balance)[1:]
 TWO = {"tasks": ["classify", "segment"]}
 
 
@@ -113,8 +110,9 @@ def test_the_sum_is_what_a_plain_loop_does(make_config: MakeConfig, tmp_path: Pa
     assert state.balancer.summary()["weights"] == dict.fromkeys(objective.tasks, 1.0)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "32-true") for name in NAMES), ("upgrad", "bf16-mixed")]
+)
 def test_every_balance_learns(
     make_config: MakeConfig, tmp_path: Path, name: str, precision: str
 ) -> None:
@@ -130,28 +128,9 @@ def test_every_balance_learns(
     assert losses[-1] < losses[0] - 0.1
     assert all(value.isfinite().all() for value in experiment.network.parameters())
     summary = state.balancer.summary()
-    counted = 20 if state.balancer.needs_gradients else config.objective.conflict_steps
+    counted = 20 if state.balancer.combines_gradients else config.objective.conflict_steps
     assert (state.balancer.conflict[1] == counted).all()
-    for weight in summary["weights"].values():
-        assert weight is None if name in ("graddrop", "config") else math.isfinite(weight)
-
-
-def test_the_coefficients_give_the_gradient_of_the_scalarizer(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
-    config = make_config(
-        tmp_path, objective={"balance": "geometric_mean", "reconstruct_weight": 3.0}
-    )
-    experiment, batch = make_experiment(config), make_batch()
-    network, objective = copy.deepcopy(experiment.network), experiment.objective
-    state = _new_state(experiment)
-    state.optimizer.step = state.optimizer.zero_grad = lambda: None
-    train_step(experiment, state, batch)
-    terms = objective(network(batch.image), batch, network.normalize(batch.image))
-    losses = objective.losses(terms, torch.stack([t.weight.sum() for t in terms.values()]))
-    losses.log().mean().exp().backward()
-    for found, expected in zip(experiment.network.parameters(), network.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, expected.grad)
+    assert all(math.isfinite(weight) for weight in summary["weights"].values())
 
 
 def test_aggregation_is_torchjds(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -189,7 +168,7 @@ def test_conflict_of_two_parameters(make_config: MakeConfig, tmp_path: Path) -> 
     experiment = make_experiment(config)
     point = nn.Parameter(torch.tensor([1.0, 2.0]))
     balancer = Balancer(experiment, torch.optim.SGD([point], lr=0.1))
-    balancer.encoder, balancer.others = [point], []
+    balancer.encoder, balancer.rest = [point], []
     ones = torch.ones(1)
     # Gradients of (1, 0) and (-1, 1), then (1, 0) and (2, 0); the third step isn't measured.
     for step, second in enumerate(([-1.0, 1.0], [2.0, 0.0], [-1.0, 0.0])):
@@ -207,7 +186,7 @@ def test_conflict_of_two_parameters(make_config: MakeConfig, tmp_path: Path) -> 
 def test_unknown_masks_count_nowhere(make_config: MakeConfig, tmp_path: Path) -> None:
     batch = make_batch()
     batch = batch._replace(has_mask=torch.zeros(8, dtype=torch.bool))
-    for name in HERE:
+    for name in NAMES:
         experiment = make_experiment(make_config(tmp_path, objective=TWO | {"balance": name}))
         state = _new_state(experiment)
         train_step(experiment, state, batch)
@@ -229,7 +208,7 @@ def test_a_gradient_that_is_not_finite_names_the_images(
 # Runs -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["sum", "uncertainty", "dwa", "famo", "random", "pcgrad"])
+@pytest.mark.parametrize("name", ["sum", "uncertainty", "dwa", "pcgrad"])
 def test_going_on_in_the_middle_of_an_epoch(
     make_config: MakeConfig, tmp_path: Path, name: str
 ) -> None:
@@ -275,14 +254,6 @@ def test_conflict_need_not_be_measured(make_config: MakeConfig, tmp_path: Path) 
     assert [row["conflict"] for row in epochs(tmp_path)] == [{"classify-segment": None}] * 2
 
 
-def test_peak_memory_grows() -> None:
-    cpu = torch.device("cpu")
-    before = peak_memory(cpu)
-    held = torch.ones(int(before * 1e9 / 4))
-    assert peak_memory(cpu) > before
-    del held
-
-
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [
@@ -309,7 +280,7 @@ tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tests)
 tests.fit_all(tests.Path(sys.argv[2]), "two")
 """
-SHARED = ("uncertainty", "famo", "upgrad")
+SHARED = ("uncertainty", "upgrad")
 
 
 def fit_all(out: Path, kind: str) -> None:
@@ -324,6 +295,7 @@ def fit_all(out: Path, kind: str) -> None:
             save_file(experiment.network.state_dict(), out / f"{name}-{kind}.safetensors")
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns(make_config: MakeConfig, tmp_path: Path) -> None:
     # Adam forgets the scale of a gradient, but not beside a decay that is added to it.
     train = {"learning_rate": 0.01, "clip": 0.5, "weight_decay": 0.1}

@@ -35,7 +35,7 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
     if skips:
         state.running.keep()
     try:
-        weights, totals, wishes = _gradients(experiment, state, batch)
+        totals, wishes = _gradients(experiment, state, batch)
         _limit_gradient(experiment, state, batch)
     except NotFiniteError as fault:
         if not skips:
@@ -46,7 +46,6 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
         return state.watch.after_step(torch.zeros(()))
     state.optimizer.step()
     state.optimizer.zero_grad()
-    state.balancer.after_step(lambda: _terms(experiment, state, batch), weights)
     state.sums[0] += totals[0]
     state.sums[1] += totals[1]
     return state.watch.after_step(wishes)
@@ -72,12 +71,12 @@ def leave_out(experiment: Experiment, state: TrainState, fault: NotFiniteError) 
 
 def _gradients(
     experiment: Experiment, state: TrainState, batch: Batch
-) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Give every trained parameter its gradient, in as many parts as the memory asks for.
 
     Returns:
-        The weights of the terms over all processes; the totals and weights of this one; and how
-        many processes are asked to stop.
+        The totals and weights of the terms of this process, and how many processes are asked to
+        stop.
     """
     progress = state.progress
     while True:
@@ -88,7 +87,7 @@ def _gradients(
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            if not state.balancer.takes_parts:
+            if not state.balancer.can_split_batch:
                 raise TrainingError(
                     f"out of memory, and --balance {experiment.config.objective.balance} needs all "
                     "images of a step at a time: give a smaller --batch-size, or "
@@ -109,10 +108,10 @@ def _gradients(
 
 def _of_whole(
     experiment: Experiment, state: TrainState, batch: Batch
-) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
     fabric, balancer, watch = experiment.fabric, state.balancer, state.watch
     finite = partial(watch.finite, progress=state.progress, batch=batch)
-    with fabric.no_backward_sync(state.module, enabled=balancer.needs_gradients):
+    with fabric.no_backward_sync(state.module, enabled=balancer.combines_gradients):
         terms = _terms(experiment, state, batch)
     weights = torch.stack([term.weight.sum() for term in terms.values()])
     totals = torch.stack([term.total().detach() for term in terms.values()])
@@ -123,12 +122,12 @@ def _of_whole(
     # Of all processes, so that all come to the same end.
     finite("loss", all_totals)
     balancer.backward(terms, all_weights, all_totals, state.progress.step, finite)
-    return all_weights, (totals, weights), shared[-1]
+    return (totals, weights), shared[-1]
 
 
 def _in_parts(
     experiment: Experiment, state: TrainState, batch: Batch, most: int
-) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Add up the gradients of parts of the batch, weighed by what is known of the whole batch.
 
     The angle between the tasks is measured on the first part.
@@ -150,7 +149,7 @@ def _in_parts(
     shared = fabric.all_reduce(torch.cat([totals, wish]), reduce_op="sum")
     assert isinstance(shared, Tensor)
     watch.finite("loss", shared[:-1], progress=state.progress, batch=batch)
-    return all_weights, (totals, weights), shared[-1]
+    return (totals, weights), shared[-1]
 
 
 def _limit_gradient(experiment: Experiment, state: TrainState, batch: Batch) -> None:
