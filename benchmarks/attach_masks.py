@@ -103,8 +103,8 @@ def judge(attached: Attached, images: ImageSet, out: Path, square: bool, side: i
     pool = images.pool()
     masks = pool.masks[:]
     place = {name: row for row, name in enumerate(pool.ids.tolist())}
-    rows = np.array([place[name] for name in attached.source.tolist()])
-    matched = attached.state == "matched"
+    rows = np.array([place[name] for name in attached.table["source"].tolist()])
+    matched = (attached.table["state"] == "matched").to_numpy()
     own = rows == np.arange(len(pool))
     same = own | (masks[rows] == masks).all(axis=(1, 2))
     with np.load(out) as file:
@@ -116,7 +116,7 @@ def judge(attached: Attached, images: ImageSet, out: Path, square: bool, side: i
         matched & nearest(masks, side).any(axis=(1, 2)) & majority(masks, side).any(axis=(1, 2))
     )
     agreement = [dice(given[lesion], by(masks, side)[lesion]).mean() for by in (nearest, majority)]
-    counts = attached.counts()
+    counts = attached.counts().loc["all"]
     return (
         f"{matched.mean():.4f} | {own[matched].mean():.4f} ({same[matched].mean():.4f}) | "
         f"{counts['ambiguous']} | {counts['unmatched']} | {agreement[0]:.3f} | {agreement[1]:.3f}"
@@ -147,15 +147,15 @@ def absent_table(images: ImageSet, xrays: Path, folder: Path) -> None:
         for reduction in REDUCTIONS:
             write_target(folder / "target.npz", images, False, reduction, side)
             found = attach_masks(folder / "target.npz", source, folder / "out.npz")
-            matched = found.state == "matched"
+            matched = (found.table["state"] == "matched").to_numpy()
             ids, own = images.pool().ids, there & matched
-            right = (found.source[own] == ids[own]).sum()
+            right = (found.table["source"].to_numpy()[own] == ids[own]).sum()
             cells = f"{right} of {there.sum()} | {(matched & ~there).sum()} | {(~there).sum()}"
             print(f"| BUSI at {side}, {reduction}, half of the source | {cells} |", flush=True)
             clear(folder)
     found = attach_masks(xrays, images, folder / "out.npz")
-    print(f"| chest X-rays at 28 | | {found.counts()['matched']} | {len(found.state)} |")
-    print(f"\nhighest score of an X-ray: {found.score.max():.2f}")
+    print(f"| chest X-rays at 28 | | {found.counts().loc['all', 'matched']} | {len(found.table)} |")
+    print(f"\nhighest score of an X-ray: {found.table['score'].max():.2f}")
     clear(folder)
 
 

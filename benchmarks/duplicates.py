@@ -25,7 +25,7 @@ from scipy import ndimage
 
 import medduet
 from medduet import open_images
-from medduet.data.duplicates import find_duplicates
+from medduet.data.duplicates import search_duplicates
 
 SIZE = 224
 KNOWN = 100  # near-duplicates that are planted
@@ -52,7 +52,7 @@ def measure(path: Path) -> None:
     """Search, in a process of its own, and print what it took."""
     images = np.load(path, mmap_mode="r")
     started = time.perf_counter()
-    found = find_duplicates(images)
+    found = search_duplicates(images)
     seconds = time.perf_counter() - started
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     planted = int((found.pairs[:, 1] - found.pairs[:, 0] == len(images) - KNOWN).sum())
@@ -98,8 +98,8 @@ def anonymous() -> float:
 
 
 PARTS = {  # of an audit, by what its bar says: while there is that bar, and after it
-    "look at images": ("looks", "classes, groups, findings"),
-    "look at masks": ("masks", "masks"),
+    "check images": ("images", "findings"),
+    "check masks": ("masks", "masks"),
 }
 
 
@@ -200,13 +200,13 @@ def recall(data: str) -> None:
     """Print which share of changed copies of 200 images is found among all images."""
     pool = open_images(data).pool().images[:]
     places = np.linspace(0, len(pool) - 1, 200).astype(np.int64)
-    groups = find_duplicates(pool).groups(len(pool))
+    groups = search_duplicates(pool).groups(len(pool))
     print("| change | found | pairs of unlike images |")
     print("| --- | --- | --- |")
     for name, change in CHANGES.items():
         changed = np.stack([change(image) for image in pool[places]])
         both = np.concatenate([pool, np.clip(changed, 0, 255).astype(np.uint8)])
-        pairs = {tuple(pair) for pair in find_duplicates(both).pairs.tolist()}
+        pairs = {tuple(pair) for pair in search_duplicates(both).pairs.tolist()}
         wanted = {(int(place), len(pool) + k) for k, place in enumerate(places)}
         origin = np.concatenate([np.arange(len(pool)), places])
         others = [pair for pair in pairs if groups[origin[pair[0]]] != groups[origin[pair[1]]]]

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from medduet import open_images
-from medduet.data.duplicates import known_duplicates
+from medduet.data.duplicates import find_duplicates
 from medduet.metrics.intervals import wilson
 from medduet.runs.reader import FinishedRun, find_runs
 
@@ -39,7 +39,7 @@ def interval(values: np.ndarray) -> str:
 
 def main(grid: str, data: str) -> None:
     pool = open_images(data).pool()
-    found = known_duplicates(open_images(data)).groups(len(pool))
+    found = find_duplicates(open_images(data)).groups(len(pool))
     groups = dict(zip(pool.ids.tolist(), found.tolist(), strict=True))
     rows: dict[str, dict[str, list[float]]] = {"random": {}, "grouped": {}}
     right = {(kind, has): [0, 0] for kind in rows for has in (True, False)}

@@ -31,7 +31,7 @@ PARTS = (
     "write_environment",
     "leak_warning",
 )
-"""What `medduet.experiments.run.train` calls before the first step."""
+"""What `medduet.training.run.train` calls before the first step."""
 
 
 def timed(home: Any, name: str, seconds: dict[str, float]) -> None:
@@ -50,16 +50,14 @@ def timed(home: Any, name: str, seconds: dict[str, float]) -> None:
 
 def train(started: float, words: list[str]) -> None:
     """Run the command, print as JSON what the time went into, and end at the first step."""
-    import medduet.experiments.run
+    import medduet.training.run
     from medduet.cli import main
     from medduet.cli.display.progress import ConsoleReporter
 
     seconds = {"imports": time.time() - started}
     for name in PARTS:
         home = (
-            medduet.experiments.run.RunFolder
-            if name == "write_environment"
-            else medduet.experiments.run
+            medduet.training.run.RunFolder if name == "write_environment" else medduet.training.run
         )
         timed(home, name, seconds)
 

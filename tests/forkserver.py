@@ -30,7 +30,7 @@ PRELOAD = (
     "matplotlib.figure",
     "pandas",
     "medduet.cli",
-    "medduet.experiments.run",
+    "medduet.training.run",
 )
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

@@ -35,10 +35,12 @@ def test_a_set_with_leaks(leaky: Path, capsys: Capture) -> None:
     assert main([*words, "--strict", "--fix", str(fix)]) == 1
     shown = capsys.readouterr().out
     assert "leaky: 1 leak, " in shown
-    assert f"look at: {out / 'index.html'}\n" in shown
-    assert "left out 2: 2 in train; test is as it was; now 54 train, 8 val, 16 test" in shown
+    assert f"report: {out / 'index.html'}\n" in shown
+    assert "dropped 2 (2 train); test unchanged; now 54 train, 8 val, 16 test" in shown
     record = read_json(out / "audit.json")
-    assert [f["kind"] for f in record["findings"] if f["severity"] == "leak"] == ["copies-across"]
+    assert [f["kind"] for f in record["findings"] if f["severity"] == "leak"] == [
+        "exact-duplicates-across-splits"
+    ]
     with (out / "duplicates.csv").open(newline="") as file:
         pairs = [(row["image_a"], row["image_b"], row["exact"]) for row in csv.DictReader(file)]
     assert pairs == [("train/0", "test/0", "1"), ("train/1", "test/1", "1")]
@@ -51,7 +53,7 @@ def test_groups_can_move_instead(leaky: Path, capsys: Capture) -> None:
     fix = leaky.parent / "fix.csv"
     words = ["audit", str(leaky), "--out", str(leaky.parent / "out"), "--fix", str(fix)]
     assert main([*words, "--fix-by", "regroup"]) == 0
-    assert "moved 2: 2 in train, to 2 in test" in capsys.readouterr().out
+    assert "moved 2 (2 train) to 2 test" in capsys.readouterr().out
 
 
 def test_it_goes_to_a_folder_of_its_own(
@@ -61,7 +63,7 @@ def test_it_goes_to_a_folder_of_its_own(
     words = "audit phantom --size 16 --data.count 40 --strict --fix fix.csv"
     assert main(words.split()) == 0
     assert (tmp_path / "audits" / "phantom" / "index.html").is_file()
-    assert "nothing had to be changed" in capsys.readouterr().out
+    assert "nothing to clean" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -85,4 +87,5 @@ def test_training_on_leaks_says_so(leaky: Path, tmp_path: Path, capsys: Capture)
     words = f"train honest --data {leaky} --model.width 2 --tasks classify --epochs 1 --out"
     assert main([*words.split(), str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
-    assert f"have a duplicate in train, so scores come out too good: medduet audit {leaky}" in said
+    leakage = "data leakage from train (duplicates: 2 test) inflates the scores"
+    assert f"{leakage}: medduet audit {leaky}" in said

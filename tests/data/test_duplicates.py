@@ -11,11 +11,11 @@ from scipy import ndimage
 
 from medduet import ImageSet, open_images
 from medduet.data.duplicates import (
-    MOST_PAIRS,
+    MAX_PAIRS_PER_IMAGE,
     Duplicates,
+    cached_duplicates,
     find_duplicates,
-    known_duplicates,
-    remembered_duplicates,
+    search_duplicates,
 )
 from medduet.data.imageset import Rows
 
@@ -58,20 +58,20 @@ def phantoms() -> np.ndarray:
 def test_a_changed_copy_is_found(name: str, phantoms: np.ndarray) -> None:
     places = np.arange(0, 300, 6)
     changed = np.stack([CHANGES[name](image) for image in phantoms[places]])
-    found = find_duplicates(np.concatenate([phantoms, changed]))
+    found = search_duplicates(np.concatenate([phantoms, changed]))
     wanted = {(int(place), 300 + k) for k, place in enumerate(places)}
     pairs = set(map(tuple, found.pairs.tolist()))
     assert len(pairs & wanted) >= 0.96 * len(wanted)
     assert len(pairs - wanted) <= 1
     assert not found.exact.any()
-    assert (found.likeness > 0.95).all()
+    assert (found.similarity > 0.95).all()
 
 
 def test_different_images_are_none(phantoms: np.ndarray) -> None:
-    assert len(find_duplicates(phantoms).pairs) == 0
+    assert len(search_duplicates(phantoms).pairs) == 0
 
 
-def test_images_that_look_alike_by_nature_are_none() -> None:
+def test_similar_anatomy_is_no_duplicate() -> None:
     """X-rays: what all share correlates above the threshold, but no two are of one patient."""
     rng = np.random.default_rng(0)
     anatomy = ndimage.gaussian_filter(rng.normal(0, 1, (40, 40)), 5)
@@ -82,14 +82,14 @@ def test_images_that_look_alike_by_nature_are_none() -> None:
     plain = np.corrcoef(images.reshape(400, -1))
     assert (plain[np.triu_indices(400, 1)] > 0.95).mean() > 0.5
     copy = (images[7:8] * 0.9).astype(np.uint8)
-    pairs = find_duplicates(np.concatenate([images, copy])).pairs.tolist()
+    pairs = search_duplicates(np.concatenate([images, copy])).pairs.tolist()
     assert [7, 400] in pairs
     assert len(pairs) <= 2  # of 80,000
 
 
-def test_copies_are_exact_and_told_once_each(phantoms: np.ndarray) -> None:
+def test_exact_duplicates_are_paired_with_the_first(phantoms: np.ndarray) -> None:
     images = np.concatenate([phantoms[:50], np.repeat(phantoms[3:4], 60, axis=0)])
-    found = find_duplicates(images)
+    found = search_duplicates(images)
     assert found.exact.all()
     assert found.pairs.tolist() == [[3, 50 + k] for k in range(60)]
     assert len(set(found.groups(110))) == 50
@@ -99,8 +99,8 @@ def test_blank_images_are_no_near_duplicates() -> None:
     blank = np.zeros((5, 32, 32), np.uint8)
     blank[1:] += np.arange(1, 5, dtype=np.uint8)[:, None, None]
     blank[4, 0, 0] += 1
-    assert len(find_duplicates(blank).pairs) == 0
-    assert len(find_duplicates(np.concatenate([blank, blank])).pairs) == 5
+    assert len(search_duplicates(blank).pairs) == 0
+    assert len(search_duplicates(np.concatenate([blank, blank])).pairs) == 5
 
 
 def test_a_film_of_one_scene_gives_few_pairs_and_one_group() -> None:
@@ -108,8 +108,8 @@ def test_a_film_of_one_scene_gives_few_pairs_and_one_group() -> None:
     scene = rng.integers(0, 256, (1, 32, 32))
     frames = np.clip(scene + rng.normal(0, 3, (150, 32, 32)), 0, 255).astype(np.uint8)
     others = rng.integers(0, 256, (800, 32, 32), dtype=np.uint8)
-    found = find_duplicates(np.concatenate([frames, others]))
-    assert len(found.pairs) <= 150 * MOST_PAIRS
+    found = search_duplicates(np.concatenate([frames, others]))
+    assert len(found.pairs) <= 150 * MAX_PAIRS_PER_IMAGE
     assert len(set(found.groups(950)[:150])) == 1
 
 
@@ -118,19 +118,18 @@ def test_any_shape_grey_or_colour(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (30, *shape), dtype=np.uint8)
     again = Rows([images, images[4:5]], np.array([*range(30), 30]))
-    assert find_duplicates(again).pairs.tolist() == [[4, 30]]
+    assert search_duplicates(again).pairs.tolist() == [[4, 30]]
 
 
-def test_what_was_found_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = open_images("phantom", size=16, count=20)
-    assert remembered_duplicates(images, tmp_path) is None
-    found = known_duplicates(images, tmp_path)
-    monkeypatch.setattr("medduet.data.duplicates.find_duplicates", None)
-    again = known_duplicates(images, tmp_path)
+    assert cached_duplicates(images, tmp_path) is None
+    found = find_duplicates(images, tmp_path)
+    monkeypatch.setattr("medduet.data.duplicates.search_duplicates", None)
+    again = find_duplicates(images, tmp_path)
     assert np.array_equal(again.pairs, found.pairs)
-    note = next((tmp_path / "duplicates").iterdir())
-    note.write_bytes(b"damaged")
-    assert remembered_duplicates(images, tmp_path) is None
+    next((tmp_path / "duplicates").iterdir()).write_bytes(b"damaged")
+    assert cached_duplicates(images, tmp_path) is None
 
 
 def _crossing(images: ImageSet, found: Duplicates) -> np.ndarray:
@@ -142,7 +141,7 @@ def _crossing(images: ImageSet, found: Duplicates) -> np.ndarray:
 def test_real_ultrasound(size: int, shared_data: Path, tmp_path: Path) -> None:
     images = open_images(str(shared_data / f"busi_seg_{size}.npz"), cache=tmp_path)
     pool = images.pool()
-    found = find_duplicates(pool.images)
+    found = search_duplicates(pool.images)
     assert len(_crossing(images, found)) == 0
     groups = found.groups(len(pool))
     mixed = [group for group in set(groups.tolist()) if len(set(pool.labels[groups == group])) > 1]
@@ -153,7 +152,7 @@ def test_real_ultrasound(size: int, shared_data: Path, tmp_path: Path) -> None:
 def test_real_xrays(shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "pneumoniamnist_28_reassembled.npz"
     images = open_images(str(path), cache=tmp_path)
-    found = find_duplicates(images.pool().images)
+    found = search_duplicates(images.pool().images)
     crossing = _crossing(images, found)
     assert len(set(crossing[:, 0].tolist())) == 8  # images of train that are in val, too
     assert len(found.pairs) - found.exact.sum() <= 2
@@ -171,7 +170,7 @@ def test_frames_of_films_are_found(films: int, frames: int) -> None:
         for frame in range(frames):
             noise = rng.normal(0, 5, scene.shape)
             images[film * frames + frame] = 128 + scene + noise
-    found = find_duplicates(np.clip(images, 0, 255).astype(np.uint8))
+    found = search_duplicates(np.clip(images, 0, 255).astype(np.uint8))
     groups = found.groups(films * frames).reshape(films, frames)
     assert (groups == groups[:, :1]).mean() > 0.9
 
@@ -183,5 +182,5 @@ def test_variants_of_one_picture_stay_together() -> None:
     variants = base + 0.28 * rng.normal(0, 1, (40, 1024))  # 0.96 to it, 0.92 to each other
     images = np.concatenate([base[None], variants, others]).reshape(-1, 32, 32)
     images = np.clip(128 + 25 * images, 0, 255).astype(np.uint8)
-    groups = find_duplicates(images).groups(len(images))
+    groups = search_duplicates(images).groups(len(images))
     assert len(set(groups[:41].tolist())) == 1

@@ -2,71 +2,81 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
-from medduet.reports.audit_page import MOST_ROWS, Picture, PicturePair, audit_page
+import medduet
+from medduet import ImageSet
+from medduet.data.phantom import phantom_images
+from medduet.reports.audit_page import write_audit
+from medduet.utils.palette import mask_color
+from medduet.utils.parsing import read_json
+
+HOSTILE = "<script>alert('x')</script>" + "y" * 200
 
 
 @pytest.fixture
 def page(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    mask = np.zeros((40, 30), np.uint8)
-    mask[10:20, 10:20] = 1
-    odd = "<script>alert('x')</script>" + "y" * 200
-    first = Picture(rng.integers(0, 256, (40, 30), np.uint8), odd, "train", "a & b", mask)
-    second = Picture(rng.integers(0, 256, (40, 30, 3), np.uint8), "two", "test", "b")
-    rows = [{"id": f"{odd} {k}", "split": "train", "label": "<b>"} for k in range(MOST_ROWS + 1)]
-    finding = {"kind": "k", "severity": "leak", "sentence": "1 leak <i>", "images": rows}
-    record = {
-        "name": "<u>set</u>",
-        "images": {"train": 13, "val": 1, "test": 2},
-        "classes": [{"name": "<em>", "train": 13, "val": 1, "test": 1}],
-        "findings": [finding],
-    }
-    pair = PicturePair(first, second, 0.9754, False, ("in two splits", "masks differ"))
-    path = tmp_path / "index.html"
-    path.write_text(audit_page(record, [pair], 7, {0: [second]}))
-    return path
+    """The page of 14 copies across splits with hostile names, other masks and a black image."""
+    images = phantom_images(size=32, count=(80, 24, 40))
+    test, masks = np.array(images.test.images), np.array(images.test.masks)
+    test[:14], test[14], masks[:14] = np.asarray(images.train.images[:14]), 0, 0
+    ids = np.array([f"{HOSTILE} {k}" for k in range(80)])
+    leaky = replace(
+        images,
+        name="<u>set</u>",
+        class_names=("<em>", "a & b", "c", "d"),
+        train=replace(images.train, ids=ids),
+        test=replace(images.test, images=test, masks=masks),
+        fingerprint="hostile",
+    )
+    return write_audit(medduet.audit(leaky, cache=tmp_path), leaky, tmp_path / "audit")
 
 
-def test_it_shows_what_was_found(page: Path) -> None:
+def test_it_shows_findings_and_pairs(page: Path) -> None:
     text = page.read_text()
-    assert "1 leak &lt;i&gt;" in text
-    assert "The first 12; all are in audit.json" in text
-    assert "7 pairs, the worst first; 1 are shown here" in text
-    assert "alike 0.975" in text
-    assert "in two splits" in text
-    assert text.count("data:image/png") == 3
-    assert "13 (100.0%)" in text
-    assert "50.0%" in text
+    assert "Exact duplicates across splits: 28 images (14 train, 14 test)" in text
+    assert "The first 12 of 28; audit.json lists all." in text
+    assert "14 pairs, the worst first." in text
+    assert text.count("data:image/png") == 1 + 2 * 14
+    assert "20 (25.0%)" in text  # of a class of train
+    pairs = pd.read_csv(page.with_name("duplicates.csv"))
+    assert (len(pairs), pairs["across_splits"].sum(), pairs["exact"].sum()) == (14, 14, 14)
+    assert pairs["image_a"][0].startswith(HOSTILE)
+    conflicts = pairs["masks_differ"].sum()  # lesions of train, all of them without mask in test
+    assert conflicts == text.count("· empty mask") > 5
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
+        for data in re.findall(r'image/png;base64,([^"]+)"', text)
+    ]
+    assert sum((each == mask_color(1)).all(axis=2).any() for each in pictures) == conflicts
+    (copies, *_) = read_json(page.with_name("audit.json"))["findings"]
+    assert (copies["severity"], len(copies["images"])) == ("leak", 28)
 
 
-def test_strangers_names_are_escaped_and_shortened(page: Path) -> None:
+def test_names_are_escaped_and_shortened(page: Path) -> None:
     text = page.read_text()
-    for markup in ("<script", "<u>", "<em>", "<i>", "<b><"):
+    for markup in ("<script>alert", "<u>", "<em>"):
         assert markup not in text
     assert "a &amp; b" in text
     assert "y" * 80 not in text
 
 
-def test_a_set_without_findings() -> None:
-    record = {"name": "set", "images": {"train": 1}, "classes": [], "findings": []}
-    text = audit_page(record, [], 0, {})
-    assert "Nothing was found" in text
-    assert "show the same" not in text
-
-
-def test_a_mask_is_outlined() -> None:
-    image, mask = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
-    mask[5:15, 5:15] = 1
-    plain, outlined = (Picture(image, "", "", "", m).source for m in (None, mask))
-    assert plain != outlined
+def test_a_set_without_findings(tmp_path: Path) -> None:
+    images: ImageSet = phantom_images(size=16, count=(40, 40, 400))
+    text = write_audit(medduet.audit(images, cache=tmp_path), images, tmp_path).read_text()
+    assert "No issues found." in text
+    assert "near-duplicates" not in text
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
@@ -74,7 +84,7 @@ def test_a_mask_is_outlined() -> None:
 def test_it_opens_in_a_browser_without_errors_requests_or_overflow(
     page: Path, tmp_path: Path, width: int
 ) -> None:
-    measured = tmp_path / "measured.html"
+    measured = page.with_name("measured.html")
     # A page may not scroll sideways; headless windows are at least 500 wide, a frame is not.
     frame = f'<iframe id="f" width="{width}" height="900" src="index.html"></iframe>'
     script = "const d = document.getElementById('f').contentDocument.documentElement;"

@@ -54,10 +54,10 @@ def audit(words: list[str]) -> int:
 def _audit(data: DataConfig, out: Path | None, strict: bool, fix: Path | None, fix_by: Any) -> int:
     with starting():
         from medduet.cli.display.progress import draw_progress
-        from medduet.reports.audit_files import write_audit
+        from medduet.reports.audit_page import write_audit
     from medduet.cli.display.audit import show_audit
-    from medduet.data.audit import audit
-    from medduet.data.audit.fix import clean
+    from medduet.data.audit.checks import audit
+    from medduet.data.audit.clean import clean
     from medduet.data.sources import open_images
     from medduet.data.splits import write_split
 
@@ -68,8 +68,8 @@ def _audit(data: DataConfig, out: Path | None, strict: bool, fix: Path | None, f
     if fix is not None:
         cleaned = clean(images, fix_by, cache=data.cache, progress=draw_progress)
         write_split(fix, cleaned.images)
-        what = "; ".join(cleaned.changes) or "nothing had to be changed"
-        sys.stdout.write(f"{what}\nuse it: --data {data.name} --data.split {fix}\n")
+        what = "; ".join(cleaned.changes) or "nothing to clean"
+        sys.stdout.write(f"{what}\nnext: --data {data.name} --data.split {fix}\n")
     return LEAKS_FOUND if strict and found.leaks else 0
 
 
@@ -151,7 +151,7 @@ def attach_masks(words: list[str]) -> int:
         own = {name: given.pop(name) for name in ("masks", "skip_broken", "cache")}
         own |= {"fit": "stretch", "group_by": "none"}
         source = open_images(given.pop("source"), progress=draw_progress, **own)
-        attached = attach_masks(**given, source=source, progress=draw_progress)
+        attached = attach_masks(**given, source=source, cache=own["cache"], progress=draw_progress)
         show_attached(attached)
     sys.stdout.write(f"set: {given['out']}\nimage by image: {given['out'].with_suffix('.csv')}\n")
     return 0

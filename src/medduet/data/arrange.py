@@ -129,8 +129,8 @@ def _groups(
     if config.group_by != "duplicates" and pool.groups is not None:
         partitions.append(pool.groups)
     if config.group_by != "given":
-        from medduet.data.duplicates import known_duplicates
+        from medduet.data.duplicates import find_duplicates
 
-        found = known_duplicates(images, config.cache, progress)
+        found = find_duplicates(images, config.cache, progress)
         partitions.append(found.groups(len(pool)))
     return united(*partitions)

@@ -1,13 +1,12 @@
-"""Exact copies and near-duplicates among any number of images.
+"""Exact and near-duplicates in a set of images.
 
-Copies are found by a hash of their pixels. Near-duplicates (another crop, size, compression, gain
-or calliper of the same picture) are pairs whose thumbnails of 32 x 32 pixels correlate by more than
-0.95, compared each with each by matrix products, and stay so when what all images of the set have
-in common is taken away: chest X-rays of two patients correlate, too, but their differences from
-the mean X-ray do not. How alike differences are by chance is read off random pairs of the set.
+Exact duplicates are found by a hash of their pixels. Near-duplicates (another crop, size,
+compression or gain of the same picture) are pairs whose thumbnails of 32 x 32 pixels correlate by
+more than 0.95, and still correlate by more than chance when the mean of the set is removed: chest
+X-rays of two patients correlate, too, but their differences from the mean X-ray do not.
 
-It takes 4 kB of memory per image, and time that grows with the square of their number; how much is
-measured by ``benchmarks/duplicates.py``.
+It takes 4 kB of memory per image, and time that grows with the square of their number
+(``benchmarks/duplicates.py``).
 """
 
 from __future__ import annotations
@@ -28,135 +27,129 @@ from torch.nn.functional import interpolate
 from medduet.data.cache import ProgressFactory, cache_folder, counted
 from medduet.data.imageset import Images, ImageSet
 from medduet.data.thumbnails import (
-    ENOUGH,
-    RANDOM_PAIRS,
     SIDE,
     THRESHOLD,
     chance_bound,
-    common,
     grey,
+    mean_vector,
     pieces,
-    residual,
+    residual_correlation,
     unit_vectors,
 )
 from medduet.utils.files import atomic_path
 
-MOST_PAIRS = 20
-"""Near-duplicates that are kept of one image, the most alike, beside those that groups need."""
+MAX_PAIRS_PER_IMAGE = 20
+"""Near-duplicates that are kept of one image, the most similar, beside those that join a group."""
 _BLOCK = 2048
-_FORMAT = 3  # of what is remembered
+_FORMAT = 4  # of the cached result
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Pairs of images that show the same.
+    """Pairs of images of the same picture.
 
     Attributes:
-        pairs: ``(P, 2)`` int64 places in the pool, the smaller first. Copies are paired with the
-            first of their kind alone.
-        likeness: ``(P,)`` float32 correlation of the thumbnails.
+        pairs: ``(P, 2)`` int64 rows of the pool, the smaller first. Exact duplicates are paired
+            with the first of their kind alone.
+        similarity: ``(P,)`` float32 correlation of the thumbnails.
         exact: ``(P,)`` bool, whether all pixels are equal.
     """
 
     pairs: NDArray[np.int64]
-    likeness: NDArray[np.float32]
+    similarity: NDArray[np.float32]
     exact: NDArray[np.bool_]
 
     def groups(self, count: int) -> NDArray[np.int64]:
-        """Return which of `count` images are joined by any chain of pairs, ``(count,)`` int64.
+        """Return the group of each of `count` images that chains of pairs join, ``(count,)``.
 
         Example:
             >>> pairs = np.array([[0, 2], [2, 3]])
             >>> Duplicates(pairs, np.ones(2, np.float32), np.zeros(2, bool)).groups(5).tolist()
             [0, 1, 0, 0, 2]
         """
-        ends = self.pairs[:, 0], self.pairs[:, 1]
-        graph = coo_array((np.ones(len(self.pairs), dtype=bool), ends), shape=(count, count))
+        weights = np.ones(len(self.pairs), dtype=bool)
+        graph = coo_array((weights, tuple(self.pairs.T)), shape=(count, count))
         return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def known_duplicates(
+def find_duplicates(
     images: ImageSet, cache: Path | None = None, progress: ProgressFactory | None = None
 ) -> Duplicates:
-    """Return the duplicates in the pool of a set; they are searched once and then remembered.
+    """Return the duplicates in the pool of a set; the result is cached by its fingerprint.
 
     Example:
         >>> import tempfile, medduet
         >>> images = medduet.open_images("phantom", size=32, count=20)
-        >>> known_duplicates(images, Path(tempfile.mkdtemp())).pairs.shape
+        >>> find_duplicates(images, Path(tempfile.mkdtemp())).pairs.shape
         (0, 2)
     """
-    known = remembered_duplicates(images, cache)
-    if known is not None:
-        return known
-    found = find_duplicates(images.pool().images, progress=progress)
-    with suppress(OSError), atomic_path(_note(images, cache)) as path, path.open("wb") as file:
-        np.savez(file, pairs=found.pairs, likeness=found.likeness, exact=found.exact)
-    return found
+    duplicates = cached_duplicates(images, cache)
+    if duplicates is None:
+        duplicates = search_duplicates(images.pool().images, progress=progress)
+        path = _cache_file(images, cache)
+        with suppress(OSError), atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **vars(duplicates))
+    return duplicates
 
 
-def remembered_duplicates(images: ImageSet, cache: Path | None = None) -> Duplicates | None:
-    """Return what was found in this set before; ``None`` if it was not searched."""
+def cached_duplicates(images: ImageSet, cache: Path | None = None) -> Duplicates | None:
+    """Return the duplicates of an earlier search of this set; ``None`` if there was none."""
     try:
-        with np.load(_note(images, cache), allow_pickle=False) as file:
-            return Duplicates(file["pairs"], file["likeness"], file["exact"])
+        with np.load(_cache_file(images, cache), allow_pickle=False) as file:
+            return Duplicates(file["pairs"], file["similarity"], file["exact"])
     except (OSError, ValueError, KeyError):
         return None
 
 
-def _note(images: ImageSet, cache: Path | None) -> Path:
+def _cache_file(images: ImageSet, cache: Path | None) -> Path:
     return cache_folder(cache) / "duplicates" / f"{images.fingerprint}-{_FORMAT}.npz"
 
 
-def find_duplicates(
+def search_duplicates(
     images: Images, *, threshold: float = THRESHOLD, progress: ProgressFactory | None = None
 ) -> Duplicates:
-    """Find the copies and near-duplicates among images.
+    """Compare all images with each other.
 
     Args:
         images: ``(N, H, W)`` or ``(N, H, W, 3)`` uint8; read in pieces.
         threshold: correlation of thumbnails.
-        progress: draws the reading and the comparison.
+        progress: shows the progress of reading and comparison.
 
     Example:
         >>> import medduet
         >>> pool = medduet.open_images("phantom", size=64, count=20).pool().images[:]
         >>> brighter = (pool[3:4] * 0.8 + 40).astype(np.uint8)
-        >>> find_duplicates(np.concatenate([pool, brighter, pool[:1]])).pairs.tolist()
+        >>> search_duplicates(np.concatenate([pool, brighter, pool[:1]])).pairs.tolist()
         [[0, 21], [3, 20]]
     """
     first, vectors, flat = _describe(images, progress)
-    copies = np.flatnonzero(first != np.arange(len(first)))
-    single = np.flatnonzero((first == np.arange(len(first))) & ~flat)
-    near, likeness = _near(vectors[torch.from_numpy(single)], threshold, progress)
-    pairs = np.concatenate([np.stack([first[copies], copies], axis=1), single[near]])
-    alike = np.concatenate([np.ones(len(copies), np.float32), likeness])
+    is_first = first == np.arange(len(first))
+    copies, distinct = np.flatnonzero(~is_first), np.flatnonzero(is_first & ~flat)
+    near, similarity = _near(vectors[torch.from_numpy(distinct)], threshold, progress)
+    pairs = np.concatenate([np.stack([first[copies], copies], axis=1), distinct[near]])
+    similarity = np.concatenate([np.ones(len(copies), np.float32), similarity])
     exact = np.arange(len(pairs)) < len(copies)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
-    return Duplicates(pairs[order], alike[order], exact[order])
+    return Duplicates(pairs[order], similarity[order], exact[order])
 
 
 def _describe(
     images: Images, progress: ProgressFactory | None
 ) -> tuple[NDArray[np.int64], Tensor, NDArray[np.bool_]]:
-    """Return for each image the first with the same pixels, its thumbnail, and whether it is flat.
-
-    Thumbnails are ``(N, D)`` float32 of mean 0 and length 1.
-    """
+    """Return the first image with the same pixels, the thumbnail, and whether it is flat."""
     count, side = len(images), min(SIDE, *images.shape[1:3])
-    vectors = torch.empty(count, side * side)
     first, flat = np.empty(count, dtype=np.int64), np.empty(count, dtype=bool)
+    vectors = torch.empty(count, side * side)
     seen: dict[bytes, int] = {}
-    with counted(progress, "look for duplicates", int(np.prod(images.shape))) as read:
-        for start, piece in pieces(images):
-            for row, image in enumerate(piece, start):
-                key = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-                first[row] = seen.setdefault(key, row)
+    with counted(progress, "read images", int(np.prod(images.shape))) as advance:
+        for rows, piece in pieces(images):
+            for row, image in enumerate(piece, rows.start):
+                digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+                first[row] = seen.setdefault(digest, row)
             small = interpolate(grey(piece), (side, side), mode="bilinear", antialias=True)
-            rows = slice(start, start + len(piece))
-            vectors[rows], blank = unit_vectors(small)
-            flat[rows] = blank.numpy()
-            read(piece.nbytes)
+            vectors[rows], is_flat = unit_vectors(small)
+            flat[rows] = is_flat.numpy()
+            advance(piece.nbytes)
     return first, vectors, flat
 
 
@@ -164,59 +157,37 @@ def _near(
     vectors: Tensor, threshold: float, progress: ProgressFactory | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the pairs ``(P, 2)`` of near-duplicate rows, and their correlation."""
-    mean = common(vectors)
-    bound = _chance(vectors, mean) if len(vectors) >= ENOUGH else -1.0
-    pairs, alike = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
-    starts = range(0, len(vectors), _BLOCK)
-    with counted(progress, "compare images", sum(len(vectors) - a for a in starts)) as count:
+    count, mean = len(vectors), mean_vector(vectors)
+    bound = chance_bound(vectors, vectors, mean, count * (count - 1) / 2)
+    pairs, similarity = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
+    starts = range(0, count, _BLOCK)
+    with counted(progress, "compare images", sum(count - start for start in starts)) as advance:
         for a in starts:
-            one = vectors[a : a + _BLOCK]
-            found = []
-            for b in range(a, len(vectors), _BLOCK):
-                product = one @ vectors[b : b + _BLOCK].T
-                if a == b:
-                    product = product.triu(1)
-                rows, columns = (product > threshold).nonzero(as_tuple=True)
-                found.append(torch.stack([rows + a, columns + b], dim=1))
-                count(len(vectors[b : b + _BLOCK]))
-            both = torch.cat(found)
-            kept = both[_residual(vectors, both, mean) > bound]
-            likeness = (vectors[kept[:, 0]] * vectors[kept[:, 1]]).sum(dim=1).numpy()
-            few = _enough(kept.numpy(), likeness)
-            pairs.append(kept.numpy()[few])
-            alike.append(likeness[few])
-    return np.concatenate(pairs), np.concatenate(alike)
+            candidates = []
+            for b in range(a, count, _BLOCK):
+                product = vectors[a : a + _BLOCK] @ vectors[b : b + _BLOCK].T
+                similar = (product.triu(1) if a == b else product) > threshold
+                candidates.append(similar.nonzero() + torch.tensor([a, b]))
+                advance(len(vectors[b : b + _BLOCK]))
+            block = torch.cat(candidates)
+            block = block[residual_correlation(vectors, vectors, block, mean) > bound]
+            values = (vectors[block[:, 0]] * vectors[block[:, 1]]).sum(dim=1).numpy()
+            kept = _limited(block.numpy(), values)
+            pairs.append(block.numpy()[kept])
+            similarity.append(values[kept])
+    return np.concatenate(pairs), np.concatenate(similarity)
 
 
-def _residual(vectors: Tensor, pairs: Tensor, mean: Tensor) -> Tensor:
-    """Return how the two of each pair correlate, ``(P,)``, once the mean of the set is removed."""
-    out = torch.empty(len(pairs))
-    for start in range(0, len(pairs), _BLOCK):
-        one, two = (vectors[pairs[start : start + _BLOCK, side]] for side in (0, 1))
-        out[start : start + _BLOCK] = residual(one, two, mean)
-    return out
-
-
-def _chance(vectors: Tensor, mean: Tensor) -> float:
-    """Return the correlation that differences of no two unlike images of this set should reach."""
-    rng = np.random.default_rng(0)
-    pairs = rng.integers(0, len(vectors), (RANDOM_PAIRS, 2))
-    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    likeness = _residual(vectors, torch.from_numpy(pairs), mean).numpy()
-    return chance_bound(likeness, len(vectors) * (len(vectors) - 1) / 2)
-
-
-def _enough(pairs: NDArray[np.int64], likeness: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return which pairs to keep: `MOST_PAIRS` of each first image, and what joins their groups."""
-    order = np.lexsort((-likeness, pairs[:, 0]))
-    _, begins = np.unique(pairs[order, 0], return_index=True)
-    place = np.arange(len(order)) - np.repeat(begins, np.diff([*begins, len(order)]))
-    kept = set(order[place < MOST_PAIRS].tolist())
+def _limited(pairs: NDArray[np.int64], similarity: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Return the pairs to keep: the most similar of each first image, and what joins groups."""
+    order = np.lexsort((-similarity, pairs[:, 0]))
+    _, starts = np.unique(pairs[order, 0], return_index=True)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
+    kept = order[rank < MAX_PAIRS_PER_IMAGE]
     if len(kept) < len(pairs):
         images, ends = np.unique(pairs, return_inverse=True)
-        one, two = ends.reshape(-1, 2).T
-        shape = (len(images), len(images))
-        number = coo_array((np.arange(1, len(pairs) + 1), (one, two)), shape=shape).tocsr()
-        # The edges that hold each group together, whichever; the numbers tell which pairs they are.
-        kept |= {int(edge) - 1 for edge in minimum_spanning_tree(number).data}
-    return np.array(sorted(kept), dtype=np.int64)
+        edges = np.arange(1, len(pairs) + 1), tuple(ends.reshape(-1, 2).T)
+        graph = coo_array(edges, shape=(len(images), len(images))).tocsr()
+        # Any spanning tree does; its weights are the numbers of its pairs.
+        kept = np.union1d(kept, minimum_spanning_tree(graph).data.astype(np.int64) - 1)
+    return np.sort(kept)

@@ -1,45 +1,42 @@
 """Finds in one set the pictures that another was made from, by their content.
 
-Thumbnails of both sets are compared each with each, what all pictures have in common removed, and
-the few most alike again at the size of the target. How the target was made (the whole picture or
-its central square, and the filter it was reduced by) is found from a sample.
+Thumbnails of both sets are compared each with each, without what all pictures have in common, and
+the most similar again at the size of the target. How the target was made (the whole picture or its
+central square, and the filter it was reduced by) is estimated from a sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, normalize
 
 from medduet.data.archive import rows_per_chunk
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.imageset import Images, Split
+from medduet.data.pixels import resize_mask
 from medduet.data.thumbnails import (
-    ENOUGH,
-    RANDOM_PAIRS,
     SIDE,
     chance_bound,
-    common,
     grey,
-    pieces,
-    residual,
+    mean_vector,
+    residual_correlation,
     unit_vectors,
 )
 
 MATCHED, AMBIGUOUS, UNMATCHED, NO_MASK = "matched", "ambiguous", "unmatched", "no mask"
 STATES = (MATCHED, AMBIGUOUS, UNMATCHED, NO_MASK)
-LEAST_SCORE = 0.95
-"""Correlation with what the source's images have in common removed; less is another picture."""
-LEAST_MARGIN = 0.5
-"""Share by which the match must be less unlike the target than the next with another mask."""
-MOST_UNLIKE = 6.0
-"""How many times as unlike its source as is typical of the set an image may be.
+MIN_SCORE = 0.95
+"""Correlation, the mean of the source removed; less is another picture."""
+MIN_MARGIN = 0.5
+"""Share by which 1 - score must be less than that of the next picture with another mask."""
+MAX_DISTANCE = 6.0
+"""Largest 1 - score of a match, as a multiple of what is typical of the set.
 
 All images of a set were made alike, so what differs more is a near-duplicate of the source's.
 """
@@ -50,14 +47,11 @@ FILTERS: dict[str, dict[str, Any]] = {
     "bilinear without smoothing": {"mode": "bilinear"},
     "nearest": {"mode": "nearest-exact"},
 }
-_ROUNDING = 1e-4  # unlikeness that grey levels of 8 bits alone may cause
+_ROUNDING = 1e-4  # 1 - score that grey levels of 8 bits alone may cause
 _CANDIDATES = 8
 _SAMPLE = 100
-_BEST = 0.9  # quantile of the sample that is looked at, as most may not be in the source
+_QUANTILE = 0.9  # of the sample, since most of it may not be in the source
 _BLOCK = 2048
-_PARTS = 8  # of a piece, each compared with several times as many images
-
-Pieces = Callable[[], Iterator[NDArray[np.uint8]]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ class View:
 
     Attributes:
         size: height and width of the target in pixels.
-        window: ``whole``, stretched if its sides ask for it, or ``square``, cut from the centre.
+        window: ``whole`` (stretched, if the proportions differ) or ``square``, from the centre.
         filter: a key of `FILTERS`.
     """
 
@@ -74,25 +68,33 @@ class View:
     window: str = "whole"
     filter: str = "bilinear"
 
-    def images(self, pixels: NDArray[np.uint8], size: tuple[int, int] | None = None) -> Tensor:
-        """Return source images as grey ``(N, 1, *size)`` float32, by default of the own size."""
-        size = size or self.size
-        seen = grey(self._cut(pixels))
-        if seen.shape[2:] == size:
-            return seen
-        return interpolate(seen, size, **FILTERS[self.filter]).clamp(0, 255)
+    def vectors(
+        self,
+        images: Images,
+        rows: NDArray[np.int64] | None = None,
+        progress: ProgressFactory | None = None,
+    ) -> Tensor:
+        """Return images, or those at `rows`, as vectors ``(N, D)``; flat ones are 0."""
+        rows = np.arange(len(images)) if rows is None else rows
+        step, vectors = rows_per_chunk(images.shape), []
+        with counted(progress, "read images", len(rows)) as advance:
+            for start in range(0, len(rows), step):
+                pixels = grey(self._crop(np.asarray(images[rows[start : start + step]])))
+                if pixels.shape[2:] != self.size:
+                    pixels = interpolate(pixels, self.size, **FILTERS[self.filter]).clamp(0, 255)
+                unit, flat = unit_vectors(pixels)
+                vectors.append(unit * ~flat[:, None])
+                advance(len(pixels))
+        return torch.cat(vectors)
 
     def masks(self, masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return source masks ``(N, H, W)`` at the target's size.
+        """Return masks of the source, ``(N, H, W)``, at the target's size.
 
-        They are resized to the nearest pixel, as everywhere: on lesions of BUSI at 28 and 64 pixels
-        it keeps the area best, and the outline as well as the larger share of each pixel does
-        (``benchmarks/attach_masks.py``).
+        Nearest neighbour keeps the area of small lesions best (``benchmarks/attach_masks.py``).
         """
-        seen = torch.from_numpy(np.ascontiguousarray(self._cut(masks)))
-        return interpolate(seen[:, None], self.size, mode="nearest-exact")[:, 0].numpy()
+        return resize_mask(self._crop(masks), *self.size)
 
-    def _cut(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _crop(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if self.window == "whole":
             return pixels
         height, width = pixels.shape[1:3]
@@ -103,16 +105,15 @@ class View:
 
 @dataclass(frozen=True)
 class Matches:
-    """What was found for each image of the target.
+    """The match of each of N images of the target.
 
     Attributes:
         view: how the target was made.
-        rows: ``(N,)`` int64, the most alike image of the source.
+        rows: ``(N,)`` int64, the most similar image of the source.
         rivals: ``(N,)`` int64, the next one whose mask differs; -1 if there is none.
-        score: ``(N,)`` float32, correlation with the most alike at the target's size, what all
-            source images have in common removed.
-        margin: ``(N,)`` float32, by what share the unlikeness (1 - score) of the most alike is
-            less than its rival's; 1 without a rival.
+        score: ``(N,)`` float32, correlation with the most similar at the target's size, the mean
+            of the source removed.
+        margin: ``(N,)`` float32, by what share 1 - score is less than that of the rival; 1 without.
         state: ``(N,)`` text, one of `STATES`.
     """
 
@@ -124,193 +125,106 @@ class Matches:
     state: NDArray[np.str_]
 
 
-def match_images(
-    target: Pieces, shape: tuple[int, ...], source: Split, progress: ProgressFactory | None = None
-) -> Matches:
-    """Find each image of a target in a source.
+def match_images(target: Images, source: Split, progress: ProgressFactory | None = None) -> Matches:
+    """Find each image of `target` in `source`, which has masks; both are read in pieces."""
+    size = int(target.shape[1]), int(target.shape[2])
+    thumbnail = View((min(SIDE, size[0]), min(SIDE, size[1])))
+    thumbnails = thumbnail.vectors(target, progress=progress)
+    sample = np.unique(np.linspace(0, len(target) - 1, _SAMPLE).astype(np.int64))
+    # The window shows in thumbnails; the filter, at the target's size.
+    windows = ["whole"]
+    if source.images.shape[1] != source.images.shape[2] and size[0] == size[1]:
+        windows.append("square")
+    described = {
+        window: replace(thumbnail, window=window).vectors(source.images, progress=progress)
+        for window in windows
+    }
+    nearest = {
+        window: _correlation(thumbnails[torch.from_numpy(sample)], vectors).max(dim=1)
+        for window, vectors in described.items()
+    }
+    window = max(windows, key=lambda name: float(nearest[name].values.quantile(_QUANTILE)))
+    rows, sampled = nearest[window].indices.numpy(), View(size).vectors(target, sample)
 
-    Args:
-        target: gives the images from the first to the last, in pieces; it is called twice.
-        shape: of all of them, ``(N, H, W)`` or ``(N, H, W, C)``.
-        source: the images they may be made from, with masks.
-        progress: draws the reading.
-    """
-    size = (shape[1], shape[2])
-    sampled = np.unique(np.linspace(0, shape[0] - 1, _SAMPLE).astype(np.int64))
-    vectors, sample = _describe_target(target, shape, sampled, progress)
-    view, described = _find_view(vectors[torch.from_numpy(sampled)], sample, source, size, progress)
-    few, bound = _most_alike(vectors, described)
-    return _decide(target, shape, few, max(bound, LEAST_SCORE), source, view, progress)
+    def fit(view: View) -> float:
+        return float((view.vectors(source.images, rows) * sampled).sum(dim=1).quantile(_QUANTILE))
 
-
-def _describe_target(
-    target: Pieces,
-    shape: tuple[int, ...],
-    sampled: NDArray[np.int64],
-    progress: ProgressFactory | None,
-) -> tuple[Tensor, NDArray[np.uint8]]:
-    """Return the thumbnails ``(N, D)`` of the target, and its images at `sampled`."""
-    view = View(_thumbnail((shape[1], shape[2])))
-    vectors, sample, start = torch.empty(shape[0], view.size[0] * view.size[1]), [], 0
-    with counted(progress, "read the target", int(np.prod(shape))) as read:
-        for piece in target():
-            here = sampled[(sampled >= start) & (sampled < start + len(piece))]
-            sample.append(piece[here - start])
-            vectors[start : start + len(piece)] = _vectors(view, piece)
-            start += len(piece)
-            read(piece.nbytes)
-    return vectors, np.concatenate(sample)
+    view = max((View(size, window, name) for name in FILTERS), key=fit)
+    candidates, bound = _candidates(thumbnails, described[window])
+    score = _scores(target, source, candidates, view, progress)
+    return _decide(candidates, score, max(bound, MIN_SCORE), source, view)
 
 
-def _thumbnail(size: tuple[int, int]) -> tuple[int, int]:
-    return min(SIDE, size[0]), min(SIDE, size[1])
-
-
-def _vectors(view: View, pixels: NDArray[np.uint8]) -> Tensor:
-    """Return images as vectors; those that are flat are 0 and so like nothing."""
-    vectors, flat = unit_vectors(view.images(pixels))
-    return vectors * ~flat[:, None]
-
-
-def _find_view(
-    thumbnails: Tensor,
-    sample: NDArray[np.uint8],
-    source: Split,
-    size: tuple[int, int],
-    progress: ProgressFactory | None,
-) -> tuple[View, Tensor]:
-    """Return the view by which the sample is most alike its source, and the source's thumbnails.
-
-    The window is found at the size of thumbnails, the filter, whose traces these don't show, at
-    that of the target.
-    """
-    height, width = source.images.shape[1:3]
-    windows = ["whole", "square"] if height != width and size[0] == size[1] else ["whole"]
-    seen: dict[str, tuple[float, Tensor, Tensor]] = {}
-    for window in windows:
-        view, vectors = View(_thumbnail(size), window), []
-        with counted(progress, "read the source", int(np.prod(source.images.shape))) as read:
-            for _, piece in pieces(source.images):
-                vectors.append(_vectors(view, piece))
-                read(piece.nbytes)
-        described = torch.cat(vectors)
-        likeness, rows = _products(thumbnails, described).max(dim=1)
-        seen[window] = float(likeness.quantile(_BEST)), rows, described
-    window = max(seen, key=lambda name: seen[name][0])
-    _, rows, described = seen[window]
-    wanted = _vectors(View(size), sample)
-    alike: dict[str, float] = {}
-    for name in FILTERS:
-        view = View(size, window, name)
-        made = _vectors_at(source.images, rows.numpy(), view)
-        alike[name] = float((made * wanted).sum(dim=1).quantile(_BEST))
-    return View(size, window, max(alike, key=alike.__getitem__)), described
-
-
-def _products(target: Tensor, source: Tensor) -> Tensor:
+def _correlation(target: Tensor, source: Tensor) -> Tensor:
     """Return how each of the target correlates with each of the source, ``(n, M)``."""
-    mean = common(source)
-    one, two = (torch.nn.functional.normalize(vectors - mean) for vectors in (target, source))
-    return one @ two.T
+    mean = mean_vector(source)
+    return normalize(target - mean) @ normalize(source - mean).T
 
 
-def _most_alike(target: Tensor, source: Tensor) -> tuple[NDArray[np.int64], float]:
-    """Return for each of the target the few most alike of the source, and the bound of chance."""
-    number = min(_CANDIDATES, len(source))
-    few = torch.cat(
-        [
-            _products(target[start : start + _BLOCK], source).topk(number, dim=1).indices
-            for start in range(0, len(target), _BLOCK)
-        ]
-    ).numpy()
-    if len(source) < ENOUGH:
-        return few, -1.0
-    rng = np.random.default_rng(0)
-    ends = [rng.integers(0, len(vectors), RANDOM_PAIRS) for vectors in (target, source)]
-    likeness = [
-        residual(target[torch.from_numpy(a)], source[torch.from_numpy(b)], common(source))
-        for a, b in zip(*(np.array_split(end, RANDOM_PAIRS // _BLOCK) for end in ends), strict=True)
-    ]
-    bound = chance_bound(torch.cat(likeness).numpy(), len(target) * len(source))
-    return few, bound
+def _candidates(target: Tensor, source: Tensor) -> tuple[NDArray[np.int64], float]:
+    """Return the most similar of the source for each of the target, and the bound of chance."""
+    count, blocks = min(_CANDIDATES, len(source)), torch.split(target, _BLOCK)
+    top = [_correlation(block, source).topk(count, dim=1).indices for block in blocks]
+    bound = chance_bound(target, source, mean_vector(source), len(target) * len(source))
+    return torch.cat(top).numpy(), bound
+
+
+def _scores(
+    target: Images,
+    source: Split,
+    candidates: NDArray[np.int64],
+    view: View,
+    progress: ProgressFactory | None,
+) -> NDArray[np.float32]:
+    """Return the correlation of each target with its candidates at the target's size."""
+    spread = np.unique(np.linspace(0, len(source) - 1, 10 * _SAMPLE).astype(np.int64))
+    mean = mean_vector(view.vectors(source.images, spread))
+    scores, step = [], max(1, rows_per_chunk(target.shape) // _CANDIDATES)
+    with counted(progress, "compare images", len(target)) as advance:
+        for start in range(0, len(target), step):
+            block = candidates[start : start + step]
+            rows, places = np.unique(block, return_inverse=True)
+            ends = np.repeat(np.arange(len(block)), block.shape[1]), places.reshape(-1)
+            one = View(view.size).vectors(target, np.arange(start, start + len(block)))
+            two, pairs = view.vectors(source.images, rows), torch.from_numpy(np.stack(ends, axis=1))
+            scores.append(residual_correlation(one, two, pairs, mean).reshape(block.shape))
+            advance(len(block))
+    return torch.cat(scores).numpy()
 
 
 def _decide(
-    target: Pieces,
-    shape: tuple[int, ...],
-    few: NDArray[np.int64],
-    least: float,
-    source: Split,
-    view: View,
-    progress: ProgressFactory | None,
-) -> Matches:
-    """Compare the few at the size of the target, and say which matches hold."""
-    spread = np.unique(np.linspace(0, len(source) - 1, 10 * _SAMPLE).astype(np.int64))
-    mean = common(_vectors_at(source.images, spread, view))
-    score = np.empty(few.shape, np.float32)
-    start = 0
-    with counted(progress, "compare images", int(np.prod(shape))) as read:
-        for piece in target():
-            for part in np.array_split(piece, min(_PARTS, len(piece))):
-                here = slice(start, start + len(part))
-                rows, places = np.unique(few[here], return_inverse=True)
-                made = _vectors_at(source.images, rows, view)[torch.from_numpy(places.reshape(-1))]
-                wanted = _vectors(View(view.size), part).repeat_interleave(few.shape[1], dim=0)
-                score[here] = residual(wanted, made, mean).reshape(len(part), -1).numpy()
-                start += len(part)
-            read(piece.nbytes)
-    order = np.argsort(-score, axis=1, kind="stable")
-    few, score = np.take_along_axis(few, order, axis=1), np.take_along_axis(score, order, axis=1)
-    least = _least(score[:, 0], least)
-    judged = [_rival(*one, least, source, view) for one in zip(few, score, strict=True)]
-    rivals, margin = (np.array(column) for column in zip(*judged, strict=True))
-    best = few[:, 0]
-    state = np.where(margin < LEAST_MARGIN, AMBIGUOUS, MATCHED)
-    state = np.where(source.known_masks[best], state, NO_MASK)
-    state = np.where(score[:, 0] < least, UNMATCHED, state)
-    return Matches(view, best, rivals, score[:, 0], margin.astype(np.float32), state)
-
-
-def _vectors_at(images: Images, rows: NDArray[np.int64], view: View) -> Tensor:
-    """Return the images at `rows` as vectors; only these are kept of a piece that is read."""
-    step = rows_per_chunk(images.shape)
-    parts = range(0, len(rows), step)
-    return torch.cat([_vectors(view, images[rows[start : start + step]]) for start in parts])
-
-
-def _least(score: NDArray[np.float32], least: float) -> float:
-    """Return the score that a match needs in this set, at least `least`."""
-    high = score[score >= least]
-    if not len(high):
-        return least
-    typical = max(float(1 - np.quantile(high, 0.75)), _ROUNDING)
-    return max(least, 1 - MOST_UNLIKE * typical)
-
-
-def _rival(
-    rows: NDArray[np.int64],
+    candidates: NDArray[np.int64],
     score: NDArray[np.float32],
-    least: float,
+    min_score: float,
     source: Split,
     view: View,
-) -> tuple[int, float]:
-    """Return the most alike row, after the first, that has another mask, and the first's margin."""
-    unlike = np.maximum(1 - score, 1e-6)
-    margin = 1 - unlike[0] / unlike
-    for row, each in zip(rows[1:], margin[1:], strict=True):
-        # Masks are read only of the few that could be taken for the first.
-        if (
-            score[0] < least
-            or each >= LEAST_MARGIN
-            or not _same_mask(int(rows[0]), int(row), source, view)
-        ):
-            return int(row), float(each)
-    return -1, 1.0
+) -> Matches:
+    order = np.argsort(-score, axis=1, kind="stable")
+    candidates = np.take_along_axis(candidates, order, axis=1)
+    score = np.take_along_axis(score, order, axis=1)
+    best, high = candidates[:, 0], score[:, 0][score[:, 0] >= min_score]
+    if len(high):
+        typical = max(float(1 - np.quantile(high, 0.75)), _ROUNDING)
+        min_score = max(min_score, 1 - MAX_DISTANCE * typical)
+    distance = np.maximum(1 - score, 1e-6)
+    margins = 1 - distance[:, :1] / distance
+    rivals, margin = np.full(len(best), -1), np.ones(len(best), np.float32)
+    for i, rows in enumerate(candidates):
+        for row, each in zip(rows[1:], margins[i, 1:], strict=True):
+            # Masks are read only of those that could be taken for the best.
+            clear = score[i, 0] < min_score or each >= MIN_MARGIN
+            if clear or not _same_mask(source, view, best[i], row):
+                rivals[i], margin[i] = row, each
+                break
+    state = np.where(margin < MIN_MARGIN, AMBIGUOUS, MATCHED)
+    state = np.where(source.known_masks[best], state, NO_MASK)
+    state = np.where(score[:, 0] < min_score, UNMATCHED, state)
+    return Matches(view, best, rivals, score[:, 0], margin, state)
 
 
-def _same_mask(one: int, two: int, source: Split, view: View) -> bool:
-    known = source.known_masks
-    if source.masks is None or not (known[one] and known[two]):
+def _same_mask(source: Split, view: View, one: int, two: int) -> bool:
+    rows = np.array([one, two])
+    if source.masks is None or not source.known_masks[rows].all():
         return False
-    first, second = view.masks(source.masks[np.array([one, two])])
+    first, second = view.masks(source.masks[rows])
     return bool((first == second).all())

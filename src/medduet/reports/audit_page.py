@@ -1,11 +1,10 @@
-"""The page of an audit: what was found, and the images that it is about, side by side."""
+"""The report of an audit: a page with the images side by side, ``audit.json``, a table of pairs."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,115 +12,123 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from medduet.data.audit.findings import Audit
+from medduet.data.imageset import ImageSet
 from medduet.reports.page import render
 from medduet.reports.style import shorten
+from medduet.utils.files import write_json, write_text
+from medduet.utils.palette import mask_color
 
-SIDE = 192
-"""Pixels of the longer side of a picture on the page."""
-MOST_ROWS = 12
+MAX_PAIRS = 30
+MAX_PICTURES = 6
+MAX_LISTED = 12
 """Images that are listed under a finding; all of them are in ``audit.json``."""
-_LONGEST = 60  # characters of an id
-_OUTLINE = (230, 159, 0)
-_HEADINGS = {"leak": "Leaks", "warning": "Warnings", "note": "Notes"}
+_SIDE = 192  # pixels of the longer side of a picture
+_MAX_NAME = 60  # characters
+_OUTLINED = ("masks-without-background", "masks-on-normal-images")
+_SHOWN = (
+    "black-images",
+    "constant-images",
+    "saturated-images",
+    "grey-among-colour-images",
+    *_OUTLINED,
+)
+_SECTIONS = {"leak": "Data leakage", "warning": "Warnings", "note": "Notes"}
+_REMARKS = {
+    "across_splits": "data leakage",
+    "labels_differ": "label conflict",
+    "masks_differ": "mask conflict",
+}
 
 
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """An image of the set as the page shows it.
+def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
+    """Write ``index.html``, ``audit.json`` and ``duplicates.csv`` into a folder.
 
-    Attributes:
-        image: ``(H, W)`` or ``(H, W, 3)`` uint8.
-        id, split, label: what it is called, where it is, and its class.
-        mask: ``(H, W)``, to be outlined; ``None`` for no outline.
-    """
-
-    image: NDArray[np.uint8]
-    id: str
-    split: str
-    label: str
-    mask: NDArray[np.uint8] | None = None
-
-    @property
-    def name(self) -> str:
-        """The id, shortened."""
-        return shorten(self.id, _LONGEST)
-
-    @property
-    def source(self) -> str:
-        """The picture, with the outline of its mask, as a data URI."""
-        return _png(self.image, self.mask)
-
-
-@dataclass(frozen=True, eq=False)
-class PicturePair:
-    """Two images that show the same.
-
-    Attributes:
-        first, second: the images.
-        likeness: correlation of their thumbnails.
-        exact: whether all pixels are equal.
-        remarks: what is wrong with them, such as ``in two splits``.
-    """
-
-    first: Picture
-    second: Picture
-    likeness: float
-    exact: bool
-    remarks: tuple[str, ...]
-
-
-def audit_page(
-    record: Mapping[str, Any],
-    pairs: Sequence[PicturePair],
-    pair_count: int,
-    pictures: Mapping[int, Sequence[Picture]],
-) -> str:
-    """Return the page as HTML that needs no other file and no network.
+    The page needs no other file and no network.
 
     Args:
-        record: see `medduet.Audit.record`.
-        pairs: the pairs to show, the worst first.
-        pair_count: how many there are.
-        pictures: for the number of a finding, some of its images.
+        audit: the result of `medduet.audit`.
+        images: the set that was audited.
+        out: the folder.
+
+    Returns:
+        The path of the page.
 
     Example:
-        >>> record = {"name": "set", "images": {"train": 1}, "classes": [], "findings": []}
-        >>> "Nothing was found" in audit_page(record, [], 0, {})
-        True
+        >>> import tempfile, medduet
+        >>> images = medduet.open_images("phantom", size=16, count=20)
+        >>> write_audit(medduet.audit(images), images, Path(tempfile.mkdtemp())).name
+        'index.html'
     """
-    numbered = list(enumerate(record["findings"]))
-    sections = [
-        (heading, [(number, one) for number, one in numbered if one["severity"] == severity])
-        for severity, heading in _HEADINGS.items()
-    ]
-    return render(
+    record = audit.record()
+    write_json(out / "audit.json", record)
+    flags = dict.fromkeys(["exact", *_REMARKS], int)
+    table = audit.pairs.astype(flags).to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    write_text(out / "duplicates.csv", table)
+    findings = []
+    for finding, entry in zip(audit.findings, record["findings"], strict=True):
+        rows = finding.rows if finding.kind in _SHOWN else finding.rows[:0]
+        findings.append(
+            entry | {"pictures": _pictures(audit, images, rows, finding.kind in _OUTLINED)}
+        )
+    sections = {
+        heading: [finding for finding in findings if finding["severity"] == severity]
+        for severity, heading in _SECTIONS.items()
+    }
+    page = render(
         "audit.html",
         record=record,
-        sections=[section for section in sections if section[1]],
-        counts={
-            severity: sum(f["severity"] == severity for _, f in numbered) for severity in _HEADINGS
-        },
-        pairs=pairs,
-        pair_count=pair_count,
-        pictures=pictures,
-        most=MOST_ROWS,
-        shorten=lambda text: shorten(text, _LONGEST),
+        counts=audit.counts(),
+        sections=sections,
+        pairs=_shown_pairs(audit, images),
+        pair_count=len(audit.pairs),
+        most=MAX_LISTED,
+        shorten=lambda text: shorten(text, _MAX_NAME),
     )
+    write_text(out / "index.html", page)
+    return out / "index.html"
+
+
+def _shown_pairs(audit: Audit, images: ImageSet) -> list[dict[str, Any]]:
+    shown = []
+    for rows, pair in audit.pairs.head(MAX_PAIRS).iterrows():
+        pictures = _pictures(audit, images, np.array(rows), pair["masks_differ"])
+        remarks = [text for column, text in _REMARKS.items() if pair[column]]
+        shown.append({**pair, "pictures": pictures, "remarks": remarks})
+    return shown
+
+
+def _pictures(
+    audit: Audit, images: ImageSet, rows: NDArray[np.int64], outlined: bool
+) -> list[dict[str, Any]]:
+    """Return id, split, label and picture of the first `rows`, the mask outlined if asked for."""
+    pool, rows = images.pool(), rows[:MAX_PICTURES]
+    pixels, masks = np.asarray(pool.images[rows]), [None] * len(rows)
+    if outlined and pool.masks is not None:
+        masks = list(np.asarray(pool.masks[rows]))
+    return [
+        {**row, "source": _png(image, mask), "mask": None if mask is None else bool(mask.any())}
+        for row, image, mask in zip(
+            audit.images.iloc[rows].to_dict("records"), pixels, masks, strict=True
+        )
+    ]
 
 
 def _png(image: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> str:
+    """Return an image ``(H, W)`` or ``(H, W, 3)`` as data URI."""
     height, width = image.shape[:2]
-    scale = SIDE / max(height, width)
+    scale = _SIDE / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
     picture = Image.fromarray(np.ascontiguousarray(image)).resize(size, smooth)
     if mask is not None:
-        shape = Image.fromarray((mask > 0).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-        inside = np.asarray(shape) > 0
-        line = inside & ~ndimage.binary_erosion(inside, iterations=2)
-        coloured = np.array(picture.convert("RGB"))
-        coloured[line] = _OUTLINE
-        picture = Image.fromarray(coloured)
+        resized = Image.fromarray((mask > 0).astype(np.uint8)).resize(
+            size, Image.Resampling.NEAREST
+        )
+        inside = np.asarray(resized) > 0
+        colored = np.array(picture.convert("RGB"))
+        colored[inside & ~ndimage.binary_erosion(inside, iterations=2)] = mask_color(1)
+        picture = Image.fromarray(colored)
     file = io.BytesIO()
     picture.save(file, format="PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

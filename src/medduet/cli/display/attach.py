@@ -1,4 +1,4 @@
-"""What came of attaching masks, on the screen."""
+"""The result of attaching masks, on the screen."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ _WINDOWS = {"whole": "the whole picture", "square": "its central square"}
 
 def show_attached(attached: Attached) -> None:
     """Print how many images of each split got a mask, and why others did not."""
-    table = Table(title="masks", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table, counts = (
+        Table(title="masks", title_justify="left", box=SIMPLE_HEAD, pad_edge=False),
+        attached.counts(),
+    )
     table.add_column("split")
-    for state in attached.counts():
+    for state in counts.columns:
         table.add_column(state, justify="right")
-    for split in (*dict.fromkeys(attached.split.tolist()), None):
-        table.add_row(split or "all", *map(str, attached.counts(split).values()))
+    for split, row in counts.iterrows():
+        table.add_row(str(split), *map(str, row))
     console = Console()
     console.print(table)
     view = attached.view
-    if attached.counts()["matched"]:
-        text = f"The images show {_WINDOWS[view.window]}; the likest filter is {view.filter}."
+    if counts.loc["all", "matched"]:
+        text = f"The images show {_WINDOWS[view.window]}, reduced by a {view.filter} filter."
         console.print(text, highlight=False, soft_wrap=True)

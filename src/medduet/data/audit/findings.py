@@ -1,119 +1,90 @@
-"""What an audit finds, in sentences, and the images that it concerns."""
+"""What an audit reports: findings, the images they concern, and pairs of duplicates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-from medduet.data.imageset import SPLITS, ImageSet, Split
+from medduet.data.imageset import SPLITS, ImageSet
 from medduet.types import UNKNOWN_LABEL
 
 Severity = Literal["leak", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("leak", "warning", "note")
-"""How much a finding matters, most first."""
-_NO_ROWS: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+"""From the most to the least severe."""
+
+
+def _no_rows() -> NDArray[np.int64]:
+    return np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Finding:
-    """One thing to know about a set.
+    """One issue of a data set.
 
     Attributes:
-        kind: what it is, such as ``copies-across``; one name for each check.
-        severity: ``leak`` (scores come out too good), ``warning`` (look before you train) or
-            ``note`` (good to know).
-        sentence: what was found, with counts.
-        rows: ``(n,)`` int64 places in the pool of the images that it concerns; empty where it
-            concerns whole splits.
+        kind: a name for each check, such as ``near-duplicates-across-splits``.
+        severity: ``leak`` (test scores are inflated), ``warning`` (to check before training) or
+            ``note``.
+        message: one sentence with counts.
+        rows: ``(n,)`` int64 rows of the pool, the images concerned; empty where whole splits are.
     """
 
     kind: str
     severity: Severity
-    sentence: str
-    rows: NDArray[np.int64] = field(default_factory=_NO_ROWS.copy)
-
-
-@dataclass(frozen=True, eq=False)
-class Pairs:
-    """Images that show the same, two by two, the worst pairs first.
-
-    Attributes:
-        rows: ``(P, 2)`` int64 places in the pool, the smaller first.
-        likeness: ``(P,)`` float32 correlation of their thumbnails.
-        exact: ``(P,)`` bool, whether all pixels are equal.
-        across: ``(P,)`` bool, whether they are in two splits.
-        labels_differ: ``(P,)`` bool, whether both labels are known and differ.
-        masks_differ: ``(P,)`` bool, whether both masks are known and disagree.
-    """
-
-    rows: NDArray[np.int64]
-    likeness: NDArray[np.float32]
-    exact: NDArray[np.bool_]
-    across: NDArray[np.bool_]
-    labels_differ: NDArray[np.bool_]
-    masks_differ: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    message: str
+    rows: NDArray[np.int64] = field(default_factory=_no_rows)
 
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """What `medduet.audit` found in a set; places are those of its pool, train first.
+    """The result of `medduet.audit`; rows are those of the set's pool, train first.
 
     Attributes:
         name, fingerprint: of the set.
         findings: leaks first, then warnings, then notes.
-        pairs: of images that show the same.
-        ids: ``(N,)`` text, what each image is called.
-        splits: ``(N,)`` int64, 0 train, 1 val, 2 test.
-        labels: ``(N,)`` text, the class of each image; empty without classes.
-        classes: for each class its images in train, val and test.
+        images: one row per image: ``image`` (its id), ``split`` and ``label``.
+        pairs: one row per pair of duplicates, the worst first, indexed by the rows of both
+            images: image, split and label of each (``_a``, ``_b``), ``similarity`` (correlation of
+            thumbnails), ``exact``, ``across_splits``, ``labels_differ``, ``masks_differ``.
+        classes: images per class (index) in ``train``, ``val`` and ``test``.
     """
 
     name: str
     fingerprint: str
     findings: tuple[Finding, ...]
-    pairs: Pairs
-    ids: NDArray[np.str_]
-    splits: NDArray[np.int64]
-    labels: NDArray[np.str_]
-    classes: tuple[tuple[str, tuple[int, int, int]], ...]
+    images: pd.DataFrame
+    pairs: pd.DataFrame
+    classes: pd.DataFrame
 
     @property
     def leaks(self) -> tuple[Finding, ...]:
-        """The findings for which scores come out too good."""
+        """The findings that inflate test scores."""
         return tuple(finding for finding in self.findings if finding.severity == "leak")
 
-    def row(self, place: int) -> dict[str, str]:
-        """Return id, split and label of the image at a place of the pool."""
-        return {
-            "id": str(self.ids[place]),
-            "split": SPLITS[int(self.splits[place])],
-            "label": str(self.labels[place]),
-        }
+    def counts(self) -> dict[Severity, int]:
+        """Return the number of findings of each severity."""
+        found = [finding.severity for finding in self.findings]
+        return {severity: found.count(severity) for severity in SEVERITIES}
 
     def record(self) -> dict[str, Any]:
-        """Return all but the pairs, ready for JSON, with every image of every finding."""
-        sizes = np.bincount(self.splits, minlength=len(SPLITS)).tolist()
+        """Return everything but the pairs, ready for JSON, with every image of every finding."""
+        sizes = self.images["split"].value_counts()
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
-            "images": dict(zip(SPLITS, sizes, strict=True)),
-            "classes": [
-                {"name": name, **dict(zip(SPLITS, counts, strict=True))}
-                for name, counts in self.classes
-            ],
+            "images": {split: int(sizes[split]) for split in SPLITS},
+            "classes": self.classes.rename_axis("name").reset_index().to_dict("records"),
             "findings": [
                 {
                     "kind": finding.kind,
                     "severity": finding.severity,
-                    "sentence": finding.sentence,
-                    "images": [self.row(place) for place in finding.rows],
+                    "message": finding.message,
+                    "images": self.images.iloc[finding.rows].to_dict("records"),
                 }
                 for finding in self.findings
             ],
@@ -125,44 +96,75 @@ def split_numbers(images: ImageSet) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(SPLITS)), [len(images.split(name)) for name in SPLITS])
 
 
-def label_texts(pool: Split, class_names: Sequence[str]) -> NDArray[np.str_]:
-    """Return the classes of each image as text, ``(N,)``.
+def image_table(images: ImageSet) -> pd.DataFrame:
+    """Return id, split and class of each image of the pool.
 
     Example:
         >>> import medduet
-        >>> images = medduet.open_images("phantom", size=16, count=20)
-        >>> label_texts(images.pool(), images.class_names)[:3].tolist()
-        ['ring', 'spiculated', 'normal']
+        >>> image_table(medduet.open_images("phantom", size=16, count=20)).iloc[0].tolist()
+        ['train/0', 'train', 'ring']
     """
-    if not class_names:
-        return np.full(len(pool), "", dtype=np.str_)
-    if pool.labels.ndim == 1:
-        # The last name is that of -1.
-        return np.array([*class_names, "unknown"], dtype=np.str_)[pool.labels]
-    kinds, of = np.unique(pool.labels, axis=0, return_inverse=True)
+    pool = images.pool()
+    splits = np.array(SPLITS)[split_numbers(images)]
+    return pd.DataFrame({"image": pool.ids, "split": splits, "label": _label_texts(images)})
+
+
+def _label_texts(images: ImageSet) -> NDArray[np.str_]:
+    names, labels = images.class_names, images.pool().labels
+    if not names:
+        return np.full(len(labels), "", dtype=np.str_)
+    if not images.multi_label:
+        return np.array([*names, "unknown"], dtype=np.str_)[labels]  # -1 is the last one
+    distinct, inverse = np.unique(labels, axis=0, return_inverse=True)
     texts = [
         "unknown"
-        if (kind == UNKNOWN_LABEL).all()
-        else " + ".join(class_names[k] for k in np.flatnonzero(kind == 1).tolist()) or "none"
-        for kind in kinds
+        if (row == UNKNOWN_LABEL).all()
+        else " + ".join(names[k] for k in np.flatnonzero(row == 1)) or "none"
+        for row in distinct
     ]
-    return np.array(texts, dtype=np.str_)[of.reshape(-1)]
+    return np.array(texts, dtype=np.str_)[inverse.reshape(-1)]
 
 
-def counted_images(count: int) -> str:
+def of_set(title: str, severity: Severity, text: str) -> Finding:
+    """Return a finding about whole splits; its kind is the title in lower case."""
+    return Finding(title.lower().replace(" ", "-"), severity, f"{title}: {text}")
+
+
+def of_images(
+    title: str,
+    severity: Severity,
+    where: NDArray[np.bool_],
+    splits: NDArray[np.int64],
+    text: str = "",
+) -> list[Finding]:
+    """Return a finding about the images `where` it is true, ``(N,)``; none if there are none.
+
+    Example:
+        >>> where, splits = np.array([True, True, False, True]), np.array([0, 0, 1, 2])
+        >>> of_images("Black images", "warning", where, splits)[0].message
+        'Black images: 3 images (2 train, 1 test).'
+    """
+    rows = np.flatnonzero(where)
+    if not len(rows):
+        return []
+    message = f"{plural(len(rows), 'image')} ({per_split(rows, splits)}){text}."
+    return [replace(of_set(title, severity, message), rows=rows)]
+
+
+def plural(count: int, noun: str) -> str:
     """Return ``"1 image"`` or ``"12 images"``."""
-    return f"{count:,} image{'s' * (count != 1)}"
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def per_split(rows: NDArray[np.int64], splits: NDArray[np.int64]) -> str:
-    """Return how many of some images are in each split, in words.
+    """Return the number of `rows` in each split as text.
 
     Example:
         >>> per_split(np.array([0, 1, 3]), np.array([0, 0, 1, 2]))
-        '2 in train, 1 in test'
+        '2 train, 1 test'
     """
     counts = np.bincount(splits[rows], minlength=len(SPLITS))
-    return ", ".join(f"{n:,} in {name}" for name, n in zip(SPLITS, counts, strict=True) if n)
+    return ", ".join(f"{n:,} {name}" for name, n in zip(SPLITS, counts, strict=True) if n)
 
 
 def listed(words: Iterable[str]) -> str:
