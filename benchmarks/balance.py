@@ -27,7 +27,7 @@ from medduet.losses.balance import BALANCES
 from medduet.losses.objective import Objective
 from medduet.runs.folder import RunFolder
 from medduet.training.experiment import Experiment
-from medduet.training.loop import _new_state
+from medduet.training.loop import new_state
 from medduet.training.step import train_step
 from medduet.types import Batch, DenseLayout
 
@@ -49,7 +49,7 @@ def make_step(name: str) -> Callable[[], object]:
         Objective(objective, layout),
         RunFolder(Path("nowhere")),
     )
-    state = _new_state(experiment)
+    state = new_state(experiment)
     state.module.train()
     image = torch.randint(0, 256, (BATCH, 1, SIZE, SIZE), dtype=torch.uint8)
     mask = (image[:, 0] > 200).long()

@@ -88,7 +88,7 @@ def watched(found: dict[str, Any]) -> Iterator[None]:
 def work(what: str, path: Path) -> None:
     """Open or train on the set at `path` and print as JSON what it took."""
     import medduet
-    import medduet.training.run
+    import medduet.experiments.run
 
     found: dict[str, Any] = {}
     cache = path.parent / "cache"

@@ -31,7 +31,7 @@ PARTS = (
     "write_environment",
     "leak_warning",
 )
-"""What `medduet.training.run.train` calls before the first step."""
+"""What `medduet.experiments.run.train` calls before the first step."""
 
 
 def timed(home: Any, name: str, seconds: dict[str, float]) -> None:
@@ -50,14 +50,16 @@ def timed(home: Any, name: str, seconds: dict[str, float]) -> None:
 
 def train(started: float, words: list[str]) -> None:
     """Run the command, print as JSON what the time went into, and end at the first step."""
-    import medduet.training.run
+    import medduet.experiments.run
     from medduet.cli import main
     from medduet.cli.display.progress import ConsoleReporter
 
     seconds = {"imports": time.time() - started}
     for name in PARTS:
         home = (
-            medduet.training.run.RunFolder if name == "write_environment" else medduet.training.run
+            medduet.experiments.run.RunFolder
+            if name == "write_environment"
+            else medduet.experiments.run
         )
         timed(home, name, seconds)
 

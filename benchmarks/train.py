@@ -139,13 +139,12 @@ def stepper(name: str, size: int, batch: int) -> tuple[Callable[[], None], Any]:
     from torch.nn import functional as F
 
     from medduet import TrainConfig, create_model
-    from medduet.training.fabric import launch_fabric
-    from medduet.training.speed import arrange
+    from medduet.training.fabric import configure_network, launch_fabric
 
     config = TrainConfig(device="cpu")
     fabric = launch_fabric(config)
     network = create_model("vovunet_var", in_channels=3, num_classes=8, dense_channels=3)
-    arrange(fabric, network, config, (size, size))
+    configure_network(fabric, network, (size, size))
     image = network.normalize(torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8))
     network.normalize = torch.nn.Identity()  # type: ignore[assignment]
     model = network if name == PEERS[0] else build(name)

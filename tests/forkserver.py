@@ -30,7 +30,7 @@ PRELOAD = (
     "matplotlib.figure",
     "pandas",
     "medduet.cli",
-    "medduet.training.run",
+    "medduet.experiments.run",
 )
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 

@@ -21,7 +21,7 @@ def test_the_paper_s_recipe_is_the_paper_s() -> None:
     train = config.train
     assert (train.epochs, train.batch_size, train.optimizer) == (10, 16, "adam")
     assert (train.learning_rate, train.cosine_epochs) == (1e-4, 100)
-    assert (train.weight_decay, train.clip, train.augment, train.patience) == (
+    assert (train.weight_decay, train.grad_clip, train.augment, train.patience) == (
         0,
         None,
         "none",

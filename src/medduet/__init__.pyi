@@ -34,6 +34,8 @@ from .experiments.config import load_grid as load_grid
 from .experiments.config import load_search as load_search
 from .experiments.grid import GridRecord as GridRecord
 from .experiments.grid import benchmark as benchmark
+from .experiments.run import RunRecord as RunRecord
+from .experiments.run import train as train
 from .experiments.search import SearchRecord as SearchRecord
 from .experiments.search import search as search
 from .inference.export_bundle import ExportRecord as ExportRecord
@@ -55,8 +57,6 @@ from .runs.bundle import ModelBundle as ModelBundle
 from .runs.bundle import load as load
 from .runs.bundle import load_bundle as load_bundle
 from .runs.push import push as push
-from .training.run import RunRecord as RunRecord
-from .training.run import train as train
 from .types import Batch as Batch
 from .types import DenseLayout as DenseLayout
 from .types import Outputs as Outputs

@@ -223,7 +223,7 @@ class TrainConfig(Frozen):
     """Epochs over which the cosine takes the rate to zero; None: all epochs. The paper: 100."""
     micro_batch_size: int | None = Field(None, ge=2)
     """Images computed at a time on each process, whose gradients add up; None: as memory allows."""
-    clip: float | None = Field(None, gt=0)
+    grad_clip: float | None = Field(None, gt=0)
     """Largest norm of the gradient; larger ones are scaled down. None: no clipping."""
     patience: int | None = Field(None, ge=1)
     """Stop after so many epochs without a better validation score; None: never."""
@@ -241,10 +241,10 @@ class TrainConfig(Frozen):
     """Compile the network by torch.compile: a minute first, then faster, mostly on GPUs."""
     deterministic: bool = False
     """GPUs: the same result each time, by slower kernels where need be; CPUs give it anyway."""
-    on_not_finite: Literal["stop", "skip", "rollback"] = "stop"
-    """Losses or gradients of NaN: stop; skip the step; or go back to the last epoch without it."""
+    on_not_finite: Literal["stop", "skip"] = "stop"
+    """Losses or gradients of NaN: stop, or skip the step."""
     sync_batch_norm: bool = False
-    """Batch normalisation over the images of all processes: any number of them trains the same."""
+    """GPUs: batch normalisation over the images of all processes."""
     activation_checkpointing: bool = False
     """Compute stages again in the backward pass: half the memory, up to half as much more time."""
 
@@ -318,7 +318,7 @@ def read_recipe(name: str, kind: str) -> Any:
         raise ConfigError(f"unknown recipe '{name}': {hint}")
     try:
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of dates that are none
+    except Exception as error:  # of many kinds, as for dates and numbers that are none
         raise ConfigError(f"recipe {name} is not YAML that can be used: {error}") from error
     return {} if values is None else values
 

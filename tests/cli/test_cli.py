@@ -73,12 +73,12 @@ def test_short_flags_work_on_every_recipe(
         seen.append(config)
         raise medduet.ConfigError("seen")
 
-    monkeypatch.setattr("medduet.training.run.train", note)
+    monkeypatch.setattr("medduet.experiments.run.train", note)
     words = ["demo"] if recipe == "demo" else ["train", recipe]
     flags = (
         "--data phantom --model unet_var --size 48 --tasks segment classify --epochs 3 "
         "--batch-size 6 --lr 3e-4 --seed 9 --device cpu --precision bf16-mixed "
-        f"--out {tmp_path / 'run'} --model.width 5 --train.clip None --data.count 30"
+        f"--out {tmp_path / 'run'} --model.width 5 --train.grad-clip None --data.count 30"
     )
     assert main([*words, *flags.split()]) == 2
     (config,) = seen
@@ -88,7 +88,7 @@ def test_short_flags_work_on_every_recipe(
     train = config.train
     assert (train.epochs, train.batch_size, train.learning_rate) == (3, 6, 3e-4)
     assert (train.seed, train.device, train.precision) == (9, "cpu", "bf16-mixed")
-    assert train.clip is None
+    assert train.grad_clip is None
     assert config.out == tmp_path / "run"
     assert config.evaluate == medduet.load_recipe(recipe).evaluate
 
@@ -100,7 +100,7 @@ def test_recipes_are_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(config)
         raise medduet.ConfigError("seen")
 
-    monkeypatch.setattr("medduet.training.run.train", note)
+    monkeypatch.setattr("medduet.experiments.run.train", note)
     assert main(["train", "paper", "--data", "bloodmnist"]) == 2
     paper = medduet.load_recipe("paper")
     data = paper.data.model_copy(update={"name": "bloodmnist"})

@@ -20,8 +20,8 @@ from medduet import ConfigError, RunConfig, RunRecord
 from medduet.cli import main
 from medduet.errors import Interrupted, StorageError
 from medduet.runs.folder import RunFolder
-from medduet.training.checkpoint import load_state
 from medduet.training.reporter import Reporter
+from medduet.training.state import load_checkpoint
 from medduet.utils.files import write_text
 from medduet.utils.parsing import read_json
 
@@ -76,7 +76,7 @@ def test_a_full_disk_while_training(
         medduet.train(config, reporter=Filler(place, 1, leave))
     assert f"go on with: medduet train --resume {run}" in str(told.value)
     assert "\n" not in str(told.value)
-    assert load_state(run / "checkpoints" / "last.safetensors")["progress"]["epoch"] == 2
+    assert load_checkpoint(run / "checkpoints" / "last.pt")["progress"]["epoch"] == 2
     assert list(run.rglob(".*.tmp")) == []
     # Still full: nothing gets worse.
     with pytest.raises(StorageError):

@@ -158,18 +158,6 @@ def tensors(**offsets: tuple[int, int]) -> bytes:
     return safetensors_of(json.dumps(about).encode())
 
 
-def deep_checkpoint() -> bytes:
-    return safetensors_of(json.dumps({"__metadata__": {"medduet": DEEP.decode()}}).encode())
-
-
-def laughs(merge: bool = False) -> bytes:
-    lines = ["a0: &a0 {x: 1}" if merge else "a0: &a0 [x, x]"]
-    for k in range(1, 30):
-        parts = ", ".join([f"*a{k - 1}"] * 10)
-        lines.append(f"a{k}: &a{k} {{<<: [{parts}]}}" if merge else f"a{k}: &a{k} [{parts}]")
-    return "\n".join(lines).encode()
-
-
 def parquet_of(rows: int, size: int) -> bytes:
     import pyarrow
     from pyarrow import parquet
@@ -231,7 +219,6 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "safetensors: a header of 2**63": ("safetensors", lambda: safetensors_of(b"{}", 1 << 63)),
     "safetensors: offsets that overlap": ("safetensors", lambda: tensors(a=(0, 64), b=(32, 96))),
     "safetensors: offsets of 2**60": ("safetensors", lambda: tensors(a=(0, 1 << 60))),
-    "checkpoint: deep": ("checkpoint", deep_checkpoint),
     "bundle: deep": ("bundle config.json", lambda: DEEP),
     "bundle: deep inside": ("bundle config.json", lambda: b'{"network": ' + DEEP),
     "bundle: a billion channels": ("bundle config.json", lambda: _network(in_channels=10**9)),
@@ -244,10 +231,6 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "zarr metadata: deep": ("zarr metadata", lambda: DEEP),
     "export: deep": ("exported config.json", lambda: DEEP),
     "settings: deep": ("journal settings", lambda: DEEP),
-    "yaml: a billion laughs": ("recipe", laughs),
-    "yaml: a billion merges": ("recipe", lambda: laughs(merge=True)),
-    "yaml: deep": ("grid", lambda: DEEP),
-    "yaml: a million keys": ("recipe", lambda: b"\n".join(b"a%d: 1" % k for k in range(10**6))),
     "csv: one line of 64 MB": ("csv", lambda: b"path,label\n" + b"a" * (64 << 20)),
     "csv: one cell of 64 MB": ("csv", lambda: b'path,label\n"' + b"a\n" * (32 << 20)),
     "csv: a million columns": ("csv", lambda: b"," * 10**6 + b"\n" + b"a\n" * 10**6),

@@ -185,31 +185,6 @@ def _changed(draw: st.DrawFn, tree: Any) -> Any:
 
 
 @st.composite
-def yaml_like(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
-    """Change a YAML tree, or write odd scalars, tags, anchors and merges."""
-    import yaml
-
-    if draw(st.booleans()):
-        tree = draw(_changed(yaml.safe_load(draw(st.sampled_from(seeds)))))
-        return yaml.safe_dump(tree, allow_unicode=draw(st.booleans())).encode()
-    odd = st.sampled_from(
-        [
-            *("!!int x", "!!float x", "!!bool x", "!!timestamp x", "2001-99-99", "!!binary x"),
-            *("!!python/object/apply:os.system [ls]", "!!set {a}", "? [a]\n: b", "*a", "&a [*a]"),
-            *("<<: &a {b: 1}", "<<: *a", "[" * 2000, "0x" + "f" * 5000, "9" * 5000, "1:" * 500),
-            *("data:", "train: {epochs: &e 1}", "\t", "- a", "%YAML 9.9", "---", "...", "\x00"),
-            *(
-                "train: {epochs: .inf}",
-                "seeds: [.nan]",
-                "datasets: {? 2001-01-01 : {}}",
-                "!!int ''",
-            ),
-        ]
-    )
-    return "\n".join(draw(st.lists(odd | TEXT, max_size=4))).encode(errors="surrogatepass")
-
-
-@st.composite
 def npy_like(draw: st.DrawFn, array: Any) -> bytes:
     """An array whose header says something else."""
     descr = draw(
@@ -310,27 +285,6 @@ def read_weights(folder: Path, content: bytes) -> None:
         load_weights(network, folder / "model.safetensors")
     finally:
         medduet.Predictor(folder)(samples.GREY)
-
-
-def read_checkpoint(folder: Path, content: bytes) -> None:
-    from medduet.training.checkpoint import load_state
-
-    _put(folder, {"last.safetensors": content})
-    load_state(folder / "last.safetensors")
-
-
-def read_recipe(folder: Path, content: bytes, kind: str = "run") -> None:
-    from medduet.config import load_recipe
-    from medduet.experiments.config import load_grid, load_search
-
-    _put(folder, {"a.yaml": content})
-    name = str(folder / "a.yaml")
-    if kind == "run":
-        load_recipe(name)
-    elif kind == "grid":
-        load_grid(name).cells(folder)
-    else:
-        load_search(name)
 
 
 def read_npz(folder: Path, content: bytes) -> None:
@@ -514,20 +468,12 @@ def _run(name: str, lines: bool = False) -> Parser:
     return Parser(partial(read_run, name=name), _of(samples.run_folder, name), made)
 
 
-def _yaml(kind: str, seed: bytes) -> Parser:
-    return Parser(partial(read_recipe, kind=kind), lambda: [seed], lambda: yaml_like([seed, seed]))
-
-
 _SETTINGS = b'{"network": {}, "images": "x"}'
 PARSERS: dict[str, Parser] = {
     "bundle config.json": Parser(
         read_bundle, _of(samples.bundle, "config.json"), _json(samples.bundle, "config.json")
     ),
     "safetensors": Parser(read_weights, _of(samples.bundle, "model.safetensors")),
-    "checkpoint": Parser(read_checkpoint, lambda: [samples.checkpoint()]),
-    "recipe": _yaml("run", samples.RECIPE),
-    "grid": _yaml("grid", samples.GRID),
-    "search": _yaml("search", samples.SEARCH),
     "npz": Parser(read_npz, lambda: [samples.npz(**samples.arrays())], npz_like),
     "png": Parser(read_picture, _png),
     "jpeg": Parser(read_picture, _jpeg),

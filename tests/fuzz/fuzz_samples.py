@@ -155,18 +155,6 @@ def exported() -> dict[str, bytes]:
 
 
 @cache
-def checkpoint() -> bytes:
-    import torch
-
-    from medduet.training.checkpoint import save_state
-
-    state = {"network": {"a": torch.ones(2, 3)}, "progress": {"epoch": 3, "history": [{"x": 1.5}]}}
-    with TemporaryDirectory() as folder:
-        save_state(Path(folder) / "a.safetensors", state)
-        return (Path(folder) / "a.safetensors").read_bytes()
-
-
-@cache
 def parquet() -> bytes:
     import pyarrow
     from pyarrow import parquet as library
@@ -240,26 +228,6 @@ ROWS = [
     ["c.png", "malignant", "", "3", "test"],
 ]
 SPLIT = [["image", "split"], *([f"train{k}", "train"] for k in range(4))]
-RECIPE = b"""\
-data: {name: phantom, size: 16, count: 40, window: [40, 80]}
-model: &model {name: unet_var, width: 2}
-objective: {tasks: [classify, segment]}
-train: {epochs: 1, learning_rate: 1e-3}
-"""
-GRID = b"""\
-run: {data: {name: phantom}, train: {epochs: 1}}
-datasets: [phantom]
-networks: {unet_var: {model.width: 2}, vovunet_var: {}}
-variants: {classify: {objective.tasks: [classify]}}
-seeds: [0, 1]
-"""
-SEARCH = b"""\
-run: {data: {name: phantom}, train: {epochs: 1}}
-space:
-  model.width: {choices: [2, 4]}
-  train.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}
-trials: 4
-"""
 JOURNAL = (
     b'{"file": "a.png", "stamp": [10, 20], "rows": [{"file": "a.png", "frame": 1, "height": 9}]}\n'
     b'{"file": "b.png", "stamp": [11, 20], "rows": [{"file": "b.png", "error": "none"}]}\n'

@@ -143,7 +143,7 @@ def _write_run(
     if finished:
         write_json(path / "metrics.json", metrics)
     else:
-        write_text(path / "checkpoints" / "last.safetensors", "")
+        write_text(path / "checkpoints" / "last.pt", "")
     return path
 
 

@@ -49,7 +49,7 @@ def test_methods_are_named_after_what_differs(make: Make, tmp_path: Path) -> Non
     for tasks in (("classify",), ("classify", "segment")):
         for rate in (0.1, 0.2):
             name = f"{len(tasks)}-{rate}"
-            make(name, tasks=tasks, changes={"train": {"learning_rate": rate, "clip": 1.0}})
+            make(name, tasks=tasks, changes={"train": {"learning_rate": rate, "grad_clip": 1.0}})
     assert grouped(tmp_path).methods == [
         "classify · learning rate 0.1",
         "classify · learning rate 0.2",

@@ -32,7 +32,7 @@ def write_run(path: Path, *, finished: bool = True, **config: Any) -> Path:
     predictions.to_csv(path / "predictions" / "test.csv")
     if not finished:
         (path / "checkpoints").mkdir()
-        (path / "checkpoints" / "last.safetensors").write_bytes(b"")
+        (path / "checkpoints" / "last.pt").write_bytes(b"")
     return path
 
 

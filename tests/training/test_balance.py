@@ -34,7 +34,7 @@ from medduet.models.normalize import Normalize
 from medduet.runs.folder import RunFolder
 from medduet.training.balance import Balancer
 from medduet.training.experiment import Experiment
-from medduet.training.loop import _new_state, fit
+from medduet.training.loop import fit, new_state
 from medduet.training.setup import check_settings
 from medduet.training.step import train_step
 from medduet.types import Batch, DenseLayout, Outputs
@@ -96,7 +96,7 @@ def test_the_sum_is_what_a_plain_loop_does(make_config: MakeConfig, tmp_path: Pa
     experiment = make_experiment(make_config(tmp_path))
     plain, objective, batch = copy.deepcopy(experiment.network), experiment.objective, make_batch()
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, fused=True)
-    state = _new_state(experiment)
+    state = new_state(experiment)
     for _ in range(3):
         train_step(experiment, state, batch)
         state.progress.step += 1
@@ -119,7 +119,7 @@ def test_every_balance_learns(
     config = make_config(tmp_path, objective={"balance": name}, train={"learning_rate": 0.02})
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
     experiment = make_experiment(config, fabric)
-    state, batch, losses = _new_state(experiment), make_batch(), []
+    state, batch, losses = new_state(experiment), make_batch(), []
     for _ in range(20):
         train_step(experiment, state, batch)
         state.progress.step += 1
@@ -137,7 +137,7 @@ def test_aggregation_is_torchjds(make_config: MakeConfig, tmp_path: Path) -> Non
     config = make_config(tmp_path, objective=TWO | {"balance": "mgda", "segment_weight": 2.0})
     experiment, batch = make_experiment(config), make_batch()
     network, objective = copy.deepcopy(experiment.network), experiment.objective
-    state = _new_state(experiment)
+    state = new_state(experiment)
     state.optimizer.step = state.optimizer.zero_grad = lambda: None
     train_step(experiment, state, batch)
 
@@ -188,7 +188,7 @@ def test_unknown_masks_count_nowhere(make_config: MakeConfig, tmp_path: Path) ->
     batch = batch._replace(has_mask=torch.zeros(8, dtype=torch.bool))
     for name in NAMES:
         experiment = make_experiment(make_config(tmp_path, objective=TWO | {"balance": name}))
-        state = _new_state(experiment)
+        state = new_state(experiment)
         train_step(experiment, state, batch)
         summary = state.balancer.summary()
         assert summary["conflict"] == {"classify-segment": None}
@@ -202,7 +202,7 @@ def test_a_gradient_that_is_not_finite_names_the_images(
     experiment = make_experiment(make_config(tmp_path, objective={"balance": "upgrad"}))
     experiment.network.features.bias.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(TrainingError, match=r"gradient is not finite in epoch 1, step 1.*\[0, 1"):
-        train_step(experiment, _new_state(experiment), make_batch())
+        train_step(experiment, new_state(experiment), make_batch())
 
 
 # Runs -------------------------------------------------------------------------------------------

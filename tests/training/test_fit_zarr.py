@@ -19,13 +19,16 @@ from medduet.cli import main
 from medduet.data import download
 from medduet.data.zarr_writer import write_zarr
 from medduet.errors import ConfigError, DownloadError, Interrupted
-from medduet.training.checkpoint import load_state
 from medduet.training.reporter import Reporter
+from medduet.training.state import load_checkpoint
 from medduet.utils.parsing import read_json
 
 MakeConfig = Callable[..., RunConfig]
 SIZE = 16
-LONG = {"train": {"epochs": 4, "augment": "strong", "clip": 1.0}, "evaluate": {"select": "mse"}}
+LONG = {
+    "train": {"epochs": 4, "augment": "strong", "grad_clip": 1.0},
+    "evaluate": {"select": "mse"},
+}
 
 
 class AtStep(Reporter):
@@ -82,7 +85,7 @@ def test_a_run_that_was_stopped_and_cut_off_ends_the_same(
     with pytest.raises(DownloadError, match=f"answered 503 .* medduet train --resume {run}"):
         medduet.train(resume=run, reporter=AtStep(4, die))
     assert any("train/images/c" in name for name in server.asked)
-    progress = load_state(run / "checkpoints" / "last.safetensors")["progress"]
+    progress = load_checkpoint(run / "checkpoints" / "last.pt")["progress"]
     steps = (progress["epoch"] - 1) * 6 + progress["step"]
     assert steps >= 3 + 4, "the steps before the server died are kept"
     assert progress["step"] > 0, "it died in the middle of an epoch"

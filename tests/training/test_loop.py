@@ -28,8 +28,8 @@ from medduet import RunConfig, RunRecord, TrainingError
 from medduet.cli import main
 from medduet.data.batches import train_batches
 from medduet.errors import Interrupted
-from medduet.training.checkpoint import load_state, save_state
 from medduet.training.reporter import Reporter
+from medduet.training.state import load_checkpoint, save_checkpoint
 from medduet.utils.parsing import read_json
 
 MakeConfig = Callable[..., RunConfig]
@@ -38,7 +38,7 @@ LONG = {
     "train": {
         "epochs": 10,
         "augment": "strong",
-        "clip": 1.0,
+        "grad_clip": 1.0,
         "patience": 5,
         "cosine_epochs": 100,
         "precision": "bf16-mixed",
@@ -109,7 +109,7 @@ def uninterrupted(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFact
 KILLS = """
 import os, signal, sys
 from pathlib import Path
-import medduet, medduet.training.run, kornia.augmentation, monai.losses
+import medduet, medduet.experiments.run, kornia.augmentation, monai.losses
 from medduet.config import load_recipe
 sys.path.insert(0, {folder!r})
 import importlib.util
@@ -192,7 +192,7 @@ def test_the_command_stops_at_signals_and_goes_on(
         assert last.startswith("medduet: stopped in epoch"), errors
         assert last.endswith(f"medduet train --resume {run}")
         assert "Traceback" not in errors
-        saved = load_state(run / "checkpoints" / "last.safetensors")["progress"]
+        saved = load_checkpoint(run / "checkpoints" / "last.pt")["progress"]
         assert f"in epoch {saved['epoch']} after step {saved['step']} of" in last
         process = start("train", "--resume", str(run))
     errors = send(process, signal.SIGKILL, run, 6)
@@ -211,7 +211,7 @@ def test_stopping_finishes_the_step_and_saves(
         arguments = {"resume": run} if run.exists() else {"config": make_config(run, **LONG)}
         with pytest.raises(Interrupted, match=f"medduet train --resume {run}"):
             medduet.train(**arguments, reporter=StopAt(stop.set, step=step), stop=stop)
-    progress = load_state(run / "checkpoints" / "last.safetensors")["progress"]
+    progress = load_checkpoint(run / "checkpoints" / "last.pt")["progress"]
     # The event is seen in the step after the one that reported it.
     assert (progress["epoch"] - 1) * 4 + progress["step"] == 6 + 1 + 4 + 3
     assert medduet.train(resume=run).path == run
@@ -225,15 +225,15 @@ def test_a_run_killed_while_it_cleans_up_is_finished(
 
     def die_after_removing_a_checkpoint(path: Path, missing_ok: bool = False) -> None:
         unlink(path, missing_ok)
-        if path.parent.name == "checkpoints" and path.suffix == ".safetensors":
+        if path.parent.name == "checkpoints" and path.suffix == ".pt":
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "unlink", die_after_removing_a_checkpoint)
     with pytest.raises(KeyboardInterrupt):
         medduet.train(make_config(run, train={"epochs": 1}))
     monkeypatch.undo()
-    assert (run / "checkpoints" / "best.safetensors").exists()
-    (run / "checkpoints" / ".last.safetensors.x.tmp").touch()
+    assert (run / "checkpoints" / "best.pt").exists()
+    (run / "checkpoints" / ".last.pt.x.tmp").touch()
     assert medduet.train(resume=run).metrics == read_json(run / "metrics.json")
     assert not (run / "checkpoints").exists()
 
@@ -243,8 +243,8 @@ def test_resuming_with_another_number_of_processes(make_config: MakeConfig, tmp_
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
         medduet.train(make_config(run), reporter=StopAt(stop.set, step=1), stop=stop)
-    last = run / "checkpoints" / "last.safetensors"
-    save_state(last, load_state(last) | {"world_size": 2})
+    last = run / "checkpoints" / "last.pt"
+    save_checkpoint(last, load_checkpoint(last) | {"world_size": 2})
     with pytest.raises(TrainingError, match="torchrun --nproc-per-node 2"):
         medduet.train(resume=run)
 
@@ -254,9 +254,9 @@ def test_a_damaged_checkpoint_is_named(make_config: MakeConfig, tmp_path: Path) 
     run = tmp_path / "run"
     with pytest.raises(Interrupted):
         medduet.train(make_config(run), reporter=StopAt(stop.set, step=1), stop=stop)
-    last = run / "checkpoints" / "last.safetensors"
+    last = run / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:1000])
-    with pytest.raises(TrainingError, match=r"last\.safetensors is not a MedDuet checkpoint"):
+    with pytest.raises(TrainingError, match=r"last\.pt is damaged"):
         medduet.train(resume=run)
 
 
@@ -316,8 +316,8 @@ def test_clipping_bounds_the_gradient(make_config: MakeConfig, tmp_path: Path) -
         run, stop = tmp_path / str(clip), threading.Event()
         stop.set()
         with pytest.raises(Interrupted):
-            medduet.train(make_config(run, train={"clip": clip}), stop=stop)
-        state = load_state(run / "checkpoints" / "last.safetensors")["optimizer"]["state"]
+            medduet.train(make_config(run, train={"grad_clip": clip}), stop=stop)
+        state = load_checkpoint(run / "checkpoints" / "last.pt")["optimizer"]["state"]
         gradient = torch.cat([value["exp_avg"].flatten() for value in state.values()]) / 0.1
         moments.append(gradient)
     assert moments[0].norm() > 0.1
@@ -333,7 +333,7 @@ def test_adamw_decays_apart_from_the_gradient(make_config: MakeConfig, tmp_path:
         changes = {"optimizer": optimizer, "weight_decay": decay, "learning_rate": 0.01}
         with pytest.raises(Interrupted):
             medduet.train(make_config(run, train=changes), stop=stop)
-        states[optimizer, decay] = load_state(run / "checkpoints" / "last.safetensors")
+        states[optimizer, decay] = load_checkpoint(run / "checkpoints" / "last.pt")
     plain, coupled, apart = (state["network"]["class_head.weight"] for state in states.values())
     start = _first_weights(make_config, tmp_path)
     torch.testing.assert_close(apart, plain - 0.01 * 0.5 * start, rtol=1e-4, atol=1e-7)
@@ -356,7 +356,7 @@ def _first_weights(make_config: MakeConfig, tmp_path: Path) -> torch.Tensor:
 def test_a_loss_that_is_not_finite_names_the_images(
     make_config: MakeConfig, tmp_path: Path, clip: float | None
 ) -> None:
-    changes = {"learning_rate": 1e30, "clip": clip}
+    changes = {"learning_rate": 1e30, "grad_clip": clip}
     with pytest.raises(TrainingError, match=r"epoch 1, step 2, for the training images") as caught:
         medduet.train(make_config(tmp_path / "run", train=changes))
     seen = train_batches(28, 8, seed=0, epoch=1)[1].tolist()
@@ -385,7 +385,7 @@ def test_class_weights_reach_the_loss(make_config: MakeConfig, tmp_path: Path) -
         changes = {"objective": {"class_weights": name}, "data": {"count": 42}}
         with pytest.raises(Interrupted):
             medduet.train(make_config(tmp_path / name, **changes), stop=stop)
-        sums = load_state(tmp_path / name / "checkpoints" / "last.safetensors")["sums"]
+        sums = load_checkpoint(tmp_path / name / "checkpoints" / "last.pt")["sums"]
         weights.append(float(sums[1, 0]))
     batch = train_batches(30, 8, seed=0, epoch=1)[0]
     label = medduet.open_images("phantom", size=16, count=42).train.labels

@@ -17,9 +17,9 @@ import medduet
 from medduet import Interrupted, RunConfig, RunRecord, create_model
 from medduet.cli import main
 from medduet.metrics.dense import reconstruction_errors
-from medduet.training.checkpoint import load_state
 from medduet.training.loop import _parameter_groups
 from medduet.training.reporter import Reporter
+from medduet.training.state import load_checkpoint
 from medduet.utils.parsing import read_json
 
 MakeConfig = Callable[..., RunConfig]
@@ -124,7 +124,12 @@ def test_the_encoder_learns_at_its_own_rate(make_config: MakeConfig, tmp_path: P
     moved = {}
     for rate in (1e-9, 1e-2):
         out = tmp_path / f"{rate}"
-        train = {"epochs": 1, "encoder_learning_rate": rate, "learning_rate": 1e-3, "clip": 1.0}
+        train = {
+            "epochs": 1,
+            "encoder_learning_rate": rate,
+            "learning_rate": 1e-3,
+            "grad_clip": 1.0,
+        }
         record = medduet.train(make_config(out, train=train))
         row = (out / "epochs.jsonl").read_text()
         assert '"learning_rate": 0.001' in row
@@ -153,7 +158,7 @@ def test_both_groups_follow_the_cosine_and_survive_a_stop(
     train = {"epochs": 4, "learning_rate": 1e-3, "encoder_learning_rate": 1e-4}
     with pytest.raises(Interrupted):
         medduet.train(make_config(out, train=train), reporter=StopLate(), stop=stop)
-    groups = load_state(out / "checkpoints" / "last.safetensors")["optimizer"]["param_groups"]
+    groups = load_checkpoint(out / "checkpoints" / "last.pt")["optimizer"]["param_groups"]
     rates = [group["lr"] for group in groups]
     assert rates == pytest.approx([1e-3 * 0.5, 1e-4 * 0.5])
     resumed = medduet.train(resume=out)

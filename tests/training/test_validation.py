@@ -275,7 +275,7 @@ if fabric.is_global_zero:
     save_file(weights, out / "weights")
 """
 # Adam forgets the scale of a gradient, but not beside a decay that is added to it.
-PLAIN = {"epochs": 2, "learning_rate": 0.01, "clip": 0.5, "weight_decay": 0.1}
+PLAIN = {"epochs": 2, "learning_rate": 0.01, "grad_clip": 0.5, "weight_decay": 0.1}
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def _run(config: RunConfig | None, resume: Path | None = None) -> int:
     with quiet_libraries():
         with starting():
             from medduet.cli.display.results import show_run
-            from medduet.training.run import train
+            from medduet.experiments.run import train
 
         record = _with_screen(train, config, resume)
         if int(os.environ.get("RANK", "0")) == 0:

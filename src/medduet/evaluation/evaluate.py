@@ -21,9 +21,8 @@ from medduet.runs.environment import describe_data
 from medduet.runs.folder import RunFolder, is_run
 from medduet.runs.images import in_classes_of, prepared_as
 from medduet.runs.predictions import Predictions
-from medduet.training.fabric import launch_fabric
-from medduet.training.setup import check_agreed
-from medduet.training.speed import arrange
+from medduet.training.fabric import configure_network, launch_fabric
+from medduet.training.setup import check_same_images
 from medduet.training.validation import predict_split, summarize
 from medduet.uncertainty.calibration import Calibration
 from medduet.utils.files import write_json
@@ -100,7 +99,7 @@ class Judged:
         """Bring a network to the device; ModelError if it does not take the images."""
         check_takes(bundle.network, *self.images.size)
         self.fabric.to_device(bundle.network)
-        arrange(self.fabric, bundle.network, self.images.size)
+        configure_network(self.fabric, bundle.network, self.images.size)
 
     def said(self, bundle: ModelBundle, split: Split, *, thorough: bool = True) -> Predictions:
         """Return what a network that is prepared says of a split, see `predict_split`."""
@@ -171,7 +170,7 @@ def open_for(
     own_split = path / "split.csv"
     if saved is None and own_split.is_file() and _same_pool(images, path):
         images = divided(images, read_split(own_split, images), {"run": str(path)})
-    check_agreed(fabric, images)
+    check_same_images(fabric, images)
     images = in_classes_of(images, about["class_names"])
     _check_fits(images, about, path)
     return Judged(fabric, config, images, {})

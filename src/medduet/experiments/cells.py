@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 
 from medduet.errors import Interrupted, MedDuetError
 from medduet.experiments.config import Cell
+from medduet.experiments.run import train
 from medduet.runs.folder import RunFolder
-from medduet.training.run import train
 from medduet.utils.files import sweep_beside, write_json
 from medduet.utils.locks import exclusive, is_held
 from medduet.utils.parsing import read_object

@@ -17,8 +17,8 @@ from typing import Any
 from medduet.errors import ConfigError, Interrupted, MedDuetError, TrainingError
 from medduet.experiments.cells import Fit, GridFolder, Outcome, run_cell
 from medduet.experiments.config import Cell
+from medduet.experiments.run import train
 from medduet.runs.folder import RunFolder
-from medduet.training.run import train
 from medduet.utils.parsing import read_json
 
 RETRIES = 3

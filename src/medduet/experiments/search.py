@@ -17,11 +17,11 @@ from medduet.config import RunConfig, validate
 from medduet.data.cache import ProgressFactory
 from medduet.errors import ConfigError, Interrupted, ModelError, TrainingError
 from medduet.experiments.config import Choices, SearchConfig
+from medduet.experiments.run import train
 from medduet.reports.pareto import front_of, pareto_figure
 from medduet.reports.style import save
 from medduet.runs.folder import RunFolder, numbered_folder, validation_selected
 from medduet.training.reporter import Reporter
-from medduet.training.run import train
 from medduet.utils.files import write_json, write_text
 from medduet.utils.locks import exclusive, holder
 from medduet.utils.parsing import read_json

@@ -16,7 +16,7 @@ from medduet.data.sources import open_images
 from medduet.errors import ConfigError
 from medduet.reports.sheet import UNKNOWN_MASK, image_sheet
 from medduet.reports.style import save, slug
-from medduet.training.samples import choose_samples
+from medduet.training.final import choose_samples
 from medduet.types import Batch
 
 MOST = 64

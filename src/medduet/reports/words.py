@@ -107,7 +107,7 @@ def _gaps(runs: Runs, paths: Sequence[str | Path]) -> list[str]:
         folder.parent.name
         for path in map(Path, paths)
         for folder in sorted(path.rglob("checkpoints"))
-        if (folder / "last.safetensors").is_file()
+        if (folder / "last.pt").is_file()
     ]
     lines = []
     if unfinished:

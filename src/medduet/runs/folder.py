@@ -84,7 +84,7 @@ class RunFolder:
 
     def checkpoint(self, name: str) -> Path:
         """Return the path of the checkpoint called `name` (last, best, best-test)."""
-        return self.path / "checkpoints" / f"{name}.safetensors"
+        return self.path / "checkpoints" / f"{name}.pt"
 
     @property
     def finished(self) -> bool:

@@ -263,5 +263,5 @@ def find_runs(paths: Iterable[str | Path]) -> list[FinishedRun]:
 def _finished(path: Path) -> bool:
     """Whether the folder is that of a finished run; the last checkpoint goes when it is."""
     files = all((path / name).is_file() for name in ("config.json", "metrics.json"))
-    unfinished = (path / "checkpoints" / "last.safetensors").exists()
+    unfinished = (path / "checkpoints" / "last.pt").exists()
     return files and (path / "predictions").is_dir() and not unfinished

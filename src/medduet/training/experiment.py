@@ -1,4 +1,4 @@
-"""What training and judging work with."""
+"""What training and evaluation work with."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Experiment:
         network: not the wrapper that Fabric makes of it.
         objective: the losses, and which dense channels belong to which task.
         folder: where everything is written.
-        reporter: is told how it goes on.
+        reporter: gets its progress.
         stop: set from outside to end training after the current step.
     """
 
@@ -42,7 +42,7 @@ class Experiment:
     stop: threading.Event = field(default_factory=threading.Event)
 
     def predict(self, split: str, *, thorough: bool) -> Predictions:
-        """Judge every image of `split`; `thorough` as in `predict_split`, else with the losses."""
+        """Predict every image of `split`; not `thorough`, as after an epoch, with the losses."""
         return predict_split(
             self.fabric,
             self.network,

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric, wrappers
@@ -17,7 +18,13 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from medduet.config import TrainConfig
 from medduet.errors import ConfigError
-from medduet.utils.devices import best_precision, find_device
+from medduet.models.base import DuetNetwork
+from medduet.utils.devices import (
+    best_memory_format,
+    best_precision,
+    find_device,
+    keep_freed_memory,
+)
 
 _PATIENCE = timedelta(days=1)
 """For how long processes wait for the first one, which may convert images for hours."""
@@ -39,7 +46,7 @@ def launch_fabric(config: TrainConfig) -> Fabric:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     _join_again(kind, world_size)
-    with _without_remarks():
+    with _quiet_lightning():
         fabric = Fabric(
             accelerator=kind,
             devices=local_size if device.index is None else [device.index],
@@ -51,6 +58,31 @@ def launch_fabric(config: TrainConfig) -> Fabric:
     if world_size > 1:
         atexit.register(_leave)
     return fabric
+
+
+def configure_network(
+    fabric: Fabric, network: DuetNetwork, size: tuple[int, int]
+) -> dict[str, Any]:
+    """Let `network` and this process compute as suits the device; call it before the first batch.
+
+    On a CPU the process then keeps the memory that it frees, see `keep_freed_memory`.
+
+    Args:
+        fabric: device and precision.
+        network: whose images are brought into the memory format.
+        size: height and width of the images in pixels.
+
+    Returns:
+        What was chosen, for the records of the run.
+    """
+    kind, precision = fabric.device.type, fabric.strategy.precision.precision
+    memory_format = best_memory_format(kind, precision, max(size))
+    network.normalize.memory_format = {
+        "contiguous": torch.contiguous_format,
+        "channels_last": torch.channels_last,
+    }[memory_format]
+    kept = kind == "cpu" and keep_freed_memory()
+    return {"precision": precision, "memory_format": memory_format, "keeps_freed_memory": kept}
 
 
 def _leave() -> None:
@@ -82,7 +114,7 @@ def _join_again(kind: str, world_size: int) -> None:
 
 @contextmanager
 def deterministic(fabric: Fabric, wanted: bool) -> Iterator[None]:
-    """Let a GPU compute the same each time while this lasts, if that is `wanted`.
+    """Let a GPU compute the same each time, if that is `wanted`.
 
     Operations that have no such way raise torch's error. CPUs compute so anyway.
     """
@@ -130,7 +162,7 @@ def peak_memory(device: torch.device) -> float | None:
 
 
 @contextmanager
-def _without_remarks() -> Iterator[None]:
+def _quiet_lightning() -> Iterator[None]:
     """Keep Lightning from printing which precision and processes it uses; environment.json says it.
 
     On import Lightning gives its loggers handlers of their own and the level INFO.

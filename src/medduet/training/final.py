@@ -1,72 +1,88 @@
-"""The last word on a run: its selected epochs, judged thoroughly on val and test."""
+"""What follows training: the selected epochs evaluated, the OOD detector, the sample images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medduet.data.imageset import ImageSet, Split
 from medduet.errors import DataError
+from medduet.models.base import DuetNetwork, Features
+from medduet.runs.folder import RunFolder
 from medduet.runs.predictions import Predictions
-from medduet.training.checkpoint import load_state
 from medduet.training.experiment import Experiment
-from medduet.training.state import Progress
+from medduet.training.loader import Feed
+from medduet.training.state import Progress, load_checkpoint
 from medduet.training.validation import summarize
+from medduet.types import DenseLayout, Outputs
 from medduet.uncertainty.calibration import Calibration
-from medduet.utils.files import write_text
+from medduet.uncertainty.ood import MOST, Familiarity, statistics
+from medduet.utils.devices import evaluation_batch_size
+from medduet.utils.files import atomic_path, write_text
 
-JUDGED = ("val", "test")
+EVALUATED = ("val", "test")
+SAMPLES = 8
+
+FloatArray = NDArray[np.float64]
 
 
-def judge(experiment: Experiment, progress: Progress) -> tuple[dict[str, Any], Calibration | None]:
-    """Judge the selected epochs, and write their predictions.
+def evaluate_selected(
+    experiment: Experiment, progress: Progress
+) -> tuple[dict[str, Any], Calibration | None]:
+    """Evaluate the selected epochs, and write their predictions.
 
     Returns:
         The content of ``metrics.json``, and the calibration of the validation-selected epoch, whose
         weights the network has afterwards; ``None`` where the validation split does not allow one,
         for the reason in ``calibration_missing``.
     """
-    about = {"protocol": experiment.config.evaluate.protocol, "seed": experiment.config.train.seed}
-    if about["protocol"] == "honest":
-        honest, calibration = _epoch(experiment, "best", "")
-        return about | _honest(progress) | honest, calibration
-    selected = {"selection": "test-selected", "selected_epoch": progress.best_test.epoch}
-    on_test, _ = _epoch(experiment, "best-test", "-test-selected")
-    honest, calibration = _epoch(experiment, "best", "")
-    both = on_test | {"validation_selected": _honest(progress) | honest}
-    return about | selected | both, calibration
+    config = experiment.config
+    metrics: dict[str, Any] = {"protocol": config.evaluate.protocol, "seed": config.train.seed}
+    selected: dict[str, Any] = {
+        "selection": "validation-selected",
+        "selected_epoch": progress.best.epoch,
+    }
+    if config.evaluate.protocol == "honest":
+        honest, calibration = _evaluate_epoch(experiment, "best", "")
+        return metrics | selected | honest, calibration
+    metrics |= {"selection": "test-selected", "selected_epoch": progress.best_test.epoch}
+    on_test, _ = _evaluate_epoch(experiment, "best-test", "-test-selected")
+    honest, calibration = _evaluate_epoch(experiment, "best", "")
+    return metrics | on_test | {"validation_selected": selected | honest}, calibration
 
 
-def _honest(progress: Progress) -> dict[str, Any]:
-    return {"selection": "validation-selected", "selected_epoch": progress.best.epoch}
-
-
-def _epoch(
+def _evaluate_epoch(
     experiment: Experiment, checkpoint: str, suffix: str
 ) -> tuple[dict[str, Any], Calibration | None]:
-    experiment.network.load_state_dict(load_state(experiment.folder.checkpoint(checkpoint)))
-    part: dict[str, Any] = {}
+    folder = experiment.folder
+    experiment.network.load_state_dict(load_checkpoint(folder.checkpoint(checkpoint)))
+    metrics: dict[str, Any] = {}
     calibration = None
-    for split in JUDGED:
+    for split in EVALUATED:
         predictions = experiment.predict(split, thorough=True)
-        part[split] = summarize(predictions, experiment.config.evaluate, calibration)
+        summary = summarize(predictions, experiment.config.evaluate, calibration)
+        metrics[split] = summary
         if split == "val":
-            calibration, missing = _calibration(predictions)
+            try:
+                calibration = _fit_calibration(predictions)
+            except DataError as error:
+                metrics["calibration_missing"] = str(error)
         if experiment.fabric.is_global_zero:
-            name = f"{split}{suffix}"
-            experiment.folder.write_predictions(name, predictions)
-            _write_medmnist(experiment, split, suffix, predictions, part[split])
-    return part | ({"calibration_missing": missing} if missing else {}), calibration
+            folder.write_predictions(f"{split}{suffix}", predictions)
+            _write_medmnist(experiment, split, suffix, predictions, summary)
+    return metrics, calibration
 
 
-def _calibration(predictions: Predictions) -> tuple[Calibration | None, str | None]:
-    """Return the calibration that fits the validation split, or why there is none."""
+def _fit_calibration(predictions: Predictions) -> Calibration:
+    """Return the calibration that fits the validation split; DataError if there is none."""
     label, probability = predictions.label, predictions.probability
     if label is None or probability is None:
-        return None, "the network has no class head"
-    try:
-        return Calibration.fit(label, probability, predictions.multi_label), None
-    except DataError as error:
-        return None, str(error)
+        raise DataError("the network has no class head")
+    return Calibration.fit(label, probability, predictions.multi_label)
 
 
 def _write_medmnist(
@@ -86,3 +102,103 @@ def _write_medmnist(
     text = "".join(f"{i},{','.join(map(repr, row))}\n" for i, row in rows)
     name = f"{stem}_{scores}@seed{experiment.config.train.seed}{suffix}.csv"
     write_text(experiment.folder.path / "predictions" / "medmnist" / name, text)
+
+
+# The OOD detector -------------------------------------------------------------------------------
+
+
+def fit_familiarity(experiment: Experiment) -> Familiarity | None:
+    """Return the out-of-distribution detector of the network; ``None`` for too few images.
+
+    One process does it alone. Of large splits it takes `MOST` images at equal distances; of shards
+    the first ones, so that no others have to be fetched.
+    """
+    data = experiment.data
+    (train, train_features), (val, val_features) = (
+        _statistics(experiment, split) for split in (data.train, data.val)
+    )
+    stretched = data.info.get("fit", "stretch") == "stretch"
+    return Familiarity.fit(
+        *(train, val, train_features, val_features), channels=data.in_channels, stretched=stretched
+    )
+
+
+def _statistics(experiment: Experiment, split: Split) -> tuple[FloatArray, FloatArray | None]:
+    """Return statistics ``(N, S)`` and features ``(N, F)`` of images of a split."""
+    fabric, network, count = experiment.fabric, experiment.network, min(len(split), MOST)
+    index = np.arange(count)
+    if split.shard_sizes is None and count:
+        index = np.linspace(0, len(split) - 1, count).round().astype(np.int64)
+    size = evaluation_batch_size(fabric.device.type, *experiment.data.size)
+    batches = [index[start : start + size] for start in range(0, count, size)]
+    has_classes, plain, features = network.classifier is not None, [np.empty((0, 0))], []
+    network.eval()
+    recorder = Features(network)
+    try:
+        with torch.inference_mode():
+            for batch in Feed(fabric, split).batches(batches):
+                plain.append(statistics(batch.image.cpu().numpy()))
+                if has_classes:  # in float32, as predictors compute
+                    network.classify(batch.image)
+                    last = recorder.last()
+                    assert last is not None
+                    features.append(last)
+    finally:
+        recorder.remove()
+    return np.concatenate(plain[1:] or plain), np.concatenate(features) if features else None
+
+
+# Sample images ----------------------------------------------------------------------------------
+
+
+def choose_samples(
+    labels: NDArray[np.int64], num_classes: int, count: int = SAMPLES
+) -> NDArray[np.int64]:
+    """Return the positions of the first images of each class, `count` in all.
+
+    Classes take turns, so that each one that fits is there; images without a class are one more.
+    Sets without classes give their first images.
+
+    Example:
+        >>> choose_samples(np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, -1]), 2).tolist()
+        [0, 1, 2, 3, 6, 7, 8, 10]
+        >>> choose_samples(np.array([[1, 0], [1, 0], [0, 0], [1, 1]]), 2, count=3).tolist()
+        [0, 2, 3]
+    """
+    member = labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(num_classes)
+    member = np.column_stack([member, ~member.any(axis=1)])
+    # The turn at which each class comes to each of its images.
+    turn = np.cumsum(member, axis=0)
+    places, classes = np.nonzero(member)
+    order = np.lexsort((classes, turn[places, classes]))
+    first = list(dict.fromkeys(places[order].tolist()))[:count]
+    return np.sort(np.array(first, dtype=np.int64))
+
+
+def write_samples(
+    folder: RunFolder, network: DuetNetwork, data: ImageSet, layout: DenseLayout
+) -> None:
+    """Write ``samples.npz`` of the test split, from which figures redraw without the data.
+
+    Its arrays: ``index`` (n,) int64; ``images`` (n, H, W) or (n, H, W, 3) uint8; where they apply
+    ``truth_masks`` and ``predicted_masks`` (n, H, W) uint8, ``has_mask`` (n,) bool, and
+    ``reconstructions`` like the images.
+    """
+    index = choose_samples(data.test.labels, len(data.class_names))
+    batch = data.test.batch(index)
+    network.eval()
+    with torch.inference_mode():
+        outputs: Outputs = network(batch.image.to(next(network.parameters()).device))
+    arrays: dict[str, NDArray[np.generic]] = {"index": index, "images": data.test.images[index]}
+    if outputs.dense is not None:
+        dense = outputs.dense.float()
+        if layout.mask_classes and batch.mask is not None:
+            arrays["truth_masks"] = batch.mask.numpy().astype(np.uint8)
+            arrays["predicted_masks"] = layout.mask(dense).cpu().numpy().astype(np.uint8)
+            arrays["has_mask"] = batch.has_mask.numpy()
+        if layout.image_channels:
+            scaled = network.normalize.invert(layout.image(dense)).cpu().clamp(0, 1) * 255
+            image = scaled.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+            arrays["reconstructions"] = image[..., 0] if image.shape[-1] == 1 else image
+    with atomic_path(folder.samples) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)

@@ -12,25 +12,29 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.fabric import Fabric
+from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
 from medduet.config import TrainConfig
 from medduet.data.augment import build_augmentation
 from medduet.data.batches import balanced_shares, train_batches
-from medduet.errors import Interrupted, TrainingError
+from medduet.errors import (
+    DataError,
+    DownloadError,
+    Interrupted,
+    MissingFileError,
+    TrainingError,
+)
 from medduet.losses.objective import Objective
 from medduet.models.base import DuetNetwork
 from medduet.training.balance import Balancer
-from medduet.training.checkpoint import save_state
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import peak_memory
 from medduet.training.loader import Feed
-from medduet.training.nonfinite import NotFiniteError, RunningValues, save_batch
-from medduet.training.speed import checkpoint_activations
-from medduet.training.state import Progress, TrainState, saved_if_cut_off
-from medduet.training.step import leave_out, train_step
-from medduet.training.stopping import Watch
-from medduet.training.sync_norm import sync_batch_norm
+from medduet.training.memory import checkpoint_activations
+from medduet.training.monitor import NotFiniteError, StepMonitor, save_batch
+from medduet.training.state import Progress, TrainState, save_checkpoint
+from medduet.training.step import train_step
 from medduet.training.validation import quick_metrics, selection_score
 
 
@@ -38,8 +42,8 @@ def fit(experiment: Experiment) -> Progress:
     """Train until the last epoch, or until patience runs out.
 
     Goes on from the last checkpoint in the run's folder, if there is one. After each epoch val is
-    judged (and test, in the paper's protocol), the weights of the best epoch so far are kept, and
-    the checkpoint is written.
+    evaluated (and test, in the paper's protocol), the weights of the best epoch so far are kept,
+    and the checkpoint is written.
 
     Returns:
         Where it ended, with the best epochs.
@@ -48,49 +52,41 @@ def fit(experiment: Experiment) -> Progress:
         DownloadError: the server of the images is gone; a single process saves the last step.
         Interrupted: ``experiment.stop`` was set; the last step is saved.
         StorageError: the disk is full; the last checkpoint is unharmed.
-        TrainingError: a loss or gradient is not finite and that is to end the run, the memory does
-            not do for two images, or there are too few images.
+        TrainingError: a loss or gradient is not finite, the memory does not do for two images, or
+            there are too few images.
     """
     fabric, config = experiment.fabric, experiment.config.train
     with _private_generators(fabric):
         torch.manual_seed(config.seed + 1 + fabric.global_rank)
-        state = _new_state(experiment)
+        state = new_state(experiment)
         state.restore(experiment.folder, fabric)
-        begun = experiment.folder.checkpoint("last").is_file()
-        if config.on_not_finite == "rollback" and not begun:
-            state.save(experiment.folder, fabric)
         while not _is_over(state.progress, config):
             try:
-                with saved_if_cut_off(state, experiment.folder, fabric):
-                    _train_epoch(experiment, state)
+                _train_epoch(experiment, state)
             except NotFiniteError as fault:
-                _roll_back(experiment, state, fault)
-            else:
-                _end_epoch(experiment, state)
+                rank = fabric.global_rank
+                path = save_batch(experiment.folder, fault, experiment.data.train, rank)
+                raise TrainingError(
+                    f"{fault}, which are in {path}: lower --lr, set --train.grad-clip 1, or "
+                    "--train.on-not-finite skip"
+                ) from fault
+            except (DataError, DownloadError, MissingFileError):
+                # The images of the next step can't be had, such as from a server. Other processes
+                # may be in the middle of a step, and can't help saving.
+                if fabric.world_size == 1:
+                    state.save(experiment.folder, fabric)
+                raise
+            _end_epoch(experiment, state)
     return state.progress
 
 
-def _roll_back(experiment: Experiment, state: TrainState, fault: NotFiniteError) -> None:
-    """Go back to the last checkpoint; the step that was not finite will be left out."""
-    fabric, folder = experiment.fabric, experiment.folder
-    if experiment.config.train.on_not_finite != "rollback":
-        path = save_batch(folder, fault, experiment.data.train, fabric.global_rank)
-        raise TrainingError(
-            f"{fault}, which are in {path}: lower --lr, set --train.clip 1, or "
-            "--train.on-not-finite skip"
-        ) from fault
-    known = state.progress
-    state.optimizer.zero_grad()
-    state.restore(folder, fabric)
-    state.progress.left_out, state.progress.micro_batch = known.left_out, known.micro_batch
-    leave_out(experiment, state, fault)
-
-
-def _new_state(experiment: Experiment) -> TrainState:
+def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
+    """Return where training starts; `fused` optimizers update all weights in one pass."""
     config, fabric, network = experiment.config.train, experiment.fabric, experiment.network
     fabric.to_device(network)
     if config.sync_batch_norm and fabric.world_size > 1:
-        sync_batch_norm(network, fabric.device.type)
+        for name, child in network.named_children():
+            setattr(network, name, convert_sync_batchnorm(child))
     if config.activation_checkpointing:
         checkpoint_activations(network)
     if config.compile:
@@ -101,7 +97,7 @@ def _new_state(experiment: Experiment) -> TrainState:
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         # Lightning refuses to clip where the optimizer itself would scale float16's gradients.
-        fused=config.precision != "16-mixed" or config.clip is None,
+        fused=fused and (config.precision != "16-mixed" or config.grad_clip is None),
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, T_max=config.cosine_epochs or config.epochs
@@ -116,8 +112,9 @@ def _new_state(experiment: Experiment) -> TrainState:
         sums=torch.zeros(2, len(objective.tasks), dtype=torch.float64, device=fabric.device),
         balancer=Balancer(experiment, optimizer),
         feed=Feed(fabric, experiment.data.train),
-        watch=Watch(fabric, experiment.stop, 1 if config.on_not_finite == "skip" else None),
-        running=RunningValues(network),
+        monitor=StepMonitor(
+            fabric, experiment.stop, interval=1 if config.on_not_finite == "skip" else None
+        ),
         progress=Progress(micro_batch=config.micro_batch_size),
     )
 
@@ -165,10 +162,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
     state.module.train()
     started = time.perf_counter()
     for batch in state.feed.batches(batches[progress.step :]):
-        must_stop = False
-        # One that is known from before the run was rolled back.
-        if [progress.epoch, progress.step + 1] not in progress.left_out:
-            must_stop = train_step(experiment, state, augment(batch) if augment else batch)
+        must_stop = train_step(experiment, state, augment(batch) if augment else batch)
         progress.step += 1
         now = time.perf_counter()
         progress.seconds, started = progress.seconds + now - started, now
@@ -180,7 +174,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
                 f"stopped in epoch {progress.epoch} after step {progress.step} of {len(batches)}; "
                 f"go on with: medduet train --resume {experiment.folder.path}"
             )
-    state.watch.look()
+    state.monitor.check()
 
 
 def _end_epoch(experiment: Experiment, state: TrainState) -> None:
@@ -193,7 +187,7 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
     sums = fabric.all_reduce(state.sums, reduce_op="sum")
     assert isinstance(sums, Tensor)
     if fabric.world_size > 1:
-        # Each process has seen other images; all judge with the running means of the first.
+        # Each process has seen other images; all evaluate with the running means of the first.
         for buffer in experiment.network.buffers():
             buffer.copy_(fabric.broadcast(buffer))
     means = _means(sums, objective)
@@ -204,38 +198,33 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
         "images_per_second": round(len(experiment.data.train) / max(progress.seconds, 1e-9), 2),
         "train": {"loss": _total(means, objective), **means},
         **state.balancer.summary(),
-        **_left_out(progress),
+        **({"skipped_steps": progress.skipped_steps} if progress.skipped_steps else {}),
         "peak_memory_gb": peak_memory(fabric.device),
-        "val": _judge(experiment, "val", progress.epoch),
+        "val": _evaluate(experiment, "val", progress.epoch),
     }
     score = selection_score(row["val"], experiment.config.evaluate.select)
     row["val"]["score"] = score
-    if progress.best.beaten_by(progress.epoch, score):
+    if progress.best.update(progress.epoch, score):
         _keep_weights(experiment, "best")
     if experiment.config.evaluate.protocol == "paper":
-        row["test"] = _judge(experiment, "test", progress.epoch)
-        if progress.best_test.beaten_by(progress.epoch, _paper_score(row["test"])):
+        row["test"] = _evaluate(experiment, "test", progress.epoch)
+        if progress.best_test.update(progress.epoch, _paper_score(row["test"])):
             _keep_weights(experiment, "best-test")
     progress.history.append(row)
     progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, 0.0
+    progress.skipped_steps = []
     state.sums = torch.zeros_like(state.sums)
     state.balancer.end_epoch()
     state.save(experiment.folder, fabric)
     experiment.reporter.end_epoch(row)
 
 
-def _left_out(progress: Progress) -> dict[str, Any]:
-    """Return the steps of the epoch that were left out, if any were."""
-    steps = [step for epoch, step in progress.left_out if epoch == progress.epoch]
-    return {"left_out": steps} if steps else {}
-
-
-def _judge(experiment: Experiment, split: str, epoch: int) -> dict[str, float]:
+def _evaluate(experiment: Experiment, split: str, epoch: int) -> dict[str, float]:
     predictions = experiment.predict(split, thorough=False)
     if predictions.probability is not None and not np.isfinite(predictions.probability).all():
         raise TrainingError(
-            f"the network's answers for {split} are not finite after epoch {epoch}: lower --lr, or "
-            "set --train.clip 1"
+            f"the network's outputs for {split} are not finite after epoch {epoch}: lower --lr, or "
+            "set --train.grad-clip 1"
         )
     metrics = quick_metrics(predictions)
     return {"loss": _total(metrics, experiment.objective), **metrics}
@@ -248,23 +237,23 @@ def _paper_score(metrics: Mapping[str, float]) -> float:
 
 def _keep_weights(experiment: Experiment, name: str) -> None:
     if experiment.fabric.is_global_zero:
-        save_state(experiment.folder.checkpoint(name), experiment.network.state_dict())
+        save_checkpoint(experiment.folder.checkpoint(name), experiment.network.state_dict())
 
 
 def _means(sums: Tensor, objective: Objective) -> dict[str, float]:
-    """Return the mean loss of each task; NaN for a task of which nothing is known."""
+    """Return the mean loss of each task; NaN for a task without labelled images."""
     return dict(zip(objective.tasks, (sums[0] / sums[1]).tolist(), strict=True))
 
 
 def _total(means: Mapping[str, float], objective: Objective) -> float:
-    """Return the loss of all tasks of which something is known."""
-    known = [task for task in objective.tasks if not math.isnan(means[task])]
-    return sum(objective.factors[task] * means[task] for task in known)
+    """Return the loss over the tasks that have labelled images."""
+    tasks = [task for task in objective.tasks if not math.isnan(means[task])]
+    return sum(objective.factors[task] * means[task] for task in tasks)
 
 
 @contextmanager
 def _private_generators(fabric: Fabric) -> Iterator[None]:
-    """Give torch's global generators back as they were."""
+    """Leave torch's global generators as they were."""
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         yield

@@ -16,49 +16,49 @@ from medduet.losses.objective import Objective, balanced_weights
 from medduet.models.base import DuetNetwork, check_takes
 from medduet.models.registry import create_model
 from medduet.models.weights import WeightsReport, load_weights
+from medduet.runs.folder import RunFolder
 from medduet.types import DenseLayout
+from medduet.utils.devices import find_device
+from medduet.utils.parsing import misread, read_json
 
 
-def check_agreed(fabric: Fabric, data: ImageSet) -> None:
-    """Refuse to go on with other images, or another split of them, in another process.
+def check_same_images(fabric: Fabric, data: ImageSet, folder: RunFolder | None = None) -> None:
+    """Refuse other images, or another split of them, in another process or than a run began with.
 
     Each process opens them by itself, and where caches are not shared each makes its own split:
-    what one trains on could be what another judges. All processes have to call this.
+    one could train on what another evaluates. All processes have to call this.
 
     Raises:
         ConfigError: in every process, if any two differ.
     """
-    own = torch.tensor([*hashlib.sha256(data.fingerprint.encode()).digest()], device=fabric.device)
-    everywhere = fabric.all_gather(own)
-    assert isinstance(everywhere, torch.Tensor)
-    everywhere = everywhere.reshape(-1, len(own))
-    if others := (everywhere != everywhere[0]).any(dim=1).nonzero().flatten().tolist():
+    digest = hashlib.sha256(data.fingerprint.encode()).digest()
+    own = torch.tensor([*digest], device=fabric.device)
+    gathered = fabric.all_gather(own)
+    assert isinstance(gathered, torch.Tensor)
+    gathered = gathered.reshape(-1, len(own))
+    if different := (gathered != gathered[0]).any(dim=1).nonzero().flatten().tolist():
         raise ConfigError(
-            f"expected the same images and split of {data.name} in all {len(everywhere)} "
-            f"processes, given others in process {others[0]} than in 0: give them one shared cache "
-            "by --data.cache, or a split by --data.split FILE.csv"
+            f"expected the same images and split of {data.name} in all {len(gathered)} "
+            f"processes, but process {different[0]} has others than process 0: give them one "
+            "shared cache by --data.cache, or a split by --data.split FILE.csv"
+        )
+    path = None if folder is None else folder.path / "environment.json"
+    if path is None or not path.is_file():
+        return
+    with misread(path):
+        fingerprint = read_json(path)["data"]["fingerprint"]
+    if fingerprint != data.fingerprint:
+        raise ConfigError(
+            f"{path.parent} began with other images than {data.name} has now: put them back as "
+            "they were, or start a new run"
         )
 
 
 def check_settings(config: RunConfig, data: ImageSet) -> None:
     """Refuse what can't be learnt or selected on before anything is written."""
-    tasks = config.objective.tasks
-    others = [task for task in ("classify", "segment", "reconstruct") if task in tasks]
-    if "classify" in tasks and len(data.class_names) < 2:
-        others.remove("classify")
-        count = len(data.class_names)
-        where = "they are the sub-folders of a folder, or a table's column 'label'"
-        has = f"one class, {data.class_names[0]}" if count else f"no classes ({where})"
-        raise ConfigError(
-            f"{data.name} has {has}, so there is nothing to classify: "
-            f"give --tasks {' '.join(others) or 'reconstruct'}"
-        )
-    if "segment" in tasks and not data.mask_names:
-        others.remove("segment")
-        raise ConfigError(
-            f"{data.name} has no masks, so there is nothing to segment: "
-            f"give --tasks {' '.join(others) or 'classify'}"
-        )
+    _check_tasks(config, data)
+    _check_balance(config)
+    _check_images(config, data)
     model = config.model
     if model.pretrained and model.weights is not None:
         raise ConfigError("--model.pretrained and --model.weights were both given: leave one out")
@@ -66,8 +66,6 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
         raise ConfigError(
             "--train.encoder-learning-rate was given, but the encoder is frozen: leave one out"
         )
-    if not any(config.objective.weight(task) for task in tasks):
-        raise ConfigError("every task has weight 0, so there is nothing to learn")
     if config.train.compile and config.train.activation_checkpointing:
         raise ConfigError(
             "--train.compile decides by itself what it keeps, but --train.activation-checkpointing "
@@ -78,15 +76,36 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
             f"--balance {config.objective.balance} needs all images of a step at a time, but "
             "--train.micro-batch-size was given: leave one out"
         )
-    _check_balance(config)
-    _check_images(config, data)
+    if config.train.sync_batch_norm and find_device(config.train.device).type != "cuda":
+        raise ConfigError("--train.sync-batch-norm needs GPUs: leave it out")
     needs = {"dice": "segment", "mse": "reconstruct"}
     select = config.evaluate.select
+    tasks = config.objective.tasks
     if select != "auto" and (needed := needs.get(select, "classify")) not in tasks:
         raise ConfigError(
             f"--evaluate.select {select} needs the task {needed}, but the tasks are "
             f"{', '.join(tasks)}: give --evaluate.select auto"
         )
+
+
+def _check_tasks(config: RunConfig, data: ImageSet) -> None:
+    tasks = config.objective.tasks
+    possible = [task for task in tasks if task != "classify" or len(data.class_names) > 1]
+    possible = [task for task in possible if task != "segment" or data.mask_names]
+    if "classify" not in possible and "classify" in tasks:
+        where = "they are the sub-folders of a folder, or a table's column 'label'"
+        has = f"one class, {data.class_names[0]}" if data.class_names else f"no classes ({where})"
+        raise ConfigError(
+            f"{data.name} has {has}, so there is nothing to classify: "
+            f"give --tasks {' '.join(possible) or 'reconstruct'}"
+        )
+    if "segment" not in possible and "segment" in tasks:
+        raise ConfigError(
+            f"{data.name} has no masks, so there is nothing to segment: "
+            f"give --tasks {' '.join(possible) or 'classify'}"
+        )
+    if not any(config.objective.weight(task) for task in tasks):
+        raise ConfigError("every task has weight 0, so there is nothing to learn")
 
 
 def _check_balance(config: RunConfig) -> None:
@@ -137,7 +156,7 @@ def dense_layout(config: RunConfig, data: ImageSet) -> DenseLayout:
 def build_network(
     config: RunConfig, data: ImageSet, layout: DenseLayout, fresh: bool
 ) -> tuple[DuetNetwork, WeightsReport | None]:
-    """Return the network, and what it took of a file; only a `fresh` one reads weights at all."""
+    """Return the network, and which weights it took from a file; only a `fresh` one reads any."""
     model = config.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)

@@ -1,26 +1,24 @@
-"""Where training stands: all that a checkpoint holds."""
+"""Where training stands, and the checkpoint that holds all of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from medduet.errors import DataError, DownloadError, MissingFileError, TrainingError
+from medduet.errors import MissingFileError, TrainingError
 from medduet.runs.folder import RunFolder
 from medduet.training.balance import Balancer
-from medduet.training.checkpoint import load_state, random_state, save_state, set_random_state
 from medduet.training.loader import Feed
-from medduet.training.memory import noted_micro_batch
-from medduet.training.nonfinite import RunningValues
-from medduet.training.stopping import Watch
-from medduet.utils.parsing import misread
+from medduet.training.memory import saved_micro_batch
+from medduet.training.monitor import StepMonitor
+from medduet.utils.files import atomic_path
 
 if TYPE_CHECKING:
     from lightning.fabric.wrappers import _FabricModule
@@ -33,10 +31,10 @@ class Best:
     epoch: int = 0
     score: float = -math.inf
 
-    def beaten_by(self, epoch: int, score: float) -> bool:
-        """Take the new epoch over if its score is higher; return whether it is.
+    def update(self, epoch: int, score: float) -> bool:
+        """Take the new epoch if its score is higher; return whether it is.
 
-        The first epoch is always taken, and where no score is known (NaN) the last one.
+        The first epoch is always taken, and where there is no score (NaN) the last one.
         """
         if score > self.score or self.epoch == 0 or math.isnan(self.score):
             self.epoch, self.score = epoch, score
@@ -54,8 +52,10 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: Best = field(default_factory=Best)
     best_test: Best = field(default_factory=Best)
-    left_out: list[list[int]] = field(default_factory=list)
-    """Epoch and step, from 1, of the steps that were not finite."""
+    skipped_steps: list[int] = field(default_factory=list)
+    """Steps of this epoch, from 1, whose loss or gradient was not finite."""
+    skipped: int = 0
+    """How many there were in all epochs."""
     micro_batch: int | None = None
     """Images computed at a time on each process; ``None`` for all of a step."""
 
@@ -73,8 +73,7 @@ class TrainState:
             epoch so far, on this process.
         balancer: how the losses become one step.
         feed: gives the batches.
-        watch: notices what is not finite.
-        running: what a step that is left out must not change.
+        monitor: notices what is not finite, and requests to stop.
         progress: epoch, step and history.
     """
 
@@ -85,8 +84,7 @@ class TrainState:
     sums: Tensor
     balancer: Balancer
     feed: Feed
-    watch: Watch
-    running: RunningValues
+    monitor: StepMonitor
     progress: Progress = field(default_factory=Progress)
 
     def save(self, folder: RunFolder, fabric: Fabric) -> None:
@@ -97,12 +95,11 @@ class TrainState:
             StorageError: the disk is full; the last checkpoint is unharmed.
             TrainingError: weights are not finite; nothing is written.
         """
-        self.watch.look()
+        self.monitor.check()
         if not all(torch.isfinite(weight).all() for weight in self.network.parameters()):
             raise TrainingError(
                 f"weights are not finite after epoch {self.progress.epoch}, step "
-                f"{self.progress.step}: lower --lr, set --train.clip 1, or --train.on-not-finite "
-                "rollback"
+                f"{self.progress.step}: lower --lr, or set --train.grad-clip 1"
             )
         # Each process has its own generators, and in the middle of an epoch its own sums.
         state = random_state(fabric.device)
@@ -119,7 +116,7 @@ class TrainState:
                 "world_size": fabric.world_size,
                 "progress": asdict(self.progress),
             }
-            save_state(folder.checkpoint("last"), checkpoint)
+            save_checkpoint(folder.checkpoint("last"), checkpoint)
             folder.write_epochs(self.progress.history)
         fabric.barrier()
 
@@ -131,13 +128,10 @@ class TrainState:
         """
         path = folder.checkpoint("last")
         if path.is_file():
-            state = load_state(path)
-            with misread(path, TrainingError):
-                self._take(state, folder, fabric)
-        self.progress.micro_batch = noted_micro_batch(folder) or self.progress.micro_batch
+            self._load(load_checkpoint(path), folder, fabric)
+        self.progress.micro_batch = saved_micro_batch(folder) or self.progress.micro_batch
 
-    def _take(self, state: dict[str, Any], folder: RunFolder, fabric: Fabric) -> None:
-        """Take over what a checkpoint holds."""
+    def _load(self, state: dict[str, Any], folder: RunFolder, fabric: Fabric) -> None:
         if state["world_size"] != fabric.world_size:
             raise TrainingError(
                 f"{folder.path} was trained by {state['world_size']} process(es), this is one of "
@@ -147,23 +141,47 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.balancer.load_state_dict(state["balancer"])
-        bests = {name: Best(**state["progress"][name]) for name in ("best", "best_test")}
-        self.progress = Progress(**state["progress"] | bests)
+        best = {name: Best(**state["progress"][name]) for name in ("best", "best_test")}
+        self.progress = Progress(**state["progress"] | best)
         rank = fabric.global_rank if fabric.world_size > 1 else slice(None)
         generators = {name: value[rank] for name, value in state["generators"].items()}
         set_random_state(generators, fabric.device)
         self.sums = state["sums"][rank].to(fabric.device)
 
 
-@contextmanager
-def saved_if_cut_off(state: TrainState, folder: RunFolder, fabric: Fabric) -> Iterator[None]:
-    """Save the last step if the images of the next one can't be had, such as from a server.
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain values, nested in dicts and lists, to `path`, atomically."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
 
-    Not with several processes: the others may be in the middle of a step, and can't help saving.
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote; tensors come to the CPU, and no code is run.
+
+    Raises:
+        MissingFileError: there is no such file.
+        TrainingError: the file is damaged or no checkpoint.
     """
+    if not path.is_file():
+        raise MissingFileError(f"expected a checkpoint at {path}, but there is no such file")
     try:
-        yield
-    except (DataError, DownloadError, MissingFileError):
-        if fabric.world_size == 1:
-            state.save(folder, fabric)
-        raise
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        raise TrainingError(f"{path} is damaged, or no checkpoint of MedDuet") from error
+    return state
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of torch's generators on the CPU and on `device`."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Set torch's generators to what `random_state` gave."""
+    # A clone: torch 2.14 refuses a row of several states, which begins within its memory.
+    torch.set_rng_state(state["cpu"].clone())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].clone(), device)

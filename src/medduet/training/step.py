@@ -1,9 +1,9 @@
-"""One step of training: the gradient of a batch, whole or in parts, and the optimizer's step."""
+"""One step of training: the gradient of a batch, whole or in micro-batches, and the update."""
 
 from __future__ import annotations
 
 import sys
-from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,78 +12,72 @@ from medduet.config import Task
 from medduet.errors import TrainingError
 from medduet.losses.tasks import PerImage
 from medduet.training.experiment import Experiment
-from medduet.training.memory import (
-    free_memory,
-    is_out_of_memory,
-    lasts,
-    parts_of,
-    smaller_micro_batch,
-)
-from medduet.training.nonfinite import MOST_LEFT_OUT, NotFiniteError, save_batch
+from medduet.training.memory import smaller_micro_batch, split_batch
+from medduet.training.monitor import NotFiniteError, save_batch
 from medduet.training.state import TrainState
 from medduet.types import Batch, Outputs
+from medduet.utils.devices import free_memory, is_out_of_memory, is_permanent
+
+MAX_SKIPPED = 20
+"""Steps that a run may skip because they were not finite."""
+
+
+class StepSums(NamedTuple):
+    """The sums of a step, from which the means of the epoch are made.
+
+    Attributes:
+        totals: ``(T,)`` sum of the weighted losses of each task on this process.
+        weights: ``(T,)`` sum of the image weights of each task on this process.
+        stop_requests: on how many processes training was asked to stop.
+    """
+
+    totals: Tensor
+    weights: Tensor
+    stop_requests: Tensor
 
 
 def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
-    """Do one optimizer step; return whether a process was asked to stop.
+    """Do one optimizer step; return whether to stop after it.
 
     Raises:
         NotFiniteError: a loss or gradient is not, and the step is not to be skipped.
         TrainingError: the memory does not do for two images at a time.
     """
-    skips = experiment.config.train.on_not_finite == "skip"
-    if skips:
-        state.running.keep()
+    skip = experiment.config.train.on_not_finite == "skip"
+    buffers = [buffer.clone() for buffer in state.network.buffers()] if skip else []
     try:
-        totals, wishes = _gradients(experiment, state, batch)
-        _limit_gradient(experiment, state, batch)
+        sums = _backward(experiment, state, batch)
+        _clip_gradient(experiment, state, batch)
     except NotFiniteError as fault:
-        if not skips:
+        if not skip:
             raise
-        state.running.give_back()
+        for buffer, before in zip(state.network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
         state.optimizer.zero_grad()
-        leave_out(experiment, state, fault)
-        return state.watch.after_step(torch.zeros(()))
+        _note_skipped(experiment, state, fault)
+        return state.monitor.must_stop(torch.zeros(()))
     state.optimizer.step()
     state.optimizer.zero_grad()
-    state.sums[0] += totals[0]
-    state.sums[1] += totals[1]
-    return state.watch.after_step(wishes)
+    state.sums[0] += sums.totals
+    state.sums[1] += sums.weights
+    return state.monitor.must_stop(sums.stop_requests)
 
 
-def leave_out(experiment: Experiment, state: TrainState, fault: NotFiniteError) -> None:
-    """Take note of a step that is left out, and keep its batch for inspection.
-
-    Raises:
-        TrainingError: too many were.
-    """
-    fabric = experiment.fabric
-    path = save_batch(experiment.folder, fault, experiment.data.train, fabric.global_rank)
-    left_out = state.progress.left_out
-    left_out.append([fault.epoch, fault.step])
-    if len(left_out) > MOST_LEFT_OUT:
-        raise TrainingError(
-            f"{fault}; {len(left_out)} steps were not finite, which no step that is left out will "
-            "mend: lower --lr, or set --train.clip 1"
-        )
-    experiment.reporter.message(f"{fault}: the step is left out; its images are in {path}")
+def _losses(experiment: Experiment, state: TrainState, batch: Batch) -> dict[Task, PerImage]:
+    outputs: Outputs = state.module(batch.image)
+    normalized = experiment.network.normalize(batch.image)
+    losses: dict[Task, PerImage] = experiment.objective(outputs, batch, normalized)
+    return losses
 
 
-def _gradients(
-    experiment: Experiment, state: TrainState, batch: Batch
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Give every trained parameter its gradient, in as many parts as the memory asks for.
-
-    Returns:
-        The totals and weights of the terms of this process, and how many processes are asked to
-        stop.
-    """
+def _backward(experiment: Experiment, state: TrainState, batch: Batch) -> StepSums:
+    """Give every trained parameter its gradient, in as many micro-batches as the memory needs."""
     progress = state.progress
     while True:
         try:
             if progress.micro_batch is None:
-                return _of_whole(experiment, state, batch)
-            return _in_parts(experiment, state, batch, progress.micro_batch)
+                return _backward_whole(experiment, state, batch)
+            return _backward_micro(experiment, state, batch, progress.micro_batch)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -93,12 +87,12 @@ def _gradients(
                     "images of a step at a time: give a smaller --batch-size, or "
                     "--train.activation-checkpointing"
                 ) from error
-            lasting = lasts(error)
+            permanent = is_permanent(error)
         # Only here, where the error and with it the feature maps are gone.
         state.optimizer.zero_grad()
         free_memory(experiment.fabric.device)
         images = min(len(batch.image), progress.micro_batch or sys.maxsize)
-        fewer = smaller_micro_batch(experiment.folder, experiment.fabric, images, lasting)
+        fewer = smaller_micro_batch(experiment.folder, experiment.fabric, images, permanent)
         progress.micro_batch = fewer
         experiment.reporter.message(
             f"out of memory with {images} images at a time: gradients of {fewer} at a time are "
@@ -106,72 +100,87 @@ def _gradients(
         )
 
 
-def _of_whole(
-    experiment: Experiment, state: TrainState, batch: Batch
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    fabric, balancer, watch = experiment.fabric, state.balancer, state.watch
-    finite = partial(watch.finite, progress=state.progress, batch=batch)
+def _backward_whole(experiment: Experiment, state: TrainState, batch: Batch) -> StepSums:
+    def check(quantity: str, value: Tensor) -> None:
+        _note(state, quantity, value, batch)
+
+    fabric, balancer = experiment.fabric, state.balancer
     with fabric.no_backward_sync(state.module, enabled=balancer.combines_gradients):
-        terms = _terms(experiment, state, batch)
-    weights = torch.stack([term.weight.sum() for term in terms.values()])
-    totals = torch.stack([term.total().detach() for term in terms.values()])
-    wish = torch.full_like(weights[:1], watch.wish())
-    shared = fabric.all_reduce(torch.cat([weights, totals, wish]), reduce_op="sum")
-    assert isinstance(shared, Tensor)
+        losses = _losses(experiment, state, batch)
+    weights = torch.stack([loss.weight.sum() for loss in losses.values()])
+    totals = torch.stack([loss.total().detach() for loss in losses.values()])
+    shared = _sum_over_processes(experiment, weights, totals, _stop_request(state, weights))
     all_weights, all_totals = shared[:-1].chunk(2)
     # Of all processes, so that all come to the same end.
-    finite("loss", all_totals)
-    balancer.backward(terms, all_weights, all_totals, state.progress.step, finite)
-    return (totals, weights), shared[-1]
+    check("loss", all_totals)
+    balancer.backward(losses, all_weights, all_totals, state.progress.step, check)
+    return StepSums(totals, weights, shared[-1])
 
 
-def _in_parts(
-    experiment: Experiment, state: TrainState, batch: Batch, most: int
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Add up the gradients of parts of the batch, weighed by what is known of the whole batch.
+def _backward_micro(experiment: Experiment, state: TrainState, batch: Batch, most: int) -> StepSums:
+    """Add up the gradients of micro-batches, divided by the weights of the whole batch.
 
-    The angle between the tasks is measured on the first part.
+    The angle between the tasks is measured on the first one.
     """
-    fabric, balancer, watch = experiment.fabric, state.balancer, state.watch
+    fabric, balancer = experiment.fabric, state.balancer
     weights = experiment.objective.weights(batch)
-    all_weights = fabric.all_reduce(weights, reduce_op="sum")
-    assert isinstance(all_weights, Tensor)
+    all_weights = _sum_over_processes(experiment, weights)
     totals = torch.zeros_like(weights)
-    parts = parts_of(batch, most)
-    for number, part in enumerate(parts):
-        with fabric.no_backward_sync(state.module, enabled=number + 1 < len(parts)):
-            terms = _terms(experiment, state, part)
-            own = torch.stack([term.total().detach() for term in terms.values()])
+    micro_batches = split_batch(batch, most)
+    for number, micro_batch in enumerate(micro_batches):
+        is_last = number + 1 == len(micro_batches)
+        with fabric.no_backward_sync(state.module, enabled=not is_last):
+            losses = _losses(experiment, state, micro_batch)
+            micro_totals = torch.stack([loss.total().detach() for loss in losses.values()])
             step = sys.maxsize if number else state.progress.step
-            balancer.backward(terms, all_weights, own, step, lambda what, value: None)
-        totals += own
-    wish = torch.full_like(weights[:1], watch.wish())
-    shared = fabric.all_reduce(torch.cat([totals, wish]), reduce_op="sum")
-    assert isinstance(shared, Tensor)
-    watch.finite("loss", shared[:-1], progress=state.progress, batch=batch)
-    return (totals, weights), shared[-1]
+            balancer.backward(losses, all_weights, micro_totals, step, lambda quantity, value: None)
+        totals += micro_totals
+    shared = _sum_over_processes(experiment, totals, _stop_request(state, weights))
+    _note(state, "loss", shared[:-1], batch)
+    return StepSums(totals, weights, shared[-1])
 
 
-def _limit_gradient(experiment: Experiment, state: TrainState, batch: Batch) -> None:
-    """Scale a gradient down that is too long, and look whether it is finite."""
+def _stop_request(state: TrainState, like: Tensor) -> Tensor:
+    return torch.full_like(like[:1], float(state.monitor.stop.is_set()))
+
+
+def _sum_over_processes(experiment: Experiment, *values: Tensor) -> Tensor:
+    total = experiment.fabric.all_reduce(torch.cat(values), reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total
+
+
+def _note(state: TrainState, quantity: str, value: Tensor, batch: Batch) -> None:
+    state.monitor.note(quantity, value, state.progress.epoch, state.progress.step + 1, batch)
+
+
+def _clip_gradient(experiment: Experiment, state: TrainState, batch: Batch) -> None:
+    """Scale a gradient down that is too long, and note whether it is finite."""
     config = experiment.config.train
     # float16 scales its loss by trial: there, a step that overflows is skipped, not wrong.
     by_trial = config.precision == "16-mixed"
-    if config.clip is None and (config.on_not_finite == "stop" or by_trial):
+    if config.grad_clip is None and (config.on_not_finite == "stop" or by_trial):
         return
     norm = experiment.fabric.clip_gradients(
         state.module,
         state.optimizer,
-        max_norm=float("inf") if config.clip is None else config.clip,
+        max_norm=float("inf") if config.grad_clip is None else config.grad_clip,
         error_if_nonfinite=False,
     )
     if not by_trial:
         assert norm is not None
-        state.watch.finite("gradient", norm, progress=state.progress, batch=batch)
+        _note(state, "gradient", norm, batch)
 
 
-def _terms(experiment: Experiment, state: TrainState, batch: Batch) -> dict[Task, PerImage]:
-    outputs: Outputs = state.module(batch.image)
-    normalized = experiment.network.normalize(batch.image)
-    terms: dict[Task, PerImage] = experiment.objective(outputs, batch, normalized)
-    return terms
+def _note_skipped(experiment: Experiment, state: TrainState, fault: NotFiniteError) -> None:
+    """Note a step that is skipped, and keep its batch; TrainingError if there were too many."""
+    fabric, progress = experiment.fabric, state.progress
+    path = save_batch(experiment.folder, fault, experiment.data.train, fabric.global_rank)
+    progress.skipped_steps.append(fault.step)
+    progress.skipped += 1
+    if progress.skipped > MAX_SKIPPED:
+        raise TrainingError(
+            f"{fault}; {progress.skipped} steps were not finite, so skipping them does not help: "
+            "lower --lr, or set --train.grad-clip 1"
+        )
+    experiment.reporter.message(f"{fault}: the step is skipped; its images are in {path}")

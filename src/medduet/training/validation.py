@@ -1,9 +1,10 @@
-"""Judging a network on a split, image by image, on any number of processes."""
+"""Evaluating a network on a split, image by image, on any number of processes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from operator import itemgetter
 from typing import Any
 
@@ -22,10 +23,14 @@ from medduet.models.base import DuetNetwork
 from medduet.models.normalize import Normalize
 from medduet.runs.predictions import PER_MASK, Loss, Predictions
 from medduet.training.loader import Feed
-from medduet.training.memory import free_memory, is_out_of_memory, lasts
-from medduet.training.speed import judged_together
 from medduet.types import UNKNOWN_LABEL, Batch, DenseLayout, Outputs
 from medduet.uncertainty.calibration import Calibration
+from medduet.utils.devices import (
+    evaluation_batch_size,
+    free_memory,
+    is_out_of_memory,
+    is_permanent,
+)
 
 
 def predict_split(
@@ -44,14 +49,15 @@ def predict_split(
     Every process predicts its own share and gets the predictions for all images. The network, not
     the wrapper that Fabric makes of it, is in evaluation mode meanwhile. `batch_size` is that of
     all processes together, ``None`` for what the device takes; where the memory does not suffice,
-    a batch is halved. With an `objective` the losses are recorded too, and, if `thorough`,
-    the slow metrics (HD95, PSNR, SSIM).
+    a batch is halved. With an `objective`, as after each epoch, the losses are recorded too, and
+    the network computes in the precision of the training; else in float32, as it does wherever it
+    is used later. If `thorough`, the slow metrics (HD95, PSNR, SSIM) are computed.
     """
     was_training, count = network.training, len(split)
     network.eval()
     rank, processes = fabric.global_rank, fabric.world_size
     if batch_size is None:
-        batch_size = processes * judged_together(fabric.device.type, *split.images.shape[1:3])
+        batch_size = processes * evaluation_batch_size(fabric.device.type, *split.images.shape[1:3])
     shares = evaluation_batches(count, batch_size, rank=rank, world_size=processes)
     places = list(shares)
     if 0 < count % processes <= rank:
@@ -59,8 +65,8 @@ def predict_split(
         shares.append(np.array([0]))
         places.append(np.array([count]))
 
-    def judge(batch: Batch) -> dict[str, Tensor]:
-        with fabric.autocast():
+    def predict(batch: Batch) -> dict[str, Tensor]:
+        with nullcontext() if objective is None else fabric.autocast():
             outputs: Outputs = network(batch.image)
         outputs = Outputs(*(None if head is None else head.float() for head in outputs))
         values: dict[str, Tensor] = {}
@@ -68,7 +74,7 @@ def predict_split(
             logits = outputs.class_logits.double()
             values["probability"] = logits.sigmoid() if data.multi_label else logits.softmax(dim=1)
         if outputs.dense is not None:
-            values |= _judge_dense(outputs.dense, batch, network.normalize, layout, thorough)
+            values |= _dense_scores(outputs.dense, batch, network.normalize, layout, thorough)
         if objective is not None:
             normalized = network.normalize(batch.image)
             for task, term in objective(outputs, batch, normalized).items():
@@ -77,14 +83,14 @@ def predict_split(
 
     with torch.inference_mode():
         fed = Feed(fabric, split).batches(shares)
-        parts = [part for batch in fed for part in _in_pieces(judge, batch)]
+        pieces = [piece for batch in fed for piece in _in_pieces(predict, batch)]
     network.train(was_training)
     place = _all_gather(fabric, torch.from_numpy(np.concatenate(places)))
     gathered = {}
-    for name in parts[0]:
-        judged = _all_gather(fabric, torch.cat([part[name] for part in parts]))
-        whole = torch.zeros((count + 1, *judged.shape[1:]), dtype=torch.float64)
-        whole[place] = judged
+    for name in pieces[0]:
+        rows = _all_gather(fabric, torch.cat([piece[name] for piece in pieces]))
+        whole = torch.zeros((count + 1, *rows.shape[1:]), dtype=torch.float64)
+        whole[place] = rows
         gathered[name] = whole[:count].numpy()
     return _predictions(split, gathered, data)
 
@@ -116,22 +122,22 @@ def _predictions(
 
 
 def _in_pieces(
-    judge: Callable[[Batch], dict[str, Tensor]], batch: Batch
+    predict: Callable[[Batch], dict[str, Tensor]], batch: Batch
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield what `judge` says of `batch`; in two halves, or their halves, if memory is short."""
+    """Yield what `predict` returns for `batch`; for its halves, or theirs, if memory is short."""
     try:
-        judged = judge(batch)
+        predicted = predict(batch)
     except (MemoryError, RuntimeError) as error:
-        if len(batch.indices) == 1 or not is_out_of_memory(error) or lasts(error):
+        if len(batch.indices) == 1 or not is_out_of_memory(error) or is_permanent(error):
             raise
-        judged = None
-    if judged is not None:
-        yield judged
+        predicted = None
+    if predicted is not None:
+        yield predicted
         return
     free_memory(batch.image.device)
     half = len(batch.indices) // 2
     for piece in (slice(half), slice(half, None)):
-        yield from _in_pieces(judge, batch.apply(itemgetter(piece)))
+        yield from _in_pieces(predict, batch.apply(itemgetter(piece)))
 
 
 def _all_gather(fabric: Fabric, value: Tensor) -> Tensor:
@@ -143,7 +149,7 @@ def _all_gather(fabric: Fabric, value: Tensor) -> Tensor:
     return rows.flatten(0, 1).cpu()
 
 
-def _judge_dense(
+def _dense_scores(
     dense: Tensor, batch: Batch, normalize: Normalize, layout: DenseLayout, thorough: bool
 ) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
@@ -158,7 +164,7 @@ def _judge_dense(
             counts = [(mask == label).sum(dim=(1, 2)) for label in range(1, classes)]
             values[name] = torch.stack(counts, dim=1)
     if layout.image_channels:
-        # Whatever the network normalises with, errors are told on the paper's scale of -1 to 1.
+        # Whatever the network normalises with, errors are on the paper's scale of -1 to 1.
         image, target = (
             2 * normalize.invert(x) - 1 for x in (layout.image(dense), normalize(batch.image))
         )
@@ -192,8 +198,8 @@ def quick_metrics(predictions: Predictions) -> dict[str, float]:
 def selection_score(quick: Mapping[str, float], select: str) -> float:
     """Return the number by which epochs are compared, of `quick_metrics`; larger is better.
 
-    `select` is a metric or ``"auto"``: the mean of AUC and Dice, of those that are known; where
-    there is neither, the negative reconstruction error, or the accuracy. NaN if it is not known.
+    `select` is a metric or ``"auto"``: the mean of AUC and Dice, of those that there are; else the
+    negative reconstruction error, or the accuracy. NaN if there is none.
 
     Example:
         >>> selection_score({"auc": 0.9, "dice": 0.7}, "auto")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +16,15 @@ if TYPE_CHECKING:
 
 _LARGE = 64
 """Side in pixels from which a CPU computes faster if the channels of a pixel lie side by side."""
+_NO_PRIMITIVE = "could not create a primitive"
+"""oneDNN's, which gives no reason."""
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "could not create a memory object",
+    _NO_PRIMITIVE,
+)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX = 128 << 10, 65536
 
@@ -94,6 +104,54 @@ def best_memory_format(
     if kind == "cpu":
         return "channels_last" if side >= _LARGE else "contiguous"
     return "contiguous"
+
+
+def evaluation_batch_size(kind: str, height: int, width: int) -> int:
+    """Return how many images of that size are evaluated at a time, if no number is given.
+
+    A CPU is no faster with more, but needs memory for them: about 0.1 GB for each image of 224
+    pixels at the paper's width.
+
+    Example:
+        >>> evaluation_batch_size("cpu", 224, 224), evaluation_batch_size("cpu", 28, 28)
+        (16, 256)
+    """
+    pixels, most = (128 * 224**2, 2048) if kind == "cuda" else (16 * 224**2, 256)
+    return max(1, min(most, pixels // (height * width)))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that there is no memory left, on a GPU or a CPU.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("a wrong shape"))
+        (True, False)
+    """
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Return whether memory that ran out so leaves a thread unable to go on with fewer images.
+
+    oneDNN's code generator (torch 2.14) keeps the first error of each thread, so that it makes no
+    further convolution of a new shape.
+    """
+    return _NO_PRIMITIVE in str(error)
+
+
+def free_memory(device: torch.device) -> None:
+    """Free what a step that ran out of memory has left, and from now on whatever is freed."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    else:
+        return_freed_memory()
 
 
 def keep_freed_memory() -> bool:

@@ -13,8 +13,8 @@ from medduet.metrics.names import METRICS
 
 if TYPE_CHECKING:
     from medduet.evaluation.ensemble import EnsembleRecord
+    from medduet.experiments.run import RunRecord
     from medduet.experiments.search import SearchRecord
-    from medduet.training.run import RunRecord
 
 
 def _interval(row: Mapping[str, Any], key: str, digits: int) -> str:

@@ -1,10 +1,13 @@
-"""The fast path: what is chosen, and that nothing but time and memory changes."""
+"""Less memory, another memory format or compilation: nothing else changes."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,25 +16,34 @@ from lightning.fabric import Fabric
 from torch import nn
 
 import medduet
-from medduet import RunConfig, create_model
+from medduet import ConfigError, RunConfig, TrainingError, create_model
 from medduet.models.base import DuetNetwork
-from medduet.training.speed import (
-    checkpoint_activations,
-    judged_together,
-)
-from medduet.utils.devices import best_memory_format, best_precision
+from medduet.runs.folder import RunFolder
+from medduet.training.memory import checkpoint_activations, saved_micro_batch, split_batch
+from medduet.training.reporter import Reporter
+from medduet.types import Batch, Outputs
+from medduet.utils.devices import best_memory_format, best_precision, evaluation_batch_size
 from medduet.utils.parsing import read_json
 
 MakeConfig = Callable[..., RunConfig]
+
+
+def epochs(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "epochs.jsonl").read_text("utf-8").splitlines()]
+
+
+class Listener(Reporter):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
 
 def make_network(channels: int, name: str = "vovunet_var", width: int | None = 4) -> DuetNetwork:
     options = {} if width is None else {"width": width}
     torch.manual_seed(0)
     return create_model(name, in_channels=channels, num_classes=3, dense_channels=2, **options)
-
-
-# What is chosen ---------------------------------------------------------------------------------
 
 
 def test_a_run_records_what_was_chosen(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -165,7 +177,7 @@ def test_checkpointing_changes_memory_alone(name: str) -> None:
 def test_a_run_with_checkpointing_is_the_same(make_config: MakeConfig, tmp_path: Path) -> None:
     rows = []
     for checkpointed in (False, True):
-        train = {"activation_checkpointing": checkpointed, "clip": 1.0, "augment": "flip"}
+        train = {"activation_checkpointing": checkpointed, "grad_clip": 1.0, "augment": "flip"}
         objective = {"balance": "pcgrad"} if checkpointed is None else {}
         config = make_config(tmp_path / str(checkpointed), train=train, objective=objective)
         run = medduet.train(config).path
@@ -205,10 +217,147 @@ def test_a_compiled_network_learns_the_same(make_config: MakeConfig, tmp_path: P
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_larger_images_are_judged_in_smaller_batches() -> None:
+def test_larger_images_are_evaluated_in_smaller_batches() -> None:
     sides = np.array([16, 28, 64, 128, 224, 512, 2048])
     for kind in ("cpu", "cuda"):
-        numbers = [judged_together(kind, int(side), int(side)) for side in sides]
+        numbers = [evaluation_batch_size(kind, int(side), int(side)) for side in sides]
         assert numbers == sorted(numbers, reverse=True)
         assert numbers[-1] >= 1
-    assert judged_together("cuda", 224, 224) > judged_together("cpu", 224, 224)
+    assert evaluation_batch_size("cuda", 224, 224) > evaluation_batch_size("cpu", 224, 224)
+
+
+def test_parts_add_up_to_the_whole_step(make_config: MakeConfig, tmp_path: Path) -> None:
+    """Without batch normalisation in training mode, the gradient is the same but for rounding."""
+    found = {}
+    for name, most in (("whole", None), ("parts", 3)):
+        train = {"micro_batch_size": most, "epochs": 2, "learning_rate": 1e-4}
+        model = {"name": "timm:convnext_atto", "width": None}  # it has no batch normalisation
+        data = {"size": 32}
+        tasks = {"tasks": ["classify"], "class_weights": "balanced"}
+        config = make_config(tmp_path / name, train=train, model=model, data=data, objective=tasks)
+        medduet.train(config)
+        found[name] = [row["train"]["loss"] for row in epochs(tmp_path / name)]
+    assert found["parts"] == pytest.approx(found["whole"], rel=1e-4)
+    assert found["parts"] != found["whole"]
+
+
+def test_every_image_is_in_one_part() -> None:
+    for images in range(2, 20):
+        batch = Batch(torch.zeros(images, 1, 2, 2), *[torch.arange(images)] * 4)
+        for most in range(2, 9):
+            parts = split_batch(batch, most)
+            sizes = [len(part.image) for part in parts]
+            assert torch.equal(torch.cat([part.indices for part in parts]), batch.indices)
+            assert min(sizes) >= 2
+            assert max(sizes) <= max(most, 3)
+
+
+def no_memory(monkeypatch: pytest.MonkeyPatch, above: int) -> None:
+    """Let the network run out of memory with more than so many images in training."""
+    plain = medduet.models.UNet.forward
+
+    def forward(self: Any, image: torch.Tensor) -> Outputs:
+        if len(image) > above and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return plain(self, image)
+
+    monkeypatch.setattr(medduet.models.UNet, "forward", forward)
+
+
+def test_less_memory_makes_smaller_parts_and_says_so(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Listener()
+    no_memory(monkeypatch, 2)
+    medduet.train(make_config(tmp_path / "run"), reporter=listener)
+    assert [text.split(":")[0] for text in listener.messages[1:]] == [
+        "out of memory with 8 images at a time",
+        "out of memory with 4 images at a time",
+    ]
+    monkeypatch.undo()
+    medduet.train(make_config(tmp_path / "asked", train={"micro_batch_size": 2}))
+    losses = [
+        [row["train"]["loss"] for row in epochs(tmp_path / name)] for name in ("run", "asked")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_too_little_memory_for_two_images(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_memory(monkeypatch, 1)
+    with pytest.raises(TrainingError, match="out of memory with 2 images: give a smaller --size"):
+        medduet.train(make_config(tmp_path / "run"))
+    assert saved_micro_batch(RunFolder(tmp_path / "run")) == 2
+
+
+def test_a_balance_that_needs_the_whole_batch(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(
+        tmp_path / "a", train={"micro_batch_size": 4}, objective={"balance": "dwa"}
+    )
+    with pytest.raises(ConfigError, match="--balance dwa needs all images of a step"):
+        medduet.train(config)
+    no_memory(monkeypatch, 4)
+    config = make_config(tmp_path / "b", objective={"balance": "pcgrad"})
+    with pytest.raises(TrainingError, match=r"--balance pcgrad needs all images.*--batch-size"):
+        medduet.train(config)
+
+
+LIMITED = """
+import resource, sys
+import medduet, medduet.experiments.run, kornia.augmentation, monai.losses
+from medduet.config import load_recipe
+from medduet.training.reporter import Reporter
+
+class Listener(Reporter):
+    def message(self, text):
+        print(text, flush=True)
+
+held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+_, most = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (held + {room} * 2**20, most))
+evaluate = medduet.experiments.run.evaluate_selected
+
+def evaluate_with_room(*given):  # what is imported only now finds no room where training took all
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    return evaluate(*given)
+
+medduet.experiments.run.evaluate_selected = evaluate_with_room
+recipe, resume = sys.argv[1], sys.argv[2:]
+try:
+    if resume:
+        medduet.train(resume=resume[0], reporter=Listener())
+    else:
+        medduet.train(load_recipe(recipe), reporter=Listener())
+except medduet.TrainingError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_memory_that_really_runs_out(make_config: MakeConfig, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    config = make_config(
+        tmp_path / "run",
+        data={"size": 64, "count": 200},
+        model={"width": 16},
+        train={"batch_size": 128, "epochs": 1},
+        evaluate={"batch_size": 2},
+    )
+    recipe.write_text(config.model_dump_json())
+    words = [sys.executable, "-c", LIMITED.format(room=1200), str(recipe)]
+    output = ""
+    for _ in range(6):
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        output += done.stdout + done.stderr
+        # The space for addresses may be used up to its last page, where oneDNN can't go on.
+        again = f"medduet train --resume {tmp_path / 'run'}"
+        if done.returncode == 0 or again not in done.stderr:
+            break
+        words = [*words[:4], str(tmp_path / "run")]
+    assert done.returncode == 0, output[-2000:]
+    assert output.splitlines()[1].startswith("out of memory with 128 images at a time"), output
+    assert read_json(tmp_path / "run" / "metrics.json")["test"]["n"] == 40

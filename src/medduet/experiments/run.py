@@ -1,4 +1,4 @@
-"""A whole run: data, network, training, judgement, bundle, figures."""
+"""A whole run: data, network, training, evaluation, bundle, figures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from medduet.data.imageset import ImageSet
 from medduet.data.sources import open_images
 from medduet.data.splits import write_split
 from medduet.errors import ConfigError, DownloadError, MedDuetError, StorageError, TrainingError
-from medduet.models.base import DuetNetwork
 from medduet.models.cost import Cost, network_cost
 from medduet.models.weights import WeightsReport
 from medduet.reports.run import draw_run
@@ -30,26 +29,26 @@ from medduet.runs.bundle import save_bundle
 from medduet.runs.environment import describe_data, describe_environment
 from medduet.runs.folder import RunFolder, validation_selected
 from medduet.training.experiment import Experiment
-from medduet.training.fabric import deterministic, launch_fabric
-from medduet.training.final import JUDGED, judge
-from medduet.training.load import Others
+from medduet.training.fabric import configure_network, deterministic, launch_fabric
+from medduet.training.final import (
+    EVALUATED,
+    evaluate_selected,
+    fit_familiarity,
+    write_samples,
+)
 from medduet.training.loop import fit
-from medduet.training.memory import is_out_of_memory
-from medduet.training.ood import fit_familiarity
 from medduet.training.reporter import Reporter
-from medduet.training.samples import write_samples
 from medduet.training.setup import (
     build_network,
     build_objective,
-    check_agreed,
+    check_same_images,
     check_settings,
     dense_layout,
 )
-from medduet.training.speed import arrange
-from medduet.types import DenseLayout
 from medduet.uncertainty.calibration import Calibration
+from medduet.utils.devices import is_out_of_memory
 from medduet.utils.files import write_json
-from medduet.utils.parsing import misread, read_json
+from medduet.utils.parsing import read_json
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,12 @@ def train(
     progress: ProgressFactory | None = None,
     stop: threading.Event | None = None,
 ) -> RunRecord:
-    """Train, judge and save a network, and leave everything in the run's folder.
+    """Train, evaluate and save a network, and leave everything in the run's folder.
 
     Args:
         config: of a new run.
         resume: instead, the folder of a run to go on with.
-        reporter: is told how the run goes on.
+        reporter: gets the progress of the run.
         progress: draws the progress of downloads and conversions.
         stop: set it to stop after the current step; the run can be resumed.
 
@@ -108,11 +107,11 @@ def train(
         raise ConfigError(
             "expected either the settings of a new run or the folder of one to resume"
         )
-    reporter, others = reporter or Reporter(), Others()
+    reporter = reporter or Reporter()
     if config is not None and _was_restarted(config):
         resume = config.out
-    if resume is not None:
-        folder = RunFolder.open(Path(resume))
+    folder = None if resume is None else RunFolder.open(Path(resume))
+    if folder is not None:
         config = folder.run_config()
         if folder.finished:
             if folder.checkpoint("last").parent.exists():
@@ -123,77 +122,52 @@ def train(
     fabric = launch_fabric(config.train)
     with fabric.rank_zero_first():
         # A run goes on with the images that it began with, however a split would be made now.
-        data = open_images(
-            config.data,
-            progress=progress,
-            saved_split=folder.split if resume is not None else None,
-        )
-    check_agreed(fabric, data)
-    _check_same(folder if resume is not None else None, data)
+        saved_split = folder.split if folder else None
+        data = open_images(config.data, progress=progress, saved_split=saved_split)
+    check_same_images(fabric, data, folder)
     check_settings(config, data)
     layout = dense_layout(config, data)
     # A checkpoint replaces whatever weights training once started from.
-    fresh = resume is None or not folder.checkpoint("last").is_file()
+    fresh = folder is None or not folder.checkpoint("last").is_file()
     with fabric.rank_zero_first():
         network, weights = build_network(config, data, layout, fresh)
-    chosen = arrange(fabric, network, data.size)
-    alone_on_cpu = fabric.world_size == 1 and fabric.device.type == "cpu"
-    if alone_on_cpu and (advice := others.advice(torch.get_num_threads())) is not None:
-        reporter.message(advice)
-    if resume is None:
-        folder = _create_folder(fabric, config, data)
+    choices = configure_network(fabric, network, data.size)
+    folder = folder or _create_folder(fabric, config, data)
     objective = build_objective(config, data, layout)
     stop = stop or threading.Event()
     experiment = Experiment(fabric, config, data, network, objective, folder, reporter, stop)
+    resume_command = f"medduet train --resume {folder.path}"
     with folder.claimed() if fabric.is_global_zero else nullcontext():
         try:
-            metrics = _train_claimed(experiment, chosen, weights)
+            metrics = _run(experiment, choices, weights)
         except (DownloadError, StorageError) as error:
-            again = f"{error}; then go on with: medduet train --resume {folder.path}"
-            raise type(error)(again) from error
+            raise type(error)(f"{error}; then go on with: {resume_command}") from error
         except MedDuetError:
             raise
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            again = (
-                f"out of memory: make room, then go on with: medduet train --resume {folder.path}"
-            )
-            raise TrainingError(again) from error
+            raise TrainingError(
+                f"out of memory: make room, then go on with: {resume_command}"
+            ) from error
     return RunRecord(folder.path, config, metrics)
 
 
-def _train_claimed(
-    experiment: Experiment, chosen: Mapping[str, Any], weights: WeightsReport | None
+def _run(
+    experiment: Experiment, choices: Mapping[str, Any], weights: WeightsReport | None
 ) -> dict[str, Any]:
-    """Train, judge and save in a folder that no other process writes to; return the metrics."""
-    fabric, config, data = experiment.fabric, experiment.config, experiment.data
-    network, folder, reporter = experiment.network, experiment.folder, experiment.reporter
+    """Train, evaluate and save in a folder that no other process writes to; return the metrics."""
+    fabric, folder = experiment.fabric, experiment.folder
     if fabric.is_global_zero:
-        cost = network_cost(network, *data.size)
-        if "split" in data.info:
-            write_split(folder.split, data)
-        folder.write_environment(describe_environment(data, cost, fabric, chosen))
-        reporter.message(_what_begins(experiment, cost, chosen))
-        if (size := config.train.batch_size) > (train := len(data.split("train"))):
-            reporter.message(
-                f"a batch of {size} holds all {train} training images, so an epoch is one step: "
-                "a smaller --batch-size makes more"
+        _begin(experiment, choices, weights)
+    with deterministic(fabric, experiment.config.train.deterministic):
+        metrics, calibration = evaluate_selected(experiment, fit(experiment))
+        if fabric.is_global_zero:
+            save_bundle(
+                folder.bundle, experiment.network, _bundle_config(experiment, metrics, calibration)
             )
-        if (leaks := leak_warning(data, config.data.cache)) is not None:
-            reporter.message(leaks)
-        if weights is not None:
-            reporter.message(weights.summary())
-            write_json(folder.path / "weights.json", weights.record())
-    with deterministic(fabric, config.train.deterministic):
-        metrics, calibration = judge(experiment, fit(experiment))
-        familiar = fit_familiarity(experiment) if fabric.is_global_zero else None
-    layout = experiment.objective.layout
     if fabric.is_global_zero:
-        about = _bundle_config(network, data, layout, metrics, calibration)
-        about["familiarity"] = None if familiar is None else familiar.to_json()
-        save_bundle(folder.bundle, network, about)
-        write_samples(folder.samples, network, data, layout)
+        write_samples(folder, experiment.network, experiment.data, experiment.objective.layout)
         write_json(folder.metrics_path, metrics)
         draw_run(folder.path)
         folder.finish()
@@ -201,13 +175,37 @@ def _train_claimed(
     return metrics
 
 
-def _what_begins(experiment: Experiment, cost: Cost, chosen: Mapping[str, Any]) -> str:
-    """Say in one line what is trained, on what, and where it is written."""
+def _begin(
+    experiment: Experiment, choices: Mapping[str, Any], weights: WeightsReport | None
+) -> None:
+    """Write what the run begins with, and report it."""
+    config, data, folder = experiment.config, experiment.data, experiment.folder
+    cost = network_cost(experiment.network, *data.size)
+    if "split" in data.info:
+        write_split(folder.split, data)
+    folder.write_environment(describe_environment(data, cost, experiment.fabric, choices))
+    messages = [_summary(experiment, cost, choices)]
+    if (size := config.train.batch_size) > (count := len(data.split("train"))):
+        messages.append(
+            f"a batch of {size} holds all {count} training images, so an epoch is one step: "
+            "a smaller --batch-size makes more"
+        )
+    if (leaks := leak_warning(data, config.data.cache)) is not None:
+        messages.append(leaks)
+    if weights is not None:
+        messages.append(weights.summary())
+        write_json(folder.path / "weights.json", weights.record())
+    for message in messages:
+        experiment.reporter.message(message)
+
+
+def _summary(experiment: Experiment, cost: Cost, choices: Mapping[str, Any]) -> str:
+    """Return in one line what is trained, on what, and where it is written."""
     data, name = experiment.data, experiment.config.model.name
-    numbers = [f"{len(data.split(split)):,} {split}" for split in ("train", "val", "test")]
+    counts = [f"{len(data.split(split)):,} {split}" for split in ("train", "val", "test")]
     return (
-        f"{data.name}, {', '.join(numbers)}; {name}, {cost.parameters:,} parameters, "
-        f"{chosen['precision']} on {experiment.fabric.device}; writing {experiment.folder.path}"
+        f"{data.name}, {', '.join(counts)}; {name}, {cost.parameters:,} parameters, "
+        f"{choices['precision']} on {experiment.fabric.device}; writing {experiment.folder.path}"
     )
 
 
@@ -218,39 +216,22 @@ def _was_restarted(config: RunConfig) -> bool:
     return (config.out / "config.json").is_file() and RunFolder(config.out).run_config() == config
 
 
-def _check_same(folder: RunFolder | None, data: ImageSet) -> None:
-    """Refuse to go on with other images than those that a run began with."""
-    path = None if folder is None else folder.path / "environment.json"
-    if path is None or not path.is_file():
-        return
-    with misread(path):
-        fingerprint = read_json(path)["data"]["fingerprint"]
-    if fingerprint != data.fingerprint:
-        raise ConfigError(
-            f"{path.parent} began with other images than {data.name} has now: put them back as "
-            "they were, or start a new run"
-        )
-
-
 def _create_folder(fabric: Fabric, config: RunConfig, data: ImageSet) -> RunFolder:
     model = re.sub(r"[^\w.-]+", "-", config.model.name)
     name = f"{data.name}-{model}-seed{config.train.seed}"
-    folder = None
+    path = ""
     if fabric.is_global_zero:
-        folder = RunFolder.create(config.out, name, config)
-    path = fabric.broadcast(str(folder.path) if folder else "")
-    return RunFolder(Path(path))
+        path = str(RunFolder.create(config.out, name, config).path)
+    return RunFolder(Path(fabric.broadcast(path)))
 
 
 def _bundle_config(
-    network: DuetNetwork,
-    data: ImageSet,
-    layout: DenseLayout,
-    metrics: dict[str, Any],
-    calibration: Calibration | None,
+    experiment: Experiment, metrics: dict[str, Any], calibration: Calibration | None
 ) -> dict[str, Any]:
     """The bundle always holds the epoch that validation selected, and its numbers."""
+    data, network, layout = experiment.data, experiment.network, experiment.objective.layout
     honest = validation_selected(metrics)
+    familiarity = fit_familiarity(experiment)
     return {
         "class_names": list(data.class_names),
         "mask_names": list(data.mask_names) if layout.mask_classes else [],
@@ -270,8 +251,9 @@ def _bundle_config(
         "calibration_missing": honest.get("calibration_missing"),
         "metrics": {
             "seed": metrics["seed"],
-            **{key: honest[key] for key in ("selection", "selected_epoch", *JUDGED)},
+            **{key: honest[key] for key in ("selection", "selected_epoch", *EVALUATED)},
         },
         "data": describe_data(data),
         "versions": {"medduet": __version__, "torch": torch.__version__},
+        "familiarity": None if familiarity is None else familiarity.to_json(),
     }

@@ -1,0 +1,112 @@
+"""Losses and gradients that are not finite, and requests to stop, noticed without a wait."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medduet.data.imageset import Split
+from medduet.errors import TrainingError
+from medduet.runs.folder import RunFolder
+from medduet.types import Batch
+from medduet.utils.files import atomic_path
+
+GPU_INTERVAL = 20
+"""Steps between two checks on a GPU, where each one waits for it; a CPU has its values at once."""
+
+
+class NotFiniteError(TrainingError):
+    """A loss or gradient is NaN or infinite.
+
+    Attributes:
+        quantity: ``"loss"`` or ``"gradient"``.
+        epoch: from 1.
+        step: of the epoch, from 1.
+        batch: what was trained on, as the network got it.
+    """
+
+    def __init__(self, quantity: str, epoch: int, step: int, batch: Batch) -> None:
+        self.quantity, self.epoch, self.step, self.batch = quantity, epoch, step, batch
+        super().__init__(
+            f"the {quantity} is not finite in epoch {epoch}, step {step}, for the training images "
+            f"{batch.indices.tolist()}"
+        )
+
+
+class StepMonitor:
+    """Checks losses and gradients, and whether training was asked to stop.
+
+    On a GPU, reading a value makes Python wait for all that was queued before. There, what was
+    noted in `GPU_INTERVAL` steps is checked together; nothing is saved before it was.
+
+    Args:
+        fabric: device and processes.
+        stop: set from outside to end training.
+        interval: steps between two checks; ``None`` for what suits the device.
+    """
+
+    def __init__(self, fabric: Fabric, stop: threading.Event, interval: int | None = None) -> None:
+        self.fabric, self.stop = fabric, stop
+        self.interval = interval or (1 if fabric.device.type == "cpu" else GPU_INTERVAL)
+        self._steps = 0
+        self._noted: list[tuple[str, int, int, Batch]] = []
+        self._finite: list[Tensor] = []
+
+    def note(self, quantity: str, value: Tensor, epoch: int, step: int, batch: Batch) -> None:
+        """Note whether `value`, the loss or gradient of a step (from 1), is finite.
+
+        Raises:
+            NotFiniteError: it is the time to check, and this or an earlier one is not.
+        """
+        self._noted.append((quantity, epoch, step, batch))
+        self._finite.append(torch.isfinite(value).all())
+        if self.interval == 1:
+            self.check()
+
+    def check(self) -> None:
+        """Check all that was noted; `NotFiniteError` for the first that is not finite."""
+        noted, values = self._noted, self._finite
+        self._noted, self._finite = [], []
+        finite = torch.stack(values).tolist() if values else []
+        if not all(finite):
+            raise NotFiniteError(*noted[finite.index(False)])
+
+    def must_stop(self, stop_requests: Tensor) -> bool:
+        """Return, after a step, whether to stop; all processes get the same answer.
+
+        `stop_requests` is the number of processes whose `stop` was set in the step.
+        """
+        self._steps += 1
+        if self._steps % self.interval:
+            return self.fabric.world_size == 1 and self.stop.is_set()
+        self.check()
+        return bool(stop_requests > 0) if self.fabric.world_size > 1 else self.stop.is_set()
+
+
+def save_batch(folder: RunFolder, fault: NotFiniteError, split: Split, rank: int) -> Path:
+    """Write the batch of a fault to ``not-finite/`` in the run's folder, and return the file.
+
+    It is an ``.npz``: ``images`` ``(N, C, H, W)`` as the network got them, ``labels``, ``indices``
+    in the train split, and where there are any ``masks``, ``has_mask`` and ``ids``.
+    """
+    image, label, mask, has_mask, indices = fault.batch.apply(Tensor.cpu)
+    arrays: dict[str, NDArray[np.generic]] = {
+        "images": (image.float() if image.is_floating_point() else image).numpy(),
+        "labels": label.numpy(),
+        "indices": indices.numpy(),
+    }
+    if mask is not None:
+        arrays |= {"masks": mask.numpy(), "has_mask": has_mask.numpy()}
+    if split.ids is not None:
+        arrays["ids"] = split.ids[indices.numpy()]
+    name = f"epoch-{fault.epoch}-step-{fault.step}" + (f"-rank-{rank}" if rank else "")
+    path = folder.path / "not-finite" / f"{name}.npz"
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    return path

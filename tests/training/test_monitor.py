@@ -1,0 +1,290 @@
+"""Losses that are not finite, and requests to stop: a GPU is asked seldom, and finds the same."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric import Fabric
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import medduet
+from medduet import RunConfig, TrainingError
+from medduet.config import Task
+from medduet.errors import Interrupted
+from medduet.losses.objective import Objective
+from medduet.losses.tasks import PerImage
+from medduet.training import loop
+from medduet.training import step as step_module
+from medduet.training.monitor import StepMonitor
+from medduet.training.reporter import Reporter
+from medduet.training.state import load_checkpoint
+from medduet.types import Batch, Outputs
+
+MakeConfig = Callable[..., RunConfig]
+GOOD, BAD = torch.tensor(1.0), torch.tensor([0.0, float("nan")])
+BAD_IMAGE = 5
+"""The training image that is made to give NaN."""
+
+
+def batch(first: int) -> Batch:
+    indices = torch.arange(first, first + 2)
+    return Batch(torch.zeros(2, 1, 4, 4), indices, None, indices > 0, indices)
+
+
+def test_the_first_step_that_was_not_finite_is_named() -> None:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    monitor, none = StepMonitor(fabric, threading.Event(), interval=4), torch.zeros(())
+    for step in range(1, 4):
+        monitor.note("loss", GOOD, 3, step, batch(10 * step))
+        monitor.note("gradient", GOOD if step == 1 else BAD, 3, step, batch(10 * step))
+        assert not monitor.must_stop(none)
+    monitor.note("loss", BAD, 3, 4, batch(40))
+    with pytest.raises(TrainingError, match=r"the gradient .* epoch 3, step 2, .* \[20, 21\]"):
+        monitor.must_stop(none)
+    monitor.check()  # it is reported once
+    with pytest.raises(TrainingError, match=r"the loss .* step 1"):  # a CPU checks at once
+        StepMonitor(fabric, threading.Event()).note("loss", BAD, 1, 1, batch(0))
+
+
+def test_all_processes_stop_at_the_same_step() -> None:
+    # However short the epochs are: what counts are the steps since the start.
+    fabric: Any = SimpleNamespace(device=torch.device("cuda"), world_size=2)
+    events = [threading.Event(), threading.Event()]
+    monitors = [StepMonitor(fabric, stop, interval=4) for stop in events]
+    stopped: list[list[bool]] = []
+    for step in range(8):
+        if step == 1:
+            events[0].set()
+        requests = torch.tensor(sum(stop.is_set() for stop in events))
+        stopped.append([monitor.must_stop(requests) for monitor in monitors])
+    assert stopped == 3 * [[False, False]] + [[True, True]] + 3 * [[False, False]] + [[True, True]]
+
+
+def check_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: check after 3 of 4 steps, and at the end of the epoch."""
+    plain = StepMonitor.__init__
+
+    def seldom(self: StepMonitor, fabric: Fabric, stop: threading.Event, interval: Any) -> None:
+        plain(self, fabric, stop, interval or 3)
+
+    monkeypatch.setattr(StepMonitor, "__init__", seldom)
+
+
+class Waits(TorchDispatchMode):
+    """Notes the operations for whose result Python would wait on a GPU."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        name = func.overloadpacket.__name__
+        boolean = name in ("index", "index_put", "index_put_") and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        )
+        if boolean or name.startswith(self.NAMES):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("balance", ["sum", "uncertainty", "dwa"])
+def test_a_step_waits_for_nothing(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, balance: str
+) -> None:
+    step, waited = loop.train_step, list[list[str]]()
+
+    def watched(*arguments: Any) -> bool:
+        with Waits() as waits:
+            must_stop = step(*arguments)
+        waited.append(waits.found)
+        return must_stop
+
+    check_seldom(monkeypatch)
+    monkeypatch.setattr(loop, "train_step", watched)
+    config = make_config(
+        tmp_path / "run",
+        train={"epochs": 1, "grad_clip": 1.0, "augment": "strong"},
+        objective={"balance": balance, "class_weights": "balanced"},
+    )
+    medduet.train(config)
+    assert len(waited) == 4
+    assert waited[1] == waited[3] == []
+    with Waits() as waits:  # a test that finds nothing finds something here
+        bool(torch.ones(2).isfinite().all())
+        torch.ones(2)[torch.tensor([True, False])]
+    assert waits.found == ["_local_scalar_dense", "index"]
+
+
+def test_nothing_is_saved_after_a_step_that_was_not_finite(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_seldom(monkeypatch)
+    run = tmp_path / "run"
+    with pytest.raises(TrainingError, match="epoch 1, step 2"):
+        medduet.train(make_config(run, train={"learning_rate": 1e30}))
+    assert not (run / "checkpoints" / "last.pt").exists()
+    assert medduet.train(make_config(tmp_path / "good")).metrics["test"]["n"] == 8
+
+
+class Listener(Reporter):
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+
+@pytest.fixture
+def bad_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The training images that give NaN in the loss."""
+    bad, plain = [BAD_IMAGE], Objective.forward
+
+    def forward(
+        self: Objective, outputs: Outputs, batch: Batch, normalized: torch.Tensor
+    ) -> dict[Task, PerImage]:
+        terms = plain(self, outputs, batch, normalized)
+        is_bad = torch.isin(batch.indices, torch.tensor(bad)) & torch.is_grad_enabled()
+        return {
+            task: PerImage(torch.where(is_bad, torch.nan, term.loss), term.weight)
+            for task, term in terms.items()
+        }
+
+    monkeypatch.setattr(Objective, "forward", forward)
+    return bad
+
+
+def epochs(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "epochs.jsonl").read_text("utf-8").splitlines()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "bundle" / "model.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    left, right = weights(one), weights(other)
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_stopping_keeps_the_batch(
+    make_config: MakeConfig, tmp_path: Path, bad_images: list[int]
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(
+        TrainingError, match=r"the loss is not finite in epoch 1, step \d"
+    ) as caught:
+        medduet.train(make_config(run))
+    [file] = (run / "not-finite").iterdir()
+    assert f"which are in {file}: lower --lr" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    data = medduet.open_images("phantom", size=16, count=40).train
+    with np.load(file) as kept:
+        assert BAD_IMAGE in kept["indices"]
+        assert str(kept["indices"].tolist()) in str(caught.value)
+        assert (kept["images"][:, 0] == data.images[kept["indices"]]).all()
+        assert (kept["labels"] == data.labels[kept["indices"]]).all()
+        assert (kept["masks"] == data.masks[kept["indices"]]).all()
+
+
+def test_skipping_leaves_no_trace_of_the_step(
+    make_config: MakeConfig,
+    tmp_path: Path,
+    bad_images: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    listener = Listener()
+    config = make_config(tmp_path / "skipped", train={"on_not_finite": "skip", "grad_clip": 1.0})
+    medduet.train(config, reporter=listener)
+    rows = epochs(tmp_path / "skipped")
+    assert [len(row["skipped_steps"]) for row in rows] == [1, 1]
+    messages = listener.messages[1:]
+    assert len(messages) == 2
+    assert len(list((tmp_path / "skipped" / "not-finite").iterdir())) == 2
+    assert "the step is skipped" in messages[0]
+
+    # The same as if these steps had not been there.
+    bad_images.clear()
+    steps = {(row["epoch"], row["skipped_steps"][0]) for row in rows}
+    plain = step_module.train_step
+    monkeypatch.setattr(
+        "medduet.training.loop.train_step",
+        lambda experiment, state, batch: (
+            (state.progress.epoch, state.progress.step + 1) not in steps
+            and plain(experiment, state, batch)
+        ),
+    )
+    medduet.train(make_config(tmp_path / "without", train={"grad_clip": 1.0}))
+    assert same(tmp_path / "skipped", tmp_path / "without")
+
+
+def test_a_run_that_was_stopped_in_between_ends_the_same(
+    make_config: MakeConfig, tmp_path: Path, bad_images: list[int]
+) -> None:
+    train = {"on_not_finite": "skip", "augment": "flip"}
+    medduet.train(make_config(tmp_path / "whole", train=train))
+    run, stop = tmp_path / "stopped", threading.Event()
+
+    class Stopper(Reporter):
+        steps = 0
+
+        def step(self, images: int, losses: Callable[[], dict[str, float]]) -> None:
+            self.steps += 1
+            if self.steps == 6:
+                stop.set()
+
+    with pytest.raises(Interrupted):
+        medduet.train(make_config(run, train=train), stop=stop, reporter=Stopper())
+    medduet.train(resume=run)
+    assert same(tmp_path / "whole", run)
+    steps = [[row["skipped_steps"] for row in epochs(x)] for x in (run, tmp_path / "whole")]
+    assert steps[0] == steps[1]
+
+
+def test_a_run_that_is_never_finite_ends(
+    make_config: MakeConfig, tmp_path: Path, bad_images: list[int]
+) -> None:
+    bad_images += range(40)
+    train = {"on_not_finite": "skip", "epochs": 20}
+    with pytest.raises(TrainingError, match=r"21 steps were not finite.*lower --lr"):
+        medduet.train(make_config(tmp_path / "run", train=train))
+
+
+def test_outputs_that_are_not_finite_end_the_run(make_config: MakeConfig, tmp_path: Path) -> None:
+    train = {"on_not_finite": "skip", "learning_rate": 1e30}
+    with pytest.raises(TrainingError, match="outputs for val are not finite after epoch 1: lower"):
+        medduet.train(make_config(tmp_path / "run", train=train))
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, plain = tmp_path / "run", torch.optim.Adam.step
+
+    def step(self: torch.optim.Adam, *arguments: Any) -> Any:
+        steps.append(1)
+        value = plain(self, *arguments)
+        if len(steps) == 8:  # the last one of the second epoch
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].fill_(torch.inf)
+        return value
+
+    steps: list[int] = []
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(TrainingError, match="outputs for val are not finite after epoch 2"):
+        medduet.train(make_config(run, train={"epochs": 3}))
+    state = load_checkpoint(run / "checkpoints" / "last.pt")
+    assert state["progress"]["epoch"] == 2
+    assert all(value.isfinite().all() for value in state["network"].values())
