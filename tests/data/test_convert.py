@@ -13,7 +13,7 @@ from PIL import Image
 from medduet import ImageSet, open_images
 from medduet.data.imageset import SPLITS
 from medduet.data.splits import write_split
-from medduet.data.workers import map_files
+from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError
 from medduet.runs.environment import describe_data
 from medduet.utils.files import write_json
@@ -72,7 +72,7 @@ def test_it_is_converted_once(
     root = _as_folder(phantoms, tmp_path / "set")
     first = open_images(str(root), cache=cache)
     moved = root.rename(tmp_path / "moved")
-    monkeypatch.setattr("medduet.data.convert.map_files", None)
+    monkeypatch.setattr("medduet.data.convert.WorkerPool", None)
     monkeypatch.setattr("medduet.data.duplicates.find_duplicates", None)
     again = open_images(str(moved), cache=cache)
     assert again.fingerprint == first.fingerprint
@@ -263,7 +263,7 @@ def test_what_may_pass_is_never_skipped(
     import troubled_reading
 
     monkeypatch.setattr("medduet.data.convert.read_job", troubled_reading.read_job)
-    monkeypatch.setattr("medduet.data.convert.map_files", partial(map_files, seconds=2))
+    monkeypatch.setattr("medduet.data.convert.WorkerPool", partial(WorkerPool, seconds=2))
     root = _as_folder(phantoms, tmp_path / "set")
     (root / "ring" / "text.png").write_text("no image")
     victim = sorted(root.glob("ring/ring*).png"))[0]

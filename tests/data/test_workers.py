@@ -5,13 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from medduet.data.workers import Passing, map_files
+from medduet.data.workers import Transient, WorkerPool, map_files
 from medduet.errors import DataError
 
 FUNCTIONS = """
@@ -37,23 +39,29 @@ def act(item):
         return item * 2
     return item
 
-def large(path):
-    path.touch()
-    time.sleep(4 if path.name == "0" else 0)
-    return bytes(32 << 20)
-
 def once(path):
     if not path.exists():
         path.touch()
-        if path.name == "slow":
-            time.sleep(60)
         os._exit(1)
     return "second time"
+
+def mark(path):
+    path.touch()
+    time.sleep(2 if path.name == "0" else 0)
 """
+REASONS = {
+    "segfault": "not read: its reader died of SIGSEGV",
+    "exit": "not read: its reader ended with code 3",
+    "sleep": "not read within 1 s",
+    "memory": "not read: it needs more memory than a reader may take",
+    "fault": "ValueError: of two lines",
+    "killed": "not read: its reader died of SIGKILL",
+    "disk": "OSError: [Errno 5] Input/output error",
+}
 
 
 @pytest.fixture
-def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
+def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A module that workers can import."""
     (tmp_path / "worker_functions.py").write_text(FUNCTIONS)
     monkeypatch.syspath_prepend(tmp_path)
@@ -63,82 +71,60 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[objec
     del sys.modules["worker_functions"]
 
 
-def children() -> set[int]:
-    return {int(pid) for pid in Path("/proc/thread-self/children").read_text().split()}
-
-
-def test_results_come_in_order(functions: object) -> None:
-    items = list(range(100))
-    assert list(map_files(functions.act, items, processes=3)) == [(k, 2 * k) for k in items]
-
-
-def test_nothing_to_do(functions: object) -> None:
+def test_each_fault_costs_its_item(functions: Any) -> None:
+    items: list[Any] = list(range(30))
+    for place, item in enumerate(REASONS):
+        items.insert(4 * place, item)
+    results = list(map_files(functions.act, items, processes=2, seconds=1))
+    assert [number for number, _ in results] == list(range(len(items)))
+    for item, (_, result) in zip(items, results, strict=True):
+        assert result == (2 * item if isinstance(item, int) else REASONS[item])
+        assert isinstance(result, Transient) == (item in ("sleep", "memory", "killed", "disk"))
     assert list(map_files(functions.act, [])) == []
 
 
-@pytest.mark.parametrize(
-    ("item", "reason"),
-    [
-        ("segfault", "expected to be read, given a reader that died of SIGSEGV"),
-        ("exit", "expected to be read, given a reader that ended with code 3"),
-        ("sleep", "expected to take at most 1 s, given more"),
-        ("memory", "expected to fit into the memory given, given more"),
-        ("fault", "ValueError: of two lines"),
-        ("killed", "expected to be read, given a reader that died of SIGKILL"),
-        ("disk", "OSError: [Errno 5] Input/output error"),
-    ],
-)
-def test_a_fault_costs_its_item(functions: object, item: str, reason: str) -> None:
-    items = [*range(40), item, *range(40)]
-    found = dict(map_files(functions.act, items, processes=2, seconds=1))
-    assert isinstance(found[40], Passing) == (item in ("sleep", "memory", "killed", "disk"))
-    assert found.pop(40) == reason
-    assert found == {k: 2 * items[k] for k in found}
-    assert len(found) == 80
+def test_an_item_whose_worker_died_is_tried_again(functions: Any, tmp_path: Path) -> None:
+    assert list(map_files(functions.once, [tmp_path / "a"])) == [(0, "second time")]
 
 
-@pytest.mark.parametrize("name", ["mark", "slow"])
-def test_an_item_that_cost_its_worker_is_tried_again(
-    functions: object, tmp_path: Path, name: str
-) -> None:
-    found = list(map_files(functions.once, [tmp_path / name], seconds=1))
-    assert found == [(0, "second time")]
+def test_what_is_read_ahead_is_bounded(functions: Any, tmp_path: Path) -> None:
+    marks = [tmp_path / str(number) for number in range(40)]
+    results = map_files(functions.mark, marks, processes=2)
+    next(results)
+    assert sum(mark.exists() for mark in marks) <= 24
+    assert [number for number, _ in results] == list(range(1, 40))
 
 
-def test_results_that_wait_are_bounded(functions: object, tmp_path: Path) -> None:
-    marks = [tmp_path / str(number) for number in range(20)]
-    answers = map_files(functions.large, marks, processes=2)
-    assert len(next(answers)[1]) == 32 << 20
-    # 256 MiB are eight of them; more may be under way in a chunk.
-    assert 8 <= sum(mark.exists() for mark in marks) <= 14
-    assert [number for number, _ in answers] == list(range(1, 20))
+def test_threads_share_a_pool_that_outlives_its_workers(functions: Any) -> None:
+    results: dict[int, Any] = {}
+    with WorkerPool(2) as pool:
 
+        def call(number: int) -> None:
+            results[number] = pool.call(functions.act, "exit" if number % 5 == 0 else number)
 
-def test_workers_end_with_the_loop(functions: object) -> None:
-    before = children()
-    for number, _ in map_files(functions.act, range(100), processes=2):
-        if number == 3:
-            break
-    assert children() == before
+        threads = [threading.Thread(target=call, args=[number]) for number in range(10)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert pool.call(functions.act, 4) == 8
+    assert [results[k] for k in range(10)] == [
+        REASONS["exit"] if k % 5 == 0 else 2 * k for k in range(10)
+    ]
 
 
 def test_a_function_that_workers_cannot_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_nothing_to_do, "__module__", "no_such_module")
+    function = test_each_fault_costs_its_item
+    monkeypatch.setattr(function, "__module__", "no_such_module")
     monkeypatch.setitem(sys.modules, "no_such_module", sys.modules[__name__])
-    with pytest.raises(DataError, match=r"expected workers to start, given .*no_such_module"):
-        list(map_files(test_nothing_to_do, [1]))
-
-
-def test_many_small_items_are_fast(functions: object) -> None:
-    start = time.monotonic()
-    assert sum(1 for _ in map_files(functions.act, ["a"] * 20_000, processes=2)) == 20_000
-    assert time.monotonic() - start < 10
+    with pytest.raises(DataError, match="processes that read files don't start"):
+        list(map_files(function, [1]))
 
 
 SCRIPT = """
 import sys
 from worker_functions import act
-from medduet.data.workers import Passing, map_files
+from medduet.data.workers import map_files
 print("main runs once")
 print([result for _, result in map_files(act, sys.argv[1:], processes=2)], flush=True)
 """
@@ -152,39 +138,43 @@ def start(tmp_path: Path, *items: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell lets programs in its background ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
-def test_a_script_needs_no_guard(functions: object, tmp_path: Path) -> None:
+def test_a_script_needs_no_guard(functions: Any, tmp_path: Path) -> None:
     out, errors = start(tmp_path, "a", "exit", "b").communicate(timeout=60)
-    reason = "expected to be read, given a reader that ended with code 3"
-    assert out.splitlines() == ["main runs once", str(["a", reason, "b"])]
+    assert out.splitlines() == ["main runs once", str(["a", REASONS["exit"], "b"])]
     assert errors == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_a_stopped_program_leaves_no_worker(
-    functions: object, tmp_path: Path, number: signal.Signals
+    functions: Any, tmp_path: Path, number: signal.Signals
 ) -> None:
     process = start(tmp_path, "sleep", "sleep")
-    tasks = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
     deadline = time.monotonic() + 20
-    while len(workers := tasks.read_text().split()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while len(workers := workers_of(process.pid)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert len(workers) == 2
     time.sleep(1.5)  # they sleep
     process.send_signal(number)
     process.communicate(timeout=20)
-    deadline = time.monotonic() + 5
-    while (left := [pid for pid in workers if alive(pid)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    deadline = time.monotonic() + 8
+    while (left := [path for path in workers if is_running(path)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert left == []
 
 
-def alive(pid: str) -> bool:
+def workers_of(pid: int) -> list[Path]:
+    """Return the folders in /proc of the workers of a process."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [Path("/proc") / child for task in tasks for child in task.read_text().split()]
+    return [child for child in children if b"spawn_main" in (child / "cmdline").read_bytes()]
+
+
+def is_running(process: Path) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False

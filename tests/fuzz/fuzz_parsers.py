@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from medduet.errors import MedDuetError
 
 SECONDS = 10.0
-MEMORY = 200 << 20
+MEMORY = 1 << 30
 REGRESSIONS = Path(__file__).parent / "regressions"
 Read = Callable[[Path, bytes], None]
 

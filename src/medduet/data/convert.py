@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -25,7 +26,7 @@ from medduet.data.listing import Item, Listing
 from medduet.data.reading.core import Facts, ReadOptions
 from medduet.data.reading.images import ReadJob, probe, read_job
 from medduet.data.store import check_room, growing_array, open_split, stored
-from medduet.data.workers import Passing, map_files
+from medduet.data.workers import Transient, WorkerPool
 from medduet.errors import DataError
 from medduet.types import UNKNOWN_LABEL
 from medduet.utils.files import write_json, write_text
@@ -40,7 +41,7 @@ _WHOLE, GIVEN = "all", "given"
 Fault = tuple[str, str]
 
 
-class _Known(NamedTuple):
+class _Probed(NamedTuple):
     """A file whose header was read."""
 
     item: Item
@@ -73,7 +74,7 @@ def open_files(
     whole = open_split(folder, _WHOLE)
     skipped = meta["skipped"]
     if skipped:
-        logger.warning("%s: left out %s", listing.name, _told(skipped, meta["files"]))
+        logger.warning("%s: left out %s", listing.name, _summary(skipped, meta["files"]))
     nothing = np.zeros(0, dtype=np.int64)
     images = ImageSet(
         name=listing.name,
@@ -123,19 +124,21 @@ def _build(
 ) -> None:
     """Read every file and fill `folder` with the store."""
     faults = list(listing.faults)
-    known, more = _probe(listing, progress)
-    faults += more
-    if config.skip_broken or not known:  # what is not skipped, before hours of work for nothing
-        _refuse(faults, listing, config, root)
-    if not known:
-        raise DataError(f"{listing.name}: none of its {len(listing.items)} files can be read")
-    options = ReadOptions(
-        size=config.size or _own_size(known),
-        fit=config.fit,
-        channels=config.channels or (3 if any(each.facts.channels == 3 for each in known) else 1),
-        window=config.window,
-    )
-    done = _convert(known, options, folder, f"convert {listing.name}", progress)
+    with WorkerPool(max(1, min(len(os.sched_getaffinity(0)), len(listing.items)))) as pool:
+        probed, broken = _probe(pool, listing, progress)
+        faults += broken
+        if config.skip_broken or not probed:  # before hours of work for nothing
+            _refuse(faults, listing, config, root)
+        if not probed:
+            raise DataError(f"{listing.name}: none of its {len(listing.items)} files can be read")
+        colour = any(file.facts.channels == 3 for file in probed)
+        options = ReadOptions(
+            size=config.size or _common_size(probed),
+            fit=config.fit,
+            channels=config.channels or (3 if colour else 1),
+            window=config.window,
+        )
+        done = _convert(pool, probed, options, folder, f"convert {listing.name}", progress)
     faults += done.faults
     _refuse(faults, listing, config, root)
     if not done.kept:
@@ -160,22 +163,24 @@ def _build(
     )
 
 
-def _probe(listing: Listing, progress: ProgressFactory | None) -> tuple[list[_Known], list[Fault]]:
-    known, faults = [], []
-    with counted(progress, f"look at {listing.name}", len(listing.items)) as count:
-        for number, found in map_files(probe, [item.path for item in listing.items]):
+def _probe(
+    pool: WorkerPool, listing: Listing, progress: ProgressFactory | None
+) -> tuple[list[_Probed], list[Fault]]:
+    probed, faults = [], []
+    with counted(progress, f"check {listing.name}", len(listing.items)) as count:
+        for number, facts in pool.map(probe, [item.path for item in listing.items]):
             count(1)
             item = listing.items[number]
-            if isinstance(found, str):
-                faults.append((item.name, found))
+            if isinstance(facts, str):
+                faults.append((item.name, facts))
             else:
-                known.append(_Known(item, found))
-    return known, faults
+                probed.append(_Probed(item, facts))
+    return probed, faults
 
 
-def _own_size(known: Sequence[_Known]) -> int:
+def _common_size(probed: Sequence[_Probed]) -> int:
     """Return the size of the files if all are small squares of one size, else the default."""
-    sizes = {side for each in known for side in (each.facts.height, each.facts.width)}
+    sizes = {side for file in probed for side in (file.facts.height, file.facts.width)}
     return sizes.pop() if len(sizes) == 1 and max(sizes) <= DEFAULT_SIZE else DEFAULT_SIZE
 
 
@@ -186,78 +191,77 @@ class _Converted(NamedTuple):
     masks; `digest` is of all pixels.
     """
 
-    kept: list[_Known]
+    kept: list[_Probed]
     faults: list[Fault]
     mask_classes: int
     digest: Any
 
 
 def _convert(
-    known: Sequence[_Known],
+    pool: WorkerPool,
+    probed: Sequence[_Probed],
     options: ReadOptions,
     folder: Path,
     description: str,
     progress: ProgressFactory | None,
 ) -> _Converted:
     """Write the pixels of all files into `folder`, one after the other as they are read."""
-    with_masks = any(each.item.masks for each in known)
+    with_masks = any(file.item.masks for file in probed)
     sides, colour = options.sides, (3,) * (options.channels == 3)
     tails = [(*sides, *colour)] + [sides] * with_masks
-    check_room(folder, sum(each.facts.frames for each in known) * sum(map(prod, tails)))
+    check_room(folder, sum(file.facts.frames for file in probed) * sum(map(prod, tails)))
     done = _Converted([], [], 2 * with_masks, hashlib.sha256())
     highest = 1
-    bytes_of = [each.item.path.stat().st_size for each in known]
+    sizes = [file.item.path.stat().st_size for file in probed]
     with ExitStack() as stack:
-        count = stack.enter_context(counted(progress, description, sum(bytes_of)))
-        names = ("images", "masks")[: len(tails)]
+        count = stack.enter_context(counted(progress, description, sum(sizes)))
         arrays = [
             stack.enter_context(growing_array(folder / f"{_WHOLE}_{name}.npy", tail))
-            for name, tail in zip(names, tails, strict=True)
+            for name, tail in zip(("images", "masks"), tails, strict=False)
         ]
-        jobs = [ReadJob(each.item.path, each.item.masks, each.facts) for each in known]
-        for number, found in map_files(partial(read_job, options=options), jobs):
-            count(bytes_of[number])
-            if isinstance(found, str):
-                done.faults.append((known[number].item.name, found))
+        jobs = [ReadJob(file.item.path, file.item.masks, file.facts) for file in probed]
+        for number, result in pool.map(partial(read_job, options=options), jobs):
+            count(sizes[number])
+            if isinstance(result, str):
+                done.faults.append((probed[number].item.name, result))
                 continue
-            images, masks = found
-            if with_masks and masks is None:
-                masks = np.zeros(images.shape[:3], np.uint8)
-            elif masks is not None:
-                highest = max(highest, int(masks.max()))
-            pieces = [images] if masks is None else [images, masks]
+            images, masks = result
+            pieces = [images]
+            if with_masks:
+                pieces.append(np.zeros(images.shape[:3], np.uint8) if masks is None else masks)
+                highest = max(highest, int(pieces[1].max()))
             for append, pixels in zip(arrays, pieces, strict=True):
                 append(pixels)
                 done.digest.update(pixels.tobytes())
-            done.kept.append(known[number])
+            done.kept.append(probed[number])
     return done._replace(mask_classes=(highest + 1) * with_masks)
 
 
-def _truth(kept: Sequence[_Known], listing: Listing) -> dict[str, NDArray[Any]]:
+def _truth(kept: Sequence[_Probed], listing: Listing) -> dict[str, NDArray[Any]]:
     """Return what is known of each image, by the name of its file in the store."""
-    frames = [each.facts.frames for each in kept]
-    items = [each.item for each in kept]
-    ids: list[str] = []
-    for item, number in zip(items, frames, strict=True):
-        ids += [item.name] if number == 1 else [f"{item.name}#{k + 1}" for k in range(number)]
+    frames = [file.facts.frames for file in kept]
+    items = [file.item for file in kept]
+    ids = [
+        item.name if count == 1 else f"{item.name}#{frame + 1}"
+        for item, count in zip(items, frames, strict=True)
+        for frame in range(count)
+    ]
     # The frames of one file belong together whether or not its patient is known.
     groups = [
-        item.group or (f"file {item.name}" if number > 1 else "")
-        for item, number in zip(items, frames, strict=True)
+        item.group or (f"file {item.name}" if count > 1 else "")
+        for item, count in zip(items, frames, strict=True)
     ]
-    numbers = {name: place for place, name in enumerate(sorted(set(groups) - {""}))}
-    given = {name: number for number, name in enumerate(SPLITS)}
+    group_numbers = {name: number for number, name in enumerate(sorted(set(groups) - {""}))}
+    split_numbers = {name: number for number, name in enumerate(SPLITS)}
     rows = {
         f"{_WHOLE}_labels": [_label(item, listing) for item in items],
-        f"{_WHOLE}_groups": [numbers.get(group, -1) for group in groups],
-        f"{_WHOLE}_has_mask": [bool(item.masks) for item in items],
-        GIVEN: [given.get(item.split, NO_SPLIT) for item in items],
+        GIVEN: [split_numbers.get(item.split, NO_SPLIT) for item in items],
     }
+    if group_numbers:
+        rows[f"{_WHOLE}_groups"] = [group_numbers.get(group, -1) for group in groups]
+    if any(item.masks for item in items):
+        rows[f"{_WHOLE}_has_mask"] = [bool(item.masks) for item in items]
     arrays = {name: np.repeat(np.array(row), frames, axis=0) for name, row in rows.items()}
-    if not numbers:
-        del arrays[f"{_WHOLE}_groups"]
-    if not any(item.masks for item in items):
-        del arrays[f"{_WHOLE}_has_mask"]
     return arrays | {f"{_WHOLE}_ids": np.array(ids, dtype=np.str_)}
 
 
@@ -274,32 +278,32 @@ def _refuse(faults: Sequence[Fault], listing: Listing, config: DataConfig, root:
 
     Only what is wrong with a file itself may be: the store is kept until a file changes, so what
     was left out for another reason would stay out, and which images a set has would depend on how
-    busy the machine was. What a library would mend, or what may pass, is always an error.
+    busy the machine was. What a library would mend, and what is `Transient`, is always an error.
     """
     files = len(listing.items)
-    missing = [fault for fault in faults if "pip install" in fault[1]]
-    if config.skip_broken and missing:
-        raise DataError(f"{listing.name}: {_told(missing, files)}")
-    passing = [fault for fault in faults if isinstance(fault[1], Passing)]
-    if config.skip_broken and passing:
-        raise DataError(
-            f"{listing.name}: {_told(passing, files)}; they may be whole, so they are not "
-            "skipped: try again with more time and memory, or take them out"
-        )
-    if not faults or config.skip_broken:
+    if config.skip_broken:
+        if missing := [fault for fault in faults if "pip install" in fault[1]]:
+            raise DataError(f"{listing.name}: {_summary(missing, files)}")
+        if transient := [fault for fault in faults if isinstance(fault[1], Transient)]:
+            raise DataError(
+                f"{listing.name}: {_summary(transient, files)}; they may be whole, so they are not "
+                "skipped: try again with more time and memory, or take them out"
+            )
+        return
+    if not faults:
         return
     path = root / "broken" / f"{listing.name}.csv"
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows([("file", "reason"), *faults])
     write_text(path, table.getvalue())
     raise DataError(
-        f"{listing.name}: {_told(faults, files)}"
-        f"{f' (all in {path})' if len(faults) > _SHOWN else ''}; mend them, or leave them out with "
-        "--data.skip-broken"
+        f"{listing.name}: {_summary(faults, files)}"
+        f"{f' (all in {path})' if len(faults) > _SHOWN else ''}; repair them, or leave them out "
+        "with --data.skip-broken"
     )
 
 
-def _told(faults: Sequence[Fault], files: int) -> str:
+def _summary(faults: Sequence[Fault], files: int) -> str:
     """Return in one line which files can't be read, and why."""
     shown = [reason if name in reason else f"{name}: {reason}" for name, reason in faults[:_SHOWN]]
     more = [f"and {len(faults) - _SHOWN} more"] * (len(faults) > _SHOWN)

@@ -13,22 +13,21 @@ Paths are relative to the table.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medduet.data.folders import Place, images_and_masks, masks_of, natural
 from medduet.data.imageset import SPLITS
-from medduet.data.parquet import parquet_rows
 from medduet.errors import DataError, MissingFileError
-from medduet.utils.parsing import csv_rows
+
+if TYPE_CHECKING:
+    import pandas
 
 TABLES = (".csv", ".parquet")
 """Endings of tables of images."""
 UNKNOWN = "?"
-MAX_ROWS = 10**7
-"""Of a table."""
 _SHOWN = 8
 _SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -43,7 +42,6 @@ _ALIASES = {
     "group": ("group", "patient", "patient_id", "case"),
     "split": ("split",),
 }
-_KNOWN = {alias for aliases in _ALIASES.values() for alias in aliases}
 
 
 @dataclass(frozen=True)
@@ -162,18 +160,16 @@ def list_table(path: Path) -> Listing:
         MissingFileError: there is no such table.
         DataError: it has no column of paths, no rows, a path twice, or an unknown split.
     """
-    rows = _read_table(path)
-    columns = _columns(path, next(rows))
-    multi_label = "labels" in columns
+    table = _read_table(path)
+    multi_label = "labels" in table
     items: dict[str, Item] = {}
-    for number, row in enumerate(rows, start=2):
-        cell = {name: _text(row[at]) if at < len(row) else "" for name, at in columns.items()}
-        split = cell.get("split", "").lower()
+    for number, cells in enumerate(table.to_dict("records"), start=2):
+        split = cells.get("split", "").lower()
         if split and split not in _SPLIT_OF:
             raise DataError(
                 f"{path}, row {number}: expected split {', '.join(SPLITS)}, given '{split}'"
             )
-        name = cell["path"]
+        name = cells["path"]
         if not name or name in items:
             wrong = f"{name} again" if name else "none"
             raise DataError(
@@ -182,9 +178,9 @@ def list_table(path: Path) -> Listing:
         items[name] = Item(
             name,
             path.parent / name,
-            tuple(path.parent / mask for mask in _several(cell.get("mask", ""))),
-            _labels(cell, multi_label),
-            cell.get("group", ""),
+            tuple(path.parent / mask for mask in _several(cells.get("mask", ""))),
+            _labels(cells, multi_label),
+            cells.get("group", ""),
             _SPLIT_OF.get(split, ""),
         )
     if len({bool(item.split) for item in items.values()}) > 1:
@@ -193,8 +189,8 @@ def list_table(path: Path) -> Listing:
     return Listing(path.stem, tuple(items.values()), names, multi_label)
 
 
-def _labels(cell: Mapping[str, str], multi_label: bool) -> tuple[str, ...] | None:
-    text = cell.get("labels" if multi_label else "label", UNKNOWN)
+def _labels(cells: Mapping[str, str], multi_label: bool) -> tuple[str, ...] | None:
+    text = cells.get("labels" if multi_label else "label", UNKNOWN)
     if text == UNKNOWN or (not text and not multi_label):
         return None
     return _several(text) if multi_label else (text,)
@@ -204,38 +200,41 @@ def _several(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split("|") if part.strip())
 
 
+def _read_table(path: Path) -> pandas.DataFrame:
+    """Return the columns of a table that are known, by the first of their names, as text."""
+    import pandas
+
+    if not path.is_file():
+        raise MissingFileError(f"expected a table at {path}, but there is no such file")
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pandas.read_parquet(path)
+        else:
+            text = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+            table = pandas.read_csv(path, index_col=False, **text)
+    except ImportError as error:
+        raise DataError(
+            f'reading {path} needs pyarrow: pip install "medduet[medical]", or save a CSV'
+        ) from error
+    except pandas.errors.EmptyDataError:
+        table = pandas.DataFrame()
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} can't be read as a table: {error}") from error
+    if table.empty:
+        raise DataError(f"{path}: expected one row per image under a row of names, given none")
+    columns = {str(name).strip().lower(): name for name in table.columns}
+    known = {
+        name: table[columns[next(alias for alias in aliases if alias in columns)]].map(_text)
+        for name, aliases in _ALIASES.items()
+        if not columns.keys().isdisjoint(aliases)
+    }
+    if "path" not in known:
+        raise DataError(f"{path}: expected a column path, given {', '.join(columns)}: rename one")
+    return pandas.DataFrame(known)
+
+
 def _text(value: Any) -> str:
     if value is None or value != value:  # NaN
         return ""
     whole = isinstance(value, float) and value.is_integer()  # integers with gaps come as floats
     return str(int(value) if whole else value).strip()
-
-
-def _columns(path: Path, names: Sequence[Any]) -> dict[str, int]:
-    """Return where each kind of column is."""
-    places = {str(name).strip().lower(): place for place, name in enumerate(names)}
-    columns = {
-        name: next(places[alias] for alias in aliases if alias in places)
-        for name, aliases in _ALIASES.items()
-        if not places.keys().isdisjoint(aliases)
-    }
-    if "path" not in columns:
-        raise DataError(f"{path}: expected a column path, given {', '.join(places)}: rename one")
-    return columns
-
-
-def _read_table(path: Path) -> Iterator[Sequence[Any]]:
-    """Give the names of the columns of a table, then its rows, as they are read."""
-    if not path.is_file():
-        raise MissingFileError(f"expected a table at {path}, but there is no such file")
-    if path.suffix.lower() == ".parquet":
-        rows = parquet_rows(path, _KNOWN, MAX_ROWS)
-    else:
-        rows = (row for row in csv_rows(path) if row)
-    number = 0
-    for number, row in enumerate(rows, start=1):
-        if number > MAX_ROWS:
-            raise DataError(f"{path}: expected at most {MAX_ROWS:,} rows, given more")
-        yield row
-    if number < 2:
-        raise DataError(f"{path}: expected one row per image under a row of names, given none")

@@ -1,51 +1,132 @@
-"""Maps a function over many files in processes whose end costs one file, not the program.
+"""Maps a function over files in processes whose death costs one file, not the program.
 
-A worker answers file by file, so it is known which one it died of. It is a fresh interpreter that
-imports the function by its name and never the program's main module, so scripts need no
-``if __name__ == "__main__"``; it has a limit of memory, and it ends with its parent.
+A worker is a fresh interpreter with a limit of memory and of seconds for a file. It imports the
+function by its name and never the program's main module, so scripts need no
+``if __name__ == "__main__"``, and it ends with its parent. Imports no torch.
 """
 
 from __future__ import annotations
 
 import errno
-import json
+import importlib
+import multiprocessing
 import os
 import resource
-import select
 import signal
-import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing.connection import Connection, Pipe, wait
-from multiprocessing.reduction import ForkingPickler
+from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
 from typing import Any, TypeVar
+
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 from medduet.errors import DataError, MedDuetError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-MEMORY = 6 << 30  # bytes of addresses; `medduet.data.reading.core` says what a read may take
+MEMORY = 6 << 30
+"""Bytes that a worker may take; `medduet.data.reading.core` says what a read needs."""
 SECONDS = 120.0
-_HELD = 1 << 28  # bytes of answers that wait for an earlier one before no more work is given out
-_CHUNK = 64
-_SHORT, _LONG = 0.05, 0.5  # seconds; chunks double and halve to take a time between
-_PASSING = (errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # of memory and of far disks
-_START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from medduet.data.workers import serve; serve(*map(int, sys.argv[2:]))"
-)
+_CHUNK = 8
+_TRANSIENT_ERRORS = (errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 
 
-class Passing(str):
-    """Why there is no result, if that says nothing of the item: another time there may be one.
+class Transient(str):
+    """Why a file was not read, if another attempt may succeed: memory, time, or a remote disk."""
 
-    It took too long, memory did not suffice, the system killed its reader, or a disk is away.
+
+class WorkerPool:
+    """Worker processes; several threads may use one pool.
+
+    Args:
+        processes: how many workers; ``None`` is one per core that this process may use.
+        memory: bytes that each may take.
+        seconds: how long one file may take.
+
+    Example:
+        >>> import math
+        >>> with WorkerPool(1) as pool:
+        ...     pool.call(math.sqrt, 4), pool.call(math.sqrt, -1)
+        (2.0, 'ValueError: math domain error')
     """
+
+    def __init__(
+        self, processes: int | None = None, *, memory: int = MEMORY, seconds: float = SECONDS
+    ) -> None:
+        self.processes = processes or len(os.sched_getaffinity(0))
+        self._memory, self._seconds = memory, seconds
+        self._lock = threading.Lock()
+        self._pool = self._new_pool()
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers, whatever they are at."""
+        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.join()
+
+    def call(self, function: Callable[[T], R], item: T) -> R | str:
+        """Call `function`, importable by its name, with `item` in a worker.
+
+        Returns:
+            The result, or one line of text that says why there is none: `Transient` if there may be
+            one another time.
+
+        Raises:
+            DataError: workers don't start.
+        """
+        for _ in range(2):
+            try:
+                return self._submit(function, [item]).result()[0]
+            except TimeoutError:
+                return Transient(f"not read within {self._seconds:g} s")
+            except ProcessExpired as error:
+                return _death(error.exitcode)
+            except BrokenProcessPool as error:  # also if workers died when they had nothing to do
+                reason = error
+        raise DataError(f"the processes that read files don't start: {reason}") from reason
+
+    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | str]]:
+        """Yield the number of each item, in order, and what `call` would return for it.
+
+        Items are sent in chunks. Where one costs its worker, each of its chunk is tried alone: that
+        finds the one, and once more, since the system may have killed the worker.
+        """
+        size = max(1, min(_CHUNK, len(items) // (4 * self.processes)))
+        chunks = [items[start : start + size] for start in range(0, len(items), size)]
+        futures: deque[ProcessFuture[list[R | str]]] = deque()
+        for place, chunk in enumerate(chunks):
+            while len(futures) < min(2 * self.processes, len(chunks) - place):
+                futures.append(self._submit(function, chunks[place + len(futures)]))
+            try:
+                results = futures.popleft().result()
+            except (TimeoutError, ProcessExpired, BrokenProcessPool):
+                results = [self.call(function, item) for item in chunk]
+            yield from enumerate(results, start=place * size)
+
+    def _new_pool(self) -> ProcessPool:
+        return ProcessPool(
+            self.processes, initializer=_start, initargs=[self._memory], context=_Context()
+        )
+
+    def _submit(
+        self, function: Callable[[T], R], items: Sequence[T]
+    ) -> ProcessFuture[list[R | str]]:
+        with self._lock:
+            if not self._pool.active:
+                self.close()
+                self._pool = self._new_pool()
+            return self._pool.schedule(_attempt, args=[function, items], timeout=self._seconds)
 
 
 def map_files(
@@ -56,214 +137,85 @@ def map_files(
     memory: int = MEMORY,
     seconds: float = SECONDS,
 ) -> Iterator[tuple[int, R | str]]:
-    """Call `function` with each item in worker processes.
-
-    A worker that dies or takes too long is replaced, and the item it worked on is tried once more
-    on its own: it may have been the system's lack of memory.
-
-    Args:
-        function: a function of an importable module, or a ``partial`` of one.
-        items: what to call it with; they and the results are pickled.
-        processes: how many workers; None is one per core that this process may use.
-        memory: address space of each worker in bytes.
-        seconds: how long an item may take.
-
-    Yields:
-        For each item in order its number and the result, or one line of text that says why there
-        is none, `Passing` if there may be one another time. At most 256 MiB of results wait for an
-        earlier one.
-
-    Raises:
-        DataError: if workers don't start.
+    """Map as `WorkerPool.map` does, with workers that end with the loop.
 
     Example:
         >>> import math
         >>> list(map_files(math.sqrt, [4, -1, 9], processes=1))
         [(0, 2.0), (1, 'ValueError: math domain error'), (2, 3.0)]
     """
-    count = len(items)
-    wanted = min(processes or len(os.sched_getaffinity(0)), count)
-    pool = _Pool(function, items, memory, seconds)
-    try:
-        pool.workers = [pool.new_worker() for _ in range(wanted)]
-        for number in range(count):
-            while number not in pool.answers:
-                pool.give_out()
-                pool.collect()
-            yield number, pool.take(number)
-    finally:
-        for worker in pool.workers:
-            worker.end()
+    if not items:
+        return
+    processes = min(processes or len(os.sched_getaffinity(0)), len(items))
+    with WorkerPool(processes, memory=memory, seconds=seconds) as pool:
+        yield from pool.map(function, items)
 
 
-class _Worker:
-    """A process, what it still has to answer, and since when it works on the first of it."""
+class _Process(SpawnProcess):
+    """A process that does not import the main module of the program."""
 
-    def __init__(self, function: Callable[[Any], Any], memory: int) -> None:
-        self.connection, theirs = Pipe()
-        path = json.dumps([str(entry) for entry in sys.path])
-        threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each takes addresses
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _START, path, str(theirs.fileno()), str(memory)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,  # decoders in C write there what is told as a reason
-            pass_fds=[theirs.fileno()],
-            env=os.environ | threads,
-            process_group=0,  # Ctrl-C is for the parent, which ends its workers
-        )
-        theirs.close()
-        self.is_ready = False
-        self.todo: deque[int] = deque()
-        self.since = self.given = time.monotonic()
-        with suppress(OSError):  # it died at once, which is seen when it is asked
-            self.connection.send(function)
-
-    def end(self) -> int:
-        """Kill the process and return its exit code, its own if it had ended."""
-        self.process.kill()
-        self.connection.close()
-        return self.process.wait()
-
-
-class _Pool:
-    """Workers, what is still to be given to them, and their answers."""
-
-    def __init__(
-        self, function: Callable[[T], Any], items: Sequence[T], memory: int, seconds: float
-    ) -> None:
-        self.function, self.items, self.memory, self.seconds = function, items, memory, seconds
-        self.workers: list[_Worker] = []
-        self.answers: dict[int, bytes | str] = {}
-        self._held = 0
-        self._fresh = 0
-        self._chunk = 1
-        self._again: deque[int] = deque()
-        self._failed_once: set[int] = set()
-
-    def new_worker(self) -> _Worker:
-        return _Worker(self.function, self.memory)
-
-    def give_out(self) -> None:
-        """Give work to the workers that have none."""
-        for worker in self.workers:
-            if worker.todo or not worker.is_ready:
-                continue
-            if self._again:
-                numbers = [self._again.popleft()]
-            elif self._held < _HELD:
-                numbers = list(range(self._fresh, min(self._fresh + self._chunk, len(self.items))))
-                self._fresh += len(numbers)
-            else:
-                return
-            if not numbers:
-                return
-            worker.todo.extend(numbers)
-            worker.since = worker.given = time.monotonic()
-            with suppress(OSError):  # it died, which `collect` sees
-                worker.connection.send([self.items[number] for number in numbers])
-
-    def collect(self) -> None:
-        """Wait for answers, and replace workers that died or take too long."""
-        answered = wait([worker.connection for worker in self.workers], timeout=0.5)
-        now = time.monotonic()
-        for place, worker in enumerate(self.workers):
-            if worker.connection in answered:
-                try:
-                    message = worker.connection.recv_bytes()
-                except (EOFError, OSError):
-                    self._replace(place)
-                else:
-                    self._keep(worker, message)
-            elif worker.todo and now - worker.since > self.seconds:
-                self._replace(place, expired=True)
-
-    def take(self, number: int) -> Any:
-        """Return the answer for an item and forget it."""
-        answer = self.answers.pop(number)
-        if isinstance(answer, str):
-            return answer
-        self._held -= len(answer)
-        return ForkingPickler.loads(answer)
-
-    def _keep(self, worker: _Worker, message: bytes) -> None:
-        if not worker.is_ready:
-            if message:
-                raise DataError(f"expected workers to start, given {message.decode()}")
-            worker.is_ready = True
-            return
-        worker.since = time.monotonic()
-        self.answers[worker.todo.popleft()] = message
-        self._held += len(message)
-        if not worker.todo:
-            took = worker.since - worker.given
-            if took < _SHORT:
-                self._chunk = min(2 * self._chunk, _CHUNK)
-            elif took > _LONG:
-                self._chunk = max(1, self._chunk // 2)
-
-    def _replace(self, place: int, *, expired: bool = False) -> None:
-        """Put a new worker in the place of one that died or, if `expired`, takes too long."""
-        worker = self.workers[place]
-        if not expired:  # its end of the connection is closed, so it is about to die
-            with suppress(subprocess.TimeoutExpired):
-                worker.process.wait(timeout=1)
-        code = worker.end()
-        how = f"ended with code {code}" if code >= 0 else f"died of {signal.Signals(-code).name}"
-        if not worker.is_ready:
-            raise DataError(f"expected workers to start, given one that {how}")
-        if worker.todo and worker.todo[0] not in self._failed_once:
-            self._failed_once.add(worker.todo[0])
-        elif worker.todo:
-            reason = f"expected to be read, given a reader that {how}"
-            if expired:
-                reason = f"expected to take at most {self.seconds:g} s, given more"
-            passing = expired or code == -signal.SIGKILL  # by the system, for lack of memory
-            self.answers[worker.todo.popleft()] = Passing(reason) if passing else reason
-        self._again.extend(worker.todo)
-        self.workers[place] = self.new_worker()
-
-
-def serve(descriptor: int, memory: int) -> None:
-    """Be a worker: answer what comes through the connection until it is closed."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with suppress(ValueError, OSError):  # a system that has no such limit, or a lower one
-        resource.setrlimit(resource.RLIMIT_AS, (memory, hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    threading.Thread(target=_end_with_parent, args=[descriptor], daemon=True).start()
-    with Connection(descriptor) as connection, suppress(EOFError, BrokenPipeError):
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802  (the name is multiprocessing's)
+        main = sys.modules["__main__"]
+        hidden = {name: getattr(main, name, None) for name in ("__spec__", "__file__")}
         try:
-            function = connection.recv()
-        except Exception as error:  # whatever an import may raise
-            connection.send_bytes(_reason(error).encode())
-            return
-        connection.send_bytes(b"")
-        while True:
-            for item in connection.recv():
-                connection.send_bytes(_answer(function, item))
+            for name in hidden:
+                setattr(main, name, None)
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            for name, value in hidden.items():
+                setattr(main, name, value)
 
 
-def _end_with_parent(descriptor: int) -> None:
-    """End the process when the other end of its connection is closed, whatever it is at."""
-    closed = select.poll()
-    closed.register(descriptor, 0)  # nothing but the end
-    closed.poll()
-    os._exit(1)
+class _Context(SpawnContext):
+    Process = _Process
 
 
-def _answer(function: Callable[[Any], Any], item: Any) -> bytes:
+def _start(memory: int) -> None:
+    """Prepare a worker: limits, silence, and an end with its parent."""
+    importlib.import_module("numpy")  # first, since its threads take addresses
+    with suppress(ValueError, OSError):  # a system without this limit, or with a lower one
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = memory + pages * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    silence = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):  # decoders in C write there what is returned as a reason
+        os.dup2(silence, stream)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _attempt(function: Callable[[T], R], items: Sequence[T]) -> list[R | str]:
+    """Call the function in the worker with each item."""
+    return [_result(function, item) for item in items]
+
+
+def _result(function: Callable[[T], R], item: T) -> R | str:
+    """Call the function; whatever is wrong with a file becomes one line."""
     try:
-        return bytes(ForkingPickler.dumps(function(item)))
-    except MemoryError:
-        reason = Passing("expected to fit into the memory given, given more")
-        return bytes(ForkingPickler.dumps(reason))
-    except Exception as error:  # one file's fault, whatever it is
-        cause = error.__cause__ or error  # readers name the file and tell what was behind it
-        passing = isinstance(cause, MemoryError) or getattr(cause, "errno", None) in _PASSING
-        return bytes(ForkingPickler.dumps((Passing if passing else str)(_reason(error))))
+        return function(item)
+    except BaseException as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, MemoryError):
+            reason = "not read: it needs more memory than a reader may take"
+        elif not isinstance(error, MedDuetError):
+            reason = f"{type(error).__name__}: {reason}"
+        cause = error.__cause__ or error  # readers name the file and keep what was behind it
+        passes = isinstance(cause, MemoryError) or (
+            isinstance(cause, OSError) and cause.errno in _TRANSIENT_ERRORS
+        )
+        return Transient(reason) if passes else reason
 
 
-def _reason(error: Exception) -> str:
-    """Return what went wrong in one line."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, MedDuetError) else f"{type(error).__name__}: {text}"
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"not read: its reader ended with code {code}"
+    reason = f"not read: its reader died of {signal.Signals(-code).name}"
+    return Transient(reason) if code == -signal.SIGKILL else reason  # as the system does

@@ -1,16 +1,8 @@
-"""What all readers share: what is asked, what comes back, how much is allowed, how faults are told.
+"""What all readers share: options, results, limits and errors.
 
-Bounds of one read, checked on the header before anything is decoded:
-
-- a frame has at most 2**26 pixels (8192 x 8192) and a file at most 2**28 (1000 x 512 x 512 is
-  less) in at most 4096 frames;
-- a file has at most 2**31 bytes, what a deflated one holds at most 2**30;
-- the elements of a DICOM file take at most 400,000 reads: each costs a hundred times its bytes;
-- the scans of a JPEG, each of which may go over all of it, at most 2**30 pixels in all.
-
-So one read takes, beside what Python and the libraries take, at most the file's own bytes (DICOM),
-those it unpacks to (deflated DICOM), and 32 bytes per pixel of its largest frame, and the result.
-NIfTI is memory-mapped; what is compressed is unpacked into a file without name before.
+What a header says is checked before anything is decoded: a frame has at most 2**26 pixels
+(8192 x 8192), and a file at most 2**28 (1000 x 512 x 512 is less) in at most 4096 frames. What a
+decoder does beyond that, `medduet.data.workers` limits: files of strangers are read in workers.
 """
 
 from __future__ import annotations
@@ -30,10 +22,6 @@ from medduet.errors import DataError, MedDuetError, one_line
 MAX_FRAME_PIXELS = 1 << 26
 MAX_FILE_PIXELS = 1 << 28
 MAX_FRAMES = 1 << 12
-MAX_FILE_BYTES = 1 << 31
-MAX_UNPACKED_BYTES = 1 << 30
-MAX_READS = 400_000
-MAX_SCANNED = 1 << 30
 
 
 class ReadOptions(NamedTuple):
@@ -72,8 +60,8 @@ class Frame(NamedTuple):
 
     Attributes:
         values: ``(H, W)`` of any real type or ``(H, W, 3)`` uint8.
-        shown: the values that become black and white; None: those of uint8 are shown as they are,
-            others from the smallest to the largest of the file.
+        shown: the values that become black and white; ``None``: those of uint8 are shown as they
+            are, others from the smallest to the largest of the file.
         inverted: whether the smallest value is white, of values that are not shown as they are.
     """
 
@@ -81,21 +69,37 @@ class Frame(NamedTuple):
     shown: tuple[float, float] | None = None
     inverted: bool = False
 
+    @property
+    def is_stretched(self) -> bool:
+        """Whether it is shown from the smallest to the largest value of the file."""
+        return self.shown is None and self.values.dtype != np.uint8
+
 
 class Source(NamedTuple):
     """An open file.
 
     Attributes:
         facts: what its header says.
-        frames: gives the frames one by one, as they are to be shown with a `ReadOptions.window`.
-        stored: gives the values of the frames as they are stored, for masks.
-        lossy: whether values near to each other may have been the same.
+        frames: yields the frames one by one, as they are to be shown with a `ReadOptions.window`.
+        stored: yields the values of the frames as they are stored, for masks.
+        lossy: whether neighbouring values may have been the same before compression.
     """
 
     facts: Facts
     frames: Callable[[tuple[float, float] | None], Iterator[Frame]]
     stored: Callable[[], Iterator[NDArray[Any]]]
     lossy: bool = False
+
+
+def limits_of(window: tuple[float, float]) -> tuple[float, float]:
+    """Return the values that a window of centre and width shows as black and as white.
+
+    Example:
+        >>> limits_of((40, 400))
+        (-160.0, 240.0)
+    """
+    centre, width = window
+    return centre - width / 2, centre + width / 2
 
 
 def refusal(path: Path, expected: str, given: str) -> DataError:
@@ -159,7 +163,7 @@ def needed(module: str, path: Path) -> Any:
 
 
 @contextmanager
-def faults_named(path: Path) -> Iterator[None]:
+def errors_named(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong in the body into a DataError that names the file.
 
     Warnings are dropped: what they tell of is either refused or harmless.
@@ -171,11 +175,11 @@ def faults_named(path: Path) -> Iterator[None]:
     except (MedDuetError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except MemoryError as error:
-        raise refusal(path, "a file that fits into the memory", "a larger one") from error
+        raise refusal(path, "a file that fits into memory", "a larger one") from error
     # Decoders fail on broken files with errors of any kind, IndexError and RecursionError included;
     # those in Rust panic, which is a BaseException.
     except BaseException as error:
         reason = str(error) or type(error).__name__
         if "missing dependencies" in reason:
             reason += '; pip install "medduet[medical]"'
-        raise refusal(path, "a whole image file", f"one that can't be read: {reason}") from error
+        raise refusal(path, "a complete image file", f"one that can't be read: {reason}") from error

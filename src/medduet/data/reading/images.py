@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import prod
+import io
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 from medduet.data.reading.core import Facts, Frame, ReadOptions, Source, refusal
 from medduet.data.reading.masks import read_mask
 from medduet.data.reading.opening import opened
-from medduet.data.reading.shape import fitted, levels, rounded, shown, value_range
+from medduet.data.reading.shape import fitted, levels, rounded, value_range
 
-MAX_RESULT_BYTES = 1 << 31
-_LOOKED_AT, _NO_GREY = 256, 40
+_SENT = Path("image")
+_SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 """Pixels of each side, and a difference of red, green and blue, that tell colour from grey."""
 
 
@@ -32,8 +33,8 @@ def probe(path: Path) -> Facts:
     """Return what the header of a file says; nothing is decoded.
 
     Raises:
-        DataError: if it is not an image that can be read, or larger than the bounds.
-        MissingFileError: if there is no such file.
+        DataError: it is not an image that can be read, or larger than the limits.
+        MissingFileError: there is no such file.
 
     Example:
         >>> import tempfile
@@ -52,16 +53,14 @@ def read_images(path: Path, options: ReadOptions) -> NDArray[np.uint8]:
 
     8 bits per value stay as they are. More are shown through the window of `options` or of the
     file, or from the smallest to the largest value of the file. An image of the size asked for is
-    not changed; others are resized by Pillow's bilinear filter, antialiased.
-
-    `medduet.data.reading.core` says how large a file may be and what memory a read takes.
+    not changed; others are resized as `medduet.data.pixels` does.
 
     Returns:
         Images as uint8 ``(K, size, size)``, or ``(K, size, size, 3)`` with 3 channels.
 
     Raises:
         DataError: names the file, what was expected and what was given.
-        MissingFileError: if there is no such file.
+        MissingFileError: there is no such file.
 
     Example:
         >>> import tempfile
@@ -72,15 +71,11 @@ def read_images(path: Path, options: ReadOptions) -> NDArray[np.uint8]:
         [[[0, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9], [0, 0, 0, 0]]]
     """
     with opened(path) as source:
-        frames, sides = source.facts.frames, options.sides
-        tail = (*sides, *(3,) * (options.channels == 3))
-        if frames * prod(tail) > MAX_RESULT_BYTES:
-            given = f"{frames} frames of {' x '.join(map(str, tail))}"
-            raise refusal(path, f"at most {MAX_RESULT_BYTES} bytes as result", given)
-        result = np.zeros((frames, *tail), np.uint8)
-        limits, single = _limits(path, source, options)
-        for number, frame in enumerate([single] if single else source.frames(options.window)):
-            result[number] = shown(frame, limits, options)
+        tail = (3,) if options.channels == 3 else ()
+        result = np.zeros((source.facts.frames, *options.sides, *tail), np.uint8)
+        frames, limits = _frames(path, source, options)
+        for number, frame in enumerate(frames):
+            result[number] = fitted(levels(frame, limits, options.channels), options)
         return result
 
 
@@ -110,7 +105,7 @@ def read_pictures(
 
     Raises:
         DataError: names the file, what was expected and what was given.
-        MissingFileError: if there is no such file.
+        MissingFileError: there is no such file.
 
     Example:
         >>> import io
@@ -121,45 +116,51 @@ def read_pictures(
         ((8, 8), (2, 4))
     """
     with opened(path, file) as source:
-        limits, single = _limits(path, source, options)
-        for frame in [single] if single else source.frames(options.window):
+        frames, limits = _frames(path, source, options)
+        for frame in frames:
             yield picture_of(frame, limits, options)
 
 
 def picture_of(frame: Frame, limits: tuple[float, float] | None, options: ReadOptions) -> Picture:
-    """Return a frame as a `Picture`; `limits` are the extremes of its file, see `shown`."""
+    """Return a frame as a `Picture`; `limits` are the extremes of its file, see `levels`."""
     whole = levels(frame, limits, options.channels)
     return Picture(fitted(whole, options), rounded(whole), _coloured(frame.values))
+
+
+def probe_content(content: bytes) -> Facts:
+    """Do as `probe` does with the content of a file that a stranger sent."""
+    with opened(_SENT, io.BytesIO(content)) as source:
+        return source.facts
+
+
+def read_content(content: bytes, options: ReadOptions) -> list[Picture]:
+    """Do as `read_pictures` does with the content of a file that a stranger sent."""
+    return list(read_pictures(_SENT, options, io.BytesIO(content)))
 
 
 def _coloured(values: NDArray[Any]) -> float:
     if values.ndim == 2:
         return 0.0
-    rows, columns = (max(1, side // _LOOKED_AT) for side in values.shape[:2])
+    rows, columns = (max(1, side // _SAMPLED_SIDE) for side in values.shape[:2])
     some = values[::rows, ::columns]
-    return float((np.ptp(some, axis=2) > _NO_GREY).mean())
+    return float((np.ptp(some, axis=2) > _GREY_SPREAD).mean())
 
 
-def _limits(
+def _frames(
     path: Path, source: Source, options: ReadOptions
-) -> tuple[tuple[float, float] | None, Frame | None]:
-    """Return the range of the values, if they are stretched to it, and the only frame, if it is.
+) -> tuple[Iterable[Frame], tuple[float, float] | None]:
+    """Return the frames, and the range of their values if they are stretched to it.
 
     A file of several frames is decoded twice then: two times the work instead of all in memory.
     """
-    lows, highs = [], []
-    frame = None
-    for frame in source.frames(options.window):
-        if frame.values.dtype == np.uint8 or frame.shown is not None:
-            break
-        if (found := value_range(frame.values)) is not None:
-            lows.append(found[0])
-            highs.append(found[1])
-    else:
-        if not lows:
-            raise refusal(path, "values that are numbers", "none that is finite")
-    single = frame if source.facts.frames == 1 else None
-    return ((min(lows), max(highs)) if lows else None), single
+    single = list(source.frames(options.window)) if source.facts.frames == 1 else None
+    stretched = takewhile(lambda frame: frame.is_stretched, single or source.frames(options.window))
+    ranges = [value_range(frame.values) for frame in stretched]
+    finite = [each for each in ranges if each is not None]
+    if ranges and not finite:
+        raise refusal(path, "values that are numbers", "none that is finite")
+    limits = (min(low for low, _ in finite), max(high for _, high in finite)) if finite else None
+    return single or source.frames(options.window), limits
 
 
 def read_job(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from medduet.data.reading.core import MAX_FILE_BYTES, Source, faults_named, refusal
+from medduet.data.reading.core import Source, errors_named, refusal
 from medduet.data.reading.dicom import open_dicom
 from medduet.data.reading.nifti import HEADER_SIZE, is_nifti, open_nifti
 from medduet.data.reading.raster import open_raster
@@ -29,32 +28,27 @@ _DATA_SETS = (b"\x08\x00", b"\x00\x08")  # group 0008, with which a DICOM data s
 
 
 @contextmanager
-def opened(path: Path, given: BinaryIO | None = None) -> Iterator[Source]:
-    """Give the image file at `path`, checked as far as its header goes.
+def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Source]:
+    """Open the image file at `path`; its header is checked.
 
-    With `given`, an open file that can be sought in, `path` is only what it is called. Whatever
+    With `file`, an open file that can be sought in, `path` is only what it is called. Whatever
     goes wrong with it in the body becomes a DataError.
 
     Raises:
-        MissingFileError: if there is no such file.
-        DataError: if it is not an image that can be read.
+        MissingFileError: there is no such file.
+        DataError: it is not an image that can be read.
     """
-    with faults_named(path):
-        if given is not None:
-            given.seek(0)
-            yield _open(path, given, given.read(HEADER_SIZE))
+    with errors_named(path):
+        if file is not None:
+            file.seek(0)
+            yield _open(path, file, file.read(HEADER_SIZE))
             return
-        try:
-            found = path.stat()
-        except FileNotFoundError as error:
-            raise MissingFileError(f"{path}: expected an image file, given nothing") from error
-        if not stat.S_ISREG(found.st_mode):
+        if not path.exists():
+            raise MissingFileError(f"{path}: expected an image file, given nothing")
+        if not path.is_file():
             raise refusal(path, "an image file", "a folder or a device")
-        if found.st_size > MAX_FILE_BYTES:
-            raise refusal(path, f"at most {MAX_FILE_BYTES} bytes", str(found.st_size))
         with path.open("rb") as file:
-            head = file.read(HEADER_SIZE)
-            yield _open(path, file, head)
+            yield _open(path, file, file.read(HEADER_SIZE))
 
 
 def kind_of(head: bytes) -> str | None:
@@ -76,7 +70,7 @@ def kind_of(head: bytes) -> str | None:
 
 
 def start_of(head: bytes) -> str:
-    r"""Return how a message tells of a file that begins with `head`.
+    r"""Return how a message describes a file that begins with `head`.
 
     Example:
         >>> start_of(b"%PDF-1.7\n")
@@ -106,24 +100,23 @@ def is_dicom(head: bytes) -> bool:
 
 def _open(path: Path, file: BinaryIO, head: bytes) -> Source:
     kind = kind_of(head)
-    if kind == "DICOM":
-        return open_dicom(path, file, has_preamble=True)
-    if kind is not None:
+    if kind is not None and kind != "DICOM":
         return open_raster(path, file, kind)
+    if is_dicom(head):
+        return open_dicom(path, file, has_preamble=kind == "DICOM")
     if is_nifti(head):
-        return open_nifti(path, file, packed=False)
-    if head[:2] == b"\x1f\x8b" and is_nifti(_unpacked(file)):
-        return open_nifti(path, file, packed=True)
-    if head[:2] in _DATA_SETS:
-        return open_dicom(path, file, has_preamble=False)
-    known = "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI"
-    raise refusal(path, known, start_of(head))
+        return open_nifti(path, file)
+    if head[:2] == b"\x1f\x8b":
+        file.seek(0)
+        unpacked = gzip.GzipFile(fileobj=file)
+        if is_nifti(_start_of(unpacked)):
+            return open_nifti(path, unpacked)
+    raise refusal(path, "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI", start_of(head))
 
 
-def _unpacked(file: BinaryIO) -> bytes:
+def _start_of(unpacked: gzip.GzipFile) -> bytes:
     """Return what a gzipped file starts with, or nothing if it is broken."""
-    file.seek(0)
     try:
-        return gzip.GzipFile(fileobj=file).read(HEADER_SIZE)
+        return unpacked.read(HEADER_SIZE)
     except (OSError, EOFError, zlib.error):
         return b""

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from medduet.data.pixels import resize_image, resize_mask, to_grey
 from medduet.data.reading.core import Frame, ReadOptions
 
-_ROWS = 256  # rows that are scaled at once, in float64
-
 
 def value_range(values: NDArray[Any]) -> tuple[float, float] | None:
     """Return the smallest and the largest finite value, or None if there is none."""
@@ -28,35 +26,24 @@ def scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.float32]
         >>> scaled(np.array([[-5, 0, 500, 1000]]), 0, 1000).tolist()
         [[0.0, 0.0, 127.5, 255.0]]
     """
-    result = np.zeros(values.shape, np.float32)
     if not high > low:
-        return result
-    for start in range(0, len(values), _ROWS):
-        rows = values[start : start + _ROWS].astype(np.float64)
-        rows = np.nan_to_num(rows, nan=low, posinf=high, neginf=low)
-        result[start : start + _ROWS] = (np.clip(rows, low, high) - low) * (255 / (high - low))
-    return result
-
-
-def shown(
-    frame: Frame, limits: tuple[float, float] | None, options: ReadOptions
-) -> NDArray[np.uint8]:
-    """Return a frame as uint8 ``(size, size)`` or ``(size, size, 3)``.
-
-    Args:
-        frame: what was read.
-        limits: the smallest and the largest value of its file, for frames that need it.
-        options: what it is to become.
-    """
-    return fitted(levels(frame, limits, options.channels), options)
+        return np.zeros(values.shape, np.float32)
+    result = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
+    return np.nan_to_num(result, nan=0).astype(np.float32)
 
 
 def levels(
     frame: Frame, limits: tuple[float, float] | None, channels: Literal[1, 3]
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Return a frame from 0 to 255 at its own size, ``(H, W)``, or ``(H, W, 3)`` if in colour."""
+    """Return a frame from 0 to 255 at its own size, ``(H, W)``, or ``(H, W, 3)`` if in colour.
+
+    Args:
+        frame: what was read.
+        limits: the smallest and the largest value of its file, for frames that are stretched.
+        channels: 1 turns colours to grey.
+    """
     values: NDArray[Any] = frame.values
-    if values.dtype != np.uint8 or frame.shown is not None:
+    if frame.is_stretched or frame.shown is not None:
         values = scaled(values, *(frame.shown or limits or value_range(values) or (0.0, 0.0)))
         values = 255 - values if frame.inverted else values
     if values.ndim == 3 and channels == 1:
@@ -66,17 +53,11 @@ def levels(
 
 def fitted(values: NDArray[Any], options: ReadOptions) -> NDArray[np.uint8]:
     """Return values of 0 to 255 as uint8 of the size and with the channels asked for."""
-    values = _resized(values, options)
-    if values.ndim == 2 and options.channels == 3:
-        values = np.repeat(values[:, :, None], 3, axis=2)
-    return values
-
-
-def _resized(values: NDArray[Any], options: ReadOptions) -> NDArray[np.uint8]:
-    """Return uint8 or float values of 0 to 255 as uint8 of the size asked for."""
     height, width = _inner(values.shape[0], values.shape[1], options)
-    values = resize_image(values, height, width)
-    return _padded(rounded(values), options.sides)
+    image = _padded(rounded(resize_image(values, height, width)), options.sides)
+    if image.ndim == 2 and options.channels == 3:
+        image = np.repeat(image[:, :, None], 3, axis=2)
+    return image
 
 
 def rounded(values: NDArray[Any]) -> NDArray[np.uint8]:

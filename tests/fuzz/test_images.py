@@ -1,0 +1,140 @@
+"""Images that a stranger may send: what they do to the process that reads them, it alone bears."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import fuzz_samples as samples
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+
+from medduet.data.reading.core import Facts, ReadOptions
+from medduet.data.reading.images import probe, probe_content, read_content, read_images
+from medduet.data.workers import WorkerPool
+from medduet.errors import DataError
+
+
+def png(width: int, height: int, extra: bytes = b"") -> bytes:
+    def chunk(name: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(name + content))
+        return struct.pack(">I", len(content)) + name + content + checksum
+
+    size = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    more = chunk(extra[:4], extra[4:]) if extra else b""
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1 << 20)))
+    return b"\x89PNG\r\n\x1a\n" + size + more + pixels + chunk(b"IEND", b"")
+
+
+def tiff_of_tables(entries: int, count: int, room: int) -> bytes:
+    """A TIFF whose entries all point at the same bytes."""
+    table = b"".join(struct.pack("<HHII", 5_000 + k, 7, count, 8) for k in range(entries))
+    body = b"II*\0" + struct.pack("<I", 8 + room) + bytes(room)
+    return body + struct.pack("<H", entries) + table + bytes(4)
+
+
+def jpeg_of_scans(scans: int) -> bytes:
+    """A progressive JPEG of 8000 x 8000 whose last scan comes again and again."""
+    Image.new("L", (8000, 8000)).save(file := io.BytesIO(), "JPEG", progressive=True)
+    content = file.getvalue()
+    last = content.rindex(b"\xff\xda")
+    return content[:-2] + content[last:-2][:12] * scans + content[-2:]
+
+
+def jpeg_2000_of(side: int) -> bytes:
+    content = bytearray(samples.dicom("1.2.840.10008.1.2.4.90", True))
+    place = content.index(b"\xff\x4f\xff\x51") + 8
+    content[place : place + 8] = struct.pack(">II", side, side)
+    return bytes(content)
+
+
+def deflated_dicom() -> bytes:
+    plain = samples.dicom("1.2.840.10008.1.2.1.99")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    packed = b"".join(packer.compress(bytes(1 << 24)) for _ in range(200)) + packer.flush()
+    return plain[: 144 + struct.unpack_from("<I", plain, 140)[0]] + packed
+
+
+def dicom(**changes: object) -> bytes:
+    data = pydicom.dcmread(io.BytesIO(samples.dicom()))
+    for name, value in changes.items():
+        setattr(data, name, value)
+    data.save_as(file := io.BytesIO())
+    return file.getvalue()
+
+
+def nifti(side: int) -> bytes:
+    header = nib.Nifti1Header()
+    header.set_data_shape((side, side, side))
+    header.set_data_dtype(np.float64)
+    return gzip.compress(header.binaryblock + bytes(1 << 20))
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "png of 60000 x 60000": lambda: png(60_000, 60_000),
+    "png text of 4 GB": lambda: png(8, 8, b"zTXtk\0\0" + zlib.compress(bytes(1 << 28)) * 16),
+    "tiff: tables of 1 GB": lambda: tiff_of_tables(1000, 1 << 20, 1 << 20),
+    "tiff: 60000 entries": lambda: tiff_of_tables(60_000, 4, 16),
+    "jpeg of 4000 scans": lambda: jpeg_of_scans(4000),
+    "jpeg 2000 of 60000 x 60000": lambda: jpeg_2000_of(60_000),
+    "dicom of 65000 x 65000": lambda: dicom(Rows=65_000, Columns=65_000),
+    "dicom: frames": lambda: dicom(NumberOfFrames="2147483647"),
+    "dicom: deflated 3 GB": deflated_dicom,
+    "nifti of 2000 x 2000 x 2000": lambda: nifti(2000),
+    "nifti: less than it says": lambda: nifti(600),
+}
+
+
+@pytest.mark.slow
+def test_a_bomb_costs_its_reader_at_most() -> None:
+    options = ReadOptions(16)
+    read = partial(read_content, options=options)
+    with WorkerPool(1, memory=1 << 30, seconds=3) as pool:
+        for name, make in BOMBS.items():
+            content = make()
+            reasons = [pool.call(function, content) for function in (probe_content, read)]
+            assert isinstance(reasons[1], str), name
+            assert all(isinstance(each, Facts) or each.isprintable() for each in reasons), name
+        assert pool.call(probe_content, samples.by_pillow(samples.GREY, "PNG")) == Facts(
+            1, 1, 40, 36
+        )
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in BOMBS if " x " in name and "2000 of" not in name]
+)
+def test_a_size_over_the_limits_is_refused_by_the_header(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(BOMBS[name]())
+    with pytest.raises(DataError, match=f"{path}: expected at most |exceeds limit"):
+        probe(path)
+
+
+def test_a_panic_in_rust_is_an_error(tmp_path: Path) -> None:
+    content = samples.dicom("1.2.840.10008.1.2.5", True)
+    place = content.index(struct.pack("<II", 2, 64))
+    path = tmp_path / "a.dcm"
+    reasons = []
+    for offset in range(64, 2000, 8):  # of the second segment of run lengths
+        path.write_bytes(content[: place + 8] + struct.pack("<I", offset) + content[place + 12 :])
+        try:
+            read_images(path, ReadOptions(16))
+        except DataError as error:
+            reasons.append(str(error))
+    assert any("index out of bounds" in reason for reason in reasons)
+
+
+def test_what_a_file_says_is_one_printable_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.dcm"
+    path.write_bytes(samples.dicom().replace(b"MONOCHROME2", b"MONO\n\x1b[31m2"))
+    with pytest.raises(DataError) as error:
+        probe(path)
+    assert str(error.value).endswith("given MONO ?[31m2")
