@@ -66,23 +66,6 @@ def test_it_goes_to_a_folder_of_its_own(
     assert "nothing to clean" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("", "expected a data set after 'audit'"),
-        ("--strict", "expected a data set after 'audit'"),
-        ("phantom --fix split.txt", "expected --fix FILE.csv, given split.txt"),
-        ("phantm", "did you mean phantom"),
-        ("phantom --stric", "--strict"),
-    ],
-)
-def test_wrong_words_are_one_line(words: str, expected: str, capsys: Capture) -> None:
-    assert main(["audit", *words.split()]) == 2
-    said = capsys.readouterr().err
-    assert expected in said
-    assert said.count("\n") == 1
-
-
 def test_training_on_leaks_says_so(leaky: Path, tmp_path: Path, capsys: Capture) -> None:
     words = f"train honest --data {leaky} --model.width 2 --tasks classify --epochs 1 --out"
     assert main([*words.split(), str(tmp_path / "run")]) == 0

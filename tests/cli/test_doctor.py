@@ -1,21 +1,19 @@
-"""What `medduet doctor` finds, and that shells complete what `medduet completion` prints."""
+"""What `medduet doctor` finds."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-from medduet.cli import COMMANDS, main
-from medduet.cli.doctor import Finding, examine
+from medduet.cli import main
+from medduet.cli.doctor import Check, examine
 
 
-def by_name(findings: list[Finding]) -> dict[str, Finding]:
+def by_name(findings: list[Check]) -> dict[str, Check]:
     return {finding.name: finding for finding in findings}
 
 
@@ -35,7 +33,7 @@ def test_it_names_what_is_missing_and_what_installs_it(
     assert found["extra export"].state == "missing"
     assert found["extra export"].text == "without openvino: pip install 'medduet[export]'"
     assert found["extra balance"].text == "without cvxpy: pip install 'medduet[balance]'"
-    assert found["kornia"] == Finding("kornia", "bad", "expected kornia>=0.8, given 0.1")
+    assert found["kornia"] == Check("kornia", "bad", "expected kornia>=0.8, given 0.1")
     assert main(["doctor"]) == 1
     printed = capsys.readouterr().out
     assert "pip install 'medduet[export]'" in printed
@@ -57,51 +55,3 @@ def test_a_cache_that_can_not_be_written() -> None:
     found = by_name(examine(Path("/proc/cache")))["cache folder"]
     assert found.state == "bad"
     assert "set MEDDUET_CACHE to another folder" in found.text
-
-
-COMPLETED = """
-source "$1"
-COMP_WORDS=($2) COMP_CWORD=$3
-_medduet
-printf '%s\\n' "${COMPREPLY[@]}"
-"""
-
-
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [
-        (["medduet", "ca"], ["calibrate"]),
-        (["medduet", "train", "hon"], ["honest"]),
-        (["medduet", "train", "honest", "--train.on-not"], ["--train.on-not-finite"]),
-        (["medduet", "predict", "--cov"], ["--coverage"]),
-    ],
-)
-def test_bash_completes(
-    typed: list[str], expected: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bash = shutil.which("bash")
-    if bash is None:
-        pytest.skip("no bash")
-    assert main(["completion", "bash"]) == 0
-    script = tmp_path / "medduet.bash"
-    script.write_text(capsys.readouterr().out)
-    words = [bash, "-c", COMPLETED, "-", str(script), " ".join(typed), str(len(typed) - 1)]
-    done = subprocess.run(
-        words, capture_output=True, text=True, check=True, cwd=tmp_path, env={"PATH": os.defpath}
-    )
-    assert done.stdout.split() == expected
-
-
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_know_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", shell]) == 0
-    script = capsys.readouterr().out
-    assert all(re.search(rf"\b{command}\b", script) for command in COMMANDS)
-    assert "--train.on-not-finite" in script
-    if program := shutil.which(shell):
-        subprocess.run([program, "-n"], input=script, text=True, check=True)
-
-
-def test_an_unknown_shell(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["completion", "bsh"]) == 2
-    assert "expected a shell, given 'bsh': did you mean bash" in capsys.readouterr().err

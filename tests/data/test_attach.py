@@ -245,17 +245,17 @@ def test_the_command(
         for kind in ("images", "labels", "masks")
     }
     np.savez(source, **arrays)
-    words = ["attach-masks", str(target), "--from", str(source), "--out", str(out)]
+    words = ["attach-masks", str(target), "--data", str(source), "--out", str(out)]
     assert main(words) == 0
     shown = capsys.readouterr().out
     assert "matched" in shown
-    assert "The images show the whole picture, reduced by a bicubic filter." in shown
-    assert f"set: {out}\n" in shown
+    assert "view: the whole picture, resized by the bicubic filter" in shown
+    assert f"written: {out}\n" in shown
     assert open_images(str(out)).train.masks is not None
     assert main(words) == 2
     assert "exists: delete it" in capsys.readouterr().err
     assert main(["attach-masks", str(target), "--out", str(tmp_path / "b.npz")]) == 2
-    assert "--from" in capsys.readouterr().err
+    assert "--data" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("side", "how"), [(28, "bicubic"), (64, "torch")])

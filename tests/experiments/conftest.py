@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,27 +49,11 @@ def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def processes_of(out: Path) -> list[int]:
-    """Return the processes that work on the grid in `out`: the one that starts cells, and cells."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"medduet.experiments.local" in words and os.fsencode(out) in words:
-            found.append(int(folder.name))
-    return found
-
-
 def cells_of(out: Path) -> list[int]:
-    """Return the processes that train cells of the grid in `out`."""
-    every = processes_of(out)
-    parents = {}
-    for process in every:
-        with contextlib.suppress(OSError):
-            parents[process] = int(Path(f"/proc/{process}/stat").read_text().split()[3])
-    return [process for process, parent in parents.items() if parent in every]
+    """Return the processes that train cells of the grid in `out`, as the cells' logs name them."""
+    logs = "".join(log.read_text() for log in (out / "cells").glob("*.log"))
+    found = {int(number) for number in re.findall(r", process (\d+): ", logs)}
+    return [process for process in found if Path(f"/proc/{process}").exists()]
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +64,6 @@ def grids() -> SimpleNamespace:
         results=results,
         starts=starts,
         wait_until=wait_until,
-        processes_of=processes_of,
         cells_of=cells_of,
     )
 

@@ -15,7 +15,7 @@ import pytest
 from medduet import ConfigError, GridRecord, Interrupted, benchmark
 from medduet.cli import main
 from medduet.experiments.cells import GridFolder
-from medduet.experiments.config import GridConfig
+from medduet.experiments.config import EngineConfig, GridConfig
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'medduet[ray]'")
 
@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore"),
 ]
+ON_RAY = EngineConfig(engine="ray")
 NETWORKS = {"networks": ["vovunet_var", "unet_var"]}
 
 
@@ -50,7 +51,7 @@ def test_a_lost_node_loses_and_doubles_no_cell(
     out = tmp_path / "grid"
     long = grids.small(out, **NETWORKS)
     ended: list[GridRecord] = []
-    work = threading.Thread(target=lambda: ended.append(benchmark(long, engine=RayEngine)))
+    work = threading.Thread(target=lambda: ended.append(benchmark(long, where=ON_RAY)))
     work.start()
     folder = GridFolder(out)
     cells = [cell.name for cell in long.cells(out)]
@@ -95,7 +96,7 @@ def test_ray_train_starts_the_ranks(grids: SimpleNamespace, tmp_path: Path, clus
     cluster.add_node(num_cpus=1)
     out = tmp_path / "grid"
     record = benchmark(
-        grids.small(out, seeds=[0]), engine=lambda folder: RayEngine(folder, ranks=2)
+        grids.small(out, seeds=[0]), where=EngineConfig(engine="ray", ranks_per_cell=2)
     )
     assert record.count("finished") == 1, record.states
     run = out / "runs" / "phantom-vovunet_var-seed0"
@@ -117,7 +118,7 @@ def test_a_grid_on_ray_stops_when_it_is_asked(
             stop.set()
 
     with pytest.raises(Interrupted):
-        benchmark(GridConfig.model_validate(long), engine=RayEngine, watch=watch, stop=stop)
+        benchmark(GridConfig.model_validate(long), where=ON_RAY, watch=watch, stop=stop)
     folder = GridFolder(out)
     assert folder.run("phantom-vovunet_var-seed0").checkpoint("last").is_file()
     assert not list((out / "cells").glob("stop-*"))
@@ -138,4 +139,4 @@ def test_without_ray_the_error_says_what_to_install(
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ConfigError, match=r"pip install 'medduet\[ray\]'"):
-        RayEngine(GridFolder(tmp_path))
+        RayEngine(GridFolder(tmp_path), ON_RAY)

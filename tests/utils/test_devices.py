@@ -101,7 +101,6 @@ def test_every_command_refuses_a_size_alike(
     places = {"RUN": str(finished_run.path), "OUT": str(tmp_path / "out")}
     words = [places.get(word, word) for word in COMMANDS[command].split()]
     data = [] if command == "calibrate" else ["--data", "phantom"]
-    data = ["phantom"] if command == "stress" else data
     assert main([*words, *data, "--size", "0"]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1

@@ -1,122 +1,161 @@
-"""Reading what was typed, and what every command does around its work."""
+"""A library function as a command: its parameters are read from the words by tyro."""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import re
-import signal
-import sys
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, cast, get_args, get_type_hints
 
 import tyro
-from pydantic import ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from medduet.config import describe, recipe_names
+from medduet.config import DataConfig, describe
 from medduet.errors import ConfigError
 
+FILLED = ("progress", "reporter", "stop", "watch")
+"""Parameters of library functions that the command line fills by itself."""
+_JUNK = (
+    r"(Argument helptext:|Got errors:|For full helptext|Are you sure).*",
+    r"For further information visit \S+",
+    r"\d+ validation errors? for \w+ ",
+    r"^(Value error|Parsing error|Unrecognized options|Invalid choice) +",
+    r"Value error, ",
+)
+_REWORDED = (
+    (r"\[type=.*?, input_value=(.*?), input_type=\w+\]", r"(got \1)"),
+    (r"^Required options Missing from .*?: ", "missing: "),
+    (r"^Error parsing (\w+): (\w+) (.*) \(got (.*)\) *$", r"--\1.\2: \3, given \4"),
+    (
+        r"^Error parsing (--[^ :]*): (?:invalid literal for int|could not convert string to float|"
+        r"no type matching \S+ could be instantiated from)[^'\[]*[\['\"]*(.*?)['\"\]]* *$",
+        r"expected a number after \1, given \2",
+    ),
+)
 
-def parse(kind: Any, words: Sequence[str], program: str, **options: Any) -> Any:
-    """Let tyro read `words`; its boxed findings become one line."""
-    findings = io.StringIO()
+
+def parse(
+    kind: Callable[..., Any],
+    words: Sequence[str],
+    program: str,
+    *,
+    default: BaseModel | None = None,
+    omit: Sequence[str] = (),
+) -> Any:
+    """Read `words` as settings or as the arguments of a library function.
+
+    Args:
+        kind: the class of the settings, or the function.
+        words: what was typed.
+        program: the name of the command, for its help.
+        default: the settings from which the words change some.
+        omit: parameters of the function that can't be typed.
+
+    Returns:
+        The settings, or a dictionary of the arguments.
+
+    Raises:
+        ConfigError: in one line, what was expected and what was given.
+    """
+    is_class = isinstance(kind, type)
+    target: Any = kind if is_class else parser_of(kind, default, omit)
+    if not is_class and _takes_data_first(kind) and words and not words[0].startswith("-"):
+        words = ["--data.name", *words]
+    box, options = io.StringIO(), dict[str, Any](default=default) if is_class else {}
     try:
-        with contextlib.redirect_stderr(findings):
-            return tyro.cli(kind, args=words, prog=program, **options)
+        with contextlib.redirect_stderr(box):
+            values: Any = tyro.cli(target, args=words, prog=program, **options)
+        return values if is_class else _check(kind, values)
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ConfigError(_one_line(findings.getvalue(), program)) from None
-    except ValidationError as error:  # of settings that are part of several
-        raise ConfigError(f"{describe(error)}; all options: {program} --help") from error
+        raise ConfigError(_one_line(box.getvalue(), program)) from None
+    except ValidationError as error:  # of settings without a prefix
+        text = re.sub(r" \(got \{.*\}\)", "", describe(error)).removeprefix("top level: ")
+        raise ConfigError(f"{text}; all options: {program} --help") from error
+
+
+def parser_of(
+    function: Callable[..., Any], default: BaseModel | None = None, omit: Sequence[str] = ()
+) -> Callable[..., dict[str, Any]]:
+    """Return a function for tyro: it has the parameters of `function` and returns their values.
+
+    Parameters before the ``*`` without a default are positional, but for ``out``. Images are
+    always given by ``--data``, settings of other kinds without a prefix.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters = []
+    for name, each in inspect.signature(function).parameters.items():
+        if name in (*FILLED, *omit):
+            continue
+        kind, value = cast(Any, hints[name]), each.default
+        classes = [c for c in (kind, *get_args(kind)) if inspect.isclass(c)]
+        if DataConfig in classes:
+            kind = Annotated[DataConfig, tyro.conf.arg(name="data")]
+            value = DataConfig()
+        elif settings := [c for c in classes if issubclass(c, BaseModel)]:
+            kind = Annotated[settings[0], tyro.conf.arg(name="")]
+            value = value or default or settings[0]()
+        elif each.kind is not each.KEYWORD_ONLY and value is each.empty and name != "out":
+            kind = tyro.conf.Positional[kind]  # type: ignore[valid-type, misc]
+            kind = Annotated[kind, tyro.conf.arg(metavar=name.upper())]
+        parameters.append(each.replace(kind=each.KEYWORD_ONLY, annotation=kind, default=value))
+
+    def collect(**values: Any) -> dict[str, Any]:
+        return values
+
+    collect.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    collect.__annotations__ = {each.name: each.annotation for each in parameters}
+    collect.__doc__ = re.split(r"\n *(?:Raises|Returns|Example):\n", function.__doc__ or "")[0]
+    return collect
+
+
+def _takes_data_first(function: Callable[..., Any]) -> bool:
+    first = next(iter(get_type_hints(function).values()), None)
+    return first is DataConfig
+
+
+def _check(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Check what the annotations ask for beyond a type, such as a lowest number."""
+    hints = get_type_hints(function, include_extras=True)
+    for name, value in values.items():
+        if isinstance(value, DataConfig):
+            if not value.name:
+                _check_data(function, name, value)
+                values[name] = None
+        elif not isinstance(value, BaseModel):
+            try:
+                TypeAdapter(hints[name]).validate_python(value)
+            except ValidationError as error:
+                option = f"--{name.replace('_', '-')}"
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise ConfigError(f"{option}: {message}, given {value}") from error
+    return values
+
+
+def _check_data(function: Callable[..., Any], name: str, value: DataConfig) -> None:
+    """Refuse a missing name of a data set, unless the function has another one."""
+    if inspect.signature(function).parameters[name].default is not None:
+        raise ConfigError("no data given: add --data NAME, or --data FILE.npz")
+    if value != DataConfig():
+        changed = [key for key, each in value if each != getattr(DataConfig(), key)]
+        raise ConfigError(f"expected --data NAME with options of the data ({', '.join(changed)})")
 
 
 def _one_line(box: str, program: str) -> str:
     """Return the text of tyro's error box in one line."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
     text = " ".join(line for line in lines if line.strip("-|+ "))  # of boxes in ASCII
-    text = re.sub(r"(Argument helptext:|Got errors:|For full helptext).*", "", text)
-    text = re.sub(r"For further information visit \S+", "", text)
-    text = re.sub(r"\[type=.*?, input_value=(.*?), input_type=\w+\]", r"(got \1)", text)
-    text = re.sub(r"\d+ validation errors? for \w+ ", "", text)
-    text = re.sub(r"^(Value error|Parsing error|Unrecognized options|Invalid choice) +", "", text)
+    for pattern in _JUNK:
+        text = re.sub(pattern, "", text)
     # Of the options that tyro thinks were meant, only the names.
     text, _, near = text.partition("Perhaps you meant:")
     flags = list(dict.fromkeys(re.findall(r"--[a-z][\w.-]*", near)))
     hint = f"did you mean {' or '.join(flags[:3])}? " if flags else ""
-    text = " ".join(text.split()).replace("Value error, ", "").rstrip(".")
-    text = re.sub(
-        r"^Error parsing (\w+): (\w+) Input should be (.*?) \(got (.*)\) *$",
-        lambda found: (
-            f"--{found[1]}.{found[2].replace('_', '-')} should be {found[3]}, given {found[4]}"
-        ),
-        text,
-    )
-    text = re.sub(
-        r"^Error parsing (--[^ :]*): (?:invalid literal for int|could not convert string to float|"
-        r"no type matching \S+ could be instantiated from)[^'\[]*[\['\"]*(.*?)['\"\]]* *$",
-        r"expected a number after \1, given \2",
-        text,
-    )
+    text = " ".join(text.split()).rstrip(".")
+    for pattern, replacement in _REWORDED:
+        text = re.sub(pattern, replacement, text)
+    text = re.sub(r"^--\w+Config\.", "--", text)
     return f"{text}; {hint}all options: {program} --help"
-
-
-def recipe_and_words(command: str, words: list[str], kind: str) -> tuple[str, list[str]] | Path:
-    """Return the recipe of a `kind` and what follows it, or the folder to resume."""
-    if words and words[0] == "--resume":
-        if len(words) < 2 or (len(words) > 2 and kind != "grid"):
-            raise ConfigError(
-                f"expected one folder: medduet {command} --resume {kind.upper() or 'RUN'}"
-            )
-        return Path(words[1])
-    if not words or words[0].startswith("-"):
-        names = recipe_names(kind)
-        raise ConfigError(
-            f"expected a recipe ({', '.join(names)}, or a .yaml file) after '{command}': "
-            f"medduet {command} {'honest' if 'honest' in names else names[0]} "
-            f"--data{'sets' if kind == 'grid' else ''} NAME"
-        )
-    return words[0], words[1:]
-
-
-@contextlib.contextmanager
-def stopping_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM finish the step and save; a second one ends at once."""
-
-    def ask(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def starting() -> Iterator[None]:
-    """Say on a terminal that something happens while libraries are read, which takes seconds."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    sys.stderr.write("starting ...\r")
-    sys.stderr.flush()
-    try:
-        yield
-    finally:
-        sys.stderr.write("\x1b[2K\r")
-        sys.stderr.flush()
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep other libraries' warnings, about which a user can do nothing, off the screen."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

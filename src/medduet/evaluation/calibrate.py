@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medduet.config import DataConfig, Device
 from medduet.data.cache import ProgressFactory
@@ -21,7 +21,7 @@ def calibrate_bundle(
     out: str | Path,
     *,
     data: DataConfig,
-    split: str = "all",
+    split: Literal["train", "val", "test", "all"] = "all",
     device: Device = "auto",
     progress: ProgressFactory | None = None,
 ) -> Calibration:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning.fabric import Fabric
 
@@ -34,7 +34,7 @@ def evaluate(
     path: str | Path,
     *,
     data: DataConfig | None = None,
-    split: str = "test",
+    split: Literal["train", "val", "test", "all"] = "test",
     device: Device = "auto",
     out: Path | None = None,
     progress: ProgressFactory | None = None,

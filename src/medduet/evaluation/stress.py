@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def stress(
     path: str | Path,
     *,
     data: DataConfig | None = None,
-    split: str = "test",
+    split: Literal["train", "val", "test", "all"] = "test",
     corruptions: Sequence[str] = (),
     modality: Modality = "auto",
     baseline: str | Path | None = None,

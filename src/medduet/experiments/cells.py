@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 from medduet.errors import Interrupted, MedDuetError
 from medduet.experiments.config import Cell
-from medduet.experiments.run import train
 from medduet.runs.folder import RunFolder
 from medduet.utils.files import sweep_beside, write_json
 from medduet.utils.locks import exclusive, is_held
@@ -112,16 +111,19 @@ class GridFolder:
 
 
 def run_cell(
-    folder: GridFolder, cell: Cell, *, fit: Fit = train, stop: threading.Event | None = None
+    folder: GridFolder, cell: Cell, *, fit: Fit | None = None, stop: threading.Event | None = None
 ) -> Outcome:
     """Train the run of a cell, or go on with it, unless another process does; record its error.
 
     Args:
         folder: of the grid.
         cell: whose run it is.
-        fit: what trains.
+        fit: what trains; ``None`` for `medduet.train`.
         stop: set it to stop after the current step; the cell can be gone on with.
     """
+    from medduet.experiments.run import train  # which imports torch: the parent of cells needs none
+
+    fit = fit or train
     with exclusive(folder.lock(cell.name)) as alone:
         if not alone:
             return "busy"

@@ -117,6 +117,33 @@ class GridConfig(Frozen):
             }
         )
 
+    def check_axes(self, default: GridConfig, chosen: Mapping[str, Any]) -> None:
+        """Refuse changed settings of `run` that every cell takes from an axis of the grid.
+
+        Args:
+            default: the grid before `run` was changed.
+            chosen: the arguments of `choose`.
+
+        Raises:
+            ConfigError: says which axis sets it.
+        """
+        axes = {axis: chosen[axis] or getattr(self, axis) for axis in ("datasets", "networks")}
+        set_by = {"train.seed": "seeds"}
+        set_by |= {"data.name": "datasets"} if axes["datasets"] else {}
+        set_by |= {"model.name": "networks"} if axes["networks"] else {}
+        set_by |= {
+            path: axis
+            for axis in ("datasets", "networks", "variants")
+            for settings in getattr(self, axis).values()
+            for path in settings
+        }
+        for path, axis in set_by.items():
+            section, _, name = path.partition(".")
+            run, before = (getattr(grid.run, section) for grid in (self, default))
+            if getattr(run, name) != getattr(before, name):
+                hint = "" if axis == "variants" else f"; give --{axis}"
+                raise ConfigError(f"{path} is set by the {axis} of the grid, not for all{hint}")
+
     def cells(self, folder: Path) -> list[Cell]:
         """Return every run of the grid in `folder`; all seeds of one before those of the next.
 
@@ -153,6 +180,32 @@ class GridConfig(Frozen):
                 name=name, dataset=dataset, network=network, variant=variant, seed=seed, run=run
             )
         return list(cells.values())
+
+
+class EngineConfig(Frozen):
+    """Where the cells of a grid run."""
+
+    engine: Literal["local", "ray"] = "local"
+    """local: processes on this machine. ray: tasks on a Ray cluster."""
+    workers: int = Field(1, ge=1)
+    """local: cells at a time."""
+    address: str | None = None
+    """ray: of the cluster, such as auto or HOST:6379; None: one that is started here."""
+    cpus_per_cell: float = Field(1, gt=0)
+    """ray: CPU cores that are reserved for each cell, or each rank of it."""
+    gpus_per_cell: float | None = Field(None, ge=0)
+    """ray: GPUs likewise; None: one, if the cluster has any."""
+    ranks_per_cell: int = Field(1, ge=1)
+    """ray: processes that train each cell together, by Ray Train."""
+
+    @model_validator(mode="after")
+    def _options_fit_the_engine(self) -> EngineConfig:
+        of_ray = {"address", "cpus_per_cell", "gpus_per_cell", "ranks_per_cell"}
+        for name in {"workers"} if self.engine == "ray" else of_ray:
+            if getattr(self, name) != EngineConfig.model_fields[name].default:
+                other = "local" if self.engine == "ray" else "ray"
+                raise ValueError(f"--{name.replace('_', '-')} needs --engine {other}")
+        return self
 
 
 class Choices(Frozen):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,7 @@ from medduet.data.cache import ProgressFactory
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError, Interrupted, MedDuetError, MissingFileError
 from medduet.experiments.cells import CellState, GridFolder, Outcome
-from medduet.experiments.config import Cell, GridConfig
-from medduet.experiments.local import LocalEngine
+from medduet.experiments.config import Cell, EngineConfig, GridConfig
 from medduet.utils.parsing import read_json
 
 _PAUSE = 0.2  # seconds between two looks at what has ended
@@ -33,8 +32,6 @@ class Engine(Protocol):
 
     slots: int
     """So many cells are started at most before one has ended."""
-    here: bool
-    """Whether the cells read their data on this machine."""
 
     def start(self, cell: Cell) -> None:
         """Start a cell."""
@@ -72,7 +69,10 @@ def benchmark(
     config: GridConfig | None = None,
     *,
     resume: str | Path | None = None,
-    engine: Callable[[GridFolder], Engine] | None = None,
+    datasets: Sequence[str] = (),
+    networks: Sequence[str] = (),
+    variants: Sequence[str] = (),
+    where: EngineConfig = EngineConfig(),  # noqa: B008  (frozen)
     retry_failed: bool = False,
     watch: Watch | None = None,
     progress: ProgressFactory | None = None,
@@ -87,9 +87,11 @@ def benchmark(
 
     Args:
         config: of the grid.
-        resume: instead, the folder of a grid to go on with.
-        engine: makes what the cells run on, from the folder; ``None`` for one process after
-            another on this machine.
+        resume: instead, the folder of a grid to continue, as it is.
+        datasets: MedMNIST flags, .npz files or others; default: those of the grid.
+        networks: names of `medduet models`; default: those of the grid.
+        variants: of the grid's variants, only these.
+        where: processes on this machine, or a Ray cluster.
         retry_failed: try the cells again that failed before.
         watch: is shown once a second where every cell stands.
         progress: draws the progress of downloads and conversions.
@@ -111,8 +113,14 @@ def benchmark(
     if (config is None) == (resume is None):
         raise ConfigError("expected either the settings of a new grid or a folder to resume")
     if resume is not None:
+        if datasets or networks or variants:
+            raise ConfigError(
+                "--resume continues the grid as it is: to change it, give its recipe again with "
+                f"--out {resume}"
+            )
         config = _read(Path(resume)).model_copy(update={"out": Path(resume)})
     assert config is not None
+    config = config.choose(tuple(datasets), tuple(networks), tuple(variants))
     if config.out is None:
         raise ConfigError("no folder given: add --out FOLDER")
     folder, stop = GridFolder(config.out), stop or threading.Event()
@@ -122,10 +130,10 @@ def benchmark(
     if retry_failed:
         for cell in cells:
             folder.failure(cell.name).unlink(missing_ok=True)
-    where = (engine or one_after_another)(folder)
-    if where.here:
+    engine = _engine(folder, where)
+    if where.engine == "local":
         _fetch(folder, cells, progress)
-    record = _drive(folder, cells, where, stop, watch)
+    record = _drive(folder, cells, engine, stop, watch)
     if stop.is_set() and record.count("finished") + record.count("failed") < len(cells):
         raise Interrupted(
             f"stopped with {record.count('finished')} of {len(cells)} cells finished; go on with: "
@@ -134,9 +142,14 @@ def benchmark(
     return record
 
 
-def one_after_another(folder: GridFolder) -> Engine:
-    """Return the engine that runs one cell at a time on this machine."""
-    return LocalEngine(folder, workers=1)
+def _engine(folder: GridFolder, where: EngineConfig) -> Engine:
+    if where.engine == "local":
+        from medduet.experiments.local import LocalEngine
+
+        return LocalEngine(folder, where.workers)
+    from medduet.experiments.ray_engine import RayEngine
+
+    return RayEngine(folder, where)
 
 
 def _read(path: Path) -> GridConfig:

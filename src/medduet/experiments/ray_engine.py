@@ -16,9 +16,8 @@ from typing import Any
 
 from medduet.errors import ConfigError, Interrupted, MedDuetError, TrainingError
 from medduet.experiments.cells import Fit, GridFolder, Outcome, run_cell
-from medduet.experiments.config import Cell
+from medduet.experiments.config import Cell, EngineConfig
 from medduet.experiments.run import train
-from medduet.runs.folder import RunFolder
 from medduet.utils.parsing import read_json
 
 RETRIES = 3
@@ -35,26 +34,13 @@ class RayEngine:
 
     Args:
         folder: of the grid.
-        address: of the cluster; ``None`` for the one of this process, or one that is started.
-        cpus: CPU cores that are kept for each cell, or each of its ranks.
-        gpus: GPUs likewise; ``None`` for one, if the cluster has any.
-        ranks: processes that train each cell together.
+        where: the cluster, and what is reserved for each cell.
 
     Raises:
         ConfigError: ray is not installed, the cluster isn't there, or no node of it is enough.
     """
 
-    here = False
-
-    def __init__(
-        self,
-        folder: GridFolder,
-        *,
-        address: str | None = None,
-        cpus: float = 1,
-        gpus: float | None = None,
-        ranks: int = 1,
-    ) -> None:
+    def __init__(self, folder: GridFolder, where: EngineConfig) -> None:
         try:
             import ray
         except ImportError as error:
@@ -62,26 +48,28 @@ class RayEngine:
         self._ray = ray
         self._started = not ray.is_initialized()
         if self._started:
-            self._connect(address)
+            self._connect(where.address)
+        gpus = where.gpus_per_cell
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
+        self._resources = {"CPU": where.cpus_per_cell} | ({"GPU": gpus} if gpus else {})
+        self._ranks = where.ranks_per_cell
         try:
-            self._check_resources(cpus, gpus)
-            self.slots = self._places(cpus, gpus, ranks) if ranks > 1 else _MANY
+            self.slots = self._places()
         except ConfigError:
             self._leave()
             raise
-        each = {"num_cpus": cpus, "num_gpus": gpus} if ranks == 1 else {"num_cpus": 0}
-        # One process per cell: it gives back its memory, and GPU, at its end.
+        # Ray Train reserves for the ranks. One process per cell frees its memory, and GPU.
+        alone = {"num_cpus": where.cpus_per_cell, "num_gpus": gpus}
+        each = alone if self._ranks == 1 else {"num_cpus": 0}
         self._task = ray.remote(max_retries=RETRIES, max_calls=1, **each)(_run)
-        self._scale = {"ranks": ranks, "cpus": cpus, "gpus": gpus}
         # Absolute, since tasks start in a folder of their own.
         self.folder = GridFolder(folder.path.absolute())
         self._stop_file = self.folder.path / "cells" / f"stop-{uuid.uuid4().hex}"
         self._running: dict[Any, str] = {}
 
     def _connect(self, address: str | None) -> None:
-        if address is None:  # it is ours: nothing is told to anybody
+        if address is None:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         before = signal.getsignal(signal.SIGTERM)
         try:
@@ -98,7 +86,7 @@ class RayEngine:
             )
         except (OSError, ValueError, RuntimeError) as error:
             if address is None:
-                raise ConfigError(f"Ray could not be started here: {error}") from error
+                raise ConfigError(f"failed to start Ray here: {error}") from error
             raise ConfigError(
                 f"there is no Ray cluster at {address}: start one by 'ray start --head', or leave "
                 "--address out"
@@ -107,51 +95,48 @@ class RayEngine:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # which Ray takes
 
-    def _check_resources(self, cpus: float, gpus: float) -> None:
+    def _places(self) -> int:
+        """Return how many cells may be handed to Ray at once: of several ranks, as many as fit."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        if not any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes):
-            largest = {
-                kind: max((node.get(kind, 0) for node in nodes), default=0)
-                for kind in ("CPU", "GPU")
-            }
-            raise ConfigError(
-                f"each cell needs {cpus:g} CPU(s) and {gpus:g} GPU(s) of one node, but the nodes "
-                f"have {largest['CPU']:g} and {largest['GPU']:g} at most: lower --cpus-per-cell or "
-                "--gpus-per-cell"
+        asked = self._resources.items()
+        if not any(all(node.get(kind, 0) >= n for kind, n in asked) for node in nodes):
+            needed = " and ".join(f"{n:g} {kind}(s)" for kind, n in asked)
+            largest = " and ".join(
+                f"{max((node.get(kind, 0) for node in nodes), default=0):g}" for kind, _ in asked
             )
-
-    def _places(self, cpus: float, gpus: float, ranks: int) -> int:
-        """Return how many cells of several ranks the cluster takes at once."""
-        has = self._ray.cluster_resources()
-        places = int(has.get("CPU", 0) // (cpus * ranks))
-        if gpus:
-            places = min(places, int(has.get("GPU", 0) // (gpus * ranks)))
+            raise ConfigError(
+                f"each cell needs {needed} of one node, but the nodes have {largest} at most: "
+                "lower --cpus-per-cell or --gpus-per-cell"
+            )
+        if self._ranks == 1:
+            return _MANY
+        total = self._ray.cluster_resources()
+        places = min(int(total.get(kind, 0) // (n * self._ranks)) for kind, n in asked)
         if not places:
             raise ConfigError(
-                f"{ranks} ranks need {cpus * ranks:g} CPU(s) and {gpus * ranks:g} GPU(s), but the "
-                f"cluster has {has.get('CPU', 0):g} and {has.get('GPU', 0):g}: lower "
-                "--ranks-per-cell"
+                f"the cluster is too small for {self._ranks} ranks: lower --ranks-per-cell"
             )
         return places
 
     def start(self, cell: Cell) -> None:
         """Hand a cell to Ray."""
-        # Relative paths are those of this process, wherever the task starts.
+        task = self._task.options(name=cell.name).remote(
+            self.folder.path, self._absolute(cell), self._stop_file, self._ranks, self._resources
+        )
+        self._running[task] = cell.name
+
+    def _absolute(self, cell: Cell) -> Cell:
+        """Return a cell whose relative paths are those of this process, wherever it runs."""
         data, model = cell.run.data, cell.run.model
-        if Path(data.name).suffix == ".npz":
+        if Path(data.name).exists():
             data = data.model_copy(update={"name": str(Path(data.name).absolute())})
         if data.cache is not None:
             data = data.model_copy(update={"cache": data.cache.absolute()})
         if model.weights is not None:
             model = model.model_copy(update={"weights": model.weights.absolute()})
-        run = cell.run.model_copy(
-            update={"data": data, "model": model, "out": self.folder.run(cell.name).path}
-        )
-        words = cell.model_copy(update={"run": run}).model_dump_json()
-        task = self._task.options(name=cell.name).remote(
-            str(self.folder.path), words, str(self._stop_file), self._scale
-        )
-        self._running[task] = cell.name
+        out = self.folder.run(cell.name).path
+        run = cell.run.model_copy(update={"data": data, "model": model, "out": out})
+        return cell.model_copy(update={"run": run})
 
     def ended(self) -> dict[str, Outcome]:
         """Return the cells that ended since the last call, and how."""
@@ -192,13 +177,15 @@ class RayEngine:
             self._ray.shutdown()
 
 
-def _run(folder: str, words: str, stop_file: str, scale: dict[str, Any]) -> Outcome:
+def _run(
+    folder: Path, cell: Cell, stop_file: Path, ranks: int, resources: dict[str, float]
+) -> Outcome:
     """Run a cell, in a task."""
-    grid, cell = GridFolder(Path(folder)), Cell.model_validate_json(words)
-    with _stop_by(Path(stop_file)) as stop:
+    grid = GridFolder(folder)
+    with _stop_by(stop_file) as stop:
         if stop.is_set():
             return "interrupted"
-        fit = train if scale["ranks"] == 1 else _train_in_ranks(grid, cell, stop_file, scale)
+        fit = None if ranks == 1 else _train_in_ranks(grid, cell, stop_file, ranks, resources)
         return run_cell(grid, cell, fit=fit, stop=stop)
 
 
@@ -222,7 +209,9 @@ def _stop_by(path: Path) -> Iterator[threading.Event]:
         ended.set()
 
 
-def _train_in_ranks(grid: GridFolder, cell: Cell, stop_file: str, scale: dict[str, Any]) -> Fit:
+def _train_in_ranks(
+    grid: GridFolder, cell: Cell, stop_file: Path, ranks: int, resources: dict[str, float]
+) -> Fit:
     """Return what trains the run of a cell in several processes that Ray Train starts."""
 
     def fit(*config: Any, **options: Any) -> None:
@@ -230,18 +219,11 @@ def _train_in_ranks(grid: GridFolder, cell: Cell, stop_file: str, scale: dict[st
         from ray.train.torch import TorchTrainer
 
         storage = grid.path / "cells" / f"{cell.name}.ray"
-        resources = {"CPU": scale["cpus"]} | ({"GPU": scale["gpus"]} if scale["gpus"] else {})
         trainer = TorchTrainer(
             _rank,
-            train_loop_config={
-                "folder": str(grid.path),
-                "cell": cell.model_dump_json(),
-                "stop_file": stop_file,
-            },
+            train_loop_config={"folder": grid.path, "cell": cell, "stop_file": stop_file},
             scaling_config=ScalingConfig(
-                num_workers=scale["ranks"],
-                use_gpu=scale["gpus"] > 0,
-                resources_per_worker=resources,
+                num_workers=ranks, use_gpu="GPU" in resources, resources_per_worker=resources
             ),
             run_config=RunConfig(
                 name=cell.name,
@@ -261,23 +243,24 @@ def _train_in_ranks(grid: GridFolder, cell: Cell, stop_file: str, scale: dict[st
     return fit
 
 
-def _rank(arguments: dict[str, str]) -> None:
+def _rank(arguments: dict[str, Any]) -> None:
     """Train the run of a cell as one of several ranks, each of which executes this."""
     import torch.distributed as distributed
 
-    grid, cell = GridFolder(Path(arguments["folder"])), Cell.model_validate_json(arguments["cell"])
+    grid, cell = GridFolder(arguments["folder"]), arguments["cell"]
     # Ray Train says who we are as torchrun does, but for these two, by which Fabric knows it.
     os.environ.setdefault("TORCHELASTIC_RUN_ID", cell.name)
     os.environ.setdefault("GROUP_RANK", os.environ["NODE_RANK"])
     # The first rank makes the folder while others may still look: it decides for all.
-    begun = [_begun(grid, cell.name)]
+    run = grid.run(cell.name)
+    begun = [None if grid.settled(cell.name) else (run.path / "config.json").is_file()]
     distributed.broadcast_object_list(begun)
     if begun[0] is None:
         return
-    with _stop_by(Path(arguments["stop_file"])) as stop:
+    with _stop_by(arguments["stop_file"]) as stop:
         try:
             if begun[0]:
-                train(resume=grid.run(cell.name).path, stop=stop)
+                train(resume=run.path, stop=stop)
             else:
                 train(cell.run, stop=stop)
         except Interrupted:
@@ -285,9 +268,3 @@ def _rank(arguments: dict[str, str]) -> None:
         except MedDuetError as error:  # which would only come again
             grid.record_failure(cell.name, str(error))
             raise
-
-
-def _begun(grid: GridFolder, name: str) -> bool | None:
-    """Return whether the run of a cell has begun; ``None`` if it is settled."""
-    run: RunFolder = grid.run(name)
-    return None if grid.settled(name) else (run.path / "config.json").is_file()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from medduet.metrics.repeats import holm
 from medduet.reports.verdict import EVIDENCE, verdict
 from medduet.runs.reader import FinishedRun, SplitPredictions, open_run
 from medduet.types import UNKNOWN_LABEL
+from medduet.utils.files import write_json
 from medduet.utils.parsing import misread
 
 _ONE_EACH = (
@@ -91,7 +92,13 @@ class Comparison:
 
 
 @misread("a file of these runs")
-def compare(run_a: str | Path, run_b: str | Path, split: str = "test") -> Comparison:
+def compare(
+    run_a: str | Path,
+    run_b: str | Path,
+    split: Literal["val", "test"] = "test",
+    *,
+    out: Path | None = None,
+) -> Comparison:
     """Compare two finished runs on the same images, with paired tests.
 
     Accuracy by McNemar's test (for multi-label sets by permutation), AUC by DeLong's, Dice and
@@ -102,12 +109,15 @@ def compare(run_a: str | Path, run_b: str | Path, split: str = "test") -> Compar
         run_a: the folder of a run.
         run_b: of another, on the same data.
         split: ``"test"`` or ``"val"``.
+        out: write the numbers into this .json file, too.
 
     Raises:
         ConfigError: the same run twice, other data, or no measure that both have.
         MissingFileError: a folder without a finished run.
         DataError: files that can't be read, or that hold other labels.
     """
+    if out is not None and out.suffix != ".json":
+        raise ConfigError(f"--out takes the path of a .json file, given {out}")
     runs = open_run(run_a), open_run(run_b)
     _check_data(*runs)
     a, b = (run.predictions(split) for run in runs)
@@ -128,7 +138,7 @@ def compare(run_a: str | Path, run_b: str | Path, split: str = "test") -> Compar
         )
     corrected = holm([row.p for row in rows])
     rows = [replace(row, p_holm=p) for row, p in zip(rows, corrected, strict=True)]
-    return Comparison(
+    comparison = Comparison(
         names[0],
         names[1],
         str(runs[0].path),
@@ -140,6 +150,9 @@ def compare(run_a: str | Path, run_b: str | Path, split: str = "test") -> Compar
         (_ONE_EACH, _JUDGE_AND_PARTY) if split == "val" else (_ONE_EACH,),
         _sentence(rows, names),
     )
+    if out is not None:
+        write_json(out, comparison.as_dict())
+    return comparison
 
 
 def _check_data(first: FinishedRun, second: FinishedRun) -> None:

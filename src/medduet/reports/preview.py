@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,10 +24,10 @@ _VERSIONS = 3
 
 
 def show_images(
-    config: DataConfig,
-    path: Path | None = None,
+    data: DataConfig,
+    out: Path | None = None,
     *,
-    split: str = "train",
+    split: Literal["train", "val", "test"] = "train",
     count: int = 16,
     augment: Augment = "none",
     seed: int = 0,
@@ -36,8 +36,8 @@ def show_images(
     """Draw the first images of each class of a split into a PNG, and return its path.
 
     Args:
-        config: the data set.
-        path: of the file; ``None`` for ``DATA-show.png`` in the working folder.
+        data: the data set.
+        out: PNG file to write; ``None`` for ``DATA-preview.png`` in the working folder.
         split: ``"train"``, ``"val"`` or ``"test"``.
         count: images, 1 to 64.
         augment: beside each image are three versions of it, unless it is ``"none"``.
@@ -56,15 +56,15 @@ def show_images(
     """
     if not 1 <= count <= MOST:
         raise ConfigError(f"--count must be 1 to {MOST} images, given {count}")
-    if path is not None and path.suffix != ".png":
-        raise ConfigError(f"--out takes the path of a .png file, given {path}")
-    data = open_images(config, progress=progress)
-    images = data.split(split)
-    index = choose_samples(images.labels, len(data.class_names), count)
+    if out is not None and out.suffix != ".png":
+        raise ConfigError(f"--out takes the path of a .png file, given {out}")
+    image_set = open_images(data, progress=progress)
+    images = image_set.split(split)
+    index = choose_samples(images.labels, len(image_set.class_names), count)
     if images.labels.ndim == 1:
         index = index[np.argsort(images.labels[index], kind="stable")]
     versions = []
-    augmentation = build_augmentation(augment, data, config.modality)
+    augmentation = build_augmentation(augment, image_set, data.modality)
     if augmentation is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -73,17 +73,17 @@ def show_images(
     how = f"with {_VERSIONS} versions of each by --train.augment {augment}" if versions else ""
     figure = image_sheet(
         original,
-        images.labels[index] if data.class_names else None,
-        data.class_names,
+        images.labels[index] if image_set.class_names else None,
+        image_set.class_names,
         masks,
-        data.mask_names,
+        image_set.mask_names,
         versions,
-        f"{data.name}: {len(index)} of {len(images):,} images of {split}",
+        f"{image_set.name}: {len(index)} of {len(images):,} images of {split}",
         how,
     )
-    path = path or Path(f"{slug(data.name)}-show.png")
-    save(figure, path)
-    return path
+    out = out or Path(f"{slug(image_set.name)}-preview.png")
+    save(figure, out)
+    return out
 
 
 def _arrays(batch: Batch) -> tuple[NDArray[np.uint8], NDArray[Any] | None]:

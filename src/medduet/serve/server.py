@@ -7,79 +7,89 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from medduet.config import Device
 from medduet.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from medduet.serve.app import Served
-    from medduet.serve.limits import Limits
 
 _NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 _GRACE_S = 5  # after the time of a request is over, to send its answer
 
 
+Positive = Annotated[float, Field(gt=0)]
+
+
 def serve(
-    words: Sequence[str],
-    limits: Limits,
+    networks: Sequence[str],
     *,
     host: str = "127.0.0.1",
-    port: int = 8000,
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000,
+    max_mb: Positive = 32,
+    max_megapixels: Positive = 40,
+    queue: Annotated[int, Field(ge=1)] = 64,
+    timeout_s: Positive = 30,
     explain: bool = True,
     coverage: float | None = None,
-    abstain_below: float | None = None,
-    accuracy: float | None = None,
+    min_confidence: float | None = None,
     device: Device = "auto",
 ) -> None:
-    """Serve networks until SIGINT or SIGTERM; what was asked until then is answered.
+    """Serve networks over HTTP until SIGINT or SIGTERM: a page for people, JSON for programs.
+
+    Nothing is stored. Requests that have begun are answered before the end.
 
     Args:
-        words: the paths of bundles, runs or exported networks, each as it is or as ``NAME=PATH``.
-        limits: what is taken.
-        host: the address to listen at.
-        port: 0 for a free one.
-        explain: whether to offer what spoke for the class.
-        coverage: of prediction sets, see `medduet.Predictor`.
-        abstain_below: confidence below which a network abstains.
-        accuracy: instead, that of answers without abstention, as it was in calibration.
-        device: of bundles.
+        networks: Paths of bundles, runs or exports, each as PATH or NAME=PATH.
+        host: Address to listen at; there is no authentication.
+        port: Port to listen at; 0: a free one.
+        max_mb: Largest file in MB.
+        max_megapixels: Largest image in millions of pixels, each of which takes 32 bytes.
+        queue: Requests that may wait at the same time.
+        timeout_s: Seconds until a request is given up.
+        explain: Offer heat maps (Grad-CAM), where the network can.
+        coverage: Share of images whose true class is to be in the prediction set; default: 0.9,
+            if the network is calibrated.
+        min_confidence: Confidence below which the network abstains.
+        device: auto, cpu, cuda, cuda:1 or mps.
 
     Raises:
         ConfigError: two networks of one name, a port that is in use, or a package is missing.
         MissingFileError: there is no network at a path.
         ModelError: it is damaged.
     """
+    check_packages()
     import uvicorn
 
     from medduet.serve.app import create_app
+    from medduet.serve.limits import Limits
 
-    how: dict[str, Any] = {
-        "coverage": coverage,
-        "abstain_below": abstain_below,
-        "accuracy": accuracy,
-        "device": device,
-    }
-    paths = named(words)
-    listening = _listen(host, port)
-    with listening:
-        served = {name: opened(path, explain, **how) for name, path in paths.items()}
+    options = {"coverage": coverage, "abstain_below": min_confidence, "device": device}
+    paths = named(networks)
+    limits = Limits(int(max_mb * 2**20), int(max_megapixels * 1e6), queue, timeout_s)
+    with _listen(host, port) as listening:
+        served = {name: opened(path, explain, **options) for name, path in paths.items()}
         config = uvicorn.Config(
             create_app(served, limits),
             log_level="warning",
             access_log=False,  # it would name files of patients, where clients put them into URLs
             server_header=False,
-            timeout_graceful_shutdown=int(limits.timeout_s) + _GRACE_S,
+            timeout_graceful_shutdown=int(timeout_s) + _GRACE_S,
         )
-        where = f"[{host}]" if ":" in host else host
-        address = f"http://{where}:{listening.getsockname()[1]}"
+        name = f"[{host}]" if ":" in host else host
+        address = f"http://{name}:{listening.getsockname()[1]}"
         sys.stdout.write(f"serving {', '.join(served)} at {address} (API: {address}/docs)\n")
         if not _is_local(host):
-            sys.stdout.write(f"{host} can be reached by others, and nobody is asked who they are\n")
+            sys.stdout.write(f"warning: anyone who can reach {host} can use it\n")
         sys.stdout.flush()
-        uvicorn.Server(config).run([listening])
+        with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
+            uvicorn.Server(config).run([listening])
 
 
 def check_packages() -> None:
@@ -151,8 +161,6 @@ def opened(path: Path, explain: bool, **how: Any) -> Served:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    if not 0 <= port < 1 << 16:
-        raise ConfigError(f"expected --port from 0 to 65535, given {port}")
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:

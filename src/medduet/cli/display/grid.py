@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -13,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from medduet.cli.display.screen import write
 from medduet.metrics.names import METRICS
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class GridScreen:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
-        self._told: dict[str, str] = {}
+        self._states: dict[str, str] = {}
 
     def __enter__(self) -> GridScreen:
         if self.console.is_terminal:
@@ -43,9 +43,9 @@ class GridScreen:
 
     def watch(self, cells: list[Cell], states: Mapping[str, CellState]) -> None:
         """Draw the cells as they stand now."""
-        first = not self._told
+        first = not self._states
         for name, state in states.items():
-            before, self._told[name] = self._told.get(name), state.state
+            before, self._states[name] = self._states.get(name), state.state
             if not first and state.state != before and state.state in ("finished", "failed"):
                 self._print(_line(name, state))
         if first:
@@ -89,23 +89,23 @@ def _method(cell: Cell) -> str:
 def _line(name: str, state: CellState, epochs: str = "") -> str:
     if state.state == "failed":
         return f"{_MARKS['failed']} {name}: {state.error}"
-    known = state.row.get("val", {})
-    parts = [f"{short} {known[key]:.3f}" for key, short in _SHORT.items() if known.get(key)]
-    scores = f", validation {'  '.join(parts)}" if parts else ""
-    return f"{_MARKS[state.state]} {name}: {state.state}, epoch {state.epoch}{epochs}{scores}"
+    metrics = state.row.get("val", {})
+    scores = [f"{short} {metrics[key]:.3f}" for key, short in _SHORT.items() if metrics.get(key)]
+    validation = f", validation {'  '.join(scores)}" if scores else ""
+    return f"{_MARKS[state.state]} {name}: {state.state}, epoch {state.epoch}{epochs}{validation}"
 
 
-def show_grid(record: GridRecord, page: Path | None) -> None:
-    """Print how a grid ended, and where everything is."""
-    failed = [name for name, state in record.states.items() if state.state == "failed"]
-    finished = record.count("finished")
-    lines = [f"{finished} of {len(record.cells)} cells finished: {record.path}"]
-    if page is not None:
-        lines.append(f"look at: {page}")
+def show_grid(record: GridRecord, arguments: Mapping[str, Any]) -> int:
+    """Write the report of a grid, and print how it ended; 1 if a cell failed."""
+    from medduet.reports.page import write_report
+
+    failed, finished = record.count("failed"), record.count("finished")
+    write(f"{finished} of {len(record.cells)} cells finished: {record.path}")
+    if finished:
+        write(f"report: {write_report([record.path])}")
     if failed:
-        lines.append(
-            f"{len(failed)} failed; their errors and output are in {record.path / 'cells'}; try "
-            f"again: medduet benchmark --resume {record.path} --retry-failed"
+        write(
+            f"failed: {failed} cells, see {record.path / 'cells'}",
+            f"next: medduet benchmark --resume {record.path} --retry-failed",
         )
-    for line in lines:
-        Console().print(line, highlight=False, soft_wrap=True, markup=False)
+    return int(failed > 0)

@@ -1,20 +1,27 @@
-"""What came of training, judging, searching and joining, on the screen."""
+"""Metrics on the screen."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
+from medduet.cli.display.screen import make_table, write, write_table
 from medduet.metrics.names import METRICS
 
 if TYPE_CHECKING:
     from medduet.evaluation.ensemble import EnsembleRecord
     from medduet.experiments.run import RunRecord
     from medduet.experiments.search import SearchRecord
+    from medduet.reports.compare import Comparison, Row
+
+_STRESS = {
+    **{key: METRICS[key].name for key in ("accuracy", "balanced_error", "dice_nonempty", "ece")},
+    "be": "BE / baseline",
+    "rbe": "rBE / baseline",
+}
 
 
 def _interval(row: Mapping[str, Any], key: str, digits: int) -> str:
@@ -26,110 +33,137 @@ def _interval(row: Mapping[str, Any], key: str, digits: int) -> str:
 
 def metrics_table(title: str, row: Mapping[str, Any]) -> Table:
     """Return the table of the metrics of one split."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_column("95% interval", justify="right")
+    table = make_table(title, ["metric"], ["value", "95% interval"])
     for key, metric in METRICS.items():
         if isinstance(row.get(key), float):
             interval = _interval(row, key, metric.digits)
             table.add_row(metric.name, metric.format(row[key]), interval)
     calibration = row.get("calibration") or {}
-    for key, name in (("ece_before", "ECE, as trained"), ("ece_after", "ECE, calibrated")):
+    for key, name in (("ece_before", "ECE, uncalibrated"), ("ece_after", "ECE, calibrated")):
         if calibration.get(key) is not None:
             table.add_row(name, f"{calibration[key]:.3f}", "")
-    held = calibration.get("sets", {}).get("0.90", {})
-    if held.get("coverage") is not None:
-        table.add_row("in the 90% set", f"{held['coverage']:.3f}", _interval(held, "coverage", 3))
-        table.add_row("classes in the 90% set", f"{held['size']:.2f}", "")
+    sets = calibration.get("sets", {}).get("0.90", {})
+    if sets.get("coverage") is not None:
+        interval = _interval(sets, "coverage", 3)
+        table.add_row("coverage of 90% sets", f"{sets['coverage']:.3f}", interval)
+        table.add_row("classes per 90% set", f"{sets['size']:.2f}", "")
     return table
 
 
-def show_run(record: RunRecord) -> None:
-    """Print what came out of a run, and where it is."""
-    console = Console()
-    metrics = record.metrics
-    blocks = [metrics]
-    if "validation_selected" in metrics:
-        blocks.append(metrics["validation_selected"])
+def show_run(record: RunRecord, arguments: Mapping[str, Any]) -> None:
+    """Print the test metrics of a run, and where it is."""
+    blocks = [record.metrics]
+    if "validation_selected" in record.metrics:
+        blocks.append(record.metrics["validation_selected"])
     for block in blocks:
         title = f"test split, n = {block['test']['n']}: epoch {block['selected_epoch']}"
-        console.print(metrics_table(f"{title}, {block['selection']}", block["test"]))
+        write_table(metrics_table(f"{title}, {block['selection']}", block["test"]))
     missing = blocks[-1].get("calibration_missing")
     if missing and "accuracy" in blocks[-1]["test"]:
-        told = (
+        write(
             f"not calibrated on the validation split: {missing}; --data.fractions 0.6 0.2 0.2 puts "
             "more there, and 'medduet calibrate' takes other images"
         )
-        console.print(told, highlight=False, soft_wrap=True)
-    console.print(f"run: {record.path}", highlight=False, soft_wrap=True)
-    console.print(f"look at: {record.path / 'figures' / 'predictions.png'}", soft_wrap=True)
-    console.print(
-        f"use it:  medduet predict {record.path} IMAGES --out DIR", highlight=False, soft_wrap=True
+    write(
+        f"run: {record.path}",
+        f"report: {record.path / 'figures' / 'predictions.png'}",
+        f"next: medduet predict {record.path} IMAGES --out DIR",
     )
 
 
-def show_search(record: SearchRecord) -> None:
+def show_evaluation(metrics: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Print the metrics of one split of a data set."""
+    split, name = metrics["split"], metrics["data"]["name"]
+    row = metrics[split]
+    write_table(metrics_table(f"{name}, {split}, n = {row['n']}", row))
+    out = arguments["out"] or f"{arguments['path']}/evaluations/{name}-{split}"
+    write(f"written: {out}")
+
+
+def show_stress(record: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Print the means of each corruption over its severities."""
+    name, split, clean = record["data"]["name"], record["split"], record["clean"]
+    rows = {"clean": clean}
+    rows |= {key: each | each["mean"] for key, each in record["corruptions"].items()}
+    rows["mean"] = record | record["mean"]
+    shown = [key for key in _STRESS if isinstance(rows["mean"].get(key), float)]
+    title = f"{record['network']} on {name}, {split}, n = {clean['n']}: mean over five severities"
+    table = make_table(title, ["corruption"], [_STRESS[key] for key in shown])
+    for corruption, row in rows.items():
+        values = (row.get(key) for key in shown)
+        table.add_row(corruption, *("" if value is None else f"{value:.3f}" for value in values))
+    write_table(table)
+    out = arguments["out"] or f"{arguments['path']}/stress/{name}-{split}"
+    write(f"report: {out}/index.html")
+
+
+def show_ensemble(record: EnsembleRecord, arguments: Mapping[str, Any]) -> None:
+    """Print the metrics of the members and of the ensemble, and where it is."""
+    numbers = [str(number + 1) for number in range(len(record.members))]
+    for split, rows in record.scores.items():
+        title = f"{record.images}, {split}, n = {rows[-1]['n']}"
+        right = [*numbers, "mean of these", "ensemble", "95% interval"]
+        table = make_table(title, ["metric"], right)
+        for key, metric in METRICS.items():
+            if all(isinstance(row.get(key), float) for row in rows):
+                values = [row[key] for row in rows]
+                values.insert(-1, sum(values[:-1]) / (len(values) - 1))
+                interval = _interval(rows[-1], key, metric.digits)
+                table.add_row(metric.name, *map(metric.format, values), interval)
+        write_table(table)
+    write(*(f"{number}: {name}" for number, name in zip(numbers, record.members, strict=True)))
+    write(f"written: {record.path}")
+
+
+def show_search(record: SearchRecord, arguments: Mapping[str, Any]) -> None:
     """Print the Pareto front of a search, and where its recipes are."""
-    table = Table(
-        title=f"Pareto front of {len(record.trials)} trials",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for name in ("front", "validation score", "parameters", "GMAC"):
-        table.add_column(name, justify="right")
-    table.add_column("settings")
+    title = f"Pareto front of {len(record.trials)} trials"
+    table = make_table(title, ["recipe", "settings"], ["validation score", "parameters", "GMAC"])
     for trial in record.front:
         values = (
             f"{name.partition('.')[2]} {f'{value:.3g}' if isinstance(value, float) else value}"
             for name, value in trial["values"].items()
         )
-        table.add_row(
-            str(trial["front"]),
-            f"{trial['score']:.4f}",
-            f"{trial['parameters']:,}",
-            f"{trial['gmacs']:.3f}",
-            ", ".join(values),
-        )
-    console = Console()
-    console.print(table)
-    for text in (
+        costs = f"{trial['parameters']:,}", f"{trial['gmacs']:.3f}"
+        table.add_row(f"{trial['front']}", ", ".join(values), f"{trial['score']:.4f}", *costs)
+    write_table(table)
+    write(
         f"search: {record.path}",
-        f"look at: {record.path / 'pareto.png'}",
-        f"train one: medduet train {record.path / 'recipes' / 'front-1.yaml'} --out RUN",
-    ):
-        console.print(text, highlight=False, soft_wrap=True)
+        f"report: {record.path / 'pareto.png'}",
+        f"next: medduet train {record.path / 'recipes' / 'front-1.yaml'} --out RUN",
+    )
 
 
-def show_evaluation(metrics: Mapping[str, Any], split: str) -> None:
-    """Print the metrics of one split of a data set."""
-    row = metrics[split]
-    Console().print(metrics_table(f"{metrics['data']['name']}, {split}, n = {row['n']}", row))
+def show_comparison(comparison: Comparison, arguments: Mapping[str, Any]) -> None:
+    """Print the table of both runs, what is left out of it, and the sentence."""
+    write(
+        f"a: {comparison.a}  {comparison.path_a}",
+        f"b: {comparison.b}  {comparison.path_b}",
+    )
+    right = ["a", "b", "a - b", "95% interval", "effect", "n", "test", "p", "p Holm"]
+    table = make_table(f"{comparison.data}, {comparison.split}", [""], right)
+    for row in comparison.rows:
+        table.add_row(*_comparison_cells(row))
+    write_table(table)
+    write(*comparison.left_out, *comparison.notes, comparison.sentence)
 
 
-def show_ensemble(record: EnsembleRecord) -> None:
-    """Print how good the members of an ensemble are, and how good it is, and where it is."""
-    console = Console()
-    for split, rows in record.scores.items():
-        shown = [key for key in METRICS if all(isinstance(row.get(key), float) for row in rows)]
-        table = Table(
-            title=f"{record.images}, {split}, n = {rows[-1]['n']}",
-            title_justify="left",
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-        )
-        table.add_column("metric")
-        numbers = [str(number + 1) for number in range(len(record.members))]
-        for name in (*numbers, "mean of these", "ensemble", "95% interval"):
-            table.add_column(name, justify="right")
-        for key in shown:
-            metric = METRICS[key]
-            values = [row[key] for row in rows]
-            values.insert(-1, sum(values[:-1]) / (len(values) - 1))
-            cells = [metric.format(value) for value in values]
-            table.add_row(metric.name, *cells, _interval(rows[-1], key, metric.digits))
-        console.print(table)
-    for number, name in enumerate(record.members, 1):
-        console.print(f"{number}: {name}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"written: {record.path}", highlight=False, soft_wrap=True)
+def _comparison_cells(row: Row) -> list[str]:
+    from medduet.reports.verdict import shown_p
+
+    digits = 5 if row.measure == "MSE" else 4
+
+    def number(value: float, sign: str = "") -> str:
+        return "" if math.isnan(value) else f"{value:{sign}.{digits}f}"
+
+    return [
+        row.measure,
+        number(row.a),
+        number(row.b),
+        number(row.difference, "+"),
+        " to ".join(filter(None, (number(bound, "+") for bound in row.interval))),
+        "" if math.isnan(row.effect) else f"{row.effect_name} {row.effect:.2f}",
+        str(row.n),
+        row.test,
+        *("" if math.isnan(p) else shown_p(p).removeprefix("= ") for p in (row.p, row.p_holm)),
+    ]
