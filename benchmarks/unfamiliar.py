@@ -24,7 +24,7 @@ from PIL import Image
 import medduet
 from medduet.metrics.intervals import wilson
 from medduet.runs.reader import FinishedRun, find_runs
-from medduet.uncertainty.ood import UNFAMILIAR, Familiarity, statistics
+from medduet.uncertainty.ood import OOD_P, OODDetector, statistics
 
 COUNT = 156
 Images = list[NDArray[np.uint8]]
@@ -80,10 +80,10 @@ def flagged(predictor: medduet.Predictor, images: Images) -> dict[str, NDArray[n
     known, fitted = predictor.familiarity, [next(iter(predictor.read(each))) for each in images]
     found = {"both": np.array([answer.is_unfamiliar for answer in answers])}
     stack = np.stack([picture.fitted for picture in fitted])[:, None]
-    found["plain statistics"] = known.p_values(None, statistics(stack)) <= UNFAMILIAR
+    found["plain statistics"] = known.p_values(None, statistics(stack)) <= OOD_P
     predictor._run(stack)
-    alone = Familiarity(known.features)
-    found["class head"] = alone.p_values(None, predictor._features()) <= UNFAMILIAR
+    alone = OODDetector(plain=known.features)
+    found["class head"] = alone.p_values(None, predictor._features()) <= OOD_P
     return found
 
 
@@ -108,7 +108,8 @@ def show(runs: list[FinishedRun], chest: Images) -> None:
         for kind, images in other_kinds(own, chest).items():
             for how, those in flagged(predictor, images).items():
                 told[how][kind].append(those)
-    print(f"{len(runs)} networks; validation images: {len(predictor.familiarity.plain.far)}\n")
+    count = len(predictor.familiarity.plain.val_distances)
+    print(f"{len(runs)} networks; validation images: {count}\n")
     for how, kinds in told.items():
         print(f"| images, flagged by {how} | n x seeds | flagged (95% interval) | over seeds |")
         print("| --- | --- | --- | --- |")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+if TYPE_CHECKING:  # some of it is needed where torch is not
+    from torch import Tensor
 
 UNKNOWN_LABEL = -1
 """The label of an image whose class is not known; it counts zero in every loss and metric."""

@@ -18,7 +18,7 @@ from medduet.data.reading.core import Frame, ReadOptions
 from medduet.data.reading.images import picture_of
 from medduet.runs.bundle import save_bundle
 from medduet.uncertainty.calibration import Calibration
-from medduet.uncertainty.ood import Familiarity, statistics
+from medduet.uncertainty.ood import OODDetector, statistics
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -57,8 +57,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "class_names": ["benign", "malignant", EVIL],
         "mask_names": ["background", "lesion", EVIL],
         "multi_label": False,
-        "calibration": Calibration.fit(label, share).to_json(),
-        "familiarity": Familiarity.fit(seen(0, 60), seen(60, 120), channels=1).to_json(),
+        "calibration": Calibration.fit(label, share).model_dump(mode="json"),
+        "ood": OODDetector.fit(seen(0, 60), seen(60, 120), channels=1).model_dump(mode="json"),
         "layout": layout._asdict(),
         "preprocessing": {"size": [32, 32], "channels": 1, "fit": "pad", "window": None},
     }

@@ -15,7 +15,7 @@ import medduet
 from medduet import ModelError, Predictor, RunConfig
 from medduet.cli import main
 from medduet.runs.bundle import load_bundle, save_bundle
-from medduet.uncertainty.ood import Familiarity
+from medduet.uncertainty.ood import OODDetector
 from medduet.utils.parsing import read_json
 
 MakeConfig = Callable[..., RunConfig]
@@ -48,11 +48,11 @@ def run(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_other_images_are_flagged_and_own_ones_are_not(run: Path) -> None:
     config = read_json(run / "bundle" / "config.json")
-    known = Familiarity.of_bundle(config)
+    known = OODDetector.of_bundle(config)
     assert known.features.mean.shape == (32,)
     assert known.stretched
     assert len(known.plain.far) == 60
-    assert len(json.dumps(config["familiarity"])) < 20_000
+    assert len(json.dumps(config["ood"])) < 20_000
     predictor = Predictor(run, batch_size=7)
     own = list(predictor.predict(images(80, 9)))
     assert sum(answer.is_unfamiliar for answer in own) <= 10
@@ -107,10 +107,10 @@ def test_older_bundles_ensembles_and_small_sets_do_without(
     run: Path, finished_run: medduet.RunRecord, tmp_path: Path
 ) -> None:
     bundle = load_bundle(run)
-    older = {name: value for name, value in bundle.config.items() if name != "familiarity"}
+    older = {name: value for name, value in bundle.config.items() if name != "ood"}
     save_bundle(tmp_path / "older", bundle.network, older)
     few = read_json(finished_run.path / "bundle" / "config.json")
-    assert few["familiarity"] is None
+    assert few["ood"] is None
     medduet.ensemble([run], tmp_path / "both", test_time="flip", evaluate=False)
     for path in (tmp_path / "older", finished_run.path, tmp_path / "both"):
         answer = Predictor(path)(images(1, 9)[0])
@@ -118,10 +118,10 @@ def test_older_bundles_ensembles_and_small_sets_do_without(
         assert not answer.is_unfamiliar
     medduet.predict_files(tmp_path / "older", [_saved(tmp_path)], tmp_path / "out", device="cpu")
     assert "unfamiliar" not in (tmp_path / "out" / "predictions.csv").read_text()
-    broken = bundle.config | {"familiarity": {"plain": 1}}
+    broken = bundle.config | {"ood": {"plain": 1}}
     save_bundle(tmp_path / "fine", bundle.network, older)
     (tmp_path / "fine" / "config.json").write_text(json.dumps(broken))
-    with pytest.raises(ModelError, match="familiarity of the bundle is damaged"):
+    with pytest.raises(ModelError, match="OOD detector of the bundle is damaged"):
         Predictor(tmp_path / "fine")
 
 

@@ -11,7 +11,7 @@ from sklearn.covariance import LedoitWolf
 
 from medduet import ModelError
 from medduet.data.reading.images import Picture
-from medduet.uncertainty.ood import UNFAMILIAR, Cloud, Familiarity, statistics
+from medduet.uncertainty.ood import OOD_P, Mahalanobis, OODDetector, statistics
 
 
 def vectors(n: int, seed: int = 0, size: int = 12) -> np.ndarray:
@@ -28,17 +28,17 @@ def images(n: int, seed: int = 0, channels: int = 1) -> np.ndarray:
 
 def test_the_distance_is_that_of_ledoit_and_wolf() -> None:
     train, other = vectors(60), vectors(30, 1)
-    cloud = Cloud.fit(train, other, 12, scale=False)
+    distance = Mahalanobis.fit(train, other, 12, rescale=False)
     expected = LedoitWolf().fit(train).mahalanobis(other)
-    np.testing.assert_allclose(cloud.distance(other) ** 2, expected, rtol=0.02)
+    np.testing.assert_allclose(distance(other) ** 2, expected, rtol=0.02)
     # With few directions, all others share one variance: those that matter stay.
-    few = Cloud.fit(train, other, 5, scale=False)
-    assert np.corrcoef(few.distance(other), cloud.distance(other))[0, 1] > 0.3
-    assert few.directions.shape == (5, 12)
+    few = Mahalanobis.fit(train, other, 5, rescale=False)
+    assert np.corrcoef(few(other), distance(other))[0, 1] > 0.3
+    assert np.shape(few.directions) == (5, 12)
     # Numbers of another unit are as near if they are scaled.
     units = 10.0 ** np.arange(-1, 11)
     one, two = (
-        Cloud.fit(train * by, other * by, 12, scale=True).distance(other * by) for by in (1, units)
+        Mahalanobis.fit(train * by, other * by, 12, rescale=True)(other * by) for by in (1, units)
     )
     np.testing.assert_allclose(one, two, rtol=0.02)
 
@@ -50,16 +50,16 @@ def test_of_its_own_kind_five_in_a_hundred_are_flagged() -> None:
         plain, seen = (
             [part[:, cut] for part in (train, val, test)] for cut in (slice(6), slice(6, 12))
         )
-        known = Familiarity.fit(plain[0], plain[1], seen[0], seen[1], channels=3)
-        flagged.append(np.mean(known.p_values(seen[2], plain[2]) <= 0.05))
+        detector = OODDetector.fit(plain[0], plain[1], seen[0], seen[1], channels=3)
+        flagged.append(np.mean(detector.p_values(seen[2], plain[2]) <= 0.05))
     assert 0.035 < np.mean(flagged) <= 0.055
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_other_images_are_flagged(channels: int) -> None:
     train, val, test = (images(80, seed, channels) for seed in range(3))
-    known = Familiarity.fit(statistics(train), statistics(val), channels=channels)
-    assert (known.p_values(None, statistics(test)) <= 0.05).mean() < 0.15
+    detector = OODDetector.fit(statistics(train), statistics(val), channels=channels)
+    assert (detector.p_values(None, statistics(test)) <= 0.05).mean() < 0.15
     rng = np.random.default_rng(0)
     others = {
         "noise": rng.integers(0, 256, test.shape, np.uint8),
@@ -71,8 +71,8 @@ def test_other_images_are_flagged(channels: int) -> None:
     if channels == 3:
         others["green"] = test * np.array([0, 1, 0], np.uint8)[:, None, None]
     for name, other in others.items():
-        p = known.p_values(None, statistics(other))
-        assert p.tolist() == pytest.approx([known.smallest] * 80), name
+        p = detector.p_values(None, statistics(other))
+        assert p.tolist() == pytest.approx([detector.smallest] * 80), name
 
 
 def test_colour_and_shape_before_the_fit_are_seen() -> None:
@@ -80,8 +80,8 @@ def test_colour_and_shape_before_the_fit_are_seen() -> None:
     fitted = np.zeros((24, 24), np.uint8)
 
     def odd(height: int, width: int, coloured: float = 0.0, **about: Any) -> bool:
-        known = Familiarity.fit(train, val, **{"channels": 1, "stretched": True} | about)
-        return known.odd(Picture(fitted, np.zeros((height, width), np.uint8), coloured))
+        detector = OODDetector.fit(train, val, **{"channels": 1, "stretched": True} | about)
+        return detector.odd(Picture(fitted, np.zeros((height, width), np.uint8), coloured))
 
     assert not odd(100, 290)
     assert odd(100, 310)
@@ -95,31 +95,31 @@ def test_colour_and_shape_before_the_fit_are_seen() -> None:
 def test_tiny_images_and_few_images() -> None:
     assert np.isfinite(statistics(np.full((2, 3, 1, 5), 7, np.uint8))).all()
     few, enough = vectors(19), vectors(20)
-    assert Familiarity.fit(few, enough, channels=1) is None
-    assert Familiarity.fit(enough, few, channels=1) is None
+    assert OODDetector.fit(few, enough, channels=1) is None
+    assert OODDetector.fit(enough, few, channels=1) is None
     same = np.ones((30, 4))
-    known = Familiarity.fit(same, same, same, same, channels=1)
-    assert known.p_values(same[:1], same[:1]).tolist() == [1.0]
-    assert known.p_values(same[:1], same[:1] + 1).tolist() == [known.smallest]
+    detector = OODDetector.fit(same, same, same, same, channels=1)
+    assert detector.p_values(same[:1], same[:1]).tolist() == [1.0]
+    assert detector.p_values(same[:1], same[:1] + 1).tolist() == [detector.smallest]
 
 
-def fitted() -> Familiarity:
-    known = Familiarity.fit(
+def fitted() -> OODDetector:
+    detector = OODDetector.fit(
         *(vectors(50), vectors(40, 1), vectors(50, 2, 70), vectors(40, 3, 70)), channels=1
     )
-    assert known is not None
-    return known
+    assert detector is not None
+    return detector
 
 
 def test_it_comes_back_from_json_as_it_was() -> None:
-    known = fitted()
-    assert known.features.directions.shape == (5, 70)
-    saved = json.loads(json.dumps({"familiarity": known.to_json()}))
-    back = Familiarity.of_bundle(saved)
+    detector = fitted()
+    assert np.shape(detector.features.directions) == (5, 70)
+    saved = json.loads(json.dumps({"ood": detector.model_dump(mode="json")}))
+    back = OODDetector.of_bundle(saved)
     new, seen = vectors(20, 5), vectors(20, 6, 70)
-    assert np.array_equal(known.plain.distance(new), back.plain.distance(new))
-    assert np.array_equal(known.p_values(seen, new), back.p_values(seen, new))
-    assert Familiarity.of_bundle({}) is Familiarity.of_bundle({"familiarity": None}) is None
+    assert np.array_equal(detector.plain(new), back.plain(new))
+    assert np.array_equal(detector.p_values(seen, new), back.p_values(seen, new))
+    assert OODDetector.of_bundle({}) is OODDetector.of_bundle({"ood": None}) is None
 
 
 @pytest.mark.parametrize(
@@ -129,25 +129,25 @@ def test_it_comes_back_from_json_as_it_was() -> None:
         (("channels",), "1"),
         (("plain", "mean"), "????"),
         (("plain", "mean"), ""),
-        (("plain", "directions"), "AAAA"),
-        (("plain", "spread"), "AADAfw=="),
+        (("plain", "directions", 0), "AAAA"),
+        (("plain", "scale"), "AADAfw=="),
         (("plain", "variance", 0), 0.0),
-        (("plain", "rest"), -1.0),
-        (("plain", "far"), [1.0]),
-        (("features", "far"), []),
+        (("plain", "residual_variance"), -1.0),
+        (("plain", "val_distances"), [1.0]),
+        (("features", "val_distances"), []),
         (("features", "more"), 1),
     ],
 )
 def test_what_is_damaged_is_refused_in_one_line(place: tuple[Any, ...], value: Any) -> None:
-    saved = fitted().to_json()
+    saved = fitted().model_dump(mode="json")
     part = saved
     for key in place[:-1]:
         part = part[key]
     part[place[-1]] = value
     with pytest.raises(ModelError, match="familiarity of the bundle is damaged") as found:
-        Familiarity.of_bundle({"familiarity": saved})
+        OODDetector.of_bundle({"ood": saved})
     assert "\n" not in str(found.value)
-    with pytest.raises(ModelError, match="numbers of an image"):
+    with pytest.raises(ModelError, match="features of an image"):
         fitted().p_values(vectors(3, 1, 71), vectors(3))
 
 
@@ -156,10 +156,10 @@ def test_a_head_that_sees_nothing_takes_little_from_the_statistics() -> None:
     train, val, same, other = (rng.normal(size=(n, 8)) for n in (500, 78, 4000, 4000))
     other += 1.6  # in each direction
     features = [rng.normal(size=(n, 16)) for n in (500, 78, 4000)]
-    both = Familiarity.fit(train, val, *features[:2], channels=1)
+    both = OODDetector.fit(train, val, *features[:2], channels=1)
     assert both is not None
-    alone = Familiarity(both.plain)
-    found = [(known.p_values(features[2], other) <= UNFAMILIAR).mean() for known in (both, alone)]
+    alone = OODDetector(plain=both.plain)
+    found = [(detector.p_values(features[2], other) <= OOD_P).mean() for detector in (both, alone)]
     assert 0.5 < found[1] < 0.99
     assert found[0] > found[1] - 0.03
-    assert (both.p_values(features[2], same) <= UNFAMILIAR).mean() < 0.08  # 78 images: 0.05 +- 0.02
+    assert (both.p_values(features[2], same) <= OOD_P).mean() < 0.08  # 78 images: 0.05 +- 0.02

@@ -68,7 +68,7 @@ def calibrate_bundle(
     calibration = Calibration.fit(said.label, said.probability, multi_label)
     source = {key: judged["data"][key] for key in ("name", "fingerprint")} | {"split": split}
     about = {
-        "calibration": calibration.to_json(),
+        "calibration": calibration.model_dump(mode="json"),
         "calibration_missing": None,
         "calibrated_on": source,
         "metrics": _without_calibration(bundle.config.get("metrics")),

@@ -33,7 +33,7 @@ from medduet.training.fabric import configure_network, deterministic, launch_fab
 from medduet.training.final import (
     EVALUATED,
     evaluate_selected,
-    fit_familiarity,
+    fit_ood_detector,
     write_samples,
 )
 from medduet.training.loop import fit
@@ -231,7 +231,7 @@ def _bundle_config(
     """The bundle always holds the epoch that validation selected, and its numbers."""
     data, network, layout = experiment.data, experiment.network, experiment.objective.layout
     honest = validation_selected(metrics)
-    familiarity = fit_familiarity(experiment)
+    detector = fit_ood_detector(experiment)
     return {
         "class_names": list(data.class_names),
         "mask_names": list(data.mask_names) if layout.mask_classes else [],
@@ -247,7 +247,7 @@ def _bundle_config(
             "mean": network.normalize.mean.flatten().tolist(),
             "std": network.normalize.std.flatten().tolist(),
         },
-        "calibration": None if calibration is None else calibration.to_json(),
+        "calibration": None if calibration is None else calibration.model_dump(mode="json"),
         "calibration_missing": honest.get("calibration_missing"),
         "metrics": {
             "seed": metrics["seed"],
@@ -255,5 +255,5 @@ def _bundle_config(
         },
         "data": describe_data(data),
         "versions": {"medduet": __version__, "torch": torch.__version__},
-        "familiarity": None if familiarity is None else familiarity.to_json(),
+        "ood": None if detector is None else detector.model_dump(mode="json"),
     }

@@ -51,7 +51,7 @@ _ANSWERS = (
     "layout",
     "preprocessing",
     "calibration",
-    "familiarity",
+    "ood",
 )
 """What of ``config.json`` decides what is answered."""
 WARNING = "unlike the training images"

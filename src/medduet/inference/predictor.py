@@ -23,8 +23,9 @@ from medduet.data.reading.shape import restore_map, restore_mask
 from medduet.errors import ConfigError, DataError, ModelError
 from medduet.inference.exported import FORMAT as EXPORT
 from medduet.inference.exported import ExportedModel, Prediction
-from medduet.uncertainty.calibration import Calibration, confidence
-from medduet.uncertainty.ood import UNFAMILIAR, Familiarity, statistics
+from medduet.metrics.calibration import confidence
+from medduet.uncertainty.calibration import Calibration
+from medduet.uncertainty.ood import OOD_P, OODDetector, statistics
 from medduet.utils.devices import find_device
 from medduet.utils.parsing import read_json
 
@@ -82,7 +83,7 @@ class Answer:
     @property
     def is_unfamiliar(self) -> bool:
         """Whether the image is unlike those of the training: so are 5% of these themselves."""
-        return self.unfamiliar is not None and self.unfamiliar <= UNFAMILIAR
+        return self.unfamiliar is not None and self.unfamiliar <= OOD_P
 
 
 class _Judged(NamedTuple):
@@ -175,7 +176,7 @@ class Predictor:
         self.multi_label = bool(self.config["multi_label"])
         self.options = _options(path, self.config)
         self.calibration = Calibration.of_bundle(self.config)
-        self.familiarity = Familiarity.of_bundle(self.config)
+        self.familiarity = OODDetector.of_bundle(self.config)
         self.abstain_below = _abstain_below(path, self.calibration, abstain_below, accuracy)
         if (abstain_below is not None or accuracy is not None) and not self.class_names:
             raise ConfigError(f"{path} knows no classes, so there is nothing to abstain from")

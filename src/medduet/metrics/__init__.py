@@ -1,48 +1,8 @@
-"""Pure functions from truth and prediction to numbers, with intervals."""
+"""Pure functions from truth and prediction to numbers, with intervals.
 
-from medduet.metrics.calibrated import (
-    Reliability,
-    calibration_summary,
-    expected_calibration_error,
-    reliability,
-)
-from medduet.metrics.classification import (
-    accuracy,
-    auc,
-    balanced_accuracy,
-    classification_metrics,
-    confusion_matrix,
-    macro_f1,
-    right_answers,
-)
-from medduet.metrics.dense import (
-    dice_per_class,
-    hd95_per_class,
-    iou_per_class,
-    reconstruction_errors,
-)
-from medduet.metrics.intervals import bootstrap_mean, wilson
-from medduet.metrics.summaries import PSNR_CAP, reconstruction_summary, segmentation_summary
+The names below are loaded when they are first used: networks that run without torch need some.
+"""
 
-__all__ = [
-    "PSNR_CAP",
-    "Reliability",
-    "accuracy",
-    "auc",
-    "balanced_accuracy",
-    "bootstrap_mean",
-    "calibration_summary",
-    "classification_metrics",
-    "confusion_matrix",
-    "dice_per_class",
-    "expected_calibration_error",
-    "hd95_per_class",
-    "iou_per_class",
-    "macro_f1",
-    "reconstruction_errors",
-    "reconstruction_summary",
-    "reliability",
-    "right_answers",
-    "segmentation_summary",
-    "wilson",
-]
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -25,7 +25,7 @@ MOST_CLASSES = 5
 _PER_ROW = 3
 _KINDS = {"before": (VERMILION, "s", "as trained"), "after": (BLUE, "o", "calibrated")}
 Judged = Mapping[str, Any]
-"""What `medduet.metrics.calibration_summary` returns."""
+"""What `medduet.uncertainty.summary.calibration_summary` returns."""
 
 
 class Diagram(NamedTuple):

@@ -26,7 +26,7 @@ class ModelBundle:
         config: the content of ``config.json``: ``network``, ``class_names``, ``mask_names``,
             ``multi_label``, ``layout``, ``preprocessing``, ``calibration`` (see
             `medduet.uncertainty.calibration.Calibration`; ``None`` for the reason in
-            ``calibration_missing``), ``familiarity`` (see `medduet.uncertainty.ood.Familiarity`),
+            ``calibration_missing``), ``ood`` (see `medduet.uncertainty.ood.OODDetector`),
             ``metrics``, ``data``, ``versions``.
     """
 

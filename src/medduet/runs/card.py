@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from medduet.metrics.names import METRICS
 from medduet.uncertainty.calibration import Calibration
-from medduet.uncertainty.ood import Familiarity
+from medduet.uncertainty.ood import OODDetector
 
 _METRICS = {
     "accuracy": ("image-classification", "accuracy"),
@@ -63,7 +63,7 @@ def model_card(
         *_training(config),
         *_metrics(config),
         *_calibrated(config),
-        *_familiar(config),
+        *_ood(config),
         *_limits(data),
     ]
     return "\n".join(lines)
@@ -189,15 +189,16 @@ def _calibrated(config: Mapping[str, Any]) -> list[str]:
     return [told, ""]
 
 
-def _familiar(config: Mapping[str, Any]) -> list[str]:
-    known = Familiarity.of_bundle(config)
+def _ood(config: Mapping[str, Any]) -> list[str]:
+    known = OODDetector.of_bundle(config)
     if known is None:
         return []
+    count = len(known.plain.val_distances)
     what = "plain statistics" if known.features is None else "features and plain statistics"
     return [
         "Images unlike those of the training are flagged by `medduet predict` and `medduet serve` "
-        f"({what}; at most 5% of images like the validation images are, {len(known.plain.far)} of "
-        "which set the threshold). What is not flagged may still be of another kind.",
+        f"({what}; at most 5% of images like the validation images are, {count} of which "
+        "set the threshold). What is not flagged may still be of another kind.",
         "",
     ]
 

@@ -20,7 +20,7 @@ from medduet.training.state import Progress, load_checkpoint
 from medduet.training.validation import summarize
 from medduet.types import DenseLayout, Outputs
 from medduet.uncertainty.calibration import Calibration
-from medduet.uncertainty.ood import MOST, Familiarity, statistics
+from medduet.uncertainty.ood import MOST, OODDetector, statistics
 from medduet.utils.devices import evaluation_batch_size
 from medduet.utils.files import atomic_path, write_text
 
@@ -107,7 +107,7 @@ def _write_medmnist(
 # The OOD detector -------------------------------------------------------------------------------
 
 
-def fit_familiarity(experiment: Experiment) -> Familiarity | None:
+def fit_ood_detector(experiment: Experiment) -> OODDetector | None:
     """Return the out-of-distribution detector of the network; ``None`` for too few images.
 
     One process does it alone. Of large splits it takes `MOST` images at equal distances; of shards
@@ -118,7 +118,7 @@ def fit_familiarity(experiment: Experiment) -> Familiarity | None:
         _statistics(experiment, split) for split in (data.train, data.val)
     )
     stretched = data.info.get("fit", "stretch") == "stretch"
-    return Familiarity.fit(
+    return OODDetector.fit(
         *(train, val, train_features, val_features), channels=data.in_channels, stretched=stretched
     )
 

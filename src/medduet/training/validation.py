@@ -25,6 +25,7 @@ from medduet.runs.predictions import PER_MASK, Loss, Predictions
 from medduet.training.loader import Feed
 from medduet.types import UNKNOWN_LABEL, Batch, DenseLayout, Outputs
 from medduet.uncertainty.calibration import Calibration
+from medduet.uncertainty.summary import calibration_summary
 from medduet.utils.devices import (
     evaluation_batch_size,
     free_memory,
@@ -242,7 +243,7 @@ def summarize(
             bootstrap=config.bootstrap,
         )
         if calibration is not None:
-            summary["calibration"] = metrics.calibration_summary(
+            summary["calibration"] = calibration_summary(
                 calibration, predictions.label, predictions.probability, predictions.class_names
             )
     return summary

@@ -1,4 +1,4 @@
-"""What the probabilities of a trained network are worth: calibrated, as sets, and when to abstain.
+"""Calibrated probabilities of a trained network, prediction sets, and when to abstain.
 
 Everything works on probabilities, in numpy alone, so that networks that run without torch have it
 too. All of it is fitted on the validation split and saved in the bundle.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax
 
 from medduet.errors import ConfigError, DataError, ModelError
+from medduet.metrics.calibration import check_probabilities, confidence
+from medduet.types import UNKNOWN_LABEL
 
 PERCENT = range(50, 100)
 """The coverages, and the accuracies of what is answered, that can be asked for."""
@@ -25,23 +26,26 @@ FEWEST = 20
 """Images with a known label that a calibration needs."""
 COLDEST, HOTTEST = 0.05, 20.0
 """Bounds of the temperature."""
-_UNKNOWN = -1
 _SMALLEST, _LARGEST = np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg
 
 Array = NDArray[np.float64]
+Saved = TypeVar("Saved", bound=BaseModel)
+_Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """What the validation split says of the probabilities of a network with K classes.
+class Calibration(BaseModel):
+    """Temperature, conformal thresholds and confidence thresholds of a network with K classes.
+
+    It stands in the ``config.json`` of a bundle, which may be a stranger's, and so is checked.
 
     Attributes:
-        temperature: divides the logits; above 1 for a network that is too sure of itself.
-        needed: ``(50, K)`` float, for each coverage of `PERCENT` the calibrated probability from
+        temperature: divides the logits; above 1 for an overconfident network.
+        set_thresholds: 50 rows of K, for each coverage of `PERCENT` the calibrated probability from
             which on a class is in the set; 0 where it always is.
-        abstain_below: ``(50,)`` float, for each accuracy of `PERCENT` the confidence below which
-            no answer is given; NaN where no threshold reaches that accuracy.
-        counts: ``(K,)`` int, validation images of each class.
+        min_confidence: 50 values, for each accuracy of `PERCENT` the confidence below which no
+            answer is given; ``None`` where no threshold reaches that accuracy.
+        counts: validation images of each of the K classes.
         n: validation images with a known label.
         multi_label: whether an image may carry several labels.
 
@@ -57,12 +61,28 @@ class Calibration:
         [False, True]
     """
 
-    temperature: float
-    needed: Array
-    abstain_below: Array
-    counts: NDArray[np.int64]
-    n: int
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    temperature: float = Field(ge=COLDEST, le=HOTTEST, allow_inf_nan=False)
+    set_thresholds: list[list[_Probability]] = Field(
+        min_length=len(PERCENT), max_length=len(PERCENT)
+    )
+    min_confidence: list[_Probability | None] = Field(
+        min_length=len(PERCENT), max_length=len(PERCENT)
+    )
+    counts: list[_Count] = Field(min_length=1, max_length=10_000)
+    n: int = Field(ge=FEWEST, le=2**53)
     multi_label: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Calibration:
+        classes = len(self.counts)
+        if classes < 2 - self.multi_label or max(self.counts) > self.n:
+            raise ValueError(f"{classes} classes with up to {max(self.counts)} of {self.n} images")
+        if any(len(row) != classes for row in self.set_thresholds):
+            raise ValueError(f"expected {classes} thresholds for each coverage, one per class")
+        if (np.diff(self.set_thresholds, axis=0) > 0).any():
+            raise ValueError("a higher coverage needs a higher probability")
+        return self
 
     @classmethod
     def fit(
@@ -99,21 +119,26 @@ class Calibration:
             >>> calibration.calibrate([[0.99, 0.01]]).round(2).tolist()
             [[0.79, 0.21]]
         """
-        truth, p = checked(label, probability, multi_label)
-        known = truth != _UNKNOWN
-        n = int(known.reshape(len(known), -1).any(axis=1).sum())
+        truth, p = check_probabilities(label, probability, multi_label)
+        labelled = truth != UNKNOWN_LABEL
+        n = int(labelled.reshape(len(labelled), -1).any(axis=1).sum())
         if n < FEWEST:
             raise DataError(f"expected {FEWEST} labelled images or more, given {n}")
-        if len(np.unique(truth[known])) < 2:
+        if len(np.unique(truth[labelled])) < 2:
             raise DataError("expected two classes among the labels, given one")
         temperature = _temperature(truth, p, multi_label)
         p = _scaled(p, temperature, multi_label)
         has = truth == 1 if multi_label else truth[:, None] == np.arange(p.shape[1])
-        scores = [np.sort(column[of])[::-1] for column, of in zip(p.T, has.T, strict=True)]
-        right = ((p > 0.5) == (truth == 1)) if multi_label else p.argmax(axis=1) == truth
-        abstain_below = _abstain_below(confidence(p, multi_label)[known], right[known])
-        counts = has.sum(axis=0)
-        return cls(temperature, _needed(scores), abstain_below, counts, n, multi_label)
+        scores = [np.sort(p[has[:, k], k])[::-1] for k in range(p.shape[1])]
+        correct = ((p > 0.5) == (truth == 1)) if multi_label else p.argmax(axis=1) == truth
+        return cls(
+            temperature=temperature,
+            set_thresholds=_set_thresholds(scores).tolist(),
+            min_confidence=_min_confidence(confidence(p, multi_label)[labelled], correct[labelled]),
+            counts=has.sum(axis=0).tolist(),
+            n=n,
+            multi_label=multi_label,
+        )
 
     def calibrate(self, probability: ArrayLike) -> Array:
         """Return the calibrated probabilities ``(N, K)`` of those of the network ``(N, K)``.
@@ -140,7 +165,7 @@ class Calibration:
             ModelError: another number of classes, or what is no probability.
         """
         p = self._checked(calibrated)
-        chosen: NDArray[np.bool_] = p >= self.needed[_row(coverage, "a coverage")]
+        chosen: NDArray[np.bool_] = p >= self.set_thresholds[_row(coverage, "a coverage")]
         if not self.multi_label and len(p):
             np.put_along_axis(chosen, p.argmax(axis=1)[:, None], True, axis=1)
         return chosen
@@ -148,8 +173,8 @@ class Calibration:
     def threshold(self, accuracy: float) -> float:
         """Return the least confidence at which the answered validation images were that accurate.
 
-        It is the lowest threshold that leaves `FEWEST` answers at least with an accuracy as
-        wanted. That is found on the validation split, not promised for others.
+        It is the lowest threshold that leaves `FEWEST` answers at least with that accuracy on the
+        validation split, which promises nothing for other images.
 
         Args:
             accuracy: 0.5 to 0.99, rounded up to the next hundredth.
@@ -157,69 +182,34 @@ class Calibration:
         Raises:
             ConfigError: an accuracy outside, or one that no threshold reaches.
         """
-        found = float(self.abstain_below[_row(accuracy, "an accuracy")])
-        if math.isnan(found):
+        threshold = self.min_confidence[_row(accuracy, "an accuracy")]
+        if threshold is None:
             raise ConfigError(
                 f"no threshold reaches an accuracy of {accuracy:g} on the {self.n} validation "
                 "images: ask for less"
             )
-        return found
+        return threshold
 
-    def abstains(self, calibrated: ArrayLike, below: float) -> NDArray[np.bool_]:
+    def abstains(self, calibrated: ArrayLike, min_confidence: float) -> NDArray[np.bool_]:
         """Return for which images no answer should be given.
 
         Args:
             calibrated: ``(N, K)``, what `calibrate` returns.
-            below: the confidence needed for an answer, of your own or of `threshold`. Confidence
-                is the largest probability; multi-label, that of each label or of its absence.
+            min_confidence: needed for an answer, such as that of `threshold`. Confidence is the
+                largest probability; multi-label, that of each label or of its absence.
 
         Returns:
             ``(N,)`` bool; ``(N, K)`` for multi-label sets.
 
         Raises:
-            ConfigError: `below` is not between 0 and 1.
+            ConfigError: `min_confidence` is not between 0 and 1.
             ModelError: another number of classes, or what is no probability.
         """
-        if not 0 <= below <= 1:
-            raise ConfigError(f"expected a confidence from 0 to 1, given {below:g}; type 0.8")
-        return confidence(self._checked(calibrated), self.multi_label) < below
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it ready for JSON."""
-        below = self.abstain_below.tolist()
-        return {
-            "multi_label": self.multi_label,
-            "n": self.n,
-            "counts": self.counts.tolist(),
-            "temperature": self.temperature,
-            "needed": dict(zip(_KEYS, self.needed.tolist(), strict=True)),
-            "abstain_below": {
-                key: None if math.isnan(value) else value
-                for key, value in zip(_KEYS, below, strict=True)
-            },
-        }
-
-    @classmethod
-    def from_json(cls, value: Any) -> Calibration:
-        """Return the calibration that `to_json` wrote; ModelError in one line for anything else."""
-        try:
-            saved = _Saved.model_validate(value)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(str(part)[:40] for part in first["loc"][:3]) or "top level"
-            raise _damaged(f"{place}: {first['msg']}") from error
-        counts, rows = np.array(saved.counts), list(saved.needed.values())
-        if list(saved.needed) != _KEYS or list(saved.abstain_below) != _KEYS:
-            raise _damaged(f"expected the keys {_KEYS[0]} to {_KEYS[-1]} in order")
-        if any(len(row) != len(counts) for row in rows):
-            raise _damaged(f"expected {len(counts)} thresholds of each coverage, one per class")
-        needed = np.array(rows, dtype=np.float64)
-        if (np.diff(needed, axis=0) > 0).any():
-            raise _damaged("a higher coverage needs a higher probability")
-        if len(counts) < 2 - saved.multi_label or counts.max() > saved.n:
-            raise _damaged(f"{len(counts)} classes with at most {counts.max()} of {saved.n} images")
-        below = np.array(list(saved.abstain_below.values()), dtype=np.float64)
-        return cls(saved.temperature, needed, below, counts, saved.n, saved.multi_label)
+        if not 0 <= min_confidence <= 1:
+            raise ConfigError(
+                f"expected a confidence from 0 to 1, given {min_confidence:g}; type 0.8"
+            )
+        return confidence(self._checked(calibrated), self.multi_label) < min_confidence
 
     @classmethod
     def of_bundle(cls, config: Mapping[str, Any]) -> Calibration | None:
@@ -230,11 +220,11 @@ class Calibration:
         """
         if config.get("calibration") is None:
             return None
-        found = cls.from_json(config["calibration"])
+        calibration = read_saved(cls, config["calibration"], "calibration")
         classes, several = len(config.get("class_names", ())), bool(config.get("multi_label"))
-        if (len(found.counts), found.multi_label) != (classes, several):
-            raise _damaged(f"it is not that of a network with {classes} classes")
-        return found
+        if (len(calibration.counts), calibration.multi_label) != (classes, several):
+            raise damaged("calibration", f"it is not that of a network with {classes} classes")
+        return calibration
 
     def _checked(self, probability: ArrayLike) -> Array:
         p = np.asarray(probability, dtype=np.float64)
@@ -248,50 +238,25 @@ class Calibration:
         return p
 
 
-_KEYS = [f"{percent / 100:.2f}" for percent in PERCENT]
-_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+def read_saved(kind: type[Saved], value: Any, name: str) -> Saved:
+    """Return a part of a bundle's ``config.json``; ModelError in one line if it is damaged."""
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part)[:40] for part in first["loc"][:3]) or "top level"
+        raise damaged(name, f"{place}: {first['msg']}") from error
 
 
-class _Saved(BaseModel):
-    """A calibration as it stands in a bundle, which may come from a stranger."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-    multi_label: bool
-    n: int = Field(ge=FEWEST, le=2**53)
-    counts: list[Annotated[int, Field(ge=0, le=2**53)]] = Field(min_length=1)
-    temperature: float = Field(ge=COLDEST, le=HOTTEST, allow_inf_nan=False)
-    needed: Mapping[str, list[_Share]]
-    abstain_below: Mapping[str, _Share | None]
-
-
-def _damaged(what: str) -> ModelError:
-    return ModelError(f"the calibration of the bundle is damaged: {what}; copy the bundle again")
-
-
-def checked(
-    label: ArrayLike, probability: ArrayLike, multi_label: bool
-) -> tuple[NDArray[np.int64], Array]:
-    """Return labels and probabilities as arrays that fit together; DataError if they don't."""
-    truth, p = np.asarray(label), np.asarray(probability, dtype=np.float64)
-    if p.ndim != 2 or truth.shape != (p.shape if multi_label else p.shape[:1]):
-        raise DataError(
-            "expected probability (N, K) and label "
-            f"{'(N, K)' if multi_label else '(N,)'}, given {p.shape} and {truth.shape}"
-        )
-    if not ((p >= 0) & (p <= 1)).all():
-        raise DataError("expected probabilities from 0 to 1, given others")
-    largest = 1 if multi_label else p.shape[1] - 1
-    if truth.size and not (
-        np.issubdtype(truth.dtype, np.integer) and _UNKNOWN <= truth.min() <= truth.max() <= largest
-    ):
-        raise DataError(f"expected integer labels 0 to {largest}, or {_UNKNOWN} for unknown")
-    return truth.astype(np.int64), p
+def damaged(name: str, reason: str) -> ModelError:
+    """Return the error of a damaged part of a bundle."""
+    return ModelError(f"the {name} of the bundle is damaged: {reason}; copy the bundle again")
 
 
 def _row(share: float, what: str) -> int:
     """Return the row of `PERCENT` of a share, rounded up."""
     if not PERCENT[0] <= 100 * share <= PERCENT[-1]:
-        raise ConfigError(f"expected {what} from {_KEYS[0]} to {_KEYS[-1]}, given {share:g}")
+        raise ConfigError(f"expected {what} from 0.50 to 0.99, given {share:g}")
     return math.ceil(100 * share - 1e-9) - PERCENT[0]
 
 
@@ -307,14 +272,9 @@ def _scaled(p: Array, temperature: float, multi_label: bool) -> Array:
     return scaled
 
 
-def confidence(p: Array, multi_label: bool) -> Array:
-    """Return how sure an answer is, ``(N,)``; multi-label, of each label ``(N, K)``."""
-    return np.maximum(p, 1 - p) if multi_label else p.max(axis=1)
-
-
 def _temperature(truth: NDArray[np.int64], p: Array, multi_label: bool) -> float:
-    known = truth != _UNKNOWN
-    logits, labels = _logits(p, multi_label)[known], truth[known]
+    labelled = truth != UNKNOWN_LABEL
+    logits, labels = _logits(p, multi_label)[labelled], truth[labelled]
     if multi_label:  # each label of each image is a question with two answers
         logits = np.stack([-logits, logits], axis=1) / 2
     classes = logits.shape[1]
@@ -322,22 +282,22 @@ def _temperature(truth: NDArray[np.int64], p: Array, multi_label: bool) -> float
     target = (labels[:, None] == np.arange(classes)) * (1 - share) + share / classes
 
     def loss(log_temperature: float) -> float:
-        said = log_softmax(logits / math.exp(log_temperature), axis=1)
-        return -float((target * said).sum(axis=1).mean())
+        log_probability = log_softmax(logits / math.exp(log_temperature), axis=1)
+        return -float((target * log_probability).sum(axis=1).mean())
 
     bounds = (math.log(COLDEST), math.log(HOTTEST))
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return float(np.clip(math.exp(found.x), COLDEST, HOTTEST))
+    best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return float(np.clip(math.exp(best.x), COLDEST, HOTTEST))
 
 
-def _needed(scores: list[Array]) -> Array:
-    """Return `Calibration.needed`; `scores` are the probabilities of the truth, falling, by class.
+def _set_thresholds(scores: list[Array]) -> Array:
+    """Return `Calibration.set_thresholds`; `scores`: probability of the truth, falling, by class.
 
     Of n scores the ``ceil((n + 1) * coverage)``-th largest one holds the promise, if there is one.
     """
     order = np.argsort([len(of) for of in scores], kind="stable")
-    needed = np.zeros((len(PERCENT), len(scores)))
-    for row, percent in zip(needed, PERCENT, strict=True):
+    thresholds = np.zeros((len(PERCENT), len(scores)))
+    for row, percent in zip(thresholds, PERCENT, strict=True):
 
         def place(of: Array, percent: int = percent) -> int:
             return -(-(len(of) + 1) * percent // 100) - 1
@@ -351,20 +311,20 @@ def _needed(scores: list[Array]) -> Array:
         for rank, k in enumerate(order):
             of = shared if rank < pooled else scores[k]
             row[k] = of[place(of)] if place(of) < len(of) else 0.0
-    return np.minimum.accumulate(needed, axis=0)
+    return np.minimum.accumulate(thresholds, axis=0)
 
 
-def _abstain_below(confidence: Array, right: NDArray[np.bool_]) -> Array:
+def _min_confidence(confidence: Array, correct: NDArray[np.bool_]) -> list[float | None]:
     order = np.argsort(-confidence, kind="stable")
     falling = confidence[order]
-    accuracy = np.cumsum(right[order]) / np.arange(1, len(order) + 1)
+    accuracy = np.cumsum(correct[order]) / np.arange(1, len(order) + 1)
     # A threshold answers all images of equal confidence, and some images at least.
     last = np.append(falling[1:] < falling[:-1], True)
     last[: FEWEST - 1] = False
-    thresholds = np.full(len(PERCENT), np.nan)
+    thresholds: list[float | None] = [None] * len(PERCENT)
     for row, percent in enumerate(PERCENT):
         reached = np.flatnonzero(last & (100 * accuracy >= percent - 1e-9))
         if len(reached):
             everything = reached[-1] == len(order) - 1
-            thresholds[row] = 0.0 if everything else falling[reached[-1]]
+            thresholds[row] = 0.0 if everything else float(falling[reached[-1]])
     return thresholds

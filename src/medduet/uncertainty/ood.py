@@ -1,47 +1,79 @@
-"""How unlike an image is to those that a network was trained on, as a p-value.
+"""Out-of-distribution detection: how unlike an image is to the training images, as a p-value.
 
-Two distances are taken: of what the class head sees, and of some plain statistics of the image.
-Each is Mahalanobis' with shrinkage (Ledoit and Wolf, 2004; Lee et al., 2018, arXiv:1807.03888, here
-without classes), fitted on training images. How far an image is, is the better of its two ranks
-among the validation images, of which that of the class head counts as `HEAD` times as many; its
-p-value is the share of all these, itself included, that rank as well (conformal): of images like
-those of the validation split, a share p at most has a p-value of p or less. All of it is numpy, so
-that networks that run without torch have the statistics, too.
+Two distances are taken: of the features that the class head takes, and of simple statistics of the
+image. Each is Mahalanobis' with shrinkage (Ledoit and Wolf, 2004; Lee et al., 2018,
+arXiv:1807.03888, here without classes), fitted on training images. An image's rank is the better
+of its two among the validation images, of which that of the class head counts as `HEAD` times as
+many; its p-value is the share of all these, itself included, that rank as well (conformal): of
+images like those of the validation split, a share p at most has a p-value of p or less. All of it
+is numpy, so that networks that run without torch have the statistics, too.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
 from medduet.data.reading.images import Picture
 from medduet.errors import ModelError
+from medduet.uncertainty.calibration import read_saved
 
-UNFAMILIAR = 0.05
-"""The p-value up to which an image is called unfamiliar."""
+OOD_P = 0.05
+"""The p-value up to which an image is called out of distribution."""
 FEWEST = 20
-"""Images of each split that it takes."""
+"""Images of each split that a detector needs."""
 MOST = 2000
-"""Images of each split that are looked at."""
+"""Images of each split that it is fitted on, at most."""
 DIRECTIONS = 32
 HEAD = 4
 """The class head has a fifth of the false alarms: it sees less than the statistics, which would
 otherwise lose half of theirs to it; docs/results.md has both."""
 LONGEST, COLOURFUL = 3.0, 0.1
-"""Sides of 3 to 1, and this share of coloured pixels where training had grey, are unfamiliar."""
+"""Sides of 3 to 1, and this share of coloured pixels where training had grey, are out of
+distribution."""
 _SMALL, _SMALLEST_SIDE = 1e-3, 8
 
 Array = NDArray[np.float64]
 
 
+def _decoder(kind: str) -> Callable[[Any], Array]:
+    def decode(value: Any) -> Array:
+        if isinstance(value, str):
+            value = np.frombuffer(base64.b64decode(value, altchars=b"-_", validate=True), kind)
+        elif not isinstance(value, np.ndarray):
+            raise ValueError("expected an array in base64")
+        if value.ndim != 1 or not value.size or not np.isfinite(value).all():
+            raise ValueError("expected finite numbers")
+        array: Array = value.astype(kind).astype(np.float64)  # as it is saved
+        return array
+
+    return decode
+
+
+def _encoder(kind: str) -> Callable[[Array], str]:
+    # No path begins like this, which what is sent to a hub would be shortened.
+    return lambda value: base64.urlsafe_b64encode(value.astype(kind).tobytes()).decode("ascii")
+
+
+_Single = Annotated[Array, PlainValidator(_decoder("<f4")), PlainSerializer(_encoder("<f4"))]
+_Half = Annotated[Array, PlainValidator(_decoder("<f2")), PlainSerializer(_encoder("<f2"))]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    """A part of a bundle's ``config.json``, which may be a stranger's."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
 def statistics(image: NDArray[np.uint8]) -> Array:
-    """Return plain numbers ``(N, S)`` of images ``(N, C, H, W)`` as the network takes them.
+    """Return simple statistics ``(N, S)`` of images ``(N, C, H, W)`` as the network takes them.
 
     Brightness, contrast, shares of black and white, differences of neighbours at three scales, of
     top and bottom, of left and right, of centre and all; of colour images mean and spread of the
@@ -59,133 +91,127 @@ def statistics(image: NDArray[np.uint8]) -> Array:
     rows, columns = height // 4, width // 4
     whole = grey.mean(axis=(1, 2))
     centre = grey[:, rows : height - rows, columns : width - columns].mean(axis=(1, 2))
-    found = [whole, grey.std(axis=(1, 2))]
-    found += [(grey < 0.02).mean(axis=(1, 2)), (grey > 0.98).mean(axis=(1, 2))]
+    values = [whole, grey.std(axis=(1, 2))]
+    values += [(grey < 0.02).mean(axis=(1, 2)), (grey > 0.98).mean(axis=(1, 2))]
     for scale in (1, 2, 4):
-        part = grey[:, : height // scale * scale, : width // scale * scale]
-        part = part.reshape(len(part), height // scale, scale, width // scale, scale)
-        part = part.mean(axis=(2, 4))
-        steps = sum(np.abs(np.diff(part, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
-        found.append(np.log(steps + _SMALL))
-    found.append((grey[:, : height // 2] - grey[:, (height + 1) // 2 :]).mean(axis=(1, 2)))
-    found.append(np.abs(grey - grey[:, :, ::-1]).mean(axis=(1, 2)))
-    found.append(centre - whole)
+        scaled = grey[:, : height // scale * scale, : width // scale * scale]
+        scaled = scaled.reshape(len(scaled), height // scale, scale, width // scale, scale)
+        scaled = scaled.mean(axis=(2, 4))
+        steps = sum(np.abs(np.diff(scaled, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
+        values.append(np.log(steps + _SMALL))
+    values.append((grey[:, : height // 2] - grey[:, (height + 1) // 2 :]).mean(axis=(1, 2)))
+    values.append(np.abs(grey - grey[:, :, ::-1]).mean(axis=(1, 2)))
+    values.append(centre - whole)
     if image.shape[1] == 3:
         colour = pixels.max(axis=1) - pixels.min(axis=1)
-        found += [colour.mean(axis=(1, 2)), colour.std(axis=(1, 2))]
-    return np.stack(found, axis=1)
+        values += [colour.mean(axis=(1, 2)), colour.std(axis=(1, 2))]
+    return np.stack(values, axis=1)
 
 
-@dataclass(frozen=True, eq=False)
-class Cloud:
-    """Where training images lie among the vectors ``(N, F)``, and how far validation images are.
+class Mahalanobis(_Part):
+    """Distances of vectors ``(N, F)`` from training images, and those of validation images.
 
     Attributes:
-        mean: ``(F,)``.
-        directions: ``(D, F)``, in which they differ most, each of length 1 in units of `spread`.
-        spread: ``(F,)``, by which vectors are divided first.
-        variance: ``(D,)`` along the directions, shrunk.
-        rest: variance along each of all other directions; infinite if there is none.
-        far: distances of the validation images.
+        mean: ``(F,)``, saved in float32 as base64.
+        scale: ``(F,)``, by which vectors are divided first; likewise.
+        directions: D unit vectors ``(F,)`` of the largest variance, after scaling, in float16.
+        variance: along each of the D directions, shrunk.
+        residual_variance: along each other direction; ``None`` if there is none.
+        val_distances: of the validation images.
     """
 
-    mean: Array
-    directions: Array
-    spread: Array
-    variance: Array
-    rest: float
-    far: Array
+    mean: _Single
+    scale: _Single
+    directions: list[_Half] = Field(min_length=1)
+    variance: list[_Positive]
+    residual_variance: _Positive | None
+    val_distances: list[_Distance] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Mahalanobis:
+        if len(self.variance) != len(self.directions):
+            raise ValueError("expected one variance per direction")
+        if {each.shape for each in (self.scale, *self.directions)} != {self.mean.shape}:
+            raise ValueError("expected mean, scale and directions of one length")
+        if (self.scale <= 0).any():
+            raise ValueError("expected a scale above 0")
+        return self
 
     @classmethod
-    def fit(cls, train: Array, val: Array, most: int, *, scale: bool) -> Cloud:
-        """Return the cloud of training vectors ``(N, F)``, with the distances of others.
+    def fit(cls, train: Array, val: Array, most: int, *, rescale: bool) -> Mahalanobis:
+        """Return the distance from training vectors ``(N, F)``, with those of validation vectors.
 
         Args:
-            train: of the images that are familiar.
-            val: of other ones.
+            train: ``(N, F)`` of training images.
+            val: ``(M, F)`` of validation images.
             most: directions that are kept.
-            scale: whether each number is divided by its own standard deviation first.
+            rescale: whether each feature is divided by its own standard deviation first.
         """
         from sklearn.covariance import ledoit_wolf_shrinkage
 
         mean = train.mean(axis=0)
-        spread = np.maximum(train.std(axis=0), _SMALL) if scale else np.ones(len(mean))
-        centred = (train - mean) / spread
+        scale = np.maximum(train.std(axis=0), _SMALL) if rescale else np.ones(len(mean))
+        centred = (train - mean) / scale
         shrinkage = float(ledoit_wolf_shrinkage(centred, assume_centered=True))
         _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
         variance = sizes**2 / len(train)
         average, kept = max(variance.sum() / len(mean), 1e-12), min(most, len(variance))
-        left = len(mean) - kept
-        floor = shrinkage * average
-        rest = (1 - shrinkage) * variance[kept:].sum() / left + floor if left else np.inf
-        cloud = cls(
-            mean.astype(np.float32).astype(np.float64),
-            directions[:kept].astype(np.float16).astype(np.float64),
-            spread.astype(np.float32).astype(np.float64),
-            (1 - shrinkage) * variance[:kept] + floor + 1e-6 * average,
-            max(rest, 1e-6 * average),
-            np.empty(0),
+        left, floor = len(mean) - kept, shrinkage * average
+        residual = (1 - shrinkage) * variance[kept:].sum() / left + floor if left else None
+        distance = cls(
+            mean=mean,
+            scale=scale,
+            directions=list(directions[:kept]),
+            variance=((1 - shrinkage) * variance[:kept] + floor + 1e-6 * average).tolist(),
+            residual_variance=None if residual is None else float(max(residual, 1e-6 * average)),
+            val_distances=[0.0],
         )
-        return cls(**(vars(cloud) | {"far": cloud.distance(val)}))
+        return distance.model_copy(update={"val_distances": distance(val).tolist()})
 
-    def distance(self, vectors: Array) -> Array:
+    def __call__(self, vectors: Array) -> Array:
         """Return the distances ``(N,)`` of vectors ``(N, F)``."""
         if vectors.shape[1:] != self.mean.shape:
-            raise _damaged(f"{len(self.mean)} numbers of an image, and the network has others")
-        centred = (vectors - self.mean) / self.spread
-        along = centred @ self.directions.T
-        beside = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0)
-        far: Array = np.sqrt((along**2 / self.variance).sum(axis=1) + beside / self.rest)
-        return far
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it ready for JSON."""
-        return {
-            "mean": _packed(self.mean, "<f4"),
-            "directions": _packed(self.directions, "<f2"),
-            "spread": _packed(self.spread, "<f4"),
-            "variance": self.variance.tolist(),
-            "rest": None if np.isinf(self.rest) else self.rest,
-            "far": self.far.tolist(),
-        }
-
-    @classmethod
-    def from_json(cls, saved: _Saved) -> Cloud:
-        """Return the cloud that `to_json` wrote; ModelError if its parts don't fit."""
-        mean, spread = _unpacked(saved.mean, "<f4"), _unpacked(saved.spread, "<f4")
-        variance, far = np.array(saved.variance), np.array(saved.far)
-        flat = _unpacked(saved.directions, "<f2")
-        if flat.size != mean.size * variance.size or spread.shape != mean.shape or not mean.size:
-            raise _damaged("its parts don't fit together")
-        if (spread <= 0).any():
-            raise _damaged("a spread that is not above 0")
-        rest = np.inf if saved.rest is None else saved.rest
-        return cls(mean, flat.reshape(variance.size, mean.size), spread, variance, rest, far)
+            raise ModelError(
+                f"the OOD detector takes {len(self.mean)} features of an image, given "
+                f"{vectors.shape[1]}: it is that of another network"
+            )
+        centred = (vectors - self.mean) / self.scale
+        along = centred @ np.stack(self.directions).T
+        residual = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0)
+        residual = residual / (self.residual_variance or np.inf)
+        distances: Array = np.sqrt((along**2 / self.variance).sum(axis=1) + residual)
+        return distances
 
 
-@dataclass(frozen=True, eq=False)
-class Familiarity:
-    """What a bundle knows of the images that its network was trained on.
+class OODDetector(_Part):
+    """Tells images that are unlike those of the training; it stands in the bundle.
 
     Attributes:
-        plain: of the `statistics` of images.
-        features: of what the class head sees; ``None`` for networks without one.
+        plain: distance of the `statistics` of images.
+        features: distance of what the class head takes; ``None`` for networks without one.
         channels: of the images, 1 or 3.
         stretched: whether images were made square by stretching, so that their sides are not seen.
 
     Example:
         >>> rng = np.random.default_rng(0)
         >>> train, val = (rng.integers(50, 200, (n, 1, 16, 16), np.uint8) for n in (200, 99))
-        >>> known = Familiarity.fit(statistics(train), statistics(val), channels=1)
+        >>> detector = OODDetector.fit(statistics(train), statistics(val), channels=1)
         >>> black = np.zeros((1, 1, 16, 16), np.uint8)
-        >>> known.p_values(None, statistics(black)).tolist()
+        >>> detector.p_values(None, statistics(black)).tolist()
         [0.01]
     """
 
-    plain: Cloud
-    features: Cloud | None = None
+    plain: Mahalanobis
+    features: Mahalanobis | None = None
     channels: int = 3
     stretched: bool = False
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> OODDetector:
+        features = self.features
+        if features and len(features.val_distances) != len(self.plain.val_distances):
+            raise ValueError("expected distances of the same validation images")
+        return self
 
     @classmethod
     def fit(
@@ -197,52 +223,57 @@ class Familiarity:
         *,
         channels: int,
         stretched: bool = False,
-    ) -> Familiarity | None:
-        """Return what statistics and features of two splits say; ``None`` for fewer than `FEWEST`.
+    ) -> OODDetector | None:
+        """Return the detector; ``None`` for fewer than `FEWEST` images of a split.
 
         Args:
             train: statistics ``(N, S)`` of training images.
             val: of validation images.
-            train_features: what the class head sees of the same, ``(N, F)``.
+            train_features: what the class head takes of the same, ``(N, F)``.
             val_features: of the validation images.
-            channels: see `Familiarity`.
-            stretched: see `Familiarity`.
+            channels: see `OODDetector`.
+            stretched: see `OODDetector`.
         """
         if min(len(train), len(val)) < FEWEST:
             return None
         features = None
         if train_features is not None and val_features is not None:
             most = max(1, min(DIRECTIONS, len(train_features) // 10))
-            features = Cloud.fit(train_features, val_features, most, scale=False)
-        plain = Cloud.fit(train, val, train.shape[1], scale=True)
-        return cls(plain, features, channels, stretched)
+            features = Mahalanobis.fit(train_features, val_features, most, rescale=False)
+        plain = Mahalanobis.fit(train, val, train.shape[1], rescale=True)
+        return cls(plain=plain, features=features, channels=channels, stretched=stretched)
 
     def p_values(self, features: Array | None, plain: Array) -> Array:
         """Return the p-values ``(N,)`` of images.
 
         Args:
-            features: what the class head sees, ``(N, F)``; ``None`` if that is not known.
+            features: what the class head takes, ``(N, F)``; ``None`` if that is not at hand.
             plain: their `statistics`, ``(N, S)``.
         """
-        found = [(1, self.plain.far, self.plain.distance(plain))]
+        distances = [(1, self.plain, self.plain(plain))]
         if features is not None and self.features is not None:
-            found.append((HEAD, self.features.far, self.features.distance(features)))
-        best = np.full(len(plain), np.inf)
-        theirs = np.full((len(plain), len(self.plain.far)), np.inf)
-        for times, far, own in found:
-            best = np.minimum(best, times * (1 + (far >= own[:, None]).sum(axis=1)))
-            ranks = (far >= far[:, None]).sum(axis=1)
-            theirs = np.minimum(theirs, times * (ranks + (own[:, None] >= far)))
-        p: Array = (1 + (theirs <= best[:, None]).sum(axis=1)) / (1 + len(self.plain.far))
+            distances.append((HEAD, self.features, self.features(features)))
+        rank = np.full(len(plain), np.inf)
+        val_rank = np.full((len(plain), self._val_count), np.inf)
+        for weight, fitted, distance in distances:
+            val = np.array(fitted.val_distances)
+            rank = np.minimum(rank, weight * (1 + (val >= distance[:, None]).sum(axis=1)))
+            among_val = (val >= val[:, None]).sum(axis=1)
+            val_rank = np.minimum(val_rank, weight * (among_val + (distance[:, None] >= val)))
+        p: Array = (1 + (val_rank <= rank[:, None]).sum(axis=1)) / (1 + self._val_count)
         return p
 
     @property
     def smallest(self) -> float:
         """The smallest p-value that there is."""
-        return 1 / (1 + len(self.plain.far))
+        return 1 / (1 + self._val_count)
+
+    @property
+    def _val_count(self) -> int:
+        return len(self.plain.val_distances)
 
     def odd(self, picture: Picture) -> bool:
-        """Return whether a picture, before it was fitted, is nothing that training can have seen.
+        """Return whether a picture, before it was resized, is nothing that training can have seen.
 
         It is in colour where training had grey, or, where nothing else tells it, so long and narrow
         that it can't be shown as a square.
@@ -251,73 +282,10 @@ class Familiarity:
         long = self.stretched and max(height, width) > LONGEST * min(height, width)
         return long or (self.channels == 1 and picture.coloured > COLOURFUL)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it ready for JSON."""
-        return {
-            "plain": self.plain.to_json(),
-            "features": None if self.features is None else self.features.to_json(),
-            "channels": self.channels,
-            "stretched": self.stretched,
-        }
-
     @classmethod
-    def of_bundle(cls, config: Mapping[str, Any]) -> Familiarity | None:
-        """Return that in the ``config.json`` of a bundle or an exported network, or ``None``.
+    def of_bundle(cls, config: Mapping[str, Any]) -> OODDetector | None:
+        """Return the detector in the ``config.json`` of a bundle; ``None`` if there is none.
 
         ModelError if it is damaged.
         """
-        if config.get("familiarity") is None:
-            return None
-        try:
-            saved = _SavedBoth.model_validate(config["familiarity"])
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(str(part)[:40] for part in first["loc"][:3]) or "top level"
-            raise _damaged(f"{place}: {first['msg']}") from error
-        plain = Cloud.from_json(saved.plain)
-        features = None if saved.features is None else Cloud.from_json(saved.features)
-        if features is not None and len(features.far) != len(plain.far):
-            raise _damaged("its parts are of other images")
-        return cls(plain, features, saved.channels, saved.stretched)
-
-
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class _Saved(BaseModel):
-    """A cloud as it stands in a bundle, which may come from a stranger."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-    mean: str
-    directions: str
-    spread: str
-    variance: list[_Positive] = Field(min_length=1)
-    rest: _Positive | None
-    far: list[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(min_length=1)
-
-
-class _SavedBoth(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-    plain: _Saved
-    features: _Saved | None
-    channels: int
-    stretched: bool
-
-
-def _packed(values: Array, kind: str) -> str:
-    # No path begins like this, which what is sent to a hub would be shortened.
-    return base64.urlsafe_b64encode(values.astype(kind).tobytes()).decode("ascii")
-
-
-def _unpacked(text: str, kind: str) -> Array:
-    try:
-        values = np.frombuffer(base64.b64decode(text, altchars=b"-_", validate=True), kind)
-    except ValueError as error:
-        raise _damaged("numbers that can't be read") from error
-    if not np.isfinite(values).all():
-        raise _damaged("numbers that are not finite")
-    return values.astype(np.float64)
-
-
-def _damaged(what: str) -> ModelError:
-    return ModelError(f"the familiarity of the bundle is damaged: {what}; copy the bundle again")
+        return None if config.get("ood") is None else read_saved(cls, config["ood"], "OOD detector")

@@ -1,0 +1,119 @@
+"""How far probabilities can be believed: reliability diagrams and the calibration error."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medduet.errors import DataError
+from medduet.types import UNKNOWN_LABEL
+
+BINS = 15
+"""Bins of the expected calibration error and the reliability diagram."""
+
+Array = NDArray[np.float64]
+
+
+class Reliability(NamedTuple):
+    """A reliability diagram: B bins of equal width between 0 and 1.
+
+    Attributes:
+        n: ``(B,)`` int, predictions whose confidence is in the bin.
+        confidence: ``(B,)`` their mean confidence; NaN in an empty bin.
+        frequency: ``(B,)`` the share of them that is true; NaN in an empty bin.
+    """
+
+    n: NDArray[np.int64]
+    confidence: Array
+    frequency: Array
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean gap of the bins, weighted by n; NaN if empty."""
+        if not self.n.sum():
+            return math.nan
+        gap = np.nan_to_num(np.abs(self.confidence - self.frequency))
+        return float(np.average(gap, weights=self.n))
+
+
+def reliability(
+    label: ArrayLike, probability: ArrayLike, multi_label: bool = False, bins: int = BINS
+) -> Reliability:
+    """Return how often predictions are true, by their confidence.
+
+    Single-label sets: of the most probable class of each image ("top label"), as Guo et al. (2017,
+    arXiv:1706.04599). Multi-label sets: of every label of every image, its own probability.
+
+    Args:
+        label: ``(N,)`` int class, or ``(N, K)`` int of 0 and 1 if `multi_label`; -1 where
+            unknown, which is left out.
+        probability: ``(N, K)`` float in [0, 1].
+        multi_label: whether an image may carry several labels.
+        bins: of equal width.
+
+    Raises:
+        DataError: for shapes, labels or probabilities that do not fit together.
+
+    Example:
+        >>> diagram = reliability([0, 1], [[0.9, 0.1], [0.7, 0.3]])
+        >>> int(diagram.n.sum()), round(diagram.error, 3)  # the mean of 0.1 and 0.7
+        (2, 0.4)
+    """
+    truth, p = check_probabilities(label, probability, multi_label)
+    labelled = truth != UNKNOWN_LABEL
+    p, truth = p[labelled], truth[labelled]
+    if multi_label:
+        true = truth == 1
+    else:
+        p, true = p.max(axis=1), p.argmax(axis=1) == truth
+    place = np.minimum((p * bins).astype(np.int64), bins - 1)
+    n = np.bincount(place, minlength=bins)
+    sums = [np.bincount(place, weights=weights, minlength=bins) for weights in (p, true)]
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
+        return Reliability(n, sums[0] / n, sums[1] / n)
+
+
+def expected_calibration_error(
+    label: ArrayLike, probability: ArrayLike, multi_label: bool = False, bins: int = BINS
+) -> float:
+    """Return the mean gap between confidence and frequency over the bins of `reliability`.
+
+    Example:
+        >>> expected_calibration_error([0, 0, 0, 1], [[0.75, 0.25]] * 4)
+        0.0
+    """
+    return reliability(label, probability, multi_label, bins).error
+
+
+def confidence(probability: Array, multi_label: bool) -> Array:
+    """Return the confidence of predictions, ``(N,)``; multi-label, of each label ``(N, K)``."""
+    if multi_label:
+        return np.maximum(probability, 1 - probability)
+    largest: Array = probability.max(axis=1)
+    return largest
+
+
+def check_probabilities(
+    label: ArrayLike, probability: ArrayLike, multi_label: bool
+) -> tuple[NDArray[np.int64], Array]:
+    """Return labels and probabilities as arrays that fit together; DataError if they don't."""
+    truth, p = np.asarray(label), np.asarray(probability, dtype=np.float64)
+    if p.ndim != 2 or truth.shape != (p.shape if multi_label else p.shape[:1]):
+        raise DataError(
+            "expected probability (N, K) and label "
+            f"{'(N, K)' if multi_label else '(N,)'}, given {p.shape} and {truth.shape}"
+        )
+    if not ((p >= 0) & (p <= 1)).all():
+        raise DataError("expected probabilities from 0 to 1, given others")
+    largest = 1 if multi_label else p.shape[1] - 1
+    if truth.size and not (
+        np.issubdtype(truth.dtype, np.integer)
+        and UNKNOWN_LABEL <= truth.min() <= truth.max() <= largest
+    ):
+        raise DataError(
+            f"expected integer labels 0 to {largest}, or {UNKNOWN_LABEL} for unknown, given others"
+        )
+    return truth.astype(np.int64), p

@@ -1,0 +1,133 @@
+"""What a calibration gives on images that it was not fitted on: coverage of sets, abstention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medduet.errors import ConfigError
+from medduet.metrics.calibration import (
+    BINS,
+    Reliability,
+    check_probabilities,
+    confidence,
+    reliability,
+)
+from medduet.metrics.intervals import bounds, number, wilson
+from medduet.types import UNKNOWN_LABEL
+from medduet.uncertainty.calibration import Calibration
+
+COVERAGES = (0.8, 0.9, 0.95)
+"""Coverages whose sets are evaluated."""
+ACCURACIES = (0.9, 0.95)
+"""Accuracies whose abstention is evaluated."""
+
+Array = NDArray[np.float64]
+
+
+def calibration_summary(
+    calibration: Calibration,
+    label: ArrayLike,
+    probability: ArrayLike,
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    """Return what a calibration gives on images that it was not fitted on, ready for JSON.
+
+    Args:
+        calibration: of the network.
+        label: see `reliability`.
+        probability: of the network, ``(N, K)``, not calibrated.
+        class_names: of the K classes.
+
+    Returns:
+        ``ece_before`` and ``ece_after`` with their ``reliability``; ``sets``, by coverage: the
+        share of the ``n`` images whose true class is in the set, its Wilson interval and the mean
+        ``size`` of the sets, and the same ``per_class`` over the images of each; ``abstention``,
+        by accuracy on validation: the share ``answered``, and the accuracy there. Multi-label sets
+        count pairs of image and label, and give no interval over all of them, since those of one
+        image depend on each other.
+    """
+    multi_label = calibration.multi_label
+    truth, p = check_probabilities(label, probability, multi_label)
+    rows = (truth != UNKNOWN_LABEL).reshape(len(truth), -1).any(axis=1)
+    truth, p = truth[rows], p[rows]
+    calibrated = calibration.calibrate(p)
+    before, after = (reliability(truth, each, multi_label) for each in (p, calibrated))
+    return {
+        "n": len(truth),
+        "temperature": calibration.temperature,
+        "ece_kind": f"{'every label' if multi_label else 'top label'}, {BINS} bins of equal width",
+        "ece_before": number(before.error),
+        "ece_after": number(after.error),
+        "reliability": {"before": _diagram(before), "after": _diagram(after)},
+        "sets": {
+            f"{coverage:.2f}": _sets(calibration, truth, calibrated, coverage, class_names)
+            for coverage in COVERAGES
+        },
+        "abstention": {
+            f"{accuracy:.2f}": _abstention(calibration, truth, calibrated, accuracy)
+            for accuracy in ACCURACIES
+        },
+    }
+
+
+def _diagram(diagram: Reliability) -> dict[str, Any]:
+    return {
+        "n": diagram.n.tolist(),
+        "confidence": [number(value) for value in diagram.confidence],
+        "frequency": [number(value) for value in diagram.frequency],
+    }
+
+
+def _sets(
+    calibration: Calibration,
+    truth: NDArray[np.int64],
+    calibrated: Array,
+    coverage: float,
+    class_names: Sequence[str],
+) -> dict[str, Any]:
+    chosen = calibration.sets(calibrated, coverage)
+    multi_label = calibration.multi_label
+    has = truth == 1 if multi_label else truth[:, None] == np.arange(chosen.shape[1])
+    covered, size = chosen & has, chosen.sum(axis=1)
+    per_class = {
+        str(name): _share(int(covered[:, k].sum()), int(has[:, k].sum()))
+        | {"size": number(size[has[:, k]].mean()) if has[:, k].any() else None}
+        for k, name in enumerate(class_names)
+    }
+    return {
+        **_share(int(covered.sum()), int(has.sum()), dependent=multi_label),
+        "size": number(size.mean()) if len(size) else None,
+        "per_class": per_class,
+    }
+
+
+def _abstention(
+    calibration: Calibration, truth: NDArray[np.int64], calibrated: Array, accuracy: float
+) -> dict[str, Any] | None:
+    try:
+        threshold = calibration.threshold(accuracy)
+    except ConfigError:  # the network never reaches that accuracy
+        return None
+    multi_label, labelled = calibration.multi_label, truth != UNKNOWN_LABEL
+    answered = (confidence(calibrated, multi_label) >= threshold) & labelled
+    if multi_label:
+        correct = (calibrated > 0.5) == (truth == 1)
+    else:
+        correct = calibrated.argmax(axis=1) == truth
+    share = _share(int((correct & answered).sum()), int(answered.sum()), dependent=multi_label)
+    return {
+        "min_confidence": threshold,
+        "answered": number(answered.sum() / max(labelled.sum(), 1)),
+        "n": share["n"],
+        "accuracy": share["coverage"],
+        "accuracy_interval": share["coverage_interval"],
+    }
+
+
+def _share(count: int, n: int, *, dependent: bool = False) -> dict[str, Any]:
+    interval = None if dependent else bounds(wilson(count, n))
+    return {"n": n, "coverage": count / n if n else None, "coverage_interval": interval}

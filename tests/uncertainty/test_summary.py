@@ -1,0 +1,71 @@
+"""What sets and abstention give on a split that the calibration was not fitted on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+from statsmodels.stats.proportion import proportion_confint
+
+from medduet.metrics.calibration import expected_calibration_error
+from medduet.uncertainty.calibration import Calibration
+from medduet.uncertainty.summary import calibration_summary
+
+
+def drawn(seed: int, n: int, several: bool) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    logits = 1.5 * rng.normal(size=(n, 3)) - [0, 0.5, 1]
+    if several:
+        return (rng.random((n, 3)) < expit(logits)).astype(int), expit(2 * logits)
+    share = softmax(logits, axis=1)
+    label = (share.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
+    return label, softmax(2 * logits, axis=1)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_summary_counts_what_sets_hold(several: bool) -> None:
+    calibration = Calibration.fit(*drawn(0, 400, several), several)
+    label, probability = drawn(1, 300, several)
+    label[:20] = -1
+    summary = calibration_summary(calibration, label, probability, ["a", "b", "c"])
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    label, calibrated = label[20:], calibration.calibrate(probability[20:])
+    assert summary["n"] == 280
+    assert summary["ece_after"] == expected_calibration_error(label, calibrated, several)
+    assert summary["ece_before"] == expected_calibration_error(label, probability[20:], several)
+    assert summary["ece_after"] < summary["ece_before"]
+    for coverage, row in ((0.8, summary["sets"]["0.80"]), (0.95, summary["sets"]["0.95"])):
+        chosen = calibration.sets(calibrated, coverage)
+        has = label == 1 if several else label[:, None] == np.arange(3)
+        assert row["n"] == has.sum()
+        assert row["coverage"] == (chosen & has).sum() / has.sum()
+        assert row["size"] == pytest.approx(chosen.sum(axis=1).mean())
+        for k, name in enumerate("abc"):
+            part, own = row["per_class"][name], has[:, k]
+            assert (part["n"], part["coverage"]) == (own.sum(), chosen[own, k].mean())
+            assert part["size"] == pytest.approx(chosen[own].sum(axis=1).mean())
+            low, high = proportion_confint(chosen[own, k].sum(), own.sum(), method="wilson")
+            assert part["coverage_interval"] == pytest.approx([low, high])
+        assert (row["coverage_interval"] is None) == several
+    abstention = summary["abstention"]["0.90"]
+    assert abstention["min_confidence"] == calibration.threshold(0.9)
+    confidence = np.maximum(calibrated, 1 - calibrated) if several else calibrated.max(axis=1)
+    right = (calibrated > 0.5) == label if several else calibrated.argmax(axis=1) == label
+    answered = confidence >= abstention["min_confidence"]
+    assert abstention["n"] == answered.sum()
+    assert abstention["answered"] == answered.mean()
+    assert abstention["accuracy"] == right[answered].mean()
+
+
+def test_a_split_without_labels_and_a_network_that_is_never_right() -> None:
+    rng = np.random.default_rng(3)
+    label = rng.integers(0, 2, 200)
+    guesses = rng.dirichlet([1, 1], 200)
+    calibration = Calibration.fit(label, guesses)
+    summary = calibration_summary(calibration, np.full(4, -1), guesses[:4], ["a", "b"])
+    assert (summary["n"], summary["ece_before"], summary["sets"]["0.90"]["size"]) == (0, None, None)
+    assert summary["sets"]["0.90"]["per_class"]["a"]["coverage"] is None
+    assert summary["abstention"] == {"0.90": None, "0.95": None}
+    json.dumps(summary, allow_nan=False)
