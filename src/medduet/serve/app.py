@@ -27,6 +27,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from medduet._version import __version__
+from medduet.data.reading.opening import kind_of
+from medduet.data.workers import WorkerPool
 from medduet.errors import closest
 from medduet.inference.predictor import Answer, Predictor
 from medduet.serve.answers import MaskFormat, Prediction, prediction
@@ -264,12 +266,18 @@ class _Service:
             {name: partial(self._waiting, name) for name in served}, lambda: self.room.requests
         )
         self._threads: ThreadPoolExecutor
+        self._readers: WorkerPool
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Run the threads while the service does."""
         # Decoding and encoding are for the processor: more threads would only take memory.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1), "medduet-images") as self._threads:
+        workers = min(8, os.cpu_count() or 1)
+        with (
+            ThreadPoolExecutor(workers, "medduet-images") as self._threads,
+            WorkerPool(workers, seconds=self.limits.timeout_s) as self._readers,
+        ):
+            await self._in_thread(self._readers.call, kind_of, b"")  # starts the processes
             for name, each in self.served.items():
                 self.batchers[name] = Batcher(
                     partial(_answers, each.predictor),
@@ -316,7 +324,9 @@ class _Service:
         send: Callable[[Answer], Prediction],
     ) -> bytes:
         predictor = self.served[name].predictor
-        picture = await self._in_thread(picture_in, file, predictor, self.limits, seat)
+        picture = await self._in_thread(
+            picture_in, file, predictor, self.limits, seat, self._readers
+        )
         file.close()
         try:
             future = self.batchers[name].submit(picture, explain=explain, deadline=deadline)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
-import struct
 from collections.abc import AsyncGenerator
-from pathlib import Path
+from functools import partial
 from typing import BinaryIO
 
 from starlette.datastructures import UploadFile
@@ -14,9 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from medduet.data.reading.images import Picture
-from medduet.data.reading.opening import kind_of, opened, start_of
-from medduet.errors import DataError
+from medduet.data.reading.images import Picture, probe_content, read_content
+from medduet.data.reading.opening import kind_of, start_of
+from medduet.data.workers import WorkerPool
 from medduet.inference.predictor import Predictor
 from medduet.serve.limits import LEAST_SIDE, Limits, Seat
 
@@ -107,37 +106,39 @@ def _too_large(limits: Limits) -> HTTPException:
     return HTTPException(413, f"expected a file of at most {limits.max_bytes / 2**20:g} MB")
 
 
-def picture_in(file: BinaryIO, predictor: Predictor, limits: Limits, seat: Seat) -> Picture:
-    """Return the image in a file as `predictor` takes it; its size is looked at before.
+def picture_in(
+    file: BinaryIO, predictor: Predictor, limits: Limits, seat: Seat, readers: WorkerPool
+) -> Picture:
+    """Return the image in a file as `predictor` takes it; its size is checked before.
+
+    The file is read in a process of `readers`, which is all that it can harm.
 
     Raises:
         HTTPException: 413, it has too many pixels; 415, it is of another kind; 422, it can't be
             read, is too small, or has several frames.
     """
     file.seek(0)
-    head = file.read(_HEAD)
-    kind = kind_of(head)
-    if kind is None:
-        raise HTTPException(415, f"expected {_KNOWN}, given {start_of(head)}")
-    if kind == "PNG" and len(head) >= 24:  # which is decoded when it is opened
-        width, height = struct.unpack(">II", head[16:24])
-        _check_pixels(height, width, limits)
-    try:
-        with opened(Path("image"), file) as source:
-            frames, _, height, width = source.facts
-        _check_pixels(height, width, limits)
-        if min(height, width) < LEAST_SIDE:
-            raise HTTPException(
-                422,
-                f"expected an image of at least {LEAST_SIDE} x {LEAST_SIDE} pixels, given "
-                f"{height} x {width}",
-            )
-        if frames > 1:
-            raise HTTPException(422, f"expected one image, given a file of {frames} frames")
-        seat.hold(pixels=height * width)
-        return next(predictor.read(file))
-    except DataError as error:
-        raise HTTPException(422, str(error)) from error
+    content = file.read()
+    if kind_of(content[:_HEAD]) is None:
+        raise HTTPException(415, f"expected {_KNOWN}, given {start_of(content[:_HEAD])}")
+    facts = readers.call(probe_content, content)
+    if isinstance(facts, str):
+        raise HTTPException(422, facts)
+    frames, _, height, width = facts
+    _check_pixels(height, width, limits)
+    if min(height, width) < LEAST_SIDE:
+        raise HTTPException(
+            422,
+            f"expected an image of at least {LEAST_SIDE} x {LEAST_SIDE} pixels, given "
+            f"{height} x {width}",
+        )
+    if frames > 1:
+        raise HTTPException(422, f"expected one image, given a file of {frames} frames")
+    seat.hold(pixels=height * width)
+    pictures = readers.call(partial(read_content, options=predictor.options), content)
+    if isinstance(pictures, str):
+        raise HTTPException(422, pictures)
+    return pictures[0]
 
 
 def _check_pixels(height: int, width: int, limits: Limits) -> None:
