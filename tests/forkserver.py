@@ -154,7 +154,8 @@ def ask(path: str, words: list[str]) -> int:
         answer += part
     code = int.from_bytes(answer, "big", signed=True)
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        if -code != signal.SIGKILL:  # which has no handler
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 

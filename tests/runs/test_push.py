@@ -139,7 +139,7 @@ assert main("export hf://someone/other --out DIR".split()) == 2
     assert done.returncode == 0, f"what was fetched is there without a network: {done.stderr}"
     lines = [line for line in done.stderr.splitlines() if line.startswith("medduet:")]
     assert len(lines) == 2
-    assert all("could not be asked for" in line for line in lines)
+    assert all("can't be reached for" in line for line in lines)
     assert "Traceback" not in done.stderr
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from medduet.errors import StorageError
-from medduet.utils.files import atomic_folder, atomic_path, finite, write_json, write_text
+from medduet.utils.files import atomic_folder, atomic_path, finite, sweep, write_json, write_text
 from medduet.utils.parsing import read_json
 
 
@@ -47,7 +47,7 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> Non
     assert [folder.name for folder in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_folders_of_killed_processes_are_removed_and_those_of_others_are_not(
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(
     tmp_path: Path,
 ) -> None:
     left = tmp_path / ".bundle.killed.tmp"
@@ -61,7 +61,14 @@ def test_folders_of_killed_processes_are_removed_and_those_of_others_are_not(
             (second / "a.txt").write_text("second")
         (first / "a.txt").write_text("first")
     assert (tmp_path / "bundle" / "a.txt").read_text() == "first"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.killed.tmp", "bundle"]
+    (tmp_path / "bundle" / ".a.txt.killed.tmp").touch()
+    (tmp_path / ".bundle.killed.tmp").touch()
+    with atomic_path(tmp_path / "bundle" / "a.txt") as temporary:
+        temporary.write_text("third")
+        sweep(tmp_path / "bundle")
+    assert (tmp_path / "bundle" / "a.txt").read_text() == "third"
+    names = sorted(path.name for path in tmp_path.rglob("*"))
+    assert names == [".other.killed.tmp", "a.txt", "bundle"]
 
 
 def test_a_file_that_may_not_be_read_is_no_disk_that_may_not_be_written(tmp_path: Path) -> None:

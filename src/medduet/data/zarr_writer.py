@@ -24,7 +24,7 @@ from medduet.data.zarr_format import (
     group_metadata,
 )
 from medduet.errors import ConfigError
-from medduet.utils.files import storage_faults_told, sync, write_json
+from medduet.utils.files import storage_errors, sync, write_json
 from medduet.utils.parsing import read_json
 
 _PLAN = "plan.json"
@@ -75,7 +75,7 @@ def write_zarr(
     nodes = {split: group_metadata() for split in SPLITS} | about.arrays()
     total = sum(len(images.split(name)) for name in SPLITS) * prod(about.shape)
     _take_folder(out, {"fingerprint": images.fingerprint, "rows": about.shard_rows, "seed": seed})
-    with storage_faults_told(out):
+    with storage_errors(out):
         check_room(out, total - sum(path.stat().st_size for path in out.glob("*/images/c/**/0")))
         for name, metadata in nodes.items():
             write_json(out / name / METADATA, metadata)

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from medduet.errors import Interrupted, MedDuetError
 from medduet.experiments.config import Cell
 from medduet.runs.folder import RunFolder
-from medduet.utils.files import sweep_beside, write_json
+from medduet.utils.files import sweep, write_json
 from medduet.utils.locks import exclusive, is_held
 from medduet.utils.parsing import read_object
 
@@ -59,7 +59,7 @@ class GridFolder:
         """Write ``grid.json``, as may several processes at the same time."""
         path = self.path / "grid.json"
         with exclusive(self.path / ".lock", wait=True):
-            sweep_beside(path)
+            sweep(path)
             write_json(path, settings)
 
     def lock(self, name: str) -> Path:
@@ -129,7 +129,7 @@ def run_cell(
             return "busy"
         if folder.settled(cell.name):
             return "finished"
-        sweep_beside(folder.failure(cell.name))
+        sweep(folder.failure(cell.name))
         begun = (folder.run(cell.name).path / "config.json").is_file()
         folder.note(cell.name, "goes on" if begun else "begins")
         try:

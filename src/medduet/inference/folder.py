@@ -33,7 +33,7 @@ from medduet.inference.predictor import Answer, Predictor
 from medduet.utils.files import (
     atomic_path,
     finite,
-    storage_faults_told,
+    storage_errors,
     sweep,
     write_json,
     write_text,
@@ -330,7 +330,7 @@ def _predict(
     total = sum(size for size, _ in stamps)
     with (
         counted(progress, "predict", total) as count,
-        storage_faults_told(writer.out / JOURNAL),
+        storage_errors(writer.out / JOURNAL),
         (writer.out / JOURNAL).open("a", encoding="utf-8") as journal,
     ):
         for number, said in _answered(predictor, read):

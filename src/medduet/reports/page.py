@@ -17,7 +17,7 @@ from medduet.reports.grouping import Runs, group_runs
 from medduet.reports.words import answer
 from medduet.reports.writer import Part, Writer
 from medduet.runs.reader import FinishedRun, find_runs
-from medduet.utils.files import sweep, sweep_beside, write_text
+from medduet.utils.files import sweep, write_text
 from medduet.utils.locks import exclusive
 from medduet.utils.parsing import misread
 
@@ -71,7 +71,7 @@ def _report(
 
 def _write(out: Path, runs: Runs, paths: Sequence[str | Path], samples: bool) -> Path:
     page = out / "index.html"
-    sweep_beside(page)
+    sweep(page)
     for folder in ("tables", "figures"):
         sweep(out / folder)
     if page.is_file() and _MARK in page.read_text("utf-8", errors="replace"):

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; move it there, synced to disk, if the body succeeds.
 
     Example:
-        >>> import tempfile, pathlib
-        >>> target = pathlib.Path(tempfile.mkdtemp()) / "a.txt"
+        >>> target = Path(tempfile.mkdtemp()) / "a.txt"
         >>> with atomic_path(target) as temporary:
         ...     _ = temporary.write_text("whole")
         >>> target.read_text()
@@ -38,26 +37,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full or can't be written; `path` is as it was.
     """
-    temporary = None
-    with storage_faults_told(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-            os.close(handle)
-            temporary = Path(name)
-            yield temporary
-            sync(temporary)
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-            sync(path.parent)
-        finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
+    with _temporary(path, tempfile.mkstemp) as temporary:
+        yield temporary
+        sync(temporary)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+        sync(path.parent)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder beside `path`; if the body succeeds, it takes the place of `path`.
+
+    What a killed process left of an earlier one is removed.
 
     Example:
         >>> target = Path(tempfile.mkdtemp()) / "bundle"
@@ -70,31 +62,66 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full or can't be written; `path` is as it was.
     """
-    temporary = None
-    with storage_faults_told(path):
+    _sweep(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
+    with _temporary(path, tempfile.mkdtemp) as temporary:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for inside in (*temporary.rglob("*"), temporary):
+            sync(inside)
+        if not path.exists():
+            temporary.rename(path)
+        elif not _exchange(temporary, path):
+            # Where two folders can't change places, there is a moment without either.
+            old = path.with_name(f"{temporary.stem}.old.tmp")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old, ignore_errors=True)
+        sync(path.parent)
+
+
+@contextmanager
+def _temporary(path: Path, make: Callable[..., Any]) -> Iterator[Path]:
+    """Give a temporary file or folder beside `path`, locked, and remove what is left of it."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = make(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(made if isinstance(made, str) else made[1])
+        handle = os.open(temporary, os.O_RDONLY) if isinstance(made, str) else made[0]
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-                _remove_unless_held(left)
-            made = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-            temporary = Path(made)
-            with _held(temporary):
-                yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            for inside in (*temporary.rglob("*"), temporary):
-                sync(inside)
-            if not path.exists():
-                temporary.rename(path)
-            elif not _exchange(temporary, path):
-                # Where two folders can't change places, there is a moment without either.
-                old = path.with_name(f"{temporary.stem}.old.tmp")
-                path.rename(old)
-                temporary.rename(path)
-                shutil.rmtree(old, ignore_errors=True)
-            sync(path.parent)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)  # by which `sweep` sees that its process lives
+            yield temporary
         finally:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
+            os.close(handle)
+            _remove(temporary)
+
+
+def sweep(path: Path) -> None:
+    """Remove what killed processes left of the file or folder `path`, and below it.
+
+    What a living process writes is left alone.
+    """
+    _sweep(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
+    if path.is_dir():
+        _sweep(path.rglob(".*.tmp"))
+
+
+def _sweep(leftovers: Iterable[Path]) -> None:
+    for leftover in list(leftovers):
+        with suppress(OSError):
+            handle = os.open(leftover, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(leftover)
+            finally:
+                os.close(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -125,8 +152,8 @@ def finite(value: Any) -> Any:
 
 
 @contextmanager
-def storage_faults_told(path: Path) -> Iterator[None]:
-    """Turn the errors of a full disk, or of one that can't be written, into a `StorageError`.
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn errors of a full disk, or of one that can't be written, into a `StorageError`.
 
     Libraries have errors of their own for that.
     """
@@ -155,21 +182,6 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left below `folder`, to which no other one may write now."""
-    for left in list(folder.rglob(".*.tmp")):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink(missing_ok=True)
-
-
-def sweep_beside(path: Path) -> None:
-    """Remove what killed processes left of the file `path`, to which no other one may write now."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        left.unlink(missing_ok=True)
-
-
 def _concerns(error: Exception, path: Path) -> bool:
     """Return whether an error is of `path` or its folder, and not of a file that was read."""
     name = getattr(error, "filename", None)
@@ -177,28 +189,6 @@ def _concerns(error: Exception, path: Path) -> bool:
         return True
     there, parent = Path(os.fsdecode(name)).absolute(), path.absolute().parent
     return there == parent or parent in there.parents or there in parent.parents
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder, by which others see that its process lives."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _remove_unless_held(folder: Path) -> None:
-    """Remove a folder that a killed process has left."""
-    with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(handle)
 
 
 def _exchange(one: Path, other: Path) -> bool:

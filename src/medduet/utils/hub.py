@@ -40,8 +40,8 @@ def bundle_folder(path: str | Path) -> Path:
         >>> bundle_folder("runs/a")
         PosixPath('runs/a')
     """
-    found = _ADDRESS.fullmatch(str(path))
-    return fetch_network(found["name"], found["revision"]) if found else Path(path)
+    address = _ADDRESS.fullmatch(str(path))
+    return fetch_network(address["name"], address["revision"]) if address else Path(path)
 
 
 def fetch_network(
@@ -74,67 +74,63 @@ def fetch_network(
         if not (folder / file).is_file():
             raise MissingFileError(
                 f"expected a bundle of MedDuet in hf://{name}, but the repository has no {file}: "
-                "look at its page, and give another name or @REVISION"
+                "give another name or @REVISION"
             )
     return folder
 
 
 @contextmanager
 def asking_hub(name: str) -> Iterator[None]:
-    """Say in one line what the hub, asked for the repository `name`, has against it.
+    """Turn the errors of the hub, asked for the repository `name`, into one line.
 
-    It is told the versions of MedDuet, huggingface_hub and Python, and nothing else of this
-    machine.
+    It gets the versions of MedDuet, huggingface_hub and Python, and nothing else of this machine.
 
     Raises:
-        ConfigError: `name` can't be the name of a repository, or the hub refuses what was sent.
+        ConfigError: the hub refuses what was sent.
         MissingFileError: there is no such repository or revision, or one that may not be seen.
         DownloadError: the hub can't be reached, or does not allow it.
     """
     from huggingface_hub import constants, errors
 
-    told, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
-    known = (errors.HTTPError, OSError, RuntimeError, ValueError)  # type: ignore[attr-defined]
+    telemetry, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
     try:
         yield
-    except known as error:
-        cause = error.__cause__  # what kept the library from looking, or from sending
-        if isinstance(error, errors.LocalEntryNotFoundError | RuntimeError) and cause is not None:
-            raise _told(name, cause) from error
-        raise _told(name, error) from error
+    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:  # type: ignore[attr-defined]
+        cause = error.__cause__  # what kept the library from asking, or from sending
+        is_wrapper = isinstance(error, errors.LocalEntryNotFoundError | RuntimeError)
+        raise _explained(name, cause if is_wrapper and cause is not None else error) from error
     finally:
-        constants.HF_HUB_DISABLE_TELEMETRY = told
+        constants.HF_HUB_DISABLE_TELEMETRY = telemetry
 
 
-def _told(name: str, error: BaseException) -> MedDuetError:
+def _explained(name: str, error: BaseException) -> MedDuetError:
     from huggingface_hub import errors
 
     reason = " ".join(str(error).split())[:300]
     login = "log in by 'hf auth login', or set HF_TOKEN"
-    if isinstance(error, errors.HFValidationError):
-        return MissingFileError(
-            f"expected a repository user/name of the Hugging Face hub, but got {name}: {reason}"
-        )
-    if isinstance(error, errors.GatedRepoError):
-        return DownloadError(
-            f"hf://{name} is open only to those who ask on its page: ask there, then {login}"
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return MissingFileError(
-            f"the Hugging Face hub has no repository {name}, or none that you may see: check the "
-            f"name, or {login}"
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return MissingFileError(
-            f"hf://{name} has no such revision: give a branch, a tag or a commit after the @"
-        )
-    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
-        return DownloadError(
-            f"the Hugging Face hub does not allow that for {name} ({error.response.status_code}): "
-            f"{login}, with a token that has the permission"
-        )
-    if isinstance(error, ValueError) and not isinstance(error, OSError):
-        return ConfigError(f"the Hugging Face hub refuses what was sent to {name}: {reason}")
+    match error:
+        case errors.HFValidationError():
+            return MissingFileError(
+                f"expected a repository user/name of the Hugging Face hub, but got {name}: {reason}"
+            )
+        case errors.GatedRepoError():
+            return DownloadError(f"hf://{name} is gated: ask for access on its page, then {login}")
+        case errors.RepositoryNotFoundError():
+            return MissingFileError(
+                f"the Hugging Face hub has no repository {name}, or none that you may see: check "
+                f"the name, or {login}"
+            )
+        case errors.RevisionNotFoundError():
+            return MissingFileError(
+                f"hf://{name} has no such revision: give a branch, a tag or a commit after the @"
+            )
+        case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
+            return DownloadError(
+                f"the Hugging Face hub does not allow that for {name} "
+                f"({error.response.status_code}): {login}, with a token that has the permission"
+            )
+        case ValueError() if not isinstance(error, OSError):
+            return ConfigError(f"the Hugging Face hub refuses what was sent to {name}: {reason}")
     return DownloadError(
-        f"the Hugging Face hub could not be asked for {name}: {reason}; connect, or give a folder"
+        f"the Hugging Face hub can't be reached for {name}: {reason}; connect, or give a folder"
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from medduet.utils.files import storage_faults_told
+from medduet.utils.files import storage_errors
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
         ...     alone
         True
     """
-    with storage_faults_told(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     with file:

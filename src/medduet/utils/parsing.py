@@ -1,4 +1,4 @@
-"""Reading JSON and CSV that may come from a stranger."""
+"""Reading JSON that may come from a stranger, tables, and texts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from medduet.errors import DataError, MedDuetError, MissingFileError
 
-MOST_JSON = 32 << 20
+MAX_JSON = 32 << 20
 """Bytes of a JSON file. In memory it may take twenty times as much."""
-_DEEPEST = 100
+_MAX_DEPTH = 100
 _MISREAD = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
     *(RuntimeError, TypeError, ValueError),
 )
-_MOST_LINE, _MOST_COLUMNS = 1 << 20, 50_000
 
 
 def read_json(path: Path, error: type[MedDuetError] = DataError) -> Any:
@@ -30,16 +29,6 @@ def read_json(path: Path, error: type[MedDuetError] = DataError) -> Any:
         return parse_json(_text(path))
     except ValueError as reason:
         raise error(f"{path} is not JSON: {reason}") from reason
-
-
-def read_text(path: Path) -> str:
-    """Return the text in the file at `path`; MissingFileError or DataError if there is none."""
-    try:
-        return _text(path)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"expected a text file, but there is no {path}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not text in UTF-8: {error}") from error
 
 
 def read_object(path: Path, error: type[MedDuetError] = DataError) -> dict[str, Any]:
@@ -77,45 +66,30 @@ def parse_json(text: str) -> Any:
     try:
         value = json.loads(text)
     except RecursionError as error:
-        raise ValueError(f"more than {_DEEPEST} levels") from error
-    inside: list[Any] = [value]
-    for _ in range(_DEEPEST + 1):
-        found = (each for each in inside if isinstance(each, (dict, list)))
-        parts = (each.values() if isinstance(each, dict) else each for each in found)
-        inside = [each for part in parts for each in part]
-    if inside:
-        raise ValueError(f"more than {_DEEPEST} levels")
+        raise ValueError(f"more than {_MAX_DEPTH} levels") from error
+    _check_depth(value, _MAX_DEPTH)
     if re.search(r"\\u[dD]", text):  # halves of characters can't be written again
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
 
-def csv_rows(path: Path) -> Iterator[list[str]]:
-    """Give the rows of the CSV file at `path`, which may come from a stranger.
+def _check_depth(value: Any, levels: int) -> None:
+    if isinstance(value, (dict, list)):
+        if not levels:
+            raise ValueError(f"more than {_MAX_DEPTH} levels")
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, levels - 1)
 
-    Raises:
-        DataError: it is no CSV in UTF-8, or has lines, cells or columns that no table has.
-    """
 
-    def lines(file: IO[str]) -> Iterator[str]:  # the reader's own would take one of any length
-        while line := file.readline(_MOST_LINE + 1):
-            if len(line) > _MOST_LINE:
-                raise ValueError(f"a line has more than {_MOST_LINE >> 20} MB")
-            yield line
-
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for row in csv.reader(lines(file)):
-                if len(row) > _MOST_COLUMNS:
-                    raise ValueError(f"expected {_MOST_COLUMNS} columns at most, given {len(row)}")
-                yield row
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"{path} can't be read as a table: {error}") from error
+def _text(path: Path) -> str:
+    if path.stat().st_size > MAX_JSON:
+        raise ValueError(f"it has more than {MAX_JSON >> 20} MB")
+    return path.read_text(encoding="utf-8")
 
 
 @contextmanager
-def misread(what: str | Path, error: type[MedDuetError] = DataError) -> Iterator[None]:
-    """Turn what values of a stranger's file that are not as expected do in the body into `error`.
+def misread(source: str | Path, error: type[MedDuetError] = DataError) -> Iterator[None]:
+    """Turn the errors of values in a stranger's file that are not as expected into `error`.
 
     Example:
         >>> with misread("a.json"):
@@ -128,7 +102,26 @@ def misread(what: str | Path, error: type[MedDuetError] = DataError) -> Iterator
     except MedDuetError:
         raise
     except _MISREAD as e:
-        raise error(f"{what} is not as MedDuet writes it: {e!r}") from e
+        raise error(f"{source} is not as MedDuet writes it: {e!r}") from e
+
+
+def read_text(path: Path) -> str:
+    """Return the text in the file at `path`; MissingFileError or DataError if there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise MissingFileError(f"expected a text file, but there is no {path}") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not text in UTF-8: {error}") from error
+
+
+def csv_rows(path: Path) -> Iterator[list[str]]:
+    """Yield the rows of the CSV file at `path`; DataError if it is no CSV in UTF-8."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            yield from csv.reader(file)
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{path} can't be read as a table: {error}") from error
 
 
 def sha256(path: Path) -> str:
@@ -145,9 +138,3 @@ def as_text(path: str | Path) -> str:
         set/caf\xe9.png set/café.png
     """
     return os.fsencode(path).decode(errors="backslashreplace")
-
-
-def _text(path: Path) -> str:
-    if path.stat().st_size > MOST_JSON:
-        raise ValueError(f"it has more than {MOST_JSON >> 20} MB")
-    return path.read_text(encoding="utf-8")
