@@ -3,15 +3,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,104 +17,76 @@ from PIL import Image
 from medduet.data import store
 from medduet.data.npz import open_npz
 from medduet.data.pixels import resize_image
-from medduet.errors import DataError
+from medduet.errors import DataError, StorageError
 
 Arrays = dict[str, np.ndarray]
 Save = Callable[..., Path]
 LeftIn = Callable[[Path], list[str]]
 
-# Opens the set argv[1] in the cache argv[2]. At the first unpacked bytes it writes the file argv[3]
-# and waits for the file argv[4].
-OPENER = textwrap.dedent("""
-    import sys, time
-    from pathlib import Path
-    from medduet.data.npz import open_npz
 
-    class Bar:
-        total = 0
-        def __init__(self, description, total):
-            self.waits = description.startswith("unpack")
-        def update(self, amount):
-            if self.waits:
-                Path(sys.argv[3]).touch()
-                while not Path(sys.argv[4]).exists():
-                    time.sleep(0.01)
-        def reset(self): pass
-        def close(self): pass
+class Waiting:
+    """A bar that lets others act in the middle of unpacking."""
 
-    images = open_npz(Path(sys.argv[1]), cache=Path(sys.argv[2]), progress=Bar)
-    print(images.fingerprint, int(images.train.images.sum()))
-""")
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.act = act
+
+    def __call__(self, description: str, total: int) -> Waiting:
+        self.unpacks = description.startswith("unpack")
+        return self
+
+    def update(self, amount: int) -> None:
+        if self.unpacks:
+            self.unpacks = False
+            self.act()
+
+    def close(self) -> None: ...
 
 
-def _opener(*arguments: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", OPENER, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-def _wait_for(path: Path) -> None:
-    limit = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < limit, f"{path} did not appear"
-        time.sleep(0.01)
-
-
-def test_two_processes_unpack_at_once(
-    arrays: Arrays, save: Save, cache: Path, tmp_path: Path, left_in: LeftIn
+def test_a_set_is_unpacked_by_two_at_once(
+    arrays: Arrays, save: Save, cache: Path, left_in: LeftIn
 ) -> None:
-    path, both = save(arrays), tmp_path / "both"
-    started = [tmp_path / "started0", tmp_path / "started1"]
-    processes = [_opener(path, cache, mark, both) for mark in started]
-    for mark in started:
-        _wait_for(mark)
-    assert len(left_in(cache)) == 2  # each in a folder of its own
-    both.touch()
-    results = {process.communicate(timeout=60)[0] for process in processes}
-    assert [process.returncode for process in processes] == [0, 0]
-    assert results == {f"{left_in(cache)[0][:64]} {arrays['train_images'].sum()}\n"}
+    path, seen = save(arrays), []
+
+    def other() -> None:
+        seen.append(open_npz(path, cache=cache))
+        assert len(left_in(cache)) == 2  # the first is not done, in a folder of its own
+
+    seen.append(open_npz(path, cache=cache, progress=Waiting(other)))
+    for images in seen:
+        assert np.array_equal(images.test.images, arrays["test_images"])
     assert len(left_in(cache)) == 1
 
 
-def test_a_killed_process_leaves_no_usable_store(
-    arrays: Arrays, save: Save, cache: Path, tmp_path: Path, left_in: LeftIn
+def test_what_a_killed_process_left_is_no_store_and_is_removed(
+    arrays: Arrays, save: Save, cache: Path, left_in: LeftIn
 ) -> None:
-    path, started = save(arrays), tmp_path / "started"
-    process = _opener(path, cache, started, tmp_path / "never")
-    _wait_for(started)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
+    path = save(arrays)
+
+    def die() -> None:
+        os._exit(1)
+
+    child = os.fork()
+    if not child:
+        open_npz(path, cache=cache, progress=Waiting(die))
+    os.waitpid(child, 0)
     (half,) = left_in(cache)
     assert half.startswith(".")
-    images = open_npz(path, cache=cache)
-    assert np.array_equal(images.test.images, arrays["test_images"])
-    assert len(left_in(cache)) == 2  # not swept while it could still be someone's
-    old = time.time() - 2 * 24 * 3600
-    os.utime(cache / "store" / half, (old, old))
-    shutil.rmtree(cache / "store" / left_in(cache)[1])
-    arrays["train_images"][0] = 0  # swept by the next set that is unpacked, whatever it is
-    open_npz(save(arrays), cache=cache)
+    (cache / "store" / ".another.tmp").mkdir()
+    assert np.array_equal(open_npz(path, cache=cache).test.images, arrays["test_images"])
     assert [name.startswith(".") for name in left_in(cache)] == [False]
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES])
-def test_a_full_disk_is_told_and_leaves_nothing(
-    arrays: Arrays,
-    save: Save,
-    cache: Path,
-    left_in: LeftIn,
-    monkeypatch: pytest.MonkeyPatch,
-    number: int,
+@pytest.mark.parametrize(
+    ("number", "reason"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "Permission denied")]
+)
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    arrays: Arrays, save: Save, cache: Path, left_in: LeftIn, number: int, reason: str
 ) -> None:
-    def full(path: Path, *rest: Any) -> None:
-        if "test" in path.name:
-            raise OSError(number, os.strerror(number))
-        real(path, *rest)
+    def fail() -> None:
+        raise OSError(number, os.strerror(number))
 
-    real = store.write_array
-    monkeypatch.setattr("medduet.data.store.write_array", full)
-    expected = "Permission denied" if number == errno.EACCES else "disk is full"
-    with pytest.raises(DataError, match=f"cannot unpack.*{expected}.*MEDDUET_CACHE"):
-        open_npz(save(arrays), cache=cache)
+    with pytest.raises(StorageError, match=f"{reason}.*MEDDUET_CACHE"):
+        open_npz(save(arrays), cache=cache, progress=Waiting(fail))
     assert left_in(cache) == []
 
 
@@ -128,19 +97,19 @@ def test_too_little_room_is_known_before_unpacking(
     pixels = 2 * sum(arrays[f"{split}_images"].size for split in ("train", "val", "test"))
     usage = shutil.disk_usage(path.parent)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=pixels - 1))
-    with pytest.raises(DataError, match="disk is full"):
+    with pytest.raises(StorageError, match="disk is full"):
         open_npz(path, cache=cache)
     assert left_in(cache) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=pixels))
     open_npz(path, cache=cache)
-    with pytest.raises(DataError, match="disk is full"):
+    with pytest.raises(StorageError, match="disk is full"):
         open_npz(path, cache=cache, size=64)
     assert len(left_in(cache)) == 1
 
 
 def test_a_cache_that_cannot_be_made(arrays: Arrays, save: Save, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="MEDDUET_CACHE"):
+    with pytest.raises(StorageError, match="MEDDUET_CACHE"):
         open_npz(save(arrays), cache=tmp_path / "file" / "cache")
 
 
@@ -201,10 +170,8 @@ def test_masks_keep_their_classes(arrays: Arrays, save: Save, cache: Path, size:
 def test_each_size_has_its_store_and_fingerprint(
     arrays: Arrays, save: Save, cache: Path, left_in: LeftIn
 ) -> None:
-    for split in ("train", "val", "test"):
-        arrays[f"{split}_images"] = arrays[f"{split}_images"][:, :, :20]
-        arrays[f"{split}_masks"] = arrays[f"{split}_masks"][:, :, :20]
-    path = save(arrays)
+    square = {key: value[..., :20] if value.ndim == 3 else value for key, value in arrays.items()}
+    path = save(square)
     prints = [open_npz(path, cache=cache, size=size).fingerprint for size in (None, 20, 8, 9)]
     assert prints[0] == prints[1]
     assert len(set(prints)) == 3
@@ -256,8 +223,8 @@ def _write_big(path: Path, length: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_four_gigabytes_open_in_little_memory(tmp_path: Path, cache: Path) -> None:
-    path, length = tmp_path / "big.npz", 40_000
+def test_a_gigabyte_opens_in_little_memory(tmp_path: Path, cache: Path) -> None:
+    path, length = tmp_path / "big.npz", 10_000
     _write_big(path, length)
     try:
         command = [sys.executable, "-c", WATCHER, str(path), str(cache)]
@@ -267,5 +234,5 @@ def test_four_gigabytes_open_in_little_memory(tmp_path: Path, cache: Path) -> No
         shutil.rmtree(cache, ignore_errors=True)
     number, shape, before, peak = run.stdout.strip().split(";")
     assert (int(number), shape) == (length, "(16, 1, 224, 224)")
-    assert stored > 4e9
-    assert float(peak) < 600, f"{before} MiB before, {peak} MiB at most"
+    assert stored > 1e9
+    assert float(peak) < float(before) + 200, f"{before} MiB before, {peak} MiB at most"

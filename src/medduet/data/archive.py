@@ -1,4 +1,4 @@
-"""Reads the arrays of an ``.npz`` in pieces of a few megabytes, and trusts none of its headers.
+"""Reads the arrays of an ``.npz`` in chunks of a few megabytes, and trusts none of its headers.
 
 `numpy.load` would read whole members (``mmap_mode`` is silently ignored for ``.npz``). The members
 are ``.npy`` files in a zip archive, so their bytes can be streamed after their header is checked.
@@ -7,8 +7,6 @@ are ``.npy`` files in a zip archive, so their bytes can be streamed after their 
 from __future__ import annotations
 
 import io
-import os
-import sys
 import warnings
 import zipfile
 import zlib
@@ -17,24 +15,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import IO, Any, Literal, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medduet.data.chunks import rows_per_chunk
 from medduet.errors import DataError
 
-_CHUNK_BYTES = 4 << 20
 Header = tuple[tuple[int, ...], np.dtype[Any]]
-_HEADER_READERS = {
-    (1, 0): (2, np.lib.format.read_array_header_1_0),
-    (2, 0): (4, np.lib.format.read_array_header_2_0),
-}
-"""By version: the bytes of the length of a header, and what reads it."""
-_MOST_HEADER = 1 << 16
 _MOST_WHOLE = 1 << 24
 _MOST_CONTENTS = 1 << 20  # bytes; a set has a few dozen arrays
-_HALVES = 0xD800 >> 11  # of characters in UTF-16, which are no text
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -54,7 +45,7 @@ class Archive:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _damage_told(f"{path}"):
+        with _damage_as_data_error(f"{path}"):
             self._file = _File(path)
             self._size = path.stat().st_size
             try:
@@ -97,17 +88,20 @@ class Archive:
                 self.fail(key, f"at most {most} bytes, as the file is small", size)
             values = np.frombuffer(file.read(), dtype).reshape(shape)
             if dtype.kind == "U":
-                check_text(values, f"{self.path}: {key}")
+                try:
+                    "".join(values.ravel().tolist()).encode()
+                except ValueError:
+                    self.fail(key, "text", "numbers that are no characters")
             return values
 
     def pixels(self, keys: Iterable[str]) -> Iterator[NDArray[np.uint8]]:
-        """Give the arrays `keys`, one byte per value, in pieces along their first axis."""
+        """Yield the arrays `keys`, one byte per value, in chunks along their first axis."""
         for key in keys:
             with self._open(key) as (file, (shape, _)):
                 step = rows_per_chunk(shape)
                 for start in range(0, shape[0], step):
-                    piece = (min(step, shape[0] - start), *shape[1:])
-                    yield np.frombuffer(file.read(prod(piece)), np.uint8).reshape(piece)
+                    chunk = (min(step, shape[0] - start), *shape[1:])
+                    yield np.frombuffer(file.read(prod(chunk)), np.uint8).reshape(chunk)
                 file.read(1)  # the checksum of the member is compared at its very end
 
     @contextmanager
@@ -119,7 +113,7 @@ class Archive:
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             # Others can't be unpacked piece by piece, however large; numpy doesn't write them.
             self.fail(key, "stored or deflated values", f"compression {info.compress_type}")
-        with _damage_told(f"{self.path}: {key}"), self._zip.open(info) as file:
+        with _damage_as_data_error(f"{self.path}: {key}"), self._zip.open(info) as file:
             shape, dtype = self._read_header(key, file)
             expected = file.tell() + prod(shape) * dtype.itemsize
             if info.file_size != expected:
@@ -128,9 +122,16 @@ class Archive:
 
     def _read_header(self, key: str, file: IO[bytes]) -> Header:
         try:
-            shape, fortran, dtype = read_header(file)
-        except ValueError as error:
-            self.fail(key, "a .npy header of version 1 or 2", error)
+            version = np.lib.format.read_magic(file)
+            if version != (1, 0):
+                raise ValueError(f"version {'.'.join(map(str, version))}")
+            with warnings.catch_warnings():  # of what an old Python wrote, or of odd text
+                warnings.simplefilter("ignore")
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        except (zipfile.BadZipFile, zlib.error, EOFError):
+            raise
+        except Exception as error:  # Python's own parser reads it, and fails in many ways
+            self.fail(key, "a .npy header of version 1", error or type(error).__name__)
         if dtype.hasobject:
             self.fail(key, "numbers or text", "pickled objects, which are not read")
         if any(length < 0 for length in shape):
@@ -153,37 +154,8 @@ class _File(io.FileIO):
         return super().read(size) or b""
 
 
-def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return shape, whether the order is Fortran's, and dtype of the ``.npy`` that `file` is at.
-
-    Raises:
-        ValueError: it is none, or not of version 1 or 2, or its header is absurd.
-
-    Example:
-        >>> np.save(content := io.BytesIO(), np.zeros((2, 3), np.uint8))
-        >>> _ = content.seek(0)
-        >>> read_header(content)
-        ((2, 3), False, dtype('uint8'))
-    """
-    version = np.lib.format.read_magic(file)
-    if version not in _HEADER_READERS:
-        raise ValueError(f"version {'.'.join(map(str, version))}")
-    digits, reader = _HEADER_READERS[version]
-    length = file.read(digits)
-    if int.from_bytes(length, "little") > _MOST_HEADER:
-        raise ValueError(f"a header of {int.from_bytes(length, 'little')} bytes")
-    content = io.BytesIO(length + file.read(int.from_bytes(length, "little")))
-    try:
-        with warnings.catch_warnings():  # of what an old Python wrote, or of odd text
-            warnings.simplefilter("ignore")
-            shape, fortran, dtype = reader(content)
-    except Exception as error:  # Python's own parser reads it, and fails in many ways
-        raise ValueError(str(error) or type(error).__name__) from error
-    return shape, fortran, dtype
-
-
 @contextmanager
-def _damage_told(place: str) -> Iterator[None]:
+def _damage_as_data_error(place: str) -> Iterator[None]:
     """Turn the errors of a damaged archive into a DataError."""
     try:
         yield
@@ -195,29 +167,3 @@ def _damage_told(place: str) -> Iterator[None]:
             f"{place}: expected a whole .npz (zip) archive, given a truncated or damaged file "
             f"or one of another kind ({detail})"
         ) from error
-
-
-def check_text(values: NDArray[Any], origin: str) -> None:
-    """Raise a DataError unless what `values` of numpy's text hold are characters."""
-    step = rows_per_chunk((1, max(1, values.dtype.itemsize)))
-    for start in range(0, len(values), step):
-        piece = values[start : start + step].tobytes()
-        codes = np.frombuffer(piece, np.dtype("u4").newbyteorder(values.dtype.byteorder))
-        if (codes > sys.maxunicode).any() or (codes >> 11 == _HALVES).any():
-            raise DataError(f"{origin}: expected text, given numbers that are no characters")
-
-
-def map_array(path: Path, mode: Literal["r", "c"]) -> NDArray[Any]:
-    """Return the array of the ``.npy`` at `path`, memory-mapped; ValueError if it is none."""
-    with path.open("rb") as file:
-        shape, fortran, dtype = read_header(file)
-        offset, whole = file.tell(), file.seek(0, os.SEEK_END)
-    expected = offset + prod(shape) * dtype.itemsize
-    if dtype.hasobject or fortran or min(shape, default=0) < 1 or whole != expected:
-        raise ValueError(f"{whole} bytes, given a header of {dtype} {shape}")
-    return np.memmap(path, dtype, mode, offset, shape)
-
-
-def rows_per_chunk(shape: tuple[int, ...]) -> int:
-    """Return how many rows of a uint8 array of `shape` are handled at once."""
-    return max(1, _CHUNK_BYTES // prod(shape[1:]))

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medduet.data.archive import rows_per_chunk
 from medduet.data.cache import ProgressFactory, counted
+from medduet.data.chunks import rows_per_chunk
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.matching import MATCHED, STATES, Matches, View, match_images
 from medduet.data.sources import open_images

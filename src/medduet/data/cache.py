@@ -9,6 +9,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from platformdirs import user_cache_path
+
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 
@@ -16,15 +18,10 @@ _CHUNK_BYTES = 1 << 20
 
 
 class Progress(Protocol):
-    """A bar that counts; tqdm's bars have this interface, and it is what pooch asks for."""
-
-    total: int
+    """A bar that counts; tqdm's bars have this interface."""
 
     def update(self, amount: int, /) -> object:
         """Count `amount` more."""
-
-    def reset(self) -> object:
-        """Start again from zero."""
 
     def close(self) -> object:
         """End; nothing is counted after this."""
@@ -49,15 +46,14 @@ def counted(
 def cache_folder(cache: Path | None = None) -> Path:
     """Return the folder for downloads and unpacked sets; it is not created here.
 
-    It is `cache`, ``$MEDDUET_CACHE``, ``$XDG_CACHE_HOME/medduet`` or ``~/.cache/medduet``: the
-    first that is given.
+    It is `cache`, ``$MEDDUET_CACHE`` or the user's cache folder (``~/.cache/medduet`` on Linux,
+    ``~/Library/Caches/medduet`` on macOS): the first that is given.
 
     Example:
         >>> cache_folder(Path("/data/cache"))
         PosixPath('/data/cache')
     """
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    chosen = cache or os.environ.get("MEDDUET_CACHE") or f"{base}/medduet"
+    chosen = cache or os.environ.get("MEDDUET_CACHE") or user_cache_path("medduet")
     return Path(chosen).expanduser().absolute()
 
 
@@ -80,9 +76,9 @@ def file_digests(path: Path, cache: Path, progress: ProgressFactory | None = Non
     stamp = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     note = cache / "digests" / f"{hashlib.sha256(str(path).encode()).hexdigest()[:32]}.json"
     with suppress(OSError, ValueError, TypeError, KeyError):  # a lost note only costs time
-        known = read_json(note)
-        if known["stamp"] == stamp:
-            return Digests(str(known["md5"]), str(known["sha256"]))
+        remembered = read_json(note)
+        if remembered["stamp"] == stamp:
+            return Digests(str(remembered["md5"]), str(remembered["sha256"]))
     digests = _read_digests(path, stat.st_size, progress)
     with suppress(OSError):
         write_json(note, {"stamp": stamp, **digests._asdict()})

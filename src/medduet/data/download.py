@@ -2,170 +2,115 @@
 
 from __future__ import annotations
 
-import errno
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from functools import partial
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import pooch
 import requests
 
-from medduet.data.cache import ProgressFactory, counted, file_digests
-from medduet.errors import DownloadError
+from medduet.data.cache import ProgressFactory, counted
+from medduet.errors import DownloadError, MedDuetError
+from medduet.utils.files import atomic_path, sweep
 
 RETRIES = 4
-"""Further attempts after a failed one; pooch waits 1, 2, 3, ... seconds between them."""
+"""Further attempts after a failed one, after 1, 2, 3, ... seconds."""
 TIMEOUT = (10.0, 60.0)
 """Seconds to wait for a connection, and for the next bytes."""
 _WORTH_RETRYING = (408, 425, 429)
-_PIECE_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
-def fetch(
-    url: str, path: Path, *, md5: str, cache: Path, progress: ProgressFactory | None = None
-) -> Path:
-    """Return `path`, downloaded from `url` unless a file with the right MD5 lies there already.
-
-    The bytes go to a temporary file beside `path`, which takes its name once the MD5 is right, so
-    processes that download the same file at once don't disturb each other.
-
-    DownloadError after all attempts: one line with the file, the address, the MD5 and the folder
-    in which to put the file by hand.
-    """
-    damaged = ""
-    try:
-        if path.is_file():
-            found = file_digests(path, cache, progress).md5
-            if found == md5:
-                return path
-            damaged = f"the file there has the wrong MD5 {found} and "
-        _fetch(url, path, f"md5:{md5}", partial(_download, path.name, progress))
-    except (OSError, ValueError) as error:  # requests' errors are OSErrors
-        raise DownloadError(
-            f"{damaged}{path.name} could not be downloaded from {url}: {_reason(error)}; try again,"
-            f" name a mirror, or put the file (MD5 {md5}) into {path.parent} by hand"
-        ) from error
-    return path
-
-
-def fetch_any(
+def download(
     url: str,
     path: Path,
     *,
-    most: int,
+    md5: str | None = None,
+    most: int | None = None,
     progress: ProgressFactory | None = None,
 ) -> Path:
-    """Return `path`, downloaded from `url` unless it is there; of a file that others may write.
+    """Download `url` to `path`, which is written whole or not at all.
 
     Args:
         url: ``http://``, ``https://``, or what fsspec opens (``s3://`` with s3fs installed, ...).
-        path: of the file; as in `fetch` it is whole or not there.
+        path: of the file.
+        md5: which the file must have.
         most: bytes; no more are written, whatever the server sends.
         progress: makes a bar.
 
-    DownloadError after all attempts.
+    Returns:
+        `path`.
+
+    Raises:
+        DownloadError: after all attempts.
+        StorageError: the disk is full.
     """
-    copy = partial(_copy, most, path.name, progress)
-    try:
-        _fetch(url, path, None, copy)
-    except (OSError, ValueError) as error:
-        raise DownloadError(
-            f"{url} could not be downloaded: {_reason(error)}; check the address, and that the "
-            "server runs"
-        ) from error
-    return path
-
-
-def _fetch(url: str, path: Path, known: str | None, download: Callable[..., None]) -> None:
-    """Let pooch get the file at `url`, again and again if the network or the hash is wrong."""
-    quiet = logging.Filter("nobody")  # pooch's logger prints; one per call, for several threads
-    pooch.get_logger().addFilter(quiet)
-    try:
-        names = {"registry": {path.name: known}, "urls": {path.name: url}}
-        fetcher = pooch.create(path.parent, base_url="", retry_if_failed=RETRIES, **names)
-        fetcher.fetch(path.name, downloader=download)
-    finally:
-        pooch.get_logger().removeFilter(quiet)
+    sweep(path.parent)
+    for attempt in range(RETRIES + 1):
+        try:
+            with atomic_path(path) as temporary:
+                _copy(url, path.name, temporary, md5, most, progress)
+            return path
+        except MedDuetError:
+            raise
+        except Exception as error:  # each of fsspec's libraries has errors of its own
+            if attempt == RETRIES or _is_permanent(error):
+                raise DownloadError(f"{url} could not be downloaded: {_reason(error)}") from error
+        time.sleep(attempt + 1)
+    raise AssertionError
 
 
 def _copy(
-    most: int,
-    name: str,
-    progress: ProgressFactory | None,
     url: str,
-    output_file: str,
-    fetcher: pooch.Pooch,
+    name: str,
+    target: Path,
+    md5: str | None,
+    most: int | None,
+    progress: ProgressFactory | None,
 ) -> None:
-    """Download at most `most` bytes from any `url`."""
-    pieces = _http_pieces if url.startswith(("http://", "https://")) else _fsspec_pieces
-    bar = counted(progress, f"download {name}", most)
-    with pieces(url) as arriving, Path(output_file).open("wb") as file, bar as count:
-        for piece in arriving:
-            most -= len(piece)
-            if most < 0:
-                raise OSError("it is larger than it can be")
-            file.write(piece)
-            count(len(piece))
-    Path(output_file).chmod(0o644)
+    digest, size = hashlib.md5(usedforsecurity=False), 0
+    opened = _open_http if url.startswith(("http://", "https://")) else _open_fsspec
+    with (
+        opened(url) as (length, chunks),
+        target.open("wb") as file,
+        counted(progress, f"download {name}", length) as count,
+    ):
+        for chunk in chunks:
+            size += len(chunk)
+            if most is not None and size > most:
+                raise ValueError("it is larger than it can be")
+            file.write(chunk)
+            digest.update(chunk)
+            count(len(chunk))
+    if md5 is not None and digest.hexdigest() != md5:
+        raise OSError("what arrived has the wrong MD5")
 
 
 @contextmanager
-def _http_pieces(url: str) -> Iterator[Iterator[bytes]]:
-    headers = {"Accept-Encoding": "identity"}
+def _open_http(url: str) -> Iterator[tuple[int, Iterator[bytes]]]:
+    headers = {"Accept-Encoding": "identity"}  # so that the length is that of the file
     with requests.get(url, stream=True, timeout=TIMEOUT, headers=headers) as response:
-        _check_answer(response)
         response.raise_for_status()
-        yield response.iter_content(_PIECE_BYTES)
+        length = int(response.headers.get("Content-Length", 0))
+        yield length, response.iter_content(_CHUNK_BYTES)
 
 
 @contextmanager
-def _fsspec_pieces(url: str) -> Iterator[Iterator[bytes]]:
+def _open_fsspec(url: str) -> Iterator[tuple[int, Iterator[bytes]]]:
     import fsspec  # seldom needed
 
-    try:
-        with fsspec.open(url, "rb") as file:
-            yield iter(lambda: file.read(_PIECE_BYTES), b"")
-    except OSError:  # such as a file that isn't there
-        raise
-    except (ImportError, ValueError) as error:  # a library to install, or a protocol unknown
-        raise OSError(str(error)) from error
-    except Exception as error:  # each of its libraries has errors of its own
-        raise requests.ConnectionError(f"{type(error).__name__}: {error}") from error
+    with fsspec.open(url, "rb") as file:
+        yield int(getattr(file, "size", 0) or 0), iter(lambda: file.read(_CHUNK_BYTES), b"")
 
 
-def _check_answer(response: requests.Response) -> None:
-    """Raise what pooch doesn't try again after, if it would be no use."""
-    status = response.status_code
-    if 400 <= status < 500 and status not in _WORTH_RETRYING:
-        # pooch tries again after the errors of requests, not after a plain OSError
-        raise OSError(f"the server answered {status} {response.reason}")
-
-
-def _download(
-    name: str, progress: ProgressFactory | None, url: str, output_file: str, fetcher: pooch.Pooch
-) -> None:
-    """Download as pooch does, but also close the bar and the connection when that fails."""
-    with ExitStack() as stack:
-        bar: Any = False
-        if progress is not None:
-            bar = stack.enter_context(closing(progress(f"download {name}", 0)))
-
-        def answered(response: requests.Response, **_: object) -> None:
-            stack.callback(response.close)
-            _check_answer(response)
-
-        download = pooch.HTTPDownloader(
-            progressbar=bar,
-            chunk_size=_PIECE_BYTES,
-            timeout=TIMEOUT,
-            headers={"Accept-Encoding": "identity"},  # so that the length is that of the file
-            hooks={"response": answered},
-        )
-        download(url, output_file, fetcher)
-    Path(output_file).chmod(0o644)  # pooch's temporary file is closed to others
+def _is_permanent(error: Exception) -> bool:
+    """Return whether another attempt would be no use."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        status = error.response.status_code
+        return 400 <= status < 500 and status not in _WORTH_RETRYING
+    # An address that is none, a library to install, a file that isn't there or isn't open to all.
+    return isinstance(error, ValueError | ImportError | FileNotFoundError | PermissionError)
 
 
 def _reason(error: Exception) -> str:
@@ -178,8 +123,4 @@ def _reason(error: Exception) -> str:
         return "the connection broke off"
     if isinstance(error, requests.ConnectionError):
         return "no connection to the server"
-    if "hash" in str(error):
-        return "what arrived has the wrong MD5"
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full"
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from medduet.data.cache import ProgressFactory, cache_folder, counted
+from medduet.data.chunks import iterate_chunks
 from medduet.data.imageset import Images, ImageSet
 from medduet.data.thumbnails import (
     SIDE,
@@ -32,7 +33,6 @@ from medduet.data.thumbnails import (
     chance_bound,
     grey,
     mean_vector,
-    pieces,
     residual_correlation,
     unit_vectors,
 )
@@ -111,7 +111,7 @@ def search_duplicates(
     """Compare all images with each other.
 
     Args:
-        images: ``(N, H, W)`` or ``(N, H, W, 3)`` uint8; read in pieces.
+        images: ``(N, H, W)`` or ``(N, H, W, 3)`` uint8; read in chunks.
         threshold: correlation of thumbnails.
         progress: shows the progress of reading and comparison.
 
@@ -142,14 +142,14 @@ def _describe(
     vectors = torch.empty(count, side * side)
     seen: dict[bytes, int] = {}
     with counted(progress, "read images", int(np.prod(images.shape))) as advance:
-        for rows, piece in pieces(images):
-            for row, image in enumerate(piece, rows.start):
+        for rows, chunk in iterate_chunks(images):
+            for row, image in enumerate(chunk, rows.start):
                 digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
                 first[row] = seen.setdefault(digest, row)
-            small = interpolate(grey(piece), (side, side), mode="bilinear", antialias=True)
+            small = interpolate(grey(chunk), (side, side), mode="bilinear", antialias=True)
             vectors[rows], is_flat = unit_vectors(small)
             flat[rows] = is_flat.numpy()
-            advance(piece.nbytes)
+            advance(chunk.nbytes)
     return first, vectors, flat
 
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
-from medduet.data.archive import rows_per_chunk
 from medduet.data.cache import ProgressFactory, counted
+from medduet.data.chunks import rows_per_chunk
 from medduet.data.imageset import Images, Split
 from medduet.data.pixels import resize_mask
 from medduet.data.thumbnails import (
@@ -126,7 +126,7 @@ class Matches:
 
 
 def match_images(target: Images, source: Split, progress: ProgressFactory | None = None) -> Matches:
-    """Find each image of `target` in `source`, which has masks; both are read in pieces."""
+    """Find each image of `target` in `source`, which has masks; both are read in chunks."""
     size = int(target.shape[1]), int(target.shape[2])
     thumbnail = View((min(SIDE, size[0]), min(SIDE, size[1])))
     thumbnails = thumbnail.vectors(target, progress=progress)

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from medduet.data.cache import ProgressFactory, cache_folder
-from medduet.data.download import fetch
-from medduet.errors import ConfigError, closest
+from medduet.data.cache import ProgressFactory, cache_folder, file_digests
+from medduet.data.download import download
+from medduet.errors import ConfigError, DownloadError, closest
 
 DEFAULT_SIZE = 28
 
@@ -117,8 +117,25 @@ def fetch_medmnist(
     mirror: str | None = None,
     progress: ProgressFactory | None = None,
 ) -> Path:
-    """Return the path of the file of `flag` at the published `size`, downloaded if need be."""
-    file = lookup(flag).files[size]
-    url = f"{mirror.rstrip('/')}/{file.name}" if mirror else file.url
-    root = cache_folder(cache)
-    return fetch(url, root / "medmnist" / file.name, md5=file.md5, cache=root, progress=progress)
+    """Return the path of the file of `flag` at the published `size`, downloaded if need be.
+
+    Raises:
+        DownloadError: after all attempts, in one line with the folder to put the file in by hand.
+    """
+    file, root = lookup(flag).files[size], cache_folder(cache)
+    path, url = root / "medmnist" / file.name, file.url
+    if mirror:
+        url = f"{mirror.rstrip('/')}/{file.name}"
+    damaged = ""
+    if path.is_file():
+        md5 = file_digests(path, root, progress).md5
+        if md5 == file.md5:
+            return path
+        damaged = f"{file.name} in the cache has the wrong MD5 {md5} and "
+    try:
+        return download(url, path, md5=file.md5, progress=progress)
+    except DownloadError as error:
+        raise DownloadError(
+            f"{damaged}{error}; try again, give a --data.mirror, or put the file (MD5 {file.md5}) "
+            f"into {path.parent} by hand"
+        ) from error

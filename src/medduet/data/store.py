@@ -10,11 +10,9 @@ build one at once, the later uses the earlier's.
 from __future__ import annotations
 
 import errno
-import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -22,52 +20,34 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medduet.data.archive import rows_per_chunk
 from medduet.data.cache import ProgressFactory, counted
+from medduet.data.chunks import CHUNK_BYTES, iterate_chunks
 from medduet.data.imageset import SPLITS, Split
 from medduet.data.pixels import resize_image, resize_mask
-from medduet.errors import DataError
-from medduet.utils.files import sync
+from medduet.errors import DataError, StorageError
+from medduet.utils.files import atomic_folder, sweep
 from medduet.utils.parsing import read_json
 
-_STALE_SECONDS = 24 * 3600
-
-
 Pixels = tuple[tuple[int, ...], Iterable[NDArray[np.uint8]]]
-"""The shape of all images or masks of a split, and their pieces along the first axis."""
+"""The shape of all images or masks of a split, and their chunks along the first axis."""
 
 
 def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
     """Return the folder of the store `key`, which `build` fills if it isn't there yet.
 
     Raises:
-        DataError: from `build`, or if the disk is full or cannot be written; nothing is left then.
+        DataError: from `build`.
+        StorageError: the disk is full or cannot be written; nothing is left then.
     """
     folder = cache / "store" / key
     if folder.is_dir():
         return folder
-    temporary = folder.with_name(f".{key}.{secrets.token_hex(8)}")
     try:
-        temporary.mkdir(parents=True)
-        _sweep(folder.parent)
-        build(temporary)
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)
-        try:
-            temporary.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was faster, with the same content
-                raise
-        sync(folder.parent)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full" if full else error.strerror or str(error)
-        raise DataError(
-            f"cannot unpack into {cache}: {reason}; make room, or choose another cache folder with "
-            "the environment variable MEDDUET_CACHE"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with atomic_folder(folder) as temporary:
+            sweep(folder.parent)
+            build(temporary)
+    except (StorageError, NotADirectoryError, FileExistsError) as error:
+        raise StorageError(f"{error}; or set MEDDUET_CACHE to another folder") from error
     return folder
 
 
@@ -78,28 +58,18 @@ def write_pixels(
     total = sum(prod(shape) for shape, _ in arrays.values())
     check_room(folder, total)
     with counted(progress, description, total) as count:
-        for name, pixels in arrays.items():
-            write_array(folder / name, pixels, count)
+        for name, (shape, chunks) in arrays.items():
+            # Written, not memory-mapped: a full disk then raises an error, not a bus error.
+            with growing_array(folder / name, shape[1:]) as append:
+                for chunk in chunks:
+                    append(chunk)
+                    count(chunk.nbytes)
 
 
 def check_room(folder: Path, total: int) -> None:
     """Raise an OSError if `folder` has no room for `total` bytes; now, not after hours of work."""
     if shutil.disk_usage(folder).free < total:
         raise OSError(errno.ENOSPC, "not enough room on the disk")
-
-
-def write_array(path: Path, pixels: Pixels, count: Callable[[int], object]) -> None:
-    """Write `pixels` as a uint8 ``.npy``, counting bytes.
-
-    It is written, not memory-mapped: a full disk then raises an error instead of a bus error.
-    """
-    shape, pieces = pixels
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        for piece in pieces:
-            file.write(piece.tobytes())
-            count(piece.nbytes)
 
 
 @contextmanager
@@ -178,14 +148,6 @@ def resize_store(
 def _resized(
     array: NDArray[np.uint8], size: int, resize: Callable[..., NDArray[np.uint8]]
 ) -> Iterator[NDArray[np.uint8]]:
-    step = min(rows_per_chunk(array.shape), rows_per_chunk((1, size, size, *array.shape[3:])))
-    for start in range(0, len(array), step):
-        yield np.stack([resize(pixels, size, size) for pixels in array[start : start + step]])
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what killed processes left in `folder`, once it is surely not in use."""
-    for left in folder.glob(".*"):
-        with suppress(OSError):  # another process removes it too
-            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(left)
+    row, resized = prod(array.shape[1:]), size * size * prod(array.shape[3:])
+    for _, chunk in iterate_chunks(array, CHUNK_BYTES * row // max(row, resized)):
+        yield np.stack([resize(pixels, size, size) for pixels in chunk])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,8 +9,6 @@ from scipy.stats import norm
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from medduet.data.archive import rows_per_chunk
-from medduet.data.imageset import Images
 from medduet.data.pixels import to_grey
 
 SIDE = 32
@@ -27,19 +23,6 @@ _FALSE_PAIRS = 0.05  # expected in a whole set by chance
 _TAILS = (0.25, 0.1, 0.01)
 _MAX_WIDENING = 1.25  # of the spread from one tail to the next; 1.08 at most in real sets
 _FLAT = 1.0  # grey levels of standard deviation
-
-
-def pieces(images: Images) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
-    """Yield images in pieces of a few megabytes, each with its rows.
-
-    Example:
-        >>> [rows.stop for rows, piece in pieces(np.zeros((3, 2048, 1024), np.uint8))]
-        [2, 3]
-    """
-    step = rows_per_chunk(images.shape)
-    for start in range(0, len(images), step):
-        rows = slice(start, min(start + step, len(images)))
-        yield rows, np.ascontiguousarray(images[rows])
 
 
 def grey(pixels: NDArray[np.uint8]) -> Tensor:

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from medduet.config import DataConfig
 from medduet.data.batches import WINDOW
 from medduet.data.cache import cache_folder
-from medduet.data.download import fetch_any
+from medduet.data.download import download
 from medduet.data.imageset import ImageSet, Rows, Split
 from medduet.data.zarr_format import METADATA, MOST_METADATA, SetAttributes, parse_metadata
-from medduet.errors import ConfigError, DataError, MissingFileError
+from medduet.errors import ConfigError, DataError, DownloadError, MissingFileError
 from medduet.utils.parsing import misread
 
 _KEPT = 2 * WINDOW  # shards of an array in memory: those in use, and as many that come next
@@ -88,9 +88,16 @@ def _read_metadata(source: str) -> bytes:
 
 def _fetch_metadata(source: str) -> bytes:
     with TemporaryDirectory() as folder:
-        path = Path(folder, METADATA)
-        fetch_any(f"{source}/{METADATA}", path, most=MOST_METADATA)
-        return path.read_bytes()
+        return _fetch(f"{source}/{METADATA}", Path(folder, METADATA), MOST_METADATA).read_bytes()
+
+
+def _fetch(url: str, path: Path, most: int) -> Path:
+    if path.is_file():
+        return path
+    try:
+        return download(url, path, most=most)
+    except DownloadError as error:
+        raise DownloadError(f"{error}; check the address, and that the server runs") from error
 
 
 def _check_options(data: DataConfig, shape: tuple[int, ...]) -> None:
@@ -137,7 +144,7 @@ class StoreFiles:
         path = self.cache / key.replace("/", "-")
         self._incoming.add(path)
         while True:
-            fetch_any(f"{self.source}/{key}", path, most=most)
+            _fetch(f"{self.source}/{key}", path, most)
             with suppress(FileNotFoundError):  # another process removed it to make room
                 content = np.memmap(path, np.uint8, "r")
                 os.utime(path)
@@ -147,7 +154,7 @@ class StoreFiles:
 
     def _make_room(self, cache: Path) -> None:
         files = []
-        for path in {*cache.glob("*-c-*")} - self._incoming:
+        for path in {*cache.glob("[!.]*-c-*")} - self._incoming:
             with suppress(FileNotFoundError):
                 stat = path.stat()
                 files.append((stat.st_mtime_ns, stat.st_size, path))

@@ -108,7 +108,7 @@ class ConsoleReporter(Reporter):
 
 
 class _Bar:
-    """A bar of what is done, with the interface that pooch asks for."""
+    """A bar of what is done, with the interface of tqdm."""
 
     def __init__(self, description: str, total: int) -> None:
         console = Console(stderr=True)

@@ -24,9 +24,10 @@ from medduet.data.audit.findings import (
 )
 from medduet.data.audit.leakage import conflict_findings, leak_findings, pair_table
 from medduet.data.cache import ProgressFactory, counted
+from medduet.data.chunks import iterate_chunks
 from medduet.data.duplicates import find_duplicates
 from medduet.data.imageset import SPLITS, Images, ImageSet
-from medduet.data.thumbnails import grey, pieces
+from medduet.data.thumbnails import grey
 
 _BLACK = 8  # grey level that no pixel of a black image exceeds
 _CONSTANT = 1.0  # grey levels of standard deviation
@@ -46,7 +47,7 @@ _SPLIT_PAIRS = tuple(combinations(SPLITS, 2))
 def audit(
     images: ImageSet, *, cache: Path | None = None, progress: ProgressFactory | None = None
 ) -> Audit:
-    """Check whether a data set can be trusted; pixels are read in pieces.
+    """Check whether a data set can be trusted; pixels are read in chunks.
 
     Args:
         images: the set, in its splits.
@@ -178,17 +179,17 @@ def _pixel_statistics(images: Images, progress: ProgressFactory | None) -> pd.Da
     """Return mean, std, max and share of white of each image, and how its channels differ."""
     tables = []
     with counted(progress, "check images", int(np.prod(images.shape))) as advance:
-        for _, piece in pieces(images):
-            values = grey(piece).flatten(1).numpy()
+        for _, chunk in iterate_chunks(images):
+            values = grey(chunk).flatten(1).numpy()
             table = pd.DataFrame({"mean": values.mean(axis=1), "std": values.std(axis=1)})
             table["max"], table["white"] = values.max(axis=1), (values >= _WHITE).mean(axis=1)
-            if piece.ndim == 4:
-                channels = np.moveaxis(piece, 3, 0).astype(np.int16)
+            if chunk.ndim == 4:
+                channels = np.moveaxis(chunk, 3, 0).astype(np.int16)
                 difference = channels.max(axis=0) - channels.min(axis=0)
                 table["channel_difference"] = difference.max(axis=(1, 2))
                 table["red_blue"] = (channels[0] - channels[2]).mean(axis=(1, 2))
             tables.append(table)
-            advance(piece.nbytes)
+            advance(chunk.nbytes)
     return pd.concat(tables, ignore_index=True)
 
 
@@ -285,11 +286,11 @@ def _mask_statistics(
     """Return the pixels of each mask class, ``(N, M)``, and whether any touch the border."""
     pixels, border = np.empty((len(masks), classes), np.int64), np.empty(len(masks), bool)
     with counted(progress, "check masks", int(np.prod(masks.shape))) as advance:
-        for rows, piece in pieces(masks):
+        for rows, chunk in iterate_chunks(masks):
             for number in range(classes):
-                pixels[rows, number] = (piece == number).sum(axis=(1, 2))
-            border[rows] = piece[:, [0, -1]].any(axis=(1, 2)) | piece[:, :, [0, -1]].any(
+                pixels[rows, number] = (chunk == number).sum(axis=(1, 2))
+            border[rows] = chunk[:, [0, -1]].any(axis=(1, 2)) | chunk[:, :, [0, -1]].any(
                 axis=(1, 2)
             )
-            advance(piece.nbytes)
+            advance(chunk.nbytes)
     return pixels, border
