@@ -20,7 +20,7 @@ from medduet import ConfigError, Interrupted, MedDuetError, SearchConfig, Search
 from medduet.cli import main
 from medduet.config import validate
 from medduet.experiments.search import _best_score, _Pruned, _Pruner
-from medduet.reports.pareto import front_of, pareto_figure
+from medduet.reports.pareto import pareto_figure
 from medduet.training.reporter import Reporter
 from medduet.utils.parsing import read_json
 
@@ -100,20 +100,6 @@ def test_recipes_of_the_front_train_to_the_same(found: SearchRecord, tmp_path: P
     assert main(["train", trial["recipe"], "--out", str(tmp_path / "run")]) == 0
     assert _best_score(tmp_path / "run", 2) == trial["score"]
     assert len(list((found.path / "recipes").iterdir())) == len(found.front)
-
-
-@pytest.mark.parametrize(
-    ("points", "front"),
-    [
-        ([], []),
-        ([(0.5, 3.0)], [0]),
-        ([(0.5, 3.0), (0.5, 3.0)], [0]),
-        ([(0.5, 3.0), (0.6, 3.0), (0.6, 4.0)], [1]),
-        ([(0.9, 9.0), (0.1, 1.0), (0.5, 5.0), (0.4, 6.0)], [1, 2, 0]),
-    ],
-)
-def test_front_of(points: list[tuple[float, float]], front: list[int]) -> None:
-    assert front_of(points) == front
 
 
 @pytest.mark.parametrize(("cost", "tick"), [("parameters", "1 M"), ("gmacs", "1")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from medduet.config import RunConfig, validate
+from medduet.config import validate
 from medduet.data.cache import ProgressFactory
 from medduet.errors import ConfigError, Interrupted, ModelError, TrainingError
 from medduet.experiments.config import Choices, SearchConfig
 from medduet.experiments.run import train
-from medduet.reports.pareto import front_of, pareto_figure
+from medduet.reports.pareto import pareto_figure
 from medduet.reports.style import save
-from medduet.runs.folder import RunFolder, numbered_folder, validation_selected
+from medduet.runs.folder import RunFolder, numbered_folder
 from medduet.training.reporter import Reporter
 from medduet.utils.files import write_json, write_text
 from medduet.utils.locks import exclusive, holder
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 RIVALS = 3
-"""So many finished trials that cost no more must be known before one is pruned."""
+"""So many finished trials of no higher cost must exist before one is pruned."""
 FIRST_FAILURES = 3
 """If the first so many trials all fail, the search ends with their error."""
 
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """What a search has found so far.
+    """A search, as far as it has come.
 
     Attributes:
         path: its folder.
@@ -78,50 +78,106 @@ def search(
 
     Args:
         config: of a new search.
-        resume: instead, the folder of a search to go on with; a trial that was under way goes on
+        resume: instead, the folder of a search to continue; a trial that was running continues
             from its last checkpoint.
-        reporter: is told how the training of each trial goes on, and of each trial in a line.
+        reporter: gets the progress of each trial, and a line when it ends.
         progress: draws the progress of downloads and conversions.
         stop: set it to stop after the current step; the search can be resumed.
 
     Raises:
-        ConfigError: settings that don't fit, a search that is under way, or no optuna.
+        ConfigError: settings that don't fit, a search that is running, or no optuna.
         Interrupted: `stop` was set.
         MedDuetError: the data can't be read, or the first trials all fail.
     """
     if (config is None) == (resume is None):
         raise ConfigError("expected either the settings of a new search or a folder to resume")
     if config is None:
-        assert resume is not None
-        path = Path(resume)
+        path = Path(str(resume))
         if not (path / "search.json").is_file():
             raise ConfigError(f"expected the folder of a search, but {path} has no search.json")
         config = validate(SearchConfig, read_json(path / "search.json"), str(path / "search.json"))
     else:
         path = _create_folder(config)
     reporter, stop = reporter or Reporter(), stop or threading.Event()
-    with _sole_process(path), _study(path, config) as (study, sample):
-        while (number := _trials_done(study)) < config.trials:
-            trial = sample(number)
-            values = {name: _suggest(trial, name, config) for name in config.space}
-            _run_trial(
-                study,
-                trial,
-                config.trial(values, path / "trials" / f"{trial.number:04d}"),
-                config,
-                reporter,
-                progress,
-                stop,
-            )
+    with _only_process(path), _open_study(path) as study:
+        while (number := len(_ended(study))) < config.trials:
+            trial = _sample(study, config, number)
+            _run_trial(study, trial, path, config, reporter, progress, stop)
             record = _write(path, config, study)
             reporter.message(_line(record.trials[trial.number], config))
         return _write(path, config, study)
 
 
+def _create_folder(config: SearchConfig) -> Path:
+    if not config.space:
+        raise ConfigError(
+            "the search has no space: name settings and their values, as the recipe of "
+            "'medduet search adares' does"
+        )
+    if not config.run.data.name:
+        raise ConfigError("no data given: add --data NAME, or --data FILE.npz")
+    path = config.out or numbered_folder(Path("searches") / Path(config.run.data.name).stem)
+    if (path / "search.json").exists():
+        raise ConfigError(
+            f"{path} holds a search already: continue it by 'medduet search --resume {path}', or "
+            "give another --out"
+        )
+    write_json(path / "search.json", config.model_dump(mode="json"))
+    return path
+
+
+@contextmanager
+def _only_process(path: Path) -> Iterator[None]:
+    with exclusive(path / "lock") as alone:
+        if not alone:
+            raise ConfigError(
+                f"{holder(path / 'lock')} works on the search in {path}: wait for it, or stop it"
+            )
+        yield
+
+
+@contextmanager
+def _open_study(path: Path) -> Iterator[Study]:
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
+    except ImportError as error:
+        raise ConfigError(
+            "medduet search needs optuna: type pip install 'medduet[search]'"
+        ) from error
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(path / "study.jsonl"))),
+            study_name="medduet",
+            directions=["maximize", "minimize"],
+            load_if_exists=True,
+        )
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def _ended(study: Study) -> list[FrozenTrial]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+
+def _sample(study: Study, config: SearchConfig, number: int) -> Trial:
+    """Return the trial that was interrupted, or the next one."""
+    import optuna
+    from optuna.trial import Trial, TrialState
+
+    # Seeded by the trial, so that a resumed search gives the same as one that did not stop.
+    seed = np.random.SeedSequence([config.search_seed, number]).generate_state(1)[0]
+    study.sampler = optuna.samplers.NSGAIISampler(population_size=config.population, seed=int(seed))
+    running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+    return Trial(study, running[0]._trial_id) if running else study.ask()
+
+
 def _run_trial(
     study: Study,
     trial: Trial,
-    run: RunConfig,
+    path: Path,
     config: SearchConfig,
     reporter: Reporter,
     progress: ProgressFactory | None,
@@ -129,21 +185,23 @@ def _run_trial(
 ) -> None:
     from optuna.trial import TrialState
 
-    assert run.out is not None
-    begun = (run.out / "config.json").is_file()
-    watch = _Pruner(reporter, run.out, config, _finished_folders(study, run.out.parent))
+    values = {name: _suggest(trial, name, config) for name in config.space}
+    out = _trial_folder(path, trial.number)
+    run = config.trial(values, out)
+    begun = (out / "config.json").is_file()
+    finished = [_trial_folder(path, each.number) for each in _ended(study) if each.values]
     try:
         record = train(
             None if begun else run,
-            resume=run.out if begun else None,
-            reporter=watch,
+            resume=out if begun else None,
+            reporter=_Pruner(reporter, out, config, finished),
             progress=progress,
             stop=stop,
         )
     except Interrupted as error:
         raise Interrupted(
-            f"stopped in trial {trial.number + 1} of {config.trials}; go on with: "
-            f"medduet search --resume {run.out.parent.parent}"
+            f"stopped in trial {trial.number + 1} of {config.trials}; continue with: "
+            f"medduet search --resume {path}"
         ) from error
     except _Pruned:
         study.tell(trial.number, state=TrialState.PRUNED)
@@ -154,70 +212,18 @@ def _run_trial(
         if trial.number + 1 == min(FIRST_FAILURES, config.trials) and states == {TrialState.FAIL}:
             raise
     else:
-        epoch = validation_selected(record.metrics)["selected_epoch"]
-        score = RunFolder(record.path).epochs[epoch - 1]["val"]["score"]
+        finished_run = RunFolder(record.path)
+        epoch = finished_run.validation_selected["selected_epoch"]
+        score = finished_run.epochs[epoch - 1]["val"]["score"]
         if score is None:
-            study.set_user_attr(f"error-{trial.number}", "no score is known on validation")
+            study.set_user_attr(f"error-{trial.number}", "the validation score is undefined")
             study.tell(trial.number, state=TrialState.FAIL)
         else:
             study.tell(trial.number, [score, _cost(record.path, config)])
 
 
-class _Pruned(Exception):  # noqa: N818  (how a trial ends, not an error)
-    """A trial is not worth going on with."""
-
-
-class _Pruner(Reporter):
-    """Passes on how a trial goes, but for its epochs, and ends it when it is hopeless."""
-
-    def __init__(
-        self, reporter: Reporter, path: Path, config: SearchConfig, rivals: list[Path]
-    ) -> None:
-        self.reporter, self.path, self.config, self.rivals = reporter, path, config, rivals
-
-    def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
-        """Pass it on."""
-        self.reporter.begin_epoch(epoch, epochs, steps)
-
-    def step(self, images: int, losses: Callable[[], dict[str, float]]) -> None:
-        """Pass it on."""
-        self.reporter.step(images, losses)
-
-    def end_epoch(self, row: Mapping[str, Any]) -> None:
-        """Compare with the finished trials that cost no more, at the same epoch."""
-        epoch, after = row["epoch"], self.config.prune_after
-        if after is None or epoch < after or epoch >= self.config.run.train.epochs:
-            return
-        cost = _cost(self.path, self.config)
-        others = [
-            _best_score(path, epoch) for path in self.rivals if _cost(path, self.config) <= cost
-        ]
-        if len(others) >= RIVALS and _best_score(self.path, epoch) < median(others):
-            raise _Pruned
-
-
-def _best_score(path: Path, epoch: int) -> float:
-    """Return the best validation score of a run up to an epoch; -inf if none is known."""
-    rows = RunFolder(path).epochs[:epoch]
-    return max(
-        (row["val"]["score"] for row in rows if row["val"]["score"] is not None),
-        default=float("-inf"),
-    )
-
-
-def _cost(path: Path, config: SearchConfig) -> float:
-    return float(read_json(path / "environment.json")["network"][config.cost])
-
-
-def _finished_folders(study: Study, folder: Path) -> list[Path]:
-    from optuna.trial import TrialState
-
-    done = study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    return [folder / f"{trial.number:04d}" for trial in done]
-
-
-def _trials_done(study: Study) -> int:
-    return sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+def _trial_folder(path: Path, number: int) -> Path:
+    return path / "trials" / f"{number:04d}"
 
 
 def _suggest(trial: Trial, name: str, config: SearchConfig) -> Any:
@@ -227,84 +233,51 @@ def _suggest(trial: Trial, name: str, config: SearchConfig) -> Any:
     return trial.suggest_float(name, setting.low, setting.high, log=setting.log)
 
 
-@contextmanager
-def _study(path: Path, config: SearchConfig) -> Iterator[tuple[Study, Callable[[int], Trial]]]:
-    """Give the study in the folder, and what gives its trial of a number."""
-    try:
-        import optuna
-        from optuna.storages.journal import JournalFileBackend, JournalStorage
-        from optuna.trial import Trial, TrialState
-    except ImportError as error:
-        raise ConfigError(
-            "medduet search needs optuna: type pip install 'medduet[search]'"
-        ) from error
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(path / "study.jsonl"))),
-            study_name="medduet",
-            directions=["maximize", "minimize"],
-            load_if_exists=True,
-        )
-
-        def sample(number: int) -> Trial:
-            # Seeded by the trial, so that a resumed search goes on as if it had not stopped.
-            study.sampler = optuna.samplers.NSGAIISampler(
-                population_size=config.population, seed=_seed(config, number)
-            )
-            running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-            return Trial(study, running[0]._trial_id) if running else study.ask()
-
-        yield study, sample
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+class _Pruned(Exception):  # noqa: N818  (how a trial ends, not an error)
+    """A trial is not worth continuing."""
 
 
-def _seed(config: SearchConfig, number: int) -> int:
-    return int(np.random.SeedSequence([config.search_seed, number]).generate_state(1)[0])
+class _Pruner(Reporter):
+    """Passes on the progress of a trial, but for its epochs, and ends it when it is hopeless."""
+
+    def __init__(
+        self, reporter: Reporter, path: Path, config: SearchConfig, rivals: list[Path]
+    ) -> None:
+        self.begin_epoch = reporter.begin_epoch  # type: ignore[method-assign]
+        self.step = reporter.step  # type: ignore[method-assign]
+        self.path, self.config, self.rivals = path, config, rivals
+
+    def end_epoch(self, row: Mapping[str, Any]) -> None:
+        """Compare with the finished trials of no higher cost, at the same epoch."""
+        epoch, after = row["epoch"], self.config.prune_after
+        if after is None or epoch < after or epoch >= self.config.run.train.epochs:
+            return
+        cost = _cost(self.path, self.config)
+        rivals = [
+            _best_score(path, epoch) for path in self.rivals if _cost(path, self.config) <= cost
+        ]
+        if len(rivals) >= RIVALS and _best_score(self.path, epoch) < median(rivals):
+            raise _Pruned
 
 
-@contextmanager
-def _sole_process(path: Path) -> Iterator[None]:
-    with exclusive(path / "lock") as alone:
-        if not alone:
-            raise ConfigError(
-                f"{holder(path / 'lock')} works on the search in {path}: wait for it, or stop it"
-            )
-        yield
+def _best_score(path: Path, epoch: int) -> float:
+    """Return the best validation score of a run up to an epoch; -inf if all are undefined."""
+    scores = [row["val"]["score"] for row in RunFolder(path).epochs[:epoch]]
+    return max((score for score in scores if score is not None), default=float("-inf"))
 
 
-def _create_folder(config: SearchConfig) -> Path:
-    if not config.space:
-        raise ConfigError(
-            "the search has no space: name settings and what they can be, as the "
-            "recipe of 'medduet search adares' does"
-        )
-    if not config.run.data.name:
-        raise ConfigError("no data given: add --data NAME, or --data FILE.npz")
-    path = config.out or numbered_folder(Path("searches") / Path(config.run.data.name).stem)
-    if (path / "search.json").exists():
-        raise ConfigError(
-            f"{path} holds a search already: go on with it by 'medduet search --resume {path}', "
-            "or give another --out"
-        )
-    write_json(path / "search.json", config.model_dump(mode="json"))
-    return path
+def _cost(path: Path, config: SearchConfig) -> float:
+    return float(read_json(path / "environment.json")["network"][config.cost])
 
 
 def _write(path: Path, config: SearchConfig, study: Study) -> SearchRecord:
-    """Write what is known of all trials, the figure, and the recipes of the front."""
-    trials = [
-        _row(path, study, trial)
-        for trial in study.get_trials(deepcopy=False)
-        if trial.state.is_finished()
-    ]
-    finished = [trial for trial in trials if trial["state"] == "finished"]
-    front = front_of([(trial["score"], trial[config.cost]) for trial in finished])
-    for place, index in enumerate(front, start=1):
-        trial = finished[index]
-        recipe = path / "recipes" / f"front-{place}.yaml"
+    """Write all trials, the figure, and the recipes of the front."""
+    trials = [_row(path, study, trial) for trial in _ended(study)]
+    # Of trials with equal values the first is taken.
+    best = {tuple(trial.values): trial.number for trial in reversed(study.best_trials)}
+    front = [number for (_, cost), number in sorted(best.items(), key=lambda item: item[0][1])]
+    for place, number in enumerate(front, start=1):
+        trial, recipe = trials[number], path / "recipes" / f"front-{place}.yaml"
         trial["front"], trial["recipe"] = place, str(recipe)
         run = config.trial(trial["values"], path).model_dump(
             mode="json", exclude={"out"}, exclude_defaults=True
@@ -314,13 +287,13 @@ def _write(path: Path, config: SearchConfig, study: Study) -> SearchRecord:
         if int(stale.stem.partition("-")[2]) > len(front):
             stale.unlink()
     write_json(path / "trials.json", trials)
-    if finished:
+    if front:
         save(pareto_figure(trials, config.cost, config.run.data.name), path / "pareto.png")
     return SearchRecord(path, config, trials)
 
 
 def _row(path: Path, study: Study, trial: FrozenTrial) -> dict[str, Any]:
-    folder = path / "trials" / f"{trial.number:04d}"
+    folder = _trial_folder(path, trial.number)
     row: dict[str, Any] = {
         "number": trial.number + 1,
         "state": {"COMPLETE": "finished", "PRUNED": "pruned"}.get(trial.state.name, "failed"),
@@ -329,8 +302,7 @@ def _row(path: Path, study: Study, trial: FrozenTrial) -> dict[str, Any]:
     if (folder / "environment.json").is_file():
         cost = read_json(folder / "environment.json")["network"]
         row |= {name: cost[name] for name in ("parameters", "gmacs")}
-    if (folder / "epochs.jsonl").is_file():
-        epochs = RunFolder(folder).epochs
+    if epochs := RunFolder(folder).epochs:
         row |= {
             "epochs": len(epochs),
             "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
@@ -343,9 +315,7 @@ def _row(path: Path, study: Study, trial: FrozenTrial) -> dict[str, Any]:
 
 def _line(trial: Mapping[str, Any], config: SearchConfig) -> str:
     values = ", ".join(
-        f"{name.partition('.')[2]} {value:.3g}"
-        if isinstance(value, float)
-        else f"{name.partition('.')[2]} {value}"
+        f"{name.partition('.')[2]} {f'{value:.3g}' if isinstance(value, float) else value}"
         for name, value in trial["values"].items()
     )
     if trial["state"] == "failed":

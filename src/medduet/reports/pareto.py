@@ -16,25 +16,6 @@ from medduet.utils.palette import BLUE, FAINT, GREY, VERMILION
 _COSTS = {"parameters": "parameters", "gmacs": "10⁹ multiply-accumulates for one image"}
 
 
-def front_of(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of the points that no other beats, the cheapest first.
-
-    Args:
-        points: pairs of score (larger is better) and cost (smaller is better). Of equal points
-            the first is taken.
-
-    Example:
-        >>> front_of([(0.7, 9.0), (0.6, 1.0), (0.5, 2.0), (0.9, 20.0)])
-        [1, 0, 3]
-    """
-    order = sorted(range(len(points)), key=lambda i: (points[i][1], -points[i][0]))
-    front: list[int] = []
-    for index in order:
-        if not front or points[index][0] > points[front[-1]][0]:
-            front.append(index)
-    return front
-
-
 @rc_context(STYLE)
 def pareto_figure(trials: Sequence[Mapping[str, Any]], cost: str, title: str) -> Figure:
     """Draw score over cost of all trials of a search, and the front.
