@@ -98,8 +98,8 @@ class DataConfig(Frozen):
     """Where downloads and unpacked arrays live; else $MEDDUET_CACHE, else ~/.cache/medduet."""
     mirror: str | None = None
     """Base URL to download MedMNIST files from instead of Zenodo."""
-    cache_gb: float = Field(20.0, ge=0)
-    """Disk space in GB for shards of a zarr store on a server; the least used ones are removed."""
+    cache_gb: float = Field(1.0, ge=0)
+    """Memory in GB for shards of a .zarr, for images and for masks of each split."""
     count: int | None = Field(None, ge=1)
     """Number of phantoms, over all three splits."""
     channels: Literal[1, 3] | None = None

@@ -184,7 +184,7 @@ def test_the_command(tmp_path: Path, capsys: Capture) -> None:
     assert [len(images.split(name)) for name in SPLITS] == [30, 15, 15]
     assert main(["audit", str(out), "--out", str(tmp_path / "audit")]) == 0
     assert main(["zarr", "--out", str(out)]) == 2
-    assert "expected a data set" in capsys.readouterr().err
+    assert "no data given" in capsys.readouterr().err
 
 
 # What can't be used ------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_a_damaged_shard_is_named(store: Path) -> None:
     with pytest.raises(DataError, match=r"train/images/c/2/0/0 is not as .* checksum"):
         images[10:11]
     path.unlink()
-    with pytest.raises(MissingFileError, match="copy the whole store again"):
+    with pytest.raises(MissingFileError, match="is not complete"):
         images[10:11]
     for content in (b"", b"x", bytes(300)):
         path.write_bytes(content)
@@ -211,9 +211,9 @@ def test_a_damaged_shard_is_named(store: Path) -> None:
 def test_masks_that_unpack_to_more(store: Path) -> None:
     path = store / "val/masks/c/0/0/0"
     index = path.read_bytes()[-20:]
-    bomb = Blosc("zstd").encode(bytes(50_000_000)) + b"1234"
+    bomb = Blosc("zstd").encode(bytes(50_000)) + b"1234"
     path.write_bytes(bomb + index)
-    with pytest.raises(DataError, match="a chunk would unpack to 50000000 bytes"):
+    with pytest.raises(DataError, match="a chunk would unpack to 50000 bytes"):
         medduet.open_images(str(store)).val.batch(np.array([0]))
 
 
@@ -284,8 +284,8 @@ def test_metadata_that_are_none(store: Path) -> None:
     ("options", "expected"),
     [
         ({"size": 32}, "images of 16 x 16, but --size 32 .*'medduet zarr'"),
-        ({"folds": 3}, r"--data\.folds 3 was given"),
-        ({"split": "made"}, r"--data\.split made was given"),
+        ({"folds": 3}, r"leave out --data\.split and --data\.folds"),
+        ({"split": "made"}, r"leave out --data\.split and --data\.folds"),
         ({"skip_broken": True}, "skip_broken is for a folder"),
     ],
 )
@@ -300,30 +300,21 @@ def test_what_has_to_be_asked_of_the_writer(
 # Servers -----------------------------------------------------------------------------------------
 
 
-def cached(cache: Path) -> int:
-    return sum(path.stat().st_size for path in cache.glob("zarr/*/*-c-*"))
-
-
-def test_a_server_gives_what_a_folder_gives(
-    source: ImageSet, written: Path, cache: Path, serve: Serve
-) -> None:
+def test_a_server_gives_what_a_folder_gives(source: ImageSet, written: Path, serve: Serve) -> None:
     server = serve(written.parent)
-    images = medduet.open_images(f"{server.address}/set.zarr", cache=cache)
+    images = medduet.open_images(f"{server.address}/set.zarr")
     assert_same(images, source)
     assert images.fingerprint == medduet.open_images(str(written)).fingerprint
     server.asked.clear()
-    assert_same(medduet.open_images(f"{server.address}/set.zarr/", cache=cache), source)
-    assert server.asked == ["set.zarr/zarr.json"], "all else is in the cache"
+    assert_same(images, source)
+    assert not server.asked, "a small set stays in memory"
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_no_shard_is_read_twice_in_an_epoch(
-    written: Path, cache: Path, serve: Serve, world_size: int
-) -> None:
+def test_no_shard_is_read_twice_in_an_epoch(written: Path, serve: Serve, world_size: int) -> None:
     server, seen = serve(written.parent), []
     for rank in range(world_size):
-        # Nothing stays in the cache, so that what is in memory has to do.
-        images = medduet.open_images(f"{server.address}/set.zarr", cache=cache, cache_gb=0)
+        images = medduet.open_images(f"{server.address}/set.zarr", cache_gb=0)
         train = images.train
         server.asked.clear()
         options = {"rank": rank, "world_size": world_size, "shards": train.shard_sizes}
@@ -338,31 +329,21 @@ def test_no_shard_is_read_twice_in_an_epoch(
     assert sorted(seen) == list(range(42))
 
 
-def test_the_next_shards_come_before_they_are_asked_for(written: Path, cache: Path) -> None:
-    train = medduet.open_images(str(written), cache=cache).train
+def test_the_next_shards_come_before_they_are_asked_for(written: Path) -> None:
+    train = medduet.open_images(str(written)).train
     batches = train_batches(42, 5, seed=0, epoch=1, shards=train.shard_sizes)
     train.expect(batches[2:])  # the two batches before were those of the first window
     train.batch(batches[2])
-    expected = batches[2:].shards[: 2 * WINDOW]  # type: ignore[attr-defined]
+    first = [int(position) // ROWS for position in np.concatenate(batches[2:])]
+    expected = list(dict.fromkeys(first))[: 2 * WINDOW]
     for rows in (train.images, train.masks):
-        assert set(rows._shards) == set(expected)  # type: ignore[union-attr]
+        assert set(rows._shards) >= set(expected[: WINDOW + 1])  # type: ignore[union-attr]
 
 
-def test_the_cache_is_bounded(written: Path, cache: Path, serve: Serve) -> None:
-    server, room = serve(written.parent), 20_000
-    images = medduet.open_images(f"{server.address}/set.zarr", cache=cache, cache_gb=room / 1e9)
-    for split in SPLITS:
-        np.asarray(images.split(split).images)
-        np.asarray(images.split(split).masks)
-        assert 10_000 < cached(cache) <= room
-
-
-def test_a_server_that_fails_and_comes_back(
-    written: Path, cache: Path, serve: Serve, capsys: Capture
-) -> None:
+def test_a_server_that_fails_and_comes_back(written: Path, serve: Serve, capsys: Capture) -> None:
     server = serve(written.parent)
     url = f"{server.address}/set.zarr"
-    images = medduet.open_images(url, cache=cache).train.images
+    images = medduet.open_images(url).train.images
     server.failures = [503]
     assert images[:1].shape == (1, SIZE, SIZE)
     server.dead = True
@@ -377,13 +358,11 @@ def test_a_server_that_fails_and_comes_back(
     assert images[-1:].shape == (1, SIZE, SIZE)
 
 
-def test_what_arrives_is_checked(store: Path, cache: Path, serve: Serve) -> None:
+def test_what_arrives_is_checked(store: Path, serve: Serve) -> None:
     (store / "train/images/c/1/0/0").write_bytes(bytes(1296))
     (store / "train/images/c/2/0/0").write_bytes(bytes(10_000_000))
     (store / "train/images/c/3/0/0").unlink()
-    images = medduet.open_images(
-        f"{serve(store.parent).address}/set.zarr", cache=cache
-    ).train.images
+    images = medduet.open_images(f"{serve(store.parent).address}/set.zarr").train.images
     for number, error, reason in (
         (1, DataError, "c/1/0/0"),
         (2, DownloadError, "it is larger than it can be"),
@@ -391,18 +370,16 @@ def test_what_arrives_is_checked(store: Path, cache: Path, serve: Serve) -> None
     ):
         with pytest.raises(error, match=reason):
             images[number * ROWS : number * ROWS + 1]
-    assert not list(cache.glob("zarr/*/*images-c-[23]*"))
-    assert not list(cache.glob("zarr/*/tmp*"))
 
 
-def test_every_place_that_fsspec_knows(source: ImageSet, written: Path, cache: Path) -> None:
+def test_every_place_that_fsspec_knows(source: ImageSet, written: Path) -> None:
     memory = fsspec.filesystem("memory")
     memory.put(f"{written}/", "/set.zarr", recursive=True)
     try:
-        assert_same(medduet.open_images("memory://set.zarr", cache=cache), source)
+        assert_same(medduet.open_images("memory://set.zarr"), source)
         with pytest.raises(DownloadError, match=r"zarr\.json could not be downloaded"):
-            medduet.open_images("memory://other.zarr", cache=cache)
+            medduet.open_images("memory://other.zarr")
         with pytest.raises(DownloadError, match="Protocol not known"):
-            medduet.open_images("nowhere://other.zarr", cache=cache)
+            medduet.open_images("nowhere://other.zarr")
     finally:
         memory.rm("/set.zarr", recursive=True)

@@ -55,7 +55,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def on(url: str, cache: Path) -> dict[str, Any]:
-    # Nothing is kept on the disk, so that each epoch fetches all shards anew.
+    # Few shards are kept, so that each epoch reads all of them anew.
     return {"name": url, "size": None, "count": None, "cache": str(cache), "cache_gb": 0}
 
 

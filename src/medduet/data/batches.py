@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from typing import overload
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,7 +22,7 @@ def train_batches(
     world_size: int = 1,
     shares: NDArray[np.float64] | None = None,
     shards: NDArray[np.int64] | None = None,
-) -> Sequence[NDArray[np.int64]]:
+) -> list[NDArray[np.int64]]:
     """Return the image positions of each step of one epoch, for one process.
 
     The order depends on ``(seed, epoch)`` alone, so a resumed run sees the order that it would
@@ -43,7 +39,7 @@ def train_batches(
         world_size: number of processes.
         shares: ``(count,)`` probability of each image, as of `balanced_shares`: as many images are
             drawn with replacement. ``None``: each image comes once.
-        shards: ``(S,)`` images of each shard, see `ShardedBatches`; without `shares`.
+        shards: ``(S,)`` images of each shard, see `sharded_batches`; without `shares`.
 
     Returns:
         An ``(n,)`` int64 array for each step.
@@ -53,7 +49,8 @@ def train_batches(
         [4, 4, 2]
     """
     if shards is not None:
-        return ShardedBatches(shards, batch_size, seed, epoch, rank, world_size)
+        options = {"seed": seed, "epoch": epoch, "rank": rank, "world_size": world_size}
+        return sharded_batches(shards, batch_size, **options)
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(count) if shares is None else rng.choice(count, count, p=shares)
     batches = [order[start : start + batch_size] for start in range(0, count, batch_size)]
@@ -62,93 +59,55 @@ def train_batches(
     return [np.sort(batch[rank::world_size]) for batch in batches]
 
 
-class ShardedBatches(Sequence[NDArray[np.int64]]):
-    """The batches of an epoch over shards: shuffled, but few shards are needed at a time.
+def sharded_batches(
+    sizes: NDArray[np.int64],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[NDArray[np.int64]]:
+    """Return the batches of an epoch over shards: shuffled, but few shards are needed at a time.
 
     The shards come in random order. The images of `WINDOW` shards are shuffled together, then
     those of the next ones. Of the line that results, each process takes a stretch, so no two of
-    them read the same shards, but for those at the ends of the stretches. Whatever the number of
-    images, only the batches asked for are computed.
+    them read the same shards, but for those at the ends of the stretches. Only the windows of its
+    stretch are computed.
 
     Args:
         sizes: ``(S,)`` images of each shard; positions count through the shards.
-        batch_size, seed, epoch, rank, world_size: as in `train_batches`.
+        batch_size: as in `train_batches`, and so are the others.
+        seed: of the run.
+        epoch: the first is 1.
+        rank: of this process.
+        world_size: number of processes.
 
     Example:
-        >>> batches = ShardedBatches(np.array([4, 4, 4, 3]), 4, seed=0, epoch=1)
-        >>> batches.shards, [index.tolist() for index in batches[1:]]
-        ([3, 0, 2, 1], [[0, 2, 7, 14], [4, 5, 8, 9], [6, 10, 11]])
+        >>> batches = sharded_batches(np.array([4, 4, 4, 3]), 4, seed=0, epoch=1)
+        >>> [index.tolist() for index in batches[1:]]
+        [[0, 2, 14, 7], [5, 9, 4, 8], [11, 6, 10]]
     """
-
-    def __init__(
-        self,
-        sizes: NDArray[np.int64],
-        batch_size: int,
-        seed: int,
-        epoch: int,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self._starts, self._sizes = np.cumsum(sizes) - sizes, sizes
-        self._seed = [seed, epoch]
-        self._order = np.random.default_rng(self._seed).permutation(len(sizes))
-        every = np.append(np.arange(WINDOW, len(sizes), WINDOW), len(sizes)) - 1
-        self._ends = np.cumsum(sizes[self._order])[every]
-        whole, rest = divmod(int(self._ends[-1]), batch_size)
-        if rest < MIN_BATCH * world_size:
-            rest = 0
-        self._steps = range(whole + (rest > 0))
-        totals = [
-            whole * len(range(each, batch_size, world_size)) + len(range(each, rest, world_size))
-            for each in range(world_size)
-        ]
-        self._share = len(range(rank, batch_size, world_size))
-        self._start = sum(totals[:rank])
-        self._end = self._start + totals[rank]
-        self._mixed: tuple[int, NDArray[np.int64]] = -1, np.empty(0, dtype=np.int64)
-
-    @property
-    def shards(self) -> list[int]:
-        """Numbers of the shards that these batches need, in that order."""
-        if not self._steps:
-            return []
-        first = self._window_of(self._start + self._steps[0] * self._share)
-        last = self._window_of(self._end - 1)
-        return [int(number) for number in self._order[first * WINDOW : (last + 1) * WINDOW]]
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    @overload
-    def __getitem__(self, key: int) -> NDArray[np.int64]: ...
-    @overload
-    def __getitem__(self, key: slice) -> ShardedBatches: ...
-    def __getitem__(self, key: int | slice) -> NDArray[np.int64] | ShardedBatches:
-        if isinstance(key, slice):
-            some = copy.copy(self)
-            some._steps = self._steps[key]
-            return some
-        place = self._start + self._steps[key] * self._share
-        end, pieces = min(place + self._share, self._end), []
-        while place < end:
-            window = self._window_of(place)
-            begin = int(self._ends[window - 1]) if window else 0
-            pieces.append(self._window(window)[place - begin : end - begin])
-            place += len(pieces[-1])
-        return np.sort(np.concatenate(pieces))
-
-    def _window_of(self, place: int) -> int:
-        return int(np.searchsorted(self._ends, place, side="right"))
-
-    def _window(self, number: int) -> NDArray[np.int64]:
-        """Return the positions in one window, mixed; the last one is kept for the next batch."""
-        if self._mixed[0] != number:
-            shards = self._order[number * WINDOW : (number + 1) * WINDOW]
-            starts, sizes = self._starts[shards], self._sizes[shards]
-            rows = [np.arange(a, a + n) for a, n in zip(starts, sizes, strict=True)]
-            rng = np.random.default_rng([*self._seed, number + 1])
-            self._mixed = number, rng.permutation(np.concatenate(rows))
-        return self._mixed[1]
+    starts, rng = np.cumsum(sizes) - sizes, np.random.default_rng([seed, epoch])
+    windows = np.split(rng.permutation(len(sizes)), range(WINDOW, len(sizes), WINDOW))
+    ends = np.cumsum([sizes[window].sum() for window in windows])
+    whole, rest = divmod(int(ends[-1]), batch_size)
+    if rest < MIN_BATCH * world_size:
+        rest = 0
+    share = [len(range(each, batch_size, world_size)) for each in range(world_size)]
+    totals = [whole * share[r] + len(range(r, rest, world_size)) for r in range(world_size)]
+    if not totals[rank]:
+        return []
+    begin, line = sum(totals[:rank]), []
+    end = begin + totals[rank]
+    first, last = np.searchsorted(ends, [begin, end - 1], side="right")
+    for number in range(first, last + 1):
+        rows = [np.arange(starts[shard], starts[shard] + sizes[shard]) for shard in windows[number]]
+        rng = np.random.default_rng([seed, epoch, number + 1])
+        line.append(rng.permutation(np.concatenate(rows)))
+    skipped = begin - (int(ends[first - 1]) if first else 0)
+    stretch = np.concatenate(line)[skipped : skipped + totals[rank]]
+    return np.split(stretch, range(share[rank], len(stretch), share[rank]))
 
 
 def balanced_shares(labels: NDArray[np.int64]) -> NDArray[np.float64]:

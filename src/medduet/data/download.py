@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import requests
 
@@ -20,71 +21,79 @@ TIMEOUT = (10.0, 60.0)
 """Seconds to wait for a connection, and for the next bytes."""
 _WORTH_RETRYING = (408, 425, 429)
 _CHUNK_BYTES = 1 << 20
+Result = TypeVar("Result")
 
 
 def download(
-    url: str,
-    path: Path,
-    *,
-    md5: str | None = None,
-    most: int | None = None,
-    progress: ProgressFactory | None = None,
+    url: str, path: Path, *, md5: str | None = None, progress: ProgressFactory | None = None
 ) -> Path:
-    """Download `url` to `path`, which is written whole or not at all.
+    """Download `url` to `path`, which is written whole or not at all, and return it.
 
     Args:
         url: ``http://``, ``https://``, or what fsspec opens (``s3://`` with s3fs installed, ...).
         path: of the file.
         md5: which the file must have.
-        most: bytes; no more are written, whatever the server sends.
         progress: makes a bar.
-
-    Returns:
-        `path`.
 
     Raises:
         DownloadError: after all attempts.
         StorageError: the disk is full.
     """
     sweep(path.parent)
+
+    def fetch() -> None:
+        digest = hashlib.md5(usedforsecurity=False)
+        with (
+            atomic_path(path) as temporary,
+            temporary.open("wb") as file,
+            _open(url) as (length, chunks),
+            counted(progress, f"download {path.name}", length) as count,
+        ):
+            for chunk in chunks:
+                file.write(chunk)
+                digest.update(chunk)
+                count(len(chunk))
+            if md5 is not None and digest.hexdigest() != md5:
+                raise OSError("what arrived has the wrong MD5")
+
+    _try(url, fetch)
+    return path
+
+
+def read_url(url: str, most: int) -> bytes:
+    """Return the content of `url`, which may have `most` bytes; errors as of `download`."""
+
+    def fetch() -> bytes:
+        content = bytearray()
+        with _open(url) as (_, chunks):
+            for chunk in chunks:
+                content += chunk
+                if len(content) > most:
+                    raise ValueError("it is larger than it can be")
+        return bytes(content)
+
+    return _try(url, fetch)
+
+
+def _try(url: str, fetch: Callable[[], Result]) -> Result:
     for attempt in range(RETRIES + 1):
         try:
-            with atomic_path(path) as temporary:
-                _copy(url, path.name, temporary, md5, most, progress)
-            return path
+            return fetch()
         except MedDuetError:
             raise
         except Exception as error:  # each of fsspec's libraries has errors of its own
             if attempt == RETRIES or _is_permanent(error):
-                raise DownloadError(f"{url} could not be downloaded: {_reason(error)}") from error
+                raise DownloadError(
+                    f"{url} could not be downloaded: {_reason(error)}; check the address, and that "
+                    "the server runs"
+                ) from error
         time.sleep(attempt + 1)
     raise AssertionError
 
 
-def _copy(
-    url: str,
-    name: str,
-    target: Path,
-    md5: str | None,
-    most: int | None,
-    progress: ProgressFactory | None,
-) -> None:
-    digest, size = hashlib.md5(usedforsecurity=False), 0
-    opened = _open_http if url.startswith(("http://", "https://")) else _open_fsspec
-    with (
-        opened(url) as (length, chunks),
-        target.open("wb") as file,
-        counted(progress, f"download {name}", length) as count,
-    ):
-        for chunk in chunks:
-            size += len(chunk)
-            if most is not None and size > most:
-                raise ValueError("it is larger than it can be")
-            file.write(chunk)
-            digest.update(chunk)
-            count(len(chunk))
-    if md5 is not None and digest.hexdigest() != md5:
-        raise OSError("what arrived has the wrong MD5")
+def _open(url: str) -> AbstractContextManager[tuple[int, Iterator[bytes]]]:
+    """Open `url` and give its length, 0 if that is not known, and its chunks."""
+    return (_open_http if url.startswith(("http://", "https://")) else _open_fsspec)(url)
 
 
 @contextmanager

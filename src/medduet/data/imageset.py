@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medduet.data.batches import ShardedBatches
 from medduet.types import Batch
 
 SPLITS = ("train", "val", "test")
@@ -107,16 +106,12 @@ class Split:
 
     def expect(self, batches: Sequence[NDArray[np.int64]]) -> None:
         """Let shards that these batches need be read before they are asked for."""
-        if self.shard_sizes is None or not len(batches):
-            return
-        if isinstance(batches, ShardedBatches):
-            shards = batches.shards
-        else:
+        if self.shard_sizes is not None and batches:
             ends = np.cumsum(self.shard_sizes)
-            shards = np.unique(np.searchsorted(ends, np.concatenate(batches), "right")).tolist()
-        for rows in (self.images, self.masks):
-            if isinstance(rows, Rows):
-                rows.read_ahead(shards)
+            shards = np.searchsorted(ends, np.concatenate(batches), side="right")
+            for rows in (self.images, self.masks):
+                if isinstance(rows, Rows):  # in the order of their first use
+                    rows.read_ahead(list(dict.fromkeys(shards.tolist())))
 
     def take(self, rows: NDArray[np.int64]) -> Split:
         """Return the images at `rows`, which are read when they are used."""
