@@ -24,10 +24,11 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 
 from medduet import Predictor
-from medduet.serve.answers import Prediction, prediction, run_lengths
-from medduet.serve.app import CLIENT_GONE, Served, create_app
+from medduet.serve.app import create_app
 from medduet.serve.batcher import Batcher
 from medduet.serve.limits import Limits, Room
+from medduet.serve.schemas import Prediction, prediction, run_lengths
+from medduet.serve.service import CLIENT_GONE, Served
 from medduet.utils.palette import mask_colors
 
 Pixels = Callable[[int], np.ndarray]
@@ -101,18 +102,18 @@ def test_the_answer_is_the_predictors(
     assert raw.json()["heat"] is raw.json()["image"] is None
 
 
-def test_an_unfamiliar_image_is_told(
+def test_an_image_out_of_distribution_is_marked(
     client: TestClient, plain: Predictor, picture: Pixels, encoded: Encode
 ) -> None:
     said = client.post("/predict", content=encoded(picture(1))).json()
-    assert said["unfamiliar"] == pytest.approx(plain(picture(1)).unfamiliar)
-    assert not said["is_unfamiliar"]
+    assert said["ood_p"] == pytest.approx(plain(picture(1)).unfamiliar)
+    assert not said["is_ood"]
     noise = np.random.default_rng(0).integers(0, 255, (50, 75), np.uint8)
     coloured = np.stack([picture(1), picture(2), picture(3)], axis=2)
     for image in (noise, coloured):
         said = client.post("/predict", content=encoded(image)).json()
-        assert said["unfamiliar"] == pytest.approx(1 / 61)
-        assert said["is_unfamiliar"]
+        assert said["ood_p"] == pytest.approx(1 / 61)
+        assert said["is_ood"]
 
 
 def test_run_lengths_are_those_of_coco(
@@ -217,7 +218,7 @@ def test_each_refusal_has_its_status_and_reason(
         ({"content": good, "params": {"side": -1}}, 422, "side: "),
         ({"content": good, "params": {"msk": "png"}}, 422, "'msk': did you mean mask?"),
         ({"content": good, "params": {"model": "bus"}}, 404, "did you mean busi?"),
-        ({"content": good, "params": {"model": "other", "explain": True}}, 422, "can't explain"),
+        ({"content": good, "params": {"model": "other", "explain": True}}, 422, "has no heat maps"),
     ]
     for given, status, reason in refusals:
         response = client.post("/predict", **given)
@@ -367,12 +368,12 @@ def test_who_is_late_holds_nothing() -> None:
     """Its image may still be decoded when a client has gone; it is not counted for ever."""
     room = Room(Limits())
     with room.seat() as seat:
-        seat.hold(pixels=10, bytes=5)
-    with pytest.raises(HTTPException, match="nobody waits"):
-        seat.hold(pixels=10)
+        room.hold(seat, pixels=10, bytes=5)
+    with pytest.raises(HTTPException, match="has ended"):
+        room.hold(seat, pixels=10)
     largest = Room.LARGEST * Limits().max_pixels
     with room.seat() as seat:
-        seat.hold(pixels=largest)
+        room.hold(seat, pixels=largest)
 
 
 def test_time_has_an_end(
@@ -558,6 +559,9 @@ def test_models_and_api_are_described(client: TestClient) -> None:
 def test_browsers_are_told_to_load_nothing_else(client: TestClient) -> None:
     for path in ("/", "/docs", "/predict", "/page.js", "/nothing"):
         headers = client.get(path).headers
+        if path == "/docs":  # Swagger UI has a script in its page
+            assert "script-src 'self' 'unsafe-inline'" in headers["content-security-policy"]
+            continue
         assert "default-src 'self'" in headers["content-security-policy"]
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
@@ -574,7 +578,7 @@ def test_a_network_that_fails_says_so(
     with TestClient(app, raise_server_exceptions=False) as client:
         response = client.post("/predict", content=encoded(picture(1)))
         assert response.status_code == 500
-        assert response.json() == {"detail": "the service failed; its log says why"}
+        assert response.json() == {"detail": "the service failed; see its log"}
         assert client.get("/healthz").status_code == 200
     with TestClient(app) as client:
         app.state.service.batchers["busi"].close()

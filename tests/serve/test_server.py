@@ -19,7 +19,7 @@ import pytest
 from medduet import ConfigError, MissingFileError, create_model
 from medduet.cli import main
 from medduet.runs.bundle import save_bundle
-from medduet.serve.answers import prediction
+from medduet.serve.schemas import prediction
 from medduet.serve.server import check_packages, named, opened
 
 
@@ -60,9 +60,9 @@ def test_what_can_t_be_explained_is_served_without(own: Path, tmp_path: Path) ->
     ("words", "reason"),
     [
         ([], "expected one network or more"),
-        (["{own}", "--max-mb", "0"], "expected --max-mb above 0"),
+        (["{own}", "--max-mb", "0"], "--max-mb: Input should be greater than 0"),
         (["{own}", "--port", "{used}"], "give another --host or --port"),
-        (["{own}", "--port", "99999"], "expected --port from 0 to 65535"),
+        (["{own}", "--port", "99999"], "--port: Input should be less than or equal to 65535"),
         (["{own}/nothing", "--port", "0"], "nothing"),
     ],
 )
@@ -89,15 +89,18 @@ def test_an_old_pillow_reads_no_files_of_strangers(monkeypatch: pytest.MonkeyPat
 
 
 def test_what_was_asked_before_the_end_is_answered(
-    own: Path, picture: Callable[[int], np.ndarray], encoded: Callable[..., bytes]
+    own: Path,
+    picture: Callable[[int], np.ndarray],
+    encoded: Callable[..., bytes],
+    medduet_command: list[str],
 ) -> None:
-    command = [sys.executable, "-m", "medduet", "serve", f"busi={own}", "--port", "0"]
+    command = [*medduet_command, "serve", f"busi={own}", "--port", "0"]
     with subprocess.Popen(
         [*command, "--host", "0.0.0.0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as service:
         assert service.stdout is not None
         port = re.findall(r"serving busi at http://0.0.0.0:(\d+)", service.stdout.readline())[0]
-        assert "can be reached by others" in service.stdout.readline()
+        assert "anyone who can reach 0.0.0.0" in service.stdout.readline()
         content = encoded(picture(1))
         head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
         with socket.create_connection(("127.0.0.1", int(port)), timeout=60) as client:

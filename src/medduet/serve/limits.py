@@ -1,4 +1,4 @@
-"""What a service takes, and what it refuses with which status."""
+"""Limits of the service; each refusal has its status."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from starlette.exceptions import HTTPException
 
 LEAST_SIDE = 8
-"""Fewer pixels than these on a side are no image that a network could say anything of."""
+"""The smallest side in pixels of an image."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one service takes.
+    """Limits of one service.
 
     Attributes:
         max_bytes: of one file.
@@ -30,27 +30,19 @@ class Limits:
     timeout_s: float = 30.0
 
 
+@dataclass
 class Seat:
-    """The place of one request, and what it holds in memory."""
+    """What one request holds in memory."""
 
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self.bytes = self.pixels = 0
-        self.closed = False
-
-    def hold(self, *, bytes: int = 0, pixels: int = 0) -> None:  # noqa: A002
-        """Note that the request holds more.
-
-        Raises:
-            HTTPException: 429, all requests together would hold too much.
-        """
-        self._room.hold(self, bytes, pixels)
+    bytes: int = 0
+    pixels: int = 0
+    closed: bool = False
 
 
 class Room:
-    """Counts what all requests hold together: at most `Limits.queue`, and eight of the largest.
+    """What all requests hold together: at most `Limits.queue`, and eight of the largest.
 
-    So the memory of a service has a bound, however many clients send large images.
+    So the memory of a service is bounded, however many clients send large images.
 
     Example:
         >>> room = Room(Limits(queue=1))
@@ -63,42 +55,50 @@ class Room:
     LARGEST = 8
 
     def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self._lock = threading.Lock()
-        self.requests = self._bytes = self._pixels = 0
+        self._limits, self._lock = limits, threading.Lock()
+        self._seats = list[Seat]()
+
+    @property
+    def requests(self) -> int:
+        """The number of requests that have a seat."""
+        return len(self._seats)
 
     @contextmanager
     def seat(self) -> Iterator[Seat]:
-        """Give a request a place while the body runs.
+        """Give a request a seat while the body runs.
 
         Raises:
             HTTPException: 429, all are taken.
         """
+        seat = Seat()
         with self._lock:
             if self.requests >= self._limits.queue:
                 raise busy(f"{self.requests} requests are waiting already")
-            self.requests += 1
-        seat = Seat(self)
+            self._seats.append(seat)
         try:
             yield seat
         finally:
             with self._lock:
                 seat.closed = True  # a thread may still be reading what nobody waits for
-                self.requests -= 1
-                self._bytes -= seat.bytes
-                self._pixels -= seat.pixels
+                self._seats = [each for each in self._seats if each is not seat]
 
-    def hold(self, seat: Seat, size: int, pixels: int) -> None:
-        """Count what a request holds in addition."""
+    def hold(self, seat: Seat, *, bytes: int = 0, pixels: int = 0) -> None:  # noqa: A002
+        """Note that a request holds more.
+
+        Raises:
+            HTTPException: 429, all requests together would hold too much.
+        """
         with self._lock:
             if seat.closed:
-                raise HTTPException(504, "nobody waits for this any more")
-            too_many_bytes = self._bytes + size > self.LARGEST * self._limits.max_bytes
-            if too_many_bytes or self._pixels + pixels > self.LARGEST * self._limits.max_pixels:
+                raise HTTPException(504, "the request has ended")
+            held_bytes = sum(each.bytes for each in self._seats) + bytes
+            held_pixels = sum(each.pixels for each in self._seats) + pixels
+            if (
+                held_bytes > self.LARGEST * self._limits.max_bytes
+                or held_pixels > self.LARGEST * self._limits.max_pixels
+            ):
                 raise busy("other large images are waiting")
-            self._bytes += size
-            self._pixels += pixels
-            seat.bytes += size
+            seat.bytes += bytes
             seat.pixels += pixels
 
 

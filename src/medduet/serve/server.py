@@ -18,9 +18,9 @@ from medduet.config import Device
 from medduet.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from medduet.serve.app import Served
+    from medduet.serve.service import Served
 
-_NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+_NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client")
 _GRACE_S = 5  # after the time of a request is over, to send its answer
 
 
@@ -144,7 +144,7 @@ def named(words: Sequence[str]) -> dict[str, Path]:
 def opened(path: Path, explain: bool, **how: Any) -> Served:
     """Return a network that explains itself if it is asked to and can."""
     from medduet.inference.predictor import Predictor
-    from medduet.serve.app import Served
+    from medduet.serve.service import Served
     from medduet.utils.hub import bundle_folder
 
     try:

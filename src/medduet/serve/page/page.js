@@ -4,9 +4,9 @@
 
 const SIDE = 1024; // longest side in pixels of what is drawn
 const $ = (id) => document.getElementById(id);
-let about = null; // what GET /models said
-let last = null; // the file that was asked about last
-let asked = null; // the request that is under way
+let service = null; // the answer of GET /models
+let last = null; // the file that was sent last
+let request = null; // that is running
 
 function element(tag, text = "", kind = "") {
   const made = document.createElement(tag);
@@ -16,29 +16,31 @@ function element(tag, text = "", kind = "") {
 }
 
 function network() {
-  return about.models.find((each) => each.name === $("model").value) ?? about.models[0];
+  return service.models.find((each) => each.name === $("model").value) ?? service.models[0];
 }
 
 // Models ------------------------------------------------------------------------------------------
 
 async function start() {
   try {
-    about = await (await fetch("models")).json();
+    service = await (await fetch("models")).json();
   } catch {
     return refuse("The service does not answer. Is it still running?");
   }
-  for (const each of about.models) $("model").append(new Option(each.name, each.name));
-  $("model-choice").hidden = about.models.length < 2;
-  $("accepted").textContent += ", at most " + megabytes(about.max_bytes) + " and "
-    + about.max_pixels / 1e6 + " megapixels";
+  for (const each of service.models) $("model").append(new Option(each.name, each.name));
+  $("model-choice").hidden = service.models.length < 2;
+  $("accepted").textContent += ", at most " + megabytes(service.max_bytes) + " and "
+    + service.max_pixels / 1e6 + " megapixels";
   describe();
 }
 
 function describe() {
-  const own = network();
-  $("explain-choice").hidden = !own.explains;
-  $("card-part").hidden = !own.card;
-  $("card").replaceChildren(...markdown(own.card));
+  const model = network();
+  $("explain-choice").hidden = !model.explains;
+  $("card-part").hidden = !model.card;
+  // Markdown as text: without its header, and without the backslashes before signs.
+  const card = model.card.replace(/^---\n[^]*?\n---\n/, "");
+  $("card").textContent = card.replace(/\\([!-/:-@[-`{-~])/g, "$1").trim();
 }
 
 // Asking ------------------------------------------------------------------------------------------
@@ -62,17 +64,17 @@ const REASONS = {
 };
 
 async function ask(file) {
-  if (!file || !about) return;
+  if (!file || !service) return;
   last = file;
-  asked?.abort();
-  const own = (asked = new AbortController());
+  request?.abort();
+  const current = (request = new AbortController());
   $("error").hidden = true;
-  if (file.size > about.max_bytes) {
-    const given = megabytes(file.size);
-    return refuse(`${REASONS[413]}: expected at most ${megabytes(about.max_bytes)}, given ${given}`);
+  if (file.size > service.max_bytes) {
+    const size = megabytes(file.size);
+    return refuse(`${REASONS[413]}: expected at most ${megabytes(service.max_bytes)}, given ${size}`);
   }
   $("result").setAttribute("aria-busy", "true");
-  $("status").textContent = "Looking at " + file.name + " …";
+  $("status").textContent = "Analysing " + file.name + " …";
   const model = network();
   const options = new URLSearchParams({
     model: model.name, image: true, side: SIDE, explain: model.explains && $("explain").checked,
@@ -80,14 +82,14 @@ async function ask(file) {
   const body = new FormData();
   body.append("file", file, "image"); // what the file is called, which may be a patient, stays here
   try {
-    const response = await fetch("predict?" + options, { method: "POST", body, signal: own.signal });
-    const said = await response.json();
-    if (response.ok) show(said, model, file.name);
-    else refuse(`${REASONS[response.status] ?? "There is no answer"}: ${said.detail}`);
+    const response = await fetch("predict?" + options, { method: "POST", body, signal: current.signal });
+    const answer = await response.json();
+    if (response.ok) show(answer, model, file.name);
+    else refuse(`${REASONS[response.status] ?? "The request failed"}: ${answer.detail}`);
   } catch (error) {
     if (error.name !== "AbortError") refuse("The service does not answer. Is it still running?");
   } finally {
-    if (asked === own) $("result").removeAttribute("aria-busy");
+    if (request === current) $("result").removeAttribute("aria-busy");
   }
 }
 
@@ -100,51 +102,53 @@ function percent(share) {
   return share < 1 && share > 0.999 ? "> 99.9 %" : (100 * share).toFixed(1) + " %";
 }
 
-function show(said, model, file) {
-  const scale = Math.min(1, SIDE / Math.max(said.height, said.width));
-  $("stack").style.aspectRatio = said.width + " / " + said.height;
+function show(answer, model, file) {
+  const scale = Math.min(1, SIDE / Math.max(answer.height, answer.width));
+  $("stack").style.aspectRatio = answer.width + " / " + answer.height;
   // A tall image fits on the screen with its sliders.
-  $("stack").style.maxWidth = `calc(70vh * ${said.width / said.height})`;
-  $("image").src = png(said.image);
+  $("stack").style.maxWidth = `calc(70vh * ${answer.width / answer.height})`;
+  $("image").src = png(answer.image);
   $("image").alt = "The image " + file;
-  for (const [layer, found] of [["mask", said.mask?.png], ["heat", said.heat]]) {
-    if (found) $(layer).src = png(found);
+  for (const [layer, content] of [["mask", answer.mask?.png], ["heat", answer.heat]]) {
+    if (content) $(layer).src = png(content);
     else $(layer).removeAttribute("src");
-    document.querySelector(`[name=layer][value=${layer}]`).parentElement.hidden = !found;
+    document.querySelector(`[name=layer][value=${layer}]`).parentElement.hidden = !content;
   }
-  $("mask").classList.toggle("small", said.width * scale < 400);
-  $("layers").hidden = !said.mask && !said.heat;
+  $("mask").classList.toggle("small", answer.width * scale < 400);
+  $("layers").hidden = !answer.mask && !answer.heat;
   const chosen = document.querySelector("[name=layer]:checked")?.value;
-  const possible = { mask: said.mask, heat: said.heat, none: chosen === "none" };
-  const first = possible[chosen] ? chosen : said.mask ? "mask" : said.heat ? "heat" : "none";
+  const possible = { mask: answer.mask, heat: answer.heat, none: chosen === "none" };
+  const first = possible[chosen] ? chosen : answer.mask ? "mask" : answer.heat ? "heat" : "none";
   document.querySelector(`[name=layer][value=${first}]`).checked = true;
-  $("heat-says").hidden = !said.heat;
+  $("heat-note").hidden = !answer.heat;
 
-  const label = said.label === null ? "Mask" : said.label || "None of the classes";
+  const label = answer.label === null ? "Mask" : answer.label || "None of the classes";
   $("label").textContent = label;
-  const names = Object.entries(said.probabilities);
-  if (!said.multi_label) names.sort((one, other) => other[1] - one[1]);
-  $("bars").replaceChildren(...names.map(([name, share]) => bar(name, share, said)));
-  $("unfamiliar").hidden = !said.is_unfamiliar;
-  $("abstained").hidden = !said.abstained;
-  $("set").hidden = !said.prediction_set;
-  $("set").textContent = said.prediction_set ? inWords(said) : "";
-  $("areas-part").hidden = !said.mask;
-  $("areas").replaceChildren(...(said.mask?.classes ?? []).map((each) => area(each, said, model)));
-  $("facts").textContent = `${said.width} x ${said.height} pixels, by ${said.model}`;
-  $("status").textContent = said.label ? `${file}: ${label}` : `${file} was looked at`;
+  const names = Object.entries(answer.probabilities);
+  if (!answer.multi_label) names.sort((one, other) => other[1] - one[1]);
+  $("bars").replaceChildren(...names.map(([name, share]) => bar(name, share, answer)));
+  $("ood").hidden = !answer.is_ood;
+  $("ood").textContent =
+    `Out of distribution (p = ${answer.ood_p?.toFixed(2)}): do not rely on this prediction.`;
+  $("abstained").hidden = !answer.abstained;
+  $("set").hidden = !answer.prediction_set;
+  $("set").textContent = answer.prediction_set ? setText(answer) : "";
+  $("areas-part").hidden = !answer.mask;
+  $("areas").replaceChildren(...(answer.mask?.classes ?? []).map((each) => area(each, answer, model)));
+  $("facts").textContent = `${answer.width} x ${answer.height} pixels, by ${answer.model}`;
+  $("status").textContent = answer.label ? `${file}: ${label}` : `${file}: done`;
   $("result").hidden = false;
   layer();
 }
 
-function inWords(said) {
-  const share = `${Math.round(100 * said.coverage)} %`;
-  if (said.prediction_set.length)
-    return `${share} set: ${said.prediction_set.join(said.multi_label ? ", " : " or ")}`;
+function setText(answer) {
+  const share = `${Math.round(100 * answer.coverage)} %`;
+  if (answer.prediction_set.length)
+    return `${share} set: ${answer.prediction_set.join(answer.multi_label ? ", " : " or ")}`;
   return `${share} set: none of the classes`;
 }
 
-function bar(name, share, said) {
+function bar(name, share, answer) {
   const item = element("li");
   const line = element("div", "", "name");
   line.append(element("span", name), element("span", percent(share)));
@@ -153,15 +157,15 @@ function bar(name, share, said) {
   fill.style.width = 100 * share + "%";
   track.append(fill);
   item.append(line, track);
-  item.classList.toggle("said", said.multi_label ? share > 0.5 : name === said.label);
+  item.classList.toggle("predicted", answer.multi_label ? share > 0.5 : name === answer.label);
   return item;
 }
 
-function area(each, said, model) {
+function area(each, answer, model) {
   const item = element("li");
   const colour = element("span", "", "colour");
   colour.style.backgroundColor = model.masks[each.index].colour;
-  const share = each.pixels / (said.width * said.height);
+  const share = each.pixels / (answer.width * answer.height);
   item.append(colour, element("span", `${each.name}: ${percent(share)} of the image`));
   return item;
 }
@@ -176,78 +180,7 @@ function layer() {
   $("percent").textContent = $("opacity").value + " %";
 }
 
-// The model card: as much Markdown as cards use ---------------------------------------------------
-
-function markdown(text) {
-  const lines = text.replace(/^---\n[^]*?\n---\n/, "").split("\n");
-  const made = [];
-  const taken = (belongs) => {
-    const found = [];
-    while (lines.length && belongs(lines[0])) found.push(lines.shift());
-    return found;
-  };
-  while (lines.length) {
-    const line = lines[0];
-    if (line.startsWith("```")) {
-      lines.shift();
-      const pre = element("pre");
-      pre.append(element("code", taken((each) => !each.startsWith("```")).join("\n")));
-      lines.shift();
-      made.push(pre);
-    } else if (line.startsWith("|")) {
-      made.push(table(taken((each) => each.startsWith("|"))));
-    } else if (/^#+ /.test(line)) {
-      lines.shift();
-      const heading = element(line.startsWith("# ") ? "h2" : "h3");
-      heading.append(...inline(line.replace(/^#+ /, "")));
-      made.push(heading);
-    } else if (line.trim()) {
-      const block = (each) => each.trim() && !/^(```|\||#+ )/.test(each);
-      const paragraph = element("p");
-      paragraph.append(...inline(taken(block).join(" ")));
-      made.push(paragraph);
-    } else {
-      lines.shift();
-    }
-  }
-  return made;
-}
-
-// Text, code between backticks, and bold words; a backslash takes its meaning from a sign.
-function inline(text) {
-  const made = [];
-  let end = 0;
-  for (const found of text.matchAll(/\\([!-/:-@[-`{-~])|`([^`]*)`|\*\*((?:[^*\\]|\\.)+)\*\*/g)) {
-    const [whole, sign, code, bold] = found;
-    made.push(text.slice(end, found.index));
-    end = found.index + whole.length;
-    if (sign !== undefined) made.push(sign);
-    else if (code !== undefined) made.push(element("code", code));
-    else {
-      made.push(element("strong"));
-      made.at(-1).append(...inline(bold));
-    }
-  }
-  return [...made, text.slice(end)];
-}
-
-function table(lines) {
-  const cells = (line) => line.split(/(?<!\\)\|/).slice(1, -1).map((cell) => cell.trim());
-  const made = element("table");
-  lines.filter((line) => !/^[|\s:-]+$/.test(line)).forEach((line, place) => {
-    const row = element("tr");
-    for (const cell of cells(line)) {
-      row.append(element(place ? "td" : "th"));
-      row.lastChild.append(...inline(cell));
-    }
-    made.append(row);
-  });
-  const scroll = element("div", "", "scroll");
-  scroll.append(made);
-  return scroll;
-}
-
-// What people do ----------------------------------------------------------------------------------
+// Events ----------------------------------------------------------------------------------
 
 $("form").addEventListener("submit", (event) => event.preventDefault());
 $("file").addEventListener("change", () => {

@@ -1,4 +1,4 @@
-"""What a service says of an image, as JSON."""
+"""What the service answers, as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medduet.inference.predictor import Answer, Predictor
 from medduet.utils.palette import HEAT, mask_colors
 
 MaskFormat = Literal["png", "rle", "none"]
-_SEEN = 0.85  # how much of the image the strongest place of a heat map hides
+_HEAT_OPACITY = 0.85  # of the strongest place
 
 
 class RunLengths(BaseModel):
@@ -26,8 +26,7 @@ class RunLengths(BaseModel):
 
     size: tuple[int, int] = Field(description="height and width in pixels")
     counts: list[int] = Field(
-        description="lengths of the runs, down the columns from left to right: pixels outside, "
-        "inside, outside, ..."
+        description="run lengths down the columns, from left to right: pixels outside, inside, ..."
     )
 
 
@@ -36,53 +35,79 @@ class MaskClass(BaseModel):
 
     index: int = Field(description="the value of its pixels in the PNG")
     name: str
-    pixels: int = Field(description="how many of the image are of this class")
+    pixels: int = Field(description="number of pixels of the class")
     rle: RunLengths | None = None
 
 
 class Mask(BaseModel):
-    """Where in the image what is; 0 is background."""
+    """The predicted mask; 0 is background."""
 
     classes: list[MaskClass]
-    png: str | None = Field(
-        None, description="base64 of a PNG with a palette; its values are the classes' indices"
-    )
+    png: str | None = Field(None, description="base64 of a palette PNG; values are class indices")
 
 
 class Prediction(BaseModel):
-    """What the network says of one image."""
+    """The prediction for one image."""
 
     model: str
     label: str | None = Field(
-        description="the likeliest class; of several that an image may have, those likelier than "
-        "not, with commas between; null without classes"
+        description="the most probable class; multi-label: all above 0.5, separated by commas; "
+        "null without a class head"
     )
     multi_label: bool = Field(description="whether an image can have several classes")
     probabilities: dict[str, float] = Field(description="of each class, 0 to 1")
     prediction_set: list[str] | None = Field(
-        description="the classes that hold the true one in a share `coverage` of such images, "
-        "likeliest first; null for networks that are not calibrated"
+        description="conformal set, most probable class first: holds the true class with "
+        "probability `coverage`; null if not calibrated"
     )
-    coverage: float | None = Field(description="what the set promises; null without one")
-    abstained: bool = Field(description="whether the network is not sure enough for its label")
-    unfamiliar: float | None = Field(
-        None,
-        description="p-value: how likely an image like those of the training looks as strange as "
-        "this one; null for networks that don't know",
+    coverage: float | None = Field(description="of the prediction set")
+    abstained: bool = Field(description="whether the confidence is too low for a label")
+    ood_p: float | None = Field(
+        None, description="p-value of the out-of-distribution test; null without a detector"
     )
-    is_unfamiliar: bool = Field(
-        False, description="whether it is 0.05 or less: do not rely on the answer"
-    )
+    is_ood: bool = Field(False, description="out of distribution: ood_p is 0.05 or less")
     height: int = Field(description="of the image in pixels")
     width: int
-    mask: Mask | None = Field(None, description="null if none is drawn, or none was asked for")
+    mask: Mask | None = Field(None, description="null without a mask, or if not requested")
     heat: str | None = Field(
-        None,
-        description="base64 of a PNG whose values, 0 to 255, say how much a place spoke for label",
+        None, description="base64 of a PNG: the Grad-CAM heat map of label, 0 to 255"
     )
-    image: str | None = Field(
-        None, description="base64 of a PNG: the image as the network's readers see it"
-    )
+    image: str | None = Field(None, description="base64 of a PNG of the image as it was read")
+
+
+class Refusal(BaseModel):
+    """Why a request is refused."""
+
+    detail: str
+
+
+class MaskColour(BaseModel):
+    """A mask class and the colour in which it is drawn."""
+
+    name: str
+    colour: str
+
+
+class Model(BaseModel):
+    """A network."""
+
+    name: str
+    class_names: list[str]
+    multi_label: bool
+    masks: list[MaskColour]
+    size: tuple[int, int]
+    explains: bool = Field(description="whether it can send heat maps")
+    card: str = Field(description="the model card, Markdown")
+
+
+class Models(BaseModel):
+    """The networks, and the limits of the service."""
+
+    models: list[Model]
+    max_bytes: int
+    max_pixels: int
+    least_side: int
+    timeout_s: float
 
 
 def prediction(
@@ -92,8 +117,8 @@ def prediction(
 
     Args:
         name: of the model.
-        predictor: that gave the answer.
-        answer: what it said.
+        predictor: the network.
+        answer: its answer.
         mask: how to send the mask.
         image: whether to send the image.
         side: longest side in pixels of what is sent as PNG; 0 for the image's own size.
@@ -108,8 +133,8 @@ def prediction(
         prediction_set=None if answer.prediction_set is None else list(answer.prediction_set),
         coverage=None if answer.prediction_set is None else predictor.coverage,
         abstained=answer.abstained,
-        unfamiliar=answer.unfamiliar,
-        is_unfamiliar=answer.is_unfamiliar,
+        ood_p=answer.unfamiliar,
+        is_ood=answer.is_unfamiliar,
         height=height,
         width=width,
         mask=None if answer.mask is None else _mask(answer.mask, predictor.mask_names, mask, size),
@@ -161,7 +186,7 @@ def _heat(values: NDArray[np.float32], size: tuple[int, int]) -> str:
     image = Image.fromarray(resize_image(levels, *size))
     steps = np.arange(256)
     image.putpalette(matplotlib.colormaps[HEAT](steps, bytes=True)[:, :3].tobytes())
-    return _base64(image, transparency=np.rint(steps * _SEEN).astype(np.uint8).tobytes())
+    return _base64(image, transparency=np.rint(steps * _HEAT_OPACITY).astype(np.uint8).tobytes())
 
 
 def _shrunk(height: int, width: int, side: int) -> tuple[int, int]:

@@ -1,0 +1,193 @@
+"""What the routes share: networks, threads and processes, and the way of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from medduet.data.reading.opening import kind_of
+from medduet.data.workers import WorkerPool
+from medduet.inference.predictor import Answer, Predictor
+from medduet.serve.batcher import Batcher
+from medduet.serve.counters import Counters
+from medduet.serve.limits import LEAST_SIDE, Limits, Room, busy
+from medduet.serve.schemas import MaskColour, Model, Models, Prediction
+from medduet.serve.uploads import Upload
+from medduet.utils.palette import mask_colors
+
+CLIENT_GONE = 499
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A network that is served.
+
+    Attributes:
+        predictor: the network.
+        explains: whether it can draw heat maps.
+        card: its model card, Markdown.
+    """
+
+    predictor: Predictor
+    explains: bool = False
+    card: str = ""
+
+
+class Service:
+    """The networks and what computes on them, see `medduet.serve.app.create_app`."""
+
+    def __init__(self, served: Mapping[str, Served], limits: Limits) -> None:
+        self.served, self.limits = served, limits
+        self.room, self.counters = Room(limits), Counters()
+        self.counters.in_progress.set_function(lambda: self.room.requests)
+        self.batchers: dict[str, Batcher] = {}
+        self._threads: ThreadPoolExecutor
+        self._readers: WorkerPool
+
+    @asynccontextmanager
+    async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        """Run threads and processes while the service does."""
+        # Decoding and encoding are for the processor: more workers would only take memory.
+        workers = min(8, os.cpu_count() or 1)
+        with (
+            ThreadPoolExecutor(workers, "medduet-images") as self._threads,
+            WorkerPool(workers, seconds=self.limits.timeout_s) as self._readers,
+        ):
+            await self._in_thread(self._readers.call, kind_of, b"")  # starts the processes
+            for name, each in self.served.items():
+                batcher = Batcher(
+                    partial(_answers, each.predictor),
+                    batch_size=each.predictor.batch_size,
+                    room=self.limits.queue,
+                    watch=partial(self.counters.add_batch, name),
+                )
+                self.batchers[name] = batcher
+                self.counters.queue.labels(name).set_function(partial(_waiting, batcher))
+            try:
+                yield
+            finally:
+                for batcher in self.batchers.values():
+                    await asyncio.to_thread(batcher.close)
+
+    async def predict(
+        self, request: Request, name: str, explain: bool, encode: Callable[[Answer], Prediction]
+    ) -> Response:
+        """Read an upload and answer it, within the time of a request.
+
+        Args:
+            request: with the image.
+            name: of the network.
+            explain: whether to draw a heat map.
+            encode: makes what is sent of an answer.
+        """
+        limit = f"{self.limits.timeout_s:g} seconds"
+        deadline = time.monotonic() + self.limits.timeout_s
+        with self.room.seat() as seat:
+            upload = Upload(request, self.limits, self.room, seat)
+            try:
+                content = await _until(deadline, upload.read())
+            except TimeoutError as error:
+                raise HTTPException(408, f"expected the whole image within {limit}") from error
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_GONE)
+            work = self._answer(upload, content, name, explain, deadline, encode)
+            del content
+            try:
+                answer = await _until(deadline, _unless_gone(request, work))
+            except TimeoutError as error:
+                raise HTTPException(504, f"the answer was not ready after {limit}") from error
+            if answer is None:
+                return Response(status_code=CLIENT_GONE)
+            return Response(answer, media_type="application/json")
+
+    async def _answer(
+        self,
+        upload: Upload,
+        content: bytes,
+        name: str,
+        explain: bool,
+        deadline: float,
+        encode: Callable[[Answer], Prediction],
+    ) -> str:
+        options = self.served[name].predictor.options
+        picture = await self._in_thread(upload.decode, content, options, self._readers)
+        del content
+        try:
+            future = self.batchers[name].submit(picture, explain=explain, deadline=deadline)
+        except queue.Full as error:
+            raise busy(f"{self.limits.queue} images are waiting already") from error
+        answer = await asyncio.wrap_future(future)
+        return await self._in_thread(lambda: encode(answer).model_dump_json())
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(function, *arguments))
+
+    def models(self) -> Models:
+        """Return the networks and limits."""
+        return Models(
+            models=[_describe(name, each) for name, each in self.served.items()],
+            max_bytes=self.limits.max_bytes,
+            max_pixels=self.limits.max_pixels,
+            least_side=LEAST_SIDE,
+            timeout_s=self.limits.timeout_s,
+        )
+
+
+def _answers(predictor: Predictor, pictures: Any, explain: bool) -> list[Answer]:
+    return predictor.answer(pictures, explain=explain)
+
+
+def _waiting(batcher: Batcher) -> int:
+    return batcher.waiting
+
+
+def _describe(name: str, each: Served) -> Model:
+    names = each.predictor.mask_names
+    colours = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in mask_colors(len(names))]
+    return Model(
+        name=name,
+        class_names=each.predictor.class_names,
+        multi_label=each.predictor.multi_label,
+        masks=[
+            MaskColour(name=mask, colour=colour)
+            for mask, colour in zip(names, colours, strict=False)
+        ],
+        size=each.predictor.options.sides,
+        explains=each.explains,
+        card=each.card,
+    )
+
+
+async def _until(deadline: float, work: Awaitable[T]) -> T:
+    async with asyncio.timeout(deadline - time.monotonic()):
+        return await work
+
+
+async def _unless_gone(request: Request, work: Awaitable[T]) -> T | None:
+    """Return the result of `work`, or None if the client disconnects, which ends the work."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
