@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
 import io
@@ -108,7 +107,7 @@ def bundle() -> dict[str, bytes]:
         "class_names": ["benign", "malignant"],
         "mask_names": ["background", "lesion"],
         "multi_label": False,
-        "calibration": Calibration.fit(np.arange(60) % 2, share).to_json(),
+        "calibration": Calibration.fit(np.arange(60) % 2, share).model_dump(mode="json"),
         "layout": layout._asdict(),
         "preprocessing": {"size": [16, 16], "channels": 1, "fit": "pad", "window": None},
         "data": {"name": "phantom", "fingerprint": "0", "info": {}},
@@ -155,17 +154,6 @@ def exported() -> dict[str, bytes]:
 
 
 @cache
-def parquet() -> bytes:
-    import pyarrow
-    from pyarrow import parquet as library
-
-    file = io.BytesIO()
-    table = pyarrow.table({"path": ["a.png", "b.png"], "label": [1.0, None], "group": [7, 8]})
-    library.write_table(table, file)
-    return file.getvalue()
-
-
-@cache
 def zarr_store() -> dict[str, bytes]:
     """The files of a set in a zarr store, by their places in it."""
     from medduet.data.npz import open_npz
@@ -193,45 +181,6 @@ def zarr_shard(chunk: bytes) -> bytes:
     index = struct.pack("<QQ", 0, len(chunk) + 4)
     checksums = [value(content).to_bytes(4, "little") for content in (chunk, index)]
     return chunk + checksums[0] + index + checksums[1]
-
-
-@cache
-def run_folder() -> dict[str, bytes]:
-    """The files of a finished run that the report reads, by their places."""
-    import medduet
-    from medduet.config import parse_config
-
-    values = {
-        "data": {"name": "phantom", "size": 16, "count": 40},
-        "model": {"width": 2},
-        "objective": {"tasks": ["classify", "segment"]},
-        "train": {"epochs": 1, "batch_size": 8, "precision": "32-true"},
-        "evaluate": {"bootstrap": 100},
-    }
-    with TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        medduet.train(parse_config(values | {"out": out}, "a sample"))
-        names = [each for each in out.rglob("*") if each.suffix in (".json", ".jsonl", ".csv")]
-        return {each.relative_to(out).as_posix(): each.read_bytes() for each in names}
-
-
-def table(rows: list[list[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode()
-
-
-ROWS = [
-    ["path", "label", "mask", "group", "split"],
-    ["a.png", "benign", "a_mask.png|b_mask.png", "1", "train"],
-    ["b.png", "?", "", "2", "val"],
-    ["c.png", "malignant", "", "3", "test"],
-]
-SPLIT = [["image", "split"], *([f"train{k}", "train"] for k in range(4))]
-JOURNAL = (
-    b'{"file": "a.png", "stamp": [10, 20], "rows": [{"file": "a.png", "frame": 1, "height": 9}]}\n'
-    b'{"file": "b.png", "stamp": [11, 20], "rows": [{"file": "b.png", "error": "none"}]}\n'
-)
 
 
 def packed(content: bytes) -> bytes:
