@@ -237,7 +237,7 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "has_mask as numbers": ({"val_has_mask": np.ones(4, np.uint8)}, "val_has_mask: expected bool"),
     "objects": ({"train_labels": _object((12, 1))}, "train_labels.*pickled objects"),
     "object names": ({"class_names": _object((3,))}, "class_names.*pickled objects"),
-    "scalar": ({"train_labels": np.array(1)}, "train_labels.*single value"),
+    "scalar": ({"train_labels": np.array(1)}, "train_labels.*at least one axis"),
     "Fortran": (
         {"train_images": np.asfortranarray(np.zeros((12, 20, 24), np.uint8))},
         "train_images: expected C order, given Fortran order",
@@ -316,7 +316,7 @@ def _member(header: bytes, content: bytes) -> bytes:
         ),
         (
             _member(b"{'descr':'|u1','fortran_order':False,'shape':(-1,2,2)}\n", b"12"),
-            "expected lengths of 0 or more",
+            "expected an array with at least one axis",
         ),
     ],
 )
@@ -345,7 +345,7 @@ def test_compressions_without_bounds_are_refused(
             buffer = io.BytesIO()
             np.save(buffer, value)
             archive.writestr(f"{key}.npy", buffer.getvalue())
-    with pytest.raises(DataError, match="expected stored or deflated values, given compression"):
+    with pytest.raises(DataError, match="stored or deflated"):
         open_npz(path, cache=cache)
 
 
