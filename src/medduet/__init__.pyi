@@ -38,13 +38,13 @@ from .experiments.run import RunRecord as RunRecord
 from .experiments.run import train as train
 from .experiments.search import SearchRecord as SearchRecord
 from .experiments.search import search as search
-from .inference.export_bundle import ExportRecord as ExportRecord
-from .inference.export_bundle import export_bundle as export_bundle
+from .inference.export import ExportRecord as ExportRecord
+from .inference.export import export_bundle as export_bundle
+from .inference.exported import BatchPrediction as BatchPrediction
 from .inference.exported import ExportedModel as ExportedModel
-from .inference.exported import Prediction as Prediction
 from .inference.folder import PredictRecord as PredictRecord
 from .inference.folder import predict_files as predict_files
-from .inference.predictor import Answer as Answer
+from .inference.prediction import Prediction as Prediction
 from .inference.predictor import Predictor as Predictor
 from .models.base import DuetNetwork as DuetNetwork
 from .models.registry import MODELS as MODELS

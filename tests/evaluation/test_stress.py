@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,14 +50,6 @@ def test_it_breaks_where_it_has_to(bright_run: Path, tmp_path: Path) -> None:
     means = [each["mean"]["ece"] for each in found["corruptions"].values()]
     assert found["mean"]["ece"] == pytest.approx(np.mean(means))
     assert read_json(tmp_path / "a" / "stress.json") == found
-    with (tmp_path / "a" / "tables" / "stress.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 1 + 6 * len(found["corruptions"])
-    assert rows[0]["corruption"] == "clean"
-    assert "stress.png" in {path.name for path in (tmp_path / "a" / "figures").iterdir()}
-    page = (tmp_path / "a" / "index.html").read_text()
-    assert "medduet stress" in page
-    assert "n = 60 images" in page
 
     # Against itself every share is 1; where the baseline has no error, there is none.
     again = medduet.stress(
@@ -92,6 +83,7 @@ def test_masks_alone_are_stressed_from_the_command_line(
     found = read_json(tmp_path / "a" / "stress.json")
     assert found["clean"]["dice_nonempty_n"] > 0
     assert len(found["corruptions"]["contrast_down"]["severities"]) == 5
+    assert "medduet stress" in (tmp_path / "a" / "index.html").read_text()
 
 
 def test_bad_input_gives_one_line(
@@ -101,14 +93,14 @@ def test_bad_input_gives_one_line(
         medduet.stress(bright_run, corruptions=["jpg"], device="cpu")
     with pytest.raises(ConfigError, match="'saturation_up' for images of 1"):
         medduet.stress(bright_run, corruptions=["saturation_up"], device="cpu")
-    with pytest.raises(MissingFileError, match="medduet stress wrote"):
+    with pytest.raises(MissingFileError, match=r"no .*stress\.json"):
         medduet.stress(bright_run, baseline=tmp_path / "none", device="cpu")
     (tmp_path / "stress.json").write_text("[]")
-    with pytest.raises(ConfigError, match="is not what medduet stress writes"):
+    with pytest.raises(ConfigError, match="is not written by medduet stress"):
         medduet.stress(bright_run, baseline=tmp_path, device="cpu")
     phantoms = DataConfig(name="phantom", size=16, count=40)
     medduet.stress(finished_run.path, corruptions=["jpeg"], device="cpu", out=tmp_path / "other")
-    with pytest.raises(ConfigError, match="judges other images"):
+    with pytest.raises(ConfigError, match="has other images"):
         medduet.stress(bright_run, corruptions=["jpeg"], baseline=tmp_path / "other", device="cpu")
     with pytest.raises(ConfigError, match="lacks pixelate"):
         medduet.stress(

@@ -111,7 +111,7 @@ def test_a_disk_too_small_for_the_figures(
 COMMANDS = {
     "predict": ["predict", "{run}", "{images}", "--out", "{disk}/said"],
     "evaluate": ["evaluate", "{run}", "--split", "all", "--out", "{disk}/judged"],
-    "export": ["export", "{run}", "--out", "{disk}/exported", "--format", "torch"],
+    "export": ["export", "{run}", "--out", "{disk}/exported"],
     "report": ["report", "{run}", "--out", "{disk}/report"],
     "train": ["train", "{recipe}", "--out", "{disk}/run"],
 }

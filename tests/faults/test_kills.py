@@ -212,9 +212,7 @@ def commands(inputs: Path, finished_run: RunRecord) -> dict[str, Command]:
             plan="set.zarr/plan.json",
             env=own,
         ),
-        "export": Command(
-            ["export", run, "--out", "{out}/exported", "--format", "torch"], made="exported"
-        ),
+        "export": Command(["export", run, "--out", "{out}/exported"], made="exported"),
         "calibrate": Command(
             ["calibrate", run, "--data", "phantom", "--size", "16", "--out", "{out}/bundle"],
             made="bundle",

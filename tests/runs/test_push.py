@@ -12,7 +12,7 @@ import yaml
 
 from medduet import RunRecord, create_model, load, load_bundle
 from medduet.runs.bundle import save_bundle
-from medduet.runs.push import _public
+from medduet.runs.push import _without_paths
 from medduet.utils.parsing import read_json, sha256
 
 FILES = {"README.md", "config.json", "model.safetensors"}
@@ -22,13 +22,14 @@ FILES = {"README.md", "config.json", "model.safetensors"}
 def bundle(finished_run: RunRecord, tmp_path: Path) -> Path:
     """A bundle that knows where its images were, with names of a stranger."""
     found = load_bundle(finished_run.path)
-    data = found.config["data"] | {
+    config = found.config.to_json()
+    data = config["data"] | {
         "name": "set | <img src=x> [a](https://e)",
         "info": {"source": "/home/me/ward-7/set.npz", "skipped": ["Jane Doe.png"]},
     }
     classes = ["a\n---\nb", "**c**", "key: [value", "'d'"]
     changes = {"data": data, "class_names": classes}
-    save_bundle(tmp_path / "bundle", found.network, found.config | changes)
+    save_bundle(tmp_path / "bundle", found.network, config | changes)
     return tmp_path / "bundle"
 
 
@@ -45,14 +46,14 @@ assert main([*told, {str(notes)!r}]) == 0
 network = medduet.load("hf://me/net")
 network.save_pretrained("again")
 config = medduet.load_bundle("hf://me/net@v1").config
-assert config["class_names"][1] == "**c**"
+assert config.class_names[1] == "**c**"
 assert main("evaluate hf://me/net --data phantom --size 16 --split val --out judged".split()) == 0
-assert main("ensemble hf://me/net --test-time flip --out ensemble".split()) == 0
+assert main("ensemble hf://me/net --tta flip --out ensemble".split()) == 0
 assert main("evaluate hf://me/net --data phantom --size 16".split()) == 2
 """
     done = hub.run(code, HF_TOKEN="writer")
     assert done.returncode == 0, done.stderr
-    assert "expected a folder for what a network of the hub says: add --out DIR" in done.stderr
+    assert "a network of the hub has no folder for results: add --out DIR" in done.stderr
     assert "expected a text file, but there is no" in done.stderr
     assert "is not text in UTF-8" in done.stderr
     repository = hub.root / "me" / "net"
@@ -117,7 +118,7 @@ os.environ["HF_TOKEN"] = "reader"
 refused(new[0], new[1] + " (403)", medduet.push, bundle, "me/new")
 os.environ["HF_TOKEN"] = "writer"
 public = medduet.push, bundle, "me/public"
-refused(medduet.ConfigError, "everybody can see it", *public, private=True)
+refused(medduet.ConfigError, "is public", *public, private=True)
 refused(missing, "there is no config.json", medduet.push, "nothing", "me/new")
 """
     done = hub.run(code)
@@ -174,6 +175,6 @@ def test_the_card_shows_names_as_they_are(bundle: Path) -> None:
 
 
 def test_paths_of_this_machine_are_not_told() -> None:
-    assert _public({"a": ["~/x/y", "../z.npz", "phantom", 3, "CC BY 4.0 / x"], "skipped": 1}) == {
-        "a": ["y", "z.npz", "phantom", 3, "CC BY 4.0 / x"]
-    }
+    assert _without_paths(
+        {"a": ["~/x/y", "../z.npz", "phantom", 3, "CC BY 4.0 / x"], "skipped": 1}
+    ) == {"a": ["y", "z.npz", "phantom", 3, "CC BY 4.0 / x"]}

@@ -77,7 +77,7 @@ def test_the_answer_is_the_predictors(
 ) -> None:
     own = plain(picture(1))
     assert own.mask is not None
-    assert own.heat is not None
+    assert own.heatmap is not None
     assert len(np.unique(own.mask)) > 1
     files = {"file": ("name of a patient.png", encoded(picture(1)), "image/png")}
     response = client.post("/predict?explain=true&image=true", files=files)
@@ -90,7 +90,7 @@ def test_the_answer_is_the_predictors(
     assert (said["coverage"], said["abstained"]) == (0.9, False)
     assert (said["height"], said["width"]) == (50, 75)
     np.testing.assert_array_equal(values_of(said["mask"]["png"]), own.mask)
-    np.testing.assert_allclose(values_of(said["heat"]) / 255, own.heat, atol=1 / 255)
+    np.testing.assert_allclose(values_of(said["heat"]) / 255, own.heatmap, atol=1 / 255)
     np.testing.assert_array_equal(values_of(said["image"]), picture(1))
     pixels = {each["index"]: each["pixels"] for each in said["mask"]["classes"]}
     assert pixels == {index: int((own.mask == index).sum()) for index in (1, 2)}
@@ -106,7 +106,7 @@ def test_an_image_out_of_distribution_is_marked(
     client: TestClient, plain: Predictor, picture: Pixels, encoded: Encode
 ) -> None:
     said = client.post("/predict", content=encoded(picture(1))).json()
-    assert said["ood_p"] == pytest.approx(plain(picture(1)).unfamiliar)
+    assert said["ood_p"] == pytest.approx(plain(picture(1)).ood_p)
     assert not said["is_ood"]
     noise = np.random.default_rng(0).integers(0, 255, (50, 75), np.uint8)
     coloured = np.stack([picture(1), picture(2), picture(3)], axis=2)
@@ -147,7 +147,7 @@ def test_what_is_drawn_lies_over_the_image(plain: Predictor, picture: Pixels) ->
     mask = np.zeros((50, 75), np.uint8)
     mask[10:20], mask[30:40] = 1, 2
     heat = np.linspace(0, 1, 75, dtype=np.float32)[None].repeat(50, axis=0)
-    answer = dataclasses.replace(plain(picture(1)), mask=mask, heat=heat)
+    answer = dataclasses.replace(plain(picture(1)), mask=mask, heatmap=heat)
     said = prediction("busi", plain, answer, mask="png", image=False, side=0)
     assert said.mask is not None
     drawn = rgba_of(said.mask.png)
@@ -450,7 +450,8 @@ def test_a_body_that_never_ends_is_given_up(plain: Predictor) -> None:
 def test_each_of_many_gets_its_own_answer(
     client: TestClient, plain: Predictor, picture: Pixels, encoded: Encode
 ) -> None:
-    expected = [plain.answer([next(plain.read(picture(n)))], explain=False)[0] for n in range(24)]
+    pictures = [next(plain.read(picture(number))) for number in range(24)]
+    expected = [plain.predict_pictures([each], explain=False)[0] for each in pictures]
 
     def post(number: int) -> dict[str, Any]:
         model = ["busi", "other"][number % 2]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from medduet.data.reading.images import Picture
-from medduet.inference.predictor import Answer
+from medduet.inference.prediction import Prediction as Answer
 from medduet.serve.batcher import Batcher
 
 

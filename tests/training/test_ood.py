@@ -51,14 +51,14 @@ def test_other_images_are_flagged_and_own_ones_are_not(run: Path) -> None:
     known = OODDetector.of_bundle(config)
     assert known.features.mean.shape == (32,)
     assert known.stretched
-    assert len(known.plain.far) == 60
+    assert len(known.plain.val_distances) == 60
     assert len(json.dumps(config["ood"])) < 20_000
     predictor = Predictor(run, batch_size=7)
     own = list(predictor.predict(images(80, 9)))
-    assert sum(answer.is_unfamiliar for answer in own) <= 10
-    assert min(answer.unfamiliar for answer in own) >= 1 / 61
-    again = [Predictor(run)(image).unfamiliar for image in images(80, 9)[:10]]
-    assert again == [answer.unfamiliar for answer in own[:10]]
+    assert sum(answer.is_ood for answer in own) <= 10
+    assert min(answer.ood_p for answer in own) >= 1 / 61
+    again = [Predictor(run)(image).ood_p for image in images(80, 9)[:10]]
+    assert again == [answer.ood_p for answer in own[:10]]
     one, rng = images(1, 9)[0], np.random.default_rng(0)
     others = {
         "noise": rng.integers(0, 256, (24, 24), np.uint8),
@@ -67,11 +67,11 @@ def test_other_images_are_flagged_and_own_ones_are_not(run: Path) -> None:
         "long": np.repeat(one, 4, axis=1),
     }
     for name, other in others.items():
-        assert predictor(other).is_unfamiliar, name
+        assert predictor(other).is_ood, name
     explained = Predictor(run, explain=True)(others["noise"])  # has a copy of the network
-    assert explained.heat is not None
-    assert explained.is_unfamiliar
-    assert predictor(np.stack([one] * 3, axis=2)).unfamiliar == own[0].unfamiliar
+    assert explained.heatmap is not None
+    assert explained.is_ood
+    assert predictor(np.stack([one] * 3, axis=2)).ood_p == own[0].ood_p
     assert "flagged" in (run / "bundle" / "README.md").read_text()
 
 
@@ -84,14 +84,14 @@ def test_the_table_has_a_warning(
     Image.fromarray(noise).save(tmp_path / "in" / "b.png")
     words = ["predict", str(run), str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     assert main([*words, "--device", "cpu"]) == 0
-    assert "unlike the training images: 1, see the column warning" in capsys.readouterr().out
+    assert "out of distribution: 1, see the column warning" in capsys.readouterr().out
     with (tmp_path / "out" / "predictions.csv").open() as file:
         own, other = csv.DictReader(file)
-    expected = Predictor(run)(images(1, 9)[0]).unfamiliar
-    assert float(own["unfamiliar"]) == pytest.approx(expected, abs=1e-6)
+    expected = Predictor(run)(images(1, 9)[0]).ood_p
+    assert float(own["ood_p"]) == pytest.approx(expected, abs=1e-6)
     assert own["warning"] == ""
-    assert float(other["unfamiliar"]) <= 0.05
-    assert other["warning"] == "unlike the training images"
+    assert float(other["ood_p"]) <= 0.05
+    assert other["warning"] == "out of distribution"
 
 
 def test_exported_networks_look_at_statistics_alone(run: Path, tmp_path: Path) -> None:
@@ -99,29 +99,29 @@ def test_exported_networks_look_at_statistics_alone(run: Path, tmp_path: Path) -
     medduet.export_bundle(run, tmp_path / "onnx", count=4)
     predictor = Predictor(tmp_path / "onnx")
     noise = np.random.default_rng(0).integers(0, 256, (24, 24), np.uint8)
-    assert predictor(noise).unfamiliar == pytest.approx(1 / 61)
-    assert not predictor(images(1, 9)[0]).is_unfamiliar
+    assert predictor(noise).ood_p == pytest.approx(1 / 61)
+    assert not predictor(images(1, 9)[0]).is_ood
 
 
 def test_older_bundles_ensembles_and_small_sets_do_without(
     run: Path, finished_run: medduet.RunRecord, tmp_path: Path
 ) -> None:
     bundle = load_bundle(run)
-    older = {name: value for name, value in bundle.config.items() if name != "ood"}
+    older = bundle.config.model_copy(update={"ood": None})
     save_bundle(tmp_path / "older", bundle.network, older)
     few = read_json(finished_run.path / "bundle" / "config.json")
     assert few["ood"] is None
-    medduet.ensemble([run], tmp_path / "both", test_time="flip", evaluate=False)
+    medduet.ensemble([run], tmp_path / "both", tta="flip", evaluate=False)
     for path in (tmp_path / "older", finished_run.path, tmp_path / "both"):
         answer = Predictor(path)(images(1, 9)[0])
-        assert answer.unfamiliar is None
-        assert not answer.is_unfamiliar
+        assert answer.ood_p is None
+        assert not answer.is_ood
     medduet.predict_files(tmp_path / "older", [_saved(tmp_path)], tmp_path / "out", device="cpu")
-    assert "unfamiliar" not in (tmp_path / "out" / "predictions.csv").read_text()
-    broken = bundle.config | {"ood": {"plain": 1}}
+    assert "ood_p" not in (tmp_path / "out" / "predictions.csv").read_text()
     save_bundle(tmp_path / "fine", bundle.network, older)
+    broken = read_json(tmp_path / "fine" / "config.json") | {"ood": {"plain": 1}}
     (tmp_path / "fine" / "config.json").write_text(json.dumps(broken))
-    with pytest.raises(ModelError, match="OOD detector of the bundle is damaged"):
+    with pytest.raises(ModelError, match="ood: plain"):
         Predictor(tmp_path / "fine")
 
 

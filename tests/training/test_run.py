@@ -324,7 +324,7 @@ def test_multi_label_set(make_config: MakeConfig, tmp_path: Path) -> None:
     row = json.loads((record.path / "epochs.jsonl").read_text())
     assert 0.2 < row["train"]["classify"] < 3
     bundle = medduet.load_bundle(record.path)
-    assert bundle.config["multi_label"]
+    assert bundle.config.multi_label
     assert not (record.path / "figures" / "confusion_matrix.png").exists()
 
 

@@ -54,7 +54,7 @@ COMMANDS = {
     "evaluate": "evaluate RUN --out OUT",
     "stress": "stress RUN --out OUT",
     "calibrate": "calibrate RUN --data phantom --out OUT",
-    "ensemble": "ensemble RUN --test-time flip --out OUT",
+    "ensemble": "ensemble RUN --tta flip --out OUT",
     "predict": "predict RUN IMAGE --out OUT",
     "train": "train demo --out OUT",
     "search": "search adares --out OUT",

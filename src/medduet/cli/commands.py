@@ -88,7 +88,7 @@ COMMANDS = {
     "export": Command(
         "PATH ...",
         "write a network as ONNX, which needs no torch",
-        "inference.export_bundle:export_bundle",
+        "inference.export:export_bundle",
         "written:show_export",
     ),
     "push": Command(

@@ -15,13 +15,11 @@ from medduet.data.cache import ProgressFactory, counted
 from medduet.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt_split, corruptions_of
 from medduet.data.imageset import ImageSet
 from medduet.errors import ConfigError, MissingFileError, closest
-from medduet.evaluation.evaluate import Judged, open_for
-from medduet.reports.stress import write_stress_page
+from medduet.evaluation.evaluate import Evaluator
 from medduet.runs.bundle import load_bundle
 from medduet.runs.environment import describe_data
 from medduet.runs.predictions import Predictions
 from medduet.training.validation import mask_summary
-from medduet.uncertainty.calibration import Calibration
 from medduet.utils.files import write_json
 from medduet.utils.hub import bundle_folder, is_on_hub
 from medduet.utils.parsing import read_json
@@ -41,11 +39,11 @@ def stress(
     out: Path | None = None,
     progress: ProgressFactory | None = None,
 ) -> dict[str, Any]:
-    """Judge the network of a bundle or run on corrupted images, as MedMNIST-C does.
+    """Evaluate the network of a bundle or run on corrupted images, as MedMNIST-C does.
 
     Each image of the split is corrupted in each way at each of five severities, at the size of the
-    network's input; the same image always to the same pixels. Written are ``stress.json``, a table
-    (``tables/stress.csv``), a figure and a page.
+    network's input; the same image always to the same pixels. The result is written to
+    ``stress.json``; `medduet.reports.stress.write_stress_page` makes a page of it.
 
     Args:
         path: a bundle, or a finished run, or ``hf://OWNER/NAME``.
@@ -54,7 +52,7 @@ def stress(
         corruptions: their names, see `medduet.data.corruptions`; none for those of the modality.
         modality: what the images show; ``"auto"`` for what the run or a MedMNIST set says.
         baseline: ``stress.json``, or its folder, of the network to compare with: errors are then
-            also told as shares of its own.
+            also given as shares of its errors.
         device: see `medduet.TrainConfig`.
         out: folder to write; ``None`` for ``PATH/stress/DATA-SPLIT``.
         progress: draws the progress.
@@ -73,57 +71,59 @@ def stress(
         ModelError: the bundle is damaged.
     """
     if is_on_hub(path) and out is None:
-        raise ConfigError("expected a folder for what a network of the hub says: add --out DIR")
+        raise ConfigError("a network of the hub has no folder for results: add --out DIR")
     path = bundle_folder(path)
     bundle = load_bundle(path)
-    judged = open_for(bundle, path, data=data, device=device, progress=progress)
-    images = judged.images
-    given = [modality, *([data.modality] if data else []), judged.config.data.modality]
-    named = [each for each in given if each != "auto"]
-    modality = known_modality(images.info, named[0] if named else "auto")
+    evaluator = Evaluator.open(bundle, path, data=data, device=device, progress=progress)
+    images = evaluator.images
+    for setting in (data or evaluator.config.data, evaluator.config.data):
+        modality = setting.modality if modality == "auto" else modality
+    modality = known_modality(images.info, modality)
     names = _corruptions(corruptions, images, modality)
     base = None if baseline is None else _read_baseline(Path(baseline), images, split, names)
-    calibration = Calibration.of_bundle(bundle.config)
-    judged.prepare(bundle)
-    pool = images.pool() if split == "all" else images.split(split)
+    evaluator.prepare(bundle)
+    pool, bootstrap = evaluator.split(split), evaluator.config.evaluate.bootstrap
 
-    def numbers(name: str = "", severity: int = 0) -> dict[str, Any]:
+    def measure(name: str = "", severity: int = 0) -> dict[str, Any]:
         view = corrupt_split(pool, name, severity) if name else pool
-        return _numbers(judged.said(bundle, view, thorough=False), judged, calibration)
+        return _summary(evaluator.predict(bundle, view, thorough=False), bootstrap)
 
-    clean = numbers()
+    clean = measure()
     if not any(clean.get(name) is not None for name in MEASURED):
         raise ConfigError(
-            f"{path} has nothing that can be judged on {images.name} ({split}): it takes classes "
-            "or masks that both know"
+            f"{path} can't be evaluated on {images.name} ({split}): they have neither classes nor "
+            "masks in common"
         )
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     size = int(np.prod(pool.images.shape))
     with counted(progress, "stress", size * len(names) * len(SEVERITIES)) as count:
         for name in names:
             rows = {}
             for severity in SEVERITIES:
-                rows[str(severity)] = _with_rise(numbers(name, severity), clean)
+                rows[str(severity)] = _with_rise(measure(name, severity), clean)
                 count(size)
             mean = _mean(list(rows.values()))
-            found[name] = {"kind": CORRUPTIONS[name].kind, "severities": rows, "mean": mean}
+            results[name] = {"kind": CORRUPTIONS[name].kind, "severities": rows, "mean": mean}
     record: dict[str, Any] = {
-        "network": bundle.config["network"]["name"],
+        "network": bundle.config.network.name,
         "data": describe_data(images),
         "split": split,
         "modality": modality,
         "clean": clean,
-        "corruptions": found,
-        "mean": _mean([each["mean"] for each in found.values()]),
+        "corruptions": results,
+        "mean": _mean([each["mean"] for each in results.values()]),
     }
     if base is not None:
         _compare(record, base)
-    if judged.fabric.is_global_zero:
-        out = out or path / "stress" / f"{images.name}-{split}"
-        write_stress_page(record, out)
-        write_json(out / "stress.json", record)
-    judged.fabric.barrier()
+    if evaluator.fabric.is_global_zero:
+        write_json((out or stress_folder(path, record)) / "stress.json", record)
+    evaluator.fabric.barrier()
     return record
+
+
+def stress_folder(path: str | Path, record: Mapping[str, Any]) -> Path:
+    """Return the folder of the results of a bundle or run, unless another one was asked for."""
+    return Path(path) / "stress" / f"{record['data']['name']}-{record['split']}"
 
 
 def _corruptions(names: Sequence[str], images: ImageSet, modality: Modality) -> tuple[str, ...]:
@@ -138,14 +138,14 @@ def _corruptions(names: Sequence[str], images: ImageSet, modality: Modality) -> 
     return tuple(dict.fromkeys(names)) or corruptions_of(modality, images.in_channels)
 
 
-def _numbers(
-    predictions: Predictions, judged: Judged, calibration: Calibration | None
-) -> dict[str, Any]:
+def _summary(predictions: Predictions, bootstrap: int) -> dict[str, Any]:
     row: dict[str, Any] = {"n": len(predictions)}
     if predictions.has_mask is not None:
-        summary = mask_summary(predictions, judged.config.evaluate.bootstrap)
+        summary = mask_summary(predictions, bootstrap)
         row |= {key: value for key, value in summary.items() if key.startswith("dice_nonempty")}
-    label, p, labelled = predictions.label, predictions.probability, predictions.labelled
+    label, labelled = predictions.label, predictions.labelled
+    # What the bundle predicts: calibrated, if it is.
+    p = predictions.probability if predictions.calibrated is None else predictions.calibrated
     if label is not None and p is not None and labelled is not None and labelled.any():
         several, names = predictions.multi_label, predictions.class_names
         summary = metrics.classification_metrics(
@@ -153,7 +153,6 @@ def _numbers(
         )
         row |= {key: summary[key] for key in ("n", "accuracy", "accuracy_interval", "auc")}
         row["balanced_error"] = 1 - metrics.balanced_accuracy(label, p, several)
-        p = p if calibration is None else calibration.calibrate(p)
         row["ece"] = metrics.expected_calibration_error(label, p, several)
     return row
 
@@ -174,29 +173,27 @@ def _read_baseline(
 ) -> dict[str, Any]:
     file = path / "stress.json" if path.is_dir() else path
     if not file.is_file():
-        raise MissingFileError(f"expected what medduet stress wrote at {path}, but there is none")
+        raise MissingFileError(f"expected stress.json of medduet stress, but there is no {file}")
     try:
         base: dict[str, Any] = read_json(file)
         same = (base["data"]["fingerprint"], base["split"]) == (images.fingerprint, split)
         missing = [name for name in names if name not in base["corruptions"]]
-        known = "balanced_error" in base["mean"]
+        has_classes = "balanced_error" in base["mean"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} is not what medduet stress writes: give its folder") from error
-    if not same or missing or not known:
-        what = f"lacks {', '.join(missing)}" if missing else "judges other images, or no classes"
-        raise ConfigError(f"the baseline {file} {what}: make it with the same --data and --split")
+        raise ConfigError(f"{file} is not written by medduet stress: give its folder") from error
+    if not same or missing or not has_classes:
+        reason = f"lacks {', '.join(missing)}" if missing else "has other images, or no classes"
+        raise ConfigError(f"the baseline {file} {reason}: make it with the same --data and --split")
     return base
 
 
 def _compare(record: dict[str, Any], base: Mapping[str, Any]) -> None:
     """Add the errors as shares of those of a baseline; ``None`` where that has none."""
     record["baseline"] = {"network": base["network"], "clean": base["clean"]}
-    shares: dict[str, list[float | None]] = {"be": [], "rbe": []}
-    for name, row in record["corruptions"].items():
-        theirs, own = base["corruptions"][name]["mean"], row["mean"]
-        for key, of in (("be", "balanced_error"), ("rbe", "rise")):
-            row[key] = own[of] / theirs[of] if theirs[of] > 0 else None
-            shares[key].append(row[key])
-    for key, found in shares.items():
-        known = [share for share in found if share is not None]
-        record[key] = float(np.mean(known)) if known else None
+    for key, error in (("be", "balanced_error"), ("rbe", "rise")):
+        shares = []
+        for name, row in record["corruptions"].items():
+            baseline = base["corruptions"][name]["mean"][error]
+            row[key] = row["mean"][error] / baseline if baseline > 0 else None
+            shares += [] if row[key] is None else [row[key]]
+        record[key] = float(np.mean(shares)) if shares else None

@@ -1,4 +1,4 @@
-"""Answers about a DICOM image as DICOM: a segmentation, and a structured report.
+"""Predictions for a DICOM image as DICOM: a segmentation, and a structured report.
 
 Source: DICOM PS3.3 A.51 (segmentation), PS3.16 TID 1500 (measurement report), by highdicom.
 """
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medduet._version import __version__
 from medduet.data.reading.core import needed
 from medduet.errors import DataError
-from medduet.inference.predictor import Answer
+from medduet.inference.prediction import Prediction
 from medduet.utils.files import atomic_path
 
 _SCHEME = "99MEDDUET"
@@ -31,13 +31,13 @@ _LESION = re.compile(r"lesion|tumou?r|mass|nodule|polyp|ulcer", re.IGNORECASE)
 
 def write_dicom(
     source: Path,
-    answers: Sequence[Answer],
+    predictions: Sequence[Prediction],
     stem: Path,
     *,
     network: str,
     mask_names: Sequence[str],
 ) -> list[Path]:
-    """Write what was said of the frames of a DICOM file, and return the paths.
+    """Write the predictions for the frames of a DICOM file, and return the paths.
 
     ``STEM-seg.dcm`` has a segment for each mask class that is drawn somewhere, if any is; films
     whose frames have no place in space have one for each frame in a folder called as the source,
@@ -46,7 +46,7 @@ def write_dicom(
 
     Args:
         source: the file; patient, study and frame of reference are taken over from it.
-        answers: one for each of its frames.
+        predictions: one for each of its frames.
         stem: the paths up to their ending.
         network: its name.
         mask_names: of the mask classes, background first.
@@ -64,9 +64,11 @@ def write_dicom(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values in the source that bend the standard
         try:
-            for frame, frames in _together(image, answers):
-                drawn = [answers[number] for number in frames]
-                if any(answer.mask is not None and answer.mask.any() for answer in drawn):
+            for frame, frames in _together(image, predictions):
+                drawn = [predictions[number] for number in frames]
+                if any(
+                    prediction.mask is not None and prediction.mask.any() for prediction in drawn
+                ):
                     own = stem
                     if frame is not None:
                         own = stem.with_name(source.name) / f"{frame:04}"
@@ -78,9 +80,9 @@ def write_dicom(
                     if "PatientOrientation" not in data and not image.get("FrameOfReferenceUID"):
                         data.PatientOrientation = image.get("PatientOrientation") or None
                     _save(data, written[-1])
-            if any(answer.probabilities for answer in answers):
+            if any(prediction.probabilities for prediction in predictions):
                 written.append(stem.with_name(f"{stem.name}-sr.dcm"))
-                _save(_report(image, answers, network), written[-1])
+                _save(_report(image, predictions, network), written[-1])
         except (AttributeError, ValueError, TypeError, KeyError, IndexError) as error:
             # highdicom raises these where the source lacks or contradicts what it needs.
             reason = " ".join(str(error).split())[:200]
@@ -88,13 +90,15 @@ def write_dicom(
     return written
 
 
-def _together(image: Any, answers: Sequence[Answer]) -> Iterator[tuple[int | None, list[int]]]:
+def _together(
+    image: Any, predictions: Sequence[Prediction]
+) -> Iterator[tuple[int | None, list[int]]]:
     """Give the frames that share a segmentation, and the number of the frame if it is a single one.
 
     That is all of them, unless nothing tells how they lie in space, as in films of ultrasound:
     then the standard, as highdicom reads it, has a segmentation refer to a single frame.
     """
-    frames = list(range(len(answers)))
+    frames = list(range(len(predictions)))
     if len(frames) == 1 or image.get("FrameOfReferenceUID"):
         yield None, frames
     else:
@@ -138,13 +142,13 @@ def _save(data: Any, path: Path) -> None:
 
 
 def _segmentation(
-    image: Any, answers: Sequence[Answer], network: str, mask_names: Sequence[str]
+    image: Any, predictions: Sequence[Prediction], network: str, mask_names: Sequence[str]
 ) -> Any:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
     masks: NDArray[np.uint8] = np.stack(
-        [answer.mask for answer in answers if answer.mask is not None]
+        [prediction.mask for prediction in predictions if prediction.mask is not None]
     )
     drawn = [number for number in range(1, len(mask_names)) if (masks == number).any()]
     algorithm = hd.AlgorithmIdentificationSequence(
@@ -184,7 +188,7 @@ def _segmentation(
     )
 
 
-def _report(image: Any, answers: Sequence[Answer], network: str) -> Any:
+def _report(image: Any, predictions: Sequence[Prediction], network: str) -> Any:
     import highdicom as hd
     from pydicom.sr.codedict import codes
 
@@ -196,8 +200,8 @@ def _report(image: Any, answers: Sequence[Answer], network: str) -> Any:
     )
     algorithm = hd.sr.AlgorithmIdentification(name=network[:64], version=__version__)
     groups = []
-    for number, answer in enumerate(answers, start=1):
-        frame = [number] if len(answers) > 1 else None
+    for number, prediction in enumerate(predictions, start=1):
+        frame = [number] if len(predictions) > 1 else None
         groups.append(
             hd.sr.MeasurementsAndQualitativeEvaluations(
                 tracking_identifier=hd.sr.TrackingIdentifier(
@@ -216,19 +220,19 @@ def _report(image: Any, answers: Sequence[Answer], network: str) -> Any:
                         value=round(value, 6),
                         unit=codes.UCUM.NoUnits,
                     )
-                    for place, (name, value) in enumerate(answer.probabilities.items())
+                    for place, (name, value) in enumerate(prediction.probabilities.items())
                 ],
                 qualitative_evaluations=[
                     hd.sr.QualitativeEvaluation(
                         name=_code(key, meaning), value=_code(f"{key}-value", value)
                     )
-                    for key, meaning, value in _said(answer)
+                    for key, meaning, value in _evaluations(prediction)
                 ],
             )
         )
     content = hd.sr.MeasurementReport(
         observation_context=hd.sr.ObservationContext(observer_device_context=device),
-        procedure_reported=_code("image", "Image judged by a network"),
+        procedure_reported=_code("image", "Image classified by a network"),
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
@@ -244,16 +248,17 @@ def _report(image: Any, answers: Sequence[Answer], network: str) -> Any:
     )
 
 
-def _said(answer: Answer) -> list[tuple[str, str, str]]:
-    """Return what is said in words, and codes and meanings for it."""
-    said = [("class", "Predicted class", answer.label or "none")]
-    if answer.prediction_set is not None:
-        said.append(("set", "Prediction set", " or ".join(answer.prediction_set) or "none"))
-    if answer.abstained:
-        said.append(("abstained", "Abstained", "not sure enough for an answer"))
-    if answer.is_unfamiliar:
-        said.append(("unfamiliar", "Warning", "the image is unlike those of the training"))
-    return said
+def _evaluations(prediction: Prediction) -> list[tuple[str, str, str]]:
+    """Return code, meaning and value of what the report says in words."""
+    evaluations = [("class", "Predicted class", prediction.label or "none")]
+    if prediction.prediction_set is not None:
+        names = " or ".join(prediction.prediction_set) or "none"
+        evaluations.append(("set", "Prediction set", names))
+    if prediction.abstained:
+        evaluations.append(("abstained", "Abstained", "confidence too low"))
+    if prediction.is_ood:
+        evaluations.append(("ood", "Warning", "image out of distribution"))
+    return evaluations
 
 
 def _code(value: str, meaning: str) -> Any:

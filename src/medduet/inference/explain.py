@@ -1,4 +1,4 @@
-"""What in an image spoke for its class."""
+"""Where in an image the evidence for its class is."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from medduet.errors import ModelError
 from medduet.models.base import DuetNetwork
 from medduet.models.ensemble import Ensemble
+from medduet.models.inference import DECLARED, Precision, autocast
 
 _PROBE = (128, 192)  # sides by whose ratio a feature map (N, C, H, W) is told from other tensors
 _FEWEST = 4  # cells on the shorter side of a map that says where
@@ -29,11 +30,12 @@ class Explainer:
     members.
 
     Args:
-        network: is copied, so that what is hung on it disturbs nobody.
+        network: is copied, so that the hooks on it disturb nobody.
         size: height and width in pixels of the images it was trained on.
+        precision: what it computes in, see `medduet.models.inference.predict_batch`.
 
     Raises:
-        ModelError: the network has no feature maps to look at, as some transformers don't.
+        ModelError: the network has no feature maps, as some transformers don't.
 
     Source: Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via gradient-based
     localization", ICCV 2017; computed by MONAI.
@@ -48,21 +50,23 @@ class Explainer:
         (3, 32, 32)
     """
 
-    def __init__(self, network: DuetNetwork, size: tuple[int, int]) -> None:
+    def __init__(
+        self, network: DuetNetwork, size: tuple[int, int], precision: Precision = DECLARED
+    ) -> None:
         # Of an ensemble each member is asked about the upright image.
         members = network.members if isinstance(network, Ensemble) else [network]
-        self._members = [_Member(member, size) for member in members]
+        self._members = [_Member(member, size, precision) for member in members]
         self.layer = self._members[0].layer
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, image: NDArray[np.uint8], classes: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return how much each place spoke for a class, float32 ``(N, H, W)``.
+        """Return the evidence for a class at each place, float32 ``(N, H, W)``.
 
-        The highest of each image is 1, unless nothing spoke for the class.
+        The highest of each image is 1, unless there is none.
 
         Args:
             image: ``(N, C, H, W)`` uint8.
-            classes: ``(N,)``, for which class to look at each image.
+            classes: ``(N,)``, the class of each image.
         """
         with self._one_at_a_time, torch.inference_mode(False), torch.enable_grad():
             maps = [member.explain(image, classes) for member in self._members]
@@ -73,10 +77,10 @@ class Explainer:
 class _Member:
     """One network with its hooks."""
 
-    def __init__(self, network: nn.Module, size: tuple[int, int]) -> None:
-        own = cast(DuetNetwork, copy.deepcopy(network).requires_grad_(False))
-        self.layer = _layer(own, size)
-        self._scores = _Scores(own)
+    def __init__(self, network: nn.Module, size: tuple[int, int], precision: Precision) -> None:
+        copied = cast(DuetNetwork, copy.deepcopy(network).requires_grad_(False))
+        self.layer = _layer(copied, size)
+        self._scores = _Scores(copied, precision)
         self._explain = GradCAM(self._scores, f"network.{self.layer}", postprocessing=_from_0_to_1)
 
     def explain(self, image: NDArray[np.uint8], classes: NDArray[np.int64]) -> Tensor:
@@ -93,12 +97,14 @@ class _Scores(nn.Module):
 
     classes: Tensor
 
-    def __init__(self, network: DuetNetwork) -> None:
+    def __init__(self, network: DuetNetwork, precision: Precision) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.precision = network, precision
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.network.classify(image).gather(1, self.classes[:, None])
+        with autocast(image.device, self.precision):
+            class_logits = self.network.classify(image)
+        return class_logits.float().gather(1, self.classes[:, None])
 
 
 def _from_0_to_1(maps: Tensor) -> Tensor:
@@ -124,11 +130,11 @@ def _layer(network: DuetNetwork, size: tuple[int, int]) -> str:
 
 def _shapes(network: DuetNetwork, size: tuple[int, int]) -> list[tuple[str, tuple[int, ...]]]:
     """Return what the layers give for one image, in the order in which they are done."""
-    found: list[tuple[str, tuple[int, ...]]] = []
+    shapes: list[tuple[str, tuple[int, ...]]] = []
 
-    def note(name: str, module: nn.Module, given: object, output: object) -> None:
+    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, Tensor):
-            found.append((name, tuple(output.shape)))
+            shapes.append((name, tuple(output.shape)))
 
     hooks = [
         module.register_forward_hook(partial(note, name))
@@ -143,4 +149,4 @@ def _shapes(network: DuetNetwork, size: tuple[int, int]) -> list[tuple[str, tupl
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return shapes

@@ -1,258 +1,326 @@
-"""A trained network as one file for ONNX Runtime, OpenVINO or torch, checked against itself.
+"""A trained network as ONNX, compared with itself in torch.
 
-Images go in as uint8, probabilities and masks come out: normalisation, softmax and threshold are
-part of the graph.
+Images go in as uint8; calibrated probabilities, masks and images come out: normalisation,
+temperature, softmax and threshold are part of the graph.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from medduet._version import __version__
-from medduet.config import Device
+from medduet.config import DataConfig
+from medduet.data.cache import ProgressFactory
 from medduet.data.imageset import ImageSet
+from medduet.data.phantom import phantom_images
+from medduet.data.sources import open_images
 from medduet.errors import ConfigError, MedDuetError, ModelError
-from medduet.inference.agreement import Agreement, Predict, agreement, agrees
-from medduet.inference.exported import FORMAT, ExportedModel, Prediction
-from medduet.inference.formats import Format, Precision, export_page, quiet, write_program
-from medduet.runs.bundle import ModelBundle, load_bundle
-from medduet.runs.bundle_config import FILES
-from medduet.utils.devices import find_device, keep_freed_memory
-from medduet.utils.files import write_json, write_text
+from medduet.inference.agreement import Agreement, agreement, agrees
+from medduet.inference.exported import FILE, FORMAT, ExportedModel, need
+from medduet.inference.graph import NetworkGraph
+from medduet.runs.bundle import load_bundle
+from medduet.runs.folder import RunFolder, is_run
+from medduet.runs.images import in_classes_of, prepared_as
+from medduet.utils.files import atomic_folder, write_json, write_text
+from medduet.utils.hub import bundle_folder
 from medduet.utils.parsing import sha256
 
+Precision = Literal["float32", "float16", "int8"]
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "int8": 0.05}
+_RANGES = 128
+"""Images from which the ranges of INT8 are taken."""
 _EXAMPLE = (75, 101)
 """Sides that no network gets by without its padding, so that the padding is part of the graph."""
 _ONE_SIZE = ("mobilevit", "swin")
 """Names of networks whose blocks choose by the size of the image what they compute."""
 
 
-class ExportGraph(nn.Module):
-    """A network with what comes after it, as it is exported.
+@dataclass(frozen=True)
+class ExportRecord:
+    """An exported network.
 
-    Takes ``(N, C, H, W)`` uint8, gives a tuple of what `outputs` names, see `Prediction`.
-
-    Args:
-        bundle: the network and what is known of it; its parameters get no gradient any more.
-        classify_only: whether only the class is asked for, and no decoder is run.
-
-    Raises:
-        ConfigError: the class is asked for, and the network has no class head.
+    Attributes:
+        path: its folder: ``model.onnx``, ``config.json`` and ``README.md``.
+        images: the name of the set on which it was compared with the network itself.
+        agreement: how well the two agree.
     """
 
-    def __init__(self, bundle: ModelBundle, *, classify_only: bool = False) -> None:
-        super().__init__()
-        self.network = bundle.network.requires_grad_(False)
-        self.config = bundle.config
-        self.layout = bundle.layout
-        self.multi_label = bool(bundle.config["multi_label"])
-        self.classify_only = classify_only
-        has_classes = bool(bundle.config["network"]["num_classes"])
-        if classify_only and not has_classes:
-            raise ConfigError(
-                "--classify-only was given, but the network has no class head: leave it out"
-            )
-        self.outputs = ["probability"] if has_classes else []
-        if not classify_only:
-            self.outputs += ["mask"] if self.layout.mask_classes else []
-            self.outputs += ["reconstruction"] if self.layout.image_channels else []
-        self.eval()
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Return what is said of uint8 images ``(N, C, H, W)``, see `ExportGraph`."""
-        if self.classify_only:
-            return (self._probability(self.network.classify(image)),)
-        found: list[Tensor] = []
-        class_logits, dense = self.network(image)
-        if class_logits is not None:
-            found.append(self._probability(class_logits))
-        if dense is not None:
-            if self.layout.mask_classes:
-                found.append(self.layout.mask(dense).to(torch.uint8))
-            if self.layout.image_channels:
-                found.append(self.network.normalize.invert(self.layout.image(dense)))
-        return tuple(found)
-
-    def _probability(self, class_logits: Tensor) -> Tensor:
-        return class_logits.sigmoid() if self.multi_label else class_logits.softmax(dim=1)
-
-    def predict(self, image: NDArray[np.uint8]) -> Prediction:
-        """Return the same as an exported network would, computed by torch."""
-        device = self.network.normalize.mean.device
-        with torch.inference_mode():
-            said = self(torch.from_numpy(image).to(device))
-            found = [value.float().cpu().numpy() for value in said]
-        return _prediction(self.outputs, found)
+    path: Path
+    images: str
+    agreement: Agreement
 
 
-def _prediction(names: list[str], values: list[NDArray[Any]]) -> Prediction:
-    named = dict(zip(names, values, strict=True))
-    if "mask" in named:
-        named["mask"] = named["mask"].astype(np.uint8)
-    return Prediction(**named)
-
-
-def open_graph(
+def export_bundle(
     path: str | Path,
+    out: str | Path,
     *,
     classify_only: bool = False,
-    device: Device = "cpu",
-) -> ExportGraph:
-    """Return the network of a bundle or run, with what comes after it, on a device.
+    precision: Precision = "float32",
+    fixed_size: bool = False,
+    data: DataConfig | None = None,
+    count: int = 64,
+    tolerance: float | None = None,
+    progress: ProgressFactory | None = None,
+) -> ExportRecord:
+    """Write the network of a bundle or run as ONNX, and compare the two.
+
+    ONNX Runtime and OpenVINO read it without torch, see `ExportedModel`.
+
+    Args:
+        path: the bundle or the run, or ``hf://OWNER/NAME``.
+        out: the folder to write.
+        classify_only: leave decoder, mask and reconstruction out.
+        precision: of the weights in the file. ``"int8"`` computes in INT8, too, with ranges from
+            128 images of the training split.
+        fixed_size: take images of the size of the training alone; the number stays free.
+        data: on which images to compare; ``None`` for those of the run, or else phantoms.
+        count: number of images of the test split to compare on, 0 for all.
+        tolerance: largest difference of a probability, of a reconstructed pixel (0 to 1), and
+            largest share of mask pixels that differ; for INT8 largest share of images in another
+            class, and of pixels. ``None`` for 0.001 (float32), 0.01 (float16), 0.05 (INT8).
+        progress: draws the progress of downloads and conversions.
+
+    Returns:
+        What was written, and how well it agrees.
 
     Raises:
-        ConfigError: there is no such device, or no class head, and the class is asked for.
-        MissingFileError: there is no network.
-        ModelError: it is damaged, or does not say what its outputs mean.
+        ConfigError: settings that don't fit together, or a package that is not installed.
+        ModelError: the network can't be exported so, or predicts something else when it is.
+
+    Example:
+        >>> import tempfile, numpy
+        >>> from medduet import create_model, ExportedModel
+        >>> from medduet.runs.bundle import save_bundle
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> network = create_model("vovunet_var", in_channels=1, num_classes=2, width=2)
+        >>> save_bundle(folder / "bundle", network, {"class_names": ["a", "b"],
+        ...     "layout": {"mask_classes": 0, "image_channels": 0},
+        ...     "preprocessing": {"size": [32, 32], "channels": 1}})
+        >>> record = export_bundle(folder / "bundle", folder / "onnx", count=4)
+        >>> image = numpy.zeros((5, 1, 40, 33), numpy.uint8)
+        >>> ExportedModel(record.path)(image).probability.shape
+        (5, 2)
     """
-    place = find_device(device)
-    bundle = load_bundle(path)
-    if missing := sorted({"layout", "multi_label", "preprocessing"} - set(bundle.config)):
-        raise ModelError(
-            f"{path} does not say what its outputs mean ({', '.join(missing)} missing): give a "
-            "finished run, or its bundle"
-        )
-    graph = ExportGraph(bundle, classify_only=classify_only)
-    if place.type != "cpu":
-        return graph.to(place)
-    keep_freed_memory()  # as in training: without, 16 images together are slower than one by one
-    return graph
-
-
-def write_export(
-    folder: Path,
-    predictor: ExportGraph,
-    images: ImageSet,
-    *,
-    kind: Format,
-    precision: Precision,
-    fixed_size: bool,
-    count: int,
-    tolerance: float | None,
-) -> dict[str, Agreement]:
-    """Write a network into `folder`, and return how well it agrees with itself in torch.
-
-    It gets the file, ``config.json`` and ``README.md``. See `medduet.export_bundle` for the rest.
-
-    Raises:
-        ConfigError: a package is not installed.
-        ModelError: the network can't be exported so, or says something else when it is.
-    """
-    size = _fixed(predictor, fixed_size)
-    _write(folder, predictor, images, kind, precision, size)
-    about: dict[str, Any] = {
-        "format": kind,
-        "precision": precision,
-        "outputs": predictor.outputs,
-        "size": size,
-        "min_side": predictor.network.min_side,
-        "sha256": {name: sha256(folder / name) for name in FILES[kind]},
-        "versions": {"medduet": __version__, "torch": torch.__version__},
-    }
-    config = predictor.config | {"format": FORMAT, "export": about}
-    write_json(folder / "config.json", config)  # the exported network is read from here
-    runs = _runs(folder, kind, predictor.outputs)
-    found = agreement(predictor.predict, runs, images, count, predictor.multi_label)
-    limit = TOLERANCE[precision] if tolerance is None else tolerance
-    name = predictor.network.arguments["name"]
-    computed_in, first = next(iter(found.items()))
-    worst = first.worst_share if precision == "int8" else first.worst
-    if not worst <= limit:
-        raise ModelError(
-            f"exported, {name} says something else than it does in torch: a difference of "
-            f"{worst:.2g}, and the tolerance is {limit:g}; give another --precision, or "
-            "--tolerance if that is good enough"
-        )
-    if size is None:
-        # Two images say nothing of INT8 but whether the shapes fit.
-        loose = 1.0 if precision == "int8" else limit
-        _check_other_size(predictor, runs[computed_in], images, loose)
-    about["agreement"] = {name: each._asdict() for name, each in found.items()}
-    write_json(folder / "config.json", config)
-    write_text(folder / "README.md", export_page(config, images.name))
-    return found
-
-
-def _fixed(predictor: ExportGraph, fixed_size: bool) -> list[int] | None:
-    name = predictor.network.arguments["name"]
+    path, out = bundle_folder(path), Path(out)
+    if out.exists():
+        raise ConfigError(f"{out} is there already: give another --out")
+    if count < 0:
+        raise ConfigError(f"expected a number of images, or 0 for all, given --count {count}")
+    graph = NetworkGraph(load_bundle(path), path, classify_only=classify_only)
+    name = graph.network.arguments["name"]
     if not fixed_size and any(part in name for part in _ONE_SIZE):
         raise ModelError(
             f"{name} chooses by the size of the image what it computes, so it can't be exported "
             "for all of them: add --fixed-size"
         )
-    size = predictor.config["preprocessing"]["size"]
-    return [int(side) for side in size] if fixed_size else None
+    images = _images(path, graph, data, precision, progress)
+    size = graph.preprocessing.size if fixed_size else None
+    with atomic_folder(out) as folder:
+        _write_onnx(folder / FILE, graph, images, precision, size)
+        config = _write_config(folder, graph, precision, size)
+        model = ExportedModel(folder)
+        result = agreement(graph.predict, model, images, count or len(images.test))
+        _check(graph, model, images, result, precision, tolerance)
+        config["export"]["agreement"] = result._asdict()
+        write_json(folder / "config.json", config)
+        write_text(folder / "README.md", _page(graph, precision, f"{images.name}: {result}"))
+    return ExportRecord(out, images.name, result)
 
 
-def _write(
-    folder: Path,
-    predictor: ExportGraph,
-    images: ImageSet,
-    kind: Format,
+def _images(
+    path: Path,
+    graph: NetworkGraph,
+    data: DataConfig | None,
     precision: Precision,
-    size: list[int] | None,
+    progress: ProgressFactory | None,
+) -> ImageSet:
+    """Return the images to compare on: `data`, or those of the run, or phantoms."""
+    if data is not None:
+        images = open_images(prepared_as(data, graph.preprocessing), progress=progress)
+    elif is_run(path):
+        folder = RunFolder.open(path)
+        images = open_images(folder.run_config().data, progress=progress, saved_split=folder.split)
+    elif precision == "int8":
+        raise ConfigError(
+            f"INT8 takes its ranges from real images, and {path} is a bundle: give --data NAME"
+        )
+    else:
+        side = max(16, *graph.preprocessing.size)
+        images = phantom_images(side, (1, 1, 32), graph.preprocessing.channels)
+    channels = graph.preprocessing.channels
+    if images.in_channels != channels:
+        raise ConfigError(
+            f"{path} takes {channels} channel(s), but {images.name} has {images.in_channels}: "
+            "give others by --data"
+        )
+    if not len(images.test):
+        raise ConfigError(f"{images.name} has no test images to compare on: give others by --data")
+    return in_classes_of(images, graph.config.class_names)
+
+
+def _write_onnx(
+    file: Path, graph: NetworkGraph, images: ImageSet, precision: Precision, size: list[int] | None
 ) -> None:
     """Write the graph, for any number of images and, without a `size`, for images of any size."""
+    onnx, name = need("onnx"), graph.network.arguments["name"]
+    need("onnxscript")
     free: Any = torch.export.Dim.DYNAMIC
-    channels = predictor.network.normalize.channels
-    image = torch.zeros(2, channels, *(size or _EXAMPLE), dtype=torch.uint8)
+    image = torch.zeros(2, graph.preprocessing.channels, *(size or _EXAMPLE), dtype=torch.uint8)
     dims = {0: free} if size else {0: free, 2: free, 3: free}
     try:
-        with quiet():
-            program = torch.export.export(predictor, (image,), dynamic_shapes=(dims,))
-            write_program(folder, program, predictor.outputs, images, kind, precision)
+        with _quiet():
+            torch.onnx.export(
+                torch.export.export(graph, (image,), dynamic_shapes=(dims,)),
+                (),
+                file,
+                input_names=["image"],
+                output_names=graph.outputs,
+                dynamo=True,
+                external_data=False,
+            )
+            if precision == "int8":
+                onnx.save(_quantized(onnx.load(file), images), file)
+            elif precision == "float16":
+                onnx.save(_halved(onnx.load(file)), file)
     except (MedDuetError, OSError):
         raise
     except Exception as error:  # the exporters have no common root for what can go wrong here
         hint = "" if size else "; add --fixed-size, and it needs to fit one size only"
-        name = predictor.network.arguments["name"]
-        raise ModelError(f"{name} can't be exported to {kind}: {_reason(error)}{hint}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{name} can't be exported: {reason}{hint}") from error
 
 
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _quantized(model: Any, images: ImageSet) -> Any:
+    """Return an ONNX model in INT8, with ranges from images of the training split."""
+    nncf, split = need("nncf"), images.train
+    rows = np.unique(np.linspace(0, len(split) - 1, _RANGES).round().astype(np.int64))
+    ranges = nncf.Dataset(
+        rows.tolist(),
+        lambda row: {"image": split.batch(np.array([row])).image.contiguous().numpy()},
+    )
+    return nncf.quantize(model, ranges, subset_size=len(rows))
 
 
-def _check_other_size(predictor: ExportGraph, run: Predict, images: ImageSet, limit: float) -> None:
-    """Raise `ModelError` if what was written only holds for the size of the images."""
+def _halved(model: Any) -> Any:
+    """Return an ONNX model whose large weights are kept in float16; it computes in float32."""
+    onnx = need("onnx")
+    casts = []
+    for weight in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(weight)
+        if values.dtype != np.float32 or values.size < 64 or np.abs(values).max() > 6e4:
+            continue
+        name = weight.name
+        half = onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}.half")
+        weight.CopyFrom(half)
+        casts.append(onnx.helper.make_node("Cast", [half.name], [name], to=onnx.TensorProto.FLOAT))
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model
+
+
+def _write_config(
+    folder: Path, graph: NetworkGraph, precision: Precision, size: list[int] | None
+) -> dict[str, Any]:
+    config = graph.config.to_json() | {
+        "format": FORMAT,
+        "weights_sha256": None,
+        "export": {
+            "precision": precision,
+            "outputs": graph.outputs,
+            "size": size,
+            "min_side": graph.network.min_side,
+            "sha256": sha256(folder / FILE),
+            "versions": {"medduet": __version__, "torch": torch.__version__},
+        },
+    }
+    write_json(folder / "config.json", config)  # the exported network is read from here
+    return config
+
+
+def _check(
+    graph: NetworkGraph,
+    model: ExportedModel,
+    images: ImageSet,
+    result: Agreement,
+    precision: Precision,
+    tolerance: float | None,
+) -> None:
+    """Raise `ModelError` if the exported network predicts something else than the network."""
+    limit = TOLERANCE[precision] if tolerance is None else tolerance
+    name = graph.network.arguments["name"]
+    worst = result.worst_share if precision == "int8" else result.worst
+    if not worst <= limit:
+        raise ModelError(
+            f"exported, {name} predicts something else than in torch: a difference of "
+            f"{worst:.2g}, and the tolerance is {limit:g}; give another --precision, or "
+            "--tolerance if that is good enough"
+        )
+    if model.config.export is not None and model.config.export.size is not None:
+        return
     image = images.test.batch(np.arange(min(2, len(images.test)))).image.numpy()
     larger = np.pad(image, [(0, 0), (0, 0), (0, 3), (0, 5)], mode="edge")
-    name = predictor.network.arguments["name"]
-    these = f"images of {larger.shape[2]} x {larger.shape[3]} pixels"
+    size = f"images of {larger.shape[2]} x {larger.shape[3]} pixels"
     try:
-        found = run(larger)
-    except MedDuetError:
-        raise
-    except Exception as error:  # the runtimes have no common root either
-        raise ModelError(
-            f"exported, {name} fails on {these}: {_reason(error)}; add --fixed-size"
-        ) from error
-    if not agrees(predictor.predict(larger), found, limit):
-        raise ModelError(f"exported, {name} says something else of {these}: add --fixed-size")
+        # Two images tell nothing of INT8 but whether the shapes fit.
+        loose = 1.0 if precision == "int8" else limit
+        fits = agrees(graph.predict(larger), model(larger), loose)
+    except ModelError as error:
+        raise ModelError(f"exported, {name} fails on {size}: {error}; add --fixed-size") from error
+    if not fits:
+        raise ModelError(f"exported, {name} predicts something else of {size}: add --fixed-size")
 
 
-def _runs(folder: Path, kind: Format, outputs: list[str]) -> dict[str, Predict]:
-    """Return what was written, ready to predict, by the precision that it computes in."""
-    if kind == "torch":
-        module = torch.export.load(folder / "model.pt2").module(check_guards=False)
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the exporters print, log and warn of off the screen."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
-        def predict(image: NDArray[np.uint8]) -> Prediction:
-            try:
-                with torch.inference_mode():
-                    found = [value.numpy() for value in module(torch.from_numpy(image))]
-            except RuntimeError as error:  # a bound that torch has found for the size
-                raise ModelError(f"{_reason(error)}: add --fixed-size, or --format onnx") from error
-            return _prediction(outputs, found)
 
-        return {"float32": predict}
-    model = ExportedModel(folder, precision="float32")
-    runs: dict[str, Predict] = {model.precision: model}
-    best = ExportedModel(folder)
-    return runs | {best.precision: best}
+def _page(graph: NetworkGraph, precision: str, comparison: str) -> str:
+    """Return the Markdown page of an exported network."""
+    config = graph.config
+    height, width = graph.preprocessing.size
+    names = [f"Classes: {', '.join(config.class_names)}.", ""] if config.class_names else []
+    if "mask" in graph.outputs:
+        names += [f"Mask: {', '.join(config.mask_names)}.", ""]
+    return "\n".join(
+        [
+            f"# {config.network.name}, ONNX, {precision}",
+            "",
+            *names,
+            "For research. Not a medical device, not for diagnosis.",
+            "",
+            "```python",
+            "import numpy as np",
+            "import onnxruntime",
+            "",
+            'session = onnxruntime.InferenceSession("path/of/this/folder/model.onnx")',
+            f"image = np.zeros((1, {config.network.in_channels}, {height}, {width}), np.uint8)",
+            'outputs = session.run(None, {"image": image})',
+            f"# {', '.join(graph.outputs)}; probabilities are calibrated if the bundle is",
+            "```",
+            "",
+            "Or `medduet.ExportedModel`, which checks files and images.",
+            "",
+            f"Compared with torch on {comparison}",
+            "",
+        ]
+    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import threading
@@ -24,37 +22,29 @@ from medduet.data.folders import images_and_masks
 from medduet.data.reading.core import ReadOptions
 from medduet.data.reading.images import Picture, read_pictures
 from medduet.data.reading.names import stem_of
-from medduet.data.reading.nifti import HEADER_SIZE
-from medduet.data.reading.opening import is_dicom
 from medduet.data.workers import map_files
-from medduet.errors import ConfigError, DataError, Interrupted, MedDuetError, MissingFileError
-from medduet.inference.overlays import heat_png, mask_png, overlay_png
-from medduet.inference.predictor import Answer, Predictor
-from medduet.utils.files import (
-    atomic_path,
-    finite,
-    storage_errors,
-    sweep,
-    write_json,
-    write_text,
-)
+from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
+from medduet.inference.prediction import Prediction
+from medduet.inference.predictor import Predictor
+from medduet.inference.results import InputFile, ResultWriter
+from medduet.utils.files import finite, storage_errors, sweep, write_json
 from medduet.utils.locks import exclusive, holder
 from medduet.utils.parsing import as_text, read_object
 
-TABLE, JOURNAL, SETTINGS = "predictions.csv", "done.jsonl", "settings.json"
+JOURNAL, SETTINGS = "done.jsonl", "settings.json"
 _BYTES_TOGETHER = 1 << 28
-_ANSWERS = (
+_DECISIVE = {
     "network",
     "class_names",
     "mask_names",
     "multi_label",
     "layout",
     "preprocessing",
+    "precision",
     "calibration",
     "ood",
-)
-"""What of ``config.json`` decides what is answered."""
-WARNING = "unlike the training images"
+}
+"""The parts of ``config.json`` on which predictions depend."""
 _FEW = 64
 """Files that one process has read before a second one has started."""
 
@@ -77,23 +67,14 @@ class PredictRecord:
         images: number of images in the table, those that can't be read left out.
         broken: what can't be read or written, and why.
         skipped: files that were done already.
-        unfamiliar: number of images that are unlike those of the training.
+        ood: number of images that are out of distribution.
     """
 
     path: Path
     images: int
     broken: dict[str, str]
     skipped: int
-    unfamiliar: int = 0
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file to predict: what it is called in the table, and its outputs up to their ending."""
-
-    path: Path
-    name: str
-    stem: str
+    ood: int = 0
 
 
 def predict_files(
@@ -104,8 +85,7 @@ def predict_files(
     classify_only: bool = False,
     explain: bool = False,
     coverage: float | None = None,
-    abstain_below: float | None = None,
-    accuracy: float | None = None,
+    min_confidence: float | None = None,
     overlays: bool = True,
     dicom: bool = True,
     device: Device = "auto",
@@ -113,7 +93,7 @@ def predict_files(
     progress: ProgressFactory | None = None,
     stop: threading.Event | None = None,
 ) -> PredictRecord:
-    """Predict files and the images in folders, and write what comes out to the folder `out`.
+    """Predict files and the images in folders, and write the results to the folder `out`.
 
     ``predictions.csv`` has a row for each frame; masks (PNG, values are the classes), overlays,
     heat maps, and DICOM-SEG and structured reports of DICOM files lie in folders beside it, masks
@@ -124,16 +104,14 @@ def predict_files(
         path: a bundle, a run, or an exported network, see `medduet.Predictor`.
         sources: files, and folders with all that is in them but masks.
         out: the folder to write.
-        classify_only: ask for classes alone; the decoder is not run.
-        explain: also write what spoke for the class (Grad-CAM).
+        classify_only: predict classes alone; the decoder is not run.
+        explain: also write heat maps (Grad-CAM).
         coverage: share of images whose true class is to be in the prediction set; ``None`` for
             0.9 if the network is calibrated.
-        abstain_below: confidence below which the network abstains.
-        accuracy: instead, the accuracy that answers without abstention reached on the images
-            that the network was calibrated on.
+        min_confidence: confidence below which the network abstains.
         overlays: whether to write the image with its mask over it.
         dicom: whether to write results in DICOM for DICOM files.
-        device: see `medduet.TrainConfig`.
+        device: see `medduet.Predictor`.
         batch_size: images that are computed together; ``None`` for as many as are worth it.
         progress: draws how many bytes of the files are done.
         stop: set it to stop after the current batch.
@@ -150,7 +128,7 @@ def predict_files(
         >>> folder = Path(tempfile.mkdtemp())
         >>> network = medduet.create_model("vovunet_var", in_channels=1, num_classes=2, width=2)
         >>> save_bundle(folder / "bundle", network, {
-        ...     "multi_label": False, "class_names": ["a", "b"],
+        ...     "class_names": ["a", "b"],
         ...     "layout": {"mask_classes": 0, "image_channels": 0},
         ...     "preprocessing": {"size": [32, 32], "channels": 1}})
         >>> Image.new("L", (50, 40)).save(folder / "scan.png")
@@ -166,8 +144,7 @@ def predict_files(
         "classify_only": classify_only,
         "explain": explain,
         "coverage": coverage,
-        "abstain_below": abstain_below,
-        "accuracy": accuracy,
+        "min_confidence": min_confidence,
     }
     predictor = Predictor(path, **options, device=device, batch_size=batch_size)
     settings = options | {
@@ -185,7 +162,7 @@ def predict_files(
         _check_settings(out / SETTINGS, settings)
         done = _still_done(files, _read_journal(out / JOURNAL))
         waiting = [file for file in files if file.name not in done]
-        writer = _Writer(out, predictor, overlays=overlays, dicom=dicom)
+        writer = ResultWriter(out, predictor, overlays=overlays, dicom=dicom)
         stop = stop or threading.Event()
         try:
             _predict(predictor, waiting, writer, done, progress, stop)
@@ -198,24 +175,24 @@ def predict_files(
         )
     broken = {row["file"]: row["error"] for row in rows if row.get("error")}
     images = sum("height" in row for row in rows)
-    unfamiliar = sum(bool(row.get("warning")) for row in rows)
-    return PredictRecord(out, images, broken, len(files) - len(waiting), unfamiliar)
+    ood = sum(bool(row.get("warning")) for row in rows)
+    return PredictRecord(out, images, broken, len(files) - len(waiting), ood)
 
 
-def _listed(sources: Sequence[Path], out: Path) -> tuple[Path, list[_File]]:
+def _listed(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFile]]:
     """Return the folder that all sources share, and the files, named by their paths below it."""
     if not sources:
         raise ConfigError("expected files or folders: medduet predict BUNDLE PATH... --out DIR")
     paths: dict[Path, None] = {}
     for source in sources:
         if source.is_dir():
-            found, _, faults = images_and_masks(source)
+            images, _, faults = images_and_masks(source)
             if faults:
                 raise DataError(f"{source}: {faults[0][0]}: {faults[0][1]}")
-            inside = [each for each in found if out not in each.parents]
-            if not inside and found:
+            inside = [each for each in images if out not in each.parents]
+            if not inside and images:
                 raise ConfigError(
-                    f"the images of {source} lie in --out, where the answers go: give another --out"
+                    f"the images of {source} lie in --out, where the results go: give another --out"
                 )
             if not inside:
                 raise MissingFileError(f"expected images in {source}, but there are none")
@@ -234,7 +211,7 @@ def _listed(sources: Sequence[Path], out: Path) -> tuple[Path, list[_File]]:
     for path in paths:
         name = path.relative_to(root)
         stem = name if path.parent in alike else name.with_name(stem_of(path))
-        files.append(_File(path, as_text(name), as_text(stem)))
+        files.append(InputFile(path, as_text(name), as_text(stem)))
     return root, files
 
 
@@ -243,10 +220,10 @@ def _absolute(path: Path) -> Path:
 
 
 def _identity(predictor: Predictor) -> dict[str, Any]:
-    """Return what tells one network from others that would answer otherwise."""
+    """Return what tells one network from others that would predict otherwise."""
     config = predictor.config
-    weights = config.get("export", {}).get("sha256") or config.get("weights_sha256")
-    rest = json.dumps({name: config.get(name) for name in _ANSWERS}, sort_keys=True)
+    weights = config.weights_sha256 if config.export is None else config.export.sha256
+    rest = config.model_dump_json(include=_DECISIVE)
     return {"weights": weights, "rest": hashlib.sha256(rest.encode()).hexdigest()}
 
 
@@ -254,28 +231,28 @@ def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     if not path.is_file():
         write_json(path, settings)
         return
-    found = read_object(path)
-    if found == settings:
+    earlier = read_object(path)
+    if earlier == settings:
         return
-    other = next((key for key in settings if found.get(key) != settings[key]), "network")
-    what = {
+    key = next((key for key in settings if earlier.get(key) != settings[key]), "network")
+    difference = {
         "network": "another network, or another calibration of it",
-        "images": f"images below {found.get('images')}",
-    }.get(other, f"another --{other.replace('_', '-')}")
-    raise ConfigError(f"{path.parent} has predictions of {what}: give another --out")
+        "images": f"images below {earlier.get('images')}",
+    }.get(key, f"another --{key.replace('_', '-')}")
+    raise ConfigError(f"{path.parent} has predictions of {difference}: give another --out")
 
 
 def _stamp(path: Path) -> list[int]:
     """Return what tells one state of a file from another; nothing if it is gone."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return [0, 0]
-    return [found.st_size, found.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]
 
 
 def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """Return what was said of each file; what a kill left half written is forgotten."""
+    """Return the entry of each file; what a kill left half written is removed."""
     done: dict[str, dict[str, Any]] = {}
     if not path.is_file():
         return done
@@ -294,7 +271,7 @@ def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _still_done(
-    files: Sequence[_File], journal: dict[str, dict[str, Any]]
+    files: Sequence[InputFile], journal: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Return the entries of files as they are now; what went wrong is tried once more."""
     return {
@@ -312,8 +289,8 @@ def _pictures(path: Path, options: ReadOptions) -> list[Picture]:
 
 def _predict(
     predictor: Predictor,
-    files: Sequence[_File],
-    writer: _Writer,
+    files: Sequence[InputFile],
+    writer: ResultWriter,
     done: dict[str, dict[str, Any]],
     progress: ProgressFactory | None,
     stop: threading.Event,
@@ -333,9 +310,9 @@ def _predict(
         storage_errors(writer.out / JOURNAL),
         (writer.out / JOURNAL).open("a", encoding="utf-8") as journal,
     ):
-        for number, said in _answered(predictor, read):
+        for number, predictions in _predicted(predictor, read):
             file = files[number]
-            rows = writer.rows(file, said)
+            rows = writer.write(file, predictions)
             entry = {"file": file.name, "stamp": stamps[number], "rows": finite(rows)}
             journal.write(json.dumps(entry) + "\n")
             journal.flush()
@@ -345,127 +322,35 @@ def _predict(
                 break
 
 
-def _answered(
+def _predicted(
     predictor: Predictor, read: Iterator[tuple[int, list[Picture] | str]]
-) -> Iterator[tuple[int, list[Answer] | str]]:
-    """Give the answers file by file; frames of several files are computed together."""
-    for some in _together(read, predictor.batch_size):
-        pictures = [each for _, found in some if not isinstance(found, str) for each in found]
-        answers = iter(predictor.answer(pictures))
-        for number, found in some:
-            if isinstance(found, str):
-                yield number, found
+) -> Iterator[tuple[int, list[Prediction] | str]]:
+    """Yield the predictions file by file; frames of several files are computed together."""
+    for group in _together(read, predictor.batch_size):
+        pictures = [
+            each for _, content in group if not isinstance(content, str) for each in content
+        ]
+        predictions = iter(predictor.predict_pictures(pictures))
+        for number, content in group:
+            if isinstance(content, str):
+                yield number, content
             else:
-                yield number, list(islice(answers, len(found)))
+                yield number, list(islice(predictions, len(content)))
 
 
 def _together(
     read: Iterator[tuple[int, list[Picture] | str]], frames: int
 ) -> Iterator[list[tuple[int, list[Picture] | str]]]:
-    """Give files in groups of so many frames, or fewer where they are large."""
+    """Yield files in groups of so many frames, or fewer where they are large."""
     group: list[tuple[int, list[Picture] | str]] = []
     count = size = 0
-    for number, found in read:
-        group.append((number, found))
-        if not isinstance(found, str):
-            count += len(found)
-            size += sum(picture.whole.nbytes for picture in found)
+    for number, content in read:
+        group.append((number, content))
+        if not isinstance(content, str):
+            count += len(content)
+            size += sum(picture.whole.nbytes for picture in content)
         if count >= frames or size >= _BYTES_TOGETHER:
             yield group
             group, count, size = [], 0, 0
     if group:
         yield group
-
-
-class _Writer:
-    """Writes what is said: the table, and the files beside it."""
-
-    def __init__(self, out: Path, predictor: Predictor, *, overlays: bool, dicom: bool) -> None:
-        self.out, self.predictor, self.overlays, self.dicom = out, predictor, overlays, dicom
-        self.abstains = predictor.abstain_below is not None
-
-    def write_table(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write the table of all rows, with the columns that this network fills."""
-        classes, masks = self.predictor.class_names, self.predictor.mask_names[1:]
-        columns = ["file", "frame", "height", "width"]
-        if classes:
-            columns += ["label", *(f"p_{name}" for name in classes)]
-            columns += ["set"] if self.predictor.calibration is not None else []
-            columns += ["abstained"] if self.abstains else []
-        if self.predictor.familiarity is not None:
-            columns += ["unfamiliar", "warning"]
-        there = {name for row in rows for name in row}
-        more = (*(f"pixels_{name}" for name in masks), "mask", "overlay", "heat", "dicom")
-        columns += [name for name in more if name in there]
-        text = io.StringIO()
-        table = csv.DictWriter(text, [*columns, "error"], restval="", lineterminator="\n")
-        table.extrasaction = "ignore"  # what only a damaged journal has
-        table.writeheader()
-        table.writerows(rows)
-        write_text(self.out / TABLE, text.getvalue())
-
-    def rows(self, file: _File, said: list[Answer] | str) -> list[dict[str, Any]]:
-        """Write the pictures of a file and return its rows."""
-        if isinstance(said, str):
-            return [{"file": file.name, "error": said.removeprefix(f"{file.path}: ")}]
-        rows = []
-        for number, answer in enumerate(said, start=1):
-            # No other image can be called so: there is no folder of the name of a file.
-            stem = file.stem if len(said) == 1 else f"{file.name}/{number:04}"
-            rows.append({"file": file.name, "frame": number} | self._row(answer, stem))
-        if self.dicom and _is_dicom(file.path):
-            rows[0] |= self._write_dicom(file, said)
-        return rows
-
-    def _row(self, answer: Answer, stem: str) -> dict[str, Any]:
-        height, width = answer.image.shape[:2]
-        row: dict[str, Any] = {"height": height, "width": width}
-        if answer.label is not None:
-            row["label"] = answer.label
-            row |= {f"p_{name}": round(p, 6) for name, p in answer.probabilities.items()}
-            if answer.prediction_set is not None:
-                row["set"] = ";".join(answer.prediction_set)
-            if self.abstains:
-                row["abstained"] = "yes" if answer.abstained else "no"
-        if answer.unfamiliar is not None:
-            row["unfamiliar"] = round(answer.unfamiliar, 6)
-            row["warning"] = WARNING if answer.is_unfamiliar else ""
-        if answer.mask is not None:
-            for number, name in enumerate(self.predictor.mask_names[1:], start=1):
-                row[f"pixels_{name}"] = int((answer.mask == number).sum())
-            row["mask"] = self._save("masks", stem, mask_png(answer.mask))
-            if self.overlays:
-                row["overlay"] = self._save(
-                    "overlays", stem, overlay_png(answer.image, answer.mask)
-                )
-        if answer.heat is not None:
-            row["heat"] = self._save("heat", stem, heat_png(answer.image, answer.heat))
-        return row
-
-    def _save(self, kind: str, stem: str, content: bytes) -> str:
-        name = f"{kind}/{stem}.png"
-        with atomic_path(self.out / name) as temporary:
-            temporary.write_bytes(content)
-        return name
-
-    def _write_dicom(self, file: _File, said: list[Answer]) -> dict[str, Any]:
-        from medduet.inference.dicom import write_dicom
-
-        network = self.predictor.config["network"].get("name", "network")
-        stem = self.out / "dicom" / file.stem
-        try:
-            written = write_dicom(
-                file.path, said, stem, network=network, mask_names=self.predictor.mask_names
-            )
-        except MedDuetError as error:
-            return {"error": str(error).removeprefix(f"{file.path}: ")}
-        return {"dicom": ";".join(path.relative_to(self.out).as_posix() for path in written)}
-
-
-def _is_dicom(path: Path) -> bool:
-    """Return whether a file that was read is DICOM, with a preamble or without."""
-    try:
-        with path.open("rb") as file:
-            return is_dicom(file.read(HEADER_SIZE))
-    except OSError:
-        return False

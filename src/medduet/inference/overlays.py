@@ -1,4 +1,4 @@
-"""Answers as pictures: the mask as a file, and over the image."""
+"""Predictions as pictures: the mask as a file, and over the image."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def overlay_png(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> bytes:
     return _png(Image.fromarray(np.rint(pixels).astype(np.uint8)))
 
 
-def heat_png(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> bytes:
-    """Return an image ``(H, W)`` or ``(H, W, 3)`` with heat ``(H, W)``, 0 to 1, over it, as PNG."""
+def heatmap_png(image: NDArray[np.uint8], heatmap: NDArray[np.float32]) -> bytes:
+    """Return an image ``(H, W)`` or ``(H, W, 3)`` with its heat map ``(H, W)``, 0 to 1, as PNG."""
     pixels = _rgb(image)
-    colour = colormaps[HEAT](heat)[..., :3].astype(np.float32) * 255
-    pixels += _HEAT * heat[..., None] * (colour - pixels)
+    colour = colormaps[HEAT](heatmap)[..., :3].astype(np.float32) * 255
+    pixels += _HEAT * heatmap[..., None] * (colour - pixels)
     return _png(Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8)))
 
 

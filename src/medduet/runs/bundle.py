@@ -2,44 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medduet.errors import ModelError
 from medduet.models.base import DuetNetwork
 from medduet.models.weights import load_network, save_network
-from medduet.runs.bundle_config import check_said
 from medduet.runs.card import model_card
+from medduet.runs.config import BundleConfig
 from medduet.types import DenseLayout
-from medduet.utils.files import atomic_folder, write_text
-from medduet.utils.hub import CONFIG, bundle_folder
-from medduet.utils.parsing import misread
+from medduet.utils.files import atomic_folder, finite, write_text
+from medduet.utils.hub import CARD, CONFIG, bundle_folder
 
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A network and what is known of it.
+    """A network and its record.
 
     Attributes:
         network: the module, in evaluation mode, on the CPU.
-        config: the content of ``config.json``: ``network``, ``class_names``, ``mask_names``,
-            ``multi_label``, ``layout``, ``preprocessing``, ``calibration`` (see
-            `medduet.uncertainty.calibration.Calibration`; ``None`` for the reason in
-            ``calibration_missing``), ``ood`` (see `medduet.uncertainty.ood.OODDetector`),
-            ``metrics``, ``data``, ``versions``.
+        config: the content of ``config.json``.
     """
 
     network: DuetNetwork
-    config: dict[str, Any]
+    config: BundleConfig
 
     @property
     def layout(self) -> DenseLayout:
-        """Which channels of the dense output belong to which task."""
-        return DenseLayout(**self.config["layout"])
+        """Which channels of the dense output belong to which task; none if it is not recorded."""
+        layout = self.config.layout
+        return DenseLayout(0, 0) if layout is None else DenseLayout(**layout.model_dump())
 
 
-def save_bundle(path: Path, network: DuetNetwork, config: dict[str, Any]) -> None:
+def save_bundle(path: Path, network: DuetNetwork, config: BundleConfig | Mapping[str, Any]) -> None:
     """Write ``model.safetensors``, ``config.json`` and the model card ``README.md`` to `path`.
 
     The folder appears whole or not at all; an older bundle there is replaced.
@@ -47,13 +43,16 @@ def save_bundle(path: Path, network: DuetNetwork, config: dict[str, Any]) -> Non
     Args:
         path: of the folder.
         network: whose weights and arguments are saved.
-        config: see `ModelBundle`.
+        config: the other fields of `BundleConfig`.
+
+    Raises:
+        ModelError: the fields don't fit the network.
     """
+    fields = config.to_json() if isinstance(config, BundleConfig) else finite(dict(config))
+    checked = BundleConfig.check(fields | {"network": network.arguments}, path / CONFIG)
     with atomic_folder(path) as folder:
-        save_network(folder, network, config)
-        with misread("config.json of the bundle", ModelError):
-            card = model_card({"network": network.arguments} | config)
-        write_text(folder / "README.md", card)
+        save_network(folder, network, checked.to_json())
+        write_text(folder / CARD, model_card(checked))
 
 
 def load_bundle(path: str | Path) -> ModelBundle:
@@ -66,8 +65,7 @@ def load_bundle(path: str | Path) -> ModelBundle:
     """
     folder = bundle_folder(path)
     network, config = load_network(folder)
-    check_said(folder / CONFIG, config)
-    return ModelBundle(network, config)
+    return ModelBundle(network, BundleConfig.check(config, folder / CONFIG))
 
 
 def load(path: str | Path) -> DuetNetwork:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,22 +13,24 @@ from medduet.config import DataConfig
 from medduet.data.imageset import SPLITS, ImageSet, Split
 from medduet.data.sources import is_files
 from medduet.errors import ConfigError
+from medduet.runs.config import Preprocessing
 from medduet.types import UNKNOWN_LABEL
 
 _LOG = logging.getLogger(__name__)
 
 
-def prepared_as(config: DataConfig, preprocessing: Mapping[str, Any]) -> DataConfig:
+def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
     """Return the settings of data for a network that was trained on images prepared like this.
 
     What `config` leaves open is taken over; size, and for image files channels, fit and window.
     """
-    settings = {"size": config.size or max(preprocessing["size"])}
+    settings: dict[str, Any] = {"size": config.size or max(preprocessing.size)}
     if is_files(config):
         settings |= {
-            name: preprocessing[name] for name in ("fit", "window") if name in preprocessing
+            "fit": preprocessing.fit,
+            "window": preprocessing.options.window,
+            "channels": config.channels or preprocessing.channels,
         }
-        settings |= {"channels": config.channels or preprocessing["channels"]}
     return config.model_copy(update=settings)
 
 

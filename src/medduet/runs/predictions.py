@@ -51,7 +51,9 @@ class Predictions:
         ids: ``(N,)`` str, name of each image.
         label: ``(N,)`` int64 class index, or ``(N, K)`` of 0 and 1 for multi-label sets, -1
             unknown; ``None`` without class head.
-        probability: ``(N, K)`` float64, 0 to 1.
+        probability: ``(N, K)`` float64, 0 to 1, as the network was trained.
+        calibrated: ``(N, K)`` float64, the probabilities that its bundle predicts with;
+            ``None`` if it is not calibrated.
         has_mask: ``(N,)`` bool, whether the true mask is known.
         dice: ``(N, M)`` float64; NaN where the true mask is unknown.
         iou: likewise.
@@ -79,6 +81,7 @@ class Predictions:
     ids: NDArray[np.str_] | None = None
     label: NDArray[np.int64] | None = None
     probability: Floats | None = None
+    calibrated: Floats | None = None
     has_mask: NDArray[np.bool_] | None = None
     dice: Floats | None = None
     iou: Floats | None = None
@@ -133,9 +136,10 @@ class Predictions:
         """Write one line per image.
 
         Columns: ``index``; ``image`` where images have names; ``label`` (or ``label_CLASS`` for
-        multi-label sets); ``predicted``; ``probability_CLASS``; ``has_mask``; for each mask class
-        ``dice_NAME``, ``iou_NAME``, ``hd95_NAME`` (in pixels, empty where undefined),
-        ``truth_pixels_NAME``, ``predicted_pixels_NAME``; ``mse``, ``psnr``, ``ssim``.
+        multi-label sets); ``predicted``; ``probability_CLASS``; ``calibrated_CLASS`` if the network
+        is calibrated; ``has_mask``; for each mask class ``dice_NAME``, ``iou_NAME``, ``hd95_NAME``
+        (in pixels, empty where undefined), ``truth_pixels_NAME``, ``predicted_pixels_NAME``;
+        ``mse``, ``psnr``, ``ssim``.
         """
         import pandas as pd
 
@@ -148,6 +152,8 @@ class Predictions:
             else:
                 columns |= {"label": self.label, "predicted": self.probability.argmax(axis=1)}
             columns |= _columns("probability", self.probability, self.class_names)
+            if self.calibrated is not None:
+                columns |= _columns("calibrated", self.calibrated, self.class_names)
         if self.has_mask is not None:
             columns["has_mask"] = self.has_mask.astype(int)
         for name in PER_MASK:
@@ -186,6 +192,8 @@ class Predictions:
             label = table["label"] if "label" in table else table[_prefixed("label", classes)]
             arrays["label"] = _numbers(label).astype(np.int64)
             arrays["probability"] = _numbers(table[_prefixed("probability", classes)])
+            if f"calibrated_{classes[0]}" in table:
+                arrays["calibrated"] = _numbers(table[_prefixed("calibrated", classes)])
         if "has_mask" in table and masks:
             has_mask = arrays["has_mask"] = _numbers(table["has_mask"]) > 0
             for name in PER_MASK:

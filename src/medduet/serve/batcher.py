@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from medduet.data.reading.images import Picture
-from medduet.inference.predictor import Answer
+from medduet.inference.prediction import Prediction as Answer
 
 _log = logging.getLogger(__name__)
 

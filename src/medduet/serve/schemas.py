@@ -14,7 +14,8 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from medduet.data.pixels import resize_image, resize_mask
-from medduet.inference.predictor import Answer, Predictor
+from medduet.inference.prediction import Prediction as Answer
+from medduet.inference.predictor import Predictor
 from medduet.utils.palette import HEAT, mask_colors
 
 MaskFormat = Literal["png", "rle", "none"]
@@ -133,12 +134,12 @@ def prediction(
         prediction_set=None if answer.prediction_set is None else list(answer.prediction_set),
         coverage=None if answer.prediction_set is None else predictor.coverage,
         abstained=answer.abstained,
-        ood_p=answer.unfamiliar,
-        is_ood=answer.is_unfamiliar,
+        ood_p=answer.ood_p,
+        is_ood=answer.is_ood,
         height=height,
         width=width,
         mask=None if answer.mask is None else _mask(answer.mask, predictor.mask_names, mask, size),
-        heat=None if answer.heat is None else _heat(answer.heat, size),
+        heat=None if answer.heatmap is None else _heat(answer.heatmap, size),
         image=_base64(Image.fromarray(resize_image(answer.image, *size))) if image else None,
     )
 

@@ -70,7 +70,7 @@ def serve(
     from medduet.serve.app import create_app
     from medduet.serve.limits import Limits
 
-    options = {"coverage": coverage, "abstain_below": min_confidence, "device": device}
+    options = {"coverage": coverage, "min_confidence": min_confidence, "device": device}
     paths = named(networks)
     limits = Limits(int(max_mb * 2**20), int(max_megapixels * 1e6), queue, timeout_s)
     with _listen(host, port) as listening:

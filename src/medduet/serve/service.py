@@ -19,7 +19,8 @@ from starlette.requests import ClientDisconnect
 
 from medduet.data.reading.opening import kind_of
 from medduet.data.workers import WorkerPool
-from medduet.inference.predictor import Answer, Predictor
+from medduet.inference.prediction import Prediction as Answer
+from medduet.inference.predictor import Predictor
 from medduet.serve.batcher import Batcher
 from medduet.serve.counters import Counters
 from medduet.serve.limits import LEAST_SIDE, Limits, Room, busy
@@ -148,7 +149,7 @@ class Service:
 
 
 def _answers(predictor: Predictor, pictures: Any, explain: bool) -> list[Answer]:
-    return predictor.answer(pictures, explain=explain)
+    return predictor.predict_pictures(pictures, explain=explain)
 
 
 def _waiting(batcher: Batcher) -> int:

@@ -11,10 +11,17 @@ from medduet.config import RunConfig
 from medduet.data.imageset import ImageSet
 from medduet.losses.objective import Objective
 from medduet.models.base import DuetNetwork
+from medduet.models.inference import DECLARED, Precision
 from medduet.runs.folder import RunFolder
 from medduet.runs.predictions import Predictions
 from medduet.training.reporter import Reporter
 from medduet.training.validation import predict_split
+
+_PRECISIONS: dict[str, Precision] = {
+    "32-true": "float32",
+    "bf16-mixed": "bfloat16",
+    "16-mixed": "float16",
+}
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,15 @@ class Experiment:
     reporter: Reporter = field(default_factory=Reporter)
     stop: threading.Event = field(default_factory=threading.Event)
 
-    def predict(self, split: str, *, thorough: bool) -> Predictions:
-        """Predict every image of `split`; not `thorough`, as after an epoch, with the losses."""
+    def predict(
+        self, split: str, *, thorough: bool, temperature: float | None = None
+    ) -> Predictions:
+        """Predict every image of `split`, see `predict_split`.
+
+        Not `thorough`, as after an epoch, it is with the losses, and in the precision of the
+        training; else as the bundle will predict.
+        """
+        training = _PRECISIONS[str(self.fabric.strategy.precision.precision)]
         return predict_split(
             self.fabric,
             self.network,
@@ -52,4 +66,6 @@ class Experiment:
             batch_size=self.config.evaluate.batch_size,
             objective=None if thorough else self.objective,
             thorough=thorough,
+            precision=DECLARED if thorough else training,
+            temperature=temperature,
         )

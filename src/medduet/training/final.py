@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 from medduet.data.imageset import ImageSet, Split
 from medduet.errors import DataError
 from medduet.models.base import DuetNetwork, Features
+from medduet.models.inference import predict_batch
 from medduet.runs.folder import RunFolder
 from medduet.runs.predictions import Predictions
 from medduet.training.experiment import Experiment
 from medduet.training.loader import Feed
 from medduet.training.state import Progress, load_checkpoint
 from medduet.training.validation import summarize
-from medduet.types import DenseLayout, Outputs
+from medduet.types import DenseLayout
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.ood import MOST, OODDetector, statistics
 from medduet.utils.devices import evaluation_batch_size
@@ -63,12 +65,16 @@ def _evaluate_epoch(
     metrics: dict[str, Any] = {}
     calibration = None
     for split in EVALUATED:
-        predictions = experiment.predict(split, thorough=True)
+        temperature = None if calibration is None else calibration.temperature
+        predictions = experiment.predict(split, thorough=True, temperature=temperature)
         summary = summarize(predictions, experiment.config.evaluate, calibration)
         metrics[split] = summary
         if split == "val":
             try:
                 calibration = _fit_calibration(predictions)
+                if predictions.probability is not None:
+                    calibrated = calibration.calibrate(predictions.probability)
+                    predictions = replace(predictions, calibrated=calibrated)
             except DataError as error:
                 metrics["calibration_missing"] = str(error)
         if experiment.fabric.is_global_zero:
@@ -138,8 +144,14 @@ def _statistics(experiment: Experiment, split: Split) -> tuple[FloatArray, Float
         with torch.inference_mode():
             for batch in Feed(fabric, split).batches(batches):
                 plain.append(statistics(batch.image.cpu().numpy()))
-                if has_classes:  # in float32, as predictors compute
-                    network.classify(batch.image)
+                if has_classes:  # as predictors compute
+                    predict_batch(
+                        network,
+                        batch.image,
+                        experiment.objective.layout,
+                        multi_label=experiment.data.multi_label,
+                        classify_only=True,
+                    )
                     last = recorder.last()
                     assert last is not None
                     features.append(last)
@@ -188,17 +200,16 @@ def write_samples(
     batch = data.test.batch(index)
     network.eval()
     with torch.inference_mode():
-        outputs: Outputs = network(batch.image.to(next(network.parameters()).device))
+        pixels = batch.image.to(next(network.parameters()).device)
+        predicted = predict_batch(network, pixels, layout, multi_label=data.multi_label)
     arrays: dict[str, NDArray[np.generic]] = {"index": index, "images": data.test.images[index]}
-    if outputs.dense is not None:
-        dense = outputs.dense.float()
-        if layout.mask_classes and batch.mask is not None:
-            arrays["truth_masks"] = batch.mask.numpy().astype(np.uint8)
-            arrays["predicted_masks"] = layout.mask(dense).cpu().numpy().astype(np.uint8)
-            arrays["has_mask"] = batch.has_mask.numpy()
-        if layout.image_channels:
-            scaled = network.normalize.invert(layout.image(dense)).cpu().clamp(0, 1) * 255
-            image = scaled.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-            arrays["reconstructions"] = image[..., 0] if image.shape[-1] == 1 else image
+    if predicted.mask is not None and batch.mask is not None:
+        arrays["truth_masks"] = batch.mask.numpy().astype(np.uint8)
+        arrays["predicted_masks"] = predicted.mask.cpu().numpy().astype(np.uint8)
+        arrays["has_mask"] = batch.has_mask.numpy()
+    if predicted.reconstruction is not None:
+        scaled = predicted.reconstruction.cpu().clamp(0, 1) * 255
+        image = scaled.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        arrays["reconstructions"] = image[..., 0] if image.shape[-1] == 1 else image
     with atomic_path(folder.samples) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)

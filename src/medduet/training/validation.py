@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
 from operator import itemgetter
 from typing import Any
 
@@ -20,6 +19,13 @@ from medduet.data.batches import evaluation_batches
 from medduet.data.imageset import ImageSet, Split
 from medduet.losses.objective import Objective
 from medduet.models.base import DuetNetwork
+from medduet.models.inference import (
+    DECLARED,
+    NetworkPrediction,
+    Precision,
+    class_probability,
+    predict_batch,
+)
 from medduet.models.normalize import Normalize
 from medduet.runs.predictions import PER_MASK, Loss, Predictions
 from medduet.training.loader import Feed
@@ -44,15 +50,17 @@ def predict_split(
     batch_size: int | None,
     objective: Objective | None = None,
     thorough: bool = True,
+    precision: Precision = DECLARED,
+    temperature: float | None = None,
 ) -> Predictions:
     """Return the predictions of `network` for every image of a `split` of `data`.
 
     Every process predicts its own share and gets the predictions for all images. The network, not
     the wrapper that Fabric makes of it, is in evaluation mode meanwhile. `batch_size` is that of
     all processes together, ``None`` for what the device takes; where the memory does not suffice,
-    a batch is halved. With an `objective`, as after each epoch, the losses are recorded too, and
-    the network computes in the precision of the training; else in float32, as it does wherever it
-    is used later. If `thorough`, the slow metrics (HD95, PSNR, SSIM) are computed.
+    a batch is halved. With an `objective`, as after each epoch, the losses are recorded too. If
+    `thorough`, the slow metrics (HD95, PSNR, SSIM) are computed. With the `temperature` of a
+    calibration there are calibrated probabilities, too.
     """
     was_training, count = network.training, len(split)
     network.eval()
@@ -67,15 +75,21 @@ def predict_split(
         places.append(np.array([count]))
 
     def predict(batch: Batch) -> dict[str, Tensor]:
-        with nullcontext() if objective is None else fabric.autocast():
-            outputs: Outputs = network(batch.image)
-        outputs = Outputs(*(None if head is None else head.float() for head in outputs))
+        predicted = predict_batch(
+            network,
+            batch.image,
+            layout,
+            multi_label=data.multi_label,
+            temperature=temperature or 1.0,
+            precision=precision,
+        )
+        outputs = Outputs(predicted.class_logits, predicted.dense)
         values: dict[str, Tensor] = {}
-        if outputs.class_logits is not None:
-            logits = outputs.class_logits.double()
-            values["probability"] = logits.sigmoid() if data.multi_label else logits.softmax(dim=1)
-        if outputs.dense is not None:
-            values |= _dense_scores(outputs.dense, batch, network.normalize, layout, thorough)
+        if predicted.class_logits is not None and predicted.probability is not None:
+            values["probability"] = class_probability(predicted.class_logits, data.multi_label)
+            if temperature is not None:
+                values["calibrated"] = predicted.probability
+        values |= _dense_scores(predicted, batch, network.normalize, layout, thorough)
         if objective is not None:
             normalized = network.normalize(batch.image)
             for task, term in objective(outputs, batch, normalized).items():
@@ -151,12 +165,16 @@ def _all_gather(fabric: Fabric, value: Tensor) -> Tensor:
 
 
 def _dense_scores(
-    dense: Tensor, batch: Batch, normalize: Normalize, layout: DenseLayout, thorough: bool
+    prediction: NetworkPrediction,
+    batch: Batch,
+    normalize: Normalize,
+    layout: DenseLayout,
+    thorough: bool,
 ) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
-    if layout.mask_classes and batch.mask is not None:
+    if prediction.mask is not None and batch.mask is not None:
         classes = layout.mask_classes
-        predicted, truth = layout.mask(dense), batch.mask
+        predicted, truth = prediction.mask, batch.mask
         values["dice"] = metrics.dice_per_class(predicted, truth, classes)
         values["iou"] = metrics.iou_per_class(predicted, truth, classes)
         if thorough:
@@ -164,11 +182,10 @@ def _dense_scores(
         for name, mask in (("truth_pixels", truth), ("predicted_pixels", predicted)):
             counts = [(mask == label).sum(dim=(1, 2)) for label in range(1, classes)]
             values[name] = torch.stack(counts, dim=1)
-    if layout.image_channels:
+    if prediction.reconstruction is not None:
         # Whatever the network normalises with, errors are on the paper's scale of -1 to 1.
-        image, target = (
-            2 * normalize.invert(x) - 1 for x in (layout.image(dense), normalize(batch.image))
-        )
+        target = normalize.invert(normalize(batch.image))
+        image, target = (2 * x - 1 for x in (prediction.reconstruction, target))
         if thorough:
             values |= metrics.reconstruction_errors(image, target)
         else:

@@ -81,7 +81,10 @@ def show_evaluation(metrics: Mapping[str, Any], arguments: Mapping[str, Any]) ->
 
 
 def show_stress(record: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
-    """Print the means of each corruption over its severities."""
+    """Print the means of each corruption over its severities, and write the page."""
+    from medduet.evaluation.stress import stress_folder
+    from medduet.reports.stress import write_stress_page
+
     name, split, clean = record["data"]["name"], record["split"], record["clean"]
     rows = {"clean": clean}
     rows |= {key: each | each["mean"] for key, each in record["corruptions"].items()}
@@ -93,8 +96,9 @@ def show_stress(record: Mapping[str, Any], arguments: Mapping[str, Any]) -> None
         values = (row.get(key) for key in shown)
         table.add_row(corruption, *("" if value is None else f"{value:.3f}" for value in values))
     write_table(table)
-    out = arguments["out"] or f"{arguments['path']}/stress/{name}-{split}"
-    write(f"report: {out}/index.html")
+    folder = arguments["out"] or stress_folder(arguments["path"], record)
+    write_stress_page(record, folder)
+    write(f"report: {folder / 'index.html'}")
 
 
 def show_ensemble(record: EnsembleRecord, arguments: Mapping[str, Any]) -> None:

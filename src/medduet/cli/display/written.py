@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from medduet.cli.display.screen import write
-from medduet.inference.export_bundle import ExportRecord
-from medduet.inference.folder import TABLE, PredictRecord
+from medduet.inference.export import ExportRecord
+from medduet.inference.folder import PredictRecord
+from medduet.inference.results import TABLE
 from medduet.uncertainty.calibration import Calibration
 
 _MOST_FAILED = 5
@@ -18,8 +19,8 @@ def show_predictions(record: PredictRecord, arguments: Mapping[str, Any]) -> int
     """Print how many images were predicted, and which were not; 1 if none was."""
     skipped = f", {record.skipped} files done before" if record.skipped else ""
     write(f"{record.images} images{skipped}: {record.path / TABLE}")
-    if record.unfamiliar:
-        write(f"out of distribution: {record.unfamiliar}, see the column warning")
+    if record.ood:
+        write(f"out of distribution: {record.ood}, see the column warning")
     failed = [f"failed: {name}: {reason}" for name, reason in record.broken.items()]
     write(*failed[:_MOST_FAILED])
     if len(failed) > _MOST_FAILED:
@@ -37,8 +38,7 @@ def show_calibration(calibration: Calibration, arguments: Mapping[str, Any]) -> 
 
 def show_export(record: ExportRecord, arguments: Mapping[str, Any]) -> None:
     """Print how far the export is from torch."""
-    for computed_in, agreement in record.agreement.items():
-        write(f"compared with torch on {record.images}, {computed_in}: {agreement}")
+    write(f"compared with torch on {record.images}: {record.agreement}")
     write(f"written: {record.path}")
 
 

@@ -1,0 +1,232 @@
+"""``config.json`` of a bundle or an exported network: typed, and checked once. Without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from medduet.data.reading.core import MAX_FRAME_PIXELS, ReadOptions
+from medduet.errors import ModelError
+from medduet.uncertainty.calibration import Calibration
+from medduet.uncertainty.ood import OODDetector
+
+Name = Annotated[str, Field(max_length=1000)]
+Count = Annotated[int, Field(ge=0, le=1 << 20)]
+Side = Annotated[int, Field(ge=1, le=1 << 16)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Output = Literal["probability", "mask", "reconstruction"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", validate_assignment=True)
+
+
+class _Open(BaseModel):
+    """A part that has further keys."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class NetworkArguments(_Open):
+    """What `medduet.create_model` built the network from.
+
+    Attributes:
+        name: of the network.
+        in_channels: of the images.
+        num_classes: 0 without class head.
+        dense_channels: 0 without dense head.
+    """
+
+    name: Name = ""
+    in_channels: Count
+    num_classes: Count
+    dense_channels: Count = 0
+
+
+class Layout(_Strict):
+    """See `medduet.DenseLayout`."""
+
+    mask_classes: int = Field(ge=0, le=64)
+    image_channels: Count
+
+
+class Preprocessing(_Open):
+    """How images become the network's input.
+
+    Attributes:
+        size: height and width in pixels.
+        channels: 1 for grey, 3 for RGB.
+        fit: see `medduet.data.reading.core.ReadOptions`.
+        window: likewise.
+    """
+
+    size: list[Side] = Field(min_length=2, max_length=2, strict=False)
+    channels: Literal[1, 3]
+    fit: Literal["pad", "stretch"] = "stretch"
+    window: list[Finite] | None = Field(None, min_length=2, max_length=2, strict=False)
+
+    @model_validator(mode="after")
+    def _is_an_image(self) -> Preprocessing:
+        if self.size[0] * self.size[1] > MAX_FRAME_PIXELS:
+            raise ValueError(f"expected {MAX_FRAME_PIXELS} pixels at most")
+        return self
+
+    @property
+    def options(self) -> ReadOptions:
+        """What files are read to."""
+        window = None if self.window is None else (self.window[0], self.window[1])
+        return ReadOptions((self.size[0], self.size[1]), self.fit, self.channels, window)
+
+
+class DataRecord(_Open):
+    """What is recorded of the images of the training, see `describe_data`."""
+
+    name: Name = ""
+    fingerprint: str | None = None
+    splits: dict[str, Count] = {}
+    size: list[Side] = []
+    info: dict[str, Any] = {}
+
+
+class Export(_Open):
+    """An exported network.
+
+    Attributes:
+        precision: of the weights in the file.
+        outputs: what it returns, in this order.
+        size: height and width in pixels, if it takes no other.
+        min_side: of the images, in pixels.
+        sha256: of ``model.onnx``.
+    """
+
+    precision: Literal["float32", "float16", "int8"]
+    outputs: list[Output] = Field(min_length=1, max_length=3)
+    size: list[Side] | None = Field(None, min_length=2, max_length=2)
+    min_side: Count = 1
+    sha256: str
+
+    @model_validator(mode="after")
+    def _outputs_differ(self) -> Export:
+        if len(set(self.outputs)) < len(self.outputs):
+            raise ValueError("expected different outputs")
+        return self
+
+
+class BundleConfig(_Strict):
+    """What a bundle says of its network.
+
+    Attributes:
+        format: of the folder, written by MedDuet.
+        version: of that format.
+        weights_sha256: of the file of weights.
+        network: its arguments.
+        class_names: of the K classes.
+        mask_names: of the mask classes, background first; empty if there is no mask.
+        multi_label: whether an image can have several classes.
+        layout: of the dense output; ``None`` for networks that were saved without their task.
+        preprocessing: of images; likewise.
+        precision: what the network is evaluated, calibrated and used in.
+        calibration: of the class probabilities.
+        calibration_missing: why there is none.
+        calibrated_on: name, fingerprint and split of the images, if not the run's own validation.
+        ood: detector of images unlike those of the training.
+        metrics: seed, selection, selected epoch, and metrics of ``val`` and ``test``.
+        data: of the training.
+        members: SHA-256 of the weights of each member of an ensemble.
+        versions: of MedDuet and torch.
+        export: of exported networks.
+
+    Example:
+        >>> network = {"name": "unet", "in_channels": 1, "num_classes": 2}
+        >>> layout = {"mask_classes": 0, "image_channels": 0}
+        >>> config = {"network": network, "class_names": ["a", "b"], "layout": layout}
+        >>> BundleConfig.check(config, Path("config.json")).precision
+        'float32'
+        >>> BundleConfig.check(config | {"class_names": []}, Path("config.json"))
+        Traceback (most recent call last):
+        medduet.errors.ModelError: config.json: expected 2 class_names, given 0
+    """
+
+    format: str = "medduet-bundle"
+    version: int = 1
+    weights_sha256: str | None = None
+    network: NetworkArguments
+    class_names: list[Name] = Field([], max_length=10_000)
+    mask_names: list[Name] = Field([], max_length=64)
+    multi_label: bool = False
+    layout: Layout | None = None
+    preprocessing: Preprocessing | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+    calibration: Calibration | None = None
+    calibration_missing: str | None = None
+    calibrated_on: dict[str, Any] | None = None
+    ood: OODDetector | None = None
+    metrics: dict[str, Any] = {}
+    data: DataRecord | None = None
+    members: list[str] | None = None
+    versions: dict[str, Any] = {}
+    export: Export | None = None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> BundleConfig:
+        layout, classes = self.layout, self.network.num_classes
+        preprocessing, calibration = self.preprocessing, self.calibration
+        if preprocessing is not None and preprocessing.channels != self.network.in_channels:
+            raise ValueError(f"expected preprocessing of {self.network.in_channels} channel(s)")
+        if layout is None:  # nothing is known of the outputs, so they have no names either
+            return self
+        if classes and len(self.class_names) != classes:
+            raise ValueError(f"expected {classes} class_names, given {len(self.class_names)}")
+        if layout.mask_classes and len(self.mask_names) != layout.mask_classes:
+            raise ValueError(
+                f"expected {layout.mask_classes} mask_names, given {len(self.mask_names)}"
+            )
+        masks = 1 if layout.mask_classes == 2 else layout.mask_classes
+        if masks + layout.image_channels != self.network.dense_channels:
+            raise ValueError(f"the layout is not that of {self.network.dense_channels} channels")
+        if calibration is not None and (
+            len(calibration.counts) != classes or calibration.multi_label != self.multi_label
+        ):
+            raise ValueError(f"the calibration is not that of a network with {classes} classes")
+        return self
+
+    @classmethod
+    def check(cls, values: Any, path: Path) -> BundleConfig:
+        """Return the content `values` of the file at `path`, which may be a stranger's.
+
+        Raises:
+            ModelError: in one line, what can't be true.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = "".join(f"{str(part)[:40]}: " for part in first["loc"][:3])
+            message = first["msg"].removeprefix("Value error, ")
+            raise ModelError(f"{path}: {place}{message}") from error
+
+    @property
+    def temperature(self) -> float:
+        """By which the class logits are divided; 1 if the network is not calibrated."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
+
+    def usable(self, path: str | Path) -> tuple[Layout, Preprocessing]:
+        """Return what it takes to use the network on images; ModelError if it is not recorded."""
+        if self.layout is None or self.preprocessing is None:
+            raise ModelError(
+                f"{path} does not say what its outputs mean, or how images are prepared (layout "
+                "and preprocessing in config.json): give a finished run, or its bundle"
+            )
+        return self.layout, self.preprocessing
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it ready for JSON."""
+        return self.model_dump(mode="json")
