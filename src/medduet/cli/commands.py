@@ -127,7 +127,7 @@ COMMANDS = {
     "preview": Command(
         "DATA ...",
         "draw images with their masks, and how augmentation changes them",
-        "reports.preview:show_images",
+        "reports.preview:preview",
         "written:show_page",
     ),
     "audit": Command(

@@ -1,4 +1,4 @@
-"""A look at the images of a data set, as they are and as training sees them."""
+"""A preview of a data set: its images, and as training augments them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import torch
 from numpy.typing import NDArray
 
 from medduet.config import Augment, DataConfig
+from medduet.data.audit.findings import label_texts
 from medduet.data.augment import build_augmentation
 from medduet.data.cache import ProgressFactory
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError
-from medduet.reports.sheet import UNKNOWN_MASK, image_sheet
+from medduet.reports.image_grid import UNKNOWN_MASK, Panel, image_grid
 from medduet.reports.style import save, slug
 from medduet.training.final import choose_samples
 from medduet.types import Batch
+from medduet.utils.palette import MASKS
 
-MOST = 64
+MAX_IMAGES = 64
 _VERSIONS = 3
 
 
-def show_images(
+def preview(
     data: DataConfig,
     out: Path | None = None,
     *,
@@ -40,9 +42,9 @@ def show_images(
         out: PNG file to write; ``None`` for ``DATA-preview.png`` in the working folder.
         split: ``"train"``, ``"val"`` or ``"test"``.
         count: images, 1 to 64.
-        augment: beside each image are three versions of it, unless it is ``"none"``.
+        augment: beside each image are three augmented versions, unless it is ``"none"``.
         seed: of the augmentation.
-        progress: draws the progress of downloads and conversions.
+        progress: shows the progress of downloads and conversions.
 
     Raises:
         ConfigError: a count or file that can't be drawn.
@@ -51,11 +53,11 @@ def show_images(
     Example:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "phantoms.png"
-        >>> show_images(DataConfig(name="phantom", size=16, count=20), path, augment="light").name
+        >>> preview(DataConfig(name="phantom", size=16, count=20), path, augment="light").name
         'phantoms.png'
     """
-    if not 1 <= count <= MOST:
-        raise ConfigError(f"--count must be 1 to {MOST} images, given {count}")
+    if not 1 <= count <= MAX_IMAGES:
+        raise ConfigError(f"--count must be 1 to {MAX_IMAGES} images, given {count}")
     if out is not None and out.suffix != ".png":
         raise ConfigError(f"--out takes the path of a .png file, given {out}")
     image_set = open_images(data, progress=progress)
@@ -63,37 +65,32 @@ def show_images(
     index = choose_samples(images.labels, len(image_set.class_names), count)
     if images.labels.ndim == 1:
         index = index[np.argsort(images.labels[index], kind="stable")]
-    versions = []
     augmentation = build_augmentation(augment, image_set, data.modality)
+    panels = [_panel("original" if augmentation else "", images.batch(index))]
     if augmentation is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            versions = [_arrays(augmentation(images.batch(index))) for _ in range(_VERSIONS)]
-    original, masks = _arrays(images.batch(index))
-    how = f"with {_VERSIONS} versions of each by --train.augment {augment}" if versions else ""
-    figure = image_sheet(
-        original,
-        images.labels[index] if image_set.class_names else None,
-        image_set.class_names,
-        masks,
-        image_set.mask_names,
-        versions,
+            for _ in range(_VERSIONS):
+                panels.append(_panel("augmented", augmentation(images.batch(index))))
+    figure = image_grid(
+        panels,
+        label_texts(images.labels[index], image_set.class_names).tolist(),
         f"{image_set.name}: {len(index)} of {len(images):,} images of {split}",
-        how,
+        f"--train.augment {augment}" if augmentation else "",
+        outlines=list(zip(image_set.mask_names[1:], MASKS, strict=False)),
     )
     out = out or Path(f"{slug(image_set.name)}-preview.png")
     save(figure, out)
     return out
 
 
-def _arrays(batch: Batch) -> tuple[NDArray[np.uint8], NDArray[Any] | None]:
-    """Return the images of a batch as uint8, and its masks, with `UNKNOWN_MASK` where unknown."""
+def _panel(caption: str, batch: Batch) -> Panel:
     image = batch.image
     if image.is_floating_point():
         image = (image * 255).round().to(torch.uint8)
-    pictures = image.permute(0, 2, 3, 1).numpy()
-    pictures = pictures[..., 0] if pictures.shape[-1] == 1 else pictures
-    if batch.mask is None:
-        return pictures, None
-    known = batch.has_mask[:, None, None]
-    return pictures, torch.where(known, batch.mask, UNKNOWN_MASK).numpy()
+    pixels = image.permute(0, 2, 3, 1).numpy()
+    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    masks: NDArray[Any] | None = None
+    if batch.mask is not None:
+        masks = torch.where(batch.has_mask[:, None, None], batch.mask, UNKNOWN_MASK).numpy()
+    return Panel(caption, pixels, masks)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from medduet.reports.balance import balance_curves
 from medduet.reports.calibration import Diagram, reliability_figure
 from medduet.reports.figures import confusion, learning_curves, roc
-from medduet.reports.sheet import UNKNOWN_MASK, prediction_sheet
+from medduet.reports.image_grid import UNKNOWN_MASK, prediction_grid
 from medduet.reports.style import save
 from medduet.runs.reader import SplitPredictions, read_predictions
 from medduet.utils.parsing import read_json, read_objects
@@ -63,7 +63,7 @@ def _sheet(path: Path, predictions: SplitPredictions, data: Any) -> Figure:
             array[arrays["index"]] for array in (predictions.label, predictions.probability)
         )
         predicted = (share > 0.5).astype(np.int64) if data["multi_label"] else share.argmax(axis=1)
-    return prediction_sheet(
+    return prediction_grid(
         arrays["images"],
         label,
         predicted,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -106,20 +106,27 @@ def image_table(images: ImageSet) -> pd.DataFrame:
     """
     pool = images.pool()
     splits = np.array(SPLITS)[split_numbers(images)]
-    return pd.DataFrame({"image": pool.ids, "split": splits, "label": _label_texts(images)})
+    return pd.DataFrame(
+        {"image": pool.ids, "split": splits, "label": label_texts(pool.labels, images.class_names)}
+    )
 
 
-def _label_texts(images: ImageSet) -> NDArray[np.str_]:
-    names, labels = images.class_names, images.pool().labels
-    if not names:
+def label_texts(labels: NDArray[np.int64], class_names: Sequence[str]) -> NDArray[np.str_]:
+    """Return labels ``(N,)``, or ``(N, K)`` of 0 and 1, as text; -1 is unknown.
+
+    Example:
+        >>> label_texts(np.array([[1, 1], [0, 0], [-1, -1]]), ["cup", "disc"]).tolist()
+        ['cup + disc', 'none', 'unknown']
+    """
+    if not class_names:
         return np.full(len(labels), "", dtype=np.str_)
-    if not images.multi_label:
-        return np.array([*names, "unknown"], dtype=np.str_)[labels]  # -1 is the last one
+    if labels.ndim == 1:
+        return np.array([*class_names, "unknown"], dtype=np.str_)[labels]  # -1 is the last one
     distinct, inverse = np.unique(labels, axis=0, return_inverse=True)
     texts = [
         "unknown"
         if (row == UNKNOWN_LABEL).all()
-        else " + ".join(names[k] for k in np.flatnonzero(row == 1)) or "none"
+        else " + ".join(class_names[k] for k in np.flatnonzero(row == 1)) or "none"
         for row in distinct
     ]
     return np.array(texts, dtype=np.str_)[inverse.reshape(-1)]

@@ -1,0 +1,120 @@
+"""Grids of images: each card with its texts, outlines and frame, and all of it on the paper."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from medduet.reports.image_grid import Panel, image_grid, prediction_grid
+
+LONG = ["basophil", "immature granulocytes (myelocytes, metamyelocytes)", "platelet $x$"]
+
+
+def texts(figure: Figure) -> list[str]:
+    shown = [text.get_text() for text in figure.texts]
+    for axes in figure.axes:
+        shown += [axes.get_title(loc="left"), axes.get_xlabel()]
+    return shown + [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+
+
+def inside(figure: Figure) -> bool:
+    """Return whether all that is drawn lies within the paper."""
+    figure.draw_without_rendering()
+    box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+    return box.x0 >= 0 and box.y0 >= 0 and box.x1 <= min(width, 8.01) and box.y1 <= height
+
+
+def images(n: int, side: int = 28, colour: bool = False) -> np.ndarray:
+    shape = (n, side, side + 4, 3) if colour else (n, side, side + 4)
+    return np.random.default_rng(n).integers(0, 256, shape, dtype=np.uint8)
+
+
+def disc(n: int, side: int = 28) -> np.ndarray:
+    yy, xx = np.mgrid[:side, : side + 4]
+    return np.stack([((yy - 9) ** 2 + (xx - 9) ** 2 < 30 + i).astype(np.int64) for i in range(n)])
+
+
+@pytest.mark.parametrize(
+    ("n", "colour", "extras"),
+    [
+        (1, False, ""),
+        (5, True, "t"),
+        (5, False, "p"),
+        (5, True, "r"),
+        (1, True, "tp"),
+        (16, False, "tpr"),
+    ],
+)
+def test_predictions(n: int, colour: bool, extras: str) -> None:
+    picture, labels = images(n, colour=colour), np.arange(n) % 3
+    figure = prediction_grid(
+        picture,
+        labels,
+        np.zeros(n, dtype=int),
+        np.full((n, 3), [0.98, 0.01, 0.01]),
+        LONG,
+        disc(n) if "t" in extras else None,
+        disc(n) if "p" in extras else None,
+        picture if "r" in extras else None,
+        title="A title",
+    )
+    panels = {"": 1, "t": 1, "p": 1, "r": 2, "tp": 2, "tpr": 3}[extras]
+    assert len(figure.axes) == n * panels
+    first, right = figure.axes[::panels], labels == 0
+    for axes, correct in zip(first, right, strict=True):
+        assert axes.get_title(loc="left").endswith("→ basophil 98% ✓" if correct else " 98% ✗")
+        assert axes.spines["left"].get_visible() != correct
+    assert f"{right.sum()} of {n} correct" in texts(figure)
+    assert ("truth" in texts(figure)) == ("t" in extras)
+    outlines = sum(len(axes.collections) for axes in figure.axes)
+    assert outlines == n * sum(extra in "tp" for extra in extras)
+    assert inside(figure)
+
+
+def test_unknown_and_multi_label_truth() -> None:
+    probability = np.array([[0.6, 0.4], [0.3, 0.7]])
+    labels, predicted = np.array([-1, 1]), np.array([0, 1])
+    figure = prediction_grid(images(2), labels, predicted, probability, ["a", "b"])
+    assert {"unknown\n→ a 60%", "b\n→ b 70% ✓", "1 of 1 correct"} <= set(texts(figure))
+    labels = np.array([[1, 0, 1], [0, 0, 0], [1, -1, 0], [-1, -1, -1]])
+    predicted = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 0]])
+    figure = prediction_grid(images(4), labels, predicted, None, ["a", "b", "c"])
+    headings = {"a + c\n→ a 2 of 3 ✗", "none\n→ none 3 of 3 ✓", "a\n→ a + b 2 of 2 ✓"}
+    assert {*headings, "unknown\n→ none 0 of 0", "2 of 3 correct"} <= set(texts(figure))
+
+
+def test_masks_without_labels() -> None:
+    masks = disc(3)
+    masks[0] = -1
+    figure = prediction_grid(images(3), None, None, None, [], masks, disc(3) * 0)
+    assert {"truth: unknown", "prediction: empty"} <= set(texts(figure))
+    several = disc(2)
+    several[:, 20:, :] = 3
+    figure = prediction_grid(images(2), None, None, None, [], several, several)
+    assert "one outline color per mask class" in texts(figure)
+    assert all(len(axes.collections) == 2 for axes in figure.axes)
+    assert inside(figure)
+
+
+@pytest.mark.parametrize(("names", "named"), [(3, True), (12, False)])
+def test_mask_classes_are_named_where_there_is_room(names: int, named: bool) -> None:
+    outlines = [(f"organ {k}", "red") for k in range(names)]
+    panels = [Panel("", images(2), disc(2))]
+    figure = image_grid(panels, ["", ""], "title", outlines=outlines)
+    assert ("organ 0" in texts(figure)) == named
+    assert ("one outline color per mask class" in texts(figure)) != named
+    assert inside(figure)
+
+
+def test_equal_grids_make_equal_files() -> None:
+    def drawn() -> bytes:
+        file = io.BytesIO()
+        options: Any = {"format": "png", "dpi": 40, "metadata": {"Software": None}}
+        image_grid([Panel("", images(2), disc(2))], ["a", "b"], "title").savefig(file, **options)
+        return file.getvalue()
+
+    assert drawn() == drawn()
