@@ -57,17 +57,17 @@ def _sheet(path: Path, predictions: SplitPredictions, data: Any) -> Figure:
     truth_masks = arrays.get("truth_masks")
     if truth_masks is not None:
         truth_masks = np.where(arrays["has_mask"][:, None, None], truth_masks, UNKNOWN_MASK)
-    label = predicted = share = None
+    label = predicted = probability = None
     if predictions.label is not None and predictions.probability is not None:
-        label, share = (
-            array[arrays["index"]] for array in (predictions.label, predictions.probability)
-        )
-        predicted = (share > 0.5).astype(np.int64) if data["multi_label"] else share.argmax(axis=1)
+        label = predictions.label[arrays["index"]]
+        probability = predictions.probability[arrays["index"]]
+        classes = probability > 0.5 if data["multi_label"] else probability.argmax(axis=1)
+        predicted = classes.astype(np.int64)
     return prediction_grid(
         arrays["images"],
         label,
         predicted,
-        share,
+        probability,
         data["class_names"],
         truth_masks,
         arrays.get("predicted_masks"),

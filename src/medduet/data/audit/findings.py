@@ -126,7 +126,7 @@ def label_texts(labels: NDArray[np.int64], class_names: Sequence[str]) -> NDArra
     texts = [
         "unknown"
         if (row == UNKNOWN_LABEL).all()
-        else " + ".join(class_names[k] for k in np.flatnonzero(row == 1)) or "none"
+        else " + ".join(class_names[k] for k in np.flatnonzero(row == 1).tolist()) or "none"
         for row in distinct
     ]
     return np.array(texts, dtype=np.str_)[inverse.reshape(-1)]
