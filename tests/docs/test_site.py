@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import medduet
-from medduet.cli.commands import COMMANDS, help_text
+from medduet.cli.commands import COMMANDS, HELP
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADED = {"script": "src", "link": "href", "img": "src", "source": "srcset", "iframe": "src"}
@@ -73,7 +73,7 @@ def test_nothing_tells_of_this_machine(site: Path) -> None:
 def test_every_command_is_there_and_plain(site: Path) -> None:
     text = (site / "reference" / "commands.html").read_text()
     assert "\x1b" not in text
-    commands = help_text().partition("RECIPE is")[0]
+    commands = HELP.partition("RECIPE is")[0]
     listed = set(re.findall(r"^  ([a-z][a-z-]+) ", commands, re.MULTILINE))
     assert len(listed) == len(COMMANDS)
     for name in listed:

@@ -225,16 +225,14 @@ def test_a_held_cell_is_left_alone(grids: SimpleNamespace, tmp_path: Path) -> No
         assert alone
         assert folder.busy(cell.name)
         assert folder.state(cell.name).state == "running"
-
-        def never(*arguments: object, **options: object) -> None:
-            raise AssertionError("two processes trained one cell")
-
-        assert run_cell(folder, cell, fit=never) == "busy"
+        assert run_cell(folder, cell) == "busy"
     assert not folder.busy(cell.name)
     assert folder.state(cell.name).state == "waiting"
 
 
-def test_what_killed_processes_left_is_removed(grids: SimpleNamespace, tmp_path: Path) -> None:
+def test_what_killed_processes_left_is_removed(
+    grids: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = GridFolder(tmp_path)
     cell = grids.small(tmp_path).cells(tmp_path)[0]
     folder.failure(cell.name).parent.mkdir()
@@ -242,18 +240,22 @@ def test_what_killed_processes_left_is_removed(grids: SimpleNamespace, tmp_path:
     for path in left:
         path.write_text("half")
     folder.write_settings({})
-    assert run_cell(folder, cell, fit=lambda *given, **options: None) == "finished"
+    monkeypatch.setattr("medduet.experiments.run.train", lambda *config, **options: None)
+    assert run_cell(folder, cell) == "finished"
     assert not any(path.exists() for path in left)
 
 
-def test_a_defect_is_recorded_with_its_traceback(grids: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_defect_is_recorded_with_its_traceback(
+    grids: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = GridFolder(tmp_path)
     cell = grids.small(tmp_path).cells(tmp_path)[0]
 
     def broken(*arguments: object, **options: object) -> None:
         raise IndexError("out of\nrange")
 
-    assert run_cell(folder, cell, fit=broken) == "failed"
+    monkeypatch.setattr("medduet.experiments.run.train", broken)
+    assert run_cell(folder, cell) == "failed"
     record = json.loads(folder.failure(cell.name).read_text())
     assert record["error"] == "IndexError: out of range"
     assert "in broken" in record["details"]

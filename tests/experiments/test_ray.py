@@ -92,20 +92,6 @@ def test_by_command_with_failures_and_no_cluster(
     assert grids.results(tmp_path / "grid")[name] == grids.results(uninterrupted)[name]
 
 
-def test_ray_train_starts_the_ranks(grids: SimpleNamespace, tmp_path: Path, cluster: Any) -> None:
-    cluster.add_node(num_cpus=1)
-    out = tmp_path / "grid"
-    record = benchmark(
-        grids.small(out, seeds=[0]), where=EngineConfig(engine="ray", ranks_per_cell=2)
-    )
-    assert record.count("finished") == 1, record.states
-    run = out / "runs" / "phantom-vovunet_var-seed0"
-    environment = json.loads((run / "environment.json").read_text())
-    assert environment["machine"]["processes"] == 2
-    assert len((run / "predictions" / "test.csv").read_text().splitlines()) == 1 + 8
-    assert not list((out / "cells").glob("*.ray"))
-
-
 def test_a_grid_on_ray_stops_when_it_is_asked(
     grids: SimpleNamespace, tmp_path: Path, cluster: Any
 ) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from medduet._version import __version__
-from medduet.cli.commands import COMMANDS, complete, help_text, run
+from medduet.cli.commands import COMMANDS, HELP, complete, run
 from medduet.errors import ConfigError, Interrupted, MedDuetError, StorageError, closest
 
 USER_ERROR = 2
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _dispatch(words: list[str]) -> int:
     name, rest = (words[0], words[1:]) if words else ("--help", [])
     if name in ("-h", "--help", "help"):
-        sys.stdout.write(help_text())
+        sys.stdout.write(HELP)
     elif name in ("-V", "--version"):
         sys.stdout.write(f"medduet {__version__}\n")
     elif name == "--tyro-print-completion":
@@ -51,7 +51,7 @@ def _dispatch(words: list[str]) -> int:
     elif name not in COMMANDS:
         raise ConfigError(f"unknown command '{name}': {closest(name, COMMANDS)}")
     elif COMMANDS[name].recipes is not None and rest[:1] in (["-h"], ["--help"]):
-        sys.stdout.write(help_text())  # its own help needs a recipe, whose values it shows
+        sys.stdout.write(HELP)  # its own help needs a recipe, whose values it shows
     else:
         return run(name, rest)
     return 0

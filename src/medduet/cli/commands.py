@@ -23,17 +23,13 @@ class Command(NamedTuple):
     """A command.
 
     Attributes:
-        words: what is typed after its name, for the list of commands.
-        summary: what it does, likewise.
         function: that does it, as ``module:name`` below `medduet`.
-        show: what prints its result, likewise in `medduet.cli.display`: takes the result and the
-            arguments, and returns the exit code or None.
+        show: what prints its result, likewise below `medduet.cli.display`: takes the result and
+            the arguments, and returns the exit code or None.
         recipes: the kind of recipe that the first word names, see `recipe_names`.
         recipe: the recipe, if it is always the same.
     """
 
-    words: str
-    summary: str
     function: str
     show: str | None = None
     recipes: str | None = None
@@ -41,131 +37,59 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command(
-        "",
-        "train on synthetic phantoms for two minutes",
-        "experiments.run:train",
-        "results:show_run",
-        recipe="demo",
-    ),
-    "train": Command(
-        "RECIPE ...",
-        "train, evaluate and save a network; --resume RUN continues a run",
-        "experiments.run:train",
-        "results:show_run",
-        recipes="",
-    ),
-    "evaluate": Command(
-        "PATH ...",
-        "evaluate a run or bundle on a split of a data set",
-        "evaluation.evaluate:evaluate",
-        "results:show_evaluation",
-    ),
-    "stress": Command(
-        "PATH ...",
-        "evaluate it on images corrupted at five severities",
-        "evaluation.stress:stress",
-        "results:show_stress",
-    ),
-    "predict": Command(
-        "PATH IMAGES ...",
-        "predict classes and masks of image files and folders",
-        "inference.folder:predict_files",
-        "written:show_predictions",
-    ),
-    "calibrate": Command(
-        "PATH ...",
-        "write a bundle that is calibrated on your own images",
-        "evaluation.calibrate:calibrate_bundle",
-        "written:show_calibration",
-    ),
-    "ensemble": Command(
-        "PATH ...",
-        "write one bundle of several networks, or of views of each image",
-        "evaluation.ensemble:ensemble",
-        "results:show_ensemble",
-    ),
-    "export": Command(
-        "PATH ...",
-        "write a network as ONNX, which needs no torch",
-        "inference.export:export_bundle",
-        "written:show_export",
-    ),
-    "push": Command(
-        "PATH OWNER/NAME",
-        "upload a network to the Hugging Face hub; hf://OWNER/NAME reads it",
-        "runs.push:push",
-        "written:show_pushed",
-    ),
-    "serve": Command("PATH ...", "serve networks over HTTP, with a web page", "serve.server:serve"),
-    "benchmark": Command(
-        "GRID ...",
-        "train a grid of runs; --resume GRID continues it",
-        "experiments.grid:benchmark",
-        "grid:show_grid",
-        recipes="grid",
-    ),
-    "report": Command(
-        "DIR ...",
-        "write a page, tables and figures on finished runs",
-        "reports.page:write_report",
-        "written:show_page",
-    ),
-    "compare": Command(
-        "RUN_A RUN_B",
-        "compare two runs on the same images, with paired tests",
-        "reports.compare:compare",
-        "results:show_comparison",
-    ),
-    "search": Command(
-        "RECIPE ...",
-        "search for accurate, small networks; --resume SEARCH continues it",
-        "experiments.search:search",
-        "results:show_search",
-        recipes="search",
-    ),
-    "preview": Command(
-        "DATA ...",
-        "draw images with their masks, and how augmentation changes them",
-        "reports.preview:preview",
-        "written:show_page",
-    ),
-    "audit": Command(
-        "DATA ...",
-        "check a data set for leaks, label errors and odd images",
-        "cli.data:audit",
-        "data:show_audit",
-    ),
-    "attach-masks": Command(
-        "TARGET ...",
-        "add the masks of the data set from which another one was made",
-        "cli.data:attach_masks",
-        "data:show_attached",
-    ),
-    "zarr": Command(
-        "DATA ...",
-        "write a data set as a zarr store, for sets larger than one disk",
-        "cli.data:zarr",
-        "data:show_zarr",
-    ),
-    "datasets": Command("", "list the data sets available by name", "cli.display.lists:datasets"),
-    "models": Command("", "list the networks available by name", "cli.display.lists:models"),
-    "doctor": Command(
-        "", "check versions, devices, disk and extras", "cli.doctor:examine", "lists:show_checks"
-    ),
+    "demo": Command("experiments.run:train", "results:show_run", recipe="demo"),
+    "train": Command("experiments.run:train", "results:show_run", recipes=""),
+    "evaluate": Command("evaluation.evaluate:evaluate", "results:show_evaluation"),
+    "stress": Command("evaluation.stress:stress", "results:show_stress"),
+    "predict": Command("inference.folder:predict_files", "written:show_predictions"),
+    "calibrate": Command("evaluation.calibrate:calibrate_bundle", "written:show_calibration"),
+    "ensemble": Command("evaluation.ensemble:ensemble", "results:show_ensemble"),
+    "export": Command("inference.export:export_bundle", "written:show_export"),
+    "push": Command("runs.push:push", "written:show_pushed"),
+    "serve": Command("serve.server:serve"),
+    "benchmark": Command("experiments.grid:benchmark", "grid:show_grid", recipes="grid"),
+    "search": Command("experiments.search:search", "results:show_search", recipes="search"),
+    "report": Command("reports.page:write_report", "written:show_page"),
+    "compare": Command("reports.compare:compare", "results:show_comparison"),
+    "preview": Command("reports.preview:preview", "written:show_page"),
+    "audit": Command("cli.data:audit", "data:show_audit"),
+    "attach-masks": Command("cli.data:attach_masks", "data:show_attached"),
+    "zarr": Command("cli.data:zarr", "data:show_zarr"),
+    "datasets": Command("cli.display.lists:datasets"),
+    "models": Command("cli.display.lists:models"),
+    "doctor": Command("cli.doctor:examine", "lists:show_checks"),
 }
-
-
-def help_text() -> str:
-    """Return what ``medduet --help`` prints."""
-    usage = {f"{name} {command.words}": command.summary for name, command in COMMANDS.items()}
-    lines = "\n".join(f"  {words:<23} {summary}" for words, summary in usage.items())
-    return f"""\
+_LOADERS = {
+    "": "config:load_recipe",
+    "search": "experiments.config:load_search",
+    "grid": "experiments.config:load_grid",
+}
+HELP = f"""\
 MedDuet trains networks that classify and segment medical images jointly.
 
 usage: medduet COMMAND ...
 
-{lines}
+  demo                    train on synthetic phantoms for two minutes
+  train RECIPE ...        train, evaluate and save a network; --resume RUN continues a run
+  evaluate PATH ...       evaluate a run or bundle on a split of a data set
+  stress PATH ...         evaluate it on images corrupted at five severities
+  predict PATH IMAGES ... predict classes and masks of image files and folders
+  calibrate PATH ...      write a bundle that is calibrated on your own images
+  ensemble PATH ...       write one bundle of several networks, or of views of each image
+  export PATH ...         write a network as ONNX, which needs no torch
+  push PATH OWNER/NAME    upload a network to the Hugging Face hub; hf://OWNER/NAME reads it
+  serve PATH ...          serve networks over HTTP, with a web page
+  benchmark GRID ...      train a grid of runs; --resume GRID continues it
+  search RECIPE ...       search for accurate, small networks; --resume SEARCH continues it
+  report DIR ...          write a page, tables and figures on finished runs
+  compare RUN_A RUN_B     compare two runs on the same images, with paired tests
+  preview DATA ...        draw images with their masks, and how augmentation changes them
+  audit DATA ...          check a data set for leaks, label errors and odd images
+  attach-masks TARGET ... add the masks of the data set that another one was made from
+  zarr DATA ...           write a zarr store, for data sets larger than one disk
+  datasets                list the data sets available by name
+  models                  list the networks available by name
+  doctor                  check versions, devices, disk and extras
 
 RECIPE is {", ".join(recipe_names())} (of search: {", ".join(recipe_names("search"))}), GRID is
 {", ".join(recipe_names("grid"))}, or the path of a .yaml file.
@@ -185,13 +109,9 @@ def run(name: str, words: list[str]) -> int:
         if command.recipe or command.recipes is not None:
             arguments = _with_recipe(name, command, words)
         else:
-            with _starting():
-                function = _load(command.function)
-            arguments = parse(function, words, f"medduet {name}")
-        with _starting():
-            function = _load(command.function)
-            surroundings = _surroundings(function, stack)
-        result = function(**arguments, **surroundings)
+            arguments = parse(_load(command.function), words, f"medduet {name}")
+        function = _load(command.function)
+        result = function(**arguments, **_surroundings(function, stack))
         stack.close()  # the screen is free for the result
         if command.show is None or not _is_first():
             return 0
@@ -211,31 +131,21 @@ def complete(words: list[str]) -> None:
 
 def _load(name: str) -> Any:
     module, _, function = name.partition(":")
-    return getattr(import_module(f"medduet.{module}"), function)
+    with _starting():
+        return getattr(import_module(f"medduet.{module}"), function)
 
 
 def _with_recipe(name: str, command: Command, words: list[str]) -> dict[str, Any]:
     """Return the arguments of a command that takes a recipe, or continues in a folder."""
     kind, recipe = command.recipes or "", command.recipe
-    load: Callable[[str], Any] = _load(
-        {
-            "": "config:load_recipe",
-            "search": "experiments.config:load_search",
-            "grid": "experiments.config:load_grid",
-        }[kind]
-    )
     if words[:1] == ["--resume"]:
-        if len(words) < 2 or (len(words) > 2 and kind != "grid"):
+        if len(words) < 2:
             raise ConfigError(
                 f"expected one folder: medduet {name} --resume {(kind or 'run').upper()}"
             )
-        program, resume = f"medduet {name} --resume {words[1]}", {"resume": Path(words[1])}
-        if kind != "grid":
-            return resume
-        arguments: dict[str, Any] = parse(
-            _load(command.function), words[2:], program, omit=("config",)
-        )
-        return arguments | resume
+        program = f"medduet {name} --resume {words[1]}"
+        arguments = parse(_load(command.function), words[2:], program, omit=("config", "resume"))
+        return {"resume": Path(words[1]), **arguments}
     if recipe is None:
         if not words or words[0].startswith("-"):
             names = recipe_names(kind)
@@ -246,16 +156,15 @@ def _with_recipe(name: str, command: Command, words: list[str]) -> dict[str, Any
             )
         recipe, words = words[0], words[1:]
     program = f"medduet {name}" + (f" {recipe}" if command.recipe is None else "")
-    config = load(recipe)
-    if kind == "grid":
-        out = config.out or Path("grids") / Path(recipe).stem
-        config = config.model_copy(update={"out": out})
-        benchmark = _load(command.function)
-        arguments = parse(benchmark, words, program, default=config, omit=("resume",))
-        arguments["config"].check_axes(config, arguments)
-        return arguments
-    # Settings are checked before torch is imported, which takes seconds.
-    return {"config": parse(type(config), words, program, default=config)}
+    config = _load(_LOADERS[kind])(recipe)
+    if kind != "grid":
+        # Settings are checked before torch is imported, which takes seconds.
+        return {"config": parse(type(config), words, program, default=config)}
+    out = config.out or Path("grids") / Path(recipe).stem
+    config = config.model_copy(update={"out": out})
+    arguments = parse(_load(command.function), words, program, default=config, omit=("resume",))
+    arguments["config"].check_axes(config, arguments)
+    return dict(arguments)
 
 
 def _surroundings(function: Callable[..., Any], stack: ExitStack) -> dict[str, Any]:

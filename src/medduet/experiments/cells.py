@@ -1,4 +1,4 @@
-"""The folder of a grid, and what becomes of one cell of it."""
+"""The folder of a grid, and the work on one cell of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,17 +19,15 @@ from medduet.utils.locks import exclusive, is_held
 from medduet.utils.parsing import read_object
 
 Outcome = Literal["finished", "failed", "interrupted", "busy"]
-"""How work on a cell ended; busy: another process has it."""
-Fit = Callable[..., Any]
-"""Trains a run, with the arguments of `medduet.train`."""
+"""How work on a cell ended; busy: another process works on it."""
 
 
 class CellState(NamedTuple):
-    """Where a cell stands.
+    """The state of a cell.
 
     Attributes:
         state: ``"finished"``, ``"failed"``, ``"running"`` or ``"waiting"``.
-        epoch: epochs that are done.
+        epoch: number of finished epochs.
         row: the line of the last of them in ``epochs.jsonl``; empty before.
         error: of a failed cell, in one line.
     """
@@ -56,7 +54,7 @@ class GridFolder:
         self.path = path
 
     def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write ``grid.json``, as may several processes at the same time."""
+        """Write ``grid.json``; several processes may at the same time."""
         path = self.path / "grid.json"
         with exclusive(self.path / ".lock", wait=True):
             sweep(path)
@@ -67,11 +65,11 @@ class GridFolder:
         return self.path / "cells" / f"{name}.lock"
 
     def log(self, name: str) -> Path:
-        """Return the file with what the process of a cell printed."""
+        """Return the file with the output of a cell's process."""
         return self.path / "cells" / f"{name}.log"
 
     def failure(self, name: str) -> Path:
-        """Return the file with the error of a cell, which is there if it failed."""
+        """Return the file with the error of a cell, which exists if it failed."""
         return self.path / "cells" / f"{name}.json"
 
     def run(self, name: str) -> RunFolder:
@@ -79,7 +77,7 @@ class GridFolder:
         return RunFolder(self.path / "runs" / name)
 
     def settled(self, name: str) -> bool:
-        """Return whether there is nothing left to do for a cell."""
+        """Return whether a cell has finished or failed."""
         return self.run(name).finished or self.failure(name).is_file()
 
     def busy(self, name: str) -> bool:
@@ -87,7 +85,7 @@ class GridFolder:
         return is_held(self.lock(name))
 
     def state(self, name: str) -> CellState:
-        """Return where a cell stands, from its files."""
+        """Return the state of a cell, from its files."""
         run, failure = self.run(name), self.failure(name)
         epochs = run.epochs
         progress = (len(epochs), epochs[-1] if epochs else {})
@@ -97,46 +95,36 @@ class GridFolder:
             return CellState("failed", *progress, error=str(read_object(failure).get("error")))
         return CellState("running" if self.busy(name) else "waiting", *progress)
 
-    def note(self, name: str, event: str) -> None:
-        """Append to the log of a cell what happens, where and when."""
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-        who = f"{platform.node()}, process {os.getpid()}"
-        with self.log(name).open("a", encoding="utf-8") as file:
-            file.write(f"{when} UTC, {who}: {event}\n")
-
     def record_failure(self, name: str, error: str, details: str = "") -> None:
-        """Record that a cell failed, with its error in one line and what else is known."""
+        """Record that a cell failed, with its error in one line."""
         text = " ".join(error.split())
         write_json(self.failure(name), {"cell": name, "error": text, "details": details})
 
 
-def run_cell(
-    folder: GridFolder, cell: Cell, *, fit: Fit | None = None, stop: threading.Event | None = None
-) -> Outcome:
-    """Train the run of a cell, or go on with it, unless another process does; record its error.
+def run_cell(folder: GridFolder, cell: Cell, *, stop: threading.Event | None = None) -> Outcome:
+    """Train the run of a cell, or continue it, unless another process does; record its error.
 
     Args:
         folder: of the grid.
-        cell: whose run it is.
-        fit: what trains; ``None`` for `medduet.train`.
-        stop: set it to stop after the current step; the cell can be gone on with.
+        cell: to run.
+        stop: set it to stop after the current step; the cell can be continued.
     """
-    from medduet.experiments.run import train  # which imports torch: the parent of cells needs none
+    from medduet.experiments import run  # imports torch, which the parent of cells needs not
 
-    fit = fit or train
     with exclusive(folder.lock(cell.name)) as alone:
         if not alone:
             return "busy"
         if folder.settled(cell.name):
             return "finished"
         sweep(folder.failure(cell.name))
-        begun = (folder.run(cell.name).path / "config.json").is_file()
-        folder.note(cell.name, "goes on" if begun else "begins")
+        path = folder.run(cell.name).path
+        begun = (path / "config.json").is_file()
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
+        with folder.log(cell.name).open("a", encoding="utf-8") as log:
+            process = f"{platform.node()}, process {os.getpid()}"
+            log.write(f"{when} UTC, {process}: {'continues' if begun else 'starts'}\n")
         try:
-            if begun:
-                fit(resume=folder.run(cell.name).path, stop=stop)
-            else:
-                fit(cell.run, stop=stop)
+            run.train(None if begun else cell.run, resume=path if begun else None, stop=stop)
         except Interrupted:
             return "interrupted"
         except MedDuetError as error:

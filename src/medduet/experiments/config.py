@@ -192,15 +192,13 @@ class EngineConfig(Frozen):
     address: str | None = None
     """ray: of the cluster, such as auto or HOST:6379; None: one that is started here."""
     cpus_per_cell: float = Field(1, gt=0)
-    """ray: CPU cores that are reserved for each cell, or each rank of it."""
+    """ray: CPU cores that are reserved for each cell."""
     gpus_per_cell: float | None = Field(None, ge=0)
     """ray: GPUs likewise; None: one, if the cluster has any."""
-    ranks_per_cell: int = Field(1, ge=1)
-    """ray: processes that train each cell together, by Ray Train."""
 
     @model_validator(mode="after")
     def _options_fit_the_engine(self) -> EngineConfig:
-        of_ray = {"address", "cpus_per_cell", "gpus_per_cell", "ranks_per_cell"}
+        of_ray = {"address", "cpus_per_cell", "gpus_per_cell"}
         for name in {"workers"} if self.engine == "ray" else of_ray:
             if getattr(self, name) != EngineConfig.model_fields[name].default:
                 other = "local" if self.engine == "ray" else "ray"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Never
 
 from rich.console import Console
 from rich.progress import (
@@ -12,10 +12,10 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TaskID,
-    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
+from tqdm import tqdm
 
 from medduet.metrics.names import METRICS
 from medduet.training.reporter import Reporter
@@ -83,14 +83,9 @@ class ConsoleReporter(Reporter):
         """Print the line of the epoch."""
         parts = [f"loss {row['train']['loss']:.3f}"]
         for split in ("val", "test"):
-            known = row.get(split, {})
-            numbers = [
-                f"{METRICS[key].short} {known[key]:.3f}"
-                for key in ("accuracy", "auc", "dice")
-                if key in known
-            ]
-            if not numbers and "mse" in known:
-                numbers = [f"MSE {known['mse']:.4f}"]
+            metrics = row.get(split, {})
+            keys = [key for key in ("accuracy", "auc", "dice") if key in metrics] or ["mse"]
+            numbers = [f"{METRICS[key].short} {metrics[key]:.3f}" for key in keys if key in metrics]
             if numbers:
                 parts.append(f"{split} {'  '.join(numbers)}")
         self.console.print(
@@ -100,48 +95,14 @@ class ConsoleReporter(Reporter):
             soft_wrap=True,
         )
         if self._task is not None and row["epoch"] == self._epochs:
-            self.progress.update(self._task, description="judging and drawing", note="")
+            self.progress.update(self._task, description="evaluating", note="")
 
     def message(self, text: str) -> None:
         """Print the line."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
 
-class _Bar:
-    """A bar of what is done, with the interface of tqdm."""
-
-    def __init__(self, description: str, total: int) -> None:
-        console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._progress.add_task(description, total=total or None)
-        self._progress.start()
-
-    @property
-    def total(self) -> int:
-        return int(self._progress.tasks[0].total or 0)
-
-    @total.setter
-    def total(self, value: int) -> None:
-        self._progress.update(self._task, total=value or None)
-
-    def update(self, amount: int, /) -> None:
-        self._progress.advance(self._task, amount)
-
-    def reset(self) -> None:
-        self._progress.reset(self._task)
-
-    def close(self) -> None:
-        self._progress.stop()
-
-
-def draw_progress(description: str, total: int) -> _Bar:
+def draw_progress(description: str, total: int) -> tqdm[Never]:
     """Draw a bar of what is done: the `ProgressFactory` of the command line."""
-    return _Bar(description, total)
+    # None: only on a terminal.
+    return tqdm(desc=description, total=total or None, unit_scale=True, leave=False, disable=None)
