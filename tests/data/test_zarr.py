@@ -160,13 +160,10 @@ def test_a_set_is_written_to_the_same_bytes(
     write_zarr(source, out, shard_mb=SHARD_MB)
     assert first.stat().st_mtime_ns == time, "what is there is not written again"
     assert contents(out) == contents(written)
-    other = write_zarr(source, tmp_path / "other.zarr", shard_mb=SHARD_MB, seed=1)
-    fingerprints = {medduet.open_images(str(path)).fingerprint for path in (other, out, written)}
-    assert len(fingerprints) == 2
 
 
 def test_a_folder_that_is_taken(source: ImageSet, written: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="holds a set already: change --out"):
+    with pytest.raises(ConfigError, match="holds files already: change --out"):
         write_zarr(source, written)
     with pytest.raises(ConfigError, match=r"a folder that ends in \.zarr"):
         write_zarr(source, tmp_path / "set")
@@ -243,15 +240,21 @@ def codecs(metadata: Any) -> Any:
         (lambda meta: about(meta).update(shape=[10**9, 10**9]), "up to 2 GiB"),
         (lambda meta: about(meta).update(chunk_rows=10**15), "expected shards of whole chunks"),
         (lambda meta: about(meta)["train"].update(count=10**18), "less than or equal"),
-        (lambda meta: about(meta)["train"].update(count=41), "train/images: expected shape [41,"),
+        (lambda meta: about(meta)["train"].update(count=41), "train/images: expected uint8 [41,"),
         (lambda meta: about(meta)["val"].update(fields=["images", "../x"]), "val.fields.1"),
-        (lambda meta: codecs(meta).append({"name": "pickle"}), "expected codecs"),
-        (lambda meta: codecs(meta)[0].update(name="gzip"), "expected codecs"),
+        (
+            lambda meta: codecs(meta).append({"name": "pickle"}),
+            "in codecs sharding_indexed bytes crc32c",
+        ),
+        (
+            lambda meta: codecs(meta)[0].update(name="gzip"),
+            "in codecs sharding_indexed bytes crc32c",
+        ),
         (
             lambda meta: meta["consolidated_metadata"]["metadata"]["train/ids"].update(
                 data_type="object"
             ),
-            "expected data_type uint8, given object",
+            "expected uint8 [42, 8] in codecs bytes crc32c, given object",
         ),
         (lambda meta: meta.pop("consolidated_metadata"), "is not as MedDuet writes it"),
     ],

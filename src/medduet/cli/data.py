@@ -85,7 +85,6 @@ def zarr(
     out: Path,
     *,
     shard_mb: Annotated[float, Field(gt=0)] = 64.0,
-    shuffle_seed: Annotated[int, Field(ge=0)] = 0,
     progress: ProgressFactory | None = None,
 ) -> Path:
     """Write a data set as a zarr store, to be read from a folder or a server.
@@ -96,11 +95,9 @@ def zarr(
         data: Which images, and in which split; DATA comes first.
         out: Folder of the store, NAME.zarr.
         shard_mb: Size of the images of a shard in MB.
-        shuffle_seed: Seed by which images of train are dealt to shards.
         progress: draws the progress.
     """
     from medduet.data.zarr_writer import write_zarr
 
     images = open_images(data, progress=progress)
-    write_zarr(images, out, shard_mb=shard_mb, seed=shuffle_seed, progress=progress)
-    return out
+    return write_zarr(images, out, shard_mb=shard_mb, progress=progress)
