@@ -56,92 +56,81 @@ def check_same_images(fabric: Fabric, data: ImageSet, folder: RunFolder | None =
 
 def check_settings(config: RunConfig, data: ImageSet) -> None:
     """Refuse what can't be learnt or selected on before anything is written."""
-    _check_tasks(config, data)
-    _check_balance(config)
-    _check_images(config, data)
-    model = config.model
-    if model.pretrained and model.weights is not None:
-        raise ConfigError("--model.pretrained and --model.weights were both given: leave one out")
-    if model.freeze_encoder and config.train.encoder_learning_rate is not None:
-        raise ConfigError(
-            "--train.encoder-learning-rate was given, but the encoder is frozen: leave one out"
-        )
-    if config.train.compile and config.train.activation_checkpointing:
-        raise ConfigError(
-            "--train.compile decides by itself what it keeps, but --train.activation-checkpointing "
-            "was given: leave one out"
-        )
-    if config.train.micro_batch_size is not None and config.objective.balance != "sum":
-        raise ConfigError(
-            f"--balance {config.objective.balance} needs all images of a step at a time, but "
-            "--train.micro-batch-size was given: leave one out"
-        )
-    if config.train.sync_batch_norm and find_device(config.train.device).type != "cuda":
-        raise ConfigError("--train.sync-batch-norm needs GPUs: leave it out")
-    needs = {"dice": "segment", "mse": "reconstruct"}
-    select = config.evaluate.select
-    tasks = config.objective.tasks
-    if select != "auto" and (needed := needs.get(select, "classify")) not in tasks:
-        raise ConfigError(
-            f"--evaluate.select {select} needs the task {needed}, but the tasks are "
-            f"{', '.join(tasks)}: give --evaluate.select auto"
-        )
-
-
-def _check_tasks(config: RunConfig, data: ImageSet) -> None:
-    tasks = config.objective.tasks
-    possible = [task for task in tasks if task != "classify" or len(data.class_names) > 1]
-    possible = [task for task in possible if task != "segment" or data.mask_names]
-    if "classify" not in possible and "classify" in tasks:
-        where = "they are the sub-folders of a folder, or a table's column 'label'"
-        has = f"one class, {data.class_names[0]}" if data.class_names else f"no classes ({where})"
-        raise ConfigError(
-            f"{data.name} has {has}, so there is nothing to classify: "
-            f"give --tasks {' '.join(possible) or 'reconstruct'}"
-        )
-    if "segment" not in possible and "segment" in tasks:
-        raise ConfigError(
-            f"{data.name} has no masks, so there is nothing to segment: "
-            f"give --tasks {' '.join(possible) or 'classify'}"
-        )
-    if not any(config.objective.weight(task) for task in tasks):
-        raise ConfigError("every task has weight 0, so there is nothing to learn")
-
-
-def _check_balance(config: RunConfig) -> None:
-    name = config.objective.balance
-    if Balance(name, len(config.objective.tasks)).aggregator is None:
-        return
-    if config.model.freeze_encoder:
-        raise ConfigError(
-            f"--balance {name} combines gradients on the encoder, but --model.freeze-encoder was "
-            "given: leave it out, or give --balance sum"
-        )
-    if config.train.precision == "16-mixed":
-        raise ConfigError(
-            f"--balance {name} can't scale gradients for --precision 16-mixed: "
-            "give bf16-mixed or 32-true"
-        )
-
-
-def _check_images(config: RunConfig, data: ImageSet) -> None:
-    """Refuse ways to draw and to augment images that make no sense for `data`."""
+    for is_wrong, message in (*_data_conflicts(config, data), *_conflicts(config)):
+        if is_wrong:
+            raise ConfigError(message)
     allowed(config.train.augment, data, config.data.modality)
-    if config.train.sampling == "balanced" and len(data.class_names) < 2:
-        raise ConfigError(
+
+
+def _data_conflicts(config: RunConfig, data: ImageSet) -> list[tuple[bool, str]]:
+    """Return what of the settings does not fit the data, and whether it is so."""
+    tasks, names = config.objective.tasks, data.class_names
+    lacking = {"classify": len(names) < 2, "segment": not data.mask_names, "reconstruct": False}
+    possible = " ".join(task for task in tasks if not lacking[task])
+    where = "they are the sub-folders of a folder, or a table's column 'label'"
+    has = f"one class, {names[0]}" if names else f"no classes ({where})"
+    is_balanced = config.train.sampling == "balanced"
+    return [
+        (
+            "classify" in tasks and lacking["classify"],
+            f"{data.name} has {has}, so there is nothing to classify: "
+            f"give --tasks {possible or 'reconstruct'}",
+        ),
+        (
+            "segment" in tasks and lacking["segment"],
+            f"{data.name} has no masks, so there is nothing to segment: "
+            f"give --tasks {possible or 'classify'}",
+        ),
+        (
+            is_balanced and lacking["classify"],
             f"--train.sampling balanced draws each class as often, but {data.name} has "
-            f"{len(data.class_names)} class(es): give --train.sampling shuffle"
-        )
-    if config.train.sampling == "balanced" and data.train.shard_sizes is not None:
-        raise ConfigError(
+            f"{len(names)} class(es): give --train.sampling shuffle",
+        ),
+        (
+            is_balanced and data.train.shard_sizes is not None,
             "--train.sampling balanced draws images from everywhere, but shards are read one after "
-            "the other: give --objective.class-weights balanced instead"
-        )
-    if config.train.sampling == config.objective.class_weights == "balanced":
-        raise ConfigError(
+            "the other: give --objective.class-weights balanced instead",
+        ),
+    ]
+
+
+def _conflicts(config: RunConfig) -> list[tuple[bool, str]]:
+    """Return which settings contradict each other, and whether they do."""
+    objective, train = config.objective, config.train
+    tasks, select, balance = objective.tasks, config.evaluate.select, objective.balance
+    combines = Balance(balance, len(tasks)).aggregator is not None
+    needed = {"auto": tasks[0], "dice": "segment", "mse": "reconstruct"}.get(select, "classify")
+    return [
+        (
+            needed not in tasks,
+            f"--evaluate.select {select} needs the task {needed}, but the tasks are "
+            f"{', '.join(tasks)}: give --evaluate.select auto",
+        ),
+        (
+            train.sampling == objective.class_weights == "balanced",
             "--train.sampling balanced and --objective.class-weights balanced would count rare "
-            "classes twice: leave one out"
-        )
+            "classes twice: leave one out",
+        ),
+        (
+            train.micro_batch_size is not None and balance != "sum",
+            f"--balance {balance} needs all images of a step at a time, but "
+            "--train.micro-batch-size was given: leave one out",
+        ),
+        (
+            combines and config.model.freeze_encoder,
+            f"--balance {balance} combines gradients on the encoder, which is frozen: give "
+            "--balance sum",
+        ),
+        (
+            combines and train.precision == "16-mixed",
+            f"--balance {balance} can't scale gradients for --precision 16-mixed: give bf16-mixed "
+            "or 32-true",
+        ),
+        (
+            train.sync_batch_norm and find_device(train.device).type != "cuda",
+            "--train.sync-batch-norm needs GPUs: leave it out",
+        ),
+    ]
 
 
 def dense_layout(config: RunConfig, data: ImageSet) -> DenseLayout:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,20 +21,6 @@ MAX_SKIPPED = 20
 """Steps that a run may skip because they were not finite."""
 
 
-class StepSums(NamedTuple):
-    """The sums of a step, from which the means of the epoch are made.
-
-    Attributes:
-        totals: ``(T,)`` sum of the weighted losses of each task on this process.
-        weights: ``(T,)`` sum of the image weights of each task on this process.
-        stop_requests: on how many processes training was asked to stop.
-    """
-
-    totals: Tensor
-    weights: Tensor
-    stop_requests: Tensor
-
-
 def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
     """Do one optimizer step; return whether to stop after it.
 
@@ -46,7 +31,7 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
     skip = experiment.config.train.on_not_finite == "skip"
     buffers = [buffer.clone() for buffer in state.network.buffers()] if skip else []
     try:
-        sums = _backward(experiment, state, batch)
+        totals, weights, stop_requests = _backward(experiment, state, batch)
         _clip_gradient(experiment, state, batch)
     except NotFiniteError as fault:
         if not skip:
@@ -58,9 +43,9 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
         return state.monitor.must_stop(torch.zeros(()))
     state.optimizer.step()
     state.optimizer.zero_grad()
-    state.sums[0] += sums.totals
-    state.sums[1] += sums.weights
-    return state.monitor.must_stop(sums.stop_requests)
+    state.sums[0] += totals
+    state.sums[1] += weights
+    return state.monitor.must_stop(stop_requests)
 
 
 def _losses(experiment: Experiment, state: TrainState, batch: Batch) -> dict[Task, PerImage]:
@@ -70,14 +55,19 @@ def _losses(experiment: Experiment, state: TrainState, batch: Batch) -> dict[Tas
     return losses
 
 
-def _backward(experiment: Experiment, state: TrainState, batch: Batch) -> StepSums:
-    """Give every trained parameter its gradient, in as many micro-batches as the memory needs."""
+def _backward(
+    experiment: Experiment, state: TrainState, batch: Batch
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give every trained parameter its gradient, in as many micro-batches as the memory needs.
+
+    Returns:
+        The sums ``(T,)`` of the weighted losses and of the weights of each task on this process,
+        and on how many processes training was asked to stop.
+    """
     progress = state.progress
     while True:
         try:
-            if progress.micro_batch is None:
-                return _backward_whole(experiment, state, batch)
-            return _backward_micro(experiment, state, batch, progress.micro_batch)
+            return _backward_once(experiment, state, batch)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -100,48 +90,40 @@ def _backward(experiment: Experiment, state: TrainState, batch: Batch) -> StepSu
         )
 
 
-def _backward_whole(experiment: Experiment, state: TrainState, batch: Batch) -> StepSums:
-    def check(quantity: str, value: Tensor) -> None:
-        _note(state, quantity, value, batch)
-
-    fabric, balancer = experiment.fabric, state.balancer
-    with fabric.no_backward_sync(state.module, enabled=balancer.combines_gradients):
-        losses = _losses(experiment, state, batch)
-    weights = torch.stack([loss.weight.sum() for loss in losses.values()])
-    totals = torch.stack([loss.total().detach() for loss in losses.values()])
-    shared = _sum_over_processes(experiment, weights, totals, _stop_request(state, weights))
-    all_weights, all_totals = shared[:-1].chunk(2)
-    # Of all processes, so that all come to the same end.
-    check("loss", all_totals)
-    balancer.backward(losses, all_weights, all_totals, state.progress.step, check)
-    return StepSums(totals, weights, shared[-1])
-
-
-def _backward_micro(experiment: Experiment, state: TrainState, batch: Batch, most: int) -> StepSums:
+def _backward_once(
+    experiment: Experiment, state: TrainState, batch: Batch
+) -> tuple[Tensor, Tensor, Tensor]:
     """Add up the gradients of micro-batches, divided by the weights of the whole batch.
 
-    The angle between the tasks is measured on the first one.
+    What is checked is summed over all processes, so that all come to the same end. The angle
+    between the tasks is measured on the first micro-batch.
     """
+
+    def check(quantity: str, value: Tensor) -> None:
+        if not balancer.can_split_batch:  # it needs the losses of all processes now
+            _note(state, quantity, value, batch)
+
     fabric, balancer = experiment.fabric, state.balancer
     weights = experiment.objective.weights(batch)
     all_weights = _sum_over_processes(experiment, weights)
     totals = torch.zeros_like(weights)
-    micro_batches = split_batch(batch, most)
+    micro_batches = split_batch(batch, state.progress.micro_batch)
     for number, micro_batch in enumerate(micro_batches):
-        is_last = number + 1 == len(micro_batches)
-        with fabric.no_backward_sync(state.module, enabled=not is_last):
+        has_more = number + 1 < len(micro_batches)
+        with fabric.no_backward_sync(state.module, balancer.combines_gradients or has_more):
             losses = _losses(experiment, state, micro_batch)
             micro_totals = torch.stack([loss.total().detach() for loss in losses.values()])
+            all_totals = micro_totals
+            if not balancer.can_split_batch:
+                all_totals = _sum_over_processes(experiment, micro_totals)
+                check("loss", all_totals)
             step = sys.maxsize if number else state.progress.step
-            balancer.backward(losses, all_weights, micro_totals, step, lambda quantity, value: None)
+            balancer.backward(losses, all_weights, all_totals, step, check)
         totals += micro_totals
-    shared = _sum_over_processes(experiment, totals, _stop_request(state, weights))
+    stop_request = torch.full_like(weights[:1], float(state.monitor.stop.is_set()))
+    shared = _sum_over_processes(experiment, totals, stop_request)
     _note(state, "loss", shared[:-1], batch)
-    return StepSums(totals, weights, shared[-1])
-
-
-def _stop_request(state: TrainState, like: Tensor) -> Tensor:
-    return torch.full_like(like[:1], float(state.monitor.stop.is_set()))
+    return totals, weights, shared[-1]
 
 
 def _sum_over_processes(experiment: Experiment, *values: Tensor) -> Tensor:
