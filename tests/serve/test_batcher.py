@@ -58,7 +58,7 @@ def test_what_comes_meanwhile_is_one_batch_and_each_gets_its_own(network: Networ
     batcher = Batcher(network, batch_size=4)
     first = network.block(batcher)
     futures = [batcher.submit(picture(number)) for number in range(1, 7)]
-    assert batcher.waiting == 6
+    assert batcher.waiting() == 6
     network.go.set()
     assert [future.result(10) for future in [first, *futures]] == list(range(7))
     assert [numbers for numbers, _ in network.batches] == [[0], [1, 2, 3, 4], [5, 6]]

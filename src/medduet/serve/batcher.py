@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple
 
@@ -50,7 +50,7 @@ class Batcher:
 
     def __init__(
         self,
-        answer: Callable[[Sequence[Picture], bool], list[Answer]],
+        answer: Callable[..., list[Answer]],
         *,
         batch_size: int,
         room: int = 64,
@@ -64,9 +64,8 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="medduet-batcher", daemon=True)
         self._thread.start()
 
-    @property
     def waiting(self) -> int:
-        """How many pictures wait to be computed."""
+        """Return how many pictures wait to be computed."""
         return self._jobs.qsize()
 
     @property
@@ -127,7 +126,7 @@ class Batcher:
             return
         start = time.perf_counter()
         try:
-            answers = self._compute([job.picture for job in jobs], explain)
+            answers = self._compute([job.picture for job in jobs], explain=explain)
         except Exception as error:
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error)

@@ -1,8 +1,7 @@
-"""Limits of the service; each refusal has its status."""
+"""Limits of the service; each refusal has its status. Used in the event loop alone."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,15 +29,6 @@ class Limits:
     timeout_s: float = 30.0
 
 
-@dataclass
-class Seat:
-    """What one request holds in memory."""
-
-    bytes: int = 0
-    pixels: int = 0
-    closed: bool = False
-
-
 class Room:
     """What all requests hold together: at most `Limits.queue`, and eight of the largest.
 
@@ -55,13 +45,8 @@ class Room:
     LARGEST = 8
 
     def __init__(self, limits: Limits) -> None:
-        self._limits, self._lock = limits, threading.Lock()
-        self._seats = list[Seat]()
-
-    @property
-    def requests(self) -> int:
-        """The number of requests that have a seat."""
-        return len(self._seats)
+        self.limits = limits
+        self.requests = self.bytes = self.pixels = 0
 
     @contextmanager
     def seat(self) -> Iterator[Seat]:
@@ -70,36 +55,40 @@ class Room:
         Raises:
             HTTPException: 429, all are taken.
         """
-        seat = Seat()
-        with self._lock:
-            if self.requests >= self._limits.queue:
-                raise busy(f"{self.requests} requests are waiting already")
-            self._seats.append(seat)
+        if self.requests >= self.limits.queue:
+            raise busy(f"{self.requests} requests are waiting already")
+        self.requests += 1
+        seat = Seat(self)
         try:
             yield seat
         finally:
-            with self._lock:
-                seat.closed = True  # a thread may still be reading what nobody waits for
-                self._seats = [each for each in self._seats if each is not seat]
+            self.requests -= 1
+            self.bytes -= seat.bytes
+            self.pixels -= seat.pixels
 
-    def hold(self, seat: Seat, *, bytes: int = 0, pixels: int = 0) -> None:  # noqa: A002
-        """Note that a request holds more.
+
+class Seat:
+    """What one request holds in memory."""
+
+    def __init__(self, room: Room) -> None:
+        self.room, self.limits = room, room.limits
+        self.bytes = self.pixels = 0
+
+    def hold(self, *, bytes: int = 0, pixels: int = 0) -> None:  # noqa: A002
+        """Note that the request holds more.
 
         Raises:
             HTTPException: 429, all requests together would hold too much.
         """
-        with self._lock:
-            if seat.closed:
-                raise HTTPException(504, "the request has ended")
-            held_bytes = sum(each.bytes for each in self._seats) + bytes
-            held_pixels = sum(each.pixels for each in self._seats) + pixels
-            if (
-                held_bytes > self.LARGEST * self._limits.max_bytes
-                or held_pixels > self.LARGEST * self._limits.max_pixels
-            ):
-                raise busy("other large images are waiting")
-            seat.bytes += bytes
-            seat.pixels += pixels
+        room, largest = self.room, Room.LARGEST
+        if (
+            room.bytes + bytes > largest * self.limits.max_bytes
+            or room.pixels + pixels > largest * self.limits.max_pixels
+        ):
+            raise busy("other large images are waiting")
+        for each in (self, room):
+            each.bytes += bytes
+            each.pixels += pixels
 
 
 def busy(reason: str) -> HTTPException:

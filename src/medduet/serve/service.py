@@ -7,11 +7,10 @@ import os
 import queue
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
@@ -23,9 +22,9 @@ from medduet.inference.prediction import Prediction as Answer
 from medduet.inference.predictor import Predictor
 from medduet.serve.batcher import Batcher
 from medduet.serve.counters import Counters
-from medduet.serve.limits import LEAST_SIDE, Limits, Room, busy
+from medduet.serve.limits import LEAST_SIDE, Limits, Room, Seat, busy
 from medduet.serve.schemas import MaskColour, Model, Models, Prediction
-from medduet.serve.uploads import Upload
+from medduet.serve.uploads import decode, read_upload
 from medduet.utils.palette import mask_colors
 
 CLIENT_GONE = 499
@@ -55,28 +54,24 @@ class Service:
         self.room, self.counters = Room(limits), Counters()
         self.counters.in_progress.set_function(lambda: self.room.requests)
         self.batchers: dict[str, Batcher] = {}
-        self._threads: ThreadPoolExecutor
         self._readers: WorkerPool
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         """Run threads and processes while the service does."""
-        # Decoding and encoding are for the processor: more workers would only take memory.
+        # Decoding is for the processor: more processes would only take memory.
         workers = min(8, os.cpu_count() or 1)
-        with (
-            ThreadPoolExecutor(workers, "medduet-images") as self._threads,
-            WorkerPool(workers, seconds=self.limits.timeout_s) as self._readers,
-        ):
-            await self._in_thread(self._readers.call, kind_of, b"")  # starts the processes
+        with WorkerPool(workers, seconds=self.limits.timeout_s) as self._readers:
+            await asyncio.to_thread(self._readers.call, kind_of, b"")  # starts the processes
             for name, each in self.served.items():
                 batcher = Batcher(
-                    partial(_answers, each.predictor),
+                    each.predictor.predict_pictures,
                     batch_size=each.predictor.batch_size,
                     room=self.limits.queue,
                     watch=partial(self.counters.add_batch, name),
                 )
                 self.batchers[name] = batcher
-                self.counters.queue.labels(name).set_function(partial(_waiting, batcher))
+                self.counters.queue.labels(name).set_function(batcher.waiting)
             try:
                 yield
             finally:
@@ -97,14 +92,13 @@ class Service:
         limit = f"{self.limits.timeout_s:g} seconds"
         deadline = time.monotonic() + self.limits.timeout_s
         with self.room.seat() as seat:
-            upload = Upload(request, self.limits, self.room, seat)
             try:
-                content = await _until(deadline, upload.read())
+                content = await _until(deadline, read_upload(request, seat))
             except TimeoutError as error:
                 raise HTTPException(408, f"expected the whole image within {limit}") from error
             except ClientDisconnect:
                 return Response(status_code=CLIENT_GONE)
-            work = self._answer(upload, content, name, explain, deadline, encode)
+            work = self._answer(content, seat, name, explain, deadline, encode)
             del content
             try:
                 answer = await _until(deadline, _unless_gone(request, work))
@@ -116,26 +110,21 @@ class Service:
 
     async def _answer(
         self,
-        upload: Upload,
         content: bytes,
+        seat: Seat,
         name: str,
         explain: bool,
         deadline: float,
         encode: Callable[[Answer], Prediction],
     ) -> str:
-        options = self.served[name].predictor.options
-        picture = await self._in_thread(upload.decode, content, options, self._readers)
+        picture = await decode(content, self.served[name].predictor.options, seat, self._readers)
         del content
         try:
             future = self.batchers[name].submit(picture, explain=explain, deadline=deadline)
         except queue.Full as error:
             raise busy(f"{self.limits.queue} images are waiting already") from error
         answer = await asyncio.wrap_future(future)
-        return await self._in_thread(lambda: encode(answer).model_dump_json())
-
-    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(function, *arguments))
+        return await asyncio.to_thread(lambda: encode(answer).model_dump_json())
 
     def models(self) -> Models:
         """Return the networks and limits."""
@@ -146,14 +135,6 @@ class Service:
             least_side=LEAST_SIDE,
             timeout_s=self.limits.timeout_s,
         )
-
-
-def _answers(predictor: Predictor, pictures: Any, explain: bool) -> list[Answer]:
-    return predictor.predict_pictures(pictures, explain=explain)
-
-
-def _waiting(batcher: Batcher) -> int:
-    return batcher.waiting
 
 
 def _describe(name: str, each: Served) -> Model:
