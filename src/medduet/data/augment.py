@@ -56,55 +56,37 @@ _MEDMNIST: dict[str, Modality] = {
 _SIDE = re.compile(r"((?<![A-Za-z])(left|right|LEFT|RIGHT)|Left|Right)(?![a-z])")
 
 
-def allowed(name: Augment, data: ImageSet, modality: Modality = "auto") -> Allowed:
-    """Return what the augmentation called `name` may do to the images of `data`.
+def allowed(
+    info: Mapping[str, Any],
+    names: Iterable[str],
+    modality: Modality = "auto",
+    *,
+    channels: int = 3,
+) -> Allowed:
+    """Return what may be done to images without making their truth wrong.
 
     ``"auto"`` knows the modality of the MedMNIST sets; other sets are mirrored, not turned, and
     keep their colours. Where the name of a class says left or right, as in OrganMNIST, images are
     neither mirrored nor turned.
 
-    Raises:
-        ConfigError: `name` is ``"flip"`` and the images must not be mirrored.
-
-    Example:
-        >>> from medduet import open_images
-        >>> images = open_images("phantom", size=32, count=20, channels=3)
-        >>> allowed("strong", images)
-        Allowed(mirror=True, turn=False, hue=0.0)
-        >>> allowed("strong", images, "dermoscopy")
-        Allowed(mirror=True, turn=True, hue=0.02)
-    """
-    names = (*data.class_names, *data.mask_names)
-    found = allowed_for(data.info, names, modality)
-    if name == "flip" and not found.mirror:
-        sided = next(each for each in names if _SIDE.search(each))
-        raise ConfigError(
-            f"--train.augment flip mirrors images, but {data.name} has a class '{sided}': "
-            "give light, which leaves the mirror out here"
-        )
-    return found._replace(hue=found.hue if data.in_channels == 3 else 0.0)
-
-
-def allowed_for(
-    info: Mapping[str, Any], names: Iterable[str], modality: Modality = "auto"
-) -> Allowed:
-    """Return what may be done to colour images of which only this is known, see `allowed`.
-
     Args:
         info: that of the set, as a bundle keeps it.
         names: of classes and mask classes.
         modality: what the images show.
+        channels: 1 or 3; grey images have no hue.
 
     Example:
-        >>> allowed_for({"medmnist": "bloodmnist"}, ["platelet"]).turn
+        >>> allowed({"medmnist": "bloodmnist"}, ["platelet"]).turn
         True
-        >>> allowed_for({"medmnist": "organamnist"}, ["kidney-left"]).mirror
+        >>> allowed({"medmnist": "organamnist"}, ["kidney-left"]).mirror
         False
     """
-    found = _ALLOWED.get(known_modality(info, modality), Allowed())
+    result = _ALLOWED.get(known_modality(info, modality), Allowed())
+    if channels == 1:
+        result = result._replace(hue=0.0)
     if any(_SIDE.search(name) for name in names):
-        return found._replace(mirror=False, turn=False)
-    return found
+        result = result._replace(mirror=False, turn=False)
+    return result
 
 
 def known_modality(info: Mapping[str, Any], modality: Modality = "auto") -> Modality:
@@ -126,7 +108,10 @@ def build_augmentation(
     there; masks move with their images (nearest pixel), and what comes in from outside is zero in
     both. Randomness comes from torch's global generator on the CPU, which the training loop seeds
     and saves. What each name does stands in `medduet.data.augmentations`, of ``"corrupt"``, which
-    moves nothing, in `medduet.data.corruptions`; see `allowed` for what is left out and the error.
+    moves nothing, in `medduet.data.corruptions`; see `allowed` for what is left out.
+
+    Raises:
+        ConfigError: `name` is ``"flip"`` and the images must not be mirrored.
 
     Example:
         >>> import numpy as np
@@ -139,7 +124,14 @@ def build_augmentation(
         >>> build_augmentation("none", images) is None
         True
     """
-    permitted = allowed(name, data, modality)
+    names = (*data.class_names, *data.mask_names)
+    permitted = allowed(data.info, names, modality, channels=data.in_channels)
+    if name == "flip" and not permitted.mirror:
+        sided = next(each for each in names if _SIDE.search(each))
+        raise ConfigError(
+            f"--train.augment flip mirrors images, but {data.name} has a class '{sided}': "
+            "give light, which leaves the mirror out here"
+        )
     if name == "none":
         return None
     if name == "corrupt":

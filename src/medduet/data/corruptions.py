@@ -134,17 +134,9 @@ def _jpeg(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
     return torch.stack(decoded).movedim(3, 1).to(image) / 255
 
 
-def _brightness(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
-    return image * level
-
-
 def _contrast(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
     mean = image.mean(dim=(1, 2, 3), keepdim=True)
     return mean + level * (image - mean)
-
-
-def _gamma(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
-    return image**level
 
 
 def _saturation(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
@@ -161,53 +153,49 @@ def _dark_corners(image: Tensor, level: Tensor, generators: Generators) -> Tenso
     return image * (from_centre <= level)
 
 
-_SCAN = "xray ct mri"
-_CAMERA = "dermoscopy microscopy"
+def _brightness(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
+    return image * level
+
+
+def _gamma(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
+    return image**level
+
+
+_SCAN, _CAMERA = "xray ct mri ", "dermoscopy microscopy "
+_NOISY, _TURBID = "xray ct dermoscopy", _CAMERA + "fundus oct "
+_SPECKLED = _SCAN + "ultrasound fundus oct dermoscopy"
+_LIT = _SCAN + _CAMERA
 CORRUPTIONS: dict[str, Corruption] = {
     # Standard deviation; photons where it is white; standard deviation of a factor; share.
     "gaussian_noise": Corruption(
-        "noise", (0.04, 0.08, 0.12, 0.18, 0.26), _gaussian_noise, f"{_SCAN} fundus dermoscopy"
+        "noise", (0.04, 0.08, 0.12, 0.18, 0.26), _gaussian_noise, _NOISY + " mri fundus"
     ),
-    "shot_noise": Corruption("noise", (100, 60, 30, 15, 8), _shot_noise, "xray ct dermoscopy"),
-    "speckle_noise": Corruption(
-        "noise",
-        (0.1, 0.2, 0.3, 0.4, 0.5),
-        _speckle_noise,
-        f"{_SCAN} ultrasound fundus oct dermoscopy",
-    ),
-    "impulse_noise": Corruption(
-        "noise", (0.01, 0.03, 0.06, 0.1, 0.17), _impulse_noise, "xray ct dermoscopy"
-    ),
+    "shot_noise": Corruption("noise", (100, 60, 30, 15, 8), _shot_noise, _NOISY),
+    "speckle_noise": Corruption("noise", (0.1, 0.2, 0.3, 0.4, 0.5), _speckle_noise, _SPECKLED),
+    "impulse_noise": Corruption("noise", (0.01, 0.03, 0.06, 0.1, 0.17), _impulse_noise, _NOISY),
     # Standard deviation, radius and length, as shares of the shorter side.
     "gaussian_blur": Corruption("blur", (0.012, 0.018, 0.025, 0.035, 0.05), _gaussian_blur, _SCAN),
-    "defocus_blur": Corruption(
-        "blur", (0.025, 0.035, 0.045, 0.06, 0.08), _defocus_blur, f"fundus oct {_CAMERA}"
-    ),
+    "defocus_blur": Corruption("blur", (0.025, 0.035, 0.045, 0.06, 0.08), _defocus_blur, _TURBID),
     "motion_blur": Corruption(
-        "blur",
-        (0.06, 0.09, 0.12, 0.15, 0.18),
-        _motion_blur,
-        f"mri ultrasound fundus oct {_CAMERA}",
+        "blur", (0.06, 0.09, 0.12, 0.15, 0.18), _motion_blur, _TURBID + "mri ultrasound"
     ),
     # Share of the pixels of a side that are left; quality of JPEG.
     "pixelate": Corruption("digital", (0.7, 0.5, 0.4, 0.3, 0.2), _pixelate),
     "jpeg": Corruption("digital", (50, 30, 15, 10, 7), _jpeg),
     # Factors, exponents, and the radius of what is seen in halves of the shorter side.
     "brightness_up": Corruption(
-        "colour", (1.2, 1.4, 1.6, 1.8, 2.0), _brightness, f"{_SCAN} ultrasound {_CAMERA}"
+        "colour", (1.2, 1.4, 1.6, 1.8, 2.0), _brightness, _LIT + "ultrasound"
     ),
     "brightness_down": Corruption(
-        "colour", (0.8, 0.65, 0.5, 0.4, 0.3), _brightness, f"{_SCAN} ultrasound fundus {_CAMERA}"
+        "colour", (0.8, 0.65, 0.5, 0.4, 0.3), _brightness, _LIT + "ultrasound fundus"
     ),
-    "contrast_up": Corruption("colour", (1.2, 1.4, 1.6, 1.9, 2.2), _contrast, f"{_SCAN} {_CAMERA}"),
+    "contrast_up": Corruption("colour", (1.2, 1.4, 1.6, 1.9, 2.2), _contrast, _LIT),
     "contrast_down": Corruption("colour", (0.8, 0.6, 0.45, 0.3, 0.2), _contrast),
     "gamma_up": Corruption("colour", (1.2, 1.4, 1.7, 2.0, 2.5), _gamma, _SCAN),
     "gamma_down": Corruption("colour", (0.85, 0.7, 0.55, 0.45, 0.35), _gamma, _SCAN),
-    "saturation_up": Corruption(
-        "colour", (1.3, 1.6, 2.0, 2.5, 3.0), _saturation, "microscopy", colour=True
-    ),
+    "saturation_up": Corruption("colour", (1.3, 1.6, 2, 2.5, 3), _saturation, "microscopy", True),
     "saturation_down": Corruption(
-        "colour", (0.75, 0.5, 0.35, 0.2, 0.0), _saturation, "microscopy", colour=True
+        "colour", (0.75, 0.5, 0.35, 0.2, 0.0), _saturation, "microscopy", True
     ),
     "dark_corners": Corruption(
         "optics", (1.15, 1.05, 0.95, 0.85, 0.75), _dark_corners, "dermoscopy"

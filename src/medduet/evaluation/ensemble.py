@@ -11,7 +11,7 @@ import torch
 
 from medduet._version import __version__
 from medduet.config import DataConfig, Device, Modality, TestTime
-from medduet.data.augment import allowed_for
+from medduet.data.augment import allowed
 from medduet.data.cache import ProgressFactory
 from medduet.errors import ConfigError
 from medduet.evaluation.evaluate import Evaluator
@@ -169,7 +169,7 @@ def _check_views(tta: TestTime, config: BundleConfig, modality: Modality) -> Non
     if tta == "none":
         return
     data = config.data or DataRecord()
-    may = allowed_for(data.info, [*config.class_names, *config.mask_names], modality)
+    may = allowed(data.info, [*config.class_names, *config.mask_names], modality)
     name = data.name or "the data"
     if not may.mirror:
         raise ConfigError(

@@ -8,7 +8,7 @@ import torch
 from lightning.fabric import Fabric
 
 from medduet.config import RunConfig
-from medduet.data.augment import allowed
+from medduet.data.augment import build_augmentation
 from medduet.data.imageset import ImageSet
 from medduet.errors import ConfigError
 from medduet.losses.balance import Balance
@@ -59,7 +59,7 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
     for is_wrong, message in (*_data_conflicts(config, data), *_conflicts(config)):
         if is_wrong:
             raise ConfigError(message)
-    allowed(config.train.augment, data, config.data.modality)
+    build_augmentation(config.train.augment, data, config.data.modality)  # or a ConfigError
 
 
 def _data_conflicts(config: RunConfig, data: ImageSet) -> list[tuple[bool, str]]:
