@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,16 @@ from hypothesis import strategies as st
 from sklearn.model_selection import StratifiedGroupKFold
 
 from medduet import open_images
+from medduet.config import DataConfig
+from medduet.data.arrange import arrange
 from medduet.data.imageset import ImageSet, Rows, Split
-from medduet.data.splits import divided, folded, read_split, share_out, united, write_split
+from medduet.data.splits import (
+    apply_split,
+    merge_groups,
+    read_split,
+    stratified_group_split,
+    write_split,
+)
 from medduet.errors import DataError, MissingFileError
 
 SHARES = (0.7, 0.1, 0.2)
@@ -36,7 +45,7 @@ def test_single_images_are_stratified_to_about_one_image(
     counts: list[int], shares: tuple[float, ...], seed: int
 ) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
-    parts = share_out(labels, np.arange(len(labels)), shares, seed)
+    parts = stratified_group_split(labels, np.arange(len(labels)), shares, seed)
     share = np.array(shares) / sum(shares)
     for label, count in enumerate(counts):
         got = np.bincount(parts[labels == label], minlength=len(shares))
@@ -50,12 +59,12 @@ def test_groups_stay_whole_and_classes_alike() -> None:
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(300), rng.integers(1, 8, 300))
     labels = rng.choice(3, 300, p=[0.6, 0.3, 0.1])[groups]
-    parts = share_out(labels, groups, SHARES, seed=1)
+    parts = stratified_group_split(labels, groups, SHARES, seed=1)
     for group in range(300):
         assert len(set(parts[groups == group])) == 1
     assert _spread(labels, parts, SHARES) < 0.01
-    assert not np.array_equal(parts, share_out(labels, groups, SHARES, seed=2))
-    assert np.array_equal(parts, share_out(labels, groups, SHARES, seed=1))
+    assert not np.array_equal(parts, stratified_group_split(labels, groups, SHARES, seed=2))
+    assert np.array_equal(parts, stratified_group_split(labels, groups, SHARES, seed=1))
 
 
 def test_folds_are_no_worse_than_those_of_scikit_learn() -> None:
@@ -65,7 +74,7 @@ def test_folds_are_no_worse_than_those_of_scikit_learn() -> None:
         groups = np.repeat(np.arange(120), rng.integers(1, 12, 120))
         labels = rng.choice(4, len(groups), p=[0.55, 0.3, 0.1, 0.05])  # mixed within groups
         fifth = (0.2,) * 5
-        ours.append(_spread(labels, share_out(labels, groups, fifth, seed), fifth))
+        ours.append(_spread(labels, stratified_group_split(labels, groups, fifth, seed), fifth))
         reference = np.empty(len(labels), dtype=np.int64)
         splitter = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
         for fold, (_, test) in enumerate(splitter.split(labels, labels, groups)):
@@ -77,7 +86,7 @@ def test_folds_are_no_worse_than_those_of_scikit_learn() -> None:
 def test_several_labels_at_once_are_stratified_each() -> None:
     rng = np.random.default_rng(0)
     labels = (rng.random((800, 4)) < [0.5, 0.2, 0.1, 0.05]).astype(np.int64)
-    parts = share_out(labels, np.arange(800), SHARES, seed=0)
+    parts = stratified_group_split(labels, np.arange(800), SHARES, seed=0)
     for label in range(4):
         assert (
             _spread(labels[:, label][labels[:, label] == 1], parts[labels[:, label] == 1], SHARES)
@@ -89,22 +98,40 @@ def test_several_labels_at_once_are_stratified_each() -> None:
 def test_every_part_gets_something() -> None:
     # Nine tenths of the images are one patient.
     groups = np.array([0] * 27 + [1, 2, 3])
-    parts = share_out(np.zeros(30, dtype=np.int64), groups, SHARES, seed=0)
+    parts = stratified_group_split(np.zeros(30, dtype=np.int64), groups, SHARES, seed=0)
     assert set(parts) == {0, 1, 2}
     with pytest.raises(DataError, match=r"each of 3 parts, given 2 group"):
-        share_out(np.zeros(4, dtype=np.int64), np.array([0, 0, 1, 1]), SHARES, seed=0)
+        stratified_group_split(np.zeros(4, dtype=np.int64), np.array([0, 0, 1, 1]), SHARES, seed=0)
 
 
-def test_each_fold_is_test_once_and_val_once() -> None:
-    parts = share_out(np.arange(40) % 4, np.arange(40), (1.0,) * 5, seed=0)
-    splits = np.stack([folded(parts, 5, fold) for fold in range(5)])
-    assert ((splits == 2).sum(axis=0) == 1).all()
-    assert ((splits == 1).sum(axis=0) == 1).all()
+def test_each_fold_is_test_once_and_val_once(named: ImageSet, tmp_path: Path) -> None:
+    splits = []
+    for fold in range(5):
+        config = DataConfig(name="phantom", folds=5, fold=fold, group_by="none", cache=tmp_path)
+        write_split(tmp_path / "split.csv", arrange(named, None, config))
+        splits.append(read_split(tmp_path / "split.csv", named))
+    assert ((np.stack(splits) == 2).sum(axis=0) == 1).all()
+    assert ((np.stack(splits) == 1).sum(axis=0) == 1).all()
+
+
+@pytest.mark.parametrize("options", [{"split": "made"}, {"folds": 4, "fold": 1}])
+@pytest.mark.parametrize("group_by", ["auto", "given"])
+def test_a_group_is_in_one_split(
+    named: ImageSet, tmp_path: Path, options: dict, group_by: str
+) -> None:
+    train = replace(named.train, groups=np.arange(14) % 4)
+    others = {name: replace(named.split(name), groups=np.array([4, 5, 4, 5])) for name in ("test",)}
+    val = replace(named.val, groups=np.array([0, 1]))
+    images = replace(named, train=train, val=val, **others)
+    config = DataConfig(name="phantom", group_by=group_by, cache=tmp_path, **options)
+    made = arrange(images, None, config)
+    groups = [set(made.split(name).groups.tolist()) for name in ("train", "val", "test")]
+    assert sum(map(len, groups)) == 6, "images of a patient are in two splits"
 
 
 def test_united_groups() -> None:
-    assert united(np.array([-1, -1, -1]), np.array([4, 4, -1])).tolist() == [0, 0, 1]
-    chain = united(np.array([0, 0, 1, 1, 2]), np.array([9, 8, 8, 7, 6]))
+    assert merge_groups(np.array([-1, -1, -1]), np.array([4, 4, -1])).tolist() == [0, 0, 1]
+    chain = merge_groups(np.array([0, 0, 1, 1, 2]), np.array([9, 8, 8, 7, 6]))
     assert chain.tolist() == [0, 0, 0, 0, 1]
 
 
@@ -145,17 +172,17 @@ def test_rows_of_parts_are_those_of_the_whole() -> None:
 
 def test_dividing_writing_and_reading(named: ImageSet, tmp_path: Path) -> None:
     parts = np.array([0] * 5 + [1] * 5 + [2] * 5 + [-1] * 5)
-    other = divided(named, parts, {"made": "by hand"})
+    other = apply_split(named, parts, {"made": "by hand"})
     assert [len(other.split(name)) for name in ("train", "val", "test")] == [5, 5, 5]
     assert other.fingerprint != named.fingerprint
     assert other.info["undivided"] == named.fingerprint
     write_split(tmp_path / "split.csv", other)
     assert (tmp_path / "split.csv").read_text().splitlines()[:2] == ["image,split", "train/0,train"]
     assert np.array_equal(read_split(tmp_path / "split.csv", named), parts)
-    again = divided(named, read_split(tmp_path / "split.csv", named), {})
+    again = apply_split(named, read_split(tmp_path / "split.csv", named), {})
     assert again.fingerprint == other.fingerprint
     with pytest.raises(DataError, match="no image for val"):
-        divided(named, parts * 0, {})
+        apply_split(named, parts * 0, {})
 
 
 @pytest.mark.parametrize(
@@ -172,7 +199,7 @@ def test_a_table_that_is_no_split(text: str, message: str, named: ImageSet, tmp_
     path = tmp_path / "split.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
-        divided(named, read_split(path, named), {})
+        apply_split(named, read_split(path, named), {})
     with pytest.raises(MissingFileError, match=r"none\.csv"):
         read_split(tmp_path / "none.csv", named)
 

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from medduet.config import DataConfig
 from medduet.data.cache import ProgressFactory, cache_folder
 from medduet.data.imageset import SPLITS, ImageSet
-from medduet.data.splits import divided, folded, read_split, share_out, united, write_split
+from medduet.data.splits import (
+    apply_split,
+    merge_groups,
+    read_split,
+    stratified_group_split,
+    write_split,
+)
 from medduet.errors import ConfigError, DataError
 
 NO_SPLIT = 3
@@ -43,37 +49,39 @@ def arrange(
         DataError: the images don't suffice for the splits.
         MissingFileError: the file of the split is not there.
     """
-    has_own = given is None or bool((given != NO_SPLIT).any())
+    has_split = given is None or bool((given != NO_SPLIT).any())
     if config.folds is not None and config.split not in ("auto", "made"):
-        raise ConfigError(
-            f"folds make splits of their own, but --data.split {config.split} was given: "
-            "leave one out"
-        )
-    if config.split == "given" and not has_own:
+        raise ConfigError(f"--data.folds make a split: leave out --data.split {config.split}")
+    if config.split == "given" and not has_split:
         raise ConfigError(
             f"{images.name} gives no splits: name its folders train, val and test, or give "
             "--data.split made"
         )
-    saved = saved if saved is not None and saved.is_file() else None
+    if saved is not None and not saved.is_file():
+        saved = None
     if config.split.endswith(".csv"):
-        path = Path(config.split).expanduser().absolute()
-        return divided(images, read_split(saved or path, images), {"file": str(path)})
+        table = Path(config.split).expanduser().absolute()
+        return apply_split(images, read_split(saved or table, images), {"file": str(table)})
     plan: dict[str, Any] = {"seed": config.seed, "group_by": config.group_by}
     if config.folds is not None:
         note = {"made": plan | {"folds": config.folds, "fold": config.fold}}
-    elif config.split == "made" or not has_own:
+    elif config.split == "made" or not has_split:
         note = {"made": plan | {"fractions": list(config.fractions)}}
     elif given is None:
         return images
     elif _has_val(given, images.name):
-        return divided(images, given, {"given": {}})
+        return apply_split(images, given, {"given": {}})
     else:
         note = {"given": {"val": plan | {"fractions": list(config.fractions[:2])}}}
-    path = saved or _plan_file(images, note, config)
+    path = saved
+    if path is None:
+        key = json.dumps([_PLAN, images.fingerprint, note], sort_keys=True)
+        name = f"{images.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.csv"
+        path = cache_folder(config.cache) / "splits" / name
     if not path.is_file():
         parts = _make(images, given if "given" in note else None, config, progress)
-        write_split(path, divided(images, parts, note))
-    return divided(images, read_split(path, images), note)
+        write_split(path, apply_split(images, parts, note))
+    return apply_split(images, read_split(path, images), note)
 
 
 def _has_val(given: NDArray[np.int64], name: str) -> bool:
@@ -87,13 +95,6 @@ def _has_val(given: NDArray[np.int64], name: str) -> bool:
     return not missing
 
 
-def _plan_file(images: ImageSet, note: dict[str, Any], config: DataConfig) -> Path:
-    """Return where the split of these images that `note` describes is kept once it is made."""
-    plan = json.dumps([_PLAN, images.fingerprint, note], sort_keys=True)
-    key = hashlib.sha256(plan.encode()).hexdigest()[:32]
-    return cache_folder(config.cache) / "splits" / f"{images.name}-{key}.csv"
-
-
 def _make(
     images: ImageSet,
     given: NDArray[np.int64] | None,
@@ -103,12 +104,15 @@ def _make(
     """Return a new split of all images; or, of a `given` one, of the images of train alone."""
     groups, labels = _groups(images, config, progress), images.pool().labels
     if config.folds is not None:
-        parts = share_out(labels, groups, [1.0] * config.folds, config.seed)
-        return folded(parts, config.folds, config.fold)
+        parts = stratified_group_split(labels, groups, [1.0] * config.folds, config.seed)
+        # That part is test, the next one val, the others train.
+        return np.array([2, 1, *[0] * (config.folds - 2)])[(parts - config.fold) % config.folds]
     if given is None:
-        return share_out(labels, groups, config.fractions, config.seed)
+        return stratified_group_split(labels, groups, config.fractions, config.seed)
     parts, train = given.copy(), np.flatnonzero(given == 0)
-    parts[train] = share_out(labels[train], groups[train], config.fractions[:2], config.seed)
+    parts[train] = stratified_group_split(
+        labels[train], groups[train], config.fractions[:2], config.seed
+    )
     return parts
 
 
@@ -131,6 +135,6 @@ def _groups(
     if config.group_by != "given":
         from medduet.data.duplicates import find_duplicates
 
-        found = find_duplicates(images, config.cache, progress)
-        partitions.append(found.groups(len(pool)))
-    return united(*partitions)
+        duplicates = find_duplicates(images, config.cache, progress)
+        partitions.append(duplicates.groups(len(pool)))
+    return merge_groups(*partitions)

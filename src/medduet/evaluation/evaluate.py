@@ -13,7 +13,7 @@ from medduet.config import DataConfig, Device, RunConfig
 from medduet.data.cache import ProgressFactory
 from medduet.data.imageset import ImageSet, Split
 from medduet.data.sources import open_images
-from medduet.data.splits import divided, read_split
+from medduet.data.splits import apply_split, read_split
 from medduet.errors import ConfigError
 from medduet.models.base import check_takes
 from medduet.models.inference import prepare_network
@@ -131,7 +131,7 @@ class Evaluator:
             images = open_images(data, progress=progress, saved_split=saved)
         split_file = path / "split.csv"
         if saved is None and split_file.is_file() and _same_pool(images, path):
-            images = divided(images, read_split(split_file, images), {"run": str(path)})
+            images = apply_split(images, read_split(split_file, images), {"run": str(path)})
         check_same_images(fabric, images)
         images = in_classes_of(images, bundle.config.class_names)
         _check_fits(images, bundle.config, path)

@@ -21,7 +21,7 @@ from medduet.data.audit.leakage import conflicting, first_copies, repeated
 from medduet.data.cache import ProgressFactory
 from medduet.data.duplicates import Duplicates, find_duplicates
 from medduet.data.imageset import SPLITS, ImageSet, Split
-from medduet.data.splits import divided, united
+from medduet.data.splits import apply_split, merge_groups
 from medduet.errors import DataError
 
 Method = Literal["drop", "regroup"]
@@ -85,7 +85,7 @@ def clean(
         if (after == splits).all():
             return Cleaned(current, _changes(before, splits, method))
         splits = after
-        current = divided(images, splits, {"cleaned": method})
+        current = apply_split(images, splits, {"cleaned": method})
 
 
 def _cleaned_once(
@@ -93,7 +93,7 @@ def _cleaned_once(
 ) -> NDArray[np.int64]:
     """Return the split of each image, ``(N,)``, without these leaks; -1 is dropped."""
     count, kept = len(splits), splits != _DROPPED
-    groups = united(np.arange(count), duplicates.groups(count), pool.groups)
+    groups = merge_groups(np.arange(count), duplicates.groups(count), pool.groups)
     last = np.full(count, _DROPPED)
     np.maximum.at(last, groups[kept], splits[kept])
     target = last[groups]
