@@ -277,9 +277,6 @@ def test_mistakes_of_the_caller(grids: SimpleNamespace, tmp_path: Path) -> None:
         (["quik"], "unknown recipe 'quik': did you mean quick?"),
         (["tasks"], "the grid has no data"),
         (["tasks", "--datasets", "x.npz", "--seeds"], "seeds"),
-        (["quick", "--address", "auto"], "--address needs --engine ray"),
-        (["quick", "--cpus-per-cell", "2"], "--cpus-per-cell needs --engine ray"),
-        (["quick", "--engine", "ray", "--workers", "2"], "--workers needs --engine local"),
         (["quick", "--data", "x.npz"], "data.name is set by the datasets of the grid"),
         (
             ["quick", "--seed", "3"],

@@ -163,7 +163,9 @@ def _with_recipe(name: str, command: Command, words: list[str]) -> dict[str, Any
     out = config.out or Path("grids") / Path(recipe).stem
     config = config.model_copy(update={"out": out})
     arguments = parse(_load(command.function), words, program, default=config, omit=("resume",))
-    arguments["config"].check_axes(config, arguments)
+    chosen = [arguments.pop(axis) for axis in ("datasets", "networks", "variants")]
+    arguments["config"] = arguments["config"].choose(*map(tuple, chosen))
+    arguments["config"].check_axes(config)
     return dict(arguments)
 
 

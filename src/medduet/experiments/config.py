@@ -83,14 +83,12 @@ class GridConfig(Frozen):
 
     @field_validator("datasets", "networks", "variants", mode="before")
     @classmethod
-    def _names_alone_are_enough(cls, given: Any) -> Any:
-        if isinstance(given, list):
-            if not all(isinstance(name, str) for name in given):
-                raise ValueError("expected names alone, or a mapping from names to settings")
-            given = dict.fromkeys(given)
-        if isinstance(given, dict):
-            given = {str(name): values or {} for name, values in given.items()}
-        return given
+    def _names_alone_are_enough(cls, axis: Any) -> Any:
+        if isinstance(axis, list) and all(isinstance(name, str) for name in axis):
+            axis = dict.fromkeys(axis)
+        if isinstance(axis, dict):
+            axis = {str(name): values or {} for name, values in axis.items()}
+        return axis
 
     def choose(
         self,
@@ -108,41 +106,32 @@ class GridConfig(Frozen):
         for name in variants:
             if name not in self.variants:
                 raise ConfigError(f"unknown variant {name}: {closest(name, self.variants)}")
-        given = {"datasets": datasets, "networks": networks, "variants": variants}
-        return self.model_copy(
-            update={
-                axis: {name: getattr(self, axis).get(name, {}) for name in names}
-                for axis, names in given.items()
-                if names
-            }
-        )
+        axes = {"datasets": datasets, "networks": networks, "variants": variants}
+        chosen = {
+            axis: {name: getattr(self, axis).get(name, {}) for name in names}
+            for axis, names in axes.items()
+            if names
+        }
+        return self.model_copy(update=chosen)
 
-    def check_axes(self, default: GridConfig, chosen: Mapping[str, Any]) -> None:
-        """Refuse changed settings of `run` that every cell takes from an axis of the grid.
-
-        Args:
-            default: the grid before `run` was changed.
-            chosen: the arguments of `choose`.
+    def check_axes(self, default: GridConfig) -> None:
+        """Refuse settings of `run` that differ from `default` and that an axis sets in every cell.
 
         Raises:
             ConfigError: says which axis sets it.
         """
-        axes = {axis: chosen[axis] or getattr(self, axis) for axis in ("datasets", "networks")}
-        set_by = {"train.seed": "seeds"}
-        set_by |= {"data.name": "datasets"} if axes["datasets"] else {}
-        set_by |= {"model.name": "networks"} if axes["networks"] else {}
-        set_by |= {
-            path: axis
-            for axis in ("datasets", "networks", "variants")
-            for settings in getattr(self, axis).values()
-            for path in settings
+        axes = ("datasets", "networks", "variants")
+        set_by = {
+            path: axis for axis in axes for each in getattr(self, axis).values() for path in each
         }
+        set_by |= {"train.seed": "seeds"}
+        set_by |= {"data.name": "datasets"} if self.datasets else {}
+        set_by |= {"model.name": "networks"} if self.networks else {}
         for path, axis in set_by.items():
             section, _, name = path.partition(".")
             run, before = (getattr(grid.run, section) for grid in (self, default))
             if getattr(run, name) != getattr(before, name):
-                hint = "" if axis == "variants" else f"; give --{axis}"
-                raise ConfigError(f"{path} is set by the {axis} of the grid, not for all{hint}")
+                raise ConfigError(f"{path} is set by the {axis} of the grid, not for all cells")
 
     def cells(self, folder: Path) -> list[Cell]:
         """Return every run of the grid in `folder`; all seeds of one before those of the next.
@@ -195,15 +184,6 @@ class EngineConfig(Frozen):
     """ray: CPU cores that are reserved for each cell."""
     gpus_per_cell: float | None = Field(None, ge=0)
     """ray: GPUs likewise; None: one, if the cluster has any."""
-
-    @model_validator(mode="after")
-    def _options_fit_the_engine(self) -> EngineConfig:
-        of_ray = {"address", "cpus_per_cell", "gpus_per_cell"}
-        for name in {"workers"} if self.engine == "ray" else of_ray:
-            if getattr(self, name) != EngineConfig.model_fields[name].default:
-                other = "local" if self.engine == "ray" else "ray"
-                raise ValueError(f"--{name.replace('_', '-')} needs --engine {other}")
-        return self
 
 
 class Choices(Frozen):

@@ -8,15 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from medduet.config import validate
 from medduet.data.cache import ProgressFactory
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError, Interrupted, MedDuetError, MissingFileError
-from medduet.experiments.cells import CellState, GridFolder, Outcome
+from medduet.experiments.cells import CellState, GridFolder
 from medduet.experiments.config import Cell, EngineConfig, GridConfig
 from medduet.utils.parsing import read_json
+
+if TYPE_CHECKING:
+    from medduet.experiments.local import LocalEngine
+    from medduet.experiments.ray_engine import RayEngine
 
 _PAUSE = 0.2  # seconds between two looks at what has ended
 _PATHS = ("data.name", "model.weights")
@@ -25,25 +29,6 @@ _WATCH = 1.0  # seconds between two looks at how all cells stand
 
 Watch = Callable[[list[Cell], Mapping[str, CellState]], None]
 """Is shown now and then where every cell of the grid stands."""
-
-
-class Engine(Protocol):
-    """Where cells run."""
-
-    slots: int
-    """So many cells are started at most before one has ended."""
-
-    def start(self, cell: Cell) -> None:
-        """Start a cell."""
-
-    def ended(self) -> dict[str, Outcome]:
-        """Return the cells that ended since the last call, and how."""
-
-    def stop(self) -> None:
-        """Let the running cells save and end."""
-
-    def close(self) -> None:
-        """End whatever is left."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +127,7 @@ def benchmark(
     return record
 
 
-def _engine(folder: GridFolder, where: EngineConfig) -> Engine:
+def _engine(folder: GridFolder, where: EngineConfig) -> LocalEngine | RayEngine:
     if where.engine == "local":
         from medduet.experiments.local import LocalEngine
 
@@ -207,7 +192,7 @@ def _fetch(folder: GridFolder, cells: list[Cell], progress: ProgressFactory | No
 def _drive(
     folder: GridFolder,
     cells: list[Cell],
-    engine: Engine,
+    engine: LocalEngine | RayEngine,
     stop: threading.Event,
     watch: Watch | None,
 ) -> GridRecord:
@@ -241,7 +226,10 @@ def _drive(
 
 
 def _start(
-    folder: GridFolder, waiting: list[Cell], running: dict[str, Cell], engine: Engine
+    folder: GridFolder,
+    waiting: list[Cell],
+    running: dict[str, Cell],
+    engine: LocalEngine | RayEngine,
 ) -> list[Cell]:
     """Start what can be started; return what must wait, for a place or for another process."""
     left = []

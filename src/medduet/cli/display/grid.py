@@ -1,16 +1,13 @@
-"""What the command line draws of a grid of runs."""
+"""The progress of a grid, on the screen."""
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from tqdm import tqdm
 
 from medduet.cli.display.screen import write
 from medduet.metrics.names import METRICS
@@ -20,79 +17,47 @@ if TYPE_CHECKING:
     from medduet.experiments.config import Cell
     from medduet.experiments.grid import GridRecord
 
-MOST_RUNNING = 12
-_SHORT = {key: METRICS[key].short for key in ("accuracy", "auc", "dice", "mse")}
-_MARKS = {"finished": "✓", "running": "▶", "failed": "✗", "waiting": "·"}
+_MARKS = {"finished": "✓", "failed": "✗"}
+_METRICS = ("accuracy", "auc", "dice", "mse")
 
 
 class GridScreen:
-    """Draws where every cell stands; without a terminal it prints a line for each that ends."""
+    """Prints a line for each cell that ends, above a bar with the counts of all."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
-        self._live = Live(console=self.console, auto_refresh=False, transient=True)
+    def __init__(self) -> None:
+        self._bar: tqdm[Never] | None = None
         self._states: dict[str, str] = {}
 
     def __enter__(self) -> GridScreen:
-        if self.console.is_terminal:
-            self._live.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._live.stop()
+        if self._bar is not None:
+            self._bar.close()
 
     def watch(self, cells: list[Cell], states: Mapping[str, CellState]) -> None:
-        """Draw the cells as they stand now."""
-        first = not self._states
-        for name, state in states.items():
-            before, self._states[name] = self._states.get(name), state.state
-            if not first and state.state != before and state.state in ("finished", "failed"):
-                self._print(_line(name, state))
-        if first:
-            counts = Counter(state.state for state in states.values())
-            text = ", ".join(f"{count} {state}" for state, count in counts.items())
-            self._print(f"{len(cells)} cells: {text}")
-        if self.console.is_terminal:
-            self._live.update(grid_view(cells, states), refresh=True)
-
-    def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        """Show the cells as they are now."""
+        counts = Counter(state.state for state in states.values())
+        text = ", ".join(f"{count} {state}" for state, count in counts.items())
+        if self._bar is None:
+            tqdm.write(f"{len(cells)} cells: {text}", file=sys.stderr)
+            self._bar = tqdm(total=len(cells), unit="cell", leave=False, disable=None)
+        else:
+            for name, state in states.items():
+                if state.state in _MARKS and state.state != self._states[name]:
+                    tqdm.write(_line(name, state), file=sys.stderr)
+        self._states = {name: state.state for name, state in states.items()}
+        self._bar.set_description(text, refresh=False)
+        self._bar.update(counts["finished"] + counts["failed"] - self._bar.n)
 
 
-def grid_view(cells: list[Cell], states: Mapping[str, CellState]) -> RenderableType:
-    """Return the table of networks and data sets, with a mark per seed, and the running cells."""
-    datasets = list(dict.fromkeys(cell.dataset for cell in cells))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("network")
-    for dataset in datasets:
-        table.add_column(Text(dataset.rpartition("/")[2].removesuffix(".npz")))
-    rows: dict[str, dict[str, str]] = {}
-    for cell in cells:
-        marks = rows.setdefault(_method(cell), dict.fromkeys(datasets, ""))
-        marks[cell.dataset] += _MARKS[states[cell.name].state]
-    for method, marks in rows.items():
-        table.add_row(Text(method), *marks.values())
-    running = [cell for cell in cells if states[cell.name].state == "running"]
-    lines = [
-        Text(_line(cell.name, states[cell.name], f" of {cell.run.train.epochs}"))
-        for cell in running[:MOST_RUNNING]
-    ]
-    if len(running) > MOST_RUNNING:
-        lines.append(Text(f"and {len(running) - MOST_RUNNING} more"))
-    return Group(table, *lines)
-
-
-def _method(cell: Cell) -> str:
-    return f"{cell.network} · {cell.variant}" if cell.variant else cell.network
-
-
-def _line(name: str, state: CellState, epochs: str = "") -> str:
+def _line(name: str, state: CellState) -> str:
+    mark = _MARKS[state.state]
     if state.state == "failed":
-        return f"{_MARKS['failed']} {name}: {state.error}"
+        return f"{mark} {name}: {state.error}"
     metrics = state.row.get("val", {})
-    scores = [f"{short} {metrics[key]:.3f}" for key, short in _SHORT.items() if metrics.get(key)]
-    validation = f", validation {'  '.join(scores)}" if scores else ""
-    return f"{_MARKS[state.state]} {name}: {state.state}, epoch {state.epoch}{epochs}{validation}"
+    numbers = [f"{METRICS[key].short} {metrics[key]:.3f}" for key in _METRICS if metrics.get(key)]
+    return f"{mark} {name}: finished, epoch {state.epoch}, validation {'  '.join(numbers)}"
 
 
 def show_grid(record: GridRecord, arguments: Mapping[str, Any]) -> int:
