@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 import medduet
-from medduet import ConfigError, GridRecord, Interrupted, MissingFileError, benchmark
+from medduet import ConfigError, GridRecord, Interrupted, benchmark
 from medduet.cli import main
 from medduet.experiments.cells import CellState, GridFolder, run_cell
 from medduet.experiments.config import GridConfig
@@ -259,15 +259,6 @@ def test_a_defect_is_recorded_with_its_traceback(
     record = json.loads(folder.failure(cell.name).read_text())
     assert record["error"] == "IndexError: out of range"
     assert "in broken" in record["details"]
-
-
-def test_mistakes_of_the_caller(grids: SimpleNamespace, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="either the settings"):
-        benchmark()
-    with pytest.raises(ConfigError, match="--out"):
-        benchmark(grids.small(tmp_path).model_copy(update={"out": None}))
-    with pytest.raises(MissingFileError, match=r"has no grid\.json"):
-        benchmark(resume=tmp_path / "nothing")
 
 
 @pytest.mark.parametrize(

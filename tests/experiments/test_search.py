@@ -19,8 +19,7 @@ import medduet
 from medduet import ConfigError, Interrupted, MedDuetError, SearchConfig, SearchRecord
 from medduet.cli import main
 from medduet.config import validate
-from medduet.experiments.search import _best_score, _Pruned, _Pruner
-from medduet.reports.pareto import pareto_figure
+from medduet.experiments.search import _Pruned, _Pruner
 from medduet.training.reporter import Reporter
 from medduet.utils.parsing import read_json
 
@@ -93,31 +92,6 @@ def test_the_front_is_what_no_other_beats(found: SearchRecord) -> None:
             other["score"] == trial["score"] and other["parameters"] == trial["parameters"]
             for other in front
         )
-
-
-def test_recipes_of_the_front_train_to_the_same(found: SearchRecord, tmp_path: Path) -> None:
-    trial = found.front[0]
-    assert main(["train", trial["recipe"], "--out", str(tmp_path / "run")]) == 0
-    assert _best_score(tmp_path / "run", 2) == trial["score"]
-    assert len(list((found.path / "recipes").iterdir())) == len(found.front)
-
-
-@pytest.mark.parametrize(("cost", "tick"), [("parameters", "1 M"), ("gmacs", "1")])
-def test_the_figure_s_ticks_are_plain_words(cost: str, tick: str) -> None:
-    trials = [
-        {"state": "finished", "score": 0.5, "parameters": 2e5, "gmacs": 0.1, "front": 1},
-        {"state": "finished", "score": 0.7, "parameters": 4e6, "gmacs": 4.0, "front": 2},
-        {"state": "pruned", "score": 0.3, "parameters": 3e6, "gmacs": 2.0},
-        {"state": "failed", "error": "why"},
-    ]
-    figure = pareto_figure(trials, cost, "phantom")
-    figure.draw_without_rendering()
-    axes = figure.axes[0]
-    labels = [label.get_text() for label in axes.get_xticklabels(which="both")]
-    assert tick in labels
-    assert not [label for label in labels if "$" in label]
-    assert axes.get_title(loc="left") == "phantom, 4 trials"
-    assert [text.get_text() for text in axes.texts] == ["1", "2"]
 
 
 class StopAt(Reporter):
