@@ -61,8 +61,10 @@ def parse(
     """
     is_class = isinstance(kind, type)
     target: Any = kind if is_class else parser_of(kind, default, omit)
-    if not is_class and _takes_data_first(kind) and words and not words[0].startswith("-"):
-        words = ["--data.name", *words]
+    if not is_class and _takes_data_first(kind):
+        program += " DATA"
+        if words and not words[0].startswith("-"):
+            words = ["--data.name", *words]
     box, options = io.StringIO(), dict[str, Any](default=default) if is_class else {}
     try:
         with contextlib.redirect_stderr(box):
@@ -108,8 +110,15 @@ def parser_of(
 
     collect.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     collect.__annotations__ = {each.name: each.annotation for each in parameters}
-    collect.__doc__ = re.split(r"\n *(?:Raises|Returns|Example):\n", function.__doc__ or "")[0]
+    collect.__doc__ = _plain(function.__doc__ or "")
     return collect
+
+
+def _plain(docstring: str) -> str:
+    """Return what a docstring says to a reader of the command line."""
+    text = re.split(r"\n *(?:Raises|Returns|Example):\n", docstring)[0]
+    text = re.sub(r"`+|(?<=`)\"|\"(?=`)", "", text)
+    return re.sub(r"\bNone for\b", "default:", text)
 
 
 def _takes_data_first(function: Callable[..., Any]) -> bool:

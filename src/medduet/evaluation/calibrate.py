@@ -35,7 +35,7 @@ def calibrate_bundle(
         out: the folder to write.
         data: the images, with labels; none of them should be used to evaluate the result.
         split: which of its splits; ``"all"`` for all of them together.
-        device: see `medduet.TrainConfig`.
+        device: auto, cpu, cuda, cuda:1 or mps.
         progress: draws the progress of downloads and conversions.
 
     Returns:

@@ -80,7 +80,7 @@ def ensemble(
         data: on which images to evaluate members and ensemble; ``None`` for those of the first run.
         modality: what the images show, see `medduet.DataConfig`; ``"auto"`` for that of the run.
         evaluate: whether to evaluate them on the validation and test split, if there are images.
-        device: see `medduet.TrainConfig`.
+        device: auto, cpu, cuda, cuda:1 or mps.
         progress: draws the progress of downloads and conversions.
 
     Returns:

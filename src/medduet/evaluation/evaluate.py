@@ -46,7 +46,7 @@ def evaluate(
         path: a bundle, or a finished run, or ``hf://OWNER/NAME``.
         data: the data set; ``None`` for the one that the run was trained on (a run only).
         split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` of them together.
-        device: see `medduet.TrainConfig`.
+        device: auto, cpu, cuda, cuda:1 or mps.
         out: folder for ``metrics.json`` and the predictions; ``None`` for
             ``PATH/evaluations/DATA-SPLIT``.
         progress: draws the progress of downloads and conversions.
@@ -110,7 +110,7 @@ class Evaluator:
             bundle: the network.
             path: where it is; if it is a run, its settings, data and split are taken.
             data: other images.
-            device: see `medduet.TrainConfig`.
+            device: auto, cpu, cuda, cuda:1 or mps.
             progress: draws the progress of downloads and conversions.
 
         Raises:

@@ -53,7 +53,7 @@ def stress(
         modality: what the images show; ``"auto"`` for what the run or a MedMNIST set says.
         baseline: ``stress.json``, or its folder, of the network to compare with: errors are then
             also given as shares of its errors.
-        device: see `medduet.TrainConfig`.
+        device: auto, cpu, cuda, cuda:1 or mps.
         out: folder to write; ``None`` for ``PATH/stress/DATA-SPLIT``.
         progress: draws the progress.
 

@@ -111,7 +111,7 @@ def predict_files(
         min_confidence: confidence below which the network abstains.
         overlays: whether to write the image with its mask over it.
         dicom: whether to write results in DICOM for DICOM files.
-        device: see `medduet.Predictor`.
+        device: auto, cpu, cuda, cuda:1 or mps.
         batch_size: images that are computed together; ``None`` for as many as are worth it.
         progress: draws how many bytes of the files are done.
         stop: set it to stop after the current batch.
