@@ -93,7 +93,7 @@ def test_bad_input_gives_one_line(
         medduet.stress(bright_run, corruptions=["jpg"], device="cpu")
     with pytest.raises(ConfigError, match="'saturation_up' for images of 1"):
         medduet.stress(bright_run, corruptions=["saturation_up"], device="cpu")
-    with pytest.raises(MissingFileError, match=r"no .*stress\.json"):
+    with pytest.raises(MissingFileError, match=r"expected stress\.json"):
         medduet.stress(bright_run, baseline=tmp_path / "none", device="cpu")
     (tmp_path / "stress.json").write_text("[]")
     with pytest.raises(ConfigError, match="is not written by medduet stress"):

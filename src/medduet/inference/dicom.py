@@ -5,15 +5,13 @@ Source: DICOM PS3.3 A.51 (segmentation), PS3.16 TID 1500 (measurement report), b
 
 from __future__ import annotations
 
-import copy
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medduet._version import __version__
 from medduet.data.reading.core import needed
@@ -21,11 +19,9 @@ from medduet.errors import DataError
 from medduet.inference.prediction import Prediction
 from medduet.utils.files import atomic_path
 
-_SCHEME = "99MEDDUET"
-_MAKER = "MedDuet"
+_MAKER, _SCHEME = "MedDuet", "99MEDDUET"
 _SERIES = {"seg": 9001, "sr": 9002}
-_ONE_FRAME = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture: asks for nothing of its own
-_OF_ALL = (0x7FE00010, 0x00280008)  # pixels, number of frames
+_ONE_FRAME = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture, which has no mandatory modules
 _LESION = re.compile(r"lesion|tumou?r|mass|nodule|polyp|ulcer", re.IGNORECASE)
 
 
@@ -60,27 +56,23 @@ def write_dicom(
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
         if not image.get(name):
             raise DataError(f"{source}: expected {name}, without which no result can refer to it")
+    # Where the position of frames in space is unknown, as in films of ultrasound, the standard (as
+    # highdicom reads it) has a segmentation refer to a single frame.
+    is_film = len(predictions) > 1 and not image.get("FrameOfReferenceUID")
+    parts: list[tuple[Path, int | None, Sequence[Prediction]]] = [(stem, None, predictions)]
+    if is_film:
+        folder = stem.with_name(source.name)
+        parts = [(folder / f"{n:04}", n, [each]) for n, each in enumerate(predictions, start=1)]
     written = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values in the source that bend the standard
         try:
-            for frame, frames in _together(image, predictions):
-                drawn = [predictions[number] for number in frames]
-                if any(
-                    prediction.mask is not None and prediction.mask.any() for prediction in drawn
-                ):
-                    own = stem
-                    if frame is not None:
-                        own = stem.with_name(source.name) / f"{frame:04}"
-                    written.append(own.with_name(f"{own.name}-seg.dcm"))
-                    alone = image if frame is None else _one_frame(image)
-                    data = _segmentation(alone, drawn, network, mask_names)
-                    if frame is not None:
-                        _point_to_frame(data, image, frame)
-                    if "PatientOrientation" not in data and not image.get("FrameOfReferenceUID"):
-                        data.PatientOrientation = image.get("PatientOrientation") or None
+            for place, frame, group in parts:
+                if any(each.mask is not None and each.mask.any() for each in group):
+                    written.append(place.with_name(f"{place.name}-seg.dcm"))
+                    data = _segmentation(image, group, network, mask_names, frame)
                     _save(data, written[-1])
-            if any(prediction.probabilities for prediction in predictions):
+            if any(each.probabilities for each in predictions):
                 written.append(stem.with_name(f"{stem.name}-sr.dcm"))
                 _save(_report(image, predictions, network), written[-1])
         except (AttributeError, ValueError, TypeError, KeyError, IndexError) as error:
@@ -90,102 +82,95 @@ def write_dicom(
     return written
 
 
-def _together(
-    image: Any, predictions: Sequence[Prediction]
-) -> Iterator[tuple[int | None, list[int]]]:
-    """Give the frames that share a segmentation, and the number of the frame if it is a single one.
-
-    That is all of them, unless nothing tells how they lie in space, as in films of ultrasound:
-    then the standard, as highdicom reads it, has a segmentation refer to a single frame.
-    """
-    frames = list(range(len(predictions)))
-    if len(frames) == 1 or image.get("FrameOfReferenceUID"):
-        yield None, frames
-    else:
-        yield from ((number + 1, [number]) for number in frames)
-
-
-def _one_frame(image: Any) -> Any:
-    """Return a film as if it was a single image, which is what highdicom takes."""
-    from pydicom import Dataset
-
-    one = Dataset()
-    for element in image:
-        if element.tag not in _OF_ALL:
-            one.add(copy.copy(element))
-    one.file_meta, one.SOPClassUID = image.file_meta, _ONE_FRAME
-    return one
-
-
-def _point_to_frame(data: Any, image: Any, number: int) -> None:
-    """Let a segmentation refer to one frame of a film, counted from 1."""
-    of_frames = [
-        source
-        for group in data.PerFrameFunctionalGroupsSequence
-        for derived in group.DerivationImageSequence
-        for source in derived.SourceImageSequence
-    ]
-    of_series = [
-        each
-        for series in data.ReferencedSeriesSequence
-        for each in series.ReferencedInstanceSequence
-    ]
-    for source in of_frames:
-        source.ReferencedFrameNumber = number
-    for reference in (*of_frames, *of_series):
-        reference.ReferencedSOPClassUID = image.SOPClassUID
-
-
 def _save(data: Any, path: Path) -> None:
     with atomic_path(path) as temporary:
         data.save_as(temporary, enforce_file_format=True)
 
 
 def _segmentation(
-    image: Any, predictions: Sequence[Prediction], network: str, mask_names: Sequence[str]
+    image: Any,
+    predictions: Sequence[Prediction],
+    network: str,
+    mask_names: Sequence[str],
+    frame: int | None,
 ) -> Any:
+    """Return the segmentation of all frames, or that of one `frame` of a film, from 1."""
     import highdicom as hd
+    from pydicom import Dataset
     from pydicom.sr.codedict import codes
 
-    masks: NDArray[np.uint8] = np.stack(
-        [prediction.mask for prediction in predictions if prediction.mask is not None]
-    )
-    drawn = [number for number in range(1, len(mask_names)) if (masks == number).any()]
+    source = image
+    if frame is not None:  # as if it were a single image, which is what highdicom takes
+        source = Dataset(dict(image.items()))
+        source.file_meta = image.file_meta
+        del source.PixelData, source.NumberOfFrames, source.SOPClassUID
+        source.SOPClassUID = _ONE_FRAME
+    masks = np.stack([each.mask for each in predictions if each.mask is not None])
+    present = [number for number in range(1, len(mask_names)) if (masks == number).any()]
     algorithm = hd.AlgorithmIdentificationSequence(
         name=network[:64], family=codes.DCM.ArtificialIntelligence, version=__version__
     )
-    descriptions = []
-    for place, number in enumerate(drawn, start=1):
-        name = mask_names[number]
-        kind = codes.SCT.Lesion if _LESION.search(name) else _code(f"mask-{number}", name)
-        descriptions.append(
+    data = hd.seg.Segmentation(
+        source_images=[source],
+        pixel_array=np.stack([masks == number for number in present], axis=-1),
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[
             hd.seg.SegmentDescription(
                 segment_number=place,
-                segment_label=name[:64],
+                segment_label=mask_names[number][:64],
                 segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-                segmented_property_type=kind,
+                segmented_property_type=codes.SCT.Lesion
+                if _LESION.search(mask_names[number])
+                else _code(f"mask-{number}", mask_names[number]),
                 algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
                 algorithm_identification=algorithm,
             )
-        )
-    pixels = np.stack([masks == number for number in drawn], axis=-1)
-    return hd.seg.Segmentation(
-        source_images=[image],
-        pixel_array=pixels,
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=descriptions,
-        series_instance_uid=hd.UID(),
+            for place, number in enumerate(present, start=1)
+        ],
         series_number=_SERIES["seg"],
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer=_MAKER,
         manufacturer_model_name=network[:64],
         software_versions=__version__,
         device_serial_number="0",
         content_label="MEDDUET",
         content_description="Predicted by a network; not for clinical use",
         series_description="MedDuet segmentation",
+        **_instance(),
     )
+    if frame is not None:
+        _refer_to_frame(data, image, frame)
+    if "PatientOrientation" not in data and not image.get("FrameOfReferenceUID"):
+        data.PatientOrientation = image.get("PatientOrientation") or None
+    return data
+
+
+def _refer_to_frame(data: Any, image: Any, frame: int) -> None:
+    """Let a segmentation refer to one frame of a film, counted from 1."""
+    sources = [
+        source
+        for group in data.PerFrameFunctionalGroupsSequence
+        for derived in group.DerivationImageSequence
+        for source in derived.SourceImageSequence
+    ]
+    instances = [
+        instance
+        for series in data.ReferencedSeriesSequence
+        for instance in series.ReferencedInstanceSequence
+    ]
+    for source in sources:
+        source.ReferencedFrameNumber = frame
+    for reference in (*sources, *instances):
+        reference.ReferencedSOPClassUID = image.SOPClassUID
+
+
+def _instance() -> dict[str, Any]:
+    import highdicom as hd
+
+    return {
+        "series_instance_uid": hd.UID(),
+        "sop_instance_uid": hd.UID(),
+        "instance_number": 1,
+        "manufacturer": _MAKER,
+    }
 
 
 def _report(image: Any, predictions: Sequence[Prediction], network: str) -> Any:
@@ -239,12 +224,9 @@ def _report(image: Any, predictions: Sequence[Prediction], network: str) -> Any:
     return hd.sr.ComprehensiveSR(
         evidence=[image],
         content=content,
-        series_instance_uid=hd.UID(),
         series_number=_SERIES["sr"],
-        sop_instance_uid=hd.UID(),
-        instance_number=1,
-        manufacturer=_MAKER,
         series_description="MedDuet report; not for clinical use",
+        **_instance(),
     )
 
 

@@ -25,7 +25,7 @@ from medduet.data.imageset import ImageSet
 from medduet.data.phantom import phantom_images
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError, MedDuetError, ModelError
-from medduet.inference.agreement import Agreement, agreement, agrees
+from medduet.inference.agreement import Agreement, agreement
 from medduet.inference.exported import FILE, FORMAT, ExportedModel, need
 from medduet.inference.graph import NetworkGraph
 from medduet.runs.bundle import load_bundle
@@ -129,8 +129,7 @@ def export_bundle(
         _write_onnx(folder / FILE, graph, images, precision, size)
         config = _write_config(folder, graph, precision, size)
         model = ExportedModel(folder)
-        result = agreement(graph.predict, model, images, count or len(images.test))
-        _check(graph, model, images, result, precision, tolerance)
+        result = _check(graph, model, images, count or len(images.test), precision, tolerance)
         config["export"]["agreement"] = result._asdict()
         write_json(folder / "config.json", config)
         write_text(folder / "README.md", _page(graph, precision, f"{images.name}: {result}"))
@@ -252,33 +251,30 @@ def _check(
     graph: NetworkGraph,
     model: ExportedModel,
     images: ImageSet,
-    result: Agreement,
+    count: int,
     precision: Precision,
     tolerance: float | None,
-) -> None:
-    """Raise `ModelError` if the exported network predicts something else than the network."""
+) -> Agreement:
+    """Compare the exported network with torch; ModelError if they differ by more than allowed.
+
+    If it takes other sizes, it is tried on one, too, of which INT8 needs no more than the shapes.
+    """
+    pixels = images.test.batch(np.arange(min(count, len(images.test)))).image.contiguous().numpy()
+    result = agreement(graph.predict, model, pixels, graph.config.multi_label)
     limit = TOLERANCE[precision] if tolerance is None else tolerance
-    name = graph.network.arguments["name"]
-    worst = result.worst_share if precision == "int8" else result.worst
+    worst, hint = result.worst, "give another --precision, or --tolerance if that is good enough"
+    if precision == "int8":
+        worst = result.worst_share
+    elif worst <= limit and model.config.export is not None and model.config.export.size is None:
+        larger = np.pad(pixels[:2], [(0, 0), (0, 0), (0, 3), (0, 5)], mode="edge")
+        worst = agreement(graph.predict, model, larger, graph.config.multi_label).worst
+        hint = f"on images of {larger.shape[2]} x {larger.shape[3]} pixels: add --fixed-size"
     if not worst <= limit:
         raise ModelError(
-            f"exported, {name} predicts something else than in torch: a difference of "
-            f"{worst:.2g}, and the tolerance is {limit:g}; give another --precision, or "
-            "--tolerance if that is good enough"
+            f"exported, {graph.network.arguments['name']} predicts something else than in torch: "
+            f"a difference of {worst:.2g}, and the tolerance is {limit:g}; {hint}"
         )
-    if model.config.export is not None and model.config.export.size is not None:
-        return
-    image = images.test.batch(np.arange(min(2, len(images.test)))).image.numpy()
-    larger = np.pad(image, [(0, 0), (0, 0), (0, 3), (0, 5)], mode="edge")
-    size = f"images of {larger.shape[2]} x {larger.shape[3]} pixels"
-    try:
-        # Two images tell nothing of INT8 but whether the shapes fit.
-        loose = 1.0 if precision == "int8" else limit
-        fits = agrees(graph.predict(larger), model(larger), loose)
-    except ModelError as error:
-        raise ModelError(f"exported, {name} fails on {size}: {error}; add --fixed-size") from error
-    if not fits:
-        raise ModelError(f"exported, {name} predicts something else of {size}: add --fixed-size")
+    return result
 
 
 @contextlib.contextmanager
@@ -296,31 +292,26 @@ def _quiet() -> Iterator[None]:
 
 def _page(graph: NetworkGraph, precision: str, comparison: str) -> str:
     """Return the Markdown page of an exported network."""
-    config = graph.config
-    height, width = graph.preprocessing.size
-    names = [f"Classes: {', '.join(config.class_names)}.", ""] if config.class_names else []
-    if "mask" in graph.outputs:
-        names += [f"Mask: {', '.join(config.mask_names)}.", ""]
-    return "\n".join(
-        [
-            f"# {config.network.name}, ONNX, {precision}",
-            "",
-            *names,
-            "For research. Not a medical device, not for diagnosis.",
-            "",
-            "```python",
-            "import numpy as np",
-            "import onnxruntime",
-            "",
-            'session = onnxruntime.InferenceSession("path/of/this/folder/model.onnx")',
-            f"image = np.zeros((1, {config.network.in_channels}, {height}, {width}), np.uint8)",
-            'outputs = session.run(None, {"image": image})',
-            f"# {', '.join(graph.outputs)}; probabilities are calibrated if the bundle is",
-            "```",
-            "",
-            "Or `medduet.ExportedModel`, which checks files and images.",
-            "",
-            f"Compared with torch on {comparison}",
-            "",
-        ]
-    )
+    config, (height, width) = graph.config, graph.preprocessing.size
+    return f"""\
+# {config.network.name}, ONNX, {precision}
+
+Classes: {", ".join(config.class_names) or "none"}.
+Mask: {", ".join(config.mask_names) or "none"}.
+
+For research. Not a medical device, not for diagnosis.
+
+```python
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("path/of/this/folder/model.onnx")
+image = np.zeros((1, {config.network.in_channels}, {height}, {width}), np.uint8)
+outputs = session.run(None, {{"image": image}})
+# {", ".join(graph.outputs)}; probabilities are calibrated if the bundle is
+```
+
+Or `medduet.ExportedModel`, which checks files and images.
+
+Compared with torch on {comparison}
+"""
