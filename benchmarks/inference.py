@@ -33,41 +33,42 @@ from medduet import (
     ConfigError,
     DataConfig,
     ExportedModel,
-    Prediction,
     create_model,
     export_bundle,
     load_bundle,
     open_images,
 )
 from medduet.inference.agreement import agreement
-from medduet.inference.export import ExportGraph
+from medduet.inference.exported import BatchPrediction
+from medduet.inference.graph import NetworkGraph
 from medduet.runs.bundle import save_bundle
 from medduet.utils.files import write_json
 
 EXPORTS: dict[str, dict[str, Any]] = {
-    "onnx": {"format": "onnx"},
-    "onnx-float16": {"format": "onnx", "precision": "float16"},
-    "onnx-int8": {"format": "onnx", "precision": "int8"},
-    "openvino": {"format": "openvino"},
-    "openvino-int8": {"format": "openvino", "precision": "int8"},
+    "float32": {},
+    "float16": {"precision": "float16"},
+    "int8": {"precision": "int8"},
 }
 SHAPE_GIVEN = ", shape given"
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ONNX Runtime, float32": ("onnx", {}),
-    "ONNX Runtime, float16 weights": ("onnx-float16", {}),
-    "ONNX Runtime, INT8": ("onnx-int8", {}),
-    "OpenVINO, float32": ("openvino", {"precision": "float32"}),
-    "OpenVINO, bfloat16": ("openvino", {"precision": "bfloat16"}),
-    f"OpenVINO, bfloat16{SHAPE_GIVEN}": ("openvino", {"precision": "bfloat16"}),
-    "OpenVINO, INT8": ("openvino-int8", {}),
-    f"OpenVINO, INT8{SHAPE_GIVEN}": ("openvino-int8", {}),
+    "ONNX Runtime, float32": ("float32", {}),
+    "ONNX Runtime, float16 weights": ("float16", {}),
+    "ONNX Runtime, INT8": ("int8", {}),
+    "OpenVINO, float32": ("float32", {"runtime": "openvino"}),
+    "OpenVINO, bfloat16": ("float32", {"runtime": "openvino", "precision": "bfloat16"}),
+    f"OpenVINO, bfloat16{SHAPE_GIVEN}": (
+        "float32",
+        {"runtime": "openvino", "precision": "bfloat16"},
+    ),
+    "OpenVINO, INT8": ("int8", {"runtime": "openvino"}),
+    f"OpenVINO, INT8{SHAPE_GIVEN}": ("int8", {"runtime": "openvino"}),
 }
 NOT_TIMED = "ONNX Runtime, float16 weights"  # computes in float32: only the file is smaller
 NOT_QUICK = "ONNX Runtime, INT8"
 EAGER, HALF = "torch, float32", "torch, bfloat16, channels last"
 HEADS = {False: "class and mask", True: "class alone"}
 
-Predict = Callable[[Any], Prediction]
+Predict = Callable[[Any], BatchPrediction]
 
 
 def main() -> None:
@@ -157,12 +158,12 @@ def exported(bundle: Path, path: Path, kind: str, data: DataConfig, alone: bool)
 
 
 def in_torch(bundle: Path, alone: bool = False, half: bool = False) -> Predict:
-    predictor = ExportGraph(load_bundle(bundle), classify_only=alone)
+    predictor = NetworkGraph(load_bundle(bundle), bundle, classify_only=alone)
     if not half:
         return predictor.predict
     predictor.network.to(memory_format=torch.channels_last)
 
-    def predict(image: Any) -> Prediction:
+    def predict(image: Any) -> BatchPrediction:
         with torch.autocast("cpu", torch.bfloat16):
             return predictor.predict(image)
 
@@ -190,7 +191,7 @@ def span(times: list[float]) -> str:
 
 def agree(bundle: Path, name: str, folder: Path) -> list[dict[str, Any]]:
     config = load_bundle(bundle).config
-    data = DataConfig(name=name, size=max(config["preprocessing"]["size"]))
+    data = DataConfig(name=name, size=max(config.preprocessing.size))
     images = open_images(data)
     tables = []
     for alone, heads in HEADS.items():
@@ -203,20 +204,16 @@ def agree(bundle: Path, name: str, folder: Path) -> list[dict[str, Any]]:
                     ways[way] = ExportedModel(path, **options)
                 except ConfigError as error:  # the processor can't compute so
                     print(f"no {way}: {error}")
-        found = agreement(reference, ways, images, len(images.test), config["multi_label"])
+        pixels = images.test.batch(np.arange(len(images.test))).image.contiguous().numpy()
         print(f"\n{heads}, {len(images.test)} test images of {images.name}, {data.size} pixels\n")
-        print("| | class the same | probability within | accuracy | mask pixels | Dice |")
-        print("| --- | --- | --- | --- | --- | --- |")
+        print("| | class the same | probability within | mask pixels |")
+        print("| --- | --- | --- | --- |")
         rows = {}
-        for way, each in found.items():
-            accuracy, dice = (
-                "" if pair is None else f"{pair[1]:.4f} ({pair[1] - pair[0]:+.4f})"
-                for pair in (each.accuracy, each.dice)
-            )
+        for way, predict in ways.items():
+            each = agreement(reference, predict, pixels, config.multi_label)
             mask = "" if each.mask is None else f"{100 * each.mask:.3f}%"
             same, within = f"{each.same_class} of {each.n}", f"{each.probability:.2g}"
-            cells = [way, same, within, accuracy, mask, dice]
-            print(f"| {' | '.join(cells)} |")
+            print(f"| {way} | {same} | {within} | {mask} |")
             rows[way] = each._asdict()
         print(flush=True)
         tables.append({"heads": heads, "images": images.name, "size": data.size, "ways": rows})

@@ -142,7 +142,7 @@ def test_turned_views_are_exported_too(runs: list[Path], tmp_path: Path) -> None
 def test_calibration_of_a_member_is_dropped(runs: list[Path], tmp_path: Path) -> None:
     classes = len(load_bundle(runs[0]).config.class_names)
     share = np.random.default_rng(0).dirichlet(np.ones(classes), 60)
-    calibration = Calibration.fit(share.argmax(axis=1), share).to_json()
+    calibration = Calibration.fit(share.argmax(axis=1), share).model_dump(mode="json")
     paths = [altered(run, tmp_path / run.name, calibration=calibration) for run in runs]
     record = ensemble(paths, tmp_path / "ensemble")
     assert record.scores == {}
@@ -169,12 +169,12 @@ def test_bundles_are_judged_on_given_data(runs: list[Path], tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("section", "changes", "words"),
     [
-        ("class_names", list("abcd"), "the same classes"),
-        ("mask_names", ["background", "other"], "the same masks"),
-        ("multi_label", True, "the same kind of labels"),
-        ("preprocessing", {"size": [32, 32]}, "the same image size"),
-        ("preprocessing", {"fit": "pad"}, "the same fit"),
-        ("data", {"fingerprint": "other"}, "the same images or split"),
+        ("class_names", list("abcd"), "the same class_names"),
+        ("mask_names", ["background", "other"], "the same mask_names"),
+        ("multi_label", True, "the same multi_label"),
+        ("preprocessing", {"size": [32, 32]}, "the same preprocessing"),
+        ("preprocessing", {"fit": "pad"}, "the same preprocessing"),
+        ("data", {"fingerprint": "other"}, "the same images and split"),
     ],
 )
 def test_members_that_differ(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,8 @@ from medduet.runs.folder import RunFolder, is_run
 from medduet.training.validation import summarize
 from medduet.utils.hub import bundle_folder
 
-_SAME: dict[str, Callable[[BundleConfig], object]] = {
-    "classes": lambda config: config.class_names,
-    "masks": lambda config: config.mask_names,
-    "kind of labels": lambda config: config.multi_label,
-    "tasks": lambda config: config.layout,
-    "channels": lambda config: config.preprocessing and config.preprocessing.channels,
-    "image size": lambda config: config.preprocessing and config.preprocessing.size,
-    "fit": lambda config: config.preprocessing and config.preprocessing.fit,
-    "window": lambda config: config.preprocessing and config.preprocessing.window,
-    "precision": lambda config: config.precision,
-    "images or split": lambda config: config.data and config.data.fingerprint,
-}
-"""What members must have in common."""
+_SAME = ("class_names", "mask_names", "multi_label", "layout", "preprocessing", "precision")
+"""Parts of ``config.json`` that members must have in common."""
 
 
 @dataclass(frozen=True)
@@ -149,19 +138,28 @@ def _check_same(paths: Sequence[str], bundles: Sequence[ModelBundle]) -> None:
         bundle.config.usable(path)
         if isinstance(bundle.network, Ensemble):
             raise ConfigError(f"{path} is an ensemble already: give its members")
-    for place, (path, bundle) in enumerate(zip(paths, bundles, strict=True)):
-        for name, value in _SAME.items():
-            first, other = value(bundles[0].config), value(bundle.config)
-            if first != other:
+    first, seen = _shared(bundles[0]), dict[str | None, str]()
+    for path, bundle in zip(paths, bundles, strict=True):
+        for name, value in _shared(bundle).items():
+            if value != first[name]:
                 raise ConfigError(
-                    f"expected members with the same {name}, but {paths[0]} has {first} and "
-                    f"{path} {other}: they can't be one ensemble"
+                    f"expected members with the same {name}, but {paths[0]} has {first[name]} and "
+                    f"{path} {value}: they can't be one ensemble"
                 )
-        for earlier in range(place):
-            if bundles[earlier].config.weights_sha256 == bundle.config.weights_sha256:
-                raise ConfigError(
-                    f"{paths[earlier]} and {path} are the same network: leave one out"
-                )
+        if (twin := seen.get(bundle.config.weights_sha256)) is not None:
+            raise ConfigError(f"{twin} and {path} are the same network: leave one out")
+        seen[bundle.config.weights_sha256] = path
+
+
+def _shared(bundle: ModelBundle) -> dict[str, Any]:
+    values = {name: bundle.config.to_json()[name] for name in _SAME}
+    preprocessing = values["preprocessing"]
+    # Members normalise each by its own mean and spread.
+    values["preprocessing"] = {
+        name: preprocessing[name] for name in ("size", "channels", "fit", "window")
+    }
+    data = bundle.config.data
+    return values | {"images and split": None if data is None else data.fingerprint}
 
 
 def _check_views(tta: TestTime, config: BundleConfig, modality: Modality) -> None:
