@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
 
@@ -56,7 +54,8 @@ def fit(experiment: Experiment) -> Progress:
             there are too few images.
     """
     fabric, config = experiment.fabric, experiment.config.train
-    with _private_generators(fabric):
+    devices = [fabric.device] if fabric.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
         torch.manual_seed(config.seed + 1 + fabric.global_rank)
         state = new_state(experiment)
         state.restore(experiment.folder, fabric)
@@ -249,11 +248,3 @@ def _total(means: Mapping[str, float], objective: Objective) -> float:
     """Return the loss over the tasks that have labelled images."""
     tasks = [task for task in objective.tasks if not math.isnan(means[task])]
     return sum(objective.factors[task] * means[task] for task in tasks)
-
-
-@contextmanager
-def _private_generators(fabric: Fabric) -> Iterator[None]:
-    """Leave torch's global generators as they were."""
-    devices = [fabric.device] if fabric.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        yield

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from medduet.errors import TrainingError
 from medduet.models.base import DuetNetwork
 from medduet.types import Batch
 from medduet.utils.devices import trim_memory
-from medduet.utils.files import write_json
-from medduet.utils.parsing import read_json
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
-
-    from medduet.runs.folder import RunFolder
 
 
 def split_batch(batch: Batch, most: int | None) -> list[Batch]:
@@ -39,50 +31,7 @@ def split_batch(batch: Batch, most: int | None) -> list[Batch]:
     # A feature map of one pixel from one image has no variance for batch normalisation.
     count = min(-(-images // most), images // 2)
     edges = [images * number // count for number in range(count + 1)]
-    return [_between(batch, start, end) for start, end in pairwise(edges)]
-
-
-def _between(batch: Batch, start: int, end: int) -> Batch:
-    return batch.apply(lambda values: values[start:end])
-
-
-def _micro_batch_file(folder: RunFolder) -> Path:
-    return folder.path / "checkpoints" / "micro-batch.json"
-
-
-def saved_micro_batch(folder: RunFolder) -> int | None:
-    """Return to how many images at a time an earlier process went down, if it did."""
-    path = _micro_batch_file(folder)
-    return int(read_json(path)) if path.is_file() else None
-
-
-def smaller_micro_batch(folder: RunFolder, fabric: Fabric, images: int, permanent: bool) -> int:
-    """Return how many images to try next after so many did not fit, and save it in the folder.
-
-    Args:
-        folder: of the run.
-        fabric: its processes.
-        images: how many did not fit.
-        permanent: whether this process can't go on, see `is_permanent`.
-
-    Raises:
-        TrainingError: it was the fewest already; or the run has to be started again, and goes on
-            with fewer. So have several processes, which can't agree in the middle of a step.
-    """
-    fewer = images // 2
-    if fewer < 2:
-        raise TrainingError(
-            f"out of memory with {images} images: give a smaller --size or --model.width, or "
-            "--train.activation-checkpointing"
-        )
-    write_json(_micro_batch_file(folder), fewer)
-    if permanent or fabric.world_size > 1:
-        where = f" on process {fabric.global_rank}" if fabric.world_size > 1 else ""
-        raise TrainingError(
-            f"out of memory{where} with {images} images at a time: start "
-            f"again with medduet train --resume {folder.path}, which goes on with {fewer}"
-        )
-    return fewer
+    return [batch.apply(itemgetter(slice(start, end))) for start, end in pairwise(edges)]
 
 
 def checkpoint_activations(network: DuetNetwork) -> None:

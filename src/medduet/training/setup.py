@@ -56,81 +56,47 @@ def check_same_images(fabric: Fabric, data: ImageSet, folder: RunFolder | None =
 
 def check_settings(config: RunConfig, data: ImageSet) -> None:
     """Refuse what can't be learnt or selected on before anything is written."""
-    for is_wrong, message in (*_data_conflicts(config, data), *_conflicts(config)):
-        if is_wrong:
-            raise ConfigError(message)
-    build_augmentation(config.train.augment, data, config.data.modality)  # or a ConfigError
-
-
-def _data_conflicts(config: RunConfig, data: ImageSet) -> list[tuple[bool, str]]:
-    """Return what of the settings does not fit the data, and whether it is so."""
-    tasks, names = config.objective.tasks, data.class_names
+    objective, train, select = config.objective, config.train, config.evaluate.select
+    tasks, balance, names = objective.tasks, objective.balance, data.class_names
+    has = f"one class, {names[0]}" if names else "no classes (sub-folders, or a column 'label')"
     lacking = {"classify": len(names) < 2, "segment": not data.mask_names, "reconstruct": False}
-    possible = " ".join(task for task in tasks if not lacking[task])
-    where = "they are the sub-folders of a folder, or a table's column 'label'"
-    has = f"one class, {names[0]}" if names else f"no classes ({where})"
-    is_balanced = config.train.sampling == "balanced"
-    return [
-        (
-            "classify" in tasks and lacking["classify"],
-            f"{data.name} has {has}, so there is nothing to classify: "
-            f"give --tasks {possible or 'reconstruct'}",
-        ),
-        (
-            "segment" in tasks and lacking["segment"],
-            f"{data.name} has no masks, so there is nothing to segment: "
-            f"give --tasks {possible or 'classify'}",
-        ),
-        (
-            is_balanced and lacking["classify"],
-            f"--train.sampling balanced draws each class as often, but {data.name} has "
-            f"{len(names)} class(es): give --train.sampling shuffle",
-        ),
-        (
-            is_balanced and data.train.shard_sizes is not None,
-            "--train.sampling balanced draws images from everywhere, but shards are read one after "
-            "the other: give --objective.class-weights balanced instead",
-        ),
-    ]
-
-
-def _conflicts(config: RunConfig) -> list[tuple[bool, str]]:
-    """Return which settings contradict each other, and whether they do."""
-    objective, train = config.objective, config.train
-    tasks, select, balance = objective.tasks, config.evaluate.select, objective.balance
-    combines = Balance(balance, len(tasks)).aggregator is not None
+    possible = " ".join(task for task in tasks if not lacking[task]) or "reconstruct"
     needed = {"auto": tasks[0], "dice": "segment", "mse": "reconstruct"}.get(select, "classify")
-    return [
-        (
-            needed not in tasks,
-            f"--evaluate.select {select} needs the task {needed}, but the tasks are "
-            f"{', '.join(tasks)}: give --evaluate.select auto",
-        ),
-        (
-            train.sampling == objective.class_weights == "balanced",
-            "--train.sampling balanced and --objective.class-weights balanced would count rare "
-            "classes twice: leave one out",
-        ),
-        (
-            train.micro_batch_size is not None and balance != "sum",
-            f"--balance {balance} needs all images of a step at a time, but "
-            "--train.micro-batch-size was given: leave one out",
-        ),
-        (
-            combines and config.model.freeze_encoder,
-            f"--balance {balance} combines gradients on the encoder, which is frozen: give "
-            "--balance sum",
-        ),
-        (
-            combines and train.precision == "16-mixed",
-            f"--balance {balance} can't scale gradients for --precision 16-mixed: give bf16-mixed "
-            "or 32-true",
-        ),
-        (
-            train.sync_batch_norm and find_device(train.device).type != "cuda",
-            "--train.sync-batch-norm needs GPUs: leave it out",
-        ),
-    ]
+    if "classify" in tasks and lacking["classify"]:
+        _refuse(f"{data.name} has {has}, so there is nothing to classify: --tasks {possible}")
+    if "segment" in tasks and lacking["segment"]:
+        _refuse(f"{data.name} has no masks, so there is nothing to segment: --tasks {possible}")
+    if needed not in tasks:
+        _refuse(
+            f"--evaluate.select {select} needs the task {needed}, but --tasks {' '.join(tasks)}"
+        )
+    if train.micro_batch_size is not None and balance != "sum":
+        _refuse(f"--balance {balance} needs all images at a time: no --train.micro-batch-size")
+    if Balance(balance, len(tasks)).aggregator is not None:
+        if config.model.freeze_encoder:
+            _refuse(f"--balance {balance} combines gradients on the encoder, which is frozen")
+        if train.precision == "16-mixed":
+            _refuse(f"--balance {balance} can't scale gradients for --precision 16-mixed")
+    if train.sync_batch_norm and find_device(train.device).type != "cuda":
+        _refuse("--train.sync-batch-norm needs GPUs")
+    if train.sampling == "balanced":
+        if lacking["classify"]:
+            _refuse(f"--train.sampling balanced draws each class as often, but there are {has}")
+        if data.train.shard_sizes is not None:
+            _refuse(
+                "--train.sampling balanced draws images from everywhere, but shards are read one "
+                "after the other: give --objective.class-weights balanced instead"
+            )
+        if objective.class_weights == "balanced":
+            _refuse(
+                "--train.sampling balanced and --objective.class-weights balanced would count rare "
+                "classes twice: give one of them"
+            )
+    build_augmentation(train.augment, data, config.data.modality)  # or a ConfigError
+
+
+def _refuse(message: str) -> None:
+    raise ConfigError(message)
 
 
 def dense_layout(config: RunConfig, data: ImageSet) -> DenseLayout:

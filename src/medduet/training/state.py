@@ -16,7 +16,6 @@ from medduet.errors import MissingFileError, TrainingError
 from medduet.runs.folder import RunFolder
 from medduet.training.balance import Balancer
 from medduet.training.loader import Feed
-from medduet.training.memory import saved_micro_batch
 from medduet.training.monitor import StepMonitor
 from medduet.utils.files import atomic_path
 
@@ -129,7 +128,6 @@ class TrainState:
         path = folder.checkpoint("last")
         if path.is_file():
             self._load(load_checkpoint(path), folder, fabric)
-        self.progress.micro_batch = saved_micro_batch(folder) or self.progress.micro_batch
 
     def _load(self, state: dict[str, Any], folder: RunFolder, fabric: Fabric) -> None:
         if state["world_size"] != fabric.world_size:

@@ -11,7 +11,7 @@ from medduet.config import Task
 from medduet.errors import TrainingError
 from medduet.losses.tasks import PerImage
 from medduet.training.experiment import Experiment
-from medduet.training.memory import smaller_micro_batch, split_batch
+from medduet.training.memory import split_batch
 from medduet.training.monitor import NotFiniteError, save_batch
 from medduet.training.state import TrainState
 from medduet.types import Batch, Outputs
@@ -64,29 +64,30 @@ def _backward(
         The sums ``(T,)`` of the weighted losses and of the weights of each task on this process,
         and on how many processes training was asked to stop.
     """
-    progress = state.progress
+    progress, balance = state.progress, experiment.config.objective.balance
     while True:
         try:
             return _backward_once(experiment, state, batch)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            if not state.balancer.can_split_batch:
+            images = min(len(batch.image), progress.micro_batch or sys.maxsize)
+            can_go_on = state.balancer.can_split_batch and not is_permanent(error)
+            # Several processes can't agree on it in the middle of a step.
+            if images < 4 or not can_go_on or experiment.fabric.world_size > 1:
+                smaller = f"--train.micro-batch-size {max(2, images // 2)}"
                 raise TrainingError(
-                    f"out of memory, and --balance {experiment.config.objective.balance} needs all "
-                    "images of a step at a time: give a smaller --batch-size, or "
-                    "--train.activation-checkpointing"
+                    f"out of memory with {images} images at a time: give "
+                    f"{smaller if balance == 'sum' and images > 3 else 'a smaller --batch-size'}, "
+                    "--train.activation-checkpointing, or a smaller --size or --model.width"
                 ) from error
-            permanent = is_permanent(error)
         # Only here, where the error and with it the feature maps are gone.
         state.optimizer.zero_grad()
         free_memory(experiment.fabric.device)
-        images = min(len(batch.image), progress.micro_batch or sys.maxsize)
-        fewer = smaller_micro_batch(experiment.folder, experiment.fabric, images, permanent)
-        progress.micro_batch = fewer
+        progress.micro_batch = images // 2
         experiment.reporter.message(
-            f"out of memory with {images} images at a time: gradients of {fewer} at a time are "
-            "added up from now on, which is the same step but for batch normalisation"
+            f"out of memory with {images} images at a time: gradients of {images // 2} at a time "
+            "are added up from now on, which is the same step but for batch normalisation"
         )
 
 

@@ -50,7 +50,7 @@ def fetch_network(
     cache_dir: str | Path | None = None,
     token: str | None = None,
 ) -> Path:
-    """Return the folder to which a repository of the hub was downloaded; only a bundle's files are.
+    """Return the folder to which the files of a bundle were downloaded from the hub.
 
     Raises:
         MissingFileError: `name` is no repository that can be read, or not a bundle.
@@ -59,24 +59,22 @@ def fetch_network(
     from huggingface_hub import snapshot_download
 
     with asking_hub(name):
-        folder = Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=cache_dir,
-                token=token,
-                allow_patterns=list(FILES),
-                library_name="medduet",
-                library_version=__version__,
-            )
+        path = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            allow_patterns=list(FILES),
+            library_name="medduet",
+            library_version=__version__,
         )
     for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
+        if not (Path(path) / file).is_file():
             raise MissingFileError(
                 f"expected a bundle of MedDuet in hf://{name}, but the repository has no {file}: "
                 "give another name or @REVISION"
             )
-    return folder
+    return Path(path)
 
 
 @contextmanager
@@ -108,29 +106,18 @@ def _explained(name: str, error: BaseException) -> MedDuetError:
 
     reason = " ".join(str(error).split())[:300]
     login = "log in by 'hf auth login', or set HF_TOKEN"
-    match error:
-        case errors.HFValidationError():
-            return MissingFileError(
-                f"expected a repository user/name of the Hugging Face hub, but got {name}: {reason}"
-            )
-        case errors.GatedRepoError():
-            return DownloadError(f"hf://{name} is gated: ask for access on its page, then {login}")
-        case errors.RepositoryNotFoundError():
-            return MissingFileError(
-                f"the Hugging Face hub has no repository {name}, or none that you may see: check "
-                f"the name, or {login}"
-            )
-        case errors.RevisionNotFoundError():
-            return MissingFileError(
-                f"hf://{name} has no such revision: give a branch, a tag or a commit after the @"
-            )
-        case errors.HfHubHTTPError() if error.response.status_code in (401, 403):
-            return DownloadError(
-                f"the Hugging Face hub does not allow that for {name} "
-                f"({error.response.status_code}): {login}, with a token that has the permission"
-            )
-        case ValueError() if not isinstance(error, OSError):
-            return ConfigError(f"the Hugging Face hub refuses what was sent to {name}: {reason}")
-    return DownloadError(
-        f"the Hugging Face hub can't be reached for {name}: {reason}; connect, or give a folder"
-    )
+    hub = "the Hugging Face hub"
+    if isinstance(error, errors.HFValidationError):
+        return MissingFileError(f"expected a repository user/name, but got {name}: {reason}")
+    if isinstance(error, errors.GatedRepoError):
+        return DownloadError(f"hf://{name} is gated: ask for access on its page, then {login}")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return MissingFileError(f"{hub} has no repository {name} that you may see: {login}")
+    if isinstance(error, errors.RevisionNotFoundError):
+        return MissingFileError(f"hf://{name} has no such revision (branch, tag or commit)")
+    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+        code = error.response.status_code
+        return DownloadError(f"{hub} does not allow that for {name} ({code}): {login}")
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        return ConfigError(f"{hub} refuses what was sent to {name}: {reason}")
+    return DownloadError(f"{hub} can't be reached for {name}: {reason}; connect, or give a folder")
