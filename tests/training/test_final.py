@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from medduet.metrics.calibrated import calibration_summary
 
 import medduet
 from medduet import ModelError, RunConfig, RunRecord
-from medduet.cli import main
-from medduet.metrics.calibrated import calibration_summary
 from medduet.runs.reader import open_run
 from medduet.uncertainty.calibration import Calibration
 from medduet.utils.files import finite, write_json
@@ -58,20 +57,6 @@ def test_the_calibration_of_each_epoch_is_judged_on_test(
     assert part["test"]["calibration"]["n"] == 52
     assert "calibration" not in part["val"]  # it was fitted there
     assert (run.path / "figures" / "reliability.png").is_file()
-
-
-def test_the_card_and_the_screen_tell_it(
-    calibrated_run: RunRecord, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    told = calibrated_run.metrics["validation_selected"]["test"]["calibration"]
-    card = (calibrated_run.path / "bundle" / "README.md").read_text()
-    assert "Calibrated on 26 validation images" in card
-    assert f"{told['ece_before']:.3f} before and {told['ece_after']:.3f} after" in card
-    arguments = ["--split", "test", "--out", str(tmp_path), "--device", "cpu"]
-    assert main(["evaluate", str(calibrated_run.path), *arguments]) == 0
-    screen = capsys.readouterr().out
-    assert f"{told['sets']['0.90']['coverage']:.3f}" in screen
-    assert "ECE, calibrated" in screen
 
 
 def test_evaluate_takes_the_calibration_of_the_bundle(
@@ -123,15 +108,6 @@ def test_too_few_validation_images_are_told(finished_run: RunRecord) -> None:
     assert honest["calibration_missing"] == why
     assert "calibration" not in honest["test"]
     assert not (finished_run.path / "figures" / "reliability.png").exists()
-
-
-def test_a_network_without_classes_has_none(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config(
-        tmp_path / "run", objective={"tasks": ["reconstruct"]}, train={"epochs": 1}
-    )
-    saved = read_json(medduet.train(config).path / "bundle" / "config.json")
-    assert (saved["calibration"], Calibration.of_bundle(saved)) == (None, None)
-    assert saved["calibration_missing"] == "the network has no class head"
 
 
 def test_several_labels_are_calibrated_too(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ from PIL import Image
 
 import medduet
 from medduet import ModelError, Predictor, RunConfig
-from medduet.cli import main
 from medduet.runs.bundle import load_bundle, save_bundle
 from medduet.uncertainty.ood import OODDetector
 from medduet.utils.parsing import read_json
@@ -73,25 +71,6 @@ def test_other_images_are_flagged_and_own_ones_are_not(run: Path) -> None:
     assert explained.is_ood
     assert predictor(np.stack([one] * 3, axis=2)).ood_p == own[0].ood_p
     assert "flagged" in (run / "bundle" / "README.md").read_text()
-
-
-def test_the_table_has_a_warning(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "in").mkdir()
-    Image.fromarray(images(1, 9)[0]).save(tmp_path / "in" / "a.png")
-    noise = np.random.default_rng(0).integers(0, 256, (24, 24), np.uint8)
-    Image.fromarray(noise).save(tmp_path / "in" / "b.png")
-    words = ["predict", str(run), str(tmp_path / "in"), "--out", str(tmp_path / "out")]
-    assert main([*words, "--device", "cpu"]) == 0
-    assert "out of distribution: 1, see the column warning" in capsys.readouterr().out
-    with (tmp_path / "out" / "predictions.csv").open() as file:
-        own, other = csv.DictReader(file)
-    expected = Predictor(run)(images(1, 9)[0]).ood_p
-    assert float(own["ood_p"]) == pytest.approx(expected, abs=1e-6)
-    assert own["warning"] == ""
-    assert float(other["ood_p"]) <= 0.05
-    assert other["warning"] == "out of distribution"
 
 
 def test_exported_networks_look_at_statistics_alone(run: Path, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_each_head_learns_from_what_it_has(make_config: MakeConfig, tmp_path: Pa
     assert known == [[False, False], [True, False], [True, True]]
 
 
+@pytest.mark.slow
 def test_two_processes_with_known_halves(make_config: MakeConfig, tmp_path: Path) -> None:
     data = write_partly_known(tmp_path / "half.npz", several=False, val=False)
     config = settings(make_config, tmp_path, data, sampling="balanced")

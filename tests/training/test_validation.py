@@ -236,6 +236,7 @@ def trained_by_two(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFac
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_two_processes_train_to_the_end(trained_by_two: Path) -> None:
     assert read_json(trained_by_two / "environment.json")["machine"]["processes"] == 2
     assert len((trained_by_two / "epochs.jsonl").read_text().splitlines()) == 2
@@ -245,14 +246,6 @@ def test_two_processes_train_to_the_end(trained_by_two: Path) -> None:
         assert [int(row["index"]) for row in rows] == list(range(count))
         truth = open_images("phantom", size=16, count=10).split(split).labels
         assert [int(row["label"]) for row in rows] == truth.tolist()
-
-
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_two_processes_judge_as_one(trained_by_two: Path, split: str, tmp_path: Path) -> None:
-    words = ["evaluate", str(trained_by_two), "--split", split, "--out", str(tmp_path)]
-    assert main(words) == 0
-    found = read_json(trained_by_two / "metrics.json")[split]
-    assert_close(found, read_json(tmp_path / "metrics.json")[split])
 
 
 SCRIPT = """
@@ -292,6 +285,7 @@ def three_processes(
 
 
 # 7 images in train, so the shares differ; 1 in val, so two processes have none.
+@pytest.mark.slow
 @pytest.mark.parametrize(("split", "count"), [("train", 7), ("val", 1)])
 def test_three_processes_judge_as_one(
     three_processes: Path, trained_by_two: Path, split: str, count: int, tmp_path: Path
@@ -313,6 +307,7 @@ def test_three_processes_judge_as_one(
             assert same, name
 
 
+@pytest.mark.slow
 def test_three_processes_learn_what_one_learns(
     three_processes: Path, make_config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -353,6 +348,7 @@ for act in (lambda: medduet.train(config), lambda: medduet.evaluate(run, data=co
 """
 
 
+@pytest.mark.slow
 def test_processes_with_other_splits_are_refused_in_each(
     make_config: MakeConfig, trained_by_two: Path, tmp_path: Path
 ) -> None:
