@@ -96,7 +96,7 @@ def test_bad_input_gives_one_line(
     with pytest.raises(MissingFileError, match=r"expected stress\.json"):
         medduet.stress(bright_run, baseline=tmp_path / "none", device="cpu")
     (tmp_path / "stress.json").write_text("[]")
-    with pytest.raises(ConfigError, match="is not written by medduet stress"):
+    with pytest.raises(ConfigError, match="is not as MedDuet writes it"):
         medduet.stress(bright_run, baseline=tmp_path, device="cpu")
     phantoms = DataConfig(name="phantom", size=16, count=40)
     medduet.stress(finished_run.path, corruptions=["jpeg"], device="cpu", out=tmp_path / "other")

@@ -293,7 +293,7 @@ def test_answers_do_not_go_among_the_images_or_into_a_run(
     with pytest.raises(ConfigError, match="is a run or a bundle"):
         predict_files(bundle, [folder], bundle)
     before = sorted(folder.rglob("*"))
-    with pytest.raises(ConfigError, match="lie in --out"):
+    with pytest.raises(MissingFileError, match="outside of --out"):
         predict_files(bundle, [folder], folder)
     assert sorted(folder.rglob("*")) == before
 

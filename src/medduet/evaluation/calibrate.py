@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from medduet.config import DataConfig, Device
 from medduet.data.cache import ProgressFactory
-from medduet.data.imageset import ImageSet
 from medduet.errors import ConfigError
 from medduet.evaluation.evaluate import Evaluator
 from medduet.runs.bundle import load_bundle, save_bundle
@@ -54,7 +53,11 @@ def calibrate_bundle(
     if not bundle.config.network.num_classes:
         raise ConfigError(f"{path} has no class head, so there is nothing to calibrate")
     evaluator = Evaluator.open(bundle, path, data=data, device=device, progress=progress)
-    if split in ("train", "all") and _same_images(evaluator.images, bundle.config.data):
+    images, trained_on = evaluator.images, bundle.config.data or DataRecord()
+    # The same images, however they are split.
+    undivided = {images.fingerprint, images.info.get("undivided")} - {None}
+    is_same = bool(undivided & {trained_on.fingerprint, trained_on.info.get("undivided")})
+    if split in ("train", "all") and is_same:
         raise ConfigError(
             f"{path} was trained on these images, and is more confident on them than on others: "
             "give --split val, or other images"
@@ -62,35 +65,20 @@ def calibrate_bundle(
     evaluator.prepare(bundle)
     predictions = evaluator.predict(bundle, evaluator.split(split), thorough=False)
     if predictions.label is None or predictions.probability is None:
-        raise ConfigError(f"{evaluator.images.name} has no labels to calibrate on")
+        raise ConfigError(f"{images.name} has no labels to calibrate on")
     calibration = Calibration.fit(
         predictions.label, predictions.probability, bundle.config.multi_label
     )
-    source = {"name": evaluator.images.name, "fingerprint": evaluator.images.fingerprint}
+    source = {"name": images.name, "fingerprint": images.fingerprint, "split": split}
+    metrics = dict(bundle.config.metrics)
+    for name in {"val", "test"} & metrics.keys():  # what they say of the old calibration
+        metrics[name] = {key: each for key, each in metrics[name].items() if key != "calibration"}
     changes = {
         "calibration": calibration,
         "calibration_missing": None,
-        "calibrated_on": source | {"split": split},
-        "metrics": _without_calibration(bundle.config.metrics),
+        "calibrated_on": source,
+        "metrics": metrics,
     }
     if evaluator.fabric.is_global_zero:
         save_bundle(out, bundle.network.cpu(), bundle.config.model_copy(update=changes))
     return calibration
-
-
-def _same_images(images: ImageSet, trained_on: DataRecord | None) -> bool:
-    """Return whether the images are those of the training, however they are split."""
-    if trained_on is None:
-        return False
-    one = {images.fingerprint, images.info.get("undivided")} - {None}
-    return bool(one & {trained_on.fingerprint, trained_on.info.get("undivided")})
-
-
-def _without_calibration(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the metrics of a bundle less those of its old calibration."""
-    return {
-        key: {name: each for name, each in value.items() if name != "calibration"}
-        if isinstance(value, dict)
-        else value
-        for key, value in metrics.items()
-    }

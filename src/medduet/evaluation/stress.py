@@ -22,7 +22,7 @@ from medduet.runs.predictions import Predictions
 from medduet.training.validation import mask_summary
 from medduet.utils.files import write_json
 from medduet.utils.hub import bundle_folder, is_on_hub
-from medduet.utils.parsing import read_json
+from medduet.utils.parsing import misread, read_json
 
 MEASURED = ("accuracy", "balanced_error", "dice_nonempty", "ece")
 
@@ -100,7 +100,9 @@ def stress(
         for name in names:
             rows = {}
             for severity in SEVERITIES:
-                rows[str(severity)] = _with_rise(measure(name, severity), clean)
+                row = rows[str(severity)] = measure(name, severity)
+                if "balanced_error" in row:
+                    row["rise"] = row["balanced_error"] - clean["balanced_error"]
                 count(size)
             mean = _mean(list(rows.values()))
             results[name] = {"kind": CORRUPTIONS[name].kind, "severities": rows, "mean": mean}
@@ -157,12 +159,6 @@ def _summary(predictions: Predictions, bootstrap: int) -> dict[str, Any]:
     return row
 
 
-def _with_rise(row: dict[str, Any], clean: Mapping[str, Any]) -> dict[str, Any]:
-    if "balanced_error" in row:
-        row["rise"] = row["balanced_error"] - clean["balanced_error"]
-    return row
-
-
 def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     names = [name for name in (*MEASURED, "rise") if rows[0].get(name) is not None]
     return {name: float(np.mean([row[name] for row in rows])) for name in names}
@@ -174,14 +170,11 @@ def _read_baseline(
     file = path / "stress.json" if path.is_dir() else path
     if not file.is_file():
         raise MissingFileError(f"expected stress.json of medduet stress, but there is no {file}")
-    try:
+    with misread(file, ConfigError):
         base: dict[str, Any] = read_json(file)
         same = (base["data"]["fingerprint"], base["split"]) == (images.fingerprint, split)
-        missing = [name for name in names if name not in base["corruptions"]]
-        has_classes = "balanced_error" in base["mean"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} is not written by medduet stress: give its folder") from error
-    if not same or missing or not has_classes:
+        missing = sorted(set(names) - set(base["corruptions"]))
+    if not same or missing or "balanced_error" not in base["mean"]:
         reason = f"lacks {', '.join(missing)}" if missing else "has other images, or no classes"
         raise ConfigError(f"the baseline {file} {reason}: make it with the same --data and --split")
     return base

@@ -6,15 +6,13 @@ import hashlib
 import json
 import os
 import threading
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medduet.config import Device
 from medduet.data.cache import ProgressFactory, counted
@@ -47,15 +45,6 @@ _DECISIVE = {
 """The parts of ``config.json`` on which predictions depend."""
 _FEW = 64
 """Files that one process has read before a second one has started."""
-
-
-class _Entry(BaseModel):
-    """A line of the journal, which may be damaged."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    file: str
-    stamp: list[int]
-    rows: list[dict[str, str | int | float | None]]
 
 
 @dataclass(frozen=True)
@@ -160,7 +149,7 @@ def predict_files(
             )
         sweep(out)
         _check_settings(out / SETTINGS, settings)
-        done = _still_done(files, _read_journal(out / JOURNAL))
+        done = _read_journal(out / JOURNAL, files)
         waiting = [file for file in files if file.name not in done]
         writer = ResultWriter(out, predictor, overlays=overlays, dicom=dicom)
         stop = stop or threading.Event()
@@ -190,27 +179,22 @@ def _listed(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFile]]:
             if faults:
                 raise DataError(f"{source}: {faults[0][0]}: {faults[0][1]}")
             inside = [each for each in images if out not in each.parents]
-            if not inside and images:
-                raise ConfigError(
-                    f"the images of {source} lie in --out, where the results go: give another --out"
-                )
             if not inside:
-                raise MissingFileError(f"expected images in {source}, but there are none")
+                where = f" outside of --out, {out}" if images else ""
+                raise MissingFileError(f"expected images in {source}{where}, but there are none")
             paths |= dict.fromkeys(inside)
         elif source.is_file():
             paths[source] = None
         else:
             raise MissingFileError(f"expected an image or a folder, but there is no {source}")
     root = Path(os.path.commonpath([each if each.is_dir() else each.parent for each in sources]))
-    called: dict[Path, list[str]] = defaultdict(list)
-    for path in paths:
-        called[path.parent].append(stem_of(path))
-    # As the image is called, so that images and masks are a set; unless two are called so.
-    alike = {folder for folder, stems in called.items() if len(set(stems)) < len(stems)}
+    stems = Counter((path.parent, stem_of(path)) for path in paths)
+    # Masks are named as their images, so that both are a set; unless two images are named so.
+    twins = {folder for (folder, _), count in stems.items() if count > 1}
     files = []
     for path in paths:
         name = path.relative_to(root)
-        stem = name if path.parent in alike else name.with_name(stem_of(path))
+        stem = name if path.parent in twins else name.with_name(stem_of(path))
         files.append(InputFile(path, as_text(name), as_text(stem)))
     return root, files
 
@@ -251,36 +235,30 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the entry of each file; what a kill left half written is removed."""
-    done: dict[str, dict[str, Any]] = {}
+def _read_journal(path: Path, files: Sequence[InputFile]) -> dict[str, dict[str, Any]]:
+    """Return the entries of files that are done: unchanged since, and without an error.
+
+    What a kill left half written is removed.
+    """
     if not path.is_file():
-        return done
-    whole = 0
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                entry = _Entry.model_validate_json(line if line.endswith(b"\n") else b"")
-            except ValidationError:
-                break
-            whole += len(line)
-            done[entry.file] = entry.model_dump()
-    with path.open("rb+") as file:
-        file.truncate(whole)
+        return {}
+    entries, complete = {}, 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+            entries[entry["file"]] = entry["stamp"], entry["rows"]
+        except (ValueError, KeyError, TypeError):
+            break
+        if not line.endswith(b"\n"):
+            break
+        complete += len(line)
+    os.truncate(path, complete)
+    done = {}
+    for file in files:
+        stamp, rows = entries.get(file.name, (None, []))
+        if stamp == _stamp(file.path) and not any(row.get("error") for row in rows):
+            done[file.name] = {"file": file.name, "stamp": stamp, "rows": rows}
     return done
-
-
-def _still_done(
-    files: Sequence[InputFile], journal: dict[str, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    """Return the entries of files as they are now; what went wrong is tried once more."""
-    return {
-        file.name: entry
-        for file in files
-        if (entry := journal.get(file.name)) is not None
-        and entry["stamp"] == _stamp(file.path)
-        and not any(row.get("error") for row in entry["rows"])
-    }
 
 
 def _pictures(path: Path, options: ReadOptions) -> list[Picture]:
@@ -326,31 +304,17 @@ def _predicted(
     predictor: Predictor, read: Iterator[tuple[int, list[Picture] | str]]
 ) -> Iterator[tuple[int, list[Prediction] | str]]:
     """Yield the predictions file by file; frames of several files are computed together."""
-    for group in _together(read, predictor.batch_size):
-        pictures = [
-            each for _, content in group if not isinstance(content, str) for each in content
-        ]
-        predictions = iter(predictor.predict_pictures(pictures))
-        for number, content in group:
-            if isinstance(content, str):
-                yield number, content
-            else:
-                yield number, list(islice(predictions, len(content)))
-
-
-def _together(
-    read: Iterator[tuple[int, list[Picture] | str]], frames: int
-) -> Iterator[list[tuple[int, list[Picture] | str]]]:
-    """Yield files in groups of so many frames, or fewer where they are large."""
     group: list[tuple[int, list[Picture] | str]] = []
-    count = size = 0
-    for number, content in read:
-        group.append((number, content))
-        if not isinstance(content, str):
-            count += len(content)
-            size += sum(picture.whole.nbytes for picture in content)
-        if count >= frames or size >= _BYTES_TOGETHER:
-            yield group
-            group, count, size = [], 0, 0
-    if group:
-        yield group
+    for item in chain(read, [None]):
+        if item is not None:
+            group.append(item)
+        pictures = [each for _, file in group if not isinstance(file, str) for each in file]
+        size = sum(picture.whole.nbytes for picture in pictures)
+        if item is None or len(pictures) >= predictor.batch_size or size >= _BYTES_TOGETHER:
+            predictions = iter(predictor.predict_pictures(pictures))
+            for number, file in group:
+                if isinstance(file, str):
+                    yield number, file
+                else:
+                    yield number, list(islice(predictions, len(file)))
+            group = []
