@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -95,20 +93,6 @@ def test_short_flags_work_on_every_recipe(
     assert config.evaluate == medduet.load_recipe(recipe).evaluate
 
 
-def test_recipes_are_as_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[RunConfig] = []
-
-    def note(config: RunConfig, **others: object) -> RunRecord:
-        seen.append(config)
-        raise medduet.ConfigError("seen")
-
-    monkeypatch.setattr("medduet.experiments.run.train", note)
-    assert main(["train", "paper", "--data", "bloodmnist"]) == 2
-    paper = medduet.load_recipe("paper")
-    data = paper.data.model_copy(update={"name": "bloodmnist"})
-    assert seen == [paper.model_copy(update={"data": data})]
-
-
 MISTAKES = [
     ("trian", ["unknown command 'trian'", "train"]),
     ("train papr", ["unknown recipe 'papr'", "paper"]),
@@ -174,15 +158,6 @@ def test_a_mistake_gives_one_line(
     assert not list(tmp_path.iterdir()), "something was written"
 
 
-def test_a_folder_of_nearly_that_name(
-    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "scans").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", "honest", "--data", "scnas"]) == 2
-    assert "there is no scnas: did you mean scans?" in one_line(capsys)
-
-
 def test_a_folder_that_holds_a_run(finished_run: RunRecord, capsys: Capture) -> None:
     words = f"train honest --data phantom --size 16 --out {finished_run.path} --model.width 2"
     assert main(words.split()) == 2
@@ -199,20 +174,15 @@ def test_wrong_data_for_a_run(finished_run: RunRecord, capsys: Capture, tmp_path
     assert "--data" in one_line(capsys)
 
 
-@pytest.mark.parametrize("columns", ["80", "200"])
-def test_datasets_lists_every_set(
-    columns: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", columns)
+def test_datasets_lists_every_set(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     assert main(["datasets"]) == 0
     shown = capsys.readouterr()
     assert not shown.err
     for name in ("phantom", *medmnist_sets()):
         assert name in shown.out
-    if columns == "200":
-        assert "11959/1712/3421" in shown.out
-        assert "CC BY 4.0" in shown.out
-        assert "CC BY-NC 4.0" in shown.out
+    for text in ("11959/1712/3421", "CC BY 4.0", "CC BY-NC 4.0"):
+        assert text in shown.out
 
 
 def test_models_lists_every_network(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,15 +233,3 @@ def test_bash_completes(capsys: Capture) -> None:
     script = capsys.readouterr().out
     assert {"calibrate", "--coverage", "--min-confidence"} <= set(re.findall(r"[\w-]+", script))
     subprocess.run([bash, "-n"], input=script, text=True, check=True)
-
-
-def test_warnings_and_reports_stay_off_stdout(
-    make_config: Callable[..., RunConfig], tmp_path: Path, capsys: Capture
-) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps(make_config(tmp_path / "run").model_dump(mode="json")))
-    assert main(["train", str(recipe), "--epochs", "1"]) == 0
-    shown = capsys.readouterr()
-    assert "Warning" not in shown.err
-    assert "epoch" in shown.err
-    assert shown.out.startswith("test split, n = 8")

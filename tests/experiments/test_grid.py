@@ -106,7 +106,7 @@ def test_without_their_parent_cells_save_and_end(
 def test_cells_that_are_terminated_save_and_go_on(grids: SimpleNamespace, tmp_path: Path) -> None:
     out = tmp_path / "grid"
     long = grids.small(out, seeds=[0]).model_dump(mode="json")
-    long["run"]["train"]["epochs"] = 40
+    long["run"]["train"]["epochs"] = 12
     asked: list[int] = []
 
     def watch(cells: list[Any], states: Any) -> None:
@@ -228,21 +228,6 @@ def test_a_held_cell_is_left_alone(grids: SimpleNamespace, tmp_path: Path) -> No
         assert run_cell(folder, cell) == "busy"
     assert not folder.busy(cell.name)
     assert folder.state(cell.name).state == "waiting"
-
-
-def test_what_killed_processes_left_is_removed(
-    grids: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = GridFolder(tmp_path)
-    cell = grids.small(tmp_path).cells(tmp_path)[0]
-    folder.failure(cell.name).parent.mkdir()
-    left = [tmp_path / ".grid.json.x.tmp", tmp_path / "cells" / f".{cell.name}.json.x.tmp"]
-    for path in left:
-        path.write_text("half")
-    folder.write_settings({})
-    monkeypatch.setattr("medduet.experiments.run.train", lambda *config, **options: None)
-    assert run_cell(folder, cell) == "finished"
-    assert not any(path.exists() for path in left)
 
 
 def test_a_defect_is_recorded_with_its_traceback(

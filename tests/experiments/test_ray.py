@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from medduet import ConfigError, GridRecord, Interrupted, benchmark
+from medduet import GridRecord, Interrupted, benchmark
 from medduet.cli import main
 from medduet.experiments.cells import GridFolder
 from medduet.experiments.config import EngineConfig, GridConfig
@@ -20,8 +20,6 @@ from medduet.experiments.config import EngineConfig, GridConfig
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'medduet[ray]'")
 
 from ray.cluster_utils import Cluster  # noqa: E402
-
-from medduet.experiments.ray_engine import RayEngine  # noqa: E402
 
 # Ray leaves sockets and processes to the end, and warns of changes to come.
 pytestmark = [
@@ -109,20 +107,3 @@ def test_a_grid_on_ray_stops_when_it_is_asked(
     assert folder.run("phantom-vovunet_var-seed0").checkpoint("last").is_file()
     assert not list((out / "cells").glob("stop-*"))
     assert "phantom-vovunet_var-seed1" not in grids.starts(out)
-
-
-def test_without_ray_the_error_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    import builtins
-
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any, **options: Any) -> Any:
-        if name == "ray":
-            raise ImportError(name)
-        return real(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ConfigError, match=r"pip install 'medduet\[ray\]'"):
-        RayEngine(GridFolder(tmp_path), ON_RAY)

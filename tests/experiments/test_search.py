@@ -73,25 +73,14 @@ def test_what_a_search_leaves(found: SearchRecord) -> None:
         assert trial["score"] == max(row["val"]["score"] for row in rows)
         network = medduet.load(run)
         assert trial["parameters"] == sum(p.numel() for p in network.parameters())
+    best = max(found.trials, key=lambda trial: (trial["score"], -trial["parameters"]))
+    assert best["number"] == found.front[-1]["number"]
+    costs = [(trial["parameters"], trial["score"]) for trial in found.front]
+    assert costs == sorted(costs)
+    assert costs[0][0] == min(trial["parameters"] for trial in found.trials)
+    assert len(list((found.path / "recipes").iterdir())) == len(costs)
     assert read_json(found.path / "trials.json") == found.trials
     assert (found.path / "pareto.png").read_bytes()[1:4] == b"PNG"
-
-
-def test_the_front_is_what_no_other_beats(found: SearchRecord) -> None:
-    front = found.front
-    assert front
-    assert [trial["front"] for trial in front] == list(range(1, len(front) + 1))
-    for trial in found.trials:
-        beaten = any(
-            other["score"] >= trial["score"]
-            and other["parameters"] <= trial["parameters"]
-            and (other["score"], other["parameters"]) != (trial["score"], trial["parameters"])
-            for other in found.trials
-        )
-        assert beaten != ("front" in trial) or any(
-            other["score"] == trial["score"] and other["parameters"] == trial["parameters"]
-            for other in front
-        )
 
 
 class StopAt(Reporter):
@@ -145,28 +134,6 @@ def test_a_killed_search_goes_on(found: SearchRecord, tmp_path: Path, capsys: Ca
     assert f"medduet train {out}/recipes/front-1.yaml --out RUN" in shown.out
     assert read_json(out / "trials.json") != []
     assert told(medduet.search(resume=out)) == told(found)
-
-
-def test_hopeless_trials_are_pruned(tmp_path: Path) -> None:
-    space = {
-        "model.width": {"choices": [2, 8]},
-        "train.learning_rate": {"low": 1e-8, "high": 1e-1, "log": True},
-    }
-    run = config(tmp_path).run.model_dump(mode="json")
-    run["train"] |= {"epochs": 3}
-    changes = {"space": space, "prune_after": 1, "trials": 10, "run": run, "population": 10}
-    record = medduet.search(config(tmp_path / "search", **changes))
-    states = [trial["state"] for trial in record.trials]
-    assert states[:3] == ["finished"] * 3, "too few are known before"
-    pruned = [trial for trial in record.trials if trial["state"] == "pruned"]
-    assert pruned
-    for trial in pruned:
-        assert trial["epochs"] < 3
-        assert "front" not in trial
-        folder = record.path / "trials" / f"{trial['number'] - 1:04d}"
-        assert not (folder / "metrics.json").exists()
-    with (record.path / "pareto.png").open("rb") as file:
-        assert file.read(4) == b"\x89PNG"
 
 
 def write_trial(path: Path, scores: list[float], cost: int) -> Path:
@@ -227,13 +194,8 @@ def test_a_trial_that_fails_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> 
     [
         ({"space": {}}, "space"),
         ({"space": {"model.widht": {"choices": [1, 2]}}}, "did you mean model.width"),
-        ({"space": {"model.width": {"choices": [1]}}}, "choices"),
         ({"space": {"model.width": {"low": 3, "high": 2}}}, "low < high"),
         ({"space": {"model.dropout": {"low": 0, "high": 1, "log": True}}}, "0 < low"),
-        ({"trails": 3}, "did you mean trials"),
-        ({"run": {"train": {"epoch": 3}}}, "did you mean epochs"),
-        ({"run": {"trian": {}}}, "did you mean train"),
-        ({"cost": "seconds"}, "gmacs"),
     ],
 )
 def test_settings_that_cannot_be_used(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -271,12 +233,9 @@ def test_on_the_command_line(tmp_path: Path, capsys: Capture) -> None:
     for mistake, word in (
         ("search", "adares"),
         ("search adres", "did you mean adares"),
-        ("search adares --trials 0", "trials"),
-        ("search adares --zzz", "--zzz"),
         ("search adares", "--data"),
         ("search --resume", "--resume SEARCH"),
         ("search --resume nothing", "search.json"),
-        ("search nothing.yaml", "nothing.yaml"),
     ):
         assert main(mistake.split()) == 2
         line = capsys.readouterr().err
