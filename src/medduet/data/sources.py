@@ -59,72 +59,73 @@ def open_images(
             "no data given: add --data bloodmnist (or another of 'medduet datasets'), "
             "--data FILE.npz, a folder of images, or phantom"
         )
-    _check(data)
-    if is_zarr(data.name):
+    if as_text(data.name) != data.name:  # no record of a run could name it
+        raise ConfigError(f"{as_text(data.name)}: expected a path in UTF-8: rename it")
+    kind = _kind(data)
+    _check_options(data, kind)
+    if kind == "zarr":
         return open_zarr(data)
-    if data.name == "phantom":
-        images = phantom_images(**_phantom_options(data))
-    elif data.name in medmnist_sets():
+    split = None
+    if kind == "phantom":
+        options = {"size": data.size, "count": data.count, "channels": data.channels}
+        chosen = {name: value for name, value in options.items() if value is not None}
+        images = phantom_images(**chosen, seed=data.seed)
+    elif kind == "MedMNIST":
         images = _open_medmnist(data, progress)
-    elif is_files(data):
+    elif kind == "npz":
+        images = open_npz(Path(data.name), size=data.size, cache=data.cache, progress=progress)
+    else:
         from medduet.data.convert import open_files
 
         path = Path(data.name).expanduser()
         listing = list_folder(path, data.masks) if path.is_dir() else list_table(path)
-        images, given = open_files(listing, data, progress)
-        return arrange(images, given, data, progress, saved_split)
-    elif data.name.lower().endswith(".npz"):
-        images = open_npz(Path(data.name), size=data.size, cache=data.cache, progress=progress)
-    else:
-        accepted = f"an .npz, a folder of images or a table of them ({', '.join(TABLES)})"
-        if Path(data.name).is_file():
-            kind = f"a {Path(data.name).suffix} file".replace("  ", " ")
-            raise DataError(f"{data.name}: expected {accepted}, given {kind}")
-        here = [each.name for each in Path().iterdir() if is_files(DataConfig(name=each.name))]
-        names = ["phantom", *medmnist_sets()]
-        if near := difflib.get_close_matches(data.name, here, n=1):
-            raise ConfigError(f"there is no {data.name}: did you mean {near[0]}?")
-        hint = closest(data.name, names, f"give the path of {accepted}")
-        raise ConfigError(f"unknown data set {data.name!r}: {hint}")
-    return arrange(images, None, data, progress, saved_split)
+        images, split = open_files(listing, data, progress)
+    return arrange(images, split, data, progress, saved_split)
 
 
 def is_files(data: DataConfig) -> bool:
     """Return whether the set is made of image files, in a folder or listed in a table."""
-    if is_zarr(data.name):
-        return False
     path = Path(data.name).expanduser()
-    return path.is_dir() or path.suffix.lower() in TABLES
+    return not is_zarr(data.name) and (path.is_dir() or path.suffix.lower() in TABLES)
 
 
-def _check(data: DataConfig) -> None:
-    """Refuse options of one kind of set that are given for another, and paths that are no text."""
-    for given in (data.name, str(data.masks or "")):
-        if as_text(given) != given:  # no record of a run could name it
-            raise ConfigError(f"{as_text(given)}: expected a path in UTF-8: rename it")
-    phantom, files = data.name == "phantom", is_files(data)
-    if data.count is not None and not phantom:
-        raise ConfigError(f"count is for phantom only, given with {data.name!r}")
-    if data.channels is not None and not (phantom or files):
-        raise ConfigError(
-            f"channels is for phantom only and for image files, given with {data.name!r}"
-        )
-    made = data.folds is not None or data.split == "made"
-    if data.seed and not (phantom or files or made):
-        raise ConfigError(
-            f"seed is for phantom only and for splits that are made, given with {data.name!r}: "
-            "add --data.split made"
-        )
-    for name in ("masks", "window", "skip_broken"):
-        if getattr(data, name) and not files:
+def _kind(data: DataConfig) -> str:
+    """Return what kind of set the name is of; an error with the closest names if of none."""
+    if is_zarr(data.name):
+        return "zarr"
+    if data.name == "phantom":
+        return "phantom"
+    if data.name in medmnist_sets():
+        return "MedMNIST"
+    if is_files(data):
+        return "files"
+    if data.name.lower().endswith(".npz"):
+        return "npz"
+    accepted = f"an .npz, a .zarr, a folder of images or a table of them ({', '.join(TABLES)})"
+    if Path(data.name).is_file():
+        raise DataError(f"{data.name}: expected {accepted}, given another file")
+    names = ["phantom", *medmnist_sets()]
+    here = [each.name for each in Path().iterdir() if is_files(DataConfig(name=each.name))]
+    names += difflib.get_close_matches(data.name, here)
+    hint = closest(data.name, names, f"give the path of {accepted}")
+    raise ConfigError(f"unknown data set {data.name!r}: {hint}")
+
+
+def _check_options(data: DataConfig, kind: str) -> None:
+    """Refuse options of one kind of set that are given for another."""
+    kinds = {
+        "count": ("phantom",),
+        "channels": ("phantom", "files"),
+        **dict.fromkeys(("masks", "window", "skip_broken"), ("files",)),
+    }
+    if data.folds is None and data.split != "made":
+        kinds["seed"] = ("phantom", "files")
+    for name, expected in kinds.items():
+        if getattr(data, name) and kind not in expected:
+            also = ", or for --data.split made" if name == "seed" else ""
             raise ConfigError(
-                f"{name} is for a folder or table of images, given with {data.name!r}"
+                f"{name} is for {' and '.join(expected)} only{also}, given with {data.name!r}"
             )
-
-
-def _phantom_options(data: DataConfig) -> dict[str, Any]:
-    options = {"size": data.size, "count": data.count, "channels": data.channels}
-    return {k: v for k, v in options.items() if v is not None} | {"seed": data.seed}
 
 
 def _open_medmnist(data: DataConfig, progress: ProgressFactory | None) -> ImageSet:

@@ -1,10 +1,10 @@
-"""How fast shards are read, from a folder and from a server on loopback, against a memory map.
+"""How fast a zarr store is read, from a folder and a server on loopback, against a memory map.
 
-python -m benchmarks.shards --quick
+python -m benchmarks.zarr_sets --quick
 
 Each way reads the same images in the order of training, batch by batch, in turns (A B C A B C
-...); the medians are told, and their ratio to the memory map in its own order. Every round from the
-server begins with an empty cache, and its shards are read ahead as in training.
+...); the medians are told, and their ratio to the memory map in its own order. Every round opens the
+store anew, so that nothing is in memory; shards are read ahead as in training.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import http.server
 import json
-import shutil
 import statistics
 import tempfile
 import threading
@@ -23,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from medduet.data.shard_writer import write_shards
-from medduet.data.shards import open_shards
 
 from medduet.config import DataConfig
 from medduet.data.batches import train_batches
 from medduet.data.imageset import ImageSet, Split
+from medduet.data.zarr_reader import open_zarr
+from medduet.data.zarr_writer import write_zarr
 
 BATCH = 64
 
@@ -46,18 +45,18 @@ def make_set(folder: Path, side: int, channels: int, count: int, masks: bool) ->
     for row in range(count):
         images[row] = base + np.uint8(row % 50)
     images.flush()
-    known = None
+    lesions = None
     if masks:
-        known = np.zeros((count, side, side), np.uint8)
-        known[:, side // 4 : side // 2, side // 4 : side // 2] = 1
+        lesions = np.zeros((count, side, side), np.uint8)
+        lesions[:, side // 4 : side // 2, side // 4 : side // 2] = 1
     mapped = np.load(folder / "i.npy", mmap_mode="r")
     labels = np.arange(count) % 2
 
     def some(rows: slice) -> Split:
-        return Split(mapped[rows], labels[rows], None if known is None else known[rows])
+        return Split(mapped[rows], labels[rows], None if lesions is None else lesions[rows])
 
     few = slice(0, 2)
-    names = ("background", "there") if masks else ()
+    names = ("background", "lesion") if masks else ()
     whole = some(slice(None))
     return ImageSet("bench", whole, some(few), some(few), ("a", "b"), names, False, "0", {})
 
@@ -77,37 +76,31 @@ def measure(side: int, channels: int, count: int, masks: bool, rounds: int) -> d
         folder = Path(name)
         images = make_set(folder, side, channels, count, masks)
         started = time.perf_counter()
-        out = write_shards(images, folder / "set", shard_mb=8).parent
+        out = write_zarr(images, folder / "set.zarr", shard_mb=8)
         writing = count / (time.perf_counter() - started)
         server = http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), partial(_Quiet, directory=str(out))
+            ("127.0.0.1", 0), partial(_Quiet, directory=str(folder))
         )
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        cache = folder / "cache"
 
-        def opened(source: str) -> Split:
-            config = DataConfig(name=f"shards:{source}", cache=cache, shard_cache_gb=0.2)
-            return open_shards(config).train
+        def read(source: str, number: int) -> float:
+            return epoch(open_zarr(DataConfig(name=source, cache_gb=0)).train, number)
 
-        def from_server(number: int) -> float:
-            shutil.rmtree(cache / "shards", ignore_errors=True)
-            return epoch(opened(f"http://127.0.0.1:{server.server_port}"), number)
-
+        url = f"http://127.0.0.1:{server.server_port}/set.zarr"
         ways: dict[str, Callable[[int], float]] = {
             "memory map": lambda number: epoch(images.train, number),
-            "folder": lambda number: epoch(opened(str(out)), number),
-            "server": from_server,
+            "folder": partial(read, str(out)),
+            "server": partial(read, url),
         }
-        found: dict[str, list[float]] = {way: [] for way in ways}
-        epoch(opened(str(out)), 1)  # the hashes of the folder are checked once
+        speeds: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(1, rounds + 1):
             for way, run in ways.items():
-                found[way].append(run(number))
+                speeds[way].append(run(number))
         server.shutdown()
         server.server_close()
-        medians = {way: statistics.median(values) for way, values in found.items()}
+        medians = {way: statistics.median(values) for way, values in speeds.items()}
         on_disk = {
-            kind: sum(path.stat().st_size for path in out.glob(f"train-{kind}-*")) / count
+            kind: sum(p.stat().st_size for p in (out / "train" / kind / "c").rglob("*")) / count
             for kind in ("images", "masks")
         }
     return {
@@ -117,7 +110,7 @@ def measure(side: int, channels: int, count: int, masks: bool, rounds: int) -> d
         "written_per_second": round(writing),
         "images_per_second": {way: round(value) for way, value in medians.items()},
         "ratio": {way: round(value / medians["memory map"], 2) for way, value in medians.items()},
-        "spread": {way: [round(min(v)), round(max(v))] for way, v in found.items()},
+        "spread": {way: [round(min(v)), round(max(v))] for way, v in speeds.items()},
         "bytes_per_image": {kind: round(value, 1) for kind, value in on_disk.items() if value},
     }
 
@@ -128,11 +121,14 @@ def order_costs() -> dict[str, Any]:
 
     costs = {}
     for count in (10**6, 10**7):
-        for name, shards in (("whole", None), ("shards", np.full(count // 500, 500))):
+        for name, shards, world_size in (
+            ("whole", None, 1),
+            ("shards", np.full(count // 500, 500), 1),
+            ("shards, one of 8 processes", np.full(count // 500, 500), 8),
+        ):
             tracemalloc.start()
             started = time.perf_counter()
-            batches = train_batches(count, BATCH, seed=0, epoch=1, shards=shards)
-            _ = batches[0]
+            train_batches(count, BATCH, seed=0, epoch=1, shards=shards, world_size=world_size)
             seconds = time.perf_counter() - started
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
