@@ -3,8 +3,8 @@
 python -m benchmarks.zarr_sets --quick
 
 Each way reads the same images in the order of training, batch by batch, in turns (A B C A B C
-...); the medians are told, and their ratio to the memory map in its own order. Every round opens the
-store anew, so that nothing is in memory; shards are read ahead as in training.
+...); the medians are told, and their ratio to the memory map in its own order. Every round opens
+the store anew, so that nothing is in memory; shards are read ahead as in training.
 """
 
 from __future__ import annotations
