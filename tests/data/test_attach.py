@@ -86,8 +86,9 @@ def phantoms() -> ImageSet:
     return phantom_images(size=96, count=COUNT)
 
 
-@pytest.mark.parametrize("how", ["bicubic", "torch", "lanczos", "nearest"])
-@pytest.mark.parametrize("side", [28, 64])
+@pytest.mark.parametrize(
+    ("how", "side"), [("bicubic", 28), ("torch", 64), ("lanczos", 28), ("nearest", 64)]
+)
 def test_each_image_gets_its_own_mask(
     how: str, side: int, phantoms: ImageSet, tmp_path: Path
 ) -> None:
@@ -204,15 +205,6 @@ def test_a_source_image_without_mask_gives_none(phantoms: ImageSet, tmp_path: Pa
     assert not open_images(str(tmp_path / "out.npz")).train.known_masks[[3, 5]].any()
 
 
-def test_flat_images_match_nothing(phantoms: ImageSet, tmp_path: Path) -> None:
-    changed = {name: np.full((2, 28, 28), 90, np.uint8) for name in SPLITS}
-    labels = {f"{name}_labels": np.array([0, 1]) for name in SPLITS}
-    images = {f"{name}_images": changed[name] for name in SPLITS}
-    np.savez(tmp_path / "flat.npz", **images, **labels)
-    attached = attach_masks(tmp_path / "flat.npz", phantoms, tmp_path / "out.npz")
-    assert attached.counts().loc["all", "unmatched"] == 6
-
-
 def test_mistakes(phantoms: ImageSet, tmp_path: Path) -> None:
     target, out = _target(tmp_path / "small.npz", phantoms, 28), tmp_path / "out.npz"
     bare = open_images(str(target))
@@ -238,30 +230,20 @@ def test_the_command(
     phantoms: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target, out = _target(tmp_path / "small.npz", phantoms, 28), tmp_path / "out.npz"
-    source = tmp_path / "source.npz"
-    arrays = {
-        f"{name}_{kind}": getattr(phantoms.split(name), kind)
-        for name in SPLITS
-        for kind in ("images", "labels", "masks")
-    }
-    np.savez(source, **arrays)
-    words = ["attach-masks", str(target), "--data", str(source), "--out", str(out)]
+    kinds = ("images", "labels", "masks")
+    arrays = {f"{n}_{kind}": getattr(phantoms.split(n), kind) for n in SPLITS for kind in kinds}
+    np.savez(tmp_path / "source.npz", **arrays)
+    words = ["attach-masks", str(target), "--data", str(tmp_path / "source.npz"), "--out", str(out)]
     assert main(words) == 0
     shown = capsys.readouterr().out
-    assert "matched" in shown
-    assert "view: the whole picture, resized by the bicubic filter" in shown
-    assert f"written: {out}\n" in shown
-    assert open_images(str(out)).train.masks is not None
-    assert main(words) == 2
-    assert "exists: delete it" in capsys.readouterr().err
-    assert main(["attach-masks", str(target), "--out", str(tmp_path / "b.npz")]) == 2
-    assert "--data" in capsys.readouterr().err
+    assert "the whole picture, resized by the bicubic filter" in shown
+    assert f"written: {out}" in shown
+    assert open_images(str(out)).train.known_masks.mean() > 0.95
 
 
-@pytest.mark.parametrize(("side", "how"), [(28, "bicubic"), (64, "torch")])
-def test_real_ultrasound(side: int, how: str, shared_data: Path, tmp_path: Path) -> None:
+def test_real_ultrasound(shared_data: Path, tmp_path: Path) -> None:
     images = open_images(str(shared_data / "busi_seg_224.npz"))
-    target = _target(tmp_path / "small.npz", images, side, how)
+    target = _target(tmp_path / "small.npz", images, 28)
     attached = attach_masks(target, images, tmp_path / "out.npz")
     assert attached.counts().loc["all"].tolist() == [778, 2, 0, 0]
     assert _right(attached, images)[_states(attached) == "matched"].all()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.chunks import rows_per_chunk
 from medduet.data.imageset import SPLITS, ImageSet
-from medduet.data.matching import MATCHED, STATES, Matches, View, match_images
+from medduet.data.matching import MATCHED, STATES, View, match_images
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError, DataError, MissingFileError
 from medduet.utils.files import atomic_path, write_text
@@ -29,10 +29,9 @@ class Attached:
     """The match of each image of the target.
 
     Attributes:
-        table: one row per image, in the order of the splits: ``split``, ``index`` in it, ``state``
-            (``matched``; ``ambiguous``, ``unmatched`` or ``no mask`` in the source, which get no
-            mask), ``source`` (id of the most similar image), ``score`` and ``margin`` (see
-            `medduet.data.matching.Matches`), ``rival`` (id of the next one with another mask).
+        table: one row per image, in the order of the splits: ``split``, ``index`` in it, and the
+            columns of `medduet.data.matching.match_images`, ``source`` and ``rival`` by id. Images
+            that are ``ambiguous``, ``unmatched`` or have ``no mask`` in the source get none.
         view: how the target was made from the source.
     """
 
@@ -96,39 +95,36 @@ def attach_masks(
     images, pool = open_images(str(target), cache=cache, progress=progress), source.pool()
     if images.train.masks is not None:
         raise DataError(f"expected a set without masks, but {target} has masks")
-    matches = match_images(images.pool().images, pool, progress)
-    with atomic_path(out) as path:
-        _write(path, target, images, matches, source, progress)
+    table, view = match_images(images.pool().images, pool, progress)
     assert pool.ids is not None
     lengths = [len(images.split(name)) for name in SPLITS]
-    table = pd.DataFrame(
-        {
-            "split": np.repeat(SPLITS, lengths),
-            "index": np.concatenate([np.arange(length) for length in lengths]),
-            "state": matches.state,
-            "source": pool.ids[matches.rows],
-            "score": matches.score,
-            "margin": matches.margin,
-            "rival": np.where(matches.rivals < 0, "", pool.ids[matches.rivals]),
-        }
-    )
+    table.insert(0, "split", np.repeat(SPLITS, lengths))
+    table.insert(1, "index", np.concatenate([np.arange(length) for length in lengths]))
+    with atomic_path(out) as path:
+        _write(path, target, table, source, view, progress)
+    table["source"] = pool.ids[table.pop("row")]
+    table["rival"] = np.where(table["rival"] < 0, "", pool.ids[table["rival"]])
+    table = table[["split", "index", "state", "source", "score", "margin", "rival"]]
     write_text(table_path, table.to_csv(index=False, float_format="%.6f"))
-    return Attached(table, matches.view)
+    return Attached(table, view)
 
 
 def _write(
     path: Path,
     target: Path,
-    images: ImageSet,
-    matches: Matches,
+    table: pd.DataFrame,
     source: ImageSet,
+    view: View,
     progress: ProgressFactory | None,
 ) -> None:
     """Write the members of `target`, then masks, into the archive at `path`."""
+    masks = source.pool().masks
+    assert masks is not None
+    step = rows_per_chunk(masks.shape)
     with (
         ZipFile(target) as old,
         ZipFile(path, "w", ZIP_DEFLATED) as new,
-        counted(progress, "write masks", len(matches.rows)) as advance,
+        counted(progress, "write masks", len(table)) as advance,
     ):
         for info in old.infolist():
             if info.filename == "mask_names.npy":
@@ -137,28 +133,16 @@ def _write(
             copy.compress_type = info.compress_type
             with old.open(info) as reader, new.open(copy, "w", force_zip64=True) as writer:
                 shutil.copyfileobj(reader, writer, 1 << 20)
-        start = 0
         for name in SPLITS:
-            rows = slice(start, start + len(images.split(name)))
-            matched = matches.state[rows] == MATCHED
+            rows = table[table["split"] == name]
+            matched = (rows["state"] == MATCHED).to_numpy()
+            resized = np.zeros((len(rows), *view.size), np.uint8)
+            for places in np.split(np.flatnonzero(matched), range(step, matched.sum(), step)):
+                resized[places] = view.masks(masks[rows["row"].to_numpy()[places]])
             _add(new, f"{name}_has_mask", matched)
-            _add(new, f"{name}_masks", _masks(matches.rows[rows], matched, source, matches.view))
-            advance(len(matched))
-            start = rows.stop
+            _add(new, f"{name}_masks", resized)
+            advance(len(rows))
         _add(new, "mask_names", np.array(source.mask_names))
-
-
-def _masks(
-    rows: NDArray[np.int64], matched: NDArray[np.bool_], source: ImageSet, view: View
-) -> NDArray[np.uint8]:
-    """Return the masks of the source's `rows` at the target's size; zero where not `matched`."""
-    masks, resized = source.pool().masks, np.zeros((len(rows), *view.size), np.uint8)
-    assert masks is not None
-    step, places = rows_per_chunk(masks.shape), np.flatnonzero(matched)
-    for start in range(0, len(places), step):
-        block = places[start : start + step]
-        resized[block] = view.masks(masks[rows[block]])
-    return resized
 
 
 def _add(archive: ZipFile, key: str, array: NDArray[np.generic]) -> None:

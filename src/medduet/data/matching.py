@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -103,70 +104,52 @@ class View:
         return pixels[:, top : top + side, left : left + side]
 
 
-@dataclass(frozen=True)
-class Matches:
-    """The match of each of N images of the target.
+def match_images(
+    target: Images, source: Split, progress: ProgressFactory | None = None
+) -> tuple[pd.DataFrame, View]:
+    """Find each image of `target` in `source`, which has masks; both are read in chunks.
 
-    Attributes:
-        view: how the target was made.
-        rows: ``(N,)`` int64, the most similar image of the source.
-        rivals: ``(N,)`` int64, the next one whose mask differs; -1 if there is none.
-        score: ``(N,)`` float32, correlation with the most similar at the target's size, the mean
-            of the source removed.
-        margin: ``(N,)`` float32, by what share 1 - score is less than that of the rival; 1 without.
-        state: ``(N,)`` text, one of `STATES`.
+    Returns:
+        One row per image of the target, and how it was made. The columns: ``row``, the most
+        similar image of the source; ``score``, their correlation at the target's size, the mean of
+        the source removed; ``rival``, the next one with another mask, -1 without; ``margin``, by
+        what share 1 - score is less than the rival's; ``state``, one of `STATES`.
     """
-
-    view: View
-    rows: NDArray[np.int64]
-    rivals: NDArray[np.int64]
-    score: NDArray[np.float32]
-    margin: NDArray[np.float32]
-    state: NDArray[np.str_]
-
-
-def match_images(target: Images, source: Split, progress: ProgressFactory | None = None) -> Matches:
-    """Find each image of `target` in `source`, which has masks; both are read in chunks."""
     size = int(target.shape[1]), int(target.shape[2])
     thumbnail = View((min(SIDE, size[0]), min(SIDE, size[1])))
     thumbnails = thumbnail.vectors(target, progress=progress)
     sample = np.unique(np.linspace(0, len(target) - 1, _SAMPLE).astype(np.int64))
+
+    def similarity(one: Tensor, two: Tensor) -> float:
+        return float((one * two).sum(dim=1).quantile(_QUANTILE))
+
     # The window shows in thumbnails; the filter, at the target's size.
-    windows = ["whole"]
-    if source.images.shape[1] != source.images.shape[2] and size[0] == size[1]:
-        windows.append("square")
-    described = {
-        window: replace(thumbnail, window=window).vectors(source.images, progress=progress)
-        for window in windows
-    }
-    nearest = {
-        window: _correlation(thumbnails[torch.from_numpy(sample)], vectors).max(dim=1)
-        for window, vectors in described.items()
-    }
-    window = max(windows, key=lambda name: float(nearest[name].values.quantile(_QUANTILE)))
-    rows, sampled = nearest[window].indices.numpy(), View(size).vectors(target, sample)
-
-    def fit(view: View) -> float:
-        return float((view.vectors(source.images, rows) * sampled).sum(dim=1).quantile(_QUANTILE))
-
-    view = max((View(size, window, name) for name in FILTERS), key=fit)
-    candidates, bound = _candidates(thumbnails, described[window])
+    square = source.images.shape[1] != source.images.shape[2] and size[0] == size[1]
+    windows = {}
+    for window in ("whole", "square")[: 1 + square]:
+        vectors = replace(thumbnail, window=window).vectors(source.images, progress=progress)
+        nearest = _correlation(thumbnails[torch.from_numpy(sample)], vectors).max(dim=1)
+        windows[window] = float(nearest.values.quantile(_QUANTILE)), nearest.indices, vectors
+    window = max(windows, key=lambda name: windows[name][0])
+    _, rows, vectors = windows[window]
+    sampled = View(size).vectors(target, sample)
+    views = [View(size, window, name) for name in FILTERS]
+    view = max(
+        views, key=lambda view: similarity(view.vectors(source.images, rows.numpy()), sampled)
+    )
+    count = min(_CANDIDATES, len(source))
+    candidates = torch.cat(
+        [_correlation(b, vectors).topk(count).indices for b in torch.split(thumbnails, _BLOCK)]
+    ).numpy()
+    bound = chance_bound(thumbnails, vectors, mean_vector(vectors), len(target) * len(source))
     score = _scores(target, source, candidates, view, progress)
-    return _decide(candidates, score, max(bound, MIN_SCORE), source, view)
+    return _decide(candidates, score, max(bound, MIN_SCORE), source, view), view
 
 
 def _correlation(target: Tensor, source: Tensor) -> Tensor:
     """Return how each of the target correlates with each of the source, ``(n, M)``."""
     mean = mean_vector(source)
     return normalize(target - mean) @ normalize(source - mean).T
-
-
-def _candidates(target: Tensor, source: Tensor) -> tuple[NDArray[np.int64], float]:
-    """Return the most similar of the source for each of the target, and the bound of chance."""
-    count, blocks = min(_CANDIDATES, len(source)), torch.split(target, _BLOCK)
-    top = [_correlation(block, source).topk(count, dim=1).indices for block in blocks]
-    bound = chance_bound(target, source, mean_vector(source), len(target) * len(source))
-    return torch.cat(top).numpy(), bound
 
 
 def _scores(
@@ -198,7 +181,7 @@ def _decide(
     min_score: float,
     source: Split,
     view: View,
-) -> Matches:
+) -> pd.DataFrame:
     order = np.argsort(-score, axis=1, kind="stable")
     candidates = np.take_along_axis(candidates, order, axis=1)
     score = np.take_along_axis(score, order, axis=1)
@@ -216,10 +199,13 @@ def _decide(
             if clear or not _same_mask(source, view, best[i], row):
                 rivals[i], margin[i] = row, each
                 break
-    state = np.where(margin < MIN_MARGIN, AMBIGUOUS, MATCHED)
-    state = np.where(source.known_masks[best], state, NO_MASK)
-    state = np.where(score[:, 0] < min_score, UNMATCHED, state)
-    return Matches(view, best, rivals, score[:, 0], margin, state)
+    state = np.select(
+        [score[:, 0] < min_score, ~source.known_masks[best], margin < MIN_MARGIN],
+        [UNMATCHED, NO_MASK, AMBIGUOUS],
+        MATCHED,
+    )
+    columns = {"row": best, "score": score[:, 0], "rival": rivals, "margin": margin, "state": state}
+    return pd.DataFrame(columns)
 
 
 def _same_mask(source: Split, view: View, one: int, two: int) -> bool:

@@ -30,7 +30,6 @@ _SHOWN = (
     "black-images",
     "constant-images",
     "saturated-images",
-    "grey-among-colour-images",
     *_OUTLINED,
 )
 _SECTIONS = {"leak": "Data leakage", "warning": "Warnings", "note": "Notes"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,19 @@ from medduet.data.audit.findings import (
     SEVERITIES,
     Audit,
     Finding,
+    Severity,
     image_table,
     listed,
     of_images,
     of_set,
     split_numbers,
 )
-from medduet.data.audit.leakage import conflict_findings, leak_findings, pair_table
+from medduet.data.audit.leakage import (
+    conflict_findings,
+    leak_findings,
+    mask_conflicts,
+    pair_table,
+)
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.chunks import iterate_chunks
 from medduet.data.duplicates import find_duplicates
@@ -33,7 +39,6 @@ _BLACK = 8  # grey level that no pixel of a black image exceeds
 _CONSTANT = 1.0  # grey levels of standard deviation
 _WHITE, _WHITE_SHARE = 254, 0.5
 _EQUAL_CHANNELS = 2  # grey levels that channels of a grey image may differ by, as after JPEG
-_BLUER, _MOSTLY = 5.0, 0.9  # grey levels between blue and red; share of the images
 _AT_BORDER = 0.1  # share of the masks
 _MAX_MARGIN = 0.10  # half of an interval, above which a class has too few test images
 _ALPHA = 0.05
@@ -66,10 +71,10 @@ def audit(
     """
     duplicates = find_duplicates(images, cache, progress)
     table = image_table(images)
-    pairs = pair_table(images, table, duplicates)
+    masks_differ = mask_conflicts(images.pool(), duplicates)
     findings = [
         *leak_findings(images, duplicates),
-        *conflict_findings(images, duplicates, pairs),
+        *conflict_findings(images, duplicates, masks_differ),
         *class_findings(images),
         *pixel_findings(images, progress),
         *mask_findings(images, progress),
@@ -79,7 +84,7 @@ def audit(
         fingerprint=images.fingerprint,
         findings=tuple(sorted(findings, key=lambda found: SEVERITIES.index(found.severity))),
         images=table,
-        pairs=pairs,
+        pairs=pair_table(images, table, duplicates, masks_differ),
         classes=class_counts(images),
     )
 
@@ -116,50 +121,45 @@ def class_findings(images: ImageSet) -> list[Finding]:
     if few:
         text = f"the 95% interval of a recall of 50% is wider than ±{100 * _MAX_MARGIN:.0f} "
         findings.append(of_set("Few test images", "note", f"{text}points for {listed(few)}."))
-    return findings + _shift_findings(images, counts)
+    return findings + _class_shifts(images, counts)
 
 
-def _shift_findings(images: ImageSet, counts: pd.DataFrame) -> list[Finding]:
-    """Return differences of the class distribution; with several labels, of each class alone."""
+def _class_shifts(images: ImageSet, counts: pd.DataFrame) -> list[Finding]:
+    """Return differences of the class distribution; of multi-label sets, of each class alone."""
     tables = [counts]
     if images.multi_label:
         labelled = [(images.split(split).labels >= 0).sum(axis=0) for split in SPLITS]
         rest = pd.DataFrame(dict(zip(SPLITS, labelled, strict=True)), index=counts.index) - counts
         tables = [pd.concat([counts.loc[[name]], rest.loc[[name]]]) for name in counts.index]
-    shifts = []
-    for table in tables:
-        for a, b in _SPLIT_PAIRS:
-            both = table.loc[table[[a, b]].any(axis=1), [a, b]]
-            if len(both) < 2 or not both.any().all():
-                continue
-            shares = both / both.sum()
-            # Of the shares, not the counts: the effect must not depend on the sizes of the splits.
-            cramers_v = float(np.sqrt(stats.chi2_contingency(shares, correction=False)[0] / 2))
-            p_value = float(stats.chi2_contingency(both, correction=False)[1])
-            k = 0 if images.multi_label else int((shares[a] - shares[b]).abs().argmax())
-            text = f"{both.index[k]} is {shares[a].iloc[k]:.1%} of {a}, {shares[b].iloc[k]:.1%} "
-            shifts.append((p_value, cramers_v, f"{text}of {b}"))
+    tests = []
+    for table, (a, b) in product(tables, _SPLIT_PAIRS):
+        both = table.loc[table[[a, b]].any(axis=1), [a, b]]
+        if len(both) < 2 or not both.any().all():
+            continue
+        shares = both / both.sum()
+        # Of the shares, not the counts: the effect must not depend on the sizes of the splits.
+        cramers_v = float(np.sqrt(stats.chi2_contingency(shares, correction=False)[0] / 2))
+        p_value = float(stats.chi2_contingency(both, correction=False)[1])
+        k = 0 if images.multi_label else int((shares[a] - shares[b]).abs().argmax())
+        text = f"{both.index[k]} is {shares[a].iloc[k]:.1%} of {a}, {shares[b].iloc[k]:.1%} of {b}"
+        tests.append((p_value, cramers_v, f"{text} (chi-square test, Cramér's V {cramers_v:.2f}"))
+    return _shifts("Class distribution shift", "warning", tests, _MIN_CRAMERS_V)
+
+
+def _shifts(
+    title: str, severity: Severity, tests: list[tuple[float, float, str]], min_effect: float
+) -> list[Finding]:
+    """Return those of `tests` (p, effect, text) that are significant and large, Holm-corrected."""
+    p_values = multipletests([p for p, _, _ in tests], method="holm")[1] if tests else []
     return [
-        of_set(
-            "Class distribution shift",
-            "warning",
-            f"{text} (chi-square test, Holm-corrected p {_p_text(p)}, Cramér's V {cramers_v:.2f}).",
-        )
-        for p, (_, cramers_v, text) in zip(_holm([p for p, _, _ in shifts]), shifts, strict=True)
-        if p < _ALPHA and cramers_v >= _MIN_CRAMERS_V
+        of_set(title, severity, f"{text}, Holm-corrected p = {p:.2g}).")
+        for p, (_, effect, text) in zip(p_values, tests, strict=True)
+        if p < _ALPHA and effect >= min_effect
     ]
 
 
-def _holm(p_values: list[float]) -> list[float]:
-    return list(multipletests(p_values, method="holm")[1]) if p_values else []
-
-
-def _p_text(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
-
-
 def pixel_findings(images: ImageSet, progress: ProgressFactory | None = None) -> list[Finding]:
-    """Return images that show nothing or are of doubtful colour, and splits of other brightness."""
+    """Return images that show nothing, grey stored as RGB, and splits of other brightness."""
     splits, pixels = split_numbers(images), _pixel_statistics(images.pool().images, progress)
     black = pixels["max"] <= _BLACK
     constant = (pixels["std"] < _CONSTANT) & ~black
@@ -170,13 +170,26 @@ def pixel_findings(images: ImageSet, progress: ProgressFactory | None = None) ->
         *of_images("Constant images", "warning", constant, splits, " of one grey level"),
         *of_images("Saturated images", "note", saturated, splits, white),
     ]
-    if images.in_channels > 1:
-        findings += _colour_findings(pixels, splits)
-    return findings + _intensity_findings(pixels, splits)
+    if images.in_channels > 1 and (pixels["color"] <= _EQUAL_CHANNELS).all():
+        text = "one channel is enough, and three times faster to read: --data.channels 1."
+        findings.append(of_set("Grey stored as RGB", "note", text))
+    for title, column in (("Brightness shift", "mean"), ("Contrast shift", "std")):
+        tests = []
+        for a, b in combinations(range(len(SPLITS)), 2):
+            one, two = pixels[column][splits == a], pixels[column][splits == b]
+            pooled = np.sqrt((one.var(ddof=0) + two.var(ddof=0)) / 2)
+            if min(len(one), len(two)) < 2 or pooled == 0:
+                continue
+            cohens_d = float(abs(two.mean() - one.mean()) / pooled)
+            p_value = float(stats.ttest_ind(one, two, equal_var=False).pvalue)
+            text = f"{one.mean():.0f} grey levels in {SPLITS[a]}, {two.mean():.0f} in {SPLITS[b]} "
+            tests.append((p_value, cohens_d, f"{text}(Welch's t-test, Cohen's d {cohens_d:.1f}"))
+        findings += _shifts(title, "note", tests, _MIN_COHENS_D)
+    return findings
 
 
 def _pixel_statistics(images: Images, progress: ProgressFactory | None) -> pd.DataFrame:
-    """Return mean, std, max and share of white of each image, and how its channels differ."""
+    """Return mean, std, max, share of white and largest difference of channels of each image."""
     tables = []
     with counted(progress, "check images", int(np.prod(images.shape))) as advance:
         for _, chunk in iterate_chunks(images):
@@ -184,50 +197,12 @@ def _pixel_statistics(images: Images, progress: ProgressFactory | None) -> pd.Da
             table = pd.DataFrame({"mean": values.mean(axis=1), "std": values.std(axis=1)})
             table["max"], table["white"] = values.max(axis=1), (values >= _WHITE).mean(axis=1)
             if chunk.ndim == 4:
-                channels = np.moveaxis(chunk, 3, 0).astype(np.int16)
+                channels = np.ascontiguousarray(np.moveaxis(chunk, 3, 0))  # reduced 20 times faster
                 difference = channels.max(axis=0) - channels.min(axis=0)
-                table["channel_difference"] = difference.max(axis=(1, 2))
-                table["red_blue"] = (channels[0] - channels[2]).mean(axis=(1, 2))
+                table["color"] = difference.max(axis=(1, 2))
             tables.append(table)
             advance(chunk.nbytes)
     return pd.concat(tables, ignore_index=True)
-
-
-def _colour_findings(pixels: pd.DataFrame, splits: NDArray[np.int64]) -> list[Finding]:
-    is_grey = pixels["channel_difference"] <= _EQUAL_CHANNELS
-    if is_grey.all():
-        text = "one channel is enough, and three times faster to read (image files: "
-        return [of_set("Grey stored as RGB", "note", f"{text}--data.channels 1).")]
-    findings = of_images("Grey among colour images", "note", is_grey, splits)
-    bluer = float((pixels["red_blue"][~is_grey] < -_BLUER).mean())
-    if bluer > _MOSTLY:
-        text = f"{bluer:.0%} of the colour images are more blue than red, but skin, fundus and "
-        text += "tissue are red; the channels may be BGR instead of RGB."
-        findings.append(of_set("Channel order", "note", text))
-    return findings
-
-
-def _intensity_findings(pixels: pd.DataFrame, splits: NDArray[np.int64]) -> list[Finding]:
-    """Return splits whose mean brightness or contrast differs, by Welch's t-test and Cohen's d."""
-    shifts = []
-    for title, column in (("Brightness shift", "mean"), ("Contrast shift", "std")):
-        values = {name: pixels[column][splits == number] for number, name in enumerate(SPLITS)}
-        for a, b in _SPLIT_PAIRS:
-            one, two = values[a], values[b]
-            pooled = np.sqrt((one.var(ddof=0) + two.var(ddof=0)) / 2)
-            if min(len(one), len(two)) < 2 or pooled == 0:
-                continue
-            cohens_d = float(abs(two.mean() - one.mean()) / pooled)
-            p_value = float(stats.ttest_ind(one, two, equal_var=False).pvalue)
-            text = f"{one.mean():.0f} grey levels in {a}, {two.mean():.0f} in {b} on average "
-            shifts.append((p_value, cohens_d, title, f"{text}(Cohen's d {cohens_d:.1f})."))
-    return [
-        of_set(title, "note", text)
-        for p, (_, cohens_d, title, text) in zip(
-            _holm([p for p, *_ in shifts]), shifts, strict=True
-        )
-        if p < _ALPHA and cohens_d > _MIN_COHENS_D
-    ]
 
 
 def is_normal(name: str) -> bool:
@@ -255,21 +230,14 @@ def mask_findings(images: ImageSet, progress: ProgressFactory | None = None) -> 
         normal = np.isin(pool.labels, normal_classes)
         # A class without any mask is a normal one, whatever its name.
         unmasked = normal | ((pool.labels >= 0) & ~np.isin(pool.labels, pool.labels[filled]))
-    at_border, share = border & filled & ~full, 0.0
-    if filled.any():
-        share = at_border.sum() / filled.sum()
+    at_border = border & filled & ~full
+    share = at_border.sum() / max(filled.sum(), 1)
     text = f" of class {listed(images.class_names[k] for k in normal_classes or [0])}"
     findings = [
         *of_images("Empty masks", "note", known & ~filled & ~unmasked, splits),
         *of_images("Masks without background", "warning", full, splits),
         *of_images("Masks on normal images", "warning", filled & normal, splits, text),
-        *of_images(
-            "Masks at the border",
-            "note",
-            at_border & (share > _AT_BORDER),
-            splits,
-            f", {share:.0%}",
-        ),
+        *of_images("Masks at the border", "note", at_border & (share > _AT_BORDER), splits),
         *of_images("Missing masks", "note", ~known, splits),
     ]
     for number, name in enumerate(images.mask_names[1:], start=1):
@@ -289,8 +257,7 @@ def _mask_statistics(
         for rows, chunk in iterate_chunks(masks):
             for number in range(classes):
                 pixels[rows, number] = (chunk == number).sum(axis=(1, 2))
-            border[rows] = chunk[:, [0, -1]].any(axis=(1, 2)) | chunk[:, :, [0, -1]].any(
-                axis=(1, 2)
-            )
+            edges = chunk[:, [0, -1]].any(axis=(1, 2)), chunk[:, :, [0, -1]].any(axis=(1, 2))
+            border[rows] = edges[0] | edges[1]
             advance(chunk.nbytes)
     return pixels, border

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.types import UNKNOWN_LABEL
@@ -16,10 +16,6 @@ from medduet.types import UNKNOWN_LABEL
 Severity = Literal["leak", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("leak", "warning", "note")
 """From the most to the least severe."""
-
-
-def _no_rows() -> NDArray[np.int64]:
-    return np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +33,7 @@ class Finding:
     kind: str
     severity: Severity
     message: str
-    rows: NDArray[np.int64] = field(default_factory=_no_rows)
+    rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,18 +136,17 @@ def of_set(title: str, severity: Severity, text: str) -> Finding:
 def of_images(
     title: str,
     severity: Severity,
-    where: NDArray[np.bool_],
+    where: ArrayLike,
     splits: NDArray[np.int64],
     text: str = "",
 ) -> list[Finding]:
-    """Return a finding about the images `where` it is true, ``(N,)``; none if there are none.
+    """Return a finding about images, given by rows or a mask ``(N,)``; none if there are none.
 
     Example:
-        >>> where, splits = np.array([True, True, False, True]), np.array([0, 0, 1, 2])
-        >>> of_images("Black images", "warning", where, splits)[0].message
+        >>> of_images("Black images", "warning", [0, 1, 3], np.array([0, 0, 1, 2]))[0].message
         'Black images: 3 images (2 train, 1 test).'
     """
-    rows = np.flatnonzero(where)
+    rows = np.arange(len(splits))[np.asarray(where)]
     if not len(rows):
         return []
     message = f"{plural(len(rows), 'image')} ({per_split(rows, splits)}){text}."

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medduet.data.audit.findings import (
-    Finding,
-    listed,
-    of_images,
-    per_split,
-    plural,
-    split_numbers,
-)
+from medduet.data.audit.findings import Finding, of_images, per_split, plural, split_numbers
 from medduet.data.duplicates import Duplicates, cached_duplicates, find_duplicates
 from medduet.data.imageset import SPLITS, ImageSet, Split
 from medduet.types import UNKNOWN_LABEL
@@ -89,60 +80,52 @@ def near_presence(duplicates: Duplicates, splits: NDArray[np.int64]) -> NDArray[
 def leak_findings(images: ImageSet, duplicates: Duplicates) -> list[Finding]:
     """Return duplicates and groups in several splits, and duplicates within one."""
     pool, splits = images.pool(), split_numbers(images)
-    first = first_copies(duplicates, len(pool))
+    first, groups = first_copies(duplicates, len(pool)), duplicates.groups(len(pool))
     findings = []
     for title, where in (
         ("Exact duplicates", presence(first, splits)),
         ("Near-duplicates", near_presence(duplicates, splits)),
     ):
         across = (where & (splits[:, None] != np.arange(len(SPLITS)))).any(axis=1)
-        text = f"; {listed(_elsewhere(where, splits))}" if across.any() else ""
+        leaked = np.flatnonzero(where[:, 0] & (splits > 0))
+        text = f"; also in train: {per_split(leaked, splits)}" if len(leaked) else ""
         findings += of_images(f"{title} across splits", "leak", across, splits, text)
     if pool.groups is not None:
         across = presence(pool.groups, splits).sum(axis=1) > 1
         text = f" of {plural(len(np.unique(pool.groups[across])), 'group')}, such as patients"
         findings += of_images("Groups across splits", "leak", across, splits, text)
-    again = _mask(repeated(first, splits), len(pool))
-    findings += of_images("Exact duplicates within a split", "note", again, splits)
     near = duplicates.pairs[~duplicates.exact]
-    within = _mask(near[splits[near[:, 0]] == splits[near[:, 1]]], len(pool))
-    groups = duplicates.groups(len(pool))
+    within = np.unique(near[splits[near[:, 0]] == splits[near[:, 1]]])
     distinct = [f"{len(np.unique(groups[splits == k])):,}" for k in range(len(SPLITS))]
     text = f"; {' / '.join(distinct)} distinct pictures are in {' / '.join(SPLITS)}, so confidence "
     text += "intervals over images are too narrow"
-    return findings + of_images("Near-duplicates within a split", "note", within, splits, text)
-
-
-def _elsewhere(where: NDArray[np.bool_], splits: NDArray[np.int64]) -> Iterator[str]:
-    for a, b in combinations(range(len(SPLITS)), 2):
-        if count := int((where[:, a] & (splits == b)).sum()):
-            verb = "has" if count == 1 else "have"
-            yield f"{plural(count, f'{SPLITS[b]} image')} {verb} one in {SPLITS[a]}"
-
-
-def _mask(rows: NDArray[np.int64] | list[int], count: int) -> NDArray[np.bool_]:
-    where = np.zeros(count, dtype=bool)
-    where[rows] = True
-    return where
+    return [
+        *findings,
+        *of_images("Exact duplicates within a split", "note", repeated(first, splits), splits),
+        *of_images("Near-duplicates within a split", "note", within, splits, text),
+    ]
 
 
 def conflict_findings(
-    images: ImageSet, duplicates: Duplicates, pairs: pd.DataFrame
+    images: ImageSet, duplicates: Duplicates, masks_differ: NDArray[np.bool_]
 ) -> list[Finding]:
     """Return duplicates whose labels or masks contradict each other."""
     pool, splits = images.pool(), split_numbers(images)
     groups = duplicates.groups(len(pool))
-    labels = _mask(conflicting(groups, pool.labels), len(pool))
+    labels, masks = conflicting(groups, pool.labels), np.unique(duplicates.pairs[masks_differ])
     count = plural(len(np.unique(groups[labels])), "group")
     text = f" in {count} of duplicates with different labels"
     findings = of_images("Label conflicts", "warning", labels, splits, text)
-    differ = pairs[pairs["masks_differ"]].index
-    masks = _mask([row for pair in differ for row in pair], len(pool))
-    text = f" in {plural(len(differ), 'pair')} of duplicates with different masks"
+    text = f" in {plural(int(masks_differ.sum()), 'pair')} of duplicates with different masks"
     return findings + of_images("Mask conflicts", "note", masks, splits, text)
 
 
-def pair_table(images: ImageSet, table: pd.DataFrame, duplicates: Duplicates) -> pd.DataFrame:
+def pair_table(
+    images: ImageSet,
+    table: pd.DataFrame,
+    duplicates: Duplicates,
+    masks_differ: NDArray[np.bool_],
+) -> pd.DataFrame:
     """Return the pairs of duplicates as in `Audit.pairs`; `table` is `Audit.images`."""
     pool, (a, b) = images.pool(), duplicates.pairs.T
     labels = pool.labels.reshape(len(pool), -1)
@@ -154,13 +137,14 @@ def pair_table(images: ImageSet, table: pd.DataFrame, duplicates: Duplicates) ->
         exact=duplicates.exact,
         across_splits=first["split"] != second["split"],
         labels_differ=((labels[a] != labels[b]) & labelled).any(axis=1),
-        masks_differ=_masks_differ(pool, duplicates),
+        masks_differ=masks_differ,
     )
     worst = ["across_splits", "labels_differ", "masks_differ", "exact", "similarity"]
     return pairs.sort_values(worst, ascending=False)
 
 
-def _masks_differ(pool: Split, duplicates: Duplicates) -> NDArray[np.bool_]:
+def mask_conflicts(pool: Split, duplicates: Duplicates) -> NDArray[np.bool_]:
+    """Return which pairs of duplicates have masks that differ, ``(P,)``."""
     differ = np.zeros(len(duplicates.pairs), dtype=bool)
     if pool.masks is None:
         return differ
