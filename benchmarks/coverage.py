@@ -19,27 +19,30 @@ from collections import defaultdict
 
 import numpy as np
 
-from medduet.metrics.calibrated import calibration_summary
 from medduet.metrics.intervals import wilson
-from medduet.runs.reader import FinishedRun, find_runs
+from medduet.runs.folder import RunFolder, find_runs
 from medduet.uncertainty.calibration import Calibration
+from medduet.uncertainty.summary import calibration_summary
 
 HALVES = 50
 
 
-def judged(run: FinishedRun) -> dict:
+def judged(run: RunFolder) -> dict:
     """Return what the calibration of a run gives on its test split."""
     val, test = run.predictions("val"), run.predictions("test")
     calibration = Calibration.fit(val.label, val.probability, val.label.ndim == 2)
     names = run.data["class_names"]
     return calibration_summary(calibration, test.label, test.probability, names) | {
-        "accuracy": (run.honest["val"]["accuracy"], run.honest["test"]["accuracy"]),
+        "accuracy": (
+            run.validation_selected["val"]["accuracy"],
+            run.validation_selected["test"]["accuracy"],
+        ),
         "half": on_half_of_test(run),
-        "val": dict(zip(names, calibration.counts.tolist(), strict=True)),
+        "val": dict(zip(names, calibration.counts, strict=True)),
     }
 
 
-def on_half_of_test(run: FinishedRun) -> dict[str, dict[str, float]]:
+def on_half_of_test(run: RunFolder) -> dict[str, dict[str, float]]:
     """Return the coverage if half of the test images are given up to fit the calibration on.
 
     By promise and class, the mean over random halves of what is held in the other half.

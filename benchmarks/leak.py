@@ -16,10 +16,10 @@ from scipy import stats
 from medduet import open_images
 from medduet.data.duplicates import find_duplicates
 from medduet.metrics.intervals import wilson
-from medduet.runs.reader import FinishedRun, find_runs
+from medduet.runs.folder import RunFolder, find_runs
 
 
-def repeated(run: FinishedRun, groups: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
+def repeated(run: RunFolder, groups: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """Return which test images have a near-duplicate in train, and which have one anywhere."""
     with (run.path / "split.csv").open(newline="") as file:
         split_of = {row["image"]: row["split"] for row in csv.DictReader(file)}
@@ -45,7 +45,7 @@ def main(grid: str, data: str) -> None:
     right = {(kind, has): [0, 0] for kind in rows for has in (True, False)}
     for run in find_runs([grid]):
         kind = "random" if run.config["data"]["group_by"] == "none" else "grouped"
-        test, answers = run.honest["test"], run.predictions("test")
+        test, answers = run.validation_selected["test"], run.predictions("test")
         again, anywhere = repeated(run, groups)
         values = {name: test[name] for name in ("accuracy", "auc", "dice_nonempty")}
         values["share of test images with a near-duplicate in train"] = float(again.mean())
@@ -54,7 +54,7 @@ def main(grid: str, data: str) -> None:
         # Repeated pictures may be easy ones: in the grouped splits they show how easy.
         marked = again if kind == "random" else anywhere
         for has in (True, False):
-            right[kind, has][0] += int(answers.right[marked == has].sum())
+            right[kind, has][0] += int(answers.correct[marked == has].sum())
             right[kind, has][1] += int((marked == has).sum())
     print("| measure | random split | grouped split | difference (95%, t over splits) |")
     print("| --- | --- | --- | --- |")

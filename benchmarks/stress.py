@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 import medduet
-from medduet.runs.reader import FinishedRun, find_runs
+from medduet.runs.folder import RunFolder, find_runs
 from medduet.utils.parsing import read_json
 
 COLUMNS = ("accuracy", "balanced_error", "dice_nonempty", "ece")
 BASELINE = ("vovunet_var", "none")
 
 
-def stressed(run: FinishedRun) -> dict[str, Any]:
+def stressed(run: RunFolder) -> dict[str, Any]:
     """Return the record of a run's stress test."""
     file = run.path / "stress" / f"{run.data_name}-test" / "stress.json"
     return read_json(file) if file.is_file() else medduet.stress(run.path, device="cpu")
@@ -43,7 +43,7 @@ def spread(values: list[float]) -> str:
 def main(folders: list[str]) -> None:
     found: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
     for run in find_runs([Path(each) for each in folders]):
-        key = run.data_name, run.model, run.config["train"]["augment"]
+        key = run.data_name, run.model_name, run.config["train"]["augment"]
         found[key][run.seed] = stressed(run)
     print("| data | network | augment | seeds | n | scores, clean -> corrupted | rBE |")
     print("| --- | --- | --- | --- | --- | --- | --- |")

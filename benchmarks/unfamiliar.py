@@ -23,7 +23,7 @@ from PIL import Image
 
 import medduet
 from medduet.metrics.intervals import wilson
-from medduet.runs.reader import FinishedRun, find_runs
+from medduet.runs.folder import RunFolder, find_runs
 from medduet.uncertainty.ood import OOD_P, OODDetector, statistics
 
 COUNT = 156
@@ -98,7 +98,7 @@ def main(folder: str, chest_file: str) -> None:
         show(runs, chest)
 
 
-def show(runs: list[FinishedRun], chest: Images) -> None:
+def show(runs: list[RunFolder], chest: Images) -> None:
     told: dict[str, dict[str, list[NDArray[np.bool_]]]] = defaultdict(lambda: defaultdict(list))
     for run in runs:
         config = run.config["data"]

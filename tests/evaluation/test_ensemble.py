@@ -129,16 +129,6 @@ def test_it_is_exported_as_any_other(runs: list[Path], tmp_path: Path) -> None:
     assert 0 < exported.mask.mean() < 1
 
 
-def test_turned_views_are_exported_too(runs: list[Path], tmp_path: Path) -> None:
-    path = ensemble(
-        [runs[0]], tmp_path / "turns", tta="turns", modality="microscopy", evaluate=False
-    ).path
-    exported = export_bundle(path, tmp_path / "onnx", count=4, classify_only=True).path
-    image = np.random.default_rng(0).integers(0, 256, (2, 1, 16, 24), np.uint8)
-    expected = load(path).classify(torch.from_numpy(image)).softmax(1).detach().numpy()
-    np.testing.assert_allclose(ExportedModel(exported)(image).probability, expected, atol=1e-3)
-
-
 def test_calibration_of_a_member_is_dropped(runs: list[Path], tmp_path: Path) -> None:
     classes = len(load_bundle(runs[0]).config.class_names)
     share = np.random.default_rng(0).dirichlet(np.ones(classes), 60)

@@ -241,7 +241,7 @@ def read_exported(folder: Path, content: bytes, name: str = "config.json") -> No
     files = samples.exported() | {name: content}
     if name != "config.json":
         config = json.loads(files["config.json"])
-        config["export"]["sha256"][name] = hashlib.sha256(content).hexdigest()
+        config["export"]["sha256"] = hashlib.sha256(content).hexdigest()
         files["config.json"] = json.dumps(config).encode()
     _put(folder, files)
     medduet.Predictor(folder)(samples.GREY)

@@ -141,12 +141,11 @@ def exported() -> dict[str, bytes]:
         "format": "medduet-export",
         "layout": {"mask_classes": 0, "image_channels": 0},
         "export": {
-            "format": "onnx",
             "precision": "float32",
             "outputs": ["probability"],
             "size": None,
             "min_side": 8,
-            "sha256": {"model.onnx": hashlib.sha256(content).hexdigest()},
+            "sha256": hashlib.sha256(content).hexdigest(),
         },
     }
     config["network"]["dense_channels"] = 0

@@ -254,16 +254,6 @@ def test_memory_does_not_grow_with_the_number_of_images(bundle: Path, tmp_path: 
     assert int(done.stdout) < whole / 3, done.stdout
 
 
-def test_classes_alone(bundle: Path, folder: Path, tmp_path: Path) -> None:
-    predict_files(
-        bundle, [folder / "a.png", folder / "ward b"], tmp_path / "out", classify_only=True
-    )
-    rows = table(tmp_path / "out")
-    assert rows[0]["file"] == "a.png"
-    assert "mask" not in rows[0]
-    assert names(tmp_path / "out") == [".lock", "done.jsonl", "predictions.csv", "settings.json"]
-
-
 def test_what_can_not_be_done(
     bundle: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -296,17 +286,6 @@ def test_answers_do_not_go_among_the_images_or_into_a_run(
     with pytest.raises(MissingFileError, match="outside of --out"):
         predict_files(bundle, [folder], folder)
     assert sorted(folder.rglob("*")) == before
-
-
-def test_a_command_that_could_read_nothing_ends_with_code_1(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_text("no image")
-    words = ["predict", str(bundle), str(tmp_path / "a.png"), "--device", "cpu"]
-    assert main([*words, "--out", str(tmp_path / "out")]) == 1
-
-
-def test_output_within_the_input_is_no_input(bundle: Path, folder: Path) -> None:
-    for _ in range(2):
-        assert predict_files(bundle, [folder], folder / "out").images == 6
 
 
 def test_nothing_is_written_outside(

@@ -91,15 +91,6 @@ def test_the_answer_is_the_networks_own(own: Path, picture: np.ndarray, tmp_path
     assert answer.reconstruction is answer.heatmap is None
 
 
-def test_an_answer_shows_what_was_said_and_no_pixels(own: Path, picture: np.ndarray) -> None:
-    answer = Predictor(own)(picture)
-    shown = repr(answer)
-    assert shown.startswith(f"Prediction(label={answer.label!r}, probabilities=")
-    assert f"image={answer.image.shape}" in shown
-    assert "heatmap" not in shown
-    assert len(shown) < 1000
-
-
 def test_paths_files_arrays_and_pillow_give_the_same(
     own: Path, picture: np.ndarray, tmp_path: Path
 ) -> None:
@@ -177,12 +168,6 @@ def test_what_is_asked_for(tmp_path: Path, picture: np.ndarray) -> None:
         Predictor(dense, explain=True)
     with pytest.raises(ConfigError, match="no class head"):
         Predictor(dense, classify_only=True)
-
-
-def test_several_classes_of_one_image(tmp_path: Path, picture: np.ndarray) -> None:
-    answer = Predictor(bundle(tmp_path / "bundle", multi_label=True))(picture)
-    said = [name for name, value in answer.probabilities.items() if value > 0.5]
-    assert answer.label == ", ".join(said)
 
 
 def test_sizes_that_are_not_square(tmp_path: Path, picture: np.ndarray) -> None:

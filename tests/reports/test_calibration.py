@@ -15,12 +15,12 @@ from scipy.special import softmax
 from statsmodels.stats.proportion import proportion_confint
 
 import medduet
-from medduet.metrics.calibrated import calibration_summary
 from medduet.reports.calibration import Diagram, coverage_table, judged_of, reliability_figure
 from medduet.reports.folds import CrossValidated
 from medduet.reports.grouping import group_runs
 from medduet.runs.reader import find_runs, open_run
 from medduet.uncertainty.calibration import Calibration
+from medduet.uncertainty.summary import calibration_summary
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from medduet.metrics.calibrated import calibration_summary
 
 import medduet
 from medduet import ModelError, RunConfig, RunRecord
-from medduet.runs.reader import open_run
+from medduet.runs.folder import open_run
 from medduet.uncertainty.calibration import Calibration
+from medduet.uncertainty.summary import calibration_summary
 from medduet.utils.files import finite, write_json
 from medduet.utils.parsing import read_json
 
@@ -39,7 +39,7 @@ def test_the_bundle_is_calibrated_on_the_validation_split(calibrated_run: RunRec
     assert config["calibration_missing"] is None
     val = run.predictions("val")
     assert saved.n == len(val.index) == 26
-    assert saved.to_json() == Calibration.fit(val.label, val.probability).to_json()
+    assert saved.model_dump(mode="json") == Calibration.fit(val.label, val.probability).to_json()
 
 
 @pytest.mark.parametrize("selection", ["validation", "test"])
@@ -49,7 +49,7 @@ def test_the_calibration_of_each_epoch_is_judged_on_test(
     run = open_run(calibrated_run.path)
     val, test = (run.predictions(split, selection) for split in ("val", "test"))
     calibration = Calibration.fit(val.label, val.probability)
-    part = run.honest if selection == "validation" else run.test_selected
+    part = run.validation_selected if selection == "validation" else run.test_selected
     expected = calibration_summary(
         calibration, test.label, test.probability, run.data["class_names"]
     )
@@ -64,7 +64,7 @@ def test_evaluate_takes_the_calibration_of_the_bundle(
 ) -> None:
     run = open_run(calibrated_run.path)
     again = medduet.evaluate(run.path, split="test", out=tmp_path / "a", device="cpu")
-    assert finite(again["test"]["calibration"]) == run.honest["test"]["calibration"]
+    assert finite(again["test"]["calibration"]) == run.validation_selected["test"]["calibration"]
     # On images that are unlike those it was fitted on, with the same thresholds.
     data = medduet.DataConfig(name="phantom", count=60, seed=5, size=16)
     bundle = tmp_path / "bundle"
@@ -91,7 +91,7 @@ def test_a_damaged_calibration_is_told(calibrated_run: RunRecord, tmp_path: Path
         medduet.evaluate(bundle, data=data)
     config["calibration"]["temperature"] = -1
     write_json(bundle / "config.json", config)
-    with pytest.raises(ModelError, match="calibration of the bundle is damaged: temperature"):
+    with pytest.raises(ModelError, match="calibration: temperature"):
         medduet.evaluate(bundle, data=data)
     # A bundle of an older version has none.
     del config["calibration"], config["calibration_missing"]
