@@ -16,7 +16,7 @@ import yaml
 from medduet.config import validate
 from medduet.data.cache import ProgressFactory
 from medduet.errors import ConfigError, Interrupted, ModelError, TrainingError
-from medduet.experiments.config import Choices, SearchConfig
+from medduet.experiments.config import Choices, Range, SearchConfig
 from medduet.experiments.run import train
 from medduet.reports.pareto import pareto_figure
 from medduet.reports.style import save
@@ -100,12 +100,10 @@ def search(
         path = _create_folder(config)
     reporter, stop = reporter or Reporter(), stop or threading.Event()
     with _only_process(path), _open_study(path) as study:
-        while (number := len(_ended(study))) < config.trials:
-            trial = _sample(study, config, number)
-            _run_trial(study, trial, path, config, reporter, progress, stop)
-            record = _write(path, config, study)
-            reporter.message(_line(record.trials[trial.number], config))
-        return _write(path, config, study)
+        running = _Search(path, config, study, reporter)
+        while len(running.ended()) < config.trials:
+            running.run_trial(progress, stop)
+        return running.write()
 
 
 def _create_folder(config: SearchConfig) -> Path:
@@ -158,76 +156,116 @@ def _open_study(path: Path) -> Iterator[Study]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def _ended(study: Study) -> list[FrozenTrial]:
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+@dataclass(frozen=True)
+class _Search:
+    path: Path
+    config: SearchConfig
+    study: Study
+    reporter: Reporter
+
+    def ended(self) -> list[FrozenTrial]:
+        """Return the trials that have finished, failed or been pruned, in their order."""
+        trials = self.study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.state.is_finished()]
+
+    def folder(self, number: int) -> Path:
+        return self.path / "trials" / f"{number:04d}"
+
+    def run_trial(self, progress: ProgressFactory | None, stop: threading.Event) -> None:
+        """Run the next trial, or continue the one that was interrupted."""
+        from optuna.trial import TrialState
+
+        trial = self._sample()
+        values = {name: _suggest(trial, name, each) for name, each in self.config.space.items()}
+        out, number = self.folder(trial.number), trial.number
+        begun = (out / "config.json").is_file()
+        finished = [self.folder(each.number) for each in self.ended() if each.values]
+        state, result = TrialState.FAIL, None
+        try:
+            train(
+                None if begun else self.config.trial(values, out),
+                resume=out if begun else None,
+                reporter=_Pruner(self.reporter, out, self.config, finished),
+                progress=progress,
+                stop=stop,
+            )
+            run = RunFolder(out)
+            score = run.epochs[run.validation_selected["selected_epoch"] - 1]["val"]["score"]
+            if score is None:
+                raise TrainingError("the validation score is undefined")
+            state, result = TrialState.COMPLETE, [score, _cost(out, self.config)]
+        except Interrupted as error:
+            raise Interrupted(
+                f"stopped in trial {number + 1} of {self.config.trials}; continue with: "
+                f"medduet search --resume {self.path}"
+            ) from error
+        except _Pruned:
+            state = TrialState.PRUNED
+        except (ModelError, TrainingError) as error:
+            self.study.set_user_attr(f"error-{number}", str(error))
+            failures = {each.state for each in self.ended()} <= {TrialState.FAIL}
+            if failures and number + 1 == min(FIRST_FAILURES, self.config.trials):
+                self.study.tell(number, state=state)
+                raise
+        self.study.tell(number, result, state=state)
+        self.reporter.message(_line(self.write().trials[number], self.config))
+
+    def _sample(self) -> Trial:
+        import optuna
+        from optuna.trial import Trial, TrialState
+
+        # Seeded by the trial, so that a resumed search gives the same as one that did not stop.
+        entropy = [self.config.search_seed, len(self.ended())]
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        size = self.config.population
+        self.study.sampler = optuna.samplers.NSGAIISampler(population_size=size, seed=seed)
+        running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+        return Trial(self.study, running[0]._trial_id) if running else self.study.ask()
+
+    def write(self) -> SearchRecord:
+        """Write all trials, the figure, and the recipes of the front."""
+        path, config = self.path, self.config
+        trials = [self._row(trial) for trial in self.ended()]
+        # Of trials with equal values the first is taken.
+        best = {tuple(trial.values): trial.number for trial in reversed(self.study.best_trials)}
+        front = [number for (_, cost), number in sorted(best.items(), key=lambda item: item[0][1])]
+        for place, number in enumerate(front, start=1):
+            trial, recipe = trials[number], path / "recipes" / f"front-{place}.yaml"
+            trial["front"], trial["recipe"] = place, str(recipe)
+            run = config.trial(trial["values"], path).model_dump(
+                mode="json", exclude={"out"}, exclude_defaults=True
+            )
+            write_text(recipe, f"# {_line(trial, config)}\n{yaml.safe_dump(run, sort_keys=False)}")
+        for stale in (path / "recipes").glob("front-*.yaml"):
+            if int(stale.stem.partition("-")[2]) > len(front):
+                stale.unlink()
+        write_json(path / "trials.json", trials)
+        if front:
+            save(pareto_figure(trials, config.cost, config.run.data.name), path / "pareto.png")
+        return SearchRecord(path, config, trials)
+
+    def _row(self, trial: FrozenTrial) -> dict[str, Any]:
+        folder = self.folder(trial.number)
+        row: dict[str, Any] = {
+            "number": trial.number + 1,
+            "state": {"COMPLETE": "finished", "PRUNED": "pruned"}.get(trial.state.name, "failed"),
+            "values": dict(trial.params),
+        }
+        if (folder / "environment.json").is_file():
+            cost = read_json(folder / "environment.json")["network"]
+            row |= {name: cost[name] for name in ("parameters", "gmacs")}
+        if epochs := RunFolder(folder).epochs:
+            row |= {
+                "epochs": len(epochs),
+                "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
+                "score": _best_score(folder, len(epochs)),
+            }
+        if row["state"] == "failed":
+            row["error"] = self.study.user_attrs.get(f"error-{trial.number}", "")
+        return row
 
 
-def _sample(study: Study, config: SearchConfig, number: int) -> Trial:
-    """Return the trial that was interrupted, or the next one."""
-    import optuna
-    from optuna.trial import Trial, TrialState
-
-    # Seeded by the trial, so that a resumed search gives the same as one that did not stop.
-    seed = np.random.SeedSequence([config.search_seed, number]).generate_state(1)[0]
-    study.sampler = optuna.samplers.NSGAIISampler(population_size=config.population, seed=int(seed))
-    running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-    return Trial(study, running[0]._trial_id) if running else study.ask()
-
-
-def _run_trial(
-    study: Study,
-    trial: Trial,
-    path: Path,
-    config: SearchConfig,
-    reporter: Reporter,
-    progress: ProgressFactory | None,
-    stop: threading.Event,
-) -> None:
-    from optuna.trial import TrialState
-
-    values = {name: _suggest(trial, name, config) for name in config.space}
-    out = _trial_folder(path, trial.number)
-    run = config.trial(values, out)
-    begun = (out / "config.json").is_file()
-    finished = [_trial_folder(path, each.number) for each in _ended(study) if each.values]
-    try:
-        record = train(
-            None if begun else run,
-            resume=out if begun else None,
-            reporter=_Pruner(reporter, out, config, finished),
-            progress=progress,
-            stop=stop,
-        )
-    except Interrupted as error:
-        raise Interrupted(
-            f"stopped in trial {trial.number + 1} of {config.trials}; continue with: "
-            f"medduet search --resume {path}"
-        ) from error
-    except _Pruned:
-        study.tell(trial.number, state=TrialState.PRUNED)
-    except (ModelError, TrainingError) as error:
-        study.set_user_attr(f"error-{trial.number}", str(error))
-        study.tell(trial.number, state=TrialState.FAIL)
-        states = {each.state for each in study.trials[: trial.number + 1]}
-        if trial.number + 1 == min(FIRST_FAILURES, config.trials) and states == {TrialState.FAIL}:
-            raise
-    else:
-        finished_run = RunFolder(record.path)
-        epoch = finished_run.validation_selected["selected_epoch"]
-        score = finished_run.epochs[epoch - 1]["val"]["score"]
-        if score is None:
-            study.set_user_attr(f"error-{trial.number}", "the validation score is undefined")
-            study.tell(trial.number, state=TrialState.FAIL)
-        else:
-            study.tell(trial.number, [score, _cost(record.path, config)])
-
-
-def _trial_folder(path: Path, number: int) -> Path:
-    return path / "trials" / f"{number:04d}"
-
-
-def _suggest(trial: Trial, name: str, config: SearchConfig) -> Any:
-    setting = config.space[name]
+def _suggest(trial: Trial, name: str, setting: Choices | Range) -> Any:
     if isinstance(setting, Choices):
         return trial.suggest_categorical(name, setting.choices)
     return trial.suggest_float(name, setting.low, setting.high, log=setting.log)
@@ -268,49 +306,6 @@ def _best_score(path: Path, epoch: int) -> float:
 
 def _cost(path: Path, config: SearchConfig) -> float:
     return float(read_json(path / "environment.json")["network"][config.cost])
-
-
-def _write(path: Path, config: SearchConfig, study: Study) -> SearchRecord:
-    """Write all trials, the figure, and the recipes of the front."""
-    trials = [_row(path, study, trial) for trial in _ended(study)]
-    # Of trials with equal values the first is taken.
-    best = {tuple(trial.values): trial.number for trial in reversed(study.best_trials)}
-    front = [number for (_, cost), number in sorted(best.items(), key=lambda item: item[0][1])]
-    for place, number in enumerate(front, start=1):
-        trial, recipe = trials[number], path / "recipes" / f"front-{place}.yaml"
-        trial["front"], trial["recipe"] = place, str(recipe)
-        run = config.trial(trial["values"], path).model_dump(
-            mode="json", exclude={"out"}, exclude_defaults=True
-        )
-        write_text(recipe, f"# {_line(trial, config)}\n{yaml.safe_dump(run, sort_keys=False)}")
-    for stale in (path / "recipes").glob("front-*.yaml"):
-        if int(stale.stem.partition("-")[2]) > len(front):
-            stale.unlink()
-    write_json(path / "trials.json", trials)
-    if front:
-        save(pareto_figure(trials, config.cost, config.run.data.name), path / "pareto.png")
-    return SearchRecord(path, config, trials)
-
-
-def _row(path: Path, study: Study, trial: FrozenTrial) -> dict[str, Any]:
-    folder = _trial_folder(path, trial.number)
-    row: dict[str, Any] = {
-        "number": trial.number + 1,
-        "state": {"COMPLETE": "finished", "PRUNED": "pruned"}.get(trial.state.name, "failed"),
-        "values": dict(trial.params),
-    }
-    if (folder / "environment.json").is_file():
-        cost = read_json(folder / "environment.json")["network"]
-        row |= {name: cost[name] for name in ("parameters", "gmacs")}
-    if epochs := RunFolder(folder).epochs:
-        row |= {
-            "epochs": len(epochs),
-            "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
-            "score": _best_score(folder, len(epochs)),
-        }
-    if trial.state.name == "FAIL":
-        row["error"] = study.user_attrs.get(f"error-{trial.number}", "")
-    return row
 
 
 def _line(trial: Mapping[str, Any], config: SearchConfig) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import sys
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from medduet.serve.service import Served
 
 _NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client")
+_LOCAL = ("127.0.0.1", "::1", "localhost")
 _GRACE_S = 5  # after the time of a request is over, to send its answer
 
 
@@ -85,7 +85,7 @@ def serve(
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{listening.getsockname()[1]}"
         sys.stdout.write(f"serving {', '.join(served)} at {address} (API: {address}/docs)\n")
-        if not _is_local(host):
+        if host not in _LOCAL:
             sys.stdout.write(f"warning: anyone who can reach {host} can use it\n")
         sys.stdout.flush()
         with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
@@ -93,7 +93,7 @@ def serve(
 
 
 def check_packages() -> None:
-    """See whether what serving needs is there.
+    """Check that the packages of the service are installed.
 
     Raises:
         ConfigError: says what to type.
@@ -132,8 +132,7 @@ def named(words: Sequence[str]) -> dict[str, Path]:
             name = whole.parent.name if whole.name == "bundle" else whole.name
         if not name or name in paths:
             raise ConfigError(
-                f"expected a name of its own for each network, given '{name}' for {path}: "
-                f"medduet serve NAME={path}"
+                f"expected another name than '{name}' for {path}: medduet serve NAME={path}"
             )
         paths[name] = path
     if not paths:
@@ -141,20 +140,20 @@ def named(words: Sequence[str]) -> dict[str, Path]:
     return paths
 
 
-def opened(path: Path, explain: bool, **how: Any) -> Served:
-    """Return a network that explains itself if it is asked to and can."""
+def opened(path: Path, explain: bool, **options: Any) -> Served:
+    """Return a network, with heat maps if `explain` and it can."""
     from medduet.inference.predictor import Predictor
     from medduet.serve.service import Served
     from medduet.utils.hub import bundle_folder
 
     try:
-        predictor = Predictor(path, explain=explain, **how)
+        predictor = Predictor(path, explain=explain, **options)
     except (ConfigError, ModelError):
         if not explain:
             raise
-        explain, predictor = False, Predictor(path, **how)
-    own = bundle_folder(path)
-    cards = [folder / "README.md" for folder in (own / "bundle", own)]
+        explain, predictor = False, Predictor(path, **options)
+    folder = bundle_folder(path)
+    cards = [folder / "bundle" / "README.md", folder / "README.md"]
     card = next((each.read_text("utf-8", "replace") for each in cards if each.is_file()), "")
     return Served(predictor, explain, card)
 
@@ -168,10 +167,3 @@ def _listen(host: str, port: int) -> socket.socket:
             f"can't listen at {host}, port {port} ({os.strerror(error.errno or 0)}): give another "
             "--host or --port"
         ) from error
-
-
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
