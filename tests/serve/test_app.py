@@ -26,7 +26,7 @@ from medduet import Predictor
 from medduet.serve.app import create_app
 from medduet.serve.batcher import Batcher
 from medduet.serve.limits import Limits, Room
-from medduet.serve.schemas import Prediction, prediction, run_lengths
+from medduet.serve.schemas import PredictionResponse, encode_prediction, run_lengths
 from medduet.serve.service import CLIENT_GONE, Served
 from medduet.utils.palette import mask_colors
 
@@ -93,7 +93,7 @@ def test_the_answer_is_the_predictors(
     np.testing.assert_array_equal(values_of(said["image"]), picture(1))
     pixels = {each["index"]: each["pixels"] for each in said["mask"]["classes"]}
     assert pixels == {index: int((own.mask == index).sum()) for index in (1, 2)}
-    Prediction.model_validate(said)
+    PredictionResponse.model_validate(said)
     # The file itself, of another kind of content: the same.
     for kind in ("image/x", "application/x-www-form-urlencoded"):  # the second by curl
         raw = client.post("/predict", content=encoded(picture(1)), headers={"content-type": kind})
@@ -139,7 +139,7 @@ def test_what_is_drawn_lies_over_the_image(plain: Predictor, picture: Pixels) ->
     mask[10:20], mask[30:40] = 1, 2
     heat = np.linspace(0, 1, 75, dtype=np.float32)[None].repeat(50, axis=0)
     answer = dataclasses.replace(plain(picture(1)), mask=mask, heatmap=heat)
-    said = prediction("busi", plain, answer, mask="png", image=False, side=0)
+    said = encode_prediction("busi", plain, answer, mask="png", image=False, side=0)
     assert said.mask is not None
     drawn = rgba_of(said.mask.png)
     for index, colour in enumerate(mask_colors(3)):

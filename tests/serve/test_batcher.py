@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from medduet.data.reading.images import Picture
-from medduet.inference.prediction import Prediction as Answer
+from medduet.inference.prediction import Prediction
 from medduet.serve.batcher import Batcher
 
 
@@ -29,14 +29,14 @@ class Network:
         self.started, self.go = threading.Event(), threading.Event()
         self.go.set()
 
-    def __call__(self, pictures: Sequence[Picture], explain: bool) -> list[Answer]:
+    def __call__(self, pictures: Sequence[Picture], explain: bool) -> list[Prediction]:
         numbers = [int(each.whole[0, 0]) for each in pictures]
         self.batches.append((numbers, explain))
         self.started.set()
         self.go.wait()
         if 13 in numbers:
             raise ValueError("unlucky")
-        return cast(list[Answer], numbers)
+        return cast(list[Prediction], numbers)
 
     def block(self, batcher: Batcher) -> Any:
         """Start a first picture, which is computed until `go` is set."""

@@ -19,13 +19,13 @@ Labelled = dict[str, dict[str, Any]]
 """Names, and for each the settings that it stands for, by their path such as model.width."""
 
 
-def known_settings() -> list[str]:
+def setting_paths() -> list[str]:
     """Return the path of every setting of a run, such as ``train.epochs``."""
     return [f"{section}.{key}" for section in SECTIONS for key in known_keys((section,))]
 
 
 def change(run: RunConfig, values: Mapping[str, Any], out: Path | None, origin: str) -> RunConfig:
-    """Return the settings of `run` with others in some places.
+    """Return the settings of `run` with some changed.
 
     Args:
         run: what stays.
@@ -41,10 +41,10 @@ def change(run: RunConfig, values: Mapping[str, Any], out: Path | None, origin: 
         8
     """
     settings = run.model_dump(mode="json") | {"out": None if out is None else str(out)}
-    known = known_settings()
+    paths = setting_paths()
     for path, value in values.items():
-        if path not in known:
-            raise ConfigError(f"{origin}: unknown setting {path}: {closest(path, known)}")
+        if path not in paths:
+            raise ConfigError(f"{origin}: unknown setting {path}: {closest(path, paths)}")
         section, _, name = path.partition(".")
         settings[section][name] = value
     return parse_config(settings, origin)
@@ -233,10 +233,10 @@ class SearchConfig(Frozen):
     @field_validator("space")
     @classmethod
     def _only_settings(cls, space: dict[str, Choices | Range]) -> dict[str, Choices | Range]:
-        known = [path for path in known_settings() if not path.startswith("evaluate.")]
+        paths = [path for path in setting_paths() if not path.startswith("evaluate.")]
         for path in space:
-            if path not in known:
-                raise ValueError(f"unknown setting {path}: {closest(path, known)}")
+            if path not in paths:
+                raise ValueError(f"unknown setting {path}: {closest(path, paths)}")
         return space
 
     def trial(self, values: Mapping[str, Any], out: Path) -> RunConfig:

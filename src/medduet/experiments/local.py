@@ -65,8 +65,8 @@ class LocalEngine:
     def _outcome(self, name: str, code: int) -> Outcome:
         if code == _SERVER_LOST:
             return "busy"  # the cell itself may go on: it is waited for by its lock
-        for outcome, known in _CODES.items():
-            if code == known:
+        for outcome, number in _CODES.items():
+            if code == number:
                 return outcome
         if code < 0:
             hint = " (out of memory?)" if code == -signal.SIGKILL else ""

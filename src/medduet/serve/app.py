@@ -22,7 +22,7 @@ from medduet._version import __version__
 from medduet.errors import closest
 from medduet.serve.counters import Counters
 from medduet.serve.limits import Limits
-from medduet.serve.schemas import MaskFormat, Models, Prediction, Refusal, prediction
+from medduet.serve.schemas import MaskFormat, Models, PredictionResponse, Refusal, encode_prediction
 from medduet.serve.service import Served, Service
 
 _PAGE = {
@@ -127,7 +127,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.post(
         "/predict",
-        response_model=Prediction,
+        response_model=PredictionResponse,
         responses={
             code: {"model": Refusal, "description": text} for code, text in _REFUSALS.items()
         },
@@ -157,7 +157,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         if explain and not served[name].explains:
             raise HTTPException(422, f"{name} has no heat maps: omit explain")
         encode = partial(
-            prediction, name, served[name].predictor, mask=mask, image=image, side=side
+            encode_prediction, name, served[name].predictor, mask=mask, image=image, side=side
         )
         return await service.predict(request, name, explain, encode)
 

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import NamedTuple
 
 from medduet.data.reading.images import Picture
-from medduet.inference.prediction import Prediction as Answer
+from medduet.inference.prediction import Prediction
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ class _Job(NamedTuple):
     picture: Picture
     explain: bool
     deadline: float
-    future: Future[Answer]
+    future: Future[Prediction]
 
 
 class Batcher:
@@ -50,7 +50,7 @@ class Batcher:
 
     def __init__(
         self,
-        answer: Callable[..., list[Answer]],
+        answer: Callable[..., list[Prediction]],
         *,
         batch_size: int,
         room: int = 64,
@@ -75,7 +75,7 @@ class Batcher:
 
     def submit(
         self, picture: Picture, *, explain: bool = False, deadline: float = float("inf")
-    ) -> Future[Answer]:
+    ) -> Future[Prediction]:
         """Let a picture wait for its answer.
 
         Args:
@@ -87,7 +87,7 @@ class Batcher:
         Raises:
             queue.Full: there is no room, or the batcher is closed.
         """
-        future: Future[Answer] = Future()
+        future: Future[Prediction] = Future()
         with self._one_at_a_time:
             if self._closing.is_set():
                 raise queue.Full
@@ -95,7 +95,7 @@ class Batcher:
         return future
 
     def close(self) -> None:
-        """Answer all that wait, take no more, and end the thread."""
+        """Prediction all that wait, take no more, and end the thread."""
         with self._one_at_a_time:
             self._closing.set()
         self._thread.join()

@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from medduet.data.pixels import resize_image, resize_mask
-from medduet.inference.prediction import Prediction as Answer
+from medduet.inference.prediction import Prediction
 from medduet.inference.predictor import Predictor
 from medduet.utils.palette import HEAT, mask_colors
 
@@ -47,7 +47,7 @@ class Mask(BaseModel):
     png: str | None = Field(None, description="base64 of a palette PNG; values are class indices")
 
 
-class Prediction(BaseModel):
+class PredictionResponse(BaseModel):
     """The prediction for one image."""
 
     model: str
@@ -111,36 +111,46 @@ class Models(BaseModel):
     timeout_s: float
 
 
-def prediction(
-    name: str, predictor: Predictor, answer: Answer, *, mask: MaskFormat, image: bool, side: int
-) -> Prediction:
-    """Return an answer as it is sent.
+def encode_prediction(
+    name: str,
+    predictor: Predictor,
+    prediction: Prediction,
+    *,
+    mask: MaskFormat,
+    image: bool,
+    side: int,
+) -> PredictionResponse:
+    """Return a prediction as it is sent.
 
     Args:
         name: of the model.
         predictor: the network.
-        answer: its answer.
+        prediction: of the network.
         mask: how to send the mask.
         image: whether to send the image.
         side: longest side in pixels of what is sent as PNG; 0 for the image's own size.
     """
-    height, width = answer.image.shape[:2]
+    height, width = prediction.image.shape[:2]
     size = _shrunk(height, width, side)
-    return Prediction(
+    return PredictionResponse(
         model=name,
-        label=answer.label,
+        label=prediction.label,
         multi_label=predictor.multi_label,
-        probabilities=answer.probabilities,
-        prediction_set=None if answer.prediction_set is None else list(answer.prediction_set),
-        coverage=None if answer.prediction_set is None else predictor.coverage,
-        abstained=answer.abstained,
-        ood_p=answer.ood_p,
-        is_ood=answer.is_ood,
+        probabilities=prediction.probabilities,
+        prediction_set=None
+        if prediction.prediction_set is None
+        else list(prediction.prediction_set),
+        coverage=None if prediction.prediction_set is None else predictor.coverage,
+        abstained=prediction.abstained,
+        ood_p=prediction.ood_p,
+        is_ood=prediction.is_ood,
         height=height,
         width=width,
-        mask=None if answer.mask is None else _mask(answer.mask, predictor.mask_names, mask, size),
-        heat=None if answer.heatmap is None else _heat(answer.heatmap, size),
-        image=_base64(Image.fromarray(resize_image(answer.image, *size))) if image else None,
+        mask=None
+        if prediction.mask is None
+        else _mask(prediction.mask, predictor.mask_names, mask, size),
+        heat=None if prediction.heatmap is None else _heat(prediction.heatmap, size),
+        image=_base64(Image.fromarray(resize_image(prediction.image, *size))) if image else None,
     )
 
 

@@ -18,12 +18,12 @@ from starlette.requests import ClientDisconnect
 
 from medduet.data.reading.opening import kind_of
 from medduet.data.workers import WorkerPool
-from medduet.inference.prediction import Prediction as Answer
+from medduet.inference.prediction import Prediction
 from medduet.inference.predictor import Predictor
 from medduet.serve.batcher import Batcher
 from medduet.serve.counters import Counters
 from medduet.serve.limits import LEAST_SIDE, Limits, Room, Seat, busy
-from medduet.serve.schemas import MaskColour, Model, Models, Prediction
+from medduet.serve.schemas import MaskColour, Model, Models, PredictionResponse
 from medduet.serve.uploads import decode, read_upload
 from medduet.utils.palette import mask_colors
 
@@ -79,7 +79,11 @@ class Service:
                     await asyncio.to_thread(batcher.close)
 
     async def predict(
-        self, request: Request, name: str, explain: bool, encode: Callable[[Answer], Prediction]
+        self,
+        request: Request,
+        name: str,
+        explain: bool,
+        encode: Callable[[Prediction], PredictionResponse],
     ) -> Response:
         """Read an upload and answer it, within the time of a request.
 
@@ -87,7 +91,7 @@ class Service:
             request: with the image.
             name: of the network.
             explain: whether to draw a heat map.
-            encode: makes what is sent of an answer.
+            encode: makes what is sent of a prediction.
         """
         limit = f"{self.limits.timeout_s:g} seconds"
         deadline = time.monotonic() + self.limits.timeout_s
@@ -115,7 +119,7 @@ class Service:
         name: str,
         explain: bool,
         deadline: float,
-        encode: Callable[[Answer], Prediction],
+        encode: Callable[[Prediction], PredictionResponse],
     ) -> str:
         picture = await decode(content, self.served[name].predictor.options, seat, self._readers)
         del content
@@ -123,8 +127,8 @@ class Service:
             future = self.batchers[name].submit(picture, explain=explain, deadline=deadline)
         except queue.Full as error:
             raise busy(f"{self.limits.queue} images are waiting already") from error
-        answer = await asyncio.wrap_future(future)
-        return await asyncio.to_thread(lambda: encode(answer).model_dump_json())
+        prediction = await asyncio.wrap_future(future)
+        return await asyncio.to_thread(lambda: encode(prediction).model_dump_json())
 
     def models(self) -> Models:
         """Return the networks and limits."""
