@@ -34,12 +34,14 @@ def calibrated_run(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFac
 def test_the_bundle_is_calibrated_on_the_validation_split(calibrated_run: RunRecord) -> None:
     run = open_run(calibrated_run.path)
     config = read_json(run.path / "bundle" / "config.json")
-    saved = Calibration.of_bundle(config)
+    saved = Calibration.model_validate(config["calibration"])
     assert saved is not None
     assert config["calibration_missing"] is None
     val = run.predictions("val")
     assert saved.n == len(val.index) == 26
-    assert saved.model_dump(mode="json") == Calibration.fit(val.label, val.probability).to_json()
+    assert saved.model_dump(mode="json") == Calibration.fit(val.label, val.probability).model_dump(
+        mode="json"
+    )
 
 
 @pytest.mark.parametrize("selection", ["validation", "test"])
@@ -72,7 +74,7 @@ def test_evaluate_takes_the_calibration_of_the_bundle(
     other = medduet.evaluate(bundle, data=data, split="all", out=tmp_path / "b", device="cpu")
     said = np.genfromtxt(tmp_path / "b" / "predictions" / "all.csv", delimiter=",", names=True)
     probability = np.stack([said[f"probability_{name}"] for name in run.data["class_names"]], 1)
-    saved = Calibration.of_bundle(read_json(bundle / "config.json"))
+    saved = medduet.load_bundle(bundle).config.calibration
     assert saved is not None
     label = said["label"].astype(int)
     chosen = saved.sets(saved.calibrate(probability), 0.9)
@@ -103,7 +105,6 @@ def test_too_few_validation_images_are_told(finished_run: RunRecord) -> None:
     config = read_json(finished_run.path / "bundle" / "config.json")
     why = "expected 20 labelled images or more, given 4"
     assert (config["calibration"], config["calibration_missing"]) == (None, why)
-    assert Calibration.of_bundle(config) is None
     honest = finished_run.metrics["validation_selected"]
     assert honest["calibration_missing"] == why
     assert "calibration" not in honest["test"]

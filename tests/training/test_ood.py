@@ -13,7 +13,6 @@ from PIL import Image
 import medduet
 from medduet import ModelError, Predictor, RunConfig
 from medduet.runs.bundle import load_bundle, save_bundle
-from medduet.uncertainty.ood import OODDetector
 from medduet.utils.parsing import read_json
 
 MakeConfig = Callable[..., RunConfig]
@@ -46,7 +45,7 @@ def run(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_other_images_are_flagged_and_own_ones_are_not(run: Path) -> None:
     config = read_json(run / "bundle" / "config.json")
-    known = OODDetector.of_bundle(config)
+    known = load_bundle(run).config.ood
     assert known.features.mean.shape == (32,)
     assert known.stretched
     assert len(known.plain.val_distances) == 60

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scipy.special import expit, softmax
 
 from medduet.errors import ConfigError, DataError, ModelError
 from medduet.metrics.classification import accuracy
+from medduet.runs.config import BundleConfig
 from medduet.uncertainty.calibration import COLDEST, FEWEST, HOTTEST, PERCENT, Calibration
 
 
@@ -274,30 +276,30 @@ def test_other_probabilities_than_those_of_the_network_are_refused():
         ({"counts": [10**30, 10, 10]}, "counts.0"),
         ({"set_thresholds": [[0.1] * 3] * 49}, "set_thresholds"),
         ({"set_thresholds": [[0.1] * 3] * 49 + [[0.1, 0.1]]}, "expected 3 thresholds"),
-        ({"set_thresholds": [[1.5] * 3] * 50}, "set_thresholds.0.0"),
-        ({"set_thresholds": [[float("nan")] * 3] * 50}, "set_thresholds.0.0"),
+        ({"set_thresholds": [[1.5] * 3] * 50}, "set_thresholds.0"),
+        ({"set_thresholds": [[float("nan")] * 3] * 50}, "set_thresholds.0"),
         ({"set_thresholds": [[0.1] * 3] * 49 + [[1.0] * 3]}, "a higher coverage needs a higher"),
         ({"min_confidence": [-0.1] * 50}, "min_confidence.0"),
         ({"min_confidence": []}, "min_confidence"),
         ({"more": 1}, "more: Extra inputs"),
-        (None, "top level"),
-        (["a"], "top level"),
+        (None, "calibration: Input should be"),
+        (["a"], "calibration: Input should be"),
     ],
 )
 def test_a_damaged_calibration_is_refused_in_one_line(change, message):
-    label, said = drawn(np.random.default_rng(9), 60)
-    saved = Calibration.fit(label, said).model_dump(mode="json")
-    names = {"class_names": ["a", "b", "c"], "multi_label": False}
-    assert Calibration.of_bundle({"calibration": saved} | names).n == 60
-    assert Calibration.of_bundle(names) is None
+    label, probability = drawn(np.random.default_rng(9), 60)
+    saved = Calibration.fit(label, probability).model_dump(mode="json")
     damaged = saved | change if isinstance(change, dict) else change or ""
-    with pytest.raises(ModelError, match="calibration of the bundle is damaged") as caught:
-        Calibration.of_bundle({"calibration": damaged} | names)
-    assert message in str(caught.value)
+    config = {"network": {"in_channels": 1, "num_classes": 3}, "calibration": damaged}
+    with pytest.raises(ModelError, match="calibration: ") as caught:
+        BundleConfig.check(config, Path("config.json"))
+    assert message.replace(".", ": ") in str(caught.value).replace(".", ": ")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+    two = {"network": {"in_channels": 1, "num_classes": 2}, "class_names": ["a", "b"]}
+    layout = {"layout": {"mask_classes": 0, "image_channels": 0}}
     with pytest.raises(ModelError, match="not that of a network with 2 classes"):
-        Calibration.of_bundle({"calibration": saved, "class_names": ["a", "b"]})
+        BundleConfig.check(two | layout | {"calibration": saved}, Path("config.json"))
 
 
 def test_calibrations_need_no_torch():

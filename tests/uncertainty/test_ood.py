@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from sklearn.covariance import LedoitWolf
 
 from medduet import ModelError
 from medduet.data.reading.images import Picture
+from medduet.runs.config import BundleConfig
 from medduet.uncertainty.ood import OOD_P, Mahalanobis, OODDetector, statistics
 
 
@@ -114,12 +115,10 @@ def fitted() -> OODDetector:
 def test_it_comes_back_from_json_as_it_was() -> None:
     detector = fitted()
     assert np.shape(detector.features.directions) == (5, 70)
-    saved = json.loads(json.dumps({"ood": detector.model_dump(mode="json")}))
-    back = OODDetector.of_bundle(saved)
+    back = OODDetector.model_validate_json(detector.model_dump_json())
     new, seen = vectors(20, 5), vectors(20, 6, 70)
     assert np.array_equal(detector.plain(new), back.plain(new))
     assert np.array_equal(detector.p_values(seen, new), back.p_values(seen, new))
-    assert OODDetector.of_bundle({}) is OODDetector.of_bundle({"ood": None}) is None
 
 
 @pytest.mark.parametrize(
@@ -144,8 +143,9 @@ def test_what_is_damaged_is_refused_in_one_line(place: tuple[Any, ...], value: A
     for key in place[:-1]:
         part = part[key]
     part[place[-1]] = value
-    with pytest.raises(ModelError, match="familiarity of the bundle is damaged") as found:
-        OODDetector.of_bundle({"ood": saved})
+    config = {"network": {"in_channels": 1, "num_classes": 2}, "ood": saved}
+    with pytest.raises(ModelError, match="ood: ") as found:
+        BundleConfig.check(config, Path("config.json"))
     assert "\n" not in str(found.value)
     with pytest.raises(ModelError, match="features of an image"):
         fitted().p_values(vectors(3, 1, 71), vectors(3))

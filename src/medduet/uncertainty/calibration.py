@@ -7,12 +7,11 @@ too. All of it is fitted on the validation split and saved in the bundle.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax
 
@@ -29,7 +28,6 @@ COLDEST, HOTTEST = 0.05, 20.0
 _SMALLEST, _LARGEST = np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg
 
 Array = NDArray[np.float64]
-Saved = TypeVar("Saved", bound=BaseModel)
 _Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -211,21 +209,6 @@ class Calibration(BaseModel):
             )
         return confidence(self._checked(calibrated), self.multi_label) < min_confidence
 
-    @classmethod
-    def of_bundle(cls, config: Mapping[str, Any]) -> Calibration | None:
-        """Return the calibration in the ``config.json`` of a bundle or an exported network.
-
-        ``None`` if there is none: an older bundle, or for the reason in ``calibration_missing``.
-        ModelError if it is damaged, or that of another network.
-        """
-        if config.get("calibration") is None:
-            return None
-        calibration = read_saved(cls, config["calibration"], "calibration")
-        classes, several = len(config.get("class_names", ())), bool(config.get("multi_label"))
-        if (len(calibration.counts), calibration.multi_label) != (classes, several):
-            raise damaged("calibration", f"it is not that of a network with {classes} classes")
-        return calibration
-
     def _checked(self, probability: ArrayLike) -> Array:
         p = np.asarray(probability, dtype=np.float64)
         if p.ndim != 2 or p.shape[1] != len(self.counts):
@@ -236,21 +219,6 @@ class Calibration(BaseModel):
         if not ((p >= 0) & (p <= 1)).all():
             raise ModelError("expected probabilities from 0 to 1, given others")
         return p
-
-
-def read_saved(kind: type[Saved], value: Any, name: str) -> Saved:
-    """Return a part of a bundle's ``config.json``; ModelError in one line if it is damaged."""
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part)[:40] for part in first["loc"][:3]) or "top level"
-        raise damaged(name, f"{place}: {first['msg']}") from error
-
-
-def damaged(name: str, reason: str) -> ModelError:
-    """Return the error of a damaged part of a bundle."""
-    return ModelError(f"the {name} of the bundle is damaged: {reason}; copy the bundle again")
 
 
 def _row(share: float, what: str) -> int:

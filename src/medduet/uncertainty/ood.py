@@ -12,7 +12,7 @@ is numpy, so that networks that run without torch have the statistics, too.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,7 +21,6 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 
 from medduet.data.reading.images import Picture
 from medduet.errors import ModelError
-from medduet.uncertainty.calibration import read_saved
 
 OOD_P = 0.05
 """The p-value up to which an image is called out of distribution."""
@@ -281,11 +280,3 @@ class OODDetector(_Part):
         height, width = picture.whole.shape[:2]
         long = self.stretched and max(height, width) > LONGEST * min(height, width)
         return long or (self.channels == 1 and picture.coloured > COLOURFUL)
-
-    @classmethod
-    def of_bundle(cls, config: Mapping[str, Any]) -> OODDetector | None:
-        """Return the detector in the ``config.json`` of a bundle; ``None`` if there is none.
-
-        ModelError if it is damaged.
-        """
-        return None if config.get("ood") is None else read_saved(cls, config["ood"], "OOD detector")
