@@ -103,22 +103,6 @@ def test_an_image_that_equals_its_mask_stays_equal(name: Any, size: tuple[int, i
 
 
 @pytest.mark.parametrize("name", ["light", "strong"])
-def test_masks_stay_on_their_objects(name: Any) -> None:
-    batch = marked(channels=3)
-    torch.manual_seed(0)
-    found = build_augmentation(name, some_set(channels=3))(batch)
-    assert found.mask.dtype == torch.int64
-    assert set(found.mask.unique().tolist()) == {0, 2}, "a mask class was mixed"
-    inside, outside = found.mask > 0, found.mask == 0
-    grey = found.image.mean(dim=1)
-    contrast = (grey * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
-    contrast -= (grey * outside).sum(dim=(1, 2)) / outside.sum(dim=(1, 2))
-    assert contrast.median() > 0.6
-    assert torch.equal(found.has_mask, batch.has_mask)
-    assert (found.mask != batch.mask).flatten(1).any(dim=1).sum() > 40
-
-
-@pytest.mark.parametrize("name", ["light", "strong"])
 def test_what_comes_from_outside_is_zero_in_both(name: Any) -> None:
     torch.manual_seed(0)
     found = build_augmentation(name, some_set(size=32))(even(0.9, 100))
@@ -128,13 +112,6 @@ def test_what_comes_from_outside_is_zero_in_both(name: Any) -> None:
     rim = torch.nn.functional.max_pool2d((~empty).float().unsqueeze(1), 7, 1, 3)[:, 0] > 0
     assert found.image[:, 0][empty & ~rim].max() == 0
     assert found.image[:, 0][~empty].mean() > 0.6
-
-
-def test_what_is_blanked_stays_in_the_mask() -> None:
-    torch.manual_seed(0)
-    found = build_augmentation("strong", some_set(size=32))(even(0.9, 200))
-    blank = (found.image[:, 0] == 0) & (found.mask == 1)
-    assert (blank.flatten(1).sum(dim=1) > 8).float().mean() > 0.1
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -160,21 +137,9 @@ def test_bytes_become_floats_between_0_and_1(
     assert torch.equal(batch.image, before)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_randomness_is_torchs(name: Any) -> None:
-    batch, augment = marked(16), build_augmentation(name, some_set())
-    results = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        again = augment if seed != 2 else build_augmentation(name, some_set())
-        results.append(again(batch).image)
-    assert torch.equal(results[0], results[1])
-    assert not torch.equal(results[0], results[2])
-
-
 # What the kind of image allows --------------------------------------------------------------------
 
-UPRIGHT = ["auto", "xray", "ultrasound", "ct", "mri", "fundus", "oct"]
+UPRIGHT = ["auto", "ultrasound", "fundus"]
 
 
 def sides(found: Tensor) -> tuple[set[int], set[int]]:
@@ -248,10 +213,3 @@ def test_every_set_of_medmnist_has_its_modality() -> None:
         "organcmnist",
         "organsmnist",
     }
-
-
-def test_a_modality_that_is_given_goes_before_that_of_the_set() -> None:
-    info = {"medmnist": "dermamnist"}
-    assert allowed(info, []) == Allowed(turn=True, hue=0.02)
-    assert allowed(info, [], "xray") == Allowed()
-    assert allowed(info, [], channels=1) == Allowed(turn=True, hue=0.0)

@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medduet.data import store
 from medduet.data.npz import open_npz
-from medduet.data.pixels import resize_image
 from medduet.errors import DataError, StorageError
 
 Arrays = dict[str, np.ndarray]
@@ -107,12 +105,6 @@ def test_too_little_room_is_known_before_unpacking(
     assert len(left_in(cache)) == 1
 
 
-def test_a_cache_that_cannot_be_made(arrays: Arrays, save: Save, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="MEDDUET_CACHE"):
-        open_npz(save(arrays), cache=tmp_path / "file" / "cache")
-
-
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
 def test_a_store_damaged_by_hand(
     arrays: Arrays, save: Save, cache: Path, left_in: LeftIn, damage: Callable[[Path], object]
@@ -143,11 +135,6 @@ def test_images_are_resized_as_pillow_does(
         expected = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
         assert np.array_equal(given, expected)
     assert np.array_equal(images.val.labels, arrays["val_labels"][:, 0])
-
-
-def test_enlarging_takes_little_memory_too() -> None:
-    pieces = store._resized(np.zeros((100, 8, 8), np.uint8), 1024, resize_image)
-    assert [len(piece) for piece in pieces] == [4] * 25  # 4 MiB each
 
 
 @pytest.mark.parametrize("size", [7, 40])

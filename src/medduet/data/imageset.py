@@ -108,10 +108,11 @@ class Split:
         """Let shards that these batches need be read before they are asked for."""
         if self.shard_sizes is not None and batches:
             ends = np.cumsum(self.shard_sizes)
-            shards = np.searchsorted(ends, np.concatenate(batches), side="right")
+            shard_of = np.searchsorted(ends, np.concatenate(batches), side="right")
+            shards, first_use = np.unique(shard_of, return_index=True)
             for rows in (self.images, self.masks):
-                if isinstance(rows, Rows):  # in the order of their first use
-                    rows.read_ahead(list(dict.fromkeys(shards.tolist())))
+                if isinstance(rows, Rows):
+                    rows.read_ahead(shards[np.argsort(first_use)].tolist())
 
     def take(self, rows: NDArray[np.int64]) -> Split:
         """Return the images at `rows`, which are read when they are used."""
