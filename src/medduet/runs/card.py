@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -21,14 +21,6 @@ _METRICS = {
     "mse": ("image-to-image", "mse"),
 }
 """What the card shows, and the names of task and metric on the hub."""
-
-
-class _Row(NamedTuple):
-    split: str
-    n: int
-    name: str
-    value: str
-    interval: str
 
 
 def model_card(
@@ -59,7 +51,7 @@ def model_card(
         "masks": [escape(name) for name in config.mask_names],
         "data_name": escape(data.name) if data else "",
         "training": list(_training(config)),
-        "metrics": [row for row, _, _ in _measured(config)],
+        "metrics": list(_rows(config)),
         "calibration": _calibration(config),
         "ood": _ood(config),
     }
@@ -96,15 +88,15 @@ def _card_data(config: BundleConfig, licence: str | None) -> ModelCardData:
     dataset = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
     results = [
         EvalResult(
-            task_type=_METRICS[metric][0],
+            task_type=_METRICS[row["key"]][0],
             dataset_type=dataset,
             dataset_name=name,
-            dataset_split=row.split,
-            metric_type=_METRICS[metric][1],
-            metric_name=f"{METRICS[metric].name}, n = {row.n}",
-            metric_value=value,
+            dataset_split=row["split"],
+            metric_type=_METRICS[row["key"]][1],
+            metric_name=f"{row['name']}, n = {row['n']}",
+            metric_value=row["value"],
         )
-        for row, metric, value in _measured(config)
+        for row in _rows(config)
         if dataset
     ]
     return ModelCardData(
@@ -118,24 +110,17 @@ def _card_data(config: BundleConfig, licence: str | None) -> ModelCardData:
     )
 
 
-def _measured(config: BundleConfig) -> Iterator[tuple[_Row, str, float]]:
-    """Yield the row of the table, the key and the value of each metric."""
+def _rows(config: BundleConfig) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the table of metrics."""
     for split in ("val", "test"):
         summary = config.metrics.get(split, {})
-        for name in _METRICS:
-            value = summary.get(name)
-            if isinstance(value, float):
+        for key in _METRICS:
+            if isinstance(value := summary.get(key), float):
                 # Masks may be known of other images than labels.
-                masks = name.startswith(("dice", "iou"))
-                n = summary.get(f"{name}_n", summary.get("dice_n")) if masks else None
-                row = _Row(
-                    split,
-                    n or summary["n"],
-                    METRICS[name].name,
-                    f"{value:.4f}",
-                    _interval(summary, name),
-                )
-                yield row, name, value
+                masks = key.startswith(("dice", "iou"))
+                n = summary.get(f"{key}_n", summary.get("dice_n")) if masks else None
+                row = {"key": key, "split": split, "n": n or summary["n"], "value": value}
+                yield row | {"name": METRICS[key].name, "interval": _interval(summary, key)}
 
 
 def _interval(row: Mapping[str, Any], name: str) -> str:

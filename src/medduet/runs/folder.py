@@ -246,12 +246,11 @@ def open_run(path: str | Path) -> RunFolder:
         Traceback (most recent call last):
         ...
         medduet.errors.MissingFileError: expected a finished run (a folder with config.json, \
-metrics.json and predictions/), but no-such-run is not there
+metrics.json and predictions/), but there is no folder no-such-run
     """
     path = Path(path)
     if not path.is_dir():
-        reason = "is no folder" if path.exists() else "is not there"
-        raise MissingFileError(f"expected {_EXPECTED}, but {path} {reason}")
+        raise MissingFileError(f"expected {_EXPECTED}, but there is no folder {path}")
     if not (path / "config.json").is_file():
         raise MissingFileError(
             f"expected {_EXPECTED}, but {path} has no config.json: give the folder that 'medduet "
