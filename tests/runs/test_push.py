@@ -33,6 +33,7 @@ def bundle(finished_run: RunRecord, tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
+@pytest.mark.slow
 def test_there_and_back(hub: Any, bundle: Path) -> None:
     notes = bundle.parent / "notes.md"
     notes.write_text("## From the authors\n\nOf one ward, 2019 to 2023.\n")
@@ -82,6 +83,7 @@ assert main("evaluate hf://me/net --data phantom --size 16".split()) == 2
     assert not any("telemetry" in path for path in hub.asked)
 
 
+@pytest.mark.slow
 def test_only_the_files_of_a_bundle_are_fetched(hub: Any, bundle: Path) -> None:
     folder = hub.root / "someone" / "net"
     folder.mkdir(parents=True)
