@@ -65,5 +65,5 @@ def test_bins_are_counted_by_confidence_and_unknown_labels_left_out() -> None:
     nothing = reliability([-1], [[0.5, 0.5]])
     assert nothing.n.sum() == 0
     assert np.isnan(nothing.error)
-    with pytest.raises(DataError, match="expected probability"):
+    with pytest.raises(DataError, match="expected label"):
         reliability([0, 1], [[0.5, 0.5]])

@@ -14,18 +14,16 @@ import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy import stats
 
 from medduet.errors import DataError
 from medduet.metrics.classification import (
     accuracy,
-    auc,
     balanced_accuracy,
     classification_metrics,
     confusion_matrix,
     macro_f1,
 )
-from medduet.metrics.intervals import resample_counts
+from medduet.metrics.roc import auc
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -184,51 +182,6 @@ def test_unknown_elements_are_left_out_per_label() -> None:
     assert found["per_class"]["c"]["support"] == 0
     assert found["per_class"]["c"]["recall"] is None
     assert "confusion_matrix" not in found
-
-
-@pytest.mark.parametrize("k", [2, 4])
-def test_auc_interval_equals_a_naive_bootstrap_on_the_same_resamples(k: int) -> None:
-    rng = np.random.default_rng(6)
-    label = rng.choice(k, 70, p=np.arange(1, k + 1) / np.arange(1, k + 1).sum())
-    probability = np.round(rng.dirichlet(np.ones(k), 70) * 0.8 + 0.2 * np.eye(k)[label], 1)
-    found = classification_metrics(
-        label, probability, multi_label=False, class_names=list("abcd")[:k], bootstrap=200, seed=9
-    )
-    (counts,) = resample_counts(70, 200, 9, label)
-    assert all(counts[label == c].sum(axis=0).tolist() == [sum(label == c)] * 200 for c in range(k))
-    naive = []
-    for column in counts.T:
-        rows = np.repeat(np.arange(70), column)
-        columns = [1] if k == 2 else range(k)
-        naive.append(
-            np.mean([sk.roc_auc_score(label[rows] == c, probability[rows, c]) for c in columns])
-        )
-    assert found["auc_interval"] == pytest.approx(np.percentile(naive, [2.5, 97.5]), abs=1e-12)
-
-
-def test_the_interval_of_a_perfect_auc_holds_what_it_promises() -> None:
-    label = np.repeat([0, 1, 2], [40, 9, 30])
-    found = classification_metrics(
-        label, np.eye(3)[label], multi_label=False, class_names=["a", "b", "c"]
-    )
-    assert found["auc_interval"] == pytest.approx([0.025 ** (1 / 9), 1.0])
-    assert found["auc_interval_method"] == "exact, all separated"
-    # Scores whose true AUC is the lower end separate all images at most 2.5% of the time.
-    positives, negatives = 9, 40
-    shift = np.sqrt(2) * stats.norm.ppf(found["auc_interval"][0])
-    draw = np.random.default_rng(5)
-    lowest = (draw.normal(size=(20000, positives)) + shift).min(axis=1)
-    assert (lowest > draw.normal(size=(20000, negatives)).max(axis=1)).mean() <= 0.025
-
-
-def test_auc_interval_of_multi_label_leaves_out_undefined_replicates() -> None:
-    label = np.zeros((30, 2), dtype=int)
-    label[0, 0] = 1
-    label[::2, 1] = 1
-    probability = np.random.default_rng(7).random((30, 2))
-    found = classification_metrics(label, probability, multi_label=True, class_names=["a", "b"])
-    low, high = found["auc_interval"]
-    assert 0 <= low < found["auc"] < high <= 1
 
 
 @pytest.mark.parametrize("multi_label", [False, True])

@@ -2,7 +2,6 @@ from .calibration import Reliability as Reliability
 from .calibration import expected_calibration_error as expected_calibration_error
 from .calibration import reliability as reliability
 from .classification import accuracy as accuracy
-from .classification import auc as auc
 from .classification import balanced_accuracy as balanced_accuracy
 from .classification import classification_metrics as classification_metrics
 from .classification import confusion_matrix as confusion_matrix
@@ -16,6 +15,8 @@ from .intervals import bootstrap_mean as bootstrap_mean
 from .intervals import wilson as wilson
 from .names import METRICS as METRICS
 from .names import Metric as Metric
+from .roc import auc as auc
+from .roc import auc_interval as auc_interval
 from .summaries import PSNR_CAP as PSNR_CAP
 from .summaries import reconstruction_summary as reconstruction_summary
 from .summaries import segmentation_summary as segmentation_summary

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medduet.errors import DataError
+from medduet.metrics.inputs import check_predictions
 from medduet.types import UNKNOWN_LABEL
 
 BINS = 15
@@ -62,7 +62,7 @@ def reliability(
         >>> int(diagram.n.sum()), round(diagram.error, 3)  # the mean of 0.1 and 0.7
         (2, 0.4)
     """
-    truth, p = check_probabilities(label, probability, multi_label)
+    truth, p = check_predictions(label, probability, multi_label, in_unit_range=True)
     labelled = truth != UNKNOWN_LABEL
     p, truth = p[labelled], truth[labelled]
     if multi_label:
@@ -94,26 +94,3 @@ def confidence(probability: Array, multi_label: bool) -> Array:
         return np.maximum(probability, 1 - probability)
     largest: Array = probability.max(axis=1)
     return largest
-
-
-def check_probabilities(
-    label: ArrayLike, probability: ArrayLike, multi_label: bool
-) -> tuple[NDArray[np.int64], Array]:
-    """Return labels and probabilities as arrays that fit together; DataError if they don't."""
-    truth, p = np.asarray(label), np.asarray(probability, dtype=np.float64)
-    if p.ndim != 2 or truth.shape != (p.shape if multi_label else p.shape[:1]):
-        raise DataError(
-            "expected probability (N, K) and label "
-            f"{'(N, K)' if multi_label else '(N,)'}, given {p.shape} and {truth.shape}"
-        )
-    if not ((p >= 0) & (p <= 1)).all():
-        raise DataError("expected probabilities from 0 to 1, given others")
-    largest = 1 if multi_label else p.shape[1] - 1
-    if truth.size and not (
-        np.issubdtype(truth.dtype, np.integer)
-        and UNKNOWN_LABEL <= truth.min() <= truth.max() <= largest
-    ):
-        raise DataError(
-            f"expected integer labels 0 to {largest}, or {UNKNOWN_LABEL} for unknown, given others"
-        )
-    return truth.astype(np.int64), p

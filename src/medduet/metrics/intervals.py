@@ -17,22 +17,21 @@ CONFIDENCE = 0.95
 _CHUNK_ELEMENTS = 1_000_000
 
 
-def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
-    """Return the Wilson score interval of a proportion of `n` trials; NaN for no trial.
+def wilson(successes: int, n: int) -> Interval:
+    """Return the 95% Wilson score interval of a proportion of `n` trials; NaN for no trial.
 
-    DataError unless ``0 <= successes <= n`` and ``0 < confidence < 1``.
+    DataError unless ``0 <= successes <= n``.
 
     Example:
         >>> low, high = wilson(138, 156)
         >>> f"{low:.4f} {high:.4f}"
         '0.8250 0.9258'
     """
-    _check_confidence(confidence)
     if not 0 <= successes <= n:
         raise DataError(f"expected 0 <= successes <= n, given successes={successes}, n={n}")
     if n == 0:
         return UNDEFINED
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    interval = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
@@ -42,10 +41,9 @@ def bootstrap_mean(
     *,
     resamples: int = 1000,
     seed: int = 0,
-    confidence: float = CONFIDENCE,
     strata: NDArray[np.integer[Any]] | None = None,
 ) -> Interval:
-    """Return the percentile bootstrap interval of a (weighted) mean, resampling the rows.
+    """Return the 95% percentile bootstrap interval of a (weighted) mean, resampling the rows.
 
     It is the mean over columns of their weighted means; columns without any weight are left out.
     For one unweighted column it draws the same resamples as `scipy.stats.bootstrap` with
@@ -57,15 +55,13 @@ def bootstrap_mean(
     their stratum, whose size stays.
 
     Raises:
-        DataError: for shapes that differ, values that are NaN where they count, or a `confidence`
-            outside 0 to 1.
+        DataError: for shapes that differ, or values that are NaN where they count.
 
     Example:
         >>> low, high = bootstrap_mean([0.7, 0.8, 0.9, 0.8], seed=1)
         >>> low < 0.8 < high
         True
     """
-    _check_confidence(confidence)
     value = np.asarray(values, dtype=np.float64)
     weight = np.ones_like(value) if weights is None else np.asarray(weights, dtype=np.float64)
     if value.ndim not in (1, 2) or value.shape != weight.shape:
@@ -80,23 +76,23 @@ def bootstrap_mean(
     weight = weight.reshape(n, -1)
     total = np.where(weight > 0, value.reshape(n, -1), 0.0) * weight
     replicates = []
-    for counts in resample_counts(n, resamples, seed, strata):
+    for counts in _resample_counts(n, resamples, seed, strata):
         times = counts.T.astype(np.float64)
         size = times @ weight
         with np.errstate(invalid="ignore"):  # 0 / 0 in a resample without any weight
             sums = np.nansum(times @ total / size, axis=1)
             replicates.append(sums / (size > 0).sum(axis=1))
-    return percentile_interval(replicates, confidence)
+    means = np.concatenate(replicates)
+    if np.isnan(means).all():
+        return UNDEFINED
+    low, high = np.nanpercentile(means, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return float(low), float(high)
 
 
-def resample_counts(
-    n: int, resamples: int, seed: int, strata: NDArray[np.integer[Any]] | None = None
+def _resample_counts(
+    n: int, resamples: int, seed: int, strata: NDArray[np.integer[Any]] | None
 ) -> Iterator[NDArray[np.int32]]:
-    """Yield, in chunks of bounded size, how often each row occurs in each bootstrap replicate.
-
-    Each chunk is ``(n, R)`` for the next R of all `resamples`. With `strata` ``(n,)`` rows are
-    drawn within their stratum, whose size stays.
-    """
+    """Yield, in chunks ``(n, R)`` of bounded size, how often each row occurs in each replicate."""
     rng = np.random.default_rng(seed)
     strata = np.zeros(n, dtype=np.int64) if strata is None else strata
     groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
@@ -112,18 +108,6 @@ def resample_counts(
         yield counts
 
 
-def percentile_interval(
-    replicates: list[NDArray[np.float64]], confidence: float = CONFIDENCE
-) -> Interval:
-    """Return the central `confidence` share of bootstrap replicates; NaN ones are left out."""
-    known = np.concatenate(replicates)
-    known = known[~np.isnan(known)]
-    if not known.size:
-        return UNDEFINED
-    low, high = np.percentile(known, [50 * (1 - confidence), 50 * (1 + confidence)])
-    return float(low), float(high)
-
-
 def number(value: float) -> float | None:
     """Return a plain float for JSON, ``None`` for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
@@ -134,13 +118,8 @@ def bounds(interval: Interval) -> list[float] | None:
     return None if np.isnan(interval).any() else list(interval)
 
 
-def mean_of_known(values: ArrayLike) -> float:
+def nan_mean(values: ArrayLike) -> float:
     """Return the mean of the values that are not NaN; NaN, without a warning, if there are none."""
     value = np.asarray(values, dtype=np.float64)
-    known = value[~np.isnan(value)]
-    return float(known.mean()) if known.size else float("nan")
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise DataError(f"expected a confidence between 0 and 1, given {confidence}; type 0.95")
+    defined = value[~np.isnan(value)]
+    return float(defined.mean()) if defined.size else float("nan")

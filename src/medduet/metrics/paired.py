@@ -10,9 +10,7 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
 
 from medduet.errors import DataError
-from medduet.metrics.classification import auc
 from medduet.metrics.intervals import CONFIDENCE, UNDEFINED, Interval, bootstrap_mean
-from medduet.types import UNKNOWN_LABEL
 
 EXACT_BELOW = 25
 """McNemar's test is exact for fewer images than this on which only one network is right."""
@@ -77,112 +75,6 @@ def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemar:
     half = _Z * float(np.sqrt((share_b + share_c - centre**2) / (n + 2)))
     interval = (max(centre - half, -1.0), min(centre + half, 1.0))
     return McNemar((b - c) / n, interval, p, b, c, odds, n)
-
-
-class DeLong(NamedTuple):
-    """Which of two networks has the larger AUC.
-
-    Attributes:
-        auc_a: as `medduet.metrics.auc`.
-        auc_b: likewise.
-        difference: ``auc_a - auc_b``.
-        standard_error: of the difference; NaN if a class has one image only.
-        interval: the 95% interval of the difference.
-        z: difference over standard error; NaN if that is 0.
-        p: two-sided; 1 if difference and standard error are 0.
-        n: images with a known label.
-    """
-
-    auc_a: float
-    auc_b: float
-    difference: float
-    standard_error: float
-    interval: Interval
-    z: float
-    p: float
-    n: int
-
-
-def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike) -> DeLong:
-    """Test whether two networks have the same AUC on the same images.
-
-    For two classes it is the test of DeLong, DeLong and Clarke-Pearson 1988, doi:10.2307/2531595.
-    For more, the AUC is the mean over classes, each against the rest, and so each image enters it
-    by the mean of its structural components over classes, those of its own class divided by the
-    images in it, those of the others by the images outside them. The variance is the sum over true
-    classes of n times the variance (n - 1) of these within the class, which for two classes is
-    DeLong's. For multi-label sets, whose images have no one class, it is n times their variance
-    over all images, and unknown elements count nothing.
-
-    With several seeds the AUC is the mean over seeds, and so are the structural components: the
-    test stays one over images.
-
-    Args:
-        label: ``(N,)`` int class index, or ``(N, K)`` of 0 and 1 for multi-label sets; -1 unknown.
-        probability_a: ``(N, K)`` float of a, or ``(S, N, K)`` for S seeds.
-        probability_b: likewise of b.
-
-    Raises:
-        DataError: for shapes, labels or probabilities that do not fit together.
-
-    Example:
-        >>> good, poor = [[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]], [[0.5, 0.5]] * 3
-        >>> test = delong([0, 0, 1], good, poor)
-        >>> test.auc_a, test.auc_b, test.difference
-        (1.0, 0.5, 0.5)
-    """
-    truth, several = np.asarray(label), np.ndim(label) == 2
-    scores = [np.asarray(p, dtype=np.float64) for p in (probability_a, probability_b)]
-    scores = [score[None] if score.ndim == 2 else score for score in scores]
-    if scores[0].shape[1:] != scores[1].shape[1:]:
-        raise DataError(
-            f"expected (N, K) alike, given {scores[0].shape[1:]} and {scores[1].shape[1:]}"
-        )
-    area_a, area_b = (
-        float(np.mean([auc(truth, seed, several) for seed in score])) for score in scores
-    )
-    known = (truth != UNKNOWN_LABEL).reshape(len(truth), -1).any(axis=1)
-    truth, n = truth[known], int(known.sum())
-    difference = area_a - area_b
-    if np.isnan(difference):
-        return DeLong(area_a, area_b, _NAN, _NAN, UNDEFINED, _NAN, _NAN, n)
-    means = [
-        np.mean([_influence(truth, seed[known]) for seed in score], axis=0) for score in scores
-    ]
-    influence = means[0] - means[1]
-    groups = [influence] if several else [influence[truth == k] for k in np.unique(truth)]
-    if min(map(len, groups)) < 2:
-        return DeLong(area_a, area_b, difference, _NAN, UNDEFINED, _NAN, _NAN, n)
-    error = float(np.sqrt(sum(len(group) * group.var(ddof=1) for group in groups)))
-    if round(error, DECIMALS) == 0:
-        p = float(round(difference, DECIMALS) == 0)
-        return DeLong(area_a, area_b, difference, 0.0, (difference, difference), _NAN, p, n)
-    z = difference / error
-    interval = (difference - _Z * error, difference + _Z * error)
-    return DeLong(
-        area_a, area_b, difference, error, interval, z, float(2 * stats.norm.sf(abs(z))), n
-    )
-
-
-def _influence(truth: NDArray[np.int64], score: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the ``(N,)`` by which each image moves the mean AUC, from midranks."""
-    classes = np.arange(score.shape[1])
-    if truth.ndim == 2:
-        has, known = truth == 1, truth != UNKNOWN_LABEL
-        columns = classes[known.any(axis=0)]
-    else:
-        has = truth[:, None] == classes
-        known, columns = np.ones_like(has), classes[int(len(classes) == 2) :]
-    total = np.zeros(len(score))
-    for k in columns:
-        positive, negative = has[:, k], known[:, k] & ~has[:, k]
-        ranks = stats.rankdata(score[known[:, k], k])
-        inside = has[known[:, k], k]
-        above = (ranks[inside] - stats.rankdata(score[positive, k])) / negative.sum()
-        below = 1 - (ranks[~inside] - stats.rankdata(score[negative, k])) / positive.sum()
-        total[positive] += (above - above.mean()) / positive.sum()
-        total[negative] += (below - below.mean()) / negative.sum()
-    return total / len(columns)
 
 
 class OverImages(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medduet.errors import DataError
-from medduet.metrics.intervals import CONFIDENCE, bootstrap_mean, bounds, mean_of_known, number
+from medduet.metrics.intervals import CONFIDENCE, bootstrap_mean, bounds, nan_mean, number
 
 PSNR_CAP = 100.0
 """The PSNR in dB at which a perfect image, whose own is infinite, enters a mean."""
@@ -65,7 +65,7 @@ def segmentation_summary(
         "confidence": CONFIDENCE,
         **_mask_scores(scores, lesion, bootstrap, seed),
         "empty_truth_n": int(empty.sum()),
-        "empty_correct": number(mean_of_known((scores[0][empty] == 1).all(axis=1))),
+        "empty_correct": number(nan_mean((scores[0][empty] == 1).all(axis=1))),
         "per_mask": per_mask,
     }
 
@@ -86,7 +86,7 @@ def reconstruction_summary(errors: Mapping[str, ArrayLike]) -> dict[str, Any]:
         raise DataError(f"expected mse, psnr and ssim, missing {sorted(missing)}")
     psnr = np.minimum(np.asarray(errors["psnr"], dtype=np.float64), PSNR_CAP)
     values = {"mse": errors["mse"], "psnr": psnr, "ssim": errors["ssim"]}
-    return {"n": len(psnr)} | {name: number(mean_of_known(of)) for name, of in values.items()}
+    return {"n": len(psnr)} | {name: number(nan_mean(of)) for name, of in values.items()}
 
 
 def _mask_scores(
@@ -99,12 +99,12 @@ def _mask_scores(
     interval = bootstrap_mean(each, resamples=bootstrap, seed=seed)
     lesion_interval = bootstrap_mean(each_lesion, pairs, resamples=bootstrap, seed=seed)
     return {
-        "dice": number(mean_of_known(dice)),
+        "dice": number(nan_mean(dice)),
         "dice_interval": bounds(interval),
-        "dice_nonempty": number(mean_of_known(dice[lesion])),
+        "dice_nonempty": number(nan_mean(dice[lesion])),
         "dice_nonempty_interval": bounds(lesion_interval),
         "dice_nonempty_n": int(lesion.sum()),
-        "iou": number(mean_of_known(iou)),
-        "hd95": number(mean_of_known(hd95)),
+        "iou": number(nan_mean(iou)),
+        "hd95": number(nan_mean(hd95)),
         "hd95_n": int((~np.isnan(hd95)).sum()),
     }

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from medduet.errors import ConfigError, DataError
 from medduet.metrics.classification import accuracy
 from medduet.metrics.intervals import Interval
-from medduet.metrics.paired import DeLong, McNemar, OverImages, delong, mcnemar, over_images
+from medduet.metrics.paired import McNemar, OverImages, mcnemar, over_images
 from medduet.metrics.repeats import holm
+from medduet.metrics.roc import DeLong, delong
 from medduet.reports.verdict import EVIDENCE, verdict
 from medduet.runs.reader import FinishedRun, SplitPredictions, open_run
 from medduet.types import UNKNOWN_LABEL

@@ -8,11 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from medduet.config import RunConfig
-from medduet.metrics.classification import auc_replicates
 from medduet.reports.folds import join_folds
 from medduet.runs.reader import FinishedRun, SplitPredictions
 
@@ -55,15 +51,6 @@ class Group:
     def first(self) -> FinishedRun:
         """The run of the lowest seed."""
         return self.runs[self.seeds[0]]
-
-    @cached_property
-    def auc_replicates(self) -> dict[int, NDArray[np.float64]]:
-        """The AUC of each run on the same bootstrap resamples of the test images, by seed."""
-        return {
-            seed: auc_replicates(test.label, test.probability, test.label.ndim == 2, RESAMPLES)
-            for seed, test in self.test.items()
-            if test.label is not None and test.probability is not None
-        }
 
     @cached_property
     def test(self) -> dict[int, SplitPredictions]:

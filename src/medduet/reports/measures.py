@@ -10,24 +10,23 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medduet.metrics.classification import auc_interval
 from medduet.metrics.intervals import (
     UNDEFINED,
     Interval,
     bootstrap_mean,
-    percentile_interval,
     wilson,
 )
 from medduet.metrics.names import METRICS
-from medduet.metrics.paired import delong, mcnemar, over_images
+from medduet.metrics.paired import mcnemar, over_images
 from medduet.metrics.repeats import OverSeeds, holm, merge_p, over_seeds
+from medduet.metrics.roc import auc_interval, delong
 from medduet.reports.grouping import RESAMPLES, Group
 from medduet.reports.verdict import EVIDENCE
 
 MEASURES = {key: METRICS[key].name for key in ("accuracy", "auc", "dice_nonempty", "dice")}
 """What is compared, and how it is called."""
 COMBINED_MCNEMAR = "McNemar, combined over seeds"
-COMBINED_DELONG = "DeLong, combined over seeds"
+COMBINED_DELONG = "DeLong, mean over seeds"
 _NAN = float("nan")
 
 
@@ -53,9 +52,9 @@ class Measured:
 def measure(group: Group, name: str) -> Measured | None:
     """Return a measure of a group, ``None`` if its runs don't have it.
 
-    The interval of the accuracy is Wilson's at the mean over seeds. That of AUC and Dice is a
-    percentile bootstrap over images, drawn within classes, of the mean over seeds: each resample
-    is the same images for every seed.
+    The interval of the accuracy is Wilson's at the mean over seeds, that of the AUC DeLong's on the
+    logit scale. That of Dice is a percentile bootstrap over images, drawn within classes, of the
+    mean over seeds: each resample is the same images for every seed.
 
     Args:
         group: runs that differ by seed.
@@ -80,12 +79,18 @@ def _of_accuracy(group: Group, mean: float) -> tuple[Interval, int]:
 
 
 def _of_auc(group: Group, mean: float) -> tuple[Interval, int]:
-    replicates, test = list(group.auc_replicates.values()), group.test[group.seeds[0]]
-    assert test.label is not None
-    assert test.probability is not None
-    mean_over_seeds: NDArray[np.float64] = np.mean(replicates, axis=0)
-    interval = auc_interval([mean_over_seeds], test.label, test.probability, test.label.ndim == 2)
-    return interval, _count(_known(group))
+    label, probability = _probabilities(group, group.seeds)
+    return auc_interval(label, probability, label.ndim == 2), _count(_known(group))
+
+
+def _probabilities(
+    group: Group, seeds: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the labels, and the ``(S, N, K)`` probabilities of each seed."""
+    label = group.test[seeds[0]].label
+    assert label is not None
+    pieces = [p for seed in seeds if (p := group.test[seed].probability) is not None]
+    return label, np.stack(pieces)
 
 
 def _of_dice(group: Group, mean: float, lesion: bool = False) -> tuple[Interval, int]:
@@ -248,19 +253,9 @@ def _difference(name: str, reference: Group, other: Group) -> Difference | None:
 
 
 def _auc_test(reference: Group, other: Group, seeds: Sequence[int]) -> tuple[str, float, Interval]:
-    tests, apart = [], []
-    for seed in seeds:
-        a, b = reference.test[seed], other.test[seed]
-        assert a.label is not None
-        assert a.probability is not None
-        assert b.probability is not None
-        tests.append(delong(a.label, a.probability, b.probability))
-        if len(seeds) > 1:
-            apart.append(reference.auc_replicates[seed] - other.auc_replicates[seed])
-    if len(tests) == 1:
-        return "DeLong", tests[0].p, tests[0].interval
-    interval = percentile_interval([np.mean(apart, axis=0)])
-    return COMBINED_DELONG, merge_p([test.p for test in tests]), interval
+    label, first = _probabilities(reference, seeds)
+    test = delong(label, first, _probabilities(other, seeds)[1])
+    return "DeLong" if len(seeds) == 1 else COMBINED_DELONG, test.p, test.interval
 
 
 def _image_test(

@@ -16,7 +16,8 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax
 
 from medduet.errors import ConfigError, DataError, ModelError
-from medduet.metrics.calibration import check_probabilities, confidence
+from medduet.metrics.calibration import confidence
+from medduet.metrics.inputs import check_predictions
 from medduet.types import UNKNOWN_LABEL
 
 PERCENT = range(50, 100)
@@ -117,7 +118,7 @@ class Calibration(BaseModel):
             >>> calibration.calibrate([[0.99, 0.01]]).round(2).tolist()
             [[0.79, 0.21]]
         """
-        truth, p = check_probabilities(label, probability, multi_label)
+        truth, p = check_predictions(label, probability, multi_label, in_unit_range=True)
         labelled = truth != UNKNOWN_LABEL
         n = int(labelled.reshape(len(labelled), -1).any(axis=1).sum())
         if n < FEWEST:

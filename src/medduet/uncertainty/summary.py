@@ -12,10 +12,10 @@ from medduet.errors import ConfigError
 from medduet.metrics.calibration import (
     BINS,
     Reliability,
-    check_probabilities,
     confidence,
     reliability,
 )
+from medduet.metrics.inputs import check_predictions
 from medduet.metrics.intervals import bounds, number, wilson
 from medduet.types import UNKNOWN_LABEL
 from medduet.uncertainty.calibration import Calibration
@@ -51,7 +51,7 @@ def calibration_summary(
         image depend on each other.
     """
     multi_label = calibration.multi_label
-    truth, p = check_probabilities(label, probability, multi_label)
+    truth, p = check_predictions(label, probability, multi_label, in_unit_range=True)
     rows = (truth != UNKNOWN_LABEL).reshape(len(truth), -1).any(axis=1)
     truth, p = truth[rows], p[rows]
     calibrated = calibration.calibrate(p)

@@ -1,0 +1,56 @@
+"""Labels and probabilities as arrays that fit together."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from medduet.errors import DataError
+from medduet.types import UNKNOWN_LABEL
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+
+def check_predictions(
+    label: ArrayLike, probability: ArrayLike, multi_label: bool, *, in_unit_range: bool = False
+) -> tuple[Integers, Floats]:
+    """Return labels and probabilities of N images and K classes as arrays.
+
+    Args:
+        label: ``(N,)`` int class index, or ``(N, K)`` int of 0 and 1 if `multi_label`; -1 where
+            unknown.
+        probability: ``(N, K)`` finite float, one column per class or label.
+        multi_label: whether an image may carry several labels.
+        in_unit_range: whether probabilities outside 0 to 1 are refused.
+
+    Raises:
+        DataError: for shapes, labels or probabilities that do not fit together.
+
+    Example:
+        >>> check_predictions([0, -1], [[0.9, 0.1], [0.5, 0.5]], multi_label=False)[0]
+        array([ 0, -1])
+    """
+    score, truth = np.asarray(probability, dtype=np.float64), np.asarray(label)
+    least = 1 if multi_label else 2
+    if score.ndim != 2 or score.shape[1] < least:
+        raise DataError(f"expected probability (N, K) with K >= {least}, given {score.shape}")
+    expected = score.shape if multi_label else score.shape[:1]
+    if truth.shape != expected:
+        raise DataError(
+            f"expected label {expected} for probability {score.shape} and "
+            f"multi_label={multi_label}, given {truth.shape}"
+        )
+    if truth.size and not np.issubdtype(truth.dtype, np.integer):
+        raise DataError(f"expected integer labels, given {truth.dtype}")
+    largest = 1 if multi_label else score.shape[1] - 1
+    if truth.size and not UNKNOWN_LABEL <= truth.min() <= truth.max() <= largest:
+        raise DataError(
+            f"expected labels 0 to {largest}, or {UNKNOWN_LABEL} for unknown, "
+            f"given {truth.min()} to {truth.max()}"
+        )
+    if not np.isfinite(score).all():
+        raise DataError("expected finite probabilities, given NaN or infinity")
+    if in_unit_range and not ((score >= 0) & (score <= 1)).all():
+        raise DataError("expected probabilities from 0 to 1, given others")
+    return truth.astype(np.int64), score

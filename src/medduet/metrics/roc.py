@@ -1,0 +1,238 @@
+"""Area under the ROC curve: its interval, and DeLong's test between two networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+from scipy.special import expit, logit
+
+from medduet.errors import DataError
+from medduet.metrics.inputs import Floats, Integers, check_predictions
+from medduet.metrics.intervals import CONFIDENCE, UNDEFINED, Interval
+from medduet.types import UNKNOWN_LABEL
+
+_Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+_NAN = float("nan")
+_DECIMALS = 12
+
+
+def auc_per_class(
+    label: ArrayLike, probability: ArrayLike, multi_label: bool = False
+) -> list[float]:
+    """Return the AUC of each class against the rest, or of each label; NaN where undefined.
+
+    Args and Raises as for `auc`.
+
+    Example:
+        >>> auc_per_class([0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.9, 0.1]])
+        [0.75, 0.75]
+    """
+    truth, score = check_predictions(label, probability, multi_label)
+    return [_area(has[known], score[known, k]) for k, has, known in _classes(truth, score.shape[1])]
+
+
+def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
+    """Return the area under the ROC curve (scikit-learn's), averaged as `medmnist.Evaluator` does.
+
+    Two columns: of the last one. More columns: the mean over classes, each against the rest.
+    Multi-label: the mean over labels that any image has an annotation of. NaN if one of these has
+    no positive or no negative image.
+
+    Args:
+        label: ``(N,)`` int class index, or ``(N, K)`` int of 0 and 1 if `multi_label`; -1 where
+            unknown, which is left out (for multi-label sets element by element).
+        probability: ``(N, K)`` float, one column per class or label.
+        multi_label: whether an image may carry several labels.
+
+    Raises:
+        DataError: for shapes, labels or probabilities that do not fit together.
+
+    Example:
+        >>> auc([0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.9, 0.1]])
+        0.75
+    """
+    truth, score = check_predictions(label, probability, multi_label)
+    columns = _averaged(truth, score.shape[1])
+    areas = [_area(has[known], score[known, k]) for k, has, known in columns]
+    return float(np.mean(areas)) if areas else _NAN
+
+
+def auc_interval(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> Interval:
+    """Return the 95% interval of an AUC, over images: DeLong's variance on the logit scale.
+
+    The variance is that of `delong`. With ``(S, N, K)`` probabilities of S seeds it is the interval
+    of the mean over seeds.
+
+    A network that separates the images perfectly has no variance, though the next image may be
+    wrong. There the interval is that of chance: with m images of a class (or outside of it, if
+    these are fewer), each beside another of the others, an AUC of a would separate all of them
+    with a probability of a^m at most, so it ends at ``0.025 ** (1 / m)``, of the class with the
+    fewest.
+
+    NaN where the AUC is undefined, or a class has one image only. Args and Raises as for `auc`.
+
+    Example:
+        >>> label, probability = [0] * 26 + [1] * 34, [[0.9, 0.1]] * 26 + [[0.1, 0.9]] * 34
+        >>> low, high = auc_interval(label, probability)
+        >>> f"{low:.3f} {high:.3f}"
+        '0.868 1.000'
+    """
+    truth, seeds = _check_seeds(label, probability, multi_label)
+    area, influence = _mean_influence(truth, seeds)
+    if np.isnan(area):
+        return UNDEFINED
+    if area in (0.0, 1.0):
+        columns = _averaged(truth, seeds.shape[2])
+        fewest = min(min(has.sum(), (known & ~has).sum()) for _, has, known in columns)
+        bound = float(((1 - CONFIDENCE) / 2) ** (1 / fewest))
+        return (bound, 1.0) if area else (0.0, 1 - bound)
+    half = _Z * _standard_error(truth, influence) / (area * (1 - area))
+    low, high = expit(logit(area) + np.array([-half, half]))
+    return float(low), float(high)
+
+
+class DeLong(NamedTuple):
+    """Which of two networks has the larger AUC.
+
+    Attributes:
+        auc_a: as `auc`.
+        auc_b: likewise.
+        difference: ``auc_a - auc_b``.
+        standard_error: of the difference; NaN if a class has one image only.
+        interval: the 95% interval of the difference.
+        z: difference over standard error; NaN if that is 0.
+        p: two-sided; 1 if difference and standard error are 0.
+        n: images with a known label.
+    """
+
+    auc_a: float
+    auc_b: float
+    difference: float
+    standard_error: float
+    interval: Interval
+    z: float
+    p: float
+    n: int
+
+
+def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike) -> DeLong:
+    """Test whether two networks have the same AUC on the same images.
+
+    For two classes it is the test of DeLong, DeLong and Clarke-Pearson 1988, doi:10.2307/2531595.
+    For more, the AUC is the mean over classes, each against the rest, and so each image enters it
+    by the mean of its structural components over classes, those of its own class divided by the
+    images in it, those of the others by the images outside them. The variance is the sum over true
+    classes of n times the variance (n - 1) of these within the class, which for two classes is
+    DeLong's. For multi-label sets, whose images have no one class, it is n times their variance
+    over all images, and unknown elements count nothing.
+
+    With several seeds the AUC is the mean over seeds, and so are the structural components: the
+    test stays one over images.
+
+    Args:
+        label: ``(N,)`` int class index, or ``(N, K)`` of 0 and 1 for multi-label sets; -1 unknown.
+        probability_a: ``(N, K)`` float of a, or ``(S, N, K)`` for S seeds.
+        probability_b: likewise of b.
+
+    Raises:
+        DataError: for shapes, labels or probabilities that do not fit together.
+
+    Example:
+        >>> good, poor = [[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]], [[0.5, 0.5]] * 3
+        >>> test = delong([0, 0, 1], good, poor)
+        >>> test.auc_a, test.auc_b, test.difference
+        (1.0, 0.5, 0.5)
+    """
+    multi_label = np.ndim(label) == 2
+    truth, seeds_a = _check_seeds(label, probability_a, multi_label)
+    _, seeds_b = _check_seeds(label, probability_b, multi_label)
+    if seeds_a.shape[1:] != seeds_b.shape[1:]:
+        raise DataError(f"expected (N, K) alike, given {seeds_a.shape[1:]} and {seeds_b.shape[1:]}")
+    (area_a, influence_a), (area_b, influence_b) = (
+        _mean_influence(truth, seeds) for seeds in (seeds_a, seeds_b)
+    )
+    n, difference = len(truth), area_a - area_b
+    if np.isnan(difference):
+        return DeLong(area_a, area_b, _NAN, _NAN, UNDEFINED, _NAN, _NAN, n)
+    error = _standard_error(truth, influence_a - influence_b)
+    if np.isnan(error):
+        return DeLong(area_a, area_b, difference, _NAN, UNDEFINED, _NAN, _NAN, n)
+    if round(error, _DECIMALS) == 0:
+        p = float(round(difference, _DECIMALS) == 0)
+        return DeLong(area_a, area_b, difference, 0.0, (difference, difference), _NAN, p, n)
+    z = difference / error
+    interval = (difference - _Z * error, difference + _Z * error)
+    p = float(2 * stats.norm.sf(abs(z)))
+    return DeLong(area_a, area_b, difference, error, interval, z, p, n)
+
+
+def _check_seeds(
+    label: ArrayLike, probability: ArrayLike, multi_label: bool
+) -> tuple[Integers, Floats]:
+    """Return labels and ``(S, N, K)`` probabilities of the images with any known label."""
+    seeds = np.asarray(probability, dtype=np.float64)
+    seeds = seeds if seeds.ndim == 3 else seeds[None]
+    truth, _ = check_predictions(label, seeds[0], multi_label)
+    if not np.isfinite(seeds).all():
+        raise DataError("expected finite probabilities, given NaN or infinity")
+    rows = np.atleast_2d((truth != UNKNOWN_LABEL).T).any(axis=0)
+    return truth[rows], seeds[:, rows]
+
+
+def _classes(
+    truth: Integers, num_classes: int
+) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Give each class with the images that have it, and those of which it is known."""
+    for k in range(num_classes):
+        column = truth[:, k] if truth.ndim == 2 else truth
+        yield k, column == (1 if truth.ndim == 2 else k), column != UNKNOWN_LABEL
+
+
+def _averaged(
+    truth: Integers, num_classes: int
+) -> list[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Return those of `_classes` that the AUC of a set is the mean of."""
+    columns = list(_classes(truth, num_classes))
+    if truth.ndim == 2:
+        return [column for column in columns if column[2].any()]
+    return columns[1:] if num_classes == 2 else columns
+
+
+def _area(has: NDArray[np.bool_], score: Floats) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(has, score)) if 0 < has.sum() < len(has) else _NAN
+
+
+def _mean_influence(truth: Integers, seeds: Floats) -> tuple[float, Floats]:
+    """Return the mean AUC over seeds, and the ``(N,)`` by which each image moves it (midranks)."""
+    columns = _averaged(truth, seeds.shape[2])
+    areas, total = [], np.zeros(len(truth))
+    for score in seeds:
+        for k, has, known in columns:
+            positive, negative = has & known, known & ~has
+            areas.append(_area(has[known], score[known, k]))
+            if np.isnan(areas[-1]):
+                continue
+            ranks, inside = stats.rankdata(score[known, k]), has[known]
+            above = (ranks[inside] - stats.rankdata(score[positive, k])) / negative.sum()
+            below = 1 - (ranks[~inside] - stats.rankdata(score[negative, k])) / positive.sum()
+            total[positive] += (above - above.mean()) / positive.sum()
+            total[negative] += (below - below.mean()) / negative.sum()
+    if not areas:
+        return _NAN, total
+    return float(np.mean(areas)), total / len(areas)
+
+
+def _standard_error(truth: Integers, influence: Floats) -> float:
+    """Return the standard error of a sum of influences; NaN if a class has one image only."""
+    strata = [influence]
+    if truth.ndim == 1:
+        strata = [influence[truth == k] for k in np.unique(truth)]
+    if min(map(len, strata)) < 2:
+        return _NAN
+    return float(np.sqrt(sum(len(stratum) * stratum.var(ddof=1) for stratum in strata)))

@@ -1,0 +1,206 @@
+"""The AUC's interval and DeLong's test, by brute force, by hand and against the bootstrap."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from medduet.errors import DataError
+from medduet.metrics.roc import auc, auc_interval, delong
+
+Floats = NDArray[np.float64]
+
+
+@pytest.mark.parametrize(("k", "seeds"), [(2, 1), (4, 1), (3, 4)])
+def test_the_interval_is_that_of_the_bootstrap(k: int, seeds: int) -> None:
+    """Of the mean over seeds, drawn within classes: both agree to a few thousandths."""
+    label, first, _ = draw(2, 400, k)
+    noise = np.random.default_rng(1).dirichlet(np.ones(k), (seeds, 400))
+    stack = 0.8 * first + 0.2 * noise
+    rng, replicates = np.random.default_rng(0), []
+    groups = [np.flatnonzero(label == c) for c in range(k)]
+    for _ in range(500):
+        rows = np.concatenate([rng.choice(group, len(group)) for group in groups])
+        replicates.append(np.mean([auc(label[rows], p[rows]) for p in stack]))
+    found = auc_interval(label, stack if seeds > 1 else stack[0])
+    assert found == pytest.approx(np.percentile(replicates, [2.5, 97.5]), abs=0.008)
+
+
+@pytest.mark.parametrize("area", [0.7, 0.95])
+def test_the_interval_holds_what_it_promises(area: float) -> None:
+    """Also near 1, where a symmetric interval would not; 95% of 1000, +- 3 standard errors."""
+    rng, held = np.random.default_rng(4), 0
+    label = np.repeat([0, 1], [60, 40])
+    for _ in range(1000):
+        score = stats.norm.cdf(rng.normal(size=100) + math.sqrt(2) * stats.norm.ppf(area) * label)
+        low, high = auc_interval(label, np.stack([1 - score, score], axis=1))
+        held += low <= area <= high
+    assert 0.93 < held / 1000 < 0.98
+
+
+def test_the_interval_of_a_perfect_auc() -> None:
+    label = np.repeat([0, 1, 2], [40, 9, 30])
+    low, high = auc_interval(label, np.eye(3)[label])
+    assert (low, high) == (pytest.approx(0.025 ** (1 / 9)), 1.0)
+    # Scores whose true AUC is the lower end separate all images at most 2.5% of the time.
+    shift = np.sqrt(2) * stats.norm.ppf(low)
+    rng = np.random.default_rng(5)
+    lowest = (rng.normal(size=(20000, 9)) + shift).min(axis=1)
+    assert (lowest > rng.normal(size=(20000, 40)).max(axis=1)).mean() <= 0.025
+
+
+def test_the_interval_of_several_labels() -> None:
+    rng = np.random.default_rng(7)
+    label = (rng.random((120, 2)) < 0.4).astype(np.int64)
+    label[:10, 0] = -1
+    probability = rng.random((120, 2)) + 0.3 * label
+    low, high = auc_interval(label, probability, multi_label=True)
+    assert 0 < low < auc(label, probability, multi_label=True) < high < 1
+    assert np.isnan(auc_interval(np.zeros((9, 2), int), np.full((9, 2), 0.5), True)).all()
+
+
+# DeLong's test ----------------------------------------------------------------------------------
+
+
+def brute_influence(has: NDArray[np.bool_], score: Floats) -> Floats:
+    """The structural components of DeLong, by comparing every pair, over their n."""
+    wins = (score[has][:, None] > score[~has]) + 0.5 * (score[has][:, None] == score[~has])
+    out = np.zeros(len(has))
+    out[has] = wins.mean(axis=1) / has.sum()
+    out[~has] = wins.mean(axis=0) / (~has).sum()
+    return out
+
+
+def draw(seed: int, n: int, k: int, shift: float = 1.0) -> tuple[NDArray[np.int64], Floats, Floats]:
+    """Labels of k classes, and two equally good, correlated, tied predictions of them."""
+    rng = np.random.default_rng(seed)
+    label = rng.permutation(np.arange(n) % k)
+    shared = rng.normal(size=(n, k)) + shift * np.eye(k)[label]
+    pair = [np.exp(shared + rng.normal(size=(n, k))) for _ in range(2)]
+    first, second = ((p / p.sum(axis=1, keepdims=True)).round(3) for p in pair)
+    return label, first, second
+
+
+def test_delong_by_hand() -> None:
+    # Positives 0.8 and 0.4, negatives 0.6 and 0.2: V10 = 1, 1/2; V01 = 1/2, 1; variance 1/8 each.
+    good = np.array([0.8, 0.4, 0.6, 0.2])
+    label, flat = [1, 1, 0, 0], np.full((4, 2), 0.5)
+    test = delong(label, np.stack([1 - good, good], axis=1), flat)
+    assert (test.auc_a, test.auc_b, test.n) == (0.75, 0.5, 4)
+    assert test.standard_error == pytest.approx(math.sqrt(1 / 8 / 2 + 1 / 8 / 2))
+    assert test.z == pytest.approx(0.25 / math.sqrt(1 / 8))
+    assert test.p == pytest.approx(2 * stats.norm.sf(0.25 / math.sqrt(1 / 8)))
+    assert test.interval == pytest.approx(
+        [0.25 - 1.959964 * math.sqrt(1 / 8), 0.25 + 1.959964 * math.sqrt(1 / 8)], abs=1e-6
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_delong_of_two_classes_by_brute_force(seed: int) -> None:
+    label, first, second = draw(seed, 61, 2)
+    test = delong(label, first, second)
+    v10, v01 = [], []
+    for score in (first[:, 1], second[:, 1]):
+        positive, negative = score[label == 1], score[label == 0]
+        wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+        v10.append(wins.mean(axis=1))
+        v01.append(wins.mean(axis=0))
+    covariance = np.cov(v10) / len(v10[0]) + np.cov(v01) / len(v01[0])  # as in the paper
+    contrast = np.array([1, -1])
+    assert test.standard_error == pytest.approx(math.sqrt(contrast @ covariance @ contrast))
+    assert test.auc_a == pytest.approx(roc_auc_score(label, first[:, 1]))
+    assert test.auc_b == pytest.approx(roc_auc_score(label, second[:, 1]))
+
+
+@pytest.mark.parametrize("k", [3, 5])
+def test_delong_of_several_classes_by_brute_force(k: int) -> None:
+    label, first, second = draw(7, 83, k)
+    test = delong(label, first, second)
+    influence = np.mean(
+        [
+            brute_influence(label == c, first[:, c]) - brute_influence(label == c, second[:, c])
+            for c in range(k)
+        ],
+        axis=0,
+    )
+    variance = sum((label == c).sum() * influence[label == c].var(ddof=1) for c in range(k))
+    assert test.standard_error == pytest.approx(math.sqrt(variance))
+    assert test.auc_a == auc(label, first)
+    areas = [roc_auc_score(label == c, second[:, c]) for c in range(k)]
+    assert test.auc_b == pytest.approx(np.mean(areas))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_delong_of_several_classes_agrees_with_the_bootstrap(seeds: int) -> None:
+    """Of the mean over seeds, whose answers to the same images depend on each other."""
+    label, first, second = draw(3, 240, 3)
+    noise = np.random.default_rng(1).dirichlet(np.ones(3), (seeds, 240))
+    firsts, seconds = (0.8 * share + 0.2 * noise for share in (first, second))
+    rng = np.random.default_rng(0)
+    groups = [np.flatnonzero(label == k) for k in range(3)]
+    replicates = []
+    for _ in range(400):
+        rows = np.concatenate([rng.choice(group, len(group)) for group in groups])
+        areas = [[auc(label[rows], p[rows]) for p in stack] for stack in (firsts, seconds)]
+        replicates.append(np.mean(areas[0]) - np.mean(areas[1]))
+    test = delong(label, firsts, seconds)
+    assert test.standard_error == pytest.approx(np.std(replicates), rel=0.1)
+    assert test.auc_a == pytest.approx(np.mean([auc(label, p) for p in firsts]))
+
+
+def test_delong_of_several_labels_agrees_with_the_bootstrap() -> None:
+    rng = np.random.default_rng(1)
+    label = (rng.random((300, 3)) < [0.5, 0.3, 0.4]).astype(np.int64)
+    shared = rng.normal(size=label.shape) + label
+    first, second = (stats.norm.cdf(shared + rng.normal(size=label.shape)) for _ in range(2))
+    label[:20, 1] = -1
+    label[290] = -1
+    test = delong(label, first, second)
+    assert test.n == 299
+    assert test.auc_a == auc(label, first, multi_label=True)
+    replicates = []
+    for _ in range(400):
+        rows = rng.integers(0, 300, 300)
+        areas = [auc(label[rows], score[rows], multi_label=True) for score in (first, second)]
+        replicates.append(areas[0] - areas[1])
+    assert test.standard_error == pytest.approx(np.std(replicates), rel=0.1)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_delong_rejects_as_often_as_it_says(k: int) -> None:
+    rejected = sum(delong(*draw(seed, 90, k)).p < 0.05 for seed in range(400))
+    assert stats.binomtest(rejected, 400, 0.05).pvalue > 0.01, rejected
+
+
+def test_delong_finds_a_difference() -> None:
+    label, first, _ = draw(0, 200, 3, shift=2)
+    noise = np.random.default_rng(0).random(first.shape)
+    there, back = delong(label, first, noise), delong(label, noise, first)
+    assert there.p < 1e-6
+    assert there.difference > 0
+    assert there.interval[0] > 0
+    assert (back.p, back.difference, back.z) == pytest.approx(
+        (there.p, -there.difference, -there.z)
+    )
+
+
+def test_delong_of_equals_and_of_too_little() -> None:
+    label, first, second = draw(0, 40, 2)
+    same = delong(label, first, first)
+    assert (same.p, same.standard_error, same.difference) == (1.0, 0.0, 0.0)
+    assert math.isnan(same.z)
+    one = delong([0, 0, 0, 1], first[:4], second[:4])
+    assert math.isnan(one.p)
+    assert not math.isnan(one.difference)
+    none = delong([0, 0, 0, 0], first[:4], second[:4])
+    assert math.isnan(none.difference)
+    unknown = label.copy()
+    unknown[:5] = -1
+    assert delong(unknown, first, second) == delong(label[5:], first[5:], second[5:])
+    with pytest.raises(DataError):
+        delong(label, first, second[:-1])
