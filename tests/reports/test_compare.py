@@ -13,8 +13,9 @@ import pytest
 import medduet
 from medduet import ConfigError, DataError
 from medduet.cli import main
-from medduet.metrics.paired import delong, mcnemar, over_images
+from medduet.metrics.paired import mcnemar, over_images
 from medduet.metrics.repeats import holm
+from medduet.metrics.roc import delong
 from medduet.runs.reader import open_run
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json

@@ -21,9 +21,9 @@ from statsmodels.stats.proportion import proportion_confint
 import medduet
 from medduet import ConfigError, MissingFileError
 from medduet.cli import main
-from medduet.metrics.classification import auc
-from medduet.metrics.paired import delong, mcnemar
+from medduet.metrics.paired import mcnemar
 from medduet.metrics.repeats import holm, merge_p, over_sets
+from medduet.metrics.roc import auc, delong
 from medduet.reports.grouping import group_runs
 from medduet.reports.measures import differences, measure, selection_gap
 from medduet.runs.reader import find_runs
