@@ -188,6 +188,19 @@ def test_masks(cache: Path) -> None:
     assert "mask class lesion does not occur in val." in messages(audit, "missing-mask-class")
 
 
+def test_a_set_without_classes(cache: Path) -> None:
+    images = changed(phantoms(), train={"labels": np.full(80, -1)})
+    images = replace(
+        images,
+        class_names=(),
+        val=replace(images.val, labels=np.full(24, -1)),
+        test=replace(images.test, labels=np.full(40, -1)),
+    )
+    audit = medduet.audit(images, cache=cache)
+    assert set(rows(audit)) == {"empty-masks"}
+    assert clean(images, cache=cache).changes == ()
+
+
 def test_grey_stored_as_rgb(cache: Path) -> None:
     images = phantoms(32, channels=3)
     grey = {name: {"images": np.array(images.split(name).images)} for name in SPLITS}

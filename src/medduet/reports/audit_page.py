@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import base64
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from scipy import ndimage
 
 from medduet.data.audit.findings import Audit
 from medduet.data.imageset import ImageSet
+from medduet.data.pixels import resize_image, resize_mask
+from medduet.inference.overlays import overlay_png
 from medduet.reports.page import render
 from medduet.reports.style import shorten
 from medduet.utils.files import write_json, write_text
-from medduet.utils.palette import mask_color
 
 MAX_PAIRS = 30
 MAX_PICTURES = 6
@@ -26,12 +24,7 @@ MAX_LISTED = 12
 _SIDE = 192  # pixels of the longer side of a picture
 _MAX_NAME = 60  # characters
 _OUTLINED = ("masks-without-background", "masks-on-normal-images")
-_SHOWN = (
-    "black-images",
-    "constant-images",
-    "saturated-images",
-    *_OUTLINED,
-)
+_SHOWN = ("black-images", "constant-images", "saturated-images", *_OUTLINED)
 _SECTIONS = {"leak": "Data leakage", "warning": "Warnings", "note": "Notes"}
 _REMARKS = {
     "across_splits": "data leakage",
@@ -64,22 +57,25 @@ def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
     flags = dict.fromkeys(["exact", *_REMARKS], int)
     table = audit.pairs.astype(flags).to_csv(index=False, float_format="%.4f", lineterminator="\n")
     write_text(out / "duplicates.csv", table)
-    findings = []
+    sections: dict[str, list[dict[str, Any]]] = {heading: [] for heading in _SECTIONS.values()}
     for finding, entry in zip(audit.findings, record["findings"], strict=True):
         rows = finding.rows if finding.kind in _SHOWN else finding.rows[:0]
-        findings.append(
-            entry | {"pictures": _pictures(audit, images, rows, finding.kind in _OUTLINED)}
-        )
-    sections = {
-        heading: [finding for finding in findings if finding["severity"] == severity]
-        for severity, heading in _SECTIONS.items()
-    }
+        pictures = _pictures(audit, images, rows, finding.kind in _OUTLINED)
+        sections[_SECTIONS[finding.severity]].append({**entry, "pictures": pictures})
+    pairs = [
+        {
+            **pair,
+            "pictures": _pictures(audit, images, np.array(rows), pair["masks_differ"]),
+            "remarks": [text for column, text in _REMARKS.items() if pair[column]],
+        }
+        for rows, pair in audit.pairs.head(MAX_PAIRS).iterrows()
+    ]
     page = render(
         "audit.html",
         record=record,
         counts=audit.counts(),
         sections=sections,
-        pairs=_shown_pairs(audit, images),
+        pairs=pairs,
         pair_count=len(audit.pairs),
         most=MAX_LISTED,
         shorten=lambda text: shorten(text, _MAX_NAME),
@@ -88,46 +84,25 @@ def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
     return out / "index.html"
 
 
-def _shown_pairs(audit: Audit, images: ImageSet) -> list[dict[str, Any]]:
-    shown = []
-    for rows, pair in audit.pairs.head(MAX_PAIRS).iterrows():
-        pictures = _pictures(audit, images, np.array(rows), pair["masks_differ"])
-        remarks = [text for column, text in _REMARKS.items() if pair[column]]
-        shown.append({**pair, "pictures": pictures, "remarks": remarks})
-    return shown
-
-
 def _pictures(
     audit: Audit, images: ImageSet, rows: NDArray[np.int64], outlined: bool
 ) -> list[dict[str, Any]]:
     """Return id, split, label and picture of the first `rows`, the mask outlined if asked for."""
-    pool, rows = images.pool(), rows[:MAX_PICTURES]
-    pixels, masks = np.asarray(pool.images[rows]), [None] * len(rows)
-    if outlined and pool.masks is not None:
-        masks = list(np.asarray(pool.masks[rows]))
-    return [
-        {**row, "source": _png(image, mask), "mask": None if mask is None else bool(mask.any())}
-        for row, image, mask in zip(
-            audit.images.iloc[rows].to_dict("records"), pixels, masks, strict=True
-        )
-    ]
+    pool, rows, pictures = images.pool(), rows[:MAX_PICTURES], []
+    pixels = np.asarray(pool.images[rows])
+    masks = np.asarray(pool.masks[rows]) if outlined and pool.masks is not None else None
+    for k, row in enumerate(audit.images.iloc[rows].to_dict("records")):
+        mask = None if masks is None else masks[k]
+        empty = mask is not None and not mask.any()
+        pictures.append({**row, "source": _png(pixels[k], mask), "empty_mask": empty})
+    return pictures
 
 
 def _png(image: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> str:
-    """Return an image ``(H, W)`` or ``(H, W, 3)`` as data URI."""
+    """Return an image ``(H, W)`` or ``(H, W, 3)``, with its mask if there is one, as data URI."""
     height, width = image.shape[:2]
     scale = _SIDE / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    picture = Image.fromarray(np.ascontiguousarray(image)).resize(size, smooth)
-    if mask is not None:
-        resized = Image.fromarray((mask > 0).astype(np.uint8)).resize(
-            size, Image.Resampling.NEAREST
-        )
-        inside = np.asarray(resized) > 0
-        colored = np.array(picture.convert("RGB"))
-        colored[inside & ~ndimage.binary_erosion(inside, iterations=2)] = mask_color(1)
-        picture = Image.fromarray(colored)
-    file = io.BytesIO()
-    picture.save(file, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    mask = np.zeros((height, width), np.uint8) if mask is None else mask
+    picture = overlay_png(resize_image(image, *size), resize_mask(mask, *size))
+    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"

@@ -187,24 +187,16 @@ def prediction_grid(
         panels.append(Panel("reconstruction", reconstructions))
     headings, wrong, subtitle = [""] * len(images), [False] * len(images), ""
     if labels is not None and predicted is not None:
-        known = (labels != UNKNOWN_LABEL).reshape(len(labels), -1)
-        hits = (labels == predicted).reshape(len(labels), -1) & known
-        scored, correct = known.any(axis=1), (hits == known).all(axis=1)
+        labelled = (labels != UNKNOWN_LABEL).reshape(len(labels), -1)
+        hits = (labels == predicted).reshape(len(labels), -1)
+        scored, correct = labelled.any(axis=1), (hits | ~labelled).all(axis=1)
         wrong = (scored & ~correct).tolist()
-        marks = np.where(scored, np.where(correct, " ✓", " ✗"), "")
-        if labels.ndim > 1:
-            sure = [
-                f" {a} of {b}" for a, b in zip(hits.sum(axis=1), known.sum(axis=1), strict=True)
-            ]
-        elif probability is not None:
-            sure = [f" {p:.0%}" for p in probability[np.arange(len(predicted)), predicted]]
-        else:
-            sure = [""] * len(images)
+        marks = np.where(scored, np.where(correct, " ✓", " ✗"), "").tolist()
+        if labels.ndim == 1 and probability is not None:
+            shares = probability[np.arange(len(predicted)), predicted]
+            marks = [f" {share:.0%}{mark}" for share, mark in zip(shares, marks, strict=True)]
         names = label_texts(labels, class_names), label_texts(predicted, class_names)
-        headings = [
-            f"{truth}\n→ {name}{text}{mark}"
-            for truth, name, text, mark in zip(*names, sure, marks, strict=True)
-        ]
+        headings = [f"{a}\n→ {b}{mark}" for a, b, mark in zip(*names, marks, strict=True)]
         subtitle = f"{int((scored & correct).sum())} of {int(scored.sum())} correct"
     if several:
         subtitle, legend = f"{subtitle}  {_MANY_OUTLINES}".strip(), []

@@ -17,8 +17,7 @@ from medduet.data.audit.findings import (
     Audit,
     Finding,
     Severity,
-    image_table,
-    listed,
+    label_texts,
     of_images,
     of_set,
     split_numbers,
@@ -70,8 +69,10 @@ def audit(
         ((), ['few-test-images'])
     """
     duplicates = find_duplicates(images, cache, progress)
-    table = image_table(images)
-    masks_differ = mask_conflicts(images.pool(), duplicates)
+    pool, splits = images.pool(), np.array(SPLITS)[split_numbers(images)]
+    labels = label_texts(pool.labels, images.class_names)
+    table = pd.DataFrame({"image": pool.ids, "split": splits, "label": labels})
+    masks_differ = mask_conflicts(pool, duplicates)
     findings = [
         *leak_findings(images, duplicates),
         *conflict_findings(images, duplicates, masks_differ),
@@ -111,7 +112,7 @@ def class_findings(images: ImageSet) -> list[Finding]:
     counts, findings, few = class_counts(images), [], []
     for name, row in counts.iterrows():
         if lacking := [split for split in SPLITS if not row[split]]:
-            text = f"class {name} has no image in {listed(lacking)}."
+            text = f"class {name} has no image in {', '.join(lacking)}."
             findings.append(of_set("Missing class", "warning", text))
         if n := int(row["test"]):
             interval = stats.binomtest(n // 2, n).proportion_ci(method="wilson")
@@ -120,7 +121,7 @@ def class_findings(images: ImageSet) -> list[Finding]:
                 few.append(f"{name} (n = {n}, ±{100 * margin:.1f})")
     if few:
         text = f"the 95% interval of a recall of 50% is wider than ±{100 * _MAX_MARGIN:.0f} "
-        findings.append(of_set("Few test images", "note", f"{text}points for {listed(few)}."))
+        findings.append(of_set("Few test images", "note", f"{text}points for {', '.join(few)}."))
     return findings + _class_shifts(images, counts)
 
 
@@ -232,7 +233,7 @@ def mask_findings(images: ImageSet, progress: ProgressFactory | None = None) -> 
         unmasked = normal | ((pool.labels >= 0) & ~np.isin(pool.labels, pool.labels[filled]))
     at_border = border & filled & ~full
     share = at_border.sum() / max(filled.sum(), 1)
-    text = f" of class {listed(images.class_names[k] for k in normal_classes or [0])}"
+    text = f" of class {', '.join(images.class_names[k] for k in normal_classes)}"
     findings = [
         *of_images("Empty masks", "note", known & ~filled & ~unmasked, splits),
         *of_images("Masks without background", "warning", full, splits),
@@ -243,7 +244,7 @@ def mask_findings(images: ImageSet, progress: ProgressFactory | None = None) -> 
     for number, name in enumerate(images.mask_names[1:], start=1):
         present = set(splits[pixels[:, number] > 0].tolist())
         if lacking := [split for k, split in enumerate(SPLITS) if k not in present]:
-            text = f"mask class {name} does not occur in {listed(lacking)}."
+            text = f"mask class {name} does not occur in {', '.join(lacking)}."
             findings.append(of_set("Missing mask class", "warning", text))
     return findings
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -92,21 +92,6 @@ def split_numbers(images: ImageSet) -> NDArray[np.int64]:
     return np.repeat(np.arange(len(SPLITS)), [len(images.split(name)) for name in SPLITS])
 
 
-def image_table(images: ImageSet) -> pd.DataFrame:
-    """Return id, split and class of each image of the pool.
-
-    Example:
-        >>> import medduet
-        >>> image_table(medduet.open_images("phantom", size=16, count=20)).iloc[0].tolist()
-        ['train/0', 'train', 'ring']
-    """
-    pool = images.pool()
-    splits = np.array(SPLITS)[split_numbers(images)]
-    return pd.DataFrame(
-        {"image": pool.ids, "split": splits, "label": label_texts(pool.labels, images.class_names)}
-    )
-
-
 def label_texts(labels: NDArray[np.int64], class_names: Sequence[str]) -> NDArray[np.str_]:
     """Return labels ``(N,)``, or ``(N, K)`` of 0 and 1, as text; -1 is unknown.
 
@@ -167,9 +152,3 @@ def per_split(rows: NDArray[np.int64], splits: NDArray[np.int64]) -> str:
     """
     counts = np.bincount(splits[rows], minlength=len(SPLITS))
     return ", ".join(f"{n:,} {name}" for name, n in zip(SPLITS, counts, strict=True) if n)
-
-
-def listed(words: Iterable[str]) -> str:
-    """Return words as one phrase: ``"a"``, ``"a and b"``, ``"a, b and c"``."""
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last
