@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import TypedDict
 
 from medduet.config import TestTime
-from medduet.errors import MedDuetError, ModelError, closest
+from medduet.errors import MedDuetError, ModelError
 from medduet.models.base import DuetNetwork
 from medduet.models.normalize import Normalize
 from medduet.models.registry import create_model
@@ -20,7 +22,6 @@ from medduet.types import Outputs
 
 MAX_MEMBERS = 64
 _SHARED = ("in_channels", "num_classes", "dense_channels")
-
 _UPRIGHT = ((0, False), (0, True))
 _VIEWS: dict[TestTime, tuple[tuple[int, bool], ...]] = {
     "none": _UPRIGHT[:1],
@@ -32,11 +33,11 @@ _VIEWS: dict[TestTime, tuple[tuple[int, bool], ...]] = {
 
 
 class Ensemble(DuetNetwork):
-    """One network that says the mean of what its members say of each view of an image.
+    """One network that predicts the mean over its members and over views of an image.
 
     Probabilities are averaged, not scores: the softmax (sigmoid for several labels at once) of
     `class_logits` is the mean of the members', and so for the mask at each pixel. Reconstructions
-    are averaged as images. What is said of a mirrored or turned image is turned back first.
+    are averaged as images. Dense outputs of mirrored or turned images are turned back first.
 
     Args:
         members: networks with the same channels, classes and dense channels.
@@ -55,9 +56,9 @@ class Ensemble(DuetNetwork):
         >>> network.arguments["name"]
         'ensemble of 1 unet_var and 1 vovunet_var, test-time flip'
         >>> image = torch.rand(1, 1, 16, 16)
-        >>> said = [member.eval()(x).class_logits.softmax(1)
+        >>> each = [member.eval()(x).class_logits.softmax(1)
         ...     for member in members for x in (image, image.flip(3))]
-        >>> torch.allclose(network(image).class_logits.softmax(1), sum(said) / 4)
+        >>> torch.allclose(network(image).class_logits.softmax(1), sum(each) / 4)
         True
     """
 
@@ -74,35 +75,28 @@ class Ensemble(DuetNetwork):
             raise ModelError(
                 f"expected 1 to {MAX_MEMBERS} members of an ensemble, but got {len(members)}"
             )
-        if test_time not in _VIEWS:
-            hint = closest(str(test_time), get_args(TestTime))
-            raise ModelError(f"unknown test-time views '{test_time}': {hint}")
-        shared = {name: members[0].arguments[name] for name in _SHARED}
-        for member in members:
-            if isinstance(member, Ensemble):
-                raise ModelError("an ensemble can't be a member of another: give its members")
-            if any(member.arguments[name] != value for name, value in shared.items()):
-                raise ModelError(
-                    f"expected members with the same {', '.join(_SHARED)}, but got "
-                    f"{members[0].arguments} and {member.arguments}"
-                )
-        if not 0 <= mask_channels <= shared["dense_channels"]:
+        if any(isinstance(member, Ensemble) for member in members):
+            raise ModelError("an ensemble can't be a member of another: give its members")
+        sizes = [{name: member.arguments[name] for name in _SHARED} for member in members]
+        if any(each != sizes[0] for each in sizes) or not (
+            0 <= mask_channels <= sizes[0]["dense_channels"]
+        ):
             raise ModelError(
-                f"expected mask_channels of 0 to {shared['dense_channels']}, the dense channels, "
-                f"but got {mask_channels}"
+                f"expected members with the same {', '.join(_SHARED)} and mask_channels among the "
+                f"dense ones, but got {sizes} and mask_channels={mask_channels}"
             )
         self.members = nn.ModuleList(members)
-        self.normalize = Normalize(shared["in_channels"])
-        for own, first in zip(
-            self.normalize.buffers(), members[0].normalize.buffers(), strict=True
-        ):
-            own.copy_(first)
+        self.normalize = Normalize(sizes[0]["in_channels"])
+        self.normalize.load_state_dict(members[0].normalize.state_dict())
         self.multi_label, self.mask_channels = multi_label, mask_channels
         self.views = _VIEWS[test_time]
         self.min_side = max(member.min_side for member in members)
+        counts = Counter(member.arguments["name"] for member in members)
+        names = " and ".join(f"{count} {name}" for name, count in counts.items())
+        views = "" if test_time == "none" else f", test-time {test_time}"
         self.arguments = {
-            "name": _name(members, test_time),
-            **shared,
+            "name": f"ensemble of {names}{views}",
+            **sizes[0],
             "ensemble": [member.arguments for member in members],
             "test_time": test_time,
             "multi_label": multi_label,
@@ -120,12 +114,12 @@ class Ensemble(DuetNetwork):
         return [module for member in self._networks for module in member.decoder_modules]
 
     def forward(self, image: Tensor) -> Outputs:
-        """Return what the members say of ``(N, C, H, W)`` images on average, see `Ensemble`."""
+        """Return the mean predictions for ``(N, C, H, W)`` images, see `Ensemble`."""
         class_logits, masks, images = [], [], []
         for quarters, mirrored in self.views:
-            turned = self._turned(image, quarters, mirrored)
+            view = self._view(image, quarters, mirrored)
             for member in self._networks:
-                scores, dense = member(turned)
+                scores, dense = member(view)
                 if scores is not None:
                     class_logits.append(scores)
                 if dense is not None:
@@ -147,15 +141,15 @@ class Ensemble(DuetNetwork):
     def _classify(self, image: Tensor) -> Tensor | None:
         if not self.arguments["num_classes"]:
             return None
-        turned = [self._turned(image, *view) for view in self.views]
-        scores = [member.classify(view) for view in turned for member in self._networks]
+        views = [self._view(image, *view) for view in self.views]
+        scores = [member.classify(view) for view in views for member in self._networks]
         return _mean_scores(scores, self.multi_label)
 
     @property
     def _networks(self) -> list[DuetNetwork]:
         return list(self.members)  # type: ignore[arg-type]
 
-    def _turned(self, image: Tensor, quarters: int, mirrored: bool) -> Tensor:
+    def _view(self, image: Tensor, quarters: int, mirrored: bool) -> Tensor:
         """Return a view in the memory format that was set for the ensemble, not for its members."""
         return self.normalize.arranged(_mirrored(torch.rot90(image, quarters, (2, 3)), mirrored))
 
@@ -165,14 +159,7 @@ def _mirrored(image: Tensor, mirrored: bool) -> Tensor:
 
 
 def _mean_scores(scores: Sequence[Tensor], sigmoid: bool) -> Tensor:
-    """Return the scores ``(N, K, ...)`` whose sigmoid, or softmax over K, is the mean of theirs.
-
-    Example:
-        >>> scores = [torch.tensor([[0.0, 2.0]]), torch.tensor([[3.0, -1.0]])]
-        >>> mean = torch.stack(scores).softmax(dim=2).mean(dim=0)
-        >>> torch.allclose(_mean_scores(scores, sigmoid=False).softmax(dim=1), mean)
-        True
-    """
+    """Return the scores ``(N, K, ...)`` whose sigmoid, or softmax over K, is the mean of theirs."""
     all_scores = torch.stack(
         [each.to(torch.promote_types(each.dtype, torch.float)) for each in scores]
     )
@@ -182,10 +169,12 @@ def _mean_scores(scores: Sequence[Tensor], sigmoid: bool) -> Tensor:
     return all_scores.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(scores))
 
 
-def _name(members: Sequence[DuetNetwork], test_time: TestTime) -> str:
-    counts = Counter(member.arguments["name"] for member in members)
-    names = " and ".join(f"{count} {name}" for name, count in counts.items())
-    return f"ensemble of {names}" + ("" if test_time == "none" else f", test-time {test_time}")
+@with_config(ConfigDict(strict=True))
+class _Ensemble(TypedDict):
+    ensemble: list[dict[str, Any]]
+    test_time: TestTime
+    multi_label: bool
+    mask_channels: int
 
 
 def build_network(arguments: Any) -> DuetNetwork:
@@ -204,18 +193,19 @@ def build_network(arguments: Any) -> DuetNetwork:
         True
     """
     try:
-        if "ensemble" not in _mapping(arguments):
-            return _member(arguments)
-        options = {key: arguments[key] for key in ("multi_label", "mask_channels", "test_time")}
-        kinds = (bool, int, str)
-        if any(
-            type(value) is not kind for value, kind in zip(options.values(), kinds, strict=True)
-        ):
-            raise ModelError(f"expected settings of an ensemble, but got {options}")
-        members = arguments["ensemble"]
-        if not isinstance(members, list) or len(members) > MAX_MEMBERS:
-            raise ModelError(f"expected a list of up to {MAX_MEMBERS} members of an ensemble")
-        return Ensemble([_member(each) for each in members], **options)
+        if "ensemble" not in arguments:
+            return _build_one(arguments)
+        settings = TypeAdapter(_Ensemble).validate_python(arguments)
+        members = [_build_one(each) for each in settings["ensemble"][: MAX_MEMBERS + 1]]
+        return Ensemble(
+            members,
+            multi_label=settings["multi_label"],
+            mask_channels=settings["mask_channels"],
+            test_time=settings["test_time"],
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise ModelError(f"settings of the ensemble: {first['loc']}: {first['msg']}") from error
     except MedDuetError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -223,14 +213,8 @@ def build_network(arguments: Any) -> DuetNetwork:
         raise ModelError(f"the arguments of the network can't be used: {reason}") from error
 
 
-def _member(arguments: Any) -> DuetNetwork:
-    if "pretrained" in _mapping(arguments):
+def _build_one(arguments: dict[str, Any]) -> DuetNetwork:
+    if "pretrained" in arguments:
         raise ModelError("the arguments of a network that was saved can't ask for other weights")
     build: Callable[..., DuetNetwork] = create_model
     return build(**arguments)
-
-
-def _mapping(arguments: Any) -> Mapping[str, Any]:
-    if not isinstance(arguments, dict):
-        raise ModelError("expected the arguments of a network, but config.json has something else")
-    return arguments

@@ -102,30 +102,32 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
         >>> len(report.matched), report.not_in_file[0]
         (64, 'up.0.upsample.weight')
     """
+    from timm.models import adapt_input_conv
+
     file = _weights_file(bundle_folder(path))
     try:
-        found = load_file(file)
+        tensors = load_file(file)
     except (SafetensorError, OSError, *_DAMAGE) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{file} is not a safetensors file: {reason}") from error
-    own = network.state_dict()
-    named = max(_renamings(found), key=lambda names: len(own.keys() & names.keys()))
-    taken: dict[str, Tensor] = {}
-    adapted, other_shape = [], []
-    for name in own.keys() & named.keys():
+    state, channels = network.state_dict(), network.normalize.channels
+    renamed = [{prefix + name: tensors[name] for name in tensors} for prefix in _PREFIXES]
+    named = max(renamed, key=lambda names: len(state.keys() & names.keys()))
+    taken, adapted, other_shape = {}, [], []
+    for name in [name for name in state if name in named]:
         value = named[name]
-        if value.shape == own[name].shape:
+        if value.shape == state[name].shape:
             taken[name] = value
-        elif _is_first_convolution(value, own[name], network):
-            taken[name] = _adapt(value, network.normalize.channels)
+        elif _is_first_convolution(value, state[name], channels):
+            taken[name] = adapt_input_conv(channels, value)
             adapted.append(name)
         else:
             other_shape.append(name)
     if not taken:
         raise ModelError(
-            f"none of the {len(found)} tensors in {file} fits {network.arguments['name']}: the "
-            f"file has {', '.join(sorted(found)[:3])} and so on, the network "
-            f"{', '.join(sorted(own)[:3])} and so on"
+            f"none of the {len(tensors)} tensors in {file} fits {network.arguments['name']}: the "
+            f"file has {', '.join(sorted(tensors)[:3])} and so on, the network "
+            f"{', '.join(sorted(state)[:3])} and so on"
         )
     network.load_state_dict(taken, strict=False)
     normalization = getattr(network, "pretrained_normalization", None)
@@ -133,11 +135,11 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
         network.normalize.set(*normalization)
     return WeightsReport(
         path=str(path),
-        matched=[name for name in own if name in taken and name not in adapted],
+        matched=[name for name in taken if name not in adapted],
         adapted=adapted,
-        other_shape=[name for name in own if name in other_shape],
-        not_in_file=[name for name in own if name not in named],
-        not_in_network=sorted(name for name in named if name not in own),
+        other_shape=other_shape,
+        not_in_file=[name for name in state if name not in named],
+        not_in_network=sorted(name for name in named if name not in state),
     )
 
 
@@ -250,21 +252,9 @@ def _weights_file(path: Path) -> Path:
     )
 
 
-def _renamings(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Return the tensors under the names that our networks may have for them."""
-    return [{prefix + name: value for name, value in tensors.items()} for prefix in _PREFIXES]
-
-
-def _is_first_convolution(value: Tensor, own: Tensor, network: DuetNetwork) -> bool:
+def _is_first_convolution(value: Tensor, target: Tensor, channels: int) -> bool:
     """Whether only the number of image channels differs, in a kernel made for RGB."""
-    if value.ndim != 4 or own.ndim != 4:
+    if value.ndim != 4 or target.ndim != 4 or value.shape[0] != target.shape[0]:
         return False
-    rest = (value.shape[0], *value.shape[2:]) == (own.shape[0], *own.shape[2:])
-    return rest and value.shape[1] == 3 and own.shape[1] == network.normalize.channels
-
-
-def _adapt(kernel: Tensor, channels: int) -> Tensor:
-    from timm.models import adapt_input_conv
-
-    adapted: Tensor = adapt_input_conv(channels, kernel)
-    return adapted
+    same_kernel = value.shape[2:] == target.shape[2:]
+    return same_kernel and value.shape[1] == 3 and target.shape[1] == channels
