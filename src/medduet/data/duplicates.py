@@ -85,7 +85,7 @@ def find_duplicates(
     """
     duplicates = cached_duplicates(images, cache)
     if duplicates is None:
-        duplicates = search_duplicates(images.pool().images, progress=progress)
+        duplicates = search_duplicates(images.pool().images, progress)
         path = _cache_file(images, cache)
         with suppress(OSError), atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **vars(duplicates))
@@ -105,15 +105,8 @@ def _cache_file(images: ImageSet, cache: Path | None) -> Path:
     return cache_folder(cache) / "duplicates" / f"{images.fingerprint}-{_FORMAT}.npz"
 
 
-def search_duplicates(
-    images: Images, *, threshold: float = THRESHOLD, progress: ProgressFactory | None = None
-) -> Duplicates:
-    """Compare all images with each other.
-
-    Args:
-        images: ``(N, H, W)`` or ``(N, H, W, 3)`` uint8; read in chunks.
-        threshold: correlation of thumbnails.
-        progress: shows the progress of reading and comparison.
+def search_duplicates(images: Images, progress: ProgressFactory | None = None) -> Duplicates:
+    """Compare all images, ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, with each other.
 
     Example:
         >>> import medduet
@@ -125,7 +118,7 @@ def search_duplicates(
     first, vectors, flat = _describe(images, progress)
     is_first = first == np.arange(len(first))
     copies, distinct = np.flatnonzero(~is_first), np.flatnonzero(is_first & ~flat)
-    near, similarity = _near(vectors[torch.from_numpy(distinct)], threshold, progress)
+    near, similarity = _near(vectors[torch.from_numpy(distinct)], progress)
     pairs = np.concatenate([np.stack([first[copies], copies], axis=1), distinct[near]])
     similarity = np.concatenate([np.ones(len(copies), np.float32), similarity])
     exact = np.arange(len(pairs)) < len(copies)
@@ -154,7 +147,7 @@ def _describe(
 
 
 def _near(
-    vectors: Tensor, threshold: float, progress: ProgressFactory | None
+    vectors: Tensor, progress: ProgressFactory | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Return the pairs ``(P, 2)`` of near-duplicate rows, and their correlation."""
     count, mean = len(vectors), mean_vector(vectors)
@@ -166,7 +159,7 @@ def _near(
             candidates = []
             for b in range(a, count, _BLOCK):
                 product = vectors[a : a + _BLOCK] @ vectors[b : b + _BLOCK].T
-                similar = (product.triu(1) if a == b else product) > threshold
+                similar = (product.triu(1) if a == b else product) > THRESHOLD
                 candidates.append(similar.nonzero() + torch.tensor([a, b]))
                 advance(len(vectors[b : b + _BLOCK]))
             block = torch.cat(candidates)

@@ -21,8 +21,7 @@ UNKNOWN_MASK = -1
 _CARDS_PER_ROW = {1: 4, 2: 4, 3: 2}  # by the panels of a card
 _MARGIN, _TOP, _HEADING, _CAPTION = 0.18, 0.62, 0.18, 0.2  # inches
 _GUTTER = 0.14  # between cards, as a share of a panel
-_MAX_SIDE, _MAX_LEGEND = 2.2, 90  # inches; characters
-_MANY_OUTLINES = "one outline color per mask class"
+_MAX_SIDE = 2.2  # inches
 _HALO = patheffects.withStroke(linewidth=3.0, foreground="black", alpha=0.55)
 
 
@@ -60,7 +59,7 @@ def image_grid(
         title: of the figure.
         subtitle: below the title.
         wrong: for each card, whether it is framed as an error.
-        outlines: name and color of outlines, for the legend.
+        outlines: name and color of outlines, for a legend if there is room.
 
     Example:
         >>> images = np.zeros((2, 28, 28), dtype=np.uint8)
@@ -109,10 +108,8 @@ def _write_title(
     width, height = figure.get_size_inches()
     left, room = _MARGIN / width, int((width - 2 * _MARGIN) * 72 / (12 * 0.66))
     figure.text(left, 1 - 0.27 / height, shorten(title, room), fontsize=12, fontweight="bold")
-    if sum(len(name) + 8 for name, _ in outlines) + len(subtitle) > min(_MAX_LEGEND, 1.4 * room):
-        subtitle, outlines = f"{subtitle}  {_MANY_OUTLINES}".strip(), ()
     figure.text(left, 1 - 0.46 / height, subtitle, fontsize=8, color=GREY)
-    if outlines:
+    if outlines and sum(len(name) + 8 for name, _ in outlines) + len(subtitle) < 1.4 * room:
         handles = [Line2D([], [], color=color, label=name) for name, color in outlines]
         place = (left + 0.065 * len(subtitle) / width, 1 - 0.36 / height)
         style = {"borderpad": 0.0, "borderaxespad": 0.0, "handlelength": 1.5, "columnspacing": 1.0}
@@ -198,6 +195,5 @@ def prediction_grid(
         names = label_texts(labels, class_names), label_texts(predicted, class_names)
         headings = [f"{a}\n→ {b}{mark}" for a, b, mark in zip(*names, marks, strict=True)]
         subtitle = f"{int((scored & correct).sum())} of {int(scored.sum())} correct"
-    if several:
-        subtitle, legend = f"{subtitle}  {_MANY_OUTLINES}".strip(), []
-    return image_grid(panels, headings, title, subtitle, wrong=wrong, outlines=legend)
+    outlines = [] if several else legend
+    return image_grid(panels, headings, title, subtitle, wrong=wrong, outlines=outlines)

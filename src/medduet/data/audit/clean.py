@@ -9,9 +9,8 @@ within any split the first one stays. Exact duplicates with different labels are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +28,8 @@ _TEST = len(SPLITS) - 1
 _DROPPED = -1
 
 
-@dataclass(frozen=True, eq=False)
-class Cleaned:
-    """A set in a cleaned split.
-
-    Attributes:
-        images: the set in its new split; `medduet.data.splits.write_split` writes it.
-        changes: what was changed, one phrase each; empty if there was nothing to clean.
-    """
+class Cleaned(NamedTuple):
+    """A set in its cleaned split, and what was changed, one phrase each; none if it was clean."""
 
     images: ImageSet
     changes: tuple[str, ...]
