@@ -196,16 +196,6 @@ def test_one_size(tmp_path: Path) -> None:
         model(images(1, 32, 48))
 
 
-def test_half_as_large(bundle: Path, onnx: Path, tmp_path: Path) -> None:
-    record = export_bundle(bundle, tmp_path / "half", precision="float16", count=4)
-    half, whole = (ExportedModel(path) for path in (record.path, onnx))
-    image = images(2, 40, 32)
-    difference = np.abs(half(image).probability - whole(image).probability).max()
-    assert 0 < difference < 0.01
-    weights = sum(p.numel() for p in load(bundle).parameters())
-    assert (record.path / "model.onnx").stat().st_size < 3 * weights + 200_000
-
-
 QUANTIZE = """
 import sys
 from medduet import DataConfig, export_bundle

@@ -19,7 +19,6 @@ from PIL import Image
 import medduet
 from medduet import ConfigError, Interrupted, MissingFileError, Predictor, predict_files
 from medduet.cli import main
-from medduet.data.folders import images_and_masks
 from medduet.runs.bundle import save_bundle
 from medduet.utils.locks import exclusive
 from medduet.utils.palette import mask_color
@@ -133,17 +132,6 @@ def test_a_folder(bundle: Path, folder: Path, tmp_path: Path) -> None:
         2
     )
     assert nearer[mask == 1].all()
-
-
-def test_predicted_masks_are_a_set_to_train_on(bundle: Path, folder: Path, tmp_path: Path) -> None:
-    """Masks are called as their images, so that MedDuet reads both as a set."""
-    shutil.rmtree(folder / "ward b")
-    predict_files(bundle, [folder], tmp_path / "out")
-    shutil.copytree(folder, tmp_path / "set" / "images")
-    shutil.copytree(tmp_path / "out" / "masks", tmp_path / "set" / "masks")
-    found, drawn, faults = images_and_masks(tmp_path / "set")
-    assert len(found) == len(drawn) == 2
-    assert not faults
 
 
 def test_broken_files_are_told_and_the_rest_goes_on(
@@ -430,16 +418,6 @@ def test_no_two_results_share_a_name(bundle: Path, tmp_path: Path) -> None:
     paths = [path for row in table(tmp_path / "out") for path in row["dicom"].split(";") if path]
     assert len(paths) == len(set(paths)) == 3 + 2 + 2
     assert all((tmp_path / "out" / path).is_file() for path in paths)
-
-
-def test_dicom_without_a_preamble_gives_dicom(bundle: Path, tmp_path: Path) -> None:
-    pytest.importorskip("highdicom")
-    write_dicom(tmp_path / "scan.dcm")
-    content = (tmp_path / "scan.dcm").read_bytes()
-    start = content.index(b"\x08\x00\x08\x00CS")
-    (tmp_path / "scan.dcm").write_bytes(content[start:])
-    predict_files(bundle, [tmp_path / "scan.dcm"], tmp_path / "out")
-    assert table(tmp_path / "out")[0]["dicom"]
 
 
 def test_dicom_without_a_study_is_told(bundle: Path, tmp_path: Path) -> None:

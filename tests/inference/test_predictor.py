@@ -109,34 +109,6 @@ def test_paths_files_arrays_and_pillow_give_the_same(
     assert stretched.image.max() == 255
 
 
-@pytest.mark.parametrize(("channels", "shape"), [(1, (20, 30, 3)), (3, (20, 30)), (3, (20, 30, 3))])
-def test_colours_are_those_of_the_training(
-    channels: int, shape: tuple[int, ...], tmp_path: Path
-) -> None:
-    predictor = Predictor(bundle(tmp_path / "bundle", channels=channels))
-    image = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
-    answer = predictor(image)
-    Image.fromarray(image).save(tmp_path / "a.png")
-    assert predictor(tmp_path / "a.png").probabilities == answer.probabilities
-    assert answer.mask is not None
-    assert answer.mask.shape == (20, 30)
-    assert answer.image.ndim == (3 if channels == 3 and len(shape) == 3 else 2)
-
-
-def test_batches_do_not_change_answers(own: Path) -> None:
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 255, rng.integers(20, 60, 2), dtype=np.uint8) for _ in range(7)]
-    alone = [Predictor(own, batch_size=1)(image) for image in images]
-    together = list(Predictor(own, batch_size=3).predict(iter(images)))
-    for one, other in zip(alone, together, strict=True):
-        np.testing.assert_allclose(
-            list(one.probabilities.values()), list(other.probabilities.values()), atol=1e-5
-        )
-        assert one.mask is not None
-        assert other.mask is not None
-        assert (one.mask == other.mask).mean() > 0.99
-
-
 def test_threads_share_a_predictor(own: Path) -> None:
     predictor = Predictor(own, explain=True)
     rng = np.random.default_rng(0)
@@ -304,25 +276,6 @@ def test_abstention_and_coverage_that_can_not_be_had(tmp_path: Path) -> None:
     dense = bundle(tmp_path / "dense", classes=0)
     with pytest.raises(ConfigError, match="no class head: leave --min-confidence"):
         Predictor(dense, min_confidence=0.5)
-
-
-@pytest.mark.parametrize("kind", ["tiff", "jpeg", "png"])
-def test_a_turned_file_is_the_same_however_it_is_given(
-    own: Path, tmp_path: Path, kind: str
-) -> None:
-    image = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30).astype(np.uint8))
-    exif = Image.Exif()
-    exif[274] = 6
-    path = tmp_path / f"a.{kind}"
-    # Packed, as Pillow 13 turns a TIFF that is not packed twice when it is asked for its pixels.
-    image.save(path, exif=exif, **({"compression": "tiff_lzw"} if kind == "tiff" else {}))
-    predictor = Predictor(own)
-    by_path = predictor(path)
-    with Image.open(path) as opened:
-        by_image = predictor(opened)
-    assert by_path.image.shape == (30, 20)
-    np.testing.assert_array_equal(by_path.image, by_image.image)
-    assert by_path.probabilities == by_image.probabilities
 
 
 def test_an_ensemble_is_explained_by_its_members() -> None:

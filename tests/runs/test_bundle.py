@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import medduet
-from medduet import MissingFileError, ModelError, RunRecord, create_model, load, load_bundle
+from medduet import MissingFileError, ModelError, RunRecord, create_model, load
 from medduet.runs.bundle import save_bundle
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
@@ -65,23 +65,6 @@ def test_a_run_and_its_bundle_are_the_same_network(finished_run: RunRecord) -> N
     recorded = [float(row.split(",")[column]) for row in rows[1:]]
     probability = outputs[0].class_logits.softmax(dim=1)[:, 0].tolist()
     assert probability == pytest.approx(recorded, abs=1e-6)
-
-
-def test_config_says_what_is_needed(finished_run: RunRecord) -> None:
-    config = read_json(finished_run.path / "bundle" / "config.json")
-    assert load_bundle(finished_run.path).config.to_json() == config
-    assert config["precision"] == "float32"
-    assert config["class_names"] == ["normal", "smooth", "spiculated", "ring"]
-    assert config["mask_names"] == ["background", "lesion"]
-    assert config["network"]["width"] == 2
-    assert config["layout"] == {"mask_classes": 2, "image_channels": 1}
-    assert config["preprocessing"]["size"] == [16, 16]
-    assert (config["preprocessing"]["mean"], config["preprocessing"]["std"]) == ([0.5], [0.5])
-    images = medduet.open_images("phantom", size=16, count=40)
-    assert config["data"]["fingerprint"] == images.fingerprint
-    assert config["versions"]["medduet"] == medduet.__version__
-    assert config["metrics"]["selection"] == "validation-selected"
-    assert config["multi_label"] is False
 
 
 def test_the_card_s_code_runs(finished_run: RunRecord) -> None:

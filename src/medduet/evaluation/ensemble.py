@@ -192,22 +192,18 @@ def _combined(bundles: Sequence[ModelBundle], tta: TestTime) -> ModelBundle:
     buffers = network.normalize.named_buffers()
     normalisation = {name: buffer.flatten().tolist() for name, buffer in buffers}
     assert first.preprocessing is not None
-    config = BundleConfig(
-        network=NetworkArguments.model_validate(network.arguments),
-        class_names=first.class_names,
-        mask_names=first.mask_names,
-        multi_label=first.multi_label,
-        layout=first.layout,
-        preprocessing=first.preprocessing.model_copy(update=normalisation),
-        precision=first.precision,
-        data=first.data,
-        # Neither the numbers nor the calibration of a member hold for the ensemble.
-        metrics={
+    changes = {
+        "network": NetworkArguments.model_validate(network.arguments),
+        "preprocessing": first.preprocessing.model_copy(update=normalisation),
+        "weights_sha256": None,
+        # Neither the numbers nor the calibration nor the detector of a member hold for all.
+        "metrics": {
             "seed": [each.get("seed") for each in metrics],
             "selection": metrics[0].get("selection"),
             "selected_epoch": [each.get("selected_epoch") for each in metrics],
         },
-        members=[bundle.config.weights_sha256 or "" for bundle in bundles],
-        versions={"medduet": __version__, "torch": torch.__version__},
-    )
-    return ModelBundle(network, config)
+        **dict.fromkeys(("calibration", "calibration_missing", "calibrated_on", "ood")),
+        "members": [bundle.config.weights_sha256 for bundle in bundles],
+        "versions": {"medduet": __version__, "torch": torch.__version__},
+    }
+    return ModelBundle(network, first.model_copy(update=changes))
