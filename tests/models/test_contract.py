@@ -52,30 +52,22 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("channels", "heads"), [(1, "both"), (3, "class"), (1, "dense")])
 @pytest.mark.parametrize("name", NAMES)
 def test_shapes(name: str, channels: int, heads: str) -> None:
     classes, dense = HEADS[heads]
     network = build(name, channels, classes, dense).eval()
-    for side in (28, 33, 64, 224):
-        image = torch.randint(0, 256, (1, channels, side, side), dtype=torch.uint8)
+    for height, width in ((28, 28), (33, 50), (224, 224)):
+        image = torch.randint(0, 256, (1, channels, height, width), dtype=torch.uint8)
         with torch.inference_mode():
             outputs = network(image)
         assert (outputs.class_logits is None) == (not classes)
         assert (outputs.dense is None) == (not dense)
-        for head, shape in zip(outputs, [(1, classes), (1, dense, side, side)], strict=True):
+        for head, shape in zip(outputs, [(1, classes), (1, dense, height, width)], strict=True):
             if head is not None:
                 assert head.shape == shape
                 assert head.dtype == torch.float32
                 assert torch.isfinite(head).all()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_sides_may_differ(name: str) -> None:
-    outputs = build(name).eval()(torch.rand(1, 1, 33, 50))
-    assert outputs.class_logits.shape == (1, 3)
-    assert outputs.dense.shape == (1, 2, 33, 50)
 
 
 @pytest.mark.parametrize("heads", HEADS)
@@ -159,6 +151,7 @@ def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
             assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_torch_export_gives_the_same(name: str) -> None:
     network = build(name).eval()
@@ -195,31 +188,6 @@ def test_without_class_head_it_cannot_classify(name: str) -> None:
         build(name, classes=0).classify(torch.rand(1, 1, 32, 32))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_weights_follow_the_seed(name: str) -> None:
-    states = []
-    for seed in (5, 5, 6):
-        torch.manual_seed(seed)
-        states.append(build(name).state_dict())
-    first, same, other = states
-    assert all(torch.equal(value, same[key]) for key, value in first.items())
-    assert not all(torch.equal(value, other[key]) for key, value in first.items())
-
-
-@pytest.mark.parametrize("name", QUICK)
-def test_a_training_step_follows_the_seed(name: str) -> None:
-    network = build(name)
-    image = torch.rand(4, 1, 32, 32)
-    gradients = []
-    for _ in range(2):
-        torch.manual_seed(3)
-        network.zero_grad()
-        outputs = network(image)
-        (outputs.class_logits.square().sum() + outputs.dense.square().sum()).backward()
-        gradients.append([p.grad.clone() for p in network.parameters() if p.requires_grad])
-    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
-
-
 def global_state() -> dict[str, Any]:
     root = logging.getLogger()
     return {
@@ -237,7 +205,7 @@ def global_state() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["vovunet_var", "timm:resnet18", "smp:unet/resnet18"])
 def test_it_prints_nothing_and_leaves_global_state_alone(
     name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

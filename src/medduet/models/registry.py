@@ -88,20 +88,6 @@ PAPER_CLASSIFIERS: dict[str, str] = {
 }
 """The classifiers in the authors' runs of VovUnet_Var, by their names here."""
 
-_SMP_PAPERS = {
-    "unet": "arXiv:1505.04597",
-    "unetplusplus": "arXiv:1807.10165",
-    "manet": "doi:10.1109/ACCESS.2020.3025372",
-    "linknet": "arXiv:1707.03718",
-    "fpn": "arXiv:1612.03144",
-    "pspnet": "arXiv:1612.01105",
-    "deeplabv3": "arXiv:1706.05587",
-    "deeplabv3plus": "arXiv:1802.02611",
-    "pan": "arXiv:1805.10180",
-    "upernet": "arXiv:1807.10221",
-    "segformer": "arXiv:2105.15203",
-    "dpt": "arXiv:2103.13413",
-}
 _SMP_EXAMPLES = ("smp:unet/resnet34", "smp:fpn/tu-convnext_tiny")
 
 

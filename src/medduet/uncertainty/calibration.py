@@ -1,4 +1,4 @@
-"""Calibrated probabilities of a trained network, prediction sets, and when to abstain.
+"""Calibrated probabilities of a trained network, and prediction sets.
 
 Everything works on probabilities, in numpy alone, so that networks that run without torch have it
 too. All of it is fitted on the validation split and saved in the bundle.
@@ -16,12 +16,11 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax
 
 from medduet.errors import ConfigError, DataError, ModelError
-from medduet.metrics.calibration import confidence
 from medduet.metrics.inputs import check_predictions
 from medduet.types import UNKNOWN_LABEL
 
 PERCENT = range(50, 100)
-"""The coverages, and the accuracies of what is answered, that can be asked for."""
+"""The coverages that can be asked for."""
 FEWEST = 20
 """Images with a known label that a calibration needs."""
 COLDEST, HOTTEST = 0.05, 20.0
@@ -34,7 +33,7 @@ _Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
 class Calibration(BaseModel):
-    """Temperature, conformal thresholds and confidence thresholds of a network with K classes.
+    """Temperature and conformal thresholds of a network with K classes.
 
     It stands in the ``config.json`` of a bundle, which may be a stranger's, and so is checked.
 
@@ -42,8 +41,6 @@ class Calibration(BaseModel):
         temperature: divides the logits; above 1 for an overconfident network.
         set_thresholds: 50 rows of K, for each coverage of `PERCENT` the calibrated probability from
             which on a class is in the set; 0 where it always is.
-        min_confidence: 50 values, for each accuracy of `PERCENT` the confidence below which no
-            answer is given; ``None`` where no threshold reaches that accuracy.
         counts: validation images of each of the K classes.
         n: validation images with a known label.
         multi_label: whether an image may carry several labels.
@@ -56,16 +53,11 @@ class Calibration(BaseModel):
         >>> calibrated = calibration.calibrate([[0.98, 0.01, 0.01], [0.50, 0.46, 0.04]])
         >>> calibration.sets(calibrated, 0.9).astype(int).tolist()
         [[1, 0, 0], [1, 1, 0]]
-        >>> calibration.abstains(calibrated, calibration.threshold(0.85)).tolist()
-        [False, True]
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     temperature: float = Field(ge=COLDEST, le=HOTTEST, allow_inf_nan=False)
     set_thresholds: list[list[_Probability]] = Field(
-        min_length=len(PERCENT), max_length=len(PERCENT)
-    )
-    min_confidence: list[_Probability | None] = Field(
         min_length=len(PERCENT), max_length=len(PERCENT)
     )
     counts: list[_Count] = Field(min_length=1, max_length=10_000)
@@ -129,11 +121,9 @@ class Calibration(BaseModel):
         p = _scaled(p, temperature, multi_label)
         has = truth == 1 if multi_label else truth[:, None] == np.arange(p.shape[1])
         scores = [np.sort(p[has[:, k], k])[::-1] for k in range(p.shape[1])]
-        correct = ((p > 0.5) == (truth == 1)) if multi_label else p.argmax(axis=1) == truth
         return cls(
             temperature=temperature,
             set_thresholds=_set_thresholds(scores).tolist(),
-            min_confidence=_min_confidence(confidence(p, multi_label)[labelled], correct[labelled]),
             counts=has.sum(axis=0).tolist(),
             n=n,
             multi_label=multi_label,
@@ -164,51 +154,10 @@ class Calibration(BaseModel):
             ModelError: another number of classes, or what is no probability.
         """
         p = self._checked(calibrated)
-        chosen: NDArray[np.bool_] = p >= self.set_thresholds[_row(coverage, "a coverage")]
+        chosen: NDArray[np.bool_] = p >= self.set_thresholds[_row(coverage)]
         if not self.multi_label and len(p):
             np.put_along_axis(chosen, p.argmax(axis=1)[:, None], True, axis=1)
         return chosen
-
-    def threshold(self, accuracy: float) -> float:
-        """Return the least confidence at which the answered validation images were that accurate.
-
-        It is the lowest threshold that leaves `FEWEST` answers at least with that accuracy on the
-        validation split, which promises nothing for other images.
-
-        Args:
-            accuracy: 0.5 to 0.99, rounded up to the next hundredth.
-
-        Raises:
-            ConfigError: an accuracy outside, or one that no threshold reaches.
-        """
-        threshold = self.min_confidence[_row(accuracy, "an accuracy")]
-        if threshold is None:
-            raise ConfigError(
-                f"no threshold reaches an accuracy of {accuracy:g} on the {self.n} validation "
-                "images: ask for less"
-            )
-        return threshold
-
-    def abstains(self, calibrated: ArrayLike, min_confidence: float) -> NDArray[np.bool_]:
-        """Return for which images no answer should be given.
-
-        Args:
-            calibrated: ``(N, K)``, what `calibrate` returns.
-            min_confidence: needed for an answer, such as that of `threshold`. Confidence is the
-                largest probability; multi-label, that of each label or of its absence.
-
-        Returns:
-            ``(N,)`` bool; ``(N, K)`` for multi-label sets.
-
-        Raises:
-            ConfigError: `min_confidence` is not between 0 and 1.
-            ModelError: another number of classes, or what is no probability.
-        """
-        if not 0 <= min_confidence <= 1:
-            raise ConfigError(
-                f"expected a confidence from 0 to 1, given {min_confidence:g}; type 0.8"
-            )
-        return confidence(self._checked(calibrated), self.multi_label) < min_confidence
 
     def _checked(self, probability: ArrayLike) -> Array:
         p = np.asarray(probability, dtype=np.float64)
@@ -222,11 +171,11 @@ class Calibration(BaseModel):
         return p
 
 
-def _row(share: float, what: str) -> int:
-    """Return the row of `PERCENT` of a share, rounded up."""
-    if not PERCENT[0] <= 100 * share <= PERCENT[-1]:
-        raise ConfigError(f"expected {what} from 0.50 to 0.99, given {share:g}")
-    return math.ceil(100 * share - 1e-9) - PERCENT[0]
+def _row(coverage: float) -> int:
+    """Return the row of `PERCENT` of a coverage, rounded up."""
+    if not PERCENT[0] <= 100 * coverage <= PERCENT[-1]:
+        raise ConfigError(f"expected a coverage from 0.50 to 0.99, given {coverage:g}")
+    return math.ceil(100 * coverage - 1e-9) - PERCENT[0]
 
 
 def _logits(p: Array, multi_label: bool) -> Array:
@@ -281,19 +230,3 @@ def _set_thresholds(scores: list[Array]) -> Array:
             of = shared if rank < pooled else scores[k]
             row[k] = of[place(of)] if place(of) < len(of) else 0.0
     return np.minimum.accumulate(thresholds, axis=0)
-
-
-def _min_confidence(confidence: Array, correct: NDArray[np.bool_]) -> list[float | None]:
-    order = np.argsort(-confidence, kind="stable")
-    falling = confidence[order]
-    accuracy = np.cumsum(correct[order]) / np.arange(1, len(order) + 1)
-    # A threshold answers all images of equal confidence, and some images at least.
-    last = np.append(falling[1:] < falling[:-1], True)
-    last[: FEWEST - 1] = False
-    thresholds: list[float | None] = [None] * len(PERCENT)
-    for row, percent in enumerate(PERCENT):
-        reached = np.flatnonzero(last & (100 * accuracy >= percent - 1e-9))
-        if len(reached):
-            everything = reached[-1] == len(order) - 1
-            thresholds[row] = 0.0 if everything else float(falling[reached[-1]])
-    return thresholds

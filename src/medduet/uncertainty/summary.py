@@ -1,4 +1,4 @@
-"""What a calibration gives on images that it was not fitted on: coverage of sets, abstention."""
+"""Calibration error and coverage of prediction sets on images that were not used for the fit."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medduet.errors import ConfigError
-from medduet.metrics.calibration import (
-    BINS,
-    Reliability,
-    confidence,
-    reliability,
-)
+from medduet.metrics.calibration import BINS, Reliability, reliability
 from medduet.metrics.inputs import check_predictions
 from medduet.metrics.intervals import bounds, number, wilson
 from medduet.types import UNKNOWN_LABEL
@@ -22,8 +16,6 @@ from medduet.uncertainty.calibration import Calibration
 
 COVERAGES = (0.8, 0.9, 0.95)
 """Coverages whose sets are evaluated."""
-ACCURACIES = (0.9, 0.95)
-"""Accuracies whose abstention is evaluated."""
 
 Array = NDArray[np.float64]
 
@@ -45,8 +37,7 @@ def calibration_summary(
     Returns:
         ``ece_before`` and ``ece_after`` with their ``reliability``; ``sets``, by coverage: the
         share of the ``n`` images whose true class is in the set, its Wilson interval and the mean
-        ``size`` of the sets, and the same ``per_class`` over the images of each; ``abstention``,
-        by accuracy on validation: the share ``answered``, and the accuracy there. Multi-label sets
+        ``size`` of the sets, and the same ``per_class`` over the images of each. Multi-label sets
         count pairs of image and label, and give no interval over all of them, since those of one
         image depend on each other.
     """
@@ -66,10 +57,6 @@ def calibration_summary(
         "sets": {
             f"{coverage:.2f}": _sets(calibration, truth, calibrated, coverage, class_names)
             for coverage in COVERAGES
-        },
-        "abstention": {
-            f"{accuracy:.2f}": _abstention(calibration, truth, calibrated, accuracy)
-            for accuracy in ACCURACIES
         },
     }
 
@@ -102,29 +89,6 @@ def _sets(
         **_share(int(covered.sum()), int(has.sum()), dependent=multi_label),
         "size": number(size.mean()) if len(size) else None,
         "per_class": per_class,
-    }
-
-
-def _abstention(
-    calibration: Calibration, truth: NDArray[np.int64], calibrated: Array, accuracy: float
-) -> dict[str, Any] | None:
-    try:
-        threshold = calibration.threshold(accuracy)
-    except ConfigError:  # the network never reaches that accuracy
-        return None
-    multi_label, labelled = calibration.multi_label, truth != UNKNOWN_LABEL
-    answered = (confidence(calibrated, multi_label) >= threshold) & labelled
-    if multi_label:
-        correct = (calibrated > 0.5) == (truth == 1)
-    else:
-        correct = calibrated.argmax(axis=1) == truth
-    share = _share(int((correct & answered).sum()), int(answered.sum()), dependent=multi_label)
-    return {
-        "min_confidence": threshold,
-        "answered": number(answered.sum() / max(labelled.sum(), 1)),
-        "n": share["n"],
-        "accuracy": share["coverage"],
-        "accuracy_interval": share["coverage_interval"],
     }
 
 
