@@ -4,7 +4,8 @@ A page is Markdown that GitHub shows as it is. What only the site has stands in 
 
 - a comment that begins with a fence, such as a toctree, is read as if it were no comment;
 - ``<!-- commands -->`` becomes the help of every command;
-- ``<!-- names: MODULE -->`` becomes the documentation of the public names of that module, and
+- ``<!-- names: MODULE -->`` becomes the documentation of the public names of that module (its
+  ``__all__``, or what it defines), and
   ``<!-- names: MODULE.NAME ... -->`` of these names alone.
 """
 
@@ -142,7 +143,12 @@ def names(wanted: str) -> str:
     if len(words) > 1 or importlib.util.find_spec(words[0]) is None:
         return "\n\n".join(described(word) for word in words)
     module = importlib.import_module(words[0])
-    listed = sorted(module.__all__, key=str.lower)
+    defined = (
+        own
+        for own, value in vars(module).items()
+        if not own.startswith("_") and getattr(value, "__module__", None) == words[0]
+    )
+    listed = sorted(getattr(module, "__all__", defined), key=str.lower)
     known = [name for name in listed if module is not medduet and name in medduet.__all__]
     parts = [described(f"{words[0]}.{name}") for name in listed if name not in known]
     if known:
@@ -203,10 +209,12 @@ def bare(annotation: Any) -> Any:
 
 def home_of(module_name: str, own: str) -> str:
     """Return the module that gives a name to a package."""
-    tree = ast.parse(Path(str(importlib.import_module(module_name).__file__)).read_text())
+    path = Path(str(importlib.import_module(module_name).__file__))
+    stub = path.with_suffix(".pyi")
+    tree = ast.parse((stub if stub.exists() else path).read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and own in {alias.name for alias in node.names}:
-            home = str(node.module)
+            home = f"{module_name}.{node.module}" if node.level else str(node.module)
             return home if own in assigned(home) else home_of(home, own)
     return module_name
 
