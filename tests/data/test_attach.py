@@ -109,8 +109,13 @@ def test_each_image_gets_its_own_mask(
 
 
 def test_the_arrays_of_the_target_are_kept(phantoms: ImageSet, tmp_path: Path) -> None:
+    known = np.ones(len(phantoms.train), bool)
+    known[[3, 5]] = False
+    source = replace(phantoms, train=replace(phantoms.train, has_mask=known))
     target = _target(tmp_path / "small.npz", phantoms, 28)
-    attach_masks(target, phantoms, tmp_path / "out.npz")
+    attached = attach_masks(target, source, tmp_path / "out.npz")
+    assert np.flatnonzero(_states(attached) == "no mask").tolist() == [3, 5]
+    assert not open_images(str(tmp_path / "out.npz")).train.known_masks[[3, 5]].any()
     with np.load(target) as old, np.load(tmp_path / "out.npz") as new:
         for key in old:
             assert old[key].dtype == new[key].dtype
@@ -193,16 +198,6 @@ def test_a_picture_with_two_masks_is_ambiguous(phantoms: ImageSet, tmp_path: Pat
     written = open_images(str(tmp_path / "out.npz")).train
     assert not written.known_masks[sick].any()
     assert written.known_masks[healthy].all()
-
-
-def test_a_source_image_without_mask_gives_none(phantoms: ImageSet, tmp_path: Path) -> None:
-    known = np.ones(len(phantoms.train), bool)
-    known[[3, 5]] = False
-    source = replace(phantoms, train=replace(phantoms.train, has_mask=known))
-    target = _target(tmp_path / "small.npz", phantoms, 28)
-    attached = attach_masks(target, source, tmp_path / "out.npz")
-    assert np.flatnonzero(_states(attached) == "no mask").tolist() == [3, 5]
-    assert not open_images(str(tmp_path / "out.npz")).train.known_masks[[3, 5]].any()
 
 
 def test_mistakes(phantoms: ImageSet, tmp_path: Path) -> None:

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from medduet import ImageSet, open_images
+from medduet import open_images
 from medduet.data.duplicates import (
     MAX_PAIRS_PER_IMAGE,
-    Duplicates,
     cached_duplicates,
     find_duplicates,
     search_duplicates,
@@ -128,32 +127,6 @@ def test_the_search_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert np.array_equal(again.pairs, found.pairs)
     next((tmp_path / "duplicates").iterdir()).write_bytes(b"damaged")
     assert cached_duplicates(images, tmp_path) is None
-
-
-def _crossing(images: ImageSet, found: Duplicates) -> np.ndarray:
-    split = np.repeat([0, 1, 2], [len(images.split(name)) for name in ("train", "val", "test")])
-    return found.pairs[split[found.pairs[:, 0]] != split[found.pairs[:, 1]]]
-
-
-def test_real_ultrasound(shared_data: Path, tmp_path: Path) -> None:
-    images = open_images(str(shared_data / "busi_seg_64.npz"), cache=tmp_path)
-    pool = images.pool()
-    found = search_duplicates(pool.images)
-    assert len(_crossing(images, found)) == 0
-    groups = found.groups(len(pool))
-    mixed = [group for group in set(groups.tolist()) if len(set(pool.labels[groups == group])) > 1]
-    assert len(mixed) == 8
-    assert np.isin(groups, mixed).sum() == 19
-
-
-def test_real_xrays(shared_data: Path, tmp_path: Path) -> None:
-    path = shared_data / "pneumoniamnist_28_reassembled.npz"
-    images = open_images(str(path), cache=tmp_path)
-    found = search_duplicates(images.pool().images)
-    crossing = _crossing(images, found)
-    assert len(set(crossing[:, 0].tolist())) == 8  # images of train that are in val, too
-    assert len(found.pairs) - found.exact.sum() <= 2
-    assert 4708 - len({image.tobytes() for image in images.train.images[:]}) == 18
 
 
 @pytest.mark.parametrize(("films", "frames"), [(40, 10), (20, 20)])

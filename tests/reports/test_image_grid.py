@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from typing import Any
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -107,13 +104,3 @@ def test_mask_classes_are_named_where_there_is_room(names: int, named: bool) -> 
     figure = image_grid(panels, ["", ""], "title", outlines=outlines)
     assert ("organ 0" in texts(figure)) == named
     assert inside(figure)
-
-
-def test_equal_grids_make_equal_files() -> None:
-    def drawn() -> bytes:
-        file = io.BytesIO()
-        options: Any = {"format": "png", "dpi": 40, "metadata": {"Software": None}}
-        image_grid([Panel("", images(2), disc(2))], ["a", "b"], "title").savefig(file, **options)
-        return file.getvalue()
-
-    assert drawn() == drawn()
