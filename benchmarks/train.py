@@ -139,12 +139,14 @@ def stepper(name: str, size: int, batch: int) -> tuple[Callable[[], None], Any]:
     from torch.nn import functional as F
 
     from medduet import TrainConfig, create_model
-    from medduet.training.fabric import configure_network, launch_fabric
+    from medduet.models.inference import prepare_network
+    from medduet.training.fabric import launch_fabric
 
     config = TrainConfig(device="cpu")
     fabric = launch_fabric(config)
     network = create_model("vovunet_var", in_channels=3, num_classes=8, dense_channels=3)
-    configure_network(fabric, network, (size, size))
+    prepare_network(network, fabric.device, (size, size), fabric.strategy.precision.precision)
+    network.train()
     image = network.normalize(torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8))
     network.normalize = torch.nn.Identity()  # type: ignore[assignment]
     model = network if name == PEERS[0] else build(name)

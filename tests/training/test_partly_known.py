@@ -70,8 +70,8 @@ def check(run: Path, data: str, *, val: bool, test: bool) -> None:
     for name, known in (("val", val), ("test", test)):
         split, found = images.split(name), read_json(run / "metrics.json")[name]
         labelled = (split.labels.reshape(len(split), -1) >= 0).any(axis=1)
-        assert (found["n"], found["dice_n"]) == (labelled.sum(), split.known_masks.sum())
-        assert (found["accuracy"] is not None) == (found["dice"] is not None) == known
+        assert (found["n"], found.get("dice_n", 0)) == (labelled.sum(), split.known_masks.sum())
+        assert (found["accuracy"] is not None) == (found.get("dice") is not None) == known
         assert found["mse"] > 0
     with np.load(run / "samples.npz") as samples:
         assert len(samples["index"]) == 8
@@ -138,7 +138,7 @@ def test_two_processes_with_known_halves(make_config: MakeConfig, tmp_path: Path
 def test_balance_twice_is_refused(make_config: MakeConfig, tmp_path: Path) -> None:
     weighed = {"tasks": ["classify"], "class_weights": "balanced"}
     config = make_config(tmp_path / "run", objective=weighed, train={"sampling": "balanced"})
-    with pytest.raises(ConfigError, match=r"count rare classes twice: leave one out$"):
+    with pytest.raises(ConfigError, match=r"count rare classes twice"):
         medduet.train(config)
     images = open_images("phantom", size=16, count=20)
     np.savez(
@@ -153,6 +153,6 @@ def test_balance_twice_is_refused(make_config: MakeConfig, tmp_path: Path) -> No
         objective={"tasks": ["segment"]},
         train={"sampling": "balanced"},
     )
-    with pytest.raises(ConfigError, match=r"masks has 0 class\(es\): give --train"):
+    with pytest.raises(ConfigError, match=r"draws each class as often, but there are no"):
         medduet.train(config)
     assert not (tmp_path / "run").exists()

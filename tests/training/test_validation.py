@@ -364,9 +364,9 @@ def test_processes_with_other_splits_are_refused_in_each(
     split.write_text(text.replace(",val", ",x").replace(",test", ",val").replace(",x", ",test"))
     torchrun(2, str(tmp_path / "script.py"), str(trained_by_two), str(tmp_path))
     expected = (
-        "expected the same images and split of phantom in all 2 processes, given others in process "
-        "1 than in 0: give them one shared cache by --data.cache, or a split by --data.split "
-        "FILE.csv"
+        "expected the same images and split of phantom in all 2 processes, but process 1 has "
+        "others than process 0: give them one shared cache by --data.cache, or a split by "
+        "--data.split FILE.csv"
     )
     for rank in range(2):
         assert read_json(tmp_path / f"errors {rank}.json") == [expected, expected]

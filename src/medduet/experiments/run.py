@@ -23,13 +23,14 @@ from medduet.data.sources import open_images
 from medduet.data.splits import write_split
 from medduet.errors import ConfigError, DownloadError, MedDuetError, StorageError, TrainingError
 from medduet.models.cost import Cost, network_cost
+from medduet.models.inference import prepare_network
 from medduet.models.weights import WeightsReport
 from medduet.reports.run import draw_run
 from medduet.runs.bundle import save_bundle
 from medduet.runs.environment import describe_data, describe_environment
 from medduet.runs.folder import RunFolder, validation_selected
 from medduet.training.experiment import Experiment
-from medduet.training.fabric import configure_network, deterministic, launch_fabric
+from medduet.training.fabric import deterministic, launch_fabric
 from medduet.training.final import (
     EVALUATED,
     evaluate_selected,
@@ -131,7 +132,9 @@ def train(
     fresh = folder is None or not folder.checkpoint("last").is_file()
     with fabric.rank_zero_first():
         network, weights = build_network(config, data, layout, fresh)
-    choices = configure_network(fabric, network, data.size)
+    precision = str(fabric.strategy.precision.precision)
+    memory_format = prepare_network(network, fabric.device, data.size, precision)
+    choices = {"precision": precision, "memory_format": memory_format}
     folder = folder or _create_folder(fabric, config, data)
     objective = build_objective(config, data, layout)
     stop = stop or threading.Event()
@@ -147,9 +150,7 @@ def train(
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise TrainingError(
-                f"out of memory: make room, then go on with: {resume_command}"
-            ) from error
+            raise TrainingError(f"out of memory; go on with: {resume_command}") from error
     return RunRecord(folder.path, config, metrics)
 
 

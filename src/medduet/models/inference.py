@@ -104,19 +104,28 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     return torch.autocast(device.type, dtype=_DTYPES[precision])
 
 
-def prepare_network(network: DuetNetwork, device: torch.device, size: tuple[int, int]) -> None:
+def prepare_network(
+    network: DuetNetwork, device: torch.device, size: tuple[int, int], precision: str = "32-true"
+) -> str:
     """Bring a network to a device, in evaluation mode, and arrange memory as suits the device.
+
+    On a CPU the process then keeps the memory that it frees, see `keep_freed_memory`.
 
     Args:
         network: is changed in place.
         device: see `medduet.utils.devices.find_device`.
         size: height and width of the images in pixels.
+        precision: that it computes in, as Lightning calls it.
+
+    Returns:
+        The memory format, ``"contiguous"`` or ``"channels_last"``.
     """
     network.to(device).eval()
-    chosen = best_memory_format(device.type, "32-true", max(size))
+    chosen = best_memory_format(device.type, precision, max(size))
     network.normalize.memory_format = {
         "contiguous": torch.contiguous_format,
         "channels_last": torch.channels_last,
     }[chosen]
     if device.type == "cpu":
         keep_freed_memory()
+    return chosen

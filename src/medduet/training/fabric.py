@@ -5,11 +5,11 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric, wrappers
@@ -18,12 +18,9 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 
 from medduet.config import TrainConfig
 from medduet.errors import ConfigError
-from medduet.models.base import DuetNetwork
 from medduet.utils.devices import (
-    best_memory_format,
     best_precision,
     find_device,
-    keep_freed_memory,
 )
 
 _PATIENCE = timedelta(days=1)
@@ -60,31 +57,6 @@ def launch_fabric(config: TrainConfig) -> Fabric:
     return fabric
 
 
-def configure_network(
-    fabric: Fabric, network: DuetNetwork, size: tuple[int, int]
-) -> dict[str, Any]:
-    """Let `network` and this process compute as suits the device; call it before the first batch.
-
-    On a CPU the process then keeps the memory that it frees, see `keep_freed_memory`.
-
-    Args:
-        fabric: device and precision.
-        network: whose images are brought into the memory format.
-        size: height and width of the images in pixels.
-
-    Returns:
-        What was chosen, for the records of the run.
-    """
-    kind, precision = fabric.device.type, fabric.strategy.precision.precision
-    memory_format = best_memory_format(kind, precision, max(size))
-    network.normalize.memory_format = {
-        "contiguous": torch.contiguous_format,
-        "channels_last": torch.channels_last,
-    }[memory_format]
-    kept = kind == "cpu" and keep_freed_memory()
-    return {"precision": precision, "memory_format": memory_format, "keeps_freed_memory": kept}
-
-
 def _leave() -> None:
     """Leave the other processes: gloo's threads, if they outlive Python, may abort the process."""
     if torch.distributed.is_initialized():
@@ -114,10 +86,7 @@ def _join_again(kind: str, world_size: int) -> None:
 
 @contextmanager
 def deterministic(fabric: Fabric, wanted: bool) -> Iterator[None]:
-    """Let a GPU compute the same each time, if that is `wanted`.
-
-    Operations that have no such way raise torch's error. CPUs compute so anyway.
-    """
+    """Let a GPU compute the same each time, if that is `wanted`; CPUs do so anyway."""
     if not wanted or fabric.device.type != "cuda":
         yield
         return
@@ -146,17 +115,10 @@ def gradients_by_hand() -> Iterator[None]:
         wrappers._in_fabric_backward = before
 
 
-def peak_memory(device: torch.device) -> float | None:
-    """Return the most memory that this process has held so far, in GB: on the GPU, else of all.
-
-    ``None`` on a CPU under Windows, which has no such count.
-    """
+def peak_memory(device: torch.device) -> float:
+    """Return the most memory that this process has held so far, in GB: on the GPU, else of all."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
-    if sys.platform == "win32":
-        return None
-    import resource
-
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
 
