@@ -5,8 +5,8 @@ from .classification import accuracy as accuracy
 from .classification import balanced_accuracy as balanced_accuracy
 from .classification import classification_metrics as classification_metrics
 from .classification import confusion_matrix as confusion_matrix
+from .classification import correct_predictions as correct_predictions
 from .classification import macro_f1 as macro_f1
-from .classification import right_answers as right_answers
 from .dense import dice_per_class as dice_per_class
 from .dense import hd95_per_class as hd95_per_class
 from .dense import iou_per_class as iou_per_class

@@ -44,7 +44,7 @@ def accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False
     return nan_mean([nan_mean(column[known]) for column, known in columns])
 
 
-def right_answers(
+def correct_predictions(
     label: ArrayLike, probability: ArrayLike, multi_label: bool = False
 ) -> NDArray[np.bool_]:
     """Return which predictions are correct, as `accuracy` counts them; False where unknown.
@@ -52,7 +52,7 @@ def right_answers(
     ``(N,)``, or ``(N, K)`` for multi-label sets. Args and Raises as for `accuracy`.
 
     Example:
-        >>> right_answers([0, 1, -1], [[0.9, 0.1], [0.7, 0.3], [0.5, 0.5]]).tolist()
+        >>> correct_predictions([0, 1, -1], [[0.9, 0.1], [0.7, 0.3], [0.5, 0.5]]).tolist()
         [True, False, False]
     """
     return _correct(label, probability, multi_label)[0]

@@ -1,4 +1,4 @@
-"""Tests of methods over repeats: seeds, data sets, and one test for each of several seeds."""
+"""Tests of methods over repeats: seeds, data sets, and Holm's correction."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ class OverSeeds(NamedTuple):
         difference: mean of a minus b.
         interval: its 95% interval by the paired t test; NaN for fewer than two seeds.
         p: of the paired t test; NaN also if all differences are the same.
-        p_wilcoxon: of Wilcoxon's signed-rank test.
-        smallest_p: the least that Wilcoxon's can be with so few seeds, 2^(1 - n).
+        p_wilcoxon: of Wilcoxon's signed-rank test, 2^(1 - n) at least.
         d_z: Cohen's, mean over standard deviation of the differences; NaN where p is.
         n: seeds.
     """
@@ -34,7 +33,6 @@ class OverSeeds(NamedTuple):
     interval: Interval
     p: float
     p_wilcoxon: float
-    smallest_p: float
     d_z: float
     n: int
 
@@ -46,25 +44,22 @@ def over_seeds(a: ArrayLike, b: ArrayLike) -> OverSeeds:
 
     Example:
         >>> test = over_seeds([0.80, 0.82, 0.81], [0.78, 0.79, 0.80])
-        >>> round(test.difference, 3), test.n, test.smallest_p
+        >>> round(test.difference, 3), test.n, test.p_wilcoxon
         (0.02, 3, 0.25)
     """
     first, second = check_pairs(a, b)
     if first.ndim != 1 or not np.isfinite(first - second).all():
         raise DataError("expected finite scores (n,), one per seed; leave out incomplete seeds")
-    apart, n = np.round(first - second, DECIMALS), len(first)
-    difference = float(apart.mean())
-    if n < 2:
-        return OverSeeds(difference, UNDEFINED, _NAN, _NAN, 1.0, _NAN, n)
-    p_wilcoxon = _wilcoxon(apart).p
-    if np.ptp(apart) == 0:
-        return OverSeeds(difference, UNDEFINED, _NAN, p_wilcoxon, 2.0 ** (1 - n), _NAN, n)
-    test = stats.ttest_rel(apart, np.zeros(n))
+    differences, n = np.round(first - second, DECIMALS), len(first)
+    mean = float(differences.mean())
+    p_wilcoxon = _wilcoxon(differences)[0] if n > 1 else _NAN
+    if n < 2 or np.ptp(differences) == 0:
+        return OverSeeds(mean, UNDEFINED, _NAN, p_wilcoxon, _NAN, n)
+    test = stats.ttest_1samp(differences, 0.0)
     bounds = test.confidence_interval(CONFIDENCE)
+    d_z = mean / float(differences.std(ddof=1))
     interval = float(bounds.low), float(bounds.high)
-    d_z = difference / float(apart.std(ddof=1))
-    p = float(test.pvalue)
-    return OverSeeds(difference, interval, p, p_wilcoxon, 2.0 ** (1 - n), d_z, n)
+    return OverSeeds(mean, interval, float(test.pvalue), p_wilcoxon, d_z, n)
 
 
 class PairOverSets(NamedTuple):
@@ -94,8 +89,7 @@ class OverSets(NamedTuple):
 
     Attributes:
         mean_ranks: one per method; 1 is best, ties share their ranks.
-        friedman: statistic of Friedman's test; NaN for two methods.
-        friedman_p: its p.
+        friedman_p: of Friedman's test; NaN for two methods.
         critical_difference: by which the mean ranks of two methods must differ in Nemenyi's test
             at 5%.
         pairs: every pair of methods.
@@ -105,7 +99,6 @@ class OverSets(NamedTuple):
     """
 
     mean_ranks: tuple[float, ...]
-    friedman: float
     friedman_p: float
     critical_difference: float
     pairs: tuple[PairOverSets, ...]
@@ -131,32 +124,28 @@ def over_sets(scores: ArrayLike) -> OverSets:
         ((1.0, 2.25, 2.75), 0.125, 0.125)
     """
     score: NDArray[np.float64] = np.asarray(scores, dtype=np.float64).round(DECIMALS)
-    if score.ndim != 2 or len(score) < 1 or score.shape[1] < 2:
-        raise DataError(f"expected scores (sets, methods >= 2), given {score.shape}")
-    if not np.isfinite(score).all():
+    if score.ndim != 2 or len(score) < 1 or score.shape[1] < 2 or not np.isfinite(score).all():
         raise DataError(
-            "expected a score of every method on every set; leave out the sets or methods that "
-            "are incomplete"
+            f"expected finite scores (sets, methods >= 2), given {score.shape}; leave out the sets "
+            "or methods that are incomplete"
         )
     sets, methods = score.shape
     couples = list(combinations(range(methods), 2))
     tests = [_wilcoxon(np.round(score[:, i] - score[:, j], DECIMALS)) for i, j in couples]
-    corrected = holm([test.p for test in tests])
-    friedman, friedman_p = _friedman(score)
-    smallest = 2.0 ** (1 - sets)
+    corrected = holm([p for p, _ in tests])
     q = float(stats.studentized_range.ppf(CONFIDENCE, methods, np.inf)) / np.sqrt(2)
+    smallest = 2.0 ** (1 - sets)
     return OverSets(
-        tuple(stats.rankdata(-score, axis=1).mean(axis=0).tolist()),
-        friedman,
-        friedman_p,
-        float(q * np.sqrt(methods * (methods + 1) / (6 * sets))),
-        tuple(
-            PairOverSets(i, j, float((score[:, i] - score[:, j]).mean()), t.p, p, t.effect)
-            for (i, j), t, p in zip(couples, tests, corrected, strict=True)
+        mean_ranks=tuple(stats.rankdata(-score, axis=1).mean(axis=0).tolist()),
+        friedman_p=_friedman(score),
+        critical_difference=float(q * np.sqrt(methods * (methods + 1) / (6 * sets))),
+        pairs=tuple(
+            PairOverSets(i, j, float((score[:, i] - score[:, j]).mean()), p, p_holm, effect)
+            for (i, j), (p, effect), p_holm in zip(couples, tests, corrected, strict=True)
         ),
-        smallest,
-        min(1.0, smallest * len(couples)),
-        sets,
+        smallest_p=smallest,
+        smallest_p_holm=min(1.0, smallest * len(couples)),
+        sets=sets,
     )
 
 
@@ -167,21 +156,19 @@ def holm(p_values: ArrayLike) -> list[float]:
         >>> holm([0.01, float("nan"), 0.04])
         [0.02, nan, 0.04]
     """
-    p = np.asarray(p_values, dtype=np.float64)
-    known = ~np.isnan(p)
-    if known.any():
-        p = p.copy()
-        p[known] = multipletests(p[known], method="holm")[1]
+    p = np.array(p_values, dtype=np.float64)
+    defined = ~np.isnan(p)
+    if defined.any():
+        p[defined] = multipletests(p[defined], method="holm")[1]
     return [float(value) for value in p]
 
 
 def merge_p(p_values: ArrayLike) -> float:
-    """Return one p value for a test that was repeated, as over seeds: twice the median, at most 1.
+    """Return one p value for a test that was repeated over seeds: twice the median, at most 1.
 
-    It is valid however the tests depend on each other, and they do where networks of several seeds
-    answer the same images: Rueger's inequality; see Vovk and Wang 2020, doi:10.1093/biomet/asaa027,
-    and for means Rueschendorf 1982 (Adv. Appl. Probab. 14:623). A single value stays; NaN among
-    others counts as 1; without any value it is NaN.
+    Valid however the tests depend on each other (Rueger's inequality; Vovk and Wang 2020,
+    doi:10.1093/biomet/asaa027). A single value stays; NaN beside others counts as 1; without any
+    value it is NaN.
 
     Example:
         >>> merge_p([0.01, 0.02, 0.6]), merge_p([0.03])
@@ -193,25 +180,17 @@ def merge_p(p_values: ArrayLike) -> float:
     return float(p[0]) if len(p) == 1 else min(1.0, 2 * float(np.median(np.nan_to_num(p, nan=1.0))))
 
 
-class _Wilcoxon(NamedTuple):
-    p: float
-    effect: float
+def _wilcoxon(differences: NDArray[np.float64]) -> tuple[float, float]:
+    """Return p and rank-biserial correlation of rounded differences, so that equal ones tie."""
+    if not differences.any():
+        return 1.0, 0.0
+    p = float(stats.wilcoxon(differences).pvalue)
+    differences = differences[differences != 0]
+    ranks = stats.rankdata(np.abs(differences))
+    return p, float((ranks * np.sign(differences)).sum() / ranks.sum())
 
 
-def _wilcoxon(apart: NDArray[np.float64]) -> _Wilcoxon:
-    """Test differences that are rounded already, so that equal ones tie."""
-    if not apart.any():
-        return _Wilcoxon(1.0, 0.0)
-    p = float(stats.wilcoxon(apart).pvalue)
-    apart = apart[apart != 0]
-    ranks = stats.rankdata(np.abs(apart))
-    return _Wilcoxon(p, float((ranks * np.sign(apart)).sum() / ranks.sum()))
-
-
-def _friedman(score: NDArray[np.float64]) -> tuple[float, float]:
+def _friedman(score: NDArray[np.float64]) -> float:
     if score.shape[1] < 3:
-        return _NAN, _NAN
-    if not np.ptp(score, axis=1).any():
-        return 0.0, 1.0
-    test = stats.friedmanchisquare(*score.T)
-    return float(test.statistic), float(test.pvalue)
+        return _NAN
+    return float(stats.friedmanchisquare(*score.T).pvalue) if np.ptp(score, axis=1).any() else 1.0

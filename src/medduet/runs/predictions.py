@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.errors import DataError, MissingFileError
-from medduet.metrics.classification import right_answers
+from medduet.metrics.classification import correct_predictions
 from medduet.types import UNKNOWN_LABEL
 from medduet.utils.files import write_text
 from medduet.utils.parsing import misread
@@ -115,7 +115,7 @@ class Predictions:
         """In the shape of `label`: whether the predicted class is right; False where unknown."""
         if self.label is None or self.probability is None:
             return None
-        return right_answers(self.label, self.probability, self.multi_label)
+        return correct_predictions(self.label, self.probability, self.multi_label)
 
     @property
     def mean_dice(self) -> Floats | None:

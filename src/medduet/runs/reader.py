@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.errors import ConfigError, DataError, MissingFileError
-from medduet.metrics.classification import right_answers
+from medduet.metrics.classification import correct_predictions
 from medduet.types import UNKNOWN_LABEL
 from medduet.utils.parsing import csv_rows, misread, read_object, read_objects
 
@@ -95,7 +95,7 @@ def _from_columns(cells: Mapping[str, tuple[str, ...]]) -> SplitPredictions:
         several = "label" not in cells
         label = (table("label_", classes) if several else table("", ["label"])[:, 0]).astype(int)
         probability = table("probability_", classes)
-        right = right_answers(label, probability, several)
+        right = correct_predictions(label, probability, several)
     if "has_mask" in cells and (masks := names("dice_")):
         has_mask = table("", ["has_mask"]) > 0
         dice = np.where(has_mask, table("dice_", masks), np.nan)
