@@ -129,10 +129,10 @@ class DataConfig(Frozen):
 
     @field_validator("fractions")
     @classmethod
-    def _are_shares(cls, given: tuple[float, float, float]) -> tuple[float, float, float]:
-        if min(given) <= 0:
+    def _are_shares(cls, fractions: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(fractions) <= 0:
             raise ValueError("expected three shares above 0 for train, val and test")
-        return given
+        return fractions
 
     @model_validator(mode="after")
     def _has_the_fold(self) -> DataConfig:
@@ -250,7 +250,7 @@ class TrainConfig(Frozen):
 
 
 class EvaluateConfig(Frozen):
-    """How the network is judged."""
+    """How the network is evaluated."""
 
     protocol: Literal["honest", "paper"] = "honest"
     """honest: the epoch is selected on val. paper: also the best test epoch, labelled so."""
@@ -352,8 +352,8 @@ def describe(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
     for item in error.errors()[:_MOST_FINDINGS]:
         place = ".".join(str(part) for part in item["loc"]) or "top level"
         if item["type"] == "extra_forbidden":
-            known = known_keys(item["loc"][:-1], root)
-            findings.append(f"unknown key {place}: {closest(str(item['loc'][-1]), known)}")
+            names = known_keys(item["loc"][:-1], root)
+            findings.append(f"unknown key {place}: {closest(str(item['loc'][-1]), names)}")
         else:
             message = item["msg"].removeprefix("Value error, ")
             findings.append(f"{place}: {message} (got {reprlib.repr(item['input'])})")

@@ -79,8 +79,8 @@ def one_line(text: str, longest: int = _LONGEST) -> str:
     return "".join(each if each.isprintable() else "?" for each in line)
 
 
-def closest(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Return a sentence with the known names closest to `name`, or all, and what to do `otherwise`.
+def closest(name: str, choices: Iterable[str], otherwise: str = "") -> str:
+    """Return a sentence with the choices closest to `name`, or all, and what to do `otherwise`.
 
     Example:
         >>> closest("vovunet_vra", ["vovunet_var", "unet_var"])
@@ -90,24 +90,24 @@ def closest(name: str, known: Iterable[str], otherwise: str = "") -> str:
         >>> closest("zzz", ["demo", "paper"], "give the path of a .yaml file")
         'known: demo, paper; or give the path of a .yaml file'
     """
-    names, name = sorted(known), name[:_COMPARED]
+    names, name = sorted(choices), name[:_COMPARED]
     if near := difflib.get_close_matches(name, names, n=3, cutoff=0.7):
         return f"did you mean {' or '.join(near)}?" + (f" Or {otherwise}" if otherwise else "")
     return f"known: {', '.join(names)}" + (f"; or {otherwise}" if otherwise else "")
 
 
-def five_closest(name: str, known: Mapping[str, str]) -> str:
+def five_closest(name: str, choices: Mapping[str, str]) -> str:
     """Return a sentence with the five names closest to `name`, however far they are.
 
     Args:
         name: what was given.
-        known: what it is compared with, and for each what to type.
+        choices: what it is compared with, and for each what to type.
 
     Example:
         >>> names = {"unet": "unet", "resnet18": "timm:resnet18", "vgg11": "timm:vgg11"}
         >>> five_closest("resnet", names)
         'the closest are timm:resnet18, unet and timm:vgg11'
     """
-    near = difflib.get_close_matches(name[:_COMPARED], sorted(known), n=5, cutoff=0.0)
-    shown = [known[each] for each in near]
+    near = difflib.get_close_matches(name[:_COMPARED], sorted(choices), n=5, cutoff=0.0)
+    shown = [choices[each] for each in near]
     return f"the closest are {', '.join(shown[:-1])} and {shown[-1]}"

@@ -31,7 +31,7 @@ class Feed:
     Args:
         fabric: its device is used.
         split: whose images, labels and masks are given.
-        how: ``"plain"``, ``"ahead"`` or ``"resident"``, as said above; ``None`` for what suits.
+        how: ``"plain"``, ``"ahead"`` or ``"resident"``, see above; ``None`` chooses.
 
     Example:
         >>> import medduet
@@ -43,7 +43,7 @@ class Feed:
 
     def __init__(self, fabric: Fabric, split: Split, how: str | None = None) -> None:
         self.fabric, self.split = fabric, split
-        self.how = how or _what_suits(fabric.device, split)
+        self.how = how or _choose(fabric.device, split)
         self._whole = _whole(split, fabric) if self.how == "resident" else None
 
     def batches(self, indices: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
@@ -84,7 +84,7 @@ class Feed:
             return batch.apply(Tensor.pin_memory)
 
 
-def _what_suits(device: torch.device, split: Split) -> str:
+def _choose(device: torch.device, split: Split) -> str:
     if device.type != "cuda":
         return "plain"
     size = len(split) * int(np.prod(split.images.shape[1:])) * (2 if split.masks is not None else 1)
@@ -101,5 +101,5 @@ def _whole(split: Split, fabric: Fabric) -> Batch:
 
 
 def _gather(whole: Batch, index: Tensor) -> Batch:
-    parts = whole.apply(lambda part: part[index])
-    return parts if parts.mask is None else parts._replace(mask=parts.mask.long())
+    batch = whole.apply(lambda values: values[index])
+    return batch if batch.mask is None else batch._replace(mask=batch.mask.long())

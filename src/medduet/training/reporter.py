@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Reporter:
-    """Is told how a run goes on; this one stays silent. The command line has one that draws."""
+    """Gets the progress of a run; this one is silent, that of the command line draws it."""
 
     def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
         """Epoch `epoch` of `epochs` starts, with so many steps."""

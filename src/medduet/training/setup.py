@@ -32,10 +32,9 @@ def check_same_images(fabric: Fabric, data: ImageSet, folder: RunFolder | None =
         ConfigError: in every process, if any two differ.
     """
     digest = hashlib.sha256(data.fingerprint.encode()).digest()
-    own = torch.tensor([*digest], device=fabric.device)
-    gathered = fabric.all_gather(own)
+    gathered = fabric.all_gather(torch.tensor([*digest], device=fabric.device))
     assert isinstance(gathered, torch.Tensor)
-    gathered = gathered.reshape(-1, len(own))
+    gathered = gathered.reshape(-1, len(digest))
     if different := (gathered != gathered[0]).any(dim=1).nonzero().flatten().tolist():
         raise ConfigError(
             f"expected the same images and split of {data.name} in all {len(gathered)} "

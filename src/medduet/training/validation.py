@@ -267,14 +267,14 @@ def summarize(
 
 
 def mask_summary(predictions: Predictions, bootstrap: int) -> dict[str, Any]:
-    """Return the metrics of the masks of images whose true mask is known."""
-    known, present = predictions.has_mask, predictions.mask_present
-    assert known is not None
+    """Return the metrics of the masks of images with a true mask."""
+    has_mask, present = predictions.has_mask, predictions.mask_present
+    assert has_mask is not None
     assert present is not None
     scores = (getattr(predictions, name) for name in ("dice", "iou", "hd95"))
-    dice, iou, hd95 = (None if values is None else values[known] for values in scores)
+    dice, iou, hd95 = (None if values is None else values[has_mask] for values in scores)
     assert dice is not None
     assert iou is not None
     return metrics.segmentation_summary(
-        dice, iou, hd95, present[known], predictions.mask_names, bootstrap=bootstrap
+        dice, iou, hd95, present[has_mask], predictions.mask_names, bootstrap=bootstrap
     )

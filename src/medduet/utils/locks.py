@@ -1,4 +1,4 @@
-"""Files by which a process tells others that it works on something."""
+"""Lock files: which process works on something."""
 
 from __future__ import annotations
 
