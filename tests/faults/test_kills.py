@@ -50,7 +50,7 @@ CLOCKS = ("seconds", "images_per_second", "peak_memory_gb")
 SERVER = """
 import json, os, signal, sys, time
 import medduet, medduet.experiments.run, medduet.inference.folder
-import medduet.inference.export_bundle, medduet.evaluation.calibrate
+import medduet.inference.export, medduet.evaluation.calibrate
 import kornia.augmentation, monai.losses, medduet.cli.display.progress, medduet.experiments.grid
 import medduet.evaluation.ensemble, medduet.reports.page
 from medduet.cli import main
