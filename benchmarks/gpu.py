@@ -303,7 +303,7 @@ def converge(data: Path | None, scale: Scale, device: str, deadline: float) -> l
                     "train": medduet.TrainConfig(
                         epochs=scale.epochs,
                         learning_rate=3e-4,
-                        clip=1.0,
+                        grad_clip=1.0,
                         augment="flip",
                         patience=20,
                         seed=seed,

@@ -19,8 +19,7 @@ from medduet.models.base import DuetNetwork
 from medduet.training.memory import checkpoint_activations, split_batch
 from medduet.training.reporter import Reporter
 from medduet.types import Batch, Outputs
-from medduet.utils.devices import best_memory_format, best_precision, evaluation_batch_size
-from medduet.utils.parsing import read_json
+from medduet.utils.devices import evaluation_batch_size
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -41,16 +40,6 @@ def make_network(channels: int, name: str = "vovunet_var", width: int | None = 4
     options = {} if width is None else {"width": width}
     torch.manual_seed(0)
     return create_model(name, in_channels=channels, num_classes=3, dense_channels=2, **options)
-
-
-def test_a_run_records_what_was_chosen(make_config: MakeConfig, tmp_path: Path) -> None:
-    train = {"epochs": 1, "precision": "auto", "device": "cpu"}
-    run = medduet.train(make_config(tmp_path / "run", train=train)).path
-    chosen = read_json(run / "environment.json")["training"]
-    precision = best_precision("cpu")
-    assert chosen["precision"] == precision
-    assert chosen["memory_format"] == best_memory_format("cpu", precision, 16)
-    assert read_json(run / "config.json")["train"]["precision"] == "auto"
 
 
 @pytest.mark.parametrize("chosen", [torch.contiguous_format, torch.channels_last])

@@ -100,7 +100,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("balance", ["sum", "uncertainty", "dwa"])
+@pytest.mark.parametrize("balance", ["sum", "dwa"])
 def test_a_step_waits_for_nothing(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, balance: str
 ) -> None:
