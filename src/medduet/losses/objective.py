@@ -51,7 +51,7 @@ class Objective(nn.Module):
 
         Args:
             outputs: of the network for ``batch.image``.
-            batch: the images and what is known of them.
+            batch: the images and their labels and masks.
             normalized: ``(N, C, H, W)`` the images as the network normalises them.
         """
         terms: dict[Task, PerImage] = {}
@@ -111,6 +111,6 @@ def balanced_weights(label: Tensor, num_classes: int) -> Tensor:
     if label.ndim == 2:
         positive, negative = (label == 1).sum(dim=0), (label == 0).sum(dim=0)
         return torch.where(positive > 0, negative / positive.clamp(min=1), 0.0)
-    known = label[label != UNKNOWN_LABEL]
-    count = torch.bincount(known, minlength=num_classes)
-    return torch.where(count > 0, len(known) / (num_classes * count.clamp(min=1)), 0.0)
+    labelled = label[label != UNKNOWN_LABEL]
+    count = torch.bincount(labelled, minlength=num_classes)
+    return torch.where(count > 0, len(labelled) / (num_classes * count.clamp(min=1)), 0.0)

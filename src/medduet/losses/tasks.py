@@ -41,23 +41,23 @@ def classification_loss(logits: Tensor, label: Tensor, class_weight: Tensor | No
         >>> loss.loss[0].item(), loss.weight.tolist()
         (0.6931471824645996, [1.0, 0.0])
     """
-    known = label != UNKNOWN_LABEL
+    labelled = label != UNKNOWN_LABEL
     weight = classification_weight(label, class_weight).to(logits.dtype)
     label = label.clamp(min=0)
     if label.ndim == 2:
         each = F.binary_cross_entropy_with_logits(
             logits, label.to(logits.dtype), pos_weight=class_weight, reduction="none"
         )
-        return PerImage((each * known).sum(dim=1) / known.sum(dim=1).clamp(min=1), weight)
+        return PerImage((each * labelled).sum(dim=1) / labelled.sum(dim=1).clamp(min=1), weight)
     return PerImage(F.cross_entropy(logits, label, reduction="none"), weight)
 
 
 def classification_weight(label: Tensor, class_weight: Tensor | None) -> Tensor:
     """Return ``(N,)`` float, what each image weighs in the `classification_loss`."""
-    known = label != UNKNOWN_LABEL
+    labelled = label != UNKNOWN_LABEL
     if label.ndim == 2:
-        return known.any(dim=1).float()
-    return known.float() if class_weight is None else known * class_weight[label.clamp(min=0)]
+        return labelled.any(dim=1).float()
+    return labelled.float() if class_weight is None else labelled * class_weight[label.clamp(min=0)]
 
 
 def reconstruction_loss(image: Tensor, normalized: Tensor) -> PerImage:
@@ -83,7 +83,7 @@ def segmentation_loss(
     Args:
         dense: ``(N, D, H, W)`` output of the network.
         mask: ``(N, H, W)`` int64 mask class.
-        has_mask: ``(N,)`` bool; images whose mask is not known weigh zero.
+        has_mask: ``(N,)`` bool; images whose mask is unknown weigh zero.
         layout: which channels of `dense` are mask logits.
     """
     from monai.losses import DiceLoss  # slow to import, and only masks need it

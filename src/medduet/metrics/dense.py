@@ -76,8 +76,8 @@ def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
         with warnings.catch_warnings():
             # MONAI 1.6 warns of its own deprecated argument.
             warnings.simplefilter("ignore", FutureWarning)
-            found = compute_hausdorff_distance(*outlines, include_background=True, percentile=95)
-        distance[defined] = found[:, 0].double()
+            hd95 = compute_hausdorff_distance(*outlines, include_background=True, percentile=95)
+        distance[defined] = hd95[:, 0].double()
     return distance
 
 
@@ -117,10 +117,10 @@ def reconstruction_errors(
     return {"mse": mse.cpu(), "psnr": psnr.cpu(), "ssim": ssim.cpu()}
 
 
-def _check_shapes(predicted: Tensor, truth: Tensor, wanted: str) -> None:
-    if predicted.shape != truth.shape or predicted.ndim != len(wanted.split()):
+def _check_shapes(predicted: Tensor, truth: Tensor, shape: str) -> None:
+    if predicted.shape != truth.shape or predicted.ndim != len(shape.split()):
         given = f"{tuple(predicted.shape)} and {tuple(truth.shape)}"
-        raise DataError(f"expected predicted and true of one shape {wanted}, given {given}")
+        raise DataError(f"expected predicted and true of one shape {shape}, given {given}")
 
 
 def _check_masks(predicted: Tensor, truth: Tensor, num_classes: int) -> None:

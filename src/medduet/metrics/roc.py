@@ -32,7 +32,10 @@ def auc_per_class(
         [0.75, 0.75]
     """
     truth, score = check_predictions(label, probability, multi_label)
-    return [_area(has[known], score[known, k]) for k, has, known in _classes(truth, score.shape[1])]
+    return [
+        _area(has[labelled], score[labelled, k])
+        for k, has, labelled in _classes(truth, score.shape[1])
+    ]
 
 
 def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
@@ -57,7 +60,7 @@ def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> 
     """
     truth, score = check_predictions(label, probability, multi_label)
     columns = _averaged(truth, score.shape[1])
-    areas = [_area(has[known], score[known, k]) for k, has, known in columns]
+    areas = [_area(has[labelled], score[labelled, k]) for k, has, labelled in columns]
     return float(np.mean(areas)) if areas else _NAN
 
 
@@ -87,7 +90,7 @@ def auc_interval(label: ArrayLike, probability: ArrayLike, multi_label: bool = F
         return UNDEFINED
     if area in (0.0, 1.0):
         columns = _averaged(truth, seeds.shape[2])
-        fewest = min(min(has.sum(), (known & ~has).sum()) for _, has, known in columns)
+        fewest = min(min(has.sum(), (labelled & ~has).sum()) for _, has, labelled in columns)
         bound = float(((1 - CONFIDENCE) / 2) ** (1 / fewest))
         return (bound, 1.0) if area else (0.0, 1 - bound)
     half = _Z * _standard_error(truth, influence) / (area * (1 - area))
@@ -186,7 +189,7 @@ def _check_seeds(
 def _classes(
     truth: Integers, num_classes: int
 ) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Give each class with the images that have it, and those of which it is known."""
+    """Give each class with the images that have it, and those whose label is known."""
     for k in range(num_classes):
         column = truth[:, k] if truth.ndim == 2 else truth
         yield k, column == (1 if truth.ndim == 2 else k), column != UNKNOWN_LABEL
@@ -213,12 +216,12 @@ def _mean_influence(truth: Integers, seeds: Floats) -> tuple[float, Floats]:
     columns = _averaged(truth, seeds.shape[2])
     areas, total = [], np.zeros(len(truth))
     for score in seeds:
-        for k, has, known in columns:
-            positive, negative = has & known, known & ~has
-            areas.append(_area(has[known], score[known, k]))
+        for k, has, labelled in columns:
+            positive, negative = has & labelled, labelled & ~has
+            areas.append(_area(has[labelled], score[labelled, k]))
             if np.isnan(areas[-1]):
                 continue
-            ranks, inside = stats.rankdata(score[known, k]), has[known]
+            ranks, inside = stats.rankdata(score[labelled, k]), has[labelled]
             above = (ranks[inside] - stats.rankdata(score[positive, k])) / negative.sum()
             below = 1 - (ranks[~inside] - stats.rankdata(score[negative, k])) / positive.sum()
             total[positive] += (above - above.mean()) / positive.sum()

@@ -20,8 +20,8 @@ class DuetNetwork(nn.Module):
     """A network with a class head, a dense head, or both.
 
     Attributes:
-        normalize: takes the images as they are given to the network, gives what it computes on;
-            the reconstruction is judged against it.
+        normalize: from images in [0, 1] or bytes to the network's input, which is also the target
+            of the reconstruction.
         min_side: of the images that it takes, in pixels.
         arguments: what `medduet.create_model` built it from, ready for JSON.
     """
@@ -34,7 +34,7 @@ class DuetNetwork(nn.Module):
     if TYPE_CHECKING:  # torch says that a module returns Any
 
         def __call__(self, image: Tensor) -> Outputs:
-            """Return what the heads say of ``(N, C, H, W)`` images."""
+            """Return the scores of both heads for ``(N, C, H, W)`` images."""
             ...
 
     @property
@@ -49,7 +49,7 @@ class DuetNetwork(nn.Module):
 
     @property
     def classifier(self) -> nn.Module | None:
-        """The layer that takes what the class head sees; ``None`` without one, or if many do."""
+        """The last layer of the class head; ``None`` without one, or if it has several."""
         return None
 
     def classify(self, image: Tensor) -> Tensor:
@@ -186,36 +186,38 @@ class DuetNetwork(nn.Module):
 
 
 class Features:
-    """Keeps what the class head of a network saw of the last batch, for each thread its own.
+    """Records the input of a network's last class layer in the last batch, for each thread.
 
     Args:
-        network: that is watched from now on.
+        network: that is recorded from now on.
 
     Example:
         >>> from medduet import create_model
         >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2).eval()
-        >>> seen = Features(network)
+        >>> recorder = Features(network)
         >>> _ = network.classify(torch.zeros(3, 1, 16, 16))
-        >>> seen.last().shape
+        >>> recorder.last().shape
         (3, 32)
     """
 
     def __init__(self, network: DuetNetwork) -> None:
-        self._own, layer = threading.local(), network.classifier
+        self._recorded, layer = threading.local(), network.classifier
         self._hook = None if layer is None else layer.register_forward_pre_hook(self._keep)
 
-    def _keep(self, layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        self._own.last = given[0]
+    def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._recorded.features = inputs[0]
 
     def last(self) -> NDArray[np.float64] | None:
         """Return it, ``(N, F)``; ``None`` if the network has no such layer."""
         if self._hook is None:
             return None
-        found: NDArray[np.float64] = self._own.last.detach().flatten(1).double().cpu().numpy()
-        return found
+        features: NDArray[np.float64] = (
+            self._recorded.features.detach().flatten(1).double().cpu().numpy()
+        )
+        return features
 
     def remove(self) -> None:
-        """Leave the network alone."""
+        """Stop recording."""
         if self._hook is not None:
             self._hook.remove()
 

@@ -88,7 +88,7 @@ class ResidualUnit(nn.Module):
 
     Args:
         in_channels: of the map ``(N, in_channels, H, W)`` that comes.
-        out_channels: of the map ``(N, out_channels, H, W)`` that is given.
+        out_channels: of the output ``(N, out_channels, H, W)``.
         kernel_size: side of both kernels, odd.
         activation: a name from `ACTIVATIONS`.
         dropout: share of channels that are dropped between the convolutions while training.

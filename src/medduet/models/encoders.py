@@ -148,8 +148,8 @@ class TimmNetwork(DuetNetwork):
         """Return the parameters of timm's network but for its classifier."""
         classifier = self.encoder.get_classifier()
         heads = classifier if isinstance(classifier, tuple | list) else (classifier,)
-        own = {id(p) for head in heads for p in (head.parameters() if head is not None else ())}
-        return [p for p in self.encoder.parameters() if id(p) not in own]
+        excluded = {id(p) for head in heads if head is not None for p in head.parameters()}
+        return [p for p in self.encoder.parameters() if id(p) not in excluded]
 
     def forward(self, image: Tensor) -> Outputs:
         """Return the scores of both heads for ``(N, C, H, W)`` images, see `TimmNetwork`."""
@@ -328,9 +328,9 @@ def _any_size(name: str) -> dict[str, Any]:
     """Return what makes a timm network take images of any size, if it has such an option."""
     with torch.device("meta"):
         kind = type(timm.create_model(name))
-    wanted = {"dynamic_img_size": True, "strict_img_size": False}
-    known = inspect.signature(kind.__init__).parameters
-    return {key: value for key, value in wanted.items() if key in known}
+    options = {"dynamic_img_size": True, "strict_img_size": False}
+    parameters = inspect.signature(kind.__init__).parameters
+    return {key: value for key, value in options.items() if key in parameters}
 
 
 def _smp_weights(encoder: str) -> str | bool | None:

@@ -107,7 +107,7 @@ class DenseInception(nn.Sequential):
 
     Args:
         in_channels: of the map that comes.
-        out_channels: of the map that is given.
+        out_channels: of the output.
         layers: number of Inception layers.
         growth: channels that each adds.
 

@@ -133,7 +133,7 @@ def model_names(patterns: Sequence[str]) -> list[str]:
     """
     if not patterns:
         return [*MODELS, *PAPER_CLASSIFIERS, *_SMP_EXAMPLES]
-    found = []
+    names = []
     for pattern in patterns:
         matching = fnmatch.filter(_all_names(pattern), pattern)
         if not matching:
@@ -141,8 +141,8 @@ def model_names(patterns: Sequence[str]) -> list[str]:
                 raise ModelError(f"no network matches '{pattern}': try 'timm:*resnet*'")
             find_model(pattern)
             matching = [pattern]
-        found += matching
-    return found
+        names += matching
+    return names
 
 
 def _all_names(pattern: str) -> list[str]:
@@ -260,16 +260,16 @@ def _smp_spec(name: str, rest: str) -> ModelSpec:
     if architecture not in decoders:
         near = five_closest(architecture, {known: f"smp:{known}/ENCODER" for known in decoders})
         raise ModelError(f"unknown network '{name}': {near}")
-    own = smp.encoders.encoders
+    encoders = smp.encoders.encoders
     from_timm = encoder.startswith("tu-") and timm.is_model(encoder[3:].partition(".")[0])
-    if encoder not in own and not from_timm:
-        names = [*own, *(f"tu-{known}" for known in timm.list_models())]
+    if encoder not in encoders and not from_timm:
+        names = [*encoders, *(f"tu-{known}" for known in timm.list_models())]
         near = five_closest(encoder, {known: f"smp:{architecture}/{known}" for known in names})
         raise ModelError(f"unknown network '{name}': {near}")
     if from_timm:
         licence = find_model(f"timm:{encoder[3:]}").licence
     else:
-        licence = "not recorded" if own[encoder]["pretrained_settings"] else None
+        licence = "not recorded" if encoders[encoder]["pretrained_settings"] else None
     build = partial(SmpNetwork, architecture=architecture, encoder=encoder)
     summary = f"{decoders[architecture].__name__} of segmentation-models-pytorch"
     return ModelSpec(

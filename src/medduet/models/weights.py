@@ -157,13 +157,13 @@ def save_network(path: Path, network: DuetNetwork, config: Mapping[str, Any]) ->
     }
     with atomic_path(path / WEIGHTS) as file:  # readable by others too
         save_file(weights, file, metadata={"format": "pt"})
-    own = {
+    fixed = {
         "format": FORMAT,
         "version": VERSION,
         "weights_sha256": sha256(path / WEIGHTS),
         "network": network.arguments,
     }
-    write_json(path / CONFIG, {**own, **config, **own})  # config may be that of another bundle
+    write_json(path / CONFIG, {**fixed, **config, **fixed})  # config may be that of another bundle
 
 
 class _NumbersOnCPU(TorchFunctionMode):
@@ -213,15 +213,17 @@ def _check_shapes(network: DuetNetwork, path: Path) -> None:
     """Raise `ModelError` unless the file has the tensors of `network`, by its header alone."""
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+            in_file = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, *_DAMAGE) as error:
         raise ModelError(f"{path} is not a safetensors file: {error}") from error
-    own = {name: list(value.shape) for name, value in network.state_dict().items()}
-    if differing := [name for name in {**own, **found} if own.get(name) != found.get(name)]:
+    expected = {name: list(value.shape) for name, value in network.state_dict().items()}
+    if differing := [
+        name for name in {**expected, **in_file} if expected.get(name) != in_file.get(name)
+    ]:
         name = differing[0]
         raise ModelError(
             f"the weights in {path.parent} don't fit the network: expected "
-            f"{own.get(name, 'no')} {name}, but the file has {found.get(name, 'none')}, and "
+            f"{expected.get(name, 'no')} {name}, but the file has {in_file.get(name, 'none')}, and "
             f"{len(differing) - 1} more differ"
         )
 
