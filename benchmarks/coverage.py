@@ -111,16 +111,6 @@ def main(paths: list[str]) -> None:
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, rows in found.items():
         coverage_rows(name, rows)
-    print("\n| data | accuracy wanted | seeds that reach it on val | answered | accuracy there |")
-    print("| --- | --- | --- | --- | --- |")
-    for name, rows in found.items():
-        for wanted in rows[0]["abstention"]:
-            told = [row["abstention"][wanted] for row in rows]
-            told = [each for each in told if each is not None]
-            if told:
-                answered = spread([each["answered"] for each in told])
-                right = spread([each["accuracy"] for each in told])
-                print(f"| {name} | {wanted} | {len(told)} | {answered} | {right} |")
 
 
 if __name__ == "__main__":

@@ -250,9 +250,3 @@ def test_auc_properties(label: np.ndarray, score: np.ndarray) -> None:
 def test_bad_input(label: Any, probability: Any, multi_label: bool, words: str) -> None:
     with pytest.raises(DataError, match=words):
         accuracy(label, probability, multi_label)
-
-
-@pytest.mark.parametrize("names", [["a"], ["a", "a"]])
-def test_bad_names(names: list[str]) -> None:
-    with pytest.raises(DataError, match="2 distinct class_names"):
-        classification_metrics([0], [[0.5, 0.5]], multi_label=False, class_names=names)

@@ -241,22 +241,6 @@ def bootstrap(values: list[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def test_summary_of_measured_masks() -> None:
-    predicted, truth = masks(3)
-    nonempty = torch.stack([(truth == c).flatten(1).any(1) for c in (1, 2)], dim=1)
-    found = segmentation_summary(
-        dice_per_class(predicted, truth, 3),
-        iou_per_class(predicted, truth, 3),
-        hd95_per_class(predicted, truth, 3),
-        nonempty,
-        ["a", "b"],
-        bootstrap=0,
-    )
-    assert found["dice_interval"] is None
-    assert (found["empty_truth_n"], found["empty_correct"]) == (2, 0.5)
-    assert found["dice_nonempty_n"] == int(nonempty.sum())
-
-
 def test_summary_of_nothing() -> None:
     nothing = np.zeros((0, 2))
     found = segmentation_summary(nothing, nothing, None, nothing, ["a", "b"])

@@ -228,12 +228,3 @@ def test_holm_and_merging() -> None:
     assert merge_p([0.01, math.nan]) == 1
     assert merge_p([0.01]) == 0.01
     assert math.isnan(merge_p([math.nan]))
-
-
-def test_twice_the_median_is_valid_where_tests_depend() -> None:
-    rng = np.random.default_rng(0)
-    for correlation in (0.0, 0.5, 0.95):
-        cov = np.full((3, 3), correlation) + np.eye(3) * (1 - correlation)
-        p = 2 * stats.norm.sf(np.abs(rng.multivariate_normal(np.zeros(3), cov, 2000)))
-        merged = np.array([merge_p(row) for row in p])
-        assert (merged < 0.05).mean() < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)

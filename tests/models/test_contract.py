@@ -248,16 +248,6 @@ def test_a_network_whose_first_map_has_the_full_size() -> None:
     assert network.strides == [2, 4, 8, 16, 32]
 
 
-def test_a_network_whose_last_map_is_a_64th() -> None:
-    with torch.device("meta"):
-        network = create_model("timm:shvit_s1", in_channels=1, num_classes=2, dense_channels=1)
-        outputs = network(torch.rand(2, 1, 128, 192))
-    assert outputs.dense.shape == (2, 1, 128, 192)
-    assert network.strides[-1] == 64
-    kernels = [block.conv1[0].out_channels for block in network.decoder.blocks]
-    assert kernels == [512, 256, 128, 64, 32, 16]
-
-
 @pytest.mark.filterwarnings("ignore")  # timm's own, on the way to the error
 @pytest.mark.parametrize(
     ("name", "dense", "words"),

@@ -17,16 +17,6 @@ def test_it_scales_and_normalises() -> None:
     torch.testing.assert_close(found, expected.expand(1, 3, 1, 3))
 
 
-def test_bytes_and_floats_give_the_same() -> None:
-    image = torch.randint(0, 256, (2, 3, 16, 18), dtype=torch.uint8)
-    network = create_model("vovunet_var", in_channels=3, num_classes=2, dense_channels=1, width=2)
-    network.eval()
-    with torch.inference_mode():
-        as_bytes, as_floats = network(image), network(image.float() / 255)
-    assert torch.equal(as_bytes.class_logits, as_floats.class_logits)
-    assert torch.equal(as_bytes.dense, as_floats.dense)
-
-
 @pytest.mark.parametrize("shape", [(4, 7, 9, 1), (4, 7, 9, 3), (1, 1, 5, 3), (2, 6, 1, 3)])
 def test_every_byte_is_what_the_formula_gives(shape: tuple[int, ...]) -> None:
     side_by_side = torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 3, 1, 2)

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 from medduet import ModelError, Outputs, create_model
 from medduet.models.base import DuetNetwork
-from medduet.models.blocks import double_conv
-from medduet.models.unet import UNet, Up
+from medduet.models.unet import Up
 
 NAMES = ["vovunet_var", "unet_var"]
 SIZES = [(16, 16), (17, 17), (28, 28), (33, 33), (64, 64), (17, 40), (47, 22)]
@@ -138,16 +137,6 @@ def test_class_head_off() -> None:
     assert not [key for key in network.state_dict() if key.startswith("class_head")]
 
 
-@pytest.mark.parametrize("width", [1, 2, 5])
-def test_width_sets_every_level(width: int) -> None:
-    network = create_model("unet_var", in_channels=1, num_classes=2, dense_channels=1, width=width)
-    assert isinstance(network, UNet)
-    levels = [down[1][0].weight.shape[:2] for down in network.down]
-    assert levels == [(width * 2**i, width * 2 ** (i - 1)) for i in range(1, 5)]
-    assert network.class_head.in_features == 16 * width
-    assert network.dense_head.in_channels == width
-
-
 def test_bilinear_up_enlarges_before_it_mixes_channels() -> None:
     up = Up(2, 2, lambda inside, outside: nn.Identity(), "bilinear")
     deep = torch.arange(8.0).reshape(1, 2, 2, 2)
@@ -164,11 +153,3 @@ def test_images_that_are_too_small(size: tuple[int, int]) -> None:
         network(torch.zeros(2, 1, *size))
     assert f"{size[0]} x {size[1]}" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_the_u_net_takes_any_block() -> None:
-    network = UNet(1, 2, 1, block=double_conv, width=2)
-    same = create_model("unet_var", in_channels=1, num_classes=2, dense_channels=1, width=2)
-    assert {k: v.shape for k, v in network.state_dict().items()} == {
-        k: v.shape for k, v in same.state_dict().items()
-    }

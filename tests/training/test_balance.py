@@ -243,17 +243,6 @@ def test_going_on_in_the_middle_of_an_epoch(
         assert rows[-1]["weights"] != rows[0]["weights"]
 
 
-def test_rows_of_one_task_have_no_balance(make_config: MakeConfig, tmp_path: Path) -> None:
-    objective = {"tasks": ["classify"], "balance": "pcgrad"}
-    fit(make_experiment(make_config(tmp_path, objective=objective)))
-    assert all("weights" not in row and "conflict" not in row for row in epochs(tmp_path))
-
-
-def test_conflict_need_not_be_measured(make_config: MakeConfig, tmp_path: Path) -> None:
-    fit(make_experiment(make_config(tmp_path, objective=TWO | {"conflict_steps": 0})))
-    assert [row["conflict"] for row in epochs(tmp_path)] == [{"classify-segment": None}] * 2
-
-
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [
