@@ -52,7 +52,7 @@ from .models.registry import create_model as create_model
 from .models.weights import load_weights as load_weights
 from .reports.compare import Comparison as Comparison
 from .reports.compare import compare as compare
-from .reports.page import write_report as write_report
+from .reports.report import write_report as write_report
 from .runs.bundle import ModelBundle as ModelBundle
 from .runs.bundle import load as load
 from .runs.bundle import load_bundle as load_bundle

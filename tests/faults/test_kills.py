@@ -52,7 +52,7 @@ import json, os, signal, sys, time
 import medduet, medduet.experiments.run, medduet.inference.folder
 import medduet.inference.export, medduet.evaluation.calibrate
 import kornia.augmentation, monai.losses, medduet.cli.display.progress, medduet.experiments.grid
-import medduet.evaluation.ensemble, medduet.reports.page
+import medduet.evaluation.ensemble, medduet.reports.report
 from medduet.cli import main
 
 def kill_all(first):

@@ -15,7 +15,7 @@ from statsmodels.stats.multitest import multipletests
 
 from medduet.errors import DataError
 from medduet.metrics.paired import mcnemar, over_images
-from medduet.metrics.repeats import holm, merge_p, over_seeds, over_sets
+from medduet.metrics.repeats import holm, over_seeds, over_sets
 
 Floats = NDArray[np.float64]
 
@@ -217,14 +217,8 @@ def test_over_sets_of_equals_and_of_too_little() -> None:
         over_sets([[0.5, np.nan]])
 
 
-def test_holm_and_merging() -> None:
+def test_holm() -> None:
     p = [0.04, 0.01, 0.03, 0.2]
     assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
     assert holm([math.nan, 0.01, 0.04])[1:] == pytest.approx([0.02, 0.04])
     assert holm([]) == []
-    assert merge_p([0.2, 0.01, 0.03]) == pytest.approx(0.06)
-    assert merge_p([0.01, 0.03]) == pytest.approx(0.04)
-    assert merge_p([0.7, 0.8]) == 1
-    assert merge_p([0.01, math.nan]) == 1
-    assert merge_p([0.01]) == 0.01
-    assert math.isnan(merge_p([math.nan]))

@@ -1,4 +1,4 @@
-"""Two runs side by side: the right numbers from the right tests, and refusals in one line."""
+"""Paired comparisons: the right numbers from the right tests, and errors in one line."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ import medduet
 from medduet import ConfigError, DataError
 from medduet.cli import main
 from medduet.metrics.paired import mcnemar, over_images
-from medduet.metrics.repeats import holm
 from medduet.metrics.roc import delong
-from medduet.runs.reader import open_run
+from medduet.reports.compare import describe, differences
+from medduet.reports.grouping import group_runs
+from medduet.runs.reader import find_runs, open_run
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 
@@ -42,54 +43,114 @@ def answers(seed: int, shift: float = 1.0) -> dict[str, Any]:
     }
 
 
+def classes(seed: int, shift: float = 1.0) -> dict[str, Any]:
+    return {key: answers(seed, shift)[key] for key in ("label", "probability")}
+
+
+def holm_by_hand(p_values: list[float]) -> list[float]:
+    """The smallest p times m, the next times m - 1, and so on, never decreasing."""
+    order = np.argsort(p_values)
+    corrected = np.empty(len(p_values))
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected.tolist()
+
+
 def test_every_row_is_its_test(write_run: WriteRun, tmp_path: Path) -> None:
     one, other = answers(1), answers(2, shift=3)
     a = write_run(tmp_path / "a", model="unet_var", **one)
     b = write_run(tmp_path / "b", model="vovunet_var", **other)
     comparison = medduet.compare(a, b)
-    rows = {row.measure: row for row in comparison.rows}
-    assert list(rows) == ["accuracy", "AUC", "Dice", "Dice of lesions", "MSE"]
-    said = [open_run(path).honest["test"] for path in (a, b)]
-    keys = ["accuracy", "auc", "dice", "dice_nonempty", "mse"]
-    for row, key in zip(comparison.rows, keys, strict=True):
-        assert (row.a, row.b) == pytest.approx([part[key] for part in said])
-        assert row.difference == pytest.approx(row.a - row.b)
+    rows = {row.metric: row for row in comparison.rows}
+    assert list(rows) == ["accuracy", "auc", "dice_nonempty", "dice", "mse"]
+    metrics = [open_run(path).honest["test"] for path in (a, b)]
+    for key, row in rows.items():
+        assert (row.mean_a, row.mean_b) == pytest.approx([part[key] for part in metrics])
+        assert row.difference == pytest.approx(row.mean_a - row.mean_b)
     right = [x["probability"].argmax(axis=1) == x["label"] for x in (one, other)]
-    by_mcnemar = mcnemar(*right)
-    accuracy = rows["accuracy"]
+    by_mcnemar, accuracy = mcnemar(*right), rows["accuracy"]
     assert (accuracy.p, accuracy.interval) == (by_mcnemar.p, by_mcnemar.interval)
     assert accuracy.effect == by_mcnemar.odds_ratio
-    assert rows["AUC"].p == delong(one["label"], one["probability"], other["probability"]).p
-    assert rows["Dice"].p == over_images(one["dice"], other["dice"]).p
+    assert rows["auc"].p == delong(one["label"], one["probability"], other["probability"]).p
+    assert rows["dice"].p == over_images(one["dice"], other["dice"], resamples=2000).p
     lesion = one["present"][:, 0]
-    of_lesions = over_images(one["dice"][lesion], other["dice"][lesion])
-    assert rows["Dice of lesions"].p == of_lesions.p
-    assert rows["Dice of lesions"].n == 40
-    assert rows["MSE"].interval == over_images(one["mse"], other["mse"]).interval
-    corrected = holm([row.p for row in comparison.rows])
-    assert [row.p_holm for row in comparison.rows] == corrected
+    of_lesions = over_images(one["dice"][lesion], other["dice"][lesion], resamples=2000)
+    assert (rows["dice_nonempty"].p, rows["dice_nonempty"].n) == (of_lesions.p, 40)
+    of_mse = over_images(one["mse"], other["mse"], resamples=2000)
+    assert rows["mse"].interval == of_mse.interval
+    assert [row.p_holm for row in comparison.rows] == pytest.approx(
+        holm_by_hand([row.p for row in comparison.rows])
+    )
+    assert rows["auc"].p_holm > rows["auc"].p
     assert (comparison.a, comparison.b) == ("unet_var", "vovunet_var")
-    assert comparison.sentence.startswith("vovunet_var is right on ")
-    assert "more of the 60 images than unet_var (95% interval" in comparison.sentence
-    assert "): evidence of a difference, as there is in AUC (vovunet_var" in comparison.sentence
-    assert comparison.left_out == ()
+    assert comparison.sentence.startswith("accuracy: vovunet_var is ")
+    assert "points higher than unet_var (95% CI" in comparison.sentence
+    assert "significant difference (McNemar, Holm-corrected p" in comparison.sentence
+    assert "Also significant: AUC (vovunet_var higher)" in comparison.sentence
+    assert comparison.skipped == ()
 
 
-def test_turned_around_it_says_the_same(write_run: WriteRun, tmp_path: Path) -> None:
+def test_the_order_of_the_runs_does_not_matter(write_run: WriteRun, tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", model="unet_var", **answers(1))
     b = write_run(tmp_path / "b", model="vovunet_var", **answers(2, shift=2))
     there, back = medduet.compare(a, b), medduet.compare(b, a)
-    assert there.sentence.split("(")[0] == back.sentence.split("(")[0]
+    assert there.sentence == back.sentence
     for one, other in zip(there.rows, back.rows, strict=True):
         assert one.p == pytest.approx(other.p, abs=0.01)
         assert one.difference == pytest.approx(-other.difference)
+
+
+def test_seeds_count_as_their_mean_and_methods_are_corrected(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    """Each seed of a method is paired with that seed of the reference."""
+    shifts = {"vovunet_var": 1.5, "unet_var": 0.9, "timm:resnet18": 0.5}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in shifts}
+    for place, (model, shift) in enumerate(shifts.items()):
+        for seed in (0, 1, 2):
+            given = answers(seed + 10 * place, shift)
+            runs[model].append(given)
+            write_run(
+                tmp_path / f"{model.replace(':', '-')}{seed}", model=model, seed=seed, **given
+            )
+    rows = differences(group_runs(find_runs([tmp_path])).of("fakemnist"))
+    label = runs["unet_var"][0]["label"]
+    for metric in ("accuracy", "auc", "dice", "mse"):
+        of = {row.b: row for row in rows if row.metric == metric}
+        assert {row.a for row in of.values()} == {"vovunet_var"}
+        ps = {}
+        for model, row in of.items():
+            pairs = list(zip(runs["vovunet_var"], runs[model], strict=True))
+            if metric == "auc":
+                a, b = (np.stack([pair[i]["probability"] for pair in pairs]) for i in (0, 1))
+                test: Any = delong(label, a, b)
+            else:
+                score = {
+                    "accuracy": lambda run: run["probability"].argmax(axis=1) == label,
+                    "dice": lambda run: run["dice"][:, 0],
+                    "mse": lambda run: run["mse"],
+                }[metric]
+                a, b = (np.mean([score(pair[i]) for pair in pairs], axis=0) for i in (0, 1))
+                test = over_images(a, b, resamples=2000)
+            assert row.difference == pytest.approx(test.difference)
+            assert row.p == pytest.approx(test.p)
+            assert row.interval == pytest.approx(test.interval)
+            assert row.seeds.n == 3
+            assert row.seeds.difference == pytest.approx(row.difference)
+            ps[model] = row.p
+        corrected = dict(zip(ps, holm_by_hand(list(ps.values())), strict=True))
+        assert {model: row.p_holm for model, row in of.items()} == pytest.approx(corrected)
+        seeds = holm_by_hand([row.seeds.p for row in of.values()])
+        if not any(map(math.isnan, seeds)):
+            assert [row.p_seeds_holm for row in of.values()] == pytest.approx(seeds)
 
 
 @pytest.mark.parametrize(
     ("changes", "names"),
     [
         ({"seed": 1}, ("vovunet_var, seed 0", "vovunet_var, seed 1")),
-        ({"model": "unet"}, ("vovunet_var", "unet")),
         ({"model": "unet", "seed": 4}, ("vovunet_var, seed 0", "unet, seed 4")),
         ({"tasks": ["classify"]}, ("vovunet_var, classify+segment", "vovunet_var, classify")),
         ({}, ("first", "second")),
@@ -98,36 +159,24 @@ def test_turned_around_it_says_the_same(write_run: WriteRun, tmp_path: Path) -> 
 def test_names_are_what_differs(
     changes: dict[str, Any], names: tuple[str, str], write_run: WriteRun, tmp_path: Path
 ) -> None:
-    given = {key: answers(1)[key] for key in ("label", "probability")}
     tasks = {"tasks": ["classify", "segment"]}
-    a = write_run(tmp_path / "first", **given, **tasks)
-    b = write_run(tmp_path / "second", **given, **(tasks | changes))
+    a = write_run(tmp_path / "first", **classes(1), **tasks)
+    b = write_run(tmp_path / "second", **classes(1), **(tasks | changes))
     comparison = medduet.compare(a, b)
     assert (comparison.a, comparison.b) == names
-    assert "about the same accuracy" in comparison.sentence
-    assert "no evidence of a difference" in comparison.sentence
+    assert "are about equal" in comparison.sentence
+    assert "no significant difference" in comparison.sentence
 
 
-def test_equal_folder_names_are_told_apart_by_their_paths(
-    write_run: WriteRun, tmp_path: Path
-) -> None:
-    a, b = (write_run(tmp_path / name / "run", **answers(1)) for name in ("x", "y"))
-    comparison = medduet.compare(a, b)
-    assert (comparison.a, comparison.b) == (str(a), str(b))
-    assert {row.p for row in comparison.rows} == {1.0}
-
-
-def test_what_one_run_lacks_is_said(write_run: WriteRun, tmp_path: Path) -> None:
+def test_what_one_run_lacks_is_skipped(write_run: WriteRun, tmp_path: Path) -> None:
     whole = write_run(tmp_path / "whole", **answers(1))
     only = {"dice": answers(2)["dice"], "present": answers(2)["present"]}
     environment = {"data": read_json(whole / "environment.json")["data"]}
     masks = write_run(tmp_path / "masks", tasks=["segment"], environment=environment, **only)
     comparison = medduet.compare(whole, masks)
-    assert [row.measure for row in comparison.rows] == ["Dice", "Dice of lesions"]
-    assert len(comparison.left_out) == 2
-    assert "accuracy and AUC: only one run can classify" in comparison.left_out[0]
-    assert comparison.left_out[0].endswith("vovunet_var, segment can't")
-    assert " Dice " in comparison.sentence
+    assert [row.metric for row in comparison.rows] == ["dice_nonempty", "dice"]
+    (line,) = comparison.skipped
+    assert line.startswith("accuracy, AUC, MSE: only vovunet_var, classify+segment+reconstruct")
     mse = answers(1)["mse"]
     rebuilt = write_run(tmp_path / "r", tasks=["reconstruct"], environment=environment, mse=mse)
     with pytest.raises(ConfigError, match="a task in common"):
@@ -138,13 +187,13 @@ def test_masks_of_other_sizes_are_not_compared(write_run: WriteRun, tmp_path: Pa
     a = write_run(tmp_path / "a", **answers(1))
     b = write_run(tmp_path / "b", size=64, **answers(2))
     comparison = medduet.compare(a, b)
-    assert [row.measure for row in comparison.rows] == ["accuracy", "AUC"]
-    assert "other sizes" in comparison.left_out[0]
+    assert [row.metric for row in comparison.rows] == ["accuracy", "auc"]
+    assert "different sizes" in comparison.skipped[0]
     c = write_run(tmp_path / "c", **(answers(2) | {"present": np.ones((N, 1), bool)}))
-    assert "the true masks differ" in medduet.compare(a, c).left_out[0]
+    assert "the true masks differ" in medduet.compare(a, c).skipped[0]
 
 
-def test_several_labels(write_run: WriteRun, tmp_path: Path) -> None:
+def test_multi_label(write_run: WriteRun, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     label = (rng.random((N, 3)) < 0.5).astype(int)
     label[0, 1] = -1
@@ -154,44 +203,49 @@ def test_several_labels(write_run: WriteRun, tmp_path: Path) -> None:
         for i, share in enumerate(shares)
     )
     row = medduet.compare(a, b).rows[0]
-    said = [open_run(path).honest["test"]["accuracy"] for path in (a, b)]
-    assert (row.a, row.b) == pytest.approx(said)
-    assert row.difference == pytest.approx(row.a - row.b)
-    assert row.test == "permutation"
+    metrics = [open_run(path).honest["test"]["accuracy"] for path in (a, b)]
+    assert (row.mean_a, row.mean_b) == pytest.approx(metrics)
+    right = [(share > 0.5) == label for share in shares]
+    test = over_images(*right, label >= 0, resamples=2000)
+    assert (row.test, row.p, row.n) == ("permutation", test.p, N)
 
 
-def test_the_honest_epoch_is_compared(write_run: WriteRun, tmp_path: Path) -> None:
-    one, other = ({key: answers(seed)[key] for key in ("label", "probability")} for seed in (1, 2))
-    perfect = np.eye(3)[one["label"]]
-    a = write_run(tmp_path / "a", protocol="paper", test_selected=perfect, **one)
-    b = write_run(tmp_path / "b", **other)
-    assert medduet.compare(a, b).rows[0].a < 1
+def test_the_validation_selected_epoch_is_compared(write_run: WriteRun, tmp_path: Path) -> None:
+    perfect = np.eye(3)[classes(1)["label"]]
+    a = write_run(tmp_path / "a", protocol="paper", test_selected=perfect, **classes(1))
+    b = write_run(tmp_path / "b", **classes(2))
+    assert medduet.compare(a, b).rows[0].mean_a < 1
     assert len(medduet.compare(a, b).notes) == 1
-    assert "too good" in medduet.compare(a, b, split="val").notes[1]
+    assert "optimistic" in medduet.compare(a, b, split="val").notes[1]
 
 
 def test_other_data_is_refused(write_run: WriteRun, tmp_path: Path) -> None:
-    given = {key: answers(1)[key] for key in ("label", "probability")}
-    a = write_run(tmp_path / "a", **given)
-    b = write_run(tmp_path / "b", data="othermnist", **given)
-    with pytest.raises(ConfigError, match="fingerprint of othermnist"):
+    a = write_run(tmp_path / "a", **classes(1))
+    b = write_run(tmp_path / "b", data="othermnist", **classes(1))
+    with pytest.raises(ConfigError, match="fingerprint differs"):
         medduet.compare(a, b)
     environment = read_json(a / "environment.json")
     environment["data"]["splits"]["test"] += 1
     write_json(b / "environment.json", environment)
-    with pytest.raises(ConfigError, match="has splits"):
+    with pytest.raises(ConfigError, match="splits differs"):
         medduet.compare(a, b)
-    other = np.roll(given["label"], 1)
-    c = write_run(tmp_path / "c", **(given | {"label": other}))
+    other = np.roll(classes(1)["label"], 1)
+    c = write_run(tmp_path / "c", **(classes(1) | {"label": other}))
     with pytest.raises(DataError, match="same images and labels"):
         medduet.compare(a, c)
-    unknown = given | {"label": np.full(N, -1)}
-    d, e = (write_run(tmp_path / name, **unknown) for name in "de")
-    with pytest.raises(ConfigError, match="no label is known"):
-        medduet.compare(d, e)
 
 
-def test_on_the_screen_and_in_a_file(write_run: WriteRun, tmp_path: Path, capsys: Capture) -> None:
+def test_sentences_never_claim_too_much(write_run: WriteRun, tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", model="unet_var", **classes(1, 1.0))
+    b = write_run(tmp_path / "b", model="vovunet_var", **classes(2, 1.1))
+    row = medduet.compare(a, b).rows[0]
+    assert row.p_holm > 0.05
+    assert "; no significant difference (McNemar, Holm-corrected p = " in describe(row)
+
+
+def test_the_command_prints_and_saves_it(
+    write_run: WriteRun, tmp_path: Path, capsys: Capture
+) -> None:
     a = write_run(tmp_path / "a", model="unet_var", **answers(1))
     b = write_run(tmp_path / "b", model="timm:resnet18", **answers(2))
     out = tmp_path / "new" / "both.json"
@@ -199,34 +253,21 @@ def test_on_the_screen_and_in_a_file(write_run: WriteRun, tmp_path: Path, capsys
     shown = capsys.readouterr().out
     comparison = medduet.compare(a, b, split="val")
     assert comparison.sentence in shown
-    assert f"a: unet_var  {a}\n" in shown
     assert "fakemnist, val" in shown
-    assert f"{comparison.rows[0].a:.4f}" in shown
+    assert f"{comparison.rows[0].mean_a:.4f}" in shown
     written = read_json(out)
     assert [row["p"] for row in written["rows"]] == [row.p for row in comparison.rows]
     assert written["sentence"] == comparison.sentence
-    assert all(not math.isnan(row.p_holm) for row in comparison.rows)
 
 
 def test_mistakes_are_one_line(write_run: WriteRun, tmp_path: Path, capsys: Capture) -> None:
-    given = {key: answers(1)[key] for key in ("label", "probability")}
-    a, b = (str(write_run(tmp_path / name, **given)) for name in "ab")
-    unfinished = str(write_run(tmp_path / "u", finished=False, **given))
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "file").touch()
+    a, b = (str(write_run(tmp_path / name, **classes(1))) for name in "ab")
+    unfinished = str(write_run(tmp_path / "u", finished=False, **classes(1)))
     mistakes = {
-        "": "medduet compare RUN_A RUN_B",
-        a: "expected two runs, given 1",
-        f"{a} {b} {a}": "given 3",
-        f"{a} {a}": "twice",
         f"{a} {a}/../a": "twice",
-        f"{a} {tmp_path}/no": "is not there",
-        f"{a} {tmp_path}/empty": "config.json",
-        f"{a} {tmp_path}/file": "is no folder",
+        f"{a} {tmp_path}/no": "no",
         f"{unfinished} {b}": "--resume",
         f"{a} {b} --split train": "train",
-        f"{a} {b} --out x.txt": ".json",
-        f"{a} {b} --out {tmp_path}/file/x.json": "can't write",
     }
     for words, wanted in mistakes.items():
         assert main(["compare", *words.split()]) == 2, words

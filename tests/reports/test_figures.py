@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from medduet.errors import DataError
-from medduet.reports.figures import confusion, learning_curves, roc
+from medduet.reports.figures import balance_curves, confusion, learning_curves, roc
 from medduet.reports.style import save
 
 HISTORY = [
@@ -68,7 +68,7 @@ def test_learning_curves_mark_the_epochs(tmp_path: Path) -> None:
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["Training loss", "Score", "Reconstruction error"]
     said = words(figure)
-    for name in ("all tasks", "classify", "reconstruct", "accuracy", "MSE", "validation", "test"):
+    for name in ("total", "classify", "reconstruct", "accuracy", "MSE", "validation", "test"):
         assert name in said
     assert "AUC" not in said
     assert {"selected (epoch 4)", "test-selected (epoch 5)"} <= set(said)
@@ -96,6 +96,36 @@ def test_sparse_histories(history: list[dict[str, Any]], panels: int, tmp_path: 
     assert inside(figure)
 
 
+def test_balance_curves_are_the_numbers() -> None:
+    rows = [
+        {
+            "epoch": epoch,
+            "weights": {"classify": 0.5, "segment": epoch / 2},
+            "conflict": {"classify-segment": None if epoch == 2 else -0.25},
+        }
+        for epoch in (1, 2, 3)
+    ]
+    figure = balance_curves(rows, "dwa")
+    assert figure is not None
+    weights, conflict = figure.axes
+    assert weights.get_title(loc="left") == "Loss weights (dwa)"
+    drawn = {line.get_label(): line.get_ydata() for line in weights.lines}
+    assert list(drawn) == ["classify", "segment"]
+    assert drawn["segment"].tolist() == [0.5, 1.0, 1.5]
+    curve, zero = conflict.lines
+    np.testing.assert_array_equal(curve.get_ydata(), [-0.25, np.nan, -0.25])
+    assert set(zero.get_ydata()) == {0}
+
+
+def test_balance_without_numbers_has_no_panel() -> None:
+    rows = [{"epoch": 1, "weights": {"classify": None}, "conflict": {"classify-segment": 0.5}}]
+    figure = balance_curves(rows)
+    assert figure is not None
+    assert [axes.get_ylabel() for axes in figure.axes] == ["cosine on the shared encoder"]
+    assert balance_curves([{"epoch": 1, "conflict": {"classify-segment": None}}]) is None
+    assert balance_curves([{"epoch": 1}]) is None
+
+
 def test_no_history() -> None:
     with pytest.raises(DataError, match="at least one epoch"):
         learning_curves([], 1)
@@ -106,7 +136,7 @@ def test_confusion_writes_every_count(k: int, tmp_path: Path) -> None:
     matrix = np.random.default_rng(k).integers(0, 2000, (k, k))
     matrix[0] = 0
     names = [f"a rather long name of class {i}" for i in range(k)]
-    figure = confusion(matrix, names)
+    figure = confusion({"": matrix}, names)
     drawn(figure, tmp_path)
     assert [text.get_text() for text in figure.axes[0].texts] == [str(n) for n in matrix.flat]
     assert figure.axes[0].images[0].get_array().max() <= 1
@@ -117,7 +147,7 @@ def test_confusion_writes_every_count(k: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("matrix", [[[1, 2]], [[1]], []])
 def test_confusion_refuses(matrix: Any) -> None:
     with pytest.raises(DataError, match=r"matrix \(2, 2\)"):
-        confusion(matrix, ["a", "b"])
+        confusion({"": matrix}, ["a", "b"])
 
 
 def test_roc_of_two_classes_is_one_curve(tmp_path: Path) -> None:
@@ -166,4 +196,4 @@ def test_equal_figures_make_equal_files(tmp_path: Path) -> None:
     assert files[0] == files[1]
     with Image.open(tmp_path / "figure.png") as image:
         assert "Software" not in image.info
-        assert image.size == (320, 128)
+        assert image.size == (320, 136)

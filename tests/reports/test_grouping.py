@@ -108,5 +108,5 @@ def test_a_run_that_repeats_another_is_named(make: Make, tmp_path: Path) -> None
     make("second")
     runs = grouped(tmp_path)
     assert len(runs.notes) == 1
-    assert runs.notes[0].startswith("second repeats first (same settings and seed)")
+    assert runs.notes[0].startswith("second duplicates first (same settings and seed)")
     assert runs.of("fakemnist")[0].first.path.name == "first"

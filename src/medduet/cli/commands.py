@@ -49,7 +49,7 @@ COMMANDS = {
     "serve": Command("serve.server:serve"),
     "benchmark": Command("experiments.grid:benchmark", "grid:show_grid", recipes="grid"),
     "search": Command("experiments.search:search", "results:show_search", recipes="search"),
-    "report": Command("reports.page:write_report", "written:show_page"),
+    "report": Command("reports.report:write_report", "written:show_page"),
     "compare": Command("reports.compare:compare", "results:show_comparison"),
     "preview": Command("reports.preview:preview", "written:show_page"),
     "audit": Command("cli.data:audit", "data:show_audit"),

@@ -18,7 +18,7 @@ from medduet.data.cache import ProgressFactory
 from medduet.errors import ConfigError, Interrupted, ModelError, TrainingError
 from medduet.experiments.config import Choices, Range, SearchConfig
 from medduet.experiments.run import train
-from medduet.reports.pareto import pareto_figure
+from medduet.reports.grid_figures import pareto
 from medduet.reports.style import save
 from medduet.runs.folder import RunFolder, numbered_folder
 from medduet.training.reporter import Reporter
@@ -241,7 +241,7 @@ class _Search:
                 stale.unlink()
         write_json(path / "trials.json", trials)
         if front:
-            save(pareto_figure(trials, config.cost, config.run.data.name), path / "pareto.png")
+            save(pareto(trials, config.cost, config.run.data.name), path / "pareto.png")
         return SearchRecord(path, config, trials)
 
     def _row(self, trial: FrozenTrial) -> dict[str, Any]:

@@ -163,23 +163,6 @@ def holm(p_values: ArrayLike) -> list[float]:
     return [float(value) for value in p]
 
 
-def merge_p(p_values: ArrayLike) -> float:
-    """Return one p value for a test that was repeated over seeds: twice the median, at most 1.
-
-    Valid however the tests depend on each other (Rueger's inequality; Vovk and Wang 2020,
-    doi:10.1093/biomet/asaa027). A single value stays; NaN beside others counts as 1; without any
-    value it is NaN.
-
-    Example:
-        >>> merge_p([0.01, 0.02, 0.6]), merge_p([0.03])
-        (0.04, 0.03)
-    """
-    p = np.asarray(p_values, dtype=np.float64)
-    if np.isnan(p).all():
-        return _NAN
-    return float(p[0]) if len(p) == 1 else min(1.0, 2 * float(np.median(np.nan_to_num(p, nan=1.0))))
-
-
 def _wilcoxon(differences: NDArray[np.float64]) -> tuple[float, float]:
     """Return p and rank-biserial correlation of rounded differences, so that equal ones tie."""
     if not differences.any():

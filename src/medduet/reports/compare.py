@@ -1,79 +1,225 @@
-"""Two finished runs on the same images, measure by measure, with paired tests."""
+"""Paired comparisons on the same images: of two runs, and of the methods of a report."""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medduet.errors import ConfigError, DataError
-from medduet.metrics.classification import accuracy
 from medduet.metrics.intervals import Interval
-from medduet.metrics.paired import McNemar, OverImages, mcnemar, over_images
-from medduet.metrics.repeats import holm
-from medduet.metrics.roc import DeLong, delong
-from medduet.reports.verdict import EVIDENCE, verdict
+from medduet.metrics.names import METRICS
+from medduet.metrics.paired import mcnemar, over_images
+from medduet.metrics.repeats import OverSeeds, holm, over_seeds
+from medduet.metrics.roc import delong
+from medduet.reports.grouping import RESAMPLES, Group
+from medduet.reports.measures import COMPARED, has_metric, image_scores
 from medduet.runs.reader import FinishedRun, SplitPredictions, open_run
-from medduet.types import UNKNOWN_LABEL
 from medduet.utils.files import write_json
 from medduet.utils.parsing import misread
 
-_ONE_EACH = (
-    "One run each: this compares two trained networks; what other seeds would give, it can't say."
-)
-_JUDGE_AND_PARTY = "The validation split selected both epochs, so both values are too good."
+ALPHA = 0.05
+"""A corrected p below this is called significant."""
+_DENSE = ("dice_nonempty", "dice", "mse")
+_NAN = float("nan")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measure of both runs.
+class Difference:
+    """How two methods or runs differ on one metric of one data set.
 
     Attributes:
-        measure: its name.
-        a: of the first run.
-        b: of the second run.
+        metric: its key in ``metrics.json``.
+        dataset: name of the data set.
+        a: name of the first, in a report the reference.
+        b: name of the second.
+        mean_a: mean over the seeds that both have.
+        mean_b: likewise.
         difference: a minus b.
-        interval: of the difference, 95%; not corrected for the other rows.
+        interval: of the difference, 95%, over images; NaN where no image tells them apart.
+        test: name of the paired test over images.
+        p: of it, two-sided.
         effect_name: what the effect size is.
-        effect: its value.
-        test: name of the paired test.
-        p: of the test, two-sided.
-        p_holm: after Holm's correction for all rows.
+        effect: its value; NaN where it is not defined.
         n: images.
+        seeds: the same differences, seed by seed.
+        consistent: whether the difference has the same sign in every seed.
+        p_holm: corrected for all tests of the same family.
+        p_seeds_holm: of the paired t test over seeds, corrected likewise; NaN for one seed.
     """
 
-    measure: str
-    a: float
-    b: float
+    metric: str
+    dataset: str
+    a: str
+    b: str
+    mean_a: float
+    mean_b: float
     difference: float
     interval: Interval
-    effect_name: str
-    effect: float
     test: str
     p: float
+    effect_name: str
+    effect: float
     n: int
-    p_holm: float = float("nan")
+    seeds: OverSeeds
+    consistent: bool
+    p_holm: float = _NAN
+    p_seeds_holm: float = _NAN
+
+    @property
+    def significant(self) -> bool:
+        """Whether the test over images rejects at 5% after Holm's correction."""
+        return self.p_holm < ALPHA
+
+    @property
+    def evidence(self) -> str:
+        """Which test rejects: over ``"images"``, over ``"seeds"``, ``"both"`` or ``"none"``."""
+        images, seeds = self.significant, self.p_seeds_holm < ALPHA
+        return "both" if images and seeds else "images" if images else "seeds" if seeds else "none"
+
+    @property
+    def scale(self) -> tuple[int, int, str]:
+        """Factor, decimals and unit by which the difference is shown."""
+        if self.metric == "accuracy":
+            return 100, 1, " points"
+        return 1, METRICS[self.metric].digits - 1, ""
+
+
+def differences(groups: Sequence[Group]) -> list[Difference]:
+    """Compare, on each metric, the first group that has it with every other one that has it.
+
+    Holm's correction is over the methods of one metric. A method without a seed in common is left
+    out.
+    """
+    rows: list[Difference] = []
+    for metric in COMPARED:
+        having = [group for group in groups if has_metric(group, metric)]
+        pairs = [
+            (having[0], other) for other in having[1:] if set(having[0].runs) & set(other.runs)
+        ]
+        rows += correct([difference(metric, *pair) for pair in pairs])
+    return rows
+
+
+def correct(rows: Sequence[Difference]) -> list[Difference]:
+    """Return the rows of one family of tests with Holm-corrected p values."""
+    images, seeds = holm([row.p for row in rows]), holm([row.seeds.p for row in rows])
+    return [
+        replace(row, p_holm=p, p_seeds_holm=q)
+        for row, p, q in zip(rows, images, seeds, strict=True)
+    ]
+
+
+def difference(metric: str, a: Group, b: Group, split: str = "test") -> Difference:
+    """Compare two groups on a metric that both have, over the seeds that both have."""
+    seeds = [seed for seed in a.seeds if seed in b.runs]
+    values = [
+        np.array([group.runs[seed].honest[split][metric] for seed in seeds], dtype=float)
+        for group in (a, b)
+    ]
+    apart = values[0] - values[1]
+    mean = float(apart.mean())
+    return Difference(
+        metric=metric,
+        dataset=a.dataset,
+        a=a.method,
+        b=b.method,
+        mean_a=float(values[0].mean()),
+        mean_b=float(values[1].mean()),
+        difference=mean,
+        seeds=over_seeds(*values),
+        consistent=bool((np.sign(apart) == np.sign(mean)).all()),
+        **_over_images(metric, a.predictions(split, seeds), b.predictions(split, seeds))._asdict(),
+    )
+
+
+class _Test(NamedTuple):
+    interval: Interval
+    test: str
+    p: float
+    effect_name: str
+    effect: float
+    n: int
+
+
+def _over_images(
+    metric: str, a: Sequence[SplitPredictions], b: Sequence[SplitPredictions]
+) -> _Test:
+    """Test the mean over seeds over the images, which all seeds share.
+
+    AUC by DeLong; accuracy of one seed by McNemar; everything else by sign-flip permutation.
+    """
+    if metric == "auc":
+        probabilities = [np.array([each.probability for each in side]) for side in (a, b)]
+        assert a[0].label is not None
+        area = delong(a[0].label, *probabilities)
+        return _Test(area.interval, "DeLong", area.p, "z", area.z, area.n)
+    (score_a, weights), (score_b, _) = image_scores(a, metric), image_scores(b, metric)
+    if metric == "accuracy" and len(a) == 1 and weights.ndim == 1:
+        labelled = weights > 0
+        table = mcnemar(score_a[labelled] > 0, score_b[labelled] > 0)
+        odds = table.odds_ratio
+        return _Test(table.interval, "McNemar", table.p, "odds ratio", odds, table.n)
+    means = over_images(score_a, score_b, weights, resamples=RESAMPLES)
+    interval = means.interval if means.p < 1 or means.difference else (_NAN, _NAN)
+    return _Test(interval, "permutation", means.p, "d_z", means.d_z, means.n)
+
+
+def describe(row: Difference) -> str:
+    """Return a comparison as one sentence.
+
+    Without a significant difference it doesn't say that there is none.
+    """
+    name, (factor, digits, unit) = METRICS[row.metric].name, row.scale
+    better, worse, sign = (row.a, row.b, 1) if row.difference >= 0 else (row.b, row.a, -1)
+    if math.isnan(row.difference):
+        return f"{name} of {row.a} and {row.b} cannot be compared (n = {row.n})."
+    amount = f"{factor * abs(row.difference):.{digits}f}"
+    low, high = sorted(sign * factor * bound for bound in row.interval)
+    ci = "" if math.isnan(low) else f"95% CI {low:.{digits}f} to {high:.{digits}f}, "
+    if float(amount) == 0:
+        claim = f"{name}: {better} and {worse} are about equal"
+    else:
+        claim = f"{name}: {better} is {amount}{unit} higher than {worse}"
+    claim += f" ({ci}n = {row.n})"
+    if math.isnan(row.p_holm):
+        return f"{claim}; too few images for a test."
+    verdict = "significant" if row.significant else "no significant"
+    return f"{claim}; {verdict} difference ({row.test}, Holm-corrected p {shown_p(row.p_holm)})."
+
+
+def shown_p(p: float) -> str:
+    """Return a p value as it is written, with its sign.
+
+    Example:
+        >>> shown_p(0.2), shown_p(0.0304), shown_p(0.00001)
+        ('= 0.20', '= 0.030', '< 0.001')
+    """
+    if p < 0.001:
+        return "< 0.001"
+    return f"= {p:.2f}" if p >= 0.1 else f"= {p:.3f}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two runs do on the same images.
+    """Two runs on the same images.
 
     Attributes:
-        a: name of the first run: what tells it from the second.
+        a: name of the first run: what differs from the second.
         b: name of the second run.
         path_a: its folder.
         path_b: likewise.
         data: name of the data set.
         split: the split.
-        rows: the measures that both runs have.
-        left_out: measures that can't be compared, and why.
-        notes: what to keep in mind.
-        sentence: what it comes to, in one sentence on the first row.
+        rows: the metrics that both runs have, Holm-corrected together.
+        skipped: metrics that can't be compared, and why.
+        notes: limits of the comparison.
+        sentence: the result in one or two sentences.
     """
 
     a: str
@@ -82,8 +228,8 @@ class Comparison:
     path_b: str
     data: str
     split: str
-    rows: tuple[Row, ...]
-    left_out: tuple[str, ...]
+    rows: tuple[Difference, ...]
+    skipped: tuple[str, ...]
     notes: tuple[str, ...]
     sentence: str
 
@@ -102,9 +248,9 @@ def compare(
 ) -> Comparison:
     """Compare two finished runs on the same images, with paired tests.
 
-    Accuracy by McNemar's test (for multi-label sets by permutation), AUC by DeLong's, Dice and
-    reconstruction error by sign-flip permutation; Holm's correction for all of them. The epochs are
-    those that validation selected.
+    Accuracy by McNemar's test (multi-label: permutation), AUC by DeLong's, Dice and reconstruction
+    error by sign-flip permutation; Holm's correction over all of them. The epochs are those that
+    validation selected.
 
     Args:
         run_a: the folder of a run.
@@ -113,7 +259,7 @@ def compare(
         out: write the numbers into this .json file, too.
 
     Raises:
-        ConfigError: the same run twice, other data, or no measure that both have.
+        ConfigError: the same run twice, other data, or no metric that both have.
         MissingFileError: a folder without a finished run.
         DataError: files that can't be read, or that hold other labels.
     """
@@ -121,35 +267,44 @@ def compare(
         raise ConfigError(f"--out takes the path of a .json file, given {out}")
     runs = open_run(run_a), open_run(run_b)
     _check_data(*runs)
-    a, b = (run.predictions(split) for run in runs)
-    _check_images(a, b, runs)
     names = _names(*runs)
-    rows, left_out = _classification(a, b, names)
-    if runs[0].data.get("size") == runs[1].data.get("size"):
-        dense_rows, dense_left_out = _dense(a, b, names)
-        rows, left_out = rows + dense_rows, left_out + dense_left_out
-    else:
-        sizes = " and ".join(str(run.data.get("size")) for run in runs)
-        left_out.append(f"Dice and MSE: the images have other sizes, {sizes} pixels")
+    a, b = (Group(runs[0].data_name, name, {0: run}) for name, run in zip(names, runs, strict=True))
+    _check_images(a.predictions(split)[0], b.predictions(split)[0], runs)
+    rows: list[Difference] = []
+    skipped: dict[str, list[str]] = defaultdict(list)
+    for metric in COMPARED:
+        if reason := _not_comparable(metric, a, b, split):
+            skipped[reason].append(METRICS[metric].name)
+        elif has_metric(a, metric, split) and has_metric(b, metric, split):
+            rows.append(difference(metric, a, b, split))
+    lines = tuple(f"{', '.join(metrics)}: {reason}" for reason, metrics in skipped.items())
     if not rows:
         tasks = " and ".join(", ".join(run.tasks) for run in runs)
         raise ConfigError(
-            f"expected runs with a task in common, given {tasks}"
-            + (f" ({'; '.join(left_out)})" if left_out else "")
+            f"expected runs with a task in common, given {'; '.join((tasks, *lines))}"
         )
-    corrected = holm([row.p for row in rows])
-    rows = [replace(row, p_holm=p) for row, p in zip(rows, corrected, strict=True)]
+    rows = correct(rows)
+    sentence = describe(rows[0])
+    if also := [
+        f"{METRICS[row.metric].name} ({names[0 if row.difference > 0 else 1]} higher)"
+        for row in rows[1:]
+        if row.significant
+    ]:
+        sentence += f" Also significant: {', '.join(also)}."
+    notes = ["One run each: differences between seeds are not taken into account."]
+    if split == "val":
+        notes.append("Epochs were selected on the validation split: its scores are optimistic.")
     comparison = Comparison(
-        names[0],
-        names[1],
-        str(runs[0].path),
-        str(runs[1].path),
-        runs[0].data_name,
-        split,
-        tuple(rows),
-        tuple(left_out),
-        (_ONE_EACH, _JUDGE_AND_PARTY) if split == "val" else (_ONE_EACH,),
-        _sentence(rows, names),
+        a=names[0],
+        b=names[1],
+        path_a=str(runs[0].path),
+        path_b=str(runs[1].path),
+        data=runs[0].data_name,
+        split=split,
+        rows=tuple(rows),
+        skipped=lines,
+        notes=tuple(notes),
+        sentence=sentence,
     )
     if out is not None:
         write_json(out, comparison.as_dict())
@@ -162,21 +317,18 @@ def _check_data(first: FinishedRun, second: FinishedRun) -> None:
             f"expected two runs, given {first.path} twice: medduet compare RUN_A RUN_B"
         )
     for key in ("fingerprint", "splits", "class_names", "mask_names", "multi_label"):
-        one, other = first.data.get(key), second.data.get(key)
-        if one != other:
+        a, b = first.data.get(key), second.data.get(key)
+        if a != b:
             raise ConfigError(
-                f"expected two runs on the same data, but {first.path} has {key.replace('_', ' ')} "
-                f"{_short(one)} ({first.data_name}) and {second.path} {_short(other)} "
-                f"({second.data_name}); train "
-                "both on one"
+                f"expected two runs on the same data, but {key.replace('_', ' ')} differs: "
+                f"{str(a)[:40]} ({first.data_name}) in {first.path}, {str(b)[:40]} "
+                f"({second.data_name}) in {second.path}; train both on one data set"
             )
 
 
-def _short(value: Any) -> str:
-    return f"{value[:12]}..." if isinstance(value, str) and len(value) > 40 else str(value)
-
-
-def _check_images(a: SplitPredictions, b: SplitPredictions, runs: Sequence[FinishedRun]) -> None:
+def _check_images(
+    a: SplitPredictions, b: SplitPredictions, runs: tuple[FinishedRun, FinishedRun]
+) -> None:
     same = np.array_equal(a.index, b.index)
     if a.label is not None and b.label is not None:
         same = same and np.array_equal(a.label, b.label)
@@ -188,117 +340,30 @@ def _check_images(a: SplitPredictions, b: SplitPredictions, runs: Sequence[Finis
 
 
 def _names(first: FinishedRun, second: FinishedRun) -> tuple[str, str]:
-    """Return what tells the runs apart: network, tasks, seed, or else their folders."""
-    parts: list[tuple[str, str]] = [
+    """Return what distinguishes the runs: network, tasks, seed, or else their folders."""
+    pairs = [
         ("+".join(first.tasks), "+".join(second.tasks)),
         (f"seed {first.seed}", f"seed {second.seed}"),
     ]
-    differing = [pair for pair in parts if pair[0] != pair[1]]
+    differing = [pair for pair in pairs if pair[0] != pair[1]]
     if differing or first.model != second.model:
-        one, other = zip((first.model, second.model), *differing, strict=True)
-        return ", ".join(one), ", ".join(other)
+        a, b = zip((first.model, second.model), *differing, strict=True)
+        return ", ".join(a), ", ".join(b)
     if first.path.resolve().name != second.path.resolve().name:
         return first.path.resolve().name, second.path.resolve().name
     return str(first.path), str(second.path)
 
 
-_Names = tuple[str, str]
-_Found = tuple[list[Row], list[str]]
-
-
-def _classification(a: SplitPredictions, b: SplitPredictions, names: _Names) -> _Found:
-    label = a.label
-    if a.right is None or b.right is None or label is None:
-        return [], _lacking("accuracy and AUC", "classify", (a.right, b.right), names)
-    assert a.probability is not None
-    assert b.probability is not None
-    known = label != UNKNOWN_LABEL
-    if not known.any():
-        return [], ["accuracy and AUC: no label is known"]
-    several = label.ndim == 2
-    share_a, share_b = (accuracy(label, p, several) for p in (a.probability, b.probability))
-    if several:
-        row = _over_images("accuracy", a.right, b.right, known)
-        row = replace(row, a=share_a, b=share_b)
-    else:
-        test = mcnemar(a.right[known], b.right[known])
-        odds = ("odds ratio", test.odds_ratio)
-        row = _row("accuracy", share_a, share_b, test, "McNemar", odds)
-    area = delong(label, a.probability, b.probability)
-    return [row, _row("AUC", area.auc_a, area.auc_b, area, "DeLong", ("z", area.z))], []
-
-
-def _dense(a: SplitPredictions, b: SplitPredictions, names: _Names) -> _Found:
-    rows = []
-    left_out = _lacking("Dice", "segment", (a.mask_dice, b.mask_dice), names)
-    left_out += _lacking("MSE", "reconstruct", (a.mse, b.mse), names)
-    if a.mask_dice is not None and b.mask_dice is not None:
-        assert a.mask_present is not None
-        assert b.mask_present is not None
-        has_mask, present = ~np.isnan(a.mask_dice), a.mask_present
-        if np.array_equal(has_mask, ~np.isnan(b.mask_dice)) and np.array_equal(
-            present, b.mask_present
-        ):
-            rows.append(_over_images("Dice", a.mask_dice, b.mask_dice, has_mask))
-            # As metrics.json has it: the mean over pairs of image and class with a true mask.
-            pairs = present.sum(axis=1)
-            score_a, score_b = (
-                np.where(present, dice, 0).sum(axis=1) / np.maximum(pairs, 1)
-                for dice in (a.mask_dice, b.mask_dice)
-            )
-            if pairs.any():
-                rows.append(_over_images("Dice of lesions", score_a, score_b, pairs))
-        else:
-            left_out.append("Dice: the true masks differ")
-    if a.mse is not None and b.mse is not None:
-        rows.append(_over_images("MSE", a.mse, b.mse, np.ones(len(a.mse))))
-    return rows, left_out
-
-
-def _over_images(measure: str, a: NDArray[Any], b: NDArray[Any], weights: NDArray[Any]) -> Row:
-    test = over_images(a, b, weights)
-    counted = weights > 0
-    mean_a, mean_b = (
-        float(np.average(score[counted], weights=weights[counted])) for score in (a, b)
-    )
-    return _row(measure, mean_a, mean_b, test, "permutation", ("d_z", test.d_z))
-
-
-def _row(
-    measure: str,
-    a: float,
-    b: float,
-    found: McNemar | DeLong | OverImages,
-    test: str,
-    effect: tuple[str, float],
-) -> Row:
-    return Row(measure, a, b, found.difference, found.interval, *effect, test, found.p, found.n)
-
-
-def _lacking(measures: str, task: str, values: tuple[object, object], names: _Names) -> list[str]:
-    without = [name for name, value in zip(names, values, strict=True) if value is None]
-    if len(without) != 1:
-        return []  # both have it, or neither was ever asked for it
-    return [f"{measures}: only one run can {task}, {without[0]} can't"]
-
-
-def _sentence(rows: Sequence[Row], names: _Names) -> str:
-    first, tests = rows[0], sum(not np.isnan(row.p) for row in rows)
-    correction = f"after Holm's correction for {tests} tests" if tests > 1 else ""
-    text = verdict(
-        *names,
-        first.measure,
-        first.difference,
-        first.interval,
-        first.test,
-        first.p_holm,
-        first.n,
-        correction=correction,
-    )
-    others = " and ".join(
-        f"in {row.measure} ({names[0 if row.difference > 0 else 1]} higher)"
-        for row in rows[1:]
-        if row.p_holm < EVIDENCE
-    )
-    link = "as there is" if first.p_holm < EVIDENCE else "but there is"
-    return f"{text.removesuffix('.')}, {link} {others}." if others else text
+def _not_comparable(metric: str, a: Group, b: Group, split: str) -> str:
+    """Return why two runs can't be compared on a metric that one of them has; else nothing."""
+    having = [group.method for group in (a, b) if has_metric(group, metric, split)]
+    if len(having) == 1:
+        return f"only {having[0]} has it"
+    if having and metric in _DENSE:
+        if a.first.data.get("size") != b.first.data.get("size"):
+            return "the images have different sizes"
+        if metric != "mse":
+            one, other = (image_scores(each.predictions(split), metric)[1] for each in (a, b))
+            if not np.array_equal(one, other):
+                return "the true masks differ"
+    return ""

@@ -1,6 +1,6 @@
 """The folds of a cross-validation as one run.
 
-Every image was judged once, by a network that had not seen it.
+Every image is predicted once, by a network that was not trained on it.
 """
 
 from __future__ import annotations

@@ -1,19 +1,18 @@
-"""Which of many runs repeat each other, and how what they differ in is called."""
+"""Many runs sorted into data sets, methods and seeds."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from medduet.config import RunConfig
 from medduet.reports.folds import join_folds
 from medduet.runs.reader import FinishedRun, SplitPredictions
 
-# Settings that don't change what is measured, or that name the data or the repetition.
-_ASIDE = (
+# Settings that don't change what is measured, or that are the data set or the seed.
+_IGNORED = (
     "data",
     "out",
     "train.seed",
@@ -25,7 +24,7 @@ _ASIDE = (
 )
 RESAMPLES = 2000
 REFERENCE = "vovunet_var"
-"""The network that others are compared with, if it is there: the paper's own."""
+"""The default reference: the paper's own network."""
 
 
 @dataclass
@@ -33,14 +32,15 @@ class Group:
     """The runs that differ by their seed alone.
 
     Attributes:
-        dataset: name of the data set, told apart from others of that name.
-        method: what was done: the network, and whatever else differs among the runs.
+        dataset: name of the data set, unique in a report.
+        method: the network, and the settings that differ among the runs.
         runs: by seed.
     """
 
     dataset: str
     method: str
     runs: dict[int, FinishedRun] = field(default_factory=dict)
+    _predictions: dict[tuple[str, int], SplitPredictions] = field(default_factory=dict, repr=False)
 
     @property
     def seeds(self) -> list[int]:
@@ -52,10 +52,14 @@ class Group:
         """The run of the lowest seed."""
         return self.runs[self.seeds[0]]
 
-    @cached_property
-    def test(self) -> dict[int, SplitPredictions]:
-        """What the validation-selected epoch of each run answered on the test split, by seed."""
-        return {seed: self.runs[seed].predictions("test") for seed in self.seeds}
+    def predictions(
+        self, split: str = "test", seeds: Sequence[int] | None = None
+    ) -> list[SplitPredictions]:
+        """Return the predictions of the validation-selected epochs, by default of all seeds."""
+        for seed in self.seeds if seeds is None else seeds:
+            if (split, seed) not in self._predictions:
+                self._predictions[split, seed] = self.runs[seed].predictions(split)
+        return [self._predictions[split, seed] for seed in (self.seeds if seeds is None else seeds)]
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Runs:
         groups: by data set and method; not every data set needs every method.
         datasets: their names, in order.
         methods: their names, in order, the reference first.
-        notes: what a reader must know, such as runs that were left out.
+        notes: warnings, such as runs that were left out.
     """
 
     groups: dict[tuple[str, str], Group]
@@ -90,8 +94,8 @@ def group_runs(runs: Sequence[FinishedRun], reference: str | None = None) -> Run
 
     Args:
         runs: any finished runs.
-        reference: the method that comes first; ``None`` for the paper's network, then whoever has
-            most settings by default, then by name.
+        reference: the method that comes first; ``None`` for the paper's network, then the one with
+            most settings at their defaults, then the first by name.
     """
     runs, notes = join_folds(runs)
     datasets = _name_datasets(runs)
@@ -103,8 +107,8 @@ def group_runs(runs: Sequence[FinishedRun], reference: str | None = None) -> Run
         group = groups.setdefault((dataset, method), Group(dataset, method))
         if run.seed in group.runs:
             notes.append(
-                f"{run.path.name} repeats {group.runs[run.seed].path.name} (same settings and "
-                "seed); only the latter counts"
+                f"{run.path.name} duplicates {group.runs[run.seed].path.name} (same settings and "
+                "seed) and is ignored."
             )
         else:
             group.runs[run.seed] = run
@@ -122,8 +126,8 @@ def group_runs(runs: Sequence[FinishedRun], reference: str | None = None) -> Run
 
 
 def _name_datasets(runs: Sequence[FinishedRun]) -> list[str]:
-    """Name each run's data set, with its size, channels or content where names are the same."""
-    described = [
+    """Name each run's data set, with size, channels or fingerprint where names are the same."""
+    facts_of_runs = [
         {
             "size": " x ".join(map(str, run.data.get("size", []))),
             "channels": {1: "grey", 3: "RGB"}.get(run.data.get("channels", 0), "other channels"),
@@ -131,16 +135,16 @@ def _name_datasets(runs: Sequence[FinishedRun]) -> list[str]:
         }
         for run in runs
     ]
-    named: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for run, facts in zip(runs, described, strict=True):
-        named[run.data_name].append(facts)
+    same_name: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for run, facts in zip(runs, facts_of_runs, strict=True):
+        same_name[run.data_name].append(facts)
     labels = []
-    for run, facts in zip(runs, described, strict=True):
-        others, label = named[run.data_name], run.data_name
+    for run, facts in zip(runs, facts_of_runs, strict=True):
+        candidates, label = same_name[run.data_name], run.data_name
         for fact, value in facts.items():
-            if len({other[fact] for other in others}) > 1:
+            if len({other[fact] for other in candidates}) > 1:
                 label += f", {value}"
-                others = [other for other in others if other[fact] == value]
+                candidates = [other for other in candidates if other[fact] == value]
         labels.append(label)
     return labels
 
@@ -149,11 +153,11 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Hashable]:
     """Return the settings that can make a method, by path."""
     flat: dict[str, Hashable] = {}
     for section, values in config.items():
-        if section in _ASIDE or not isinstance(values, Mapping):
+        if section in _IGNORED or not isinstance(values, Mapping):
             continue
         for key, value in values.items():
             path = f"{section}.{key}"
-            if path not in _ASIDE:
+            if path not in _IGNORED:
                 flat[path] = tuple(value) if isinstance(value, list) else value
     return flat
 
@@ -173,8 +177,8 @@ def _name_methods(
     several = len({run.model for run in runs}) > 1
     names = []
     for run, each in zip(runs, settings, strict=True):
-        parts = [_said(path, each[path]) for path in varying if path in each]
-        names.append(" · ".join([run.model] * (several or not parts) + parts))
+        changes = [_setting(path, each[path]) for path in varying if path in each]
+        names.append(" · ".join([run.model] * (several or not changes) + changes))
     return names
 
 
@@ -198,7 +202,7 @@ def _differs(
     return any(len(values) > 1 for values in seen.values())
 
 
-def _said(path: str, value: Hashable) -> str:
+def _setting(path: str, value: Hashable) -> str:
     if path == "objective.tasks" and isinstance(value, tuple):
         return "+".join(map(str, value))
     name = path.partition(".")[2].replace("_", " ")

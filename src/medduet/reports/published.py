@@ -1,4 +1,4 @@
-"""What others have published on the same sets, as data."""
+"""Accuracies from the literature on the same data sets."""
 
 from __future__ import annotations
 
@@ -16,46 +16,43 @@ class Published(NamedTuple):
     """One published test accuracy.
 
     Attributes:
-        set: MedMNIST flag.
+        dataset: MedMNIST flag.
         network: as its source calls it, or the name that it has here.
         accuracy: on the test split, in percent.
         protocol: how the epoch was selected, and from how many runs the number comes.
         source: who published it.
         size: side of the images in pixels.
-        classes: of the set.
-        channels: of the images.
         splits: images in train, val and test.
     """
 
-    set: str
+    dataset: str
     network: str
     accuracy: float
     protocol: str
     source: str
     size: int
-    classes: int
-    channels: int
     splits: tuple[int, int, int]
 
     @property
-    def n_test(self) -> int:
-        """Images in the test split."""
-        return self.splits[2]
+    def label(self) -> str:
+        """Network, authors and how the epoch was selected, in short."""
+        authors, selection = self.source.partition(",")[0], self.protocol.partition(" (")[0]
+        return ", ".join((self.network, authors, selection.partition(",")[0]))
 
     @property
     def interval(self) -> Interval:
-        """The 95% Wilson interval in percent that the size of the test split implies.
+        """The 95% Wilson interval in percent for the size of the test split.
 
-        It knows nothing of the spread between seeds, nor of selection on the test split.
+        It covers neither the spread between seeds nor selection on the test split.
         """
         # Of the share as it is printed: a mean over seeds is no whole number of images.
-        n = self.n_test
+        n = self.splits[2]
         low, high = proportion_confint(self.accuracy / 100 * n, n, 1 - CONFIDENCE, method="wilson")
         return 100 * float(low), 100 * float(high)
 
 
-def published_for(set_name: str, size: int) -> list[Published]:
-    """Return what is published for a set at a size in pixels; nothing if it is not known.
+def published_for(dataset: str, size: int) -> list[Published]:
+    """Return what is published for a data set at a size in pixels.
 
     Example:
         >>> first = published_for("breastmnist", 224)[0]
@@ -64,44 +61,39 @@ def published_for(set_name: str, size: int) -> list[Published]:
         >>> published_for("breastmnist", 28)
         []
     """
-    return [row for row in all_published() if (row.set, row.size) == (set_name, size)]
+    return [row for row in all_published() if (row.dataset, row.size) == (dataset, size)]
 
 
 @cache
 def all_published() -> tuple[Published, ...]:
     """Return every published number, table by table."""
-    known = _file()
-    rows = []
-    for table in known["tables"]:
-        for name, accuracy in table["accuracy"].items():
-            about = known["sets"][name]
-            rows.append(
-                Published(
-                    name,
-                    table["network"],
-                    float(accuracy),
-                    table["protocol"],
-                    known["sources"][table["source"]],
-                    known["size"],
-                    about["classes"],
-                    about["channels"],
-                    (about["train"], about["val"], about["test"]),
-                )
-            )
-    return tuple(rows)
+    content = _file()
+    return tuple(
+        Published(
+            dataset,
+            table["network"],
+            float(accuracy),
+            table["protocol"],
+            content["sources"][table["source"]],
+            content["size"],
+            tuple(content["sets"][dataset].values()),
+        )
+        for table in content["tables"]
+        for dataset, accuracy in table["accuracy"].items()
+    )
 
 
-def notes_for(set_name: str, size: int) -> list[str]:
-    """Return what to know before comparing with the numbers that are published for a set.
+def notes_for(dataset: str, size: int) -> list[str]:
+    """Return the caveats of the published numbers of a data set.
 
     Example:
         >>> notes_for("dermamnist", 224)[-1]
         'Repeat photographs of one lesion lie in several splits (arXiv:2401.14497).'
     """
-    if not published_for(set_name, size):
+    if not published_for(dataset, size):
         return []
     notes = _file()["notes"]
-    return [note["text"] for note in notes if note["sets"] == "all" or set_name in note["sets"]]
+    return [note["text"] for note in notes if note["sets"] == "all" or dataset in note["sets"]]
 
 
 @cache

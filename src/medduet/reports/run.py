@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from medduet.reports.balance import balance_curves
-from medduet.reports.calibration import Diagram, reliability_figure
-from medduet.reports.figures import confusion, learning_curves, roc
+from medduet.reports.figures import balance_curves, confusion, learning_curves, roc
 from medduet.reports.image_grid import UNKNOWN_MASK, prediction_grid
+from medduet.reports.reliability import Diagram, reliability_figure
 from medduet.reports.style import save
 from medduet.runs.reader import SplitPredictions, read_predictions
 from medduet.utils.parsing import read_json, read_objects
@@ -40,7 +39,7 @@ def draw_run(path: Path) -> list[Path]:
     if label is not None and probability is not None:
         names, multi_label, test = data["class_names"], data["multi_label"], honest["test"]
         if not multi_label:
-            figures["confusion_matrix"] = confusion(test["confusion_matrix"], names)
+            figures["confusion_matrix"] = confusion({"": test["confusion_matrix"]}, names)
         if test["auc"] is not None:
             figures["roc"] = roc(label, probability, names, multi_label, test["auc_interval"])
         if (judged := test.get("calibration")) and judged["n"]:

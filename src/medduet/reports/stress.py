@@ -2,59 +2,51 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from medduet.metrics.names import METRICS
-from medduet.reports.page import render
-from medduet.reports.style import STYLE, WIDTH
-from medduet.reports.tables import Table
-from medduet.reports.writer import Part, Writer
-from medduet.utils.files import write_text
-from medduet.utils.palette import BLUE, GREEN, GREY, LINES, VERMILION
+from medduet.reports.page import Section, Table, write_page
+from medduet.reports.style import DASHES, STYLE, draw_series, panels
+from medduet.utils.palette import GREY, LINES
 
-_LINES = {
-    "accuracy": (METRICS["accuracy"].name, BLUE, "-"),
-    "balanced_error": (METRICS["balanced_error"].name, VERMILION, "--"),
-    "dice_nonempty": (METRICS["dice_nonempty"].name, GREEN, "-."),
-    "ece": (METRICS["ece"].name, LINES[3], ":"),
+_NAMES = {
+    **{key: METRICS[key].name for key in ("accuracy", "balanced_error", "dice_nonempty", "ece")},
+    "rise": "increase in error",
+    "be": "BE",
+    "rbe": "rBE",
 }
-_COLUMNS = 4
+_CURVES = ("accuracy", "balanced_error", "dice_nonempty", "ece")
 
 
-def write_stress_page(record: Mapping[str, Any], out: Path) -> None:
-    """Write ``index.html``, ``tables/`` and ``figures/`` on the record of `medduet.stress`."""
-    writer, part = Writer(out), Part("What corruption does")
-    clean, data, ways = record["clean"], record["data"], len(record["corruptions"])
-    part.text = [
-        f"{record['network']} on {data['name']}, {record['split']}, n = {clean['n']} images of "
-        f"{' x '.join(map(str, data['size']))} pixels, each corrupted in {ways} ways "
-        f"(modality {record['modality']}) at five severities.",
-        "Mean over all corruptions and severities, and on clean images in brackets: "
-        + ", ".join(
-            f"{_LINES[name][0]} {value:.3f} ({clean[name]:.3f})"
-            for name, value in record["mean"].items()
-            if name in _LINES
-        )
-        + ".",
+def write_stress_page(record: Mapping[str, Any], out: Path) -> Path:
+    """Write ``index.html``, ``tables/`` and ``figures/`` of the record of `medduet.stress`."""
+    clean, data, mean = record["clean"], record["data"], record["mean"]
+    scores = ", ".join(
+        f"{_NAMES[name]} {mean[name]:.3f} (clean images {clean[name]:.3f})"
+        for name in _CURVES
+        if name in mean
+    )
+    section = Section("Robustness to corruptions")
+    section.text = [
+        f"{record['network']} on {data['name']}, {record['split']} split, n = {clean['n']} images "
+        f"of {' x '.join(map(str, data['size']))} pixels, {len(record['corruptions'])} corruptions "
+        f"({record['source']}, modality {record['modality']}) at five severities.",
+        f"Mean over corruptions and severities: {scores}.",
     ]
     if "baseline" in record:
-        shown = {key: _shown(record[key]) for key in ("be", "rbe")}
-        part.text.append(
-            f"As a share of what {record['baseline']['network']} has: balanced error "
-            f"{shown['be']}, rise of the error {shown['rbe']} (MedMNIST-C's BE and rBE)."
+        section.text.append(
+            f"Relative to {record['baseline']['network']} (MedMNIST-C): balanced error (BE) "
+            f"{_number(record['be'])}, relative balanced error (rBE) {_number(record['rbe'])}."
         )
-    writer.figure(part, "stress", stress_figure(record), "Scores by severity; 0 is the clean image")
-    writer.table(part, stress_table(record))
+    section.figure("stress", stress_figure(record), "Scores by severity; 0 is the clean image")
+    section.tables.append(stress_table(record))
     title = f"Stress test of {record['network']} on {data['name']}"
-    page = render("report.html", title=title, parts=[part], maker="medduet stress")
-    write_text(out / "index.html", page)
+    return write_page(out, title, [section], "medduet stress")
 
 
 def stress_table(record: Mapping[str, Any]) -> Table:
@@ -62,67 +54,52 @@ def stress_table(record: Mapping[str, Any]) -> Table:
 
     Example:
         >>> row = {"n": 5, "accuracy": 0.8}
-        >>> made = stress_table({"clean": row, "corruptions": {
+        >>> table = stress_table({"clean": row, "corruptions": {
         ...     "jpeg": {"severities": {"1": row}, "mean": {"accuracy": 0.8}}}})
-        >>> [each[:3] for each in made.rows]
+        >>> table.shown[["corruption", "severity", "n"]].to_numpy().tolist()
         [['clean', '0', '5'], ['jpeg', '1', '5'], ['jpeg', 'mean', '']]
     """
-    rows: list[tuple[str, str, Mapping[str, Any]]] = [("clean", "0", record["clean"])]
-    for name, of in record["corruptions"].items():
-        rows += [(name, severity, row) for severity, row in of["severities"].items()]
-        shares = {key: of[key] for key in ("be", "rbe") if key in of}
-        rows.append((name, "mean", of["mean"] | shares))
-    names = [*_LINES, "rise", "be", "rbe"]
-    present = [name for name in names if any(row.get(name) is not None for _, _, row in rows)]
-    extra = [name for name in ("dice_nonempty_n",) if name in record["clean"]]
-    header = ["corruption", "severity", "n", *present]
-    values = []
-    for name, severity, row in rows:
+    scores: list[tuple[str, str, Mapping[str, Any]]] = [("clean", "0", record["clean"])]
+    for name, entry in record["corruptions"].items():
+        scores += [(name, severity, row) for severity, row in entry["severities"].items()]
+        shares = {key: entry[key] for key in ("be", "rbe") if key in entry}
+        scores.append((name, "mean", entry["mean"] | shares))
+    present = [key for key in _NAMES if any(row.get(key) is not None for _, _, row in scores)]
+    shown, values = [], []
+    for name, severity, row in scores:
+        place = {"corruption": name, "severity": severity}
         low, high = row.get("accuracy_interval") or (None, None)
-        value = {"corruption": name, "severity": severity, "n": row.get("n")}
-        value |= {key: row.get(key) for key in [*present, *extra]}
+        numbers = {"n": row.get("n")} | {key: row.get(key) for key in present}
+        if "dice_nonempty_n" in record["clean"]:
+            numbers["dice_nonempty_n"] = row.get("dice_nonempty_n")
         if "accuracy" in present:
-            value |= {"accuracy_low": low, "accuracy_high": high}
-        values.append(value)
-    shown = [
-        [name, severity, str(row.get("n", "")), *(_shown(row.get(key)) for key in present)]
-        for name, severity, row in rows
-    ]
-    return Table("stress", "Every corruption at every severity", header, shown, values)
+            numbers |= {"accuracy_low": low, "accuracy_high": high}
+        values.append(place | numbers)
+        texts = {_NAMES[key]: _number(row.get(key)) for key in present}
+        shown.append(place | {"n": str(row.get("n", ""))} | texts)
+    return Table.of("stress", "Every corruption at every severity", shown, values)
 
 
 @rc_context(STYLE)
 def stress_figure(record: Mapping[str, Any]) -> Figure:
     """Draw the scores of each corruption against its severity, one small panel for each."""
-    names = list(record["corruptions"])
-    lines = {name: of for name, of in _LINES.items() if record["clean"].get(name) is not None}
-    columns = min(_COLUMNS, len(names))
-    rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(WIDTH, 0.7 + 1.45 * rows))
-    height = figure.get_figheight()
-    figure.subplots_adjust(
-        left=0.06, right=0.985, top=1 - 0.3 / height, bottom=0.75 / height, hspace=0.55, wspace=0.15
-    )
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    for axes, name in zip(panels, names, strict=False):
-        found = record["corruptions"][name]["severities"]
-        for key, (_, colour, style) in lines.items():
-            values = [row.get(key) for row in (record["clean"], *found.values())]
-            points = [math.nan if value is None else value for value in values]
-            axes.plot(range(len(points)), points, color=colour, ls=style, marker="o", ms=2.5)
-            axes.axhline(points[0], color=GREY, lw=0.5, zorder=0)
+    corruptions, clean = record["corruptions"], record["clean"]
+    keys = [key for key in _CURVES if clean.get(key) is not None]
+    figure, grid = panels(len(corruptions), columns=4, height=1.5, legend=0.3)
+    for axes, (name, entry) in zip(grid, corruptions.items(), strict=True):
+        rows = [clean, *entry["severities"].values()]
+        for index, key in enumerate(keys):
+            values = [row.get(key) for row in rows]
+            line: Any = {"color": LINES[index], "ls": DASHES[index], "marker": "o", "ms": 2.5}
+            label = _NAMES[key] if axes is grid[0] else None
+            draw_series(axes, range(len(rows)), values, label=label, **line)
+            axes.axhline(clean[key], color=GREY, lw=0.5, zorder=0)
         axes.set_title(name.replace("_", " "), fontsize=8.5)
-        axes.set_ylim(0, 1)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for axes in panels[len(names) :]:
-        axes.set_visible(False)
-    for axes in panels[max(0, len(names) - columns) : len(names)]:
-        axes.tick_params(labelbottom=True)
-        axes.set_xlabel("severity")
-    labels = [name for name, _, _ in lines.values()]
-    figure.legend(panels[0].lines[::2], labels, loc="lower center", ncols=4)
+        axes.set(ylim=(0, 1), xticks=range(len(rows)))
+    figure.supxlabel("severity", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
-def _shown(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"

@@ -1,19 +1,24 @@
-"""How every figure looks, and how it reaches the disk."""
+"""The style of every figure, and how a figure is written to disk."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from medduet.utils.files import atomic_path
-from medduet.utils.palette import GREY, INK
+from medduet.utils.palette import FAINT, GREY, INK
 
 WIDTH = 8.0
 """Inches; shown 800 pixels wide, 9 points are 12.5 pixels high."""
+DASHES = ("-", "--", ":", "-.")
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -29,6 +34,8 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.grid": False,
     "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.6,
     "xtick.color": GREY,
     "ytick.color": GREY,
     "xtick.labelcolor": INK,
@@ -45,6 +52,38 @@ STYLE: Any = {
 }
 
 
+def panels(
+    count: int, *, columns: int = 3, height: float = 2.2, legend: float = 0.5, share: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of `count` axes in rows, each row and the legend so many inches high.
+
+    With `share` all axes have the same y axis.
+    """
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(WIDTH, rows * height + legend), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=share).ravel()
+    for spare in grid[count:]:
+        spare.remove()
+    return figure, list(grid[:count])
+
+
+def draw_series(axes: Axes, epochs: Sequence[int], values: Any, **line: Any) -> None:
+    """Draw a number over the epochs, NaN and ``None`` left out; points if there are few of them."""
+    series = np.array(values, dtype=float)
+    line.setdefault("marker", "o" if np.isfinite(series).sum() < 3 else "")
+    axes.plot(epochs, series, **line)
+
+
+def epoch_axis(axes: Axes) -> None:
+    """Label the x axis with whole epochs and draw horizontal grid lines."""
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.margins(x=0.04)
+    axes.grid(axis="y")
+
+
 def save(figure: Figure, path: Path, *, dpi: int = 200) -> None:
     """Write `figure` to `path`, a .png or .svg, atomically; equal figures make equal files.
 
@@ -55,10 +94,10 @@ def save(figure: Figure, path: Path, *, dpi: int = 200) -> None:
         >>> target.read_bytes()[1:4]
         b'PNG'
     """
-    kind = path.suffix.removeprefix(".")
-    about: dict[str, Any] = {"Software": None} if kind == "png" else {"Date": None}
+    suffix = path.suffix.removeprefix(".")
+    metadata: dict[str, Any] = {"Software": None} if suffix == "png" else {"Date": None}
     with atomic_path(path) as temporary, rc_context(STYLE | {"svg.hashsalt": path.stem}):
-        figure.savefig(temporary, format=kind, dpi=dpi, metadata=about)
+        figure.savefig(temporary, format=suffix, dpi=dpi, metadata=metadata)
 
 
 def slug(text: str) -> str:

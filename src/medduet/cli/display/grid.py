@@ -62,7 +62,7 @@ def _line(name: str, state: CellState) -> str:
 
 def show_grid(record: GridRecord, arguments: Mapping[str, Any]) -> int:
     """Write the report of a grid, and print how it ended; 1 if a cell failed."""
-    from medduet.reports.page import write_report
+    from medduet.reports.report import write_report
 
     failed, finished = record.count("failed"), record.count("finished")
     write(f"{finished} of {len(record.cells)} cells finished: {record.path}")

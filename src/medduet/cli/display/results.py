@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medduet.evaluation.ensemble import EnsembleRecord
     from medduet.experiments.run import RunRecord
     from medduet.experiments.search import SearchRecord
-    from medduet.reports.compare import Comparison, Row
+    from medduet.reports.compare import Comparison, Difference
 
 _STRESS = {
     **{key: METRICS[key].name for key in ("accuracy", "balanced_error", "dice_nonempty", "ece")},
@@ -139,31 +139,31 @@ def show_search(record: SearchRecord, arguments: Mapping[str, Any]) -> None:
 
 
 def show_comparison(comparison: Comparison, arguments: Mapping[str, Any]) -> None:
-    """Print the table of both runs, what is left out of it, and the sentence."""
+    """Print the metrics of both runs with their tests."""
     write(
         f"a: {comparison.a}  {comparison.path_a}",
         f"b: {comparison.b}  {comparison.path_b}",
     )
-    right = ["a", "b", "a - b", "95% interval", "effect", "n", "test", "p", "p Holm"]
+    right = ["a", "b", "a - b", "95% CI", "effect", "n", "test", "p", "p (Holm)"]
     table = make_table(f"{comparison.data}, {comparison.split}", [""], right)
     for row in comparison.rows:
         table.add_row(*_comparison_cells(row))
     write_table(table)
-    write(*comparison.left_out, *comparison.notes, comparison.sentence)
+    write(*comparison.skipped, *comparison.notes, comparison.sentence)
 
 
-def _comparison_cells(row: Row) -> list[str]:
-    from medduet.reports.verdict import shown_p
+def _comparison_cells(row: Difference) -> list[str]:
+    from medduet.reports.compare import shown_p
 
-    digits = 5 if row.measure == "MSE" else 4
+    digits = METRICS[row.metric].digits
 
     def number(value: float, sign: str = "") -> str:
         return "" if math.isnan(value) else f"{value:{sign}.{digits}f}"
 
     return [
-        row.measure,
-        number(row.a),
-        number(row.b),
+        METRICS[row.metric].name,
+        number(row.mean_a),
+        number(row.mean_b),
         number(row.difference, "+"),
         " to ".join(filter(None, (number(bound, "+") for bound in row.interval))),
         "" if math.isnan(row.effect) else f"{row.effect_name} {row.effect:.2f}",

@@ -15,9 +15,9 @@ from scipy.special import softmax
 from statsmodels.stats.proportion import proportion_confint
 
 import medduet
-from medduet.reports.calibration import Diagram, coverage_table, judged_of, reliability_figure
 from medduet.reports.folds import CrossValidated
 from medduet.reports.grouping import group_runs
+from medduet.reports.reliability import Diagram, coverage_table, reliability_figure, summaries_of
 from medduet.runs.reader import find_runs, open_run
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.summary import calibration_summary
@@ -65,7 +65,7 @@ def test_the_table_is_the_mean_over_seeds_at_the_n_of_one(folder: Path) -> None:
         rows = list(csv.DictReader(file))
     assert {row["method"] for row in rows} == {"vovunet_var"}
     assert [row["class"] for row in rows] == ["all", *NAMES] * 3
-    (row,) = [r for r in rows if (r["class"], r["promise"]) == ("malignant", "0.9")]
+    (row,) = [r for r in rows if (r["class"], r["target"]) == ("malignant", "0.9")]
     calibration, held, sizes = Calibration.fit(*answers(100)), [], []
     for seed in (0, 1):
         label, probability = answers(seed)
@@ -90,23 +90,23 @@ def test_reports_on_older_runs_have_no_such_section(folder: Path, tmp_path: Path
 
 
 def test_the_figure_shows_every_answer_once(folder: Path) -> None:
-    (group,) = [g for g in group_runs(find_runs([folder])).of("fakemnist") if judged_of(g)]
-    judged = judged_of(group)
-    figure = reliability_figure([Diagram("a", judged, 2), Diagram("b", judged[:1])])
+    (group,) = [g for g in group_runs(find_runs([folder])).of("fakemnist") if summaries_of(g)]
+    summaries = summaries_of(group)
+    figure = reliability_figure([Diagram("a", summaries, 2), Diagram("b", summaries[:1])])
     assert len(figure.axes) == 4  # a diagram and its counts, twice
     drawn = [
         sum(patch.get_data().values.sum() for patch in axes.patches if isinstance(patch, StepPatch))
-        for axes in figure.axes[1::2]
+        for axes in figure.axes[2:]
     ]
     assert drawn == [2 * N, 2 * N]  # before and after, per seed
-    before, after = (c for c in figure.axes[2].collections if isinstance(c, PathCollection))
+    before, after = (c for c in figure.axes[1].collections if isinstance(c, PathCollection))
     for points, kind in ((before, "before"), (after, "after")):
-        bins = judged[0]["reliability"][kind]
+        bins = summaries[0]["reliability"][kind]
         there = np.array(bins["n"]) > 0
         expected = np.array([bins["confidence"], bins["frequency"]], dtype=float).T[there]
         np.testing.assert_allclose(points.get_offsets(), expected)
-    assert f"ECE {judged[0]['ece_before']:.3f} → {judged[0]['ece_after']:.3f}" in {
-        text.get_text() for text in figure.axes[2].texts
+    assert f"ECE {summaries[0]['ece_before']:.3f} → {summaries[0]['ece_after']:.3f}" in {
+        text.get_text() for text in figure.axes[1].texts
     }
 
 
@@ -117,8 +117,8 @@ def test_folds_count_each_image_once(folder: Path) -> None:
     group.runs[0] = CrossValidated(
         first.path, first.config, first.metrics, first.environment, tuple(runs)
     )
-    table = coverage_table([(group, judged_of(group))])
-    assert {row["n"] for row in table.values if row["class"] == "all"} == {2 * N}
+    table = coverage_table([(group, summaries_of(group))])
+    assert set(table.values["n"][table.values["class"] == "all"]) == {2 * N}
 
 
 def test_of_many_classes_the_one_held_least_is_shown(folder: Path) -> None:
@@ -127,9 +127,9 @@ def test_of_many_classes_the_one_held_least_is_shown(folder: Path) -> None:
     label = np.arange(70) % 7
     rng = np.random.default_rng(0)
     probability = softmax(2 * rng.normal(size=(70, 7)) + 2 * np.eye(7)[label], axis=1)
-    judged = calibration_summary(Calibration.fit(label, probability), label, probability, names)
-    per_class = judged["sets"]["0.80"]["per_class"]
+    summaries = calibration_summary(Calibration.fit(label, probability), label, probability, names)
+    per_class = summaries["sets"]["0.80"]["per_class"]
     per_class["class 4"]["coverage"] = 0.1
-    table = coverage_table([(group, [judged])])
-    assert [row[3] for row in table.rows[:2]] == ["all", "class 4"]
+    table = coverage_table([(group, [summaries])])
+    assert list(table.shown["class"][:2]) == ["all", "class 4"]
     assert len(table.values) == 3 * 8

@@ -1,4 +1,4 @@
-"""The report: what it counts, what it says, and that its page opens anywhere."""
+"""The report: its numbers, its summary, and that its page opens anywhere."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from statsmodels.stats.proportion import proportion_confint
 import medduet
 from medduet import ConfigError, MissingFileError
 from medduet.cli import main
-from medduet.metrics.paired import mcnemar
-from medduet.metrics.repeats import holm, merge_p, over_sets
-from medduet.metrics.roc import auc, delong
+from medduet.metrics.repeats import over_sets
+from medduet.metrics.roc import auc, auc_interval
 from medduet.reports.grouping import group_runs
-from medduet.reports.measures import differences, measure, selection_gap
+from medduet.reports.measures import measure
+from medduet.reports.page import Section, Table, write_page
 from medduet.runs.reader import find_runs
 
 WriteRun = Callable[..., Path]
@@ -96,22 +96,15 @@ def test_accuracy_is_mean_spread_and_wilson(page: Path) -> None:
     assert (row["n"], row["seeds"]) == ("60", "3")
 
 
-def test_the_interval_of_auc_is_a_bootstrap_within_classes_of_the_mean(grid: Path) -> None:
+def test_the_interval_of_auc_is_that_of_the_mean_over_seeds(grid: Path) -> None:
     runs = group_runs(find_runs([grid]))
     group = runs.groups["third", "timm:resnet18"]
     measured = measure(group, "auc")
     assert measured is not None
     given = [answers(seed + 20, 0.4) for seed in SEEDS]
     assert measured.values == pytest.approx([auc(g["label"], g["probability"]) for g in given])
-    # By hand, with resamples of its own: they agree as far as chance lets them.
-    rng, truth = np.random.default_rng(1), given[0]["label"]
-    means = []
-    for _ in range(400):
-        chosen = np.concatenate(
-            [rng.choice(np.flatnonzero(truth == k), (truth == k).sum()) for k in range(3)]
-        )
-        means.append(np.mean([auc(truth[chosen], g["probability"][chosen]) for g in given]))
-    assert measured.interval == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=0.015)
+    stacked = np.array([g["probability"] for g in given])
+    assert measured.interval == pytest.approx(auc_interval(given[0]["label"], stacked))
 
 
 def test_dice_counts_lesions_alone_where_it_says_so(grid: Path) -> None:
@@ -127,58 +120,17 @@ def test_dice_counts_lesions_alone_where_it_says_so(grid: Path) -> None:
     assert low < lesion.mean < high
 
 
-def test_methods_are_paired_by_seed_and_corrected(grid: Path) -> None:
-    runs = group_runs(find_runs([grid]))
-    first, *others = runs.of("third")
-    assert first.method == "vovunet_var"
-    found = {(row.method, row.measure): row for row in differences([first, *others])}
-    ps, areas = {}, {}
-    for model, skill in (("unet_var", 1.8), ("timm:resnet18", 0.4)):
-        each, area = [], []
-        for seed in SEEDS:
-            a, b = answers(seed + 20, 2.0), answers(seed + 20, skill)
-            right = [g["probability"].argmax(axis=1) == g["label"] for g in (a, b)]
-            each.append(mcnemar(*right).p)
-            area.append(delong(a["label"], a["probability"], b["probability"]).p)
-        ps[model], areas[model] = merge_p(each), merge_p(area)
-    for measured, expected in (("accuracy", ps), ("auc", areas)):
-        corrected = dict(zip(expected, holm(list(expected.values())), strict=True))
-        for model, p in expected.items():
-            assert found[model, measured].p == pytest.approx(p)
-            assert found[model, measured].p_holm == pytest.approx(corrected[model])
-    worst = found["timm:resnet18", "accuracy"]
-    assert worst.interval[0] < worst.difference < worst.interval[1]
-    assert worst.seeds.n == 3
-    assert worst.seeds.difference == pytest.approx(worst.difference)
-
-
-def test_a_single_seed_gets_the_plain_tests(write_run: WriteRun, tmp_path: Path) -> None:
-    for model, skill in (("vovunet_var", 2.0), ("unet_var", 0.5)):
-        write_run(tmp_path / model, model=model, seed=0, **answers(0, skill))
-    runs = group_runs(find_runs([tmp_path]))
-    found = differences(runs.of("fakemnist"))
-    tests = {row.measure: row.test for row in found}
-    assert (tests["accuracy"], tests["auc"]) == ("McNemar", "DeLong")
-    a, b = answers(0, 2.0), answers(0, 0.5)
-    direct = delong(a["label"], a["probability"], b["probability"])
-    row = next(row for row in found if row.measure == "auc")
-    assert (row.p, *row.interval) == pytest.approx((direct.p, *direct.interval))
-
-
-def test_the_gap_of_selecting_on_test(page: Path, grid: Path) -> None:
-    group = group_runs(find_runs([grid])).groups["third", "unet_var"]
-    gap = selection_gap(group)
-    assert gap is not None
-    for seed, value in zip(SEEDS, gap.gaps, strict=True):
-        honest, chosen = answers(seed + 20, 1.8), answers(seed + 20, 2.3)
-        expected = np.mean(chosen["probability"].argmax(axis=1) == chosen["label"]) - np.mean(
-            honest["probability"].argmax(axis=1) == honest["label"]
-        )
-        assert value == pytest.approx(expected)
+def test_selection_bias_is_test_selected_minus_validation_selected(page: Path) -> None:
     row = next(
         r for r in rows(page, "selection") if (r["dataset"], r["method"]) == ("third", "unet_var")
     )
-    assert float(row["gap"]) == pytest.approx(np.mean(gap.gaps))
+    gaps = []
+    for seed in SEEDS:
+        honest, chosen = answers(seed + 20, 1.8), answers(seed + 20, 2.3)
+        right = [each["probability"].argmax(axis=1) == each["label"] for each in (honest, chosen)]
+        gaps.append(right[1].mean() - right[0].mean())
+    assert float(row["bias"]) == pytest.approx(np.mean(gaps))
+    assert (float(row["low"]), float(row["high"])) == pytest.approx((min(gaps), max(gaps)))
 
 
 def test_data_sets_are_ranked_over_the_means(page: Path) -> None:
@@ -200,7 +152,7 @@ def test_tables_come_in_three_forms(page: Path) -> None:
         assert {path.stem for path in folder.glob(f"*.{suffix}")} == names
     latex = (folder / "accuracy.tex").read_text()
     assert "\\toprule" in latex
-    assert "small \\& \\ensuremath{<}odd\\ensuremath{>}" in latex
+    assert "small \\& $<$odd$>$" in latex
     assert "±" not in latex
     markdown = (folder / "accuracy.md").read_text().splitlines()
     assert len({line.count("|") for line in markdown}) == 1
@@ -238,20 +190,14 @@ def test_figures_come_as_png_and_svg(page: Path) -> None:
     assert {path.stem for path in folder.glob("*.svg")} == names
 
 
-def test_the_same_runs_make_the_same_files(grid: Path, page: Path, tmp_path: Path) -> None:
-    again = medduet.write_report([grid], tmp_path / "again")
-    assert again.read_bytes() == page.read_bytes()
-
-
-def test_words_are_careful(page: Path) -> None:
+def test_the_summary_says_what_is_significant(page: Path) -> None:
     text = page.read_text()
-    assert "there is no evidence of a difference that every seed shares" in text
-    assert "lower than vovunet_var: timm:resnet18" in text
-    assert "no difference" not in text.replace("no evidence of a difference", "")
+    assert "no significant difference (Holm-corrected p &gt; 0.05): 1 of 2 methods" in text
+    assert "significantly lower than vovunet_var: timm:resnet18" in text
     assert "Failed: third-unet-seed0: &lt;b&gt;no&lt;/b&gt; memory" in text
     assert "small &amp; &lt;odd&gt;" in text
     assert "<odd>" not in text
-    assert "the smallest p that a pair can reach is 0.25" in text
+    assert "the smallest possible p of a pair is 0.25" in text
 
 
 def test_published_numbers_stand_beside_official_sets_alone(
@@ -267,7 +213,9 @@ def test_published_numbers_stand_beside_official_sets_alone(
         environment = json.loads((run / "environment.json").read_text())
         environment["data"] |= data
         (run / "environment.json").write_text(json.dumps(environment))
+    write_run(tmp_path / "mine", data="mine", **answers(1, 1.0))
     official = medduet.write_report([tmp_path])
+    assert {row["dataset"] for row in rows(official, "accuracy")} == {"breastmnist", "mine"}
     published = rows(official, "published")
     ours = next(row for row in published if row["network"] == "vovunet_var")
     assert (ours["accuracy"], ours["protocol"].startswith("test-selected")) == ("88.46", True)
@@ -275,6 +223,7 @@ def test_published_numbers_stand_beside_official_sets_alone(
     assert "published" in svg
 
 
+@pytest.mark.slow
 def test_runs_of_every_kind_make_a_page(write_run: WriteRun, tmp_path: Path) -> None:
     """Several labels, masks alone, a class that never occurs in test, no environment."""
     rng = np.random.default_rng(0)
@@ -282,7 +231,7 @@ def test_runs_of_every_kind_make_a_page(write_run: WriteRun, tmp_path: Path) -> 
     alone = {"data": "masks", "tasks": ("segment",), "present": rng.random((N, 2)) > 0.3}
     absent = {"label": rng.integers(0, 2, N), "data": "absent"}
     for model in ("vovunet_var", "unet_var"):
-        for seed in (0, 1, 2):
+        for seed in (0, 1):
             given = {"model": model, "seed": seed}
             name = f"{model}-{seed}"
             shares = rng.random((N, 3))
@@ -295,10 +244,10 @@ def test_runs_of_every_kind_make_a_page(write_run: WriteRun, tmp_path: Path) -> 
             (run / "environment.json").write_text(json.dumps(environment))
     page = medduet.write_report([tmp_path])
     assert {row["dataset"] for row in rows(page, "auc")} == {"chest"}
-    assert {row["test"] for row in rows(page, "paired-chest") if row["measure"] == "accuracy"} == {
+    assert {row["test"] for row in rows(page, "paired-chest") if row["metric"] == "accuracy"} == {
         "permutation"
     }
-    assert "nan" not in re.sub(r'"data:[^"]*"', "", page.read_text()).replace("finance", "")
+    assert not re.search(r"\bnan\b", re.sub(r'"data:[^"]*"', "", page.read_text()))
     group = group_runs(find_runs([tmp_path])).groups["masks", "unet_var"]
     lesion = measure(group, "dice_nonempty")
     assert lesion is not None
@@ -306,34 +255,16 @@ def test_runs_of_every_kind_make_a_page(write_run: WriteRun, tmp_path: Path) -> 
     assert low < lesion.mean < high
 
 
-def test_methods_that_never_differ(write_run: WriteRun, tmp_path: Path) -> None:
-    for model in ("vovunet_var", "unet_var"):
-        for seed in (0, 1, 2):
-            run = tmp_path / f"{model}{seed}"
-            write_run(run, model=model, seed=seed, **answers(0, 9.0))
-    text = re.sub(r'"data:[^"]*"', "", medduet.write_report([tmp_path]).read_text())
-    assert "nan" not in text
-    assert "(0.0 to 0.0)" not in text
-    assert "no evidence of a difference" in text
+def test_what_is_not_a_report_is_not_removed(tmp_path: Path) -> None:
+    section = Section("Accuracy", tables=[Table.of("accuracy", "Accuracy", [{"mean": "0.5"}])])
 
+    def write() -> None:
+        write_page(tmp_path, "report", [section], "medduet report")
 
-def test_an_official_set_beside_another(write_run: WriteRun, tmp_path: Path) -> None:
-    run = write_run(tmp_path / "official", data="breastmnist", size=224, **answers(0, 1.0))
-    environment = json.loads((run / "environment.json").read_text())
-    environment["data"]["splits"] = {"train": 546, "val": 78, "test": 156}
-    (run / "environment.json").write_text(json.dumps(environment))
-    write_run(tmp_path / "mine", data="mine", **answers(1, 1.0))
-    assert {row["dataset"] for row in rows(medduet.write_report([tmp_path]), "accuracy")} == {
-        "breastmnist",
-        "mine",
-    }
-
-
-def test_what_is_not_a_report_is_not_removed(grid: Path, tmp_path: Path) -> None:
     mine = tmp_path / "figures" / "mine.png"
     mine.parent.mkdir()
     mine.write_text("mine")
-    medduet.write_report([grid], tmp_path)
+    write()
     assert mine.read_text() == "mine"
     stale = tmp_path / "tables" / "stale.csv"
     stale.write_text("of a report before")
@@ -342,14 +273,14 @@ def test_what_is_not_a_report_is_not_removed(grid: Path, tmp_path: Path) -> None
         path.write_text("of a report that was killed")
     mine = tmp_path / ".mine.tmp"
     mine.write_text("mine")
-    medduet.write_report([grid], tmp_path)
+    write()
     assert not stale.exists()
     assert not any(path.exists() for path in left)
     assert mine.exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["GRID", "--out", "FILE"], "can't use"),
         ([], "expected folders of runs: medduet report DIR"),
@@ -359,7 +290,7 @@ def test_what_is_not_a_report_is_not_removed(grid: Path, tmp_path: Path) -> None
 )
 def test_mistakes(
     words: list[str],
-    said: str,
+    message: str,
     grid: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -368,7 +299,7 @@ def test_mistakes(
     (tmp_path / "file").touch()
     assert main(["report", *(places.get(word, word) for word in words)]) == 2
     text = capsys.readouterr().err
-    assert said in text
+    assert message in text
     assert text.count("\n") == 1
 
 
