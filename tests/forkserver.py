@@ -107,9 +107,10 @@ def _become(request: dict[str, Any], fds: list[int]) -> None:
             sys.argv = ["medduet", *words]
             code = main()
         else:
-            sys.argv = words[1:] if words[0] == "-c" else words
-            sys.argv[:1] = ["-c"] if words[0] == "-c" else words[:1]
-            text = words[1] if words[0] == "-c" else open(words[0]).read()  # noqa: PTH123, SIM115
+            is_code = words[0] == "-c"
+            sys.path[0] = "" if is_code else os.path.dirname(os.path.abspath(words[0]))  # noqa: PTH100, PTH120
+            sys.argv = ["-c", *words[2:]] if is_code else words
+            text = words[1] if is_code else open(words[0]).read()  # noqa: PTH123, SIM115
             exec(compile(text, sys.argv[0], "exec"), {"__name__": "__main__"})
             code = 0
     except SystemExit as stop:
