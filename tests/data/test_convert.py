@@ -349,7 +349,7 @@ def test_options_of_files_are_refused_elsewhere(option: dict) -> None:
         ({"fold": 1}, "a fold below folds"),
         ({"fractions": (1, 0, 1)}, "three shares above 0"),
         ({"split": "random"}, "split"),
-        ({"folds": 3, "split": "given"}, "leave one out"),
+        ({"folds": 3, "split": "given"}, "leave out --data.split"),
         ({"folds": 100}, "each of 100 parts"),
     ],
 )

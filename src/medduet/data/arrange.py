@@ -29,7 +29,7 @@ _PLAN = 1  # part of each saved split's name; raise it when splits are made othe
 
 def arrange(
     images: ImageSet,
-    given: NDArray[np.int64] | None,
+    split: NDArray[np.int64] | None,
     config: DataConfig,
     progress: ProgressFactory | None = None,
     saved: Path | None = None,
@@ -38,7 +38,7 @@ def arrange(
 
     Args:
         images: the set, in its own splits if it has them.
-        given: ``(N,)`` for its pool: 0 train, 1 val, 2 test, or `NO_SPLIT`; ``None`` if the set is
+        split: ``(N,)`` for its pool: 0 train, 1 val, 2 test, or `NO_SPLIT`; ``None`` if the set is
             in its own splits already.
         config: ``split``, ``fractions``, ``folds``, ``fold``, ``group_by`` and ``seed`` of it.
         progress: draws the search for near-duplicates.
@@ -49,7 +49,7 @@ def arrange(
         DataError: the images don't suffice for the splits.
         MissingFileError: the file of the split is not there.
     """
-    has_split = given is None or bool((given != NO_SPLIT).any())
+    has_split = split is None or bool((split != NO_SPLIT).any())
     if config.folds is not None and config.split not in ("auto", "made"):
         raise ConfigError(f"--data.folds make a split: leave out --data.split {config.split}")
     if config.split == "given" and not has_split:
@@ -67,26 +67,26 @@ def arrange(
         note = {"made": plan | {"folds": config.folds, "fold": config.fold}}
     elif config.split == "made" or not has_split:
         note = {"made": plan | {"fractions": list(config.fractions)}}
-    elif given is None:
+    elif split is None:
         return images
-    elif _has_val(given, images.name):
-        return apply_split(images, given, {"given": {}})
+    elif _has_val(split, images.name):
+        return apply_split(images, split, {"given": {}})
     else:
         note = {"given": {"val": plan | {"fractions": list(config.fractions[:2])}}}
     path = saved
     if path is None:
         key = json.dumps([_PLAN, images.fingerprint, note], sort_keys=True)
-        name = f"{images.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.csv"
+        name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.csv"
         path = cache_folder(config.cache) / "splits" / name
     if not path.is_file():
-        parts = _make(images, given if "given" in note else None, config, progress)
+        parts = _make(images, split if "given" in note else None, config, progress)
         write_split(path, apply_split(images, parts, note))
     return apply_split(images, read_split(path, images), note)
 
 
-def _has_val(given: NDArray[np.int64], name: str) -> bool:
+def _has_val(split: NDArray[np.int64], name: str) -> bool:
     """Return whether the given splits have images for val; many published sets don't."""
-    missing = [split for number, split in enumerate(SPLITS) if not (given == number).any()]
+    missing = [SPLITS[number] for number in range(3) if not (split == number).any()]
     if missing and missing != ["val"]:
         raise DataError(
             f"{name} has no images for {' and '.join(missing)}: expected train and test at least, "
@@ -97,19 +97,19 @@ def _has_val(given: NDArray[np.int64], name: str) -> bool:
 
 def _make(
     images: ImageSet,
-    given: NDArray[np.int64] | None,
+    split: NDArray[np.int64] | None,
     config: DataConfig,
     progress: ProgressFactory | None,
 ) -> NDArray[np.int64]:
-    """Return a new split of all images; or, of a `given` one, of the images of train alone."""
+    """Return a new split of all images; or, of a given `split`, of the images of train alone."""
     groups, labels = _groups(images, config, progress), images.pool().labels
     if config.folds is not None:
         parts = stratified_group_split(labels, groups, [1.0] * config.folds, config.seed)
         # That part is test, the next one val, the others train.
         return np.array([2, 1, *[0] * (config.folds - 2)])[(parts - config.fold) % config.folds]
-    if given is None:
+    if split is None:
         return stratified_group_split(labels, groups, config.fractions, config.seed)
-    parts, train = given.copy(), np.flatnonzero(given == 0)
+    parts, train = split.copy(), np.flatnonzero(split == 0)
     parts[train] = stratified_group_split(
         labels[train], groups[train], config.fractions[:2], config.seed
     )

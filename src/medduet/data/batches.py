@@ -128,15 +128,15 @@ def balanced_shares(labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """
     if labels.ndim == 1:
         member = labels[:, None] == np.unique(labels[labels != UNKNOWN_LABEL])
-        known = labels != UNKNOWN_LABEL
+        labelled = labels != UNKNOWN_LABEL
     else:
-        known = (labels != UNKNOWN_LABEL).any(axis=1)
-        none = known & ~(labels == 1).any(axis=1)
+        labelled = (labels != UNKNOWN_LABEL).any(axis=1)
+        none = labelled & ~(labels == 1).any(axis=1)
         member = np.column_stack([labels == 1, none])
     member = member[:, member.any(axis=0)]
-    shares: NDArray[np.float64] = np.where(known, 0.0, 1 / len(labels))
-    if known.any():
-        shares += (member / member.sum(axis=0)).mean(axis=1) * known.mean()
+    shares: NDArray[np.float64] = np.where(labelled, 0.0, 1 / len(labels))
+    if labelled.any():
+        shares += (member / member.sum(axis=0)).mean(axis=1) * labelled.mean()
     return np.asarray(shares / shares.sum())
 
 

@@ -132,11 +132,13 @@ class Split:
         masks = None
         if self.masks is not None:
             masks = torch.from_numpy(np.asarray(self.masks[index])).long()
-        known = np.full(len(index), self.masks is not None)  # not of all images: they may be many
+        has_mask = np.full(
+            len(index), self.masks is not None
+        )  # not of all images: they may be many
         if self.has_mask is not None:
-            known = self.has_mask[index]
-        labels, known_masks = torch.from_numpy(self.labels[index]), torch.from_numpy(known)
-        return Batch(images, labels, masks, known_masks, torch.from_numpy(index))
+            has_mask = self.has_mask[index]
+        labels, known = torch.from_numpy(self.labels[index]), torch.from_numpy(has_mask)
+        return Batch(images, labels, masks, known, torch.from_numpy(index))
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def _all_ids(splits: Mapping[str, Split]) -> NDArray[np.str_]:
         return together
     return np.concatenate(
         [
-            np.array([f"{name}/{each}" for each in own], dtype=np.str_)
-            for name, own in zip(splits, ids, strict=True)
+            np.array([f"{name}/{each}" for each in names], dtype=np.str_)
+            for name, names in zip(splits, ids, strict=True)
         ]
     )

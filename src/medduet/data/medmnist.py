@@ -60,7 +60,7 @@ class MedMNISTInfo:
             >>> [lookup("bloodmnist").source_size(size) for size in (20, 64, 96, 300)]
             [28, 64, 128, 224]
         """
-        return next((known for known in self.sizes if known >= size), self.sizes[-1])
+        return next((each for each in self.sizes if each >= size), self.sizes[-1])
 
 
 @remember
@@ -97,10 +97,10 @@ def _read(entry: Mapping[str, Any]) -> MedMNISTInfo:
 
 def lookup(flag: str) -> MedMNISTInfo:
     """Return what the index says of `flag`; ConfigError with the closest flags if unknown."""
-    known = medmnist_sets()
-    if flag not in known:
-        raise ConfigError(f"no MedMNIST 2D set {flag!r}: {closest(flag, known)}")
-    return known[flag]
+    sets = medmnist_sets()
+    if flag not in sets:
+        raise ConfigError(f"no MedMNIST 2D set {flag!r}: {closest(flag, sets)}")
+    return sets[flag]
 
 
 def cached_sizes(flag: str, cache: Path | None = None) -> tuple[int, ...]:

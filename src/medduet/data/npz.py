@@ -304,10 +304,10 @@ def _image_tail(arrays: _Arrays, key: str) -> tuple[int, ...]:
 
 def _check_mask(arrays: _Arrays, image_key: str, mask_key: str) -> None:
     shape, dtype = arrays[mask_key].shape, arrays[mask_key].dtype
-    wanted = arrays[image_key].shape[:3]
-    if dtype not in (np.uint8, np.bool_) or shape not in (wanted, (*wanted, 1)):
+    expected = arrays[image_key].shape[:3]
+    if dtype not in (np.uint8, np.bool_) or shape not in (expected, (*expected, 1)):
         hint = "; class labels are called _labels" if mask_key.endswith("_label") else ""
-        arrays.fail(mask_key, f"uint8 masks {wanted} as {image_key}", f"{dtype} {shape}{hint}")
+        arrays.fail(mask_key, f"uint8 masks {expected} as {image_key}", f"{dtype} {shape}{hint}")
 
 
 def _labels(arrays: _Arrays, key: str, total: int) -> NDArray[np.int64]:

@@ -19,6 +19,8 @@ from medduet.data.zarr_reader import is_zarr, open_zarr
 from medduet.errors import ConfigError, DataError, closest
 from medduet.utils.parsing import as_text
 
+_FILES = "a folder or table of images"
+
 
 def open_images(
     data: DataConfig | str,
@@ -98,7 +100,7 @@ def _kind(data: DataConfig) -> str:
     if data.name in medmnist_sets():
         return "MedMNIST"
     if is_files(data):
-        return "files"
+        return _FILES
     if data.name.lower().endswith(".npz"):
         return "npz"
     accepted = f"an .npz, a .zarr, a folder of images or a table of them ({', '.join(TABLES)})"
@@ -115,11 +117,11 @@ def _check_options(data: DataConfig, kind: str) -> None:
     """Refuse options of one kind of set that are given for another."""
     kinds = {
         "count": ("phantom",),
-        "channels": ("phantom", "files"),
-        **dict.fromkeys(("masks", "window", "skip_broken"), ("files",)),
+        "channels": ("phantom", _FILES),
+        **dict.fromkeys(("masks", "window", "skip_broken"), (_FILES,)),
     }
     if data.folds is None and data.split != "made":
-        kinds["seed"] = ("phantom", "files")
+        kinds["seed"] = ("phantom", _FILES)
     for name, expected in kinds.items():
         if getattr(data, name) and kind not in expected:
             also = ", or for --data.split made" if name == "seed" else ""

@@ -97,14 +97,14 @@ def merge_groups(*partitions: NDArray[np.int64] | None) -> NDArray[np.int64]:
         >>> merge_groups(np.array([0, 0, -1, -1, 1]), np.array([0, 1, 1, 2, 3])).tolist()
         [0, 0, 0, 1, 2]
     """
-    known = [partition for partition in partitions if partition is not None]
+    groupings = [partition for partition in partitions if partition is not None]
     first, second = [], []
-    for partition in known:
+    for partition in groupings:
         order = np.argsort(partition, kind="stable")
         same = (partition[order][1:] == partition[order][:-1]) & (partition[order][1:] >= 0)
         first.append(order[:-1][same])
         second.append(order[1:][same])
-    pairs, count = (np.concatenate(first), np.concatenate(second)), len(known[0])
+    pairs, count = (np.concatenate(first), np.concatenate(second)), len(groupings[0])
     graph = coo_array((np.ones(len(pairs[0]), dtype=bool), pairs), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 

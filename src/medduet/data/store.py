@@ -76,7 +76,7 @@ def check_room(folder: Path, total: int) -> None:
 def growing_array(
     path: Path, tail: tuple[int, ...]
 ) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
-    """Give a function that appends pieces ``(n, *tail)`` to the uint8 ``.npy`` at `path`."""
+    """Give a function that appends chunks ``(n, *tail)`` to the uint8 ``.npy`` at `path`."""
     rows = 0
 
     def write_header(file: IO[bytes]) -> None:
@@ -88,10 +88,10 @@ def growing_array(
     with path.open("wb") as file:
         write_header(file)
 
-        def append(piece: NDArray[np.uint8]) -> None:
+        def append(chunk: NDArray[np.uint8]) -> None:
             nonlocal rows
-            rows += len(piece)
-            file.write(piece.tobytes())
+            rows += len(chunk)
+            file.write(chunk.tobytes())
 
         yield append
         write_header(file)
@@ -110,19 +110,13 @@ def open_store(folder: Path) -> dict[str, Any]:
 
 def open_split(folder: Path, name: str) -> Split:
     """Return the split `name` of the store in `folder`."""
-
-    def load(kind: str, mode: Literal["r"] | None = None) -> NDArray[Any] | None:
-        path = folder / f"{name}_{kind}.npy"
-        return np.load(path, mmap_mode=mode, allow_pickle=False) if path.exists() else None
-
-    return Split(
-        images=np.load(folder / f"{name}_images.npy", mmap_mode="r", allow_pickle=False),
-        labels=np.load(folder / f"{name}_labels.npy", allow_pickle=False),
-        masks=load("masks", "r"),
-        has_mask=load("has_mask"),
-        ids=load("ids"),
-        groups=load("groups"),
-    )
+    fields: dict[str, Any] = {}
+    for field in ("images", "labels", "masks", "has_mask", "ids", "groups"):
+        path = folder / f"{name}_{field}.npy"
+        if path.exists():
+            mode: Literal["r"] | None = "r" if field in ("images", "masks") else None
+            fields[field] = np.load(path, mmap_mode=mode)
+    return Split(**fields)
 
 
 def resize_store(

@@ -126,9 +126,9 @@ def parse_metadata(content: bytes, source: str) -> SetAttributes:
         raise DataError(f"{source}: expected shards of whole chunks, up to {MOST_SHARD >> 30} GiB")
     for path, array in about.arrays().items():
         with misread(f"{source}/{path}"):
-            given, expected = _summary(arrays[path]), _summary(array)
-            if given != expected:
-                raise DataError(f"{source}: {path}: expected {expected}, given {given[:300]}")
+            stored, expected = _summary(arrays[path]), _summary(array)
+            if stored != expected:
+                raise DataError(f"{source}: {path}: expected {expected}, given {stored[:300]}")
     return about
 
 
