@@ -73,7 +73,6 @@ def test_it_is_converted_once(
     first = open_images(str(root), cache=cache)
     moved = root.rename(tmp_path / "moved")
     monkeypatch.setattr("medduet.data.convert.WorkerPool", None)
-    monkeypatch.setattr("medduet.data.duplicates.find_duplicates", None)
     again = open_images(str(moved), cache=cache)
     assert again.fingerprint == first.fingerprint
     assert again.train.ids is not None

@@ -168,7 +168,7 @@ def test_each_refusal_has_its_status_and_reason(
         picture(1), "tiff", save_all=True, append_images=[Image.fromarray(picture(2))]
     )
     refusals: list[tuple[dict[str, Any], int, str]] = [
-        ({"content": b"%PDF-1.7 renamed to png"}, 415, "starts with '%PDF-1.7'"),
+        ({"content": b"%PDF-1.7 renamed to png"}, 415, "starts with b'%PDF-1.7'"),
         ({"content": b""}, 415, "given an empty file"),
         ({"content": b"\x1f\x8b" + bytes(600)}, 415, "expected a PNG"),
         ({"json": {"image": "x"}}, 415, "given application/json"),

@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from math import prod
@@ -41,8 +41,8 @@ _WHOLE, GIVEN = "all", "given"
 Fault = tuple[str, str]
 
 
-class _Probed(NamedTuple):
-    """A file whose header was read."""
+class _File(NamedTuple):
+    """An image file and what its header says."""
 
     item: Item
     facts: Facts
@@ -100,10 +100,9 @@ def _listing_digest(listing: Listing, options: dict[str, Any]) -> str:
     """Return what tells one state of the files from another without reading them."""
 
     def stamp(path: Path) -> list[int]:
-        try:
-            stat = path.stat()
-        except OSError:
+        if not path.exists():
             return []
+        stat = path.stat()
         return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
     digest = hashlib.sha256(json.dumps(options).encode())
@@ -124,32 +123,36 @@ def _build(
 ) -> None:
     """Read every file and fill `folder` with the store."""
     faults = list(listing.faults)
+    files: list[_File] = []
     with WorkerPool(max(1, min(len(os.sched_getaffinity(0)), len(listing.items)))) as pool:
-        probed, broken = _probe(pool, listing, progress)
-        faults += broken
-        if config.skip_broken or not probed:  # before hours of work for nothing
-            _refuse(faults, listing, config, root)
-        if not probed:
-            raise DataError(f"{listing.name}: none of its {len(listing.items)} files can be read")
-        colour = any(file.facts.channels == 3 for file in probed)
+        with counted(progress, f"check {listing.name}", len(listing.items)) as count:
+            for number, facts in pool.map(probe, [item.path for item in listing.items]):
+                count(1)
+                if isinstance(facts, str):
+                    faults.append((listing.items[number].name, facts))
+                else:
+                    files.append(_File(listing.items[number], facts))
+        if config.skip_broken or not files:  # before hours of work for nothing
+            _check(faults, files, listing, config, root)
+        colour = any(file.facts.channels == 3 for file in files)
         options = ReadOptions(
-            size=config.size or _common_size(probed),
+            size=config.size or _common_size(files),
             fit=config.fit,
             channels=config.channels or (3 if colour else 1),
             window=config.window,
         )
-        done = _convert(pool, probed, options, folder, f"convert {listing.name}", progress)
+        with counted(
+            progress, f"convert {listing.name}", sum(file.facts.frames for file in files)
+        ) as count:
+            done = _convert(pool, files, options, folder, count)
     faults += done.faults
-    _refuse(faults, listing, config, root)
-    if not done.kept:
-        raise DataError(f"{listing.name}: none of its {len(listing.items)} files can be read")
+    _check(faults, done.kept, listing, config, root)
     for name, array in _truth(done.kept, listing).items():
         np.save(folder / f"{name}.npy", array)
         done.digest.update(array.tobytes())
-    mask_names: tuple[str, ...] = ()
-    if done.mask_classes:
-        others = [f"mask {number}" for number in range(1, done.mask_classes)]
-        mask_names = ("background", *(others if len(others) > 1 else ["lesion"]))
+    mask_names = ["background", *(f"mask {number}" for number in range(1, done.mask_classes))]
+    if done.mask_classes <= 2:
+        mask_names = ["background", "lesion"] if done.mask_classes else []
     write_json(
         folder / "meta.json",
         {
@@ -163,35 +166,16 @@ def _build(
     )
 
 
-def _probe(
-    pool: WorkerPool, listing: Listing, progress: ProgressFactory | None
-) -> tuple[list[_Probed], list[Fault]]:
-    probed, faults = [], []
-    with counted(progress, f"check {listing.name}", len(listing.items)) as count:
-        for number, facts in pool.map(probe, [item.path for item in listing.items]):
-            count(1)
-            item = listing.items[number]
-            if isinstance(facts, str):
-                faults.append((item.name, facts))
-            else:
-                probed.append(_Probed(item, facts))
-    return probed, faults
-
-
-def _common_size(probed: Sequence[_Probed]) -> int:
+def _common_size(files: Sequence[_File]) -> int:
     """Return the size of the files if all are small squares of one size, else the default."""
-    sizes = {side for file in probed for side in (file.facts.height, file.facts.width)}
+    sizes = {side for file in files for side in (file.facts.height, file.facts.width)}
     return sizes.pop() if len(sizes) == 1 and max(sizes) <= DEFAULT_SIZE else DEFAULT_SIZE
 
 
 class _Converted(NamedTuple):
-    """What came of the files.
+    """What came of the files; `mask_classes` is 0 without masks, `digest` is of all pixels."""
 
-    `kept` are those that could be read, `faults` the others and why; `mask_classes` is 0 without
-    masks; `digest` is of all pixels.
-    """
-
-    kept: list[_Probed]
+    kept: list[_File]
     faults: list[Fault]
     mask_classes: int
     digest: Any
@@ -199,31 +183,31 @@ class _Converted(NamedTuple):
 
 def _convert(
     pool: WorkerPool,
-    probed: Sequence[_Probed],
+    files: Sequence[_File],
     options: ReadOptions,
     folder: Path,
-    description: str,
-    progress: ProgressFactory | None,
+    count: Callable[[int], object],
 ) -> _Converted:
     """Write the pixels of all files into `folder`, one after the other as they are read."""
-    with_masks = any(file.item.masks for file in probed)
-    sides, colour = options.sides, (3,) * (options.channels == 3)
-    tails = [(*sides, *colour)] + [sides] * with_masks
-    check_room(folder, sum(file.facts.frames for file in probed) * sum(map(prod, tails)))
-    done = _Converted([], [], 2 * with_masks, hashlib.sha256())
-    highest = 1
-    sizes = [file.item.path.stat().st_size for file in probed]
+    with_masks = any(file.item.masks for file in files)
+    colour = (3,) * (options.channels == 3)
+    tails = {"images": (*options.sides, *colour)}
+    if with_masks:
+        tails["masks"] = options.sides
+    check_room(folder, sum(file.facts.frames for file in files) * sum(map(prod, tails.values())))
+    kept: list[_File] = []
+    faults: list[Fault] = []
+    digest, highest = hashlib.sha256(), 1
     with ExitStack() as stack:
-        count = stack.enter_context(counted(progress, description, sum(sizes)))
         arrays = [
             stack.enter_context(growing_array(folder / f"{_WHOLE}_{name}.npy", tail))
-            for name, tail in zip(("images", "masks"), tails, strict=False)
+            for name, tail in tails.items()
         ]
-        jobs = [ReadJob(file.item.path, file.item.masks, file.facts) for file in probed]
+        jobs = [ReadJob(file.item.path, file.item.masks, file.facts) for file in files]
         for number, result in pool.map(partial(read_job, options=options), jobs):
-            count(sizes[number])
+            count(files[number].facts.frames)
             if isinstance(result, str):
-                done.faults.append((probed[number].item.name, result))
+                faults.append((files[number].item.name, result))
                 continue
             images, masks = result
             pieces = [images]
@@ -232,79 +216,78 @@ def _convert(
                 highest = max(highest, int(pieces[1].max()))
             for append, pixels in zip(arrays, pieces, strict=True):
                 append(pixels)
-                done.digest.update(pixels.tobytes())
-            done.kept.append(probed[number])
-    return done._replace(mask_classes=(highest + 1) * with_masks)
+                digest.update(pixels.tobytes())
+            kept.append(files[number])
+    return _Converted(kept, faults, (highest + 1) * with_masks, digest)
 
 
-def _truth(kept: Sequence[_Probed], listing: Listing) -> dict[str, NDArray[Any]]:
-    """Return what is known of each image, by the name of its file in the store."""
-    frames = [file.facts.frames for file in kept]
-    items = [file.item for file in kept]
-    ids = [
-        item.name if count == 1 else f"{item.name}#{frame + 1}"
-        for item, count in zip(items, frames, strict=True)
-        for frame in range(count)
-    ]
-    # The frames of one file belong together whether or not its patient is known.
-    groups = [
-        item.group or (f"file {item.name}" if count > 1 else "")
-        for item, count in zip(items, frames, strict=True)
-    ]
-    group_numbers = {name: number for number, name in enumerate(sorted(set(groups) - {""}))}
-    split_numbers = {name: number for number, name in enumerate(SPLITS)}
-    rows = {
-        f"{_WHOLE}_labels": [_label(item, listing) for item in items],
-        GIVEN: [split_numbers.get(item.split, NO_SPLIT) for item in items],
-    }
-    if group_numbers:
-        rows[f"{_WHOLE}_groups"] = [group_numbers.get(group, -1) for group in groups]
-    if any(item.masks for item in items):
-        rows[f"{_WHOLE}_has_mask"] = [bool(item.masks) for item in items]
-    arrays = {name: np.repeat(np.array(row), frames, axis=0) for name, row in rows.items()}
+def _truth(kept: Sequence[_File], listing: Listing) -> dict[str, NDArray[Any]]:
+    """Return labels, groups, splits and ids of the images, by the name of their file."""
+    names = listing.class_names
+    rows: dict[str, list[Any]] = {"labels": [], "has_mask": [], "split": [], "group": []}
+    ids: list[str] = []
+    for item, facts in kept:
+        if listing.multi_label:
+            unknown = [UNKNOWN_LABEL] * len(names)
+            label: Any = unknown if item.labels is None else [int(n in item.labels) for n in names]
+        else:
+            label = names.index(item.labels[0]) if item.labels else UNKNOWN_LABEL
+        rows["labels"].append(label)
+        rows["has_mask"].append(bool(item.masks))
+        rows["split"].append(SPLITS.index(item.split) if item.split else NO_SPLIT)
+        # The frames of one file belong together whether or not its patient is known.
+        rows["group"].append(item.group or (f"file {item.name}" if facts.frames > 1 else ""))
+        several = [f"{item.name}#{frame + 1}" for frame in range(facts.frames)]
+        ids += several if facts.frames > 1 else [item.name]
+    groups = sorted(set(rows["group"]) - {""})
+    numbers = {"": -1} | {name: number for number, name in enumerate(groups)}
+    columns = {f"{_WHOLE}_labels": rows["labels"], GIVEN: rows["split"]}
+    if groups:
+        columns[f"{_WHOLE}_groups"] = [numbers[group] for group in rows["group"]]
+    if any(rows["has_mask"]):
+        columns[f"{_WHOLE}_has_mask"] = rows["has_mask"]
+    frames = [facts.frames for _, facts in kept]
+    arrays = {name: np.repeat(np.array(row), frames, axis=0) for name, row in columns.items()}
     return arrays | {f"{_WHOLE}_ids": np.array(ids, dtype=np.str_)}
 
 
-def _label(item: Item, listing: Listing) -> int | list[int]:
-    names = listing.class_names
-    if listing.multi_label:
-        known = item.labels
-        return [UNKNOWN_LABEL if known is None else int(name in known) for name in names]
-    return UNKNOWN_LABEL if item.labels is None else names.index(item.labels[0])
-
-
-def _refuse(faults: Sequence[Fault], listing: Listing, config: DataConfig, root: Path) -> None:
+def _check(
+    faults: Sequence[Fault],
+    files: Sequence[_File],
+    listing: Listing,
+    config: DataConfig,
+    root: Path,
+) -> None:
     """Raise a DataError that names what can't be read, unless that may be skipped.
 
     Only what is wrong with a file itself may be: the store is kept until a file changes, so what
     was left out for another reason would stay out, and which images a set has would depend on how
     busy the machine was. What a library would mend, and what is `Transient`, is always an error.
     """
-    files = len(listing.items)
+    name, total = listing.name, len(listing.items)
     if config.skip_broken:
         if missing := [fault for fault in faults if "pip install" in fault[1]]:
-            raise DataError(f"{listing.name}: {_summary(missing, files)}")
+            raise DataError(f"{name}: {_summary(missing, total)}")
         if transient := [fault for fault in faults if isinstance(fault[1], Transient)]:
             raise DataError(
-                f"{listing.name}: {_summary(transient, files)}; they may be whole, so they are not "
+                f"{name}: {_summary(transient, total)}; they may be whole, so they are not "
                 "skipped: try again with more time and memory, or take them out"
             )
-        return
-    if not faults:
-        return
-    path = root / "broken" / f"{listing.name}.csv"
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([("file", "reason"), *faults])
-    write_text(path, table.getvalue())
-    raise DataError(
-        f"{listing.name}: {_summary(faults, files)}"
-        f"{f' (all in {path})' if len(faults) > _SHOWN else ''}; repair them, or leave them out "
-        "with --data.skip-broken"
-    )
+        if not files:
+            raise DataError(f"{name}: none of its {total} files can be read")
+    elif faults:
+        path = root / "broken" / f"{name}.csv"
+        table = io.StringIO()
+        csv.writer(table, lineterminator="\n").writerows([("file", "reason"), *faults])
+        write_text(path, table.getvalue())
+        raise DataError(
+            f"{name}: {_summary(faults, total)}{f' (all in {path})' * (len(faults) > _SHOWN)}; "
+            "repair them, or leave them out with --data.skip-broken"
+        )
 
 
-def _summary(faults: Sequence[Fault], files: int) -> str:
+def _summary(faults: Sequence[Fault], total: int) -> str:
     """Return in one line which files can't be read, and why."""
     shown = [reason if name in reason else f"{name}: {reason}" for name, reason in faults[:_SHOWN]]
     more = [f"and {len(faults) - _SHOWN} more"] * (len(faults) > _SHOWN)
-    return f"{len(faults)} of {files} files that can't be read: {'; '.join([*shown, *more])}"
+    return f"{len(faults)} of {total} files that can't be read: {'; '.join([*shown, *more])}"

@@ -74,16 +74,9 @@ def start_of(head: bytes) -> str:
 
     Example:
         >>> start_of(b"%PDF-1.7\n")
-        "a file that starts with '%PDF-1.7'"
-        >>> start_of(b"\x1f\x8b\x08\0")
-        'a file that starts with the bytes 1f 8b 08 00'
+        "a file that starts with b'%PDF-1.7'"
     """
-    if not head:
-        return "an empty file"
-    first = head[:8]
-    if all(32 <= byte < 127 for byte in first):
-        return f"a file that starts with '{first.decode()}'"
-    return f"a file that starts with the bytes {first.hex(' ')}"
+    return f"a file that starts with {head[:8]!r}" if head else "an empty file"
 
 
 def is_dicom(head: bytes) -> bool:
