@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from medduet import Batch, ConfigError, ImageSet, open_images
-from medduet.data.augment import Allowed, allowed, build_augmentation
+from medduet.data.augment import build_augmentation
 from medduet.data.augmentations import moves, sequence
 from medduet.data.medmnist import medmnist_sets
+from medduet.data.modality import Allowed, allowed
 
 NAMES = ["flip", "light", "strong"]
 

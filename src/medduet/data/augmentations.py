@@ -21,7 +21,7 @@ from torch.nn.functional import affine_grid, grid_sample, interpolate
 from medduet.config import Augment
 
 if TYPE_CHECKING:
-    from medduet.data.augment import Allowed
+    from medduet.data.modality import Allowed
 
 _MASK = {DataKey.MASK: {"resample": Resample.NEAREST, "align_corners": False}}
 

@@ -11,8 +11,8 @@ import torch
 
 from medduet._version import __version__
 from medduet.config import DataConfig, Device, Modality, TestTime
-from medduet.data.augment import allowed
 from medduet.data.cache import ProgressFactory
+from medduet.data.modality import allowed
 from medduet.errors import ConfigError
 from medduet.evaluation.evaluate import Evaluator
 from medduet.models.ensemble import Ensemble

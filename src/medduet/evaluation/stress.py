@@ -10,10 +10,10 @@ import numpy as np
 
 from medduet import metrics
 from medduet.config import DataConfig, Device, Modality
-from medduet.data.augment import known_modality
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt_split, corruptions_of
 from medduet.data.imageset import ImageSet
+from medduet.data.modality import known_modality
 from medduet.errors import ConfigError, MissingFileError, closest
 from medduet.evaluation.evaluate import Evaluator
 from medduet.runs.bundle import load_bundle
