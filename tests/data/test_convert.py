@@ -88,24 +88,6 @@ def test_a_changed_file_is_read_again(phantoms: ImageSet, tmp_path: Path, cache:
     assert second.fingerprint != first.fingerprint
 
 
-def test_made_splits_are_saved_and_follow_the_seed(
-    phantoms: ImageSet, tmp_path: Path, cache: Path
-) -> None:
-    root = str(_as_folder(phantoms, tmp_path / "set"))
-    one = open_images(root, cache=cache)
-    assert [len(one.split(name)) for name in SPLITS] == [28, 4, 8]
-    assert one.info["split"]["made"]["seed"] == 0
-    saved = next((cache / "splits").iterdir())
-    assert len(saved.read_text().splitlines()) == 41
-    other = open_images(root, cache=cache, seed=1)
-    assert other.fingerprint != one.fingerprint
-    by_file = open_images(root, cache=cache, split=str(saved))
-    assert by_file.fingerprint == one.fingerprint
-    folds = [open_images(root, cache=cache, folds=4, fold=k) for k in range(4)]
-    ids = [name for fold in folds for name in fold.test.ids.tolist()]
-    assert sorted(ids) == sorted(one.pool().ids.tolist())
-
-
 def test_near_duplicates_stay_in_one_split(phantoms: ImageSet, tmp_path: Path, cache: Path) -> None:
     root = _as_folder(phantoms, tmp_path / "set")
     pool = phantoms.pool()
@@ -214,22 +196,6 @@ def test_names_that_are_no_text_are_broken_files(
             open_images(str(tmp_path / os.fsdecode(name)))
 
 
-def test_links_to_nothing_are_told(phantoms: ImageSet, tmp_path: Path, cache: Path) -> None:
-    root = _as_folder(phantoms, tmp_path / "set")
-    (root / "ring" / "gone.png").symlink_to("none.png")
-    (root / "ring" / "loop.png").symlink_to("loop.png")
-    with pytest.raises(DataError, match=r"2 of 42 files.*gone\.png.*loop\.png"):
-        open_images(str(root), cache=cache)
-
-
-def test_nothing_but_broken_files(tmp_path: Path, cache: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / "set" / name).mkdir(parents=True)
-        (tmp_path / "set" / name / "x.png").write_bytes(b"\x89PNG\r\n")
-    with pytest.raises(DataError, match="none of its 2 files can be read"):
-        open_images(str(tmp_path / "set"), cache=cache, skip_broken=True)
-
-
 TROUBLED = """
 import time
 from medduet.data.reading.images import read_job as read
@@ -248,6 +214,7 @@ def read_job(job, options):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["slow", "large"])
 def test_what_may_pass_is_never_skipped(
     trouble: str,

@@ -159,11 +159,6 @@ def test_splits_beside_anything_else_are_not_guessed(names: tuple[str, ...], fol
         list_folder(folder(*names))
 
 
-def test_an_empty_folder_beside_splits_is_no_class(folder: Make) -> None:
-    root = folder("train/a.png", "test/b.png", "__MACOSX/notes.txt")
-    assert sorted(item.split for item in list_folder(root).items) == ["test", "train"]
-
-
 def test_one_folder_of_masks_for_all_splits(folder: Make, tmp_path: Path) -> None:
     root = folder("train/a.png", "test/b.png")
     (tmp_path / "drawn").mkdir()
@@ -178,25 +173,6 @@ def test_a_mask_that_fits_two_images_is_refused(folder: Make) -> None:
     root = folder("images/ill/1.png", "images/well/1.png", "masks/1.png")
     with pytest.raises(DataError, match=r"1\.png: expected a mask of one image, given 2 images"):
         list_folder(root)
-
-
-def test_splits_of_which_one_has_masks(folder: Make) -> None:
-    root = folder(
-        *("train/ill/a.png", "train/ill/c.png", "train/well/a.png"),
-        *("train_masks/ill/a.png", "train_masks/well/a.png"),
-        *("val/ill/a.png", "test/ill/a.png"),
-    )
-    listing = list_folder(root)
-    assert listing.class_names == ("ill", "well")
-    assert {
-        item.name: [str(path.relative_to(root)) for path in item.masks]
-        for item in listing.items
-        if item.masks
-    } == {
-        "train/ill/a.png": ["train_masks/ill/a.png"],
-        "train/well/a.png": ["train_masks/well/a.png"],
-    }
-    assert not listing.faults
 
 
 def test_classes_that_are_called_images_and_masks(folder: Make) -> None:
@@ -270,12 +246,6 @@ def test_names_that_are_no_text_are_told(folder: Make) -> None:
         (str(root / name), reason)
         for name in (r"\xfd/c.png", r"ill/\xfe_mask.png", r"ill/\xff.png")
     ]
-
-
-def test_classes_that_are_called_train_and_car_are_no_splits(folder: Make) -> None:
-    listing = list_folder(folder("train/a.png", "car/b.png"))
-    assert listing.class_names == ("car", "train")
-    assert all(not item.split for item in listing.items)
 
 
 def test_no_images(folder: Make, tmp_path: Path) -> None:
@@ -355,7 +325,8 @@ def test_parquet(tmp_path: Path) -> None:
         ("name,label\na.png,ill\n", "expected a column path, given name, label"),
         ("path,split\na.png,trian\n", "row 2: expected split train, val, test, given 'trian'"),
         ("path\na.png\na.png\n", "row 3: expected the path of another image, given a.png again"),
-        ("path\n\n,\n", "row 2: expected the path of another image, given none"),
+        ("path,label\n\n,\n", "row 2: expected the path of another image, given none"),
+        ("path\nleft, upper.png\n", "can't be read as a table"),
         ("path,split\na.png,train\nb.png,\n", "a split for every image or for none"),
     ],
 )

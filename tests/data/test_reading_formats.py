@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from medduet.data.reading.core import Facts, ReadOptions
 from medduet.data.reading.images import probe, read_images
@@ -280,16 +279,26 @@ def test_without_preamble(tmp_path: Path) -> None:
         probe(path)
 
 
-def test_rescale_and_windows_are_those_of_pydicom(tmp_path: Path) -> None:
-    for function in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        changes = {"RescaleSlope": "2", "RescaleIntercept": "-1024", "VOILUTFunction": function}
-        data = dataset(DEEP, WindowCenter=["900", "5"], WindowWidth=["500", "7"], **changes)
-        windowed = apply_voi_lut(apply_modality_lut(DEEP, data), data)
-        expected = stretched(windowed, -1024, 65535 * 2 - 1024)
-        assert near(read_images(saved(data, tmp_path / "a.dcm"), SAME)[0], expected)
-    override = ReadOptions(48, window=(0, 2000))
-    expected = stretched(DEEP * 2.0 - 1024, -1000, 1000)
-    assert near(read_images(tmp_path / "a.dcm", override)[0], expected)
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        # PS3.3 C.11.2.1.2: LINEAR goes from c - 0.5 - (w - 1) / 2 = 0 to c - 0.5 + (w - 1) / 2 = 7.
+        ("LINEAR", [0, 36, 73, 109, 146, 182, 219, 255, 255]),
+        ("LINEAR_EXACT", [0, 32, 64, 96, 128, 159, 191, 223, 255]),
+        ("SIGMOID", [30, 47, 69, 96, 128, 159, 186, 208, 225]),
+    ],
+)
+def test_windows_are_those_of_the_standard(
+    tmp_path: Path, function: str, expected: list[int]
+) -> None:
+    values = np.arange(9, dtype=np.int16).reshape(1, 9)
+    changes = {"WindowCenter": ["4", "5"], "WindowWidth": ["8", "7"], "VOILUTFunction": function}
+    path = saved(dataset(values, **changes), tmp_path / "a.dcm")
+    assert read_images(path, ReadOptions((1, 9)))[0, 0].tolist() == expected
+    rescale = {"RescaleSlope": "2", "RescaleIntercept": "-10"}
+    stored = dataset((values + 5).astype(np.int16), **rescale)  # 0 to 16 when rescaled
+    windowed = read_images(saved(stored, path), ReadOptions((1, 9), window=(8, 8)))[0, 0]
+    assert windowed.tolist() == [0, 0, 0, 64, 128, 191, 255, 255, 255]
 
 
 def test_tables_of_interest(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ Paths are relative to the table.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -211,14 +212,16 @@ def _read_table(path: Path) -> pandas.DataFrame:
             table = pandas.read_parquet(path)
         else:
             text = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-            table = pandas.read_csv(path, index_col=False, **text)
+            with warnings.catch_warnings():  # of cells beyond the columns, which it would drop
+                warnings.simplefilter("error", pandas.errors.ParserWarning)
+                table = pandas.read_csv(path, index_col=False, **text)
     except ImportError as error:
         raise DataError(
             f'reading {path} needs pyarrow: pip install "medduet[medical]", or save a CSV'
         ) from error
     except pandas.errors.EmptyDataError:
         table = pandas.DataFrame()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, pandas.errors.ParserWarning) as error:
         raise DataError(f"{path} can't be read as a table: {error}") from error
     if table.empty:
         raise DataError(f"{path}: expected one row per image under a row of names, given none")
