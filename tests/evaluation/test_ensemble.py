@@ -26,6 +26,7 @@ from medduet import (
 )
 from medduet.cli import main
 from medduet.models.ensemble import Ensemble
+from medduet.models.weights import save_network
 from medduet.runs.bundle import save_bundle
 from medduet.uncertainty.calibration import Calibration
 from medduet.utils.files import write_json
@@ -193,7 +194,7 @@ def test_what_makes_no_ensemble(
     with pytest.raises(ConfigError, match="is there already"):
         ensemble(runs, record.path)
     network: DuetNetwork = create_model("unet_var", in_channels=1, num_classes=2, width=2)
-    network.save_pretrained(tmp_path / "bare")
+    save_network(tmp_path / "bare", network)
     with pytest.raises(ModelError, match="does not say what its outputs mean"):
         ensemble([tmp_path / "bare", runs[0]], out)
 

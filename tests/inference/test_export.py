@@ -33,6 +33,7 @@ from medduet import (
 from medduet.cli import main
 from medduet.inference.agreement import Agreement
 from medduet.models.unet import UNet
+from medduet.models.weights import save_network
 from medduet.runs.bundle import save_bundle
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
@@ -198,6 +199,7 @@ def test_one_size(tmp_path: Path) -> None:
 
 QUANTIZE = """
 import sys
+from medduet.models.weights import save_network
 from medduet import DataConfig, export_bundle
 data = DataConfig(name="phantom", size=32, count=40)
 record = export_bundle(sys.argv[1], sys.argv[2], precision="int8", data=data, tolerance=1.0)
@@ -390,9 +392,8 @@ def test_settings_that_do_not_fit(bundle: Path, tmp_path: Path) -> None:
         export_bundle(bundle, tmp_path)
     with pytest.raises(ConfigError, match="given --count -1"):
         export_bundle(bundle, tmp_path / "out", count=-1)
-    create_model("unet_var", in_channels=1, num_classes=2, width=2).save_pretrained(
-        tmp_path / "network"
-    )
+    network = create_model("unet_var", in_channels=1, num_classes=2, width=2)
+    save_network(tmp_path / "network", network)
     with pytest.raises(ModelError, match="does not say what its outputs mean"):
         export_bundle(tmp_path / "network", tmp_path / "out")
     rgb = DataConfig(name="phantom", size=32, count=20, channels=3)

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medduet import MODELS, DuetNetwork, ModelError, create_model, open_images
+from medduet import MODELS, DuetNetwork, ModelError, create_model, load, open_images
+from medduet.models.weights import save_network
 
 OPTIONS: dict[str, dict[str, Any]] = {
     **{name: {"width": 4} for name in MODELS},
@@ -138,12 +139,12 @@ def test_both_heads_can_learn_eight_images_by_heart(name: str) -> None:
 def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
     network = build(name, 3, 4, 3).eval()
     image = torch.randint(0, 256, (2, 3, 40, 64), dtype=torch.uint8)
-    network.save_pretrained(tmp_path / "network")
+    save_network(tmp_path / "network", network)
     assert {f.name for f in (tmp_path / "network").iterdir()} == {
         "config.json",
         "model.safetensors",
     }
-    again = DuetNetwork.from_pretrained(tmp_path / "network")
+    again = load(tmp_path / "network")
     assert not again.training
     assert again.arguments == network.arguments
     with torch.inference_mode():

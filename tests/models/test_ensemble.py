@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from medduet import DuetNetwork, ModelError, create_model
+from medduet import ModelError, create_model, load
 from medduet.models.ensemble import Ensemble, build_network
+from medduet.models.weights import save_network
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json, sha256
 
@@ -164,8 +165,8 @@ def test_in_half_precision() -> None:
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     network = Ensemble(members(3, dense=1), multi_label=True, mask_channels=1, test_time="flips")
-    network.eval().save_pretrained(tmp_path)
-    again = DuetNetwork.from_pretrained(tmp_path)
+    save_network(tmp_path, network.eval())
+    again = load(tmp_path)
     assert isinstance(again, Ensemble)
     assert not again.training
     assert again.arguments == network.arguments
@@ -189,7 +190,7 @@ def test_members_that_don_t_fit() -> None:
 
 def test_a_stranger_s_file(tmp_path: Path) -> None:
     network = Ensemble(members(2), multi_label=False, mask_channels=0).eval()
-    network.save_pretrained(tmp_path)
+    save_network(tmp_path, network)
     path = tmp_path / "config.json"
     config = read_json(path)
     good = config["network"]
@@ -197,7 +198,7 @@ def test_a_stranger_s_file(tmp_path: Path) -> None:
     def refused(changed: dict[str, Any], match: str) -> None:
         write_json(path, config | {"network": good | changed})
         with pytest.raises(ModelError, match=match) as caught:
-            DuetNetwork.from_pretrained(tmp_path)
+            load(tmp_path)
         assert "\n" not in str(caught.value)
 
     one = good["ensemble"][0]
@@ -218,7 +219,7 @@ def test_a_stranger_s_file(tmp_path: Path) -> None:
         build_network({name: value for name, value in good.items() if name != "test_time"})
     # What it calls itself is not believed.
     write_json(path, config | {"network": good | {"name": "<b>", "num_classes": 7}})
-    assert DuetNetwork.from_pretrained(tmp_path).arguments == good
+    assert load(tmp_path).arguments == good
     # A file of weights that says other shapes than its config.
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["extra"] = torch.zeros(2)

@@ -1,4 +1,4 @@
-"""Weights from files, from a hub on loopback, and in the convention of Hugging Face."""
+"""Weights from files, from a hub on loopback, and in the a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from medduet import DuetNetwork, MissingFileError, ModelError, create_model, load_weights
+from medduet import MissingFileError, ModelError, create_model, load, load_weights
+from medduet.models.weights import save_network
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 
@@ -32,7 +33,7 @@ def timm_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_bundle_s_weights_are_taken_where_names_and_shapes_agree(tmp_path: Path) -> None:
     torch.manual_seed(1)
     old = create_model("unet_var", in_channels=1, num_classes=3, dense_channels=1, width=2)
-    old.save_pretrained(tmp_path)
+    save_network(tmp_path, old)
     new = create_model("sharp_unet", in_channels=1, num_classes=5, dense_channels=1, width=2)
     before = {key: value.clone() for key, value in new.state_dict().items()}
     for place in (tmp_path, tmp_path / "model.safetensors"):
@@ -84,7 +85,7 @@ def test_a_first_convolution_for_rgb_is_adapted(channels: int, timm_file: Path) 
 def test_a_bundle_brings_its_own_normalisation(tmp_path: Path) -> None:
     old = create_model(f"timm:{ENCODER}", in_channels=1, num_classes=2)
     old.normalize.set((0.1,), (0.2,))
-    old.save_pretrained(tmp_path)
+    save_network(tmp_path, old)
     new = create_model(f"timm:{ENCODER}", in_channels=1, num_classes=2)
     assert "normalize.mean" in load_weights(new, tmp_path).matched
     assert new.normalize.mean.item() == pytest.approx(0.1)
@@ -107,8 +108,8 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     network = create_model("unet", in_channels=1, num_classes=2, width=2)
     with pytest.raises(MissingFileError, match=r"config\.json"):
-        DuetNetwork.from_pretrained(tmp_path)
-    network.save_pretrained(tmp_path / "a")
+        load(tmp_path)
+    save_network(tmp_path / "a", network)
     config = read_json(tmp_path / "a" / "config.json")
     for change, words in (
         ({"network": config["network"] | {"name": "unt"}}, "closest are unet"),
@@ -118,13 +119,13 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     ):
         write_json(tmp_path / "a" / "config.json", config | change)
         with pytest.raises(ModelError, match=words):
-            DuetNetwork.from_pretrained(tmp_path / "a")
+            load(tmp_path / "a")
     write_json(tmp_path / "a" / "config.json", config)
     with (tmp_path / "a" / "model.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x55")
     with pytest.raises(ModelError, match="SHA-256"):
-        DuetNetwork.from_pretrained(tmp_path / "a")
+        load(tmp_path / "a")
 
 
 def test_pretrained_weights_come_from_the_hub(hub: Any, timm_file: Path, tmp_path: Path) -> None:
@@ -158,19 +159,19 @@ assert torch.equal(kernel, file["blocks.1.0.conv_pw.weight"])
 def test_a_network_is_fetched_from_the_hub(hub: Any, tmp_path: Path) -> None:
     root = hub.root
     network = create_model("unet", in_channels=1, num_classes=2, width=2).eval()
-    network.save_pretrained(root / "someone" / "net")
+    save_network(root / "someone" / "net", network)
     save_file({"image": torch.rand(1, 1, 16, 16)}, tmp_path / "image.safetensors")
     code = """
 from safetensors.torch import load_file, save_file
-from medduet import DuetNetwork, MissingFileError
+from medduet import MissingFileError, load
 image = load_file("image.safetensors")["image"]
-network = DuetNetwork.from_pretrained("someone/net", revision="main", cache_dir="here")
+network = load("hf://someone/net@main")
 save_file({"logits": network(image).class_logits.detach()}, "logits.safetensors")
-for name in ("someone/else", "no folder at all"):
+for name in ("hf://someone/else", "no folder at all"):
     try:
-        DuetNetwork.from_pretrained(name)
+        load(name)
     except MissingFileError as error:
-        assert name in str(error) and "\\n" not in str(error), error
+        assert name.removeprefix("hf://") in str(error) and "\\n" not in str(error), error
     else:
         raise AssertionError(name)
 """
@@ -184,10 +185,10 @@ for name in ("someone/else", "no folder at all"):
 def test_without_a_network_the_error_is_one_line(hub: Any, tmp_path: Path) -> None:
     code = f"""
 import sys
-from medduet import DownloadError, DuetNetwork
+from medduet import DownloadError, load
 from medduet.cli import main
 try:
-    DuetNetwork.from_pretrained("someone/net")
+    load("hf://someone/net")
 except DownloadError as error:
     assert "someone/net" in str(error) and "\\n" not in str(error)
 else:

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from medduet import RunRecord, create_model, load, load_bundle
+from medduet.models.weights import save_network
 from medduet.runs.bundle import save_bundle
 from medduet.runs.push import _without_paths
 from medduet.utils.parsing import read_json, sha256
@@ -45,7 +46,8 @@ assert main([*told, {str(notes.with_name("none.md"))!r}]) == 2
 assert main([*told, {str(bundle / "model.safetensors")!r}]) == 2
 assert main([*told, {str(notes)!r}]) == 0
 network = medduet.load("hf://me/net")
-network.save_pretrained("again")
+from medduet.models import save_network
+save_network("again", network)
 config = medduet.load_bundle("hf://me/net@v1").config
 assert config.class_names[1] == "**c**"
 assert main("evaluate hf://me/net --data phantom --size 16 --split val --out judged".split()) == 0
@@ -135,9 +137,8 @@ assert main("push here me/net".split()) == 2
 medduet.load("hf://someone/net")
 assert main("export hf://someone/other --out DIR".split()) == 2
 """
-    create_model("unet", in_channels=1, num_classes=2, width=2).save_pretrained(
-        bundle.parent / "here"
-    )
+    network = create_model("unet", in_channels=1, num_classes=2, width=2)
+    save_network(bundle.parent / "here", network)
     done = hub.run(code, HF_ENDPOINT="http://127.0.0.1:9")
     assert done.returncode == 0, f"what was fetched is there without a network: {done.stderr}"
     lines = [line for line in done.stderr.splitlines() if line.startswith("medduet:")]

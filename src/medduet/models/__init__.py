@@ -12,7 +12,7 @@ from medduet.models.registry import (
     model_names,
 )
 from medduet.models.unet import MIN_SIDE, UNet
-from medduet.models.weights import WeightsReport, load_weights
+from medduet.models.weights import WeightsReport, load_weights, save_network
 
 __all__ = [
     "MIN_SIDE",
@@ -28,4 +28,5 @@ __all__ = [
     "find_model",
     "load_weights",
     "model_names",
+    "save_network",
 ]

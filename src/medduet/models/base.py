@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,59 +129,6 @@ class DuetNetwork(nn.Module):
             for module in self.encoder_modules:
                 module.eval()
         return self
-
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write the network to a folder, in the convention of Hugging Face.
-
-        Args:
-            path: of the folder, which gets ``model.safetensors`` and ``config.json``.
-
-        Example:
-            >>> import tempfile
-            >>> from medduet import create_model
-            >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2).eval()
-            >>> folder = tempfile.mkdtemp()
-            >>> network.save_pretrained(folder)
-            >>> image = torch.zeros(1, 1, 16, 16)
-            >>> again = DuetNetwork.from_pretrained(folder)
-            >>> torch.equal(again(image).class_logits, network(image).class_logits)
-            True
-        """
-        from medduet.models.weights import save_network
-
-        save_network(Path(path), self, {})
-
-    @staticmethod
-    def from_pretrained(
-        name_or_path: str | Path,
-        *,
-        revision: str | None = None,
-        cache_dir: str | Path | None = None,
-        token: str | None = None,
-    ) -> DuetNetwork:
-        """Return the network in a folder, or in a repository of the Hugging Face hub.
-
-        Args:
-            name_or_path: a folder that `save_pretrained` or a run wrote, or ``user/name``.
-            revision: branch, tag or commit of the repository.
-            cache_dir: where downloads are kept; ``None`` for the hub's own cache.
-            token: for private repositories.
-
-        Returns:
-            The network in evaluation mode on the CPU.
-
-        Raises:
-            MissingFileError: there is no network.
-            DownloadError: the hub can't be reached.
-            ModelError: the network is damaged, of another version, or its weights don't fit.
-        """
-        from medduet.models.weights import load_network
-        from medduet.utils.hub import fetch_network
-
-        folder = Path(name_or_path)
-        if not folder.is_dir():
-            folder = fetch_network(str(name_or_path), revision, cache_dir, token)
-        return load_network(folder)[0]
 
 
 class Features:

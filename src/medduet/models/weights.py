@@ -96,7 +96,7 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
         >>> from medduet import create_model
         >>> arguments = dict(in_channels=1, num_classes=2, width=2)
         >>> folder = tempfile.mkdtemp()
-        >>> create_model("unet_var", **arguments).save_pretrained(folder)
+        >>> save_network(folder, create_model("unet_var", **arguments))
         >>> both = create_model("sharp_unet", dense_channels=1, **arguments)
         >>> report = load_weights(both, folder)
         >>> len(report.matched), report.not_in_file[0]
@@ -143,14 +143,17 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
     )
 
 
-def save_network(path: Path, network: DuetNetwork, config: Mapping[str, Any]) -> None:
-    """Write ``model.safetensors`` and ``config.json`` into the folder `path`.
+def save_network(
+    path: str | Path, network: DuetNetwork, config: Mapping[str, Any] | None = None
+) -> None:
+    """Write ``model.safetensors`` and ``config.json``, from which `medduet.load` reads it.
 
     Args:
         path: of the folder; made if it is not there.
         network: whose weights and arguments are saved.
         config: what else is to stand in ``config.json``.
     """
+    path = Path(path)
     weights = {
         name: value.detach().to("cpu", copy=True).contiguous()
         for name, value in network.state_dict().items()
@@ -163,7 +166,9 @@ def save_network(path: Path, network: DuetNetwork, config: Mapping[str, Any]) ->
         "weights_sha256": sha256(path / WEIGHTS),
         "network": network.arguments,
     }
-    write_json(path / CONFIG, {**fixed, **config, **fixed})  # config may be that of another bundle
+    write_json(
+        path / CONFIG, {**fixed, **(config or {}), **fixed}
+    )  # config may be that of another bundle
 
 
 class _NumbersOnCPU(TorchFunctionMode):

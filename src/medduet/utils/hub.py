@@ -44,12 +44,7 @@ def bundle_folder(path: str | Path) -> Path:
     return fetch_network(address["name"], address["revision"]) if address else Path(path)
 
 
-def fetch_network(
-    name: str,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: str | None = None,
-) -> Path:
+def fetch_network(name: str, revision: str | None = None) -> Path:
     """Return the folder to which the files of a bundle were downloaded from the hub.
 
     Raises:
@@ -62,8 +57,6 @@ def fetch_network(
         path = snapshot_download(
             name,
             revision=revision,
-            cache_dir=cache_dir,
-            token=token,
             allow_patterns=list(FILES),
             library_name="medduet",
             library_version=__version__,
