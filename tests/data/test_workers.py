@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from medduet.data.workers import Transient, WorkerPool, map_files
+from medduet.data.workers import Transient, WorkerPool
 from medduet.errors import DataError
 
 FUNCTIONS = """
@@ -75,24 +75,27 @@ def test_each_fault_costs_its_item(functions: Any) -> None:
     items: list[Any] = list(range(30))
     for place, item in enumerate(REASONS):
         items.insert(4 * place, item)
-    results = list(map_files(functions.act, items, processes=2, seconds=1))
+    with WorkerPool(2, seconds=1) as pool:
+        results = list(pool.map(functions.act, items))
+        assert list(pool.map(functions.act, [])) == []
     assert [number for number, _ in results] == list(range(len(items)))
     for item, (_, result) in zip(items, results, strict=True):
         assert result == (2 * item if isinstance(item, int) else REASONS[item])
         assert isinstance(result, Transient) == (item in ("sleep", "memory", "killed", "disk"))
-    assert list(map_files(functions.act, [])) == []
 
 
 def test_an_item_whose_worker_died_is_tried_again(functions: Any, tmp_path: Path) -> None:
-    assert list(map_files(functions.once, [tmp_path / "a"])) == [(0, "second time")]
+    with WorkerPool(1) as pool:
+        assert list(pool.map(functions.once, [tmp_path / "a"])) == [(0, "second time")]
 
 
 def test_what_is_read_ahead_is_bounded(functions: Any, tmp_path: Path) -> None:
     marks = [tmp_path / str(number) for number in range(40)]
-    results = map_files(functions.mark, marks, processes=2)
-    next(results)
-    assert sum(mark.exists() for mark in marks) <= 24
-    assert [number for number, _ in results] == list(range(1, 40))
+    with WorkerPool(2) as pool:
+        results = pool.map(functions.mark, marks)
+        next(results)
+        assert sum(mark.exists() for mark in marks) <= 24
+        assert [number for number, _ in results] == list(range(1, 40))
 
 
 def test_threads_share_a_pool_that_outlives_its_workers(functions: Any) -> None:
@@ -117,16 +120,17 @@ def test_a_function_that_workers_cannot_import(monkeypatch: pytest.MonkeyPatch) 
     function = test_each_fault_costs_its_item
     monkeypatch.setattr(function, "__module__", "no_such_module")
     monkeypatch.setitem(sys.modules, "no_such_module", sys.modules[__name__])
-    with pytest.raises(DataError, match="processes that read files don't start"):
-        list(map_files(function, [1]))
+    with WorkerPool(1) as pool, pytest.raises(DataError, match="that read files don't start"):
+        pool.call(function, 1)
 
 
 SCRIPT = """
 import sys
 from worker_functions import act
-from medduet.data.workers import map_files
+from medduet.data.workers import WorkerPool
 print("main runs once")
-print([result for _, result in map_files(act, sys.argv[1:], processes=2)], flush=True)
+with WorkerPool(2) as pool:
+    print([result for _, result in pool.map(act, sys.argv[1:])], flush=True)
 """
 
 

@@ -86,11 +86,9 @@ def write_dicom(images: ImageSet, root: Path, encode: Callable[[np.ndarray], byt
         csv.writer(file).writerows(table)
 
 
-@pytest.fixture(scope="module", params=["phantom", "busi"])
-def original(request: pytest.FixtureRequest) -> ImageSet:
-    if request.param == "phantom":
-        return open_images("phantom", size=32, count=60)
-    return open_images(str(request.getfixturevalue("shared_data") / "busi_seg_64.npz"))
+@pytest.fixture(scope="module")
+def original() -> ImageSet:
+    return open_images("phantom", size=32, count=60)
 
 
 @pytest.mark.parametrize("kind", ["png", "dicom"])
@@ -133,7 +131,8 @@ def test_files_give_the_batches_of_the_npz(
     assert len((tmp_path / "run" / "split.csv").read_text().splitlines()) == 1 + len(images.pool())
 
 
-def test_a_folder_with_some_of_the_classes_is_judged_by_name(
+@pytest.mark.slow
+def test_a_folder_with_some_of_the_classes_is_evaluated_by_name(
     tmp_path: Path, make_config: Callable[..., RunConfig]
 ) -> None:
     original = open_images("phantom", size=32, count=60)

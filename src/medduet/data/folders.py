@@ -60,10 +60,10 @@ def images_and_masks(
         }
         for path in files:
             parts, of = path.parent.relative_to(folder).parts, named[path]
-            each = [kinds[parts[: depth + 1]] for depth in range(len(parts))]
-            place = tuple(name for name, _ in each if name)
-            told = masks is None and (of or any(is_mask for _, is_mask in each))
-            if folder is masks or told:
+            folders = [kinds[parts[: depth + 1]] for depth in range(len(parts))]
+            place = tuple(name for name, _ in folders if name)
+            is_named = masks is None and (of or any(is_mask for _, is_mask in folders))
+            if folder is masks or is_named:
                 drawn[place, of["of"] if of else stem_of(path)].append(path)
             else:
                 images[path] = place
@@ -92,12 +92,14 @@ def _kind(folder: Path, name: str, beside: set[str]) -> tuple[str, bool]:
 
     One that is called images, or something_masks, may be a class: those `beside` it tell.
     """
-    of, kind = _parted(name)
+    of, kind = _split_name(name)
     if not kind:
         return name, False
-    parted = {each: _parted(each) for each in beside}
-    pictured = {"", *(what for what, other in parted.values() if other != "mask")}
-    drawn = {each for each, (what, other) in parted.items() if other == "mask" and what in pictured}
+    siblings = {each: _split_name(each) for each in beside}
+    pictured = {"", *(what for what, other in siblings.values() if other != "mask")}
+    drawn = {
+        each for each, (what, other) in siblings.items() if other == "mask" and what in pictured
+    }
     if name in drawn:
         return of, True
     more = sorted(beside - drawn - {name})
@@ -111,15 +113,15 @@ def _kind(folder: Path, name: str, beside: set[str]) -> tuple[str, bool]:
     return of, False
 
 
-def _parted(name: str) -> tuple[str, str]:
+def _split_name(name: str) -> tuple[str, str]:
     """Return what a folder is of, and whether of its images or masks.
 
     Example:
-        >>> [_parted(name) for name in ("train_masks", "Imgs", "ill")]
+        >>> [_split_name(name) for name in ("train_masks", "Imgs", "ill")]
         [('train', 'mask'), ('', 'img'), ('ill', '')]
     """
-    found = _KIND.fullmatch(name)
-    return (found["of"] or "", found["kind"].lower()) if found else (name, "")
+    match = _KIND.fullmatch(name)
+    return (match["of"] or "", match["kind"].lower()) if match else (name, "")
 
 
 def walk(folder: Path, above: set[tuple[int, int]], faults: list[tuple[str, str]]) -> list[Path]:
@@ -127,8 +129,8 @@ def walk(folder: Path, above: set[tuple[int, int]], faults: list[tuple[str, str]
 
     It does not go into the folders `above`.
     """
-    own = _identity(folder)
-    if own in above:
+    identity = _identity(folder)
+    if identity in above:
         return []
     files, folders = [], []
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
@@ -142,10 +144,10 @@ def walk(folder: Path, above: set[tuple[int, int]], faults: list[tuple[str, str]
                 files.append(path)
             else:
                 faults.append((text, "expected a name in UTF-8, given other bytes: rename it"))
-    return files + [path for each in folders for path in walk(each, {*above, own}, faults)]
+    return files + [path for each in folders for path in walk(each, {*above, identity}, faults)]
 
 
 def _identity(folder: Path) -> tuple[int, int]:
     """Return what tells a folder from others, whichever link leads to it."""
-    found = folder.stat()
-    return found.st_dev, found.st_ino
+    stat = folder.stat()
+    return stat.st_dev, stat.st_ino

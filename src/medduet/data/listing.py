@@ -148,8 +148,8 @@ def _splits(root: Path, images: Mapping[Path, Place]) -> dict[Place, str]:
     return {(name,): split for name, split in splits.items()}
 
 
-def _class_names(found: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(found, key=natural))
+def _class_names(labels: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(labels, key=natural))
 
 
 def list_table(path: Path) -> Listing:
@@ -202,7 +202,7 @@ def _several(text: str) -> tuple[str, ...]:
 
 
 def _read_table(path: Path) -> pandas.DataFrame:
-    """Return the columns of a table that are known, by the first of their names, as text."""
+    """Return the columns that have a meaning, by the first of their names, as text."""
     import pandas
 
     if not path.is_file():
@@ -226,14 +226,14 @@ def _read_table(path: Path) -> pandas.DataFrame:
     if table.empty:
         raise DataError(f"{path}: expected one row per image under a row of names, given none")
     columns = {str(name).strip().lower(): name for name in table.columns}
-    known = {
+    cells = {
         name: table[columns[next(alias for alias in aliases if alias in columns)]].map(_text)
         for name, aliases in _ALIASES.items()
         if not columns.keys().isdisjoint(aliases)
     }
-    if "path" not in known:
+    if "path" not in cells:
         raise DataError(f"{path}: expected a column path, given {', '.join(columns)}: rename one")
-    return pandas.DataFrame(known)
+    return pandas.DataFrame(cells)
 
 
 def _text(value: Any) -> str:

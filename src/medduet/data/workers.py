@@ -52,8 +52,8 @@ class WorkerPool:
     Example:
         >>> import math
         >>> with WorkerPool(1) as pool:
-        ...     pool.call(math.sqrt, 4), pool.call(math.sqrt, -1)
-        (2.0, 'ValueError: math domain error')
+        ...     list(pool.map(math.sqrt, [4, -1]))
+        [(0, 2.0), (1, 'ValueError: math domain error')]
     """
 
     def __init__(
@@ -127,28 +127,6 @@ class WorkerPool:
                 self.close()
                 self._pool = self._new_pool()
             return self._pool.schedule(_attempt, args=[function, items], timeout=self._seconds)
-
-
-def map_files(
-    function: Callable[[T], R],
-    items: Sequence[T],
-    *,
-    processes: int | None = None,
-    memory: int = MEMORY,
-    seconds: float = SECONDS,
-) -> Iterator[tuple[int, R | str]]:
-    """Map as `WorkerPool.map` does, with workers that end with the loop.
-
-    Example:
-        >>> import math
-        >>> list(map_files(math.sqrt, [4, -1, 9], processes=1))
-        [(0, 2.0), (1, 'ValueError: math domain error'), (2, 3.0)]
-    """
-    if not items:
-        return
-    processes = min(processes or len(os.sched_getaffinity(0)), len(items))
-    with WorkerPool(processes, memory=memory, seconds=seconds) as pool:
-        yield from pool.map(function, items)
 
 
 class _Process(SpawnProcess):

@@ -20,7 +20,7 @@ from medduet.data.folders import images_and_masks
 from medduet.data.reading.core import ReadOptions
 from medduet.data.reading.images import Picture, read_pictures
 from medduet.data.reading.names import stem_of
-from medduet.data.workers import map_files
+from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
 from medduet.inference.prediction import Prediction
 from medduet.inference.predictor import Predictor
@@ -277,17 +277,15 @@ def _predict(
     if not files:
         return
     stamps = [_stamp(file.path) for file in files]
-    read = map_files(
-        partial(_pictures, options=predictor.options),
-        [file.path for file in files],
-        processes=None if len(files) > _FEW else 1,
-    )
     total = sum(size for size, _ in stamps)
     with (
         counted(progress, "predict", total) as count,
         storage_errors(writer.out / JOURNAL),
         (writer.out / JOURNAL).open("a", encoding="utf-8") as journal,
+        WorkerPool(None if len(files) > _FEW else 1) as pool,
     ):
+        function = partial(_pictures, options=predictor.options)
+        read = pool.map(function, [file.path for file in files])
         for number, predictions in _predicted(predictor, read):
             file = files[number]
             rows = writer.write(file, predictions)

@@ -45,10 +45,12 @@ def read_mask(paths: Sequence[Path], like: Facts, options: ReadOptions) -> NDArr
 
 def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8]:
     with opened(path) as source:
-        of_mask, of_image = (each._replace(channels=1) for each in (source.facts, like))
+        of_mask, of_image = source.facts._replace(channels=1), like._replace(channels=1)
         if of_mask != of_image:
             raise refusal(
-                path, f"a mask of {_told(of_image)} (height x width) as the image", _told(of_mask)
+                path,
+                f"a mask of {_shape_text(of_image)} (height x width) as the image",
+                _shape_text(of_mask),
             )
         result = np.zeros((like.frames, *options.sides), np.int16)
         present: set[int] = set()
@@ -58,15 +60,15 @@ def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8
             if len(present) > 1 << 16:
                 raise refusal(path, "a mask of few classes", f"{len(present)} different values")
             result[number] = np.clip(fitted_mask(classes, options), -1, 255)
-        found = sorted(present)
-        if found[0] >= 0 and found[-1] <= MAX_CLASS:
+        levels = sorted(present)
+        if levels[0] >= 0 and levels[-1] <= MAX_CLASS:
             return result.astype(np.uint8)
-        two = len(found) <= 2 and (len(found) == 1 or found[0] < _WHITE)
-        if found[0] >= 0 and found[-1] >= _WHITE and (two or source.lossy):
+        two = len(levels) <= 2 and (len(levels) == 1 or levels[0] < _WHITE)
+        if levels[0] >= 0 and levels[-1] >= _WHITE and (two or source.lossy):
             return (result >= _WHITE).astype(np.uint8)
-        shown = ", ".join(map(str, found[:_SHOWN])) + ", ..." * (len(found) > _SHOWN)
+        shown = ", ".join(map(str, levels[:_SHOWN])) + ", ..." * (len(levels) > _SHOWN)
         expected = f"classes of 0 to {MAX_CLASS}, or black and white (0 and 255)"
-        raise refusal(path, expected, f"values {shown} up to {found[-1]}")
+        raise refusal(path, expected, f"values {shown} up to {levels[-1]}")
 
 
 def _integers(path: Path, values: NDArray[Any]) -> NDArray[Any]:
@@ -85,6 +87,6 @@ def _integers(path: Path, values: NDArray[Any]) -> NDArray[Any]:
     return values
 
 
-def _told(facts: Facts) -> str:
+def _shape_text(facts: Facts) -> str:
     frames = f"{facts.frames} frames of " if facts.frames > 1 else ""
     return f"{frames}{facts.height} x {facts.width} pixels"

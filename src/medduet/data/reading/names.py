@@ -13,8 +13,8 @@ ENDINGS = (
 def _ending(path: Path) -> str:
     """Return the ending of an image file as it is written, or nothing."""
     name = path.name.lower()
-    found = max((each for each in ENDINGS if name.endswith(each)), key=len, default="")
-    return path.name[len(path.name) - len(found) :] if len(found) < len(name) else ""
+    ending = max((each for each in ENDINGS if name.endswith(each)), key=len, default="")
+    return path.name[len(path.name) - len(ending) :] if len(ending) < len(name) else ""
 
 
 def is_image(path: Path) -> bool:
