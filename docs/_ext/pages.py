@@ -20,9 +20,10 @@ import io
 import os
 import re
 import textwrap
+import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 from unittest import mock
 
 from docutils import nodes
@@ -199,11 +200,14 @@ def shown(annotation: Any) -> str:
 
 
 def bare(annotation: Any) -> Any:
-    """Return a type without its annotations, also within tuples."""
-    if get_origin(annotation) is Annotated:
-        return get_args(annotation)[0]
-    if get_origin(annotation) is tuple:
-        return tuple[tuple(bare(argument) for argument in get_args(annotation))]
+    """Return a type without its annotations, also within tuples and unions."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return bare(arguments[0])
+    if origin is tuple:
+        return tuple[tuple(map(bare, arguments))]
+    if origin in (Union, types.UnionType):
+        return Union[tuple(map(bare, arguments))]  # noqa: UP007  (of any number)
     return annotation
 
 

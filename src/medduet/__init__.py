@@ -11,4 +11,6 @@ Example:
 
 import lazy_loader as lazy
 
+from medduet._version import __version__ as __version__
+
 __getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

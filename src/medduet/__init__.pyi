@@ -1,6 +1,6 @@
 """The public names, each once; `__init__.py` loads them when they are first used."""
 
-from ._version import __version__ as __version__
+__version__: str
 from .config import DataConfig as DataConfig
 from .config import EvaluateConfig as EvaluateConfig
 from .config import ModelConfig as ModelConfig

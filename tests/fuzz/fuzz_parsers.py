@@ -262,7 +262,7 @@ def read_upload(folder: Path, content: bytes) -> None:
     scope = {"type": "http", "method": "POST", "headers": [(b"content-type", kind)]}
     try:
         with Room(Limits()).seat() as seat:
-            asyncio.run(read(Request(scope, receive), Limits(), seat))
+            asyncio.run(read(Request(scope, receive), seat))
     except HTTPException as error:
         raise MedDuetError(error.detail) from error
 
