@@ -29,7 +29,8 @@ def scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.float32]
     if not high > low:
         return np.zeros(values.shape, np.float32)
     result = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
-    return np.nan_to_num(result, nan=0).astype(np.float32)
+    result = np.nan_to_num(result, nan=0) if values.dtype.kind == "f" else result
+    return result.astype(np.float32)
 
 
 def levels(
