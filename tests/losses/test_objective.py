@@ -33,7 +33,7 @@ def random_batch(count: int = 8, known_masks: int = 5) -> tuple[Outputs, Batch, 
 def loss_of(objective: Objective, outputs: Outputs, batch: Batch, normalized: Tensor) -> Tensor:
     terms = objective(outputs, batch, normalized)
     weights = torch.stack([term.weight.sum() for term in terms.values()])
-    return objective.combine(terms, weights)
+    return objective.losses(terms, weights).sum()
 
 
 def test_terms_are_the_losses_of_the_tasks() -> None:
@@ -113,7 +113,7 @@ def test_a_batch_split_over_processes_has_the_gradient_of_the_whole(processes: i
         parts.append((heads, objective(heads, piece, normalized[share])))
     weights = sum(torch.stack([t.weight.sum() for t in terms.values()]) for _, terms in parts)
     for share, (heads, terms) in zip(shares, parts, strict=True):
-        (objective.combine(terms, weights) * processes).backward()
+        (objective.losses(terms, weights).sum() * processes).backward()
         for head, whole in zip(heads, expected, strict=True):
             torch.testing.assert_close(head.grad / processes, whole[share])
 

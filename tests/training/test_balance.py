@@ -103,7 +103,7 @@ def test_the_sum_is_what_a_plain_loop_does(make_config: MakeConfig, tmp_path: Pa
         terms = objective(plain(batch.image), batch, plain.normalize(batch.image))
         weights = torch.stack([term.weight.sum() for term in terms.values()])
         optimizer.zero_grad()
-        objective.combine(terms, weights).backward()
+        objective.losses(terms, weights).sum().backward()
         optimizer.step()
     for found, expected in zip(experiment.network.parameters(), plain.parameters(), strict=True):
         assert torch.equal(found, expected)

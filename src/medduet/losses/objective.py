@@ -93,10 +93,6 @@ class Objective(nn.Module):
         ]
         return torch.stack(means)
 
-    def combine(self, terms: Mapping[Task, PerImage], weights: Tensor) -> Tensor:
-        """Return the sum of the `losses`, a scalar; `medduet.losses.Balance` has other ways."""
-        return self.losses(terms, weights).sum()
-
 
 def balanced_weights(label: Tensor, num_classes: int) -> Tensor:
     """Return ``(K,)`` weights by which each class counts the same, from the labels of train.
