@@ -1,4 +1,4 @@
-"""MedDuet trains, judges and ships networks that say what a medical image shows and where.
+"""MedDuet trains, evaluates and ships networks that say what a medical image shows and where.
 
 Names are loaded when they are first used, so ``import medduet`` is fast.
 

@@ -1,7 +1,7 @@
 """Does a network notice that an image is none of its kind? Reads finished runs on BUSI.
 
-    OMP_NUM_THREADS=1 medduet benchmark benchmarks/grids/unfamiliar.yaml --out GRID
-    OMP_NUM_THREADS=1 python -m benchmarks.unfamiliar GRID CHEST.npz
+    OMP_NUM_THREADS=1 medduet benchmark benchmarks/grids/ood.yaml --out GRID
+    OMP_NUM_THREADS=1 python -m benchmarks.ood GRID CHEST.npz
 
 Each run is asked about the test images that it was judged on, which it should not flag, and about
 images of other kinds: chest X-rays (resized), noise, gradients, coloured noise, and copies of its
