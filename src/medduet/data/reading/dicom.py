@@ -18,13 +18,6 @@ from numpy.typing import NDArray
 
 from medduet.data.reading.core import Facts, Frame, Source, checked, limits_of, needed, refusal
 
-_LOSSY = {
-    "1.2.840.10008.1.2.4.50": "JPEG baseline",
-    "1.2.840.10008.1.2.4.51": "JPEG extended",
-    "1.2.840.10008.1.2.4.81": "JPEG-LS near lossless",
-    "1.2.840.10008.1.2.4.91": "JPEG 2000",
-    "1.2.840.10008.1.2.4.203": "HTJ2K",
-}
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 
@@ -46,7 +39,7 @@ def open_dicom(path: Path, file: BinaryIO, has_preamble: bool) -> Source:
             else:
                 yield _grey(pydicom, header, number, values, window)
 
-    return Source(facts, frames, stored, str(header.file_meta.TransferSyntaxUID) in _LOSSY)
+    return Source(facts, frames, stored)
 
 
 def _read(pydicom: Any, file: BinaryIO, has_preamble: bool, *, pixels: bool) -> Any:
