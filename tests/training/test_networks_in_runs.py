@@ -173,7 +173,6 @@ def test_the_reconstruction_error_has_the_same_scale_for_every_normalisation() -
         ("--model unet --model.kernel-size 3", "no option 'kernel_size'"),
         ("--model unet --model.pretrained", "no pretrained weights for unet"),
         ("--model unet --model.weights no.safetensors", "no.safetensors"),
-        ("--model timm:resnet18 --model.pretrained --model.weights x", "leave one out"),
         ("--train.compile --train.activation-checkpointing", "leave one out"),
         ("--model timm:maxvit_tiny_tf_224", "does not take images of 32 x 32 pixels"),
         ("--model timm:resnet1", "timm:resnet18"),

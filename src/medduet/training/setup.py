@@ -76,6 +76,10 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
             _refuse(f"--balance {balance} combines gradients on the encoder, which is frozen")
         if train.precision == "16-mixed":
             _refuse(f"--balance {balance} can't scale gradients for --precision 16-mixed")
+    if config.model.freeze_encoder and train.encoder_learning_rate is not None:
+        _refuse("--train.encoder-learning-rate is for an encoder that is not frozen")
+    if train.compile and train.activation_checkpointing:
+        _refuse("--train.compile and --train.activation-checkpointing: leave one out")
     if train.sync_batch_norm and find_device(train.device).type != "cuda":
         _refuse("--train.sync-batch-norm needs GPUs")
     if train.sampling == "balanced":
