@@ -246,8 +246,8 @@ def test_going_on_in_the_middle_of_an_epoch(
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [
-        ({"model": {"freeze_encoder": True}}, "--balance sum"),
-        ({"train": {"precision": "16-mixed"}}, "give bf16-mixed or 32-true"),
+        ({"model": {"freeze_encoder": True}}, "encoder, which is frozen"),
+        ({"train": {"precision": "16-mixed"}}, "--precision 16-mixed"),
     ],
 )
 def test_what_aggregators_cannot_do(
