@@ -47,23 +47,8 @@ def test_a_set_with_leaks(leaky: Path, capsys: Capture) -> None:
     again = [*words, "--strict", "--data.split", str(fix)]
     assert main(again) == 0
     assert "leaky: 0 leaks" in capsys.readouterr().out
-
-
-def test_groups_can_move_instead(leaky: Path, capsys: Capture) -> None:
-    fix = leaky.parent / "fix.csv"
-    words = ["audit", str(leaky), "--out", str(leaky.parent / "out"), "--fix", str(fix)]
-    assert main([*words, "--fix-by", "regroup"]) == 0
+    assert main([*words, "--fix", str(leaky.parent / "groups.csv"), "--fix-by", "regroup"]) == 0
     assert "moved 2 (2 train) to 2 test" in capsys.readouterr().out
-
-
-def test_it_goes_to_a_folder_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    words = "audit phantom --size 16 --data.count 40 --strict --fix fix.csv"
-    assert main(words.split()) == 0
-    assert (tmp_path / "audits" / "phantom" / "index.html").is_file()
-    assert "nothing to clean" in capsys.readouterr().out
 
 
 def test_training_on_leaks_says_so(leaky: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -23,7 +23,7 @@ def test_it_names_what_is_missing_and_what_installs_it(
     plain = metadata.version
 
     def version(name: str) -> str:
-        if name in ("openvino", "cvxpy"):
+        if name == "openvino":
             raise metadata.PackageNotFoundError(name)
         return "0.1" if name == "kornia" else plain(name)
 
@@ -32,11 +32,9 @@ def test_it_names_what_is_missing_and_what_installs_it(
     found = by_name(examine())
     assert found["extra export"].state == "missing"
     assert found["extra export"].text == "without openvino: pip install 'medduet[export]'"
-    assert found["extra balance"].text == "without cvxpy: pip install 'medduet[balance]'"
     assert found["kornia"] == Check("kornia", "bad", "expected kornia>=0.8, given 0.1")
     assert main(["doctor"]) == 1
-    printed = capsys.readouterr().out
-    assert "pip install 'medduet[export]'" in printed
+    assert "pip install 'medduet[export]'" in capsys.readouterr().out
 
 
 def test_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,11 +45,6 @@ def test_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.fullmatch(r"--precision auto means \S+ here", found["precision"].text)
     free = shutil.disk_usage(tmp_path).free / 2**30
     assert float(found["free disk, cache"].text.split()[0]) == pytest.approx(free, abs=0.5)
-    assert {"extra medical", "extra serve", "extra ray"} <= set(found)
-    assert "extra test" not in found
-
-
-def test_a_cache_that_can_not_be_written() -> None:
-    found = by_name(examine(Path("/proc/cache")))["cache folder"]
-    assert found.state == "bad"
-    assert "set MEDDUET_CACHE to another folder" in found.text
+    found = by_name(examine(Path("/proc/cache")))
+    assert found["cache folder"].state == "bad"
+    assert "set MEDDUET_CACHE to another folder" in found["cache folder"].text
