@@ -174,6 +174,8 @@ def test_the_reconstruction_error_has_the_same_scale_for_every_normalisation() -
         ("--model unet --model.pretrained", "no pretrained weights for unet"),
         ("--model unet --model.weights no.safetensors", "no.safetensors"),
         ("--train.compile --train.activation-checkpointing", "leave one out"),
+        ("--model timm:resnet18 --model.pretrained --model.weights x", "leave one out"),
+        ("--objective.classify-weight 0 --tasks classify", "every task has weight 0"),
         ("--model timm:maxvit_tiny_tf_224", "does not take images of 32 x 32 pixels"),
         ("--model timm:resnet1", "timm:resnet18"),
         ("--model smp:unet/resnet35", "smp:unet/resnet34"),

@@ -78,6 +78,10 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
             _refuse(f"--balance {balance} can't scale gradients for --precision 16-mixed")
     if config.model.freeze_encoder and train.encoder_learning_rate is not None:
         _refuse("--train.encoder-learning-rate is for an encoder that is not frozen")
+    if config.model.pretrained and config.model.weights is not None:
+        _refuse("--model.pretrained and --model.weights: leave one out")
+    if not any(objective.weight(task) for task in tasks):
+        _refuse("every task has weight 0: give one of them --objective.TASK-weight 1")
     if train.compile and train.activation_checkpointing:
         _refuse("--train.compile and --train.activation-checkpointing: leave one out")
     if train.sync_batch_norm and find_device(train.device).type != "cuda":
