@@ -25,7 +25,6 @@ from medduet import (
     load_bundle,
 )
 from medduet.cli import main
-from medduet.models.ensemble import Ensemble
 from medduet.models.weights import save_network
 from medduet.runs.bundle import save_bundle
 from medduet.uncertainty.calibration import Calibration
@@ -62,27 +61,10 @@ def altered(run: Path, out: Path, **changes: Any) -> Path:
     return out
 
 
-def test_the_bundle_says_what_it_is(record: medduet.EnsembleRecord, runs: list[Path]) -> None:
-    bundle = load_bundle(record.path)
-    assert isinstance(bundle.network, Ensemble)
-    assert not bundle.network.training
-    own, first = bundle.config, load_bundle(runs[0]).config
-    for key in ("class_names", "mask_names", "multi_label", "layout", "preprocessing", "data"):
-        assert getattr(own, key) == getattr(first, key), key
-    arguments = own.network.model_dump()
-    assert arguments["test_time"] == "flip"
-    assert arguments["multi_label"] is False
-    assert arguments["mask_channels"] == 1
-    assert own.metrics["seed"] == [0, 1]
-    assert own.members == [
-        read_json(run / "bundle" / "config.json")["weights_sha256"] for run in runs
-    ]
-    names = {file.name for file in record.path.iterdir()}
-    assert names == {"README.md", "config.json", "model.safetensors"}
-
-
 def test_what_was_gained_is_told(record: medduet.EnsembleRecord, runs: list[Path]) -> None:
     assert record.images == "phantom"
+    weights = [read_json(run / "bundle" / "config.json")["weights_sha256"] for run in runs]
+    assert load_bundle(record.path).config.members == weights
     for split in ("val", "test"):
         *members, own = record.scores[split]
         for run, found in zip(runs, members, strict=True):
@@ -161,9 +143,6 @@ def test_bundles_are_judged_on_given_data(runs: list[Path], tmp_path: Path) -> N
     ("section", "changes", "words"),
     [
         ("class_names", list("abcd"), "the same class_names"),
-        ("mask_names", ["background", "other"], "the same mask_names"),
-        ("multi_label", True, "the same multi_label"),
-        ("preprocessing", {"size": [32, 32]}, "the same preprocessing"),
         ("preprocessing", {"fit": "pad"}, "the same preprocessing"),
         ("data", {"fingerprint": "other"}, "the same images and split"),
     ],

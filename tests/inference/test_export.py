@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from medduet import (
     ExportedModel,
     MissingFileError,
     ModelError,
-    RunConfig,
     RunRecord,
     create_model,
     export_bundle,
@@ -129,14 +127,7 @@ def test_any_number_and_size(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [
-        "adares_unet",
-        "sharp_unet",
-        "timm:mobilenetv3_small_050",
-        "timm:convnextv2_atto",
-        "smp:unet/resnet18",
-        "smp:segformer/mit_b0",
-    ],
+    ["adares_unet", "timm:convnextv2_atto", "smp:segformer/mit_b0"],
 )
 def test_other_networks(name: str, tmp_path: Path) -> None:
     path = make_bundle(tmp_path / "bundle", name)
@@ -199,7 +190,6 @@ def test_one_size(tmp_path: Path) -> None:
 
 QUANTIZE = """
 import sys
-from medduet.models.weights import save_network
 from medduet import DataConfig, export_bundle
 data = DataConfig(name="phantom", size=32, count=40)
 record = export_bundle(sys.argv[1], sys.argv[2], precision="int8", data=data, tolerance=1.0)
@@ -271,31 +261,6 @@ def test_a_difference_above_the_tolerance_is_refused(bundle: Path, tmp_path: Pat
         export_bundle(bundle, tmp_path / "onnx", precision="float16", count=4, tolerance=1e-9)
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_threads_can_share_it(onnx: Path, runtime: Any) -> None:
-    model = ExportedModel(onnx, runtime=runtime)
-    inputs = [images(8, 64, 64)[i : i + 1] for i in range(8)] * 8
-    expected = [model(image).mask for image in inputs[:8]]
-    assert len({mask.tobytes() for mask in expected}) == 8
-    with ThreadPoolExecutor(8) as pool:
-        for number, predicted in enumerate(pool.map(model, inputs)):
-            assert np.array_equal(predicted.mask, expected[number % 8])
-
-
-@pytest.mark.slow
-def test_it_agrees_on_real_images(
-    make_config: Callable[..., RunConfig], shared_data: Path, tmp_path: Path
-) -> None:
-    data = {"name": str(shared_data / "busi_seg_64.npz"), "size": 64, "count": None}
-    tasks = {"objective": {"tasks": ["classify", "segment"]}, "train": {"epochs": 1}}
-    run = medduet.train(make_config(tmp_path / "run", data=data, **tasks))
-    agreement = export_bundle(run.path, tmp_path / "out", count=0).agreement
-    assert (agreement.n, agreement.same_class) == (156, 156)
-    assert agreement.dice[1] == pytest.approx(agreement.dice[0], abs=0.002)
-    assert agreement.dice[0] == pytest.approx(run.metrics["test"]["dice"])
-    assert agreement.dice[0] > 0.05, "a mask that can't be wrong"
 
 
 NO_TORCH = """
@@ -377,12 +342,11 @@ def test_damaged_folders(bundle: Path, tmp_path: Path) -> None:
         ExportedModel(out)
 
 
-@pytest.mark.parametrize("module", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_package_that_is_missing(
-    bundle: Path, tmp_path: Path, module: str, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf"needs {module}, .*pip install 'medduet\[export\]'"):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ConfigError, match=r"needs onnxscript, .*pip install 'medduet\[export\]'"):
         export_bundle(bundle, tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -417,3 +381,14 @@ def test_command_line(bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture
     errors = capfd.readouterr().err.splitlines()
     assert len(errors) == 2
     assert "missing: --out" in errors[0]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_threads_can_share_it(onnx: Path, runtime: Any) -> None:
+    model = ExportedModel(onnx, runtime=runtime)
+    inputs = [images(8, 64, 64)[i : i + 1] for i in range(8)] * 8
+    expected = [model(image).mask for image in inputs[:8]]
+    assert len({mask.tobytes() for mask in expected}) == 8
+    with ThreadPoolExecutor(8) as pool:
+        for number, predicted in enumerate(pool.map(model, inputs)):
+            assert np.array_equal(predicted.mask, expected[number % 8])

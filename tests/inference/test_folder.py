@@ -6,7 +6,6 @@ import csv
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -209,37 +208,6 @@ p.predict_files({str(bundle)!r}, [{str(folder)!r}], {str(out)!r}, batch_size=1)
     assert predict_files(bundle, [folder], out, batch_size=1).skipped == 1
     assert (out / "predictions.csv").read_text() == (whole / "predictions.csv").read_text()
     assert names(out) == names(whole)
-
-
-PEAK = """
-import resource, sys
-from pathlib import Path
-import medduet.inference.folder
-from medduet import predict_files
-
-medduet.inference.folder._BYTES_TOGETHER = 16 << 20
-bundle, out, *images = map(Path, sys.argv[1:])
-options = {"overlays": False, "batch_size": 1000, "device": "cpu"}
-predict_files(bundle, images[:6], out / "few", **options)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-predict_files(bundle, images, out / "many", **options)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="the kilobytes are Linux's")
-def test_memory_does_not_grow_with_the_number_of_images(bundle: Path, tmp_path: Path) -> None:
-    Image.new("L", (2000, 2000), 90).save(tmp_path / "0.png")
-    paths = [tmp_path / f"{number}.png" for number in range(48)]
-    for path in paths[1:]:
-        shutil.copy(paths[0], path)
-    words = [sys.executable, "-c", PEAK, bundle, tmp_path / "out", *paths]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert len(table(tmp_path / "out" / "many")) == len(paths)
-    whole = len(paths) * 4000  # of all images at once, in kilobytes
-    assert int(done.stdout) < whole / 3, done.stdout
 
 
 def test_what_can_not_be_done(

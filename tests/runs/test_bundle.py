@@ -76,12 +76,6 @@ def test_the_card_s_code_runs(finished_run: RunRecord) -> None:
     assert names["class_logits"].shape == (2, 4)
 
 
-def test_others_may_read_it(bundle: Path) -> None:
-    modes = {path.name: path.stat().st_mode & 0o777 for path in bundle.iterdir()}
-    assert len(set(modes.values())) == 1, f"as the umask says, all alike: {modes}"
-    assert bundle.stat().st_mode & 0o055 == 0o055
-
-
 def refused(folder: Path, match: str) -> None:
     with pytest.raises(ModelError, match=match) as caught:
         load(folder)
