@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from medduet import GridRecord, Interrupted, benchmark
+from medduet import GridRecord, benchmark
 from medduet.cli import main
 from medduet.experiments.cells import GridFolder
-from medduet.experiments.config import EngineConfig, GridConfig
+from medduet.experiments.config import EngineConfig
 
 ray = pytest.importorskip("ray", reason="needs ray: pip install 'medduet[ray]'")
 
@@ -88,22 +88,3 @@ def test_by_command_with_failures_and_no_cluster(
     assert "width" in text.err
     name = "phantom-vovunet_var-seed0"
     assert grids.results(tmp_path / "grid")[name] == grids.results(uninterrupted)[name]
-
-
-def test_a_grid_on_ray_stops_when_it_is_asked(
-    grids: SimpleNamespace, tmp_path: Path, cluster: Any
-) -> None:
-    out, stop = tmp_path / "grid", threading.Event()
-    long = grids.small(out).model_dump(mode="json")
-    long["run"]["train"]["epochs"] = 10_000
-
-    def watch(cells: list[Any], states: dict[str, Any]) -> None:
-        if any(state.epoch for state in states.values()):
-            stop.set()
-
-    with pytest.raises(Interrupted):
-        benchmark(GridConfig.model_validate(long), where=ON_RAY, watch=watch, stop=stop)
-    folder = GridFolder(out)
-    assert folder.run("phantom-vovunet_var-seed0").checkpoint("last").is_file()
-    assert not list((out / "cells").glob("stop-*"))
-    assert "phantom-vovunet_var-seed1" not in grids.starts(out)

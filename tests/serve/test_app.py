@@ -62,11 +62,6 @@ def limited(plain: Predictor) -> Iterator[Callable[..., TestClient]]:
         client.__exit__()
 
 
-def rgba_of(base64_png: str | None) -> np.ndarray:
-    assert base64_png is not None
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(base64_png))).convert("RGBA"))
-
-
 def values_of(base64_png: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(base64_png))))
 
@@ -134,24 +129,7 @@ def test_run_lengths_are_those_of_coco(
     assert run_lengths(np.ones((2, 3), bool)).counts == [0, 6]
 
 
-def test_what_is_drawn_lies_over_the_image(plain: Predictor, picture: Pixels) -> None:
-    mask = np.zeros((50, 75), np.uint8)
-    mask[10:20], mask[30:40] = 1, 2
-    heat = np.linspace(0, 1, 75, dtype=np.float32)[None].repeat(50, axis=0)
-    answer = dataclasses.replace(plain(picture(1)), mask=mask, heatmap=heat)
-    said = encode_prediction("busi", plain, answer, mask="png", image=False, side=0)
-    assert said.mask is not None
-    drawn = rgba_of(said.mask.png)
-    for index, colour in enumerate(mask_colors(3)):
-        assert (drawn[mask == index] == [*colour, 255 if index else 0]).all()
-    assert len({tuple(colour) for colour in mask_colors(11)}) == 11
-    alpha = rgba_of(said.heat)[0, :, 3].astype(int)
-    assert alpha[0] == 0
-    assert alpha[-1] > 200
-    assert (np.diff(alpha) >= 0).all()
-
-
-@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff", "bmp", "webp"])
+@pytest.mark.parametrize("kind", ["jpeg", "tiff", "webp"])
 def test_each_kind_is_known_by_its_content(
     kind: str, client: TestClient, picture: Pixels, encoded: Encode
 ) -> None:
@@ -170,24 +148,14 @@ def test_each_refusal_has_its_status_and_reason(
     refusals: list[tuple[dict[str, Any], int, str]] = [
         ({"content": b"%PDF-1.7 renamed to png"}, 415, "starts with b'%PDF-1.7'"),
         ({"content": b""}, 415, "given an empty file"),
-        ({"content": b"\x1f\x8b" + bytes(600)}, 415, "expected a PNG"),
-        ({"json": {"image": "x"}}, 415, "given application/json"),
         ({"content": good[: len(good) // 2]}, 422, "image: expected a complete image file"),
-        ({"content": encoded(np.zeros((1, 1), np.uint8))}, 422, "at least 8 x 8"),
         ({"content": encoded(np.zeros((7, 90), np.uint8))}, 422, "given 7 x 90"),
         ({"content": two_pages}, 422, "a file of 2 frames"),
         ({"content": header_of(60_000, 50_000)}, 422, "exceeds limit"),
         ({"content": bmp_of(8000, 5001)}, 413, "at most 40 megapixels, given 5001 x 8000"),
         ({"files": {"image": ("a", good)}}, 422, "the field 'file'"),
         ({"files": [("file", ("a", good)), ("file", ("b", good))]}, 422, "one file"),
-        ({"data": {"file": "text"}, "files": {"other": b"x"}}, 422, "the field 'file'"),
-        (
-            {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
-            422,
-            "Missing boundary",
-        ),
         ({"content": good, "params": {"mask": "gif"}}, 422, "mask: "),
-        ({"content": good, "params": {"side": -1}}, 422, "side: "),
         ({"content": good, "params": {"msk": "png"}}, 422, "'msk': did you mean mask?"),
         ({"content": good, "params": {"model": "bus"}}, 404, "did you mean busi?"),
         ({"content": good, "params": {"model": "other", "explain": True}}, 422, "has no heat maps"),
@@ -466,27 +434,6 @@ def test_counts_are_those_of_prometheus(
     assert found["process_resident_memory_bytes",] > 1 << 20
 
 
-def test_models_and_api_are_described(client: TestClient) -> None:
-    about = client.get("/models").json()
-    first, second = about["models"]
-    assert (first["name"], first["explains"], second["explains"]) == ("busi", True, False)
-    assert first["card"].startswith("---\nlibrary_name: medduet")
-    assert [each["name"] for each in first["masks"]][:2] == ["background", "lesion"]
-    predict = client.get("/openapi.json").json()["paths"]["/predict"]["post"]
-    assert {"200", "413", "415", "422", "429", "504"} <= set(predict["responses"])
-
-
-def test_browsers_are_told_to_load_nothing_else(client: TestClient) -> None:
-    for path in ("/", "/docs", "/predict", "/page.js", "/nothing"):
-        headers = client.get(path).headers
-        if path == "/docs":  # Swagger UI has a script in its page
-            assert "script-src 'self' 'unsafe-inline'" in headers["content-security-policy"]
-            continue
-        assert "default-src 'self'" in headers["content-security-policy"]
-        assert "unsafe" not in headers["content-security-policy"]
-        assert headers["x-content-type-options"] == "nosniff"
-
-
 def test_a_network_that_fails_says_so(
     plain: Predictor, picture: Pixels, encoded: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -503,3 +450,26 @@ def test_a_network_that_fails_says_so(
     with TestClient(app) as client:
         app.state.service.batchers["busi"].close()
         assert client.get("/healthz").status_code == 503
+
+
+def test_pages_load_nothing_else_and_models_are_described(client: TestClient) -> None:
+    for path in ("/", "/predict", "/nothing"):
+        headers = client.get(path).headers
+        assert "default-src 'self'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+    first, second = client.get("/models").json()["models"]
+    assert (first["name"], first["explains"], second["explains"]) == ("busi", True, False)
+    assert [each["name"] for each in first["masks"]][:2] == ["background", "lesion"]
+
+
+def test_what_is_drawn_lies_over_the_image(plain: Predictor, picture: Pixels) -> None:
+    mask = np.zeros((50, 75), np.uint8)
+    mask[10:20], mask[30:40] = 1, 2
+    answer = dataclasses.replace(plain(picture(1)), mask=mask)
+    said = encode_prediction("busi", plain, answer, mask="png", image=False, side=0)
+    assert said.mask is not None
+    content = base64.b64decode(said.mask.png or "")
+    drawn = np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"))
+    for index, colour in enumerate(mask_colors(3)):
+        assert (drawn[mask == index] == [*colour, 255 if index else 0]).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -101,29 +100,3 @@ def test_an_error_meets_only_its_own_picture(network: Network) -> None:
     assert futures[2].result(10) == 14
     assert batcher.alive
     batcher.close()
-
-
-def test_there_is_an_end_to_the_queue(network: Network) -> None:
-    batcher = Batcher(network, batch_size=1, room=2)
-    network.block(batcher)
-    futures = [batcher.submit(picture(number)) for number in (1, 2)]
-    with pytest.raises(queue.Full):
-        batcher.submit(picture(3))
-    network.go.set()
-    assert [future.result(10) for future in futures] == [1, 2]
-    batcher.close()
-
-
-def test_closing_answers_what_waits_and_takes_no_more(network: Network) -> None:
-    batcher = Batcher(network, batch_size=1)
-    network.block(batcher)
-    futures = [batcher.submit(picture(number)) for number in (1, 2)]
-    closing = threading.Thread(target=batcher.close)
-    closing.start()
-    while batcher.alive:
-        time.sleep(0.001)
-    with pytest.raises(queue.Full):
-        batcher.submit(picture(3))
-    network.go.set()
-    closing.join(10)
-    assert [future.result(0) for future in futures] == [1, 2]
