@@ -24,8 +24,6 @@ YAML = {"load", "load_all", "full_load", "unsafe_load", "full_load_all", "unsafe
 ALLOWED = {
     # The error of torch.load(weights_only=True).
     "training/state.py: from pickle import UnpicklingError",
-    # Of the archive that the line before wrote, to compare it with the network in memory.
-    "inference/export.py: torch.export.load(folder / 'model.pt2')",
 }
 """Exceptions, with the reason of each."""
 

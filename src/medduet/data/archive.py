@@ -73,7 +73,7 @@ def extract_arrays(
                                 written.write(chunk)
                                 count(len(chunk))
                     if prod(header["shape"]):
-                        arrays[key] = np.load(target, mmap_mode="r")
+                        arrays[key] = np.load(target, mmap_mode="r", allow_pickle=False)
                     else:  # which can't be mapped
                         arrays[key] = np.empty(header["shape"], header["descr"])
     except DataError:

@@ -115,7 +115,7 @@ def open_split(folder: Path, name: str) -> Split:
         path = folder / f"{name}_{field}.npy"
         if path.exists():
             mode: Literal["r"] | None = "r" if field in ("images", "masks") else None
-            fields[field] = np.load(path, mmap_mode=mode)
+            fields[field] = np.load(path, mmap_mode=mode, allow_pickle=False)
     return Split(**fields)
 
 
