@@ -236,14 +236,6 @@ def test_the_command(
     assert open_images(str(out)).train.known_masks.mean() > 0.95
 
 
-def test_real_ultrasound(shared_data: Path, tmp_path: Path) -> None:
-    images = open_images(str(shared_data / "busi_seg_224.npz"))
-    target = _target(tmp_path / "small.npz", images, 28)
-    attached = attach_masks(target, images, tmp_path / "out.npz")
-    assert attached.counts().loc["all"].tolist() == [778, 2, 0, 0]
-    assert _right(attached, images)[_states(attached) == "matched"].all()
-
-
 def test_real_breastmnist(shared_data: Path, tmp_path: Path) -> None:
     """The official set gets the masks of BUSI; most images were reduced alike, bit for bit."""
     source = open_images(str(shared_data / "breastmnist_224_rebuilt.npz"))
@@ -254,10 +246,3 @@ def test_real_breastmnist(shared_data: Path, tmp_path: Path) -> None:
     assert matched.sum() >= 620  # others are from another copy of BUSI
     equal = (written.masks[:] == right.masks[:]).mean(axis=(1, 2))
     assert equal[matched].min() > 0.99
-
-
-def test_xrays_are_not_in_ultrasound(shared_data: Path, tmp_path: Path) -> None:
-    source = open_images(str(shared_data / "busi_seg_224.npz"))
-    target = shared_data / "pneumoniamnist_28_reassembled.npz"
-    attached = attach_masks(target, source, tmp_path / "out.npz")
-    assert attached.counts().loc["all", "unmatched"] == 5856

@@ -188,19 +188,6 @@ def test_masks(cache: Path) -> None:
     assert "mask class lesion does not occur in val." in messages(audit, "missing-mask-class")
 
 
-def test_a_set_without_classes(cache: Path) -> None:
-    images = changed(phantoms(), train={"labels": np.full(80, -1)})
-    images = replace(
-        images,
-        class_names=(),
-        val=replace(images.val, labels=np.full(24, -1)),
-        test=replace(images.test, labels=np.full(40, -1)),
-    )
-    audit = medduet.audit(images, cache=cache)
-    assert set(rows(audit)) == {"empty-masks"}
-    assert clean(images, cache=cache).changes == ()
-
-
 def test_grey_stored_as_rgb(cache: Path) -> None:
     images = phantoms(32, channels=3)
     grey = {name: {"images": np.array(images.split(name).images)} for name in SPLITS}
@@ -260,15 +247,6 @@ def test_training_warns(leaky: ImageSet, cache: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr("medduet.data.audit.leakage.MAX_SEARCHED", 10)
         assert leak_warning(leaky, cache) == text
-
-
-def test_real_ultrasound(shared_data: Path) -> None:
-    images = medduet.open_images(str(shared_data / "busi_seg_224.npz"))
-    audit = medduet.audit(images)
-    assert not audit.leaks
-    text = messages(audit, "label-conflicts")
-    assert "19 images (14 train, 5 test) in 8 groups of duplicates" in text
-    assert leak_warning(images) is None
 
 
 def test_real_chest_x_rays(shared_data: Path) -> None:

@@ -184,11 +184,6 @@ def test_where_left_and_right_differ_nothing_is_mirrored(side: str, where: str) 
         build_augmentation("flip", data)
 
 
-@pytest.mark.parametrize("name", ["bright", "leftover", "upright", "cleft", "copyright"])
-def test_other_words_are_no_sides(name: str) -> None:
-    assert allowed({}, ["other", name]).mirror
-
-
 @pytest.mark.parametrize("modality", [*UPRIGHT, "microscopy", "dermoscopy"])
 def test_only_colours_that_mean_little_change(modality: Any) -> None:
     rose = torch.tensor([0.8, 0.4, 0.4])[:, None, None]

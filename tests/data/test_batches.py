@@ -58,24 +58,6 @@ def test_order_follows_seed_and_epoch_only() -> None:
     assert order(2, 1) != order(1, 2)
 
 
-def test_too_small_a_last_batch_is_left_out() -> None:
-    def sizes(count: int, size: int, world_size: int) -> list[int]:
-        batches = train_batches(count, size, seed=0, epoch=1, world_size=world_size)
-        return [len(index) for index in batches]
-
-    assert sizes(9, 8, 1) == [8]
-    assert sizes(10, 8, 1) == [8, 2]
-    assert sizes(11, 8, 2) == [4]
-    assert sizes(12, 8, 2) == [4, 2]
-    assert sizes(1, 8, 1) == []
-    left_out = [
-        set(range(9)) - set(np.concatenate(train_batches(9, 4, seed=0, epoch=epoch)).tolist())
-        for epoch in range(1, 20)
-    ]
-    assert all(len(images) == 1 for images in left_out)
-    assert len(set.union(*left_out)) > 4, "the same images are left out each time"
-
-
 RARE = np.array([0] * 900 + [1] * 80 + [2] * 20)
 
 

@@ -145,13 +145,6 @@ def test_failure_tells_all_that_helps_in_one_line(
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_killed_downloads_left_is_removed(server: Server, cache: Path) -> None:
-    (cache / "medmnist").mkdir(parents=True)
-    (cache / "medmnist" / ".other.npz.1.tmp").touch()
-    _fetch(cache)
-    assert _left(cache) == ["bloodmnist.npz"]
-
-
 @pytest.mark.parametrize("ending", ["", "/"])
 def test_mirror(server: Server, cache: Path, ending: str) -> None:
     assert _fetch(cache, mirror=f"{server.address}/mirror{ending}").is_file()

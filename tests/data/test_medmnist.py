@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from medduet.data.medmnist import cached_sizes, lookup, medmnist_sets
-from medduet.errors import ConfigError
+from medduet.data.medmnist import lookup, medmnist_sets
 
 
 def test_the_index_is_read_without_importing_the_package() -> None:
@@ -27,22 +25,8 @@ def test_the_index_is_read_without_importing_the_package() -> None:
     assert info.files[64].name == "bloodmnist_64.npz"
 
 
-def test_cached_sizes(cache: Path) -> None:
-    assert cached_sizes("bloodmnist", cache) == ()
-    (cache / "medmnist").mkdir(parents=True)
-    (cache / "medmnist" / "bloodmnist_64.npz").touch()
-    assert cached_sizes("bloodmnist", cache) == (64,)
-
-
 @pytest.mark.parametrize(
     ("size", "source"), [(1, 28), (28, 28), (29, 64), (96, 128), (224, 224), (512, 224)]
 )
 def test_a_size_comes_from_the_next_larger_published_one(size: int, source: int) -> None:
     assert lookup("pathmnist").source_size(size) == source
-
-
-def test_unknown_flags_name_the_closest() -> None:
-    with pytest.raises(ConfigError, match="bloodmnist"):
-        lookup("blodmnist")
-    with pytest.raises(ConfigError, match="organamnist"):
-        lookup("organmnist3d")

@@ -36,29 +36,6 @@ def test_unpacked_arrays_equal_the_file_and_are_mapped(
     assert images.info["original_size"] == [20, 24]
 
 
-def test_the_second_opening_unpacks_nothing(arrays: Arrays, save: Save, cache: Path) -> None:
-    path = save(arrays)
-    started = []
-
-    class Bar:
-        total = 0
-
-        def __init__(self, description: str, total: int) -> None:
-            started.append(description)
-            self.left = total
-
-        def update(self, amount: int) -> None:
-            self.left -= amount
-
-        def close(self) -> None:
-            assert self.left == 0
-
-    open_npz(path, cache=cache, size=10, progress=Bar)
-    assert started == ["check set.npz", "unpack set.npz", "resize set.npz"]
-    open_npz(path, cache=cache, size=10, progress=Bar)
-    assert len(started) == 3
-
-
 def test_unknown_labels_and_masks(arrays: Arrays, save: Save, cache: Path) -> None:
     arrays["train_labels"] = arrays["train_labels"].astype(np.int16)
     arrays["train_labels"][2] = -1
@@ -81,16 +58,6 @@ def test_multi_label(arrays: Arrays, save: Save, cache: Path) -> None:
     assert images.multi_label
     assert len(images.class_names) == 14
     assert np.array_equal(images.test.labels, arrays["test_labels"])
-
-
-def test_names_and_mask_classes(arrays: Arrays, save: Save, cache: Path) -> None:
-    arrays["class_names"] = np.array(["a", "b", "c", "rare"])
-    arrays["train_masks"][0, 0, :3] = [1, 2, 3]
-    images = open_npz(save(arrays), cache=cache)
-    assert images.class_names == ("a", "b", "c", "rare")
-    assert images.mask_names == ("background", "mask 1", "mask 2", "mask 3")
-    arrays["mask_names"] = np.array(["none", "cyst", "rim", "core"])
-    assert open_npz(save(arrays), cache=cache).mask_names == ("none", "cyst", "rim", "core")
 
 
 def test_masks_of_0_and_255_become_0_and_1(arrays: Arrays, save: Save, cache: Path) -> None:

@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 
 from medduet.data.sources import open_images
-from medduet.errors import ConfigError, DataError, MissingFileError
-
-
-def test_phantom_options() -> None:
-    images = open_images("phantom", size=24, count=40, channels=3, seed=5)
-    assert images.train.images.shape == (28, 24, 24, 3)
-    assert images.info["seed"] == 5
-    assert open_images("phantom", count=10).size == (64, 64)
+from medduet.errors import ConfigError, DataError
 
 
 def test_zero_is_an_error_not_a_default() -> None:
@@ -43,11 +36,6 @@ def test_files_of_other_kinds_are_told_what_is_accepted(tmp_path: Path) -> None:
         open_images(str(tmp_path / "a.xlsx"))
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"none\.npz"):
-        open_images(str(tmp_path / "none.npz"))
-
-
 def test_real_images_with_masks(shared_data: Path, cache: Path) -> None:
     path = shared_data / "busi_seg_64.npz"
     images = open_images(str(path), cache=cache)
@@ -60,9 +48,3 @@ def test_real_images_with_masks(shared_data: Path, cache: Path) -> None:
     assert len(images.class_names) == 3
     assert images.mask_names == ("background", "lesion")
     assert images.fingerprint == "d77e629fa2a49004cf062f87882f7e31a06f970d938b19d4fdffbca0d162e3bd"
-
-
-def test_real_images_without_masks(shared_data: Path, cache: Path) -> None:
-    images = open_images(str(shared_data / "pneumoniamnist_28_reassembled.npz"), cache=cache)
-    assert images.mask_names == ()
-    assert np.bincount(images.train.labels).tolist() == [1214, 3494]

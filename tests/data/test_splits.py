@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from medduet import open_images
 from medduet.config import DataConfig
 from medduet.data.arrange import arrange
-from medduet.data.imageset import ImageSet, Rows, Split
+from medduet.data.imageset import ImageSet, Split
 from medduet.data.splits import (
     apply_split,
     merge_groups,
@@ -157,19 +157,6 @@ def test_a_pool_keeps_what_belongs_together(named: ImageSet) -> None:
     assert nested.ids.tolist() == ["train/0"]
 
 
-def test_rows_of_parts_are_those_of_the_whole() -> None:
-    rng = np.random.default_rng(0)
-    whole = rng.integers(0, 256, (30, 3, 2), dtype=np.uint8)
-    parts = [whole[:7], whole[7:7], whole[7:29], whole[29:]]
-    rows = rng.integers(0, 30, 50)
-    lazy = Rows(parts, rows)
-    assert lazy.shape == (50, 3, 2)
-    assert lazy.dtype == np.uint8
-    for key in (slice(None), slice(3, 9), np.array([4, 0, 4]), np.arange(50) % 2 == 0):
-        assert np.array_equal(lazy[key], whole[rows][key])
-    assert lazy[5:5].shape == (0, 3, 2)
-
-
 def test_dividing_writing_and_reading(named: ImageSet, tmp_path: Path) -> None:
     parts = np.array([0] * 5 + [1] * 5 + [2] * 5 + [-1] * 5)
     other = apply_split(named, parts, {"made": "by hand"})
@@ -202,14 +189,6 @@ def test_a_table_that_is_no_split(text: str, message: str, named: ImageSet, tmp_
         apply_split(named, read_split(path, named), {})
     with pytest.raises(MissingFileError, match=r"none\.csv"):
         read_split(tmp_path / "none.csv", named)
-
-
-def test_splits_may_use_the_same_ids() -> None:
-    split = Split(np.zeros((2, 8, 8), np.uint8), np.zeros(2, np.int64), ids=np.array(["a", "b"]))
-    images = ImageSet("same", split, split, split, ("x",), (), False, "0", {})
-    ids = images.pool().ids
-    assert ids is not None
-    assert ids.tolist() == ["train/a", "train/b", "val/a", "val/b", "test/a", "test/b"]
 
 
 def test_images_of_one_name_cannot_be_told_apart(tmp_path: Path) -> None:

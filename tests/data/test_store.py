@@ -154,17 +154,6 @@ def test_masks_keep_their_classes(arrays: Arrays, save: Save, cache: Path, size:
     assert images.train.has_mask.all()
 
 
-def test_each_size_has_its_store_and_fingerprint(
-    arrays: Arrays, save: Save, cache: Path, left_in: LeftIn
-) -> None:
-    square = {key: value[..., :20] if value.ndim == 3 else value for key, value in arrays.items()}
-    path = save(square)
-    prints = [open_npz(path, cache=cache, size=size).fingerprint for size in (None, 20, 8, 9)]
-    assert prints[0] == prints[1]
-    assert len(set(prints)) == 3
-    assert len(left_in(cache)) == 3
-
-
 # Opens argv[1] in the cache argv[2] and draws batches, while a thread watches the memory.
 WATCHER = textwrap.dedent("""
     import sys, threading, time

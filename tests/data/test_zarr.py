@@ -308,17 +308,6 @@ def test_no_shard_is_read_twice_in_an_epoch(written: Path, serve: Serve, world_s
     assert sorted(seen) == list(range(42))
 
 
-def test_the_next_shards_come_before_they_are_asked_for(written: Path) -> None:
-    train = medduet.open_images(str(written)).train
-    batches = train_batches(42, 5, seed=0, epoch=1, shards=train.shard_sizes)
-    train.expect(batches[2:])  # the two batches before were those of the first window
-    train.batch(batches[2])
-    first = [int(position) // ROWS for position in np.concatenate(batches[2:])]
-    expected = list(dict.fromkeys(first))[: 2 * WINDOW]
-    for rows in (train.images, train.masks):
-        assert set(rows._shards) >= set(expected[: WINDOW + 1])  # type: ignore[union-attr]
-
-
 def test_a_server_that_fails_and_comes_back(written: Path, serve: Serve, capsys: Capture) -> None:
     server = serve(written.parent)
     url = f"{server.address}/set.zarr"
