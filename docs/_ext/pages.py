@@ -80,10 +80,15 @@ def name_aliases(
 ) -> tuple[str | None, str | None]:
     """Show a type alias by its name also where it is one of several types."""
     shown = [
-        text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", text)
+        text and re.sub(r"TypeAliasForwardRef\('(\w+)'\)", r"\1", _plain(text))
         for text in (signature, gives)
     ]
     return shown[0], shown[1]
+
+
+def _plain(text: str) -> str:
+    """Return a signature without what checks its types."""
+    return re.sub(r"(?:~?typing\.)?Annotated\[([\w.]+), \w+\((?:[^()]|\([^()]*\))*\)\]", r"\1", text)
 
 
 def name_role(
@@ -206,6 +211,8 @@ def bare(annotation: Any) -> Any:
         return bare(arguments[0])
     if origin is tuple:
         return tuple[tuple(map(bare, arguments))]
+    if origin is list:
+        return list[bare(arguments[0])]  # type: ignore[misc]
     if origin in (Union, types.UnionType):
         return Union[tuple(map(bare, arguments))]  # noqa: UP007  (of any number)
     return annotation

@@ -108,7 +108,7 @@ def test_config_that_cannot_be_used(bundle: Path) -> None:
     write_json(path, config | {"network": ARGUMENTS | {"name": "os.system"}})
     refused(bundle, r"unknown network 'os\.system'")
     write_json(path, config | {"network": ["vovunet_var"]})
-    refused(bundle, "expected the arguments of a network")
+    refused(bundle, "arguments of the network can't be used")
     write_json(path, config | {"network": ARGUMENTS | {"name": {"a": 1}}})
     refused(bundle, "can't be used")
     write_json(path, config | {"network": ARGUMENTS | {"pretrained": True}})

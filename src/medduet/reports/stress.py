@@ -35,7 +35,7 @@ def write_stress_page(record: Mapping[str, Any], out: Path) -> Path:
     section.text = [
         f"{record['network']} on {data['name']}, {record['split']} split, n = {clean['n']} images "
         f"of {' x '.join(map(str, data['size']))} pixels, {len(record['corruptions'])} corruptions "
-        f"({record['source']}, modality {record['modality']}) at five severities.",
+        f"(modality {record['modality']}) at five severities.",
         f"Mean over corruptions and severities: {scores}.",
     ]
     if "baseline" in record:
