@@ -88,7 +88,8 @@ def name_aliases(
 
 def _plain(text: str) -> str:
     """Return a signature without what checks its types."""
-    return re.sub(r"(?:~?typing\.)?Annotated\[([\w.]+), \w+\((?:[^()]|\([^()]*\))*\)\]", r"\1", text)
+    checks = r"[\w.~]+\((?:[^()]|\([^()]*\))*\)"
+    return re.sub(rf"(?:~?typing\.)?Annotated\[([\w.]+), {checks}\]", r"\1", text)
 
 
 def name_role(
