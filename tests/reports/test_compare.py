@@ -17,7 +17,7 @@ from medduet.metrics.paired import mcnemar, over_images
 from medduet.metrics.roc import delong
 from medduet.reports.compare import describe, differences
 from medduet.reports.grouping import group_runs
-from medduet.runs.reader import find_runs, open_run
+from medduet.runs.folder import find_runs, open_run
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 
@@ -65,7 +65,7 @@ def test_every_row_is_its_test(write_run: WriteRun, tmp_path: Path) -> None:
     comparison = medduet.compare(a, b)
     rows = {row.metric: row for row in comparison.rows}
     assert list(rows) == ["accuracy", "auc", "dice_nonempty", "dice", "mse"]
-    metrics = [open_run(path).honest["test"] for path in (a, b)]
+    metrics = [open_run(path).validation_selected["test"] for path in (a, b)]
     for key, row in rows.items():
         assert (row.mean_a, row.mean_b) == pytest.approx([part[key] for part in metrics])
         assert row.difference == pytest.approx(row.mean_a - row.mean_b)
@@ -203,7 +203,7 @@ def test_multi_label(write_run: WriteRun, tmp_path: Path) -> None:
         for i, share in enumerate(shares)
     )
     row = medduet.compare(a, b).rows[0]
-    metrics = [open_run(path).honest["test"]["accuracy"] for path in (a, b)]
+    metrics = [open_run(path).validation_selected["test"]["accuracy"] for path in (a, b)]
     assert (row.mean_a, row.mean_b) == pytest.approx(metrics)
     right = [(share > 0.5) == label for share in shares]
     test = over_images(*right, label >= 0, resamples=2000)

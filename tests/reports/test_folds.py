@@ -13,7 +13,7 @@ from medduet.errors import ConfigError
 from medduet.reports.folds import CrossValidated, join_folds
 from medduet.reports.grouping import group_runs
 from medduet.reports.measures import measure
-from medduet.runs.reader import FinishedRun, find_runs
+from medduet.runs.folder import RunFolder, find_runs
 
 FOLDS = 3
 
@@ -21,7 +21,7 @@ FOLDS = 3
 @pytest.fixture(scope="module")
 def runs(
     make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory
-) -> list[FinishedRun]:
+) -> list[RunFolder]:
     root = tmp_path_factory.mktemp("folds")
     for rate in (1e-3, 1e-2):
         for fold in range(FOLDS):
@@ -34,7 +34,7 @@ def runs(
     return find_runs([root])
 
 
-def test_folds_become_one_run_for_each_method(runs: list[FinishedRun]) -> None:
+def test_folds_become_one_run_for_each_method(runs: list[RunFolder]) -> None:
     joined, notes = join_folds(runs)
     assert len(joined) == 2
     assert not notes
@@ -48,7 +48,7 @@ def test_folds_become_one_run_for_each_method(runs: list[FinishedRun]) -> None:
         np.concatenate([getattr(part, name) for part in parts]) for name in ("label", "probability")
     )
     assert np.bincount(label).tolist() == [10, 10, 10, 10]  # every image once
-    test = one.honest["test"]
+    test = one.validation_selected["test"]
     assert test["n"] == 40
     assert test["accuracy"] == accuracy_score(label, probability.argmax(axis=1))
     assert test["auc"] == pytest.approx(roc_auc_score(label, probability, multi_class="ovr"))
@@ -57,7 +57,7 @@ def test_folds_become_one_run_for_each_method(runs: list[FinishedRun]) -> None:
         one.predictions(selection="test")
 
 
-def test_a_report_judges_all_images_together(runs: list[FinishedRun], tmp_path: Path) -> None:
+def test_a_report_judges_all_images_together(runs: list[RunFolder], tmp_path: Path) -> None:
     grouped = group_runs(runs)
     assert grouped.datasets == ["phantom, 3 folds"]
     assert len(grouped.methods) == 2
@@ -70,7 +70,7 @@ def test_a_report_judges_all_images_together(runs: list[FinishedRun], tmp_path: 
     assert "McNemar" in text
 
 
-def test_folds_that_are_missing_are_told(runs: list[FinishedRun]) -> None:
+def test_folds_that_are_missing_are_told(runs: list[RunFolder]) -> None:
     joined, notes = join_folds([run for run in runs if "fold1" not in run.path.name])
     assert len(joined) == 4
     assert len(notes) == 2

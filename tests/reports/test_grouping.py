@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medduet.reports.grouping import Runs, group_runs
-from medduet.runs.reader import find_runs
+from medduet.runs.folder import find_runs
 
 Make = Callable[..., None]
 

@@ -18,7 +18,7 @@ import medduet
 from medduet.reports.folds import CrossValidated
 from medduet.reports.grouping import group_runs
 from medduet.reports.reliability import Diagram, coverage_table, reliability_figure, summaries_of
-from medduet.runs.reader import find_runs, open_run
+from medduet.runs.folder import find_runs, open_run
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.summary import calibration_summary
 from medduet.utils.files import write_json
@@ -113,10 +113,7 @@ def test_the_figure_shows_every_answer_once(folder: Path) -> None:
 def test_folds_count_each_image_once(folder: Path) -> None:
     runs: list[Any] = [open_run(folder / f"run{seed}") for seed in (0, 1)]
     group = group_runs(runs[:1]).of("fakemnist")[0]
-    first = runs[0]
-    group.runs[0] = CrossValidated(
-        first.path, first.config, first.metrics, first.environment, tuple(runs)
-    )
+    group.runs[0] = CrossValidated(runs)
     table = coverage_table([(group, summaries_of(group))])
     assert set(table.values["n"][table.values["class"] == "all"]) == {2 * N}
 

@@ -26,7 +26,7 @@ from medduet.metrics.roc import auc, auc_interval
 from medduet.reports.grouping import group_runs
 from medduet.reports.measures import measure
 from medduet.reports.page import Section, Table, write_page
-from medduet.runs.reader import find_runs
+from medduet.runs.folder import find_runs
 
 WriteRun = Callable[..., Path]
 N, SEEDS = 60, (0, 1, 2)

@@ -10,7 +10,8 @@ import pytest
 
 from medduet import ConfigError, DataError, MissingFileError, RunRecord
 from medduet.metrics.classification import accuracy
-from medduet.runs.reader import find_runs, open_run, read_predictions
+from medduet.runs.folder import find_runs, open_run
+from medduet.runs.predictions import Predictions
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 
@@ -20,45 +21,45 @@ SHARES = [[0.9, 0.1], [0.4, 0.6], [0.7, 0.3], [0.2, 0.8]]
 
 def test_a_real_run_reads_as_it_was_judged(finished_run: RunRecord) -> None:
     run = open_run(finished_run.path)
-    assert (run.model, run.seed, run.data_name) == ("vovunet_var", 0, "phantom")
+    assert (run.model_name, run.seed, run.data_name) == ("vovunet_var", 0, "phantom")
     assert run.tasks == ("classify", "segment", "reconstruct")
     assert [row["epoch"] for row in run.epochs] == [1, 2, 3, 4]
-    parts = {"validation": run.honest, "test": run.test_selected}
+    parts = {"validation": run.validation_selected, "test": run.test_selected}
     for selection, part in parts.items():
         assert part is not None
         for split in ("val", "test"):
             read, said = run.predictions(split, selection), part[split]  # type: ignore[arg-type]
-            assert read.right is not None
-            assert read.known is not None
-            assert read.dice is not None
-            assert read.lesion is not None
+            assert read.correct is not None
+            assert read.labelled is not None
+            assert read.mean_dice is not None
+            assert read.has_lesion is not None
             assert read.mse is not None
-            assert read.known.all()
-            assert read.right.mean() == pytest.approx(said["accuracy"])
-            assert np.nanmean(read.dice) == pytest.approx(said["dice"])
-            assert read.dice.shape == read.lesion.shape
-            assert (~read.lesion).sum() == said["empty_truth_n"]
+            assert read.labelled.all()
+            assert read.correct.mean() == pytest.approx(said["accuracy"])
+            assert np.nanmean(read.mean_dice) == pytest.approx(said["dice"])
+            assert read.mean_dice.shape == read.has_lesion.shape
+            assert (~read.has_lesion).sum() == said["empty_truth_n"]
             assert read.mse.mean() == pytest.approx(said["mse"])
-    assert run.honest["selected_epoch"] != run.metrics["selected_epoch"]
+    assert run.validation_selected["selected_epoch"] != run.metrics["selected_epoch"]
 
 
 def test_what_is_right_is_what_the_accuracy_counts(write_run: WriteRun, tmp_path: Path) -> None:
     one = open_run(write_run(tmp_path / "one", label=[0, 0, -1, 1], probability=SHARES))
     read = one.predictions()
-    assert read.right is not None
-    assert read.known is not None
-    assert read.right.tolist() == [True, False, False, True]
-    assert read.known.tolist() == [True, True, False, True]
+    assert read.correct is not None
+    assert read.labelled is not None
+    assert read.correct.tolist() == [True, False, False, True]
+    assert read.labelled.tolist() == [True, True, False, True]
     label = np.array([[1, 0], [0, -1], [0, 0], [1, 1]])
     names = ["a, b", 'c "d"']
     path = write_run(tmp_path / "several", label=label, probability=SHARES, class_names=names)
     several = open_run(path).predictions()
-    assert several.right is not None
+    assert several.correct is not None
     assert several.label is not None
     assert np.array_equal(several.label, label)
-    assert several.right.tolist() == [[True, True], [True, False], [False, True], [False, True]]
+    assert several.correct.tolist() == [[True, True], [True, False], [False, True], [False, True]]
     known = label != -1
-    share = np.mean([several.right[known[:, i], i].mean() for i in range(2)])
+    share = np.mean([several.correct[known[:, i], i].mean() for i in range(2)])
     assert share == pytest.approx(accuracy(label, SHARES, multi_label=True))
 
 
@@ -69,14 +70,14 @@ def test_what_is_absent_is_none(write_run: WriteRun, tmp_path: Path) -> None:
         tmp_path / "run", tasks=["segment"], dice=dice, present=present, has_mask=[1, 0, 1]
     )
     read = open_run(path).predictions("val")
-    assert (read.label, read.probability, read.right, read.known, read.mse) == (None,) * 5
-    assert read.dice is not None
-    assert read.lesion is not None
-    assert read.dice == pytest.approx([0.6, np.nan, 0.5], nan_ok=True)
-    assert read.lesion.tolist() == [True, False, True]
+    assert (read.label, read.probability, read.correct, read.labelled, read.mse) == (None,) * 5
+    assert read.mean_dice is not None
+    assert read.has_lesion is not None
+    assert read.mean_dice == pytest.approx([0.6, np.nan, 0.5], nan_ok=True)
+    assert read.has_lesion.tolist() == [True, False, True]
     rebuilt = write_run(tmp_path / "rebuilt", tasks=["reconstruct"], mse=[0.1, 0.2])
     read = open_run(rebuilt).predictions()
-    assert (read.dice, read.lesion) == (None, None)
+    assert (read.mean_dice, read.has_lesion) == (None, None)
     assert read.mse is not None
     assert read.mse.tolist() == [0.1, 0.2]
 
@@ -90,7 +91,7 @@ def test_older_folders_are_readable(write_run: WriteRun, tmp_path: Path) -> None
     run = open_run(path)
     assert (run.environment, run.data, run.epochs, run.data_name) == ({}, {}, [], "fakemnist")
     assert run.test_selected is None
-    assert run.predictions().right is not None
+    assert run.predictions().correct is not None
     with pytest.raises(ConfigError, match="no test-selected epoch"):
         run.predictions("test", "test")
     with pytest.raises(ConfigError, match="val or test"):
@@ -142,7 +143,7 @@ def test_broken_files_are_one_line(write_run: WriteRun, tmp_path: Path) -> None:
             open_run(path).predictions()
     table.unlink()
     with pytest.raises(MissingFileError, match=r"test\.csv"):
-        read_predictions(table)
+        Predictions.from_csv(table)
     (path / "metrics.json").write_text("{")
     with pytest.raises(DataError, match=r"metrics\.json is not JSON"):
         open_run(path)

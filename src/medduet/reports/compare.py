@@ -19,7 +19,8 @@ from medduet.metrics.repeats import OverSeeds, holm, over_seeds
 from medduet.metrics.roc import delong
 from medduet.reports.grouping import RESAMPLES, Group
 from medduet.reports.measures import COMPARED, has_metric, image_scores
-from medduet.runs.reader import FinishedRun, SplitPredictions, open_run
+from medduet.runs.folder import RunFolder, open_run
+from medduet.runs.predictions import Predictions
 from medduet.utils.files import write_json
 from medduet.utils.parsing import misread
 
@@ -119,7 +120,9 @@ def difference(metric: str, a: Group, b: Group, split: str = "test") -> Differen
     """Compare two groups on a metric that both have, over the seeds that both have."""
     seeds = [seed for seed in a.seeds if seed in b.runs]
     values = [
-        np.array([group.runs[seed].honest[split][metric] for seed in seeds], dtype=float)
+        np.array(
+            [group.runs[seed].validation_selected[split][metric] for seed in seeds], dtype=float
+        )
         for group in (a, b)
     ]
     apart = values[0] - values[1]
@@ -147,9 +150,7 @@ class _Test(NamedTuple):
     n: int
 
 
-def _over_images(
-    metric: str, a: Sequence[SplitPredictions], b: Sequence[SplitPredictions]
-) -> _Test:
+def _over_images(metric: str, a: Sequence[Predictions], b: Sequence[Predictions]) -> _Test:
     """Test the mean over seeds over the images, which all seeds share.
 
     AUC by DeLong; accuracy of one seed by McNemar; everything else by sign-flip permutation.
@@ -311,7 +312,7 @@ def compare(
     return comparison
 
 
-def _check_data(first: FinishedRun, second: FinishedRun) -> None:
+def _check_data(first: RunFolder, second: RunFolder) -> None:
     if first.path.resolve() == second.path.resolve():
         raise ConfigError(
             f"expected two runs, given {first.path} twice: medduet compare RUN_A RUN_B"
@@ -326,9 +327,7 @@ def _check_data(first: FinishedRun, second: FinishedRun) -> None:
             )
 
 
-def _check_images(
-    a: SplitPredictions, b: SplitPredictions, runs: tuple[FinishedRun, FinishedRun]
-) -> None:
+def _check_images(a: Predictions, b: Predictions, runs: tuple[RunFolder, RunFolder]) -> None:
     same = np.array_equal(a.index, b.index)
     if a.label is not None and b.label is not None:
         same = same and np.array_equal(a.label, b.label)
@@ -339,15 +338,15 @@ def _check_images(
         )
 
 
-def _names(first: FinishedRun, second: FinishedRun) -> tuple[str, str]:
+def _names(first: RunFolder, second: RunFolder) -> tuple[str, str]:
     """Return what distinguishes the runs: network, tasks, seed, or else their folders."""
     pairs = [
         ("+".join(first.tasks), "+".join(second.tasks)),
         (f"seed {first.seed}", f"seed {second.seed}"),
     ]
     differing = [pair for pair in pairs if pair[0] != pair[1]]
-    if differing or first.model != second.model:
-        a, b = zip((first.model, second.model), *differing, strict=True)
+    if differing or first.model_name != second.model_name:
+        a, b = zip((first.model_name, second.model_name), *differing, strict=True)
         return ", ".join(a), ", ".join(b)
     if first.path.resolve().name != second.path.resolve().name:
         return first.path.resolve().name, second.path.resolve().name

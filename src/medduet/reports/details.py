@@ -15,7 +15,7 @@ from medduet.reports.grouping import Group, Runs
 from medduet.reports.page import Section, Table
 from medduet.reports.reliability import Diagram, coverage_table, reliability_figure, summaries_of
 from medduet.reports.sections import Cells, counted
-from medduet.runs.reader import FinishedRun
+from medduet.runs.folder import RunFolder
 
 _COSTS = {
     "parameters": ("parameters / 10⁶", 2),
@@ -46,7 +46,7 @@ def training(runs: Runs) -> Section:
     return section
 
 
-def _runs(runs: Runs) -> list[FinishedRun]:
+def _runs(runs: Runs) -> list[RunFolder]:
     return [run for group in runs.groups.values() for run in group.runs.values()]
 
 
@@ -66,7 +66,10 @@ def confusion(runs: Runs) -> Section:
     for dataset in runs.datasets:
         matrices = {}
         for group in runs.of(dataset):
-            each = [run.honest["test"].get("confusion_matrix") for run in group.runs.values()]
+            each = [
+                run.validation_selected["test"].get("confusion_matrix")
+                for run in group.runs.values()
+            ]
             if all(matrix is not None for matrix in each):
                 matrices[group.method] = np.sum(each, axis=0)
         if matrices:
@@ -193,6 +196,6 @@ def provenance(runs: Runs) -> Section:
     return section
 
 
-def _versions(run: FinishedRun) -> str:
+def _versions(run: RunFolder) -> str:
     torch = run.environment.get("libraries", {}).get("torch", "?")
     return f"medduet {run.environment.get('medduet', '?')}, torch {torch}"

@@ -9,7 +9,8 @@ from typing import Any
 
 from medduet.config import RunConfig
 from medduet.reports.folds import join_folds
-from medduet.runs.reader import FinishedRun, SplitPredictions
+from medduet.runs.folder import RunFolder
+from medduet.runs.predictions import Predictions
 
 # Settings that don't change what is measured, or that are the data set or the seed.
 _IGNORED = (
@@ -39,8 +40,8 @@ class Group:
 
     dataset: str
     method: str
-    runs: dict[int, FinishedRun] = field(default_factory=dict)
-    _predictions: dict[tuple[str, int], SplitPredictions] = field(default_factory=dict, repr=False)
+    runs: dict[int, RunFolder] = field(default_factory=dict)
+    _predictions: dict[tuple[str, int], Predictions] = field(default_factory=dict, repr=False)
 
     @property
     def seeds(self) -> list[int]:
@@ -48,13 +49,13 @@ class Group:
         return sorted(self.runs)
 
     @property
-    def first(self) -> FinishedRun:
+    def first(self) -> RunFolder:
         """The run of the lowest seed."""
         return self.runs[self.seeds[0]]
 
     def predictions(
         self, split: str = "test", seeds: Sequence[int] | None = None
-    ) -> list[SplitPredictions]:
+    ) -> list[Predictions]:
         """Return the predictions of the validation-selected epochs, by default of all seeds."""
         for seed in self.seeds if seeds is None else seeds:
             if (split, seed) not in self._predictions:
@@ -84,7 +85,7 @@ class Runs:
         return [self.groups[key] for key in keys if key in self.groups]
 
 
-def group_runs(runs: Sequence[FinishedRun], reference: str | None = None) -> Runs:
+def group_runs(runs: Sequence[RunFolder], reference: str | None = None) -> Runs:
     """Sort runs by data set, method and seed.
 
     The method is named after the settings that differ: the network, if there are several; the
@@ -125,7 +126,7 @@ def group_runs(runs: Sequence[FinishedRun], reference: str | None = None) -> Run
     return Runs(groups, sorted(dict.fromkeys(datasets)), order, notes)
 
 
-def _name_datasets(runs: Sequence[FinishedRun]) -> list[str]:
+def _name_datasets(runs: Sequence[RunFolder]) -> list[str]:
     """Name each run's data set, with size, channels or fingerprint where names are the same."""
     facts_of_runs = [
         {
@@ -163,22 +164,22 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, Hashable]:
 
 
 def _varying(
-    runs: Sequence[FinishedRun], settings: Sequence[Mapping[str, Hashable]], datasets: Sequence[str]
+    runs: Sequence[RunFolder], settings: Sequence[Mapping[str, Hashable]], datasets: Sequence[str]
 ) -> list[str]:
     """Return the settings, by path, that make methods out of one network on one data set."""
-    places = [(dataset, run.model) for dataset, run in zip(datasets, runs, strict=True)]
+    places = [(dataset, run.model_name) for dataset, run in zip(datasets, runs, strict=True)]
     paths = sorted({path for each in settings for path in each} - {"model.name"})
     return [path for path in paths if _differs(path, settings, places)]
 
 
 def _name_methods(
-    runs: Sequence[FinishedRun], settings: Sequence[Mapping[str, Hashable]], varying: Sequence[str]
+    runs: Sequence[RunFolder], settings: Sequence[Mapping[str, Hashable]], varying: Sequence[str]
 ) -> list[str]:
-    several = len({run.model for run in runs}) > 1
+    several = len({run.model_name for run in runs}) > 1
     names = []
     for run, each in zip(runs, settings, strict=True):
         changes = [_setting(path, each[path]) for path in varying if path in each]
-        names.append(" · ".join([run.model] * (several or not changes) + changes))
+        names.append(" · ".join([run.model_name] * (several or not changes) + changes))
     return names
 
 

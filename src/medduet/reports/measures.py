@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from medduet.metrics.intervals import Interval, bootstrap_mean, wilson
 from medduet.metrics.roc import auc_interval
 from medduet.reports.grouping import RESAMPLES, Group
-from medduet.runs.reader import SplitPredictions
+from medduet.runs.predictions import Predictions
 
 COMPARED = ("accuracy", "auc", "dice_nonempty", "dice", "mse")
 """Keys of the metrics of a report."""
@@ -39,7 +39,9 @@ class Measured:
 
 def has_metric(group: Group, metric: str, split: str = "test") -> bool:
     """Return whether every run of a group has a metric."""
-    return all(run.honest[split].get(metric) is not None for run in group.runs.values())
+    return all(
+        run.validation_selected[split].get(metric) is not None for run in group.runs.values()
+    )
 
 
 def measure(group: Group, metric: str) -> Measured | None:
@@ -51,7 +53,7 @@ def measure(group: Group, metric: str) -> Measured | None:
     """
     if not has_metric(group, metric):
         return None
-    values = [float(group.runs[seed].honest["test"][metric]) for seed in group.seeds]
+    values = [float(group.runs[seed].validation_selected["test"][metric]) for seed in group.seeds]
     mean = float(np.mean(values))
     sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
     predictions = group.predictions()
@@ -71,7 +73,7 @@ def measure(group: Group, metric: str) -> Measured | None:
     return Measured(tuple(values), mean, sd, interval, n)
 
 
-def image_scores(predictions: Sequence[SplitPredictions], metric: str) -> tuple[Floats, Floats]:
+def image_scores(predictions: Sequence[Predictions], metric: str) -> tuple[Floats, Floats]:
     """Return the score of each image, mean over seeds, and its weight in the mean over images.
 
     ``(n,)`` each; the accuracy of several labels has ``(n, K)``. As in ``metrics.json``, a pair of
@@ -79,14 +81,14 @@ def image_scores(predictions: Sequence[SplitPredictions], metric: str) -> tuple[
     """
     first = predictions[0]
     if metric == "accuracy":
-        assert first.known is not None
-        right = [each.right for each in predictions if each.right is not None]
-        return np.mean(right, axis=0), first.known.astype(float)
+        assert first.labelled is not None
+        correct = [each.correct for each in predictions if each.correct is not None]
+        return np.mean(correct, axis=0), first.labelled.astype(float)
     if metric == "mse":
         errors = [each.mse for each in predictions if each.mse is not None]
         return np.mean(errors, axis=0), np.ones(len(errors[0]))
     assert first.mask_present is not None
-    dice = np.mean([each.mask_dice for each in predictions if each.mask_dice is not None], axis=0)
+    dice = np.mean([each.dice for each in predictions if each.dice is not None], axis=0)
     counts = ~np.isnan(dice)
     if metric == "dice_nonempty":
         counts &= first.mask_present

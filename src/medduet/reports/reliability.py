@@ -47,7 +47,7 @@ def summaries_of(group: Group) -> list[Summary]:
         for run in group.runs.values()
         for each in (run.folds if isinstance(run, CrossValidated) else (run,))
     ]
-    summaries = [run.honest["test"].get("calibration") for run in runs]
+    summaries = [run.validation_selected["test"].get("calibration") for run in runs]
     return [each for each in summaries if each and each["n"]]
 
 

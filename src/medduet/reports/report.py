@@ -9,7 +9,7 @@ from medduet.errors import ConfigError, closest
 from medduet.reports import details, sections
 from medduet.reports.grouping import Runs, group_runs
 from medduet.reports.page import write_page
-from medduet.runs.reader import FinishedRun, find_runs
+from medduet.runs.folder import RunFolder, find_runs
 from medduet.utils.locks import exclusive
 from medduet.utils.parsing import misread
 
@@ -47,7 +47,7 @@ def write_report(
 
 
 def _report(
-    finished: Sequence[FinishedRun],
+    finished: Sequence[RunFolder],
     paths: Sequence[str | Path],
     out: Path | None,
     reference: str | None,

@@ -12,8 +12,8 @@ from medduet.reports.figures import balance_curves, confusion, learning_curves, 
 from medduet.reports.image_grid import UNKNOWN_MASK, prediction_grid
 from medduet.reports.reliability import Diagram, reliability_figure
 from medduet.reports.style import save
-from medduet.runs.reader import SplitPredictions, read_predictions
-from medduet.utils.parsing import read_json, read_objects
+from medduet.runs.folder import RunFolder
+from medduet.runs.predictions import Predictions
 
 
 def draw_run(path: Path) -> list[Path]:
@@ -24,33 +24,31 @@ def draw_run(path: Path) -> list[Path]:
     calibrated; a sheet of test images with truth and prediction. All but the curves show the epoch
     that validation selected.
     """
-    metrics = read_json(path / "metrics.json")
-    data = read_json(path / "environment.json")["data"]
-    epochs = read_objects(path / "epochs.jsonl")
-    honest = metrics.get("validation_selected", metrics)
-    test_epoch = metrics["selected_epoch"] if honest is not metrics else None
-    figures = {"learning_curves": learning_curves(epochs, honest["selected_epoch"], test_epoch)}
-    balance = read_json(path / "config.json")["objective"].get("balance", "sum")
-    balanced = balance_curves(epochs, balance)
+    run = RunFolder(path)
+    data, selected = run.data, run.validation_selected
+    test_epoch = None if run.test_selected is None else run.test_selected["selected_epoch"]
+    curves = learning_curves(run.epochs, selected["selected_epoch"], test_epoch)
+    figures = {"learning_curves": curves}
+    balanced = balance_curves(run.epochs, run.config["objective"].get("balance", "sum"))
     if balanced is not None:
         figures["balance"] = balanced
-    predictions = read_predictions(path / "predictions" / "test.csv")
+    predictions = run.predictions("test")
     label, probability = predictions.label, predictions.probability
     if label is not None and probability is not None:
-        names, multi_label, test = data["class_names"], data["multi_label"], honest["test"]
+        names, multi_label, test = data["class_names"], data["multi_label"], selected["test"]
         if not multi_label:
             figures["confusion_matrix"] = confusion({"": test["confusion_matrix"]}, names)
         if test["auc"] is not None:
             figures["roc"] = roc(label, probability, names, multi_label, test["auc_interval"])
-        if (judged := test.get("calibration")) and judged["n"]:
-            figures["reliability"] = reliability_figure([Diagram(data["name"], [judged])])
-    figures["predictions"] = _sheet(path / "samples.npz", predictions, data)
+        if (calibration := test.get("calibration")) and calibration["n"]:
+            figures["reliability"] = reliability_figure([Diagram(data["name"], [calibration])])
+    figures["predictions"] = _sheet(run.samples, predictions, data)
     for name, figure in figures.items():
         save(figure, path / "figures" / f"{name}.png")
     return [path / "figures" / f"{name}.png" for name in figures]
 
 
-def _sheet(path: Path, predictions: SplitPredictions, data: Any) -> Figure:
+def _sheet(path: Path, predictions: Predictions, data: Any) -> Figure:
     with np.load(path, allow_pickle=False) as samples:
         arrays = dict(samples)
     truth_masks = arrays.get("truth_masks")

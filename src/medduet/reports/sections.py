@@ -277,7 +277,9 @@ def _selection_pairs(group: Group) -> list[tuple[float, float]]:
         chosen = run.test_selected
         if chosen is None or chosen["test"].get("accuracy") is None:
             return []
-        pairs.append((float(run.honest["test"]["accuracy"]), float(chosen["test"]["accuracy"])))
+        pairs.append(
+            (float(run.validation_selected["test"]["accuracy"]), float(chosen["test"]["accuracy"]))
+        )
     return pairs
 
 
