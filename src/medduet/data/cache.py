@@ -1,4 +1,4 @@
-"""The cache folder, what is remembered of files, and how progress is told. Imports no torch."""
+"""The cache folder, digests of files, and the protocol of progress bars. Imports no torch."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         unusable = f" but {faults[0][0]}: {faults[0][1]}" if faults else ""
         raise DataError(
             f"{root}: expected images (PNG, JPEG, TIFF, DICOM, NIfTI, ...) in it or in sub-folders "
-            f"named after classes, found none{unusable}"
+            f"named after classes, there are none{unusable}"
         )
     splits = _splits(root, images)
     items = []
@@ -126,7 +126,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
             "name: put masks into folders as their images are"
         )
     alone = [path for paths in drawn.values() for path in paths if path not in uses]
-    reason = "expected an image of this name, too, found a mask alone"
+    reason = "expected an image of this name, but there is only its mask"
     faults += [(str(path), reason) for path in alone]
     items.sort(key=lambda item: natural(item.name))
     names = _class_names({label for item in items for label in item.labels or ()})

@@ -287,8 +287,8 @@ def _mask_names(arrays: _Arrays, splits: dict[str, _Split]) -> tuple[tuple[str, 
 
 def _subsets(arrays: _Arrays, split: str) -> tuple[int, ...]:
     """Return the numbers of the class subsets of `split`, ascending."""
-    found = (re.fullmatch(rf"{split}_images_C([0-9]{{1,6}})", key) for key in arrays)
-    return tuple(sorted(int(match[1]) for match in found if match))
+    matches = (re.fullmatch(rf"{split}_images_C([0-9]{{1,6}})", key) for key in arrays)
+    return tuple(sorted(int(match[1]) for match in matches if match))
 
 
 def _image_tail(arrays: _Arrays, key: str) -> tuple[int, ...]:

@@ -66,7 +66,7 @@ def stress(
         baseline's, ``rbe`` the mean rise divided by the baseline's.
 
     Raises:
-        ConfigError: unknown corruptions, a baseline on other images, or nothing to judge.
+        ConfigError: unknown corruptions, a baseline on other images, or nothing to evaluate.
         MissingFileError: there is no bundle at `path`, or no baseline.
         ModelError: the bundle is damaged.
     """

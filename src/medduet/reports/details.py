@@ -85,10 +85,11 @@ def calibration(runs: Runs) -> Section:
     section = Section("Calibration")
     calibrated: list[tuple[Group, Sequence[Mapping[str, Any]]]] = []
     for dataset in runs.datasets:
-        groups = [(group, found) for group in runs.of(dataset) if (found := summaries_of(group))]
+        summaries = [(group, summaries_of(group)) for group in runs.of(dataset)]
+        groups = [(group, each) for group, each in summaries if each]
         if groups:
             figure = reliability_figure(
-                [Diagram(group.method, found, len(group.runs)) for group, found in groups]
+                [Diagram(group.method, each, len(group.runs)) for group, each in groups]
             )
             shows = f"{dataset}: reliability diagrams, {groups[0][1][0]['ece_kind']}"
             section.figure(f"reliability-{dataset}", figure, shows)

@@ -37,7 +37,7 @@ def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
 def in_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
     """Return the set with its labels numbered as in `class_names`, if these hold all its classes.
 
-    So a folder with some of the classes, or with others of the same names in between, is judged
+    So a folder with some of the classes, or with others of the same names in between, is evaluated
     rightly. Sets that name none of them are taken by number.
 
     Raises:

@@ -115,11 +115,11 @@ class Batcher:
                     batch.append(self._jobs.get(timeout=max(0.0, until - time.monotonic())))
                 except queue.Empty:
                     break
-            wanted = [job for job in batch if _is_wanted(job)]
+            waiting = [job for job in batch if _is_waiting(job)]
             for explain in (False, True):
-                self._answer([job for job in wanted if job.explain == explain], explain)
+                self._answer([job for job in waiting if job.explain == explain], explain)
             # While the thread waits for the next picture it holds none of these in memory.
-            del batch, wanted
+            del batch, waiting
 
     def _answer(self, jobs: list[_Job], explain: bool) -> None:
         if not jobs:
@@ -140,7 +140,7 @@ class Batcher:
             job.future.set_result(answer)
 
 
-def _is_wanted(job: _Job) -> bool:
+def _is_waiting(job: _Job) -> bool:
     if not job.future.set_running_or_notify_cancel():
         return False
     if job.deadline < time.monotonic():

@@ -85,9 +85,9 @@ def _join_again(kind: str, world_size: int) -> None:
 
 
 @contextmanager
-def deterministic(fabric: Fabric, wanted: bool) -> Iterator[None]:
-    """Let a GPU compute the same each time, if that is `wanted`; CPUs do so anyway."""
-    if not wanted or fabric.device.type != "cuda":
+def deterministic(fabric: Fabric, enabled: bool) -> Iterator[None]:
+    """Let a GPU compute the same each time, if `enabled`; CPUs do so anyway."""
+    if not enabled or fabric.device.type != "cuda":
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used

@@ -83,7 +83,7 @@ def audit(
     return Audit(
         name=images.name,
         fingerprint=images.fingerprint,
-        findings=tuple(sorted(findings, key=lambda found: SEVERITIES.index(found.severity))),
+        findings=tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))),
         images=table,
         pairs=pair_table(images, table, duplicates, masks_differ),
         classes=class_counts(images),

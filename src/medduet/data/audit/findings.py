@@ -64,8 +64,8 @@ class Audit:
 
     def counts(self) -> dict[Severity, int]:
         """Return the number of findings of each severity."""
-        found = [finding.severity for finding in self.findings]
-        return {severity: found.count(severity) for severity in SEVERITIES}
+        severities = [finding.severity for finding in self.findings]
+        return {severity: severities.count(severity) for severity in SEVERITIES}
 
     def record(self) -> dict[str, Any]:
         """Return everything but the pairs, ready for JSON, with every image of every finding."""
