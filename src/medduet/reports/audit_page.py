@@ -72,6 +72,8 @@ def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
     ]
     page = render(
         "audit.html",
+        title=f"Audit of {audit.name}",
+        command="medduet audit",
         record=record,
         counts=audit.counts(),
         sections=sections,
