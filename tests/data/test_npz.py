@@ -172,13 +172,15 @@ def _broken(kind: str, whole: bytes) -> bytes:
         return b"not an archive"
     if kind == "empty":
         return b""
+    if kind == "headless":  # members then begin before the file
+        return whole[1:]
     if kind == "truncated":
         return whole[: len(whole) // 2]
     middle = len(whole) // 3  # inside of compressed pixels
     return whole[:middle] + bytes(64) + whole[middle + 64 :]
 
 
-@pytest.mark.parametrize("kind", ["text", "empty", "truncated", "flipped"])
+@pytest.mark.parametrize("kind", ["text", "empty", "truncated", "headless", "flipped"])
 def test_damaged_files(
     arrays: Arrays, save: Save, cache: Path, left_in: Callable[[Path], list[str]], kind: str
 ) -> None:

@@ -6,6 +6,7 @@ are ``.npy`` files in a zip archive, so they are unzipped and memory-mapped.
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import warnings
@@ -30,7 +31,7 @@ _MOST_ROWS = 16 << 20  # bytes of what is no image, unless the file itself is la
 _MOST_CONTENTS = 1 << 20  # bytes of the zip's table of contents; a set has a few dozen arrays
 _DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, ValueError),
-    OSError,  # a place before the beginning of the file
+    OSError,  # of the disk; EINVAL is a place before the beginning of the file
     NotImplementedError,  # a compression that zipfile doesn't know
     RuntimeError,  # an encrypted member
 )
@@ -79,7 +80,7 @@ def extract_arrays(
     except DataError:
         raise
     except _DAMAGE as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk
             raise
         detail = " ".join(str(error).split()) or "it ends too early"
         place = f"{path}: {key}" if key else f"{path}"
