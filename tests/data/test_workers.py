@@ -84,9 +84,14 @@ def test_each_fault_costs_its_item(functions: Any) -> None:
         assert isinstance(result, Transient) == (item in ("sleep", "memory", "killed", "disk"))
 
 
-def test_an_item_whose_worker_died_is_tried_again(functions: Any, tmp_path: Path) -> None:
+def test_an_item_whose_worker_died_is_tried_again(
+    functions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main = sys.modules["__main__"]
+    monkeypatch.delattr(main, "__file__", raising=False)  # as in a notebook
     with WorkerPool(1) as pool:
         assert list(pool.map(functions.once, [tmp_path / "a"])) == [(0, "second time")]
+    assert not hasattr(main, "__file__")  # `ray.init` fails on None
 
 
 def test_what_is_read_ahead_is_bounded(functions: Any, tmp_path: Path) -> None:

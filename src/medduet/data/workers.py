@@ -129,20 +129,23 @@ class WorkerPool:
             return self._pool.schedule(_attempt, args=[function, items], timeout=self._seconds)
 
 
+_starting = threading.Lock()
+
+
 class _Process(SpawnProcess):
     """A process that does not import the main module of the program."""
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802  (the name is multiprocessing's)
-        main = sys.modules["__main__"]
-        hidden = {name: getattr(main, name, None) for name in ("__spec__", "__file__")}
-        try:
-            for name in hidden:
-                setattr(main, name, None)
-            return SpawnProcess._Popen(process_obj)
-        finally:
-            for name, value in hidden.items():
-                setattr(main, name, value)
+        main = vars(sys.modules["__main__"])
+        with _starting:
+            before = {name: main[name] for name in ("__spec__", "__file__") if name in main}
+            main.update(__spec__=None, __file__=None)
+            try:
+                return SpawnProcess._Popen(process_obj)
+            finally:
+                del main["__file__"]  # a notebook has none, and Ray asks
+                main.update(before)
 
 
 class _Context(SpawnContext):
