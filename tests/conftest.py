@@ -259,23 +259,25 @@ class _FolderHandler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments: Any) -> None: ...
 
 
+@contextlib.contextmanager
+def _running(server: http.server.HTTPServer) -> Iterator[None]:
+    with server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield
+        server.shutdown()
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[[Path], FolderServer]]:
     """A function that serves a folder on loopback until the test is over."""
-    running = []
+    with contextlib.ExitStack() as stack:
 
-    def start(folder: Path) -> FolderServer:
-        server = FolderServer(folder)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        running.append((server, thread))
-        return server
+        def start(folder: Path) -> FolderServer:
+            server = FolderServer(folder)
+            stack.enter_context(_running(server))
+            return server
 
-    yield start
-    for server, thread in running:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        yield start
 
 
 class HubServer(http.server.ThreadingHTTPServer):
@@ -406,32 +408,14 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
                     self.send(200, about | {"private": name in self.server.private, "downloads": 0})
             case ["tree", _]:
                 files = [file for file in folder.iterdir() if file.is_file()]
-                rows = [
-                    {
-                        "type": "file",
-                        "path": file.name,
-                        "size": file.stat().st_size,
-                        "oid": "0" * 40,
-                    }
-                    for file in files
-                ]
-                self.send(200, rows)
+                row = {"type": "file", "oid": "0" * 40}
+                self.send(200, [row | {"path": x.name, "size": x.stat().st_size} for x in files])
             case ["preupload", _] if self.may_write():
                 files = json.loads(self.body)["files"]
-                mode = {True: "lfs", False: "regular"}
-                self.send(
-                    200,
-                    {
-                        "files": [
-                            {
-                                "path": file["path"],
-                                "shouldIgnore": False,
-                                "uploadMode": mode[file["path"].endswith(".safetensors")],
-                            }
-                            for file in files
-                        ]
-                    },
-                )
+                for file in files:
+                    large = file["path"].endswith(".safetensors")
+                    file |= {"shouldIgnore": False, "uploadMode": "lfs" if large else "regular"}
+                self.send(200, {"files": files})
             case ["commit", _] if self.may_write():
                 for line in self.body.splitlines():
                     step = json.loads(line)
@@ -476,9 +460,6 @@ class _HubHandler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
     """A Hugging Face hub on loopback, until the test is over."""
-    with HubServer(tmp_path) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    server = HubServer(tmp_path)
+    with _running(server):
         yield server
-        server.shutdown()
-        thread.join()
