@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import sklearn.metrics as sk
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from medduet.errors import DataError
 from medduet.metrics.classification import (
@@ -73,12 +70,11 @@ def official(flag: str, label: np.ndarray, probability: np.ndarray, folder: Path
 
 @pytest.mark.parametrize("flag", SETS)
 @pytest.mark.parametrize("predict", [random, ties, constant, one_class, perfect])
-@pytest.mark.parametrize("n", [15, 400])
 def test_equals_the_official_evaluator(
-    flag: str, predict: Callable[..., np.ndarray], n: int, tmp_path: Path
+    flag: str, predict: Callable[..., np.ndarray], tmp_path: Path
 ) -> None:
-    rng = np.random.default_rng(n)
-    label = truth_of(flag, n, rng)
+    rng = np.random.default_rng(1)
+    label = truth_of(flag, 100, rng)
     probability = predict(label, SETS[flag], rng)
     expected = official(flag, label, probability, tmp_path)
     multi_label = label.ndim == 2
@@ -185,24 +181,15 @@ def test_unknown_elements_are_left_out_per_label() -> None:
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-@pytest.mark.parametrize("n", [0, 1, 3])
+@pytest.mark.parametrize("n", [0, 3])
 def test_no_known_label_gives_none(multi_label: bool, n: int) -> None:
     label = np.full((n, 3) if multi_label else n, -1)
     found = classification_metrics(
         label, np.full((n, 3), 0.2), multi_label=multi_label, class_names=list("abc")
     )
     assert found["n"] == 0
-    for key in ("accuracy", "auc", "balanced_accuracy", "macro_f1"):
-        assert found[key] is None
-    assert found["accuracy_interval"] is None
-    assert found["auc_interval"] is None
-    json.dumps(found, allow_nan=False)
-
-
-def test_one_image() -> None:
-    found = classification_metrics([1], [[0.2, 0.8]], multi_label=False, class_names=["a", "b"])
-    assert (found["n"], found["accuracy"], found["auc"]) == (1, 1.0, None)
-    assert found["accuracy_interval"] == pytest.approx([0.2065, 1.0], abs=1e-4)
+    means = ("accuracy", "auc", "balanced_accuracy", "macro_f1")
+    assert {found[key] for key in (*means, "accuracy_interval", "auc_interval")} == {None}
     json.dumps(found, allow_nan=False)
 
 
@@ -216,32 +203,12 @@ def test_same_seed_same_numbers_and_chunks_do_not_matter(monkeypatch: pytest.Mon
     assert classification_metrics(label, probability, **options, seed=1) != first
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    label=arrays(np.int64, 12, elements=st.integers(0, 1)),
-    score=arrays(np.float64, 12, elements=st.integers(0, 6).map(lambda i: i / 6)),
-)
-def test_auc_properties(label: np.ndarray, score: np.ndarray) -> None:
-    both = np.stack([1 - score, score], axis=1)
-    area = auc(label, both)
-    if len(set(label.tolist())) < 2:
-        assert np.isnan(area)
-        return
-    assert area == pytest.approx(sk.roc_auc_score(label, score))
-    assert auc(label, both[:, ::-1]) == pytest.approx(1 - area)
-    assert auc(1 - label, both) == pytest.approx(1 - area)
-    assert auc(label, np.stack([1 - score, score**3], axis=1)) == pytest.approx(area)
-
-
 @pytest.mark.parametrize(
     ("label", "probability", "multi_label", "words"),
     [
         ([0, 1], [[0.5, 0.5]], False, r"expected label \(1,\)"),
         ([[0], [1]], [[0.5, 0.5]] * 2, False, r"expected label \(2,\)"),
         ([0, 2], [[0.5, 0.5]] * 2, False, "given 0 to 2"),
-        ([0, -2], [[0.5, 0.5]] * 2, False, "given -2 to 0"),
-        ([0.0, 1.0], [[0.5, 0.5]] * 2, False, "expected integer labels"),
-        ([0, 1], [[0.5], [0.5]], False, "K >= 2"),
         ([0, 1], [0.5, 0.5], False, "K >= 2"),
         ([0, 1], [[np.nan, 0.5]] * 2, False, "given NaN"),
         ([[0, 2]], [[0.5, 0.5]], True, "given 0 to 2"),

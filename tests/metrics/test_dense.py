@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from monai.metrics import compute_dice, compute_iou
 from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -84,31 +81,20 @@ def test_a_mask_and_its_inverse_score_differently() -> None:
     assert iou_per_class(1 - truth, truth, 2).tolist() == [[0.0], [0.0]]
 
 
-@settings(max_examples=40, deadline=None)
-@given(arrays(np.int64, (2, 3, 4, 5), elements=st.integers(0, 2)))
-def test_overlap_properties(pair: np.ndarray) -> None:
-    predicted, truth = torch.from_numpy(pair)
-    dice, iou = dice_per_class(predicted, truth, 3), iou_per_class(predicted, truth, 3)
-    torch.testing.assert_close(dice, dice_per_class(truth, predicted, 3))
-    torch.testing.assert_close(dice, 2 * iou / (1 + iou))
-    assert bool(((iou >= 0) & (iou <= dice) & (dice <= 1)).all())
-
-
 @pytest.mark.parametrize("score", [dice_per_class, iou_per_class, hd95_per_class])
 @pytest.mark.parametrize(
-    ("predicted", "num_classes", "words"),
+    ("predicted", "words"),
     [
-        (torch.rand(1, 4, 4), 2, r"logits\.argmax"),
-        (torch.ones(1, 4, 4, dtype=torch.bool), 2, r"logits\.argmax"),
-        (torch.zeros(2, 4, 4, dtype=torch.int64), 2, "one shape"),
-        (torch.full((1, 4, 4), 2), 2, "given 2 to 2"),
-        (torch.full((1, 4, 4), -1), 2, "given -1 to -1"),
-        (torch.zeros(1, 4, 4, dtype=torch.int64), 1, "num_classes >= 2"),
+        (torch.rand(1, 4, 4), r"logits\.argmax"),
+        (torch.ones(1, 4, 4, dtype=torch.bool), r"logits\.argmax"),
+        (torch.zeros(2, 4, 4, dtype=torch.int64), "one shape"),
+        (torch.full((1, 4, 4), 2), "given 2 to 2"),
+        (torch.full((1, 4, 4), -1), "given -1 to -1"),
     ],
 )
-def test_bad_masks(score: Any, predicted: torch.Tensor, num_classes: int, words: str) -> None:
+def test_bad_masks(score: Any, predicted: torch.Tensor, words: str) -> None:
     with pytest.raises(DataError, match=words):
-        score(predicted, torch.zeros(1, 4, 4, dtype=torch.int64), num_classes)
+        score(predicted, torch.zeros(1, 4, 4, dtype=torch.int64), 2)
 
 
 def hd95_by_hand(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -176,25 +162,9 @@ def test_reconstruction_equals_skimage(channels: int, side: int) -> None:
         )
 
 
-def test_reconstruction_does_not_depend_on_the_scale_of_the_image() -> None:
-    target = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    predicted = (target * 0.7 + 0.1).flip(0)
-    unit = reconstruction_errors(predicted, target, data_range=1.0, lowest=0.0)
-    normalised = reconstruction_errors(predicted * 2 - 1, target * 2 - 1)
-    torch.testing.assert_close(unit["ssim"], normalised["ssim"], atol=1e-4, rtol=0)
-    torch.testing.assert_close(unit["psnr"], normalised["psnr"])
-    torch.testing.assert_close(unit["mse"] * 4, normalised["mse"])
-
-
-@pytest.mark.parametrize("side", [3, 4, 5, 6, 8, 10, 11])
-def test_small_images_have_an_ssim(side: int) -> None:
-    target = torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(2))
-    perfect = reconstruction_errors(target, target)
-    assert perfect["ssim"].tolist() == pytest.approx([1, 1], abs=1e-5)
-    assert reconstruction_errors(-target, target)["ssim"].max() < 0.9
-
-
 def test_perfect_and_tiny_images() -> None:
+    image = torch.rand(2, 1, 5, 7)
+    assert reconstruction_errors(image, image)["ssim"].tolist() == pytest.approx([1, 1], abs=1e-5)
     target = torch.zeros(2, 1, 2, 2)
     errors = reconstruction_errors(target + torch.tensor([0.0, 0.2])[:, None, None, None], target)
     assert errors["psnr"].tolist() == [math.inf, pytest.approx(20, abs=1e-3)]
@@ -202,16 +172,6 @@ def test_perfect_and_tiny_images() -> None:
     summary = reconstruction_summary(errors)
     assert summary["psnr"] == pytest.approx((PSNR_CAP + 20) / 2, abs=1e-3)
     assert summary["ssim"] is None
-
-
-def test_bad_images() -> None:
-    image = torch.zeros(1, 1, 8, 8)
-    with pytest.raises(DataError, match="one shape"):
-        reconstruction_errors(image[0], image)
-    with pytest.raises(DataError, match="data_range > 0"):
-        reconstruction_errors(image, image, data_range=0)
-    with pytest.raises(DataError, match="missing"):
-        reconstruction_summary({"mse": [0.1]})
 
 
 def test_segmentation_summary_by_hand() -> None:
@@ -239,14 +199,6 @@ def bootstrap(values: list[float]) -> tuple[float, float]:
     draws = np.random.default_rng(0).integers(0, len(values), (1000, len(values)))
     low, high = np.percentile(np.array(values)[draws].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
-
-
-def test_summary_of_nothing() -> None:
-    nothing = np.zeros((0, 2))
-    found = segmentation_summary(nothing, nothing, None, nothing, ["a", "b"])
-    assert found["n"] == found["dice_nonempty_n"] == found["hd95_n"] == found["empty_truth_n"] == 0
-    for key in ("dice", "dice_interval", "dice_nonempty", "iou", "hd95", "empty_correct"):
-        assert found[key] is None
 
 
 @pytest.mark.parametrize("names", [[], ["a"], ["a", "a"]])

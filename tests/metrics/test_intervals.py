@@ -44,12 +44,6 @@ def test_wilson_equals_statsmodels(case: tuple[int, int]) -> None:
     assert 0 <= low <= successes / n <= high <= 1
 
 
-@pytest.mark.parametrize(("successes", "n"), [(-1, 3), (4, 3), (0, -1)])
-def test_wilson_refuses(successes: int, n: int) -> None:
-    with pytest.raises(DataError, match="0 <= successes <= n"):
-        wilson(successes, n)
-
-
 @pytest.mark.parametrize("n", [2, 37, 500])
 def test_bootstrap_equals_scipy(n: int) -> None:
     values = np.random.default_rng(n).beta(5, 1, n)
@@ -80,26 +74,12 @@ def test_bootstrap_of_columns_with_gaps_equals_a_loop() -> None:
     assert found == pytest.approx(np.percentile(means, [2.5, 97.5]), abs=1e-12)
 
 
-def test_bootstrap_covers_the_mean_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(2)
-    covered = 0
-    for trial in range(300):
-        low, high = bootstrap_mean(rng.normal(3, 1, 60), resamples=400, seed=trial)
-        covered += low <= 3 <= high
-    assert 0.90 <= covered / 300 <= 0.98
-
-
-@pytest.mark.parametrize("values", [[], [0.5]])
-def test_too_few_values_have_no_interval(values: list[float]) -> None:
-    assert np.isnan(bootstrap_mean(values)).all()
-
-
-def test_constant_values_and_no_resamples() -> None:
+def test_too_little_to_say_and_what_is_refused() -> None:
+    for values, resamples in (([], 9), ([0.5], 9), ([0.1, 0.2], 0)):
+        assert np.isnan(bootstrap_mean(values, resamples=resamples)).all()
     assert bootstrap_mean([0.5] * 9) == (0.5, 0.5)
-    assert np.isnan(bootstrap_mean([0.1, 0.2], resamples=0)).all()
-
-
-def test_bootstrap_refuses() -> None:
+    with pytest.raises(DataError, match="0 <= successes <= n"):
+        wilson(4, 3)
     with pytest.raises(DataError, match="finite"):
         bootstrap_mean([0.1, np.nan])
     with pytest.raises(DataError, match=r"\(N,\) or \(N, K\)"):

@@ -6,16 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from medduet.errors import DataError
-from medduet.metrics.paired import mcnemar, over_images
-from medduet.metrics.repeats import holm, over_seeds, over_sets
+from medduet.metrics.paired import holm, mcnemar, over_images, over_seeds, over_sets
 
 Floats = NDArray[np.float64]
 
@@ -60,23 +57,12 @@ def test_mcnemar_without_any_disagreement() -> None:
     assert test.interval[0] < 0 < test.interval[1]
     assert mcnemar(*answers(0, 3, 0, 0)).odds_ratio == math.inf
     assert mcnemar(*answers(0, 3, 0, 0)).interval[1] <= 1
-
-
-@given(st.tuples(*[st.integers(0, 40)] * 4).filter(any))
-@settings(max_examples=40, deadline=None)
-def test_mcnemar_turned_around(counts: tuple[int, int, int, int]) -> None:
-    first, second = answers(*counts)
-    there, back = mcnemar(first, second), mcnemar(second, first)
-    assert there.p == pytest.approx(back.p)
-    assert there.difference == pytest.approx(-back.difference)
-    assert there.interval == pytest.approx([-back.interval[1], -back.interval[0]])
-
-
-def test_mcnemar_refuses() -> None:
-    with pytest.raises(DataError, match="bool"):
-        mcnemar([1, 0], [True, False])
-    for first, second in (([True], [True, False]), (np.zeros(0, bool), np.zeros(0, bool))):
-        with pytest.raises(DataError, match="alike"):
+    for first, second in (
+        ([1, 0], [True, False]),
+        ([True], [True, False]),
+        (none := np.zeros(0, bool), none),
+    ):
+        with pytest.raises(DataError):
             mcnemar(first, second)
 
 
@@ -100,15 +86,6 @@ def test_over_images_is_scipy_s_test() -> None:
     assert test.interval == pytest.approx(tuple(bootstrap))
     back = over_images(b, a)
     assert (back.difference, back.p) == pytest.approx((-test.difference, test.p))
-
-
-def test_over_images_of_many_is_near_the_t_test() -> None:
-    rng = np.random.default_rng(2)
-    b = rng.random(200)
-    a = b + rng.normal(0.015, 0.1, 200)
-    assert over_images(a, b).p == pytest.approx(stats.ttest_rel(a, b).pvalue, abs=0.01)
-    assert over_images(a, b) == over_images(a, b)
-    assert over_images(a, b).interval != over_images(a, b, seed=1).interval
 
 
 def test_over_images_weighs() -> None:
@@ -184,14 +161,6 @@ def test_over_sets_is_scipy_s_and_statsmodels() -> None:
     assert test.pairs[1].effect == 1
     assert (test.smallest_p, test.smallest_p_holm) == (0.0625, 0.1875)
     assert test.sets == 5
-
-
-def test_over_sets_turned_around() -> None:
-    there, back = over_sets(SCORES), over_sets(SCORES[:, ::-1])
-    assert there.mean_ranks == back.mean_ranks[::-1]
-    assert there.pairs[0].p == back.pairs[2].p
-    assert there.pairs[0].effect == -back.pairs[2].effect
-    assert there.friedman_p == pytest.approx(back.friedman_p)
 
 
 @pytest.mark.parametrize(

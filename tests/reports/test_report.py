@@ -21,7 +21,7 @@ from statsmodels.stats.proportion import proportion_confint
 import medduet
 from medduet import ConfigError, MissingFileError
 from medduet.cli import main
-from medduet.metrics.repeats import over_sets
+from medduet.metrics.paired import over_sets
 from medduet.metrics.roc import auc, auc_interval
 from medduet.reports.grouping import group_runs
 from medduet.reports.measures import measure

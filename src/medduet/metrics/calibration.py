@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from medduet.metrics.inputs import check_predictions
+from medduet.metrics.inputs import Floats, Integers, check_predictions
 from medduet.types import UNKNOWN_LABEL
 
 BINS = 15
 """Bins of the expected calibration error and the reliability diagram."""
-
-Array = NDArray[np.float64]
 
 
 class Reliability(NamedTuple):
@@ -26,15 +23,15 @@ class Reliability(NamedTuple):
         frequency: ``(B,)`` the share of them that is true; NaN in an empty bin.
     """
 
-    n: NDArray[np.int64]
-    confidence: Array
-    frequency: Array
+    n: Integers
+    confidence: Floats
+    frequency: Floats
 
     @property
     def error(self) -> float:
         """The expected calibration error: the mean gap of the bins, weighted by n; NaN if empty."""
-        if not self.n.sum():
-            return math.nan
+        if not self.n.any():
+            return float("nan")
         gap = np.nan_to_num(np.abs(self.confidence - self.frequency))
         return float(np.average(gap, weights=self.n))
 
@@ -47,15 +44,7 @@ def reliability(
     Single-label sets: of the most probable class of each image ("top label"), as Guo et al. (2017,
     arXiv:1706.04599). Multi-label sets: of every label of every image, its own probability.
 
-    Args:
-        label: ``(N,)`` int class, or ``(N, K)`` int of 0 and 1 if `multi_label`; -1 where
-            unknown, which is left out.
-        probability: ``(N, K)`` float in [0, 1].
-        multi_label: whether an image may carry several labels.
-        bins: of equal width.
-
-    Raises:
-        DataError: for shapes, labels or probabilities that do not fit together.
+    Takes what `accuracy` takes; probabilities outside [0, 1] raise DataError, too.
 
     Example:
         >>> diagram = reliability([0, 1], [[0.9, 0.1], [0.7, 0.3]])
@@ -65,10 +54,7 @@ def reliability(
     truth, p = check_predictions(label, probability, multi_label, in_unit_range=True)
     labelled = truth != UNKNOWN_LABEL
     p, truth = p[labelled], truth[labelled]
-    if multi_label:
-        true = truth == 1
-    else:
-        p, true = p.max(axis=1), p.argmax(axis=1) == truth
+    p, true = (p, truth == 1) if multi_label else (p.max(axis=1), p.argmax(axis=1) == truth)
     place = np.minimum((p * bins).astype(np.int64), bins - 1)
     n = np.bincount(place, minlength=bins)
     sums = [np.bincount(place, weights=weights, minlength=bins) for weights in (p, true)]
@@ -88,9 +74,9 @@ def expected_calibration_error(
     return reliability(label, probability, multi_label, bins).error
 
 
-def confidence(probability: Array, multi_label: bool) -> Array:
+def confidence(probability: Floats, multi_label: bool) -> Floats:
     """Return the confidence of predictions, ``(N,)``; multi-label, of each label ``(N, K)``."""
     if multi_label:
         return np.maximum(probability, 1 - probability)
-    largest: Array = probability.max(axis=1)
+    largest: Floats = probability.max(axis=1)
     return largest

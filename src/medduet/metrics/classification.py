@@ -1,7 +1,4 @@
-"""How well images are classified: scikit-learn's numbers, as `medmnist.Evaluator` averages them.
-
-scikit-learn is imported where it is used: nothing else in a training step needs it.
-"""
+"""How well images are classified, averaged as `medmnist.Evaluator` does."""
 
 from __future__ import annotations
 
@@ -9,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from medduet.errors import DataError
-from medduet.metrics.inputs import Floats, Integers, check_predictions
+from medduet.metrics.inputs import Booleans, Floats, Integers, check_predictions, one_vs_rest
 from medduet.metrics.intervals import CONFIDENCE, bootstrap_mean, bounds, nan_mean, number, wilson
 from medduet.metrics.roc import auc, auc_interval, auc_per_class
 from medduet.types import UNKNOWN_LABEL
@@ -39,14 +36,14 @@ def accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False
         >>> accuracy([0, 1, -1], [[0.9, 0.1], [0.7, 0.3], [0.5, 0.5]])
         0.5
     """
-    right, labelled = _correct(label, probability, multi_label)
-    columns = zip(right.T, labelled.T, strict=True) if multi_label else [(right, labelled)]
-    return nan_mean([nan_mean(column[known]) for column, known in columns])
+    right, labelled = _correct(*check_predictions(label, probability, multi_label))
+    with np.errstate(invalid="ignore"):
+        return nan_mean(right.sum(axis=0) / labelled.sum(axis=0))
 
 
 def correct_predictions(
     label: ArrayLike, probability: ArrayLike, multi_label: bool = False
-) -> NDArray[np.bool_]:
+) -> Booleans:
     """Return which predictions are correct, as `accuracy` counts them; False where unknown.
 
     ``(N,)``, or ``(N, K)`` for multi-label sets. Args and Raises as for `accuracy`.
@@ -55,7 +52,7 @@ def correct_predictions(
         >>> correct_predictions([0, 1, -1], [[0.9, 0.1], [0.7, 0.3], [0.5, 0.5]]).tolist()
         [True, False, False]
     """
-    return _correct(label, probability, multi_label)[0]
+    return _correct(*check_predictions(label, probability, multi_label))[0]
 
 
 def balanced_accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
@@ -67,9 +64,11 @@ def balanced_accuracy(label: ArrayLike, probability: ArrayLike, multi_label: boo
         >>> balanced_accuracy([0, 0, 0, 1], [[0.9, 0.1]] * 4)
         0.5
     """
-    rows = _per_class(*check_predictions(label, probability, multi_label))
-    keys = ("recall", "specificity") if multi_label else ("recall",)
-    return nan_mean([nan_mean([row[key] for key in keys]) for row in rows])
+    scores = _per_class(*check_predictions(label, probability, multi_label))
+    if not multi_label:
+        return nan_mean(scores["recall"])
+    pairs = zip(scores["recall"], scores["specificity"], strict=True)
+    return nan_mean([nan_mean(pair) for pair in pairs])
 
 
 def macro_f1(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
@@ -81,12 +80,11 @@ def macro_f1(label: ArrayLike, probability: ArrayLike, multi_label: bool = False
         >>> macro_f1([0, 0, 1, 1], [[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
         1.0
     """
-    rows = _per_class(*check_predictions(label, probability, multi_label))
-    return nan_mean([row["f1"] for row in rows])
+    return nan_mean(_per_class(*check_predictions(label, probability, multi_label))["f1"])
 
 
-def confusion_matrix(label: ArrayLike, probability: ArrayLike) -> NDArray[np.int64]:
-    """Return the ``(K, K)`` int64 counts of true class (row) against predicted class (column).
+def confusion_matrix(label: ArrayLike, probability: ArrayLike) -> Integers:
+    """Return the ``(K, K)`` counts of true class (row) against predicted class (column).
 
     Args and Raises as for `accuracy`, single-label only.
 
@@ -94,17 +92,10 @@ def confusion_matrix(label: ArrayLike, probability: ArrayLike) -> NDArray[np.int
         >>> confusion_matrix([0, 1, 1], [[0.9, 0.1], [0.7, 0.3], [0.2, 0.8]]).tolist()
         [[1, 0], [1, 1]]
     """
-    from sklearn import metrics
-
     truth, score = check_predictions(label, probability, multi_label=False)
-    labelled = truth != UNKNOWN_LABEL
-    if not labelled.any():  # scikit-learn refuses no images
-        return np.zeros((score.shape[1],) * 2, np.int64)
-    predicted = predicted_labels(score[labelled])
-    matrix: NDArray[np.int64] = metrics.confusion_matrix(
-        truth[labelled], predicted, labels=range(score.shape[1])
-    )
-    return matrix
+    classes, labelled = score.shape[1], truth != UNKNOWN_LABEL
+    cells = truth[labelled] * classes + _predicted(score[labelled], multi_label=False)
+    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def classification_metrics(
@@ -134,37 +125,38 @@ def classification_metrics(
         >>> metrics["n"], metrics["accuracy"], metrics["auc"], metrics["confusion_matrix"]
         (4, 0.5, 0.75, [[1, 1], [1, 1]])
     """
-    right, labelled = _correct(label, probability, multi_label)
-    rows = _per_class(*check_predictions(label, probability, multi_label))
-    if len(class_names) != len(rows) or len(set(class_names)) != len(rows):
+    data = label, probability, multi_label
+    truth, score = check_predictions(*data)
+    if len(class_names) != score.shape[1] or len(set(class_names)) != score.shape[1]:
         raise DataError(
-            f"expected {len(rows)} distinct class_names, one per column of probability, "
+            f"expected {score.shape[1]} distinct class_names, one per column of probability, "
             f"given {list(class_names)}"
         )
+    right, labelled = _correct(truth, score)
     if multi_label:
         images = labelled.any(axis=1)
-        n = int(images.sum())
         interval = bootstrap_mean(right[images], labelled[images], resamples=bootstrap, seed=seed)
     else:
-        n = int(labelled.sum())
-        interval = wilson(int(right.sum()), n)
-    area = auc(label, probability, multi_label)
-    areas = auc_per_class(label, probability, multi_label)
+        images = labelled
+        interval = wilson(int(right.sum()), int(labelled.sum()))
+    area = auc(*data)
+    per_class = {**_per_class(truth, score), "auc": np.array(auc_per_class(*data))}
+    support = per_class.pop("support")
     metrics: dict[str, Any] = {
-        "n": n,
+        "n": int(images.sum()),
         "confidence": CONFIDENCE,
-        "accuracy": number(accuracy(label, probability, multi_label)),
+        "accuracy": number(accuracy(*data)),
         "accuracy_interval": bounds(interval),
         "accuracy_interval_method": "bootstrap over images" if multi_label else "Wilson",
         "auc": number(area),
-        "auc_interval": bounds(auc_interval(label, probability, multi_label)),
+        "auc_interval": bounds(auc_interval(*data)),
         "auc_interval_method": "exact, all separated" if area == 1 else "DeLong, logit",
-        "balanced_accuracy": number(balanced_accuracy(label, probability, multi_label)),
-        "macro_f1": number(macro_f1(label, probability, multi_label)),
+        "balanced_accuracy": number(balanced_accuracy(*data)),
+        "macro_f1": number(macro_f1(*data)),
         "per_class": {
-            str(name): {key: number(value) for key, value in row.items()}
-            | {"auc": number(area_of_class), "support": int(row["support"])}
-            for name, row, area_of_class in zip(class_names, rows, areas, strict=True)
+            str(name): {key: number(values[k]) for key, values in per_class.items()}
+            | {"support": int(support[k])}
+            for k, name in enumerate(class_names)
         },
     }
     if not multi_label:
@@ -172,49 +164,29 @@ def classification_metrics(
     return metrics
 
 
-def predicted_labels(score: Floats) -> Integers:
-    """Return the predicted class ``(N,)`` of single-label probabilities ``(N, K)``."""
-    if score.shape[1] == 2:
-        return (score[:, 1] > THRESHOLD).astype(np.int64)
-    largest: Integers = score.argmax(axis=1).astype(np.int64)
-    return largest
+def _predicted(score: Floats, multi_label: bool) -> Integers:
+    """Return the predictions in the shape of the labels."""
+    if multi_label:
+        return (score > THRESHOLD).astype(np.int64)
+    return (score[:, 1] > THRESHOLD).astype(np.int64) if score.shape[1] == 2 else score.argmax(1)
 
 
-def _correct(
-    label: ArrayLike, probability: ArrayLike, multi_label: bool
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _correct(truth: Integers, score: Floats) -> tuple[Booleans, Booleans]:
     """Return, in the shape of the labels, which predictions are correct and which are known."""
-    truth, score = check_predictions(label, probability, multi_label)
-    predicted = (score > THRESHOLD).astype(np.int64) if multi_label else predicted_labels(score)
-    return predicted == truth, truth != UNKNOWN_LABEL
+    return _predicted(score, truth.ndim == 2) == truth, truth != UNKNOWN_LABEL
 
 
-def _per_class(truth: Integers, score: Floats) -> list[dict[str, float]]:
-    """Return precision, recall, specificity, F1 and support of each class; NaN where undefined."""
-    from sklearn.metrics import precision_recall_fscore_support, recall_score
-
-    predicted = predicted_labels(score) if truth.ndim == 1 else (score > THRESHOLD)
-    rows = []
-    for k in range(score.shape[1]):
-        if truth.ndim == 2:
-            labelled = truth[:, k] != UNKNOWN_LABEL
-            has, called = truth[labelled, k] == 1, predicted[labelled, k] == 1
-        else:
-            labelled = truth != UNKNOWN_LABEL
-            has, called = truth[labelled] == k, predicted[labelled] == k
-        precision = recall = f1 = specificity = float("nan")
-        if len(has):
-            precision, recall, f1, _ = precision_recall_fscore_support(
-                has, called, average="binary", zero_division=np.nan
-            )
-            specificity = recall_score(~has, ~called, zero_division=np.nan)
-        rows.append(
-            {
-                "precision": precision,
-                "recall": recall,
-                "specificity": specificity,
-                "f1": f1,
-                "support": float(has.sum()),
-            }
-        )
-    return rows
+def _per_class(truth: Integers, score: Floats) -> dict[str, Floats]:
+    """Return precision, recall, specificity, F1 and support ``(K,)``; NaN where undefined."""
+    has, labelled = one_vs_rest(truth, score.shape[1])
+    called, _ = one_vs_rest(_predicted(score, truth.ndim == 2), score.shape[1])
+    both, positive = (has & called).sum(axis=0), has.sum(axis=0)
+    predicted, n = (called & labelled).sum(axis=0), labelled.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return {
+            "precision": both / predicted,
+            "recall": both / positive,
+            "specificity": (n - positive - predicted + both) / (n - positive),
+            "f1": 2 * both / (positive + predicted),
+            "support": positive.astype(np.float64),
+        }

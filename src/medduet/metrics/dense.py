@@ -16,8 +16,7 @@ _SSIM_RADIUS = 5
 def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     """Return the Dice score of every image and foreground class, ``2 |P and T| / (|P| + |T|)``.
 
-    Empty masks: an empty truth with an empty prediction counts 1; if only one of them is empty
-    the score is 0.
+    An empty truth with an empty prediction counts 1; if only one of them is empty, 0.
 
     Masks are ``(N, H, W)`` integer classes, 0 (background) to ``num_classes - 1``; scores are
     ``(N, num_classes - 1)`` float64 on the CPU, 0 to 1, for classes 1, 2, ...
@@ -36,11 +35,7 @@ def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
 
 
 def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Return the intersection over union of every image and foreground class.
-
-    It is ``|P and T| / |P or T|``, the Jaccard index.
-
-    Shapes, errors and the policy for empty masks are those of `dice_per_class`.
+    """Return the intersection over union, ``|P and T| / |P or T|``; else as `dice_per_class`.
 
     Example:
         >>> truth = torch.tensor([[[0, 1], [1, 1]]])
@@ -86,20 +81,17 @@ def reconstruction_errors(
 ) -> dict[str, Tensor]:
     """Return how far each rebuilt image is from its target.
 
-    PSNR is 10 log10(R^2 / MSE) with R the `data_range`. SSIM (doi:10.1109/TIP.2003.819861) has a
-    Gaussian window of 11 pixels and sigma 1.5, or the largest odd one that fits. It compares mean
-    brightness and so depends on where black is: subtracting `lowest` first makes it the SSIM of
-    the image in [0, 1].
-
     Images are ``(N, C, H, W)`` float, normalised; `lowest` is the lowest possible value, and
-    `data_range` the distance from there to the highest.
+    `data_range` R the distance from there to the highest. SSIM (doi:10.1109/TIP.2003.819861) has a
+    Gaussian window of 11 pixels and sigma 1.5, or the largest odd one that fits; it depends on
+    where black is, so `lowest` is subtracted, which makes it that of the image in [0, 1].
 
     Returns:
-        ``mse``, ``psnr`` in dB (infinite for a perfect image) and ``ssim`` (NaN if a side is below
-        3 pixels), each ``(N,)`` float32 on the CPU.
+        ``mse``, ``psnr`` in dB (10 log10(R^2 / MSE), infinite for a perfect image) and ``ssim``
+        (NaN if a side is below 3 pixels), each ``(N,)`` float32 on the CPU.
 
     Raises:
-        DataError: for shapes that differ or are not ``(N, C, H, W)``, or a `data_range` <= 0.
+        DataError: for shapes that differ or are not ``(N, C, H, W)``.
 
     Example:
         >>> target = torch.zeros(1, 1, 16, 16)
@@ -108,8 +100,6 @@ def reconstruction_errors(
         (0.04, 20.0)
     """
     _check_shapes(predicted, target, "(N, C, H, W)")
-    if data_range <= 0:
-        raise DataError(f"expected data_range > 0, given {data_range}; type 2.0 for -1 to 1")
     guess, real = predicted.detach().float(), target.detach().float()
     mse = (guess - real).square().flatten(1).mean(dim=1)
     psnr = 10 * torch.log10(data_range**2 / mse)
@@ -125,8 +115,6 @@ def _check_shapes(predicted: Tensor, truth: Tensor, shape: str) -> None:
 
 def _check_masks(predicted: Tensor, truth: Tensor, num_classes: int) -> None:
     _check_shapes(predicted, truth, "(N, H, W)")
-    if num_classes < 2:
-        raise DataError(f"expected num_classes >= 2 (background counts), given {num_classes}")
     for mask in (predicted, truth):
         if mask.is_floating_point() or mask.dtype == torch.bool:
             raise DataError(

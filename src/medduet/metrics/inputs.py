@@ -10,6 +10,7 @@ from medduet.types import UNKNOWN_LABEL
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Booleans = NDArray[np.bool_]
 
 
 def check_predictions(
@@ -26,10 +27,6 @@ def check_predictions(
 
     Raises:
         DataError: for shapes, labels or probabilities that do not fit together.
-
-    Example:
-        >>> check_predictions([0, -1], [[0.9, 0.1], [0.5, 0.5]], multi_label=False)[0]
-        array([ 0, -1])
     """
     score, truth = np.asarray(probability, dtype=np.float64), np.asarray(label)
     least = 1 if multi_label else 2
@@ -37,10 +34,7 @@ def check_predictions(
         raise DataError(f"expected probability (N, K) with K >= {least}, given {score.shape}")
     expected = score.shape if multi_label else score.shape[:1]
     if truth.shape != expected:
-        raise DataError(
-            f"expected label {expected} for probability {score.shape} and "
-            f"multi_label={multi_label}, given {truth.shape}"
-        )
+        raise DataError(f"expected label {expected} ({multi_label=}), given {truth.shape}")
     if truth.size and not np.issubdtype(truth.dtype, np.integer):
         raise DataError(f"expected integer labels, given {truth.dtype}")
     largest = 1 if multi_label else score.shape[1] - 1
@@ -54,3 +48,11 @@ def check_predictions(
     if in_unit_range and not ((score >= 0) & (score <= 1)).all():
         raise DataError("expected probabilities from 0 to 1, given others")
     return truth.astype(np.int64), score
+
+
+def one_vs_rest(label: Integers, num_classes: int) -> tuple[Booleans, Booleans]:
+    """Return which images have each class, and which are known to have it or not, ``(N, K)``."""
+    if label.ndim == 2:
+        return label == 1, label != UNKNOWN_LABEL
+    has = label[:, None] == np.arange(num_classes)
+    return has, np.broadcast_to(label[:, None] != UNKNOWN_LABEL, has.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from medduet.errors import DataError
 Interval = tuple[float, float]
 UNDEFINED: Interval = (float("nan"), float("nan"))
 CONFIDENCE = 0.95
+Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 _CHUNK_ELEMENTS = 1_000_000
 
 
@@ -45,17 +45,13 @@ def bootstrap_mean(
 ) -> Interval:
     """Return the 95% percentile bootstrap interval of a (weighted) mean, resampling the rows.
 
-    It is the mean over columns of their weighted means; columns without any weight are left out.
+    `values` are ``(N,)`` or ``(N, K)``, one row per image; `weights` have the same shape, 0 where a
+    value does not count. With `strata` ``(N,)`` rows are drawn within their stratum. The mean is
+    that over columns of their weighted means; columns without any weight are left out.
+
     For one unweighted column it draws the same resamples as `scipy.stats.bootstrap` with
     ``method="percentile"``, which knows no weights and needs more memory. NaN without resamples,
-    or for fewer than two rows, which say nothing of their spread.
-
-    `values` are ``(N,)`` or ``(N, K)``, and a row is what is resampled (an image); `weights` have
-    the same shape, 0 where a value does not count. With `strata` ``(N,)`` rows are drawn within
-    their stratum, whose size stays.
-
-    Raises:
-        DataError: for shapes that differ, or values that are NaN where they count.
+    or for fewer than two rows. DataError for shapes that differ, or NaN where it counts.
 
     Example:
         >>> low, high = bootstrap_mean([0.7, 0.8, 0.9, 0.8], seed=1)
@@ -75,37 +71,26 @@ def bootstrap_mean(
         return UNDEFINED
     weight = weight.reshape(n, -1)
     total = np.where(weight > 0, value.reshape(n, -1), 0.0) * weight
-    replicates = []
-    for counts in _resample_counts(n, resamples, seed, strata):
-        times = counts.T.astype(np.float64)
+    strata = np.zeros(n, dtype=np.int64) if strata is None else strata
+    groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
+    rng, step, means = np.random.default_rng(seed), max(1, _CHUNK_ELEMENTS // n), []
+    for start in range(0, resamples, step):
+        width = min(step, resamples - start)
+        times = np.empty((width, n))  # how often each row occurs in each replicate
+        for rows in groups:
+            drawn = rng.integers(0, len(rows), (width, len(rows)))
+            drawn += len(rows) * np.arange(width)[:, None]
+            count = np.bincount(drawn.ravel(), minlength=width * len(rows))
+            times[:, rows] = count.reshape(width, -1)
         size = times @ weight
         with np.errstate(invalid="ignore"):  # 0 / 0 in a resample without any weight
             sums = np.nansum(times @ total / size, axis=1)
-            replicates.append(sums / (size > 0).sum(axis=1))
-    means = np.concatenate(replicates)
-    if np.isnan(means).all():
+            means.append(sums / (size > 0).sum(axis=1))
+    mean = np.concatenate(means)
+    if np.isnan(mean).all():
         return UNDEFINED
-    low, high = np.nanpercentile(means, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    low, high = np.nanpercentile(mean, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
     return float(low), float(high)
-
-
-def _resample_counts(
-    n: int, resamples: int, seed: int, strata: NDArray[np.integer[Any]] | None
-) -> Iterator[NDArray[np.int32]]:
-    """Yield, in chunks ``(n, R)`` of bounded size, how often each row occurs in each replicate."""
-    rng = np.random.default_rng(seed)
-    strata = np.zeros(n, dtype=np.int64) if strata is None else strata
-    groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
-    step = max(1, _CHUNK_ELEMENTS // n)
-    for start in range(0, resamples, step):
-        width = min(step, resamples - start)
-        counts = np.empty((n, width), dtype=np.int32)
-        for rows in groups:
-            drawn = rng.integers(0, len(rows), (width, len(rows))) * width
-            drawn += np.arange(width)[:, None]
-            flat = np.bincount(drawn.ravel(), minlength=len(rows) * width)
-            counts[rows] = flat.reshape(len(rows), width)
-        yield counts
 
 
 def number(value: float) -> float | None:

@@ -7,19 +7,11 @@ from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """A metric of a split.
-
-    Attributes:
-        key: in ``metrics.json`` and in logs.
-        name: for tables, reports and model cards.
-        short: for progress lines and narrow columns.
-        higher_is_better: False for errors and distances.
-        digits: after the decimal point.
-    """
+    """A metric of a split: its key in ``metrics.json`` and its name for tables and reports."""
 
     key: str
     name: str
-    short: str
+    short: str  # for progress lines and narrow columns
     higher_is_better: bool = True
     digits: int = 4
 
@@ -30,9 +22,7 @@ class Metric(NamedTuple):
             >>> METRICS["auc"].format(0.91234), METRICS["hd95"].format(None)
             ('0.9123', '–')
         """
-        if value is None or math.isnan(value):
-            return "–"
-        return f"{value:.{self.digits}f}"
+        return "–" if value is None or math.isnan(value) else f"{value:.{self.digits}f}"
 
 
 METRICS: dict[str, Metric] = {

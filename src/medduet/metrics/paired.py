@@ -1,37 +1,34 @@
-"""Paired tests of two networks on the same images."""
+"""Paired tests: of two networks on the same images, and of methods over seeds or data sets."""
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from medduet.errors import DataError
-from medduet.metrics.intervals import CONFIDENCE, UNDEFINED, Interval, bootstrap_mean
+from medduet.metrics.inputs import Floats
+from medduet.metrics.intervals import CONFIDENCE, UNDEFINED, Interval, Z, bootstrap_mean
 
 EXACT_BELOW = 25
 """McNemar's test is exact for fewer images than this on which only one network is right."""
 DECIMALS = 12
 """Smaller differences are those of rounding: 0.9 - 0.8 and 0.5 - 0.4 must be ties."""
-_Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 _NAN = float("nan")
 
 
 class McNemar(NamedTuple):
-    """Which of two networks is right on more images.
+    """Which of two networks is right on more of n images.
 
-    Attributes:
-        difference: share of right answers of a minus that of b.
-        interval: its 95% interval, the adjusted Wald interval of Bonett and Price.
-        p: two-sided; exact for fewer than `EXACT_BELOW` images in ``b + c``, else the
-            chi-squared test with continuity correction.
-        b: images on which only a is right.
-        c: images on which only b is right.
-        odds_ratio: ``b / c``; infinite without c, NaN without either.
-        n: images.
+    The `difference` is the share of right answers of a minus that of b, with the adjusted Wald
+    `interval` of Bonett and Price. Only a is right on `b` images, only b on `c`; `p` is two-sided,
+    exact for fewer than `EXACT_BELOW` of both, else of the chi-squared test with continuity
+    correction. The `odds_ratio` ``b / c`` is infinite without c, and NaN without either.
     """
 
     difference: float
@@ -61,31 +58,25 @@ def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemar:
         (6, 1, 0.125, 6.0)
     """
     first, second = np.asarray(right_a), np.asarray(right_b)
-    if first.dtype != bool or second.dtype != bool:
+    if first.dtype != bool or second.dtype != bool or first.ndim != 1:
         raise DataError(f"expected bool (n,) twice, given {first.dtype} and {second.dtype}")
-    check_pairs(first, second)
-    if first.ndim != 1:
-        raise DataError(f"expected (n,) twice, given {first.shape}")
+    _check_pairs(first, second)
     b, c, n = int((first & ~second).sum()), int((second & ~first).sum()), len(first)
     table = [[int((first & second).sum()), b], [c, int((~first & ~second).sum())]]
     p = float(_mcnemar(table, exact=b + c < EXACT_BELOW, correction=True).pvalue)
     odds = b / c if c else (float("inf") if b else _NAN)
     share_b, share_c = (b + 1) / (n + 2), (c + 1) / (n + 2)
     centre = share_b - share_c
-    half = _Z * float(np.sqrt((share_b + share_c - centre**2) / (n + 2)))
+    half = Z * float(np.sqrt((share_b + share_c - centre**2) / (n + 2)))
     interval = (max(centre - half, -1.0), min(centre + half, 1.0))
     return McNemar((b - c) / n, interval, p, b, c, odds, n)
 
 
 class OverImages(NamedTuple):
-    """How two scores of the same images differ.
+    """How the mean scores of a and b differ over the same n images.
 
-    Attributes:
-        difference: mean of a minus mean of b.
-        interval: its 95% percentile bootstrap interval over images.
-        p: two-sided, of the sign-flip permutation test.
-        d_z: mean over standard deviation of the differences of single images; NaN if that is 0.
-        n: images.
+    With the 95% percentile bootstrap `interval`, the two-sided `p` of the sign-flip permutation
+    test, and `d_z`, the mean over the standard deviation of the differences (NaN if that is 0).
     """
 
     difference: float
@@ -124,7 +115,7 @@ def over_images(
         >>> round(test.difference, 3), test.p, test.n
         (0.15, 0.03125, 6)
     """
-    first, second = check_pairs(a, b)
+    first, second = _check_pairs(a, b)
     weight = np.ones_like(first) if weights is None else np.asarray(weights, dtype=np.float64)
     if weight.shape != first.shape:
         raise DataError(f"expected weights {first.shape} as the scores, given {weight.shape}")
@@ -138,28 +129,152 @@ def over_images(
     interval = bootstrap_mean(apart, weight, resamples=resamples, seed=seed)
     # What each image adds to the mean over columns of their weighted means, times n.
     share = n * (apart * weight / weight.sum(axis=0)).mean(axis=1)
-    spread = float(share.std(ddof=1)) if n > 1 else 0.0
     p = 1.0
     if share.any():
         p = stats.permutation_test(
             (share,),
-            _mean,
+            np.mean,
             permutation_type="samples",
-            vectorized=True,
             n_resamples=resamples,
             batch=max(1, 1_000_000 // n),
             rng=np.random.default_rng(seed),
         ).pvalue
-    mean = float(share.mean())
-    return OverImages(mean, interval, float(p), mean / spread if spread else _NAN, n)
+    return OverImages(float(share.mean()), interval, float(p), _effect(share), n)
 
 
-def _mean(values: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
-    mean: NDArray[np.float64] = values.mean(axis=axis)
-    return mean
+class OverSeeds(NamedTuple):
+    """How the mean scores of a and b differ over the n seeds that both were trained with.
+
+    `interval` and `p` are those of the paired t test, NaN for fewer than two seeds, and `p` and
+    Cohen's `d_z` also if all differences are the same; `p_wilcoxon` is 2^(1 - n) at least.
+    """
+
+    difference: float
+    interval: Interval
+    p: float
+    p_wilcoxon: float
+    d_z: float
+    n: int
 
 
-def check_pairs(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def over_seeds(a: ArrayLike, b: ArrayLike) -> OverSeeds:
+    """Compare two methods by their scores ``(n,)`` with the same seeds in the same order.
+
+    The t test and Wilcoxon's are scipy's. DataError for shapes that differ or NaN.
+
+    Example:
+        >>> test = over_seeds([0.80, 0.82, 0.81], [0.78, 0.79, 0.80])
+        >>> round(test.difference, 3), test.n, test.p_wilcoxon
+        (0.02, 3, 0.25)
+    """
+    first, second = _check_pairs(a, b)
+    if first.ndim != 1 or not np.isfinite(first - second).all():
+        raise DataError("expected finite scores (n,), one per seed; leave out incomplete seeds")
+    differences, n = np.round(first - second, DECIMALS), len(first)
+    mean = float(differences.mean())
+    p_wilcoxon = _wilcoxon(differences)[0] if n > 1 else _NAN
+    if n < 2 or np.ptp(differences) == 0:
+        return OverSeeds(mean, UNDEFINED, _NAN, p_wilcoxon, _NAN, n)
+    test = stats.ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(CONFIDENCE)
+    interval = float(low), float(high)
+    return OverSeeds(mean, interval, float(test.pvalue), p_wilcoxon, _effect(differences), n)
+
+
+class PairOverSets(NamedTuple):
+    """Two methods (their columns) over all sets: mean difference and Wilcoxon's signed-rank test.
+
+    `p` is exact for up to 50 sets without ties or zeros, or for up to 13 with; `p_holm` is
+    corrected for all pairs. The `effect` is the matched-pairs rank-biserial correlation, -1 to 1:
+    the share of the rank sum that favours the first minus the share that favours the second.
+    """
+
+    first: int
+    second: int
+    difference: float
+    p: float
+    p_holm: float
+    effect: float
+
+
+class OverSets(NamedTuple):
+    """Several methods over several data sets, as Demsar 2006 (JMLR 7:1-30) compares them.
+
+    Attributes:
+        mean_ranks: one per method; 1 is best, ties share their ranks.
+        friedman_p: of Friedman's test; NaN for two methods.
+        critical_difference: by which the mean ranks of two methods must differ in Nemenyi's test
+            at 5%.
+        pairs: every pair of methods.
+        smallest_p: the least that any pair's p can be with so few sets, 2^(1 - sets).
+        smallest_p_holm: the least that the smallest corrected p can be.
+        sets: number of sets.
+    """
+
+    mean_ranks: tuple[float, ...]
+    friedman_p: float
+    critical_difference: float
+    pairs: tuple[PairOverSets, ...]
+    smallest_p: float
+    smallest_p_holm: float
+    sets: int
+
+
+def over_sets(scores: ArrayLike) -> OverSets:
+    """Compare methods over data sets: Friedman, Nemenyi, and Wilcoxon for every pair.
+
+    The tests are scipy's, Holm's correction is statsmodels'. Takes ``(sets, methods)`` finite
+    scores, larger is better, of at least one set and two methods; DataError for others.
+
+    Example:
+        >>> over = over_sets([[0.9, 0.8, 0.7], [0.8, 0.7, 0.6], [0.7, 0.6, 0.5], [0.9, 0.7, 0.8]])
+        >>> over.mean_ranks, over.pairs[0].p, over.smallest_p
+        ((1.0, 2.25, 2.75), 0.125, 0.125)
+    """
+    score: Floats = np.asarray(scores, dtype=np.float64).round(DECIMALS)
+    if score.ndim != 2 or len(score) < 1 or score.shape[1] < 2 or not np.isfinite(score).all():
+        raise DataError(
+            f"expected finite scores (sets, methods >= 2), given {score.shape}; leave out the sets "
+            "or methods that are incomplete"
+        )
+    sets, methods = score.shape
+    friedman_p = _NAN
+    if methods > 2:
+        differ = np.ptp(score, axis=1).any()
+        friedman_p = float(stats.friedmanchisquare(*score.T).pvalue) if differ else 1.0
+    couples = list(combinations(range(methods), 2))
+    tests = [_wilcoxon(np.round(score[:, i] - score[:, j], DECIMALS)) for i, j in couples]
+    corrected = holm([p for p, _ in tests])
+    q = float(stats.studentized_range.ppf(CONFIDENCE, methods, np.inf)) / np.sqrt(2)
+    return OverSets(
+        mean_ranks=tuple(stats.rankdata(-score, axis=1).mean(axis=0).tolist()),
+        friedman_p=friedman_p,
+        critical_difference=float(q * np.sqrt(methods * (methods + 1) / (6 * sets))),
+        pairs=tuple(
+            PairOverSets(i, j, float((score[:, i] - score[:, j]).mean()), p, p_holm, effect)
+            for (i, j), (p, effect), p_holm in zip(couples, tests, corrected, strict=True)
+        ),
+        smallest_p=2.0 ** (1 - sets),
+        smallest_p_holm=min(1.0, 2.0 ** (1 - sets) * len(couples)),
+        sets=sets,
+    )
+
+
+def holm(p_values: ArrayLike) -> list[float]:
+    """Return the p values ``(n,)`` after Holm's correction; NaN stays and counts as no test.
+
+    Example:
+        >>> holm([0.01, float("nan"), 0.04])
+        [0.02, nan, 0.04]
+    """
+    p = np.array(p_values, dtype=np.float64)
+    defined = ~np.isnan(p)
+    if defined.any():
+        p[defined] = multipletests(p[defined], method="holm")[1]
+    return [float(value) for value in p]
+
+
+def _check_pairs(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
     """Return both as float arrays; DataError unless they have one shape and any row."""
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.ndim not in (1, 2) or not len(first):
@@ -167,3 +282,18 @@ def check_pairs(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArra
             f"expected two arrays (n,) or (n, K) alike, given {first.shape} and {second.shape}"
         )
     return first, second
+
+
+def _effect(differences: Floats) -> float:
+    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    return float(differences.mean()) / spread if spread else _NAN
+
+
+def _wilcoxon(differences: Floats) -> tuple[float, float]:
+    """Return p and rank-biserial correlation of rounded differences, so that equal ones tie."""
+    if not differences.any():
+        return 1.0, 0.0
+    p = float(stats.wilcoxon(differences).pvalue)
+    differences = differences[differences != 0]
+    ranks = stats.rankdata(np.abs(differences))
+    return p, float((ranks * np.sign(differences)).sum() / ranks.sum())

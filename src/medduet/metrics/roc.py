@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.special import expit, logit
 
 from medduet.errors import DataError
-from medduet.metrics.inputs import Floats, Integers, check_predictions
-from medduet.metrics.intervals import CONFIDENCE, UNDEFINED, Interval
+from medduet.metrics.inputs import Booleans, Floats, Integers, check_predictions, one_vs_rest
+from medduet.metrics.intervals import CONFIDENCE, UNDEFINED, Interval, Z
 from medduet.types import UNKNOWN_LABEL
 
-_Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 _NAN = float("nan")
 _DECIMALS = 12
 
@@ -32,10 +30,9 @@ def auc_per_class(
         [0.75, 0.75]
     """
     truth, score = check_predictions(label, probability, multi_label)
-    return [
-        _area(has[labelled], score[labelled, k])
-        for k, has, labelled in _classes(truth, score.shape[1])
-    ]
+    has, labelled = one_vs_rest(truth, score.shape[1])
+    columns = zip(has.T, labelled.T, score.T, strict=True)
+    return [_area(positive[known], column[known]) for positive, known, column in columns]
 
 
 def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
@@ -43,25 +40,15 @@ def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> 
 
     Two columns: of the last one. More columns: the mean over classes, each against the rest.
     Multi-label: the mean over labels that any image has an annotation of. NaN if one of these has
-    no positive or no negative image.
-
-    Args:
-        label: ``(N,)`` int class index, or ``(N, K)`` int of 0 and 1 if `multi_label`; -1 where
-            unknown, which is left out (for multi-label sets element by element).
-        probability: ``(N, K)`` float, one column per class or label.
-        multi_label: whether an image may carry several labels.
-
-    Raises:
-        DataError: for shapes, labels or probabilities that do not fit together.
+    no positive or no negative image. Args and Raises as for `accuracy`.
 
     Example:
         >>> auc([0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.9, 0.1]])
         0.75
     """
-    truth, score = check_predictions(label, probability, multi_label)
-    columns = _averaged(truth, score.shape[1])
-    areas = [_area(has[labelled], score[labelled, k]) for k, has, labelled in columns]
-    return float(np.mean(areas)) if areas else _NAN
+    areas = auc_per_class(label, probability, multi_label)
+    columns = _averaged(np.asarray(label), len(areas))
+    return float(np.mean([areas[k] for k in columns])) if columns else _NAN
 
 
 def auc_interval(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> Interval:
@@ -89,27 +76,22 @@ def auc_interval(label: ArrayLike, probability: ArrayLike, multi_label: bool = F
     if np.isnan(area):
         return UNDEFINED
     if area in (0.0, 1.0):
-        columns = _averaged(truth, seeds.shape[2])
-        fewest = min(min(has.sum(), (labelled & ~has).sum()) for _, has, labelled in columns)
+        has, labelled = one_vs_rest(truth, seeds.shape[2])
+        counts = np.stack([has.sum(axis=0), (labelled & ~has).sum(axis=0)])
+        fewest = counts[:, _averaged(truth, seeds.shape[2])].min()
         bound = float(((1 - CONFIDENCE) / 2) ** (1 / fewest))
         return (bound, 1.0) if area else (0.0, 1 - bound)
-    half = _Z * _standard_error(truth, influence) / (area * (1 - area))
+    half = Z * _standard_error(truth, influence) / (area * (1 - area))
     low, high = expit(logit(area) + np.array([-half, half]))
     return float(low), float(high)
 
 
 class DeLong(NamedTuple):
-    """Which of two networks has the larger AUC.
+    """Which of two networks has the larger AUC, on `n` images with a known label.
 
-    Attributes:
-        auc_a: as `auc`.
-        auc_b: likewise.
-        difference: ``auc_a - auc_b``.
-        standard_error: of the difference; NaN if a class has one image only.
-        interval: the 95% interval of the difference.
-        z: difference over standard error; NaN if that is 0.
-        p: two-sided; 1 if difference and standard error are 0.
-        n: images with a known label.
+    The `difference` is ``auc_a - auc_b``, and `interval` its 95% interval; `p` is two-sided.
+    `standard_error` is NaN if a class has one image only; if it is 0, `z` is NaN, and `p` is 1
+    without a difference and else 0.
     """
 
     auc_a: float
@@ -155,22 +137,17 @@ def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike)
     _, seeds_b = _check_seeds(label, probability_b, multi_label)
     if seeds_a.shape[1:] != seeds_b.shape[1:]:
         raise DataError(f"expected (N, K) alike, given {seeds_a.shape[1:]} and {seeds_b.shape[1:]}")
-    (area_a, influence_a), (area_b, influence_b) = (
-        _mean_influence(truth, seeds) for seeds in (seeds_a, seeds_b)
-    )
-    n, difference = len(truth), area_a - area_b
-    if np.isnan(difference):
-        return DeLong(area_a, area_b, _NAN, _NAN, UNDEFINED, _NAN, _NAN, n)
-    error = _standard_error(truth, influence_a - influence_b)
-    if np.isnan(error):
-        return DeLong(area_a, area_b, difference, _NAN, UNDEFINED, _NAN, _NAN, n)
+    area_a, influence_a = _mean_influence(truth, seeds_a)
+    area_b, influence_b = _mean_influence(truth, seeds_b)
+    difference = area_a - area_b
+    error = _NAN if np.isnan(difference) else _standard_error(truth, influence_a - influence_b)
     if round(error, _DECIMALS) == 0:
-        p = float(round(difference, _DECIMALS) == 0)
-        return DeLong(area_a, area_b, difference, 0.0, (difference, difference), _NAN, p, n)
-    z = difference / error
-    interval = (difference - _Z * error, difference + _Z * error)
-    p = float(2 * stats.norm.sf(abs(z)))
-    return DeLong(area_a, area_b, difference, error, interval, z, p, n)
+        error, z, p = 0.0, _NAN, float(round(difference, _DECIMALS) == 0)
+    else:
+        z = difference / error
+        p = float(2 * stats.norm.sf(abs(z)))
+    interval = difference - Z * error, difference + Z * error
+    return DeLong(area_a, area_b, difference, error, interval, z, p, len(truth))
 
 
 def _check_seeds(
@@ -179,53 +156,40 @@ def _check_seeds(
     """Return labels and ``(S, N, K)`` probabilities of the images with any known label."""
     seeds = np.asarray(probability, dtype=np.float64)
     seeds = seeds if seeds.ndim == 3 else seeds[None]
-    truth, _ = check_predictions(label, seeds[0], multi_label)
-    if not np.isfinite(seeds).all():
-        raise DataError("expected finite probabilities, given NaN or infinity")
+    for score in seeds:
+        truth, _ = check_predictions(label, score, multi_label)
     rows = np.atleast_2d((truth != UNKNOWN_LABEL).T).any(axis=0)
     return truth[rows], seeds[:, rows]
 
 
-def _classes(
-    truth: Integers, num_classes: int
-) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Give each class with the images that have it, and those whose label is known."""
-    for k in range(num_classes):
-        column = truth[:, k] if truth.ndim == 2 else truth
-        yield k, column == (1 if truth.ndim == 2 else k), column != UNKNOWN_LABEL
-
-
-def _averaged(
-    truth: Integers, num_classes: int
-) -> list[tuple[int, NDArray[np.bool_], NDArray[np.bool_]]]:
-    """Return those of `_classes` that the AUC of a set is the mean of."""
-    columns = list(_classes(truth, num_classes))
+def _averaged(truth: Integers, num_classes: int) -> list[int]:
+    """Return the classes that the AUC of a set is the mean of."""
     if truth.ndim == 2:
-        return [column for column in columns if column[2].any()]
-    return columns[1:] if num_classes == 2 else columns
+        return [k for k in range(num_classes) if (truth[:, k] != UNKNOWN_LABEL).any()]
+    return [1] if num_classes == 2 else list(range(num_classes))
 
 
-def _area(has: NDArray[np.bool_], score: Floats) -> float:
-    from sklearn.metrics import roc_auc_score
+def _area(has: Booleans, score: Floats) -> float:
+    from sklearn.metrics import roc_auc_score  # slow to import, and no training step needs it
 
     return float(roc_auc_score(has, score)) if 0 < has.sum() < len(has) else _NAN
 
 
 def _mean_influence(truth: Integers, seeds: Floats) -> tuple[float, Floats]:
     """Return the mean AUC over seeds, and the ``(N,)`` by which each image moves it (midranks)."""
-    columns = _averaged(truth, seeds.shape[2])
+    has, labelled = one_vs_rest(truth, seeds.shape[2])
     areas, total = [], np.zeros(len(truth))
     for score in seeds:
-        for k, has, labelled in columns:
-            positive, negative = has & labelled, labelled & ~has
-            areas.append(_area(has[labelled], score[labelled, k]))
+        for k in _averaged(truth, seeds.shape[2]):
+            rows, inside = np.flatnonzero(labelled[:, k]), has[labelled[:, k], k]
+            column = score[rows, k]
+            areas.append(_area(inside, column))
             if np.isnan(areas[-1]):
                 continue
-            ranks, inside = stats.rankdata(score[labelled, k]), has[labelled]
-            above = (ranks[inside] - stats.rankdata(score[positive, k])) / negative.sum()
-            below = 1 - (ranks[~inside] - stats.rankdata(score[negative, k])) / positive.sum()
-            total[positive] += (above - above.mean()) / positive.sum()
-            total[negative] += (below - below.mean()) / negative.sum()
+            ranks = stats.rankdata(column)
+            for side, others, sign in ((inside, ~inside, 1), (~inside, inside, -1)):
+                wins = sign * (ranks[side] - stats.rankdata(column[side])) / others.sum()
+                total[rows[side]] += (wins - wins.mean()) / side.sum()
     if not areas:
         return _NAN, total
     return float(np.mean(areas)), total / len(areas)

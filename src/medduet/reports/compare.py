@@ -14,8 +14,7 @@ import numpy as np
 from medduet.errors import ConfigError, DataError
 from medduet.metrics.intervals import Interval
 from medduet.metrics.names import METRICS
-from medduet.metrics.paired import mcnemar, over_images
-from medduet.metrics.repeats import OverSeeds, holm, over_seeds
+from medduet.metrics.paired import OverSeeds, holm, mcnemar, over_images, over_seeds
 from medduet.metrics.roc import delong
 from medduet.reports.grouping import RESAMPLES, Group
 from medduet.reports.measures import COMPARED, has_metric, image_scores

@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from medduet.metrics.repeats import OverSets
+from medduet.metrics.paired import OverSets
 from medduet.reports.grouping import Group, Runs
 from medduet.reports.measures import Measured
 from medduet.reports.published import Published

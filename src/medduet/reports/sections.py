@@ -10,7 +10,7 @@ import pandas as pd
 
 from medduet.metrics.intervals import Interval
 from medduet.metrics.names import METRICS
-from medduet.metrics.repeats import over_sets as compare_over_sets
+from medduet.metrics.paired import over_sets as compare_over_sets
 from medduet.reports import grid_figures
 from medduet.reports.compare import ALPHA, Difference, describe, differences, shown_p
 from medduet.reports.grouping import Group, Runs
