@@ -26,8 +26,7 @@ import numpy as np
 from medduet.config import DataConfig
 from medduet.data.batches import train_batches
 from medduet.data.imageset import ImageSet, Split
-from medduet.data.zarr_reader import open_zarr
-from medduet.data.zarr_writer import write_zarr
+from medduet.data.zarr_store import open_zarr, write_zarr
 
 BATCH = 64
 

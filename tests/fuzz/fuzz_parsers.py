@@ -211,7 +211,7 @@ def read_picture(folder: Path, content: bytes) -> None:
 
 def read_zarr(folder: Path, content: bytes, name: str = "zarr.json") -> None:
     from medduet.config import DataConfig
-    from medduet.data.zarr_reader import open_zarr
+    from medduet.data.zarr_store import open_zarr
 
     _put(folder / "set.zarr", samples.zarr_store() | {name: content})
     images = open_zarr(DataConfig(name=str(folder / "set.zarr")))

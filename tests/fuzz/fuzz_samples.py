@@ -156,7 +156,7 @@ def exported() -> dict[str, bytes]:
 def zarr_store() -> dict[str, bytes]:
     """The files of a set in a zarr store, by their places in it."""
     from medduet.data.npz import open_npz
-    from medduet.data.zarr_writer import write_zarr
+    from medduet.data.zarr_store import write_zarr
 
     with TemporaryDirectory() as folder:
         (Path(folder) / "set.npz").write_bytes(npz(**arrays()))

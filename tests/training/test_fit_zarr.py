@@ -17,7 +17,7 @@ import medduet
 from medduet import RunConfig
 from medduet.cli import main
 from medduet.data import download
-from medduet.data.zarr_writer import write_zarr
+from medduet.data.zarr_store import write_zarr
 from medduet.errors import ConfigError, DownloadError, Interrupted
 from medduet.training.reporter import Reporter
 from medduet.training.state import load_checkpoint

@@ -97,7 +97,7 @@ def zarr(
         shard_mb: Size of the images of a shard in MB.
         progress: draws the progress.
     """
-    from medduet.data.zarr_writer import write_zarr
+    from medduet.data.zarr_store import write_zarr
 
     images = open_images(data, progress=progress)
     return write_zarr(images, out, shard_mb=shard_mb, progress=progress)

@@ -15,7 +15,7 @@ from medduet.data.listing import TABLES, list_folder, list_table
 from medduet.data.medmnist import DEFAULT_SIZE, fetch_medmnist, lookup, medmnist_sets
 from medduet.data.npz import open_npz
 from medduet.data.phantom import phantom_images
-from medduet.data.zarr_reader import is_zarr, open_zarr
+from medduet.data.zarr_store import is_zarr, open_zarr
 from medduet.errors import ConfigError, DataError, closest
 from medduet.utils.parsing import as_text
 

@@ -1,0 +1,327 @@
+"""Sets larger than one disk: zarr v3 stores in a folder or at a URL, read shard by shard.
+
+::
+
+    SET.zarr/
+    ├── zarr.json            what the numbers mean, and the metadata of all arrays; written last
+    ├── train/images/c/0/0/0 a shard: one file of some 64 MB, in chunks of 1 MB with their CRC-32C
+    ├── train/masks/...      packed by blosc to a hundredth; images shrink by a tenth or two
+    └── train/labels/...     also has_mask, groups, and ids: UTF-8 padded with zeros to (N, L) bytes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medduet.config import DataConfig
+from medduet.data.batches import WINDOW
+from medduet.data.cache import ProgressFactory, counted
+from medduet.data.download import read_url
+from medduet.data.imageset import SPLITS, ImageSet, Rows, Split
+from medduet.data.store import check_room
+from medduet.errors import ConfigError, MissingFileError
+from medduet.utils.files import storage_errors, sync, write_json
+from medduet.utils.parsing import misread, parse_json, read_json
+
+_METADATA, _PLAN = "zarr.json", "plan.json"
+_CHUNK_BYTES = _CHUNK_ROWS = _MOST_METADATA = 1 << 20
+_MOST_SHARD, _MOST_SHARDS = 2 << 30, 10**7
+_DTYPES = {"images": "uint8", "masks": "uint8", "ids": "uint8", "has_mask": "bool"}
+_DTYPES |= {"labels": "int64", "groups": "int64"}
+_PIXELS, _NAMES = ("images", "masks"), ("class_names", "mask_names")
+
+
+def _metadata(path: str, shape: Sequence[int], shard: int, chunk: int) -> dict[str, Any]:
+    """Return the metadata of an array with so many rows in each of its shards and chunks."""
+    import zarr
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
+    blosc = BloscCodec(typesize=1, cname="zstd", clevel=5, shuffle="bitshuffle")
+    array = zarr.create_array(
+        {},
+        shape=tuple(shape),
+        dtype=_DTYPES[path.split("/")[1]],
+        chunks=(chunk, *shape[1:]),
+        shards=(shard, *shape[1:]) if path.endswith(_PIXELS) else None,
+        compressors=[blosc, Crc32cCodec()] if path.endswith("masks") else [Crc32cCodec()],
+    )
+    return json.loads(json.dumps(array.metadata.to_dict()))  # type: ignore[no-any-return]
+
+
+def is_zarr(name: str) -> bool:
+    """Return whether a data set is a zarr store, by its name: a folder or URL ending in .zarr."""
+    return name.rstrip("/").endswith(".zarr")
+
+
+def open_zarr(data: DataConfig) -> ImageSet:
+    """Open the zarr store at ``data.name``, a folder or URL that ends in ``.zarr``.
+
+    Images and masks are read when they are used, and stay in memory up to ``data.cache_gb``.
+
+    Raises:
+        ConfigError: another size or split is asked for than the store has.
+        DataError: the store is damaged, or not as ``medduet zarr`` writes it.
+        DownloadError, MissingFileError: it isn't there, or not complete.
+
+    Example:
+        >>> import tempfile, medduet
+        >>> images = medduet.open_images("phantom", size=16, count=20)
+        >>> path = write_zarr(images, Path(tempfile.mkdtemp()) / "set.zarr")
+        >>> open_zarr(DataConfig(name=str(path))).train.images[2:5].shape
+        (3, 16, 16)
+    """
+    source, splits = data.name.rstrip("/"), dict[str, Any]()
+    if "://" not in source:
+        source = str(Path(source).expanduser().absolute())
+    content = _read_file(source, _METADATA, _MOST_METADATA)
+    with misread(f"{source}/{_METADATA}"):
+        values = parse_json(content.decode(errors="replace"))
+        about, arrays = values["attributes"]["medduet"], values["consolidated_metadata"]["metadata"]
+        class_names, mask_names = (tuple(map(str, about[key])) for key in _NAMES)
+        classes = 2 if about["multi_label"] else len(class_names)
+        highest = {"masks": len(mask_names) - 1, "labels": classes - 1}
+        for split in SPLITS:
+            splits[split] = _open_split(source, split, arrays, data.cache_gb, highest)
+        images = ImageSet(
+            name=re.sub(r"[^\w.-]+", "-", about["name"]).strip("-.")[:200] or "set",
+            **splits,
+            class_names=class_names,
+            mask_names=mask_names,
+            multi_label=bool(about["multi_label"]),
+            fingerprint=hashlib.sha256(content).hexdigest(),
+            info={**about["info"], "source": source},
+        )
+    resized = data.size is not None and images.size != (data.size, data.size)
+    if resized or data.folds is not None or data.split not in ("auto", "given"):
+        raise ConfigError(
+            f"{source} has the size {images.size} and the split that it was written with: leave "
+            "out --size, --data.split and --data.folds, or give them to 'medduet zarr'"
+        )
+    return images
+
+
+def _open_split(
+    source: str, split: str, arrays: dict[str, Any], cache_gb: float, highest: dict[str, int]
+) -> Split:
+    fields: dict[str, Any] = {}
+    for field in _DTYPES:
+        if (path := f"{split}/{field}") in arrays:
+            rows = ZarrRows(source, path, arrays[path], highest.get(field), cache_gb)
+            fields[field] = rows if field in _PIXELS else rows[:]
+    images, masks = fields["images"], fields.get("masks", fields["images"])
+    if {*map(len, fields.values())} != {len(images)} or masks.shape[:3] != images.shape[:3]:
+        raise ValueError(f"{split} has arrays of different shapes")
+    if "ids" in fields:
+        ids = np.ascontiguousarray(fields["ids"])
+        fields["ids"] = np.char.decode(ids.view(f"S{ids.shape[1]}")[:, 0], "utf-8")
+    return Split(**fields)
+
+
+def _read_file(source: str, key: str, most: int) -> bytes:
+    if "://" in source:
+        return read_url(f"{source}/{key}", most)
+    try:
+        with Path(source, key).open("rb") as file:
+            return file.read(most)
+    except FileNotFoundError as error:
+        text = "copy it again, or run its 'medduet zarr' again, which continues where it stopped"
+        raise MissingFileError(f"{source} is not complete, there is no {key}: {text}") from error
+
+
+class ZarrRows(Rows):
+    """An array of a store, which may be a stranger's: read when asked for, or just before.
+
+    It is decoded by metadata of our own, so that no codec of a stranger's choice is ever run. The
+    shards in use, and as many to come, stay in memory, and more up to `cache_gb`.
+    """
+
+    def __init__(
+        self, source: str, path: str, given: Any, highest: int | None, cache_gb: float
+    ) -> None:
+        self.source, self.path, self.highest = source, path, highest
+        self.shape = tuple(given["shape"])
+        rows = chunk = given["chunk_grid"]["configuration"]["chunk_shape"][0]
+        if path.endswith(_PIXELS):
+            chunk = given["codecs"][0]["configuration"]["chunk_shape"][0]
+        self.metadata = _metadata(path, self.shape, rows, chunk)
+        found, expected = (
+            " ".join(re.findall(r'"(?:name|data_type)": "([^"]*)"', json.dumps(array)))
+            for array in (given, self.metadata)
+        )
+        if found != expected:
+            raise ValueError(f"{path}: expected {expected}, given {found[:300]}")
+        self.dtype, self.shard_rows, self.chunk_rows = (
+            np.dtype(_DTYPES[path.split("/")[1]]),
+            rows,
+            chunk,
+        )
+        self._bytes = rows * prod(self.shape[1:]) * self.dtype.itemsize
+        if self._bytes > _MOST_SHARD or len(self) / rows > _MOST_SHARDS:
+            raise ValueError(f"{path}: expected shards of up to {_MOST_SHARD >> 30} GiB")
+        self.sizes = np.minimum(rows, len(self) - np.arange(0, len(self), rows))
+        self._order: dict[int, int] = {}
+        self._pool = ThreadPoolExecutor(2 * WINDOW)
+        kept = max(2 * WINDOW, int(cache_gb * 1e9 / self._bytes))
+        self._shard = lru_cache(kept)(lambda number: self._pool.submit(self._read, number))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read_ahead(self, shards: Sequence[int]) -> None:
+        """Read shards in this order from now on, each before it is asked for."""
+        self._order = {number: place for place, number in enumerate(shards)}
+
+    def __getitem__(self, key: slice | NDArray[Any]) -> NDArray[np.uint8]:
+        positions = np.arange(*key.indices(len(self))) if isinstance(key, slice) else key
+        out = np.empty((len(positions), *self.shape[1:]), self.dtype)
+        shard_of, order = positions // self.shard_rows, list(self._order)
+        needed: list[int] = np.unique(shard_of).tolist()
+        # In the order of the plan, so that what is needed longest is used last.
+        needed.sort(key=lambda number: self._order.get(number, number))
+        for number in needed:
+            shard = self._shard(number)
+            following = self._order.get(number, len(order)) + 1
+            for each in order[following : following + WINDOW]:
+                self._shard(each)
+            if shard.exception() is not None:
+                self._shard.cache_clear()  # so that it is tried again
+            here = shard_of == number
+            out[here] = shard.result()[positions[here] - number * self.shard_rows]
+        return out
+
+    def _read(self, number: int) -> NDArray[Any]:
+        import zarr
+        from zarr.buffer.cpu import Buffer
+
+        begin, key = number * self.shard_rows, f"c/{number}" + "/0" * (len(self.shape) - 1)
+        end = min(begin + self.shard_rows, len(self))
+        most = self._bytes * 65 // 64 + 4096  # with checksums, the index and what blosc adds
+        with misread(f"{self.source}/{self.path}/{key}"):
+            content = _read_file(self.source, f"{self.path}/{key}", most)
+            if self.path.endswith(_PIXELS):
+                self._check_chunks(content, ceil((end - begin) / self.chunk_rows))
+            # In memory, where no file can be missing: zarr would take it for zeros.
+            files = {_METADATA: json.dumps(self.metadata).encode(), key: content}
+            buffers = {name: Buffer.from_bytes(content) for name, content in files.items()}
+            values = np.asarray(zarr.open_array(buffers, mode="r")[begin:end])
+            if self.highest is not None and not -1 <= values.min() <= values.max() <= self.highest:
+                raise ValueError(f"values beyond {self.highest}")
+            return values
+
+    def _check_chunks(self, content: bytes, used: int) -> None:
+        """Raise a ValueError if a chunk is missing, or would unpack to more than it should."""
+        entries, size = self.shard_rows // self.chunk_rows, self.chunk_rows * prod(self.shape[1:])
+        index = np.frombuffer(content[-16 * entries - 4 : -4], "<u8").reshape(entries, 2)
+        headers = [content[offset : offset + 8] for offset in index[:used, 0].tolist()]
+        if any(len(header) < 8 for header in headers):
+            raise ValueError("expected all chunks")
+        sizes = {int.from_bytes(header[4:], "little") for header in headers}  # in blosc's header
+        if self.path.endswith("masks") and sizes != {size}:
+            raise ValueError(f"a chunk would unpack to {max(sizes)} bytes")
+
+
+def write_zarr(
+    images: ImageSet, out: Path, *, shard_mb: float = 64, progress: ProgressFactory | None = None
+) -> Path:
+    """Write `images` into the zarr store `out`, in the split that they have, and return `out`.
+
+    The images of train are dealt to shards at random, since images of one class often stand
+    together. Shards are whole or not there, and the same call continues where one was stopped.
+
+    Args:
+        images: the set.
+        out: a folder ``NAME.zarr`` that is new, empty, or in which the same call was stopped.
+        shard_mb: size of the images of a shard in MB.
+        progress: makes a bar.
+
+    Raises:
+        ConfigError: the folder holds something else, or the size makes no sense.
+
+    Example:
+        >>> import tempfile, medduet
+        >>> images = medduet.open_images("phantom", size=16, count=20)
+        >>> write_zarr(images, Path(tempfile.mkdtemp()) / "set.zarr", shard_mb=0.002).name
+        'set.zarr'
+    """
+    if not 0 < shard_mb * 1e6 <= _MOST_SHARD or not is_zarr(out.name):
+        raise ConfigError(
+            f"expected --out NAME.zarr and --shard-mb above 0 and up to {_MOST_SHARD // 10**6}, "
+            f"given {out} and {shard_mb}"
+        )
+    size, row = int(shard_mb * 1e6), prod(images.train.images.shape[1:])
+    chunk = max(1, min(_CHUNK_BYTES, size) // row)
+    rows = chunk * max(1, size // (chunk * row))
+    out.mkdir(parents=True, exist_ok=True)
+    plan = {"fingerprint": images.fingerprint, "rows": rows}
+    if not any(out.iterdir()):
+        write_json(out / _PLAN, plan)
+    if not (out / _PLAN).is_file() or read_json(out / _PLAN) != plan:
+        raise ConfigError(f"{out} holds another set: delete it, or change --out")
+    group = {"zarr_format": 3, "node_type": "group"}
+    fields, nodes = dict[str, Any](), dict.fromkeys(SPLITS, group | {"attributes": {}})
+    for name in SPLITS:
+        for field, values in _fields(images.split(name), name).items():
+            path, few = f"{name}/{field}", min(len(values), _CHUNK_ROWS)
+            parts = (rows, chunk) if field in _PIXELS else (few, few)
+            fields[path], nodes[path] = values, _metadata(path, values.shape, *parts)
+    total = sum(prod(v.shape) * v.dtype.itemsize for v in fields.values())
+    with storage_errors(out):
+        for leftover in out.rglob("*.partial"):  # of a killed process
+            leftover.unlink()
+        check_room(out, total - sum(path.stat().st_size for path in out.glob("*/*/c/**/*")))
+        for name, metadata in nodes.items():
+            write_json(out / name / _METADATA, metadata)
+        with counted(progress, f"write {out.name}", total) as count:
+            for path, values in fields.items():
+                _write_array(out / path, values, rows, count)
+        # How the set was split would ask for the split to be made again.
+        info = {k: v for k, v in images.info.items() if k not in ("split", "undivided")}
+        info |= {"written_from": images.fingerprint, "source_split": images.info.get("split")}
+        about = {key: getattr(images, key) for key in ("name", *_NAMES, "multi_label")}
+        consolidated = {"kind": "inline", "must_understand": False, "metadata": nodes}
+        attributes = {"medduet": json.loads(json.dumps(about | {"info": info}, default=str))}
+        content = {"attributes": attributes, "consolidated_metadata": consolidated}
+        write_json(out / _METADATA, group | content)
+        (out / _PLAN).unlink()
+    return out
+
+
+def _fields(split: Split, name: str) -> dict[str, Any]:
+    """Return the arrays of a split; images of train are called by their place if unnamed."""
+    fields = {field: values for field in _DTYPES if (values := getattr(split, field)) is not None}
+    if name == "train" and "ids" not in fields:
+        fields["ids"] = np.char.add("train/", np.arange(len(split)).astype(np.str_))
+    if "ids" in fields:
+        fields["ids"] = np.char.encode(fields["ids"], "utf-8")[:, None].view(np.uint8)
+    return fields
+
+
+def _write_array(path: Path, values: Any, rows: int, count: Callable[[int], object]) -> None:
+    import zarr
+
+    order = np.arange(len(values))
+    if path.parent.name == "train":
+        order = np.random.default_rng(0).permutation(order)
+    for start in range(0, len(order), rows):
+        order[start : start + rows].sort()  # a shard is read faster from the source
+    # Zeros are written too: a file that is missing is to be an error, not zeros.
+    array = zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
+    step = (array.shards or array.chunks)[0]
+    for number, start in enumerate(range(0, len(order), step)):
+        file = path.joinpath("c", str(number), *"0" * (array.ndim - 1))
+        here = order[start : start + step]
+        if not file.is_file():
+            array[start : start + step] = values[here]
+            sync(file)
+        count(len(here) * prod(array.shape[1:]) * array.dtype.itemsize)
