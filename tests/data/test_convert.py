@@ -198,18 +198,18 @@ def test_names_that_are_no_text_are_broken_files(
 
 TROUBLED = """
 import time
-from medduet.data.reading.images import read_job as read
+from medduet.data.reading.images import read_pair as read
 from medduet.errors import DataError
 
-def read_job(job, options):
-    trouble = job.path.with_suffix(".trouble")
+def read_pair(job, options):
+    trouble = job[0].with_suffix(".trouble")
     if trouble.exists():
         if trouble.read_text() == "slow":
             time.sleep(60)
         try:
             bytes(8 << 30)
         except MemoryError as error:
-            raise DataError(f"{job.path}: too large") from error
+            raise DataError(f"{job[0]}: too large") from error
     return read(job, options)
 """
 
@@ -228,7 +228,7 @@ def test_what_may_pass_is_never_skipped(
     monkeypatch.syspath_prepend(tmp_path)
     import troubled_reading
 
-    monkeypatch.setattr("medduet.data.convert.read_job", troubled_reading.read_job)
+    monkeypatch.setattr("medduet.data.convert.read_pair", troubled_reading.read_pair)
     monkeypatch.setattr("medduet.data.convert.WorkerPool", partial(WorkerPool, seconds=2))
     root = _as_folder(phantoms, tmp_path / "set")
     (root / "ring" / "text.png").write_text("no image")

@@ -78,8 +78,8 @@ def test_each_fault_costs_its_item(functions: Any) -> None:
     with WorkerPool(2, seconds=1) as pool:
         results = list(pool.map(functions.act, items))
         assert list(pool.map(functions.act, [])) == []
-    assert [number for number, _ in results] == list(range(len(items)))
-    for item, (_, result) in zip(items, results, strict=True):
+    assert len(results) == len(items)
+    for item, result in zip(items, results, strict=True):
         assert result == (2 * item if isinstance(item, int) else REASONS[item])
         assert isinstance(result, Transient) == (item in ("sleep", "memory", "killed", "disk"))
 
@@ -90,7 +90,7 @@ def test_an_item_whose_worker_died_is_tried_again(
     main = sys.modules["__main__"]
     monkeypatch.delattr(main, "__file__", raising=False)  # as in a notebook
     with WorkerPool(1) as pool:
-        assert list(pool.map(functions.once, [tmp_path / "a"])) == [(0, "second time")]
+        assert list(pool.map(functions.once, [tmp_path / "a"])) == ["second time"]
     assert not hasattr(main, "__file__")  # `ray.init` fails on None
 
 
@@ -99,8 +99,8 @@ def test_what_is_read_ahead_is_bounded(functions: Any, tmp_path: Path) -> None:
     with WorkerPool(2) as pool:
         results = pool.map(functions.mark, marks)
         next(results)
-        assert sum(mark.exists() for mark in marks) <= 24
-        assert [number for number, _ in results] == list(range(1, 40))
+        assert sum(mark.exists() for mark in marks) <= 10
+        assert len(list(results)) == 39
 
 
 def test_threads_share_a_pool_that_outlives_its_workers(functions: Any) -> None:
@@ -135,7 +135,7 @@ from worker_functions import act
 from medduet.data.workers import WorkerPool
 print("main runs once")
 with WorkerPool(2) as pool:
-    print([result for _, result in pool.map(act, sys.argv[1:])], flush=True)
+    print(list(pool.map(act, sys.argv[1:])), flush=True)
 """
 
 

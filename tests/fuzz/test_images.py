@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.images import probe, probe_content, read_content, read_images
+from medduet.data.reading.images import probe, read_images, read_pictures
 from medduet.data.workers import WorkerPool
 from medduet.errors import DataError
 
@@ -96,16 +96,15 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 @pytest.mark.slow
 def test_a_bomb_costs_its_reader_at_most() -> None:
     options = ReadOptions(16)
-    read = partial(read_content, options=options)
+    asked = partial(probe, Path("image")), partial(read_pictures, Path("image"), options)
     with WorkerPool(1, memory=1 << 30, seconds=3) as pool:
         for name, make in BOMBS.items():
-            content = make()
-            reasons = [pool.call(function, content) for function in (probe_content, read)]
+            content = io.BytesIO(make())
+            reasons = [pool.call(function, content) for function in asked]
             assert isinstance(reasons[1], str), name
             assert all(isinstance(each, Facts) or each.isprintable() for each in reasons), name
-        assert pool.call(probe_content, samples.by_pillow(samples.GREY, "PNG")) == Facts(
-            1, 1, 40, 36
-        )
+        whole = io.BytesIO(samples.by_pillow(samples.GREY, "PNG"))
+        assert pool.call(asked[0], whole) == Facts(1, 1, 40, 36)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from PIL import Image
 
 import medduet
 from medduet import create_model
-from medduet.data.reading.core import Frame, ReadOptions
+from medduet.data.reading.core import ReadOptions
 from medduet.data.reading.images import picture_of
 from medduet.runs.bundle import save_bundle
 from medduet.uncertainty.calibration import Calibration
@@ -32,7 +32,7 @@ def smooth(number: int) -> np.ndarray:
 def seen(first: int, last: int) -> np.ndarray:
     """Return the statistics of some of these images, as a network takes them."""
     options = ReadOptions(32)
-    fitted = [picture_of(Frame(smooth(k)), None, options).fitted for k in range(first, last)]
+    fitted = [picture_of(smooth(k), options).fitted for k in range(first, last)]
     return statistics(np.stack(fitted)[:, None])
 
 

@@ -347,7 +347,7 @@ def test_a_body_that_never_ends_is_given_up(plain: Predictor) -> None:
 def test_each_of_many_gets_its_own_answer(
     client: TestClient, plain: Predictor, picture: Pixels, encoded: Encode
 ) -> None:
-    pictures = [next(plain.read(picture(number))) for number in range(24)]
+    pictures = [plain.read(picture(number))[0] for number in range(24)]
     expected = [plain.predict_pictures([each], explain=False)[0] for each in pictures]
 
     def post(number: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from medduet.data.cache import ProgressFactory, cache_folder, counted
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.images import ReadJob, probe, read_job
+from medduet.data.reading.images import probe, read_pair
 from medduet.data.store import check_room, growing_array, open_split, stored
 from medduet.data.workers import Transient, WorkerPool
 from medduet.errors import DataError
@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_SIZE = 224
 _FORMAT = "files-2"  # part of each store's key; raise it when what `_build` writes changes
 _SHOWN = 5
-_WHOLE, GIVEN = "all", "given"
 Fault = tuple[str, str]
 
 
@@ -64,49 +63,44 @@ def open_files(
         DataError: files can't be read and ``config.skip_broken`` is not set.
     """
     root = cache_folder(config.cache)
-    options = {
-        name: getattr(config, name) for name in ("size", "channels", "fit", "window", "skip_broken")
-    }
-    key = f"{_listing_digest(listing, options)}-{_FORMAT}"
     build = partial(_build, listing, config, root, progress=progress)
-    folder = stored(root, key, build)
+    folder = stored(root, f"{_digest(listing, config)}-{_FORMAT}", build)
     meta = read_json(folder / "meta.json")
-    whole = open_split(folder, _WHOLE)
-    skipped = meta["skipped"]
-    if skipped:
-        logger.warning("%s: left out %s", listing.name, _summary(skipped, meta["files"]))
-    nothing = np.zeros(0, dtype=np.int64)
+    if meta["skipped"]:
+        logger.warning("%s: left out %s", listing.name, _summary(meta["skipped"], meta["files"]))
+    whole = open_split(folder, "all")
+    nothing = whole.take(np.zeros(0, dtype=np.int64))
     images = ImageSet(
         name=listing.name,
         train=whole,
-        val=whole.take(nothing),
-        test=whole.take(nothing),
-        class_names=tuple(meta["class_names"]),
+        val=nothing,
+        test=nothing,
+        class_names=listing.class_names,
         mask_names=tuple(meta["mask_names"]),
-        multi_label=meta["multi_label"],
+        multi_label=listing.multi_label,
         fingerprint=meta["fingerprint"],
         info={
             "source": str(Path(config.name).expanduser().absolute()),
             "files": meta["files"],
-            "skipped": skipped,
+            "skipped": meta["skipped"],
             "fit": config.fit,
             "window": config.window,
         },
     )
-    return images, np.load(folder / f"{GIVEN}.npy", allow_pickle=False)
+    return images, np.load(folder / "given.npy", allow_pickle=False)
 
 
-def _listing_digest(listing: Listing, options: dict[str, Any]) -> str:
+def _digest(listing: Listing, config: DataConfig) -> str:
     """Return what tells one state of the files from another without reading them."""
 
     def stamp(path: Path) -> list[int]:
-        if not path.exists():
-            return []
-        stat = path.stat()
-        return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        stat = path.stat() if path.exists() else None
+        return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else []
 
-    digest = hashlib.sha256(json.dumps(options).encode())
-    digest.update(json.dumps([listing.class_names, listing.multi_label, listing.faults]).encode())
+    digest = hashlib.sha256()
+    names = ("size", "channels", "fit", "window", "skip_broken")
+    whole = [[getattr(config, name) for name in names], listing.multi_label, listing.faults]
+    digest.update(json.dumps(whole).encode())
     for item in listing.items:
         facts = [item.name, item.labels, item.group, item.split, stamp(item.path)]
         masks = [[path.name, stamp(path)] for path in item.masks]
@@ -122,138 +116,119 @@ def _build(
     progress: ProgressFactory | None,
 ) -> None:
     """Read every file and fill `folder` with the store."""
-    faults = list(listing.faults)
+    items, faults = listing.items, list(listing.faults)
     files: list[_File] = []
-    with WorkerPool(max(1, min(len(os.sched_getaffinity(0)), len(listing.items)))) as pool:
-        with counted(progress, f"check {listing.name}", len(listing.items)) as count:
-            for number, facts in pool.map(probe, [item.path for item in listing.items]):
+    with WorkerPool(max(1, min(len(os.sched_getaffinity(0)), len(items)))) as pool:
+        with counted(progress, f"check {listing.name}", len(items)) as count:
+            found = pool.map(probe, [item.path for item in items])
+            for item, facts in zip(items, found, strict=True):
                 count(1)
                 if isinstance(facts, str):
-                    faults.append((listing.items[number].name, facts))
+                    faults.append((item.name, facts))
                 else:
-                    files.append(_File(listing.items[number], facts))
-        if config.skip_broken or not files:  # before hours of work for nothing
-            _check(faults, files, listing, config, root)
-        colour = any(file.facts.channels == 3 for file in files)
-        options = ReadOptions(
-            size=config.size or _common_size(files),
-            fit=config.fit,
-            channels=config.channels or (3 if colour else 1),
-            window=config.window,
-        )
-        with counted(
-            progress, f"convert {listing.name}", sum(file.facts.frames for file in files)
-        ) as count:
-            done = _convert(pool, files, options, folder, count)
-    faults += done.faults
-    _check(faults, done.kept, listing, config, root)
-    for name, array in _truth(done.kept, listing).items():
+                    files.append(_File(item, facts))
+        total = sum(file.facts.frames for file in files)
+        with counted(progress, f"convert {listing.name}", total) as count:
+            kept, classes, digest = _convert(pool, files, config, folder, count, faults)
+    _check(faults, kept, listing, config, root)
+    for name, array in _truth(kept, listing).items():
         np.save(folder / f"{name}.npy", array)
-        done.digest.update(array.tobytes())
-    mask_names = ["background", *(f"mask {number}" for number in range(1, done.mask_classes))]
-    if done.mask_classes <= 2:
-        mask_names = ["background", "lesion"] if done.mask_classes else []
-    write_json(
-        folder / "meta.json",
-        {
-            "class_names": listing.class_names,
-            "mask_names": mask_names,
-            "multi_label": listing.multi_label,
-            "fingerprint": done.digest.hexdigest(),
-            "files": len(listing.items),
-            "skipped": faults,
-        },
-    )
-
-
-def _common_size(files: Sequence[_File]) -> int:
-    """Return the size of the files if all are small squares of one size, else the default."""
-    sizes = {side for file in files for side in (file.facts.height, file.facts.width)}
-    return sizes.pop() if len(sizes) == 1 and max(sizes) <= DEFAULT_SIZE else DEFAULT_SIZE
-
-
-class _Converted(NamedTuple):
-    """What came of the files; `mask_classes` is 0 without masks, `digest` is of all pixels."""
-
-    kept: list[_File]
-    faults: list[Fault]
-    mask_classes: int
-    digest: Any
+        digest.update(array.tobytes())
+    several = ["background", *(f"mask {number}" for number in range(1, classes))]
+    meta = {
+        "mask_names": several if classes > 2 else ["background", "lesion"] if classes else [],
+        "fingerprint": digest.hexdigest(),
+        "files": len(items),
+        "skipped": faults,
+    }
+    write_json(folder / "meta.json", meta)
 
 
 def _convert(
     pool: WorkerPool,
     files: Sequence[_File],
-    options: ReadOptions,
+    config: DataConfig,
     folder: Path,
     count: Callable[[int], object],
-) -> _Converted:
-    """Write the pixels of all files into `folder`, one after the other as they are read."""
-    with_masks = any(file.item.masks for file in files)
-    colour = (3,) * (options.channels == 3)
-    tails = {"images": (*options.sides, *colour)}
-    if with_masks:
+    faults: list[Fault],
+) -> tuple[list[_File], int, Any]:
+    """Write the pixels of all files into `folder` as they are read.
+
+    Returns:
+        The files that were read, the number of mask classes, 0 without masks, and a digest of all
+        pixels.
+    """
+    options = _options(files, config)
+    tails = {"images": (*options.sides, *(3,) * (options.channels == 3))}
+    if any(file.item.masks for file in files):
         tails["masks"] = options.sides
     check_room(folder, sum(file.facts.frames for file in files) * sum(map(prod, tails.values())))
     kept: list[_File] = []
-    faults: list[Fault] = []
-    digest, highest = hashlib.sha256(), 1
+    highest, digest = 1, hashlib.sha256()
+    jobs = [(file.item.path, file.item.masks, file.facts) for file in files]
     with ExitStack() as stack:
-        arrays = [
-            stack.enter_context(growing_array(folder / f"{_WHOLE}_{name}.npy", tail))
+        append = {
+            name: stack.enter_context(growing_array(folder / f"all_{name}.npy", tail))
             for name, tail in tails.items()
-        ]
-        jobs = [ReadJob(file.item.path, file.item.masks, file.facts) for file in files]
-        for number, result in pool.map(partial(read_job, options=options), jobs):
-            count(files[number].facts.frames)
+        }
+        results = pool.map(partial(read_pair, options=options), jobs)
+        for file, result in zip(files, results, strict=True):
+            count(file.facts.frames)
             if isinstance(result, str):
-                faults.append((files[number].item.name, result))
+                faults.append((file.item.name, result))
                 continue
             images, masks = result
-            pieces = [images]
-            if with_masks:
-                pieces.append(np.zeros(images.shape[:3], np.uint8) if masks is None else masks)
-                highest = max(highest, int(pieces[1].max()))
-            for append, pixels in zip(arrays, pieces, strict=True):
-                append(pixels)
+            if masks is None:
+                masks = np.zeros(images.shape[:3], np.uint8)
+            highest = max(highest, int(masks.max()))
+            for pixels, name in zip((images, masks), append, strict=False):
+                append[name](pixels)
                 digest.update(pixels.tobytes())
-            kept.append(files[number])
-    return _Converted(kept, faults, (highest + 1) * with_masks, digest)
+            kept.append(file)
+    return kept, (highest + 1) * ("masks" in tails), digest
+
+
+def _options(files: Sequence[_File], config: DataConfig) -> ReadOptions:
+    """Return what files become; their own size if all are small squares of one size."""
+    sides = {side for file in files for side in (file.facts.height, file.facts.width)}
+    size = sides.pop() if len(sides) == 1 and max(sides) <= DEFAULT_SIZE else DEFAULT_SIZE
+    colour = any(file.facts.channels == 3 for file in files)
+    channels = config.channels or (3 if colour else 1)
+    return ReadOptions(config.size or size, config.fit, channels, config.window)
 
 
 def _truth(kept: Sequence[_File], listing: Listing) -> dict[str, NDArray[Any]]:
     """Return labels, groups, splits and ids of the images, by the name of their file."""
-    names = listing.class_names
-    rows: dict[str, list[Any]] = {"labels": [], "has_mask": [], "split": [], "group": []}
-    ids: list[str] = []
+    classes = listing.class_names
+    unknown: Any = [UNKNOWN_LABEL] * len(classes) if listing.multi_label else UNKNOWN_LABEL
+    labels, groups, ids = [], [], []
     for item, facts in kept:
-        if listing.multi_label:
-            unknown = [UNKNOWN_LABEL] * len(names)
-            label: Any = unknown if item.labels is None else [int(n in item.labels) for n in names]
+        if item.labels is None:
+            labels.append(unknown)
+        elif listing.multi_label:
+            labels.append([int(name in item.labels) for name in classes])
         else:
-            label = names.index(item.labels[0]) if item.labels else UNKNOWN_LABEL
-        rows["labels"].append(label)
-        rows["has_mask"].append(bool(item.masks))
-        rows["split"].append(SPLITS.index(item.split) if item.split else NO_SPLIT)
+            labels.append(classes.index(item.labels[0]))
         # The frames of one file belong together whether or not its patient is known.
-        rows["group"].append(item.group or (f"file {item.name}" if facts.frames > 1 else ""))
+        groups.append(item.group or (f"file {item.name}" if facts.frames > 1 else ""))
         several = [f"{item.name}#{frame + 1}" for frame in range(facts.frames)]
         ids += several if facts.frames > 1 else [item.name]
-    groups = sorted(set(rows["group"]) - {""})
-    numbers = {"": -1} | {name: number for number, name in enumerate(groups)}
-    columns = {f"{_WHOLE}_labels": rows["labels"], GIVEN: rows["split"]}
-    if groups:
-        columns[f"{_WHOLE}_groups"] = [numbers[group] for group in rows["group"]]
-    if any(rows["has_mask"]):
-        columns[f"{_WHOLE}_has_mask"] = rows["has_mask"]
+    given = [SPLITS.index(item.split) if item.split else NO_SPLIT for item, _ in kept]
+    has_mask = [bool(item.masks) for item, _ in kept]
+    columns: dict[str, list[Any]] = {"all_labels": labels, "given": given}
+    if any(groups):
+        numbers = {name: number for number, name in enumerate(sorted({*groups} - {""}))}
+        columns["all_groups"] = [numbers.get(group, -1) for group in groups]
+    if any(has_mask):
+        columns["all_has_mask"] = has_mask
     frames = [facts.frames for _, facts in kept]
-    arrays = {name: np.repeat(np.array(row), frames, axis=0) for name, row in columns.items()}
-    return arrays | {f"{_WHOLE}_ids": np.array(ids, dtype=np.str_)}
+    arrays = {name: np.repeat(np.array(rows), frames, axis=0) for name, rows in columns.items()}
+    return arrays | {"all_ids": np.array(ids, dtype=np.str_)}
 
 
 def _check(
     faults: Sequence[Fault],
-    files: Sequence[_File],
+    kept: Sequence[_File],
     listing: Listing,
     config: DataConfig,
     root: Path,
@@ -265,17 +240,7 @@ def _check(
     busy the machine was. What a library would mend, and what is `Transient`, is always an error.
     """
     name, total = listing.name, len(listing.items)
-    if config.skip_broken:
-        if missing := [fault for fault in faults if "pip install" in fault[1]]:
-            raise DataError(f"{name}: {_summary(missing, total)}")
-        if transient := [fault for fault in faults if isinstance(fault[1], Transient)]:
-            raise DataError(
-                f"{name}: {_summary(transient, total)}; they may be whole, so they are not "
-                "skipped: try again with more time and memory, or take them out"
-            )
-        if not files:
-            raise DataError(f"{name}: none of its {total} files can be read")
-    elif faults:
+    if not config.skip_broken and faults:
         path = root / "broken" / f"{name}.csv"
         table = io.StringIO()
         csv.writer(table, lineterminator="\n").writerows([("file", "reason"), *faults])
@@ -284,6 +249,15 @@ def _check(
             f"{name}: {_summary(faults, total)}{f' (all in {path})' * (len(faults) > _SHOWN)}; "
             "repair them, or leave them out with --data.skip-broken"
         )
+    if missing := [fault for fault in faults if "pip install" in fault[1]]:
+        raise DataError(f"{name}: {_summary(missing, total)}")
+    if transient := [fault for fault in faults if isinstance(fault[1], Transient)]:
+        raise DataError(
+            f"{name}: {_summary(transient, total)}; they may be whole, so they are not "
+            "skipped: try again with more time and memory, or take them out"
+        )
+    if not kept:
+        raise DataError(f"{name}: none of its {total} files can be read")
 
 
 def _summary(faults: Sequence[Fault], total: int) -> str:

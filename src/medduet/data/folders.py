@@ -1,4 +1,4 @@
-"""Where images and masks lie in a folder, and which belong together.
+"""How files and folders are named: which are images, which are masks, and which belong together.
 
 At any level there may be ``images`` and ``masks``, or ``X`` (or ``X_images``) and ``X_masks``; also
 ``image``, ``img``, ``imgs`` and ``mask``. These words are left out of a path, and the folders that
@@ -10,18 +10,51 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from medduet.data.reading.names import is_image, stem_of
 from medduet.errors import DataError
 from medduet.utils.parsing import as_text
+
+_ENDING = re.compile(r"(?<=.)\.(png|jpe?g|tiff?|bmp|webp|dcm|dicom|ima|nii(\.gz)?)$", re.IGNORECASE)
+_MASK_FILE = re.compile(r"(?P<of>.+)_mask([_-]?\d+)?")
+_MASK_FOLDER = re.compile(r"((?P<of>.+)[_-])?masks?", re.IGNORECASE)
+_IMAGE_FOLDER = re.compile(r"((?P<of>.+)[_-])?(image|img)s?", re.IGNORECASE)
 
 Place = tuple[str, ...]
 Masks = dict[tuple[Place, str], list[Path]]
 """Files of masks by their place and the name of their image."""
-_KIND = re.compile(r"(?:(?P<of>.+)[_-])?(?P<kind>image|img|mask)s?", re.IGNORECASE)
-_MASK_OF = re.compile(r"(?P<of>.+)_mask(?:[_-]?\d+)?")
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file is an image by its ending, or a DICOM file without one.
+
+    Example:
+        >>> [name for name in ("a.PNG", "b.nii.gz", "c.csv", ".png") if is_image(Path(name))]
+        ['a.PNG', 'b.nii.gz']
+    """
+    if _ENDING.search(path.name):
+        return True
+    # The last component of a UID, as in 1.2.840.10008, is no ending.
+    if (path.suffix and not path.suffix[1:].isdigit()) or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def stem_of(path: Path) -> str:
+    """Return the name of an image file without its ending.
+
+    Example:
+        >>> [stem_of(Path(name)) for name in ("ct.v1.nii.gz", "scan.Tiff", "1.2.840")]
+        ['ct.v1', 'scan', '1.2.840']
+    """
+    return _ENDING.sub("", path.name)
+
+
+def natural(name: str) -> list[tuple[int, int | str]]:
+    """Return a key that sorts ``a (2)`` before ``a (10)``."""
+    return [(0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", name) if p]
 
 
 def images_and_masks(
@@ -29,8 +62,8 @@ def images_and_masks(
 ) -> tuple[dict[Path, Place], Masks, list[tuple[str, str]]]:
     """Return the place of each image, the masks, and the files that can't be used and why.
 
-    Links are followed, but not in circles. Names that are not UTF-8 can't be used: nothing could
-    write them down.
+    What is hidden is left out. Links are followed, but not in circles. Names that are not UTF-8
+    can't be used: nothing could write them down.
 
     Args:
         root: the folder of images.
@@ -39,35 +72,34 @@ def images_and_masks(
     Raises:
         DataError: there are other images beside folders of images and of masks.
     """
+    apart = frozenset() if masks is None else frozenset([masks.resolve()])
+    files = {path: path.parent.relative_to(root).parts for path in _walk(root, apart)}
+    named = {path: _MASK_FILE.fullmatch(stem_of(path)) for path in files if masks is None}
+    if masks is not None:  # as if they were in ROOT/masks
+        inner = {path: ("masks", *path.parent.relative_to(masks).parts) for path in _walk(masks)}
+        named = {path: _MASK_FILE.fullmatch(stem_of(path)) for path in inner}
+        files |= inner
+    unusable = [path for path in files if as_text(path) != str(path)]
+    inside: dict[Place, set[str]] = defaultdict(set)  # what has images, "" for a folder itself
+    for path in files.keys() - unusable:
+        parts = files[path]
+        for depth, name in enumerate(parts if named.get(path) else (*parts, "")):
+            inside[parts[:depth]].add(name)
+    roles = {up: _roles(root.joinpath(*up), names) for up, names in inside.items()}
     images: dict[Path, Place] = {}
     drawn: Masks = defaultdict(list)
-    faults: list[tuple[str, str]] = []
-    for folder in [root] if masks is None else [root, masks]:
-        apart = masks is not None and folder is root
-        files = walk(folder, {_identity(masks)} if masks and apart else set(), faults)
-        named = {path: _MASK_OF.fullmatch(stem_of(path)) for path in files}
-        inside: dict[Place, set[str]] = defaultdict(set)  # what has images, "" for a folder itself
-        inside[()] = {"masks"} if apart else set()
-        for path in files:
-            parts = path.parent.relative_to(folder).parts
-            for depth, name in enumerate(parts if named[path] and not masks else (*parts, "")):
-                inside[parts[:depth]].add(name)
-        kinds = {
-            (*up, name): _kind(folder / Path(*up), name, inside[up])
-            for up in inside
-            for name in inside[up]
-            if name
-        }
-        for path in files:
-            parts, of = path.parent.relative_to(folder).parts, named[path]
-            folders = [kinds[parts[: depth + 1]] for depth in range(len(parts))]
-            place = tuple(name for name, _ in folders if name)
-            is_named = masks is None and (of or any(is_mask for _, is_mask in folders))
-            if folder is masks or is_named:
-                drawn[place, of["of"] if of else stem_of(path)].append(path)
-            else:
-                images[path] = place
-    return images, drawn, faults
+    for path, parts in files.items():
+        if path in unusable:
+            continue
+        along = [roles[parts[:depth]][name] for depth, name in enumerate(parts)]
+        place = tuple(of for of, _ in along if of)
+        match = named.get(path)
+        if match or any(is_mask for _, is_mask in along):
+            drawn[place, match["of"] if match else stem_of(path)].append(path)
+        else:
+            images[path] = place
+    reason = "expected a name in UTF-8, given other bytes: rename it"
+    return images, drawn, [(as_text(path), reason) for path in unusable]
 
 
 def masks_of(image: Path, places: Sequence[Place], drawn: Masks) -> tuple[Path, ...]:
@@ -82,72 +114,39 @@ def masks_of(image: Path, places: Sequence[Place], drawn: Masks) -> tuple[Path, 
     return tuple(next((drawn[key] for key in keys if key in drawn), ()))
 
 
-def natural(name: str) -> list[tuple[int, int | str]]:
-    """Return a key that sorts ``a (2)`` before ``a (10)``."""
-    return [(0, int(p)) if p.isdecimal() else (1, p) for p in re.split(r"(\d+)", name) if p]
+def _roles(folder: Path, names: set[str]) -> dict[str, tuple[str, bool]]:
+    """Return what each sub-folder adds to a place, and whether it has masks.
 
-
-def _kind(folder: Path, name: str, beside: set[str]) -> tuple[str, bool]:
-    """Return what the folder `name` in `folder` adds to a place, and whether it has masks.
-
-    One that is called images, or something_masks, may be a class: those `beside` it tell.
+    One that is called images, or something_masks, may be a class: those beside it tell.
     """
-    of, kind = _split_name(name)
-    if not kind:
-        return name, False
-    siblings = {each: _split_name(each) for each in beside}
-    pictured = {"", *(what for what, other in siblings.values() if other != "mask")}
-    drawn = {
-        each for each, (what, other) in siblings.items() if other == "mask" and what in pictured
+    masks = {name: match["of"] or "" for name in names if (match := _MASK_FOLDER.fullmatch(name))}
+    images = {name: match["of"] or "" for name in names if (match := _IMAGE_FOLDER.fullmatch(name))}
+    pictured = {"", *images.values(), *(names - masks.keys())}
+    masks = {name: of for name, of in masks.items() if of in pictured}
+    roles = {name: (name, False) for name in names} | {
+        name: (of, True) for name, of in masks.items()
     }
-    if name in drawn:
-        return of, True
-    more = sorted(beside - drawn - {name})
-    if kind == "mask" or (not drawn and (of or more)):
-        return name, False
-    if more and not of:
-        raise DataError(
-            f"{folder / name}: expected nothing but masks beside a folder of images, given "
-            f"{more[0] or 'images'}, too: move it, or list the images in a table (.csv)"
-        )
-    return of, False
+    for name, of in images.items():
+        others = sorted(names - masks.keys() - {name})
+        if others and masks and not of:
+            raise DataError(
+                f"{folder / name}: expected nothing but masks beside a folder of images, given "
+                f"{others[0] or 'images'}, too: move it, or list the images in a table (.csv)"
+            )
+        if masks or not (of or others):
+            roles[name] = of, False
+    return roles
 
 
-def _split_name(name: str) -> tuple[str, str]:
-    """Return what a folder is of, and whether of its images or masks.
-
-    Example:
-        >>> [_split_name(name) for name in ("train_masks", "Imgs", "ill")]
-        [('train', 'mask'), ('', 'img'), ('ill', '')]
-    """
-    match = _KIND.fullmatch(name)
-    return (match["of"] or "", match["kind"].lower()) if match else (name, "")
-
-
-def walk(folder: Path, above: set[tuple[int, int]], faults: list[tuple[str, str]]) -> list[Path]:
-    """Return the images in and under `folder`, in order; what is hidden is left out.
-
-    It does not go into the folders `above`.
-    """
-    identity = _identity(folder)
-    if identity in above:
-        return []
-    files, folders = [], []
+def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """Yield the images in and under `folder`, in order, but not in the folders `above`."""
+    real = folder.resolve()
+    if real in above:
+        return
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            folders.append(path)
+            yield from _walk(path, above | {real})
         elif is_image(path):
-            text = as_text(path)
-            if text == str(path):
-                files.append(path)
-            else:
-                faults.append((text, "expected a name in UTF-8, given other bytes: rename it"))
-    return files + [path for each in folders for path in walk(each, {*above, identity}, faults)]
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    """Return what tells a folder from others, whichever link leads to it."""
-    stat = folder.stat()
-    return stat.st_dev, stat.st_ino
+            yield path

@@ -16,11 +16,13 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
+from functools import partial
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
@@ -33,8 +35,9 @@ R = TypeVar("R")
 MEMORY = 6 << 30
 """Bytes that a worker may take; `medduet.data.reading.core` says what a read needs."""
 SECONDS = 120.0
-_CHUNK = 8
+_AHEAD = 4
 _TRANSIENT_ERRORS = (errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
+_starting = threading.Lock()
 
 
 class Transient(str):
@@ -53,24 +56,23 @@ class WorkerPool:
         >>> import math
         >>> with WorkerPool(1) as pool:
         ...     list(pool.map(math.sqrt, [4, -1]))
-        [(0, 2.0), (1, 'ValueError: math domain error')]
+        [2.0, 'ValueError: math domain error']
     """
 
     def __init__(
         self, processes: int | None = None, *, memory: int = MEMORY, seconds: float = SECONDS
     ) -> None:
         self.processes = processes or len(os.sched_getaffinity(0))
-        self._memory, self._seconds = memory, seconds
-        self._lock = threading.Lock()
+        self._seconds, self._lock = seconds, threading.Lock()
+        self._new_pool = partial(
+            ProcessPool, self.processes, initializer=_start, initargs=[memory], context=_Context()
+        )
         self._pool = self._new_pool()
 
     def __enter__(self) -> WorkerPool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         """Stop the workers, whatever they are at."""
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
@@ -85,51 +87,44 @@ class WorkerPool:
         Raises:
             DataError: workers don't start.
         """
-        for _ in range(2):
-            try:
-                return self._submit(function, [item]).result()[0]
-            except TimeoutError:
-                return Transient(f"not read within {self._seconds:g} s")
-            except ProcessExpired as error:
-                return _death(error.exitcode)
-            except BrokenProcessPool as error:  # also if workers died when they had nothing to do
-                reason = error
-        raise DataError(f"the processes that read files don't start: {reason}") from reason
+        return next(self.map(function, [item]))
 
-    def map(self, function: Callable[[T], R], items: Sequence[T]) -> Iterator[tuple[int, R | str]]:
-        """Yield the number of each item, in order, and what `call` would return for it.
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | str]:
+        """Yield what `call` would return for each item, in order."""
+        waiting: deque[tuple[T, ProcessFuture[R | str]]] = deque()
+        for item in items:
+            waiting.append((item, self._submit(function, item)))
+            if len(waiting) > _AHEAD * self.processes:
+                yield self._result(function, *waiting.popleft())
+        while waiting:
+            yield self._result(function, *waiting.popleft())
 
-        Items are sent in chunks. Where one costs its worker, each of its chunk is tried alone: that
-        finds the one, and once more, since the system may have killed the worker.
-        """
-        size = max(1, min(_CHUNK, len(items) // (4 * self.processes)))
-        chunks = [items[start : start + size] for start in range(0, len(items), size)]
-        futures: deque[ProcessFuture[list[R | str]]] = deque()
-        for place, chunk in enumerate(chunks):
-            while len(futures) < min(2 * self.processes, len(chunks) - place):
-                futures.append(self._submit(function, chunks[place + len(futures)]))
-            try:
-                results = futures.popleft().result()
-            except (TimeoutError, ProcessExpired, BrokenProcessPool):
-                results = [self.call(function, item) for item in chunk]
-            yield from enumerate(results, start=place * size)
-
-    def _new_pool(self) -> ProcessPool:
-        return ProcessPool(
-            self.processes, initializer=_start, initargs=[self._memory], context=_Context()
-        )
-
-    def _submit(
-        self, function: Callable[[T], R], items: Sequence[T]
-    ) -> ProcessFuture[list[R | str]]:
+    def _submit(self, function: Callable[[T], R], item: T) -> ProcessFuture[R | str]:
         with self._lock:
-            if not self._pool.active:
-                self.close()
+            if not self._pool.active:  # its workers died when they had nothing to do
+                self.__exit__()
                 self._pool = self._new_pool()
-            return self._pool.schedule(_attempt, args=[function, items], timeout=self._seconds)
+            return self._pool.schedule(_attempt, args=[function, item], timeout=self._seconds)
 
-
-_starting = threading.Lock()
+    def _result(
+        self, function: Callable[[T], R], item: T, future: ProcessFuture[R | str]
+    ) -> R | str:
+        """Wait for a result; an item whose worker died is tried once more."""
+        try:
+            try:
+                return future.result()
+            except (ProcessExpired, BrokenProcessPool):
+                return self._submit(function, item).result()
+        except TimeoutError:
+            return Transient(f"not read within {self._seconds:g} s")
+        except ProcessExpired as error:
+            if error.exitcode >= 0:
+                return f"not read: its reader ended with code {error.exitcode}"
+            reason = f"not read: its reader died of {signal.Signals(-error.exitcode).name}"
+            # SIGKILL is how the system frees memory.
+            return Transient(reason) if error.exitcode == -signal.SIGKILL else reason
+        except BrokenProcessPool as error:
+            raise DataError(f"the processes that read files don't start: {error}") from error
 
 
 class _Process(SpawnProcess):
@@ -137,15 +132,13 @@ class _Process(SpawnProcess):
 
     @staticmethod
     def _Popen(process_obj: Any) -> Any:  # noqa: N802  (the name is multiprocessing's)
-        main = vars(sys.modules["__main__"])
         with _starting:
-            before = {name: main[name] for name in ("__spec__", "__file__") if name in main}
-            main.update(__spec__=None, __file__=None)
+            main = sys.modules["__main__"]
+            sys.modules["__main__"] = ModuleType("__main__")
             try:
                 return SpawnProcess._Popen(process_obj)
             finally:
-                del main["__file__"]  # a notebook has none, and Ray asks
-                main.update(before)
+                sys.modules["__main__"] = main
 
 
 class _Context(SpawnContext):
@@ -173,30 +166,16 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _attempt(function: Callable[[T], R], items: Sequence[T]) -> list[R | str]:
-    """Call the function in the worker with each item."""
-    return [_result(function, item) for item in items]
-
-
-def _result(function: Callable[[T], R], item: T) -> R | str:
-    """Call the function; whatever is wrong with a file becomes one line."""
+def _attempt(function: Callable[[T], R], item: T) -> R | str:
+    """Call the function in the worker; whatever is wrong with a file becomes one line."""
     try:
         return function(item)
     except BaseException as error:
+        cause = error.__cause__ or error  # readers name the file and keep what was behind it
         reason = " ".join(str(error).split())
         if isinstance(error, MemoryError):
             reason = "not read: it needs more memory than a reader may take"
         elif not isinstance(error, MedDuetError):
             reason = f"{type(error).__name__}: {reason}"
-        cause = error.__cause__ or error  # readers name the file and keep what was behind it
-        passes = isinstance(cause, MemoryError) or (
-            isinstance(cause, OSError) and cause.errno in _TRANSIENT_ERRORS
-        )
-        return Transient(reason) if passes else reason
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"not read: its reader ended with code {code}"
-    reason = f"not read: its reader died of {signal.Signals(-code).name}"
-    return Transient(reason) if code == -signal.SIGKILL else reason  # as the system does
+        passes = getattr(cause, "errno", None) in _TRANSIENT_ERRORS
+        return Transient(reason) if passes or isinstance(cause, MemoryError) else reason

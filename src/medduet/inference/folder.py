@@ -16,10 +16,8 @@ from typing import Any
 
 from medduet.config import Device
 from medduet.data.cache import ProgressFactory, counted
-from medduet.data.folders import images_and_masks
-from medduet.data.reading.core import ReadOptions
+from medduet.data.folders import images_and_masks, stem_of
 from medduet.data.reading.images import Picture, read_pictures
-from medduet.data.reading.names import stem_of
 from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
 from medduet.inference.prediction import Prediction
@@ -261,10 +259,6 @@ def _read_journal(path: Path, files: Sequence[InputFile]) -> dict[str, dict[str,
     return done
 
 
-def _pictures(path: Path, options: ReadOptions) -> list[Picture]:
-    return list(read_pictures(path, options))
-
-
 def _predict(
     predictor: Predictor,
     files: Sequence[InputFile],
@@ -284,35 +278,31 @@ def _predict(
         (writer.out / JOURNAL).open("a", encoding="utf-8") as journal,
         WorkerPool(None if len(files) > _FEW else 1) as pool,
     ):
-        function = partial(_pictures, options=predictor.options)
-        read = pool.map(function, [file.path for file in files])
-        for number, predictions in _predicted(predictor, read):
-            file = files[number]
+        read = partial(read_pictures, options=predictor.options)
+        results = _predicted(predictor, pool.map(read, [file.path for file in files]))
+        for file, stamp, predictions in zip(files, stamps, results, strict=True):
             rows = writer.write(file, predictions)
-            entry = {"file": file.name, "stamp": stamps[number], "rows": finite(rows)}
+            entry = {"file": file.name, "stamp": stamp, "rows": finite(rows)}
             journal.write(json.dumps(entry) + "\n")
             journal.flush()
             done[file.name] = entry
-            count(stamps[number][0])
+            count(stamp[0])
             if stop.is_set():
                 break
 
 
 def _predicted(
-    predictor: Predictor, read: Iterator[tuple[int, list[Picture] | str]]
-) -> Iterator[tuple[int, list[Prediction] | str]]:
+    predictor: Predictor, read: Iterator[list[Picture] | str]
+) -> Iterator[list[Prediction] | str]:
     """Yield the predictions file by file; frames of several files are computed together."""
-    group: list[tuple[int, list[Picture] | str]] = []
+    group: list[list[Picture] | str] = []
     for item in chain(read, [None]):
         if item is not None:
             group.append(item)
-        pictures = [each for _, file in group if not isinstance(file, str) for each in file]
+        pictures = [each for file in group if not isinstance(file, str) for each in file]
         size = sum(picture.whole.nbytes for picture in pictures)
         if item is None or len(pictures) >= predictor.batch_size or size >= _BYTES_TOGETHER:
             predictions = iter(predictor.predict_pictures(pictures))
-            for number, file in group:
-                if isinstance(file, str):
-                    yield number, file
-                else:
-                    yield number, list(islice(predictions, len(file)))
+            for file in group:
+                yield file if isinstance(file, str) else list(islice(predictions, len(file)))
             group = []

@@ -14,9 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from medduet.data.reading.core import Frame, checked_array
 from medduet.data.reading.images import Picture, picture_of, read_pictures
-from medduet.data.reading.raster import frame_of
 from medduet.data.reading.shape import restore_map, restore_mask
 from medduet.errors import ConfigError, DataError, ModelError
 from medduet.inference.exported import BatchPrediction, ExportedModel, is_exported
@@ -151,7 +149,7 @@ class Predictor:
             DataError: it can't be read, or has several frames: those are for `predict`.
             MissingFileError: there is no such file.
         """
-        pictures = list(islice(self.read(image), 2))
+        pictures = self.read(image)
         if len(pictures) > 1:
             raise DataError(f"{image}: expected one image, given a file of several: use predict")
         return self.predict_pictures(pictures)[0]
@@ -169,8 +167,8 @@ class Predictor:
         while batch := list(islice(pictures, self.batch_size)):
             yield from self.predict_pictures(batch)
 
-    def read(self, image: ImageLike, name: str = "image") -> Iterator[Picture]:
-        """Yield the frames of an image as the network takes them and as people see them.
+    def read(self, image: ImageLike, name: str = "image") -> list[Picture]:
+        """Return the frames of an image as the network takes them and as people see them.
 
         Args:
             image: what to read.
@@ -182,10 +180,8 @@ class Predictor:
         """
         if isinstance(image, str | Path):
             return read_pictures(Path(image), self.options)
-        if isinstance(image, np.ndarray):
-            return iter([picture_of(Frame(checked_array(name, image)), None, self.options)])
-        if isinstance(image, Image.Image):
-            return iter([picture_of(frame_of(image), None, self.options)])
+        if isinstance(image, np.ndarray | Image.Image):
+            return [picture_of(image, self.options, name)]
         if hasattr(image, "seek"):
             return read_pictures(Path(name), self.options, image)
         raise DataError(

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medduet.data.reading.nifti import HEADER_SIZE
-from medduet.data.reading.opening import is_dicom
+from medduet.data.reading.opening import HEAD, kind_of
 from medduet.errors import MedDuetError
 from medduet.inference.overlays import heatmap_png, mask_png, overlay_png
 from medduet.inference.prediction import Prediction
@@ -130,6 +129,6 @@ def _is_dicom(path: Path) -> bool:
     """Return whether a file that was read is DICOM, with a preamble or without."""
     try:
         with path.open("rb") as file:
-            return is_dicom(file.read(HEADER_SIZE))
+            return kind_of(file.read(HEAD)) == "DICOM"
     except OSError:
         return False

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 from collections.abc import AsyncGenerator
 from functools import partial
+from pathlib import Path
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -13,8 +15,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from medduet.data.reading.core import ReadOptions
-from medduet.data.reading.images import Picture, probe_content, read_content
-from medduet.data.reading.opening import kind_of, start_of
+from medduet.data.reading.images import Picture, probe, read_pictures
+from medduet.data.reading.opening import HEAD, kind_of, start_of
 from medduet.data.workers import WorkerPool
 from medduet.serve.limits import LEAST_SIDE, Seat
 
@@ -26,7 +28,7 @@ _RAW = (
     "application/x-www-form-urlencoded",  # curl --data-binary without a header
 )
 _ENVELOPE = 1 << 16  # bytes of a form around its file
-_HEAD = 140  # bytes by which the kind of a file is detected
+_SENT = Path("image")  # what messages call it
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients get its errors
 
 
@@ -107,9 +109,10 @@ async def decode(content: bytes, options: ReadOptions, seat: Seat, readers: Work
         HTTPException: 413, it has too many pixels; 415, it is of another kind; 422, it can't be
             read, is too small, or has several frames.
     """
-    if kind_of(content[:_HEAD]) is None:
-        raise HTTPException(415, f"expected {_KINDS}, given {start_of(content[:_HEAD])}")
-    facts = await asyncio.to_thread(readers.call, probe_content, content)
+    if kind_of(content[:HEAD]) in (None, "NIfTI"):
+        raise HTTPException(415, f"expected {_KINDS}, given {start_of(content)}")
+    file = io.BytesIO(content)
+    facts = await asyncio.to_thread(readers.call, partial(probe, _SENT), file)
     if isinstance(facts, str):
         raise HTTPException(422, facts)
     frames, _, height, width = facts
@@ -122,8 +125,8 @@ async def decode(content: bytes, options: ReadOptions, seat: Seat, readers: Work
     if frames > 1:
         raise HTTPException(422, f"expected one image, given a file of {frames} frames")
     seat.hold(pixels=height * width)
-    read = partial(read_content, options=options)
-    pictures = await asyncio.to_thread(readers.call, read, content)
+    read = partial(read_pictures, _SENT, options)
+    pictures = await asyncio.to_thread(readers.call, read, file)
     if isinstance(pictures, str):
         raise HTTPException(422, pictures)
     return pictures[0]

@@ -14,13 +14,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from medduet.errors import DataError, MedDuetError, one_line
 
 MAX_FRAME_PIXELS = 1 << 26
-MAX_FILE_PIXELS = 1 << 28
+_MAX_FILE_PIXELS = 1 << 28
 MAX_FRAMES = 1 << 12
 
 
@@ -69,11 +68,6 @@ class Frame(NamedTuple):
     shown: tuple[float, float] | None = None
     inverted: bool = False
 
-    @property
-    def is_stretched(self) -> bool:
-        """Whether it is shown from the smallest to the largest value of the file."""
-        return self.shown is None and self.values.dtype != np.uint8
-
 
 class Source(NamedTuple):
     """An open file.
@@ -92,12 +86,7 @@ class Source(NamedTuple):
 
 
 def limits_of(window: tuple[float, float]) -> tuple[float, float]:
-    """Return the values that a window of centre and width shows as black and as white.
-
-    Example:
-        >>> limits_of((40, 400))
-        (-160.0, 240.0)
-    """
+    """Return the values that a window of centre and width shows as black and as white."""
     centre, width = window
     return centre - width / 2, centre + width / 2
 
@@ -123,42 +112,18 @@ def checked(path: Path, facts: Facts) -> Facts:
         raise refusal(path, "an image", f"{frames} frames of {height} x {width} pixels")
     if height * width > MAX_FRAME_PIXELS:
         raise refusal(path, f"at most {MAX_FRAME_PIXELS} pixels", f"{height} x {width}")
-    if frames > MAX_FRAMES:
-        raise refusal(path, f"at most {MAX_FRAMES} frames", str(frames))
-    if frames * height * width > MAX_FILE_PIXELS:
-        given = f"{frames} frames of {height} x {width}"
-        raise refusal(path, f"at most {MAX_FILE_PIXELS} pixels in all", given)
+    if frames > min(MAX_FRAMES, _MAX_FILE_PIXELS // (height * width)):
+        expected = f"at most {MAX_FRAMES} frames and {_MAX_FILE_PIXELS} pixels in all"
+        raise refusal(path, expected, f"{frames} frames of {height} x {width}")
     return facts
 
 
-def checked_array(name: str, values: NDArray[Any]) -> NDArray[Any]:
-    """Return `values` if they are an image ``(H, W)`` of real numbers or ``(H, W, 3)`` of uint8.
-
-    Example:
-        >>> import numpy as np
-        >>> checked_array("a", np.zeros(2))
-        Traceback (most recent call last):
-        medduet.errors.DataError: a: expected (H, W), or (H, W, 3) of uint8, given (2,) of float64
-    """
-    grey, colour = values.ndim == 2, values.ndim == 3 and values.shape[2] == 3
-    if not (grey and values.dtype.kind in "buif") and not (colour and values.dtype == np.uint8):
-        given = f"{values.shape} of {values.dtype}"
-        raise refusal(Path(name), "(H, W), or (H, W, 3) of uint8", given)
-    checked(Path(name), Facts(1, 3 if colour else 1, *values.shape[:2]))
-    return values.astype(np.uint8) * 255 if values.dtype == np.bool_ else values
-
-
 def needed(module: str, path: Path) -> Any:
-    """Return `module`, which only some files need.
-
-    Raises:
-        DataError: says how to install it.
-    """
+    """Return `module`, which only some files need; a DataError says how to install it."""
     try:
         return import_module(module)
     except ImportError as error:
-        name = module.partition(".")[0]
-        expected = f'{name} to be installed (pip install "medduet[medical]")'
+        expected = f'{module.partition(".")[0]} to be installed (pip install "medduet[medical]")'
         raise refusal(path, expected, str(error)) from error
 
 
@@ -174,8 +139,6 @@ def errors_named(path: Path) -> Iterator[None]:
             yield
     except (MedDuetError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except MemoryError as error:
-        raise refusal(path, "a file that fits into memory", "a larger one") from error
     # Decoders fail on broken files with errors of any kind, IndexError and RecursionError included;
     # those in Rust panic, which is a BaseException.
     except BaseException as error:

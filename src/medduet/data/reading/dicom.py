@@ -22,30 +22,33 @@ _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE CO
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 
 
-def open_dicom(path: Path, file: BinaryIO, has_preamble: bool) -> Source:
-    """Return an open DICOM file; one without preamble has to have pixels."""
-    pydicom = needed("pydicom", path)
-    needed("pydicom.pixels", path)
-    header = _read(pydicom, file, has_preamble, pixels=False)
+def open_dicom(path: Path, file: BinaryIO) -> Source:
+    """Return an open DICOM file, with a preamble or without."""
+    pixels = needed("pydicom.pixels", path)
+    header = _read(path, file, stop_before_pixels=True)
     facts = _facts(path, header)
 
     def stored() -> Iterator[NDArray[Any]]:
-        yield from _pixels(path, _read(pydicom, file, has_preamble, pixels=True), facts)
+        for values in pixels.iter_pixels(_read(path, file)):
+            if values.shape[:2] != (facts.height, facts.width):
+                raise refusal(path, f"{facts.height} x {facts.width} pixels", str(values.shape))
+            yield values
 
     def frames(window: tuple[float, float] | None) -> Iterator[Frame]:
         for number, values in enumerate(stored()):
             if facts.channels == 3:
-                yield Frame(_colours(path, header, values))
+                yield Frame(_colours(path, pixels, header, values))
             else:
-                yield _grey(pydicom, header, number, values, window)
+                yield _grey(pixels, header, number, values, window)
 
     return Source(facts, frames, stored)
 
 
-def _read(pydicom: Any, file: BinaryIO, has_preamble: bool, *, pixels: bool) -> Any:
+def _read(path: Path, file: BinaryIO, **options: bool) -> Any:
     """Return the data set of a file."""
+    pydicom = needed("pydicom", path)
     file.seek(0)
-    data = pydicom.dcmread(file, stop_before_pixels=not pixels, force=not has_preamble)
+    data = pydicom.dcmread(file, force=True, **options)
     if "TransferSyntaxUID" not in data.file_meta:
         implicit, little = data.original_encoding
         uid = pydicom.uid
@@ -60,31 +63,18 @@ def _facts(path: Path, header: Any) -> Facts:
     if not rows or not columns:
         what = header.get("Modality") or "data"
         raise refusal(path, "a DICOM image", f"{what} without rows and columns")
-    colour = photometric in _COLOURS
-    if not colour and photometric not in _GREYS:
+    if photometric not in _COLOURS + _GREYS:
         raise refusal(path, f"one of {', '.join(_GREYS + _COLOURS)}", str(photometric))
-    if int(samples or 1) != (3 if colour and photometric != "PALETTE COLOR" else 1):
+    channels = 3 if photometric in _COLOURS else 1
+    if int(samples or 1) != (1 if photometric == "PALETTE COLOR" else channels):
         raise refusal(path, f"another number of channels for {photometric}", str(samples))
     frames = int(header.get("NumberOfFrames") or 1)
-    return checked(path, Facts(frames, 3 if colour else 1, int(rows), int(columns)))
+    return checked(path, Facts(frames, channels, int(rows), int(columns)))
 
 
-def _pixels(path: Path, data: Any, facts: Facts) -> Iterator[NDArray[Any]]:
-    """Decode the frames one by one: ``(H, W)`` or ``(H, W, 3)``."""
-    samples = int(data.get("SamplesPerPixel") or 1)
-    expected = (facts.height, facts.width, *((samples,) * (samples > 1)))
-    count = 0
-    for count, values in enumerate(needed("pydicom.pixels", path).iter_pixels(data), start=1):
-        if count > facts.frames or values.shape != expected:
-            raise refusal(path, f"{facts.frames} frames of {expected}", f"one of {values.shape}")
-        yield values
-    if count != facts.frames:
-        raise refusal(path, f"{facts.frames} frames", str(count))
-
-
-def _colours(path: Path, header: Any, values: NDArray[Any]) -> NDArray[np.uint8]:
+def _colours(path: Path, pixels: Any, header: Any, values: NDArray[Any]) -> NDArray[np.uint8]:
     if header.PhotometricInterpretation == "PALETTE COLOR":
-        values = needed("pydicom.pixels", path).apply_color_lut(values, header)[..., :3]
+        values = pixels.apply_color_lut(values, header)[..., :3]
         if values.dtype == np.uint16:
             values = (values >> 8).astype(np.uint8)
     if values.dtype != np.uint8:
@@ -93,7 +83,7 @@ def _colours(path: Path, header: Any, values: NDArray[Any]) -> NDArray[np.uint8]
 
 
 def _grey(
-    pydicom: Any,
+    pixels: Any,
     header: Any,
     number: int,
     values: NDArray[Any],
@@ -109,12 +99,12 @@ def _grey(
     slope = float(rescale.get("RescaleSlope") or 1)
     intercept = float(rescale.get("RescaleIntercept") or 0)
     if "ModalityLUTSequence" in header:
-        values, as_it_is = pydicom.pixels.apply_modality_lut(values, header), False
+        values, as_it_is = pixels.apply_modality_lut(values, header), False
     elif (slope, intercept) != (1, 0):
         values, as_it_is = values * np.float32(slope) + np.float32(intercept), False
     if window is not None:
         return Frame(values, limits_of(window), inverted)
-    if frame := _of_interest(pydicom, header, number, values):
+    if frame := _of_interest(pixels, header, number, values):
         return frame._replace(inverted=inverted)
     if as_it_is:
         return Frame((1 << bits) - 1 - values if inverted else values)
@@ -122,13 +112,13 @@ def _grey(
     return Frame(values.astype(np.float32) if values.itemsize == 1 else values, None, inverted)
 
 
-def _of_interest(pydicom: Any, header: Any, number: int, values: NDArray[Any]) -> Frame | None:
+def _of_interest(pixels: Any, header: Any, number: int, values: NDArray[Any]) -> Frame | None:
     """Return the values with the first table or window applied, if there is one."""
     if "VOILUTSequence" in header:
         # Not uint8, in which pydicom would look up places beyond 255, too.
         whole = np.rint(values).astype(np.int32)
         bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
-        return Frame(pydicom.pixels.apply_voi(whole, header, index=0), (0, (1 << bits) - 1))
+        return Frame(pixels.apply_voi(whole, header, index=0), (0, (1 << bits) - 1))
     voi = _of_frame(header, number, "FrameVOILUTSequence")
     if voi.get("WindowCenter") is None or not voi.get("WindowWidth"):
         return None
@@ -151,8 +141,7 @@ def _of_frame(header: Any, number: int, name: str) -> Any:
     """Return the item that holds what belongs to a frame: its own, the shared one or the file."""
     frames = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []
-    for groups in (frames[number : number + 1], shared[:1]):
-        for group in groups:
-            if sequence := group.get(name):
-                return sequence[0]
+    for group in [*frames[number : number + 1], *shared[:1]]:
+        if sequence := group.get(name):
+            return sequence[0]
     return header

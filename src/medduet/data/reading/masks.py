@@ -13,7 +13,7 @@ from medduet.data.reading.core import Facts, ReadOptions, refusal
 from medduet.data.reading.opening import opened
 from medduet.data.reading.shape import fitted_mask
 
-MAX_CLASS = 63
+_MAX_CLASS = 63
 _WHITE = 128
 _SHOWN = 5
 
@@ -37,38 +37,26 @@ def read_mask(paths: Sequence[Path], like: Facts, options: ReadOptions) -> NDArr
         DataError: names the file.
         MissingFileError: if there is no such file.
     """
-    united = np.zeros((like.frames, *options.sides), np.uint8)
-    for path in paths:
-        np.maximum(united, _read_one(path, like, options), out=united)
+    united: NDArray[np.uint8] = np.max([_read_one(x, like, options) for x in paths], axis=0)
     return united
 
 
 def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8]:
     with opened(path) as source:
-        of_mask, of_image = source.facts._replace(channels=1), like._replace(channels=1)
-        if of_mask != of_image:
-            raise refusal(
-                path,
-                f"a mask of {_shape_text(of_image)} (height x width) as the image",
-                _shape_text(of_mask),
-            )
-        result = np.zeros((like.frames, *options.sides), np.int16)
-        present: set[int] = set()
-        for number, values in enumerate(source.stored()):
-            classes = _integers(path, values)
-            present.update(np.unique(classes).tolist())
-            if len(present) > 1 << 16:
-                raise refusal(path, "a mask of few classes", f"{len(present)} different values")
-            result[number] = np.clip(fitted_mask(classes, options), -1, 255)
-        levels = sorted(present)
-        if levels[0] >= 0 and levels[-1] <= MAX_CLASS:
-            return result.astype(np.uint8)
-        two = len(levels) <= 2 and (len(levels) == 1 or levels[0] < _WHITE)
-        if levels[0] >= 0 and levels[-1] >= _WHITE and (two or source.lossy):
-            return (result >= _WHITE).astype(np.uint8)
-        shown = ", ".join(map(str, levels[:_SHOWN])) + ", ..." * (len(levels) > _SHOWN)
-        expected = f"classes of 0 to {MAX_CLASS}, or black and white (0 and 255)"
-        raise refusal(path, expected, f"values {shown} up to {levels[-1]}")
+        if source.facts._replace(channels=like.channels) != like:
+            expected = f"a mask of {_shape_text(like)} (height x width) as the image"
+            raise refusal(path, expected, _shape_text(source.facts))
+        frames = [_integers(path, values) for values in source.stored()]
+        values = np.unique(np.concatenate([np.unique(frame) for frame in frames]))
+        fitted = np.stack([fitted_mask(frame, options) for frame in frames])
+        if values[0] >= 0 and values[-1] <= _MAX_CLASS:
+            return fitted.astype(np.uint8)
+        two = len(values) == 1 or (len(values) == 2 and values[0] < _WHITE)
+        if values[0] >= 0 and values[-1] >= _WHITE and (two or source.lossy):
+            return (fitted >= _WHITE).astype(np.uint8)
+        shown = ", ".join(map(str, values[:_SHOWN])) + ", ..." * (len(values) > _SHOWN)
+        expected = f"classes of 0 to {_MAX_CLASS}, or black and white (0 and 255)"
+        raise refusal(path, expected, f"values {shown} up to {values[-1]}")
 
 
 def _integers(path: Path, values: NDArray[Any]) -> NDArray[Any]:
@@ -77,14 +65,12 @@ def _integers(path: Path, values: NDArray[Any]) -> NDArray[Any]:
         if (values != values[:, :, :1]).any():
             raise refusal(path, "a mask in grey or with a palette", "one with colours")
         values = values[:, :, 0]
-    if values.dtype.kind == "f":
-        if not np.isfinite(values).all() or (np.abs(values) > 1 << 31).any():
-            raise refusal(path, "whole numbers", "values that are not finite")
-        whole: NDArray[np.int64] = np.rint(values).astype(np.int64)
-        if (whole != values).any():
-            raise refusal(path, "whole numbers", f"{values[whole != values][0]}")
-        return whole
-    return values
+    if values.dtype.kind != "f":
+        return values
+    if not (whole := np.isfinite(values) & (values == np.rint(values))).all():
+        raise refusal(path, "whole numbers", f"{values[~whole][0]}")
+    classes: NDArray[np.int32] = np.clip(values, -1, 1 << 16).astype(np.int32)
+    return classes
 
 
 def _shape_text(facts: Facts) -> str:

@@ -7,7 +7,6 @@ patient is on the left of the image. So frame ``k`` is ``volume[::-1, ::-1, k].T
 
 from __future__ import annotations
 
-import gzip
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,26 +17,17 @@ from numpy.typing import NDArray
 
 from medduet.data.reading.core import Facts, Frame, Source, checked, limits_of, needed, refusal
 
-HEADER_SIZE = 540  # of NIfTI-2; that of NIfTI-1 is 348
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it tells what it mends itself
 
 
-def is_nifti(head: bytes) -> bool:
-    """Return whether a file that starts with `head` is NIfTI in one file."""
-    return head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
-
-
-def open_nifti(path: Path, file: BinaryIO | gzip.GzipFile) -> Source:
-    """Return an open NIfTI file; one that is gzipped is unpacked as it is read."""
-    file.seek(0)
-    is_first = file.read(HEADER_SIZE)[344:348] == b"n+1\0"
-    needed("nibabel.imageglobals", path).logger.setLevel(logging.CRITICAL)  # what it mends itself
+def open_nifti(path: Path, file: BinaryIO) -> Source:
+    """Return an open NIfTI file, which may be unpacked as it is read."""
     nibabel = needed("nibabel", path)
+    is_first = file.read(348).endswith(b"n+1\0")
     file.seek(0)
     image = (nibabel.Nifti1Image if is_first else nibabel.Nifti2Image).from_stream(file)
     shape = tuple(map(int, image.shape))
-    if len(shape) > 3 and set(shape[3:]) == {1}:
-        shape = shape[:3]
-    if not 2 <= len(shape) <= 3:
+    if not 2 <= len(shape) <= 3 and set(shape[3:]) != {1}:
         raise refusal(path, "a volume of 3 axes", f"one of {' x '.join(map(str, shape))}")
     shape = (*shape, 1)[:3]
     dtype = image.get_data_dtype()

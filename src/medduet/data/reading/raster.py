@@ -26,31 +26,25 @@ from medduet.data.reading.core import (
     refusal,
 )
 
-_ORIENTATION, _WHITE_IS_ZERO, _BITS, _COMPRESSION = 274, 262, 258, 259
+_ORIENTATION, _WHITE_IS_ZERO, _COMPRESSION = 274, 262, 259
 _JPEG_IN_TIFF = (6, 7)
 _TURNED = (5, 6, 7, 8)  # values of EXIF's orientation by which height and width change places
 
 
 def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
     """Return an open file of the kind that Pillow calls `kind`."""
-    file.seek(24)
-    depth_and_kind = file.read(2)  # of a PNG
-    file.seek(0)
     image = Image.open(file, formats=[kind])
     # Here already, since Pillow decodes a PNG to look for EXIF behind its pixels.
     checked(path, Facts(1, 1, image.height, image.width))
-    bits = max(_tag(image, _BITS, (1,))) if image.mode in ("RGB", "RGBA") else 1
-    if kind == "PNG" and depth_and_kind[0] == 16 and depth_and_kind[1] != 0:
-        bits = 16
-    if bits > 8:  # Pillow keeps the upper 8: dark, if the values have 12 bits
-        raise refusal(path, "8 bits per colour or 16 bits of grey", f"{bits} bits per colour")
+    deep = _is_deep(image)
+    if not deep and ";16" in str(image.tile):  # Pillow keeps the upper 8: dark, if 12 are used
+        raise refusal(path, "8 bits per colour or 16 bits of grey", "16 bits per colour")
     pages = _count_pages(path, image) if kind == "TIFF" else 1
     height, width = image.height, image.width
     # Pillow has the size of a TIFF right before it is turned.
     if kind != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED:
         height, width = width, height
     facts = checked(path, Facts(pages, 3 if _is_colour(image) else 1, height, width))
-    deep = _is_deep(image)
 
     def decoded(stored: bool) -> Iterator[NDArray[Any]]:
         for page in range(pages):
@@ -58,7 +52,7 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
                 image.seek(page)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            yield _values(image, indexed=stored)
+            yield values_of(image, indexed=stored)
 
     def frames(window: tuple[float, float] | None) -> Iterator[Frame]:
         for values in decoded(stored=False):
@@ -70,35 +64,8 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
     return Source(facts, frames, lambda: decoded(stored=True), lossy)
 
 
-def frame_of(image: Image.Image) -> Frame:
-    """Return an image of Pillow as a frame, turned as its EXIF says.
-
-    Example:
-        >>> frame_of(Image.new("RGB", (4, 2))).values.shape
-        (2, 4, 3)
-    """
-    image.load()  # a TIFF is turned by that
-    is_turned = image.getexif().get(_ORIENTATION, 1) != 1
-    return Frame(_values(ImageOps.exif_transpose(image) if is_turned else image, indexed=False))
-
-
-def _tag(image: Image.Image, number: int, default: Any) -> Any:
-    return getattr(image, "tag_v2", {}).get(number, default)
-
-
-def _is_deep(image: Image.Image) -> bool:
-    return image.mode in ("I", "F") or image.mode.startswith("I;16")
-
-
-def _is_colour(image: Image.Image) -> bool:
-    if image.mode in ("P", "PA"):
-        colours = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-        return bool((colours != colours[:, :1]).any())
-    return not _is_deep(image) and image.mode not in ("1", "L", "LA", "La")
-
-
-def _values(image: Image.Image, indexed: bool) -> NDArray[Any]:
-    """Return the pixels of a page: ``(H, W)``, or ``(H, W, 3)`` uint8.
+def values_of(image: Image.Image, *, indexed: bool = False) -> NDArray[Any]:
+    """Return the pixels of an image: ``(H, W)``, or ``(H, W, 3)`` uint8.
 
     With `indexed` the values of a palette of colours are its indices, which are the classes of
     masks that are kept so.
@@ -115,6 +82,21 @@ def _values(image: Image.Image, indexed: bool) -> NDArray[Any]:
         image = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)
         image = image.convert("RGB")
     return np.asarray(image.convert("RGB" if colour else "L"))
+
+
+def _tag(image: Image.Image, number: int, default: Any) -> Any:
+    return getattr(image, "tag_v2", {}).get(number, default)
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _is_colour(image: Image.Image) -> bool:
+    if image.mode in ("P", "PA"):
+        colours = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        return bool((colours != colours[:, :1]).any())
+    return not _is_deep(image) and image.mode not in ("1", "L", "LA", "La")
 
 
 def _count_pages(path: Path, image: Image.Image) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,12 +12,35 @@ from medduet.data.pixels import resize_image, resize_mask, to_grey
 from medduet.data.reading.core import Frame, ReadOptions
 
 
-def value_range(values: NDArray[Any]) -> tuple[float, float] | None:
-    """Return the smallest and the largest finite value, or None if there is none."""
-    if values.dtype.kind != "f":
-        return float(values.min()), float(values.max())
-    finite = values[np.isfinite(values)]
-    return (float(finite.min()), float(finite.max())) if finite.size else None
+def levels(
+    frames: Sequence[Frame], channels: Literal[1, 3]
+) -> Iterator[NDArray[np.uint8] | NDArray[np.float32]]:
+    """Yield the frames of a file from 0 to 255 at their own size.
+
+    They are ``(H, W)``, or ``(H, W, 3)`` if in colour, which 1 channel turns to grey.
+
+    Raises:
+        ValueError: there is no finite value to stretch them by.
+    """
+    stretched = [
+        frame.values for frame in frames if frame.shown is None and frame.values.dtype != np.uint8
+    ]
+    limits = _extremes(stretched) if stretched else None
+    for frame in frames:
+        values = frame.values
+        shown = limits if frame.shown is None and values.dtype != np.uint8 else frame.shown
+        if shown is not None:
+            values = scaled(values, *shown)
+            values = 255 - values if frame.inverted else values
+        yield to_grey(values) if values.ndim == 3 and channels == 1 else values
+
+
+def _extremes(frames: Sequence[NDArray[Any]]) -> tuple[float, float]:
+    finite = [values[np.isfinite(values)] for values in frames]
+    if not any(values.size for values in finite):
+        raise ValueError("none of its values is a finite number")
+    lows, highs = zip(*((each.min(), each.max()) for each in finite if each.size), strict=True)
+    return float(min(lows)), float(max(highs))
 
 
 def scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
@@ -29,33 +53,13 @@ def scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.float32]
     if not high > low:
         return np.zeros(values.shape, np.float32)
     result = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
-    result = np.nan_to_num(result, nan=0) if values.dtype.kind == "f" else result
-    return result.astype(np.float32)
-
-
-def levels(
-    frame: Frame, limits: tuple[float, float] | None, channels: Literal[1, 3]
-) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Return a frame from 0 to 255 at its own size, ``(H, W)``, or ``(H, W, 3)`` if in colour.
-
-    Args:
-        frame: what was read.
-        limits: the smallest and the largest value of its file, for frames that are stretched.
-        channels: 1 turns colours to grey.
-    """
-    values: NDArray[Any] = frame.values
-    if frame.is_stretched or frame.shown is not None:
-        values = scaled(values, *(frame.shown or limits or value_range(values) or (0.0, 0.0)))
-        values = 255 - values if frame.inverted else values
-    if values.ndim == 3 and channels == 1:
-        values = to_grey(values)
-    return values
+    return np.nan_to_num(result).astype(np.float32)
 
 
 def fitted(values: NDArray[Any], options: ReadOptions) -> NDArray[np.uint8]:
     """Return values of 0 to 255 as uint8 of the size and with the channels asked for."""
-    height, width = _inner(values.shape[0], values.shape[1], options)
-    image = _padded(rounded(resize_image(values, height, width)), options.sides)
+    inner = _inner(values.shape[:2], options)
+    image = _padded(rounded(resize_image(values, *inner)), options.sides)
     if image.ndim == 2 and options.channels == 3:
         image = np.repeat(image[:, :, None], 3, axis=2)
     return image
@@ -71,8 +75,7 @@ def rounded(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 def fitted_mask(values: NDArray[Any], options: ReadOptions) -> NDArray[Any]:
     """Return a mask ``(H, W)`` of the size asked for, placed as `fitted` places its image."""
-    height, width = _inner(values.shape[0], values.shape[1], options)
-    return _padded(resize_mask(values, height, width), options.sides)
+    return _padded(resize_mask(values, *_inner(values.shape, options)), options.sides)
 
 
 def restore_mask(
@@ -91,10 +94,9 @@ def restore_mask(
     mask = _unpadded(mask, height, width, options)
     if mask.shape == (height, width):
         return mask
-    classes = np.unique(mask)
-    result = np.full((height, width), classes[0], np.uint8)
+    result = np.zeros((height, width), np.uint8)
     most = np.zeros((height, width), np.float32)
-    for number in classes if len(classes) > 1 else ():
+    for number in np.unique(mask):
         share = resize_image((mask == number).astype(np.float32), height, width)
         result[share > most] = number
         np.maximum(most, share, out=most)
@@ -108,29 +110,25 @@ def restore_map(
     return resize_image(_unpadded(values, height, width, options), height, width)
 
 
-def _unpadded(values: NDArray[Any], height: int, width: int, options: ReadOptions) -> NDArray[Any]:
-    """Return what `_padded` put into the middle."""
-    inner = _inner(height, width, options)
-    top, left = ((whole - part) // 2 for whole, part in zip(values.shape, inner, strict=True))
-    return values[top : top + inner[0], left : left + inner[1]]
-
-
-def _inner(height: int, width: int, options: ReadOptions) -> tuple[int, int]:
-    """Return height and width of the image within the frame."""
-    whole = options.sides
+def _inner(shape: tuple[int, ...], options: ReadOptions) -> tuple[int, int]:
+    """Return height and width of the image within the square."""
+    (height, width), sides = shape, options.sides
     if options.fit == "stretch":
-        return whole
-    if height * whole[1] >= width * whole[0]:
-        return whole[0], max(1, round(width * whole[0] / height))
-    return max(1, round(height * whole[1] / width)), whole[1]
+        return sides
+    if height * sides[1] >= width * sides[0]:
+        return sides[0], max(1, round(width * sides[0] / height))
+    return max(1, round(height * sides[1] / width)), sides[1]
 
 
 def _padded(values: NDArray[Any], sides: tuple[int, int]) -> NDArray[Any]:
-    """Return values in the middle of a black frame."""
-    height, width = values.shape[:2]
-    if (height, width) == sides:
-        return values
-    result = np.zeros((*sides, *values.shape[2:]), values.dtype)
-    top, left = (sides[0] - height) // 2, (sides[1] - width) // 2
-    result[top : top + height, left : left + width] = values
-    return result
+    """Return values in the middle of a black square."""
+    missing = [side - length for side, length in zip(sides, values.shape[:2], strict=True)]
+    around = [(each // 2, each - each // 2) for each in missing]
+    return np.pad(values, around + [(0, 0)] * (values.ndim - 2)) if any(missing) else values
+
+
+def _unpadded(values: NDArray[Any], height: int, width: int, options: ReadOptions) -> NDArray[Any]:
+    """Return what `_padded` put into the middle."""
+    inner = _inner((height, width), options)
+    top, left = ((side - part) // 2 for side, part in zip(values.shape, inner, strict=True))
+    return values[top : top + inner[0], left : left + inner[1]]
