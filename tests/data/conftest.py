@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,3 +48,25 @@ def left_in() -> Callable[[Path], list[str]]:
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     return names
+
+
+@pytest.fixture
+def waiting() -> Callable[[Callable[[], object]], Any]:
+    """Make a progress bar that lets others act in the middle of unpacking."""
+
+    class Waiting:
+        def __init__(self, act: Callable[[], object]) -> None:
+            self.act = act
+
+        def __call__(self, description: str, total: int) -> Any:
+            self.unpacks = description.startswith("unpack")
+            return self
+
+        def update(self, amount: int) -> None:
+            if self.unpacks:
+                self.unpacks = False
+                self.act()
+
+        def close(self) -> None: ...
+
+    return Waiting

@@ -1,136 +1,116 @@
-"""Unzips the arrays of an ``.npz`` in constant memory, and trusts none of its headers.
+"""Reads the arrays of a stranger's ``.npz`` in constant memory, and trusts none of its headers.
 
-`numpy.load` would read whole members (``mmap_mode`` is silently ignored for ``.npz``). The members
-are ``.npy`` files in a zip archive, so they are unzipped and memory-mapped.
+`numpy.load` would read whole members: ``mmap_mode`` is silently ignored for ``.npz``.
 """
 
 from __future__ import annotations
 
-import errno
 import io
 import re
-import warnings
 import zipfile
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_magic
 from numpy.typing import NDArray
 
-from medduet.data.cache import ProgressFactory, counted
+from medduet.data.chunks import rows_per_chunk
 from medduet.data.reading.core import MAX_FRAME_PIXELS
-from medduet.data.store import check_room
 from medduet.errors import DataError
 
-_PIXEL_KEY = re.compile(r"(train|val|test)_(images|masks|label)(_C[0-9]{1,6})?")
-_ROW_KEY = re.compile(r"(train|val|test)_(labels|has_mask|ids|groups)|(class|mask)_names")
-_CHUNK_BYTES = 1 << 20
+_PIXELS = re.compile(r"(train|val|test)_(images|masks|label)(_C[0-9]{1,6})?")
+_ROWS = re.compile(r"(train|val|test)_(labels|has_mask|ids|groups)|(class|mask)_names")
 _MOST_ROWS = 16 << 20  # bytes of what is no image, unless the file itself is larger
 _MOST_CONTENTS = 1 << 20  # bytes of the zip's table of contents; a set has a few dozen arrays
-_DAMAGE = (
-    *(zipfile.BadZipFile, zlib.error, EOFError, ValueError),
-    OSError,  # of the disk; EINVAL is a place before the beginning of the file
-    NotImplementedError,  # a compression that zipfile doesn't know
-    RuntimeError,  # an encrypted member
-)
 
 
-def extract_arrays(
-    path: Path, folder: Path, progress: ProgressFactory | None
-) -> dict[str, NDArray[Any]]:
-    """Unzip the arrays of a set into `folder` and return them memory-mapped, by key.
+class Archive(dict[str, NDArray[Any]]):
+    """The arrays of a set at `path`; those of images and masks are empty shapes, see `chunks`."""
 
-    `numpy.load` would read whole members: ``mmap_mode`` is silently ignored for ``.npz``.
-    """
-    arrays: dict[str, NDArray[Any]] = {}
-    key = ""
-    try:
-        with _File(path) as file, zipfile.ZipFile(file) as archive:
-            file.most = None
-            members = {
-                member: member.filename.removesuffix(".npy")
-                for member in archive.infolist()
-                if _PIXEL_KEY.fullmatch(member.filename.removesuffix(".npy"))
-                or _ROW_KEY.fullmatch(member.filename.removesuffix(".npy"))
-            }
-            total = sum(member.file_size for member in members)
-            check_room(folder, total)
-            with counted(progress, f"unpack {path.name}", total) as count:
-                for member, key in members.items():
-                    if key in arrays:
-                        fail(path, key, "one array of this name", "several")
-                    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                        # Others can't be unpacked in constant memory; numpy doesn't write them.
-                        fail(path, key, "stored or deflated values", "another compression")
-                    with archive.open(member) as source:
-                        header = _read_header(path, key, source, member.file_size)
-                        target = folder / f"{key}.npy"
-                        with target.open("wb") as written:
-                            np.lib.format.write_array_header_1_0(written, header)
-                            count(source.tell())
-                            while chunk := source.read(_CHUNK_BYTES):
-                                written.write(chunk)
-                                count(len(chunk))
-                    if prod(header["shape"]):
-                        arrays[key] = np.load(target, mmap_mode="r", allow_pickle=False)
-                    else:  # which can't be mapped
-                        arrays[key] = np.empty(header["shape"], header["descr"])
-    except DataError:
-        raise
-    except _DAMAGE as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # of the disk
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        with self._reading(), _Contents(path) as file:
+            members = zipfile.ZipFile(file).infolist()
+        for member in members:
+            key = member.filename.removesuffix(".npy")
+            if _PIXELS.fullmatch(key) or _ROWS.fullmatch(key):
+                with self._reading(key):
+                    self._add(key, member)
+
+    def __missing__(self, key: str) -> NoReturn:
+        self.need(False, key, "this key", ", ".join(self) or "no arrays")
+        raise AssertionError
+
+    def need(self, holds: object, key: str, expected: str, given: object) -> None:
+        """Raise a DataError that names the file and the key unless something `holds`."""
+        if not holds:
+            raise DataError(f"{self.path}: {key}: expected {expected}, given {given}")
+
+    def chunks(self, key: str) -> Iterator[NDArray[np.uint8]]:
+        """Yield the bytes of an array of images or masks, ``(n, ...)``, a few megabytes at once."""
+        length, *tail = self[key].shape
+        step = rows_per_chunk((length, *tail))
+        with (
+            self._reading(key),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(self._members[key]) as file,
+        ):
+            read_magic(file)
+            read_array_header_1_0(file)
+            for start in range(0, length, step):
+                rows = min(step, length - start)
+                yield np.ndarray((rows, *tail), np.uint8, file.read(rows * prod(tail)))
+
+    def _add(self, key: str, member: zipfile.ZipInfo) -> None:
+        """Check the header of an array, and read it unless it is of images."""
+        self.need(key not in self, key, "one array of this name", "several")
+        # Others can't be unpacked in constant memory; numpy doesn't write them.
+        known = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        self.need(known, key, "stored or deflated values", "another compression")
+        with zipfile.ZipFile(self.path) as archive, archive.open(member) as file:
+            version = read_magic(file)
+            self.need(version == (1, 0), key, "a .npy header of version 1", version)
+            shape, fortran, dtype = read_array_header_1_0(file)
+            self.need(not dtype.hasobject, key, "numbers or text", "pickled objects")
+            whole = len(shape) > 0 and min(shape) >= 0
+            self.need(whole, key, "an array with at least one axis", f"shape {shape}")
+            self.need(not fortran or len(shape) == 1, key, "C order", "Fortran order")
+            size, given = file.tell() + prod(shape) * dtype.itemsize, member.file_size
+            self.need(size == given, key, f"{size} bytes by its header", given)
+            limit = max(_MOST_ROWS, self.path.stat().st_size)
+            if pixels := _PIXELS.fullmatch(key):
+                size, limit = prod(shape[1:3]), MAX_FRAME_PIXELS
+            self.need(size <= limit, key, f"a size of at most {limit}", size)
+            self._members[key] = member
+            if pixels:
+                self[key] = np.broadcast_to(np.zeros((), dtype), shape)
+            else:
+                self[key] = np.ndarray(shape, dtype, file.read())
+
+    @contextmanager
+    def _reading(self, key: str = "") -> Iterator[None]:
+        try:
+            yield
+        except DataError:
             raise
-        detail = " ".join(str(error).split()) or "it ends too early"
-        place = f"{path}: {key}" if key else f"{path}"
-        raise DataError(
-            f"{place}: expected a whole .npz (zip) archive, given a truncated or damaged file "
-            f"or one of another kind ({detail})"
-        ) from error
-    return arrays
+        except Exception as error:  # Python's own parser reads headers, and fails in many ways
+            detail = " ".join(str(error).split()) or "it ends too early"
+            raise DataError(
+                f"{self.path}: {key}{': ' if key else ''}expected a whole .npz (zip) archive, "
+                f"given a truncated or damaged file or one of another kind ({detail})"
+            ) from error
 
 
-def _read_header(path: Path, key: str, file: IO[bytes], size: int) -> dict[str, Any]:
-    """Return the header of an array, which is checked before its values are unpacked."""
-    try:
-        if (version := np.lib.format.read_magic(file)) != (1, 0):
-            raise ValueError(f"version {version}")
-        with warnings.catch_warnings():  # of what an old Python wrote, or of odd text
-            warnings.simplefilter("ignore")
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except (zipfile.BadZipFile, zlib.error, EOFError):
-        raise
-    except Exception as error:  # Python's own parser reads it, and fails in many ways
-        fail(path, key, "a .npy header of version 1", error or type(error).__name__)
-    expected = file.tell() + prod(shape) * dtype.itemsize
-    limit = max(_MOST_ROWS, path.stat().st_size)
-    if dtype.hasobject:
-        fail(path, key, "numbers or text", "pickled objects, which are not read")
-    if not shape or any(length < 0 for length in shape):
-        fail(path, key, "an array with at least one axis", f"shape {shape}")
-    if fortran and len(shape) > 1:
-        fail(path, key, "C order", "Fortran order; save numpy.ascontiguousarray(it)")
-    if size != expected:
-        fail(path, key, f"{expected} bytes by its header", size)
-    if _PIXEL_KEY.fullmatch(key) and prod(shape[1:3]) > MAX_FRAME_PIXELS:
-        fail(path, key, f"images of at most {MAX_FRAME_PIXELS} pixels", shape)
-    if _ROW_KEY.fullmatch(key) and prod(shape) * max(dtype.itemsize, 8) > limit:
-        fail(path, key, f"at most {limit} bytes, as the file is small", size)
-    return {"descr": dtype.str, "fortran_order": False, "shape": shape}
-
-
-class _File(io.FileIO):
+class _Contents(io.FileIO):
     """A file of which no more is read at once than the table of contents of a set may take."""
 
-    most: int | None = _MOST_CONTENTS
-
     def read(self, size: int | None = -1, /) -> bytes:
-        if self.most is not None and size is not None and size > self.most:
+        if size is not None and size > _MOST_CONTENTS:
             raise zipfile.BadZipFile(f"its table of contents has {size} bytes")
         return super().read(size) or b""
-
-
-def fail(path: Path, key: str, expected: str, given: object) -> NoReturn:
-    """Raise a DataError that names the file and the key."""
-    raise DataError(f"{path}: {key}: expected {expected}, given {given}")

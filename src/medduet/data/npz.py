@@ -20,28 +20,23 @@ Sources: doi:10.1038/s41597-022-01721-8 (MedMNIST), doi:10.1038/s41597-024-04159
 
 from __future__ import annotations
 
-import logging
 import re
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medduet.data.archive import extract_arrays, fail
+from medduet.data.archive import Archive
 from medduet.data.cache import ProgressFactory, cache_folder, file_digests
-from medduet.data.chunks import iterate_chunks
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.store import Pixels, open_store, resize_store, stored, write_pixels
 from medduet.errors import DataError, MissingFileError
 from medduet.types import UNKNOWN_LABEL
 from medduet.utils.files import write_json
-
-logger = logging.getLogger(__name__)
 
 MAX_CLASSES = 10_000
 MAX_MASK_CLASSES = 64
@@ -90,236 +85,176 @@ def open_npz(
     )
 
 
+class _Split(NamedTuple):
+    """Which arrays make a split, the shape of all its images, and what is known of each."""
+
+    images: list[str]
+    masks: list[str]
+    shape: tuple[int, ...]
+    rows: dict[str, NDArray[Any]]
+
+
 def _unpack(
     path: Path, root: Path, digest: str, folder: Path, progress: ProgressFactory | None
 ) -> None:
     """Check the set at `path` and fill `folder` with its store."""
-    members = folder / "members"
-    members.mkdir()
-    arrays = _Arrays(path, extract_arrays(path, members, progress))
-    splits = _find_splits(arrays)
-    class_names, multi_label = _class_names(arrays, splits)
-    mask_names, divisor = _mask_names(arrays, splits)
+    archive = Archive(path)
+    splits = _find_splits(archive)
+    class_names, multi_label = _class_names(archive, splits)
+    seen = {name: np.zeros(256, bool) for name in SPLITS}
+    pixels: dict[str, Pixels] = {}
     for name, split in splits.items():
-        pixels: dict[str, Pixels] = {}
-        if split.images[0].shape == split.shape:  # one array, which is the store's already
-            (members / f"{split.image_keys[0]}.npy").rename(folder / f"{name}_images.npy")
-        else:
-            pixels[f"{name}_images.npy"] = (split.shape, split.image_chunks())
+        chunks = chain.from_iterable(map(archive.chunks, split.images))
+        images = (chunk.reshape(-1, *split.shape[1:]) for chunk in chunks)
+        pixels[f"{name}_images.npy"] = (split.shape, images)
         if split.masks:
-            chunks = (chunk // divisor for chunk in split.mask_chunks())
-            pixels[f"{name}_masks.npy"] = (split.shape[:3], chunks)
-        write_pixels(folder, pixels, "", None)
-        for field in ("labels", "has_mask", "ids", "groups"):
-            if (row := getattr(split, field)) is not None:
-                np.save(folder / f"{name}_{field}.npy", row)
-    shutil.rmtree(members)
+            masks = _known_masks(archive, split, seen[name])
+            pixels[f"{name}_masks.npy"] = (split.shape[:3], masks)
+        for field, row in split.rows.items():
+            np.save(folder / f"{name}_{field}.npy", row)
+    write_pixels(folder, pixels, f"unpack {path.name}", progress)
+    values = {name: set(np.flatnonzero(seen[name]).tolist()) for name in SPLITS}
+    mask_names: tuple[str, ...] = ()
+    if splits["train"].masks:
+        if set().union(*values.values()) in ({255}, {0, 255}):
+            values = {name: {value // 255 for value in each} for name, each in values.items()}
+            for name in SPLITS:
+                masks = np.load(folder / f"{name}_masks.npy", mmap_mode="r+")
+                np.floor_divide(masks, 255, out=masks)
+        mask_names = _mask_names(archive, splits, values)
     names = {"class_names": class_names, "mask_names": mask_names}
     write_json(folder / "meta.json", {**names, "multi_label": multi_label})
     if file_digests(path, root).sha256 != digest:  # the store would lie under another's key
         raise DataError(f"{path} changed while it was read; try again")
 
 
-class _Arrays(dict[str, NDArray[Any]]):
-    """The arrays of the file at `path`, by key."""
-
-    def __init__(self, path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-        super().__init__(arrays)
-        self.path = path
-
-    def __missing__(self, key: str) -> NoReturn:
-        self.fail(key, "this key", ", ".join(self) or "no arrays")
-
-    def fail(self, key: str, expected: str, given: object) -> NoReturn:
-        """Raise a DataError that names the file and the key."""
-        fail(self.path, key, expected, given)
-
-    def rows(self, key: str, total: int, kinds: str) -> NDArray[Any] | None:
-        """Return the values ``(N,)`` under `key`, of these kinds, or ``None`` without any."""
-        if key not in self:
-            return None
-        values, expected = self[key], {"U": "text", "iu": "integers", "b": "bool"}[kinds]
-        if values.dtype.kind not in kinds or values.shape != (total,):
-            self.fail(key, f"{expected} ({total},)", f"{values.dtype} {values.shape}")
-        if kinds == "U":
-            try:
-                "".join(values.tolist()).encode()
-            except ValueError:
-                self.fail(key, "text", "numbers that are no characters")
-        return np.array(values, dtype=np.int64) if kinds == "iu" else np.array(values)
-
-    def names(self, key: str) -> tuple[str, ...] | None:
-        """Return the names under `key`, or ``None`` without any."""
-        values = self.rows(key, len(self.get(key, ())), "U")
-        if values is None:
-            return None
-        if len(set(values.tolist())) != len(values) or not len(values):
-            self.fail(key, "different names", ", ".join(values.tolist()))
-        return tuple(values.tolist())
+def _known_masks(
+    archive: Archive, split: _Split, seen: NDArray[np.bool_]
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the masks in chunks ``(n, H, W)``, unknown ones all zero; note the values in `seen`."""
+    start, known = 0, split.rows.get("has_mask")
+    for chunk in chain.from_iterable(map(archive.chunks, split.masks)):
+        masks = chunk.reshape(chunk.shape[:3])
+        if known is not None:
+            masks = masks * known[start : start + len(masks), None, None]
+        start += len(masks)
+        seen |= np.bincount(masks.ravel(), minlength=256) > 0
+        yield masks
 
 
-@dataclass(frozen=True)
-class _Split:
-    """The arrays of one split; `shape` is that of all images, one after the other."""
-
-    image_keys: tuple[str, ...]
-    images: tuple[NDArray[np.uint8], ...]
-    mask_keys: tuple[str, ...]
-    masks: tuple[NDArray[np.uint8], ...]
-    shape: tuple[int, ...]
-    labels: NDArray[np.int64]
-    has_mask: NDArray[np.bool_] | None
-    ids: NDArray[np.str_] | None
-    groups: NDArray[np.int64] | None
-
-    def image_chunks(self) -> Iterator[NDArray[np.uint8]]:
-        for images in self.images:
-            for _, chunk in iterate_chunks(images):
-                yield chunk.reshape(-1, *self.shape[1:])
-
-    def mask_chunks(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield the masks in chunks ``(n, H, W)``; those that aren't known are all zero."""
-        start = 0
-        for masks in self.masks:
-            for _, chunk in iterate_chunks(masks):
-                chunk = chunk.reshape(chunk.shape[:3]).view(np.uint8)
-                if self.has_mask is not None:
-                    chunk = chunk * self.has_mask[start : start + len(chunk), None, None]
-                start += len(chunk)
-                yield chunk
-
-
-def _find_splits(arrays: _Arrays) -> dict[str, _Split]:
+def _find_splits(archive: Archive) -> dict[str, _Split]:
     """Return the arrays of each split; DataError if something is missing or misshapen."""
-    subsets = {split: _subsets(arrays, split) for split in SPLITS}
-    common = subsets["train"] if len(set(subsets.values())) == 1 else ()
-    endings = tuple(f"_C{number}" for number in common) or ("",)
+    subsets = [
+        sorted(int(m[1]) for key in archive if (m := re.fullmatch(rf"{split}_images_C(\d+)", key)))
+        for split in SPLITS
+    ]
+    common = subsets[0] if subsets[0] == subsets[1] == subsets[2] else []
+    endings = [f"_C{number}" for number in common] or [""]
 
     def has(base: str) -> bool:  # one split with masks or labels means all should have them
-        return any(f"{split}_{base}{endings[0]}" in arrays for split in SPLITS)
+        return any(f"{split}_{base}{endings[0]}" in archive for split in SPLITS)
 
     mask_base = next((base for base in ("masks", "label") if has(base)), None)
+    tail = archive[f"train_images{endings[0]}"].shape[1:]
     splits: dict[str, _Split] = {}
     for split in SPLITS:
-        image_keys = tuple(f"{split}_images{end}" for end in endings)
-        mask_keys = tuple(f"{split}_{mask_base}{end}" for end in endings) if mask_base else ()
-        tails = [_image_tail(arrays, key) for key in image_keys]
-        tail = splits["train"].shape[1:] if splits else tails[0]
-        for key, each in zip(image_keys, tails, strict=True):
-            if each != tail:
-                arrays.fail(key, f"images of {tail} as in train", each)
-        counts = [len(arrays[key]) for key in image_keys]
+        images = [f"{split}_images{end}" for end in endings]
+        masks = [f"{split}_{mask_base}{end}" for end in endings] if mask_base else []
+        for key in images:
+            shape, dtype = archive[key].shape, archive[key].dtype
+            known = 0 not in shape[1:] and (len(shape) == 3 or shape[3:] in ((1,), (3,)))
+            given = f"{dtype} {shape}"
+            archive.need(known and dtype == "u1", key, "uint8 (N, H, W) or (N, H, W, 3)", given)
+            archive.need(shape[1:] == tail, key, f"images of {tail} as in train", shape[1:])
+        for image_key, key in zip(images, masks, strict=bool(masks)):
+            shape, mask = archive[image_key].shape[:3], archive[key]
+            fits = mask.dtype in (np.uint8, np.bool_) and mask.shape in (shape, (*shape, 1))
+            hint = "; class labels are called _labels" if mask_base == "label" else ""
+            given = f"{mask.dtype} {mask.shape}{hint}"
+            archive.need(fits, key, f"uint8 masks {shape} as {image_key}", given)
+        counts = [len(archive[key]) for key in images]
         total = sum(counts)
-        if total == 0:
-            arrays.fail(image_keys[0], "at least one image", "an empty split")
+        archive.need(total, images[0], "at least one image", "an empty split")
         if common:
             labels = np.repeat(np.arange(len(common), dtype=np.int64), counts)
         elif has("labels") or not mask_base:
-            labels = _labels(arrays, f"{split}_labels", total)
+            labels = _labels(archive, f"{split}_labels", total)
         else:
             labels = np.full(total, UNKNOWN_LABEL, np.int64)
-        for image_key, mask_key in zip(image_keys, mask_keys, strict=bool(mask_keys)):
-            _check_mask(arrays, image_key, mask_key)
-        has_mask = arrays.rows(f"{split}_has_mask", total, "b")
-        if has_mask is not None and not mask_keys:
-            arrays.fail(f"{split}_has_mask", f"also {split}_masks", "no masks")
-        splits[split] = _Split(
-            image_keys,
-            tuple(arrays[key] for key in image_keys),
-            mask_keys,
-            tuple(arrays[key] for key in mask_keys),
-            (total, *tail),
-            labels,
-            has_mask,
-            arrays.rows(f"{split}_ids", total, "U"),
-            arrays.rows(f"{split}_groups", total, "iu"),
-        )
+        rows = {"labels": labels}
+        for field, kinds in (("has_mask", "b"), ("ids", "U"), ("groups", "iu")):
+            if (key := f"{split}_{field}") in archive:
+                rows[field] = _rows(archive, key, total, kinds)
+        alone = "has_mask" in rows and not masks
+        archive.need(not alone, f"{split}_has_mask", f"also {split}_masks", "no masks")
+        tail_of_all = tail[:2] if tail[2:] == (1,) else tail
+        splits[split] = _Split(images, masks, (total, *tail_of_all), rows)
     return splits
 
 
-def _class_names(arrays: _Arrays, splits: dict[str, _Split]) -> tuple[tuple[str, ...], bool]:
+def _rows(archive: Archive, key: str, total: int, kinds: str) -> NDArray[Any]:
+    """Return the values ``(N,)`` under `key`, of these kinds."""
+    values, expected = archive[key], {"U": "text", "iu": "integers", "b": "bool"}[kinds]
+    fits = values.dtype.kind in kinds and values.shape == (total,)
+    archive.need(fits, key, f"{expected} ({total},)", f"{values.dtype} {values.shape}")
+    if kinds == "U":
+        try:
+            "".join(values.tolist()).encode()
+        except ValueError:
+            archive.need(False, key, "text", "numbers that are no characters")
+    return values.astype(np.int64) if kinds == "iu" else values
+
+
+def _labels(archive: Archive, key: str, total: int) -> NDArray[np.int64]:
+    labels = archive[key]
+    fits = labels.dtype.kind in "iub" and labels.ndim <= 2 and 0 not in labels.shape[1:]
+    expected = f"{total} integers (N,), (N, 1) or (N, K), one for each image"
+    archive.need(fits and len(labels) == total, key, expected, f"{labels.dtype} {labels.shape}")
+    several = labels.shape[1:] not in ((), (1,))
+    top = 1 if several else MAX_CLASSES - 1
+    for value in (int(labels.min()), int(labels.max())):
+        known = UNKNOWN_LABEL <= value <= top
+        archive.need(known, key, f"labels from 0 to {top}, or -1 for unknown", value)
+    return labels.astype(np.int64).reshape(labels.shape if several else total)
+
+
+def _names(archive: Archive, key: str, default: list[str]) -> tuple[str, ...]:
+    """Return the names under `key`, or, if there are none, the `default`."""
+    if key not in archive:
+        return tuple(default)
+    names = _rows(archive, key, len(archive[key]), "U").tolist()
+    archive.need(len({*names}) == len(names) > 0, key, "different names", ", ".join(names))
+    return tuple(names)
+
+
+def _class_names(archive: Archive, splits: dict[str, _Split]) -> tuple[tuple[str, ...], bool]:
     """Return the class names and whether an image can have several classes at once."""
-    train = splits["train"].labels
+    train = splits["train"].rows["labels"]
     several = train.ndim == 2
     number = train.shape[1] if several else int(train.max()) + 1
-    names = arrays.names("class_names")
-    if names is None:
-        names = tuple(f"class {index}" for index in range(number))
-    elif len(names) < number or (several and len(names) > number):
-        arrays.fail("class_names", f"{number} names", len(names))
+    names = _names(archive, "class_names", [f"class {index}" for index in range(number)])
+    fits = len(names) == number if several else len(names) >= number
+    archive.need(fits, "class_names", f"{number} names", len(names))
     for name, split in splits.items():
-        key, labels = f"{name}_labels", split.labels
-        if labels.shape[1:] != train.shape[1:]:
-            arrays.fail(key, f"K as in train {train.shape[1:]}", labels.shape[1:])
-        if not several and labels.max() >= len(names):
-            known = f"labels from 0 to {len(names) - 1}, as in train or class_names, or -1"
-            arrays.fail(key, f"{known} for unknown", labels.max())
-    if not several and (unseen := set(range(number)) - set(train.tolist())):
-        logger.warning("%s: no image of train has label %s", arrays.path, sorted(unseen))
+        key, labels = f"{name}_labels", split.rows["labels"]
+        same = labels.shape[1:] == train.shape[1:]
+        archive.need(same, key, f"K as in train {train.shape[1:]}", labels.shape[1:])
+        known = f"labels from 0 to {len(names) - 1}, as in train or class_names, or -1 for unknown"
+        archive.need(several or labels.max() < len(names), key, known, labels.max())
     return names, several
 
 
-def _mask_names(arrays: _Arrays, splits: dict[str, _Split]) -> tuple[tuple[str, ...], int]:
-    """Return the mask names, empty without masks, and by what mask values are to be divided."""
-    if not splits["train"].masks:
-        return (), 1
-    seen: dict[str, set[int]] = {}
-    for name, split in splits.items():
-        seen[name] = set().union(*(np.unique(chunk).tolist() for chunk in split.mask_chunks()))
-    divisor = 255 if set().union(*seen.values()) in ({255}, {0, 255}) else 1
-    seen = {split: {value // divisor for value in values} for split, values in seen.items()}
-    names = arrays.names("mask_names")
-    allowed = seen["train"] | {0} if names is None else set(range(len(names)))
-    source = "in train" if names is None else "by mask_names"
-    for name, values in seen.items():
-        key = splits[name].mask_keys[0]
-        if max(values) >= MAX_MASK_CLASSES:
-            limits = f"mask classes 0 to {MAX_MASK_CLASSES - 1}, or only 0 and 255"
-            arrays.fail(key, limits, max(values))
-        if extra := values - allowed:
-            arrays.fail(key, f"mask classes known {source}", f"also {min(extra)}")
-    if names is None and max(allowed) <= 1:
-        names = ("background", "lesion")
-    elif names is None:
-        names = ("background", *(f"mask {index}" for index in range(1, max(allowed) + 1)))
-    return names, divisor
-
-
-def _subsets(arrays: _Arrays, split: str) -> tuple[int, ...]:
-    """Return the numbers of the class subsets of `split`, ascending."""
-    matches = (re.fullmatch(rf"{split}_images_C([0-9]{{1,6}})", key) for key in arrays)
-    return tuple(sorted(int(match[1]) for match in matches if match))
-
-
-def _image_tail(arrays: _Arrays, key: str) -> tuple[int, ...]:
-    """Return ``(H, W)`` or ``(H, W, 3)`` of the images `key`."""
-    shape, dtype = arrays[key].shape, arrays[key].dtype
-    if len(shape) == 4 and shape[3] == 4:
-        arrays.fail(key, "1 or 3 channels", f"4 {shape}; drop the alpha one")
-    grey = len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)
-    if dtype != np.uint8 or 0 in shape[1:] or not (grey or (len(shape) == 4 and shape[3] == 3)):
-        arrays.fail(key, "uint8 (N, H, W) or (N, H, W, 3)", f"{dtype} {shape}")
-    return shape[1:3] if grey else shape[1:]
-
-
-def _check_mask(arrays: _Arrays, image_key: str, mask_key: str) -> None:
-    shape, dtype = arrays[mask_key].shape, arrays[mask_key].dtype
-    expected = arrays[image_key].shape[:3]
-    if dtype not in (np.uint8, np.bool_) or shape not in (expected, (*expected, 1)):
-        hint = "; class labels are called _labels" if mask_key.endswith("_label") else ""
-        arrays.fail(mask_key, f"uint8 masks {expected} as {image_key}", f"{dtype} {shape}{hint}")
-
-
-def _labels(arrays: _Arrays, key: str, total: int) -> NDArray[np.int64]:
-    shape, dtype = arrays[key].shape, arrays[key].dtype
-    if dtype.kind not in "iub" or len(shape) not in (1, 2) or 0 in shape[1:]:
-        arrays.fail(key, "integers (N,), (N, 1) or (N, K)", f"{dtype} {shape}")
-    if shape[0] != total:
-        arrays.fail(key, f"{total} labels, one for each image", shape[0])
-    labels = arrays[key]
-    several = len(shape) == 2 and shape[1] > 1
-    top = 1 if several else MAX_CLASSES - 1
-    for value in (int(labels.min()), int(labels.max())):
-        if not UNKNOWN_LABEL <= value <= top:
-            arrays.fail(key, f"labels from 0 to {top}, or -1 for unknown", value)
-    return labels.astype(np.int64).reshape(shape if several else total)
+def _mask_names(
+    archive: Archive, splits: dict[str, _Split], values: dict[str, set[int]]
+) -> tuple[str, ...]:
+    """Return the names of the mask classes, whose values are 0, 1, 2, ..."""
+    limits = f"mask classes 0 to {MAX_MASK_CLASSES - 1}, or only 0 and 255"
+    for name, found in values.items():
+        archive.need(max(found) < MAX_MASK_CLASSES, splits[name].masks[0], limits, max(found))
+    number = max(1, *values["train"]) + 1
+    default = ["background", *(f"mask {index}" for index in range(1, number))]
+    names = _names(archive, "mask_names", ["background", "lesion"] if number == 2 else default)
+    for name, found in values.items():
+        key, known = splits[name].masks[0], "mask classes known in train, or by mask_names"
+        archive.need(max(found) < len(names), key, known, f"also {max(found)}")
+    return names

@@ -1,10 +1,7 @@
 """The unpacked form of a set: a folder of memory-mapped ``.npy`` files that is whole or not there.
 
-A store is ``CACHE/store/KEY``, where KEY names the content (see `medduet.data.npz`), with
-``{split}_images.npy``, ``{split}_labels.npy``, where known ``{split}_masks.npy``,
-``{split}_has_mask.npy``, ``{split}_ids.npy`` and ``{split}_groups.npy``, and ``meta.json``. It is
-built in a hidden folder beside and renamed when it is complete and synced; of two processes that
-build one at once, the later uses the earlier's.
+A store is ``CACHE/store/KEY``, where KEY names the content, with ``{split}_{field}.npy`` for each
+field of a `Split` that is known, and ``meta.json``.
 """
 
 from __future__ import annotations
@@ -13,15 +10,16 @@ import errno
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from math import prod
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any
 
 import numpy as np
+from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
 from medduet.data.cache import ProgressFactory, counted
-from medduet.data.chunks import CHUNK_BYTES, iterate_chunks
 from medduet.data.imageset import SPLITS, Split
 from medduet.data.pixels import resize_image, resize_mask
 from medduet.errors import DataError, StorageError
@@ -35,8 +33,9 @@ Pixels = tuple[tuple[int, ...], Iterable[NDArray[np.uint8]]]
 def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
     """Return the folder of the store `key`, which `build` fills if it isn't there yet.
 
+    Of two processes that build one at once, each has a folder of its own until it is whole.
+
     Raises:
-        DataError: from `build`.
         StorageError: the disk is full or cannot be written; nothing is left then.
     """
     folder = cache / "store" / key
@@ -59,7 +58,6 @@ def write_pixels(
     check_room(folder, total)
     with counted(progress, description, total) as count:
         for name, (shape, chunks) in arrays.items():
-            # Written, not memory-mapped: a full disk then raises an error, not a bus error.
             with growing_array(folder / name, shape[1:]) as append:
                 for chunk in chunks:
                     append(chunk)
@@ -76,25 +74,23 @@ def check_room(folder: Path, total: int) -> None:
 def growing_array(
     path: Path, tail: tuple[int, ...]
 ) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
-    """Give a function that appends chunks ``(n, *tail)`` to the uint8 ``.npy`` at `path`."""
+    """Give a function that appends chunks ``(n, *tail)`` to the uint8 ``.npy`` at `path`.
+
+    They are written, not memory-mapped: a full disk then raises an error, not a bus error.
+    """
     rows = 0
 
-    def write_header(file: IO[bytes]) -> None:
-        # numpy leaves room for the first length to grow, so the header keeps its own.
-        header = {"descr": "|u1", "fortran_order": False, "shape": (rows, *tail)}
-        file.seek(0)
-        np.lib.format.write_array_header_1_0(file, header)
+    def append(chunk: NDArray[np.uint8]) -> None:
+        nonlocal rows
+        rows += len(chunk)
+        file.write(chunk.tobytes())
 
+    header = {"descr": "|u1", "fortran_order": False}
     with path.open("wb") as file:
-        write_header(file)
-
-        def append(chunk: NDArray[np.uint8]) -> None:
-            nonlocal rows
-            rows += len(chunk)
-            file.write(chunk.tobytes())
-
+        write_array_header_1_0(file, header | {"shape": (0, *tail)})
         yield append
-        write_header(file)
+        file.seek(0)  # numpy leaves room for the first length to grow
+        write_array_header_1_0(file, header | {"shape": (rows, *tail)})
 
 
 def open_store(folder: Path) -> dict[str, Any]:
@@ -110,38 +106,33 @@ def open_store(folder: Path) -> dict[str, Any]:
 
 def open_split(folder: Path, name: str) -> Split:
     """Return the split `name` of the store in `folder`."""
-    fields: dict[str, Any] = {}
-    for field in ("images", "labels", "masks", "has_mask", "ids", "groups"):
+    found: dict[str, Any] = {}
+    for field in (each.name for each in fields(Split)):
         path = folder / f"{name}_{field}.npy"
         if path.exists():
-            mode: Literal["r"] | None = "r" if field in ("images", "masks") else None
-            fields[field] = np.load(path, mmap_mode=mode, allow_pickle=False)
-    return Split(**fields)
+            mapped = field in ("images", "masks")
+            found[field] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    return Split(**found)
 
 
 def resize_store(
     source: Path, size: int, folder: Path, description: str, progress: ProgressFactory | None
 ) -> None:
-    """Fill `folder` with the store in `source` at `size` x `size`.
-
-    Images and masks are resized as `medduet.data.pixels` does.
-    """
+    """Fill `folder` with the store in `source`, its images and masks resized to `size` x `size`."""
     arrays: dict[str, Pixels] = {}
-    resizers = {"images": resize_image, "masks": resize_mask}
-    for path in sorted(source.iterdir()):
-        resize = resizers.get(path.stem.split("_")[-1])
-        if resize is None:
-            shutil.copyfile(path, folder / path.name)
-        else:
+    for path in source.iterdir():
+        if path.stem.endswith(("_images", "_masks")):
             array = np.load(path, mmap_mode="r", allow_pickle=False)
+            resize = resize_mask if path.stem.endswith("_masks") else resize_image
             shape = (len(array), size, size, *array.shape[3:])
             arrays[path.name] = shape, _resized(array, size, resize)
+        else:
+            shutil.copyfile(path, folder / path.name)
     write_pixels(folder, arrays, description, progress)
 
 
 def _resized(
     array: NDArray[np.uint8], size: int, resize: Callable[..., NDArray[np.uint8]]
 ) -> Iterator[NDArray[np.uint8]]:
-    row, resized = prod(array.shape[1:]), size * size * prod(array.shape[3:])
-    for _, chunk in iterate_chunks(array, CHUNK_BYTES * row // max(row, resized)):
-        yield np.stack([resize(pixels, size, size) for pixels in chunk])
+    for pixels in array:
+        yield resize(pixels, size, size)[None]
