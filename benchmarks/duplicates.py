@@ -97,10 +97,8 @@ def anonymous() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
 
 
-PARTS = {  # of an audit, by what its bar says: while there is that bar, and after it
-    "check images": ("images", "findings"),
-    "check masks": ("masks", "masks"),
-}
+# Parts of an audit, by what its bar says: while there is that bar, and after it.
+PARTS = {"check images": ("images and masks", "findings")}
 
 
 def now() -> tuple[float, float]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 import medduet
-from medduet.data.thumbnails import SIDE, THRESHOLD, grey, unit_vectors
+from medduet.data.duplicates import SIDE, THRESHOLD, unit_vectors
 from medduet.metrics.dense import dice_per_class
 from medduet.metrics.intervals import wilson
 from medduet.metrics.paired import mcnemar
@@ -214,8 +214,10 @@ def audit() -> Figure:
         ("mirrored", first[:, ::-1]),
         ("another phantom", second),
     ]
-    small = [interpolate(grey(np.uint8(picture)[None]), SIDE, mode="area") for _, picture in cases]
-    vectors, _ = unit_vectors(torch.cat(small))
+    small = [
+        unit_vectors(np.uint8(picture)[None], (SIDE, SIDE), mode="area") for _, picture in cases
+    ]
+    vectors = torch.cat(small)
     figure = Figure(figsize=(WIDTH, 1.9), layout="constrained")
     for axis, (title, picture), like in zip(
         figure.subplots(1, 7), cases, (vectors @ vectors[0]).tolist(), strict=True

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 import medduet
-from medduet import Audit, DataError, ImageSet
-from medduet.data.audit.clean import clean
-from medduet.data.audit.leakage import leak_warning
+from medduet import DataError, ImageSet
+from medduet.data.audit.findings import Finding
+from medduet.data.audit.leakage import clean, leak_warning
 from medduet.data.imageset import SPLITS
 from medduet.data.phantom import phantom_images
 from medduet.data.splits import read_split, write_split
@@ -30,19 +30,14 @@ def phantoms(
 def changed(images: ImageSet, **splits: Mapping[str, Any]) -> ImageSet:
     """Return a copy with other arrays; the fingerprint is that of no other set."""
     made = {name: replace(images.split(name), **fields) for name, fields in splits.items()}
-    content = b"".join(
-        np.asarray(value).tobytes() for fields in splits.values() for value in fields.values()
-    )
+    arrays = [value for fields in splits.values() for value in fields.values()]
+    content = b"".join(np.asarray(value).tobytes() for value in arrays)
     return replace(images, **made, fingerprint=f"{images.fingerprint}{hash(content)}")
 
 
-def messages(audit: Audit, kind: str = "") -> str:
-    """Return the messages of all findings, or of one kind, without their titles."""
-    return "\n".join(f.message for f in audit.findings if kind in ("", f.kind))
-
-
-def rows(audit: Audit) -> dict[str, list[int]]:
-    return {finding.kind: finding.rows.tolist() for finding in audit.findings}
+def audited(images: ImageSet, cache: Path) -> dict[str, Finding]:
+    """Return the findings by kind, the first of each."""
+    return {each.kind: each for each in reversed(medduet.audit(images, cache=cache).findings)}
 
 
 def brighter(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -56,36 +51,24 @@ def leaky() -> ImageSet:
     test/30 is also test/31.
     """
     images = phantoms()
-    pixels = {name: np.array(images.split(name).images) for name in SPLITS}
-    labels = {name: images.split(name).labels.copy() for name in SPLITS}
-    masks = {name: np.array(images.split(name).masks) for name in SPLITS}
-    pixels["val"][0] = pixels["train"][0]
-    pixels["test"][1] = brighter(pixels["train"][1])
-    pixels["val"][3] = pixels["val"][2]
-    pixels["test"][31] = pixels["test"][30]
-    for split, row, other, source in (
-        ("val", 0, "train", 0),
-        ("test", 1, "train", 1),
-        ("test", 31, "test", 30),
-    ):
-        labels[split][row], masks[split][row] = labels[other][source], masks[other][source]
-    labels["val"][[2, 3]] = 0, 1
-    masks["val"][[2, 3]] = 0
-    masks["val"][3, 8:20, 8:20] = 1
-    fields = {
-        name: {"images": pixels[name], "labels": labels[name], "masks": masks[name]}
-        for name in SPLITS
-    }
+    kinds = ("images", "labels", "masks")
+    fields = {n: {k: np.array(getattr(images.split(n), k)) for k in kinds} for n in SPLITS}
+    for kind in kinds:
+        train, val, test = (fields[name][kind] for name in SPLITS)
+        val[0], test[1], val[3], test[31] = train[0], train[1], val[2], test[30]
+    fields["test"]["images"][1] = brighter(fields["train"]["images"][1])
+    fields["val"]["labels"][[2, 3]] = 0, 1
+    fields["val"]["masks"][[2, 3]] = 0
+    fields["val"]["masks"][3, 8:20, 8:20] = 1
     return changed(images, **fields)
 
 
 @pytest.mark.parametrize(("size", "channels"), [(32, 1), (128, 3)])
 def test_phantoms_are_clean_but_few(size: int, channels: int, cache: Path) -> None:
-    audit = medduet.audit(phantoms(size, channels=channels), cache=cache)
-    assert set(rows(audit)) == {"few-test-images"}
-    assert "normal (n = 10, ±26.3)" in messages(audit)
-    assert (len(audit.pairs), audit.leaks) == (0, ())
-    assert not medduet.audit(phantoms(16, (40, 40, 400)), cache=cache).findings
+    found = audited(phantoms(size, channels=channels), cache)
+    assert set(found) == {"few-test-images"}
+    assert "normal (n = 10, ±26.3)" in found["few-test-images"].message
+    assert not audited(phantoms(16, (40, 40, 400)), cache)
 
 
 def test_duplicates(leaky: ImageSet, cache: Path) -> None:
@@ -97,10 +80,10 @@ def test_duplicates(leaky: ImageSet, cache: Path) -> None:
     assert ids["exact-duplicates-within-a-split"] == ["val/3", "test/31"]
     assert ids["label-conflicts"] == ids["mask-conflicts"] == ["val/2", "val/3"]
     assert "near-duplicates-within-a-split" not in ids
-    text = messages(audit)
-    assert "2 images (1 train, 1 val); also in train: 1 val." in text
-    assert "2 images (1 train, 1 test); also in train: 1 test." in text
-    assert "2 images (2 val) in 1 group of duplicates with different labels." in text
+    exact, near, conflict = (finding.message for finding in audit.findings[:3])
+    assert "2 images (1 train, 1 val); also in train: 1 val." in exact
+    assert "2 images (1 train, 1 test); also in train: 1 test." in near
+    assert "2 images (2 val) in 1 group of duplicates with different labels." in conflict
     flags = ["exact", "across_splits", "labels_differ", "masks_differ"]
     assert audit.pairs[["image_a", "image_b", *flags]].values.tolist() == [
         ["train/0", "val/0", True, True, False, False],
@@ -123,7 +106,7 @@ def test_groups(cache: Path) -> None:
     groups[1][:2], groups[2][3], groups[2][4:6] = 7, 7, -1  # -1 is unknown
     (leak,) = medduet.audit(changed(images, **apart), cache=cache).leaks
     assert leak.kind == "groups-across-splits"
-    assert "5 images (2 train, 2 val, 1 test) of 1 group" in leak.message
+    assert "5 images (2 train, 2 val, 1 test); also in train: 2 val, 1 test." in leak.message
 
 
 def test_pixels_and_near_duplicates_within_a_split(cache: Path) -> None:
@@ -131,39 +114,38 @@ def test_pixels_and_near_duplicates_within_a_split(cache: Path) -> None:
     train = np.array(images.train.images)
     train[0], train[1], train[2, :20], train[5] = 3, 77, 255, brighter(train[4])
     darker = (np.asarray(images.test.images) * 0.6).astype(np.uint8)
-    fields = {"train": {"images": train}, "test": {"images": darker}}
-    audit = medduet.audit(changed(images, **fields), cache=cache)
-    found, kinds = rows(audit), ("black-images", "constant-images", "saturated-images")
-    assert [found[kind] for kind in kinds] == [[0], [1], [2]]
+    found = audited(changed(images, train={"images": train}, test={"images": darker}), cache)
+    for row, kind in enumerate(("black-images", "constant-images", "saturated-images")):
+        assert found[kind].rows.tolist() == [row]
     assert {"brightness-shift", "contrast-shift"} <= set(found)
-    assert "(2 train); 79 / 24 / 40 distinct" in messages(audit, "near-duplicates-within-a-split")
+    near = found["near-duplicates-within-a-split"].message
+    assert "(2 train); 79 / 24 / 40 distinct" in near
     assert not {"near-duplicates-across-splits", "exact-duplicates-within-a-split"} & set(found)
 
 
-def test_missing_classes_and_shifted_distributions(cache: Path) -> None:
+def test_classes(cache: Path) -> None:
     images = phantoms(16, (400, 40, 200))
     labels = np.where(np.arange(200) < 150, 0, np.arange(200) % 3)
-    audit = medduet.audit(changed(images, test={"labels": labels}), cache=cache)
-    assert "class ring has no image in test." in messages(audit, "missing-class")
-    shift = messages(audit, "class-distribution-shift")
+    found = audited(changed(images, test={"labels": labels}), cache)
+    assert "class ring has no image in test." in found["missing-class"].message
     # V is the square root of half the sum of (p - q)^2 / (p + q).
+    shift = found["class-distribution-shift"].message
     assert "normal is 25.0% of train, 83.5% of test (chi-square test, Cramér's V 0.61, " in shift
     # Large, but no more than chance among so few.
-    few = phantoms(16, (40, 4, 4))
-    audit = medduet.audit(changed(few, val={"labels": np.array([0, 1, 1, 3])}), cache=cache)
-    assert "class-distribution-shift" not in rows(audit)
+    few = changed(phantoms(16, (40, 4, 4)), val={"labels": np.array([0, 1, 1, 3])})
+    assert "class-distribution-shift" not in audited(few, cache)
 
 
 def test_multi_label_sets(cache: Path) -> None:
     images, rng = phantoms(16, (400, 100, 200)), np.random.default_rng(0)
     fields = {name: {"labels": rng.integers(0, 2, (len(images.split(name)), 4))} for name in SPLITS}
-    audit = medduet.audit(replace(changed(images, **fields), multi_label=True), cache=cache)
-    assert "class-distribution-shift" not in rows(audit)
+    several = replace(images, multi_label=True)
+    assert "class-distribution-shift" not in audited(changed(several, **fields), cache)
     fields["test"]["labels"][:, 2] = np.arange(200) < 190
-    audit = medduet.audit(replace(changed(images, **fields), multi_label=True), cache=cache)
-    shift = messages(audit, "class-distribution-shift")
-    assert "spiculated is " in shift
-    assert "smooth is " not in shift
+    audit = medduet.audit(changed(several, **fields), cache=cache)
+    shifts = [f.message for f in audit.findings if f.kind == "class-distribution-shift"]
+    assert all("spiculated is " in shift for shift in shifts)
+    assert shifts
     assert audit.classes.loc["spiculated", "test"] == 190
 
 
@@ -174,18 +156,21 @@ def test_masks(cache: Path) -> None:
     masks[lesion[0]], masks[lesion[1]] = 0, 1
     masks[normal[0], 4:9, 4:9] = 1
     masks[lesion[2:20], :3, :3] = 1
-    known = np.ones(80, dtype=bool)
-    known[lesion[30]] = False
-    fields = {"masks": masks, "has_mask": known}
-    found = rows(medduet.audit(changed(images, train=fields), cache=cache))
-    assert found["empty-masks"] == [lesion[0]]
-    assert found["masks-without-background"] == [lesion[1]]
-    assert found["masks-on-normal-images"] == [normal[0]]
-    assert found["missing-masks"] == [lesion[30]]
-    assert set(lesion[2:20]) <= set(found["masks-at-the-border"])
-    empty = {"masks": np.zeros((24, 32, 32), np.uint8)}
-    audit = medduet.audit(changed(images, val=empty), cache=cache)
-    assert "mask class lesion does not occur in val." in messages(audit, "missing-mask-class")
+    known = np.arange(80) != lesion[30]
+    found = audited(changed(images, train={"masks": masks, "has_mask": known}), cache)
+    for kind, row in (
+        ("empty-masks", lesion[0]),
+        ("masks-without-background", lesion[1]),
+        ("masks-on-normal-images", normal[0]),
+        ("missing-masks", lesion[30]),
+    ):
+        assert found[kind].rows == [row], kind
+    assert set(lesion[2:20]) <= set(found["masks-at-the-border"].rows)
+    found = audited(changed(images, val={"masks": np.zeros((24, 32, 32), np.uint8)}), cache)
+    assert "mask class lesion does not occur in val." in found["missing-mask-class"].message
+    named = replace(images, class_names=("abnormal", "No finding", "benign", "ring"))
+    found = audited(named, cache)
+    assert "of class No finding" in found["masks-on-normal-images"].message
 
 
 def test_grey_stored_as_rgb(cache: Path) -> None:
@@ -193,9 +178,9 @@ def test_grey_stored_as_rgb(cache: Path) -> None:
     grey = {name: {"images": np.array(images.split(name).images)} for name in SPLITS}
     for fields in grey.values():
         fields["images"][:] = fields["images"][..., 1:2]
-    assert "grey-stored-as-rgb" in rows(medduet.audit(changed(images, **grey), cache=cache))
+    assert "grey-stored-as-rgb" in audited(changed(images, **grey), cache)
     some = {name: grey[name] for name in ("train", "val")}
-    assert "grey-stored-as-rgb" not in rows(medduet.audit(changed(images, **some), cache=cache))
+    assert "grey-stored-as-rgb" not in audited(changed(images, **some), cache)
 
 
 @pytest.mark.parametrize("method", ["drop", "regroup"])
@@ -221,7 +206,7 @@ def test_a_cleaned_split(leaky: ImageSet, method: Any, cache: Path, tmp_path: Pa
         assert (train[0], val[0]) == (1, -1)
         assert test[[30, 31]].tolist() == [2, -1]
         assert (np.delete(test, 31) == 2).all()
-        assert "exact-duplicates-within-a-split" not in rows(audit)
+        assert "exact-duplicates-within-a-split" not in [f.kind for f in audit.findings]
         assert "moved 4 (3 train, 1 val) to 1 val, 3 test" in cleaned.changes
     assert (np.delete(train, [0, 1, 10]) == 0).all()
     assert (np.delete(val, [0, 2, 3, 10]) == 1).all()
@@ -237,16 +222,13 @@ def test_what_is_clean_stays(cache: Path) -> None:
 def test_training_warns(leaky: ImageSet, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert leak_warning(phantoms(), cache) is None
     # Large sets are not searched, but an earlier search counts.
-    with monkeypatch.context() as patch:
-        patch.setattr("medduet.data.audit.leakage.MAX_SEARCHED", 10)
-        assert leak_warning(leaky, cache) is None
+    monkeypatch.setattr("medduet.data.audit.leakage.MAX_SEARCHED", 10)
+    assert leak_warning(leaky, cache) is None
+    medduet.audit(leaky, cache=cache)
     text = leak_warning(leaky, cache)
     assert text is not None
-    assert "data leakage from train (duplicates: 1 val, 1 test) inflates the scores" in text
+    assert "from train (exact duplicates: 1 val; near-duplicates: 1 test) inflates" in text
     assert text.endswith("medduet audit phantom")
-    with monkeypatch.context() as patch:
-        patch.setattr("medduet.data.audit.leakage.MAX_SEARCHED", 10)
-        assert leak_warning(leaky, cache) == text
 
 
 def test_real_chest_x_rays(shared_data: Path) -> None:
@@ -258,5 +240,5 @@ def test_real_chest_x_rays(shared_data: Path) -> None:
     assert not medduet.audit(clean(images).images).leaks
     text = leak_warning(images)
     assert text is not None
-    assert "(duplicates: 8 val)" in text
+    assert "(exact duplicates: 8 val)" in text
     assert text.endswith(f"medduet audit {path}")

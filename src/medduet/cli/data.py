@@ -11,8 +11,8 @@ from medduet.config import DataConfig
 from medduet.data.attach import Attached
 from medduet.data.attach import attach_masks as attach
 from medduet.data.audit.checks import audit as audit_images
-from medduet.data.audit.clean import clean
 from medduet.data.audit.findings import Audit
+from medduet.data.audit.leakage import clean
 from medduet.data.cache import ProgressFactory
 from medduet.data.sources import open_images
 from medduet.data.splits import write_split

@@ -1,27 +1,94 @@
-"""Gives a set the masks of the pictures it was made from.
+"""Gives a set the masks of the pictures it was made from, which are found by their content.
 
 MedMNIST's sets have labels and official splits, but no masks; some were made from sets that have
-them, such as BreastMNIST from BUSI. See `medduet.data.matching` for how the pictures are found.
+them, such as BreastMNIST from BUSI. Thumbnails of both sets are compared each with each, without
+what all pictures have in common, and the most similar again at the size of the target. How the
+target was made (the whole picture or its central square, and the filter it was reduced by) is
+estimated from a sample.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
 
 from medduet.data.cache import ProgressFactory, counted
-from medduet.data.chunks import rows_per_chunk
-from medduet.data.imageset import SPLITS, ImageSet
-from medduet.data.matching import MATCHED, STATES, View, match_images
+from medduet.data.chunks import iterate_chunks, rows_per_chunk
+from medduet.data.duplicates import SIDE, chance_bound, mean_vector, unit_vectors
+from medduet.data.imageset import SPLITS, Images, ImageSet, Rows, Split
+from medduet.data.pixels import resize_mask
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError, DataError, MissingFileError
 from medduet.utils.files import atomic_path, write_text
+
+STATES = ("matched", "ambiguous", "unmatched", "no mask")
+MIN_SCORE = 0.95
+"""Correlation, the mean of the source removed; less is another picture."""
+MIN_MARGIN = 0.5
+"""Share by which 1 - score must be less than that of the next picture with another mask."""
+MAX_DISTANCE = 6.0
+"""Largest 1 - score of a match, as a multiple of what is typical of the set: all its images were
+made alike, so what differs more is a near-duplicate of the source's."""
+FILTERS: dict[str, dict[str, Any]] = {
+    "bilinear": {"mode": "bilinear", "antialias": True},
+    "bicubic": {"mode": "bicubic", "antialias": True},
+    "area": {"mode": "area"},
+    "bilinear without smoothing": {"mode": "bilinear"},
+    "nearest": {"mode": "nearest-exact"},
+}
+_ROUNDING = 1e-4  # 1 - score that grey levels of 8 bits alone may cause
+_CANDIDATES = 8
+_SAMPLE, _SOURCE_SAMPLE = 100, 1000
+_QUANTILE = 0.9  # of the sample, since most of it may not be in the source
+
+
+@dataclass(frozen=True)
+class View:
+    """How a target was made from its source.
+
+    Attributes:
+        size: height and width of the target in pixels.
+        window: ``whole`` (stretched, if the proportions differ) or ``square``, from the centre.
+        filter: a key of `FILTERS`.
+    """
+
+    size: tuple[int, int]
+    window: str = "whole"
+    filter: str = "bilinear"
+
+    def vectors(self, images: Images, progress: ProgressFactory | None = None) -> Tensor:
+        """Return images ``(N, H, W)`` or ``(N, H, W, 3)`` of the source as vectors ``(N, D)``."""
+        vectors = []
+        with counted(progress, "read images", len(images)) as advance:
+            for _, chunk in iterate_chunks(images):
+                vectors.append(unit_vectors(self._crop(chunk), self.size, **FILTERS[self.filter]))
+                advance(len(chunk))
+        return torch.cat(vectors)
+
+    def masks(self, masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return masks of the source, ``(N, H, W)``, at the target's size.
+
+        Nearest neighbour keeps the area of small lesions best (``benchmarks/attach_masks.py``).
+        """
+        return resize_mask(self._crop(masks), *self.size)
+
+    def _crop(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        if self.window == "whole":
+            return pixels
+        height, width = pixels.shape[1:3]
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return pixels[:, top : top + side, left : left + side]
 
 
 @dataclass(frozen=True)
@@ -29,9 +96,11 @@ class Attached:
     """The match of each image of the target.
 
     Attributes:
-        table: one row per image, in the order of the splits: ``split``, ``index`` in it, and the
-            columns of `medduet.data.matching.match_images`, ``source`` and ``rival`` by id. Images
-            that are ``ambiguous``, ``unmatched`` or have ``no mask`` in the source get none.
+        table: one row per image, in the order of the splits: ``split``, ``index`` in it, ``state``,
+            ``source``, the most similar image of the source, ``score``, their correlation at the
+            target's size, ``rival``, the next one with another mask, and ``margin``, by what share
+            1 - score is less than the rival's. Images that are ``ambiguous``, ``unmatched`` or
+            have ``no mask`` in the source get none.
         view: how the target was made from the source.
     """
 
@@ -83,70 +152,126 @@ def attach_masks(
         >>> int(attached.counts().loc["all", "matched"])
         20
     """
-    table_path = out.with_suffix(".csv")
+    table_path, pool = out.with_suffix(".csv"), source.pool()
     if out.suffix != ".npz":
         raise ConfigError(f"expected the path of an .npz to write, given {out}: --out {out}.npz")
     if existing := next((path for path in (out, table_path) if path.exists()), None):
         raise ConfigError(f"{existing} exists: delete it, or choose another --out")
-    if source.train.masks is None:
+    if pool.masks is None or pool.ids is None:
         raise DataError(f"expected a source with masks, given {source.name}, which has none")
     if not target.is_file():
         raise MissingFileError(f"no file {target}")
-    images, pool = open_images(str(target), cache=cache, progress=progress), source.pool()
+    images = open_images(str(target), cache=cache, progress=progress)
     if images.train.masks is not None:
         raise DataError(f"expected a set without masks, but {target} has masks")
-    table, view = match_images(images.pool().images, pool, progress)
-    assert pool.ids is not None
+    table, view = _match(images.pool().images, pool, progress)
     lengths = [len(images.split(name)) for name in SPLITS]
-    table.insert(0, "split", np.repeat(SPLITS, lengths))
-    table.insert(1, "index", np.concatenate([np.arange(length) for length in lengths]))
+    table["split"] = np.repeat(SPLITS, lengths)
+    table["index"] = np.concatenate([np.arange(length) for length in lengths])
     with atomic_path(out) as path:
-        _write(path, target, table, source, view, progress)
-    table["source"] = pool.ids[table.pop("row")]
+        shutil.copyfile(target, path)
+        _add_masks(path, table, pool.masks, view, source.mask_names)
+    table["source"] = pool.ids[table["source"]]
     table["rival"] = np.where(table["rival"] < 0, "", pool.ids[table["rival"]])
     table = table[["split", "index", "state", "source", "score", "margin", "rival"]]
     write_text(table_path, table.to_csv(index=False, float_format="%.6f"))
     return Attached(table, view)
 
 
-def _write(
-    path: Path,
-    target: Path,
-    table: pd.DataFrame,
-    source: ImageSet,
-    view: View,
-    progress: ProgressFactory | None,
-) -> None:
-    """Write the members of `target`, then masks, into the archive at `path`."""
-    masks = source.pool().masks
-    assert masks is not None
-    step = rows_per_chunk(masks.shape)
-    with (
-        ZipFile(target) as old,
-        ZipFile(path, "w", ZIP_DEFLATED) as new,
-        counted(progress, "write masks", len(table)) as advance,
-    ):
-        for info in old.infolist():
-            if info.filename == "mask_names.npy":
-                continue
-            copy = ZipInfo(info.filename, info.date_time)
-            copy.compress_type = info.compress_type
-            with old.open(info) as reader, new.open(copy, "w", force_zip64=True) as writer:
-                shutil.copyfileobj(reader, writer, 1 << 20)
-        for name in SPLITS:
-            rows = table[table["split"] == name]
-            matched = (rows["state"] == MATCHED).to_numpy()
-            resized = np.zeros((len(rows), *view.size), np.uint8)
-            for places in np.split(np.flatnonzero(matched), range(step, matched.sum(), step)):
-                resized[places] = view.masks(masks[rows["row"].to_numpy()[places]])
-            _add(new, f"{name}_has_mask", matched)
-            _add(new, f"{name}_masks", resized)
+def _match(
+    target: Images, source: Split, progress: ProgressFactory | None
+) -> tuple[pd.DataFrame, View]:
+    """Return ``source``, ``score``, ``margin``, ``rival`` (-1 without) and ``state`` of each."""
+    size = int(target.shape[1]), int(target.shape[2])
+    small = View((min(SIDE, size[0]), min(SIDE, size[1])))
+    thumbnails, sample = small.vectors(target, progress), _spread(len(target), _SAMPLE)
+    # The window shows in thumbnails; the filter, at the target's size.
+    square = source.images.shape[1] != source.images.shape[2] and size[0] == size[1]
+    tried = []
+    for window in ("whole", "square")[: 1 + square]:
+        vectors = replace(small, window=window).vectors(source.images, progress)
+        near = _correlation(thumbnails[torch.from_numpy(sample)], vectors).max(dim=1)
+        tried.append((float(near.values.quantile(_QUANTILE)), window, near.indices, vectors))
+    _, window, rows, vectors = max(tried, key=lambda each: each[0])
+    shown, pictures = View(size).vectors(target[sample]), source.images[rows.numpy()]
+
+    def similarity(view: View) -> float:
+        return float((view.vectors(pictures) * shown).sum(dim=1).quantile(_QUANTILE))
+
+    view = max((View(size, window, name) for name in FILTERS), key=similarity)
+    mean = mean_vector(view.vectors(source.images[_spread(len(source), _SOURCE_SAMPLE)]))
+    blocks, count = [], min(_CANDIDATES, len(source))
+    step = max(1, rows_per_chunk(source.images.shape) // count)
+    with counted(progress, "compare images", len(target)) as advance:
+        for start in range(0, len(target), step):
+            candidates = _correlation(thumbnails[start : start + step], vectors)
+            rows = candidates.topk(count).indices
+            one = View(size).vectors(target[start : start + step])[:, None]
+            two = view.vectors(source.images[rows.numpy().ravel()]).reshape(*rows.shape, -1)
+            score, order = cosine_similarity(one - mean, two - mean, dim=2).sort(
+                dim=1, descending=True, stable=True
+            )
+            rows = rows.gather(1, order)
+            blocks.append(_best(source, view, rows.numpy(), score.numpy()))
             advance(len(rows))
-        _add(new, "mask_names", np.array(source.mask_names))
+    table = pd.concat(blocks, ignore_index=True)
+    bound = chance_bound(thumbnails, vectors, mean_vector(vectors), len(target) * len(source))
+    return _judged(table, source, max(bound, MIN_SCORE)), view
 
 
-def _add(archive: ZipFile, key: str, array: NDArray[np.generic]) -> None:
-    member = ZipInfo(f"{key}.npy")  # without the time, so that equal masks make equal files
-    member.compress_type = ZIP_DEFLATED
-    with archive.open(member, "w", force_zip64=True) as file:
-        np.lib.format.write_array(file, array, allow_pickle=False)
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
+
+
+def _correlation(target: Tensor, source: Tensor) -> Tensor:
+    """Return how each of the target correlates with each of the source, ``(n, M)``."""
+    mean = mean_vector(source)
+    return normalize(target - mean) @ normalize(source - mean).T
+
+
+def _best(
+    source: Split, view: View, rows: NDArray[np.int64], score: NDArray[np.float32]
+) -> pd.DataFrame:
+    """Return the best of candidates ``(n, k)``, and the next one whose mask is another."""
+    assert source.masks is not None
+    masks = view.masks(source.masks[rows.ravel()]).reshape(*rows.shape, -1)
+    known = source.known_masks[rows]
+    other = (masks != masks[:, :1]).any(axis=2) | ~known | ~known[:, :1]
+    other[:, 0] = False
+    place, each, exists = other.argmax(axis=1), np.arange(len(rows)), other.any(axis=1)
+    distance = np.maximum(1 - score, 1e-6)
+    margin = np.where(exists, 1 - distance[:, 0] / distance[each, place], 1.0)
+    columns = {"source": rows[:, 0], "score": score[:, 0], "margin": margin}
+    return pd.DataFrame(columns | {"rival": np.where(exists, rows[each, place], -1)})
+
+
+def _judged(table: pd.DataFrame, source: Split, least: float) -> pd.DataFrame:
+    high = table["score"][table["score"] >= least]
+    if len(high):
+        typical = max(float(1 - high.quantile(0.75)), _ROUNDING)
+        least = max(least, 1 - MAX_DISTANCE * typical)
+    known = source.known_masks[table["source"]]
+    cases = [table["score"] < least, ~known, table["margin"] < MIN_MARGIN]
+    return table.assign(state=np.select(cases, ["unmatched", "no mask", "ambiguous"], "matched"))
+
+
+def _add_masks(
+    path: Path, table: pd.DataFrame, masks: Images, view: View, names: tuple[str, ...]
+) -> None:
+    """Add the masks of the matches to the archive at `path`."""
+    arrays: dict[str, NDArray[Any]] = {"mask_names": np.array(names)}
+    for name, rows in table.groupby("split"):
+        matched = np.flatnonzero(rows["state"] == "matched")
+        resized = np.zeros((len(rows), *view.size), np.uint8)
+        for places, chunk in iterate_chunks(Rows([masks], rows["source"].to_numpy()[matched])):
+            resized[matched[places]] = view.masks(chunk)
+        arrays |= {
+            f"{name}_masks": resized,
+            f"{name}_has_mask": (rows["state"] == "matched").to_numpy(),
+        }
+    with ZipFile(path, "a") as archive:
+        for key, array in arrays.items():
+            member = ZipInfo(f"{key}.npy")  # without the time, so that equal masks are equal files
+            member.compress_type = ZIP_DEFLATED
+            with archive.open(member, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)

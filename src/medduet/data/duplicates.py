@@ -15,32 +15,38 @@ import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from scipy.stats import norm
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import cosine_similarity, interpolate, normalize
 
 from medduet.data.cache import ProgressFactory, cache_folder, counted
 from medduet.data.chunks import iterate_chunks
 from medduet.data.imageset import Images, ImageSet
-from medduet.data.thumbnails import (
-    SIDE,
-    THRESHOLD,
-    chance_bound,
-    grey,
-    mean_vector,
-    residual_correlation,
-    unit_vectors,
-)
+from medduet.data.pixels import to_grey
 from medduet.utils.files import atomic_path
 
+SIDE = 32
+"""Side of thumbnails in pixels, unless the images are smaller."""
+THRESHOLD = 0.95
+"""Correlation of thumbnails above which two images may be the same picture."""
 MAX_PAIRS_PER_IMAGE = 20
 """Near-duplicates that are kept of one image, the most similar, beside those that join a group."""
-_BLOCK = 2048
+_BLOCK = 256
+_MIN_FOR_MEAN = 100  # images from which on their mean is their anatomy and not the images
+_SMOOTH = {"mode": "bilinear", "antialias": True}
+_FLAT = 1.0  # grey levels of standard deviation
+_RANDOM_PAIRS = 50_000
+_FALSE_PAIRS = 0.05  # expected in a whole set by chance
+_TAILS = (0.25, 0.1, 0.01)
+_MAX_WIDENING = 1.25  # of the spread from one tail to the next; 1.08 at most in real sets
 _FORMAT = 4  # of the cached result
 
 
@@ -67,8 +73,8 @@ class Duplicates:
             >>> Duplicates(pairs, np.ones(2, np.float32), np.zeros(2, bool)).groups(5).tolist()
             [0, 1, 0, 0, 2]
         """
-        weights = np.ones(len(self.pairs), dtype=bool)
-        graph = coo_array((weights, tuple(self.pairs.T)), shape=(count, count))
+        joined = np.ones(len(self.pairs), dtype=bool), tuple(self.pairs.T)
+        graph = coo_array(joined, shape=(count, count))
         return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
@@ -83,25 +89,17 @@ def find_duplicates(
         >>> find_duplicates(images, Path(tempfile.mkdtemp())).pairs.shape
         (0, 2)
     """
-    duplicates = cached_duplicates(images, cache)
-    if duplicates is None:
-        duplicates = search_duplicates(images.pool().images, progress)
-        path = _cache_file(images, cache)
-        with suppress(OSError), atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **vars(duplicates))
+    path = duplicates_file(images, cache)
+    with suppress(OSError, ValueError, KeyError), np.load(path, allow_pickle=False) as file:
+        return Duplicates(file["pairs"], file["similarity"], file["exact"])
+    duplicates = search_duplicates(images.pool().images, progress)
+    with suppress(OSError), atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **vars(duplicates))
     return duplicates
 
 
-def cached_duplicates(images: ImageSet, cache: Path | None = None) -> Duplicates | None:
-    """Return the duplicates of an earlier search of this set; ``None`` if there was none."""
-    try:
-        with np.load(_cache_file(images, cache), allow_pickle=False) as file:
-            return Duplicates(file["pairs"], file["similarity"], file["exact"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _cache_file(images: ImageSet, cache: Path | None) -> Path:
+def duplicates_file(images: ImageSet, cache: Path | None) -> Path:
+    """Return where the duplicates of a set are kept once they were searched."""
     return cache_folder(cache) / "duplicates" / f"{images.fingerprint}-{_FORMAT}.npz"
 
 
@@ -115,35 +113,25 @@ def search_duplicates(images: Images, progress: ProgressFactory | None = None) -
         >>> search_duplicates(np.concatenate([pool, brighter, pool[:1]])).pairs.tolist()
         [[0, 21], [3, 20]]
     """
-    first, vectors, flat = _describe(images, progress)
-    is_first = first == np.arange(len(first))
-    copies, distinct = np.flatnonzero(~is_first), np.flatnonzero(is_first & ~flat)
+    count, side = len(images), min(SIDE, *images.shape[1:3])
+    first, vectors = np.empty(count, dtype=np.int64), torch.empty(count, side * side)
+    seen: dict[bytes, int] = {}
+    with counted(progress, "read images", count) as advance:
+        for rows, chunk in iterate_chunks(images):
+            for row, image in enumerate(chunk, rows.start):
+                digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+                first[row] = seen.setdefault(digest, row)
+            vectors[rows] = unit_vectors(chunk, (side, side))
+            advance(len(chunk))
+    is_first = first == np.arange(count)
+    copies = np.flatnonzero(~is_first)
+    distinct = np.flatnonzero(is_first & vectors.any(dim=1).numpy())
     near, similarity = _near(vectors[torch.from_numpy(distinct)], progress)
     pairs = np.concatenate([np.stack([first[copies], copies], axis=1), distinct[near]])
     similarity = np.concatenate([np.ones(len(copies), np.float32), similarity])
     exact = np.arange(len(pairs)) < len(copies)
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     return Duplicates(pairs[order], similarity[order], exact[order])
-
-
-def _describe(
-    images: Images, progress: ProgressFactory | None
-) -> tuple[NDArray[np.int64], Tensor, NDArray[np.bool_]]:
-    """Return the first image with the same pixels, the thumbnail, and whether it is flat."""
-    count, side = len(images), min(SIDE, *images.shape[1:3])
-    first, flat = np.empty(count, dtype=np.int64), np.empty(count, dtype=bool)
-    vectors = torch.empty(count, side * side)
-    seen: dict[bytes, int] = {}
-    with counted(progress, "read images", int(np.prod(images.shape))) as advance:
-        for rows, chunk in iterate_chunks(images):
-            for row, image in enumerate(chunk, rows.start):
-                digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-                first[row] = seen.setdefault(digest, row)
-            small = interpolate(grey(chunk), (side, side), mode="bilinear", antialias=True)
-            vectors[rows], is_flat = unit_vectors(small)
-            flat[rows] = is_flat.numpy()
-            advance(chunk.nbytes)
-    return first, vectors, flat
 
 
 def _near(
@@ -153,30 +141,25 @@ def _near(
     count, mean = len(vectors), mean_vector(vectors)
     bound = chance_bound(vectors, vectors, mean, count * (count - 1) / 2)
     pairs, similarity = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
-    starts = range(0, count, _BLOCK)
-    with counted(progress, "compare images", sum(count - start for start in starts)) as advance:
-        for a in starts:
-            candidates = []
-            for b in range(a, count, _BLOCK):
-                product = vectors[a : a + _BLOCK] @ vectors[b : b + _BLOCK].T
-                similar = (product.triu(1) if a == b else product) > THRESHOLD
-                candidates.append(similar.nonzero() + torch.tensor([a, b]))
-                advance(len(vectors[b : b + _BLOCK]))
-            block = torch.cat(candidates)
+    with counted(progress, "compare images", count) as advance:
+        for start in range(0, count, _BLOCK):
+            product = vectors[start : start + _BLOCK] @ vectors[start:].T
+            block = (product.triu(1) > THRESHOLD).nonzero() + start
             block = block[residual_correlation(vectors, vectors, block, mean) > bound]
-            values = (vectors[block[:, 0]] * vectors[block[:, 1]]).sum(dim=1).numpy()
-            kept = _limited(block.numpy(), values)
-            pairs.append(block.numpy()[kept])
+            found = block.numpy()
+            values = product[tuple((block - start).T)].numpy()
+            kept = _limited(found, values)
+            pairs.append(found[kept])
             similarity.append(values[kept])
+            advance(len(product))
     return np.concatenate(pairs), np.concatenate(similarity)
 
 
 def _limited(pairs: NDArray[np.int64], similarity: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return the pairs to keep: the most similar of each first image, and what joins groups."""
-    order = np.lexsort((-similarity, pairs[:, 0]))
-    _, starts = np.unique(pairs[order, 0], return_index=True)
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff([*starts, len(order)]))
-    kept = order[rank < MAX_PAIRS_PER_IMAGE]
+    table = pd.DataFrame({"first": pairs[:, 0], "similarity": similarity})
+    best = table.sort_values("similarity", ascending=False).groupby("first")
+    kept = best.head(MAX_PAIRS_PER_IMAGE).index.to_numpy()
     if len(kept) < len(pairs):
         images, ends = np.unique(pairs, return_inverse=True)
         edges = np.arange(1, len(pairs) + 1), tuple(ends.reshape(-1, 2).T)
@@ -184,3 +167,74 @@ def _limited(pairs: NDArray[np.int64], similarity: NDArray[np.float32]) -> NDArr
         # Any spanning tree does; its weights are the numbers of its pairs.
         kept = np.union1d(kept, minimum_spanning_tree(graph).data.astype(np.int64) - 1)
     return np.sort(kept)
+
+
+# How images are compared -------------------------------------------------------------------------
+
+
+def grey(pixels: NDArray[np.uint8]) -> Tensor:
+    """Return ``(N, H, W)`` or ``(N, H, W, 3)`` as float32 ``(N, 1, H, W)``.
+
+    Example:
+        >>> grey(np.full((1, 1, 1, 3), 200, np.uint8)).tolist()
+        [[[[200.0]]]]
+    """
+    pixels = to_grey(pixels) if pixels.ndim == 4 else pixels
+    return torch.from_numpy(pixels.astype(np.float32))[:, None]
+
+
+def unit_vectors(pixels: NDArray[np.uint8], size: tuple[int, int], **resize: Any) -> Tensor:
+    """Return images, see `grey`, at a size as vectors ``(N, D)`` of mean 0 and length 1.
+
+    Images of one grey level are 0. `resize` are options of `interpolate`.
+    """
+    images = grey(pixels)
+    if images.shape[2:] != size:
+        images = interpolate(images, size, **(resize or _SMOOTH)).clamp(0, 255)
+    centred = images.flatten(1) - images.mean(dim=(1, 2, 3))[:, None]
+    return normalize(centred) * (centred.square().mean(dim=1).sqrt() >= _FLAT)[:, None]
+
+
+def mean_vector(vectors: Tensor) -> Tensor:
+    """Return the common anatomy of a set, ``(D,)``: the mean vector, 0 for a small set."""
+    if len(vectors) < _MIN_FOR_MEAN:
+        return torch.zeros(vectors.shape[1])
+    return vectors.mean(dim=0)
+
+
+def residual_correlation(one: Tensor, two: Tensor, pairs: Tensor, mean: Tensor) -> Tensor:
+    """Return how ``one[a]`` and ``two[b]`` of each pair ``(a, b)`` correlate, `mean` removed."""
+    return torch.cat(
+        [
+            cosine_similarity(one[block[:, 0]] - mean, two[block[:, 1]] - mean)
+            for block in torch.split(pairs, 2048)
+        ]
+    )
+
+
+def chance_bound(one: Tensor, two: Tensor, mean: Tensor, comparisons: float) -> float:
+    """Return the residual correlation that no pair of unrelated images should reach.
+
+    Fisher's z of the correlation of random pairs, without those that are plainly the same picture,
+    is taken as normal; 0.05 of so many `comparisons` are expected to exceed the bound. The spread
+    is read off the 99th percentile, or a lower one where related pairs, such as frames of one
+    film, widen the upper tail.
+
+    Returns:
+        The bound; -1 for small sets.
+    """
+    if len(two) < _MIN_FOR_MEAN:
+        return -1.0
+    pairs = np.random.default_rng(0).integers(0, [len(one), len(two)], (_RANDOM_PAIRS, 2))
+    if one is two:
+        pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    correlation = residual_correlation(one, two, torch.from_numpy(pairs), mean).numpy()
+    z = np.arctanh(np.clip(correlation[correlation < THRESHOLD], -0.9999, None))
+    median = np.quantile(z, 0.5)
+    spreads = [(np.quantile(z, 1 - tail) - median) / norm.isf(tail) for tail in _TAILS]
+    spread = spreads[0]
+    for wider in spreads[1:]:
+        if wider > _MAX_WIDENING * spread:
+            break
+        spread = wider
+    return float(np.tanh(median + spread * norm.isf(_FALSE_PAIRS / comparisons)))

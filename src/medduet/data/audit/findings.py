@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.types import UNKNOWN_LABEL
 
 Severity = Literal["leak", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("leak", "warning", "note")
-"""From the most to the least severe."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +32,29 @@ class Finding:
     kind: str
     severity: Severity
     message: str
-    rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    rows: NDArray[np.int64]
+
+
+class Findings(list[Finding]):
+    """The findings so far; `splits` is the split of each image of the pool, ``(N,)``."""
+
+    def __init__(self, splits: NDArray[np.int64]) -> None:
+        super().__init__()
+        self.splits = splits
+
+    def of_set(self, title: str, severity: Severity, text: str, rows: Any = ()) -> None:
+        """Add a finding about whole splits; its kind is the title in lower case."""
+        kind, rows = title.lower().replace(" ", "-"), np.array(rows, dtype=np.int64)
+        self.append(Finding(kind, severity, f"{title}: {text}", rows))
+
+    def of_images(
+        self, title: str, severity: Severity, where: NDArray[np.bool_], text: str = ""
+    ) -> None:
+        """Add a finding about the images `where`, ``(N,)``, if there are any."""
+        rows = np.flatnonzero(where)
+        if len(rows):
+            count = f"{plural(len(rows), 'image')} ({per_split(rows, self.splits)})"
+            self.of_set(title, severity, f"{count}{text}.", rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,20 +91,21 @@ class Audit:
     def record(self) -> dict[str, Any]:
         """Return everything but the pairs, ready for JSON, with every image of every finding."""
         sizes = self.images["split"].value_counts()
+        findings = [
+            {
+                "kind": finding.kind,
+                "severity": finding.severity,
+                "message": finding.message,
+                "images": self.images.iloc[finding.rows].to_dict("records"),
+            }
+            for finding in self.findings
+        ]
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
             "images": {split: int(sizes[split]) for split in SPLITS},
             "classes": self.classes.rename_axis("name").reset_index().to_dict("records"),
-            "findings": [
-                {
-                    "kind": finding.kind,
-                    "severity": finding.severity,
-                    "message": finding.message,
-                    "images": self.images.iloc[finding.rows].to_dict("records"),
-                }
-                for finding in self.findings
-            ],
+            "findings": findings,
         }
 
 
@@ -103,39 +125,10 @@ def label_texts(labels: NDArray[np.int64], class_names: Sequence[str]) -> NDArra
         return np.full(len(labels), "", dtype=np.str_)
     if labels.ndim == 1:
         return np.array([*class_names, "unknown"], dtype=np.str_)[labels]  # -1 is the last one
-    distinct, inverse = np.unique(labels, axis=0, return_inverse=True)
-    texts = [
-        "unknown"
-        if (row == UNKNOWN_LABEL).all()
-        else " + ".join(class_names[k] for k in np.flatnonzero(row == 1).tolist()) or "none"
-        for row in distinct
-    ]
-    return np.array(texts, dtype=np.str_)[inverse.reshape(-1)]
-
-
-def of_set(title: str, severity: Severity, text: str) -> Finding:
-    """Return a finding about whole splits; its kind is the title in lower case."""
-    return Finding(title.lower().replace(" ", "-"), severity, f"{title}: {text}")
-
-
-def of_images(
-    title: str,
-    severity: Severity,
-    where: ArrayLike,
-    splits: NDArray[np.int64],
-    text: str = "",
-) -> list[Finding]:
-    """Return a finding about images, given by rows or a mask ``(N,)``; none if there are none.
-
-    Example:
-        >>> of_images("Black images", "warning", [0, 1, 3], np.array([0, 0, 1, 2]))[0].message
-        'Black images: 3 images (2 train, 1 test).'
-    """
-    rows = np.arange(len(splits))[np.asarray(where)]
-    if not len(rows):
-        return []
-    message = f"{plural(len(rows), 'image')} ({per_split(rows, splits)}){text}."
-    return [replace(of_set(title, severity, message), rows=rows)]
+    names, nothing = np.array(class_names), np.array(["none", "unknown"])
+    texts = [" + ".join(names[row == 1]) for row in labels]
+    unknown = (labels == UNKNOWN_LABEL).all(axis=1)
+    return np.where(labels.max(axis=1) == 1, texts, nothing[unknown.astype(int)])
 
 
 def plural(count: int, noun: str) -> str:

@@ -1,162 +1,49 @@
-"""Data leakage: duplicates and groups, such as patients, in several splits; label conflicts."""
+"""Data leakage, found and mended: pictures and groups, such as patients, in several splits."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medduet.data.audit.findings import Finding, of_images, per_split, plural, split_numbers
-from medduet.data.duplicates import Duplicates, cached_duplicates, find_duplicates
+from medduet.data.audit.findings import Findings, per_split, plural, split_numbers
+from medduet.data.cache import ProgressFactory
+from medduet.data.duplicates import Duplicates, duplicates_file, find_duplicates
 from medduet.data.imageset import SPLITS, ImageSet, Split
+from medduet.data.splits import apply_split, merge_groups
+from medduet.errors import DataError
 from medduet.types import UNKNOWN_LABEL
 
 MAX_SEARCHED = 20_000
 """Images up to which training searches for duplicates by itself; it takes seconds."""
 _SIMILAR_MASKS = 0.5  # intersection over union, below which masks of near-duplicates differ
 _BLOCK = 256
+_TEST, _DROPPED = len(SPLITS) - 1, -1
 
 
-def first_copies(duplicates: Duplicates, count: int) -> NDArray[np.int64]:
-    """Return the first image with the same pixels, for each of `count` images."""
-    first, exact = np.arange(count), duplicates.pairs[duplicates.exact]
-    first[exact[:, 1]] = exact[:, 0]
-    return first
-
-
-def repeated(groups: NDArray[np.int64], splits: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the images with another of their group before them in the same split.
-
-    Example:
-        >>> repeated(np.array([0, 1, 0, 0]), np.array([0, 0, 0, 1])).tolist()
-        [2]
-    """
-    return np.flatnonzero(pd.DataFrame({"group": groups, "split": splits}).duplicated())
-
-
-def conflicting(groups: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the images of all groups whose labels differ; -1 is unknown and differs from none.
-
-    Example:
-        >>> conflicting(np.array([0, 0, 1, 1, 1]), np.array([2, 2, 0, 1, -1])).tolist()
-        [2, 3, 4]
-    """
-    columns = pd.DataFrame(labels.reshape(len(labels), -1))
-    distinct = columns.where(columns != UNKNOWN_LABEL).groupby(groups).nunique()
-    return np.flatnonzero((distinct > 1).any(axis=1).loc[groups])
-
-
-def presence(groups: NDArray[np.int64], splits: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return whether the group of each image is in train, val and test, ``(N, 3)``; -1 is none."""
-    grouped = groups >= 0
-    _, member = np.unique(groups[grouped], return_inverse=True)
-    present = np.zeros((member.max(initial=-1) + 1, len(SPLITS)), dtype=bool)
-    present[member, splits[grouped]] = True
-    where = np.zeros((len(groups), len(SPLITS)), dtype=bool)
-    where[grouped] = present[member]
-    return where
-
-
-def near_presence(duplicates: Duplicates, splits: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return whether a near-duplicate of each image is in train, val and test, ``(N, 3)``.
-
-    Example:
-        >>> pairs = np.array([[0, 1], [1, 2]])
-        >>> duplicates = Duplicates(pairs, np.ones(2, np.float32), np.array([False, True]))
-        >>> near_presence(duplicates, np.array([0, 1, 2])).tolist()
-        [[False, True, True], [True, False, False], [True, False, False]]
-    """
-    first = first_copies(duplicates, len(splits))
-    copies, near = presence(first, splits), np.zeros((len(splits), len(SPLITS)), dtype=bool)
-    # Pairs name the first copy of an image only, and hold for all its copies.
-    one, two = duplicates.pairs[~duplicates.exact].T
-    np.logical_or.at(near, one, copies[two])
-    np.logical_or.at(near, two, copies[one])
-    return near[first]
-
-
-def leak_findings(images: ImageSet, duplicates: Duplicates) -> list[Finding]:
-    """Return duplicates and groups in several splits, and duplicates within one."""
-    pool, splits = images.pool(), split_numbers(images)
-    first, groups = first_copies(duplicates, len(pool)), duplicates.groups(len(pool))
-    findings = []
-    for title, where in (
-        ("Exact duplicates", presence(first, splits)),
-        ("Near-duplicates", near_presence(duplicates, splits)),
-    ):
-        across = (where & (splits[:, None] != np.arange(len(SPLITS)))).any(axis=1)
+def find_leaks(findings: Findings, pool: Split, duplicates: Duplicates) -> None:
+    """Add duplicates and groups in several splits, duplicates within one, and their labels."""
+    splits = findings.splits
+    first, groups = _first_copies(duplicates, len(pool)), duplicates.groups(len(pool))
+    for title, where in _presence(splits, duplicates, pool.groups).items():
         leaked = np.flatnonzero(where[:, 0] & (splits > 0))
         text = f"; also in train: {per_split(leaked, splits)}" if len(leaked) else ""
-        findings += of_images(f"{title} across splits", "leak", across, splits, text)
-    if pool.groups is not None:
-        across = presence(pool.groups, splits).sum(axis=1) > 1
-        text = f" of {plural(len(np.unique(pool.groups[across])), 'group')}, such as patients"
-        findings += of_images("Groups across splits", "leak", across, splits, text)
-    near = duplicates.pairs[~duplicates.exact]
-    within = np.unique(near[splits[near[:, 0]] == splits[near[:, 1]]])
+        across = (where & (splits[:, None] != np.arange(len(SPLITS)))).any(axis=1)
+        findings.of_images(f"{title} across splits", "leak", across, text)
+    conflicts = _conflicting(groups, pool.labels)
+    count = plural(len(np.unique(groups[conflicts])), "group")
+    text = f" in {count} of duplicates with different labels"
+    findings.of_images("Label conflicts", "warning", conflicts, text)
+    findings.of_images("Exact duplicates within a split", "note", _repeated(first, splits))
+    near, within = duplicates.pairs[~duplicates.exact], np.zeros(len(pool), dtype=bool)
+    within[near[splits[near[:, 0]] == splits[near[:, 1]]]] = True
     distinct = [f"{len(np.unique(groups[splits == k])):,}" for k in range(len(SPLITS))]
     text = f"; {' / '.join(distinct)} distinct pictures are in {' / '.join(SPLITS)}, so confidence "
     text += "intervals over images are too narrow"
-    return [
-        *findings,
-        *of_images("Exact duplicates within a split", "note", repeated(first, splits), splits),
-        *of_images("Near-duplicates within a split", "note", within, splits, text),
-    ]
-
-
-def conflict_findings(
-    images: ImageSet, duplicates: Duplicates, masks_differ: NDArray[np.bool_]
-) -> list[Finding]:
-    """Return duplicates whose labels or masks contradict each other."""
-    pool, splits = images.pool(), split_numbers(images)
-    groups = duplicates.groups(len(pool))
-    labels, masks = conflicting(groups, pool.labels), np.unique(duplicates.pairs[masks_differ])
-    count = plural(len(np.unique(groups[labels])), "group")
-    text = f" in {count} of duplicates with different labels"
-    findings = of_images("Label conflicts", "warning", labels, splits, text)
-    text = f" in {plural(int(masks_differ.sum()), 'pair')} of duplicates with different masks"
-    return findings + of_images("Mask conflicts", "note", masks, splits, text)
-
-
-def pair_table(
-    images: ImageSet,
-    table: pd.DataFrame,
-    duplicates: Duplicates,
-    masks_differ: NDArray[np.bool_],
-) -> pd.DataFrame:
-    """Return the pairs of duplicates as in `Audit.pairs`; `table` is `Audit.images`."""
-    pool, (a, b) = images.pool(), duplicates.pairs.T
-    labels = pool.labels.reshape(len(pool), -1)
-    labelled = (labels[a] != UNKNOWN_LABEL) & (labels[b] != UNKNOWN_LABEL)
-    index = pd.MultiIndex.from_arrays([a, b], names=["a", "b"])
-    first, second = (table.iloc[rows].set_axis(index) for rows in (a, b))
-    pairs = pd.concat([first.add_suffix("_a"), second.add_suffix("_b")], axis=1).assign(
-        similarity=duplicates.similarity,
-        exact=duplicates.exact,
-        across_splits=first["split"] != second["split"],
-        labels_differ=((labels[a] != labels[b]) & labelled).any(axis=1),
-        masks_differ=masks_differ,
-    )
-    worst = ["across_splits", "labels_differ", "masks_differ", "exact", "similarity"]
-    return pairs.sort_values(worst, ascending=False)
-
-
-def mask_conflicts(pool: Split, duplicates: Duplicates) -> NDArray[np.bool_]:
-    """Return which pairs of duplicates have masks that differ, ``(P,)``."""
-    differ = np.zeros(len(duplicates.pairs), dtype=bool)
-    if pool.masks is None:
-        return differ
-    both = np.flatnonzero(pool.known_masks[duplicates.pairs].all(axis=1))
-    for start in range(0, len(both), _BLOCK):
-        block = both[start : start + _BLOCK]
-        one, two = (np.asarray(pool.masks[rows]) for rows in duplicates.pairs[block].T)
-        intersection = ((one == two) & (one > 0)).sum(axis=(1, 2))
-        union = ((one > 0) | (two > 0)).sum(axis=(1, 2))
-        least = np.where(duplicates.exact[block], 1.0, _SIMILAR_MASKS)
-        differ[block] = intersection < least * union
-    return differ
+    findings.of_images("Near-duplicates within a split", "note", within, text)
 
 
 def leak_warning(images: ImageSet, cache: Path | None = None) -> str | None:
@@ -170,21 +57,14 @@ def leak_warning(images: ImageSet, cache: Path | None = None) -> str | None:
         >>> leak_warning(images, Path(tempfile.mkdtemp())) is None
         True
     """
-    splits = [images.split(name) for name in SPLITS]
-    duplicates = cached_duplicates(images, cache)
-    if duplicates is None and sum(map(len, splits)) <= MAX_SEARCHED:
+    splits, duplicates = split_numbers(images), None
+    if len(splits) <= MAX_SEARCHED or duplicates_file(images, cache).is_file():
         duplicates = find_duplicates(images, cache)
-    groups = [split.groups for split in splits if split.groups is not None]
-    if duplicates is None and len(groups) < len(splits):
-        return None  # before anything is made that is as long as the set
-    numbers, causes = split_numbers(images), {}
-    if duplicates is not None:
-        copies = presence(first_copies(duplicates, len(numbers)), numbers)
-        causes["duplicates"] = (copies | near_presence(duplicates, numbers))[:, 0]
-    if len(groups) == len(splits):
-        causes["shared groups"] = presence(np.concatenate(groups), numbers)[:, 0]
-    leaks = {cause: np.flatnonzero(where & (numbers > 0)) for cause, where in causes.items()}
-    texts = [f"{cause}: {per_split(rows, numbers)}" for cause, rows in leaks.items() if len(rows)]
+    known = [groups for name in SPLITS if (groups := images.split(name).groups) is not None]
+    groups = np.concatenate(known) if len(known) == len(SPLITS) else None
+    present = _presence(splits, duplicates, groups)
+    leaks = {title: np.flatnonzero(of[:, 0] & (splits > 0)) for title, of in present.items()}
+    texts = [f"{what.lower()}: {per_split(of, splits)}" for what, of in leaks.items() if len(of)]
     if not texts:
         return None
     source = images.name if "medmnist" in images.info else images.info.get("source", images.name)
@@ -192,3 +72,175 @@ def leak_warning(images: ImageSet, cache: Path | None = None) -> str | None:
         f"warning: data leakage from train ({'; '.join(texts)}) inflates the scores: "
         f"medduet audit {source}"
     )
+
+
+def _presence(
+    splits: NDArray[np.int64], duplicates: Duplicates | None, groups: NDArray[np.int64] | None
+) -> dict[str, NDArray[np.bool_]]:
+    """Return whether a copy of each image, or its group, is in train, val and test, ``(N, 3)``."""
+
+    def of_groups(groups: NDArray[np.int64]) -> NDArray[np.bool_]:
+        rows = pd.DataFrame(splits[:, None] == np.arange(len(SPLITS))).groupby(groups)
+        return np.asarray(rows.transform("any"), dtype=bool) & (groups >= 0)[:, None]
+
+    present = {}
+    if duplicates is not None:
+        first = _first_copies(duplicates, len(splits))
+        copies, near = of_groups(first), np.zeros((len(splits), len(SPLITS)), dtype=bool)
+        # Pairs name the first copy of an image only, and hold for all its copies.
+        one, two = duplicates.pairs[~duplicates.exact].T
+        np.logical_or.at(near, one, copies[two])
+        np.logical_or.at(near, two, copies[one])
+        present = {"Exact duplicates": copies, "Near-duplicates": near[first]}
+    return present if groups is None else present | {"Groups": of_groups(groups)}
+
+
+def _first_copies(duplicates: Duplicates, count: int) -> NDArray[np.int64]:
+    """Return the first image with the same pixels, for each of `count` images."""
+    first, exact = np.arange(count), duplicates.pairs[duplicates.exact]
+    first[exact[:, 1]] = exact[:, 0]
+    return first
+
+
+def _repeated(groups: NDArray[np.int64], splits: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which images have another of their group before them in the same split."""
+    return np.asarray(pd.DataFrame({"group": groups, "split": splits}).duplicated())
+
+
+def _conflicting(groups: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return the images of all groups whose labels differ; -1 is unknown and differs from none."""
+    columns = pd.DataFrame(labels.reshape(len(labels), -1))
+    known = columns.where(columns != UNKNOWN_LABEL).groupby(groups)
+    return np.asarray((known.transform("nunique") > 1).any(axis=1))
+
+
+# Pairs -------------------------------------------------------------------------------------------
+
+
+def pair_table(pool: Split, images: pd.DataFrame, duplicates: Duplicates) -> pd.DataFrame:
+    """Return the pairs of duplicates as in `Audit.pairs`; `images` is `Audit.images`."""
+    a, b = duplicates.pairs.T
+    labels = pool.labels.reshape(len(pool), -1)
+    labelled = (labels[a] != UNKNOWN_LABEL) & (labels[b] != UNKNOWN_LABEL)
+    index = pd.MultiIndex.from_arrays([a, b], names=["a", "b"])
+    first, second = (images.iloc[rows].set_axis(index) for rows in (a, b))
+    pairs = pd.concat([first.add_suffix("_a"), second.add_suffix("_b")], axis=1).assign(
+        similarity=duplicates.similarity,
+        exact=duplicates.exact,
+        across_splits=first["split"] != second["split"],
+        labels_differ=((labels[a] != labels[b]) & labelled).any(axis=1),
+        masks_differ=_masks_differ(pool, duplicates),
+    )
+    worst = ["across_splits", "labels_differ", "masks_differ", "exact", "similarity"]
+    return pairs.sort_values(worst, ascending=False)
+
+
+def _masks_differ(pool: Split, duplicates: Duplicates) -> NDArray[np.bool_]:
+    """Return which pairs of duplicates have masks that differ, ``(P,)``."""
+    differ = np.zeros(len(duplicates.pairs), dtype=bool)
+    if pool.masks is None:
+        return differ
+    both = np.flatnonzero(pool.known_masks[duplicates.pairs].all(axis=1))
+    for start in range(0, len(both), _BLOCK):
+        block = both[start : start + _BLOCK]
+        one, two = (pool.masks[rows] for rows in duplicates.pairs[block].T)
+        intersection = ((one == two) & (one > 0)).sum(axis=(1, 2))
+        union = ((one > 0) | (two > 0)).sum(axis=(1, 2))
+        least = np.where(duplicates.exact[block], 1.0, _SIMILAR_MASKS)
+        differ[block] = intersection < least * union
+    return differ
+
+
+# A split without leaks ---------------------------------------------------------------------------
+
+
+class Cleaned(NamedTuple):
+    """A set in its cleaned split, and what was changed, one phrase each; none if it was clean."""
+
+    images: ImageSet
+    changes: tuple[str, ...]
+
+
+def clean(
+    images: ImageSet,
+    method: Literal["drop", "regroup"] = "drop",
+    *,
+    cache: Path | None = None,
+    progress: ProgressFactory | None = None,
+) -> Cleaned:
+    """Return the set in a split without leaks, in which training sees no copies.
+
+    Similarity by chance is estimated from the whole set, so the cleaned one is searched again,
+    until an audit finds no leak in it.
+
+    Args:
+        images: the set.
+        method: ``"drop"`` leaves images out of train (and of val, where test has the same), so that
+            test stays as published and scores compare; of copies within train or val the first one
+            stays. ``"regroup"`` keeps more: each group of duplicates or patients moves to the last
+            split that any of it was in; of copies within any split the first one stays. Copies
+            with different labels are all left out.
+        cache: folder of cached searches for duplicates.
+        progress: shows the progress of the searches.
+
+    Raises:
+        DataError: several images have one id, or a split would be empty.
+
+    Example:
+        >>> import medduet
+        >>> clean(medduet.open_images("phantom", size=32, count=20)).changes
+        ()
+    """
+    pool, before = images.pool(), split_numbers(images)
+    if pd.Series(pool.ids).duplicated().any():
+        raise DataError(
+            f"expected a different id for every image of {images.name}, but some share one; a "
+            "split can't tell them apart"
+        )
+    splits, current = before, images
+    while True:
+        found = find_duplicates(current, cache, progress)
+        # From rows of the cleaned pool to those of the original one.
+        rows = np.concatenate([np.flatnonzero(splits == number) for number in range(len(SPLITS))])
+        duplicates = Duplicates(rows[found.pairs], found.similarity, found.exact)
+        after = _cleaned_once(pool, duplicates, splits, method)
+        if (after == splits).all():
+            return Cleaned(current, _changes(before, splits, method))
+        splits, current = after, apply_split(images, after, {"cleaned": method})
+
+
+def _cleaned_once(
+    pool: Split, duplicates: Duplicates, splits: NDArray[np.int64], method: str
+) -> NDArray[np.int64]:
+    """Return the split of each image, ``(N,)``, without these leaks; -1 is dropped."""
+    count, kept = len(splits), splits != _DROPPED
+    groups = merge_groups(np.arange(count), duplicates.groups(count), pool.groups)
+    last = np.full(count, _DROPPED)
+    np.maximum.at(last, groups[kept], splits[kept])
+    target = last[groups]
+    if method == "drop":
+        after = np.where(splits < target, _DROPPED, splits)
+        changeable = (after != _DROPPED) & (after != _TEST)
+    else:
+        after = np.where(kept, target, _DROPPED)
+        changeable = after != _DROPPED
+    first, rows = _first_copies(duplicates, count), np.flatnonzero(changeable)
+    # Labels of all copies in a split, before the first one alone stays.
+    wrong = _conflicting(first[rows] * len(SPLITS) + splits[rows], pool.labels[rows])
+    after[rows[wrong | _repeated(first[rows], after[rows])]] = _DROPPED
+    return after
+
+
+def _changes(before: NDArray[np.int64], after: NDArray[np.int64], method: str) -> tuple[str, ...]:
+    kept = after != _DROPPED
+    dropped, moved = np.flatnonzero(~kept), np.flatnonzero(kept & (after != before))
+    changes = []
+    if len(dropped):
+        changes.append(f"dropped {len(dropped):,} ({per_split(dropped, before)})")
+    if len(moved):
+        text = f"moved {len(moved):,} ({per_split(moved, before)}) to {per_split(moved, after)}"
+        changes.append(text)
+    if not changes:
+        return ()
+    test = ["test unchanged"] if method == "drop" else []
+    return (*changes, *test, f"now {per_split(np.flatnonzero(kept), after)}")
