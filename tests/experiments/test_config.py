@@ -88,11 +88,11 @@ def test_recipes_take_data_of_ones_own(tmp_path: Path) -> None:
 
 def test_the_grid_of_the_paper_is_the_papers() -> None:
     cells = load_grid("paper").cells(OUT)
-    assert len({cell.dataset for cell in cells}) == 9
+    assert len({cell.run.data.name for cell in cells}) == 9
     assert {cell.run.evaluate.protocol for cell in cells} == {"paper"}
     assert {cell.run.data.size for cell in cells} == {224}
-    ours = [cell for cell in cells if cell.network == "vovunet_var"]
-    others = [cell for cell in cells if cell.network == "timm:resnet18"]
+    ours = [cell for cell in cells if cell.run.model.name == "vovunet_var"]
+    others = [cell for cell in cells if cell.run.model.name == "timm:resnet18"]
     assert {(c.run.train.epochs, c.run.train.cosine_epochs) for c in ours} == {(10, 100)}
     assert {(c.run.train.epochs, c.run.train.cosine_epochs) for c in others} == {(5, 10)}
     assert {c.run.objective.tasks for c in ours} == {("classify", "reconstruct")}

@@ -109,8 +109,8 @@ def test_cells_that_are_terminated_save_and_go_on(grids: SimpleNamespace, tmp_pa
     long["run"]["train"]["epochs"] = 12
     asked: list[int] = []
 
-    def watch(cells: list[Any], states: Any) -> None:
-        if states["phantom-vovunet_var-seed0"].epoch and not asked:
+    def watch(states: Any) -> None:
+        if states["phantom-vovunet_var-seed0"].epochs and not asked:
             asked.extend(grids.cells_of(out))
             for process in asked:
                 os.kill(process, signal.SIGTERM)
@@ -171,7 +171,7 @@ def test_a_cell_whose_process_is_killed_has_failed(grids: SimpleNamespace, tmp_p
     out = tmp_path / "grid"
     grid = grids.small(out)
 
-    def watch(cells: list[Any], states: Any) -> None:
+    def watch(states: Any) -> None:
         if states["phantom-vovunet_var-seed0"].state == "running":
             for child in grids.cells_of(out):
                 os.kill(child, signal.SIGKILL)
@@ -187,8 +187,8 @@ def test_a_grid_stops_when_it_is_asked(grids: SimpleNamespace, tmp_path: Path) -
     out, stop = tmp_path / "grid", threading.Event()
     grid = grids.small(out)
 
-    def watch(cells: list[Any], states: dict[str, CellState]) -> None:
-        if states["phantom-vovunet_var-seed0"].epoch:
+    def watch(states: dict[str, CellState]) -> None:
+        if states["phantom-vovunet_var-seed0"].epochs:
             stop.set()
 
     long = grid.model_dump(mode="json")
@@ -221,7 +221,7 @@ def test_more_seeds_are_added_and_other_settings_refused(
 def test_a_held_cell_is_left_alone(grids: SimpleNamespace, tmp_path: Path) -> None:
     folder = GridFolder(tmp_path)
     cell = grids.small(tmp_path).cells(tmp_path)[0]
-    with exclusive(folder.lock(cell.name)) as alone:
+    with exclusive(folder.file(cell.name, "lock")) as alone:
         assert alone
         assert folder.busy(cell.name)
         assert folder.state(cell.name).state == "running"
@@ -241,7 +241,7 @@ def test_a_defect_is_recorded_with_its_traceback(
 
     monkeypatch.setattr("medduet.experiments.run.train", broken)
     assert run_cell(folder, cell) == "failed"
-    record = json.loads(folder.failure(cell.name).read_text())
+    record = json.loads(folder.file(cell.name, "json").read_text())
     assert record["error"] == "IndexError: out of range"
     assert "in broken" in record["details"]
 

@@ -16,7 +16,14 @@ from typing import Any
 import pytest
 
 import medduet
-from medduet import ConfigError, Interrupted, MedDuetError, SearchConfig, SearchRecord
+from medduet import (
+    ConfigError,
+    Interrupted,
+    MedDuetError,
+    MissingFileError,
+    SearchConfig,
+    SearchRecord,
+)
 from medduet.cli import main
 from medduet.config import validate
 from medduet.experiments.search import _Pruned, _Pruner
@@ -192,7 +199,7 @@ def test_a_trial_that_fails_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> 
 def test_searches_that_cannot_start(found: SearchRecord, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"medduet search --resume {found.path}"):
         medduet.search(config(found.path))
-    with pytest.raises(ConfigError, match=r"search\.json"):
+    with pytest.raises(MissingFileError, match=r"search\.json"):
         medduet.search(resume=tmp_path)
     with pytest.raises(ConfigError, match=r"did you mean model\.width"):
         config(tmp_path / "search", space={"model.widht": {"choices": [1, 2]}})

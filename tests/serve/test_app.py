@@ -6,13 +6,14 @@ import asyncio
 import base64
 import dataclasses
 import io
+import json
 import os
 import queue
 import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from starlette.exceptions import HTTPException
 from medduet import Predictor
 from medduet.serve.app import create_app
 from medduet.serve.batcher import Batcher
-from medduet.serve.limits import Limits, Room
+from medduet.serve.limits import LARGEST, Limits, Room
 from medduet.serve.schemas import PredictionResponse, encode_prediction, run_lengths
 from medduet.serve.service import CLIENT_GONE, Served
 from medduet.utils.palette import mask_colors
@@ -218,25 +219,24 @@ def test_a_file_has_at_most_so_many_bytes(
 
 
 class Stuck:
-    """A batcher whose pictures wait until they are let go."""
+    """Batchers whose pictures wait until they are let go."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.arrived, self.go = queue.Queue[Future[Any]](), threading.Event()
-        submit = Batcher.submit
+        self.arrived = queue.Queue[bool]()
+        self.go, self.cancelled = threading.Event(), threading.Event()
+        predict = Batcher.predict
 
-        def wait(batcher: Batcher, *arguments: Any, **options: Any) -> Future[Any]:
-            future: Future[Any] = Future()
+        async def wait(batcher: Batcher, *arguments: Any) -> Any:
+            self.arrived.put(True)
+            try:
+                while not self.go.is_set():
+                    await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+            return await predict(batcher, *arguments)
 
-            def answer() -> None:
-                self.go.wait(20)
-                if future.set_running_or_notify_cancel():
-                    future.set_result(submit(batcher, *arguments, **options).result(20))
-
-            threading.Thread(target=answer).start()
-            self.arrived.put(future)
-            return future
-
-        monkeypatch.setattr(Batcher, "submit", wait)
+        monkeypatch.setattr(Batcher, "predict", wait)
 
 
 def test_who_finds_no_room_is_told_to_come_again(
@@ -264,7 +264,7 @@ def test_who_finds_no_room_is_told_to_come_again(
 
 
 def test_large_images_together_have_a_bound() -> None:
-    room, largest = Room(Limits()), Room.LARGEST * Limits().max_pixels
+    room, largest = Room(Limits()), LARGEST * Limits().max_pixels
     with room.seat() as seat:
         seat.hold(pixels=largest)
         with room.seat() as other, pytest.raises(HTTPException, match="large images are waiting"):
@@ -283,8 +283,7 @@ def test_time_has_an_end(
     response = client.post("/predict", content=encoded(picture(1)))
     assert response.status_code == 504
     assert "not ready after 1 seconds" in response.json()["detail"]
-    assert stuck.arrived.get(timeout=20).cancelled()
-    stuck.go.set()
+    assert stuck.cancelled.is_set()
 
 
 async def ask(app: Any, messages: list[dict[str, Any]], pause: asyncio.Event) -> int:
@@ -322,12 +321,11 @@ def test_nothing_is_computed_for_a_client_that_has_gone(
             body = {"type": "http.request", "body": encoded(picture(1)), "more_body": False}
             pause = asyncio.Event()
             task = asyncio.create_task(ask(app, [body, {"type": "http.disconnect"}], pause))
-            future = await asyncio.to_thread(stuck.arrived.get, timeout=20)
+            await asyncio.to_thread(stuck.arrived.get, timeout=20)
             pause.set()
             status = await task
             await asyncio.sleep(0)
-            assert future.cancelled()
-            stuck.go.set()
+            assert stuck.cancelled.is_set()
             return status
 
     assert asyncio.run(leave()) == CLIENT_GONE
@@ -448,7 +446,8 @@ def test_a_network_that_fails_says_so(
         assert response.json() == {"detail": "the service failed; see its log"}
         assert client.get("/healthz").status_code == 200
     with TestClient(app) as client:
-        app.state.service.batchers["busi"].close()
+        assert client.portal is not None
+        client.portal.call(app.state.service.batchers["busi"].close)
         assert client.get("/healthz").status_code == 503
 
 
@@ -467,9 +466,8 @@ def test_what_is_drawn_lies_over_the_image(plain: Predictor, picture: Pixels) ->
     mask = np.zeros((50, 75), np.uint8)
     mask[10:20], mask[30:40] = 1, 2
     answer = dataclasses.replace(plain(picture(1)), mask=mask)
-    said = encode_prediction("busi", plain, answer, mask="png", image=False, side=0)
-    assert said.mask is not None
-    content = base64.b64decode(said.mask.png or "")
+    said = json.loads(encode_prediction("busi", plain, answer, mask="png", image=False, side=0))
+    content = base64.b64decode(said["mask"]["png"])
     drawn = np.asarray(Image.open(io.BytesIO(content)).convert("RGBA"))
     for index, colour in enumerate(mask_colors(3)):
         assert (drawn[mask == index] == [*colour, 255 if index else 0]).all()

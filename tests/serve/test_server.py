@@ -46,9 +46,10 @@ def test_what_can_t_be_explained_is_served_without(own: Path, tmp_path: Path) ->
     assert not served.explains
     assert "# vovunet\\_var" in served.card
     answer = served.predictor(np.zeros((20, 30), np.uint8))
-    said = encode_prediction("run", served.predictor, answer, mask="png", image=False, side=0)
-    assert (said.label, said.probabilities, said.heat) == (None, {}, None)
-    assert said.mask is not None
+    text = encode_prediction("run", served.predictor, answer, mask="png", image=False, side=0)
+    said = json.loads(text)
+    assert (said["label"], said["probabilities"], said["heat"]) == (None, {}, None)
+    assert said["mask"]["png"]
     assert opened(own, True).explains
     assert not opened(own, False).explains
     with pytest.raises(MissingFileError):

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        return _dispatch(words)
+        return _dispatch(*words)
     except MedDuetError as error:
         return _fail(error)
     except KeyboardInterrupt:
@@ -35,29 +35,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _fail(StorageError(f"{error.filename or 'a disk'} is full: make room"))
         if error.filename is None:
             raise
-        return _fail(
-            ConfigError(f"can't use {error.filename}: {error.strerror}; give another path")
-        )
+        reason = f"can't use {error.filename}: {error.strerror}; give another path"
+        return _fail(ConfigError(reason))
 
 
-def _dispatch(words: list[str]) -> int:
-    name, rest = (words[0], words[1:]) if words else ("--help", [])
-    if name in ("-h", "--help", "help"):
+def _dispatch(name: str = "--help", *words: str) -> int:
+    recipes = name in COMMANDS and COMMANDS[name].recipes is not None
+    # The help of a command with recipes needs one, whose values it shows.
+    if name in ("-h", "--help", "help") or (recipes and words[:1] in (("-h",), ("--help",))):
         sys.stdout.write(HELP)
     elif name in ("-V", "--version"):
         sys.stdout.write(f"medduet {__version__}\n")
     elif name == "--tyro-print-completion":
-        complete(rest)
-    elif name not in COMMANDS:
-        raise ConfigError(f"unknown command '{name}': {closest(name, COMMANDS)}")
-    elif COMMANDS[name].recipes is not None and rest[:1] in (["-h"], ["--help"]):
-        sys.stdout.write(HELP)  # its own help needs a recipe, whose values it shows
+        complete(list(words))
+    elif name in COMMANDS:
+        return run(name, list(words))
     else:
-        return run(name, rest)
+        raise ConfigError(f"unknown command '{name}': {closest(name, COMMANDS)}")
     return 0
 
 
 def _fail(error: MedDuetError) -> int:
-    if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, Interrupted):
-        sys.stderr.write(f"medduet: {' '.join(str(error).split())}\n")
-    return INTERRUPTED if isinstance(error, Interrupted) else USER_ERROR
+    interrupted = isinstance(error, Interrupted)
+    if int(os.environ.get("RANK", "0")) == 0 or not interrupted:
+        sys.stderr.write(f"medduet: {error}\n")  # in one line
+    return INTERRUPTED if interrupted else USER_ERROR

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medduet.cli.parse import parse, parser_of
+from medduet.cli.signature import signature_of
 from medduet.config import recipe_names
 from medduet.errors import ConfigError
 
@@ -24,40 +25,43 @@ class Command(NamedTuple):
 
     Attributes:
         function: that does it, as ``module:name`` below `medduet`.
-        show: what prints its result, likewise below `medduet.cli.display`: takes the result and
-            the arguments, and returns the exit code or None.
+        show: what prints its result: ``module:name`` of a function of the result and the arguments
+            that returns the exit code or None, or a text with both in braces.
         recipes: the kind of recipe that the first word names, see `recipe_names`.
         recipe: the recipe, if it is always the same.
     """
 
     function: str
-    show: str | None = None
+    show: str = ""
     recipes: str | None = None
     recipe: str | None = None
 
 
+_RESULTS = "cli.display.results"
+_EXPORTED = "compared with torch on {result.images}: {result.agreement}\nwritten: {result.path}"
+_CALIBRATED = "temperature {result.temperature:.3g}, fitted on {result.n} images\nwritten: {out}"
 COMMANDS = {
-    "demo": Command("experiments.run:train", "results:show_run", recipe="demo"),
-    "train": Command("experiments.run:train", "results:show_run", recipes=""),
-    "evaluate": Command("evaluation.evaluate:evaluate", "results:show_evaluation"),
-    "stress": Command("evaluation.stress:stress", "results:show_stress"),
-    "predict": Command("inference.folder:predict_files", "written:show_predictions"),
-    "calibrate": Command("evaluation.calibrate:calibrate_bundle", "written:show_calibration"),
-    "ensemble": Command("evaluation.ensemble:ensemble", "results:show_ensemble"),
-    "export": Command("inference.export:export_bundle", "written:show_export"),
-    "push": Command("runs.push:push", "written:show_pushed"),
+    "demo": Command("experiments.run:train", f"{_RESULTS}:show_run", recipe="demo"),
+    "train": Command("experiments.run:train", f"{_RESULTS}:show_run", recipes=""),
+    "evaluate": Command("evaluation.evaluate:evaluate", f"{_RESULTS}:show_evaluation"),
+    "stress": Command("evaluation.stress:stress", f"{_RESULTS}:show_stress"),
+    "predict": Command("inference.folder:predict_files", f"{_RESULTS}:show_predictions"),
+    "calibrate": Command("evaluation.calibrate:calibrate_bundle", _CALIBRATED),
+    "ensemble": Command("evaluation.ensemble:ensemble", f"{_RESULTS}:show_ensemble"),
+    "export": Command("inference.export:export_bundle", _EXPORTED),
+    "push": Command("runs.push:push", "pushed, next: medduet.load('{result}')"),
     "serve": Command("serve.server:serve"),
-    "benchmark": Command("experiments.grid:benchmark", "grid:show_grid", recipes="grid"),
-    "search": Command("experiments.search:search", "results:show_search", recipes="search"),
-    "report": Command("reports.report:write_report", "written:show_page"),
-    "compare": Command("reports.compare:compare", "results:show_comparison"),
-    "preview": Command("reports.preview:preview", "written:show_page"),
-    "audit": Command("cli.data:audit", "data:show_audit"),
-    "attach-masks": Command("cli.data:attach_masks", "data:show_attached"),
-    "zarr": Command("cli.data:zarr", "data:show_zarr"),
+    "benchmark": Command("experiments.grid:benchmark", f"{_RESULTS}:show_grid", recipes="grid"),
+    "search": Command("experiments.search:search", f"{_RESULTS}:show_search", recipes="search"),
+    "report": Command("reports.report:write_report", "report: {result}"),
+    "compare": Command("reports.compare:compare", f"{_RESULTS}:show_comparison"),
+    "preview": Command("reports.preview:preview", "report: {result}"),
+    "audit": Command("cli.data:audit", f"{_RESULTS}:show_audit"),
+    "attach-masks": Command("cli.data:attach_masks", f"{_RESULTS}:show_attached"),
+    "zarr": Command("cli.data:zarr", "written: {result}\nnext: medduet train --data {result}"),
     "datasets": Command("cli.display.lists:datasets"),
     "models": Command("cli.display.lists:models"),
-    "doctor": Command("cli.doctor:examine", "lists:show_checks"),
+    "doctor": Command("cli.doctor:examine", f"{_RESULTS}:show_checks"),
 }
 _LOADERS = {
     "": "config:load_recipe",
@@ -106,16 +110,20 @@ def run(name: str, words: list[str]) -> int:
     command = COMMANDS[name]
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")  # of other libraries: a user can do nothing about them
+        # What was typed is checked before torch is imported, which takes seconds.
         if command.recipe or command.recipes is not None:
             arguments = _with_recipe(name, command, words)
         else:
-            arguments = parse(_load(command.function), words, f"medduet {name}")
+            arguments = parse(signature_of(command.function), words, f"medduet {name}")
         function = _load(command.function)
         result = function(**arguments, **_surroundings(function, stack))
         stack.close()  # the screen is free for the result
-        if command.show is None or not _is_first():
+        if not command.show or not _is_first():
             return 0
-        code: int | None = _load(f"cli.display.{command.show}")(result, arguments)
+        if "{" in command.show:
+            sys.stdout.write(command.show.format(result=result, **arguments) + "\n")
+            return 0
+        code: int | None = _load(command.show)(result, arguments)
         return code or 0
 
 
@@ -125,7 +133,7 @@ def complete(words: list[str]) -> None:
 
     app = tyro.extras.SubcommandApp()
     for name, command in COMMANDS.items():
-        app.command(name=name)(parser_of(_load(command.function)))
+        app.command(name=name)(parser_of(signature_of(command.function)))
     app.cli(prog="medduet", args=["--tyro-print-completion", *words])
 
 
@@ -138,33 +146,31 @@ def _load(name: str) -> Any:
 def _with_recipe(name: str, command: Command, words: list[str]) -> dict[str, Any]:
     """Return the arguments of a command that takes a recipe, or continues in a folder."""
     kind, recipe = command.recipes or "", command.recipe
+    function, program = signature_of(command.function), f"medduet {name}"
     if words[:1] == ["--resume"]:
         if len(words) < 2:
-            raise ConfigError(
-                f"expected one folder: medduet {name} --resume {(kind or 'run').upper()}"
-            )
-        program = f"medduet {name} --resume {words[1]}"
-        arguments = parse(_load(command.function), words[2:], program, omit=("config", "resume"))
+            raise ConfigError(f"expected one folder: {program} --resume {(kind or 'run').upper()}")
+        program += f" --resume {words[1]}"
+        arguments = parse(function, words[2:], program, omit=("config", "resume"))
         return {"resume": Path(words[1]), **arguments}
     if recipe is None:
         if not words or words[0].startswith("-"):
             names = recipe_names(kind)
             raise ConfigError(
                 f"expected a recipe ({', '.join(names)}, or a .yaml file) after '{name}': "
-                f"medduet {name} {'honest' if 'honest' in names else names[0]} "
+                f"{program} {'honest' if 'honest' in names else names[0]} "
                 f"--data{'sets' if kind == 'grid' else ''} NAME"
             )
         recipe, words = words[0], words[1:]
-    program = f"medduet {name}" + (f" {recipe}" if command.recipe is None else "")
+        program += f" {recipe}"
     config = _load(_LOADERS[kind])(recipe)
     if kind != "grid":
-        # Settings are checked before torch is imported, which takes seconds.
         return {"config": parse(type(config), words, program, default=config)}
     out = config.out or Path("grids") / Path(recipe).stem
     config = config.model_copy(update={"out": out})
-    arguments = parse(_load(command.function), words, program, default=config, omit=("resume",))
-    chosen = [arguments.pop(axis) for axis in ("datasets", "networks", "variants")]
-    arguments["config"] = arguments["config"].choose(*map(tuple, chosen))
+    arguments = parse(function, words, program, default=config, omit=("resume",))
+    axes = {axis: tuple(arguments.pop(axis)) for axis in ("datasets", "networks", "variants")}
+    arguments["config"] = arguments["config"].choose(**axes)
     arguments["config"].check_axes(config)
     return dict(arguments)
 
@@ -172,20 +178,19 @@ def _with_recipe(name: str, command: Command, words: list[str]) -> dict[str, Any
 def _surroundings(function: Callable[..., Any], stack: ExitStack) -> dict[str, Any]:
     """Return the arguments of a function that the command line itself fills: screen and signals."""
     names, values = inspect.signature(function).parameters, dict[str, Any]()
+    if not names.keys() & {"stop", "progress", "reporter", "watch"}:
+        return {}
+    from medduet.cli.display import progress
+
     if "stop" in names:
         values["stop"] = stack.enter_context(_stopping_on_signals())
     if "progress" in names:
-        from medduet.cli.display.progress import draw_progress
-
-        values["progress"] = draw_progress if _is_first() else None
+        values["progress"] = progress.draw_progress if _is_first() else None
     if "reporter" in names:
-        from medduet.cli.display.progress import ConsoleReporter
-
-        values["reporter"] = stack.enter_context(ConsoleReporter(enabled=_is_first()))
+        reporter = progress.ConsoleReporter(enabled=_is_first())
+        values["reporter"] = stack.enter_context(reporter)
     if "watch" in names:
-        from medduet.cli.display.grid import GridScreen
-
-        values["watch"] = stack.enter_context(GridScreen()).watch
+        values["watch"] = stack.enter_context(progress.GridScreen()).watch
     return values
 
 
@@ -215,13 +220,13 @@ def _stopping_on_signals() -> Iterator[threading.Event]:
 @contextmanager
 def _starting() -> Iterator[None]:
     """Show on a terminal that libraries are being imported, which takes seconds."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    sys.stderr.write("starting ...\r")
-    sys.stderr.flush()
+    shown = sys.stderr.isatty()
+    if shown:
+        sys.stderr.write("starting ...\r")
+        sys.stderr.flush()
     try:
         yield
     finally:
-        sys.stderr.write("\x1b[2K\r")
-        sys.stderr.flush()
+        if shown:
+            sys.stderr.write("\x1b[2K\r")
+            sys.stderr.flush()

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from packaging.requirements import Requirement
@@ -18,17 +18,16 @@ from medduet._version import __version__
 from medduet.data.cache import cache_folder
 from medduet.utils.devices import best_precision
 
-State = Literal["good", "missing", "bad"]
 _GB = 1 << 30
 _LITTLE_ROOM = 2 * _GB
 _NOT_FOR_USERS = {"all", "test", "docs"}
 
 
 class Check(NamedTuple):
-    """One check: ``"missing"`` is an extra that is not installed; `text` says what to type."""
+    """One check: good, bad, or missing, an extra that is not installed; `text` says what to do."""
 
     name: str
-    state: State
+    state: str
     text: str
 
 
@@ -43,57 +42,45 @@ def examine(cache: Path | None = None) -> list[Check]:
         ['MedDuet', 'torch', 'device']
     """
     python = f"Python {platform.python_version()} on {platform.platform()}"
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    device = Check("device", "good", ", ".join(gpus) or f"{os.cpu_count()} CPU cores, no GPU")
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if gpus and kind == "cpu":
+        device = Check("device", "bad", f"torch can't use the GPU {gpus[0]}: check its driver")
     return [
         Check("MedDuet", "good", f"{__version__}, {python}"),
         Check("torch", "good", f"{torch.__version__}, threads: {torch.get_num_threads()}"),
-        *_devices(),
+        device,
+        Check("precision", "good", f"--precision auto means {best_precision(kind)} here"),
         *_packages(),
         *_folders(cache_folder(cache)),
     ]
 
 
-def _devices() -> Iterator[Check]:
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if gpus and kind == "cpu":
-        yield Check("device", "bad", f"torch can't use the GPU {gpus[0]}: check its driver")
-    else:
-        cores = f"{os.cpu_count()} CPU cores; torch sees no GPU"
-        yield Check("device", "good", ", ".join(gpus) or cores)
-    yield Check("precision", "good", f"--precision auto means {best_precision(kind)} here")
-
-
 def _packages() -> Iterator[Check]:
     """Check that required packages have the versions asked for, and which extras are complete."""
-    for requirement in _wrong("medduet", ""):
+    for requirement in _wrong(""):
         given = _version(requirement.name) or "none"
         yield Check(requirement.name, "bad", f"expected {requirement}, given {given}")
     for extra in metadata.metadata("medduet").get_all("Provides-Extra") or []:
+        wrong = ", ".join(requirement.name for requirement in _wrong(extra))
         if extra not in _NOT_FOR_USERS:
-            wrong = [requirement.name for requirement in _wrong("medduet", extra)]
-            text = f"without {', '.join(wrong)}: pip install 'medduet[{extra}]'"
-            state: State = "missing" if wrong else "good"
-            yield Check(f"extra {extra}", state, text if wrong else "installed")
+            text = f"without {wrong}: pip install 'medduet[{extra}]'" if wrong else "installed"
+            yield Check(f"extra {extra}", "missing" if wrong else "good", text)
 
 
-def _wrong(package: str, extra: str) -> list[Requirement]:
-    """Return the requirements of a package, or of its extra alone, that are not met."""
-    wrong = []
-    for text in metadata.requires(package) or []:
-        requirement = Requirement(text)
-        marker = requirement.marker
-        if extra and (marker is None or marker.evaluate({"extra": ""})):
-            continue
-        if marker is not None and not marker.evaluate({"extra": extra}):
-            continue
-        version = _version(requirement.name)
-        if version is None or not requirement.specifier.contains(version, prereleases=True):
-            wrong.append(requirement)
-        else:
-            wrong += [
-                each for name in requirement.extras for each in _wrong(requirement.name, name)
-            ]
-    return wrong
+def _wrong(extra: str) -> list[Requirement]:
+    """Return the requirements of an extra, or of the package itself, that are not met."""
+    found = []
+    for requirement in map(Requirement, metadata.requires("medduet") or []):
+        marker, version = requirement.marker, _version(requirement.name)
+        extras = [
+            each for each in ("", extra) if marker is None or marker.evaluate({"extra": each})
+        ]
+        asked = extras[:1] == [extra]  # and not of the package itself
+        if asked and (version is None or not requirement.specifier.contains(version, True)):
+            found.append(requirement)
+    return found
 
 
 def _version(name: str) -> str | None:
@@ -113,6 +100,5 @@ def _folders(cache: Path) -> Iterator[Check]:
         yield Check("cache folder", "bad", text)
     for name, folder in (("free disk, cache", existing), ("free disk, here", Path.cwd())):
         free = shutil.disk_usage(folder).free
-        state: State = "good" if free > _LITTLE_ROOM else "bad"
-        advice = "" if state == "good" else ": make room, or large sets won't fit"
-        yield Check(name, state, f"{free / _GB:.1f} GB{advice}")
+        advice = "" if free > _LITTLE_ROOM else ": make room, or large sets won't fit"
+        yield Check(name, "bad" if advice else "good", f"{free / _GB:.1f} GB{advice}")

@@ -15,8 +15,6 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from medduet.config import DataConfig, describe
 from medduet.errors import ConfigError
 
-FILLED = ("progress", "reporter", "stop", "watch")
-"""Parameters of library functions that the command line fills by itself."""
 _JUNK = (
     r"(Argument helptext:|Got errors:|For full helptext|Are you sure).*",
     r"For further information visit \S+",
@@ -90,7 +88,7 @@ def parser_of(
     hints = get_type_hints(function, include_extras=True)
     parameters = []
     for name, each in inspect.signature(function).parameters.items():
-        if name in (*FILLED, *omit):
+        if name in omit:
             continue
         kind, value = cast(Any, hints[name]), each.default
         classes = [c for c in (kind, *get_args(kind)) if inspect.isclass(c)]

@@ -7,7 +7,6 @@ import platform
 import threading
 import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,14 +26,12 @@ class CellState(NamedTuple):
 
     Attributes:
         state: ``"finished"``, ``"failed"``, ``"running"`` or ``"waiting"``.
-        epoch: number of finished epochs.
-        row: the line of the last of them in ``epochs.jsonl``; empty before.
+        epochs: the lines of ``epochs.jsonl``.
         error: of a failed cell, in one line.
     """
 
     state: str
-    epoch: int = 0
-    row: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+    epochs: list[dict[str, Any]]
     error: str = ""
 
 
@@ -53,52 +50,35 @@ class GridFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write_settings(self, settings: Mapping[str, Any]) -> None:
-        """Write ``grid.json``; several processes may at the same time."""
-        path = self.path / "grid.json"
-        with exclusive(self.path / ".lock", wait=True):
-            sweep(path)
-            write_json(path, settings)
-
-    def lock(self, name: str) -> Path:
-        """Return the lock file of a cell; whoever holds it works on the cell."""
-        return self.path / "cells" / f"{name}.lock"
-
-    def log(self, name: str) -> Path:
-        """Return the file with the output of a cell's process."""
-        return self.path / "cells" / f"{name}.log"
-
-    def failure(self, name: str) -> Path:
-        """Return the file with the error of a cell, which exists if it failed."""
-        return self.path / "cells" / f"{name}.json"
+    def file(self, name: str, kind: str) -> Path:
+        """Return a file of a cell: its ``lock``, its ``log``, or ``json`` of its error."""
+        return self.path / "cells" / f"{name}.{kind}"
 
     def run(self, name: str) -> RunFolder:
-        """Return the folder of the run of a cell."""
+        """The run of a cell."""
         return RunFolder(self.path / "runs" / name)
 
     def settled(self, name: str) -> bool:
-        """Return whether a cell has finished or failed."""
-        return self.run(name).finished or self.failure(name).is_file()
+        """Whether a cell has finished or failed."""
+        return self.run(name).finished or self.file(name, "json").is_file()
 
     def busy(self, name: str) -> bool:
-        """Return whether a process works on a cell."""
-        return is_held(self.lock(name))
+        """Whether a process works on a cell."""
+        return is_held(self.file(name, "lock"))
 
     def state(self, name: str) -> CellState:
         """Return the state of a cell, from its files."""
-        run, failure = self.run(name), self.failure(name)
-        epochs = run.epochs
-        progress = (len(epochs), epochs[-1] if epochs else {})
+        run, failure = self.run(name), self.file(name, "json")
         if run.finished:
-            return CellState("finished", *progress)
+            return CellState("finished", run.epochs)
         if failure.is_file():
-            return CellState("failed", *progress, error=str(read_object(failure).get("error")))
-        return CellState("running" if self.busy(name) else "waiting", *progress)
+            return CellState("failed", run.epochs, str(read_object(failure).get("error")))
+        return CellState("running" if self.busy(name) else "waiting", run.epochs)
 
     def record_failure(self, name: str, error: str, details: str = "") -> None:
         """Record that a cell failed, with its error in one line."""
         text = " ".join(error.split())
-        write_json(self.failure(name), {"cell": name, "error": text, "details": details})
+        write_json(self.file(name, "json"), {"cell": name, "error": text, "details": details})
 
 
 def run_cell(folder: GridFolder, cell: Cell, *, stop: threading.Event | None = None) -> Outcome:
@@ -111,27 +91,27 @@ def run_cell(folder: GridFolder, cell: Cell, *, stop: threading.Event | None = N
     """
     from medduet.experiments import run  # imports torch, which the parent of cells needs not
 
-    with exclusive(folder.lock(cell.name)) as alone:
+    with exclusive(folder.file(cell.name, "lock")) as alone:
         if not alone:
             return "busy"
         if folder.settled(cell.name):
             return "finished"
-        sweep(folder.failure(cell.name))
+        sweep(folder.file(cell.name, "json"))
         path = folder.run(cell.name).path
         begun = (path / "config.json").is_file()
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())
-        with folder.log(cell.name).open("a", encoding="utf-8") as log:
+        with folder.file(cell.name, "log").open("a", encoding="utf-8") as log:
             process = f"{platform.node()}, process {os.getpid()}"
             log.write(f"{when} UTC, {process}: {'continues' if begun else 'starts'}\n")
         try:
             run.train(None if begun else cell.run, resume=path if begun else None, stop=stop)
         except Interrupted:
             return "interrupted"
-        except MedDuetError as error:
-            folder.record_failure(cell.name, str(error))
-            return "failed"
         except Exception as error:  # a defect in one network must not stop the others
-            text = f"{type(error).__name__}: {error}"
-            folder.record_failure(cell.name, text, traceback.format_exc())
+            if isinstance(error, MedDuetError):
+                folder.record_failure(cell.name, str(error))
+            else:
+                text = f"{type(error).__name__}: {error}"
+                folder.record_failure(cell.name, text, traceback.format_exc())
             return "failed"
         return "finished"

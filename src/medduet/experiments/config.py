@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from pydantic import Field, field_validator, model_validator
 
-from medduet.config import Frozen, RunConfig, known_keys, parse_config, read_recipe, validate
-from medduet.errors import ConfigError, closest
+from medduet.config import Frozen, RunConfig, Settings, parse_config, read_recipe, validate
+from medduet.errors import ConfigError, MissingFileError, closest
+from medduet.utils.parsing import read_json
 
-SECTIONS = ("data", "model", "objective", "train", "evaluate")
 Labelled = dict[str, dict[str, Any]]
 """Names, and for each the settings that it stands for, by their path such as model.width."""
 
 
-def setting_paths() -> list[str]:
-    """Return the path of every setting of a run, such as ``train.epochs``."""
-    return [f"{section}.{key}" for section in SECTIONS for key in known_keys((section,))]
+def by_path(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run by their path, such as ``train.epochs``."""
+    return {
+        f"{section}.{name}": value
+        for section, values in config.items()
+        if isinstance(values, Mapping)
+        for name, value in values.items()
+    }
 
 
 def change(run: RunConfig, values: Mapping[str, Any], out: Path | None, origin: str) -> RunConfig:
@@ -40,27 +45,35 @@ def change(run: RunConfig, values: Mapping[str, Any], out: Path | None, origin: 
         >>> change(RunConfig(), {"model.width": 8}, None, "example").model.width
         8
     """
-    settings = run.model_dump(mode="json") | {"out": None if out is None else str(out)}
-    paths = setting_paths()
+    settings = run.model_dump(mode="json")
+    known = by_path(settings)
     for path, value in values.items():
-        if path not in paths:
-            raise ConfigError(f"{origin}: unknown setting {path}: {closest(path, paths)}")
+        if path not in known:
+            raise ConfigError(f"{origin}: unknown setting {path}: {closest(path, known)}")
         section, _, name = path.partition(".")
         settings[section][name] = value
-    return parse_config(settings, origin)
+    return parse_config(settings | {"out": out}, origin)
+
+
+def require_one(config: object, resume: object, kind: str) -> None:
+    """Raise ConfigError unless there is either the settings or a folder to resume."""
+    if (config is None) == (resume is None):
+        raise ConfigError(f"expected either the settings of a new {kind} or a folder to resume")
+
+
+def read_settings(kind: type[Settings], path: Path, name: str) -> Settings:
+    """Return the settings in ``NAME.json`` of the folder of a grid or search."""
+    file = path / f"{name}.json"
+    if not file.is_file():
+        raise MissingFileError(f"expected the folder of a {name}, but {path} has no {file.name}")
+    return validate(kind, read_json(file), str(file))
 
 
 class Cell(Frozen):
-    """One run of a grid."""
+    """One run of a grid, in a folder called `name`."""
 
     name: str
-    """Of its folder."""
-    dataset: str
-    network: str
-    variant: str
-    seed: int
     run: RunConfig
-    """All its settings."""
 
 
 class GridConfig(Frozen):
@@ -84,29 +97,23 @@ class GridConfig(Frozen):
     @field_validator("datasets", "networks", "variants", mode="before")
     @classmethod
     def _names_alone_are_enough(cls, axis: Any) -> Any:
-        if isinstance(axis, list) and all(isinstance(name, str) for name in axis):
-            axis = dict.fromkeys(axis)
+        if isinstance(axis, list):
+            axis = dict.fromkeys(map(str, axis))
         if isinstance(axis, dict):
             axis = {str(name): values or {} for name, values in axis.items()}
         return axis
 
-    def choose(
-        self,
-        datasets: tuple[str, ...] = (),
-        networks: tuple[str, ...] = (),
-        variants: tuple[str, ...] = (),
-    ) -> GridConfig:
-        """Return the grid with these data sets and networks, and of its variants only these.
+    def choose(self, **axes: Sequence[str]) -> GridConfig:
+        """Return the grid with only these data sets, networks and variants; an empty axis stays.
 
         A name that the grid knows keeps its settings.
 
         Raises:
             ConfigError: a variant that the grid doesn't have.
         """
-        for name in variants:
+        for name in axes.get("variants", ()):
             if name not in self.variants:
                 raise ConfigError(f"unknown variant {name}: {closest(name, self.variants)}")
-        axes = {"datasets": datasets, "networks": networks, "variants": variants}
         chosen = {
             axis: {name: getattr(self, axis).get(name, {}) for name in names}
             for axis, names in axes.items()
@@ -120,17 +127,15 @@ class GridConfig(Frozen):
         Raises:
             ConfigError: says which axis sets it.
         """
-        axes = ("datasets", "networks", "variants")
-        set_by = {
-            path: axis for axis in axes for each in getattr(self, axis).values() for path in each
-        }
-        set_by |= {"train.seed": "seeds"}
-        set_by |= {"data.name": "datasets"} if self.datasets else {}
-        set_by |= {"model.name": "networks"} if self.networks else {}
+        set_by = {"train.seed": "seeds"}
+        for axis, name in (("datasets", "data"), ("networks", "model"), ("variants", "")):
+            labelled: Labelled = getattr(self, axis)
+            set_by |= {path: axis for values in labelled.values() for path in values}
+            if labelled and name:
+                set_by[f"{name}.name"] = axis
+        run, before = by_path(self.run.model_dump()), by_path(default.run.model_dump())
         for path, axis in set_by.items():
-            section, _, name = path.partition(".")
-            run, before = (getattr(grid.run, section) for grid in (self, default))
-            if getattr(run, name) != getattr(before, name):
+            if run.get(path) != before.get(path):
                 raise ConfigError(f"{path} is set by the {axis} of the grid, not for all cells")
 
     def cells(self, folder: Path) -> list[Cell]:
@@ -146,18 +151,18 @@ class GridConfig(Frozen):
         """
         datasets = self.datasets or {self.run.data.name: {}}
         networks = self.networks or {self.run.model.name: {}}
-        cells: dict[str, Cell] = {}
+        variants = self.variants or {"": {}}
         folds = [None] if self.folds is None else range(self.folds)
-        axes = datasets.items(), networks.items(), (self.variants or {"": {}}).items()
-        for (dataset, of_data), (network, of_network), (
-            variant,
-            of_variant,
-        ), fold, seed in itertools.product(*axes, folds, self.seeds):
+        cells: dict[str, Cell] = {}
+        for dataset, network, variant, fold, seed in itertools.product(
+            datasets, networks, variants, folds, self.seeds
+        ):
             values = {"data.name": dataset, "model.name": network, "train.seed": seed}
-            values |= of_data | of_network | of_variant
+            values |= datasets[dataset] | networks[network] | variants[variant]
+            part = ""
             if fold is not None:
                 values |= {"data.folds": self.folds, "data.fold": fold}
-            part = "" if fold is None else f"fold{fold}"
+                part = f"fold{fold}"
             parts = (Path(dataset).stem, network, variant, part, f"seed{seed}")
             name = "-".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
             run = change(self.run, values, folder / "runs" / name, f"cell {name}")
@@ -165,9 +170,7 @@ class GridConfig(Frozen):
                 raise ConfigError("the grid has no data: add --datasets NAME ..., or FILE.npz ...")
             if name in cells:
                 raise ConfigError(f"two cells of the grid are called {name}: rename one")
-            cells[name] = Cell(
-                name=name, dataset=dataset, network=network, variant=variant, seed=seed, run=run
-            )
+            cells[name] = Cell(name=name, run=run)
         return list(cells.values())
 
 
@@ -190,18 +193,14 @@ class Choices(Frozen):
     """A setting that a search takes from a list."""
 
     choices: tuple[bool | int | float | str, ...] = Field(min_length=2)
-    """What it can be."""
 
 
 class Range(Frozen):
-    """A number that a search takes from a range."""
+    """A number that a search takes from a range; with `log` its logarithm is drawn evenly."""
 
     low: float
-    """The lowest value."""
     high: float
-    """The highest value."""
     log: bool = False
-    """Whether to draw its logarithm evenly."""
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Range:
@@ -233,18 +232,14 @@ class SearchConfig(Frozen):
     @field_validator("space")
     @classmethod
     def _only_settings(cls, space: dict[str, Choices | Range]) -> dict[str, Choices | Range]:
-        paths = [path for path in setting_paths() if not path.startswith("evaluate.")]
+        paths = by_path(RunConfig().model_dump(exclude={"evaluate"}))
         for path in space:
             if path not in paths:
                 raise ValueError(f"unknown setting {path}: {closest(path, paths)}")
         return space
 
     def trial(self, values: Mapping[str, Any], out: Path) -> RunConfig:
-        """Return the settings of the trial in which the settings of the space have `values`.
-
-        Raises:
-            ConfigError: a value that its setting does not take.
-        """
+        """Return the settings of the trial with these `values`; ConfigError if they don't fit."""
         return change(self.run, values, out, "the space of the search")
 
 

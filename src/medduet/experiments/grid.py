@@ -7,15 +7,24 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medduet.config import validate
 from medduet.data.cache import ProgressFactory
 from medduet.data.sources import open_images
-from medduet.errors import ConfigError, Interrupted, MedDuetError, MissingFileError
+from medduet.errors import ConfigError, Interrupted, MedDuetError
 from medduet.experiments.cells import CellState, GridFolder
-from medduet.experiments.config import Cell, EngineConfig, GridConfig
+from medduet.experiments.config import (
+    Cell,
+    EngineConfig,
+    GridConfig,
+    by_path,
+    read_settings,
+    require_one,
+)
+from medduet.utils.files import sweep, write_json
+from medduet.utils.locks import exclusive
 from medduet.utils.parsing import read_json
 
 if TYPE_CHECKING:
@@ -23,26 +32,19 @@ if TYPE_CHECKING:
     from medduet.experiments.ray_engine import RayEngine
 
 _PAUSE = 0.2  # seconds between two looks at what has ended
+_WATCH = 1.0  # seconds between two looks at how all cells stand
 _PATHS = ("data.name", "model.weights")
 _PLACES = ("data.cache", "data.mirror", "train.device")
-_WATCH = 1.0  # seconds between two looks at how all cells stand
 
-Watch = Callable[[list[Cell], Mapping[str, CellState]], None]
+Watch = Callable[[Mapping[str, CellState]], None]
 """Is shown now and then where every cell of the grid stands."""
 
 
 @dataclass(frozen=True)
 class GridRecord:
-    """A grid, as far as it has come.
-
-    Attributes:
-        path: its folder.
-        cells: all its runs.
-        states: where each stands, by its name.
-    """
+    """A grid, as far as it has come: its folder, and where each cell stands, by its name."""
 
     path: Path
-    cells: list[Cell]
     states: dict[str, CellState]
 
     def count(self, state: str) -> int:
@@ -95,55 +97,45 @@ def benchmark(
         >>> benchmark(grid).count("finished")
         1
     """
-    if (config is None) == (resume is None):
-        raise ConfigError("expected either the settings of a new grid or a folder to resume")
+    require_one(config, resume, "grid")
     if resume is not None:
         if datasets or networks or variants:
             raise ConfigError(
                 "--resume continues the grid as it is: to change it, give its recipe again with "
                 f"--out {resume}"
             )
-        config = _read(Path(resume)).model_copy(update={"out": Path(resume)})
+        config = read_settings(GridConfig, Path(resume), "grid")
+        config = config.model_copy(update={"out": Path(resume)})
     assert config is not None
-    config = config.choose(tuple(datasets), tuple(networks), tuple(variants))
+    config = config.choose(datasets=datasets, networks=networks, variants=variants)
     if config.out is None:
         raise ConfigError("no folder given: add --out FOLDER")
     folder, stop = GridFolder(config.out), stop or threading.Event()
     cells = config.cells(folder.path)
     _check_made_alike(folder, cells)
-    folder.write_settings(config.model_dump(mode="json"))
+    with exclusive(folder.path / ".lock", wait=True):
+        sweep(folder.path / "grid.json")
+        write_json(folder.path / "grid.json", config.model_dump(mode="json"))
     if retry_failed:
         for cell in cells:
-            folder.failure(cell.name).unlink(missing_ok=True)
-    engine = _engine(folder, where)
-    if where.engine == "local":
+            folder.file(cell.name, "json").unlink(missing_ok=True)
+    engine: LocalEngine | RayEngine
+    if where.engine == "ray":
+        from medduet.experiments.ray_engine import RayEngine
+
+        engine = RayEngine(folder, where)
+    else:
+        from medduet.experiments.local import LocalEngine
+
+        engine = LocalEngine(folder, where.workers)
         _fetch(folder, cells, progress)
-    record = _drive(folder, cells, engine, stop, watch)
+    record = _drive(folder, cells, engine, stop, watch or (lambda states: None))
     if stop.is_set() and record.count("finished") + record.count("failed") < len(cells):
         raise Interrupted(
             f"stopped with {record.count('finished')} of {len(cells)} cells finished; go on with: "
             f"medduet benchmark --resume {folder.path}"
         )
     return record
-
-
-def _engine(folder: GridFolder, where: EngineConfig) -> LocalEngine | RayEngine:
-    if where.engine == "local":
-        from medduet.experiments.local import LocalEngine
-
-        return LocalEngine(folder, where.workers)
-    from medduet.experiments.ray_engine import RayEngine
-
-    return RayEngine(folder, where)
-
-
-def _read(path: Path) -> GridConfig:
-    if not (path / "grid.json").is_file():
-        raise MissingFileError(
-            f"expected the folder of a grid, but {path} has no grid.json: give the folder that "
-            "'medduet benchmark' printed"
-        )
-    return validate(GridConfig, read_json(path / "grid.json"), str(path / "grid.json"))
 
 
 def _check_made_alike(folder: GridFolder, cells: list[Cell]) -> None:
@@ -163,28 +155,18 @@ def _check_made_alike(folder: GridFolder, cells: list[Cell]) -> None:
 
 def _that_matter(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings by path, without those that only say where things are."""
-    flat = {
-        f"{section}.{key}": value
-        for section, values in config.items()
-        if isinstance(values, Mapping)
-        for key, value in values.items()
-        if f"{section}.{key}" not in _PLACES
-    }
-    # Seen from another folder or machine it has another path.
-    return {
-        name: Path(value).name if name in _PATHS and isinstance(value, str) else value
-        for name, value in flat.items()
-    }
+    settings = by_path(config)
+    for path in _PLACES:
+        settings.pop(path, None)
+    for path in _PATHS:  # from another folder or machine they are other ones
+        settings[path] = settings.get(path) and Path(settings[path]).name
+    return settings
 
 
 def _fetch(folder: GridFolder, cells: list[Cell], progress: ProgressFactory | None) -> None:
     """Download and unpack each data set once, before several cells want it at the same time."""
-    sources = {
-        cell.run.data.model_dump_json(): cell.run.data
-        for cell in cells
-        if not folder.settled(cell.name)
-    }
-    for source in sources.values():
+    waiting = [cell.run.data for cell in cells if not folder.settled(cell.name)]
+    for source in dict.fromkeys(waiting):
         with suppress(MedDuetError):  # which every cell that needs it records as its own
             open_images(source, progress=progress)
 
@@ -194,59 +176,41 @@ def _drive(
     cells: list[Cell],
     engine: LocalEngine | RayEngine,
     stop: threading.Event,
-    watch: Watch | None,
+    watch: Watch,
 ) -> GridRecord:
     """Start cells as places get free, until all are settled or `stop` is set."""
-    waiting = [cell for cell in cells if not folder.settled(cell.name)]
-    running: dict[str, Cell] = {}
-    states: dict[str, CellState] = {}
-    watched = 0.0
+    waiting, running = list(cells), dict[str, Cell]()
+    states, watched = dict[str, CellState](), 0.0
     try:
         while running or (waiting and not stop.is_set()):
+            waiting = [cell for cell in waiting if not folder.settled(cell.name)]
+            free = 0 if stop.is_set() else engine.slots - len(running)
+            ready = (cell for cell in waiting if not folder.busy(cell.name))
+            for cell in list(islice(ready, free)):
+                engine.start(cell)
+                waiting.remove(cell)
+                running[cell.name] = cell
             if stop.is_set():
                 engine.stop()
-            else:
-                waiting = _start(folder, waiting, running, engine)
             for name, outcome in engine.ended().items():
                 cell = running.pop(name)
                 if outcome in ("busy", "interrupted"):
                     waiting.append(cell)
-            if watch is not None and time.monotonic() - watched > _WATCH:
+            if time.monotonic() - watched > _WATCH:
                 watched = time.monotonic()
-                states = _states(folder, cells, states)
-                watch(cells, states)
+                _look(folder, cells, states)
+                watch(states)
             if running or waiting:
-                stop.wait(_PAUSE) if not stop.is_set() else time.sleep(_PAUSE)
+                time.sleep(_PAUSE)
     finally:
         engine.close()
-    states = _states(folder, cells, states)
-    if watch is not None:
-        watch(cells, states)
-    return GridRecord(folder.path, cells, states)
+    _look(folder, cells, states)
+    watch(states)
+    return GridRecord(folder.path, states)
 
 
-def _start(
-    folder: GridFolder,
-    waiting: list[Cell],
-    running: dict[str, Cell],
-    engine: LocalEngine | RayEngine,
-) -> list[Cell]:
-    """Start what can be started; return what must wait, for a place or for another process."""
-    left = []
-    for cell in waiting:
-        if folder.settled(cell.name):
-            continue  # by another process
-        if len(running) < engine.slots and not folder.busy(cell.name):
-            engine.start(cell)
-            running[cell.name] = cell
-        else:
-            left.append(cell)
-    return left
-
-
-def _states(
-    folder: GridFolder, cells: list[Cell], before: Mapping[str, CellState]
-) -> dict[str, CellState]:
-    """Return where every cell stands; those that are settled are not read again."""
-    settled = {name: s for name, s in before.items() if s.state in ("finished", "failed")}
-    return {cell.name: settled.get(cell.name) or folder.state(cell.name) for cell in cells}
+def _look(folder: GridFolder, cells: list[Cell], states: dict[str, CellState]) -> None:
+    """Note where every cell stands; those that are settled are not read again."""
+    for cell in cells:
+        if cell.name not in states or states[cell.name].state not in ("finished", "failed"):
+            states[cell.name] = folder.state(cell.name)

@@ -15,8 +15,15 @@ from pathlib import Path
 from medduet.experiments.cells import GridFolder, Outcome, run_cell
 from medduet.experiments.config import Cell
 
-_CODES: dict[Outcome, int] = {"finished": 0, "failed": 3, "busy": 4, "interrupted": 130}
-_SERVER_LOST = 255  # what multiprocessing says of processes whose fork server was killed
+# 255 is what multiprocessing says of processes whose fork server was killed: the cell itself may
+# go on, and is waited for by its lock.
+_OUTCOMES: dict[int, Outcome] = {
+    0: "finished",
+    3: "failed",
+    4: "busy",
+    130: "interrupted",
+    255: "busy",
+}
 _PRELOADED = (
     "medduet.experiments.local",
     "medduet.experiments.run",
@@ -25,7 +32,6 @@ _PRELOADED = (
     "monai.losses",
     "kornia.augmentation",
 )
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class LocalEngine:
@@ -54,26 +60,18 @@ class LocalEngine:
 
     def ended(self) -> dict[str, Outcome]:
         """Return the cells that ended since the last call, and how."""
-        codes = {name: process.exitcode for name, process in self._processes.items()}
         outcomes: dict[str, Outcome] = {}
-        for name, code in codes.items():
-            if code is not None:
+        for name, process in list(self._processes.items()):
+            if (code := process.exitcode) is not None:
                 self._processes.pop(name).close()
-                outcomes[name] = self._outcome(name, code)
+                outcomes[name] = _OUTCOMES.get(code) or self._died(name, code)
         return outcomes
 
-    def _outcome(self, name: str, code: int) -> Outcome:
-        if code == _SERVER_LOST:
-            return "busy"  # the cell itself may go on: it is waited for by its lock
-        for outcome, number in _CODES.items():
-            if code == number:
-                return outcome
-        if code < 0:
-            hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-            text = f"its process was killed by signal {-code}{hint}"
-        else:
-            text = f"its process ended with code {code}"
-        self.folder.record_failure(name, f"{text}; its output is in {self.folder.log(name)}")
+    def _died(self, name: str, code: int) -> Outcome:
+        text = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+        log = self.folder.file(name, "log")
+        self.folder.record_failure(name, f"its process: {text}{hint}; its output is in {log}")
         return "failed"
 
     def stop(self) -> None:
@@ -97,7 +95,7 @@ def _ensure_server() -> None:
     """
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(_PRELOADED))
     resource_tracker.ensure_running()  # which unblocks both signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         forkserver.ensure_running()
     finally:
@@ -110,21 +108,23 @@ def _work(path: Path, cell: Cell, environment: dict[str, str], threads: int) -> 
 
     os.environ.update(environment)  # the server may be older
     folder, stop = GridFolder(path), threading.Event()
-    folder.log(cell.name).parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(folder.log(cell.name), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    for stream in (1, 2):
-        os.dup2(log, stream)
+    path = folder.file(cell.name, "log")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as log:
+        for stream in (1, 2):
+            os.dup2(log.fileno(), stream)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
     def stop_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
         parent.join()
         stop.set()
 
     threading.Thread(target=stop_with_parent, daemon=True).start()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads)
-    sys.exit(_CODES[run_cell(folder, cell, stop=stop)])
+    outcome = run_cell(folder, cell, stop=stop)
+    sys.exit(next(code for code, each in _OUTCOMES.items() if each == outcome))

@@ -21,8 +21,9 @@ from medduet.data.cache import ProgressFactory
 from medduet.data.imageset import ImageSet
 from medduet.data.sources import open_images
 from medduet.data.splits import write_split
-from medduet.errors import ConfigError, DownloadError, MedDuetError, StorageError, TrainingError
-from medduet.models.cost import Cost, network_cost
+from medduet.errors import DownloadError, MedDuetError, StorageError, TrainingError
+from medduet.experiments.config import require_one
+from medduet.models.cost import network_cost
 from medduet.models.inference import prepare_network
 from medduet.models.weights import WeightsReport
 from medduet.reports.run import draw_run
@@ -31,12 +32,7 @@ from medduet.runs.environment import describe_data, describe_environment
 from medduet.runs.folder import RunFolder, validation_selected
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import deterministic, launch_fabric
-from medduet.training.final import (
-    EVALUATED,
-    evaluate_selected,
-    fit_ood_detector,
-    write_samples,
-)
+from medduet.training.final import EVALUATED, evaluate_selected, fit_ood_detector, write_samples
 from medduet.training.loop import fit
 from medduet.training.reporter import Reporter
 from medduet.training.setup import (
@@ -54,13 +50,7 @@ from medduet.utils.parsing import read_json
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A finished run.
-
-    Attributes:
-        path: its folder.
-        config: its settings.
-        metrics: the content of its ``metrics.json``.
-    """
+    """A finished run: its folder, its settings, and the content of its ``metrics.json``."""
 
     path: Path
     config: RunConfig
@@ -84,9 +74,6 @@ def train(
         progress: draws the progress of downloads and conversions.
         stop: set it to stop after the current step; the run can be resumed.
 
-    Returns:
-        The finished run.
-
     Raises:
         ConfigError: settings that don't fit together or don't fit the data, or another process
             trains this run.
@@ -104,10 +91,7 @@ def train(
         >>> medduet.train(config).metrics["test"]["n"]
         4
     """
-    if (config is None) == (resume is None):
-        raise ConfigError(
-            "expected either the settings of a new run or the folder of one to resume"
-        )
+    require_one(config, resume, "run")
     reporter = reporter or Reporter()
     if config is not None and _was_restarted(config):
         resume = config.out
@@ -121,9 +105,9 @@ def train(
             return RunRecord(folder.path, config, read_json(folder.metrics_path))
     assert config is not None
     fabric = launch_fabric(config.train)
+    # A run goes on with the images that it began with, however a split would be made now.
+    saved_split = folder.split if folder else None
     with fabric.rank_zero_first():
-        # A run goes on with the images that it began with, however a split would be made now.
-        saved_split = folder.split if folder else None
         data = open_images(config.data, progress=progress, saved_split=saved_split)
     check_same_images(fabric, data, folder)
     check_settings(config, data)
@@ -145,10 +129,8 @@ def train(
             metrics = _run(experiment, choices, weights)
         except (DownloadError, StorageError) as error:
             raise type(error)(f"{error}; then go on with: {resume_command}") from error
-        except MedDuetError:
-            raise
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if isinstance(error, MedDuetError) or not is_out_of_memory(error):
                 raise
             raise TrainingError(f"out of memory; go on with: {resume_command}") from error
     return RunRecord(folder.path, config, metrics)
@@ -164,9 +146,8 @@ def _run(
     with deterministic(fabric, experiment.config.train.deterministic):
         metrics, calibration = evaluate_selected(experiment, fit(experiment))
         if fabric.is_global_zero:
-            save_bundle(
-                folder.bundle, experiment.network, _bundle_config(experiment, metrics, calibration)
-            )
+            config = _bundle_config(experiment, metrics, calibration)
+            save_bundle(folder.bundle, experiment.network, config)
     if fabric.is_global_zero:
         write_samples(folder, experiment.network, experiment.data, experiment.objective.layout)
         write_json(folder.metrics_path, metrics)
@@ -185,11 +166,16 @@ def _begin(
     if "split" in data.info:
         write_split(folder.split, data)
     folder.write_environment(describe_environment(data, cost, experiment.fabric, choices))
-    messages = [_summary(experiment, cost, choices)]
-    if (size := config.train.batch_size) > (count := len(data.split("train"))):
+    counts = {split: len(data.split(split)) for split in ("train", "val", "test")}
+    messages = [
+        f"{data.name}, {', '.join(f'{n:,} {split}' for split, n in counts.items())}; "
+        f"{config.model.name}, {cost.parameters:,} parameters, {choices['precision']} on "
+        f"{experiment.fabric.device}; writing {folder.path}"
+    ]
+    if (size := config.train.batch_size) > counts["train"]:
         messages.append(
-            f"a batch of {size} holds all {count} training images, so an epoch is one step: "
-            "a smaller --batch-size makes more"
+            f"a batch of {size} holds all {counts['train']} training images, so an epoch is one "
+            "step: a smaller --batch-size makes more"
         )
     if (leaks := leak_warning(data, config.data.cache)) is not None:
         messages.append(leaks)
@@ -198,16 +184,6 @@ def _begin(
         write_json(folder.path / "weights.json", weights.record())
     for message in messages:
         experiment.reporter.message(message)
-
-
-def _summary(experiment: Experiment, cost: Cost, choices: Mapping[str, Any]) -> str:
-    """Return in one line what is trained, on what, and where it is written."""
-    data, name = experiment.data, experiment.config.model.name
-    counts = [f"{len(data.split(split)):,} {split}" for split in ("train", "val", "test")]
-    return (
-        f"{data.name}, {', '.join(counts)}; {name}, {cost.parameters:,} parameters, "
-        f"{choices['precision']} on {experiment.fabric.device}; writing {experiment.folder.path}"
-    )
 
 
 def _was_restarted(config: RunConfig) -> bool:

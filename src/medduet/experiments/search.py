@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from medduet.config import validate
 from medduet.data.cache import ProgressFactory
 from medduet.errors import ConfigError, Interrupted, ModelError, TrainingError
-from medduet.experiments.config import Choices, Range, SearchConfig
+from medduet.experiments.config import Choices, SearchConfig, read_settings, require_one
 from medduet.experiments.run import train
 from medduet.reports.grid_figures import pareto
 from medduet.reports.style import save
@@ -24,29 +23,22 @@ from medduet.runs.folder import RunFolder, numbered_folder
 from medduet.training.reporter import Reporter
 from medduet.utils.files import write_json, write_text
 from medduet.utils.locks import exclusive, holder
-from medduet.utils.parsing import read_json
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
-RIVALS = 3
-"""So many finished trials of no higher cost must exist before one is pruned."""
-FIRST_FAILURES = 3
-"""If the first so many trials all fail, the search ends with their error."""
+RIVALS = 3  # finished trials of no higher cost that must exist before one is pruned
+FIRST_FAILURES = 3  # if the first so many trials all fail, the search ends with their error
 
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """A search, as far as it has come.
+    """A search, as far as it has come: its folder, its settings, and one mapping per trial.
 
-    Attributes:
-        path: its folder.
-        config: its settings.
-        trials: one mapping per trial: ``number``, ``state`` (finished, pruned or failed),
-            ``score`` on the validation split, ``parameters``, ``gmacs``, ``seconds``, ``values``
-            of the settings, ``error``; for those of the Pareto front ``front``, its place from the
-            cheapest (1) on, and ``recipe``.
+    That has ``number``, ``state`` (finished, pruned or failed), ``score`` on the validation split,
+    ``parameters``, ``gmacs``, ``seconds``, ``values`` of the settings, ``error``; on the Pareto
+    front also ``front``, the place from the cheapest (1) on, and ``recipe``.
     """
 
     path: Path
@@ -87,22 +79,23 @@ def search(
     Raises:
         ConfigError: settings that don't fit, a search that is running, or no optuna.
         Interrupted: `stop` was set.
+        MissingFileError: no search in the folder to resume.
         MedDuetError: the data can't be read, or the first trials all fail.
     """
-    if (config is None) == (resume is None):
-        raise ConfigError("expected either the settings of a new search or a folder to resume")
-    if config is None:
-        path = Path(str(resume))
-        if not (path / "search.json").is_file():
-            raise ConfigError(f"expected the folder of a search, but {path} has no search.json")
-        config = validate(SearchConfig, read_json(path / "search.json"), str(path / "search.json"))
-    else:
+    require_one(config, resume, "search")
+    if config is not None:
         path = _create_folder(config)
-    reporter, stop = reporter or Reporter(), stop or threading.Event()
-    with _only_process(path), _open_study(path) as study:
-        running = _Search(path, config, study, reporter)
+    else:
+        path = Path(str(resume))
+        config = read_settings(SearchConfig, path, "search")
+    with exclusive(path / "lock") as alone:
+        if not alone:
+            raise ConfigError(
+                f"{holder(path / 'lock')} works on the search in {path}: wait for it, or stop it"
+            )
+        running = _Search(path, config, _open_study(path), reporter or Reporter())
         while len(running.ended()) < config.trials:
-            running.run_trial(progress, stop)
+            running.run_trial(progress, stop or threading.Event())
         return running.write()
 
 
@@ -124,18 +117,7 @@ def _create_folder(config: SearchConfig) -> Path:
     return path
 
 
-@contextmanager
-def _only_process(path: Path) -> Iterator[None]:
-    with exclusive(path / "lock") as alone:
-        if not alone:
-            raise ConfigError(
-                f"{holder(path / 'lock')} works on the search in {path}: wait for it, or stop it"
-            )
-        yield
-
-
-@contextmanager
-def _open_study(path: Path) -> Iterator[Study]:
+def _open_study(path: Path) -> Study:
     try:
         import optuna
         from optuna.storages.journal import JournalFileBackend, JournalStorage
@@ -143,17 +125,13 @@ def _open_study(path: Path) -> Iterator[Study]:
         raise ConfigError(
             "medduet search needs optuna: type pip install 'medduet[search]'"
         ) from error
-    verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(path / "study.jsonl"))),
-            study_name="medduet",
-            directions=["maximize", "minimize"],
-            load_if_exists=True,
-        )
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+    return optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(path / "study.jsonl"))),
+        study_name="medduet",
+        directions=["maximize", "minimize"],
+        load_if_exists=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -175,40 +153,38 @@ class _Search:
         """Run the next trial, or continue the one that was interrupted."""
         from optuna.trial import TrialState
 
-        trial = self._sample()
-        values = {name: _suggest(trial, name, each) for name, each in self.config.space.items()}
-        out, number = self.folder(trial.number), trial.number
+        trial, config = self._sample(), self.config
+        out = self.folder(trial.number)
         begun = (out / "config.json").is_file()
-        finished = [self.folder(each.number) for each in self.ended() if each.values]
-        state, result = TrialState.FAIL, None
+        rivals = [self.folder(each.number) for each in self.ended() if each.values]
+        state, result, failure = TrialState.FAIL, None, None
         try:
             train(
-                None if begun else self.config.trial(values, out),
+                None if begun else config.trial(self._suggest(trial), out),
                 resume=out if begun else None,
-                reporter=_Pruner(self.reporter, out, self.config, finished),
+                reporter=_Pruner(self.reporter, out, config, rivals),
                 progress=progress,
                 stop=stop,
             )
-            run = RunFolder(out)
-            score = run.epochs[run.validation_selected["selected_epoch"] - 1]["val"]["score"]
-            if score is None:
+            if (score := _best_score(out)) == float("-inf"):
                 raise TrainingError("the validation score is undefined")
-            state, result = TrialState.COMPLETE, [score, _cost(out, self.config)]
+            state, result = TrialState.COMPLETE, [score, _cost(out, config)]
         except Interrupted as error:
             raise Interrupted(
-                f"stopped in trial {number + 1} of {self.config.trials}; continue with: "
+                f"stopped in trial {trial.number + 1} of {config.trials}; continue with: "
                 f"medduet search --resume {self.path}"
             ) from error
         except _Pruned:
             state = TrialState.PRUNED
         except (ModelError, TrainingError) as error:
-            self.study.set_user_attr(f"error-{number}", str(error))
-            failures = {each.state for each in self.ended()} <= {TrialState.FAIL}
-            if failures and number + 1 == min(FIRST_FAILURES, self.config.trials):
-                self.study.tell(number, state=state)
-                raise
-        self.study.tell(number, result, state=state)
-        self.reporter.message(_line(self.write().trials[number], self.config))
+            failure = error
+            trial.set_user_attr("error", str(error))
+        self.study.tell(trial.number, result, state=state)
+        self.reporter.message(_line(self.write().trials[-1], config))
+        ended = self.ended()
+        first = len(ended) == min(FIRST_FAILURES, config.trials)
+        if failure and first and {each.state for each in ended} == {TrialState.FAIL}:
+            raise failure
 
     def _sample(self) -> Trial:
         import optuna
@@ -222,25 +198,30 @@ class _Search:
         running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
         return Trial(self.study, running[0]._trial_id) if running else self.study.ask()
 
+    def _suggest(self, trial: Trial) -> dict[str, Any]:
+        return {
+            name: trial.suggest_categorical(name, each.choices)
+            if isinstance(each, Choices)
+            else trial.suggest_float(name, each.low, each.high, log=each.log)
+            for name, each in self.config.space.items()
+        }
+
     def write(self) -> SearchRecord:
         """Write all trials, the figure, and the recipes of the front."""
         path, config = self.path, self.config
         trials = [self._row(trial) for trial in self.ended()]
         # Of trials with equal values the first is taken.
         best = {tuple(trial.values): trial.number for trial in reversed(self.study.best_trials)}
-        front = [number for (_, cost), number in sorted(best.items(), key=lambda item: item[0][1])]
-        for place, number in enumerate(front, start=1):
+        shutil.rmtree(path / "recipes", ignore_errors=True)
+        for place, (_, number) in enumerate(sorted(best.items(), key=_cost_first), start=1):
             trial, recipe = trials[number], path / "recipes" / f"front-{place}.yaml"
-            trial["front"], trial["recipe"] = place, str(recipe)
+            trial |= {"front": place, "recipe": str(recipe)}
             run = config.trial(trial["values"], path).model_dump(
                 mode="json", exclude={"out"}, exclude_defaults=True
             )
             write_text(recipe, f"# {_line(trial, config)}\n{yaml.safe_dump(run, sort_keys=False)}")
-        for stale in (path / "recipes").glob("front-*.yaml"):
-            if int(stale.stem.partition("-")[2]) > len(front):
-                stale.unlink()
         write_json(path / "trials.json", trials)
-        if front:
+        if best:
             save(pareto(trials, config.cost, config.run.data.name), path / "pareto.png")
         return SearchRecord(path, config, trials)
 
@@ -251,24 +232,19 @@ class _Search:
             "state": {"COMPLETE": "finished", "PRUNED": "pruned"}.get(trial.state.name, "failed"),
             "values": dict(trial.params),
         }
-        if (folder / "environment.json").is_file():
-            cost = read_json(folder / "environment.json")["network"]
-            row |= {name: cost[name] for name in ("parameters", "gmacs")}
+        if network := RunFolder(folder).environment.get("network"):
+            row |= {name: network[name] for name in ("parameters", "gmacs")}
         if epochs := RunFolder(folder).epochs:
-            row |= {
-                "epochs": len(epochs),
-                "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
-                "score": _best_score(folder, len(epochs)),
-            }
+            seconds = round(sum(epoch["seconds"] for epoch in epochs), 1)
+            row |= {"epochs": len(epochs), "seconds": seconds, "score": _best_score(folder)}
         if row["state"] == "failed":
-            row["error"] = self.study.user_attrs.get(f"error-{trial.number}", "")
+            row["error"] = trial.user_attrs.get("error", "")
         return row
 
 
-def _suggest(trial: Trial, name: str, setting: Choices | Range) -> Any:
-    if isinstance(setting, Choices):
-        return trial.suggest_categorical(name, setting.choices)
-    return trial.suggest_float(name, setting.low, setting.high, log=setting.log)
+def _cost_first(item: tuple[tuple[float, ...], int]) -> float:
+    (_, cost), _ = item
+    return cost
 
 
 class _Pruned(Exception):  # noqa: N818  (how a trial ends, not an error)
@@ -288,31 +264,35 @@ class _Pruner(Reporter):
     def end_epoch(self, row: Mapping[str, Any]) -> None:
         """Compare with the finished trials of no higher cost, at the same epoch."""
         epoch, after = row["epoch"], self.config.prune_after
-        if after is None or epoch < after or epoch >= self.config.run.train.epochs:
+        if after is None or not after <= epoch < self.config.run.train.epochs:
             return
         cost = _cost(self.path, self.config)
-        rivals = [
-            _best_score(path, epoch) for path in self.rivals if _cost(path, self.config) <= cost
-        ]
-        if len(rivals) >= RIVALS and _best_score(self.path, epoch) < median(rivals):
+        rivals = [path for path in self.rivals if _cost(path, self.config) <= cost]
+        scores = [_best_score(path, epoch) for path in rivals]
+        if len(scores) >= RIVALS and _best_score(self.path, epoch) < median(scores):
             raise _Pruned
 
 
-def _best_score(path: Path, epoch: int) -> float:
+def _best_score(path: Path, epoch: int | None = None) -> float:
     """Return the best validation score of a run up to an epoch; -inf if all are undefined."""
     scores = [row["val"]["score"] for row in RunFolder(path).epochs[:epoch]]
     return max((score for score in scores if score is not None), default=float("-inf"))
 
 
 def _cost(path: Path, config: SearchConfig) -> float:
-    return float(read_json(path / "environment.json")["network"][config.cost])
+    return float(RunFolder(path).environment["network"][config.cost])
 
 
-def _line(trial: Mapping[str, Any], config: SearchConfig) -> str:
-    values = ", ".join(
+def shown_values(trial: Mapping[str, Any]) -> str:
+    """Return the settings of a trial in words, such as ``width 8, learning_rate 0.00123``."""
+    return ", ".join(
         f"{name.partition('.')[2]} {f'{value:.3g}' if isinstance(value, float) else value}"
         for name, value in trial["values"].items()
     )
+
+
+def _line(trial: Mapping[str, Any], config: SearchConfig) -> str:
+    values = shown_values(trial)
     if trial["state"] == "failed":
         return f"trial {trial['number']} failed: {trial['error']} ({values})"
     ended = f"pruned after {trial['epochs']} epochs" if trial["state"] == "pruned" else "finished"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
@@ -14,16 +15,24 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.middleware.base import RequestResponseEndpoint
 
 from medduet._version import __version__
 from medduet.errors import closest
 from medduet.serve.counters import Counters
 from medduet.serve.limits import Limits
-from medduet.serve.schemas import MaskFormat, Models, PredictionResponse, Refusal, encode_prediction
+from medduet.serve.schemas import (
+    MaskColour,
+    MaskFormat,
+    Model,
+    Models,
+    PredictionResponse,
+    Refusal,
+    encode_prediction,
+)
 from medduet.serve.service import Served, Service
+from medduet.utils.palette import mask_colors
 
 _PAGE = {
     "/": ("index.html", "text/html; charset=utf-8"),
@@ -103,23 +112,19 @@ def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> Fa
         lifespan=service.lifespan,
     )
     app.state.service = service
-    app.add_middleware(_Outermost, counters=service.counters)
+    app.middleware("http")(partial(_outermost, service.counters))
     app.add_exception_handler(RequestValidationError, _wrong_option)
-    app.add_exception_handler(404, _unknown_route)
-    app.add_exception_handler(405, _unknown_route)
-    app.add_exception_handler(Exception, _failed)
+    for refused in (404, 405, Exception):
+        app.add_exception_handler(refused, _refused)
     _add_routes(app, service)
     for path, (file, kind) in _PAGE.items():
         content = files(__package__).joinpath("page", file).read_bytes()
-        app.add_api_route(path, _page(content, kind), include_in_schema=False)
+        app.add_api_route(path, partial(_page, content, kind), include_in_schema=False)
     return app
 
 
-def _page(content: bytes, kind: str) -> Callable[[], Response]:
-    def page() -> Response:
-        return Response(content, media_type=kind)
-
-    return page
+def _page(content: bytes, kind: str) -> Response:
+    return Response(content, media_type=kind)
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
@@ -159,12 +164,13 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         encode = partial(
             encode_prediction, name, served[name].predictor, mask=mask, image=image, side=side
         )
-        return await service.predict(request, name, explain, encode)
+        return await service.answer(request, name, explain, encode)
 
     @app.get("/models")
     def models() -> Models:
         """List the networks, their classes, and the limits."""
-        return service.models()
+        described = [_describe(name, each) for name, each in served.items()]
+        return Models(models=described, **asdict(service.limits))
 
     @app.get("/healthz", responses={503: {"description": "A network no longer answers."}})
     def healthz() -> JSONResponse:
@@ -180,6 +186,21 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return Response(content, media_type=CONTENT_TYPE_LATEST)
 
 
+def _describe(name: str, each: Served) -> Model:
+    predictor = each.predictor
+    colours = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in mask_colors(len(predictor.mask_names))]
+    masks = zip(predictor.mask_names, colours, strict=False)
+    return Model(
+        name=name,
+        class_names=predictor.class_names,
+        multi_label=predictor.multi_label,
+        masks=[MaskColour(name=mask, colour=colour) for mask, colour in masks],
+        size=predictor.options.sides,
+        explains=each.explains,
+        card=each.card,
+    )
+
+
 async def _wrong_option(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
@@ -187,44 +208,29 @@ async def _wrong_option(request: Request, error: Exception) -> Response:
     return JSONResponse({"detail": f"{place}: {first['msg']}, given {first['input']}"}, 422)
 
 
-async def _unknown_route(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+async def _outermost(
+    counters: Counters, request: Request, answer: RequestResponseEndpoint
+) -> Response:
+    """Add headers to every answer, and count those of predictions."""
+    start, status = time.perf_counter(), 500
+    try:
+        response = await answer(request)
+        status = response.status_code
+    finally:
+        if request.url.path == "/predict":
+            counters.requests.labels(str(status)).inc()
+            counters.seconds.observe(time.perf_counter() - start)
+    response.headers.update(_HEADERS)
+    if request.url.path == "/docs":
+        response.headers["Content-Security-Policy"] = _POLICY + _INLINE
+    return response
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        return JSONResponse({"detail": "the service failed; see its log"}, 500)
     detail = error.detail
     if detail == HTTPStatus(error.status_code).phrase:  # of the router
         routes = "POST /predict, or GET / /docs /models /healthz /metrics"
         detail = f"expected {routes}, given {request.method} {request.url.path}"
     return JSONResponse({"detail": detail}, error.status_code, error.headers)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": "the service failed; see its log"}, 500)
-
-
-class _Outermost:
-    """Adds headers to every answer, and counts those of predictions."""
-
-    def __init__(self, app: ASGIApp, counters: Counters) -> None:
-        self.app, self.counters = app, counters
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        start, status = time.perf_counter(), 500
-
-        async def with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers.update(_HEADERS)
-                if scope["path"] == "/docs":
-                    headers["Content-Security-Policy"] = _POLICY + _INLINE
-            await send(message)
-
-        try:
-            await self.app(scope, receive, with_headers)
-        finally:
-            if scope["path"] == "/predict":
-                self.counters.requests.labels(str(status)).inc()
-                self.counters.seconds.observe(time.perf_counter() - start)

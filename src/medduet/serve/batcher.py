@@ -2,67 +2,61 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import queue
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 from medduet.data.reading.images import Picture
 from medduet.inference.prediction import Prediction
 
+_LINGER_S = 0.002  # so long a first picture waits for others
 _log = logging.getLogger(__name__)
 
 
 class _Job(NamedTuple):
     picture: Picture
     explain: bool
-    deadline: float
-    future: Future[Prediction]
+    future: asyncio.Future[Prediction]
 
 
 class Batcher:
-    """Answers about pictures in a thread of its own, those that wait together.
+    """Predicts pictures in a thread of its own, those that wait together; of one event loop.
 
     What comes while a batch is computed makes the next one. Pictures that nobody waits for any
-    more, because the future was cancelled or the time is over, are not computed. An error meets
-    only the picture that caused it.
+    more, because the task was cancelled, are not computed. An error meets only the picture that
+    caused it.
 
     Args:
-        answer: from pictures, and whether to explain, to answers in the same order.
+        predict: from pictures, and whether to explain, to predictions in the same order.
         batch_size: at most so many pictures are computed together.
-        room: at most so many wait.
-        linger_s: so long a first picture waits for others.
         watch: called with the size of each batch and the seconds that it took.
 
     Example:
         >>> import numpy as np
-        >>> def answer(pictures, explain):
-        ...     return [picture.whole.sum() for picture in pictures]
-        >>> batcher = Batcher(answer, batch_size=8)
-        >>> picture = Picture(np.ones((2, 2), np.uint8), np.ones((3, 3), np.uint8))
-        >>> int(batcher.submit(picture).result())
-        9
-        >>> batcher.close()
+        >>> def predict(pictures, explain):
+        ...     return [int(picture.whole.sum()) for picture in pictures]
+        >>> async def nine():
+        ...     batcher = Batcher(predict, 8)
+        ...     picture = Picture(np.ones((2, 2), np.uint8), np.ones((3, 3), np.uint8))
+        ...     return await batcher.predict(picture), batcher.close()
+        >>> asyncio.run(nine())
+        (9, None)
     """
 
     def __init__(
         self,
-        answer: Callable[..., list[Prediction]],
-        *,
+        predict: Callable[..., list[Prediction]],
         batch_size: int,
-        room: int = 64,
-        linger_s: float = 0.002,
         watch: Callable[[int, float], None] = lambda size, seconds: None,
     ) -> None:
-        self._compute, self._batch_size, self._linger_s = answer, batch_size, linger_s
-        self._watch = watch
-        self._jobs: queue.Queue[_Job] = queue.Queue(room)
-        self._closing, self._one_at_a_time = threading.Event(), threading.Lock()
-        self._thread = threading.Thread(target=self._work, name="medduet-batcher", daemon=True)
-        self._thread.start()
+        self._predict, self._batch_size, self._watch = predict, batch_size, watch
+        self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
+        self._thread = ThreadPoolExecutor(1, "medduet-batcher")
+        self._task = asyncio.create_task(self._work())
 
     def waiting(self) -> int:
         """Return how many pictures wait to be computed."""
@@ -70,80 +64,48 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether pictures are being answered."""
-        return self._thread.is_alive() and not self._closing.is_set()
+        """Whether pictures are being predicted."""
+        return not self._task.done() and not self._task.cancelling()
 
-    def submit(
-        self, picture: Picture, *, explain: bool = False, deadline: float = float("inf")
-    ) -> Future[Prediction]:
-        """Let a picture wait for its answer.
-
-        Args:
-            picture: what to answer about.
-            explain: whether to draw what spoke for the class.
-            deadline: a time of `time.monotonic`; if the computation has not started by then, the
-                future's error is a `TimeoutError`.
-
-        Raises:
-            queue.Full: there is no room, or the batcher is closed.
-        """
-        future: Future[Prediction] = Future()
-        with self._one_at_a_time:
-            if self._closing.is_set():
-                raise queue.Full
-            self._jobs.put_nowait(_Job(picture, explain, deadline, future))
-        return future
+    async def predict(self, picture: Picture, explain: bool = False) -> Prediction:
+        """Wait for the prediction of a picture, with a heat map if asked to `explain`."""
+        future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
+        self._jobs.put_nowait(_Job(picture, explain, future))
+        return await future
 
     def close(self) -> None:
-        """Prediction all that wait, take no more, and end the thread."""
-        with self._one_at_a_time:
-            self._closing.set()
-        self._thread.join()
+        """Take no more pictures, and end the thread."""
+        self._task.cancel()
+        self._thread.shutdown(wait=False)
 
-    def _work(self) -> None:
+    async def _work(self) -> None:
         while True:
-            try:
-                # The time is only how long `close` may go unnoticed by an idle thread.
-                batch = [self._jobs.get(timeout=0.1)]
-            except queue.Empty:
-                if self._closing.is_set():
-                    return
-                continue
-            until = time.monotonic() + self._linger_s
-            while len(batch) < self._batch_size:
-                try:
-                    batch.append(self._jobs.get(timeout=max(0.0, until - time.monotonic())))
-                except queue.Empty:
-                    break
-            waiting = [job for job in batch if _is_waiting(job)]
+            batch = [await self._jobs.get()]
+            await asyncio.sleep(_LINGER_S)
+            while len(batch) < self._batch_size and not self._jobs.empty():
+                batch.append(self._jobs.get_nowait())
             for explain in (False, True):
-                self._answer([job for job in waiting if job.explain == explain], explain)
-            # While the thread waits for the next picture it holds none of these in memory.
-            del batch, waiting
+                await self._compute([job for job in batch if job.explain == explain], explain)
+            # While the next picture is waited for, none of these is held in memory.
+            del batch
 
-    def _answer(self, jobs: list[_Job], explain: bool) -> None:
+    async def _compute(self, jobs: list[_Job], explain: bool) -> None:
+        jobs = [job for job in jobs if not job.future.done()]
         if not jobs:
             return
         start = time.perf_counter()
+        compute = partial(self._predict, [job.picture for job in jobs], explain=explain)
         try:
-            answers = self._compute([job.picture for job in jobs], explain=explain)
+            predictions = await asyncio.get_running_loop().run_in_executor(self._thread, compute)
         except Exception as error:
-            if len(jobs) == 1:
+            if len(jobs) > 1:
+                _log.warning("a batch of %d failed and is computed one by one", len(jobs))
+                for job in jobs:
+                    await self._compute([job], explain)
+            elif not jobs[0].future.done():
                 jobs[0].future.set_exception(error)
-                return
-            _log.warning("a batch of %d failed and is computed one by one", len(jobs))
-            for job in jobs:
-                self._answer([job], explain)
             return
         self._watch(len(jobs), time.perf_counter() - start)
-        for job, answer in zip(jobs, answers, strict=True):
-            job.future.set_result(answer)
-
-
-def _is_waiting(job: _Job) -> bool:
-    if not job.future.set_running_or_notify_cancel():
-        return False
-    if job.deadline < time.monotonic():
-        job.future.set_exception(TimeoutError())
-        return False
-    return True
+        for job, prediction in zip(jobs, predictions, strict=True):
+            if not job.future.done():
+                job.future.set_result(prediction)

@@ -10,6 +10,8 @@ from starlette.exceptions import HTTPException
 
 LEAST_SIDE = 8
 """The smallest side in pixels of an image."""
+LARGEST = 8
+"""So many of the largest files and images all requests may hold together."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,7 @@ class Limits:
 
 
 class Room:
-    """What all requests hold together: at most `Limits.queue`, and eight of the largest.
-
-    So the memory of a service is bounded, however many clients send large images.
+    """A seat for each request: the memory of all is bounded, however many clients come.
 
     Example:
         >>> room = Room(Limits(queue=1))
@@ -42,29 +42,20 @@ class Room:
         starlette.exceptions.HTTPException: 429: 1 requests are waiting already: try again soon
     """
 
-    LARGEST = 8
-
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
-        self.requests = self.bytes = self.pixels = 0
+        self.limits, self.seats = limits, list[Seat]()
 
     @contextmanager
     def seat(self) -> Iterator[Seat]:
-        """Give a request a seat while the body runs.
-
-        Raises:
-            HTTPException: 429, all are taken.
-        """
-        if self.requests >= self.limits.queue:
-            raise busy(f"{self.requests} requests are waiting already")
-        self.requests += 1
+        """Give a request a seat while the body runs; HTTPException 429 if all are taken."""
+        if len(self.seats) >= self.limits.queue:
+            raise _busy(f"{len(self.seats)} requests are waiting already")
         seat = Seat(self)
+        self.seats.append(seat)
         try:
             yield seat
         finally:
-            self.requests -= 1
-            self.bytes -= seat.bytes
-            self.pixels -= seat.pixels
+            self.seats.remove(seat)
 
 
 class Seat:
@@ -75,22 +66,15 @@ class Seat:
         self.bytes = self.pixels = 0
 
     def hold(self, *, bytes: int = 0, pixels: int = 0) -> None:  # noqa: A002
-        """Note that the request holds more.
-
-        Raises:
-            HTTPException: 429, all requests together would hold too much.
-        """
-        room, largest = self.room, Room.LARGEST
+        """Note that the request holds more; HTTPException 429 if that is too much for all."""
+        self.bytes += bytes
+        self.pixels += pixels
         if (
-            room.bytes + bytes > largest * self.limits.max_bytes
-            or room.pixels + pixels > largest * self.limits.max_pixels
+            sum(each.bytes for each in self.room.seats) > LARGEST * self.limits.max_bytes
+            or sum(each.pixels for each in self.room.seats) > LARGEST * self.limits.max_pixels
         ):
-            raise busy("other large images are waiting")
-        for each in (self, room):
-            each.bytes += bytes
-            each.pixels += pixels
+            raise _busy("other large images are waiting")
 
 
-def busy(reason: str) -> HTTPException:
-    """Return the refusal of a request for which there is no room now."""
+def _busy(reason: str) -> HTTPException:
     return HTTPException(429, f"{reason}: try again soon", {"Retry-After": "1"})

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 from medduet.data.pixels import resize_image, resize_mask
 from medduet.inference.prediction import Prediction
 from medduet.inference.predictor import Predictor
+from medduet.serve.limits import LEAST_SIDE
 from medduet.utils.palette import HEAT, mask_colors
 
 MaskFormat = Literal["png", "rle", "none"]
@@ -57,7 +58,7 @@ class PredictionResponse(BaseModel):
     )
     multi_label: bool = Field(description="whether an image can have several classes")
     probabilities: dict[str, float] = Field(description="of each class, 0 to 1")
-    prediction_set: list[str] | None = Field(
+    prediction_set: tuple[str, ...] | None = Field(
         description="conformal set, most probable class first: holds the true class with "
         "probability `coverage`; null if not calibrated"
     )
@@ -107,7 +108,8 @@ class Models(BaseModel):
     models: list[Model]
     max_bytes: int
     max_pixels: int
-    least_side: int
+    least_side: int = LEAST_SIDE
+    queue: int
     timeout_s: float
 
 
@@ -119,39 +121,35 @@ def encode_prediction(
     mask: MaskFormat,
     image: bool,
     side: int,
-) -> PredictionResponse:
-    """Return a prediction as it is sent.
+) -> str:
+    """Return the JSON of a prediction, see `PredictionResponse`.
 
-    Args:
-        name: of the model.
-        predictor: the network.
-        prediction: of the network.
-        mask: how to send the mask.
-        image: whether to send the image.
-        side: longest side in pixels of what is sent as PNG; 0 for the image's own size.
+    What is sent as PNG has a longest side of `side` pixels; 0: the image's own.
     """
     height, width = prediction.image.shape[:2]
-    size = _shrunk(height, width, side)
-    return PredictionResponse(
+    scale = min(1.0, side / max(height, width)) if side else 1.0
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    calibrated = prediction.prediction_set is not None
+    response = PredictionResponse(
         model=name,
         label=prediction.label,
         multi_label=predictor.multi_label,
         probabilities=prediction.probabilities,
-        prediction_set=None
-        if prediction.prediction_set is None
-        else list(prediction.prediction_set),
-        coverage=None if prediction.prediction_set is None else predictor.coverage,
+        prediction_set=prediction.prediction_set,
+        coverage=predictor.coverage if calibrated else None,
         abstained=prediction.abstained,
         ood_p=prediction.ood_p,
         is_ood=prediction.is_ood,
         height=height,
         width=width,
-        mask=None
-        if prediction.mask is None
-        else _mask(prediction.mask, predictor.mask_names, mask, size),
-        heat=None if prediction.heatmap is None else _heat(prediction.heatmap, size),
-        image=_base64(Image.fromarray(resize_image(prediction.image, *size))) if image else None,
     )
+    if prediction.mask is not None and mask != "none":
+        response.mask = _mask(prediction.mask, predictor.mask_names, mask == "rle", size)
+    if prediction.heatmap is not None:
+        response.heat = _heat(prediction.heatmap, size)
+    if image:
+        response.image = _base64(Image.fromarray(resize_image(prediction.image, *size)))
+    return response.model_dump_json()
 
 
 def run_lengths(inside: NDArray[np.bool_]) -> RunLengths:
@@ -171,21 +169,15 @@ def run_lengths(inside: NDArray[np.bool_]) -> RunLengths:
 
 
 def _mask(
-    values: NDArray[np.uint8], names: Sequence[str], kind: MaskFormat, size: tuple[int, int]
-) -> Mask | None:
-    if kind == "none":
-        return None
-    counts = np.bincount(values.ravel(), minlength=len(names)).tolist()
-    classes = [
-        MaskClass(
-            index=index,
-            name=names[index],
-            pixels=counts[index],
-            rle=run_lengths(values == index) if kind == "rle" else None,
-        )
-        for index in range(1, len(names))
-    ]
-    if kind == "rle":
+    values: NDArray[np.uint8], names: Sequence[str], rle: bool, size: tuple[int, int]
+) -> Mask:
+    classes = []
+    for index, name in list(enumerate(names))[1:]:
+        inside = values == index
+        lengths = run_lengths(inside) if rle else None
+        pixels = int(inside.sum())
+        classes.append(MaskClass(index=index, name=name, pixels=pixels, rle=lengths))
+    if rle:
         return Mask(classes=classes)
     image = Image.fromarray(resize_mask(values, *size))
     image.putpalette([level for colour in mask_colors(len(names)) for level in colour])
@@ -198,12 +190,6 @@ def _heat(values: NDArray[np.float32], size: tuple[int, int]) -> str:
     steps = np.arange(256)
     image.putpalette(matplotlib.colormaps[HEAT](steps, bytes=True)[:, :3].tobytes())
     return _base64(image, transparency=np.rint(steps * _HEAT_OPACITY).astype(np.uint8).tobytes())
-
-
-def _shrunk(height: int, width: int, side: int) -> tuple[int, int]:
-    """Return height and width of what is sent of an image."""
-    scale = min(1.0, side / max(height, width)) if side else 1.0
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _base64(image: Image.Image, **options: int | bytes) -> str:

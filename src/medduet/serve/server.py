@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 _NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client")
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 _GRACE_S = 5  # after the time of a request is over, to send its answer
-
-
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -93,19 +91,12 @@ def serve(
 
 
 def check_packages() -> None:
-    """Check that the packages of the service are installed.
-
-    Raises:
-        ConfigError: says what to type.
-    """
+    """Raise ConfigError if a package of the service is missing, or unfit for strangers' files."""
     import PIL
 
     install = "pip install 'medduet[serve]'"
-    for module in _NEEDED:
-        try:
-            import_module(module)
-        except ImportError as error:
-            raise ConfigError(f"serving needs {module}, which is missing: {install}") from error
+    if missing := [module for module in _NEEDED if find_spec(module) is None]:
+        raise ConfigError(f"serving needs {', '.join(missing)}: {install}")
     if int(PIL.__version__.partition(".")[0]) < 13:
         raise ConfigError(
             f"files of strangers need Pillow 13 or newer, given {PIL.__version__}: {install}"
@@ -113,10 +104,7 @@ def check_packages() -> None:
 
 
 def named(words: Sequence[str]) -> dict[str, Path]:
-    """Return the paths of networks by their names.
-
-    Raises:
-        ConfigError: there is none, or two have the same name.
+    """Return the paths of networks by their names; ConfigError for none, or two of one name.
 
     Example:
         >>> list(named(["runs/busi/bundle", "runs/blood", "old=runs/2"]))
@@ -163,7 +151,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
+        reason = os.strerror(error.errno or 0)
         raise ConfigError(
-            f"can't listen at {host}, port {port} ({os.strerror(error.errno or 0)}): give another "
-            "--host or --port"
+            f"can't listen at {host}, port {port} ({reason}): give another --host or --port"
         ) from error

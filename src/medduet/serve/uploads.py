@@ -60,17 +60,16 @@ async def _from_form(request: Request, seat: Seat) -> bytes:
     )
     try:
         form = await parser.parse()
+        file = form.get("file")
+        content = file.file.read() if isinstance(file, UploadFile) else b""
+        await form.close()
     except MultiPartException as error:
         raise HTTPException(422, f"expected a form with one file: {error.message}") from error
-    try:
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise HTTPException(422, "expected the image as the field 'file' of the form")
-        content = file.file.read()
     finally:
-        await form.close()
         for begun in parser._files_to_close_on_error:  # a file that did not end is in no form
             begun.close()
+    if not isinstance(file, UploadFile):
+        raise HTTPException(422, "expected the image as the field 'file' of the form")
     if len(content) > seat.limits.max_bytes:
         raise _too_large(seat)
     return content
@@ -98,8 +97,7 @@ async def _body(request: Request, allowed: int, seat: Seat) -> AsyncGenerator[by
 
 
 def _too_large(seat: Seat) -> HTTPException:
-    largest = seat.limits.max_bytes / 2**20
-    return HTTPException(413, f"expected a file of at most {largest:g} MB")
+    return HTTPException(413, f"expected a file of at most {seat.limits.max_bytes / 2**20:g} MB")
 
 
 async def decode(content: bytes, options: ReadOptions, seat: Seat, readers: WorkerPool) -> Picture:
@@ -116,12 +114,12 @@ async def decode(content: bytes, options: ReadOptions, seat: Seat, readers: Work
     if isinstance(facts, str):
         raise HTTPException(422, facts)
     frames, _, height, width = facts
-    if height * width > seat.limits.max_pixels:
-        largest = f"{seat.limits.max_pixels / 1e6:g} megapixels"
-        raise HTTPException(413, f"expected at most {largest}, given {height} x {width} pixels")
+    if height * width > (most := seat.limits.max_pixels):
+        expected = f"expected at most {most / 1e6:g} megapixels"
+        raise HTTPException(413, f"{expected}, given {height} x {width} pixels")
     if min(height, width) < LEAST_SIDE:
-        least = f"{LEAST_SIDE} x {LEAST_SIDE} pixels"
-        raise HTTPException(422, f"expected at least {least}, given {height} x {width}")
+        expected = f"expected at least {LEAST_SIDE} x {LEAST_SIDE} pixels"
+        raise HTTPException(422, f"{expected}, given {height} x {width}")
     if frames > 1:
         raise HTTPException(422, f"expected one image, given a file of {frames} frames")
     seat.hold(pixels=height * width)

@@ -1,31 +1,16 @@
-"""What there is to choose from, and what this machine has, on the screen."""
+"""What there is to choose from, on the screen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import tyro
 from pydantic import Field
-from rich.text import Text
 
-from medduet.cli.display.screen import make_table, write, write_table
-
-if TYPE_CHECKING:
-    from medduet.cli.doctor import Check
+from medduet.cli.display.screen import write, write_table
 
 MOST_COSTS = 40  # networks; each is built to count, which takes up to a second
-_STYLES = {"good": "green", "missing": "yellow", "bad": "bold red"}
-
-
-def show_checks(checks: Sequence[Check], arguments: Mapping[str, Any]) -> int:
-    """Print the checks of this machine; 1 if one is bad."""
-    table = make_table("", ["", "", ""])
-    for each in checks:
-        table.add_row(each.name, Text(each.state, _STYLES[each.state]), Text(each.text))
-    write_table(table)
-    return int(any(each.state == "bad" for each in checks))
 
 
 def datasets(cache: Path | None = None) -> None:
@@ -37,20 +22,14 @@ def datasets(cache: Path | None = None) -> None:
     from medduet.data.cache import cache_folder
     from medduet.data.medmnist import cached_sizes, medmnist_sets
 
-    left = ["name", "licence", "cached"]
-    table = make_table("data sets for --data", left, ["train/val/test", "classes", "channels"])
-    table.add_row("phantom", "", "", "generated", "4", "1 or 3")
+    rows = [("phantom", "", "", "generated", "4", "1 or 3")]
     for flag, info in medmnist_sets().items():
         multi = "*" if info.task.startswith("multi-label") else ""
-        table.add_row(
-            flag,
-            info.licence,
-            ", ".join(map(str, cached_sizes(flag, cache))) or "no",
-            "/".join(map(str, info.samples)),
-            f"{len(info.class_names)}{multi}",
-            str(info.in_channels),
-        )
-    write_table(table)
+        cached = ", ".join(map(str, cached_sizes(flag, cache))) or "no"
+        counts = "/".join(map(str, info.samples)), f"{len(info.class_names)}{multi}"
+        rows.append((flag, info.licence, cached, *counts, str(info.in_channels)))
+    right = ["train/val/test", "classes", "channels"]
+    write_table("data sets for --data", ["name", "licence", "cached"], right, rows)
     write(
         "Sizes: MedMNIST at 28, 64, 128 and 224 pixels, others resized; phantom at any. "
         "* multi-label.",
@@ -83,22 +62,21 @@ def models(
     if len(names) > MOST_COSTS:
         write(*names, f"{len(names)} networks; costs are shown for up to {MOST_COSTS}")
         return
-    title = f"networks for --model, at {channels} x {size} x {size} and {classes} classes"
-    right = ["parameters", "without decoder", "GMAC", "without decoder"]
-    table = make_table(title, ["name"], right)
-    refused: list[ModelError] = []
+    rows, refused = [], list[ModelError]()
     for name in names:
         try:
             cost = model_cost(name, channels, classes, channels, size)
         except ModelError as error:
             refused.append(error)
-            table.add_row(name, "not at this size")
+            rows.append([name, "not at this size"])
             continue
-        counts = f"{cost.parameters:,}", f"{cost.parameters_alone:,}"
-        table.add_row(name, *counts, f"{cost.gmacs:.2f}", f"{cost.gmacs_alone:.2f}")
+        counts = [f"{count:,}" for count in (cost.parameters, cost.parameters_alone)]
+        rows.append([name, *counts, f"{cost.gmacs:.2f}", f"{cost.gmacs_alone:.2f}"])
     if len(refused) == len(names):
         raise refused[0]
-    write_table(table)
+    title = f"networks for --model, at {channels} x {size} x {size} and {classes} classes"
+    right = ["parameters", "without decoder", "GMAC", "without decoder"]
+    write_table(title, ["name"], right, rows)
     for name in names:
         spec = find_model(name)
         weights = f" Pretrained weights: {spec.licence}." if spec.licence else ""

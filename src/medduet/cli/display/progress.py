@@ -1,10 +1,12 @@
-"""How far training and other long work is, on the screen."""
+"""How far training, grids and other long work are, on the screen."""
 
 from __future__ import annotations
 
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, Never
+from typing import TYPE_CHECKING, Any, Never
 
 from rich.console import Console
 from rich.progress import (
@@ -19,6 +21,9 @@ from tqdm import tqdm
 
 from medduet.metrics.names import METRICS
 from medduet.training.reporter import Reporter
+
+if TYPE_CHECKING:
+    from medduet.experiments.cells import CellState
 
 REFRESH = 0.5  # seconds between two readings of the losses, each of which waits for a GPU
 
@@ -50,8 +55,7 @@ class ConsoleReporter(Reporter):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._task is not None:
-            self.progress.stop()
+        self.progress.stop()
 
     def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
         """Make room for the steps of the epochs that are left."""
@@ -82,24 +86,60 @@ class ConsoleReporter(Reporter):
     def end_epoch(self, row: Mapping[str, Any]) -> None:
         """Print the line of the epoch."""
         parts = [f"loss {row['train']['loss']:.3f}"]
-        for split in ("val", "test"):
-            metrics = row.get(split, {})
-            keys = [key for key in ("accuracy", "auc", "dice") if key in metrics] or ["mse"]
-            numbers = [f"{METRICS[key].short} {metrics[key]:.3f}" for key in keys if key in metrics]
-            if numbers:
-                parts.append(f"{split} {'  '.join(numbers)}")
-        self.console.print(
+        parts += [f"{split} {_scores(row[split])}" for split in ("val", "test") if split in row]
+        self.message(
             f"epoch {row['epoch']:>3}/{self._epochs}  {'  |  '.join(parts)}  |  "
-            f"{row['seconds']:.1f} s, {row['images_per_second']:,.0f} images/s",
-            highlight=False,
-            soft_wrap=True,
+            f"{row['seconds']:.1f} s, {row['images_per_second']:,.0f} images/s"
         )
         if self._task is not None and row["epoch"] == self._epochs:
             self.progress.update(self._task, description="evaluating", note="")
 
     def message(self, text: str) -> None:
         """Print the line."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+class GridScreen:
+    """Prints a line for each cell that ends, above a bar with the counts of all."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Never] | None = None
+        self._ended = set[str]()
+
+    def __enter__(self) -> GridScreen:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def watch(self, states: Mapping[str, CellState]) -> None:
+        """Show the cells as they are now."""
+        counts = Counter(state.state for state in states.values())
+        text = ", ".join(f"{count} {state}" for state, count in counts.items())
+        ended = {name for name, each in states.items() if each.state in ("finished", "failed")}
+        if self._bar is None:
+            tqdm.write(f"{len(states)} cells: {text}", file=sys.stderr)
+            self._bar = tqdm(total=len(states), unit="cell", leave=False, disable=None)
+            self._ended = ended
+        for name in sorted(ended - self._ended):
+            tqdm.write(_cell_line(name, states[name]), file=sys.stderr)
+        self._ended = ended
+        self._bar.set_description(text, refresh=False)
+        self._bar.update(len(ended) - self._bar.n)
+
+
+def _cell_line(name: str, state: CellState) -> str:
+    if state.state == "failed":
+        return f"✗ {name}: {state.error}"
+    scores = _scores(state.epochs[-1].get("val", {}))
+    return f"✓ {name}: finished, epoch {len(state.epochs)}, validation {scores}"
+
+
+def _scores(metrics: Mapping[str, float]) -> str:
+    """Return the main metrics of an epoch, such as ``acc 0.912  Dice 0.801``."""
+    keys = [key for key in ("accuracy", "auc", "dice") if metrics.get(key) is not None] or ["mse"]
+    return "  ".join(f"{METRICS[key].short} {metrics[key]:.3f}" for key in keys if key in metrics)
 
 
 def draw_progress(description: str, total: int) -> tqdm[Never]:

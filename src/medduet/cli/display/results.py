@@ -1,22 +1,32 @@
-"""Metrics on the screen."""
+"""What commands have computed, on the screen; each function takes its result and arguments."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
+from rich.text import Text
 
-from medduet.cli.display.screen import make_table, write, write_table
+from medduet.cli.display.screen import write, write_table
 from medduet.metrics.names import METRICS
 
 if TYPE_CHECKING:
+    from medduet.cli.data import AuditRecord
+    from medduet.cli.doctor import Check
+    from medduet.data.attach import Attached
     from medduet.evaluation.ensemble import EnsembleRecord
+    from medduet.experiments.grid import GridRecord
     from medduet.experiments.run import RunRecord
     from medduet.experiments.search import SearchRecord
+    from medduet.inference.folder import PredictRecord
     from medduet.reports.compare import Comparison, Difference
 
+Arguments = Mapping[str, Any]
+_MOST_FAILED = 5
+_STYLES = {"good": "green", "missing": "yellow", "warning": "yellow", "note": ""}
+_STYLES |= {"bad": "bold red", "leak": "bold red"}
+_WINDOWS = {"whole": "the whole picture", "square": "its central square"}
 _STRESS = {
     **{key: METRICS[key].name for key in ("accuracy", "balanced_error", "dice_nonempty", "ece")},
     "be": "BE / baseline",
@@ -24,40 +34,40 @@ _STRESS = {
 }
 
 
-def _interval(row: Mapping[str, Any], key: str, digits: int) -> str:
+def _interval(row: Arguments, key: str, digits: int) -> str:
     interval = row.get(f"{key}_interval")
     if not interval or None in interval:
         return ""
     return f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
 
 
-def metrics_table(title: str, row: Mapping[str, Any]) -> Table:
-    """Return the table of the metrics of one split."""
-    table = make_table(title, ["metric"], ["value", "95% interval"])
-    for key, metric in METRICS.items():
-        if isinstance(row.get(key), float):
-            interval = _interval(row, key, metric.digits)
-            table.add_row(metric.name, metric.format(row[key]), interval)
+def _write_metrics(title: str, row: Arguments) -> None:
+    """Print the metrics of one split."""
+    rows = [
+        (metric.name, metric.format(row[key]), _interval(row, key, metric.digits))
+        for key, metric in METRICS.items()
+        if isinstance(row.get(key), float)
+    ]
     calibration = row.get("calibration") or {}
     for key, name in (("ece_before", "ECE, uncalibrated"), ("ece_after", "ECE, calibrated")):
         if calibration.get(key) is not None:
-            table.add_row(name, f"{calibration[key]:.3f}", "")
+            rows.append((name, f"{calibration[key]:.3f}", ""))
     sets = calibration.get("sets", {}).get("0.90", {})
     if sets.get("coverage") is not None:
-        interval = _interval(sets, "coverage", 3)
-        table.add_row("coverage of 90% sets", f"{sets['coverage']:.3f}", interval)
-        table.add_row("classes per 90% set", f"{sets['size']:.2f}", "")
-    return table
+        coverage = f"{sets['coverage']:.3f}"
+        rows.append(("coverage of 90% sets", coverage, _interval(sets, "coverage", 3)))
+        rows.append(("classes per 90% set", f"{sets['size']:.2f}", ""))
+    write_table(title, ["metric"], ["value", "95% interval"], rows)
 
 
-def show_run(record: RunRecord, arguments: Mapping[str, Any]) -> None:
+def show_run(record: RunRecord, arguments: Arguments) -> None:
     """Print the test metrics of a run, and where it is."""
     blocks = [record.metrics]
     if "validation_selected" in record.metrics:
         blocks.append(record.metrics["validation_selected"])
     for block in blocks:
         title = f"test split, n = {block['test']['n']}: epoch {block['selected_epoch']}"
-        write_table(metrics_table(f"{title}, {block['selection']}", block["test"]))
+        _write_metrics(f"{title}, {block['selection']}", block["test"])
     missing = blocks[-1].get("calibration_missing")
     if missing and "accuracy" in blocks[-1]["test"]:
         write(
@@ -71,16 +81,15 @@ def show_run(record: RunRecord, arguments: Mapping[str, Any]) -> None:
     )
 
 
-def show_evaluation(metrics: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+def show_evaluation(metrics: Mapping[str, Any], arguments: Arguments) -> None:
     """Print the metrics of one split of a data set."""
     split, name = metrics["split"], metrics["data"]["name"]
-    row = metrics[split]
-    write_table(metrics_table(f"{name}, {split}, n = {row['n']}", row))
+    _write_metrics(f"{name}, {split}, n = {metrics[split]['n']}", metrics[split])
     out = arguments["out"] or f"{arguments['path']}/evaluations/{name}-{split}"
     write(f"written: {out}")
 
 
-def show_stress(record: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+def show_stress(record: Mapping[str, Any], arguments: Arguments) -> None:
     """Print the means of each corruption over its severities, and write the page."""
     from medduet.evaluation.stress import stress_folder
     from medduet.reports.stress import write_stress_page
@@ -91,46 +100,45 @@ def show_stress(record: Mapping[str, Any], arguments: Mapping[str, Any]) -> None
     rows["mean"] = record | record["mean"]
     shown = [key for key in _STRESS if isinstance(rows["mean"].get(key), float)]
     title = f"{record['network']} on {name}, {split}, n = {clean['n']}: mean over five severities"
-    table = make_table(title, ["corruption"], [_STRESS[key] for key in shown])
-    for corruption, row in rows.items():
-        values = (row.get(key) for key in shown)
-        table.add_row(corruption, *("" if value is None else f"{value:.3f}" for value in values))
-    write_table(table)
+    cells = [
+        [corruption, *("" if row.get(key) is None else f"{row[key]:.3f}" for key in shown)]
+        for corruption, row in rows.items()
+    ]
+    write_table(title, ["corruption"], [_STRESS[key] for key in shown], cells)
     folder = arguments["out"] or stress_folder(arguments["path"], record)
     write_stress_page(record, folder)
     write(f"report: {folder / 'index.html'}")
 
 
-def show_ensemble(record: EnsembleRecord, arguments: Mapping[str, Any]) -> None:
+def show_ensemble(record: EnsembleRecord, arguments: Arguments) -> None:
     """Print the metrics of the members and of the ensemble, and where it is."""
-    numbers = [str(number + 1) for number in range(len(record.members))]
-    for split, rows in record.scores.items():
-        title = f"{record.images}, {split}, n = {rows[-1]['n']}"
-        right = [*numbers, "mean of these", "ensemble", "95% interval"]
-        table = make_table(title, ["metric"], right)
+    numbers = [str(number) for number in range(1, len(record.members) + 1)]
+    for split, scores in record.scores.items():
+        rows = []
         for key, metric in METRICS.items():
-            if all(isinstance(row.get(key), float) for row in rows):
-                values = [row[key] for row in rows]
-                values.insert(-1, sum(values[:-1]) / (len(values) - 1))
-                interval = _interval(rows[-1], key, metric.digits)
-                table.add_row(metric.name, *map(metric.format, values), interval)
-        write_table(table)
+            if all(isinstance(score.get(key), float) for score in scores):
+                *members, whole = [score[key] for score in scores]
+                values = [*members, sum(members) / len(members), whole]
+                interval = _interval(scores[-1], key, metric.digits)
+                rows.append([metric.name, *map(metric.format, values), interval])
+        right = [*numbers, "mean of these", "ensemble", "95% interval"]
+        write_table(f"{record.images}, {split}, n = {scores[-1]['n']}", ["metric"], right, rows)
     write(*(f"{number}: {name}" for number, name in zip(numbers, record.members, strict=True)))
     write(f"written: {record.path}")
 
 
-def show_search(record: SearchRecord, arguments: Mapping[str, Any]) -> None:
+def show_search(record: SearchRecord, arguments: Arguments) -> None:
     """Print the Pareto front of a search, and where its recipes are."""
-    title = f"Pareto front of {len(record.trials)} trials"
-    table = make_table(title, ["recipe", "settings"], ["validation score", "parameters", "GMAC"])
+    from medduet.experiments.search import shown_values
+
+    rows = []
     for trial in record.front:
-        values = (
-            f"{name.partition('.')[2]} {f'{value:.3g}' if isinstance(value, float) else value}"
-            for name, value in trial["values"].items()
-        )
         costs = f"{trial['parameters']:,}", f"{trial['gmacs']:.3f}"
-        table.add_row(f"{trial['front']}", ", ".join(values), f"{trial['score']:.4f}", *costs)
-    write_table(table)
+        score = f"{trial['score']:.4f}"
+        rows.append((str(trial["front"]), shown_values(trial), score, *costs))
+    right = ["validation score", "parameters", "GMAC"]
+    title = f"Pareto front of {len(record.trials)} trials"
+    write_table(title, ["recipe", "settings"], right, rows)
     write(
         f"search: {record.path}",
         f"report: {record.path / 'pareto.png'}",
@@ -138,17 +146,28 @@ def show_search(record: SearchRecord, arguments: Mapping[str, Any]) -> None:
     )
 
 
-def show_comparison(comparison: Comparison, arguments: Mapping[str, Any]) -> None:
+def show_grid(record: GridRecord, arguments: Arguments) -> int:
+    """Write the report of a grid, and print how it ended; 1 if a cell failed."""
+    from medduet.reports.report import write_report
+
+    failed, finished = record.count("failed"), record.count("finished")
+    write(f"{finished} of {len(record.states)} cells finished: {record.path}")
+    if finished:
+        write(f"report: {write_report([record.path])}")
+    if failed:
+        write(
+            f"failed: {failed} cells, see {record.path / 'cells'}",
+            f"next: medduet benchmark --resume {record.path} --retry-failed",
+        )
+    return int(failed > 0)
+
+
+def show_comparison(comparison: Comparison, arguments: Arguments) -> None:
     """Print the metrics of both runs with their tests."""
-    write(
-        f"a: {comparison.a}  {comparison.path_a}",
-        f"b: {comparison.b}  {comparison.path_b}",
-    )
+    write(f"a: {comparison.a}  {comparison.path_a}", f"b: {comparison.b}  {comparison.path_b}")
     right = ["a", "b", "a - b", "95% CI", "effect", "n", "test", "p", "p (Holm)"]
-    table = make_table(f"{comparison.data}, {comparison.split}", [""], right)
-    for row in comparison.rows:
-        table.add_row(*_comparison_cells(row))
-    write_table(table)
+    rows = [_comparison_cells(row) for row in comparison.rows]
+    write_table(f"{comparison.data}, {comparison.split}", [""], right, rows)
     write(*comparison.skipped, *comparison.notes, comparison.sentence)
 
 
@@ -171,3 +190,51 @@ def _comparison_cells(row: Difference) -> list[str]:
         row.test,
         *("" if math.isnan(p) else shown_p(p).removeprefix("= ") for p in (row.p, row.p_holm)),
     ]
+
+
+def show_predictions(record: PredictRecord, arguments: Arguments) -> int:
+    """Print how many images were predicted, and which were not; 1 if none was."""
+    from medduet.inference.results import TABLE
+
+    skipped = f", {record.skipped} files done before" if record.skipped else ""
+    write(f"{record.images} images{skipped}: {record.path / TABLE}")
+    if record.ood:
+        write(f"out of distribution: {record.ood}, see the column warning")
+    failed = [f"failed: {name}: {reason}" for name, reason in record.broken.items()]
+    write(*failed[:_MOST_FAILED])
+    if len(failed) > _MOST_FAILED:
+        write(f"and {len(failed) - _MOST_FAILED} more, see the column error")
+    return int(bool(failed) and not record.images)
+
+
+def show_audit(record: AuditRecord, arguments: Arguments) -> int:
+    """Print the findings, the worst first; 1 if leaks are an error and there are some."""
+    audit = record.audit
+    if audit.findings:
+        rows = [(Text(f.severity, _STYLES[f.severity]), f.message) for f in audit.findings]
+        write_table(f"audit of {audit.name}, {len(audit.images):,} images", ["", ""], [], rows)
+    counts = ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in audit.counts().items())
+    write(f"{audit.name}: {counts}", f"report: {record.page}")
+    if record.changes is not None:
+        changes = "; ".join(record.changes) or "nothing to clean"
+        fix = arguments["fix"]
+        write(changes, f"next: --data {arguments['data'].name} --data.split {fix}")
+    return int(arguments["strict"] and bool(audit.leaks))
+
+
+def show_attached(attached: Attached, arguments: Arguments) -> None:
+    """Print how many images of each split got a mask, and why others did not."""
+    counts = attached.counts()
+    rows = [[str(split), *map(str, row)] for split, row in counts.iterrows()]
+    write_table("masks", ["split"], list(counts.columns), rows)
+    view, out = attached.view, arguments["out"]
+    if counts.loc["all", "matched"]:
+        write(f"view: {_WINDOWS[view.window]}, resized by the {view.filter} filter")
+    write(f"written: {out}", f"image by image: {out.with_suffix('.csv')}")
+
+
+def show_checks(checks: Sequence[Check], arguments: Arguments) -> int:
+    """Print the checks of this machine; 1 if one is bad."""
+    rows = [(each.name, Text(each.state, _STYLES[each.state]), each.text) for each in checks]
+    write_table("", ["", "", ""], [], rows)
+    return int(any(each.state == "bad" for each in checks))
