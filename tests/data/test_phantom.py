@@ -41,17 +41,10 @@ def test_same_seed_same_bytes_and_other_seed_other_bytes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ({"size": 15}, "at least 16"),
-        ({"channels": 2}, "1 .grey. or 3"),
-        ({"count": 9}, "at least 10"),
-        ({"count": (10, 0, 5)}, "three positive"),
-        ({"seed": -1}, "0 or more"),
-    ],
+    "arguments", [{"size": 15}, {"channels": 2}, {"count": 9}, {"count": (10, 0, 5)}, {"seed": -1}]
 )
-def test_what_cannot_be_generated_is_refused(arguments: dict, expected: str) -> None:
-    with pytest.raises(ConfigError, match=expected):
+def test_what_cannot_be_generated_is_refused(arguments: dict) -> None:
+    with pytest.raises(ConfigError, match=r"size of at least 16.*given .*(15|2|9|0, 5|-1)"):
         phantom_images(**arguments)
 
 

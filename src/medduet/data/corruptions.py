@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from medduet.config import Modality
@@ -28,230 +28,186 @@ SEVERITIES = (1, 2, 3, 4, 5)
 AUGMENTED_SHARE = 0.5
 """Of the training images, those that the augmentation corrupts."""
 _GREY = (0.299, 0.587, 0.114)
-Generators = Sequence[torch.Generator]
-Apply = Callable[[Tensor, Tensor, Generators], Tensor]
-"""From images ``(N, C, H, W)`` in [0, 1], a level ``(N, 1, 1, 1)`` and a generator for each."""
+
+# Each takes an image (C, H, W) in [0, 1], a level and a generator; what leaves [0, 1] is cut off.
 
 
-class Corruption(NamedTuple):
-    """One way in which an image is corrupted.
-
-    Attributes:
-        kind: ``noise``, ``blur``, ``digital``, ``colour`` or ``optics``.
-        levels: how strong each severity is.
-        apply: does it; what leaves [0, 1] is cut off afterwards.
-        modalities: of whose images it is typical; empty for all.
-        colour: whether it is for RGB images alone.
-    """
-
-    kind: str
-    levels: tuple[float, float, float, float, float]
-    apply: Apply
-    modalities: str = ""
-    colour: bool = False
+def _noise(draw: Callable[..., Tensor], image: Tensor, generator: Generator) -> Tensor:
+    return draw(image.shape, generator=generator, device=image.device)
 
 
-def _draw(draw: Callable[..., Tensor], image: Tensor, generators: Generators) -> Tensor:
-    return torch.stack(
-        [draw(image.shape[1:], generator=g, device=image.device) for g in generators]
-    )
+def _gaussian_noise(image: Tensor, level: float, generator: Generator) -> Tensor:
+    return image + level * _noise(torch.randn, image, generator)
 
 
-def _gaussian_noise(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
-    return image + level * _draw(torch.randn, image, generators)
+def _speckle_noise(image: Tensor, level: float, generator: Generator) -> Tensor:
+    return image * (1 + level * _noise(torch.randn, image, generator))
 
 
-def _speckle_noise(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
-    return image * (1 + level * _draw(torch.randn, image, generators))
+def _shot_noise(image: Tensor, level: float, generator: Generator) -> Tensor:
+    return torch.poisson(image * level, generator) / level
 
 
-def _shot_noise(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
-    pairs = zip(image * level, generators, strict=True)
-    return torch.stack([torch.poisson(photons, generator) for photons, generator in pairs]) / level
-
-
-def _impulse_noise(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
-    drawn = _draw(torch.rand, image, generators)
+def _impulse_noise(image: Tensor, level: float, generator: Generator) -> Tensor:
+    drawn = _noise(torch.rand, image, generator)
     return torch.where(drawn < level, (drawn < level / 2).to(image.dtype), image)
 
 
 def _filtered(image: Tensor, kernel: Tensor) -> Tensor:
-    """Return each image filtered by its own kernel ``(N, height, width)`` of odd sides."""
-    count, channels = image.shape[:2]
-    down, across = (side // 2 for side in kernel.shape[1:])
-    padded = F.pad(image, [across, across, down, down], mode="replicate")
-    weights = kernel / kernel.sum(dim=(1, 2), keepdim=True)
-    weights = weights.repeat_interleave(channels, 0).unsqueeze(1)
-    return F.conv2d(padded.flatten(0, 1)[None], weights, groups=count * channels).view_as(image)
+    """Return an image filtered by a kernel ``(height, width)`` of odd sides."""
+    down, across = (side // 2 for side in kernel.shape)
+    padded = F.pad(image[None], [across, across, down, down], mode="replicate")
+    weights = (kernel / kernel.sum()).expand(len(image), 1, *kernel.shape)
+    return F.conv2d(padded, weights, groups=len(image))[0]
 
 
-def _reach(image: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Return lengths in pixels ``(N, 1, 1)``, and whole places around 0 that reach as far."""
-    pixels = length[:, 0] * min(image.shape[-2:])
-    most = int(pixels.max().ceil())
+def _reach(image: Tensor, share: float) -> tuple[float, Tensor]:
+    """Return a share of the shorter side in pixels, and whole places around 0 that reach as far."""
+    pixels = share * min(image.shape[-2:])
+    most = int(np.ceil(pixels))
     return pixels, torch.arange(-most, most + 1, device=image.device, dtype=image.dtype)
 
 
-def _gaussian_blur(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
+def _gaussian_blur(image: Tensor, level: float, generator: Generator) -> Tensor:
     three, x = _reach(image, 3 * level)
-    kernel = torch.exp(-0.5 * (x * 3 / three).square())
+    kernel = torch.exp(-0.5 * (x * 3 / three).square())[None]
     return _filtered(_filtered(image, kernel), kernel.mT)
 
 
-def _defocus_blur(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
+def _defocus_blur(image: Tensor, level: float, generator: Generator) -> Tensor:
     radius, x = _reach(image, level)
     return _filtered(image, (radius + 0.5 - torch.hypot(x[:, None], x)).clamp(0, 1))
 
 
-def _motion_blur(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
+def _motion_blur(image: Tensor, level: float, generator: Generator) -> Tensor:
     half, x = _reach(image, level / 2)
-    turns = [torch.rand(1, 1, generator=g, device=image.device) for g in generators]
-    angle = torch.pi * torch.stack(turns)
-    along, beside = (
-        x * angle.cos() + x[:, None] * angle.sin(),
-        x * angle.sin() - x[:, None] * angle.cos(),
-    )
+    angle = torch.pi * torch.rand(1, generator=generator, device=image.device)
+    along = x * angle.cos() + x[:, None] * angle.sin()
+    beside = x * angle.sin() - x[:, None] * angle.cos()
     near = (half + 0.5 - along.abs()).clamp(0, 1)
     return _filtered(image, near * (1 - beside.abs()).clamp(0, 1))
 
 
-def _pixelate(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
-    (height, width), coarse = image.shape[-2:], []
-    for pixels, share in zip(image, level.flatten().tolist(), strict=True):
-        size = max(1, round(height * share)), max(1, round(width * share))
-        small = F.adaptive_avg_pool2d(pixels[None], size)
-        coarse.append(F.interpolate(small, size=(height, width), mode="nearest-exact"))
-    return torch.cat(coarse)
+def _pixelate(image: Tensor, level: float, generator: Generator) -> Tensor:
+    height, width = image.shape[-2:]
+    size = max(1, round(height * level)), max(1, round(width * level))
+    small = F.adaptive_avg_pool2d(image[None], size)
+    return F.interpolate(small, size=(height, width), mode="nearest-exact")[0]
 
 
-def _jpeg(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
-    decoded = []
-    arrays = (image * 255).round().to(torch.uint8).movedim(1, 3).cpu().numpy()
-    for pixels, quality in zip(arrays, level.flatten().tolist(), strict=True):
-        picture = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-        picture.save(file := io.BytesIO(), "jpeg", quality=round(quality))
-        decoded.append(torch.from_numpy(np.array(Image.open(file))).reshape(pixels.shape))
-    return torch.stack(decoded).movedim(3, 1).to(image) / 255
+def _jpeg(image: Tensor, level: float, generator: Generator) -> Tensor:
+    pixels = (image * 255).round().to(torch.uint8).movedim(0, 2).cpu().numpy()
+    picture = Image.fromarray(pixels.squeeze(2) if len(image) == 1 else pixels)
+    picture.save(file := io.BytesIO(), "jpeg", quality=round(level))
+    decoded = torch.from_numpy(np.array(Image.open(file))).reshape(pixels.shape)
+    return decoded.movedim(2, 0).to(image) / 255
 
 
-def _contrast(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
-    mean = image.mean(dim=(1, 2, 3), keepdim=True)
+def _contrast(image: Tensor, level: float, generator: Generator) -> Tensor:
+    mean = image.mean()
     return mean + level * (image - mean)
 
 
-def _saturation(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
+def _saturation(image: Tensor, level: float, generator: Generator) -> Tensor:
     weights = image.new_tensor(_GREY)[:, None, None]
-    grey = (image * weights).sum(dim=1, keepdim=True)
+    grey = (image * weights).sum(dim=0, keepdim=True)
     return grey + level * (image - grey)
 
 
-def _dark_corners(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
-    rows, columns = (
-        torch.arange(side, device=image.device) - (side - 1) / 2 for side in image.shape[-2:]
-    )
-    from_centre = 2 * torch.hypot(rows[:, None], columns) / min(image.shape[-2:])
+def _dark_corners(image: Tensor, level: float, generator: Generator) -> Tensor:
+    height, width = image.shape[-2:]
+    rows = torch.arange(height, device=image.device) - (height - 1) / 2
+    columns = torch.arange(width, device=image.device) - (width - 1) / 2
+    from_centre = 2 * torch.hypot(rows[:, None], columns) / min(height, width)
     return image * (from_centre <= level)
 
 
-def _brightness(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
+def _brightness(image: Tensor, level: float, generator: Generator) -> Tensor:
     return image * level
 
 
-def _gamma(image: Tensor, level: Tensor, generators: Generators) -> Tensor:
+def _gamma(image: Tensor, level: float, generator: Generator) -> Tensor:
     return image**level
 
 
-_SCAN, _CAMERA = "xray ct mri ", "dermoscopy microscopy "
-_NOISY, _TURBID = "xray ct dermoscopy", _CAMERA + "fundus oct "
-_SPECKLED = _SCAN + "ultrasound fundus oct dermoscopy"
-_LIT = _SCAN + _CAMERA
-CORRUPTIONS: dict[str, Corruption] = {
-    # Standard deviation; photons where it is white; standard deviation of a factor; share.
-    "gaussian_noise": Corruption(
-        "noise", (0.04, 0.08, 0.12, 0.18, 0.26), _gaussian_noise, _NOISY + " mri fundus"
-    ),
-    "shot_noise": Corruption("noise", (100, 60, 30, 15, 8), _shot_noise, _NOISY),
-    "speckle_noise": Corruption("noise", (0.1, 0.2, 0.3, 0.4, 0.5), _speckle_noise, _SPECKLED),
-    "impulse_noise": Corruption("noise", (0.01, 0.03, 0.06, 0.1, 0.17), _impulse_noise, _NOISY),
-    # Standard deviation, radius and length, as shares of the shorter side.
-    "gaussian_blur": Corruption("blur", (0.012, 0.018, 0.025, 0.035, 0.05), _gaussian_blur, _SCAN),
-    "defocus_blur": Corruption("blur", (0.025, 0.035, 0.045, 0.06, 0.08), _defocus_blur, _TURBID),
-    "motion_blur": Corruption(
-        "blur", (0.06, 0.09, 0.12, 0.15, 0.18), _motion_blur, _TURBID + "mri ultrasound"
-    ),
-    # Share of the pixels of a side that are left; quality of JPEG.
-    "pixelate": Corruption("digital", (0.7, 0.5, 0.4, 0.3, 0.2), _pixelate),
-    "jpeg": Corruption("digital", (50, 30, 15, 10, 7), _jpeg),
-    # Factors, exponents, and the radius of what is seen in halves of the shorter side.
-    "brightness_up": Corruption(
-        "colour", (1.2, 1.4, 1.6, 1.8, 2.0), _brightness, _LIT + "ultrasound"
-    ),
-    "brightness_down": Corruption(
-        "colour", (0.8, 0.65, 0.5, 0.4, 0.3), _brightness, _LIT + "ultrasound fundus"
-    ),
-    "contrast_up": Corruption("colour", (1.2, 1.4, 1.6, 1.9, 2.2), _contrast, _LIT),
-    "contrast_down": Corruption("colour", (0.8, 0.6, 0.45, 0.3, 0.2), _contrast),
-    "gamma_up": Corruption("colour", (1.2, 1.4, 1.7, 2.0, 2.5), _gamma, _SCAN),
-    "gamma_down": Corruption("colour", (0.85, 0.7, 0.55, 0.45, 0.35), _gamma, _SCAN),
-    "saturation_up": Corruption("colour", (1.3, 1.6, 2, 2.5, 3), _saturation, "microscopy", True),
-    "saturation_down": Corruption(
-        "colour", (0.75, 0.5, 0.35, 0.2, 0.0), _saturation, "microscopy", True
-    ),
-    "dark_corners": Corruption(
-        "optics", (1.15, 1.05, 0.95, 0.85, 0.75), _dark_corners, "dermoscopy"
-    ),
+# Levels: of noise, the standard deviation (of a factor for speckle), photons where it is white, and
+# the share of pixels; of blurs, the standard deviation, radius and length; the share of a side's
+# pixels that are left; the quality of JPEG; factors and exponents; the radius that is seen, in
+# halves of the shorter side.
+_TABLE = """
+gaussian_noise  noise   0.04  0.08  0.12  0.18  0.26  xray ct mri fundus dermoscopy
+shot_noise      noise   100   60    30    15    8     xray ct dermoscopy
+speckle_noise   noise   0.1   0.2   0.3   0.4   0.5   xray ct mri ultrasound fundus oct dermoscopy
+impulse_noise   noise   0.01  0.03  0.06  0.1   0.17  xray ct dermoscopy
+gaussian_blur   blur    0.012 0.018 0.025 0.035 0.05  xray ct mri
+defocus_blur    blur    0.025 0.035 0.045 0.06  0.08  fundus oct dermoscopy microscopy
+motion_blur     blur    0.06  0.09  0.12  0.15  0.18  mri ultrasound fundus oct dermoscopy microscopy
+pixelate        digital 0.7   0.5   0.4   0.3   0.2   all
+jpeg            digital 50    30    15    10    7     all
+brightness_up   colour  1.2   1.4   1.6   1.8   2.0   xray ct mri ultrasound dermoscopy microscopy
+brightness_down colour  0.8   0.65  0.5   0.4   0.3   xray ct mri ultrasound fundus dermoscopy microscopy
+contrast_up     colour  1.2   1.4   1.6   1.9   2.2   xray ct mri dermoscopy microscopy
+contrast_down   colour  0.8   0.6   0.45  0.3   0.2   all
+gamma_up        colour  1.2   1.4   1.7   2.0   2.5   xray ct mri
+gamma_down      colour  0.85  0.7   0.55  0.45  0.35  xray ct mri
+saturation_up   colour  1.3   1.6   2     2.5   3     microscopy
+saturation_down colour  0.75  0.5   0.35  0.2   0.0   microscopy
+dark_corners    optics  1.15  1.05  0.95  0.85  0.75  dermoscopy
+"""  # noqa: E501
+
+
+class Corruption(NamedTuple):
+    """One way in which an image is corrupted: its kind, a level per severity, whose it is."""
+
+    kind: str
+    levels: list[float]
+    modalities: set[str]
+
+
+CORRUPTIONS = {
+    name: Corruption(kind, [float(word) for word in words[:5]], set(words[5:]))
+    for name, kind, *words in map(str.split, _TABLE.strip().splitlines())
 }
 
 
 def corruptions_of(modality: Modality, channels: int) -> tuple[str, ...]:
     """Return the names of the corruptions that are typical of a modality.
 
-    Of an unknown one (``"auto"``) it is all of `CORRUPTIONS` but dark corners; grey images have no
-    saturation.
+    Of an unknown one (``"auto"``) it is all but dark corners; grey images have no saturation.
 
     Example:
         >>> corruptions_of("oct", 1)
         ('speckle_noise', 'defocus_blur', 'motion_blur', 'pixelate', 'jpeg', 'contrast_down')
     """
-    return tuple(
-        name
-        for name, corruption in CORRUPTIONS.items()
-        if (channels == 3 or not corruption.colour)
-        and (name != "dark_corners" or modality == "dermoscopy")
-        and (modality == "auto" or modality in (corruption.modalities.split() or [modality]))
-    )
+    out = ["saturation_up", "saturation_down"] if channels == 1 else []
+    if modality == "auto":
+        return tuple(name for name in CORRUPTIONS if name not in ["dark_corners", *out])
+    typical = [name for name, each in CORRUPTIONS.items() if each.modalities & {"all", modality}]
+    return tuple(name for name in typical if name not in out)
 
 
-def corrupt(
-    image: Tensor, name: str, severity: Tensor | Sequence[int], seeds: Sequence[int]
-) -> Tensor:
-    """Return images with one corruption applied.
+def corrupt(image: Tensor, name: str, severity: int, seed: int) -> Tensor:
+    """Return an image with one corruption applied, ``(C, H, W)`` uint8.
 
     Args:
-        image: ``(N, C, H, W)`` uint8, on any device; RGB for a change of saturation.
+        image: ``(C, H, W)`` uint8, on any device; RGB for a change of saturation.
         name: of the corruption, in `CORRUPTIONS`.
-        severity: ``(N,)``, 1 to 5 for each image.
-        seeds: ``(N,)``, what chance does to each; the same seed does the same on the same kind of
-            device.
-
-    Returns:
-        ``(N, C, H, W)`` uint8.
+        severity: 1 to 5.
+        seed: of chance; the same seed does the same on the same kind of device.
 
     Example:
-        >>> image = torch.full((2, 1, 4, 4), 100, dtype=torch.uint8)
-        >>> corrupt(image, "brightness_up", [1, 5], [0, 0])[:, 0, 0, 0].tolist()
+        >>> image = torch.full((1, 4, 4), 100, dtype=torch.uint8)
+        >>> [corrupt(image, "brightness_up", severity, 0)[0, 0, 0].item() for severity in (1, 5)]
         [120, 200]
     """
-    corruption = CORRUPTIONS[name]
-    levels = [corruption.levels[int(each) - 1] for each in severity]
-    level = torch.tensor(levels, device=image.device)[:, None, None, None]
-    generators = [torch.Generator(image.device).manual_seed(int(seed)) for seed in seeds]
-    corrupted = corruption.apply(image / 255, level, generators)
+    function = globals()[f"_{name.removesuffix('_up').removesuffix('_down')}"]
+    generator = Generator(image.device).manual_seed(seed)
+    corrupted: Tensor = function(image / 255, CORRUPTIONS[name].levels[severity - 1], generator)
     return (corrupted * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 class _CorruptedRows(Rows):
-    """The images of a split, each corrupted when it is read, one at a time: always to the same."""
+    """The images of a split, each corrupted when it is read: always to the same."""
 
     def __init__(self, images: Images, name: str, severity: int) -> None:
         super().__init__([images], np.arange(len(images)))
@@ -261,21 +217,14 @@ class _CorruptedRows(Rows):
         images = super().__getitem__(key)
         for image, row in zip(images, self.rows[key].tolist(), strict=True):
             seed = zlib.crc32(f"{self.name} {self.severity} {row}".encode())
-            pixels = torch.from_numpy(np.atleast_3d(image)).permute(2, 0, 1)[None]
-            result = corrupt(pixels, self.name, [self.severity], [seed])[0]
+            pixels = torch.from_numpy(np.atleast_3d(image)).permute(2, 0, 1)
+            result = corrupt(pixels, self.name, self.severity, seed)
             image[:] = result.permute(1, 2, 0).reshape(image.shape).numpy()
         return images
 
 
 def corrupt_split(split: Split, name: str, severity: int) -> Split:
-    """Return a split whose images are corrupted as they are read; nothing is copied.
-
-    The same image of the split becomes the same pixels each time, in whatever batch.
-
-    Args:
-        split: of uint8 images.
-        name: of the corruption, in `CORRUPTIONS`.
-        severity: 1 to 5.
+    """Return a split whose images are corrupted as they are read, to the same pixels each time.
 
     Example:
         >>> import medduet
@@ -297,13 +246,10 @@ def corrupt_randomly(names: Sequence[str]) -> Callable[[Batch], Batch]:
         count, image = len(batch.image), batch.image.clone()
         chosen = torch.rand(count) < AUGMENTED_SHARE
         way, severity = torch.randint(len(names), (count,)), torch.randint(1, 6, (count,))
-        seeds = torch.randint(2**31, (count,))
-        for number in sorted({*way[chosen].tolist()}):
-            here = torch.nonzero(chosen & (way == number))[:, 0]
-            place = here.to(image.device)
-            image[place] = corrupt(
-                image[place], names[number], severity[here], seeds[here].tolist()
-            )
+        drawn = torch.stack([way, severity, torch.randint(2**31, (count,))], dim=1).tolist()
+        for row in torch.nonzero(chosen)[:, 0].tolist():
+            number, level, seed = drawn[row]
+            image[row] = corrupt(image[row], names[number], level, seed)
         return batch._replace(image=image.float() / 255)
 
     return augment

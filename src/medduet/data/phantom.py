@@ -7,18 +7,16 @@ texture of the lesion; its place, size, direction, contrast and sign of contrast
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy.ndimage import gaussian_filter
 
 from medduet.data.imageset import SPLITS, ImageSet, Split
 from medduet.errors import ConfigError
 
 CLASS_NAMES = ("normal", "smooth", "spiculated", "ring")
-MASK_NAMES = ("background", "lesion")
-MIN_SIZE = 16
-_NORMAL, _SMOOTH, _SPICULATED, _RING = range(4)
 _CHUNK = 64
 _TISSUE = 0.42
 
@@ -52,9 +50,17 @@ def phantom_images(
         >>> images.train.images.shape, images.class_names
         ((14, 32, 32), ('normal', 'smooth', 'spiculated', 'ring'))
     """
-    counts = _check(size, count, channels, seed)
+    if isinstance(count, int):
+        counts = (count - count // 10 - count // 5, count // 10, count // 5)
+    else:
+        counts = count
+    if size < 16 or min(counts) < 1 or channels not in (1, 3) or seed < 0:
+        raise ConfigError(
+            "phantoms have a size of at least 16, a count of at least 10 in all, 1 or 3 channels "
+            f"and a seed of at least 0; given {size}, {count}, {channels} and {seed}"
+        )
     digest = hashlib.sha256(f"phantom-1 {size} {counts} {channels} {seed}".encode())
-    splits: dict[str, Split] = {}
+    splits: dict[str, Any] = {}
     for number, (name, length) in enumerate(zip(SPLITS, counts, strict=True)):
         split = _split(length, size, channels, np.random.default_rng([seed, number]))
         splits[name] = split
@@ -65,104 +71,99 @@ def phantom_images(
         name="phantom",
         **splits,
         class_names=CLASS_NAMES,
-        mask_names=MASK_NAMES,
+        mask_names=("background", "lesion"),
         multi_label=False,
         fingerprint=digest.hexdigest(),
         info={"source": "phantom", **options, "licence": "MIT"},
     )
 
 
-def _check(
-    size: int, count: int | tuple[int, int, int], channels: int, seed: int
-) -> tuple[int, int, int]:
-    if size < MIN_SIZE:
-        raise ConfigError(f"phantom size must be at least {MIN_SIZE} pixels, given {size}")
-    if channels not in (1, 3):
-        raise ConfigError(f"phantom channels must be 1 (grey) or 3 (RGB), given {channels}")
-    if seed < 0:
-        raise ConfigError(f"phantom seed must be 0 or more, given {seed}")
-    if isinstance(count, int):
-        if count < 10:
-            raise ConfigError(f"phantom count must be at least 10 images in total, given {count}")
-        val, test = count // 10, count // 5
-        return count - val - test, val, test
-    if min(count) < 1:
-        raise ConfigError(f"phantom count must be a total or three positive numbers, given {count}")
-    return count
-
-
 def _split(length: int, size: int, channels: int, rng: np.random.Generator) -> Split:
     labels = rng.permutation(np.arange(length, dtype=np.int64) % len(CLASS_NAMES))
     shape = (length, size, size) if channels == 1 else (length, size, size, 3)
-    images = np.empty(shape, np.uint8)
-    masks = np.empty((length, size, size), np.uint8)
+    images, masks = np.empty(shape, np.uint8), np.empty(shape[:3], np.uint8)
     for start in range(0, length, _CHUNK):
         part = slice(start, start + _CHUNK)
-        grey, masks[part] = _draw(labels[part], size, rng)
+        grey, masks[part] = _draw(labels[part], _Canvas(len(labels[part]), size, rng))
         coloured = grey if channels == 1 else _stain(grey, rng)
         images[part] = np.rint(coloured * 255)
     return Split(images, labels, masks)
 
 
-def _draw(
-    labels: NDArray[np.int64], size: int, rng: np.random.Generator
-) -> tuple[Floats, NDArray[np.bool_]]:
+class _Canvas:
+    """Coordinates and randomness of `n` images at once."""
+
+    def __init__(self, n: int, size: int, rng: np.random.Generator) -> None:
+        self.n, self.size, self.rng = n, size, rng
+        axis = (np.arange(size, dtype=np.float32) + 0.5) / size
+        self.y, self.x = axis[None, :, None], axis[None, None, :]
+
+    def uniform(self, low: float, high: float) -> Floats:
+        """Return one number per image, ``(n, 1, 1)``."""
+        return self.rng.uniform(low, high, (self.n, 1, 1)).astype(np.float32)
+
+    def wave(self, angle: NDArray[Any]) -> Floats:
+        """Return the sine of `angle` from a random start for each image."""
+        return np.asarray(np.sin(angle + self.uniform(0, 2 * np.pi)), dtype=np.float32)
+
+    def noise(self, down: float, across: float) -> Floats:
+        """Return smooth noise ``(n, size, size)``, mean 0, variance 1, grain in parts of `size`."""
+        white = self.rng.standard_normal((self.n, self.size, self.size), dtype=np.float32)
+        smooth = gaussian_filter(white, (0.0, down * self.size, across * self.size), mode="wrap")
+        return np.asarray(smooth / smooth.std(axis=(1, 2), keepdims=True), dtype=np.float32)
+
+
+def _draw(labels: NDArray[np.int64], canvas: _Canvas) -> tuple[Floats, NDArray[np.bool_]]:
     """Return images ``(n, size, size)`` in [0, 1] and masks of the same shape."""
-    n = len(labels)
-    y, _ = _grid(size)
-    level, grain, inside = _lesion(labels, size, rng)
-    tissue = _tissue(n, size, rng)
+    size, uniform = canvas.size, canvas.uniform
+    level, grain, inside = _lesion(labels, canvas)
+    tissue: Any = _tissue(canvas)
     # Sound behind a lesion is weakened or strengthened, whatever the lesion is.
     behind = np.cumsum(inside, axis=1, dtype=np.float32) * ~inside / (0.3 * size)
-    shade = ndimage.gaussian_filter(behind, (0, 0.02 * size, 0.03 * size)) * (1.2 - y)
-    tissue = tissue * (1 + _column(rng, n, -0.5, 0.4) * shade)
+    shade = gaussian_filter(behind, (0, 0.02 * size, 0.03 * size)) * (1.2 - canvas.y)
+    tissue = tissue * (1 + uniform(-0.5, 0.4) * shade)
     image = np.where(inside, 0.3 * tissue + 0.7 * _TISSUE + level, tissue)
-    image = ndimage.gaussian_filter(image, (0, 0.008 * size, 0.008 * size))
+    image = gaussian_filter(image, (0, 0.008 * size, 0.008 * size))
     # Speckle is wider than deep, as with a real transducer, and multiplies the echo.
-    speckle = _noise(rng, n, size, 0.007, 0.013) + 0.4 * _noise(rng, n, size, 0.003)
+    speckle = canvas.noise(0.007, 0.013) + 0.4 * canvas.noise(0.003, 0.003)
     image = image * (1 + 0.17 * speckle * np.where(inside, grain, 1))
-    gain = _column(rng, n, 0.85, 1.15) * (1 + _column(rng, n, -0.3, 0.2) * (y - 0.5))
+    gain = uniform(0.85, 1.15) * (1 + uniform(-0.3, 0.2) * (canvas.y - 0.5))
     return np.clip(image * gain, 0, 1).astype(np.float32), inside
 
 
-def _tissue(n: int, size: int, rng: np.random.Generator) -> Floats:
+def _tissue(canvas: _Canvas) -> Floats:
     """Return wavy layers between bright sheets of fascia, ``(n, size, size)``, without speckle."""
-    y, x = _grid(size)
-    bend = _column(rng, n, -0.5, 0.5) * (x - 0.5) ** 2 + _column(rng, n, -0.15, 0.15) * x
-    depth = y + bend + 0.025 * _noise(rng, n, size, 0.06, 0.14)
-    image = _TISSUE + 0.045 * _noise(rng, n, size, 0.05, 0.09)
-    fascia = 1 + 0.5 * _noise(rng, n, size, 0.05, 0.12)
+    x, uniform, noise = canvas.x, canvas.uniform, canvas.noise
+    bend = uniform(-0.5, 0.5) * (x - 0.5) ** 2 + uniform(-0.15, 0.15) * x
+    depth = canvas.y + bend + 0.025 * noise(0.06, 0.14)
+    image = _TISSUE + 0.045 * noise(0.05, 0.09)
+    fascia = 1 + 0.5 * noise(0.05, 0.12)
     for place in (0.05, 0.25, 0.55, 0.85):
-        offset = depth - place - _column(rng, n, -0.1, 0.1)
-        image = image + _column(rng, n, -0.07, 0.07) * np.tanh(offset / 0.03)
-        image = image + _column(rng, n, 0.0, 0.22) * fascia * np.exp(-((offset / 0.02) ** 2))
+        offset = depth - place - uniform(-0.1, 0.1)
+        image = image + uniform(-0.07, 0.07) * np.tanh(offset / 0.03)
+        image = image + uniform(0.0, 0.22) * fascia * np.exp(-((offset / 0.02) ** 2))
     return np.asarray(image, dtype=np.float32)
 
 
-def _lesion(
-    labels: NDArray[np.int64], size: int, rng: np.random.Generator
-) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+def _lesion(labels: NDArray[np.int64], canvas: _Canvas) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Return the brightness and the grain of the inside, and the mask, ``(n, size, size)`` each."""
-    n = len(labels)
-    y, x = _grid(size)
-    radius, aspect = _column(rng, n, 0.15, 0.26), _column(rng, n, 0.65, 0.95)
-    turn = _column(rng, n, 0, np.pi)
-    dy, dx = y - _column(rng, n, 0.28, 0.72), x - _column(rng, n, 0.28, 0.72)
+    uniform, wave, column = canvas.uniform, canvas.wave, (canvas.n, 1, 1)
+    smooth, star, ring = ((labels == label)[:, None, None] for label in (1, 2, 3))
+    radius, aspect = uniform(0.15, 0.26), uniform(0.65, 0.95)
+    turn = uniform(0, np.pi)
+    dy, dx = canvas.y - uniform(0.28, 0.72), canvas.x - uniform(0.28, 0.72)
     along = (np.cos(turn) * dx + np.sin(turn) * dy) / radius
     across = (np.cos(turn) * dy - np.sin(turn) * dx) / (radius * aspect)
     angle = np.arctan2(across, along)
-    smooth, star, ring = (
-        (labels == label)[:, None, None] for label in (_SMOOTH, _SPICULATED, _RING)
-    )
-    outline = 1 + 0.05 * _wave(rng, n, 2 * angle) + 0.05 * _wave(rng, n, 3 * angle)
-    spikes = rng.integers(6, 10, (n, 1, 1)).astype(np.float32)
-    spike = (1 - np.abs(_wave(rng, n, spikes * angle / 2))) ** 1.3
-    outline = outline * np.where(star, 0.66 + (0.75 + 0.2 * _wave(rng, n, angle)) * spike, 1)
+    outline = 1 + 0.05 * wave(2 * angle) + 0.05 * wave(3 * angle)
+    spikes = canvas.rng.integers(6, 10, column).astype(np.float32)
+    spike = (1 - np.abs(wave(spikes * angle / 2))) ** 1.3
+    outline = outline * np.where(star, 0.66 + (0.75 + 0.2 * wave(angle)) * spike, 1)
     depth = outline - np.hypot(along, across)
     inside = (depth > 0) & (smooth | star | ring)
-    contrast = _column(rng, n, 0.11, 0.24) * rng.choice([-1.0, 1.0], (n, 1, 1))
+    contrast = uniform(0.11, 0.24) * canvas.rng.choice([-1.0, 1.0], column)
     level = contrast * np.where(ring & (depth > 0.38), -0.9, 1)
-    level = level + star * 0.09 * _noise(rng, n, size, 0.022)
+    level = level + star * 0.09 * canvas.noise(0.022, 0.022)
     grain = np.where(smooth, 0.6, np.where(star, 1.4, 0.8))
     return level.astype(np.float32), grain.astype(np.float32), inside
 
@@ -176,29 +177,3 @@ def _stain(grey: Floats, rng: np.random.Generator) -> Floats:
     value = grey[..., None] ** 0.8
     colour = dark + (light - dark) * value + bow * value * (1 - value) * 2
     return np.asarray(np.clip(colour, 0, 1), dtype=np.float32)
-
-
-def _grid(size: int) -> tuple[Floats, Floats]:
-    """Return the y and x of pixel centres in [0, 1], ready to broadcast over images."""
-    centre = ((np.arange(size) + 0.5) / size).astype(np.float32)
-    return centre[None, :, None], centre[None, None, :]
-
-
-def _column(rng: np.random.Generator, n: int, low: float, high: float) -> Floats:
-    """Return one uniform number per image, ``(n, 1, 1)``."""
-    return rng.uniform(low, high, (n, 1, 1)).astype(np.float32)
-
-
-def _wave(rng: np.random.Generator, n: int, angle: Floats) -> Floats:
-    """Return the sine of `angle` from a random start for each image."""
-    return np.asarray(np.sin(angle + _column(rng, n, 0, 2 * np.pi)), dtype=np.float32)
-
-
-def _noise(
-    rng: np.random.Generator, n: int, size: int, sigma_y: float, sigma_x: float | None = None
-) -> Floats:
-    """Return smooth noise ``(n, size, size)``, mean 0 and variance 1, grain in parts of `size`."""
-    white = rng.standard_normal((n, size, size), dtype=np.float32)
-    sigma = (0.0, sigma_y * size, (sigma_x or sigma_y) * size)
-    smooth = ndimage.gaussian_filter(white, sigma, mode="wrap")
-    return np.asarray(smooth / smooth.std(axis=(1, 2), keepdims=True), dtype=np.float32)
