@@ -36,42 +36,31 @@ def _masks(item: Item) -> list[str]:
 
 def test_sub_folders_are_classes(folder: Make) -> None:
     root = folder("ill/b.png", "ill/a.JPG", "well/c.tiff", "well/notes.txt", "well/.hidden.png")
+    (root / "well/IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    (root / "well/README").touch()
     listing = list_folder(root)
-    assert [item.name for item in listing.items] == ["ill/a.JPG", "ill/b.png", "well/c.tiff"]
-    assert listing.class_names == ("ill", "well")
-    assert [item.labels for item in listing.items] == [("ill",), ("ill",), ("well",)]
-    assert not listing.multi_label
     assert listing.name == "set"
+    assert [item.name for item in listing.items] == [
+        *("ill/a.JPG", "ill/b.png", "well/IM0001", "well/c.tiff")
+    ]
+    assert listing.class_names == ("ill", "well")
+    assert [item.labels for item in listing.items] == [("ill",), ("ill",), ("well",), ("well",)]
     assert all(not item.split and not item.group and not item.masks for item in listing.items)
 
 
 def test_masks_beside_images_as_in_busi(folder: Make) -> None:
-    root = folder(
-        "benign/benign (1).png",
-        "benign/benign (1)_mask.png",
-        "benign/benign (1)_mask_1.png",
-        "benign/benign (10).png",
-        "benign/benign (2).png",
-        "benign/benign (2)_mask.png",
-        "normal/normal (1).png",
-    )
-    listing = list_folder(root)
+    names = ["benign (1).png", "benign (1)_mask.png", "benign (1)_mask_1.png", "benign (10).png"]
+    names += ["benign (2).png", "benign (2)_mask.png", "lost_mask.png"]
+    listing = list_folder(folder(*(f"benign/{name}" for name in names)))
     items = _items(listing)
-    # Numbers are ordered as numbers.
-    assert [*items] == [f"benign/benign ({k}).png" for k in (1, 2, 10)] + ["normal/normal (1).png"]
-    assert _masks(items["benign/benign (1).png"]) == [
-        "benign (1)_mask.png",
-        "benign (1)_mask_1.png",
+    assert [*items] == [f"benign/benign ({k}).png" for k in (1, 2, 10)]  # ordered as numbers
+    assert [_masks(item) for item in items.values()] == [
+        ["benign (1)_mask.png", "benign (1)_mask_1.png"],
+        ["benign (2)_mask.png"],
+        [],
     ]
-    assert _masks(items["benign/benign (2).png"]) == ["benign (2)_mask.png"]
-    assert not items["benign/benign (10).png"].masks
-    assert not listing.faults
-
-
-def test_a_mask_without_image_is_told(folder: Make) -> None:
-    listing = list_folder(folder("a/x.png", "a/y_mask.png"))
     ((name, reason),) = listing.faults
-    assert name.endswith("y_mask.png")
+    assert name.endswith("lost_mask.png")
     assert "an image of this name" in reason
 
 
@@ -94,33 +83,16 @@ def test_a_mask_without_image_is_told(folder: Make) -> None:
 def test_masks_in_a_parallel_folder(names: tuple[str, ...], folder: Make) -> None:
     listing = list_folder(folder(*names))
     assert listing.class_names == ("ill", "well")
-    assert len(listing.items) == 2
-    assert all(len(item.masks) == 1 for item in listing.items)
+    assert [len(item.masks) for item in listing.items] == [1, 1]
     assert not listing.faults
 
 
-def test_masks_in_a_folder_that_is_named(folder: Make, tmp_path: Path) -> None:
-    root = folder("ill/x.png", "well/y.png")
-    other = tmp_path / "drawn" / "ill"
-    other.mkdir(parents=True)
-    (other / "x.png").touch()
-    items = _items(list_folder(root, tmp_path / "drawn"))
-    assert _masks(items["ill/x.png"]) == ["x.png"]
-    assert not items["well/y.png"].masks
-
-
 def test_splits_classes_and_groups(folder: Make) -> None:
-    root = folder(
-        "train/ill/patient 1/a.png",
-        "train/ill/patient 1/b.png",
-        "train/well/patient 2/c.png",
-        "validation/ill/d.png",
-        "Test/well/e.png",
-    )
-    items = _items(list_folder(root))
+    names = ("train/ill/patient 1/a.png", "train/ill/patient 1/b.png", "train/well/patient 2/c.png")
+    items = _items(list_folder(folder(*names, "validation/ill/d.png", "Test/well/e.png")))
     assert {item.split for item in items.values()} == {"train", "val", "test"}
-    assert items["train/ill/patient 1/a.png"].group == "patient 1"
-    assert items["train/ill/patient 1/a.png"].labels == ("ill",)
+    assert items[names[0]].group == "patient 1"
+    assert items[names[0]].labels == ("ill",)
     assert items["validation/ill/d.png"].split == "val"
     assert items["Test/well/e.png"].group == ""
 
@@ -131,8 +103,7 @@ def test_splits_classes_and_groups(folder: Make) -> None:
         ("train/images/a.png", "train/masks/a.png", "test/images/b.png", "test/masks/b.png"),
         ("images/train/a.png", "masks/train/a.png", "images/test/b.png", "masks/test/b.png"),
         ("train/a.png", "train_masks/a.png", "test/b.png", "test_masks/b.png"),
-        ("train/a.png", "train_mask/a_mask.png", "test/b.png", "test_mask/b.png"),
-        ("Train/a.png", "Train-masks/a.png", "Test/b.png", "Test-masks/b.png"),
+        ("Train/a.png", "Train-mask/a_mask.png", "Test/b.png", "Test-masks/b.png"),
         ("train_images/a.png", "train_masks/a.png", "test_images/b.png", "test_masks/b.png"),
         ("train/a.png", "test/b.png", "masks/a.png", "masks/b.png"),
         ("train/a.png", "test/b.png", "masks/train/a.png", "masks/test/b.png"),
@@ -145,45 +116,16 @@ def test_splits_and_masks(names: tuple[str, ...], folder: Make) -> None:
     assert listing.class_names == ()
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("train/a.png", "test/b.png", "more/c.png"),
-        ("train/a.png", "test/b.png", "preview.png"),
-        ("train/a.png", "Training/c.png", "test/b.png"),
-        ("train/a.png", "val_masks/a.png", "test/b.png"),
-    ],
-)
-def test_splits_beside_anything_else_are_not_guessed(names: tuple[str, ...], folder: Make) -> None:
-    with pytest.raises(DataError, match=r"one folder for each of train, val and test.*given"):
-        list_folder(folder(*names))
-
-
-def test_one_folder_of_masks_for_all_splits(folder: Make, tmp_path: Path) -> None:
-    root = folder("train/a.png", "test/b.png")
-    (tmp_path / "drawn").mkdir()
-    for name in ("a.png", "b.png", "c.png"):
-        (tmp_path / "drawn" / name).touch()
-    listing = list_folder(root, tmp_path / "drawn")
-    assert all(len(item.masks) == 1 for item in listing.items)
-    assert [Path(name).name for name, _ in listing.faults] == ["c.png"]
-
-
-def test_a_mask_that_fits_two_images_is_refused(folder: Make) -> None:
-    root = folder("images/ill/1.png", "images/well/1.png", "masks/1.png")
-    with pytest.raises(DataError, match=r"1\.png: expected a mask of one image, given 2 images"):
-        list_folder(root)
-
-
-def test_classes_that_are_called_images_and_masks(folder: Make) -> None:
-    listing = list_folder(folder("images/a.png", "drawings/b.png", "with_mask/c.png"))
-    assert listing.class_names == ("drawings", "images", "with_mask")
-    assert not any(item.masks for item in listing.items)
+_BESIDE = "one folder for each of train, val and test.*given"
 
 
 @pytest.mark.parametrize(
     ("names", "message"),
     [
+        (("train/a.png", "test/b.png", "more/c.png"), _BESIDE),
+        (("train/a.png", "test/b.png", "preview.png"), _BESIDE),
+        (("train/a.png", "Training/c.png", "test/b.png"), _BESIDE),
+        (("train/a.png", "val_masks/a.png", "test/b.png"), _BESIDE),
         (
             ("images/a.png", "masks/a.png", "more/b.png"),
             r"set/images: expected nothing but masks beside a folder of images, given more, too",
@@ -193,13 +135,15 @@ def test_classes_that_are_called_images_and_masks(folder: Make) -> None:
             r"ill/images: expected nothing but masks beside a folder of images, given images, too",
         ),
         (
-            ("ill/a.png", "ill/a_mask.png", "ill/masks/a.png"),
-            r"ill/a\.png: expected its masks in one folder, given .*/ill and .*/ill/masks",
+            ("images/ill/1.png", "images/well/1.png", "masks/1.png"),
+            r"1\.png: expected a mask of one image, given 2 images",
         ),
         (
             ("train/a.png", "train_images/a.png", "train_masks/a.png"),
             r"train_masks/a\.png: expected a mask of one image, given 2 images",
         ),
+        (("ill/notes.txt",), "expected images"),
+        ((os.fsdecode(b"ill/\xff.png"),), r"ill/\\xff\.png: expected a name in UTF-8"),
     ],
 )
 def test_what_is_not_clear_is_not_guessed(
@@ -209,58 +153,50 @@ def test_what_is_not_clear_is_not_guessed(
         list_folder(folder(*names))
 
 
-def test_masks_in_a_named_folder_beside_images(folder: Make) -> None:
-    root = folder("images/ill/x_mask.png", "images/well/y.png", "drawn/ill/x_mask.png")
-    items = _items(list_folder(root, root / "drawn" / ".." / "drawn"))
-    assert list(items) == ["images/ill/x_mask.png", "images/well/y.png"]
-    root = folder("more/z.png")
+def test_classes_that_are_called_images_and_masks(folder: Make) -> None:
+    listing = list_folder(folder("images/a.png", "drawings/b.png", "with_mask/c.png"))
+    assert listing.class_names == ("drawings", "images", "with_mask")
+    assert not any(item.masks for item in listing.items)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_masks_in_a_folder_that_is_named(inside: bool, folder: Make, tmp_path: Path) -> None:
+    root = folder("images/train/a_mask.png", "images/test/b.png", "drawn/b.png", "drawn/c.png")
+    if not inside:
+        (root / "drawn").rename(tmp_path / "drawn")
+    masks = root / ".." / ("set/drawn" if inside else "drawn")
+    listing = list_folder(root, masks)
+    assert [(item.name, item.split, _masks(item)) for item in listing.items] == [
+        ("images/test/b.png", "test", ["b.png"]),
+        ("images/train/a_mask.png", "train", []),
+    ]
+    assert [Path(name).name for name, _ in listing.faults] == ["c.png"]
     with pytest.raises(DataError, match="nothing but masks beside a folder of images, given more"):
-        list_folder(root, root / "drawn")
+        list_folder(folder("more/z.png"), masks)
 
 
 def test_links_are_followed_but_not_in_circles(folder: Make) -> None:
-    root = folder("ill/a.png", "well/b.png")
-    (root / "ill" / "up").symlink_to(root, target_is_directory=True)
-    (root / "well" / "self").symlink_to(".", target_is_directory=True)
-    (root / "well" / "loop").symlink_to("loop")
-    (root / "other").symlink_to("well", target_is_directory=True)
-    (root / "one").mkdir()
-    (root / "two").mkdir()
-    (root / "one" / "to").symlink_to("../two", target_is_directory=True)
-    (root / "two" / "to").symlink_to("../one", target_is_directory=True)
+    root = folder("ill/a.png", "well/b.png", "one/none.txt", "two/none.txt")
+    for link, target in {
+        "ill/up": root,
+        "well/self": ".",
+        "well/loop": "loop",
+        "other": "well",
+        "one/to": "../two",
+        "two/to": "../one",
+    }.items():
+        (root / link).symlink_to(target)
     names = [item.name for item in list_folder(root).items]
     assert names == ["ill/a.png", "other/b.png", "well/b.png"]
 
 
-def test_names_that_are_no_text_are_told(folder: Make) -> None:
-    root = folder("ill/a.png", "ill/a_mask.png", "well/b.png")
-    for name in (b"ill/\xff.png", b"ill/\xfe_mask.png", b"\xfd/c.png"):
-        path = root / os.fsdecode(name)
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    listing = list_folder(root)
-    assert [item.name for item in listing.items] == ["ill/a.png", "well/b.png"]
-    assert listing.class_names == ("ill", "well")
-    reason = "expected a name in UTF-8, given other bytes: rename it"
-    assert sorted(listing.faults) == [
-        (str(root / name), reason)
-        for name in (r"\xfd/c.png", r"ill/\xfe_mask.png", r"ill/\xff.png")
-    ]
-
-
-def test_no_images(folder: Make, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="expected images"):
-        list_folder(folder("ill/notes.txt"))
+def test_folders_and_tables_that_are_not_there(folder: Make, tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match="folder of images at"):
         list_folder(tmp_path / "none")
     with pytest.raises(MissingFileError, match="folder of masks at"):
         list_folder(folder("a/x.png"), tmp_path / "none")
-
-
-def test_dicom_without_ending(folder: Make) -> None:
-    root = folder("ill/IM0001", "ill/README")
-    (root / "ill/IM0001").write_bytes(b"\0" * 128 + b"DICM")
-    assert [item.name for item in list_folder(root).items] == ["ill/IM0001"]
+    with pytest.raises(MissingFileError, match="expected a table at"):
+        list_table(tmp_path / "none.csv")
 
 
 # Tables -----------------------------------------------------------------------------------------
@@ -276,14 +212,15 @@ def table(tmp_path: Path) -> Callable[..., Path]:
 
 
 def test_a_table(table: Make, tmp_path: Path) -> None:
-    path = table(
-        "path,label,mask,group,split,age\n"
-        "a.png,ill,a_1.png|a_2.png,p1,train,40\n"
-        "sub/b.dcm,well,,p1,valid,41\n"
-        "c.png,?,,,test,42\n"
-        "d.png,,,,test,43\n"
+    listing = list_table(
+        table(
+            "path,label,mask,group,split,age\n"
+            "a.png,ill,a_1.png|a_2.png,p1,train,40\n"
+            "sub/b.dcm,well,,p1,valid,41\n"
+            "c.png,?,,,test,42\n"
+            "d.png,,,,test,43\n"
+        )
     )
-    listing = list_table(path)
     items = _items(listing)
     assert listing.class_names == ("ill", "well")
     assert items["a.png"].masks == (tmp_path / "a_1.png", tmp_path / "a_2.png")
@@ -291,17 +228,11 @@ def test_a_table(table: Make, tmp_path: Path) -> None:
     assert [item.split for item in items.values()] == ["train", "val", "test", "test"]
     assert items["a.png"].group == items["sub/b.dcm"].group == "p1"
     assert items["c.png"].labels is items["d.png"].labels is None
-
-
-def test_numbers_are_classes_in_their_order(table: Make) -> None:
-    listing = list_table(table("image,class\na.png,10\nb.png,2\nc.png,1\n"))
-    assert listing.class_names == ("1", "2", "10")
-
-
-def test_several_labels(table: Make) -> None:
-    listing = list_table(table("path,labels\na.png,x|y\nb.png,\nc.png,?\nd.png,y\n"))
-    assert listing.multi_label
-    assert [item.labels for item in listing.items] == [("x", "y"), (), None, ("y",)]
+    numbers = list_table(table("image,Class\na.png,10\nb.png,2\nc.png,1\n"))
+    assert numbers.class_names == ("1", "2", "10")
+    several = list_table(table("path,labels\na.png,x|y\nb.png,\nc.png,?\nd.png,y\n"))
+    assert several.multi_label
+    assert [item.labels for item in several.items] == [("x", "y"), (), None, ("y",)]
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -320,7 +251,6 @@ def test_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "one row per image"),
         ("path,label\n", "one row per image"),
         ("name,label\na.png,ill\n", "expected a column path, given name, label"),
         ("path,split\na.png,trian\n", "row 2: expected split train, val, test, given 'trian'"),
@@ -333,8 +263,3 @@ def test_parquet(tmp_path: Path) -> None:
 def test_tables_that_are_none(text: str, message: str, table: Make) -> None:
     with pytest.raises(DataError, match=message):
         list_table(table(text))
-
-
-def test_a_table_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="expected a table at"):
-        list_table(tmp_path / "none.csv")

@@ -15,22 +15,27 @@ def test_zero_is_an_error_not_a_default() -> None:
             open_images(name, **{option: 0})
 
 
-@pytest.mark.parametrize("option", [{"count": 10}, {"channels": 1}, {"seed": 1}])
-def test_options_of_phantom_are_refused_elsewhere(option: dict) -> None:
-    with pytest.raises(ConfigError, match="is for phantom"):
-        open_images("bloodmnist", **option)
+@pytest.mark.parametrize(
+    ("name", "option", "expected"),
+    [
+        ("bloodmnist", {"count": 10}, "phantom"),
+        ("bloodmnist", {"channels": 1}, "phantom"),
+        ("bloodmnist", {"seed": 1}, "phantom"),
+        ("phantom", {"masks": Path("m")}, "a folder or table of images"),
+        ("phantom", {"skip_broken": True}, "a folder or table of images"),
+        ("phantom", {"window": (1, 2)}, "a folder or table of images"),
+    ],
+)
+def test_options_of_other_sets_are_refused(name: str, option: dict, expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"is for {expected}"):
+        open_images(name, **option)
 
 
-def test_unknown_names_list_the_closest() -> None:
+def test_unknown_names_list_the_closest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bloodmnist.*path of an \.npz"):
         open_images("blodmnist")
     with pytest.raises(ConfigError, match=r"known: bloodmnist, .*; or give the path of an \.npz"):
         open_images("xyz")
-    with pytest.raises(ConfigError, match="phantom"):
-        open_images("phantoms")
-
-
-def test_files_of_other_kinds_are_told_what_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "a.xlsx").touch()
     with pytest.raises(DataError, match=r"a\.xlsx: expected an \.npz, a \.zarr, a folder"):
         open_images(str(tmp_path / "a.xlsx"))

@@ -50,12 +50,12 @@ def mark(path):
     time.sleep(2 if path.name == "0" else 0)
 """
 REASONS = {
-    "segfault": "not read: its reader died of SIGSEGV",
+    "segfault": "not read: its reader ended with code -11",
     "exit": "not read: its reader ended with code 3",
     "sleep": "not read within 1 s",
     "memory": "not read: it needs more memory than a reader may take",
     "fault": "ValueError: of two lines",
-    "killed": "not read: its reader died of SIGKILL",
+    "killed": "not read: its reader ended with code -9",
     "disk": "OSError: [Errno 5] Input/output error",
 }
 

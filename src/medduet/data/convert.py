@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +22,7 @@ from medduet.data.cache import ProgressFactory, cache_folder, counted
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.images import probe, read_pair
+from medduet.data.reading.images import Pair, probe, read_pair
 from medduet.data.store import check_room, growing_array, open_split, stored
 from medduet.data.workers import Transient, WorkerPool
 from medduet.errors import DataError
@@ -35,16 +33,10 @@ from medduet.utils.parsing import read_json
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 224
-_FORMAT = "files-2"  # part of each store's key; raise it when what `_build` writes changes
+_FORMAT = "files-3"  # part of each store's key; raise it when what `_build` writes changes
 _SHOWN = 5
 Fault = tuple[str, str]
-
-
-class _File(NamedTuple):
-    """An image file and what its header says."""
-
-    item: Item
-    facts: Facts
+R = TypeVar("R")
 
 
 def open_files(
@@ -93,19 +85,17 @@ def open_files(
 def _digest(listing: Listing, config: DataConfig) -> str:
     """Return what tells one state of the files from another without reading them."""
 
-    def stamp(path: Path) -> list[int]:
+    def stamp(path: Path) -> list[str | int]:
         stat = path.stat() if path.exists() else None
-        return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else []
+        times = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else []
+        return [path.name, *times]
 
-    digest = hashlib.sha256()
     names = ("size", "channels", "fit", "window", "skip_broken")
-    whole = [[getattr(config, name) for name in names], listing.multi_label, listing.faults]
-    digest.update(json.dumps(whole).encode())
-    for item in listing.items:
-        facts = [item.name, item.labels, item.group, item.split, stamp(item.path)]
-        masks = [[path.name, stamp(path)] for path in item.masks]
-        digest.update(json.dumps([facts, masks]).encode())
-    return digest.hexdigest()
+    options = [getattr(config, name) for name in names]
+    facts = [[item.name, item.labels, item.group, item.split] for item in listing.items]
+    stamps = [[stamp(path) for path in (item.path, *item.masks)] for item in listing.items]
+    whole = [options, listing.multi_label, listing.faults, facts, stamps]
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
 def _build(
@@ -117,21 +107,27 @@ def _build(
 ) -> None:
     """Read every file and fill `folder` with the store."""
     items, faults = listing.items, list(listing.faults)
-    files: list[_File] = []
-    with WorkerPool(max(1, min(len(os.sched_getaffinity(0)), len(items)))) as pool:
-        with counted(progress, f"check {listing.name}", len(items)) as count:
-            found = pool.map(probe, [item.path for item in items])
-            for item, facts in zip(items, found, strict=True):
+    workers = max(1, min(len(os.sched_getaffinity(0)), len(items)))
+    bar = counted(progress, f"convert {listing.name}", 2 * len(items))
+    with WorkerPool(workers) as pool, bar as count:
+
+        def read(read_one: Callable[[Any], R], jobs: dict[Item, Any]) -> Iterator[tuple[Item, R]]:
+            for item, result in zip(jobs, pool.map(read_one, jobs.values()), strict=True):
                 count(1)
-                if isinstance(facts, str):
-                    faults.append((item.name, facts))
+                if isinstance(result, str):
+                    faults.append((item.name, result))
                 else:
-                    files.append(_File(item, facts))
-        total = sum(file.facts.frames for file in files)
-        with counted(progress, f"convert {listing.name}", total) as count:
-            kept, classes, digest = _convert(pool, files, config, folder, count, faults)
-    _check(faults, kept, listing, config, root)
-    for name, array in _truth(kept, listing).items():
+                    yield item, result
+
+        facts = dict(read(probe, {item: item.path for item in items}))
+        options = _options(facts.values(), config)
+        jobs = {item: (item.path, item.masks, each) for item, each in facts.items()}
+        results = read(partial(read_pair, options=options), jobs)
+        frames, classes, digest = _write(results, facts, options, folder)
+    _check(faults, listing, config, root)
+    if not frames:
+        raise DataError(f"{listing.name}: none of its {len(items)} files can be read")
+    for name, array in _truth(frames, listing).items():
         np.save(folder / f"{name}.npy", array)
         digest.update(array.tobytes())
     several = ["background", *(f"mask {number}" for number in range(1, classes))]
@@ -144,65 +140,55 @@ def _build(
     write_json(folder / "meta.json", meta)
 
 
-def _convert(
-    pool: WorkerPool,
-    files: Sequence[_File],
-    config: DataConfig,
-    folder: Path,
-    count: Callable[[int], object],
-    faults: list[Fault],
-) -> tuple[list[_File], int, Any]:
-    """Write the pixels of all files into `folder` as they are read.
-
-    Returns:
-        The files that were read, the number of mask classes, 0 without masks, and a digest of all
-        pixels.
-    """
-    options = _options(files, config)
-    tails = {"images": (*options.sides, *(3,) * (options.channels == 3))}
-    if any(file.item.masks for file in files):
-        tails["masks"] = options.sides
-    check_room(folder, sum(file.facts.frames for file in files) * sum(map(prod, tails.values())))
-    kept: list[_File] = []
-    highest, digest = 1, hashlib.sha256()
-    jobs = [(file.item.path, file.item.masks, file.facts) for file in files]
-    with ExitStack() as stack:
-        append = {
-            name: stack.enter_context(growing_array(folder / f"all_{name}.npy", tail))
-            for name, tail in tails.items()
-        }
-        results = pool.map(partial(read_pair, options=options), jobs)
-        for file, result in zip(files, results, strict=True):
-            count(file.facts.frames)
-            if isinstance(result, str):
-                faults.append((file.item.name, result))
-                continue
-            images, masks = result
-            if masks is None:
-                masks = np.zeros(images.shape[:3], np.uint8)
-            highest = max(highest, int(masks.max()))
-            for pixels, name in zip((images, masks), append, strict=False):
-                append[name](pixels)
-                digest.update(pixels.tobytes())
-            kept.append(file)
-    return kept, (highest + 1) * ("masks" in tails), digest
-
-
-def _options(files: Sequence[_File], config: DataConfig) -> ReadOptions:
-    """Return what files become; their own size if all are small squares of one size."""
-    sides = {side for file in files for side in (file.facts.height, file.facts.width)}
+def _options(facts: Collection[Facts], config: DataConfig) -> ReadOptions:
+    """Return what files become; of their own size if all are small squares of one size."""
+    sides = {side for each in facts for side in (each.height, each.width)}
     size = sides.pop() if len(sides) == 1 and max(sides) <= DEFAULT_SIZE else DEFAULT_SIZE
-    colour = any(file.facts.channels == 3 for file in files)
+    colour = any(each.channels == 3 for each in facts)
     channels = config.channels or (3 if colour else 1)
     return ReadOptions(config.size or size, config.fit, channels, config.window)
 
 
-def _truth(kept: Sequence[_File], listing: Listing) -> dict[str, NDArray[Any]]:
+def _write(
+    results: Iterable[tuple[Item, Pair]],
+    facts: Mapping[Item, Facts],
+    options: ReadOptions,
+    folder: Path,
+) -> tuple[dict[Item, int], int, Any]:
+    """Write pixels into `folder` as they are read.
+
+    Returns:
+        The number of frames of each file, that of mask classes, 0 without masks, and a digest of
+        all pixels.
+    """
+    tails = {"images": (*options.sides, *(3,) * (options.channels == 3))}
+    if any(item.masks for item in facts):
+        tails["masks"] = options.sides
+    check_room(folder, sum(each.frames for each in facts.values()) * sum(map(prod, tails.values())))
+    frames: dict[Item, int] = {}
+    highest, digest = 1, hashlib.sha256()
+    with ExitStack() as stack:
+        append = [
+            stack.enter_context(growing_array(folder / f"all_{name}.npy", tail))
+            for name, tail in tails.items()
+        ]
+        for item, (images, masks) in results:
+            if masks is None:
+                masks = np.zeros(images.shape[:3], np.uint8)
+            highest = max(highest, int(masks.max()))
+            for write, pixels in zip(append, (images, masks), strict=False):
+                write(pixels)
+                digest.update(pixels.tobytes())
+            frames[item] = len(images)
+    return frames, (highest + 1) * ("masks" in tails), digest
+
+
+def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[Any]]:
     """Return labels, groups, splits and ids of the images, by the name of their file."""
     classes = listing.class_names
     unknown: Any = [UNKNOWN_LABEL] * len(classes) if listing.multi_label else UNKNOWN_LABEL
     labels, groups, ids = [], [], []
-    for item, facts in kept:
+    for item, count in frames.items():
         if item.labels is None:
             labels.append(unknown)
         elif listing.multi_label:
@@ -210,29 +196,22 @@ def _truth(kept: Sequence[_File], listing: Listing) -> dict[str, NDArray[Any]]:
         else:
             labels.append(classes.index(item.labels[0]))
         # The frames of one file belong together whether or not its patient is known.
-        groups.append(item.group or (f"file {item.name}" if facts.frames > 1 else ""))
-        several = [f"{item.name}#{frame + 1}" for frame in range(facts.frames)]
-        ids += several if facts.frames > 1 else [item.name]
-    given = [SPLITS.index(item.split) if item.split else NO_SPLIT for item, _ in kept]
-    has_mask = [bool(item.masks) for item, _ in kept]
+        groups.append(item.group or (f"file {item.name}" if count > 1 else ""))
+        several = [f"{item.name}#{frame + 1}" for frame in range(count)]
+        ids += several if count > 1 else [item.name]
+    given = [SPLITS.index(item.split) if item.split else NO_SPLIT for item in frames]
     columns: dict[str, list[Any]] = {"all_labels": labels, "given": given}
     if any(groups):
         numbers = {name: number for number, name in enumerate(sorted({*groups} - {""}))}
         columns["all_groups"] = [numbers.get(group, -1) for group in groups]
-    if any(has_mask):
-        columns["all_has_mask"] = has_mask
-    frames = [facts.frames for _, facts in kept]
-    arrays = {name: np.repeat(np.array(rows), frames, axis=0) for name, rows in columns.items()}
+    if any(item.masks for item in frames):
+        columns["all_has_mask"] = [bool(item.masks) for item in frames]
+    counts = list(frames.values())
+    arrays = {name: np.repeat(np.array(rows), counts, axis=0) for name, rows in columns.items()}
     return arrays | {"all_ids": np.array(ids, dtype=np.str_)}
 
 
-def _check(
-    faults: Sequence[Fault],
-    kept: Sequence[_File],
-    listing: Listing,
-    config: DataConfig,
-    root: Path,
-) -> None:
+def _check(faults: Sequence[Fault], listing: Listing, config: DataConfig, root: Path) -> None:
     """Raise a DataError that names what can't be read, unless that may be skipped.
 
     Only what is wrong with a file itself may be: the store is kept until a file changes, so what
@@ -241,10 +220,8 @@ def _check(
     """
     name, total = listing.name, len(listing.items)
     if not config.skip_broken and faults:
-        path = root / "broken" / f"{name}.csv"
-        table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows([("file", "reason"), *faults])
-        write_text(path, table.getvalue())
+        path = root / "broken" / f"{name}.txt"
+        write_text(path, "".join(f"{each}: {reason}\n" for each, reason in faults))
         raise DataError(
             f"{name}: {_summary(faults, total)}{f' (all in {path})' * (len(faults) > _SHOWN)}; "
             "repair them, or leave them out with --data.skip-broken"
@@ -256,8 +233,6 @@ def _check(
             f"{name}: {_summary(transient, total)}; they may be whole, so they are not "
             "skipped: try again with more time and memory, or take them out"
         )
-    if not kept:
-        raise DataError(f"{name}: none of its {total} files can be read")
 
 
 def _summary(faults: Sequence[Fault], total: int) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from medduet.errors import DataError
@@ -22,8 +22,6 @@ _MASK_FOLDER = re.compile(r"((?P<of>.+)[_-])?masks?", re.IGNORECASE)
 _IMAGE_FOLDER = re.compile(r"((?P<of>.+)[_-])?(image|img)s?", re.IGNORECASE)
 
 Place = tuple[str, ...]
-Masks = dict[tuple[Place, str], list[Path]]
-"""Files of masks by their place and the name of their image."""
 
 
 def is_image(path: Path) -> bool:
@@ -59,59 +57,43 @@ def natural(name: str) -> list[tuple[int, int | str]]:
 
 def images_and_masks(
     root: Path, masks: Path | None = None
-) -> tuple[dict[Path, Place], Masks, list[tuple[str, str]]]:
-    """Return the place of each image, the masks, and the files that can't be used and why.
+) -> tuple[dict[Path, Place], dict[tuple[Place, str], list[Path]]]:
+    """Return the place of each image, and the masks by their place and the name of their image.
 
-    What is hidden is left out. Links are followed, but not in circles. Names that are not UTF-8
-    can't be used: nothing could write them down.
+    What is hidden is left out. Links are followed, but not in circles.
 
     Args:
         root: the folder of images.
         masks: that of masks; ``None`` if names of files and folders tell them.
 
     Raises:
-        DataError: there are other images beside folders of images and of masks.
+        DataError: there are other images beside folders of images and of masks, or a name that
+            can't be written down, since it is not UTF-8.
     """
-    apart = frozenset() if masks is None else frozenset([masks.resolve()])
-    files = {path: path.parent.relative_to(root).parts for path in _walk(root, apart)}
-    named = {path: _MASK_FILE.fullmatch(stem_of(path)) for path in files if masks is None}
+    files = {path: path.parent.relative_to(root).parts for path in _walk(root, masks)}
+    candidates = dict(files)
     if masks is not None:  # as if they were in ROOT/masks
-        inner = {path: ("masks", *path.parent.relative_to(masks).parts) for path in _walk(masks)}
-        named = {path: _MASK_FILE.fullmatch(stem_of(path)) for path in inner}
-        files |= inner
-    unusable = [path for path in files if as_text(path) != str(path)]
+        candidates = {x: ("masks", *x.parent.relative_to(masks).parts) for x in _walk(masks)}
+        files |= candidates
+    if odd := [as_text(path) for path in files if as_text(path) != str(path)]:
+        raise DataError(f"{odd[0]}: expected a name in UTF-8, given other bytes: rename it")
+    named = {path: match for path in candidates if (match := _MASK_FILE.fullmatch(stem_of(path)))}
     inside: dict[Place, set[str]] = defaultdict(set)  # what has images, "" for a folder itself
-    for path in files.keys() - unusable:
-        parts = files[path]
-        for depth, name in enumerate(parts if named.get(path) else (*parts, "")):
+    for path, parts in files.items():
+        for depth, name in enumerate(parts if path in named else (*parts, "")):
             inside[parts[:depth]].add(name)
     roles = {up: _roles(root.joinpath(*up), names) for up, names in inside.items()}
     images: dict[Path, Place] = {}
-    drawn: Masks = defaultdict(list)
+    drawn: dict[tuple[Place, str], list[Path]] = defaultdict(list)
     for path, parts in files.items():
-        if path in unusable:
-            continue
         along = [roles[parts[:depth]][name] for depth, name in enumerate(parts)]
         place = tuple(of for of, _ in along if of)
-        match = named.get(path)
-        if match or any(is_mask for _, is_mask in along):
-            drawn[place, match["of"] if match else stem_of(path)].append(path)
+        if path in named or any(is_mask for _, is_mask in along):
+            of = named[path]["of"] if path in named else stem_of(path)
+            drawn[place, of].append(path)
         else:
             images[path] = place
-    reason = "expected a name in UTF-8, given other bytes: rename it"
-    return images, drawn, [(as_text(path), reason) for path in unusable]
-
-
-def masks_of(image: Path, places: Sequence[Place], drawn: Masks) -> tuple[Path, ...]:
-    """Return the masks of an image at the first of `places` that has some, or else above it.
-
-    Example:
-        >>> drawn = {(("ill",), "a"): [Path("ill/masks/a.png")]}
-        >>> [path.as_posix() for path in masks_of(Path("a.png"), [("ill", "p1")], drawn)]
-        ['ill/masks/a.png']
-    """
-    keys = ((place[:n], stem_of(image)) for place in places for n in range(len(place), -1, -1))
-    return tuple(next((drawn[key] for key in keys if key in drawn), ()))
+    return images, drawn
 
 
 def _roles(folder: Path, names: set[str]) -> dict[str, tuple[str, bool]]:
@@ -123,9 +105,7 @@ def _roles(folder: Path, names: set[str]) -> dict[str, tuple[str, bool]]:
     images = {name: match["of"] or "" for name in names if (match := _IMAGE_FOLDER.fullmatch(name))}
     pictured = {"", *images.values(), *(names - masks.keys())}
     masks = {name: of for name, of in masks.items() if of in pictured}
-    roles = {name: (name, False) for name in names} | {
-        name: (of, True) for name, of in masks.items()
-    }
+    roles = {name: (masks.get(name, name), name in masks) for name in names}
     for name, of in images.items():
         others = sorted(names - masks.keys() - {name})
         if others and masks and not of:
@@ -138,15 +118,14 @@ def _roles(folder: Path, names: set[str]) -> dict[str, tuple[str, bool]]:
     return roles
 
 
-def _walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+def _walk(folder: Path, *above: Path | None) -> Iterator[Path]:
     """Yield the images in and under `folder`, in order, but not in the folders `above`."""
-    real = folder.resolve()
-    if real in above:
+    if any(each is not None and each.samefile(folder) for each in above):
         return
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            yield from _walk(path, above | {real})
+            yield from _walk(path, folder, *above)
         elif is_image(path):
             yield path

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from medduet.data.folders import Place, images_and_masks, masks_of, natural
+from medduet.data.folders import Place, images_and_masks, natural, stem_of
 from medduet.data.imageset import SPLITS
 from medduet.errors import DataError, MissingFileError
 
@@ -60,14 +60,7 @@ class Item(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The files of a set.
-
-    Attributes:
-        name: of the set.
-        items: its images.
-        multi_label: whether an image can have several classes.
-        faults: what can't be used before any file is opened, and why.
-    """
+    """The files of a set; `faults` are those that can't be used, and why."""
 
     name: str
     items: tuple[Item, ...]
@@ -95,7 +88,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     for folder, what in ((root, "images"), (masks, "masks")):
         if folder is not None and not folder.is_dir():
             raise MissingFileError(f"expected a folder of {what} at {folder}, given no folder")
-    images, drawn, faults = images_and_masks(root, masks)
+    images, drawn = images_and_masks(root, masks)
     if not images:
         raise DataError(
             f"{root}: expected images (PNG, JPEG, TIFF, DICOM, NIfTI, ...) in it or in sub-folders "
@@ -105,12 +98,11 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     items = []
     for path, place in images.items():
         inner = place[1:] if splits else place
-        name, own = path.relative_to(root).as_posix(), masks_of(path, (place, inner), drawn)
+        above = [each[:n] for each in (place, inner) for n in range(len(each), -1, -1)]
+        own = next((drawn[up, stem_of(path)] for up in above if (up, stem_of(path)) in drawn), [])
         split = splits[place[0]] if splits else ""
-        items.append(Item(name, path, own, inner[:1] or None, "/".join(inner[1:]), split))
-        if len(folders := {str(mask.parent) for mask in own}) > 1:
-            given = " and ".join(sorted(folders))
-            raise DataError(f"{path}: expected its masks in one folder, given {given}: move one")
+        name, group = path.relative_to(root).as_posix(), "/".join(inner[1:])
+        items.append(Item(name, path, tuple(own), inner[:1] or None, group, split))
     uses = Counter(mask for item in items for mask in item.masks)
     if shared := [mask for mask, count in uses.items() if count > 1]:
         raise DataError(
@@ -119,9 +111,9 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         )
     alone = [path for paths in drawn.values() for path in paths if path not in uses]
     reason = "expected an image of this name, but there is only its mask"
-    faults += [(str(path), reason) for path in alone]
     items.sort(key=lambda item: natural(item.name))
-    return Listing(root.resolve().name, tuple(items), faults=tuple(faults))
+    faults = tuple((str(path), reason) for path in alone)
+    return Listing(root.resolve().name, tuple(items), faults=faults)
 
 
 def _splits(root: Path, images: Mapping[Path, Place]) -> dict[str, str]:
@@ -162,15 +154,13 @@ def list_table(path: Path) -> Listing:
     for number, row in enumerate(rows, start=2):
         cells = {column: (row[name] or "").strip() for column, name in columns.items()}
         name, split = cells["path"], cells.get("split", "").lower()
+        fault = ""
         if split and split not in _SPLIT_OF:
-            raise DataError(
-                f"{path}, row {number}: expected split {', '.join(SPLITS)}, given '{split}'"
-            )
+            fault = f"split {', '.join(SPLITS)}, given '{split}'"
         if not name or name in items:
-            wrong = f"{name} again" if name else "none"
-            raise DataError(
-                f"{path}, row {number}: expected the path of another image, given {wrong}"
-            )
+            fault = f"the path of another image, given {f'{name} again' if name else 'none'}"
+        if fault:
+            raise DataError(f"{path}, row {number}: expected {fault}")
         if "labels" in cells:
             labels = None if cells["labels"] == "?" else _several(cells["labels"])
         else:

@@ -8,6 +8,27 @@ from typing import Any, NamedTuple
 
 from medduet.config import Modality
 
+_MEDMNIST: dict[str, Modality] = {
+    "bloodmnist": "microscopy",
+    "breastmnist": "ultrasound",
+    "chestmnist": "xray",
+    "dermamnist": "dermoscopy",
+    "octmnist": "oct",
+    "organamnist": "ct",
+    "organcmnist": "ct",
+    "organsmnist": "ct",
+    "pathmnist": "microscopy",
+    "pneumoniamnist": "xray",
+    "retinamnist": "fundus",
+    "tissuemnist": "microscopy",
+}
+# Gravity, the probe or the anatomy fix what is up; only what lies under a microscope or on the skin
+# has no upper side. Hue varies with stain, skin and lamp, and means nothing elsewhere.
+_WITHOUT_UPPER_SIDE = ("dermoscopy", "microscopy")
+_HUE = {"dermoscopy": 0.02, "fundus": 0.02, "microscopy": 0.04}
+# As a word: kidney-left, LEFT, leftLung, LungLeft, but neither cleft nor upright.
+SIDE = re.compile(r"((?<![A-Za-z])(left|right|LEFT|RIGHT)|Left|Right)(?![a-z])")
+
 
 class Allowed(NamedTuple):
     """What may be done to an image without making its truth wrong.
@@ -23,31 +44,6 @@ class Allowed(NamedTuple):
     hue: float = 0.0
 
 
-# Gravity, the probe or the anatomy fix what is up; only what lies under a microscope or on the skin
-# has no upper side. Hue varies with stain, skin and lamp, and means nothing elsewhere.
-_ALLOWED: dict[Modality, Allowed] = {
-    "dermoscopy": Allowed(turn=True, hue=0.02),
-    "fundus": Allowed(hue=0.02),
-    "microscopy": Allowed(turn=True, hue=0.04),
-}
-_MEDMNIST: dict[str, Modality] = {
-    "bloodmnist": "microscopy",
-    "breastmnist": "ultrasound",
-    "chestmnist": "xray",
-    "dermamnist": "dermoscopy",
-    "octmnist": "oct",
-    "organamnist": "ct",
-    "organcmnist": "ct",
-    "organsmnist": "ct",
-    "pathmnist": "microscopy",
-    "pneumoniamnist": "xray",
-    "retinamnist": "fundus",
-    "tissuemnist": "microscopy",
-}
-# As a word: kidney-left, LEFT, leftLung, LungLeft, but neither cleft nor upright.
-SIDE = re.compile(r"((?<![A-Za-z])(left|right|LEFT|RIGHT)|Left|Right)(?![a-z])")
-
-
 def allowed(
     info: Mapping[str, Any],
     names: Iterable[str],
@@ -58,14 +54,8 @@ def allowed(
     """Return what may be done to images without making their truth wrong.
 
     ``"auto"`` knows the modality of the MedMNIST sets; other sets are mirrored, not turned, and
-    keep their colours. Where the name of a class says left or right, as in OrganMNIST, images are
-    neither mirrored nor turned.
-
-    Args:
-        info: that of the set, as a bundle keeps it.
-        names: of classes and mask classes.
-        modality: what the images show.
-        channels: 1 or 3; grey images have no hue.
+    keep their colours. Where the name of a class or mask class says left or right, as in
+    OrganMNIST, images are neither mirrored nor turned.
 
     Example:
         >>> allowed({"medmnist": "bloodmnist"}, ["platelet"]).turn
@@ -73,19 +63,12 @@ def allowed(
         >>> allowed({"medmnist": "organamnist"}, ["kidney-left"]).mirror
         False
     """
-    result = _ALLOWED.get(known_modality(info, modality), Allowed())
-    if channels == 1:
-        result = result._replace(hue=0.0)
-    if any(SIDE.search(name) for name in names):
-        result = result._replace(mirror=False, turn=False)
-    return result
+    modality = known_modality(info, modality)
+    free = not any(SIDE.search(name) for name in names)
+    hue = _HUE.get(modality, 0.0) if channels == 3 else 0.0
+    return Allowed(free, free and modality in _WITHOUT_UPPER_SIDE, hue)
 
 
 def known_modality(info: Mapping[str, Any], modality: Modality = "auto") -> Modality:
-    """Return the modality, that of the MedMNIST set for ``"auto"``, of which `info` is known.
-
-    Example:
-        >>> known_modality({"medmnist": "octmnist"}), known_modality({})
-        ('oct', 'auto')
-    """
+    """Return the modality; for ``"auto"`` that of the MedMNIST set of which `info` is known."""
     return _MEDMNIST.get(info.get("medmnist", ""), "auto") if modality == "auto" else modality

@@ -16,15 +16,7 @@ Pixel = TypeVar("Pixel", np.uint8, np.float32)
 
 
 def resize_image(image: NDArray[Pixel], height: int, width: int) -> NDArray[Pixel]:
-    """Resize an image bilinearly, with antialiasing.
-
-    Args:
-        image: ``(H, W)`` or ``(H, W, 3)`` uint8, or ``(H, W)`` float32.
-        height: of the result, in pixels.
-        width: of the result, in pixels.
-
-    Returns:
-        ``(height, width)`` or ``(height, width, 3)`` of the same type.
+    """Resize an image, ``(H, W)`` or ``(H, W, 3)`` uint8, or ``(H, W)`` float32, bilinearly.
 
     Example:
         >>> resize_image(np.array([[0, 0, 200, 200]], np.uint8), 1, 2).tolist()
@@ -32,20 +24,11 @@ def resize_image(image: NDArray[Pixel], height: int, width: int) -> NDArray[Pixe
     """
     if image.shape[:2] == (height, width):
         return image
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def resize_mask(mask: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Resize a mask to the nearest pixel centres, as ``nearest-exact`` of torch does.
-
-    Args:
-        mask: ``(..., H, W)`` of any type.
-        height: of the result, in pixels.
-        width: of the result, in pixels.
-
-    Returns:
-        ``(..., height, width)`` of the same type.
+    """Resize a mask ``(..., H, W)`` to the nearest pixel centres, as ``nearest-exact`` of torch.
 
     Example:
         >>> resize_mask(np.array([[1, 2, 3, 4]]), 2, 2).tolist()
@@ -53,7 +36,7 @@ def resize_mask(mask: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     """
     rows, columns = (
         (2 * np.arange(new) + 1) * old // (2 * new)
-        for new, old in ((height, mask.shape[-2]), (width, mask.shape[-1]))
+        for new, old in zip((height, width), mask.shape[-2:], strict=True)
     )
     return mask[..., rows[:, None], columns]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from medduet.data.npz import open_npz
 from medduet.data.phantom import phantom_images
 from medduet.data.zarr_store import is_zarr, open_zarr
 from medduet.errors import ConfigError, DataError, closest
-from medduet.utils.parsing import as_text
 
 _FILES = "a folder or table of images"
+_ACCEPTED = f"an .npz, a .zarr, a folder of images or a table of them ({', '.join(TABLES)})"
 
 
 def open_images(
@@ -61,16 +60,14 @@ def open_images(
             "no data given: add --data bloodmnist (or another of 'medduet datasets'), "
             "--data FILE.npz, a folder of images, or phantom"
         )
-    if as_text(data.name) != data.name:  # no record of a run could name it
-        raise ConfigError(f"{as_text(data.name)}: expected a path in UTF-8: rename it")
-    kind = _kind(data)
+    kind, path = _kind(data), Path(data.name).expanduser()
     _check_options(data, kind)
+    split = None
     if kind == "zarr":
         return open_zarr(data)
-    split = None
     if kind == "phantom":
-        options = {"size": data.size, "count": data.count, "channels": data.channels}
-        chosen = {name: value for name, value in options.items() if value is not None}
+        given = {"size": data.size, "count": data.count, "channels": data.channels}
+        chosen = {name: value for name, value in given.items() if value is not None}
         images = phantom_images(**chosen, seed=data.seed)
     elif kind == "MedMNIST":
         images = _open_medmnist(data, progress)
@@ -79,7 +76,6 @@ def open_images(
     else:
         from medduet.data.convert import open_files
 
-        path = Path(data.name).expanduser()
         listing = list_folder(path, data.masks) if path.is_dir() else list_table(path)
         images, split = open_files(listing, data, progress)
     return arrange(images, split, data, progress, saved_split)
@@ -103,13 +99,9 @@ def _kind(data: DataConfig) -> str:
         return _FILES
     if data.name.lower().endswith(".npz"):
         return "npz"
-    accepted = f"an .npz, a .zarr, a folder of images or a table of them ({', '.join(TABLES)})"
     if Path(data.name).is_file():
-        raise DataError(f"{data.name}: expected {accepted}, given another file")
-    names = ["phantom", *medmnist_sets()]
-    here = [each.name for each in Path().iterdir() if is_files(DataConfig(name=each.name))]
-    names += difflib.get_close_matches(data.name, here)
-    hint = closest(data.name, names, f"give the path of {accepted}")
+        raise DataError(f"{data.name}: expected {_ACCEPTED}, given another file")
+    hint = closest(data.name, ["phantom", *medmnist_sets()], f"give the path of {_ACCEPTED}")
     raise ConfigError(f"unknown data set {data.name!r}: {hint}")
 
 

@@ -7,7 +7,6 @@ function by its name and never the program's main module, so scripts need no
 
 from __future__ import annotations
 
-import errno
 import importlib
 import multiprocessing
 import os
@@ -32,11 +31,6 @@ from medduet.errors import DataError, MedDuetError
 T = TypeVar("T")
 R = TypeVar("R")
 
-MEMORY = 6 << 30
-"""Bytes that a worker may take; `medduet.data.reading.core` says what a read needs."""
-SECONDS = 120.0
-_AHEAD = 4
-_TRANSIENT_ERRORS = (errno.ENOMEM, errno.EIO, errno.ESTALE, errno.ETIMEDOUT)
 _starting = threading.Lock()
 
 
@@ -48,7 +42,7 @@ class WorkerPool:
     """Worker processes; several threads may use one pool.
 
     Args:
-        processes: how many workers; ``None`` is one per core that this process may use.
+        processes: how many; ``None`` is one per core that this process may use.
         memory: bytes that each may take.
         seconds: how long one file may take.
 
@@ -60,7 +54,7 @@ class WorkerPool:
     """
 
     def __init__(
-        self, processes: int | None = None, *, memory: int = MEMORY, seconds: float = SECONDS
+        self, processes: int | None = None, *, memory: int = 6 << 30, seconds: float = 120.0
     ) -> None:
         self.processes = processes or len(os.sched_getaffinity(0))
         self._seconds, self._lock = seconds, threading.Lock()
@@ -94,7 +88,7 @@ class WorkerPool:
         waiting: deque[tuple[T, ProcessFuture[R | str]]] = deque()
         for item in items:
             waiting.append((item, self._submit(function, item)))
-            if len(waiting) > _AHEAD * self.processes:
+            if len(waiting) > 4 * self.processes:
                 yield self._result(function, *waiting.popleft())
         while waiting:
             yield self._result(function, *waiting.popleft())
@@ -118,10 +112,8 @@ class WorkerPool:
         except TimeoutError:
             return Transient(f"not read within {self._seconds:g} s")
         except ProcessExpired as error:
-            if error.exitcode >= 0:
-                return f"not read: its reader ended with code {error.exitcode}"
-            reason = f"not read: its reader died of {signal.Signals(-error.exitcode).name}"
-            # SIGKILL is how the system frees memory.
+            reason = f"not read: its reader ended with code {error.exitcode}"
+            # The system frees memory by SIGKILL.
             return Transient(reason) if error.exitcode == -signal.SIGKILL else reason
         except BrokenProcessPool as error:
             raise DataError(f"the processes that read files don't start: {error}") from error
@@ -148,10 +140,12 @@ class _Context(SpawnContext):
 def _start(memory: int) -> None:
     """Prepare a worker: limits, silence, and an end with its parent."""
     importlib.import_module("numpy")  # first, since its threads take addresses
-    with suppress(ValueError, OSError):  # a system without this limit, or with a lower one
+    if sys.platform == "linux":  # elsewhere there is no such limit
         pages = int(Path("/proc/self/statm").read_text().split()[0])
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         limit = memory + pages * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        with suppress(ValueError):  # there is a lower one
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     silence = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # decoders in C write there what is returned as a reason
@@ -172,10 +166,9 @@ def _attempt(function: Callable[[T], R], item: T) -> R | str:
         return function(item)
     except BaseException as error:
         cause = error.__cause__ or error  # readers name the file and keep what was behind it
-        reason = " ".join(str(error).split())
-        if isinstance(error, MemoryError):
-            reason = "not read: it needs more memory than a reader may take"
-        elif not isinstance(error, MedDuetError):
-            reason = f"{type(error).__name__}: {reason}"
-        passes = getattr(cause, "errno", None) in _TRANSIENT_ERRORS
-        return Transient(reason) if passes or isinstance(cause, MemoryError) else reason
+        if isinstance(cause, MemoryError):
+            return Transient("not read: it needs more memory than a reader may take")
+        text = str(error) if isinstance(error, MedDuetError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(text.split())
+        # Errors of the system have a number, those of decoders that are called so have none.
+        return reason if getattr(cause, "errno", None) is None else Transient(reason)

@@ -19,7 +19,7 @@ from medduet.data.cache import ProgressFactory, counted
 from medduet.data.folders import images_and_masks, stem_of
 from medduet.data.reading.images import Picture, read_pictures
 from medduet.data.workers import WorkerPool
-from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
+from medduet.errors import ConfigError, Interrupted, MissingFileError
 from medduet.inference.prediction import Prediction
 from medduet.inference.predictor import Predictor
 from medduet.inference.results import InputFile, ResultWriter
@@ -173,9 +173,7 @@ def _listed(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFile]]:
     paths: dict[Path, None] = {}
     for source in sources:
         if source.is_dir():
-            images, _, faults = images_and_masks(source)
-            if faults:
-                raise DataError(f"{source}: {faults[0][0]}: {faults[0][1]}")
+            images, _ = images_and_masks(source)
             inside = [each for each in images if out not in each.parents]
             if not inside:
                 where = f" outside of --out, {out}" if images else ""

@@ -21,6 +21,7 @@ from medduet.errors import DataError, MedDuetError, one_line
 MAX_FRAME_PIXELS = 1 << 26
 _MAX_FILE_PIXELS = 1 << 28
 MAX_FRAMES = 1 << 12
+Limits = tuple[float, float]
 
 
 class ReadOptions(NamedTuple):
@@ -44,6 +45,11 @@ class ReadOptions(NamedTuple):
         """Height and width of the result in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
+    @property
+    def limits(self) -> Limits | None:
+        """The values that `window` shows as black and as white."""
+        return limits_of(*self.window) if self.window else None
+
 
 class Facts(NamedTuple):
     """What the header of a file says: `channels` is 1 or 3, height and width are in pixels."""
@@ -65,7 +71,7 @@ class Frame(NamedTuple):
     """
 
     values: NDArray[Any]
-    shown: tuple[float, float] | None = None
+    shown: Limits | None = None
     inverted: bool = False
 
 
@@ -74,20 +80,19 @@ class Source(NamedTuple):
 
     Attributes:
         facts: what its header says.
-        frames: yields the frames one by one, as they are to be shown with a `ReadOptions.window`.
+        frames: yields the frames one by one, as they are to be shown with `ReadOptions.limits`.
         stored: yields the values of the frames as they are stored, for masks.
         lossy: whether neighbouring values may have been the same before compression.
     """
 
     facts: Facts
-    frames: Callable[[tuple[float, float] | None], Iterator[Frame]]
+    frames: Callable[[Limits | None], Iterator[Frame]]
     stored: Callable[[], Iterator[NDArray[Any]]]
     lossy: bool = False
 
 
-def limits_of(window: tuple[float, float]) -> tuple[float, float]:
-    """Return the values that a window of centre and width shows as black and as white."""
-    centre, width = window
+def limits_of(centre: float, width: float) -> Limits:
+    """Return the values that a window shows as black and as white."""
     return centre - width / 2, centre + width / 2
 
 

@@ -16,7 +16,16 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from medduet.data.reading.core import Facts, Frame, Source, checked, limits_of, needed, refusal
+from medduet.data.reading.core import (
+    Facts,
+    Frame,
+    Limits,
+    Source,
+    checked,
+    limits_of,
+    needed,
+    refusal,
+)
 
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
@@ -34,12 +43,12 @@ def open_dicom(path: Path, file: BinaryIO) -> Source:
                 raise refusal(path, f"{facts.height} x {facts.width} pixels", str(values.shape))
             yield values
 
-    def frames(window: tuple[float, float] | None) -> Iterator[Frame]:
+    def frames(limits: Limits | None) -> Iterator[Frame]:
         for number, values in enumerate(stored()):
             if facts.channels == 3:
                 yield Frame(_colours(path, pixels, header, values))
             else:
-                yield _grey(pixels, header, number, values, window)
+                yield _grey(pixels, header, number, values, limits)
 
     return Source(facts, frames, stored)
 
@@ -83,11 +92,7 @@ def _colours(path: Path, pixels: Any, header: Any, values: NDArray[Any]) -> NDAr
 
 
 def _grey(
-    pixels: Any,
-    header: Any,
-    number: int,
-    values: NDArray[Any],
-    window: tuple[float, float] | None,
+    pixels: Any, header: Any, number: int, values: NDArray[Any], limits: Limits | None
 ) -> Frame:
     """Return a grey frame as it is to be shown."""
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
@@ -102,8 +107,8 @@ def _grey(
         values, as_it_is = pixels.apply_modality_lut(values, header), False
     elif (slope, intercept) != (1, 0):
         values, as_it_is = values * np.float32(slope) + np.float32(intercept), False
-    if window is not None:
-        return Frame(values, limits_of(window), inverted)
+    if limits is not None:
+        return Frame(values, limits, inverted)
     if frame := _of_interest(pixels, header, number, values):
         return frame._replace(inverted=inverted)
     if as_it_is:
@@ -134,7 +139,7 @@ def _of_interest(pixels: Any, header: Any, number: int, values: NDArray[Any]) ->
         return Frame(1 / (1 + np.exp(exponent)), (0, 1))
     if function == "LINEAR":
         centre, width = centre - 0.5, max(width - 1, 1e-6)  # a width of 1 is a threshold
-    return Frame(values, limits_of((centre, width)))
+    return Frame(values, limits_of(centre, width))
 
 
 def _of_frame(header: Any, number: int, name: str) -> Any:

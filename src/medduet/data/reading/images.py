@@ -22,10 +22,13 @@ from medduet.data.reading.core import (
 from medduet.data.reading.masks import read_mask
 from medduet.data.reading.opening import opened
 from medduet.data.reading.raster import values_of
-from medduet.data.reading.shape import fitted, levels, rounded
+from medduet.data.reading.shape import fitted, levels
 
 _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 """Pixels of each side, and a difference of red, green and blue, that tell colour from grey."""
+
+Pair = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
+"""The frames of a file and their masks, if it has any."""
 
 
 class Picture(NamedTuple):
@@ -130,16 +133,14 @@ def picture_of(
         return _pictures([Frame(values)], options)[0]
 
 
-def read_pair(
-    job: tuple[Path, Sequence[Path], Facts], options: ReadOptions
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+def read_pair(job: tuple[Path, Sequence[Path], Facts], options: ReadOptions) -> Pair:
     """Read a file, and its masks if it has any; its header said the facts of the job."""
     path, masks, facts = job
     return read_images(path, options), read_mask(masks, facts, options) if masks else None
 
 
 def _frames(path: Path, source: Source, options: ReadOptions) -> list[Frame]:
-    frames = list(source.frames(options.window))
+    frames = list(source.frames(options.limits))
     if len(frames) != source.facts.frames:
         raise refusal(path, f"{source.facts.frames} frames", str(len(frames)))
     return frames
@@ -147,7 +148,7 @@ def _frames(path: Path, source: Source, options: ReadOptions) -> list[Frame]:
 
 def _pictures(frames: list[Frame], options: ReadOptions) -> list[Picture]:
     return [
-        Picture(fitted(whole, options), rounded(whole), _coloured(frame.values))
+        Picture(fitted(whole, options), whole, _coloured(frame.values))
         for frame, whole in zip(frames, levels(frames, options.channels), strict=True)
     ]
 

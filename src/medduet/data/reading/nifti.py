@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from medduet.data.reading.core import Facts, Frame, Source, checked, limits_of, needed, refusal
+from medduet.data.reading.core import Facts, Frame, Limits, Source, checked, needed, refusal
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it tells what it mends itself
 
@@ -50,7 +50,7 @@ def open_nifti(path: Path, file: BinaryIO) -> Source:
                 values = (values * np.float64(slope) + np.float64(intercept)).astype(np.float32)
             yield values
 
-    def shown(window: tuple[float, float] | None) -> Iterator[Frame]:
-        return (Frame(values, limits_of(window) if window else None) for values in stored())
+    def frames_of(limits: Limits | None) -> Iterator[Frame]:
+        return (Frame(values, limits) for values in stored())
 
-    return Source(facts, shown, stored)
+    return Source(facts, frames_of, stored)

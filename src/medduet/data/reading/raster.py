@@ -20,9 +20,9 @@ from medduet.data.reading.core import (
     MAX_FRAMES,
     Facts,
     Frame,
+    Limits,
     Source,
     checked,
-    limits_of,
     refusal,
 )
 
@@ -54,11 +54,11 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
             ImageOps.exif_transpose(image, in_place=True)
             yield values_of(image, indexed=stored)
 
-    def frames(window: tuple[float, float] | None) -> Iterator[Frame]:
+    def frames(limits: Limits | None) -> Iterator[Frame]:
         for values in decoded(stored=False):
             if facts.channels == 3 and values.ndim == 2:  # a page with a palette of greys
                 values = np.repeat(values[:, :, None], 3, axis=2)
-            yield Frame(values, limits_of(window) if window and deep else None)
+            yield Frame(values, limits if deep else None)
 
     lossy = kind in ("JPEG", "WEBP") or _tag(image, _COMPRESSION, 0) in _JPEG_IN_TIFF
     return Source(facts, frames, lambda: decoded(stored=True), lossy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,65 +12,55 @@ from medduet.data.pixels import resize_image, resize_mask, to_grey
 from medduet.data.reading.core import Frame, ReadOptions
 
 
-def levels(
-    frames: Sequence[Frame], channels: Literal[1, 3]
-) -> Iterator[NDArray[np.uint8] | NDArray[np.float32]]:
-    """Yield the frames of a file from 0 to 255 at their own size.
+def levels(frames: Sequence[Frame], channels: Literal[1, 3]) -> list[NDArray[np.uint8]]:
+    """Return the frames of a file from 0 to 255 at their own size.
 
     They are ``(H, W)``, or ``(H, W, 3)`` if in colour, which 1 channel turns to grey.
 
     Raises:
         ValueError: there is no finite value to stretch them by.
     """
+    plain = [frame.shown is None and frame.values.dtype == np.uint8 for frame in frames]
     stretched = [
-        frame.values for frame in frames if frame.shown is None and frame.values.dtype != np.uint8
+        frame.values[np.isfinite(frame.values)]
+        for frame, is_plain in zip(frames, plain, strict=True)
+        if not is_plain and frame.shown is None
     ]
-    limits = _extremes(stretched) if stretched else None
-    for frame in frames:
-        values = frame.values
-        shown = limits if frame.shown is None and values.dtype != np.uint8 else frame.shown
-        if shown is not None:
-            values = scaled(values, *shown)
-            values = 255 - values if frame.inverted else values
-        yield to_grey(values) if values.ndim == 3 and channels == 1 else values
-
-
-def _extremes(frames: Sequence[NDArray[Any]]) -> tuple[float, float]:
-    finite = [values[np.isfinite(values)] for values in frames]
-    if not any(values.size for values in finite):
+    finite = [values for values in stretched if values.size]
+    if stretched and not finite:
         raise ValueError("none of its values is a finite number")
-    lows, highs = zip(*((each.min(), each.max()) for each in finite if each.size), strict=True)
-    return float(min(lows)), float(max(highs))
+    low, high = min(map(np.min, finite), default=0), max(map(np.max, finite), default=0)
+    result = []
+    for frame, is_plain in zip(frames, plain, strict=True):
+        values = frame.values
+        if not is_plain:
+            values = scaled(values, *(frame.shown or (low, high)))
+            values = 255 - values if frame.inverted else values
+        result.append(to_grey(values) if values.ndim == 3 and channels == 1 else values)
+    return result
 
 
-def scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.float32]:
+def scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     """Return values with `low` at 0 and `high` at 255, clipped; NaN is 0.
 
     Example:
         >>> scaled(np.array([[-5, 0, 500, 1000]]), 0, 1000).tolist()
-        [[0.0, 0.0, 127.5, 255.0]]
+        [[0, 0, 128, 255]]
     """
+    low, high = float(low), float(high)
     if not high > low:
-        return np.zeros(values.shape, np.float32)
+        return np.zeros(values.shape, np.uint8)
     result = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
-    return np.nan_to_num(result).astype(np.float32)
+    return np.rint(np.nan_to_num(result)).astype(np.uint8)
 
 
-def fitted(values: NDArray[Any], options: ReadOptions) -> NDArray[np.uint8]:
-    """Return values of 0 to 255 as uint8 of the size and with the channels asked for."""
-    inner = _inner(values.shape[:2], options)
-    image = _padded(rounded(resize_image(values, *inner)), options.sides)
+def fitted(values: NDArray[np.uint8], options: ReadOptions) -> NDArray[np.uint8]:
+    """Return an image of the size and with the channels asked for."""
+    image = resize_image(values, *_inner(values.shape[:2], options))
+    image = _padded(image, options.sides)
     if image.ndim == 2 and options.channels == 3:
         image = np.repeat(image[:, :, None], 3, axis=2)
     return image
-
-
-def rounded(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return values of 0 to 255 as uint8."""
-    if values.dtype == np.uint8:
-        return values
-    whole: NDArray[np.uint8] = np.rint(np.clip(values, 0, 255)).astype(np.uint8)
-    return whole
 
 
 def fitted_mask(values: NDArray[Any], options: ReadOptions) -> NDArray[Any]:
