@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from medduet._version import __version__
-from medduet.cli.commands import COMMANDS, HELP, complete, run
+from medduet.cli.commands import COMMANDS, HELP, complete, is_first, run
 from medduet.errors import ConfigError, Interrupted, MedDuetError, StorageError, closest
 
 USER_ERROR = 2
@@ -57,6 +57,6 @@ def _dispatch(name: str = "--help", *words: str) -> int:
 
 def _fail(error: MedDuetError) -> int:
     interrupted = isinstance(error, Interrupted)
-    if int(os.environ.get("RANK", "0")) == 0 or not interrupted:
+    if is_first() or not interrupted:
         sys.stderr.write(f"medduet: {error}\n")  # in one line
     return INTERRUPTED if interrupted else USER_ERROR

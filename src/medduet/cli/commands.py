@@ -21,20 +21,17 @@ from medduet.errors import ConfigError
 
 
 class Command(NamedTuple):
-    """A command.
-
-    Attributes:
-        function: that does it, as ``module:name`` below `medduet`.
-        show: what prints its result: ``module:name`` of a function of the result and the arguments
-            that returns the exit code or None, or a text with both in braces.
-        recipes: the kind of recipe that the first word names, see `recipe_names`.
-        recipe: the recipe, if it is always the same.
-    """
+    """A command."""
 
     function: str
+    """``module:name`` below `medduet`."""
     show: str = ""
+    """What prints the result: a text with it and the arguments in braces, or ``module:name`` of a
+    function of both that returns the exit code or None."""
     recipes: str | None = None
+    """The kind of recipe that the first word names, see `recipe_names`."""
     recipe: str | None = None
+    """The recipe, if it is always the same."""
 
 
 _RESULTS = "cli.display.results"
@@ -118,12 +115,11 @@ def run(name: str, words: list[str]) -> int:
         function = _load(command.function)
         result = function(**arguments, **_surroundings(function, stack))
         stack.close()  # the screen is free for the result
-        if not command.show or not _is_first():
-            return 0
-        if "{" in command.show:
+        code: int | None = None
+        if "{" in command.show and is_first():
             sys.stdout.write(command.show.format(result=result, **arguments) + "\n")
-            return 0
-        code: int | None = _load(command.show)(result, arguments)
+        elif command.show and is_first():
+            code = _load(command.show)(result, arguments)
         return code or 0
 
 
@@ -139,8 +135,13 @@ def complete(words: list[str]) -> None:
 
 def _load(name: str) -> Any:
     module, _, function = name.partition(":")
-    with _starting():
-        return getattr(import_module(f"medduet.{module}"), function)
+    if sys.stderr.isatty():  # importing torch takes seconds
+        sys.stderr.write("starting ...\r")
+        sys.stderr.flush()
+    found = getattr(import_module(f"medduet.{module}"), function)
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[2K\r")
+    return found
 
 
 def _with_recipe(name: str, command: Command, words: list[str]) -> dict[str, Any]:
@@ -177,24 +178,24 @@ def _with_recipe(name: str, command: Command, words: list[str]) -> dict[str, Any
 
 def _surroundings(function: Callable[..., Any], stack: ExitStack) -> dict[str, Any]:
     """Return the arguments of a function that the command line itself fills: screen and signals."""
-    names, values = inspect.signature(function).parameters, dict[str, Any]()
-    if not names.keys() & {"stop", "progress", "reporter", "watch"}:
-        return {}
     from medduet.cli.display import progress
 
+    names, values = inspect.signature(function).parameters, dict[str, Any]()
     if "stop" in names:
         values["stop"] = stack.enter_context(_stopping_on_signals())
     if "progress" in names:
-        values["progress"] = progress.draw_progress if _is_first() else None
+        values["progress"] = progress.draw_progress if is_first() else None
     if "reporter" in names:
-        reporter = progress.ConsoleReporter(enabled=_is_first())
-        values["reporter"] = stack.enter_context(reporter)
+        values["reporter"] = reporter = progress.ConsoleReporter(enabled=is_first())
+        stack.callback(reporter.close)
     if "watch" in names:
-        values["watch"] = stack.enter_context(progress.GridScreen()).watch
+        screen = progress.GridScreen()
+        values["watch"] = screen.watch
+        stack.callback(screen.close)
     return values
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
     """Return whether this is the only process, or the first of those that torchrun started."""
     return int(os.environ.get("RANK", "0")) == 0
 
@@ -215,18 +216,3 @@ def _stopping_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _starting() -> Iterator[None]:
-    """Show on a terminal that libraries are being imported, which takes seconds."""
-    shown = sys.stderr.isatty()
-    if shown:
-        sys.stderr.write("starting ...\r")
-        sys.stderr.flush()
-    try:
-        yield
-    finally:
-        if shown:
-            sys.stderr.write("\x1b[2K\r")
-            sys.stderr.flush()

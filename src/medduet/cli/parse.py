@@ -15,22 +15,19 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from medduet.config import DataConfig, describe
 from medduet.errors import ConfigError
 
-_JUNK = (
-    r"(Argument helptext:|Got errors:|For full helptext|Are you sure).*",
-    r"For further information visit \S+",
-    r"\d+ validation errors? for \w+ ",
-    r"^(Value error|Parsing error|Unrecognized options|Invalid choice) +",
-    r"Value error, ",
-)
 _REWORDED = (
-    (r"\[type=.*?, input_value=(.*?), input_type=\w+\]", r"(got \1)"),
+    (r"(Argument helptext:|Got errors:|For full helptext|Are you sure).*", ""),
+    (r"For further information visit \S+|\d+ validation errors? for \w+ |Value error, ", ""),
+    (r"^(Value error|Parsing error|Unrecognized options|Invalid choice) +", ""),
     (r"^Required options Missing from .*?: ", "missing: "),
+    (r"\[type=.*?, input_value=(.*?), input_type=\w+\]", r"(got \1)"),
     (r"^Error parsing (\w+): (\w+) (.*) \(got (.*)\) *$", r"--\1.\2: \3, given \4"),
     (
         r"^Error parsing (--[^ :]*): (?:invalid literal for int|could not convert string to float|"
         r"no type matching \S+ could be instantiated from)[^'\[]*[\['\"]*(.*?)['\"\]]* *$",
         r"expected a number after \1, given \2",
     ),
+    (r"^--\w+Config\.", "--"),
 )
 
 
@@ -42,24 +39,21 @@ def parse(
     default: BaseModel | None = None,
     omit: Sequence[str] = (),
 ) -> Any:
-    """Read `words` as settings or as the arguments of a library function.
+    """Read `words` as settings of a class, or as a dictionary of the arguments of a function.
 
     Args:
-        kind: the class of the settings, or the function.
+        kind: the class or function.
         words: what was typed.
         program: the name of the command, for its help.
         default: the settings from which the words change some.
         omit: parameters of the function that can't be typed.
-
-    Returns:
-        The settings, or a dictionary of the arguments.
 
     Raises:
         ConfigError: in one line, what was expected and what was given.
     """
     is_class = isinstance(kind, type)
     target: Any = kind if is_class else parser_of(kind, default, omit)
-    if not is_class and _takes_data_first(kind):
+    if not is_class and next(iter(get_type_hints(kind).values()), None) is DataConfig:
         program += " DATA"
         if words and not words[0].startswith("-"):
             words = ["--data.name", *words]
@@ -119,19 +113,16 @@ def _plain(docstring: str) -> str:
     return re.sub(r"\bNone for\b", "default:", text)
 
 
-def _takes_data_first(function: Callable[..., Any]) -> bool:
-    first = next(iter(get_type_hints(function).values()), None)
-    return first is DataConfig
-
-
 def _check(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
     """Check what the annotations ask for beyond a type, such as a lowest number."""
     hints = get_type_hints(function, include_extras=True)
     for name, value in values.items():
-        if isinstance(value, DataConfig):
-            if not value.name:
-                _check_data(function, name, value)
-                values[name] = None
+        if isinstance(value, DataConfig) and not value.name:
+            if inspect.signature(function).parameters[name].default is not None:
+                raise ConfigError("no data given: add --data NAME, or --data FILE.npz")
+            if changed := ", ".join(value.model_dump(exclude_defaults=True)):
+                raise ConfigError(f"expected --data NAME with options of the data ({changed})")
+            values[name] = None
         elif not isinstance(value, BaseModel):
             try:
                 TypeAdapter(hints[name]).validate_python(value)
@@ -142,27 +133,14 @@ def _check(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, An
     return values
 
 
-def _check_data(function: Callable[..., Any], name: str, value: DataConfig) -> None:
-    """Refuse a missing name of a data set, unless the function has another one."""
-    if inspect.signature(function).parameters[name].default is not None:
-        raise ConfigError("no data given: add --data NAME, or --data FILE.npz")
-    if value != DataConfig():
-        changed = [key for key, each in value if each != getattr(DataConfig(), key)]
-        raise ConfigError(f"expected --data NAME with options of the data ({', '.join(changed)})")
-
-
 def _one_line(box: str, program: str) -> str:
     """Return the text of tyro's error box in one line."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
     text = " ".join(line for line in lines if line.strip("-|+ "))  # of boxes in ASCII
-    for pattern in _JUNK:
-        text = re.sub(pattern, "", text)
     # Of the options that tyro thinks were meant, only the names.
     text, _, near = text.partition("Perhaps you meant:")
     flags = list(dict.fromkeys(re.findall(r"--[a-z][\w.-]*", near)))
     hint = f"did you mean {' or '.join(flags[:3])}? " if flags else ""
-    text = " ".join(text.split()).rstrip(".")
     for pattern, replacement in _REWORDED:
-        text = re.sub(pattern, replacement, text)
-    text = re.sub(r"^--\w+Config\.", "--", text)
+        text = " ".join(re.sub(pattern, replacement, text).split()).rstrip(".")
     return f"{text}; {hint}all options: {program} --help"

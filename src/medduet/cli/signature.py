@@ -8,8 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-FILLED = ("progress", "reporter", "stop", "watch")
-"""Parameters of library functions that the command line fills by itself."""
+FILLED = ("progress", "reporter", "stop", "watch")  # by the command line itself
 
 
 def signature_of(name: str) -> Callable[..., Any]:
