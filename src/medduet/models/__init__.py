@@ -3,30 +3,9 @@
 from medduet.models.base import DuetNetwork
 from medduet.models.ensemble import Ensemble
 from medduet.models.normalize import Normalize
-from medduet.models.registry import (
-    MODELS,
-    PAPER_CLASSIFIERS,
-    ModelSpec,
-    create_model,
-    find_model,
-    model_names,
-)
-from medduet.models.unet import MIN_SIDE, UNet
+from medduet.models.registry import MODELS, ModelSpec, create_model, find_model, model_names
+from medduet.models.unet import UNet
 from medduet.models.weights import WeightsReport, load_weights, save_network
 
-__all__ = [
-    "MIN_SIDE",
-    "MODELS",
-    "PAPER_CLASSIFIERS",
-    "DuetNetwork",
-    "Ensemble",
-    "ModelSpec",
-    "Normalize",
-    "UNet",
-    "WeightsReport",
-    "create_model",
-    "find_model",
-    "load_weights",
-    "model_names",
-    "save_network",
-]
+__all__ = ["MODELS", "DuetNetwork", "Ensemble", "ModelSpec", "Normalize", "UNet", "WeightsReport"]
+__all__ += ["create_model", "find_model", "load_weights", "model_names", "save_network"]

@@ -52,12 +52,9 @@ class DuetNetwork(nn.Module):
         return None
 
     def classify(self, image: Tensor) -> Tensor:
-        """Return the class scores ``(N, K)`` of ``(N, C, H, W)`` images; no decoder is run.
+        """Return the `class_logits` ``(N, K)`` of ``(N, C, H, W)`` images; no decoder is run.
 
-        They are the `class_logits` of the whole network.
-
-        Raises:
-            ModelError: there is no class head.
+        ModelError without a class head.
 
         Example:
             >>> from medduet import create_model
@@ -80,7 +77,7 @@ class DuetNetwork(nn.Module):
         raise NotImplementedError
 
     def encoder_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters that both heads share; heads and decoder are not among them."""
+        """Return the parameters that both heads share."""
         return [parameter for module in self.encoder_modules for parameter in module.parameters()]
 
     def stages(self) -> list[nn.Module]:
@@ -105,10 +102,7 @@ class DuetNetwork(nn.Module):
         return stages
 
     def freeze_encoder(self) -> None:
-        """Keep the encoder as it is while the rest is trained.
-
-        Its parameters get no gradient, and its batch normalisation and dropout stay in evaluation
-        mode.
+        """Keep the encoder as it is, batch normalisation too, while the rest is trained.
 
         Example:
             >>> from medduet import create_model
@@ -134,9 +128,6 @@ class DuetNetwork(nn.Module):
 class Features:
     """Records the input of a network's last class layer in the last batch, for each thread.
 
-    Args:
-        network: that is recorded from now on.
-
     Example:
         >>> from medduet import create_model
         >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2).eval()
@@ -157,10 +148,8 @@ class Features:
         """Return it, ``(N, F)``; ``None`` if the network has no such layer."""
         if self._hook is None:
             return None
-        features: NDArray[np.float64] = (
-            self._recorded.features.detach().flatten(1).double().cpu().numpy()
-        )
-        return features
+        recorded: Tensor = self._recorded.features
+        return recorded.detach().flatten(1).double().cpu().numpy()
 
     def remove(self) -> None:
         """Stop recording."""
@@ -173,73 +162,50 @@ def _layers(module: nn.Module) -> int:
     return sum(bool(layer._parameters) for layer in module.modules())
 
 
-def check_sizes(in_channels: int, num_classes: int, dense_channels: int, width: int = 1) -> None:
-    """Raise `ModelError` for sizes of which no network can be built."""
-    if in_channels < 1 or width < 1 or num_classes < 0 or dense_channels < 0:
-        raise ModelError(
-            "expected in_channels and width of at least 1 and num_classes and dense_channels of "
-            f"at least 0, but got in_channels={in_channels}, width={width}, "
-            f"num_classes={num_classes}, dense_channels={dense_channels}"
-        )
-    if not num_classes and not dense_channels:
-        raise ModelError(
-            "a network needs a head, but num_classes and dense_channels are both 0: "
-            "set at least one of them"
-        )
+def trace(network: DuetNetwork, n: int, height: int, width: int) -> tuple[Outputs, list[Tensor]]:
+    """Send the shape of a batch of n images alone through `network` in evaluation mode.
+
+    Returns:
+        The outputs, and stand-ins of the parameters that made them, on torch's ``meta`` device.
+    """
+    state = {
+        name: torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
+        for name, value in [*network.named_parameters(), *network.named_buffers()]
+    }
+    image = torch.zeros(n, network.normalize.channels, height, width, device="meta")
+    was_training = network.training
+    network.eval()
+    try:
+        outputs: Outputs = torch.func.functional_call(network, state, (image,))
+    finally:
+        network.train(was_training)
+    return outputs, [state[name] for name, _ in network.named_parameters()]
 
 
 def freeze_unused(network: DuetNetwork, side: int) -> None:
-    """Turn the gradient off for parameters that no head reads.
+    """Turn the gradient off for parameters that no head reads for images of `side` pixels.
 
     Libraries build some: a last norm that only their own head uses, stages below the last one
     that a decoder takes. They would hold up DistributedDataParallel and count as trainable.
-
-    Args:
-        network: whose normalisation takes images of any size.
-        side: of the images with which it is tried, in pixels; nothing is computed.
     """
-    was_training = network.training
-    network.eval()
-    parameters = dict(network.named_parameters())
     with torch.inference_mode(False), torch.enable_grad():
-        state = on_meta(network)
-        image = torch.zeros(2, network.normalize.channels, side, side, device="meta")
-        outputs = torch.func.functional_call(network, state, (image,))
+        outputs, parameters = trace(network, 2, side, side)
+        sums = [head.sum() for head in outputs if head is not None]
         gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
-            [head.sum() for head in outputs if head is not None],
-            [state[name] for name in parameters],
-            allow_unused=True,
+            sums, parameters, allow_unused=True
         )
-    network.train(was_training)
-    for parameter, gradient in zip(parameters.values(), gradients, strict=True):
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
         if gradient is None:
             parameter.requires_grad_(False)
 
 
 def check_takes(network: DuetNetwork, height: int, width: int) -> None:
-    """Raise `ModelError` if `network` does not take images of ``height x width`` pixels.
-
-    Nothing is computed: shapes alone go through the network.
-    """
-    was_training = network.training
-    network.eval()
-    image = torch.zeros(2, network.normalize.channels, height, width, device="meta")
+    """Raise `ModelError` if `network` does not take images of ``height x width`` pixels."""
     try:
         with torch.no_grad():
-            torch.func.functional_call(network, on_meta(network), (image,))
+            trace(network, 2, height, width)
     except (AssertionError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
         raise ModelError(
             f"{network.arguments['name']} does not take images of {height} x {width} pixels: "
-            f"{reason}; give another --size, or another --model"
+            f"{' '.join(str(error).split())}; give another --size, or another --model"
         ) from error
-    finally:
-        network.train(was_training)
-
-
-def on_meta(network: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers without their values."""
-    return {
-        name: torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
-        for name, value in [*network.named_parameters(), *network.named_buffers()]
-    }

@@ -1,4 +1,7 @@
-"""The blocks that the U-Net takes: callables ``(in_channels, out_channels) -> nn.Module``."""
+"""The blocks that the U-Net takes: callables ``(in_channels, out_channels) -> nn.Module``.
+
+They take ``(N, in_channels, H, W)`` and give ``(N, out_channels, H, W)``.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ Block = Callable[[int, int], nn.Module]
 def double_conv(in_channels: int, out_channels: int) -> nn.Module:
     """Two times 3x3 convolution (no bias), batch normalisation, ReLU: the U-Net's own block.
 
-    Takes ``(N, in_channels, H, W)``, gives ``(N, out_channels, H, W)``. U-Net, arXiv:1505.04597,
-    with the padding and the batch normalisation that today's implementations use.
+    U-Net, arXiv:1505.04597, with the padding and the batch normalisation that today's
+    implementations use.
 
     Example:
         >>> import torch
@@ -25,11 +28,8 @@ def double_conv(in_channels: int, out_channels: int) -> nn.Module:
     """
     layers: list[nn.Module] = []
     for channels in (in_channels, out_channels):
-        layers += [
-            nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(inplace=True),
-        ]
+        layers.append(nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False))
+        layers += [nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
 
 
@@ -37,13 +37,7 @@ def osa_unit(in_channels: int, out_channels: int) -> nn.Module:
     """One-shot aggregation, then batch normalisation and GELU: the block of VovUnet_Var.
 
     Two successive 3x3 convolutions; their maps and the input are concatenated once and fused by a
-    1x1 convolution (VoVNet, arXiv:1904.09730; the module is timm's). Takes
-    ``(N, in_channels, H, W)``, gives ``(N, out_channels, H, W)``.
-
-    Example:
-        >>> import torch
-        >>> osa_unit(4, 8)(torch.zeros(2, 4, 16, 16)).shape
-        torch.Size([2, 8, 16, 16])
+    1x1 convolution (VoVNet, arXiv:1904.09730; the module is timm's).
     """
     return nn.Sequential(
         OsaBlock(in_channels, mid_chs=out_channels, out_chs=out_channels, layer_per_block=2),
@@ -57,13 +51,7 @@ def mobilevit_unit(in_channels: int, out_channels: int) -> nn.Module:
 
     A depthwise and a 1x1 convolution, two transformer layers with separable attention between the
     8x8 patches, and a 1x1 convolution (MobileViT-v2, arXiv:2206.02680; the module is timm's). It
-    enlarges maps to the next multiple of 8, so it does not always keep height and width: takes
-    ``(N, in_channels, H, W)``, gives ``(N, out_channels, 8 ceil(H / 8), 8 ceil(W / 8))``.
-
-    Example:
-        >>> import torch
-        >>> mobilevit_unit(4, 8)(torch.zeros(2, 4, 7, 16)).shape
-        torch.Size([2, 8, 8, 16])
+    enlarges maps to the next multiple of 8: ``(N, out_channels, 8 ceil(H / 8), 8 ceil(W / 8))``.
     """
     return nn.Sequential(
         MobileVitV2Block(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.GELU()
@@ -82,21 +70,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class ResidualUnit(nn.Module):
     """Two convolutions with a shortcut around them: the block of AdaResU-Net.
 
-    Convolution (no bias), batch normalisation, activation, dropout, convolution, batch
-    normalisation; the input is added (through a 1x1 convolution and batch normalisation where the
-    channels differ), then the activation.
-
-    Args:
-        in_channels: of the map ``(N, in_channels, H, W)`` that comes.
-        out_channels: of the output ``(N, out_channels, H, W)``.
-        kernel_size: side of both kernels, odd.
-        activation: a name from `ACTIVATIONS`.
-        dropout: share of channels that are dropped between the convolutions while training.
-
-    Example:
-        >>> import torch
-        >>> ResidualUnit(4, 8, kernel_size=5)(torch.zeros(2, 4, 16, 16)).shape
-        torch.Size([2, 8, 16, 16])
+    Convolution (no bias), batch normalisation, activation (of `ACTIVATIONS`), dropout of whole
+    channels, convolution, batch normalisation; the input is added (through a 1x1 convolution and
+    batch normalisation where the channels differ), then the activation. `kernel_size` is odd.
     """
 
     def __init__(
@@ -114,17 +90,13 @@ class ResidualUnit(nn.Module):
             kernel = nn.Conv2d(channels, out_channels, size, padding=size // 2, bias=False)
             return [kernel, nn.BatchNorm2d(out_channels)]
 
-        self.residual = nn.Sequential(
-            *conv(in_channels, kernel_size),
-            act(),
-            nn.Dropout2d(dropout),
-            *conv(out_channels, kernel_size),
-        )
+        first = [*conv(in_channels, kernel_size), act(), nn.Dropout2d(dropout)]
+        self.residual = nn.Sequential(*first, *conv(out_channels, kernel_size))
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else nn.Sequential(*conv(in_channels, 1))
         self.activation = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``(N, out_channels, H, W)``, see `ResidualUnit`."""
+        """Return ``(N, out_channels, H, W)``."""
         y: Tensor = self.activation(self.residual(x) + self.shortcut(x))
         return y

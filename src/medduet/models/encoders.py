@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medduet.errors import ModelError
-from medduet.models.base import DuetNetwork, check_sizes, freeze_unused
+from medduet.models.base import DuetNetwork, freeze_unused
 from medduet.models.normalize import Normalize
 from medduet.models.unet import Upsampling
 from medduet.types import Outputs
@@ -39,17 +39,8 @@ class TimmNetwork(DuetNetwork):
     Images that are smaller than 32 pixels, or whose sides are no multiple of a transformer's
     patch, are padded with zeros at the right and bottom after normalisation.
 
-    Args:
-        in_channels: channels of the image.
-        num_classes: classes K; 0 for no class head.
-        dense_channels: channels D; 0 for no dense head and no decoder.
-        name: of the network in timm, with or without a tag for the weights (``resnet18.a1_in1k``).
-        pretrained: whether to fetch timm's weights and its normalisation.
-        upsampling: ``"bilinear"``; ``None`` for nearest neighbours, the decoder's own.
-        dropout: of timm's head.
-
-    Raises:
-        ModelError: timm can't build it so, or it has no maps for a decoder.
+    Takes what `create_model` takes, `dropout` for timm's head; the `name` may have a tag for the
+    weights (``resnet18.a1_in1k``).
     """
 
     def __init__(
@@ -64,8 +55,7 @@ class TimmNetwork(DuetNetwork):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_sizes(in_channels, num_classes, dense_channels)
-        mode = interpolation(f"timm:{name}", upsampling)
+        mode = _interpolation(f"timm:{name}", upsampling)
         self.encoder = timm.create_model(
             name,
             pretrained=pretrained,
@@ -101,16 +91,12 @@ class TimmNetwork(DuetNetwork):
                 f"or take its encoder through smp:unet/tu-{name}"
             )
         if self.equal_resolution:
-            depth = len(info)
-            self.indices = [depth * (part + 1) // 4 - 1 for part in range(4)]
-            channels = {
-                2 ** (part + 1): int(info[i]["num_chs"]) for part, i in enumerate(self.indices)
-            }
+            levels = {2 ** (part + 1): len(info) * (part + 1) // 4 - 1 for part in range(4)}
         else:
-            last = {int(item["reduction"]): i for i, item in enumerate(info)}
-            last.pop(1, None)  # the decoder ends at the full size and takes no skip there
-            self.indices = list(last.values())
-            channels = {stride: int(info[i]["num_chs"]) for stride, i in last.items()}
+            levels = {int(item["reduction"]): i for i, item in enumerate(info)}
+            levels.pop(1, None)  # the decoder ends at the full size and takes no skip there
+        self.indices = list(levels.values())
+        channels = {stride: int(info[i]["num_chs"]) for stride, i in levels.items()}
         self.strides = [2**level for level in range(1, max(channels).bit_length())]
         if set(channels) - set(self.strides):
             raise ModelError(
@@ -119,11 +105,11 @@ class TimmNetwork(DuetNetwork):
                 "another --model"
             )
         self.skips = [stride in channels for stride in self.strides]
-        levels = len(self.strides)
+        depth = len(self.strides)
         self.decoder = UnetDecoder(
             encoder_channels=[0, *(channels.get(stride, 0) for stride in self.strides)],
-            decoder_channels=[FINEST_CHANNELS * 2**level for level in reversed(range(levels))],
-            n_blocks=levels,
+            decoder_channels=[FINEST_CHANNELS * 2**level for level in reversed(range(depth))],
+            n_blocks=depth,
             interpolation_mode=mode,
         )
         self.dense_head = nn.Conv2d(FINEST_CHANNELS, dense_channels, 3, padding=1)
@@ -152,7 +138,7 @@ class TimmNetwork(DuetNetwork):
         return [p for p in self.encoder.parameters() if id(p) not in excluded]
 
     def forward(self, image: Tensor) -> Outputs:
-        """Return the scores of both heads for ``(N, C, H, W)`` images, see `TimmNetwork`."""
+        """Return the scores of both heads for ``(N, C, H, W)`` images."""
         if self.decoder is None or self.dense_head is None:
             return Outputs(self._classify(image), None)
         height, width = image.shape[-2:]
@@ -190,21 +176,7 @@ class SmpNetwork(DuetNetwork):
     """A network of segmentation-models-pytorch with its class head.
 
     Images are padded with zeros at the right and bottom, after normalisation, to the multiple of
-    32 (or what the encoder asks for) that these networks need.
-
-    Args:
-        in_channels: channels of the image.
-        num_classes: classes K of the class head on the deepest map; 0 for none.
-        dense_channels: channels D; 0 for none, and then there is no decoder.
-        architecture: of the decoder: unet, unetplusplus, manet, linknet, fpn, pspnet, pan,
-            deeplabv3, deeplabv3plus, upernet, segformer, dpt.
-        encoder: resnet34, ..., or ``tu-NAME`` for an encoder of timm.
-        pretrained: whether to fetch the encoder's weights and its normalisation.
-        upsampling: ``"bilinear"``, where the decoder knows it; ``None`` for its own.
-        dropout: of the class head.
-
-    Raises:
-        ModelError: the library can't build it so.
+    32 (or what the encoder asks for) that these networks need. Takes what `create_model` takes.
     """
 
     def __init__(
@@ -222,21 +194,18 @@ class SmpNetwork(DuetNetwork):
         import segmentation_models_pytorch as smp
 
         super().__init__()
-        check_sizes(in_channels, num_classes, dense_channels)
         build = smp.MODEL_ARCHITECTURES_MAPPING[architecture]
         options: dict[str, Any] = {}
         if upsampling is not None:
             if "decoder_interpolation" not in inspect.signature(build).parameters:
                 raise ModelError(f"smp:{architecture} has no choice of upsampling: leave it out")
-            options["decoder_interpolation"] = interpolation(f"smp:{architecture}", upsampling)
+            options["decoder_interpolation"] = _interpolation(f"smp:{architecture}", upsampling)
         if num_classes:
             options["aux_params"] = {"classes": num_classes, "dropout": dropout}
-        weights = _smp_weights(encoder)
-        if pretrained and weights is None:
-            raise ModelError(f"there are no pretrained weights for the encoder {encoder} of smp")
+        weights = _smp_weights(encoder) if pretrained else None
         self.model = build(
             encoder_name=encoder,
-            encoder_weights=weights if pretrained else None,
+            encoder_weights=weights,
             in_channels=in_channels,
             classes=max(1, dense_channels),
             **options,
@@ -246,7 +215,7 @@ class SmpNetwork(DuetNetwork):
             del self.model.decoder, self.model.segmentation_head
         self.multiple = int(self.model.encoder.output_stride)
         self.normalize = Normalize(in_channels)
-        self.pretrained_normalization = _smp_normalization(encoder, weights if pretrained else None)
+        self.pretrained_normalization = _smp_normalization(encoder, weights)
         if pretrained:
             self.normalize.set(*self.pretrained_normalization)
         freeze_unused(self, 224)
@@ -268,7 +237,7 @@ class SmpNetwork(DuetNetwork):
         return None if layers is None else next(x for x in layers if isinstance(x, nn.Linear))
 
     def forward(self, image: Tensor) -> Outputs:
-        """Return the scores of both heads for ``(N, C, H, W)`` images, see `SmpNetwork`."""
+        """Return the scores of both heads for ``(N, C, H, W)`` images."""
         if not self.has_dense_head:
             return Outputs(self._classify(image), None)
         height, width = image.shape[-2:]
@@ -309,12 +278,7 @@ def round_up(side: int, multiple: int) -> int:
     return (side + multiple - 1) // multiple * multiple
 
 
-def interpolation(name: str, upsampling: Upsampling | None) -> str:
-    """Return the mode of interpolation of a decoder that has no transposed convolutions.
-
-    Raises:
-        ModelError: it was asked for transposed convolutions.
-    """
+def _interpolation(name: str, upsampling: Upsampling | None) -> str:
     if upsampling not in (None, "bilinear"):
         raise ModelError(
             f"{name} has no {upsampling} upsampling: leave it out (nearest neighbours), or give "
@@ -333,14 +297,14 @@ def _any_size(name: str) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in parameters}
 
 
-def _smp_weights(encoder: str) -> str | bool | None:
+def _smp_weights(encoder: str) -> str | bool:
     """Return the name of the weights of an encoder: imagenet, or what it has instead."""
     from segmentation_models_pytorch.encoders import encoders
 
     if encoder.startswith("tu-"):
         return True
-    names = list(encoders[encoder]["pretrained_settings"])
-    return "imagenet" if "imagenet" in names else next(iter(names), None)
+    names: list[str] = list(encoders[encoder]["pretrained_settings"])
+    return "imagenet" if "imagenet" in names else names[0]
 
 
 def _smp_normalization(encoder: str, fetched: str | bool | None) -> Constants:

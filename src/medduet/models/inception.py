@@ -1,4 +1,7 @@
-"""The parts of DENSE-INception U-Net: Inception-Res, Dense-Inception, and what changes the size."""
+"""The parts of DENSE-INception U-Net: Inception-Res, Dense-Inception, and what changes the size.
+
+Every convolution but the fusing ones is followed by batch normalisation and ReLU.
+"""
 
 from __future__ import annotations
 
@@ -30,18 +33,21 @@ class Branches(nn.ModuleList):
         return torch.cat([branch(x) for branch in self], dim=1)
 
 
+def _path(channels: int, *layers: tuple[int, int], stride: int = 1) -> nn.Module:
+    """Return convolutions of ``(out_channels, kernel)``; the last one has the stride."""
+    path: list[nn.Module] = []
+    for number, (out_channels, kernel) in enumerate(layers, start=1):
+        step = stride if number == len(layers) else 1
+        path.append(ConvNormAct(channels, out_channels, kernel, stride=step))
+        channels = out_channels
+    return nn.Sequential(*path) if len(path) > 1 else path[0]
+
+
 class InceptionRes(nn.Module):
     """Three branches of growing depth, fused by a 1x1 convolution and added to the input.
 
     The branches are 1x1; 1x1 and 3x3; 1x1, 3x3 and 3x3, with a quarter, a quarter and half of the
-    output's channels; each convolution is followed by batch normalisation and ReLU, the fusing
-    1x1 is not. The input passes a 1x1 convolution where the channels differ.
-
-    Takes ``(N, in_channels, H, W)``, gives ``(N, out_channels, H, W)``.
-
-    Example:
-        >>> InceptionRes(4, 8)(torch.zeros(2, 4, 16, 16)).shape
-        torch.Size([2, 8, 16, 16])
+    output's channels. The input passes a 1x1 convolution where the channels differ.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -49,24 +55,17 @@ class InceptionRes(nn.Module):
         first, second, third = split_channels(out_channels, (1, 1, 2))
         self.branches = Branches(
             [
-                ConvNormAct(in_channels, first, 1),
-                nn.Sequential(ConvNormAct(in_channels, second, 1), ConvNormAct(second, second, 3)),
-                nn.Sequential(
-                    ConvNormAct(in_channels, second, 1),
-                    ConvNormAct(second, third, 3),
-                    ConvNormAct(third, third, 3),
-                ),
+                _path(in_channels, (first, 1)),
+                _path(in_channels, (second, 1), (second, 3)),
+                _path(in_channels, (second, 1), (third, 3), (third, 3)),
             ]
         )
         self.fuse = nn.Conv2d(first + second + third, out_channels, kernel_size=1)
-        self.shortcut = (
-            nn.Identity()
-            if in_channels == out_channels
-            else nn.Conv2d(in_channels, out_channels, kernel_size=1)
-        )
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``(N, out_channels, H, W)``, see `InceptionRes`."""
+        """Return ``(N, out_channels, H, W)``."""
         y: Tensor = self.fuse(self.branches(x)) + self.shortcut(x)
         return y.relu()
 
@@ -75,7 +74,7 @@ class InceptionLayer(nn.Module):
     """One layer of `DenseInception`: appends `growth` channels to its input.
 
     A 1x1 convolution to twice the growth, then the branches 1x1, 3x3, and 1x3 with 3x1, of a
-    quarter, half and a quarter of the growth; batch normalisation and ReLU after each.
+    quarter, half and a quarter of the growth.
     """
 
     def __init__(self, in_channels: int, growth: int) -> None:
@@ -85,8 +84,8 @@ class InceptionLayer(nn.Module):
         self.bottleneck = ConvNormAct(in_channels, inner, 1)
         self.branches = Branches(
             [
-                ConvNormAct(inner, first, 1),
-                ConvNormAct(inner, second, 3),
+                _path(inner, (first, 1)),
+                _path(inner, (second, 3)),
                 nn.Sequential(
                     ConvNormAct(inner, third, (1, 3), padding=(0, 1)),
                     ConvNormAct(third, third, (3, 1), padding=(1, 0)),
@@ -101,20 +100,7 @@ class InceptionLayer(nn.Module):
 
 
 class DenseInception(nn.Sequential):
-    """Inception layers, each of which reads all before it, then a 1x1 convolution.
-
-    Takes ``(N, in_channels, H, W)``, gives ``(N, out_channels, H, W)``.
-
-    Args:
-        in_channels: of the map that comes.
-        out_channels: of the output.
-        layers: number of Inception layers.
-        growth: channels that each adds.
-
-    Example:
-        >>> DenseInception(4, 8, layers=3, growth=4)(torch.zeros(2, 4, 16, 16)).shape
-        torch.Size([2, 8, 16, 16])
-    """
+    """`layers` Inception layers, each of which reads all before it, then a 1x1 convolution."""
 
     def __init__(self, in_channels: int, out_channels: int, layers: int, growth: int) -> None:
         parts: list[nn.Module] = []
@@ -136,15 +122,12 @@ def inception_pool(channels: int) -> nn.Module:
         torch.Size([2, 8, 8, 8])
     """
     first, third, second = split_channels(channels, (1, 1, 2))
+    pool = nn.MaxPool2d(3, stride=2, padding=1)
     return Branches(
         [
-            nn.Sequential(nn.MaxPool2d(3, stride=2, padding=1), ConvNormAct(channels, second, 1)),
-            ConvNormAct(channels, first, 3, stride=2),
-            nn.Sequential(
-                ConvNormAct(channels, third, 1),
-                ConvNormAct(third, third, 3),
-                ConvNormAct(third, third, 3, stride=2),
-            ),
+            nn.Sequential(pool, ConvNormAct(channels, second, 1)),
+            _path(channels, (first, 3), stride=2),
+            _path(channels, (third, 1), (third, 3), (third, 3), stride=2),
         ]
     )
 
@@ -154,17 +137,9 @@ def inception_upsample(in_channels: int, out_channels: int, upsampling: Upsampli
 
     A 2x2 transposed convolution, and bilinear interpolation with a 1x1 convolution; with
     ``upsampling="bilinear"`` the second for all channels.
-
-    Example:
-        >>> inception_upsample(8, 4, "transpose")(torch.zeros(2, 8, 5, 6)).shape
-        torch.Size([2, 4, 10, 12])
     """
     if upsampling == "bilinear" or out_channels == 1:
         return upsample(in_channels, out_channels, upsampling)
     half = out_channels // 2
-    return Branches(
-        [
-            upsample(in_channels, half, "transpose"),
-            upsample(in_channels, out_channels - half, "bilinear"),
-        ]
-    )
+    transposed = upsample(in_channels, half, "transpose")
+    return Branches([transposed, upsample(in_channels, out_channels - half, "bilinear")])

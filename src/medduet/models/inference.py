@@ -15,7 +15,6 @@ from medduet.utils.devices import best_memory_format, keep_freed_memory
 Precision = Literal["float32", "bfloat16", "float16"]
 DECLARED: Precision = "float32"
 """What bundles are evaluated, calibrated and used in, unless they say otherwise."""
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class NetworkPrediction(NamedTuple):
@@ -56,16 +55,6 @@ def predict_batch(
         temperature: of the calibration; the logits are divided by it.
         precision: what convolutions and matrix products are computed in.
         classify_only: whether the decoder is left out.
-
-    Example:
-        >>> from medduet import create_model
-        >>> network = create_model("unet_var", in_channels=1, num_classes=2, dense_channels=1,
-        ...                        width=2).eval()
-        >>> image = torch.zeros(3, 1, 16, 16, dtype=torch.uint8)
-        >>> with torch.inference_mode():
-        ...     predicted = predict_batch(network, image, DenseLayout(2, 0), multi_label=False)
-        >>> predicted.probability.shape, predicted.mask.shape, predicted.reconstruction
-        (torch.Size([3, 2]), torch.Size([3, 16, 16]), None)
     """
     dense = mask = reconstruction = probability = None
     with autocast(image.device, precision):
@@ -101,7 +90,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     """Return the context in which a network computes in `precision`."""
     if precision == "float32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=_DTYPES[precision])
+    return torch.autocast(device.type, dtype=getattr(torch, precision))
 
 
 def prepare_network(
@@ -109,23 +98,16 @@ def prepare_network(
 ) -> str:
     """Bring a network to a device, in evaluation mode, and arrange memory as suits the device.
 
-    On a CPU the process then keeps the memory that it frees, see `keep_freed_memory`.
-
-    Args:
-        network: is changed in place.
-        device: see `medduet.utils.devices.find_device`.
-        size: height and width of the images in pixels.
-        precision: that it computes in, as Lightning calls it.
+    For images of `size` (height, width); `precision` is called as Lightning calls it. On a CPU the
+    process then keeps the memory that it frees, see `keep_freed_memory`.
 
     Returns:
         The memory format, ``"contiguous"`` or ``"channels_last"``.
     """
     network.to(device).eval()
     chosen = best_memory_format(device.type, precision, max(size))
-    network.normalize.memory_format = {
-        "contiguous": torch.contiguous_format,
-        "channels_last": torch.channels_last,
-    }[chosen]
+    last = chosen == "channels_last"
+    network.normalize.memory_format = torch.channels_last if last else torch.contiguous_format
     if device.type == "cpu":
         keep_freed_memory()
     return chosen

@@ -10,16 +10,11 @@ Each function takes ``in_channels, num_classes, dense_channels`` and options.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from medduet.errors import ModelError, closest
-from medduet.models.blocks import (
-    ACTIVATIONS,
-    Block,
-    ResidualUnit,
-    double_conv,
-    mobilevit_unit,
-    osa_unit,
-)
+from medduet.models import blocks
+from medduet.models.blocks import ACTIVATIONS, Block, ResidualUnit
 from medduet.models.inception import (
     DenseInception,
     InceptionRes,
@@ -37,32 +32,22 @@ def unet(*sizes: int, width: int = 64, upsampling: Upsampling = "transpose") -> 
     Chosen otherwise, as today's implementations do: padded convolutions instead of cropped skips,
     and batch normalisation after each convolution, which therefore has no bias. The paper's
     dropout at the end of the contracting path and its class-balancing weight map are left out.
-    The paper has no class head; with one, this is `unet_var`.
+
+    With a class head, which the paper lacks, it is UNet_VAR of the authors' code of `vovunet_var`.
+    Their switch for bilinear upsampling cannot run; here a 1x1 convolution halves the channels.
     """
-    return UNet(*sizes, block=double_conv, width=width, upsampling=upsampling)
-
-
-def unet_var(*sizes: int, width: int = 64, upsampling: Upsampling = "transpose") -> UNet:
-    """Build UNet_VAR, which the paper of `vovunet_var` compares with.
-
-    After the authors' code: `unet` with a class head on the deepest map. Their switch for bilinear
-    upsampling cannot run there; here a 1x1 convolution halves the channels after it.
-    """
-    return unet(*sizes, width=width, upsampling=upsampling)
+    return UNet(*sizes, block=blocks.double_conv, width=width, upsampling=upsampling)
 
 
 def vovunet_var(*sizes: int, width: int = 64, upsampling: Upsampling = "transpose") -> UNet:
     """Build VovUnet_Var.
 
-    Li, Li, Ting: A Study of Multi-Task Learning Using a VoVNet-OSA Block Enhanced U-Net on the
-    Med++ MNIST Dataset.
-
     After the authors' code, which decides where the text is silent: the stem is a double
     convolution; every other block is a one-shot aggregation unit of two 3x3 convolutions without
     residual or attention (VoVNet, arXiv:1904.09730, figure 2), then batch normalisation and GELU.
-    Bilinear upsampling as in `unet_var`.
+    Bilinear upsampling as in `unet`.
     """
-    return UNet(*sizes, block=osa_unit, width=width, upsampling=upsampling)
+    return UNet(*sizes, block=blocks.osa_unit, width=width, upsampling=upsampling)
 
 
 def mobilevitv2_unet_var(
@@ -74,10 +59,9 @@ def mobilevitv2_unet_var(
     (arXiv:2206.02680: separable self-attention) with its defaults, then batch normalisation and
     GELU. That block enlarges maps to multiples of 8 (at 224 pixels 28 to 32 and 14 to 16), and the
     authors' code then crops the enlarged map to the size of the skip, which moves it against the
-    skip. Chosen otherwise: it is scaled to the skip's size (bilinear). Parameters and cost are the
-    same.
+    skip. Chosen otherwise: it is scaled to the skip's size (bilinear), at the same cost.
     """
-    return UNet(*sizes, block=mobilevit_unit, width=width, upsampling=upsampling)
+    return UNet(*sizes, block=blocks.mobilevit_unit, width=width, upsampling=upsampling)
 
 
 def sharp_unet(*sizes: int, width: int = 64, upsampling: Upsampling = "transpose") -> UNet:
@@ -89,7 +73,8 @@ def sharp_unet(*sizes: int, width: int = 64, upsampling: Upsampling = "transpose
     (public code in Keras leaves the layer trainable); no activation after it; 64 channels in the
     first level, as `unet`, where that code has 32.
     """
-    return UNet(*sizes, block=double_conv, width=width, upsampling=upsampling, skip=Sharpen)
+    block = blocks.double_conv
+    return UNet(*sizes, block=block, width=width, upsampling=upsampling, skip=Sharpen)
 
 
 def dense_inception_unet(
@@ -106,9 +91,6 @@ def dense_inception_unet(
     blocks and 24 in the middle, each adding width / 2 channels (DenseNet's growth of 32 at width
     64) and beginning with a 1x1 convolution to twice that; the branches of each module, see
     `medduet.models.inception`. Halving rounds up, and what stands over after doubling is cut.
-
-    Raises:
-        ModelError: `width` is below 4.
     """
     if width < 4:
         raise ModelError(f"dense_inception_unet needs a width of at least 4, but got {width}")
@@ -144,9 +126,6 @@ def adares_unet(
     Chosen, because the text that could be read (the abstract) does not fix it: two convolutions
     per block with the shortcut of ResNet (1x1 where the channels differ), dropout of whole
     channels between them, the stem a residual block too, and the default hyper-parameters.
-
-    Raises:
-        ModelError: `kernel_size` is even, `activation` unknown, or `dropout` not in [0, 1).
     """
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ModelError(f"expected an odd kernel_size such as 3 or 5, but got {kernel_size}")
@@ -154,7 +133,10 @@ def adares_unet(
         raise ModelError(f"unknown activation '{activation}': {closest(activation, ACTIVATIONS)}")
     if not 0 <= dropout < 1:
         raise ModelError(f"expected a dropout of at least 0 and below 1, but got {dropout}")
-    block: Block = partial(
-        ResidualUnit, kernel_size=kernel_size, activation=activation, dropout=dropout
-    )
+    options: dict[str, Any] = {
+        "kernel_size": kernel_size,
+        "activation": activation,
+        "dropout": dropout,
+    }
+    block: Block = partial(ResidualUnit, **options)
     return UNet(*sizes, block=block, stem=block, width=width, upsampling=upsampling)

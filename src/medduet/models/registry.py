@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -64,7 +64,7 @@ MODELS: dict[str, ModelSpec] = {
     ),
     "unet": ModelSpec(networks.unet, "U-Net of double convolutions", "U-Net, arXiv:1505.04597"),
     "unet_var": ModelSpec(
-        networks.unet_var,
+        networks.unet,
         "U-Net of double convolutions with a class head",
         f"U-Net, arXiv:1505.04597; with the class head of {TASK_PAPER}",
     ),
@@ -92,13 +92,9 @@ _SMP_EXAMPLES = ("smp:unet/resnet34", "smp:fpn/tu-convnext_tiny")
 
 
 def find_model(name: str) -> ModelSpec:
-    """Return what is known of the network called `name`.
+    """Return what is known of one of `MODELS`, ``timm:NAME``, or ``smp:ARCHITECTURE/ENCODER``.
 
-    Args:
-        name: one of `MODELS`, ``timm:NAME``, or ``smp:ARCHITECTURE/ENCODER``.
-
-    Raises:
-        ModelError: there is none; the message has the five closest names.
+    ModelError with the five closest names if there is none.
 
     Example:
         >>> find_model("timm:resnet18").paper
@@ -106,11 +102,10 @@ def find_model(name: str) -> ModelSpec:
     """
     if name in MODELS:
         return MODELS[name]
-    library, colon, rest = name.partition(":")
-    if colon and library == "timm":
-        return _timm_spec(name, rest)
-    if colon and library == "smp":
-        return _smp_spec(name, rest)
+    if name.startswith("timm:"):
+        return _timm_spec(name)
+    if name.startswith("smp:"):
+        return _smp_spec(name)
     import timm
 
     names = {name: name for name in MODELS} | {bare: f"timm:{bare}" for bare in timm.list_models()}
@@ -121,11 +116,7 @@ def find_model(name: str) -> ModelSpec:
 def model_names(patterns: Sequence[str]) -> list[str]:
     """Return the names of networks that match shell patterns; those of the paper for none.
 
-    Args:
-        patterns: such as ``unet*`` or ``timm:*convnext*``; a whole name stands for itself.
-
-    Raises:
-        ModelError: nothing matches one of them.
+    Patterns are such as ``unet*`` or ``timm:*convnext*``; ModelError if nothing matches one.
 
     Example:
         >>> model_names(["*unet_var"])
@@ -135,7 +126,7 @@ def model_names(patterns: Sequence[str]) -> list[str]:
         return [*MODELS, *PAPER_CLASSIFIERS, *_SMP_EXAMPLES]
     names = []
     for pattern in patterns:
-        matching = fnmatch.filter(_all_names(pattern), pattern)
+        matching = fnmatch.filter(_all_names(pattern.partition(":")[0]), pattern)
         if not matching:
             if set(pattern) & set("*?["):
                 raise ModelError(f"no network matches '{pattern}': try 'timm:*resnet*'")
@@ -145,18 +136,17 @@ def model_names(patterns: Sequence[str]) -> list[str]:
     return names
 
 
-def _all_names(pattern: str) -> list[str]:
-    """Return the known names among which `pattern` may find some."""
-    if pattern.startswith("timm:"):
+def _all_names(library: str) -> Iterable[str]:
+    if library == "timm":
         import timm
 
         return [f"timm:{name}" for name in timm.list_models()]
-    if pattern.startswith("smp:"):
+    if library == "smp":
         import segmentation_models_pytorch as smp
 
         decoders, encoders = smp.MODEL_ARCHITECTURES_MAPPING, smp.encoders.encoders
         return [f"smp:{decoder}/{encoder}" for decoder in decoders for encoder in encoders]
-    return list(MODELS)
+    return MODELS
 
 
 def create_model(
@@ -201,80 +191,75 @@ def create_model(
         flag = f"--model.{unknown[0].replace('_', '-')} None"
         hint = closest(unknown[0], spec.options, f"unset it ({flag})")
         raise ModelError(f"{name} has no option '{unknown[0]}': {hint}")
-    if pretrained:
-        if spec.licence is None:
-            raise ModelError(
-                f"there are no pretrained weights for {name}: leave --model.pretrained out, or "
-                "take a network of which 'medduet models' names the licence of its weights"
-            )
-        options["pretrained"] = True
+    if pretrained and spec.licence is None:
+        raise ModelError(
+            f"there are no pretrained weights for {name}: leave --model.pretrained out, or "
+            "take a network of which 'medduet models' names the licence of its weights"
+        )
+    heads = {"num_classes": num_classes, "dense_channels": dense_channels}
+    sizes = {"in_channels": in_channels, **heads}
     try:
-        network = spec.build(in_channels, num_classes, dense_channels, **options)
+        if min(in_channels, options.get("width", 1)) < 1 or min(heads.values()) < 0:
+            raise ModelError(f"expected positive sizes, but got {sizes | options}")
+        if not any(heads.values()):
+            raise ModelError(f"a network needs a head, but got {heads}")
+        fetched = {"pretrained": True} if pretrained else {}
+        network = spec.build(*sizes.values(), **options, **fetched)
     except (TypeError, RuntimeError) as error:  # what libraries say of sizes they can't have
-        given = ", ".join(f"{option}={value!r}" for option, value in options.items())
         reason = str(error).strip().partition("\n")[0]  # torch adds a stack of its C++
-        raise ModelError(f"{name} can't be built with {given or 'a head'}: {reason}") from error
+        raise ModelError(f"{name} can't be built with {sizes | options}: {reason}") from error
     except OSError as error:
-        reason = " ".join(str(error).split())
         raise DownloadError(
             f"the pretrained weights of {name} could not be fetched from the Hugging Face hub: "
-            f"{reason}; connect, or give a local copy by --model.weights FILE.safetensors"
+            f"{' '.join(str(error).split())}; connect, or give a local copy by --model.weights "
+            "FILE.safetensors"
         ) from error
-    options.pop("pretrained", None)
-    network.arguments = {
-        "name": name,
-        "in_channels": in_channels,
-        "num_classes": num_classes,
-        "dense_channels": dense_channels,
-        **options,
-    }
+    network.arguments = {"name": name, **sizes, **options}
     return network
 
 
-def _timm_spec(name: str, rest: str) -> ModelSpec:
+def _timm_spec(name: str) -> ModelSpec:
     import timm
 
     from medduet.models.encoders import TimmNetwork
 
+    rest = name.removeprefix("timm:")
     stem = rest.partition(".")[0]
     if not timm.is_model(stem) or (stem != rest and rest not in timm.list_pretrained(f"{stem}.*")):
         near = five_closest(rest, {known: f"timm:{known}" for known in timm.list_models()})
         raise ModelError(f"unknown network '{name}': {near}; 'medduet models timm:*' lists all")
     config = timm.get_pretrained_cfg(rest) if timm.models.is_model_pretrained(rest) else None
-    paper = PAPER_CLASSIFIERS.get(
-        f"timm:{stem}", "The paper is named in timm's file of the network"
+    return ModelSpec(
+        partial(TimmNetwork, name=rest),
+        "classifier of timm; with a dense head a U-Net decoder on its maps",
+        PAPER_CLASSIFIERS.get(f"timm:{stem}", "The paper is named in timm's file of the network"),
+        (config.license or "not recorded") if config else None,
     )
-    licence = (config.license or "not recorded") if config else None
-    summary = "classifier of timm; with a dense head a U-Net decoder on its maps"
-    return ModelSpec(partial(TimmNetwork, name=rest), summary, paper, licence)
 
 
-def _smp_spec(name: str, rest: str) -> ModelSpec:
+def _smp_spec(name: str) -> ModelSpec:
     import segmentation_models_pytorch as smp
     import timm
 
     from medduet.models.encoders import SmpNetwork
 
-    architecture, _, encoder = rest.partition("/")
-    decoders = smp.MODEL_ARCHITECTURES_MAPPING
+    architecture, _, encoder = name.removeprefix("smp:").partition("/")
+    decoders, encoders = smp.MODEL_ARCHITECTURES_MAPPING, smp.encoders.encoders
     if architecture not in decoders:
         near = five_closest(architecture, {known: f"smp:{known}/ENCODER" for known in decoders})
-        raise ModelError(f"unknown network '{name}': {near}")
-    encoders = smp.encoders.encoders
-    from_timm = encoder.startswith("tu-") and timm.is_model(encoder[3:].partition(".")[0])
-    if encoder not in encoders and not from_timm:
-        names = [*encoders, *(f"tu-{known}" for known in timm.list_models())]
-        near = five_closest(encoder, {known: f"smp:{architecture}/{known}" for known in names})
-        raise ModelError(f"unknown network '{name}': {near}")
-    if from_timm:
+        raise ModelError(f"unknown network '{name}': {near}; 'medduet models smp:*' lists all")
+    if encoder in encoders:
+        licence = "not recorded" if encoders[encoder]["pretrained_settings"] else None
+    elif encoder.startswith("tu-") and timm.is_model(encoder[3:].partition(".")[0]):
         licence = find_model(f"timm:{encoder[3:]}").licence
     else:
-        licence = "not recorded" if encoders[encoder]["pretrained_settings"] else None
-    build = partial(SmpNetwork, architecture=architecture, encoder=encoder)
-    summary = f"{decoders[architecture].__name__} of segmentation-models-pytorch"
+        names = [*encoders, *(f"tu-{known}" for known in timm.list_models())]
+        near = five_closest(encoder, {known: f"smp:{architecture}/{known}" for known in names})
+        raise ModelError(f"unknown network '{name}': {near}; 'medduet models smp:*' lists all")
+    title = decoders[architecture].__name__
     return ModelSpec(
-        build,
-        summary,
-        f"Papers: documentation of {decoders[architecture].__name__} and the encoder there",
+        partial(SmpNetwork, architecture=architecture, encoder=encoder),
+        f"{title} of segmentation-models-pytorch",
+        f"Papers: documentation of {title} and the encoder there",
         licence,
     )

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medduet.errors import ModelError, closest
-from medduet.models.base import DuetNetwork, check_sizes
+from medduet.models.base import DuetNetwork
 from medduet.models.blocks import Block, double_conv
 from medduet.models.normalize import Normalize
 from medduet.types import Outputs
 
 Upsampling = Literal["transpose", "bilinear"]
-UPSAMPLINGS: tuple[Upsampling, ...] = get_args(Upsampling)
 LEVELS = 4
 MIN_SIDE = 2**LEVELS
 """The smallest height and width in pixels that a U-Net takes."""
@@ -30,10 +29,7 @@ def max_pool(channels: int) -> nn.Module:
 
 
 def upsample(in_channels: int, out_channels: int, upsampling: Upsampling) -> nn.Module:
-    """Double height and width: 2x2 transposed convolution, or bilinear and a 1x1 convolution.
-
-    Halving the channels by the 1x1 convolution keeps every other shape of the network as it is.
-    """
+    """Double height and width: 2x2 transposed convolution, or bilinear and a 1x1 convolution."""
     if upsampling == "transpose":
         return nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
     return nn.Sequential(
@@ -45,11 +41,9 @@ def upsample(in_channels: int, out_channels: int, upsampling: Upsampling) -> nn.
 class Sharpen(nn.Module):
     """Depthwise 3x3 convolution with a fixed Laplacian: 8 in the centre, -1 around it.
 
-    It has no parameter and adds nothing to the saved weights. Takes and gives ``(N, C, H, W)``;
-    beyond the border are zeros.
+    It has no parameter and adds nothing to the saved weights; beyond the border are zeros.
 
     Example:
-        >>> import torch
         >>> Sharpen()(torch.ones(1, 1, 3, 3))[0, 0, 1].tolist()
         [3.0, 0.0, 3.0]
     """
@@ -63,7 +57,7 @@ class Sharpen(nn.Module):
         self.register_buffer("kernel", kernel, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the sharpened map, see `Sharpen`."""
+        """Return the sharpened map."""
         channels = x.shape[1]
         kernel = self.kernel.to(x.dtype).expand(channels, 1, 3, 3)
         return F.conv2d(x, kernel, padding=1, groups=channels)
@@ -71,11 +65,6 @@ class Sharpen(nn.Module):
 
 class Down(nn.Sequential):
     """Halve height and width, then the block."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, block: Block, pool: Callable[[int], nn.Module]
-    ) -> None:
-        super().__init__(pool(in_channels), block(in_channels, out_channels))
 
 
 class Up(nn.Module):
@@ -102,7 +91,7 @@ class Up(nn.Module):
         self.block = block(in_channels, out_channels)
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
-        """Return ``(N, out_channels, H, W)``, see `Up`."""
+        """Return ``(N, out_channels, H, W)``."""
         deep = self.upsample(deep)
         rows, columns = skip.shape[-2] - deep.shape[-2], skip.shape[-1] - deep.shape[-1]
         if max(abs(rows), abs(columns)) > 1:
@@ -129,13 +118,8 @@ class UNet(DuetNetwork):
         enlarge: builds what doubles them; takes channels in, channels out, and `upsampling`.
         skip: builds what each skip passes through before it is joined.
 
-    Shapes:
-        Takes ``(N, C, H, W)``, uint8 or float in [0, 1], H and W at least 16. Gives
-        ``Outputs(class_logits (N, K) or None, dense (N, D, H, W) or None)``.
-
-    Raises:
-        ModelError: both heads are off, a size is not positive, or the upsampling is unknown; on
-            the forward pass, an image smaller than 16 pixels or with another number of channels.
+    Takes ``(N, C, H, W)``, uint8 or float in [0, 1], H and W at least 16 (else ModelError). Gives
+    ``Outputs(class_logits (N, K) or None, dense (N, D, H, W) or None)``.
 
     Example:
         >>> from medduet.models.blocks import osa_unit
@@ -144,6 +128,8 @@ class UNet(DuetNetwork):
         >>> outputs.class_logits.shape, outputs.dense.shape
         (torch.Size([2, 2]), torch.Size([2, 1, 33, 16]))
     """
+
+    min_side = MIN_SIDE
 
     def __init__(
         self,
@@ -160,16 +146,15 @@ class UNet(DuetNetwork):
         skip: Callable[[], nn.Module] = nn.Identity,
     ) -> None:
         super().__init__()
-        check_sizes(in_channels, num_classes, dense_channels, width)
-        if upsampling not in UPSAMPLINGS:
-            hint = closest(upsampling, UPSAMPLINGS)
+        if upsampling not in get_args(Upsampling):
+            hint = closest(upsampling, get_args(Upsampling))
             raise ModelError(f"unknown upsampling '{upsampling}': {hint}")
         channels = [width * 2**level for level in range(LEVELS + 1)]
         blocks = [block] * (LEVELS + 1) if callable(block) else list(block)
         self.normalize = Normalize(in_channels)
         self.stem = stem(in_channels, width)
         self.down = nn.ModuleList(
-            Down(channels[level], channels[level + 1], blocks[level + 1], pool)
+            Down(pool(channels[level]), blocks[level + 1](channels[level], channels[level + 1]))
             for level in range(LEVELS)
         )
         self.class_head = nn.Linear(channels[-1], num_classes) if num_classes else None
@@ -180,8 +165,6 @@ class UNet(DuetNetwork):
                 sizes = channels[level + 1], channels[level]
                 self.up.append(Up(*sizes, blocks[level], upsampling, enlarge, skip))
             self.dense_head = nn.Conv2d(width, dense_channels, kernel_size=1)
-
-    min_side = MIN_SIDE
 
     @property
     def encoder_modules(self) -> list[nn.Module]:
@@ -199,7 +182,7 @@ class UNet(DuetNetwork):
         return self.class_head
 
     def forward(self, image: Tensor) -> Outputs:
-        """Return the scores of both heads for ``(N, C, H, W)`` images, see `UNet`."""
+        """Return the scores of both heads for ``(N, C, H, W)`` images."""
         maps = self._encode(image)
         class_logits = self._class_scores(maps[-1])
         dense = None
@@ -214,7 +197,12 @@ class UNet(DuetNetwork):
 
     def _encode(self, image: Tensor) -> list[Tensor]:
         """Return the map of each level, the finest first."""
-        _check_side(image)
+        height, width = image.shape[-2:]
+        if height < MIN_SIDE or width < MIN_SIDE:
+            raise ModelError(
+                f"expected images of at least {MIN_SIDE} x {MIN_SIDE} pixels, but got "
+                f"{height} x {width}: resize them (--size {MIN_SIDE} or more)"
+            )
         maps = [self.stem(self.normalize(image))]
         for down in self.down:
             maps.append(down(maps[-1]))
@@ -229,12 +217,3 @@ class UNet(DuetNetwork):
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def _check_side(image: Tensor) -> None:
-    height, width = image.shape[-2:]
-    if height < MIN_SIDE or width < MIN_SIDE:
-        raise ModelError(
-            f"expected images of at least {MIN_SIDE} x {MIN_SIDE} pixels, but got "
-            f"{height} x {width}: resize them (--size {MIN_SIDE} or more)"
-        )

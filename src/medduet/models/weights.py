@@ -23,8 +23,8 @@ from medduet.utils.parsing import read_json, sha256
 FORMAT = "medduet-bundle"
 VERSION = 1
 _ROW = torch.linspace
-_DAMAGE = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What safetensors lets out, of types that torch doesn't have."""
+_DAMAGE = (OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What safetensors lets out beside its own error, as of types that torch doesn't have."""
 _PREFIXES = ("", "encoder.", "model.encoder.", "model.encoder.model.", "model.")
 
 
@@ -53,20 +53,15 @@ class WeightsReport:
 
         Example:
             >>> WeightsReport("a.safetensors", ["x", "y"], [], ["head"], [], ["fc"]).summary()
-            'a.safetensors: 2 of 3 tensors taken; other shape: head; not in the network: fc'
+            'a.safetensors: 2 of 3 tensors taken; other shape: head; not in network: fc'
         """
         taken = len(self.matched) + len(self.adapted)
         total = taken + len(self.other_shape) + len(self.not_in_file)
         parts = [f"{self.path}: {taken} of {total} tensors taken"]
-        for title, names in (
-            ("adapted to the channels", self.adapted),
-            ("other shape", self.other_shape),
-            ("not in the file", self.not_in_file),
-            ("not in the network", self.not_in_network),
-        ):
-            if names:
+        for title in ("adapted", "other_shape", "not_in_file", "not_in_network"):
+            if names := getattr(self, title):
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                parts.append(f"{title}: {', '.join(names[:3])}{more}")
+                parts.append(f"{title.replace('_', ' ')}: {', '.join(names[:3])}{more}")
         return "; ".join(parts)
 
     def record(self) -> dict[str, Any]:
@@ -83,9 +78,6 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
         path: a ``.safetensors`` file, of a bundle of ours or of an encoder as timm or
             segmentation-models-pytorch save it; or the folder of a bundle or run; or
             ``hf://OWNER/NAME``.
-
-    Returns:
-        What was taken and what was not.
 
     Raises:
         MissingFileError: there is no such file.
@@ -104,25 +96,26 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
     """
     from timm.models import adapt_input_conv
 
-    file = _weights_file(bundle_folder(path))
+    folder = bundle_folder(path)
+    places = (folder / "bundle" / WEIGHTS, folder / WEIGHTS, folder)
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise MissingFileError(
+            "expected a .safetensors file, a bundle or a finished run for --model.weights, but "
+            f"there is none at {folder}"
+        )
     try:
         tensors = load_file(file)
-    except (SafetensorError, OSError, *_DAMAGE) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{file} is not a safetensors file: {reason}") from error
+    except (SafetensorError, *_DAMAGE) as error:
+        raise _not_safetensors(file, error) from error
     state, channels = network.state_dict(), network.normalize.channels
     renamed = [{prefix + name: tensors[name] for name in tensors} for prefix in _PREFIXES]
     named = max(renamed, key=lambda names: len(state.keys() & names.keys()))
-    taken, adapted, other_shape = {}, [], []
-    for name in [name for name in state if name in named]:
-        value = named[name]
-        if value.shape == state[name].shape:
-            taken[name] = value
-        elif _is_first_convolution(value, state[name], channels):
-            taken[name] = adapt_input_conv(channels, value)
-            adapted.append(name)
-        else:
-            other_shape.append(name)
+    shared = [name for name in state if name in named]
+    taken = {name: named[name] for name in shared if named[name].shape == state[name].shape}
+    matched = list(taken)
+    adapted = [name for name in shared if _is_made_for_rgb(named[name], state[name], channels)]
+    taken |= {name: adapt_input_conv(channels, named[name]) for name in adapted}
     if not taken:
         raise ModelError(
             f"none of the {len(tensors)} tensors in {file} fits {network.arguments['name']}: the "
@@ -135,12 +128,20 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
         network.normalize.set(*normalization)
     return WeightsReport(
         path=str(path),
-        matched=[name for name in taken if name not in adapted],
+        matched=matched,
         adapted=adapted,
-        other_shape=other_shape,
+        other_shape=[name for name in shared if name not in taken],
         not_in_file=[name for name in state if name not in named],
         not_in_network=sorted(name for name in named if name not in state),
     )
+
+
+def _is_made_for_rgb(value: Tensor, target: Tensor, channels: int) -> bool:
+    """Whether a kernel differs only in that the network's images aren't RGB."""
+    shape = list(target.shape)
+    if target.ndim != 4 or channels == 3 or shape[1] != channels:
+        return False
+    return list(value.shape) == [shape[0], 3, *shape[2:]]
 
 
 def save_network(
@@ -166,9 +167,8 @@ def save_network(
         "weights_sha256": sha256(path / WEIGHTS),
         "network": network.arguments,
     }
-    write_json(
-        path / CONFIG, {**fixed, **(config or {}), **fixed}
-    )  # config may be that of another bundle
+    # `config` may be that of another bundle.
+    write_json(path / CONFIG, {**fixed, **(config or {}), **fixed})
 
 
 class _NumbersOnCPU(TorchFunctionMode):
@@ -195,21 +195,21 @@ def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
                 f"expected a bundle or a finished run at {folder}, but there is no {name}: give "
                 "the folder RUN/bundle of a finished run"
             )
-    config = _read_config(folder)
-    if sha256(folder / WEIGHTS) != config["weights_sha256"]:
+    config, file = _read_config(folder), folder / WEIGHTS
+    if sha256(file) != config["weights_sha256"]:
         raise ModelError(
-            f"{folder / WEIGHTS} is not the file that config.json describes: its SHA-256 differs; "
-            "copy the whole folder again"
+            f"{file} is not the file that config.json describes: its SHA-256 differs; copy the "
+            "whole folder again"
         )
     with torch.random.fork_rng(devices=[]):  # the first weights are replaced at once
         with torch.device("meta"), _NumbersOnCPU():
             sketch = build_network(config["network"])
-        _check_shapes(sketch, folder / WEIGHTS)  # before sizes from elsewhere take any memory
+        _check_shapes(sketch, file)  # before sizes from elsewhere take any memory
         network = build_network(config["network"])
     try:
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    except (SafetensorError, OSError, *_DAMAGE) as error:
-        raise ModelError(f"{folder / WEIGHTS} can't be taken over: {error}") from error
+        network.load_state_dict(load_file(file))
+    except (SafetensorError, *_DAMAGE) as error:
+        raise ModelError(f"{file} can't be taken over: {error}") from error
     network.eval()
     return network, config
 
@@ -219,18 +219,19 @@ def _check_shapes(network: DuetNetwork, path: Path) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             in_file = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, *_DAMAGE) as error:
-        raise ModelError(f"{path} is not a safetensors file: {error}") from error
+    except (SafetensorError, *_DAMAGE) as error:
+        raise _not_safetensors(path, error) from error
     expected = {name: list(value.shape) for name, value in network.state_dict().items()}
-    if differing := [
-        name for name in {**expected, **in_file} if expected.get(name) != in_file.get(name)
-    ]:
-        name = differing[0]
-        raise ModelError(
-            f"the weights in {path.parent} don't fit the network: expected "
-            f"{expected.get(name, 'no')} {name}, but the file has {in_file.get(name, 'none')}, and "
-            f"{len(differing) - 1} more differ"
-        )
+    for name in {**expected, **in_file}:
+        if expected.get(name) != in_file.get(name):
+            raise ModelError(
+                f"the weights in {path.parent} don't fit the network: expected "
+                f"{expected.get(name, 'no')} {name}, but the file has {in_file.get(name, 'none')}"
+            )
+
+
+def _not_safetensors(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"{path} is not a safetensors file: {' '.join(str(error).split())}")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -247,21 +248,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG} lacks {' and '.join(sorted(missing))}: copy the whole folder again"
         )
     return config
-
-
-def _weights_file(path: Path) -> Path:
-    for file in (path / "bundle" / WEIGHTS, path / WEIGHTS, path):
-        if file.is_file():
-            return file
-    raise MissingFileError(
-        f"expected a .safetensors file, a bundle or a finished run for --model.weights, but there "
-        f"is none at {path}"
-    )
-
-
-def _is_first_convolution(value: Tensor, target: Tensor, channels: int) -> bool:
-    """Whether only the number of image channels differs, in a kernel made for RGB."""
-    if value.ndim != 4 or target.ndim != 4 or value.shape[0] != target.shape[0]:
-        return False
-    same_kernel = value.shape[2:] == target.shape[2:]
-    return same_kernel and value.shape[1] == 3 and target.shape[1] == channels
