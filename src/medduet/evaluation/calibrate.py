@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from medduet.config import DataConfig, Device
 from medduet.data.cache import ProgressFactory
 from medduet.errors import ConfigError
-from medduet.evaluation.evaluate import Evaluator
-from medduet.runs.bundle import load_bundle, save_bundle
+from medduet.evaluation.evaluate import Evaluator, SplitName
+from medduet.runs.bundle import save_bundle
 from medduet.runs.config import DataRecord
 from medduet.uncertainty.calibration import Calibration
-from medduet.utils.hub import bundle_folder
 
 
 def calibrate_bundle(
@@ -20,7 +18,7 @@ def calibrate_bundle(
     out: str | Path,
     *,
     data: DataConfig,
-    split: Literal["train", "val", "test", "all"] = "all",
+    split: SplitName = "all",
     device: Device = "auto",
     progress: ProgressFactory | None = None,
 ) -> Calibration:
@@ -46,14 +44,12 @@ def calibrate_bundle(
         DataError: too few images with a label.
         MedDuetError: see `medduet.evaluate`.
     """
-    path, out = bundle_folder(path), Path(out)
+    out = Path(out)
     if out.exists():
         raise ConfigError(f"{out} is there already: give another --out")
-    bundle = load_bundle(path)
-    if not bundle.config.network.num_classes:
-        raise ConfigError(f"{path} has no class head, so there is nothing to calibrate")
-    evaluator = Evaluator.open(bundle, path, data=data, device=device, progress=progress)
-    images, trained_on = evaluator.images, bundle.config.data or DataRecord()
+    evaluator = Evaluator.open(path, data=data, device=device, progress=progress)
+    images, bundle = evaluator.images, evaluator.bundle
+    trained_on = bundle.config.data or DataRecord()
     # The same images, however they are split.
     undivided = {images.fingerprint, images.info.get("undivided")} - {None}
     is_same = bool(undivided & {trained_on.fingerprint, trained_on.info.get("undivided")})
@@ -62,21 +58,19 @@ def calibrate_bundle(
             f"{path} was trained on these images, and is more confident on them than on others: "
             "give --split val, or other images"
         )
-    evaluator.prepare(bundle)
-    predictions = evaluator.predict(bundle, evaluator.split(split), thorough=False)
+    predictions = evaluator.predict(evaluator.split(split), thorough=False)
     if predictions.label is None or predictions.probability is None:
-        raise ConfigError(f"{images.name} has no labels to calibrate on")
+        raise ConfigError(f"{path} has no classes to calibrate, or {images.name} no labels")
     calibration = Calibration.fit(
         predictions.label, predictions.probability, bundle.config.multi_label
     )
-    source = {"name": images.name, "fingerprint": images.fingerprint, "split": split}
     metrics = dict(bundle.config.metrics)
     for name in {"val", "test"} & metrics.keys():  # what they say of the old calibration
         metrics[name] = {key: each for key, each in metrics[name].items() if key != "calibration"}
     changes = {
         "calibration": calibration,
         "calibration_missing": None,
-        "calibrated_on": source,
+        "calibrated_on": {"name": images.name, "fingerprint": images.fingerprint, "split": split},
         "metrics": metrics,
     }
     if evaluator.fabric.is_global_zero:

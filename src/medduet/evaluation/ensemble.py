@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,12 +21,8 @@ from medduet.runs.folder import RunFolder, is_run
 from medduet.training.validation import summarize
 from medduet.utils.hub import bundle_folder
 
-_SAME = ("class_names", "mask_names", "multi_label", "layout", "preprocessing", "precision")
-"""Parts of ``config.json`` that members must have in common."""
 
-
-@dataclass(frozen=True)
-class EnsembleRecord:
+class EnsembleRecord(NamedTuple):
     """An ensemble that was written.
 
     Attributes:
@@ -79,21 +74,6 @@ def ensemble(
         ConfigError: the members don't belong together, or the views would make the truth wrong.
         MissingFileError: there is no bundle at one of the paths.
         ModelError: a bundle is damaged, or says too little of itself.
-
-    Example:
-        >>> import tempfile, torch
-        >>> from medduet import create_model, load
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> for name in "ab":
-        ...     network = create_model("unet_var", in_channels=1, num_classes=2, width=2)
-        ...     save_bundle(folder / name, network, {
-        ...         "class_names": ["a", "b"],
-        ...         "layout": {"mask_classes": 0, "image_channels": 0},
-        ...         "preprocessing": {"size": [32, 32], "channels": 1},
-        ...         "data": {"fingerprint": "x"}})
-        >>> record = ensemble([folder / "a", folder / "b"], folder / "both", tta="flip")
-        >>> load(record.path)(torch.zeros(3, 1, 32, 32)).class_logits.shape
-        torch.Size([3, 2])
     """
     out = Path(out)
     if out.exists():
@@ -102,93 +82,81 @@ def ensemble(
         raise ConfigError(
             f"expected several bundles or runs, given {len(paths)}: add more, or --tta flip"
         )
-    names = [str(path) for path in paths]
     folders = [bundle_folder(path) for path in paths]
-    bundles = [load_bundle(folder) for folder in folders]
-    _check_same(names, bundles)
+    members, names = [load_bundle(folder) for folder in folders], [str(path) for path in paths]
+    _check_same(members, names)
     runs = [folder for folder in folders if is_run(folder)]
     if modality == "auto" and runs:
         modality = RunFolder.open(runs[0]).run_config().data.modality
-    _check_views(tta, bundles[0].config, modality)
-    combined = _combined(bundles, tta)
+    _check_views(tta, members[0].config, modality)
+    combined = _combined(members, tta)
     images, scores = "", {}
     if evaluate and (data is not None or runs):
         evaluator = Evaluator.open(
-            bundles[0],
-            runs[0] if runs else folders[0],
-            data=data,
-            device=device,
-            progress=progress,
+            (runs or folders)[0], data=data, device=device, progress=progress
         )
-        images, config = evaluator.images.name, evaluator.config.evaluate
+        images, networks = evaluator.images.name, [*members, combined]
         for split in ("val", "test"):
-            predictions = evaluator.predict_all([*bundles, combined], split)
-            scores[split] = [summarize(each, config) for each in predictions]
+            predicted = [evaluator.of(each).predict(evaluator.split(split)) for each in networks]
+            scores[split] = [summarize(each, evaluator.config.evaluate) for each in predicted]
         trained_on = combined.config.data
         if trained_on is not None and evaluator.images.fingerprint == trained_on.fingerprint:
-            of_ensemble = {split: summaries[-1] for split, summaries in scores.items()}
-            combined.config.metrics = combined.config.metrics | of_ensemble
+            combined.config.metrics |= {split: rows[-1] for split, rows in scores.items()}
     save_bundle(out, combined.network.cpu(), combined.config)
     return EnsembleRecord(out, names, images, scores)
 
 
-def _check_same(paths: Sequence[str], bundles: Sequence[ModelBundle]) -> None:
+def _check_same(members: Sequence[ModelBundle], paths: Sequence[str]) -> None:
     """Raise `ConfigError` unless the networks have the same task on the same images."""
-    for path, bundle in zip(paths, bundles, strict=True):
-        bundle.config.usable(path)
-        if isinstance(bundle.network, Ensemble):
+    shared, seen = list[dict[str, Any]](), dict[str | None, str]()
+    for member, path in zip(members, paths, strict=True):
+        member.config.usable(path)
+        if isinstance(member.network, Ensemble):
             raise ConfigError(f"{path} is an ensemble already: give its members")
-    first, seen = _shared(bundles[0]), dict[str | None, str]()
-    for path, bundle in zip(paths, bundles, strict=True):
-        for name, value in _shared(bundle).items():
-            if value != first[name]:
+        config = member.config.to_json()
+        names = ("class_names", "mask_names", "multi_label", "layout", "precision")
+        # Members normalise each by its own mean and spread.
+        prepared = ("size", "channels", "fit", "window")
+        values = {name: config[name] for name in names}
+        values["preprocessing"] = {name: config["preprocessing"][name] for name in prepared}
+        values["images and split"] = (config["data"] or {}).get("fingerprint")
+        shared.append(values)
+        for name, value in shared[0].items():
+            if value != values[name]:
                 raise ConfigError(
-                    f"expected members with the same {name}, but {paths[0]} has {first[name]} and "
-                    f"{path} {value}: they can't be one ensemble"
+                    f"expected members with the same {name}, but {paths[0]} has {value} and "
+                    f"{path} {values[name]}: they can't be one ensemble"
                 )
-        if (twin := seen.get(bundle.config.weights_sha256)) is not None:
+        if (twin := seen.get(member.config.weights_sha256)) is not None:
             raise ConfigError(f"{twin} and {path} are the same network: leave one out")
-        seen[bundle.config.weights_sha256] = path
-
-
-def _shared(bundle: ModelBundle) -> dict[str, Any]:
-    values = {name: bundle.config.to_json()[name] for name in _SAME}
-    preprocessing = values["preprocessing"]
-    # Members normalise each by its own mean and spread.
-    values["preprocessing"] = {
-        name: preprocessing[name] for name in ("size", "channels", "fit", "window")
-    }
-    data = bundle.config.data
-    return values | {"images and split": None if data is None else data.fingerprint}
+        seen[member.config.weights_sha256] = path
 
 
 def _check_views(tta: TestTime, config: BundleConfig, modality: Modality) -> None:
     """Raise `ConfigError` for views of images on which the truth would be another one."""
-    if tta == "none":
-        return
     data = config.data or DataRecord()
     may = allowed(data.info, [*config.class_names, *config.mask_names], modality)
     name = data.name or "the data"
-    if not may.mirror:
+    if tta != "none" and not may.mirror:
         raise ConfigError(
             f"--tta {tta} mirrors images, but a class of {name} says left or right: leave it out"
         )
-    if tta != "flip" and not may.turn:
+    if tta in ("flips", "turns") and not may.turn:
         raise ConfigError(
             f"--tta {tta} turns images upside down, but those of {name} may have an upper side: "
             "give --tta flip, or --modality microscopy or dermoscopy if they have none"
         )
 
 
-def _combined(bundles: Sequence[ModelBundle], tta: TestTime) -> ModelBundle:
-    first = bundles[0].config
+def _combined(members: Sequence[ModelBundle], tta: TestTime) -> ModelBundle:
+    first = members[0].config
     network = Ensemble(
-        [bundle.network for bundle in bundles],
+        [member.network for member in members],
         multi_label=first.multi_label,
-        mask_channels=bundles[0].layout.mask_channels,
+        mask_channels=members[0].layout.mask_channels,
         test_time=tta,
     ).eval()
-    metrics = [bundle.config.metrics for bundle in bundles]
+    metrics = [member.config.metrics for member in members]
     buffers = network.normalize.named_buffers()
     normalisation = {name: buffer.flatten().tolist() for name, buffer in buffers}
     assert first.preprocessing is not None
@@ -203,7 +171,7 @@ def _combined(bundles: Sequence[ModelBundle], tta: TestTime) -> ModelBundle:
             "selected_epoch": [each.get("selected_epoch") for each in metrics],
         },
         **dict.fromkeys(("calibration", "calibration_missing", "calibrated_on", "ood")),
-        "members": [bundle.config.weights_sha256 for bundle in bundles],
+        "members": [member.config.weights_sha256 for member in members],
         "versions": {"medduet": __version__, "torch": torch.__version__},
     }
     return ModelBundle(network, first.model_copy(update=changes))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +17,6 @@ from medduet.errors import ConfigError
 from medduet.models.base import check_takes
 from medduet.models.inference import prepare_network
 from medduet.runs.bundle import ModelBundle, load_bundle
-from medduet.runs.config import BundleConfig
 from medduet.runs.environment import describe_data
 from medduet.runs.folder import RunFolder, is_run
 from medduet.runs.images import in_classes_of, prepared_as
@@ -30,12 +28,14 @@ from medduet.utils.files import write_json
 from medduet.utils.hub import bundle_folder, is_on_hub
 from medduet.utils.parsing import misread
 
+SplitName = Literal["train", "val", "test", "all"]
+
 
 def evaluate(
     path: str | Path,
     *,
     data: DataConfig | None = None,
-    split: Literal["train", "val", "test", "all"] = "test",
+    split: SplitName = "test",
     device: Device = "auto",
     out: Path | None = None,
     progress: ProgressFactory | None = None,
@@ -60,36 +60,41 @@ def evaluate(
         MissingFileError: there is no bundle at `path`.
         ModelError: it is damaged.
     """
-    if is_on_hub(path) and out is None:
-        raise ConfigError("a network of the hub has no folder for results: add --out DIR")
-    path = bundle_folder(path)
-    bundle = load_bundle(path)
-    evaluator = Evaluator.open(bundle, path, data=data, device=device, progress=progress)
-    (predictions,) = evaluator.predict_all([bundle], split)
-    images = evaluator.images
+    check_out(path, out)
+    evaluator = Evaluator.open(path, data=data, device=device, progress=progress)
+    images, calibration = evaluator.images, evaluator.bundle.config.calibration
+    predictions = evaluator.predict(evaluator.split(split))
     metrics = {
         "split": split,
         "data": describe_data(images),
-        split: summarize(predictions, evaluator.config.evaluate, bundle.config.calibration),
+        split: summarize(predictions, evaluator.config.evaluate, calibration),
     }
     if evaluator.fabric.is_global_zero:
-        folder = RunFolder(out or path / "evaluations" / f"{images.name}-{split}")
+        folder = RunFolder(out or evaluator.path / "evaluations" / f"{images.name}-{split}")
         folder.write_predictions(split, predictions)
         write_json(folder.metrics_path, metrics)
     evaluator.fabric.barrier()
     return metrics
 
 
+def check_out(path: str | Path, out: Path | None) -> None:
+    """Raise `ConfigError` if results have no folder: those of a network of the hub need one."""
+    if is_on_hub(path) and out is None:
+        raise ConfigError("a network of the hub has no folder for results: add --out DIR")
+
+
 @dataclass(frozen=True)
 class Evaluator:
-    """A device and images on which networks predict.
+    """A network on a device, and images on which it predicts.
 
     Attributes:
-        fabric: the device.
+        path: the folder of the bundle or run.
         config: the settings of the run, or the defaults.
-        images: the set, with the networks' classes.
+        images: the set, with the network's classes.
     """
 
+    path: Path
+    bundle: ModelBundle
     fabric: Fabric
     config: RunConfig
     images: ImageSet
@@ -97,25 +102,20 @@ class Evaluator:
     @classmethod
     def open(
         cls,
-        bundle: ModelBundle,
-        path: Path,
+        path: str | Path,
         *,
         data: DataConfig | None,
         device: str,
         progress: ProgressFactory | None,
     ) -> Evaluator:
-        """Open the images for a network; nothing is predicted yet.
-
-        Args:
-            bundle: the network.
-            path: where it is; if it is a run, its settings, data and split are taken.
-            data: other images.
-            device: auto, cpu, cuda, cuda:1 or mps.
-            progress: draws the progress of downloads and conversions.
+        """Load a network and open images for it, those of the run if no `data` is given.
 
         Raises:
             ConfigError: the data set has other channels or classes than the network.
+            ModelError: the network does not take the images, or is damaged.
         """
+        path = bundle_folder(path)
+        bundle = load_bundle(path)
         _, preprocessing = bundle.config.usable(path)
         config, saved = RunConfig(), None
         if is_run(path):
@@ -134,38 +134,31 @@ class Evaluator:
             images = apply_split(images, read_split(split_file, images), {"run": str(path)})
         check_same_images(fabric, images)
         images = in_classes_of(images, bundle.config.class_names)
-        _check_fits(images, bundle.config, path)
-        return cls(fabric, config, images)
+        _check_fits(images, bundle, path)
+        return cls(path, bundle, fabric, config, images).of(bundle)
+
+    def of(self, bundle: ModelBundle) -> Evaluator:
+        """Bring another network to the device; ModelError if it does not take the images."""
+        check_takes(bundle.network, *self.images.size)
+        prepare_network(bundle.network, self.fabric.device, self.images.size)
+        return replace(self, bundle=bundle)
 
     def split(self, name: str) -> Split:
         """Return a split of the images, ``"all"`` for all of them."""
         return self.images.pool() if name == "all" else self.images.split(name)
 
-    def predict_all(self, bundles: Sequence[ModelBundle], split: str) -> list[Predictions]:
-        """Return the thorough predictions of each network for a split."""
-        images, predictions = self.split(split), []
-        for bundle in bundles:
-            self.prepare(bundle)
-            predictions.append(self.predict(bundle, images))
-        return predictions
-
-    def prepare(self, bundle: ModelBundle) -> None:
-        """Bring a network to the device; ModelError if it does not take the images."""
-        check_takes(bundle.network, *self.images.size)
-        prepare_network(bundle.network, self.fabric.device, self.images.size)
-
-    def predict(self, bundle: ModelBundle, split: Split, *, thorough: bool = True) -> Predictions:
-        """Return the predictions of a prepared network, see `predict_split`."""
-        calibration = bundle.config.calibration
+    def predict(self, split: Split, *, thorough: bool = True) -> Predictions:
+        """Return the predictions of the network, see `predict_split`."""
+        calibration = self.bundle.config.calibration
         return predict_split(
             self.fabric,
-            bundle.network,
+            self.bundle.network,
             split,
-            bundle.layout,
+            self.bundle.layout,
             data=self.images,
             batch_size=self.config.evaluate.batch_size,
             thorough=thorough,
-            precision=bundle.config.precision,
+            precision=self.bundle.config.precision,
             temperature=None if calibration is None else calibration.temperature,
         )
 
@@ -177,20 +170,15 @@ def _same_pool(images: ImageSet, path: Path) -> bool:
     return bool(images.info.get("undivided", images.fingerprint) == trained_on)
 
 
-def _check_fits(images: ImageSet, config: BundleConfig, path: Path) -> None:
-    network, layout = config.network, config.layout
-    if images.in_channels != network.in_channels:
-        raise ConfigError(
-            f"{path} takes {network.in_channels} channel(s), but {images.name} has "
-            f"{images.in_channels}: convert the images first"
-        )
-    if network.num_classes and len(images.class_names) != network.num_classes:
-        raise ConfigError(
-            f"{path} has {network.num_classes} classes ({', '.join(config.class_names)}), "
-            f"but {images.name} has {len(images.class_names)}"
-        )
-    masks = 0 if layout is None else layout.mask_classes
-    if masks and images.mask_names and len(images.mask_names) != masks:
-        raise ConfigError(
-            f"{path} has {masks} mask classes, but {images.name} has {len(images.mask_names)}"
-        )
+def _check_fits(images: ImageSet, bundle: ModelBundle, path: Path) -> None:
+    network, masks = bundle.config.network, bundle.layout.mask_classes
+    for what, expected, given in (
+        ("channels", network.in_channels, images.in_channels),
+        ("classes", network.num_classes, len(images.class_names)),
+        ("mask classes", masks, len(images.mask_names) or masks),
+    ):
+        if expected and expected != given:
+            names = f" ({', '.join(bundle.config.class_names)})" if what == "classes" else ""
+            raise ConfigError(
+                f"expected {what} as of {path}, {expected}{names}, but {images.name} has {given}"
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +15,11 @@ from medduet.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt_split, cor
 from medduet.data.imageset import ImageSet
 from medduet.data.modality import known_modality
 from medduet.errors import ConfigError, MissingFileError, closest
-from medduet.evaluation.evaluate import Evaluator
-from medduet.runs.bundle import load_bundle
+from medduet.evaluation.evaluate import Evaluator, SplitName, check_out
 from medduet.runs.environment import describe_data
 from medduet.runs.predictions import Predictions
 from medduet.training.validation import mask_summary
 from medduet.utils.files import write_json
-from medduet.utils.hub import bundle_folder, is_on_hub
 from medduet.utils.parsing import misread, read_json
 
 MEASURED = ("accuracy", "balanced_error", "dice_nonempty", "ece")
@@ -31,7 +29,7 @@ def stress(
     path: str | Path,
     *,
     data: DataConfig | None = None,
-    split: Literal["train", "val", "test", "all"] = "test",
+    split: SplitName = "test",
     corruptions: Sequence[str] = (),
     modality: Modality = "auto",
     baseline: str | Path | None = None,
@@ -70,25 +68,15 @@ def stress(
         MissingFileError: there is no bundle at `path`, or no baseline.
         ModelError: the bundle is damaged.
     """
-    if is_on_hub(path) and out is None:
-        raise ConfigError("a network of the hub has no folder for results: add --out DIR")
-    path = bundle_folder(path)
-    bundle = load_bundle(path)
-    evaluator = Evaluator.open(bundle, path, data=data, device=device, progress=progress)
-    images = evaluator.images
+    check_out(path, out)
+    evaluator = Evaluator.open(path, data=data, device=device, progress=progress)
+    images, pool = evaluator.images, evaluator.split(split)
     for setting in (data or evaluator.config.data, evaluator.config.data):
         modality = setting.modality if modality == "auto" else modality
     modality = known_modality(images.info, modality)
-    names = _corruptions(corruptions, images, modality)
+    names = _checked(corruptions, images) or corruptions_of(modality, images.in_channels)
     base = None if baseline is None else _read_baseline(Path(baseline), images, split, names)
-    evaluator.prepare(bundle)
-    pool, bootstrap = evaluator.split(split), evaluator.config.evaluate.bootstrap
-
-    def measure(name: str = "", severity: int = 0) -> dict[str, Any]:
-        view = corrupt_split(pool, name, severity) if name else pool
-        return _summary(evaluator.predict(bundle, view, thorough=False), bootstrap)
-
-    clean = measure()
+    clean = _measured(evaluator.predict(pool, thorough=False), evaluator)
     if not any(clean.get(name) is not None for name in MEASURED):
         raise ConfigError(
             f"{path} can't be evaluated on {images.name} ({split}): they have neither classes nor "
@@ -100,14 +88,16 @@ def stress(
         for name in names:
             rows = {}
             for severity in SEVERITIES:
-                row = rows[str(severity)] = measure(name, severity)
+                corrupted = corrupt_split(pool, name, severity)
+                row = _measured(evaluator.predict(corrupted, thorough=False), evaluator)
                 if "balanced_error" in row:
                     row["rise"] = row["balanced_error"] - clean["balanced_error"]
+                rows[str(severity)] = row
                 count(size)
-            mean = _mean(list(rows.values()))
-            results[name] = {"kind": CORRUPTIONS[name].kind, "severities": rows, "mean": mean}
+            kind, mean = CORRUPTIONS[name].kind, _mean(list(rows.values()))
+            results[name] = {"kind": kind, "severities": rows, "mean": mean}
     record: dict[str, Any] = {
-        "network": bundle.config.network.name,
+        "network": evaluator.bundle.config.network.name,
         "data": describe_data(images),
         "split": split,
         "modality": modality,
@@ -118,7 +108,7 @@ def stress(
     if base is not None:
         _compare(record, base)
     if evaluator.fabric.is_global_zero:
-        write_json((out or stress_folder(path, record)) / "stress.json", record)
+        write_json((out or stress_folder(evaluator.path, record)) / "stress.json", record)
     evaluator.fabric.barrier()
     return record
 
@@ -128,22 +118,20 @@ def stress_folder(path: str | Path, record: Mapping[str, Any]) -> Path:
     return Path(path) / "stress" / f"{record['data']['name']}-{record['split']}"
 
 
-def _corruptions(names: Sequence[str], images: ImageSet, modality: Modality) -> tuple[str, ...]:
-    """Return the names of the corruptions, those of the modality if none are given."""
+def _checked(names: Sequence[str], images: ImageSet) -> tuple[str, ...]:
     possible = (*corruptions_of("auto", images.in_channels), "dark_corners")
-    for name in names:
-        if name not in possible:
-            raise ConfigError(
-                f"unknown corruption '{name}' for images of {images.in_channels} channel(s): "
-                f"{closest(name, possible)}"
-            )
-    return tuple(dict.fromkeys(names)) or corruptions_of(modality, images.in_channels)
+    for name in set(names) - set(possible):
+        raise ConfigError(
+            f"unknown corruption '{name}' for images of {images.in_channels} channel(s): "
+            f"{closest(name, possible)}"
+        )
+    return tuple(dict.fromkeys(names))
 
 
-def _summary(predictions: Predictions, bootstrap: int) -> dict[str, Any]:
+def _measured(predictions: Predictions, evaluator: Evaluator) -> dict[str, Any]:
     row: dict[str, Any] = {"n": len(predictions)}
     if predictions.has_mask is not None:
-        summary = mask_summary(predictions, bootstrap)
+        summary = mask_summary(predictions, evaluator.config.evaluate.bootstrap)
         row |= {key: value for key, value in summary.items() if key.startswith("dice_nonempty")}
     label, labelled = predictions.label, predictions.labelled
     # What the bundle predicts: calibrated, if it is.

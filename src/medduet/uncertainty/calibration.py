@@ -99,16 +99,6 @@ class Calibration(BaseModel):
         Raises:
             DataError: fewer than `FEWEST` images with a known label, only one class among them, or
                 input that does not fit together.
-
-        Example:
-            >>> label = np.arange(40) % 2
-            >>> sure = np.where(np.arange(40) < 32, 0.99, 0.01)  # but wrong in 8 of 40
-            >>> share = np.where(label[:, None] == [0, 1], sure[:, None], 1 - sure[:, None])
-            >>> calibration = Calibration.fit(label, share)
-            >>> round(calibration.temperature, 1)
-            3.4
-            >>> calibration.calibrate([[0.99, 0.01]]).round(2).tolist()
-            [[0.79, 0.21]]
         """
         truth, p = check_predictions(label, probability, multi_label, in_unit_range=True)
         labelled = truth != UNKNOWN_LABEL
@@ -117,7 +107,7 @@ class Calibration(BaseModel):
             raise DataError(f"expected {FEWEST} labelled images or more, given {n}")
         if len(np.unique(truth[labelled])) < 2:
             raise DataError("expected two classes among the labels, given one")
-        temperature = _temperature(truth, p, multi_label)
+        temperature = _temperature(truth[labelled], _logits(p, multi_label)[labelled], multi_label)
         p = _scaled(p, temperature, multi_label)
         has = truth == 1 if multi_label else truth[:, None] == np.arange(p.shape[1])
         scores = [np.sort(p[has[:, k], k])[::-1] for k in range(p.shape[1])]
@@ -153,29 +143,21 @@ class Calibration(BaseModel):
             ConfigError: a coverage outside.
             ModelError: another number of classes, or what is no probability.
         """
-        p = self._checked(calibrated)
-        chosen: NDArray[np.bool_] = p >= self.set_thresholds[_row(coverage)]
+        if not PERCENT[0] <= 100 * coverage <= PERCENT[-1]:
+            raise ConfigError(f"expected a coverage from 0.50 to 0.99, given {coverage:g}")
+        p, row = self._checked(calibrated), math.ceil(100 * coverage - 1e-9) - PERCENT[0]
+        chosen: NDArray[np.bool_] = p >= self.set_thresholds[row]
         if not self.multi_label and len(p):
             np.put_along_axis(chosen, p.argmax(axis=1)[:, None], True, axis=1)
         return chosen
 
     def _checked(self, probability: ArrayLike) -> Array:
-        p = np.asarray(probability, dtype=np.float64)
-        if p.ndim != 2 or p.shape[1] != len(self.counts):
-            raise ModelError(
-                f"expected probabilities (N, {len(self.counts)}), as the calibration has as many "
-                f"classes, given {p.shape}"
-            )
+        p, classes = np.asarray(probability, dtype=np.float64), len(self.counts)
+        if p.ndim != 2 or p.shape[1] != classes:
+            raise ModelError(f"expected probabilities (N, {classes}) to calibrate, given {p.shape}")
         if not ((p >= 0) & (p <= 1)).all():
             raise ModelError("expected probabilities from 0 to 1, given others")
         return p
-
-
-def _row(coverage: float) -> int:
-    """Return the row of `PERCENT` of a coverage, rounded up."""
-    if not PERCENT[0] <= 100 * coverage <= PERCENT[-1]:
-        raise ConfigError(f"expected a coverage from 0.50 to 0.99, given {coverage:g}")
-    return math.ceil(100 * coverage - 1e-9) - PERCENT[0]
 
 
 def _logits(p: Array, multi_label: bool) -> Array:
@@ -190,13 +172,10 @@ def _scaled(p: Array, temperature: float, multi_label: bool) -> Array:
     return scaled
 
 
-def _temperature(truth: NDArray[np.int64], p: Array, multi_label: bool) -> float:
-    labelled = truth != UNKNOWN_LABEL
-    logits, labels = _logits(p, multi_label)[labelled], truth[labelled]
+def _temperature(labels: NDArray[np.int64], logits: Array, multi_label: bool) -> float:
     if multi_label:  # each label of each image is a question with two answers
         logits = np.stack([-logits, logits], axis=1) / 2
-    classes = logits.shape[1]
-    share = 1 / (len(labels) + 1)  # of the added image
+    classes, share = logits.shape[1], 1 / (len(labels) + 1)  # of the added image
     target = (labels[:, None] == np.arange(classes)) * (1 - share) + share / classes
 
     def loss(log_temperature: float) -> float:
@@ -213,20 +192,22 @@ def _set_thresholds(scores: list[Array]) -> Array:
 
     Of n scores the ``ceil((n + 1) * coverage)``-th largest one holds the promise, if there is one.
     """
-    order = np.argsort([len(of) for of in scores], kind="stable")
+    ascending = np.argsort([len(of) for of in scores], kind="stable").tolist()
     thresholds = np.zeros((len(PERCENT), len(scores)))
     for row, percent in zip(thresholds, PERCENT, strict=True):
 
-        def place(of: Array, percent: int = percent) -> int:
-            return -(-(len(of) + 1) * percent // 100) - 1
+        def place(n: int, percent: int = percent) -> int:
+            return min(-(-(n + 1) * percent // 100) - 1, n)
 
-        pooled = sum(place(of) >= len(of) for of in scores)
-        shared = np.concatenate([scores[k] for k in order[:pooled]] or [np.empty(0)])
-        while 0 < pooled < len(scores) and place(shared) >= len(shared):
-            shared = np.concatenate([shared, scores[order[pooled]]])
-            pooled += 1
-        shared = np.sort(shared)[::-1]
-        for rank, k in enumerate(order):
-            of = shared if rank < pooled else scores[k]
-            row[k] = of[place(of)] if place(of) < len(of) else 0.0
+        pool, total = list[int](), 0
+        for k in ascending:
+            n = len(scores[k])
+            if place(n) < n and (not pool or place(total) < total):
+                break
+            pool.append(k)
+            total += n
+        shared = np.sort(np.concatenate([*(scores[k] for k in pool), np.empty(0)]))[::-1]
+        for k, own in enumerate(scores):
+            of = np.append(shared if k in pool else own, 0.0)
+            row[k] = of[place(len(of) - 1)]
     return np.minimum.accumulate(thresholds, axis=0)

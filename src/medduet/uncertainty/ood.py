@@ -44,9 +44,9 @@ def _decoder(kind: str) -> Callable[[Any], Array]:
     def decode(value: Any) -> Array:
         if isinstance(value, str):
             value = np.frombuffer(base64.b64decode(value, altchars=b"-_", validate=True), kind)
-        elif not isinstance(value, np.ndarray):
+        if not isinstance(value, np.ndarray) or value.ndim != 1 or not value.size:
             raise ValueError("expected an array in base64")
-        if value.ndim != 1 or not value.size or not np.isfinite(value).all():
+        if not np.isfinite(value).all():
             raise ValueError("expected finite numbers")
         array: Array = value.astype(kind).astype(np.float64)  # as it is saved
         return array
@@ -63,12 +63,7 @@ _Single = Annotated[Array, PlainValidator(_decoder("<f4")), PlainSerializer(_enc
 _Half = Annotated[Array, PlainValidator(_decoder("<f2")), PlainSerializer(_encoder("<f2"))]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class _Part(BaseModel):
-    """A part of a bundle's ``config.json``, which may be a stranger's."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+_STRANGERS = ConfigDict(strict=True, extra="forbid", frozen=True)  # who wrote a bundle
 
 
 def statistics(image: NDArray[np.uint8]) -> Array:
@@ -86,28 +81,27 @@ def statistics(image: NDArray[np.uint8]) -> Array:
         image = image.repeat(_SMALLEST_SIDE, axis=2).repeat(_SMALLEST_SIDE, axis=3)
     pixels = image.astype(np.float64) / 255
     grey = pixels.mean(axis=1)
-    height, width = grey.shape[1:]
+    count, height, width = grey.shape
     rows, columns = height // 4, width // 4
-    whole = grey.mean(axis=(1, 2))
-    centre = grey[:, rows : height - rows, columns : width - columns].mean(axis=(1, 2))
-    values = [whole, grey.std(axis=(1, 2))]
+    values = [grey.mean(axis=(1, 2)), grey.std(axis=(1, 2))]
     values += [(grey < 0.02).mean(axis=(1, 2)), (grey > 0.98).mean(axis=(1, 2))]
     for scale in (1, 2, 4):
         scaled = grey[:, : height // scale * scale, : width // scale * scale]
-        scaled = scaled.reshape(len(scaled), height // scale, scale, width // scale, scale)
+        scaled = scaled.reshape(count, height // scale, scale, width // scale, scale)
         scaled = scaled.mean(axis=(2, 4))
         steps = sum(np.abs(np.diff(scaled, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
         values.append(np.log(steps + _SMALL))
     values.append((grey[:, : height // 2] - grey[:, (height + 1) // 2 :]).mean(axis=(1, 2)))
     values.append(np.abs(grey - grey[:, :, ::-1]).mean(axis=(1, 2)))
-    values.append(centre - whole)
+    centre = grey[:, rows : height - rows, columns : width - columns]
+    values.append(centre.mean(axis=(1, 2)) - values[0])
     if image.shape[1] == 3:
         colour = pixels.max(axis=1) - pixels.min(axis=1)
         values += [colour.mean(axis=(1, 2)), colour.std(axis=(1, 2))]
     return np.stack(values, axis=1)
 
 
-class Mahalanobis(_Part):
+class Mahalanobis(BaseModel):
     """Distances of vectors ``(N, F)`` from training images, and those of validation images.
 
     Attributes:
@@ -119,6 +113,7 @@ class Mahalanobis(_Part):
         val_distances: of the validation images.
     """
 
+    model_config = _STRANGERS
     mean: _Single
     scale: _Single
     directions: list[_Half] = Field(min_length=1)
@@ -138,13 +133,9 @@ class Mahalanobis(_Part):
 
     @classmethod
     def fit(cls, train: Array, val: Array, most: int, *, rescale: bool) -> Mahalanobis:
-        """Return the distance from training vectors ``(N, F)``, with those of validation vectors.
+        """Return the distance from training vectors ``(N, F)``, with those of `val` ``(M, F)``.
 
-        Args:
-            train: ``(N, F)`` of training images.
-            val: ``(M, F)`` of validation images.
-            most: directions that are kept.
-            rescale: whether each feature is divided by its own standard deviation first.
+        `most` directions are kept; `rescale` divides each feature by its standard deviation first.
         """
         from sklearn.covariance import ledoit_wolf_shrinkage
 
@@ -182,7 +173,7 @@ class Mahalanobis(_Part):
         return distances
 
 
-class OODDetector(_Part):
+class OODDetector(BaseModel):
     """Tells images that are unlike those of the training; it stands in the bundle.
 
     Attributes:
@@ -200,6 +191,7 @@ class OODDetector(_Part):
         [0.01]
     """
 
+    model_config = _STRANGERS
     plain: Mahalanobis
     features: Mahalanobis | None = None
     channels: int = 3
@@ -225,13 +217,8 @@ class OODDetector(_Part):
     ) -> OODDetector | None:
         """Return the detector; ``None`` for fewer than `FEWEST` images of a split.
 
-        Args:
-            train: statistics ``(N, S)`` of training images.
-            val: of validation images.
-            train_features: what the class head takes of the same, ``(N, F)``.
-            val_features: of the validation images.
-            channels: see `OODDetector`.
-            stretched: see `OODDetector`.
+        `train` and `val` are statistics ``(N, S)`` of images, the features what the class head
+        takes of the same, ``(N, F)``; for the others see `OODDetector`.
         """
         if min(len(train), len(val)) < FEWEST:
             return None
@@ -253,23 +240,19 @@ class OODDetector(_Part):
         if features is not None and self.features is not None:
             distances.append((HEAD, self.features, self.features(features)))
         rank = np.full(len(plain), np.inf)
-        val_rank = np.full((len(plain), self._val_count), np.inf)
+        val_rank = np.full((len(plain), len(self.plain.val_distances)), np.inf)
         for weight, fitted, distance in distances:
             val = np.array(fitted.val_distances)
             rank = np.minimum(rank, weight * (1 + (val >= distance[:, None]).sum(axis=1)))
             among_val = (val >= val[:, None]).sum(axis=1)
             val_rank = np.minimum(val_rank, weight * (among_val + (distance[:, None] >= val)))
-        p: Array = (1 + (val_rank <= rank[:, None]).sum(axis=1)) / (1 + self._val_count)
+        p: Array = (1 + (val_rank <= rank[:, None]).sum(axis=1)) / (1 + val_rank.shape[1])
         return p
 
     @property
     def smallest(self) -> float:
         """The smallest p-value that there is."""
-        return 1 / (1 + self._val_count)
-
-    @property
-    def _val_count(self) -> int:
-        return len(self.plain.val_distances)
+        return 1 / (1 + len(self.plain.val_distances))
 
     def odd(self, picture: Picture) -> bool:
         """Return whether a picture, before it was resized, is nothing that training can have seen.
