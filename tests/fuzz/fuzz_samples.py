@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
-import json
 import struct
 from functools import cache
 from pathlib import Path
@@ -18,47 +15,42 @@ from PIL import Image
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (40, 36), np.uint8)
 COLOUR = RNG.integers(0, 256, (40, 36, 3), np.uint8)
-LABELS = np.array([0, 1, 0, 1])
-SHAPE = (4, 8, 8)
 
 
 def by_pillow(array: np.ndarray, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(array).save(file, kind, **options)
+    Image.fromarray(array).save(file := io.BytesIO(), kind, **options)
     return file.getvalue()
 
 
 def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
+    np.save(file := io.BytesIO(), array)
     return file.getvalue()
 
 
 def npz(**arrays: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
+    np.savez_compressed(file := io.BytesIO(), **arrays)
     return file.getvalue()
 
 
 @cache
 def arrays() -> dict[str, np.ndarray]:
     """A set of four images per split, with all that a set can have."""
-    found: dict[str, np.ndarray] = {}
-    for split in ("train", "val", "test"):
-        found[f"{split}_images"] = RNG.integers(0, 256, SHAPE, np.uint8)
-        found[f"{split}_labels"] = LABELS[:, None].astype(np.uint8)
-        found[f"{split}_masks"] = RNG.integers(0, 2, SHAPE, np.uint8)
-        found[f"{split}_has_mask"] = np.array([True, True, True, False])
-        found[f"{split}_ids"] = np.array([f"{split}{k}" for k in range(4)])
-        found[f"{split}_groups"] = np.arange(4)
-    return found | {
+    found = {
         "class_names": np.array(["benign", "malignant"]),
         "mask_names": np.array(["background", "lesion"]),
     }
+    for split in ("train", "val", "test"):
+        found[f"{split}_images"] = RNG.integers(0, 256, (4, 8, 8), np.uint8)
+        found[f"{split}_labels"] = np.array([[0], [1], [0], [1]], np.uint8)
+        found[f"{split}_masks"] = RNG.integers(0, 2, (4, 8, 8), np.uint8)
+        found[f"{split}_has_mask"] = np.array([True, True, True, False])
+        found[f"{split}_ids"] = np.array([f"{split}{k}" for k in range(4)])
+        found[f"{split}_groups"] = np.arange(4)
+    return found
 
 
 @cache
-def dicom(syntax: str = "1.2.840.10008.1.2.1", compress: bool = False) -> bytes:
+def dicom(syntax: str = "1.2.840.10008.1.2.1", compress: bool = False, **changes: object) -> bytes:
     import pydicom
     from pydicom.dataset import FileMetaDataset
 
@@ -73,8 +65,9 @@ def dicom(syntax: str = "1.2.840.10008.1.2.1", compress: bool = False) -> bytes:
     data.PixelData = GREY.astype("<u2").tobytes()
     if compress:
         data.compress(pydicom.uid.UID(syntax))
-    file = io.BytesIO()
-    pydicom.dcmwrite(file, data, enforce_file_format=True)
+    for name, value in changes.items():
+        setattr(data, name, value)
+    pydicom.dcmwrite(file := io.BytesIO(), data, enforce_file_format=True)
     return file.getvalue()
 
 
@@ -82,10 +75,14 @@ def dicom(syntax: str = "1.2.840.10008.1.2.1", compress: bool = False) -> bytes:
 def nifti() -> bytes:
     import nibabel as nib
 
-    content: bytes = nib.Nifti1Image(
-        np.arange(60, dtype=np.int16).reshape(3, 4, 5), np.eye(4)
-    ).to_bytes()
+    values = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    content: bytes = nib.Nifti1Image(values, np.eye(4)).to_bytes()
     return content
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    files = [each for each in folder.rglob("*") if each.is_file()]
+    return {str(each.relative_to(folder)): each.read_bytes() for each in files}
 
 
 @cache
@@ -114,42 +111,19 @@ def bundle() -> dict[str, bytes]:
     }
     with TemporaryDirectory() as folder:
         save_bundle(Path(folder) / "bundle", network.eval(), config)
-        return {each.name: each.read_bytes() for each in (Path(folder) / "bundle").iterdir()}
+        return _files(Path(folder) / "bundle")
 
 
 @cache
 def exported() -> dict[str, bytes]:
-    """The files of a network for ONNX Runtime, one layer deep."""
-    import onnx
-    from onnx import TensorProto, helper
+    """The files of that network for ONNX Runtime, without its decoder."""
+    import medduet
 
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 1, "H", "W"])
-    said = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["N", 2])
-    axes = helper.make_tensor("axes", TensorProto.INT64, [2], [2, 3])
-    one = helper.make_tensor("scale", TensorProto.FLOAT, [1], [255.0])
-    nodes = [
-        helper.make_node("Cast", ["image"], ["real"], to=TensorProto.FLOAT),
-        helper.make_node("Div", ["real", "scale"], ["share"]),
-        helper.make_node("ReduceMean", ["share", "axes"], ["mean"], keepdims=0),
-        helper.make_node("Concat", ["mean", "mean"], ["both"], axis=1),
-        helper.make_node("Softmax", ["both"], ["probability"], axis=1),
-    ]
-    graph = helper.make_graph(nodes, "tiny", [image], [said], [axes, one])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    content: bytes = onnx.ModelProto.SerializeToString(model)
-    config = json.loads(bundle()["config.json"]) | {
-        "format": "medduet-export",
-        "layout": {"mask_classes": 0, "image_channels": 0},
-        "export": {
-            "precision": "float32",
-            "outputs": ["probability"],
-            "size": None,
-            "min_side": 8,
-            "sha256": hashlib.sha256(content).hexdigest(),
-        },
-    }
-    config["network"]["dense_channels"] = 0
-    return {"config.json": json.dumps(config).encode(), "model.onnx": content}
+    with TemporaryDirectory() as folder:
+        for name, content in bundle().items():
+            (Path(folder) / name).write_bytes(content)
+        medduet.export_bundle(folder, Path(folder) / "out", classify_only=True, count=1)
+        return _files(Path(folder) / "out")
 
 
 @cache
@@ -161,9 +135,7 @@ def zarr_store() -> dict[str, bytes]:
     with TemporaryDirectory() as folder:
         (Path(folder) / "set.npz").write_bytes(npz(**arrays()))
         images = open_npz(Path(folder) / "set.npz", cache=Path(folder) / "cache")
-        out = write_zarr(images, Path(folder) / "set.zarr", shard_mb=0.002)
-        files = [each for each in out.rglob("*") if each.is_file()]
-        return {str(each.relative_to(out)): each.read_bytes() for each in files}
+        return _files(write_zarr(images, Path(folder) / "set.zarr", shard_mb=0.002))
 
 
 def zarr_chunk() -> bytes:
@@ -180,7 +152,3 @@ def zarr_shard(chunk: bytes) -> bytes:
     index = struct.pack("<QQ", 0, len(chunk) + 4)
     checksums = [value(content).to_bytes(4, "little") for content in (chunk, index)]
     return chunk + checksums[0] + index + checksums[1]
-
-
-def packed(content: bytes) -> bytes:
-    return gzip.compress(content, mtime=0)

@@ -13,7 +13,6 @@ from pathlib import Path
 import fuzz_samples as samples
 import nibabel as nib
 import numpy as np
-import pydicom
 import pytest
 from PIL import Image
 
@@ -23,15 +22,18 @@ from medduet.data.workers import WorkerPool
 from medduet.errors import DataError
 
 
-def png(width: int, height: int, extra: bytes = b"") -> bytes:
-    def chunk(name: bytes, content: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(name + content))
-        return struct.pack(">I", len(content)) + name + content + checksum
+def png(width: int, height: int, *extra: tuple[bytes, bytes]) -> bytes:
+    size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zeros(1 << 20)
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, each in ((b"IHDR", size), *extra, (b"IDAT", pixels), (b"IEND", b"")):
+        content += struct.pack(">I", len(each)) + name + each
+        content += struct.pack(">I", zlib.crc32(name + each))
+    return content
 
-    size = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    more = chunk(extra[:4], extra[4:]) if extra else b""
-    pixels = chunk(b"IDAT", zlib.compress(bytes(1 << 20)))
-    return b"\x89PNG\r\n\x1a\n" + size + more + pixels + chunk(b"IEND", b"")
+
+def zeros(count: int) -> bytes:
+    return zlib.compress(bytes(count))
 
 
 def tiff_of_tables(entries: int, count: int, room: int) -> bytes:
@@ -58,17 +60,9 @@ def jpeg_2000_of(side: int) -> bytes:
 
 def deflated_dicom() -> bytes:
     plain = samples.dicom("1.2.840.10008.1.2.1.99")
-    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
     packed = b"".join(packer.compress(bytes(1 << 24)) for _ in range(200)) + packer.flush()
     return plain[: 144 + struct.unpack_from("<I", plain, 140)[0]] + packed
-
-
-def dicom(**changes: object) -> bytes:
-    data = pydicom.dcmread(io.BytesIO(samples.dicom()))
-    for name, value in changes.items():
-        setattr(data, name, value)
-    data.save_as(file := io.BytesIO())
-    return file.getvalue()
 
 
 def nifti(side: int) -> bytes:
@@ -78,43 +72,41 @@ def nifti(side: int) -> bytes:
     return gzip.compress(header.binaryblock + bytes(1 << 20))
 
 
-BOMBS: dict[str, Callable[[], bytes]] = {
-    "png of 60000 x 60000": lambda: png(60_000, 60_000),
-    "png text of 4 GB": lambda: png(8, 8, b"zTXtk\0\0" + zlib.compress(bytes(1 << 28)) * 16),
+BY_HEADER: dict[str, Callable[[], bytes]] = {
+    "png": lambda: png(60_000, 60_000),
+    "jpeg 2000": lambda: jpeg_2000_of(60_000),
+    "dicom": lambda: samples.dicom(Rows=65_000, Columns=65_000),
+    "nifti": lambda: nifti(2000),
+}
+BOMBS: dict[str, Callable[[], bytes]] = BY_HEADER | {
+    "png: text of 4 GB": lambda: png(
+        8, 8, (b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 28)) * 16)
+    ),
     "tiff: tables of 1 GB": lambda: tiff_of_tables(1000, 1 << 20, 1 << 20),
     "tiff: 60000 entries": lambda: tiff_of_tables(60_000, 4, 16),
-    "jpeg of 4000 scans": lambda: jpeg_of_scans(4000),
-    "jpeg 2000 of 60000 x 60000": lambda: jpeg_2000_of(60_000),
-    "dicom of 65000 x 65000": lambda: dicom(Rows=65_000, Columns=65_000),
-    "dicom: frames": lambda: dicom(NumberOfFrames="2147483647"),
+    "jpeg: 4000 scans": lambda: jpeg_of_scans(4000),
+    "dicom: frames": lambda: samples.dicom(NumberOfFrames="2147483647"),
     "dicom: deflated 3 GB": deflated_dicom,
-    "nifti of 2000 x 2000 x 2000": lambda: nifti(2000),
     "nifti: less than it says": lambda: nifti(600),
 }
 
 
 @pytest.mark.slow
 def test_a_bomb_costs_its_reader_at_most() -> None:
-    options = ReadOptions(16)
-    asked = partial(probe, Path("image")), partial(read_pictures, Path("image"), options)
+    read = partial(read_pictures, Path("image"), ReadOptions(16))
     with WorkerPool(1, memory=1 << 30, seconds=3) as pool:
         for name, make in BOMBS.items():
-            content = io.BytesIO(make())
-            reasons = [pool.call(function, content) for function in asked]
-            assert isinstance(reasons[1], str), name
-            assert all(isinstance(each, Facts) or each.isprintable() for each in reasons), name
-        whole = io.BytesIO(samples.by_pillow(samples.GREY, "PNG"))
-        assert pool.call(asked[0], whole) == Facts(1, 1, 40, 36)
+            reason = pool.call(read, io.BytesIO(make()))
+            assert isinstance(reason, str), name
+            assert reason.isprintable(), name
+        content = io.BytesIO(samples.by_pillow(samples.GREY, "PNG"))
+        assert pool.call(partial(probe, Path("image")), content) == Facts(1, 1, 40, 36)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in BOMBS if " x " in name and "2000 of" not in name]
-)
-def test_a_size_over_the_limits_is_refused_by_the_header(name: str, tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(BOMBS[name]())
-    with pytest.raises(DataError, match=f"{path}: expected at most |exceeds limit"):
-        probe(path)
+@pytest.mark.parametrize("name", ["png", "dicom", "nifti"])
+def test_a_size_over_the_limits_is_refused_by_the_header(name: str) -> None:
+    with pytest.raises(DataError, match=r"expected at most |exceeds limit"):
+        probe(Path("a"), io.BytesIO(BY_HEADER[name]()))
 
 
 def test_a_panic_in_rust_is_an_error(tmp_path: Path) -> None:
@@ -131,9 +123,7 @@ def test_a_panic_in_rust_is_an_error(tmp_path: Path) -> None:
     assert any("index out of bounds" in reason for reason in reasons)
 
 
-def test_what_a_file_says_is_one_printable_line(tmp_path: Path) -> None:
-    path = tmp_path / "a.dcm"
-    path.write_bytes(samples.dicom().replace(b"MONOCHROME2", b"MONO\n\x1b[31m2"))
-    with pytest.raises(DataError) as error:
-        probe(path)
-    assert str(error.value).endswith("given MONO ?[31m2")
+def test_what_a_file_says_is_one_printable_line() -> None:
+    content = samples.dicom().replace(b"MONOCHROME2", b"MONO\n\x1b[31m2")
+    with pytest.raises(DataError, match=r"^a: .*given MONO \?\[31m2$"):
+        probe(Path("a"), io.BytesIO(content))

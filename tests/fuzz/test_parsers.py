@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from fuzz_parsers import PARSERS, REGRESSIONS, attempt, contents, warm
@@ -26,6 +25,8 @@ def test_files_are_read_or_refused(name: str, tmp_path_factory: pytest.TempPathF
     warm(parser)
     for content in parser.seeds():
         assert attempt(parser, tmp_path_factory.mktemp("valid"), content) == "accepted"
+    for path in REGRESSIONS.glob(f"{name}/*"):
+        attempt(parser, tmp_path_factory.mktemp("once"), path.read_bytes())
 
     @SHORT
     @given(content=contents(parser))
@@ -34,8 +35,3 @@ def test_files_are_read_or_refused(name: str, tmp_path_factory: pytest.TempPathF
 
     one()
     assert counts["refused"]  # what is changed so much is not all valid
-
-
-@pytest.mark.parametrize("path", [*REGRESSIONS.glob("*/*")], ids=lambda path: path.name)
-def test_what_once_crashed_is_read_or_refused(path: Path, tmp_path: Path) -> None:
-    attempt(PARSERS[path.parent.name], tmp_path, path.read_bytes())
