@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.utils.class_weight import compute_class_weight
-from torch import Tensor, nn
+from torch import Tensor
 
 from medduet import Batch, DenseLayout, ObjectiveConfig, Outputs
 from medduet.losses.objective import Objective, balanced_weights
@@ -52,17 +52,6 @@ def test_terms_are_the_losses_of_the_tasks() -> None:
         assert torch.equal(term.weight, expected[task].weight)
 
 
-def test_the_paper_s_loss_is_cross_entropy_plus_squared_error() -> None:
-    outputs, batch, normalized = random_batch()
-    batch = batch._replace(label=torch.arange(8) % 3)
-    layout = DenseLayout(mask_classes=0, image_channels=2)
-    target = normalized.expand(-1, 2, -1, -1)
-    objective = Objective(ObjectiveConfig(tasks=("classify", "reconstruct")), layout)
-    expected = nn.CrossEntropyLoss()(outputs.class_logits, batch.label)
-    expected = expected + nn.MSELoss()(outputs.dense, target)
-    torch.testing.assert_close(loss_of(objective, outputs, batch, target), expected)
-
-
 def test_factors_weigh_the_tasks() -> None:
     outputs, batch, normalized = random_batch()
     single = [
@@ -85,16 +74,6 @@ def test_a_batch_without_any_truth_costs_nothing() -> None:
     loss.backward()
     assert outputs.class_logits.grad.abs().sum() == 0
     assert outputs.dense.grad.abs().sum() == 0
-
-
-def test_a_missing_truth_leaves_the_other_task_alone() -> None:
-    outputs, batch, normalized = random_batch(known_masks=0)
-    both = Objective(ObjectiveConfig(tasks=("classify", "segment")), LAYOUT)
-    one = Objective(ObjectiveConfig(tasks=("classify",)), LAYOUT)
-    found = loss_of(both, outputs, batch, normalized)
-    assert torch.equal(found, loss_of(one, outputs, batch, normalized))
-    found.backward()
-    assert outputs.class_logits.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -130,8 +109,3 @@ def test_balanced_weights_are_scikit_learns() -> None:
 def test_balanced_weights_of_multi_label_sets() -> None:
     label = torch.tensor([[1, 0, -1], [0, 0, 0], [0, 0, -1], [0, 0, 1]])
     assert balanced_weights(label, 3).tolist() == [3, 0, 1]
-
-
-def test_class_weights_travel_to_the_device() -> None:
-    objective = Objective(ObjectiveConfig(), LAYOUT, torch.tensor([1.0, 2.0]))
-    assert objective.to("meta").class_weight.device.type == "meta"

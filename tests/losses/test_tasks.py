@@ -26,13 +26,6 @@ def random_logits(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
 
 
-def test_cross_entropy_by_hand() -> None:
-    logits = torch.log(torch.tensor([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5]], dtype=torch.float64))
-    term = classification_loss(logits + 3.0, torch.tensor([0, 1]), None)
-    np.testing.assert_allclose(term.loss, [-np.log(0.7), -np.log(0.25)], rtol=1e-12)
-    assert term.weight.tolist() == [1, 1]
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 def test_cross_entropy_equals_torchs(weighted: bool) -> None:
     logits, label = random_logits(9, 4), torch.arange(9) % 4
@@ -114,12 +107,3 @@ def test_perfect_masks_cost_nothing_and_inverted_ones_much(classes: int) -> None
     known = torch.ones(2, dtype=torch.bool)
     assert segmentation_loss(right, mask, known, layout).loss.max() < 1e-6
     assert segmentation_loss(-right, mask, known, layout).loss.min() > 10
-
-
-def test_images_without_a_mask_weigh_zero() -> None:
-    layout = DenseLayout(mask_classes=2, image_channels=0)
-    dense = random_logits(3, 1, 4, 4)
-    mask = torch.ones(3, 4, 4, dtype=torch.int64)
-    term = segmentation_loss(dense, mask, torch.tensor([True, False, True]), layout)
-    assert term.weight.tolist() == [1, 0, 1]
-    assert mean(term) == pytest.approx(float(term.loss[[0, 2]].mean()))

@@ -17,7 +17,6 @@ from medduet.metrics.classification import (
     accuracy,
     balanced_accuracy,
     classification_metrics,
-    confusion_matrix,
     macro_f1,
 )
 from medduet.metrics.roc import auc
@@ -93,12 +92,6 @@ def test_absent_class_is_nan_as_officially_and_silent(flag: str, tmp_path: Path)
     assert np.isnan(expected.AUC)
     assert np.isnan(auc(label, probability, multi_label))
     assert accuracy(label, probability, multi_label) == pytest.approx(expected.ACC)
-
-
-def test_binary_reads_the_last_column_only() -> None:
-    probability = np.array([[0.9, 0.6], [0.0, 0.5]])
-    assert accuracy([1, 0], probability) == 1.0
-    assert confusion_matrix([1, 0], probability).tolist() == [[1, 0], [0, 1]]
 
 
 @pytest.mark.parametrize("k", [2, 3, 9])

@@ -6,12 +6,10 @@ from timm.models.vovnet import OsaBlock
 from torch import nn
 
 from medduet import ModelError, create_model
-from medduet.models.blocks import ResidualUnit, double_conv, osa_unit
+from medduet.models.blocks import ResidualUnit, osa_unit
 from medduet.models.inception import (
     DenseInception,
     InceptionRes,
-    inception_pool,
-    inception_upsample,
 )
 from medduet.models.unet import Sharpen
 
@@ -37,12 +35,6 @@ def test_osa_unit_is_timms_block_then_norm_and_gelu() -> None:
     image = torch.rand(2, 3, 9, 8)
     expected = nn.functional.gelu(norm.eval()(block.eval()(image)))
     assert torch.equal(unit.eval()(image), expected)
-
-
-def test_double_conv_has_no_bias_and_keeps_the_size() -> None:
-    block = double_conv(3, 5)
-    assert sum(p.numel() for p in block.parameters()) == 9 * 3 * 5 + 9 * 5 * 5 + 2 * 2 * 5
-    assert block(torch.rand(2, 3, 7, 9)).shape == (2, 5, 7, 9)
 
 
 def test_sharpening_is_a_fixed_laplacian_that_is_not_saved() -> None:
@@ -104,11 +96,3 @@ def test_dense_inception_reads_all_before() -> None:
     assert sum(isinstance(m, InceptionRes) for m in network.modules()) == 6
     with pytest.raises(ModelError, match="width of at least 4"):
         create_model("dense_inception_unet", in_channels=1, num_classes=2, width=3)
-
-
-@pytest.mark.parametrize("channels", [4, 7, 64])
-def test_inception_modules_keep_and_halve_the_channels(channels: int) -> None:
-    assert inception_pool(channels)(torch.rand(2, channels, 9, 8)).shape == (2, channels, 5, 4)
-    for upsampling in ("transpose", "bilinear"):
-        enlarge = inception_upsample(channels, channels // 2, upsampling)
-        assert enlarge(torch.rand(2, channels, 5, 4)).shape == (2, channels // 2, 10, 8)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import random
 import warnings
 from pathlib import Path
 from typing import Any
@@ -91,26 +89,6 @@ def test_gradients_reach_every_trainable_parameter(name: str, heads: str) -> Non
     assert len(idle) <= (0 if heads != "dense" else 6), idle
 
 
-@pytest.mark.parametrize(
-    "name",
-    [n for n in NAMES if n not in ("smp:segformer/mit_b0", "smp:deeplabv3plus/mobilenet_v2")],
-)
-def test_bilinear_upsampling(name: str) -> None:
-    network = build(name, upsampling="bilinear")
-    assert not [m for m in network.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
-    outputs = network(torch.rand(2, 1, 33, 64))
-    assert outputs.dense.shape == (2, 2, 33, 64)
-    outputs.dense.square().sum().backward()
-    plain = build(name)
-    if name not in MODELS:  # no parameter differs, but what is computed
-        plain.load_state_dict(network.state_dict())
-        image = torch.rand(1, 1, 64, 64)
-        with torch.inference_mode():
-            found, expected = network.eval()(image), plain.eval()(image)
-        torch.testing.assert_close(found.class_logits, expected.class_logits)
-        assert not torch.allclose(found.dense, expected.dense, atol=1e-5)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_both_heads_can_learn_eight_images_by_heart(name: str) -> None:
@@ -183,43 +161,6 @@ def test_classifying_alone_gives_the_same_scores(name: str) -> None:
         assert torch.equal(alone.classify(image), alone(image).class_logits)
 
 
-@pytest.mark.parametrize("name", ["unet", "timm:resnet18", "smp:unet/resnet18"])
-def test_without_class_head_it_cannot_classify(name: str) -> None:
-    with pytest.raises(ModelError, match=r"without a class head.*--tasks classify segment"):
-        build(name, classes=0).classify(torch.rand(1, 1, 32, 32))
-
-
-def global_state() -> dict[str, Any]:
-    root = logging.getLogger()
-    return {
-        "dtype": torch.get_default_dtype(),
-        "device": torch.get_default_device(),
-        "threads": torch.get_num_threads(),
-        "grad": torch.is_grad_enabled(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "benchmark": torch.backends.cudnn.benchmark,
-        "precision": torch.get_float32_matmul_precision(),
-        "python": random.getstate(),
-        "numpy": repr(np.random.get_state()),  # noqa: NPY002
-        "logging": (root.level, list(root.handlers)),
-        "warnings": list(warnings.filters),
-    }
-
-
-@pytest.mark.parametrize("name", ["vovunet_var", "timm:resnet18", "smp:unet/resnet18"])
-def test_it_prints_nothing_and_leaves_global_state_alone(
-    name: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    build(name)  # a library's first import may do what it likes
-    capfd.readouterr()
-    before = global_state()
-    network = build(name)
-    network(torch.rand(2, 1, 32, 32))
-    network.eval()(torch.rand(2, 1, 32, 32))
-    assert global_state() == before
-    assert capfd.readouterr() == ("", "")
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_encoder_can_be_frozen(name: str) -> None:
     network = build(name)
@@ -239,14 +180,6 @@ def test_the_encoder_can_be_frozen(name: str) -> None:
     for key, buffer in network.named_buffers():
         if key.endswith("running_mean"):
             assert torch.equal(buffer, before[key]) == (id(buffer) in encoder), key
-
-
-def test_a_network_whose_first_map_has_the_full_size() -> None:
-    with torch.device("meta"):
-        network = create_model("timm:vgg11_bn", in_channels=1, num_classes=2, dense_channels=1)
-        outputs = network(torch.rand(2, 1, 64, 48))
-    assert outputs.dense.shape == (2, 1, 64, 48)
-    assert network.strides == [2, 4, 8, 16, 32]
 
 
 @pytest.mark.filterwarnings("ignore")  # timm's own, on the way to the error
@@ -279,19 +212,3 @@ def test_without_a_dense_head_it_is_timm_s_own(name: str) -> None:
         both = build(f"timm:{name}", 3, 5, 1).eval()
         both.encoder.load_state_dict(network.encoder.state_dict())
         torch.testing.assert_close(both(image).class_logits, expected)
-
-
-def test_without_padding_smp_s_is_smp_s_own() -> None:
-    import segmentation_models_pytorch as smp
-
-    network = build("smp:unet/resnet18").eval()
-    own = smp.Unet(
-        "resnet18", encoder_weights=None, in_channels=1, classes=2, aux_params={"classes": 3}
-    ).eval()
-    own.load_state_dict(network.model.state_dict())
-    image = torch.rand(2, 1, 64, 96)
-    with torch.inference_mode():
-        dense, class_logits = own((image - 0.5) / 0.5)
-        outputs = network(image)
-    torch.testing.assert_close(outputs.dense, dense)
-    torch.testing.assert_close(outputs.class_logits, class_logits)

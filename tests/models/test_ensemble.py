@@ -84,18 +84,6 @@ def test_probabilities_are_the_mean(
         torch.testing.assert_close(found.dense[:, mask:], expected)
 
 
-def test_all_views_of_an_image_get_the_same_answer() -> None:
-    network = Ensemble(
-        members(1, dense=1), multi_label=False, mask_channels=1, test_time="turns"
-    ).eval()
-    image = torch.rand(2, 1, 16, 16)
-    expected = network(image)
-    for view in range(8):
-        found = network(turned(image, view))
-        torch.testing.assert_close(found.class_logits, expected.class_logits, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(back(found.dense, view), expected.dense, atol=1e-5, rtol=1e-4)
-
-
 def test_certain_members_don_t_make_infinite_scores() -> None:
     parts = members(2, dense=1)
     for part, sign in zip(parts, (1, -1), strict=True):
@@ -122,13 +110,6 @@ def test_each_member_normalises_in_its_own_way() -> None:
     torch.testing.assert_close(rebuilt, sum(each) / 2)
 
 
-def test_the_decoders_are_not_run_for_the_class() -> None:
-    network = Ensemble(members(2, dense=1), multi_label=False, mask_channels=1).eval()
-    for module in network.decoder_modules:
-        module.register_forward_hook(lambda *_: pytest.fail("a decoder was run"))
-    network.classify(torch.rand(1, 1, 16, 16))
-
-
 def test_heads_may_be_missing() -> None:
     masks = Ensemble(members(2, 0, 1), multi_label=False, mask_channels=1, test_time="flip").eval()
     assert masks(torch.rand(1, 1, 16, 16)).class_logits is None
@@ -151,16 +132,6 @@ def test_the_memory_format_is_that_of_the_ensemble() -> None:
     )
     network(torch.randint(0, 256, (2, 3, 16, 18), dtype=torch.uint8))
     assert seen == [True] * 8
-
-
-def test_in_half_precision() -> None:
-    network = Ensemble(members(2, dense=1), multi_label=False, mask_channels=1).eval()
-    image = torch.rand(2, 1, 16, 16)
-    expected = network(image)
-    with torch.autocast("cpu", torch.bfloat16):
-        found = network(image)
-    assert found.class_logits.dtype == torch.float32
-    torch.testing.assert_close(found.class_logits, expected.class_logits, atol=0.1, rtol=0.1)
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:

@@ -28,14 +28,6 @@ def test_the_head_makes_its_scores_of_them(name: str, dense_channels: int) -> No
     assert not network.classifier._forward_pre_hooks
 
 
-def test_without_a_class_head_there_are_none() -> None:
-    network = create_model("unet", in_channels=1, num_classes=0, dense_channels=1, width=2).eval()
-    seen = Features(network)
-    network(torch.zeros(1, 1, 16, 16))
-    assert seen.last() is None
-    seen.remove()
-
-
 def test_each_thread_has_its_own() -> None:
     network = create_model("unet_var", in_channels=1, num_classes=2, width=2).eval()
     seen = Features(network)

@@ -129,23 +129,6 @@ def test_dense_off_builds_and_runs_no_decoder(name: str) -> None:
     assert torch.equal(alone.eval()(image).class_logits, both.eval()(image).class_logits)
 
 
-def test_class_head_off() -> None:
-    network = create_model("vovunet_var", in_channels=1, num_classes=0, dense_channels=3, width=2)
-    outputs = network(torch.zeros(2, 1, 20, 16))
-    assert outputs.class_logits is None
-    assert outputs.dense.shape == (2, 3, 20, 16)
-    assert not [key for key in network.state_dict() if key.startswith("class_head")]
-
-
-def test_bilinear_up_enlarges_before_it_mixes_channels() -> None:
-    up = Up(2, 2, lambda inside, outside: nn.Identity(), "bilinear")
-    deep = torch.arange(8.0).reshape(1, 2, 2, 2)
-    kernel, bias = up.upsample[1].weight, up.upsample[1].bias
-    enlarged = F.interpolate(deep, size=(4, 4), mode="bilinear", align_corners=False)
-    expected = (enlarged * kernel).sum(dim=1) + bias
-    torch.testing.assert_close(up(deep, torch.zeros(1, 1, 4, 4))[:, 1], expected)
-
-
 @pytest.mark.parametrize("size", [(15, 16), (16, 15), (15, 224), (1, 1)], ids=str)
 def test_images_that_are_too_small(size: tuple[int, int]) -> None:
     network = create_model("vovunet_var", in_channels=1, num_classes=2, width=2)

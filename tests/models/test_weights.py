@@ -82,15 +82,6 @@ def test_a_first_convolution_for_rgb_is_adapted(channels: int, timm_file: Path) 
     )
 
 
-def test_a_bundle_brings_its_own_normalisation(tmp_path: Path) -> None:
-    old = create_model(f"timm:{ENCODER}", in_channels=1, num_classes=2)
-    old.normalize.set((0.1,), (0.2,))
-    save_network(tmp_path, old)
-    new = create_model(f"timm:{ENCODER}", in_channels=1, num_classes=2)
-    assert "normalize.mean" in load_weights(new, tmp_path).matched
-    assert new.normalize.mean.item() == pytest.approx(0.1)
-
-
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     network = create_model("unet", in_channels=1, num_classes=2, width=2)
     with pytest.raises(MissingFileError, match=r"nothing\.safetensors"):
@@ -204,8 +195,3 @@ sys.exit(main("train honest --data phantom --data.count 40 --size 32 --model tim
     for words in (f"timm:{ENCODER}", "could not be fetched", "--model.weights FILE.safetensors"):
         assert words in lines[0]
     assert not (tmp_path / "RUN").exists()
-
-
-def test_there_are_no_pretrained_weights_for_our_own() -> None:
-    with pytest.raises(ModelError, match="no pretrained weights for vovunet_var"):
-        create_model("vovunet_var", in_channels=1, num_classes=2, pretrained=True)

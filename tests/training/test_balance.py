@@ -23,19 +23,16 @@ from torchjd.aggregation import MGDA
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 import medduet
-from medduet import ConfigError, RunConfig, TrainingError
+from medduet import RunConfig, TrainingError
 from medduet.config import Balance, parse_config
 from medduet.data.batches import train_batches
 from medduet.errors import Interrupted
 from medduet.losses.objective import Objective
-from medduet.losses.tasks import PerImage
 from medduet.models.base import DuetNetwork
 from medduet.models.normalize import Normalize
 from medduet.runs.folder import RunFolder
-from medduet.training.balance import Balancer
 from medduet.training.experiment import Experiment
 from medduet.training.loop import fit, new_state
-from medduet.training.setup import check_settings
 from medduet.training.step import train_step
 from medduet.types import Batch, DenseLayout, Outputs
 
@@ -163,26 +160,6 @@ def test_aggregation_is_torchjds(make_config: MakeConfig, tmp_path: Path) -> Non
     )
 
 
-def test_conflict_of_two_parameters(make_config: MakeConfig, tmp_path: Path) -> None:
-    config = make_config(tmp_path, objective=TWO | {"conflict_steps": 2, "classify_weight": 5.0})
-    experiment = make_experiment(config)
-    point = nn.Parameter(torch.tensor([1.0, 2.0]))
-    balancer = Balancer(experiment, torch.optim.SGD([point], lr=0.1))
-    balancer.encoder, balancer.rest = [point], []
-    ones = torch.ones(1)
-    # Gradients of (1, 0) and (-1, 1), then (1, 0) and (2, 0); the third step isn't measured.
-    for step, second in enumerate(([-1.0, 1.0], [2.0, 0.0], [-1.0, 0.0])):
-        losses = (point[:1], (point * torch.tensor(second)).sum(dim=0, keepdim=True))
-        terms = dict(zip(config.objective.tasks, (PerImage(x, ones) for x in losses), strict=True))
-        totals = torch.stack([term.total().detach() for term in terms.values()])
-        point.grad = None
-        balancer.backward(terms, torch.ones(2), totals, step, lambda what, value: None)
-        assert point.grad.tolist() == [5 + second[0], second[1]]
-    cosine = (-math.sqrt(0.5) + 1) / 2
-    assert balancer.summary()["conflict"] == {"classify-segment": pytest.approx(cosine)}
-    assert balancer.summary()["weights"] == {"classify": 5.0, "segment": 1.0}
-
-
 def test_unknown_masks_count_nowhere(make_config: MakeConfig, tmp_path: Path) -> None:
     batch = make_batch()
     batch = batch._replace(has_mask=torch.zeros(8, dtype=torch.bool))
@@ -243,23 +220,6 @@ def test_going_on_in_the_middle_of_an_epoch(
         assert rows[-1]["weights"] != rows[0]["weights"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "hint"),
-    [
-        ({"model": {"freeze_encoder": True}}, "encoder, which is frozen"),
-        ({"train": {"precision": "16-mixed"}}, "--precision 16-mixed"),
-    ],
-)
-def test_what_aggregators_cannot_do(
-    make_config: MakeConfig, tmp_path: Path, changes: dict[str, Any], hint: str
-) -> None:
-    images = medduet.open_images("phantom", size=16, count=31)
-    for name in ("sum", "uncertainty"):
-        check_settings(make_config(tmp_path, objective={"balance": name}, **changes), images)
-    with pytest.raises(ConfigError, match=f"--balance pcgrad .*{hint}"):
-        check_settings(make_config(tmp_path, objective={"balance": "pcgrad"}, **changes), images)
-
-
 # Several processes ------------------------------------------------------------------------------
 
 SCRIPT = """
@@ -287,7 +247,7 @@ def fit_all(out: Path, kind: str) -> None:
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(make_config: MakeConfig, tmp_path: Path) -> None:
     # Adam forgets the scale of a gradient, but not beside a decay that is added to it.
-    train = {"learning_rate": 0.01, "clip": 0.5, "weight_decay": 0.1}
+    train = {"learning_rate": 0.01, "grad_clip": 0.5, "weight_decay": 0.1}
     for name in SHARED:
         config = make_config(tmp_path, objective={"balance": name}, train=train)
         (tmp_path / f"{name}.json").write_text(config.model_dump_json())

@@ -1,4 +1,4 @@
-"""How several losses become one step: TorchJD's rules, under short names."""
+"""How several losses become one step: weights of the losses, or TorchJD's rules for gradients."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from torch.optim import Adam, Optimizer
 from torchjd import aggregation
 from torchjd.aggregation import WeightedAggregator
 from torchjd.linalg import DualConeProjector, PSDMatrix
-from torchjd.scalarization import DWA, UW
 
-_DWA_STATE = ("_loss_sum", "_n_batches", "_previous_averages")
-# TorchJD's own regularisation of the Gramian.
-_REGULARISATION = 1e-4
+_TEMPERATURE = 2.0  # of dynamic weight averaging, as in its paper
+_REGULARISATION = 1e-4  # of the Gramian, TorchJD's own
 
 
 class _Projector(DualConeProjector):
@@ -41,20 +39,20 @@ AGGREGATORS: dict[str, Callable[[], WeightedAggregator]] = {
     "upgrad": lambda: aggregation.UPGrad(projector=_Projector()),
     "mgda": aggregation.MGDA,
 }
-"""The rules that combine the gradients of the tasks; ``"uncertainty"`` and ``"dwa"`` weigh their
-losses."""
+"""The rules that combine the gradients of the tasks."""
 
 
 class Balance:
     """The rule by which the losses of several tasks, or their gradients, become one.
 
-    A rule for losses gives each loss a coefficient. A task without labels in a batch enters it with
-    its last loss, so that the other coefficients stay what they would be; the task itself gives no
-    gradient. A rule for gradients combines those of the tasks that have labels.
+    A rule for losses gives each loss a coefficient: ``"uncertainty"`` learns them (Kendall et al.
+    2018, arXiv:1705.07115), ``"dwa"`` compares the losses of the last two epochs (Liu et al. 2019,
+    arXiv:1803.10704). A task without labels in a batch enters it with its last loss, so that the
+    other coefficients stay what they would be. A rule for gradients, one of `AGGREGATORS`, combines
+    those of the tasks that have labels. With one task every rule is the sum.
 
     Args:
-        name: ``"sum"``, ``"uncertainty"``, ``"dwa"`` or one of `AGGREGATORS`. With one task every
-            rule is the sum.
+        name: ``"sum"`` or one of these.
         tasks: number of tasks.
         optimizer: trains the parameters of ``"uncertainty"``, such as torch's ``Adam``.
         device: of the losses.
@@ -75,55 +73,53 @@ class Balance:
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = Adam,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.scalarizer: UW | DWA | None = None
-        self.aggregator: WeightedAggregator | None = None
-        self.optimizer: Optimizer | None = None
+        self.name = name if tasks > 1 else "sum"
+        self.aggregator = AGGREGATORS[self.name]() if self.name in AGGREGATORS else None
+        self._log_variance = nn.Parameter(torch.zeros(tasks, device=device))
+        self._optimizer = optimizer([self._log_variance])
         self._last = torch.full((tasks,), torch.nan, device=device)
-        if name == "sum" or tasks < 2:
-            return
-        if name in AGGREGATORS:
-            self.aggregator = AGGREGATORS[name]()
-        elif name == "dwa":
-            self.scalarizer = DWA()
-        else:
-            self.scalarizer = UW(tasks).to(device)
-            self.optimizer = optimizer(self.scalarizer.parameters())
+        self._sum, self._batches = torch.zeros(tasks, device=device), 0
+        self._averages: list[Tensor] = []  # of the last two epochs
 
     @property
     def is_sum(self) -> bool:
         """Whether losses are added as they are."""
-        return self.aggregator is None and self.scalarizer is None
+        return self.name == "sum"
 
+    @torch.no_grad()
     def coefficients(self, losses: Tensor, labelled: Tensor, learning_rate: float) -> Tensor:
-        """Return ``(T,)`` the derivative of the scalarizer's value by each loss.
-
-        A scalarizer's own parameters take their step, too.
+        """Return ``(T,)`` by what each loss is multiplied; those that are learned take their step.
 
         Args:
             losses: ``(T,)`` float, over all processes.
             labelled: ``(T,)`` bool, of which tasks the batch has labels.
-            learning_rate: of the scalarizer's own parameters.
+            learning_rate: of the step.
         """
-        if self.scalarizer is None:
+        if self.name not in ("uncertainty", "dwa"):
             return torch.ones_like(losses)
         mean = torch.where(labelled, losses, 0).sum() / labelled.sum().clamp(min=1)
         unseen = torch.where(mean > 0, mean, 1.0)
         last = torch.where(self._last.isnan(), unseen, self._last)
         self._last = torch.where(labelled, losses, last)
-        leaf = self._last.clone().requires_grad_()
-        torch.autograd.backward(self.scalarizer(leaf))
-        if self.optimizer is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        assert leaf.grad is not None
-        return leaf.grad
+        if self.name == "dwa":
+            self._sum, self._batches = self._sum + self._last, self._batches + 1
+            if len(self._averages) < 2:
+                return torch.ones_like(losses)
+            rates = self._averages[1] / self._averages[0]
+            return len(losses) * torch.softmax(rates / _TEMPERATURE, dim=0)
+        # The loss is the sum of exp(-s) L / 2 + s / 2, for s the logarithm of the variance.
+        shares = 0.5 * torch.exp(-self._log_variance)
+        self._log_variance.grad = 0.5 - shares * self._last
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._optimizer.step()
+        return shares
 
     def end_epoch(self) -> None:
         """Let dynamic weight averaging compare the losses of the epoch with those before."""
-        if isinstance(self.scalarizer, DWA):
-            self.scalarizer.step()
+        if self._batches:
+            self._averages = [*self._averages, self._sum / self._batches][-2:]
+            self._sum, self._batches = torch.zeros_like(self._sum), 0
 
     @torch.no_grad()
     def aggregate(self, matrix: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,32 +139,22 @@ class Balance:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs, as tensors and plain values."""
-        state: dict[str, Any] = {"last": self._last}
-        if isinstance(self.scalarizer, UW) and self.optimizer is not None:
-            state["scalarizer"] = dict(self.scalarizer.state_dict())
-            state["optimizer"] = self.optimizer.state_dict()
-        if isinstance(self.scalarizer, DWA):  # TorchJD keeps these out of the module's own state
-            state["dwa"] = {name: getattr(self.scalarizer, name) for name in _DWA_STATE}
-        return state
+        tensors = torch.stack([self._log_variance.detach(), self._last, self._sum])
+        progress = {"tensors": tensors, "batches": self._batches, "averages": self._averages}
+        return {**progress, "optimizer": self._optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to what `state_dict` gave."""
         device = self._last.device
-        self._last = state["last"].to(device)
-        if isinstance(self.scalarizer, UW) and self.optimizer is not None:
-            self.scalarizer.load_state_dict(state["scalarizer"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        if isinstance(self.scalarizer, DWA):
-            total, batches, averages = (state["dwa"][name] for name in _DWA_STATE)
-            self.scalarizer._loss_sum = None if total is None else total.to(device)
-            self.scalarizer._n_batches = batches
-            self.scalarizer._previous_averages = [average.to(device) for average in averages]
+        log_variance, self._last, self._sum = state["tensors"].to(device)
+        self._log_variance.data.copy_(log_variance)
+        self._batches = state["batches"]
+        self._averages = [average.to(device) for average in state["averages"]]
+        self._optimizer.load_state_dict(state["optimizer"])
 
 
 def cosines(matrix: Tensor) -> Tensor:
-    """Return the cosine between each two rows, ``(0, 1), (0, 2), ... (1, 2), ...``.
-
-    NaN where a row is zero.
+    """Return the cosine between each two rows, ``(0, 1), (0, 2), ... (1, 2), ...``; NaN for zeros.
 
     Example:
         >>> cosines(torch.tensor([[1.0, 0.0], [1.0, 1.0], [-2.0, 0.0]]))

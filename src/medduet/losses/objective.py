@@ -47,27 +47,15 @@ class Objective(nn.Module):
         self.register_buffer("class_weight", class_weight)
 
     def forward(self, outputs: Outputs, batch: Batch, normalized: Tensor) -> dict[Task, PerImage]:
-        """Return the loss of each image in each task.
-
-        Args:
-            outputs: of the network for ``batch.image``.
-            batch: the images and their labels and masks.
-            normalized: ``(N, C, H, W)`` the images as the network normalises them.
-        """
+        """Return the loss of each image in each task; `normalized` as the network sees them."""
         terms: dict[Task, PerImage] = {}
-        if "classify" in self.tasks and outputs.class_logits is not None:
-            terms["classify"] = classification_loss(
-                outputs.class_logits, batch.label, self.class_weight
-            )
-        if outputs.dense is not None:
-            if "segment" in self.tasks and batch.mask is not None:
-                terms["segment"] = segmentation_loss(
-                    outputs.dense, batch.mask, batch.has_mask, self.layout
-                )
-            if "reconstruct" in self.tasks:
-                terms["reconstruct"] = reconstruction_loss(
-                    self.layout.image(outputs.dense), normalized
-                )
+        logits, dense = outputs
+        if "classify" in self.tasks and logits is not None:
+            terms["classify"] = classification_loss(logits, batch.label, self.class_weight)
+        if "segment" in self.tasks and dense is not None and batch.mask is not None:
+            terms["segment"] = segmentation_loss(dense, batch.mask, batch.has_mask, self.layout)
+        if "reconstruct" in self.tasks and dense is not None:
+            terms["reconstruct"] = reconstruction_loss(self.layout.image(dense), normalized)
         return terms
 
     def weights(self, batch: Batch) -> Tensor:
@@ -82,10 +70,8 @@ class Objective(nn.Module):
     def losses(self, terms: Mapping[Task, PerImage], weights: Tensor) -> Tensor:
         """Return ``(T,)`` the mean loss of each term times its factor.
 
-        Args:
-            terms: what `forward` gave.
-            weights: ``(T,)`` sum of the image weights of each term, in the order of `terms`; over
-                all processes, where there are several. A term that no image knows counts zero.
+        `weights` are the ``(T,)`` sums of the image weights of each term, over all processes. A
+        term that no image knows counts zero.
         """
         means = [
             self.factors[task] * term.total() / weight.clamp(min=torch.finfo(weight.dtype).tiny)

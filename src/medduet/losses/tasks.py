@@ -80,11 +80,8 @@ def segmentation_loss(
     background left out; so an empty truth costs the whole term unless the prediction is all but
     empty, and the cross-entropy carries the gradient.
 
-    Args:
-        dense: ``(N, D, H, W)`` output of the network.
-        mask: ``(N, H, W)`` int64 mask class.
-        has_mask: ``(N,)`` bool; images whose mask is unknown weigh zero.
-        layout: which channels of `dense` are mask logits.
+    Of the output `dense` ``(N, D, H, W)``, whose mask logits `layout` finds, and the true `mask`
+    ``(N, H, W)`` int64; images without one (`has_mask` ``(N,)`` bool) weigh zero.
     """
     from monai.losses import DiceLoss  # slow to import, and only masks need it
 
@@ -92,11 +89,11 @@ def segmentation_loss(
     if layout.mask_channels == 1:
         target = mask.unsqueeze(1).to(logits.dtype)
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        dice = DiceLoss(sigmoid=True, reduction="none")(logits, target)
+        of_dice = {"sigmoid": True}
     else:
+        target = mask.unsqueeze(1)
         cross_entropy = F.cross_entropy(logits, mask, reduction="none")
-        dice = DiceLoss(softmax=True, to_onehot_y=True, include_background=False, reduction="none")(
-            logits, mask.unsqueeze(1)
-        )
+        of_dice = {"softmax": True, "to_onehot_y": True, "include_background": False}
+    dice = DiceLoss(**of_dice, reduction="none")(logits, target)
     loss = dice.flatten(1).mean(dim=1) + cross_entropy.flatten(1).mean(dim=1)
     return PerImage(loss, has_mask.to(loss.dtype))
