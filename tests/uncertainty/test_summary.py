@@ -31,32 +31,27 @@ def test_the_summary_counts_what_sets_hold(several: bool) -> None:
     label[:20] = -1
     summary = calibration_summary(calibration, label, probability, ["a", "b", "c"])
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    label, calibrated = label[20:], calibration.calibrate(probability[20:])
+    label, probability = label[20:], probability[20:]
+    calibrated = calibration.calibrate(probability)
     assert summary["n"] == 280
+    assert summary["ece_before"] == expected_calibration_error(label, probability, several)
     assert summary["ece_after"] == expected_calibration_error(label, calibrated, several)
-    assert summary["ece_before"] == expected_calibration_error(label, probability[20:], several)
     assert summary["ece_after"] < summary["ece_before"]
+    has = label == 1 if several else label[:, None] == np.arange(3)
     for coverage, row in ((0.8, summary["sets"]["0.80"]), (0.95, summary["sets"]["0.95"])):
         chosen = calibration.sets(calibrated, coverage)
-        has = label == 1 if several else label[:, None] == np.arange(3)
-        assert row["n"] == has.sum()
-        assert row["coverage"] == (chosen & has).sum() / has.sum()
+        assert (row["n"], row["coverage"]) == (has.sum(), (chosen & has).sum() / has.sum())
         assert row["size"] == pytest.approx(chosen.sum(axis=1).mean())
+        assert (row["coverage_interval"] is None) == several
         for k, name in enumerate("abc"):
             part, own = row["per_class"][name], has[:, k]
             assert (part["n"], part["coverage"]) == (own.sum(), chosen[own, k].mean())
             assert part["size"] == pytest.approx(chosen[own].sum(axis=1).mean())
-            low, high = proportion_confint(chosen[own, k].sum(), own.sum(), method="wilson")
-            assert part["coverage_interval"] == pytest.approx([low, high])
-        assert (row["coverage_interval"] is None) == several
-
-
-def test_a_split_without_labels() -> None:
-    rng = np.random.default_rng(3)
-    label = rng.integers(0, 2, 200)
-    guesses = rng.dirichlet([1, 1], 200)
-    calibration = Calibration.fit(label, guesses)
-    summary = calibration_summary(calibration, np.full(4, -1), guesses[:4], ["a", "b"])
-    assert (summary["n"], summary["ece_before"], summary["sets"]["0.90"]["size"]) == (0, None, None)
-    assert summary["sets"]["0.90"]["per_class"]["a"]["coverage"] is None
-    json.dumps(summary, allow_nan=False)
+            interval = proportion_confint(chosen[own, k].sum(), own.sum(), method="wilson")
+            assert part["coverage_interval"] == pytest.approx(interval)
+    nothing = calibration_summary(
+        calibration, np.full_like(label, -1), probability, ["a", "b", "c"]
+    )
+    assert (nothing["n"], nothing["ece_before"], nothing["sets"]["0.90"]["size"]) == (0, None, None)
+    assert nothing["sets"]["0.90"]["per_class"]["a"]["coverage"] is None
+    json.dumps(nothing, allow_nan=False)

@@ -180,5 +180,5 @@ def _check_fits(images: ImageSet, bundle: ModelBundle, path: Path) -> None:
         if expected and expected != given:
             names = f" ({', '.join(bundle.config.class_names)})" if what == "classes" else ""
             raise ConfigError(
-                f"expected {what} as of {path}, {expected}{names}, but {images.name} has {given}"
+                f"{path} takes {expected} {what}{names}, but {images.name} has {given}"
             )

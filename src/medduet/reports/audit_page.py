@@ -23,14 +23,8 @@ MAX_LISTED = 12
 """Images that are listed under a finding; all of them are in ``audit.json``."""
 _SIDE = 192  # pixels of the longer side of a picture
 _MAX_NAME = 60  # characters
+_SHOWN = ("black-images", "constant-images", "saturated-images")
 _OUTLINED = ("masks-without-background", "masks-on-normal-images")
-_SHOWN = ("black-images", "constant-images", "saturated-images", *_OUTLINED)
-_SECTIONS = {"leak": "Data leakage", "warning": "Warnings", "note": "Notes"}
-_REMARKS = {
-    "across_splits": "data leakage",
-    "labels_differ": "label conflict",
-    "masks_differ": "mask conflict",
-}
 
 
 def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
@@ -54,29 +48,24 @@ def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
     """
     record = audit.record()
     write_json(out / "audit.json", record)
-    flags = dict.fromkeys(["exact", *_REMARKS], int)
+    flags = dict.fromkeys(["exact", "across_splits", "labels_differ", "masks_differ"], int)
     table = audit.pairs.astype(flags).to_csv(index=False, float_format="%.4f", lineterminator="\n")
     write_text(out / "duplicates.csv", table)
-    sections: dict[str, list[dict[str, Any]]] = {heading: [] for heading in _SECTIONS.values()}
+    findings, pairs = [], []
     for finding, entry in zip(audit.findings, record["findings"], strict=True):
-        rows = finding.rows if finding.kind in _SHOWN else finding.rows[:0]
+        rows = finding.rows[: MAX_PICTURES if finding.kind in (*_SHOWN, *_OUTLINED) else 0]
         pictures = _pictures(audit, images, rows, finding.kind in _OUTLINED)
-        sections[_SECTIONS[finding.severity]].append({**entry, "pictures": pictures})
-    pairs = [
-        {
-            **pair,
-            "pictures": _pictures(audit, images, np.array(rows), pair["masks_differ"]),
-            "remarks": [text for column, text in _REMARKS.items() if pair[column]],
-        }
-        for rows, pair in audit.pairs.head(MAX_PAIRS).iterrows()
-    ]
+        findings.append(entry | {"pictures": pictures})
+    for pair_rows, pair in audit.pairs.head(MAX_PAIRS).iterrows():
+        pictures = _pictures(audit, images, np.array(pair_rows), pair["masks_differ"])
+        pairs.append(pair.to_dict() | {"pictures": pictures})
     page = render(
         "audit.html",
         title=f"Audit of {audit.name}",
         command="medduet audit",
         record=record,
         counts=audit.counts(),
-        sections=sections,
+        findings=findings,
         pairs=pairs,
         pair_count=len(audit.pairs),
         most=MAX_LISTED,
@@ -89,22 +78,17 @@ def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
 def _pictures(
     audit: Audit, images: ImageSet, rows: NDArray[np.int64], outlined: bool
 ) -> list[dict[str, Any]]:
-    """Return id, split, label and picture of the first `rows`, the mask outlined if asked for."""
-    pool, rows, pictures = images.pool(), rows[:MAX_PICTURES], []
-    pixels = np.asarray(pool.images[rows])
-    masks = np.asarray(pool.masks[rows]) if outlined and pool.masks is not None else None
-    for k, row in enumerate(audit.images.iloc[rows].to_dict("records")):
-        mask = None if masks is None else masks[k]
-        empty = mask is not None and not mask.any()
-        pictures.append({**row, "source": _png(pixels[k], mask), "empty_mask": empty})
+    """Return id, split, label and picture of `rows`, the mask outlined if asked for."""
+    pool, pictures = images.pool(), []
+    pixels, masks = pool.images[rows], np.zeros((len(rows), *images.size), np.uint8)
+    if outlined and pool.masks is not None:
+        masks = pool.masks[rows]
+    scale = _SIDE / max(images.size)
+    height, width = (max(1, round(side * scale)) for side in images.size)
+    for row, image, mask in zip(
+        audit.images.iloc[rows].to_dict("records"), pixels, masks, strict=True
+    ):
+        png = overlay_png(resize_image(image, height, width), resize_mask(mask, height, width))
+        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        pictures.append({**row, "source": source, "empty_mask": outlined and not mask.any()})
     return pictures
-
-
-def _png(image: NDArray[np.uint8], mask: NDArray[np.uint8] | None) -> str:
-    """Return an image ``(H, W)`` or ``(H, W, 3)``, with its mask if there is one, as data URI."""
-    height, width = image.shape[:2]
-    scale = _SIDE / max(height, width)
-    size = max(1, round(height * scale)), max(1, round(width * scale))
-    mask = np.zeros((height, width), np.uint8) if mask is None else mask
-    picture = overlay_png(resize_image(image, *size), resize_mask(mask, *size))
-    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"

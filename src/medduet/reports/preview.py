@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from medduet.config import Augment, DataConfig
 from medduet.data.audit.findings import label_texts
@@ -70,8 +69,8 @@ def preview(
     if augmentation is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            for _ in range(_VERSIONS):
-                panels.append(_panel("augmented", augmentation(images.batch(index))))
+            versions = [augmentation(images.batch(index)) for _ in range(_VERSIONS)]
+        panels += [_panel("augmented", version) for version in versions]
     figure = image_grid(
         panels,
         label_texts(images.labels[index], image_set.class_names).tolist(),
@@ -85,12 +84,10 @@ def preview(
 
 
 def _panel(caption: str, batch: Batch) -> Panel:
-    image = batch.image
+    image, masks = batch.image, None
     if image.is_floating_point():
         image = (image * 255).round().to(torch.uint8)
-    pixels = image.permute(0, 2, 3, 1).numpy()
-    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-    masks: NDArray[Any] | None = None
+    pixels = image[:, 0] if image.shape[1] == 1 else image.permute(0, 2, 3, 1)
     if batch.mask is not None:
         masks = torch.where(batch.has_mask[:, None, None], batch.mask, UNKNOWN_MASK).numpy()
-    return Panel(caption, pixels, masks)
+    return Panel(caption, pixels.numpy(), masks)
