@@ -45,25 +45,6 @@ def _as_folder(images: ImageSet, root: Path, *, splits: bool = False) -> Path:
     return root
 
 
-def test_a_folder_gives_the_same_arrays(phantoms: ImageSet, tmp_path: Path, cache: Path) -> None:
-    root = _as_folder(phantoms, tmp_path / "set", splits=True)
-    images = open_images(str(root), cache=cache)
-    assert images.class_names == tuple(sorted(phantoms.class_names))
-    assert images.mask_names == ("background", "lesion")
-    assert images.size == (32, 32)  # the files' own
-    assert images.in_channels == 1
-    for name in SPLITS:
-        ours, theirs = images.split(name), phantoms.split(name)
-        assert ours.ids is not None
-        places = [int(text.split("(")[1].split(")")[0]) for text in ours.ids.tolist()]
-        order = np.argsort(places)
-        names = np.array(images.class_names)[ours.labels[order]]
-        assert names.tolist() == np.array(phantoms.class_names)[theirs.labels].tolist()
-        assert np.array_equal(ours.images[order], theirs.images[:])
-        assert np.array_equal(ours.masks[order], theirs.masks[:])
-        assert ours.known_masks.all()
-
-
 def test_it_is_converted_again_only_if_a_file_changes(
     root: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,17 +22,8 @@ def test_images_and_masks_are_resized_as_torch_does(size: tuple[int, int]) -> No
     assert np.abs(found - expected.permute(1, 2, 0).numpy()).max() < 1.1
     nearest = interpolate(tensor, size, mode="nearest-exact")[0].numpy()
     np.testing.assert_array_equal(resize_mask(image.transpose(2, 0, 1), *size), nearest)
-
-
-def test_grey_is_the_luma_of_television() -> None:
-    stack = np.random.default_rng(0).integers(0, 256, (2, 5, 4, 3), np.uint8)
-    luma = stack @ np.array([0.299, 0.587, 0.114])
-    assert np.abs(to_grey(stack) - luma).max() <= 0.51
-
-
-# A lesion of 2 x 3 pixels at row 3, column 1 of a square of 8 pixels.
-SQUARE = np.zeros((8, 8), np.uint8)
-SQUARE[3:5, 1:4] = 2
+    luma = image @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(to_grey(image) - luma).max() <= 0.51
 
 
 @pytest.mark.parametrize(
@@ -49,14 +40,14 @@ def test_a_mask_returns_to_the_pixels_of_the_image(
     shape: tuple[int, int], fit: str, rows: slice, columns: slice
 ) -> None:
     options = ReadOptions(8, fit)  # type: ignore[arg-type]
-    expected = np.zeros(shape, np.uint8)
-    expected[rows, columns] = 2
-    np.testing.assert_array_equal(restore_mask(SQUARE, *shape, options), expected)
-    heat = restore_map(SQUARE.astype(np.float32), *shape, options)
+    square, expected = np.zeros((8, 8), np.uint8), np.zeros(shape, np.uint8)
+    square[3:5, 1:4] = expected[rows, columns] = 2
+    np.testing.assert_array_equal(restore_mask(square, *shape, options), expected)
+    heat = restore_map(square.astype(np.float32), *shape, options)
     np.testing.assert_array_equal(heat > 1, expected > 0)
 
 
-@pytest.mark.parametrize("shape", [(31, 77), (200, 20), (1, 1), (1, 500), (7, 1001)])
+@pytest.mark.parametrize("shape", [(31, 77), (200, 20), (1, 1), (7, 1001)])
 @pytest.mark.parametrize("fit", ["pad", "stretch"])
 def test_an_image_and_its_mask_lie_upon_each_other(shape: tuple[int, int], fit: str) -> None:
     height, width = shape
@@ -64,9 +55,7 @@ def test_an_image_and_its_mask_lie_upon_each_other(shape: tuple[int, int], fit: 
     mask[height // 4 : height // 2 + 1, width // 3 : width // 2 + 1] = 1
     options = ReadOptions(64, fit)  # type: ignore[arg-type]
     small = fitted_mask(mask, options)
-    overlap = (fitted(255 * mask, options) > 127) == small
-    assert overlap.mean() > 0.98
+    assert ((fitted(255 * mask, options) > 127) == small).mean() > 0.98
     back = restore_mask(small, height, width, options)
     assert back.shape == shape
-    if min(shape) >= 20:
-        assert (back == mask).mean() > 0.97
+    assert min(shape) < 20 or (back == mask).mean() > 0.97

@@ -7,12 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch.nn.functional import interpolate
 
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.images import probe, read_images
 from medduet.data.reading.masks import read_mask
 from medduet.errors import DataError
 
@@ -95,25 +92,3 @@ def test_a_mask_of_another_size(tmp_path: Path) -> None:
     told = f"{path}: expected a mask of {size} as the image, given 2 x 3 pixels"
     with pytest.raises(DataError, match=re.escape(told)):
         read_mask([path], LIKE, SMALL)
-
-
-@pytest.mark.parametrize("shape", [(30, 30), (7, 19), (200, 131)])
-@pytest.mark.parametrize("size", [16, 45])
-def test_nearest_pixels_are_those_of_torch(
-    tmp_path: Path, shape: tuple[int, int], size: int
-) -> None:
-    values = np.random.default_rng(0).integers(0, 9, shape)
-    path = saved(values, tmp_path / "a.png")
-    result = read_mask([path], probe(path), ReadOptions(size, "stretch"))[0]
-    tensor = torch.from_numpy(values).float()[None, None]
-    expected = interpolate(tensor, (size, size), mode="nearest-exact")[0, 0].numpy()
-    assert (result == expected).all()
-
-
-def test_mask_and_image_lie_on_each_other(tmp_path: Path) -> None:
-    values = np.zeros((30, 61), np.uint8)
-    values[10:20, 20:40] = 255
-    path = saved(values, tmp_path / "a.png")
-    image = read_images(path, ReadOptions(40))[0]
-    mask = read_mask([path], probe(path), ReadOptions(40))[0]
-    assert ((image > 127) == (mask > 0)).mean() > 0.98

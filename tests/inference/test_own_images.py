@@ -19,30 +19,27 @@ from medduet.data.imageset import SPLITS
 def _rows(images: ImageSet) -> list[tuple[str, np.ndarray, np.ndarray, str, str]]:
     """Return name, image, mask, class and split of each image."""
     pool = images.pool()
-    assert pool.masks is not None
-    assert pool.ids is not None
-    pixels, masks = pool.images[:], pool.masks[:]
     classes = [images.class_names[label] for label in pool.labels]
     names = [f"{kind} ({number + 1})" for number, kind in enumerate(classes)]
     splits = [text.split("/")[0] for text in pool.ids.tolist()]
-    return list(zip(names, pixels, masks, classes, splits, strict=True))
+    return list(zip(names, pool.images[:], pool.masks[:], classes, splits, strict=True))
 
 
-def write_png(images: ImageSet, root: Path) -> None:
+def write_png(images: ImageSet, root: Path) -> Path:
     """Write the set in the naming of BUSI; every other mask as the union of two."""
     for number, (name, pixels, mask, kind, split) in enumerate(_rows(images)):
         folder = root / split / kind
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{name}.png")
         white = (mask > 0).astype(np.uint8) * 255
-        upper = white * (np.arange(len(white))[:, None] < len(white) // 2)
-        parts = [white] if number % 2 else [upper.astype(np.uint8), white - upper]
-        for place, part in enumerate(parts):
-            end = f"_{place}" if place else ""
-            Image.fromarray(part.astype(np.uint8)).save(folder / f"{name}_mask{end}.png")
+        upper = (white * (np.arange(len(white))[:, None] < len(white) // 2)).astype(np.uint8)
+        parts = {"": white} if number % 2 else {"": upper, "_1": white - upper}
+        for end, part in parts.items():
+            Image.fromarray(part).save(folder / f"{name}_mask{end}.png")
+    return root
 
 
-def write_dicom(images: ImageSet, root: Path, encode: Callable[[np.ndarray], bytes]) -> None:
+def write_dicom(images: ImageSet, root: Path, encode: Callable[[np.ndarray], bytes]) -> Path:
     """Write the set as DICOM files in several transfer syntaxes, with a table of masks.
 
     `encode` makes a lossless JPEG.
@@ -61,15 +58,14 @@ def write_dicom(images: ImageSet, root: Path, encode: Callable[[np.ndarray], byt
         (uid.JPEGLosslessSV1, None),
     ]
     root.mkdir()
-    table = [("path", "label", "mask", "split")]
+    table = ["path,label,mask,split"]
     for number, (name, pixels, mask, kind, split) in enumerate(_rows(images)):
         stored, packed = syntaxes[number % len(syntaxes)]
         inverted = number % 4 == 3
         data = Dataset()
         data.file_meta = FileMetaDataset()
         data.file_meta.TransferSyntaxUID = stored
-        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = uid.UltrasoundImageStorage
-        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = uid.generate_uid()
+        data.SOPClassUID, data.SOPInstanceUID = uid.UltrasoundImageStorage, uid.generate_uid()
         data.Rows, data.Columns = pixels.shape
         data.SamplesPerPixel, data.BitsAllocated, data.BitsStored, data.HighBit = 1, 8, 8, 7
         data.PixelRepresentation = 0
@@ -81,9 +77,9 @@ def write_dicom(images: ImageSet, root: Path, encode: Callable[[np.ndarray], byt
             data.compress(packed, generate_instance_uid=False)
         data.save_as(root / f"{name}.dcm", enforce_file_format=True)
         Image.fromarray(mask).save(root / f"{name}.png")
-        table.append((f"{name}.dcm", kind, f"{name}.png", split))
-    with (root / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(table)
+        table.append(f"{name}.dcm,{kind},{name}.png,{split}")
+    (root / "table.csv").write_text("\n".join(table))
+    return root / "table.csv"
 
 
 @pytest.fixture(scope="module")
@@ -99,48 +95,36 @@ def test_files_give_the_batches_of_the_npz(
     lossless_jpeg: Callable[[np.ndarray], bytes],
 ) -> None:
     root = tmp_path / "own"
-    if kind == "png":
-        write_png(original, root)
-    else:
-        write_dicom(original, root, lossless_jpeg)
-    data = DataConfig(name=str(root if kind == "png" else root / "table.csv"), split="given")
+    is_png = kind == "png"
+    path = write_png(original, root) if is_png else write_dicom(original, root, lossless_jpeg)
+    data = DataConfig(name=str(path), split="given")
     images = open_images(data)
     assert images.size == original.size
     for name in SPLITS:
         ours, theirs = images.split(name), original.split(name)
-        assert ours.ids is not None
         # Files are ordered by name, classes too; the numbers in the names tell the old order.
         number = [int(text.rpartition("(")[2].partition(")")[0]) for text in ours.ids.tolist()]
-        order = np.argsort(number)
-        for start in range(0, len(order), 64):
-            one = ours.batch(order[start : start + 64])
-            two = theirs.batch(np.arange(start, min(start + 64, len(order))))
-            assert one.image.equal(two.image)
-            assert one.mask is not None
-            assert two.mask is not None
-            assert one.mask.equal((two.mask > 0).long() if kind == "png" else two.mask)
-            assert one.has_mask.all()
-            names = [images.class_names[label] for label in one.label]
-            assert names == [original.class_names[label] for label in two.label]
+        one, two = ours.batch(np.argsort(number)), theirs.batch(np.arange(len(theirs)))
+        assert one.image.equal(two.image)
+        assert one.mask.equal((two.mask > 0).long() if is_png else two.mask)
+        assert one.has_mask.all()
+        names = [images.class_names[label] for label in one.label]
+        assert names == [original.class_names[label] for label in two.label]
     # And the command line trains on it.
     words = f"train segment --data {data.name} --model.width 2 --epochs 1"
     assert main([*words.split(), "--out", str(tmp_path / "run")]) == 0
     table = (tmp_path / "run" / "predictions" / "test.csv").read_text().splitlines()
     assert len(table) == len(original.test) + 1
-    assert table[1].split(",")[1].endswith(".png" if kind == "png" else ".dcm")
+    assert table[1].split(",")[1].endswith(".png" if is_png else ".dcm")
     assert len((tmp_path / "run" / "split.csv").read_text().splitlines()) == 1 + len(images.pool())
 
 
 @pytest.mark.slow
 def test_a_folder_with_some_of_the_classes_is_evaluated_by_name(
-    tmp_path: Path, make_config: Callable[..., RunConfig]
+    original: ImageSet, tmp_path: Path, make_config: Callable[..., RunConfig]
 ) -> None:
-    original = open_images("phantom", size=32, count=60)
-    write_png(original, tmp_path / "all")
-    config = make_config(
-        tmp_path / "run", data={"name": str(tmp_path / "all"), "count": None, "size": 32}
-    )
-    medduet.train(config)
+    data = {"name": str(write_png(original, tmp_path / "all")), "count": None, "size": 32}
+    medduet.train(make_config(tmp_path / "run", data=data))
     some = tmp_path / "some"
     for split in SPLITS:
         for kind in ("smooth", "ring"):
