@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from medduet.metrics.classification import classification_metrics
-from medduet.metrics.summaries import reconstruction_summary, segmentation_summary
+from medduet.config import EvaluateConfig
+from medduet.runs.folder import RunFolder
+from medduet.runs.predictions import Predictions
+from medduet.training.validation import summarize
 from medduet.utils.files import write_json, write_text
 
 WriteRun = Callable[..., Path]
@@ -36,121 +37,74 @@ def _write_run(
     probability: ArrayLike | None = None,
     dice: ArrayLike | None = None,
     present: ArrayLike | None = None,
-    has_mask: ArrayLike | None = None,
     mse: ArrayLike | None = None,
     test_selected: ArrayLike | None = None,
-    epochs: int = 3,
-    protocol: str = "honest",
     size: int = 28,
     class_names: Sequence[str] = (),
     environment: Mapping[str, Any] | None = None,
     finished: bool = True,
-    bootstrap: int = 0,
 ) -> Path:
     """Write a run whose val and test answers are the same, and return its folder.
 
     `label` is ``(N,)`` or ``(N, K)``, `probability` ``(N, K)``, `dice` and `present` (whether the
-    true mask has any pixel, by default everywhere) ``(N, M)``, `mse` ``(N,)``; `test_selected` are
-    the probabilities of the epoch that the test split selected, for the protocol ``"paper"``.
-    `environment` is added to ``environment.json``; ``{"network": {...}}`` gives costs.
+    true mask has any pixel, by default everywhere) ``(N, M)``, `mse` ``(N,)``; with
+    `test_selected`, the probabilities of the epoch that the test split selected, the protocol is
+    ``"paper"``. `environment` is added to ``environment.json``, its data to the data there.
     """
-    given = [array for array in (probability, dice, mse) if array is not None]
-    n = len(np.asarray(given[0]))
-    truth = np.zeros(n, int) if label is None else np.asarray(label)
-    several = truth.ndim == 2
-    k = 0 if probability is None else np.asarray(probability).shape[1]
-    m = 0 if dice is None else np.asarray(dice).shape[1]
-    names = list(class_names) or [f"class {i}" for i in range(k)]
-    masks = [f"mask {i}" for i in range(m)]
-    there = np.ones((n, m), bool) if present is None else np.asarray(present, dtype=bool)
-    known = np.ones(n, bool) if has_mask is None else np.asarray(has_mask, dtype=bool)
+    arrays = {"label": label, "probability": probability, "dice": dice, "mse": mse}
+    given: dict[str, Any] = {k: np.asarray(v) for k, v in arrays.items() if v is not None}
+    n = len(next(iter(given.values())))
+    if dice is not None:
+        there = np.ones_like(given["dice"]) if present is None else np.asarray(present)
+        given |= {"iou": given["dice"], "hd95": given["dice"], "has_mask": np.ones(n, bool)}
+        given |= {
+            "truth_pixels": 10 * there.astype(int),
+            "predicted_pixels": 10 * there.astype(int),
+        }
+    if mse is not None:
+        given |= {"psnr": given["mse"], "ssim": given["mse"]}
+    k = given["probability"].shape[1] if probability is not None else 0
+    names = tuple(class_names) or tuple(f"class {i}" for i in range(k))
+    masks = tuple(f"mask {i}" for i in range(given["dice"].shape[1])) if dice is not None else ()
+    predictions = Predictions(np.arange(n), class_names=names, mask_names=masks, **given)
+    run, quick = RunFolder(path), EvaluateConfig.model_construct(bootstrap=0)
 
-    def columns(answers: Any) -> dict[str, Any]:
-        cells: dict[str, Any] = {"index": np.arange(n)}
-        if answers is not None:
-            share = np.asarray(answers, dtype=float)
-            if several:
-                cells |= {f"label_{name}": truth[:, i] for i, name in enumerate(names)}
-            else:
-                cells |= {"label": truth, "predicted": share.argmax(axis=1)}
-            cells |= {f"probability_{name}": share[:, i] for i, name in enumerate(names)}
-        if dice is not None:
-            cells["has_mask"] = known.astype(int)
-            for i, name in enumerate(masks):
-                cells[f"dice_{name}"] = np.asarray(dice, dtype=float)[:, i]
-                cells[f"truth_pixels_{name}"] = 10.0 * there[:, i]
-        if mse is not None:
-            cells["mse"] = np.asarray(mse, dtype=float)
-        return cells
-
-    def summary(answers: Any) -> dict[str, Any]:
-        found: dict[str, Any] = {"n": n}
-        if answers is not None:
-            found |= classification_metrics(
-                truth, answers, multi_label=several, class_names=names, bootstrap=bootstrap
-            )
-        if dice is not None:
-            score = np.asarray(dice, dtype=float)[known]
-            found |= segmentation_summary(
-                score, score, None, there[known], masks, bootstrap=bootstrap
-            )
-        if mse is not None:
-            psnr = -10 * np.log10(np.asarray(mse, dtype=float))
-            found |= reconstruction_summary({"mse": mse, "psnr": psnr, "ssim": psnr * 0})
-        return found
-
-    def judged(answers: Any, suffix: str, epoch: int) -> dict[str, Any]:
+    def judged(of: Predictions, suffix: str, epoch: int) -> dict[str, Any]:
         for split in ("val", "test"):
-            _write_csv(path / "predictions" / f"{split}{suffix}.csv", columns(answers))
-        part = {split: summary(answers) for split in ("val", "test")}
+            run.write_predictions(f"{split}{suffix}", of)
         selection = "test-selected" if suffix else "validation-selected"
-        return {"selection": selection, "selected_epoch": epoch, **part}
+        summaries = {split: summarize(of, quick) for split in ("val", "test")}
+        return {"selection": selection, "selected_epoch": epoch, **summaries}
 
-    metrics: dict[str, Any] = {"protocol": protocol, "seed": seed}
-    honest = judged(probability, "", min(2, epochs))
-    if protocol == "paper":
-        other = probability if test_selected is None else test_selected
-        metrics |= judged(other, "-test-selected", epochs) | {"validation_selected": honest}
-    else:
-        metrics |= honest
-    write_json(
-        path / "config.json",
-        {
-            "data": {"name": data, "size": size},
-            "model": {"name": model},
-            "objective": {"tasks": list(tasks)},
-            "train": {"epochs": epochs, "seed": seed},
-            "evaluate": {"protocol": protocol},
-        },
-    )
+    metrics = {"seed": seed, **judged(predictions, "", 2)}
+    if test_selected is not None:
+        other = replace(predictions, probability=np.asarray(test_selected))
+        metrics = judged(other, "-test-selected", 3) | {
+            "validation_selected": metrics,
+            "seed": seed,
+        }
+    config = {
+        "data": {"name": data, "size": size},
+        "model": {"name": model},
+        "objective": {"tasks": list(tasks)},
+        "train": {"seed": seed},
+    }
+    write_json(path / "config.json", config)
     described = {
         "name": data,
         "fingerprint": f"fingerprint of {data}",
         "splits": {"train": 2 * n, "val": n, "test": n},
         "size": [size, size],
         "channels": 1,
-        "class_names": names,
-        "mask_names": ["background", *masks] if m else [],
-        "multi_label": several,
-        "info": {},
+        "class_names": list(names),
+        "multi_label": predictions.multi_label,
     }
-    write_json(path / "environment.json", {"data": described, **(environment or {})})
-    rows = [
-        {"epoch": e, "train": {"loss": 1 / e}, "val": {"score": e / epochs}, "seconds": 1.0}
-        for e in range(1, epochs + 1)
-    ]
-    write_text(path / "epochs.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    given = dict(environment or {})
+    run.write_environment({**given, "data": described | given.get("data", {})})
+    epochs = range(1, 4)
+    run.write_epochs([{"epoch": e, "val": {"score": e / 3}, "seconds": 1.0} for e in epochs])
     if finished:
         write_json(path / "metrics.json", metrics)
     else:
         write_text(path / "checkpoints" / "last.pt", "")
     return path
-
-
-def _write_csv(path: Path, columns: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        cells = zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True)
-        writer.writerows(["" if cell != cell else cell for cell in row] for row in cells)

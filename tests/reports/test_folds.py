@@ -1,5 +1,8 @@
+"""Cross-validation: folds as one run, and the split that a run was made with."""
+
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,11 +64,10 @@ def test_a_report_judges_all_images_together(runs: list[RunFolder], tmp_path: Pa
     grouped = group_runs(runs)
     assert grouped.datasets == ["phantom, 3 folds"]
     assert len(grouped.methods) == 2
-    measured = measure(grouped.of("phantom, 3 folds")[0], "accuracy")
+    measured = measure(grouped.groups[0], "accuracy")
     assert measured is not None
     assert measured.n == 40
-    page = medduet.write_report([runs[0].path.parent], tmp_path / "report")
-    text = page.read_text()
+    text = medduet.write_report([runs[0].path.parent], tmp_path / "report").read_text()
     assert "phantom, 3 folds" in text
     assert "McNemar" in text
 
@@ -87,8 +89,6 @@ def test_a_resumed_run_keeps_its_split(
     make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if a later version would make another one."""
-    import threading
-
     stop = threading.Event()
     stop.set()
     config = make_config(tmp_path / "run", data={"split": "made", "seed": 1})

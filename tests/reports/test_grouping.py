@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from medduet.reports.grouping import Runs, group_runs
 from medduet.runs.folder import find_runs
+from medduet.utils.files import write_json
+from medduet.utils.parsing import read_json
 
 Make = Callable[..., None]
 
 
 @pytest.fixture
 def make(write_run: Callable[..., Path], tmp_path: Path) -> Make:
-    """Write a run with these changes to its settings and its data, by path."""
+    """Write a run with these changes to its settings and its data."""
 
     def write(name: str, data: dict[str, Any] | None = None, **given: Any) -> None:
         changes = given.pop("changes", {})
-        probability = np.array([[0.9, 0.1], [0.2, 0.8]])
-        run = write_run(tmp_path / name, label=[0, 1], probability=probability, **given)
-        for file, changed in (("config", changes), ("environment", {"data": data or {}})):
-            content = json.loads((run / f"{file}.json").read_text())
-            for section, values in changed.items():
-                content[section] |= values
-            (run / f"{file}.json").write_text(json.dumps(content))
+        given |= {"label": [0, 1], "probability": [[0.9, 0.1], [0.2, 0.8]]}
+        run = write_run(tmp_path / name, environment={"data": data or {}}, **given)
+        config = read_json(run / "config.json")
+        for section, values in changes.items():
+            config[section] |= values
+        write_json(run / "config.json", config)
 
     return write
 
@@ -71,17 +70,17 @@ def test_what_follows_from_network_or_data_is_not_named(make: Make, tmp_path: Pa
     assert (runs.datasets, runs.methods) == (["a", "b"], ["unet_var", "adares_unet"])
 
 
-def test_the_reference_is_the_papers_network_or_the_first(make: Make, tmp_path: Path) -> None:
+def test_the_reference_comes_first_then_the_papers_network_then_the_defaults(
+    make: Make, tmp_path: Path
+) -> None:
     for model in ("adares_unet", "vovunet_var", "unet_var"):
         make(model, model=model)
     assert grouped(tmp_path).methods == ["vovunet_var", "adares_unet", "unet_var"]
     assert grouped(tmp_path, "unet_var").methods[0] == "unet_var"
-
-
-def test_whoever_has_the_defaults_comes_first(make: Make, tmp_path: Path) -> None:
     for balance in ("dwa", "sum", "pcgrad"):
-        make(balance, changes={"objective": {"balance": balance}})
-    assert grouped(tmp_path).methods == ["sum", "dwa", "pcgrad"]
+        make(f"with-{balance}", model="unet_var", changes={"objective": {"balance": balance}})
+    names = [name for name in grouped(tmp_path).methods if name.startswith("unet_var · ")]
+    assert [name.partition(" · ")[2] for name in names] == ["sum", "dwa", "pcgrad"]
 
 
 def test_data_sets_of_one_name_are_told_apart(make: Make, tmp_path: Path) -> None:

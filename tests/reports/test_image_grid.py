@@ -25,44 +25,36 @@ def inside(figure: Figure) -> bool:
     return box.x0 >= 0 and box.y0 >= 0 and box.x1 <= min(width, 8.01) and box.y1 <= height
 
 
-def images(n: int, side: int = 28, colour: bool = False) -> np.ndarray:
-    shape = (n, side, side + 4, 3) if colour else (n, side, side + 4)
+def images(n: int, colour: bool = False) -> np.ndarray:
+    shape = (n, 28, 32, 3) if colour else (n, 28, 32)
     return np.random.default_rng(n).integers(0, 256, shape, dtype=np.uint8)
 
 
-def disc(n: int, side: int = 28) -> np.ndarray:
-    yy, xx = np.mgrid[:side, : side + 4]
+def disc(n: int) -> np.ndarray:
+    yy, xx = np.mgrid[:28, :32]
     return np.stack([((yy - 9) ** 2 + (xx - 9) ** 2 < 30 + i).astype(np.int64) for i in range(n)])
 
 
 @pytest.mark.parametrize(
     ("n", "colour", "extras"),
-    [
-        (1, False, ""),
-        (5, True, "t"),
-        (5, False, "p"),
-        (5, True, "r"),
-        (1, True, "tp"),
-        (16, False, "tpr"),
-    ],
+    [(1, False, ""), (5, True, "t"), (5, True, "r"), (1, True, "tp"), (16, False, "tpr")],
 )
 def test_predictions(n: int, colour: bool, extras: str) -> None:
-    picture, labels = images(n, colour=colour), np.arange(n) % 3
+    picture, labels = images(n, colour), np.arange(n) % 3
     figure = prediction_grid(
         picture,
-        labels,
-        np.zeros(n, dtype=int),
-        np.full((n, 3), [0.98, 0.01, 0.01]),
+        "A title",
         LONG,
+        labels,
+        np.full((n, 3), [0.98, 0.01, 0.01]),
         disc(n) if "t" in extras else None,
         disc(n) if "p" in extras else None,
         picture if "r" in extras else None,
-        title="A title",
     )
-    panels = {"": 1, "t": 1, "p": 1, "r": 2, "tp": 2, "tpr": 3}[extras]
+    panels = {"": 1, "t": 1, "r": 2, "tp": 2, "tpr": 3}[extras]
     assert len(figure.axes) == n * panels
-    first, right = figure.axes[::panels], labels == 0
-    for axes, correct in zip(first, right, strict=True):
+    right = labels == 0
+    for axes, correct in zip(figure.axes[::panels], right, strict=True):
         assert axes.get_title(loc="left").endswith("→ basophil 98% ✓" if correct else " 98% ✗")
         assert axes.spines["left"].get_visible() != correct
     assert f"{right.sum()} of {n} correct" in texts(figure)
@@ -74,25 +66,24 @@ def test_predictions(n: int, colour: bool, extras: str) -> None:
 
 def test_unknown_and_multi_label_truth() -> None:
     probability = np.array([[0.6, 0.4], [0.3, 0.7]])
-    labels, predicted = np.array([-1, 1]), np.array([0, 1])
-    figure = prediction_grid(images(2), labels, predicted, probability, ["a", "b"])
+    figure = prediction_grid(images(2), "", ["a", "b"], np.array([-1, 1]), probability)
     assert {"unknown\n→ a 60%", "b\n→ b 70% ✓", "1 of 1 correct"} <= set(texts(figure))
     labels = np.array([[1, 0, 1], [0, 0, 0], [1, -1, 0], [-1, -1, -1]])
-    predicted = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 0]])
-    figure = prediction_grid(images(4), labels, predicted, None, ["a", "b", "c"])
-    headings = {"a + c\n→ a ✗", "none\n→ none ✓", "a\n→ a + b ✓"}
-    assert {*headings, "unknown\n→ none", "2 of 3 correct"} <= set(texts(figure))
+    predicted = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 0]], dtype=float)
+    figure = prediction_grid(images(4), "", ["a", "b", "c"], labels, predicted)
+    headings = {"a + c\n→ a ✗", "none\n→ none ✓", "a\n→ a + b ✓", "unknown\n→ none"}
+    assert {*headings, "2 of 3 correct"} <= set(texts(figure))
 
 
 def test_masks_without_labels() -> None:
     masks = disc(3)
     masks[0] = -1
-    figure = prediction_grid(images(3), None, None, None, [], masks, disc(3) * 0)
+    figure = prediction_grid(images(3), "", truth_masks=masks, predicted_masks=disc(3) * 0)
     assert {"truth: unknown", "prediction: empty"} <= set(texts(figure))
     several = disc(2)
     several[:, 20:, :] = 3
-    figure = prediction_grid(images(2), None, None, None, [], several, several)
-    assert not figure.legends
+    figure = prediction_grid(images(2), "", truth_masks=several, predicted_masks=several)
+    assert "truth" in texts(figure)
     assert all(len(axes.collections) == 2 for axes in figure.axes)
     assert inside(figure)
 
@@ -100,7 +91,6 @@ def test_masks_without_labels() -> None:
 @pytest.mark.parametrize(("names", "named"), [(3, True), (12, False)])
 def test_mask_classes_are_named_where_there_is_room(names: int, named: bool) -> None:
     outlines = [(f"organ {k}", "red") for k in range(names)]
-    panels = [Panel("", images(2), disc(2))]
-    figure = image_grid(panels, ["", ""], "title", outlines=outlines)
+    figure = image_grid([Panel("", images(2), disc(2))], ["", ""], "title", outlines=outlines)
     assert ("organ 0" in texts(figure)) == named
     assert inside(figure)

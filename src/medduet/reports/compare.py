@@ -7,17 +7,17 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
 from medduet.errors import ConfigError, DataError
-from medduet.metrics.intervals import Interval
+from medduet.metrics.intervals import UNDEFINED, Interval
 from medduet.metrics.names import METRICS
 from medduet.metrics.paired import OverSeeds, holm, mcnemar, over_images, over_seeds
 from medduet.metrics.roc import delong
-from medduet.reports.grouping import RESAMPLES, Group
-from medduet.reports.measures import COMPARED, has_metric, image_scores
+from medduet.reports.grouping import Group
+from medduet.reports.measures import COMPARED, RESAMPLES, image_scores
 from medduet.runs.folder import RunFolder, open_run
 from medduet.runs.predictions import Predictions
 from medduet.utils.files import write_json
@@ -25,32 +25,15 @@ from medduet.utils.parsing import misread
 
 ALPHA = 0.05
 """A corrected p below this is called significant."""
-_DENSE = ("dice_nonempty", "dice", "mse")
-_NAN = float("nan")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How two methods or runs differ on one metric of one data set.
+    """How two methods or runs differ on one metric of one data set: a (the reference) minus b.
 
-    Attributes:
-        metric: its key in ``metrics.json``.
-        dataset: name of the data set.
-        a: name of the first, in a report the reference.
-        b: name of the second.
-        mean_a: mean over the seeds that both have.
-        mean_b: likewise.
-        difference: a minus b.
-        interval: of the difference, 95%, over images; NaN where no image tells them apart.
-        test: name of the paired test over images.
-        p: of it, two-sided.
-        effect_name: what the effect size is.
-        effect: its value; NaN where it is not defined.
-        n: images.
-        seeds: the same differences, seed by seed.
-        consistent: whether the difference has the same sign in every seed.
-        p_holm: corrected for all tests of the same family.
-        p_seeds_holm: of the paired t test over seeds, corrected likewise; NaN for one seed.
+    Means are over the seeds that both have. `interval`, `test`, `p` and `effect` are over the `n`
+    images, NaN where no image tells them apart; `seeds` is the same seed by seed, and `consistent`
+    whether each seed has the same sign. Corrected p values are for all tests of the same family.
     """
 
     metric: str
@@ -68,8 +51,8 @@ class Difference:
     n: int
     seeds: OverSeeds
     consistent: bool
-    p_holm: float = _NAN
-    p_seeds_holm: float = _NAN
+    p_holm: float = float("nan")
+    p_seeds_holm: float = float("nan")
 
     @property
     def significant(self) -> bool:
@@ -79,8 +62,8 @@ class Difference:
     @property
     def evidence(self) -> str:
         """Which test rejects: over ``"images"``, over ``"seeds"``, ``"both"`` or ``"none"``."""
-        images, seeds = self.significant, self.p_seeds_holm < ALPHA
-        return "both" if images and seeds else "images" if images else "seeds" if seeds else "none"
+        words = [["none", "seeds"], ["images", "both"]]
+        return words[self.significant][self.p_seeds_holm < ALPHA]
 
     @property
     def scale(self) -> tuple[int, int, str]:
@@ -98,11 +81,9 @@ def differences(groups: Sequence[Group]) -> list[Difference]:
     """
     rows: list[Difference] = []
     for metric in COMPARED:
-        having = [group for group in groups if has_metric(group, metric)]
-        pairs = [
-            (having[0], other) for other in having[1:] if set(having[0].runs) & set(other.runs)
-        ]
-        rows += correct([difference(metric, *pair) for pair in pairs])
+        having = [group for group in groups if group.values(metric)]
+        others = [other for other in having[1:] if set(having[0].runs) & set(other.runs)]
+        rows += correct([difference(metric, having[0], other) for other in others])
     return rows
 
 
@@ -118,12 +99,7 @@ def correct(rows: Sequence[Difference]) -> list[Difference]:
 def difference(metric: str, a: Group, b: Group, split: str = "test") -> Difference:
     """Compare two groups on a metric that both have, over the seeds that both have."""
     seeds = [seed for seed in a.seeds if seed in b.runs]
-    values = [
-        np.array(
-            [group.runs[seed].validation_selected[split][metric] for seed in seeds], dtype=float
-        )
-        for group in (a, b)
-    ]
+    values = [np.array(group.values(metric, split, seeds)) for group in (a, b)]
     apart = values[0] - values[1]
     mean = float(apart.mean())
     return Difference(
@@ -136,57 +112,46 @@ def difference(metric: str, a: Group, b: Group, split: str = "test") -> Differen
         difference=mean,
         seeds=over_seeds(*values),
         consistent=bool((np.sign(apart) == np.sign(mean)).all()),
-        **_over_images(metric, a.predictions(split, seeds), b.predictions(split, seeds))._asdict(),
+        **_over_images(metric, a.predictions(split, seeds), b.predictions(split, seeds)),
     )
 
 
-class _Test(NamedTuple):
-    interval: Interval
-    test: str
-    p: float
-    effect_name: str
-    effect: float
-    n: int
-
-
-def _over_images(metric: str, a: Sequence[Predictions], b: Sequence[Predictions]) -> _Test:
+def _over_images(metric: str, a: Sequence[Predictions], b: Sequence[Predictions]) -> dict[str, Any]:
     """Test the mean over seeds over the images, which all seeds share.
 
     AUC by DeLong; accuracy of one seed by McNemar; everything else by sign-flip permutation.
     """
+    test: Any
     if metric == "auc":
-        probabilities = [np.array([each.probability for each in side]) for side in (a, b)]
-        assert a[0].label is not None
-        area = delong(a[0].label, *probabilities)
-        return _Test(area.interval, "DeLong", area.p, "z", area.z, area.n)
-    (score_a, weights), (score_b, _) = image_scores(a, metric), image_scores(b, metric)
-    if metric == "accuracy" and len(a) == 1 and weights.ndim == 1:
-        labelled = weights > 0
-        table = mcnemar(score_a[labelled] > 0, score_b[labelled] > 0)
-        odds = table.odds_ratio
-        return _Test(table.interval, "McNemar", table.p, "odds ratio", odds, table.n)
-    means = over_images(score_a, score_b, weights, resamples=RESAMPLES)
-    interval = means.interval if means.p < 1 or means.difference else (_NAN, _NAN)
-    return _Test(interval, "permutation", means.p, "d_z", means.d_z, means.n)
+        sides = [np.array([each.probability for each in side]) for side in (a, b)]
+        test = delong(np.asarray(a[0].label), *sides)
+        name, effect = "DeLong", ("z", test.z)
+    else:
+        (score_a, weights), (score_b, _) = image_scores(a, metric), image_scores(b, metric)
+        if metric == "accuracy" and len(a) == 1 and weights.ndim == 1:
+            labelled = weights > 0
+            test = mcnemar(score_a[labelled] > 0, score_b[labelled] > 0)
+            name, effect = "McNemar", ("odds ratio", test.odds_ratio)
+        else:
+            test = over_images(score_a, score_b, weights, resamples=RESAMPLES)
+            if test.p == 1 and not test.difference:
+                test = test._replace(interval=UNDEFINED)
+            name, effect = "permutation", ("d_z", test.d_z)
+    found = {"interval": test.interval, "test": name, "p": test.p, "n": test.n}
+    return found | {"effect_name": effect[0], "effect": effect[1]}
 
 
 def describe(row: Difference) -> str:
-    """Return a comparison as one sentence.
-
-    Without a significant difference it doesn't say that there is none.
-    """
-    name, (factor, digits, unit) = METRICS[row.metric].name, row.scale
+    """Return a comparison as one sentence, which never says that there is no difference."""
+    factor, digits, unit = row.scale
     better, worse, sign = (row.a, row.b, 1) if row.difference >= 0 else (row.b, row.a, -1)
-    if math.isnan(row.difference):
-        return f"{name} of {row.a} and {row.b} cannot be compared (n = {row.n})."
     amount = f"{factor * abs(row.difference):.{digits}f}"
     low, high = sorted(sign * factor * bound for bound in row.interval)
     ci = "" if math.isnan(low) else f"95% CI {low:.{digits}f} to {high:.{digits}f}, "
+    claim = f"{better} is {amount}{unit} higher than {worse}"
     if float(amount) == 0:
-        claim = f"{name}: {better} and {worse} are about equal"
-    else:
-        claim = f"{name}: {better} is {amount}{unit} higher than {worse}"
-    claim += f" ({ci}n = {row.n})"
+        claim = f"{better} and {worse} are about equal"
+    claim = f"{METRICS[row.metric].name}: {claim} ({ci}n = {row.n})"
     if math.isnan(row.p_holm):
         return f"{claim}; too few images for a test."
     verdict = "significant" if row.significant else "no significant"
@@ -207,19 +172,10 @@ def shown_p(p: float) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs on the same images.
+    """Two runs on the same images, named after what differs, with their folders.
 
-    Attributes:
-        a: name of the first run: what differs from the second.
-        b: name of the second run.
-        path_a: its folder.
-        path_b: likewise.
-        data: name of the data set.
-        split: the split.
-        rows: the metrics that both runs have, Holm-corrected together.
-        skipped: metrics that can't be compared, and why.
-        notes: limits of the comparison.
-        sentence: the result in one or two sentences.
+    `rows` are the metrics that both have, Holm-corrected together; `skipped` those that can't be
+    compared, and why; `notes` the limits of the comparison; `sentence` is its result.
     """
 
     a: str
@@ -232,10 +188,6 @@ class Comparison:
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
     sentence: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything, ready for JSON."""
-        return asdict(self)
 
 
 @misread("a file of these runs")
@@ -252,11 +204,7 @@ def compare(
     error by sign-flip permutation; Holm's correction over all of them. The epochs are those that
     validation selected.
 
-    Args:
-        run_a: the folder of a run.
-        run_b: of another, on the same data.
-        split: ``"test"`` or ``"val"``.
-        out: write the numbers into this .json file, too.
+    `out` is a .json file for the numbers.
 
     Raises:
         ConfigError: the same run twice, other data, or no metric that both have.
@@ -269,20 +217,24 @@ def compare(
     _check_data(*runs)
     names = _names(*runs)
     a, b = (Group(runs[0].data_name, name, {0: run}) for name, run in zip(names, runs, strict=True))
-    _check_images(a.predictions(split)[0], b.predictions(split)[0], runs)
+    one, other = a.predictions(split)[0], b.predictions(split)[0]
+    labels = [one.label, other.label] if one.label is not None and other.label is not None else []
+    if not np.array_equal(one.index, other.index) or not np.array_equal(labels[:1], labels[1:]):
+        raise DataError(
+            f"expected the same images and labels, but the predictions of {run_a} and {run_b} have "
+            "others; train both on the same file"
+        )
     rows: list[Difference] = []
-    skipped: dict[str, list[str]] = defaultdict(list)
+    reasons: dict[str, list[str]] = defaultdict(list)
     for metric in COMPARED:
         if reason := _not_comparable(metric, a, b, split):
-            skipped[reason].append(METRICS[metric].name)
-        elif has_metric(a, metric, split) and has_metric(b, metric, split):
+            reasons[reason].append(METRICS[metric].name)
+        elif a.values(metric, split):
             rows.append(difference(metric, a, b, split))
-    lines = tuple(f"{', '.join(metrics)}: {reason}" for reason, metrics in skipped.items())
+    skipped = tuple(f"{', '.join(metrics)}: {reason}" for reason, metrics in reasons.items())
     if not rows:
-        tasks = " and ".join(", ".join(run.tasks) for run in runs)
-        raise ConfigError(
-            f"expected runs with a task in common, given {'; '.join((tasks, *lines))}"
-        )
+        given = "; ".join((*(", ".join(run.tasks) for run in runs), *skipped))
+        raise ConfigError(f"expected runs with a task in common, given {given}")
     rows = correct(rows)
     sentence = describe(rows[0])
     if also := [
@@ -302,12 +254,12 @@ def compare(
         data=runs[0].data_name,
         split=split,
         rows=tuple(rows),
-        skipped=lines,
+        skipped=skipped,
         notes=tuple(notes),
         sentence=sentence,
     )
     if out is not None:
-        write_json(out, comparison.as_dict())
+        write_json(out, asdict(comparison))
     return comparison
 
 
@@ -322,46 +274,32 @@ def _check_data(first: RunFolder, second: RunFolder) -> None:
             raise ConfigError(
                 f"expected two runs on the same data, but {key.replace('_', ' ')} differs: "
                 f"{str(a)[:40]} ({first.data_name}) in {first.path}, {str(b)[:40]} "
-                f"({second.data_name}) in {second.path}; train both on one data set"
+                f"({second.data_name}) in {second.path}"
             )
 
 
-def _check_images(a: Predictions, b: Predictions, runs: tuple[RunFolder, RunFolder]) -> None:
-    same = np.array_equal(a.index, b.index)
-    if a.label is not None and b.label is not None:
-        same = same and np.array_equal(a.label, b.label)
-    if not same:
-        raise DataError(
-            f"expected the same images and labels, but the predictions of {runs[0].path} and "
-            f"{runs[1].path} have others; train both on the same file"
-        )
-
-
-def _names(first: RunFolder, second: RunFolder) -> tuple[str, str]:
-    """Return what distinguishes the runs: network, tasks, seed, or else their folders."""
-    pairs = [
-        ("+".join(first.tasks), "+".join(second.tasks)),
-        (f"seed {first.seed}", f"seed {second.seed}"),
-    ]
-    differing = [pair for pair in pairs if pair[0] != pair[1]]
-    if differing or first.model_name != second.model_name:
-        a, b = zip((first.model_name, second.model_name), *differing, strict=True)
-        return ", ".join(a), ", ".join(b)
-    if first.path.resolve().name != second.path.resolve().name:
-        return first.path.resolve().name, second.path.resolve().name
-    return str(first.path), str(second.path)
+def _names(*runs: RunFolder) -> tuple[str, str]:
+    """Return what distinguishes two runs: network, tasks, seed, or else their folders."""
+    facts = [(run.model_name, "+".join(run.tasks), f"seed {run.seed}") for run in runs]
+    network, *others = zip(*facts, strict=True)
+    differing = [pair for pair in others if pair[0] != pair[1]]
+    names = [", ".join(parts) for parts in zip(network, *differing, strict=True)]
+    if names[0] == names[1]:
+        names = [run.path.resolve().name for run in runs]
+    if names[0] == names[1]:
+        names = [str(run.path) for run in runs]
+    return names[0], names[1]
 
 
 def _not_comparable(metric: str, a: Group, b: Group, split: str) -> str:
     """Return why two runs can't be compared on a metric that one of them has; else nothing."""
-    having = [group.method for group in (a, b) if has_metric(group, metric, split)]
+    having = [group.method for group in (a, b) if group.values(metric, split)]
     if len(having) == 1:
         return f"only {having[0]} has it"
-    if having and metric in _DENSE:
+    if having and metric in ("dice_nonempty", "dice", "mse"):
         if a.first.data.get("size") != b.first.data.get("size"):
             return "the images have different sizes"
-        if metric != "mse":
-            one, other = (image_scores(each.predictions(split), metric)[1] for each in (a, b))
-            if not np.array_equal(one, other):
-                return "the true masks differ"
+        one, other = (image_scores(each.predictions(split), metric)[1] for each in (a, b))
+        if not np.array_equal(one, other):
+            return "the true masks differ"
     return ""

@@ -3,61 +3,62 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from medduet.metrics.intervals import UNDEFINED, wilson
 from medduet.metrics.names import METRICS
-from medduet.reports import grid_figures
-from medduet.reports.figures import confusion as confusion_figure
+from medduet.reports import figures, grid_figures
+from medduet.reports.folds import CrossValidated
 from medduet.reports.grouping import Group, Runs
-from medduet.reports.page import Section, Table
-from medduet.reports.reliability import Diagram, coverage_table, reliability_figure, summaries_of
-from medduet.reports.sections import Cells, counted
+from medduet.reports.page import Section, Table, brackets, numbers
+from medduet.reports.sections import counted
 from medduet.runs.folder import RunFolder
 
 _COSTS = {
-    "parameters": ("parameters / 10⁶", 2),
-    "gmacs": ("GMAC", 2),
-    "images_per_second": ("images/s", 1),
-    "seconds_per_epoch": ("s/epoch", 1),
-    "minutes": ("total min", 1),
-    "peak_memory_gb": ("peak memory, GB", 2),
+    "parameters": ("parameters / 10⁶", ".2f"),
+    "gmacs": ("GMAC", ".2f"),
+    "images_per_second": ("images/s", ".1f"),
+    "seconds_per_epoch": ("s/epoch", ".1f"),
+    "minutes": ("total min", ".1f"),
+    "peak_memory_gb": ("peak memory, GB", ".2f"),
 }
+MOST_CLASSES = 5
+"""Of more classes, the table of coverage shows the one with the lowest."""
 
 
-def training(runs: Runs) -> Section:
+def epochs_of(runs: Runs) -> pd.DataFrame:
+    """Return a row for each epoch of all runs: dataset, method, seed and its numbers."""
+    tables = []
+    for group in runs.groups:
+        for seed, run in group.runs.items():
+            place = {"dataset": group.dataset, "method": group.method, "seed": seed}
+            tables.append(figures.epoch_table(run.epochs).assign(**place))
+    epochs = pd.concat(tables, ignore_index=True)
+    order = epochs["method"].map(runs.methods.index).argsort(kind="stable")
+    return epochs.iloc[order]
+
+
+def training(runs: Runs, epochs: pd.DataFrame) -> Section:
     """Show the epochs: validation scores, task weights and gradient conflicts."""
     section = Section("Training")
-    figure = grid_figures.curves(runs, _number("val", "score"), "validation score")
+    figure = grid_figures.curves(epochs, "val.score", "validation score")
     shows = "Validation score, by which epochs are selected: mean and range over seeds"
     section.figure("curves", figure, shows)
-    for pair in _keys(runs, "conflict"):
-        tasks = pair.replace("-", " and ")
-        figure = grid_figures.curves(runs, _number("conflict", pair), f"cosine, {pair}")
-        shows = f"Cosine similarity of the gradients of {tasks} on the encoder; below 0: conflict"
-        section.figure(f"conflict-{pair}", figure, shows)
-    every = _runs(runs)
-    if any(run.config["objective"].get("balance", "sum") != "sum" for run in every):
-        for task in _keys(runs, "weights"):
-            figure = grid_figures.curves(runs, _number("weights", task), f"weight, {task}")
-            section.figure(f"weights-{task}", figure, f"Loss weight of {task}, mean of each epoch")
+    balances = {run.config["objective"].get("balance", "sum") for run in runs.folders}
+    for column in sorted(epochs):
+        part, _, name = column.partition(".")
+        if part == "conflict":
+            shows = f"{name}: cosine of their gradients on the encoder; below 0: conflict"
+            figure = grid_figures.curves(epochs, column, f"cosine, {name}")
+            section.figure(f"conflict-{name}", figure, shows)
+        elif part == "weights" and balances != {"sum"}:
+            figure = grid_figures.curves(epochs, column, f"weight, {name}")
+            section.figure(f"weights-{name}", figure, f"Loss weight of {name}, mean of each epoch")
     return section
-
-
-def _runs(runs: Runs) -> list[RunFolder]:
-    return [run for group in runs.groups.values() for run in group.runs.values()]
-
-
-def _keys(runs: Runs, part: str) -> list[str]:
-    """Return the names under a key of the epochs' lines, of all runs."""
-    rows = [row for run in _runs(runs) for row in run.epochs]
-    return sorted({key for row in rows for key in row.get(part) or {}})
-
-
-def _number(part: str, key: str) -> grid_figures.EpochValue:
-    return lambda row: (row.get(part) or {}).get(key)
 
 
 def confusion(runs: Runs) -> Section:
@@ -66,16 +67,14 @@ def confusion(runs: Runs) -> Section:
     for dataset in runs.datasets:
         matrices = {}
         for group in runs.of(dataset):
-            each = [
-                run.validation_selected["test"].get("confusion_matrix")
-                for run in group.runs.values()
-            ]
-            if all(matrix is not None for matrix in each):
+            tests = [run.validation_selected["test"] for run in group.runs.values()]
+            each = [test.get("confusion_matrix") for test in tests]
+            if None not in each:
                 matrices[group.method] = np.sum(each, axis=0)
         if matrices:
             k = len(next(iter(matrices.values())))
             names = runs.of(dataset)[0].first.data.get("class_names") or range(k)
-            figure = confusion_figure(matrices, [str(name) for name in names])
+            figure = figures.confusion(matrices, list(map(str, names)))
             section.figure(f"confusion-{dataset}", figure, f"{dataset}, sum over seeds")
     return section
 
@@ -83,120 +82,148 @@ def confusion(runs: Runs) -> Section:
 def calibration(runs: Runs) -> Section:
     """Show reliability diagrams and the coverage of prediction sets."""
     section = Section("Calibration")
-    calibrated: list[tuple[Group, Sequence[Mapping[str, Any]]]] = []
+    rows: list[dict[str, Any]] = []
     for dataset in runs.datasets:
-        summaries = [(group, summaries_of(group)) for group in runs.of(dataset)]
-        groups = [(group, each) for group, each in summaries if each]
-        if groups:
-            figure = reliability_figure(
-                [Diagram(group.method, each, len(group.runs)) for group, each in groups]
-            )
+        summaries = [(group, _summaries(group)) for group in runs.of(dataset)]
+        if groups := [(group, each) for group, each in summaries if each]:
+            diagrams = {group.method: (each, len(group.runs)) for group, each in groups}
             shows = f"{dataset}: reliability diagrams, {groups[0][1][0]['ece_kind']}"
-            section.figure(f"reliability-{dataset}", figure, shows)
-            calibrated += groups
-    if calibrated:
-        section.text.append(
-            "Temperature and conformal thresholds were fitted on the validation split and are "
-            "evaluated on the test split. The prediction sets target class-conditional coverage "
-            "(classes with few validation images are pooled), provided that test and validation "
-            "images are exchangeable. ECE is the expected calibration error, mean over seeds."
-        )
-        section.tables.append(coverage_table(calibrated))
+            section.figure(f"reliability-{dataset}", figures.reliability(diagrams), shows)
+            rows += [row for group, each in groups for row in coverage(group, each)]
+    if rows:
+        section.tables.append(coverage_table(pd.DataFrame(rows)))
     return section
+
+
+def _summaries(group: Group) -> list[figures.Summary]:
+    """Return the calibration on test of the runs of a group that are calibrated."""
+    runs: list[RunFolder] = []
+    for run in group.runs.values():
+        runs += run.folds if isinstance(run, CrossValidated) else [run]
+    summaries = [run.validation_selected["test"].get("calibration") for run in runs]
+    return [each for each in summaries if each and each["n"]]
+
+
+def coverage(group: Group, summaries: Sequence[figures.Summary]) -> list[dict[str, Any]]:
+    """Return target and empirical coverage on test: means over seeds, overall and per class.
+
+    They are weighted by images, at the number of images of one seed: folds have images of their
+    own, seeds have the same. There is no interval where an image has several labels.
+    """
+    rows = []
+    for target in summaries[0]["sets"]:
+        every = [each["sets"][target] for each in summaries]
+        for name in ("all", *every[0]["per_class"]):
+            part = every if name == "all" else [each["per_class"][name] for each in every]
+            weights = [each["n"] for each in part]
+            if not any(weights):
+                continue
+            pairs = [[each["coverage"] or 0, each["size"] or 0] for each in part]
+            share, size = np.average(pairs, axis=0, weights=weights).tolist()
+            n = round(sum(weights) / len(group.runs))
+            dependent = name == "all" and every[0]["coverage_interval"] is None
+            low, high = UNDEFINED if dependent else wilson(round(share * n), n)
+            place = {"dataset": group.dataset, "method": group.method, "target": float(target)}
+            found = {"coverage": share, "low": low, "high": high, "size": size, "n": n}
+            rows.append(place | {"class": name} | found)
+    return rows
+
+
+def coverage_table(values: pd.DataFrame) -> Table:
+    """Return the table of the rows of `coverage`; of many classes it shows the lowest alone."""
+    overall = values["class"] == "all"
+    classes = values[~overall].groupby(["dataset", "method", "target"])["coverage"]
+    few = values.index.isin(classes.filter(lambda each: len(each) <= MOST_CLASSES).index)
+    rows = values[overall | few | values.index.isin(classes.idxmin())]
+    shown = {
+        "data set": rows["dataset"],
+        "method": rows["method"],
+        "target": numbers(rows["target"], ".2f"),
+        "class": rows["class"],
+        "coverage": rows["coverage"].map("{:.3f}".format) + brackets(rows, ".3f"),
+        "mean set size": numbers(rows["size"], ".2f"),
+        "n": numbers(rows["n"], "d"),
+    }
+    title = "Coverage of conformal prediction sets on test, mean over seeds (95% Wilson CI)"
+    return Table("coverage", title, pd.DataFrame(shown), values)
 
 
 def samples(runs: Runs) -> Section:
     """Show test images with truth and prediction, of the first two methods."""
     section = Section("Sample predictions")
-    for dataset in runs.datasets:
-        for group in runs.of(dataset)[:2]:
-            sheet = group.first.path / "figures" / "predictions.png"
-            if sheet.is_file():
-                caption = f"{dataset}, {group.method}, seed {group.seeds[0]}"
-                section.figure(f"samples-{caption}", sheet, caption)
+    for group in (group for dataset in runs.datasets for group in runs.of(dataset)[:2]):
+        sheet = group.first.path / "figures" / "predictions.png"
+        if sheet.is_file():
+            caption = f"{group.dataset}, {group.method}, seed {group.seeds[0]}"
+            section.figure(f"samples-{caption}", sheet, caption)
     return section
 
 
-def costs(runs: Runs, measured: Mapping[str, Cells]) -> Section:
+def costs(runs: Runs, epochs: pd.DataFrame, measured: pd.DataFrame) -> Section:
     """Show what each method costs: means over epochs and seeds."""
     section = Section("Cost")
-    metric, cells = next(iter(measured.items()), ("", {}))
-    shown, values = [], []
-    for dataset in runs.datasets:
-        points = []
-        for group in runs.of(dataset):
-            place, numbers, machine = {"method": group.method}, _costs(group), _machine(group)
-            texts = {
-                label: "" if numbers[key] is None else f"{numbers[key]:.{digits}f}"
-                for key, (label, digits) in _COSTS.items()
-            }
-            if numbers["parameters"] is not None:
-                texts["parameters / 10⁶"] = f"{numbers['parameters'] / 1e6:.2f}"
-            shown.append({"data set": dataset, **place, **texts, "machine": machine})
-            values.append({"dataset": dataset, **place, **numbers, "machine": machine})
-            cell = cells.get((dataset, group.method))
-            if numbers["gmacs"] and cell is not None:
-                points.append((group.method, numbers["gmacs"], cell.mean))
-        if len(points) > 1:
-            figure = grid_figures.costs(points, dataset, METRICS[metric].name)
-            section.figure(
-                f"cost-{dataset}", figure, f"{dataset}: {METRICS[metric].name} over GMAC"
-            )
+    values = pd.DataFrame([_costs(group, epochs) for group in runs.groups])
+    shown = {"data set": values["dataset"], "method": values["method"]}
+    for key, (label, spec) in _COSTS.items():
+        unit = 1e6 if key == "parameters" else 1
+        shown[label] = numbers(values[key].astype(float) / unit, spec)
+    shown["machine"] = values["machine"]
+    metric = measured["metric"].iloc[0]
+    points = values.dropna(subset="gmacs").merge(measured[measured["metric"] == metric])
+    for dataset, part in points.groupby("dataset"):
+        if len(part) > 1:
+            name = METRICS[metric].name
+            figure = grid_figures.costs(part, dataset, name)
+            section.figure(f"cost-{dataset}", figure, f"{dataset}: {name} over GMAC")
     title = "Cost of training: network for one image, means over epochs and seeds"
-    section.tables.append(Table.of("cost", title, shown, values))
+    section.tables.append(Table("cost", title, pd.DataFrame(shown), values))
     return section
 
 
-def _costs(group: Group) -> dict[str, Any]:
-    network = group.first.environment.get("network", {})
-    epochs = [row for run in group.runs.values() for row in run.epochs]
-    totals = [sum(row["seconds"] for row in run.epochs) / 60 for run in group.runs.values()]
-    return {
-        "parameters": network.get("parameters"),
-        "gmacs": network.get("gmacs"),
-        "images_per_second": _mean([row.get("images_per_second") for row in epochs]),
-        "seconds_per_epoch": _mean([row.get("seconds") for row in epochs]),
-        "minutes": _mean(totals),
-        "peak_memory_gb": _mean([row.get("peak_memory_gb") for row in epochs]),
-    }
-
-
-def _machine(group: Group) -> str:
-    machine = group.first.environment.get("machine", {})
+def _costs(group: Group, epochs: pd.DataFrame) -> dict[str, Any]:
+    environment = group.first.environment
+    network, machine = environment.get("network", {}), environment.get("machine", {})
     name = str(machine.get("gpu") or machine.get("processor") or "")
     if machine.get("gpu") is None and machine.get("threads"):
         name += f", {counted(machine['threads'], 'thread')}"
-    return name
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+    own = epochs[(epochs["dataset"] == group.dataset) & (epochs["method"] == group.method)]
+    own = own.reindex(columns=["seed", "images_per_second", "seconds", "peak_memory_gb"])
+    return {
+        "dataset": group.dataset,
+        "method": group.method,
+        "parameters": network.get("parameters"),
+        "gmacs": network.get("gmacs"),
+        "images_per_second": own["images_per_second"].mean(),
+        "seconds_per_epoch": own["seconds"].mean(),
+        "minutes": own.groupby("seed")["seconds"].sum().mean() / 60,
+        "peak_memory_gb": own["peak_memory_gb"].mean(),
+        "machine": name,
+    }
 
 
 def provenance(runs: Runs) -> Section:
     """Show every run, with versions and data."""
     section = Section("Provenance")
-    versions = Counter(_versions(run) for run in _runs(runs))
+    versions: Counter[str] = Counter()
+    rows = []
+    pairs = [(group, seed) for group in runs.groups for seed in group.seeds]
+    for group, seed in pairs:
+        run = group.runs[seed]
+        torch = run.environment.get("libraries", {}).get("torch", "?")
+        versions[f"medduet {run.environment.get('medduet', '?')}, torch {torch}"] += 1
+        rows.append(
+            {
+                "data set": group.dataset,
+                "method": group.method,
+                "seed": str(seed),
+                "run": run.path.name,
+                "images (train / val / test)": " / ".join(
+                    map(str, run.data.get("splits", {}).values())
+                ),
+                "data fingerprint": str(run.data.get("fingerprint", ""))[:12],
+            }
+        )
     section.text += [f"{counted(count, 'run')}: {text}." for text, count in versions.items()]
-    images = "images (train / val / test)"
-    rows = [
-        {
-            "data set": dataset,
-            "method": group.method,
-            "seed": str(seed),
-            "run": run.path.name,
-            images: " / ".join(map(str, run.data.get("splits", {}).values())),
-            "data fingerprint": str(run.data.get("fingerprint", ""))[:12],
-        }
-        for dataset in runs.datasets
-        for group in runs.of(dataset)
-        for seed, run in sorted(group.runs.items())
-    ]
-    section.tables.append(Table.of("runs", "All runs", rows))
+    table = pd.DataFrame(rows)
+    section.tables.append(Table("runs", "All runs", table, table))
     return section
-
-
-def _versions(run: RunFolder) -> str:
-    torch = run.environment.get("libraries", {}).get("torch", "?")
-    return f"medduet {run.environment.get('medduet', '?')}, torch {torch}"

@@ -11,24 +11,17 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
+from medduet.config import EvaluateConfig
 from medduet.errors import ConfigError
-from medduet.metrics.classification import classification_metrics
 from medduet.runs.folder import RunFolder, Selection
 from medduet.runs.predictions import Predictions
-
-_RESAMPLES = 1000
 
 
 class CrossValidated(RunFolder):
     """All folds of one cross-validation with one seed.
 
-    Predictions are those of every fold, one after the other; accuracy, AUC and Dice are over all
-    images together. Learning curves, samples and cost are those of the first fold.
-
-    Attributes:
-        folds: the runs, in order.
+    Predictions are those of every fold, one after the other; metrics are over all images together.
+    Learning curves, samples and cost are those of the first fold.
     """
 
     def __init__(self, folds: Sequence[RunFolder]) -> None:
@@ -48,16 +41,16 @@ class CrossValidated(RunFolder):
 
     @cached_property
     def validation_selected(self) -> Mapping[str, Any]:
-        """The metrics of the test images of all folds, each fold with the epoch it selected."""
-        return {
-            "selection": "validation-selected",
-            "selected_epoch": self.folds[0].validation_selected["selected_epoch"],
-            "test": self._together("test"),
-            "val": self._together("val"),
+        """The metrics of the images of all folds, each fold with the epoch it selected."""
+        from medduet.training.validation import summarize  # torch: only where there are folds
+
+        together = {
+            split: summarize(self.predictions(split), EvaluateConfig()) for split in ("val", "test")
         }
+        return {**self.folds[0].validation_selected, **together}
 
     @property
-    def test_selected(self) -> Mapping[str, Any] | None:
+    def test_selected(self) -> None:
         """``None``: each fold would select on test images of its own."""
         return None
 
@@ -67,26 +60,6 @@ class CrossValidated(RunFolder):
             raise ConfigError(f"{self.path.parent}: folds together have no test-selected epoch")
         return Predictions.concatenate([run.predictions(split) for run in self.folds])
 
-    def _together(self, split: str) -> dict[str, Any]:
-        predictions, first = self.predictions(split), self.folds[0].validation_selected[split]
-        summary: dict[str, Any] = {"n": len(predictions)}
-        if predictions.label is not None and predictions.probability is not None:
-            summary |= classification_metrics(
-                predictions.label,
-                predictions.probability,
-                multi_label=predictions.multi_label,
-                class_names=predictions.class_names,
-                bootstrap=_RESAMPLES,
-            )
-        if predictions.mean_dice is not None and predictions.has_lesion is not None:
-            has_mask = ~np.isnan(predictions.mean_dice)
-            nonempty = predictions.mean_dice[has_mask & predictions.has_lesion]
-            summary["dice"] = float(predictions.mean_dice[has_mask].mean())
-            summary["dice_nonempty"] = float(nonempty.mean()) if len(nonempty) else None
-        if predictions.mse is not None:
-            summary["mse"] = float(predictions.mse.mean())
-        return {**dict.fromkeys(first), **summary}
-
 
 def join_folds(runs: Sequence[RunFolder]) -> tuple[list[RunFolder], list[str]]:
     """Return `runs` with the folds of each whole cross-validation as one, and notes on the others.
@@ -95,12 +68,12 @@ def join_folds(runs: Sequence[RunFolder]) -> tuple[list[RunFolder], list[str]]:
     """
     experiments: dict[str, list[RunFolder]] = defaultdict(list)
     for run in runs:
-        experiments[_key(run) or str(run.path)].append(run)
+        experiments[_key(run)].append(run)
     joined: list[RunFolder] = []
     notes: list[str] = []
     for folds in experiments.values():
         number = folds[0].config["data"].get("folds")
-        by_fold = {run.config["data"]["fold"]: run for run in folds} if number else {}
+        by_fold = {run.config["data"].get("fold"): run for run in folds}
         if number and len(folds) == len(by_fold) == number:
             joined.append(CrossValidated([by_fold[fold] for fold in range(number)]))
             continue
@@ -114,9 +87,9 @@ def join_folds(runs: Sequence[RunFolder]) -> tuple[list[RunFolder], list[str]]:
 
 
 def _key(run: RunFolder) -> str:
-    """Return what the folds of one cross-validation have in common; empty for other runs."""
+    """Return what the folds of one cross-validation have in common; other runs stand alone."""
     if not run.config["data"].get("folds"):
-        return ""
+        return str(run.path)
     config = {key: value for key, value in run.config.items() if key != "out"}
     config["data"] = config["data"] | {"fold": 0, "cache": None}
     undivided = run.data.get("info", {}).get("undivided")

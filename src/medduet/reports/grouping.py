@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import pandas as pd
 
 from medduet.config import RunConfig
 from medduet.reports.folds import join_folds
@@ -23,20 +24,14 @@ _IGNORED = (
     "evaluate.bootstrap",
     "evaluate.batch_size",
 )
-RESAMPLES = 2000
+_TASKS = "objective.tasks"
 REFERENCE = "vovunet_var"
 """The default reference: the paper's own network."""
 
 
 @dataclass
 class Group:
-    """The runs that differ by their seed alone.
-
-    Attributes:
-        dataset: name of the data set, unique in a report.
-        method: the network, and the settings that differ among the runs.
-        runs: by seed.
-    """
+    """The runs, by seed, of one method on one data set."""
 
     dataset: str
     method: str
@@ -53,36 +48,47 @@ class Group:
         """The run of the lowest seed."""
         return self.runs[self.seeds[0]]
 
+    def values(
+        self, metric: str, split: str = "test", seeds: Sequence[int] | None = None
+    ) -> list[float]:
+        """Return a metric of each seed at the validation-selected epoch; [] if one lacks it."""
+        found = [
+            self.runs[seed].validation_selected[split].get(metric)
+            for seed in (self.seeds if seeds is None else seeds)
+        ]
+        return [] if None in found else [float(value) for value in found]
+
     def predictions(
         self, split: str = "test", seeds: Sequence[int] | None = None
     ) -> list[Predictions]:
-        """Return the predictions of the validation-selected epochs, by default of all seeds."""
-        for seed in self.seeds if seeds is None else seeds:
+        """Return the predictions of the validation-selected epochs, each read once."""
+        seeds = self.seeds if seeds is None else seeds
+        for seed in seeds:
             if (split, seed) not in self._predictions:
                 self._predictions[split, seed] = self.runs[seed].predictions(split)
-        return [self._predictions[split, seed] for seed in (self.seeds if seeds is None else seeds)]
+        return [self._predictions[split, seed] for seed in seeds]
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Many runs as a table of data sets and methods.
+    """Many runs by data set and method, the reference first; not every data set has every method.
 
-    Attributes:
-        groups: by data set and method; not every data set needs every method.
-        datasets: their names, in order.
-        methods: their names, in order, the reference first.
-        notes: warnings, such as runs that were left out.
+    `notes` are warnings, such as runs that were left out.
     """
 
-    groups: dict[tuple[str, str], Group]
+    groups: list[Group]
     datasets: list[str]
     methods: list[str]
     notes: list[str]
 
     def of(self, dataset: str) -> list[Group]:
         """Return the groups of a data set, in the order of the methods."""
-        keys = [(dataset, method) for method in self.methods]
-        return [self.groups[key] for key in keys if key in self.groups]
+        return [group for group in self.groups if group.dataset == dataset]
+
+    @property
+    def folders(self) -> list[RunFolder]:
+        """All runs."""
+        return [run for group in self.groups for run in group.runs.values()]
 
 
 def group_runs(runs: Sequence[RunFolder], reference: str | None = None) -> Runs:
@@ -100,11 +106,21 @@ def group_runs(runs: Sequence[RunFolder], reference: str | None = None) -> Runs:
     """
     runs, notes = join_folds(runs)
     datasets = _name_datasets(runs)
-    settings = [_flatten(run.config) for run in runs]
-    varying = _varying(runs, settings, datasets)
-    methods = _name_methods(runs, settings, varying)
+    settings = pd.DataFrame([_settings(run.config) for run in runs])  # NaN: none in that version
+    differ = settings.groupby([datasets, [run.model_name for run in runs]]).nunique().gt(1).any()
+    varying = sorted(path for path in settings if differ.get(path, False))
+    default = _settings(RunConfig().model_dump(mode="json"))
+    several = len({run.model_name for run in runs}) > 1
     groups: dict[tuple[str, str], Group] = {}
-    for run, dataset, method in zip(runs, datasets, methods, strict=True):
+    order = {}
+    for run, dataset, row in zip(runs, datasets, settings.to_dict("records"), strict=True):
+        changes = {path: row[path] for path in varying if not pd.isna(row[path])}
+        names = [run.model_name] * (several or not changes)
+        method = " · ".join(names + [_named(path, value) for path, value in changes.items()])
+        changed = sum(
+            value != default.get(path) for path, value in changes.items() if path != _TASKS
+        )
+        order[method] = (method != reference, names[:1] != [REFERENCE], changed, method)
         group = groups.setdefault((dataset, method), Group(dataset, method))
         if run.seed in group.runs:
             notes.append(
@@ -113,98 +129,38 @@ def group_runs(runs: Sequence[RunFolder], reference: str | None = None) -> Runs:
             )
         else:
             group.runs[run.seed] = run
-    changes = dict(zip(methods, _changes(settings, varying), strict=True))
-    order = sorted(
-        changes,
-        key=lambda method: (
-            method != reference,
-            method.split(" · ")[0] != REFERENCE,
-            changes[method],
-            method,
-        ),
-    )
-    return Runs(groups, sorted(dict.fromkeys(datasets)), order, notes)
+    methods = sorted(order, key=order.__getitem__)
+    keys = [(dataset, method) for dataset in sorted(set(datasets)) for method in methods]
+    found = [groups[key] for key in keys if key in groups]
+    return Runs(found, sorted(set(datasets)), methods, notes)
 
 
 def _name_datasets(runs: Sequence[RunFolder]) -> list[str]:
     """Name each run's data set, with size, channels or fingerprint where names are the same."""
-    facts_of_runs = [
-        {
-            "size": " x ".join(map(str, run.data.get("size", []))),
-            "channels": {1: "grey", 3: "RGB"}.get(run.data.get("channels", 0), "other channels"),
-            "fingerprint": str(run.data.get("fingerprint", ""))[:8],
-        }
-        for run in runs
-    ]
-    same_name: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for run, facts in zip(runs, facts_of_runs, strict=True):
-        same_name[run.data_name].append(facts)
-    labels = []
-    for run, facts in zip(runs, facts_of_runs, strict=True):
-        candidates, label = same_name[run.data_name], run.data_name
-        for fact, value in facts.items():
-            if len({other[fact] for other in candidates}) > 1:
-                label += f", {value}"
-                candidates = [other for other in candidates if other[fact] == value]
-        labels.append(label)
-    return labels
+    names = pd.Series([run.data_name for run in runs])
+    channels = {1: "grey", 3: "RGB"}
+    for facts in (
+        [" x ".join(map(str, run.data.get("size", []))) for run in runs],
+        [channels.get(run.data.get("channels", 0), "other channels") for run in runs],
+        [str(run.data.get("fingerprint", ""))[:8] for run in runs],
+    ):
+        several = pd.Series(facts).groupby(names).transform("nunique") > 1
+        names = names.where(~several, names + ", " + facts)
+    return [str(name) for name in names]
 
 
-def _flatten(config: Mapping[str, Any]) -> dict[str, Hashable]:
+def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings that can make a method, by path."""
-    flat: dict[str, Hashable] = {}
-    for section, values in config.items():
-        if section in _IGNORED or not isinstance(values, Mapping):
-            continue
-        for key, value in values.items():
-            path = f"{section}.{key}"
-            if path not in _IGNORED:
-                flat[path] = tuple(value) if isinstance(value, list) else value
-    return flat
+    flat = {
+        f"{section}.{key}": "+".join(value) if key == "tasks" else str(value)
+        for section, values in config.items()
+        if section not in _IGNORED
+        for key, value in (values.items() if isinstance(values, Mapping) else ())
+    }
+    return {path: value for path, value in flat.items() if path not in (*_IGNORED, "model.name")}
 
 
-def _varying(
-    runs: Sequence[RunFolder], settings: Sequence[Mapping[str, Hashable]], datasets: Sequence[str]
-) -> list[str]:
-    """Return the settings, by path, that make methods out of one network on one data set."""
-    places = [(dataset, run.model_name) for dataset, run in zip(datasets, runs, strict=True)]
-    paths = sorted({path for each in settings for path in each} - {"model.name"})
-    return [path for path in paths if _differs(path, settings, places)]
-
-
-def _name_methods(
-    runs: Sequence[RunFolder], settings: Sequence[Mapping[str, Hashable]], varying: Sequence[str]
-) -> list[str]:
-    several = len({run.model_name for run in runs}) > 1
-    names = []
-    for run, each in zip(runs, settings, strict=True):
-        changes = [_setting(path, each[path]) for path in varying if path in each]
-        names.append(" · ".join([run.model_name] * (several or not changes) + changes))
-    return names
-
-
-def _changes(settings: Sequence[Mapping[str, Hashable]], varying: Sequence[str]) -> list[int]:
-    """Return how many of the varying settings of each run are not the default; tasks aside."""
-    default = _flatten(RunConfig().model_dump(mode="json"))
-    return [
-        sum(each.get(path) != default.get(path) for path in varying if path != "objective.tasks")
-        for each in settings
-    ]
-
-
-def _differs(
-    path: str, settings: Sequence[Mapping[str, Hashable]], places: Sequence[tuple[str, str]]
-) -> bool:
-    """Return whether a setting differs between runs of one network on one data set."""
-    seen: dict[tuple[str, str], set[Hashable]] = defaultdict(set)
-    for each, place in zip(settings, places, strict=True):
-        if path in each:  # an older version may not have had it
-            seen[place].add(each[path])
-    return any(len(values) > 1 for values in seen.values())
-
-
-def _setting(path: str, value: Hashable) -> str:
-    if path == "objective.tasks" and isinstance(value, tuple):
-        return "+".join(map(str, value))
-    name = path.partition(".")[2].replace("_", " ")
-    return str(value) if path == "objective.balance" else f"{name} {value}"
+def _named(path: str, value: str) -> str:
+    if path in (_TASKS, "objective.balance"):
+        return value
+    return f"{path.partition('.')[2].replace('_', ' ')} {value}"

@@ -4,94 +4,68 @@ from __future__ import annotations
 
 from functools import cache
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
+import pandas as pd
 import yaml
 from statsmodels.stats.proportion import proportion_confint
 
-from medduet.metrics.intervals import CONFIDENCE, Interval
-
-
-class Published(NamedTuple):
-    """One published test accuracy.
-
-    Attributes:
-        dataset: MedMNIST flag.
-        network: as its source calls it, or the name that it has here.
-        accuracy: on the test split, in percent.
-        protocol: how the epoch was selected, and from how many runs the number comes.
-        source: who published it.
-        size: side of the images in pixels.
-        splits: images in train, val and test.
-    """
-
-    dataset: str
-    network: str
-    accuracy: float
-    protocol: str
-    source: str
-    size: int
-    splits: tuple[int, int, int]
-
-    @property
-    def label(self) -> str:
-        """Network, authors and how the epoch was selected, in short."""
-        authors, selection = self.source.partition(",")[0], self.protocol.partition(" (")[0]
-        return ", ".join((self.network, authors, selection.partition(",")[0]))
-
-    @property
-    def interval(self) -> Interval:
-        """The 95% Wilson interval in percent for the size of the test split.
-
-        It covers neither the spread between seeds nor selection on the test split.
-        """
-        # Of the share as it is printed: a mean over seeds is no whole number of images.
-        n = self.splits[2]
-        low, high = proportion_confint(self.accuracy / 100 * n, n, 1 - CONFIDENCE, method="wilson")
-        return 100 * float(low), 100 * float(high)
-
-
-def published_for(dataset: str, size: int) -> list[Published]:
-    """Return what is published for a data set at a size in pixels.
-
-    Example:
-        >>> first = published_for("breastmnist", 224)[0]
-        >>> first.network, first.accuracy, [round(bound, 2) for bound in first.interval]
-        ('vovunet_var', 88.46, [82.5, 92.57])
-        >>> published_for("breastmnist", 28)
-        []
-    """
-    return [row for row in all_published() if (row.dataset, row.size) == (dataset, size)]
+from medduet.metrics.intervals import CONFIDENCE
 
 
 @cache
-def all_published() -> tuple[Published, ...]:
-    """Return every published number, table by table."""
+def all_published() -> pd.DataFrame:
+    """Return every published test accuracy, table by table.
+
+    The columns are dataset (MedMNIST flag), network, accuracy (percent), low and high (its 95%
+    Wilson interval for the size of the test split, which covers neither the spread between seeds
+    nor selection on test), protocol (how the epoch was selected), source, size (pixels), splits
+    (images in train, val and test) and label (network, authors and protocol in short).
+    """
     content = _file()
-    return tuple(
-        Published(
-            dataset,
-            table["network"],
-            float(accuracy),
-            table["protocol"],
-            content["sources"][table["source"]],
-            content["size"],
-            tuple(content["sets"][dataset].values()),
-        )
-        for table in content["tables"]
-        for dataset, accuracy in table["accuracy"].items()
+    table = pd.DataFrame(
+        {
+            "dataset": dataset,
+            "network": part["network"],
+            "accuracy": float(accuracy),
+            "protocol": part["protocol"],
+            "source": content["sources"][part["source"]],
+            "size": content["size"],
+            "splits": tuple(content["sets"][dataset].values()),
+        }
+        for part in content["tables"]
+        for dataset, accuracy in part["accuracy"].items()
     )
+    # Of the share as it is printed: a mean over seeds is no whole number of images.
+    n = table["splits"].str[2]
+    ends = proportion_confint(table["accuracy"] / 100 * n, n, 1 - CONFIDENCE, method="wilson")
+    table["low"], table["high"] = (100 * end for end in ends)
+    authors = table["source"].str.partition(",")[0]
+    selection = table["protocol"].str.partition(" (")[0].str.partition(",")[0]
+    table["label"] = table["network"] + ", " + authors + ", " + selection
+    return table
 
 
-def notes_for(dataset: str, size: int) -> list[str]:
+def published_for(dataset: str, size: int) -> pd.DataFrame:
+    """Return what is published for a data set at a size in pixels.
+
+    Example:
+        >>> published_for("breastmnist", 224)[["network", "accuracy"]].iloc[0].tolist()
+        ['vovunet_var', 88.46]
+        >>> len(published_for("breastmnist", 28))
+        0
+    """
+    table = all_published()
+    return table[(table["dataset"] == dataset) & (table["size"] == size)]
+
+
+def notes_for(dataset: str) -> list[str]:
     """Return the caveats of the published numbers of a data set.
 
     Example:
-        >>> notes_for("dermamnist", 224)[-1]
+        >>> notes_for("dermamnist")[-1]
         'Repeat photographs of one lesion lie in several splits (arXiv:2401.14497).'
     """
-    if not published_for(dataset, size):
-        return []
     notes = _file()["notes"]
     return [note["text"] for note in notes if note["sets"] == "all" or dataset in note["sets"]]
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from medduet.errors import ConfigError, closest
 from medduet.reports import details, sections
-from medduet.reports.grouping import Runs, group_runs
+from medduet.reports.compare import differences
+from medduet.reports.grouping import group_runs
+from medduet.reports.measures import measure_all
 from medduet.reports.page import write_page
-from medduet.runs.folder import RunFolder, find_runs
+from medduet.runs.folder import find_runs
 from medduet.utils.locks import exclusive
 from medduet.utils.parsing import misread
 
@@ -42,40 +44,32 @@ def write_report(
     if not paths:
         raise ConfigError("expected folders of runs: medduet report DIR ...")
     finished = find_runs(paths)
-    with misread(f"a run in {', '.join(map(str, paths))}"):
-        return _report(finished, paths, out, reference, samples)
-
-
-def _report(
-    finished: Sequence[RunFolder],
-    paths: Sequence[str | Path],
-    out: Path | None,
-    reference: str | None,
-    samples: bool,
-) -> Path:
-    runs = group_runs(finished, reference)
-    if reference is not None and reference not in runs.methods:
-        raise ConfigError(f"unknown --reference '{reference}': {closest(reference, runs.methods)}")
     out = out or Path(paths[0]) / "report"
-    with exclusive(out / ".lock", wait=True):  # several processes may finish one grid
-        measured, compared = sections.measure_all(runs), sections.compare_all(runs)
-        contents = [
-            sections.summary(runs, compared, paths),
-            *sections.scores(runs, measured),
-            sections.selection(runs),
-            sections.paired(runs, compared),
-            sections.over_datasets(runs, measured),
-            details.training(runs),
-            details.confusion(runs),
-            details.calibration(runs),
-            *([details.samples(runs)] if samples else []),
-            details.costs(runs, measured),
-            details.provenance(runs),
-        ]
-        return write_page(out, _title(runs), contents, "medduet report")
-
-
-def _title(runs: Runs) -> str:
-    sets = runs.datasets[0] if len(runs.datasets) == 1 else f"{len(runs.datasets)} data sets"
-    methods = runs.methods[0] if len(runs.methods) == 1 else f"{len(runs.methods)} methods"
-    return f"{methods} on {sets}"
+    with misread(f"a run in {', '.join(map(str, paths))}"):
+        runs = group_runs(finished, reference)
+        if reference is not None and reference not in runs.methods:
+            hint = closest(reference, runs.methods)
+            raise ConfigError(f"unknown --reference '{reference}': {hint}")
+        with exclusive(out / ".lock", wait=True):  # several processes may finish one grid
+            measured, epochs = measure_all(runs), details.epochs_of(runs)
+            compared = {dataset: differences(runs.of(dataset)) for dataset in runs.datasets}
+            compared = {dataset: rows for dataset, rows in compared.items() if rows}
+            contents = [
+                sections.summary(runs, compared, [Path(path) for path in paths]),
+                *sections.scores(runs, measured),
+                sections.selection(runs),
+                sections.paired(compared),
+                sections.over_datasets(measured),
+                details.training(runs, epochs),
+                details.confusion(runs),
+                details.calibration(runs),
+                *([details.samples(runs)] if samples else []),
+                details.costs(runs, epochs, measured),
+                details.provenance(runs),
+            ]
+            counts = ((runs.methods, "method"), (runs.datasets, "data set"))
+            title = [
+                names[0] if len(names) == 1 else sections.counted(len(names), what)
+                for names, what in counts
+            ]
+            return write_page(out, " on ".join(title), contents, "medduet report")

@@ -6,21 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from medduet.metrics.names import METRICS
-from medduet.reports.page import Section, Table, write_page
-from medduet.reports.style import DASHES, STYLE, draw_series, panels
+from medduet.reports.page import Section, Table, numbers, write_page
+from medduet.reports.style import DASHES, STYLE, legend_below, panels
 from medduet.utils.palette import GREY, LINES
 
-_NAMES = {
-    **{key: METRICS[key].name for key in ("accuracy", "balanced_error", "dice_nonempty", "ece")},
-    "rise": "increase in error",
-    "be": "BE",
-    "rbe": "rBE",
-}
 _CURVES = ("accuracy", "balanced_error", "dice_nonempty", "ece")
+_NAMES = {key: METRICS[key].name for key in _CURVES}
+_NAMES |= {"rise": "increase in error", "be": "BE", "rbe": "rBE"}
 
 
 def write_stress_page(record: Mapping[str, Any], out: Path) -> Path:
@@ -39,9 +36,10 @@ def write_stress_page(record: Mapping[str, Any], out: Path) -> Path:
         f"Mean over corruptions and severities: {scores}.",
     ]
     if "baseline" in record:
+        be, rbe = numbers((record["be"], record["rbe"]), ".3f")
         section.text.append(
-            f"Relative to {record['baseline']['network']} (MedMNIST-C): balanced error (BE) "
-            f"{_number(record['be'])}, relative balanced error (rBE) {_number(record['rbe'])}."
+            f"Relative to {record['baseline']['network']} (MedMNIST-C): balanced error (BE) {be}, "
+            f"relative balanced error (rBE) {rbe}."
         )
     section.figure("stress", stress_figure(record), "Scores by severity; 0 is the clean image")
     section.tables.append(stress_table(record))
@@ -59,47 +57,43 @@ def stress_table(record: Mapping[str, Any]) -> Table:
         >>> table.shown[["corruption", "severity", "n"]].to_numpy().tolist()
         [['clean', '0', '5'], ['jpeg', '1', '5'], ['jpeg', 'mean', '']]
     """
-    scores: list[tuple[str, str, Mapping[str, Any]]] = [("clean", "0", record["clean"])]
+    rows = [{"corruption": "clean", "severity": "0"} | record["clean"]]
     for name, entry in record["corruptions"].items():
-        scores += [(name, severity, row) for severity, row in entry["severities"].items()]
-        shares = {key: entry[key] for key in ("be", "rbe") if key in entry}
-        scores.append((name, "mean", entry["mean"] | shares))
-    present = [key for key in _NAMES if any(row.get(key) is not None for _, _, row in scores)]
-    shown, values = [], []
-    for name, severity, row in scores:
-        place = {"corruption": name, "severity": severity}
-        low, high = row.get("accuracy_interval") or (None, None)
-        numbers = {"n": row.get("n")} | {key: row.get(key) for key in present}
-        if "dice_nonempty_n" in record["clean"]:
-            numbers["dice_nonempty_n"] = row.get("dice_nonempty_n")
-        if "accuracy" in present:
-            numbers |= {"accuracy_low": low, "accuracy_high": high}
-        values.append(place | numbers)
-        texts = {_NAMES[key]: _number(row.get(key)) for key in present}
-        shown.append(place | {"n": str(row.get("n", ""))} | texts)
-    return Table.of("stress", "Every corruption at every severity", shown, values)
+        mean = {"be": entry.get("be"), "rbe": entry.get("rbe")} | entry["mean"]
+        parts = {**entry["severities"], "mean": mean}
+        rows += [{"corruption": name, "severity": key} | part for key, part in parts.items()]
+    values = pd.DataFrame(rows, dtype=object)
+    present = [key for key in _NAMES if key in values and values[key].notna().any()]
+    columns = ["corruption", "severity", "n", *present]
+    if "dice_nonempty_n" in values:
+        columns.append("dice_nonempty_n")
+    if "accuracy_interval" in values:
+        for place, end in enumerate(("accuracy_low", "accuracy_high")):
+            values[end] = values["accuracy_interval"].str[place]
+            columns.append(end)
+    shown = values[["corruption", "severity"]].assign(n=numbers(values["n"], "d"))
+    for key in present:
+        shown[_NAMES[key]] = numbers(values[key], ".3f")
+    title = "Every corruption at every severity"
+    return Table("stress", title, shown, values[columns])
 
 
 @rc_context(STYLE)
 def stress_figure(record: Mapping[str, Any]) -> Figure:
     """Draw the scores of each corruption against its severity, one small panel for each."""
     corruptions, clean = record["corruptions"], record["clean"]
-    keys = [key for key in _CURVES if clean.get(key) is not None]
-    figure, grid = panels(len(corruptions), columns=4, height=1.5, legend=0.3)
-    for axes, (name, entry) in zip(grid, corruptions.items(), strict=True):
-        rows = [clean, *entry["severities"].values()]
-        for index, key in enumerate(keys):
-            values = [row.get(key) for row in rows]
-            line: Any = {"color": LINES[index], "ls": DASHES[index], "marker": "o", "ms": 2.5}
-            label = _NAMES[key] if axes is grid[0] else None
-            draw_series(axes, range(len(rows)), values, label=label, **line)
+    looks: dict[str, dict[str, Any]] = {
+        key: {"color": color, "ls": dashes, "marker": "o", "ms": 2.5, "label": _NAMES[key]}
+        for key, color, dashes in zip(_CURVES, LINES, DASHES, strict=False)
+        if clean.get(key) is not None
+    }
+    titles = [name.replace("_", " ") for name in corruptions]
+    figure, grid = panels(titles, columns=4, height=1.5, legend=0.3)
+    for axes, entry in zip(grid, corruptions.values(), strict=True):
+        rows = pd.DataFrame([clean, *entry["severities"].values()])
+        for key, look in looks.items():
+            axes.plot(rows[key].astype(float), **look)
             axes.axhline(clean[key], color=GREY, lw=0.5, zorder=0)
-        axes.set_title(name.replace("_", " "), fontsize=8.5)
         axes.set(ylim=(0, 1), xticks=range(len(rows)))
-    figure.supxlabel("severity", fontsize=9)
-    figure.legend(loc="outside lower center", ncols=4)
+    legend_below(figure, looks.values())
     return figure
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

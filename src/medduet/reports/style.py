@@ -1,39 +1,39 @@
-"""The style of every figure, and how a figure is written to disk."""
+"""The style of every figure, its panels, and how a figure is written to disk."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from medduet.utils.files import atomic_path
-from medduet.utils.palette import FAINT, GREY, INK
+from medduet.utils.palette import FAINT, GREY, INK, LINES
 
 WIDTH = 8.0
 """Inches; shown 800 pixels wide, 9 points are 12.5 pixels high."""
+LONGEST = 40
+"""Characters of a title or of the name of a method."""
 DASHES = ("-", "--", ":", "-.")
 STYLE: Any = {
-    "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,
-    "axes.labelsize": 9,
-    "axes.titlesize": 10,
+    "axes.titlesize": 9,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.grid": False,
     "axes.axisbelow": True,
+    "figure.labelsize": 9,
     "grid.color": FAINT,
     "grid.linewidth": 0.6,
     "xtick.color": GREY,
@@ -45,34 +45,28 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 8,
     "lines.linewidth": 1.8,
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
     "text.parse_math": False,
-    "text.usetex": False,
 }
 
 
 def panels(
-    count: int, *, columns: int = 3, height: float = 2.2, legend: float = 0.5, share: bool = True
+    titles: Sequence[str],
+    *,
+    columns: int = 3,
+    height: float = 2.2,
+    legend: float = 0.5,
+    share: bool = True,
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of `count` axes in rows, each row and the legend so many inches high.
-
-    With `share` all axes have the same y axis.
-    """
-    columns = min(count, columns)
-    rows = -(-count // columns)
+    """Return a figure with axes of these titles in rows; row and legend so many inches high."""
+    columns = min(len(titles), columns)
+    rows = -(-len(titles) // columns)
     figure = Figure(figsize=(WIDTH, rows * height + legend), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=share).ravel()
-    for spare in grid[count:]:
+    for spare in grid[len(titles) :]:
         spare.remove()
-    return figure, list(grid[:count])
-
-
-def draw_series(axes: Axes, epochs: Sequence[int], values: Any, **line: Any) -> None:
-    """Draw a number over the epochs, NaN and ``None`` left out; points if there are few of them."""
-    series = np.array(values, dtype=float)
-    line.setdefault("marker", "o" if np.isfinite(series).sum() < 3 else "")
-    axes.plot(epochs, series, **line)
+    for axes, title in zip(grid, titles, strict=False):
+        axes.set_title(shorten(title, LONGEST))
+    return figure, list(grid[: len(titles)])
 
 
 def epoch_axis(axes: Axes) -> None:
@@ -82,6 +76,26 @@ def epoch_axis(axes: Axes) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.margins(x=0.04)
     axes.grid(axis="y")
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a chart, the first at the top."""
+    axes.set_yticks(range(len(names)), [shorten(name, LONGEST) for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+
+
+def legend_below(figure: Figure, lines: Iterable[Any]) -> None:
+    """Put a legend below all panels; a line is what `Line2D` takes, with its label."""
+    handles = [Line2D([], [], **line) for line in lines]
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    columns = 2 if longest > 50 else 3 if longest > 24 else 4
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+
+
+def line_look(index: int) -> dict[str, Any]:
+    """Return colour and dashes of a line among many: 32 differ."""
+    return {"color": LINES[index % 8], "ls": DASHES[index // 8 % 4]}
 
 
 def save(figure: Figure, path: Path, *, dpi: int = 200) -> None:
@@ -111,10 +125,5 @@ def slug(text: str) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """Return at most `length` characters of `text`, its end replaced by an ellipsis if need be.
-
-    Example:
-        >>> shorten("immature granulocytes", 10)
-        'immature …'
-    """
+    """Return at most `length` characters of `text`, its end replaced by an ellipsis if need be."""
     return text if len(text) <= length else text[: max(length - 1, 0)] + "…"
