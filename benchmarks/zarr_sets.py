@@ -120,14 +120,10 @@ def order_costs() -> dict[str, Any]:
 
     costs = {}
     for count in (10**6, 10**7):
-        for name, shards, world_size in (
-            ("whole", None, 1),
-            ("shards", np.full(count // 500, 500), 1),
-            ("shards, one of 8 processes", np.full(count // 500, 500), 8),
-        ):
+        for name, shards in (("whole", None), ("shards", np.full(count // 500, 500))):
             tracemalloc.start()
             started = time.perf_counter()
-            train_batches(count, BATCH, seed=0, epoch=1, shards=shards, world_size=world_size)
+            train_batches(count, BATCH, seed=0, epoch=1, shards=shards)
             seconds = time.perf_counter() - started
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()

@@ -43,24 +43,7 @@ def even(value: float | Tensor, count: int, channels: int = 1, side: int = 32) -
     return Batch((255 * image).to(torch.uint8), index, ones, index >= 0, index)
 
 
-def test_flip_moves_image_and_mask_together() -> None:
-    batch = marked()
-    torch.manual_seed(0)
-    found = build_augmentation("flip", some_set())(batch)
-    image, mask = batch.image.float() / 255, batch.mask
-    flipped = torch.tensor([not torch.equal(a, b) for a, b in zip(found.image, image, strict=True)])
-    assert 16 < flipped.sum() < 48
-    where = flipped[:, None, None]
-    torch.testing.assert_close(
-        found.image, torch.where(where[:, None], image.flip(-1), image), rtol=0, atol=1e-6
-    )
-    assert torch.equal(found.mask, torch.where(where, mask.flip(-1), mask))
-    assert torch.equal(found.label, batch.label)
-    assert torch.equal(found.indices, batch.indices)
-    assert torch.equal(found.has_mask, batch.has_mask)
-
-
-def test_flip_draws_what_it_has_always_drawn() -> None:
+def test_flip_moves_both_and_draws_what_it_has_always_drawn() -> None:
     # Published results were made with exactly this.
     batch = marked()
     plain = K.AugmentationSequential(K.RandomHorizontalFlip(p=0.5), data_keys=["input", "mask"])
@@ -72,6 +55,10 @@ def test_flip_draws_what_it_has_always_drawn() -> None:
     assert torch.equal(found.image, image)
     assert torch.equal(found.mask, mask[:, 0].long())
     assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found.image[:, 0] > 0.5, found.mask == 2), "a mask stayed"
+    assert 16 < (found.mask != batch.mask).flatten(1).any(dim=1).sum() < 48
+    for name in ("label", "indices", "has_mask"):
+        assert torch.equal(getattr(found, name), getattr(batch, name))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (48, 80)])
@@ -85,7 +72,7 @@ def test_an_image_that_equals_its_mask_stays_equal(name: Any, size: tuple[int, i
     mask = inside.float().unsqueeze(1)
     torch.manual_seed(0)
     moved = moves(name, size, Allowed(mirror=True, turn=True))
-    image, found = sequence(moved, ("input", "mask"))(mask, mask)
+    image, found = sequence(moved)(mask, mask)
     assert image.shape == found.shape == mask.shape
     assert set(found.unique().tolist()) == {0, 1}, "a mask class was mixed"
     # Pixels of the rim may fall on either side, as strong samples three times.
@@ -138,16 +125,15 @@ def test_bytes_become_floats_between_0_and_1(
     assert torch.equal(batch.image, before)
 
 
-# What the kind of image allows --------------------------------------------------------------------
-
 UPRIGHT = ["auto", "ultrasound", "fundus"]
 
 
-def sides(found: Tensor) -> tuple[set[int], set[int]]:
-    """Return where the bright half lies: -1 above or left, 1 below or right."""
-    half = found.shape[-1] // 2
-    down = found[..., half:, :].mean(dim=(1, 2, 3)) - found[..., :half, :].mean(dim=(1, 2, 3))
-    across = found[..., half:].mean(dim=(1, 2, 3)) - found[..., :half].mean(dim=(1, 2, 3))
+def sides(name: Any, modality: Any, image: Tensor, **names: Any) -> tuple[set[int], set[int]]:
+    """Return where the bright half lies afterwards: -1 above or left, 1 below or right."""
+    torch.manual_seed(0)
+    found = build_augmentation(name, some_set(size=32, **names), modality)(even(image, 150)).image
+    down = found[..., 16:, :].mean(dim=(1, 2, 3)) - found[..., :16, :].mean(dim=(1, 2, 3))
+    across = found[..., 16:].mean(dim=(1, 2, 3)) - found[..., :16].mean(dim=(1, 2, 3))
     return tuple(set(d[d.abs() > 0.15].sign().int().tolist()) for d in (down, across))  # type: ignore[return-value]
 
 
@@ -157,31 +143,24 @@ TOP = 0.9 * (torch.arange(32) < 16).float()[:, None]
 @pytest.mark.parametrize("modality", UPRIGHT)
 @pytest.mark.parametrize("name", NAMES)
 def test_most_images_stay_upright(name: Any, modality: Any) -> None:
-    torch.manual_seed(0)
-    found = build_augmentation(name, some_set(size=32), modality)(even(TOP, 150))
-    assert sides(found.image)[0] == {-1}
-    found = build_augmentation(name, some_set(size=32), modality)(even(TOP.T, 150))
-    assert sides(found.image)[1] == {-1, 1}
+    assert sides(name, modality, TOP)[0] == {-1}
+    assert sides(name, modality, TOP.T)[1] == {-1, 1}
 
 
 @pytest.mark.parametrize("modality", ["microscopy", "dermoscopy"])
 @pytest.mark.parametrize("name", ["light", "strong"])
 def test_what_has_no_upper_side_is_turned(name: Any, modality: Any) -> None:
-    torch.manual_seed(0)
-    found = build_augmentation(name, some_set(size=32), modality)(even(TOP, 150))
-    assert sides(found.image) == ({-1, 1}, {-1, 1})
+    assert sides(name, modality, TOP) == ({-1, 1}, {-1, 1})
 
 
 @pytest.mark.parametrize("side", ["kidney-left", "Right lung", "lung_LEFT", "leftLung", "lungLeft"])
 @pytest.mark.parametrize("where", ["class_names", "mask_names"])
 def test_where_left_and_right_differ_nothing_is_mirrored(side: str, where: str) -> None:
-    data = some_set(size=32, **{where: ("other", side)})
-    torch.manual_seed(0)
+    names = {where: ("other", side)}
     for name in ("light", "strong"):
-        found = build_augmentation(name, data, "microscopy")(even(TOP.T, 150))
-        assert sides(found.image)[1] == {-1}
+        assert sides(name, "microscopy", TOP.T, **names)[1] == {-1}
     with pytest.raises(ConfigError, match=f"--train.augment flip mirrors.*'{side}'.*give light"):
-        build_augmentation("flip", data)
+        build_augmentation("flip", some_set(**names))
 
 
 @pytest.mark.parametrize("modality", [*UPRIGHT, "microscopy", "dermoscopy"])

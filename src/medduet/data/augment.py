@@ -23,9 +23,8 @@ def build_augmentation(
 
     It takes a `Batch` with uint8 images on any device and gives one with float32 images in [0, 1]
     there; masks move with their images (nearest pixel), and what comes in from outside is zero in
-    both. Randomness comes from torch's global generator on the CPU, which the training loop seeds
-    and saves. What each name does stands in `medduet.data.augmentations`, of ``"corrupt"``, which
-    moves nothing, in `medduet.data.corruptions`; see `allowed` for what is left out.
+    both. Randomness comes from torch's global generator on the CPU. What each name does stands in
+    `medduet.data.augmentations` and `medduet.data.corruptions`; see `allowed` for what is left out.
 
     Raises:
         ConfigError: `name` is ``"flip"`` and the images must not be mirrored.
@@ -52,24 +51,22 @@ def build_augmentation(
     if name == "none":
         return None
     if name == "corrupt":
-        return corrupt_randomly(
-            corruptions_of(known_modality(data.info, modality), data.in_channels)
-        )
+        kind = known_modality(data.info, modality)
+        return corrupt_randomly(corruptions_of(kind, data.in_channels))
     from medduet.data.augmentations import changes_of_look, moves, sequence
 
-    moved = moves(name, data.size, permitted)
-    with_mask, without_mask = (sequence(moved, keys) for keys in (("input", "mask"), ("input",)))
+    move = sequence(moves(name, data.size, permitted))
     looks = changes_of_look(name, data.size, permitted)
-    look = sequence(looks, ("input",)) if looks else None
+    look = sequence(looks) if looks else None
 
     def augment(batch: Batch) -> Batch:
         image = batch.image.float() / 255
         # Looks come first: a brighter image must not brighten what comes in from outside.
         if look is not None:
-            image = look(image).clamp(0, 1)
+            image = look(image, data_keys=["input"]).clamp(0, 1)
         if batch.mask is None:
-            return batch._replace(image=without_mask(image).clamp(0, 1))
-        image, mask = with_mask(image, batch.mask.unsqueeze(1).to(image.dtype))
+            return batch._replace(image=move(image, data_keys=["input"]).clamp(0, 1))
+        image, mask = move(image, batch.mask.unsqueeze(1).to(image.dtype))
         mask = mask.squeeze(1).round().to(torch.int64)
         return batch._replace(image=image.clamp(0, 1), mask=mask)
 

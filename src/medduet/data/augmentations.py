@@ -10,7 +10,7 @@ a hole would say that hidden tissue is background.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import kornia.augmentation as K
 import torch
@@ -19,11 +19,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from medduet.config import Augment
-
-if TYPE_CHECKING:
-    from medduet.data.modality import Allowed
-
-_MASK = {DataKey.MASK: {"resample": Resample.NEAREST, "align_corners": False}}
+from medduet.data.modality import Allowed
 
 
 class Elastic(K.RandomElasticTransform):
@@ -31,16 +27,9 @@ class Elastic(K.RandomElasticTransform):
 
     kornia smoothes one random shift per pixel instead, which takes 0.8 s for 16 images of 224
     pixels and their masks on one core, ten times as long. Source: doi:10.1007/978-3-319-24574-4_28.
-
-    Args:
-        shift: largest shift of a grid point, as a share of the image's side.
-        points: grid points per side.
-        p: probability for each image.
     """
 
-    def __init__(self, shift: float, points: int = 5, p: float = 0.5) -> None:
-        super().__init__(p=p)
-        self.shift, self.points = shift, points
+    shift, points = 0.05, 5  # the largest shift, as a share of the side; grid points per side
 
     def generate_parameters(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Return the shifts of the grid points, ``(N, 2, points, points)``, in [-1, 1]."""
@@ -65,16 +54,15 @@ class Elastic(K.RandomElasticTransform):
         return grid_sample(image, place, mode=mode, padding_mode="zeros", align_corners=False)
 
 
-def sequence(transforms: Sequence[Any], keys: Sequence[str]) -> K.AugmentationSequential:
-    """Return the `transforms` one after the other, for images or for images and masks."""
-    return K.AugmentationSequential(*transforms, data_keys=list(keys), extra_args=_MASK)
+def sequence(transforms: Sequence[Any]) -> K.AugmentationSequential:
+    """Return the `transforms` one after the other, for images and masks."""
+    nearest = {DataKey.MASK: {"resample": Resample.NEAREST, "align_corners": False}}
+    return K.AugmentationSequential(*transforms, data_keys=["input", "mask"], extra_args=nearest)
 
 
 def moves(name: Augment, size: tuple[int, int], allowed: Allowed) -> list[Any]:
     """Return what moves image and mask, for images of ``size`` (height, width)."""
-    chosen: list[Any] = []
-    if allowed.mirror:
-        chosen.append(K.RandomHorizontalFlip(p=0.5))
+    chosen: list[Any] = [K.RandomHorizontalFlip(p=0.5)] if allowed.mirror else []
     if name == "flip":
         return chosen
     if allowed.turn:
@@ -83,15 +71,14 @@ def moves(name: Augment, size: tuple[int, int], allowed: Allowed) -> list[Any]:
             # So each of the eight ways to lay a square is as likely.
             chosen.append(K.RandomRotation90(times=(1, 1), align_corners=False, p=0.5))
     if name == "light":
-        chosen.append(K.RandomAffine(15.0, translate=(0.1, 0.1), scale=(0.85, 1.15), p=0.8))
-    else:
-        chosen += [
-            K.RandomAffine(25.0, translate=(0.1, 0.1), scale=(0.75, 1.25), shear=8.0, p=0.8),
-            Elastic(0.05, p=0.5),
-            # Without align_corners, which would move images by up to half a pixel against masks.
-            K.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.85, 1.18), align_corners=False),
-        ]
-    return chosen
+        return [*chosen, K.RandomAffine(15.0, (0.1, 0.1), scale=(0.85, 1.15), p=0.8)]
+    return [
+        *chosen,
+        K.RandomAffine(25.0, (0.1, 0.1), scale=(0.75, 1.25), shear=8.0, p=0.8),
+        Elastic(p=0.5),
+        # Without align_corners, which would move images by up to half a pixel against masks.
+        K.RandomResizedCrop(size, scale=(0.6, 1.0), ratio=(0.85, 1.18), align_corners=False),
+    ]
 
 
 def changes_of_look(name: Augment, size: tuple[int, int], allowed: Allowed) -> list[Any]:

@@ -30,6 +30,10 @@ def train_batches(
     smaller; it is left out in the rare case that it has fewer than two images per process, which
     batch normalisation can't use (another shuffle leaves out other images).
 
+    With `shards`, these come in random order; the images of `WINDOW` shards are shuffled together,
+    then those of the next ones. Of that line each process takes a stretch, so no two of them read
+    the same shards, but for those at the ends of the stretches.
+
     Args:
         count: images of the split.
         batch_size: images of a step over all processes together.
@@ -39,7 +43,7 @@ def train_batches(
         world_size: number of processes.
         shares: ``(count,)`` probability of each image, as of `balanced_shares`: as many images are
             drawn with replacement. ``None``: each image comes once.
-        shards: ``(S,)`` images of each shard, see `sharded_batches`; without `shares`.
+        shards: ``(S,)`` images of each shard, one after the other; without `shares`.
 
     Returns:
         An ``(n,)`` int64 array for each step.
@@ -48,66 +52,25 @@ def train_batches(
         >>> [len(index) for index in train_batches(10, 4, seed=0, epoch=1)]
         [4, 4, 2]
     """
-    if shards is not None:
-        options = {"seed": seed, "epoch": epoch, "rank": rank, "world_size": world_size}
-        return sharded_batches(shards, batch_size, **options)
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(count) if shares is None else rng.choice(count, count, p=shares)
-    batches = [order[start : start + batch_size] for start in range(0, count, batch_size)]
-    if len(batches[-1]) < MIN_BATCH * world_size:
-        batches.pop()
-    return [np.sort(batch[rank::world_size]) for batch in batches]
-
-
-def sharded_batches(
-    sizes: NDArray[np.int64],
-    batch_size: int,
-    *,
-    seed: int,
-    epoch: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> list[NDArray[np.int64]]:
-    """Return the batches of an epoch over shards: shuffled, but few shards are needed at a time.
-
-    The shards come in random order. The images of `WINDOW` shards are shuffled together, then
-    those of the next ones. Of the line that results, each process takes a stretch, so no two of
-    them read the same shards, but for those at the ends of the stretches. Only the windows of its
-    stretch are computed.
-
-    Args:
-        sizes: ``(S,)`` images of each shard; positions count through the shards.
-        batch_size: as in `train_batches`, and so are the others.
-        seed: of the run.
-        epoch: the first is 1.
-        rank: of this process.
-        world_size: number of processes.
-
-    Example:
-        >>> batches = sharded_batches(np.array([4, 4, 4, 3]), 4, seed=0, epoch=1)
-        >>> [index.tolist() for index in batches[1:]]
-        [[0, 2, 14, 7], [5, 9, 4, 8], [11, 6, 10]]
-    """
-    starts, rng = np.cumsum(sizes) - sizes, np.random.default_rng([seed, epoch])
-    windows = np.split(rng.permutation(len(sizes)), range(WINDOW, len(sizes), WINDOW))
-    ends = np.cumsum([sizes[window].sum() for window in windows])
-    whole, rest = divmod(int(ends[-1]), batch_size)
-    if rest < MIN_BATCH * world_size:
-        rest = 0
-    share = [len(range(each, batch_size, world_size)) for each in range(world_size)]
-    totals = [whole * share[r] + len(range(r, rest, world_size)) for r in range(world_size)]
-    if not totals[rank]:
-        return []
-    begin, line = sum(totals[:rank]), []
-    end = begin + totals[rank]
-    first, last = np.searchsorted(ends, [begin, end - 1], side="right")
-    for number in range(first, last + 1):
-        rows = [np.arange(starts[shard], starts[shard] + sizes[shard]) for shard in windows[number]]
-        rng = np.random.default_rng([seed, epoch, number + 1])
-        line.append(rng.permutation(np.concatenate(rows)))
-    skipped = begin - (int(ends[first - 1]) if first else 0)
-    stretch = np.concatenate(line)[skipped : skipped + totals[rank]]
-    return np.split(stretch, range(share[rank], len(stretch), share[rank]))
+    whole, rest = divmod(count, batch_size)
+    rest = 0 if rest < MIN_BATCH * world_size else rest
+    if shards is None:
+        order = rng.permutation(count) if shares is None else rng.choice(count, count, p=shares)
+        starts = range(0, whole * batch_size + rest, batch_size)
+        return [np.sort(order[start : start + batch_size][rank::world_size]) for start in starts]
+    ends = np.cumsum(shards)
+    rows = [np.arange(end - size, end) for end, size in zip(ends, shards, strict=True)]
+    order = rng.permutation(len(shards))
+    windows = [order[start : start + WINDOW] for start in range(0, len(order), WINDOW)]
+    line = np.concatenate(
+        [rng.permutation(np.concatenate([rows[shard] for shard in window])) for window in windows]
+    )
+    shares_of = [len(range(each, batch_size, world_size)) for each in range(world_size)]
+    totals = [whole * shares_of[r] + len(range(r, rest, world_size)) for r in range(world_size)]
+    begin = sum(totals[:rank])
+    stretch, step = line[begin : begin + totals[rank]], shares_of[rank]
+    return [stretch[start : start + step] for start in range(0, len(stretch), step)]
 
 
 def balanced_shares(labels: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -127,8 +90,8 @@ def balanced_shares(labels: NDArray[np.int64]) -> NDArray[np.float64]:
         [0.5, 0.16666666666666666, 0.3333333333333333]
     """
     if labels.ndim == 1:
-        member = labels[:, None] == np.unique(labels[labels != UNKNOWN_LABEL])
         labelled = labels != UNKNOWN_LABEL
+        member = labels[:, None] == np.unique(labels[labelled])
     else:
         labelled = (labels != UNKNOWN_LABEL).any(axis=1)
         none = labelled & ~(labels == 1).any(axis=1)
@@ -151,8 +114,6 @@ def evaluation_batches(
         >>> [index.tolist() for index in evaluation_batches(5, 4, rank=1, world_size=2)]
         [[3, 4]]
     """
-    begin = rank * (count // world_size) + min(rank, count % world_size)
-    end = begin + count // world_size + (rank < count % world_size)
-    mine = np.arange(begin, end, dtype=np.int64)
+    mine = np.array_split(np.arange(count, dtype=np.int64), world_size)[rank]
     step = max(1, batch_size // world_size)
     return [mine[start : start + step] for start in range(0, len(mine), step)]

@@ -12,30 +12,19 @@ from numpy.typing import NDArray
 CHUNK_BYTES = 4 << 20
 
 
-def rows_per_chunk(shape: tuple[int, ...], chunk_bytes: int = CHUNK_BYTES) -> int:
-    """Return how many rows of a uint8 array of `shape` make a chunk.
-
-    Example:
-        >>> rows_per_chunk((100, 2048, 1024))
-        2
-    """
-    return max(1, chunk_bytes // max(1, prod(shape[1:])))
+def rows_per_chunk(shape: tuple[int, ...]) -> int:
+    """Return how many rows of a uint8 array of `shape` make a chunk; at least one."""
+    return max(1, CHUNK_BYTES // max(1, prod(shape[1:])))
 
 
-def iterate_chunks(
-    images: Any, chunk_bytes: int = CHUNK_BYTES
-) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
-    """Yield the rows of `images` chunk by chunk, each with its place along the first axis.
-
-    Args:
-        images: ``(N, ...)`` uint8, an array or `medduet.data.imageset.Rows`.
-        chunk_bytes: size of a chunk; a single row may be larger.
+def iterate_chunks(images: Any) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+    """Yield the rows of `images` ``(N, ...)``, uint8, chunk by chunk, each with its place.
 
     Example:
         >>> [(rows.start, len(chunk)) for rows, chunk in iterate_chunks(np.zeros((3, 2048, 1024)))]
         [(0, 2), (2, 1)]
     """
-    step = rows_per_chunk(images.shape, chunk_bytes)
+    step = rows_per_chunk(images.shape)
     for start in range(0, len(images), step):
         rows = slice(start, min(start + step, len(images)))
         yield rows, np.ascontiguousarray(images[rows])

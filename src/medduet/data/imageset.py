@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from medduet.types import Batch
 
 SPLITS = ("train", "val", "test")
+_PIXELS = ("images", "masks")
 
 
 class Rows:
@@ -32,11 +33,9 @@ class Rows:
     """Images of each shard, if they are read shard by shard."""
 
     def __init__(self, parts: Sequence[Images], rows: NDArray[np.int64]) -> None:
-        self.parts = tuple(parts)
-        self.rows = rows
+        self.parts, self.rows = tuple(parts), rows
         self.shape: tuple[int, ...] = (len(rows), *parts[0].shape[1:])
-        self.dtype: np.dtype[np.uint8] = parts[0].dtype
-        self._ends = np.cumsum([len(part) for part in parts])
+        self.dtype: np.dtype[Any] = parts[0].dtype
 
     @property
     def ndim(self) -> int:
@@ -44,16 +43,16 @@ class Rows:
         return len(self.shape)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return self.shape[0]
 
     def __getitem__(self, key: slice | NDArray[Any]) -> NDArray[np.uint8]:
-        rows = self.rows[key]
+        rows, begin = self.rows[key], 0
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        of = np.searchsorted(self._ends, rows, side="right")
-        for number, (part, end) in enumerate(zip(self.parts, self._ends, strict=True)):
-            here = of == number
+        for part in self.parts:
+            here = (rows >= begin) & (rows < begin + len(part))
             if here.any():
-                out[here] = part[rows[here] - (end - len(part))]
+                out[here] = part[rows[here] - begin]
+            begin += len(part)
         return out
 
     def read_ahead(self, shards: Sequence[int]) -> None:
@@ -116,29 +115,23 @@ class Split:
 
     def take(self, rows: NDArray[np.int64]) -> Split:
         """Return the images at `rows`, which are read when they are used."""
-        return Split(
-            Rows([self.images], rows),
-            self.labels[rows],
-            None if self.masks is None else Rows([self.masks], rows),
-            None if self.has_mask is None else self.has_mask[rows],
-            None if self.ids is None else self.ids[rows],
-            None if self.groups is None else self.groups[rows],
-        )
+        taken: dict[str, Any] = {}
+        for name, values in vars(self).items():
+            if values is not None:
+                taken[name] = Rows([values], rows) if name in _PIXELS else values[rows]
+        return Split(**taken)
 
     def batch(self, index: NDArray[np.int64]) -> Batch:
         """Gather the images at `index` (``(n,)`` int64) into a `Batch` of uint8 tensors."""
         images = torch.from_numpy(np.asarray(self.images[index]))
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
-        masks = None
+        masks, known = None, np.full(len(index), self.masks is not None)
         if self.masks is not None:
             masks = torch.from_numpy(np.asarray(self.masks[index])).long()
-        has_mask = np.full(
-            len(index), self.masks is not None
-        )  # not of all images: they may be many
         if self.has_mask is not None:
-            has_mask = self.has_mask[index]
-        labels, known = torch.from_numpy(self.labels[index]), torch.from_numpy(has_mask)
-        return Batch(images, labels, masks, known, torch.from_numpy(index))
+            known = self.has_mask[index]
+        labels, has_mask = torch.from_numpy(self.labels[index]), torch.from_numpy(known)
+        return Batch(images, labels, masks, has_mask, torch.from_numpy(index))
 
 
 @dataclass(frozen=True)
@@ -191,40 +184,21 @@ class ImageSet:
             >>> len(pool), pool.ids[:2].tolist(), pool.images[18:].shape
             (20, ['train/0', 'train/1'], (2, 16, 16))
         """
-        splits = {name: self.split(name) for name in SPLITS}
-        parts = list(splits.values())
+        parts = [self.train, self.val, self.test]
+        everything = np.arange(sum(map(len, parts)), dtype=np.int64)
 
-        def rows(arrays: list[Any]) -> Any:
-            if any(array is None for array in arrays):
+        def joined(field: str) -> Any:
+            values: list[Any] = [getattr(part, field) for part in parts]
+            if any(each is None for each in values):
                 return None
-            return Rows(arrays, np.arange(sum(map(len, arrays)), dtype=np.int64))
+            return Rows(values, everything) if field in _PIXELS else np.concatenate(values)
 
-        def joined(arrays: list[Any]) -> Any:
-            return None if any(array is None for array in arrays) else np.concatenate(arrays)
-
-        return Split(
-            rows([part.images for part in parts]),
-            np.concatenate([part.labels for part in parts]),
-            rows([part.masks for part in parts]),
-            np.concatenate([part.known_masks for part in parts]),
-            _all_ids(splits),
-            joined([part.groups for part in parts]),
-        )
-
-
-def _all_ids(splits: Mapping[str, Split]) -> NDArray[np.str_]:
-    ids = [
-        split.ids
-        if split.ids is not None
-        else np.array([f"{name}/{place}" for place in range(len(split))], dtype=np.str_)
-        for name, split in splits.items()
-    ]
-    together = np.concatenate(ids)
-    if len(np.unique(together)) == len(together):
-        return together
-    return np.concatenate(
-        [
-            np.array([f"{name}/{each}" for each in names], dtype=np.str_)
-            for name, names in zip(splits, ids, strict=True)
-        ]
-    )
+        named, plain = [], []
+        for name, part in zip(SPLITS, parts, strict=True):
+            ids = part.ids if part.ids is not None else np.arange(len(part)).astype(np.str_)
+            named.append(np.char.add(f"{name}/", ids))
+            plain.append(named[-1] if part.ids is None else ids)
+        ids = np.concatenate(plain)
+        ids = ids if len(np.unique(ids)) == len(ids) else np.concatenate(named)
+        fields = {field: joined(field) for field in ("images", "labels", "masks", "groups")}
+        return Split(**fields, has_mask=joined("known_masks"), ids=ids)
