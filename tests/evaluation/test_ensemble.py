@@ -14,13 +14,11 @@ import medduet
 from medduet import (
     ConfigError,
     DataConfig,
-    DuetNetwork,
     ExportedModel,
     ModelError,
     RunConfig,
     create_model,
     ensemble,
-    export_bundle,
     load,
     load_bundle,
 )
@@ -40,11 +38,8 @@ def runs(
 ) -> list[Path]:
     """Two seeds of the same run; look, don't touch."""
     out = tmp_path_factory.mktemp("members")
-    configs = [
-        make_config(out / str(seed), train={"seed": seed, "learning_rate": 0.02})
-        for seed in range(2)
-    ]
-    return [medduet.train(config).path for config in configs]
+    trains = [{"seed": seed, "learning_rate": 0.02} for seed in range(2)]
+    return [medduet.train(make_config(out / str(t["seed"]), train=t)).path for t in trains]
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +58,17 @@ def altered(run: Path, out: Path, **changes: Any) -> Path:
 
 def test_what_was_gained_is_told(record: medduet.EnsembleRecord, runs: list[Path]) -> None:
     assert record.images == "phantom"
-    weights = [read_json(run / "bundle" / "config.json")["weights_sha256"] for run in runs]
-    assert load_bundle(record.path).config.members == weights
+    config = load_bundle(record.path).config
+    assert config.members == [load_bundle(run).config.weights_sha256 for run in runs]
     for split in ("val", "test"):
         *members, own = record.scores[split]
         for run, found in zip(runs, members, strict=True):
             recorded = read_json(run / "metrics.json")[split]
-            assert found["n"] == recorded["n"]
-            for key in ("accuracy", "auc", "dice", "mse"):
+            for key in ("n", "accuracy", "auc", "dice", "mse"):
                 assert found[key] == pytest.approx(recorded[key], abs=1e-4), key
-        assert load_bundle(record.path).config.metrics[split]["accuracy"] == own["accuracy"]
+        assert config.metrics[split]["accuracy"] == own["accuracy"]
     # By hand, from what the members say.
-    split = medduet.open_images("phantom", size=16, count=40).test
+    split = medduet.open_images(PHANTOMS).test
     batch = split.batch(np.arange(len(split)))
     with torch.inference_mode():
         said = [
@@ -101,10 +95,9 @@ def test_it_is_exported_as_any_other(runs: list[Path], tmp_path: Path) -> None:
         paths.append(tmp_path / run.name)
         save_bundle(paths[-1], bundle.network, bundle.config)
     source = ensemble(paths, tmp_path / "ensemble", tta="flip").path
-    path = export_bundle(source, tmp_path / "onnx", count=4).path
+    exported = ExportedModel(medduet.export_bundle(source, tmp_path / "onnx", count=4).path)(image)
     with torch.inference_mode():
         expected = load(source)(torch.from_numpy(image))
-    exported = ExportedModel(path)(image)
     probability = expected.class_logits.softmax(1).numpy()
     np.testing.assert_allclose(exported.probability, probability, atol=1e-3)
     assert (exported.mask == (expected.dense[:, 0] > 0).numpy()).mean() > 0.999
@@ -113,13 +106,11 @@ def test_it_is_exported_as_any_other(runs: list[Path], tmp_path: Path) -> None:
 
 
 def test_calibration_of_a_member_is_dropped(runs: list[Path], tmp_path: Path) -> None:
-    classes = len(load_bundle(runs[0]).config.class_names)
-    share = np.random.default_rng(0).dirichlet(np.ones(classes), 60)
+    share = np.random.default_rng(0).dirichlet(np.ones(4), 60)
     calibration = Calibration.fit(share.argmax(axis=1), share).model_dump(mode="json")
     paths = [altered(run, tmp_path / run.name, calibration=calibration) for run in runs]
     record = ensemble(paths, tmp_path / "ensemble")
-    assert record.scores == {}
-    assert record.images == ""
+    assert (record.scores, record.images) == ({}, "")
     config = load_bundle(record.path).config
     assert config.calibration is None
     assert set(config.metrics) == {"seed", "selection", "selected_epoch"}
@@ -157,25 +148,24 @@ def test_members_that_differ(
         ensemble([runs[0], other], tmp_path / "ensemble")
     assert str(runs[0]) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "ensemble").exists()
 
 
 def test_what_makes_no_ensemble(
     runs: list[Path], record: medduet.EnsembleRecord, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
-    with pytest.raises(ConfigError, match="several bundles or runs, given 1"):
-        ensemble(runs[:1], out)
-    with pytest.raises(ConfigError, match="same network: leave one out"):
-        ensemble([runs[0], runs[1], runs[0] / "bundle"], out)
-    with pytest.raises(ConfigError, match="is an ensemble already"):
-        ensemble([runs[0], record.path], out)
+    save_network(tmp_path / "bare", create_model("unet_var", in_channels=1, num_classes=2, width=2))
+    for paths, message in (
+        (runs[:1], "several bundles or runs, given 1"),
+        ([runs[0], runs[0]], "same network: leave one out"),
+        ([*runs, runs[0] / "bundle"], "same network: leave one out"),
+        ([runs[0], record.path], "is an ensemble already"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            ensemble(paths, tmp_path / "out")
     with pytest.raises(ConfigError, match="is there already"):
         ensemble(runs, record.path)
-    network: DuetNetwork = create_model("unet_var", in_channels=1, num_classes=2, width=2)
-    save_network(tmp_path / "bare", network)
     with pytest.raises(ModelError, match="does not say what its outputs mean"):
-        ensemble([tmp_path / "bare", runs[0]], out)
+        ensemble([tmp_path / "bare", runs[0]], tmp_path / "out")
 
 
 def test_views_that_would_change_the_truth(runs: list[Path], tmp_path: Path) -> None:
@@ -195,12 +185,11 @@ def test_command_line(runs: list[Path], tmp_path: Path, capfd: pytest.CaptureFix
     out = tmp_path / "ensemble"
     words = ["ensemble", *map(str, runs), "--tta", "flip"]
     assert main([*words, "--out", str(out)]) == 0
+    accuracy = read_json(out / "config.json")["metrics"]["test"]["accuracy"]
     told = capfd.readouterr().out
-    for text in ("phantom, val, n = 4", "phantom, test, n = 8", "mean of these", f"1: {runs[0]}"):
+    for text in ("phantom, val, n = 4", "mean of these", f"1: {runs[0]}", f"{accuracy:.4f}"):
         assert text in told
     assert f"written: {out}" in told
-    accuracy = read_json(out / "config.json")["metrics"]["test"]["accuracy"]
-    assert f"{accuracy:.4f}" in told
     assert main(words) == 2
     assert "missing: --out" in capfd.readouterr().err
     assert main(["evaluate", str(out), "--data", "phantom", "--size", "16"]) == 0

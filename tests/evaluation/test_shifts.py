@@ -1,0 +1,146 @@
+"""A network on images unlike those of its training: calibrated on them, and stressed by them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import medduet
+from medduet import ConfigError, DataConfig, DataError, MissingFileError, RunConfig, RunRecord
+from medduet.cli import main
+from medduet.utils.parsing import read_json
+
+
+def write_set(path: Path, flip: float, seed: int) -> DataConfig:
+    """Write images that are bright or dark, which tells their class, but for a share `flip`."""
+    rng, arrays = np.random.default_rng(seed), {}
+    for split, count in (("train", 64), ("val", 60), ("test", 200)):
+        label = np.arange(count) % 2
+        bright = np.where(rng.random(count) < flip, 1 - label, label) == 1
+        level = np.where(bright, 140, 60)[:, None, None]
+        arrays[f"{split}_images"] = np.uint8(level + rng.integers(-20, 20, (count, 16, 16)))
+        arrays[f"{split}_labels"] = label.astype(np.uint8)
+    np.savez(path, **arrays)
+    return DataConfig(name=str(path), size=16)
+
+
+@pytest.fixture(scope="module")
+def run(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network that tells dark from bright images, and nothing else."""
+    folder = tmp_path_factory.mktemp("bright")
+    name = write_set(folder / "here.npz", 0.0, 0).name
+    config = make_config(
+        folder / "run",
+        data={"name": name, "count": None, "modality": "xray"},
+        objective={"tasks": ["classify"]},
+        train={"epochs": 8, "learning_rate": 0.01},
+        evaluate={"select": "accuracy"},
+    )
+    return medduet.train(config).path
+
+
+def test_other_images_put_right_what_the_sets_promise(run: Path, tmp_path: Path) -> None:
+    # Elsewhere a quarter of the labels are not what this network learnt.
+    data, new = write_set(tmp_path / "there.npz", 0.25, 1), tmp_path / "new"
+    words = ["calibrate", str(run), "--data", data.name, "--size", "16", "--split", "val"]
+    assert main([*words, "--device", "cpu", "--out", str(new)]) == 0
+    before, after = (
+        medduet.evaluate(path, data=data, out=tmp_path / "out", device="cpu")["test"]
+        for path in (run, new)
+    )
+    assert before["accuracy"] == after["accuracy"]
+    old, calibrated = before["calibration"], after["calibration"]
+    assert calibrated["ece_after"] < old["ece_after"] - 0.05
+    assert old["sets"]["0.90"]["coverage"] < 0.85 < calibrated["sets"]["0.90"]["coverage"]
+    weights, trained = (medduet.load(path).state_dict() for path in (new, run))
+    assert all(torch.equal(value, weights[key]) for key, value in trained.items())
+    config = read_json(new / "config.json")
+    assert (config["calibration"]["n"], config["calibrated_on"]["name"]) == (60, "there")
+    # What was measured with the old calibration is not told of the new one.
+    assert "calibration" not in config["metrics"]["test"]
+    assert config["metrics"]["test"]["accuracy"] is not None
+    assert "Calibrated on 60 images of there" in (new / "README.md").read_text()
+
+
+def test_what_cannot_be_calibrated_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="is there already"):
+        medduet.calibrate_bundle(run, run, data=DataConfig(name="phantom"))
+    few, out = write_set(tmp_path / "few.npz", 0.0, 2), tmp_path / "out"
+    arrays = {name: array[:10] for name, array in np.load(few.name).items()}
+    np.savez(few.name, **arrays)
+    with pytest.raises(DataError, match="expected 20 labelled images"):
+        medduet.calibrate_bundle(run, out, data=few, split="val", device="cpu")
+    # Of the images that it was trained on a network is too sure.
+    here = DataConfig(name=str(run.parent / "here.npz"), size=16)
+    for bundle in (run, run / "bundle"):
+        with pytest.raises(ConfigError, match="was trained on these images"):
+            medduet.calibrate_bundle(bundle, out, data=here, device="cpu")
+    assert not out.exists()
+    assert main(["calibrate", str(run)]) == 2
+    assert "missing: --out" in capsys.readouterr().err
+
+
+def test_it_breaks_where_it_has_to(run: Path, tmp_path: Path) -> None:
+    found = medduet.stress(run, device="cpu", out=tmp_path / "a")
+    assert found["modality"] == "xray"
+    assert found["clean"]["balanced_error"] == 0
+    assert found["clean"]["n"] == found["corruptions"]["jpeg"]["severities"]["3"]["n"] == 200
+    dark = found["corruptions"]["brightness_down"]
+    assert dark["severities"]["5"]["accuracy"] == dark["severities"]["5"]["balanced_error"] == 0.5
+    assert found["corruptions"]["pixelate"]["mean"]["rise"] < 0.05 < dark["mean"]["rise"]
+    errors = [row["balanced_error"] for row in dark["severities"].values()]
+    assert dark["mean"]["balanced_error"] == pytest.approx(np.mean(errors))
+    means = [each["mean"]["ece"] for each in found["corruptions"].values()]
+    assert found["mean"]["ece"] == pytest.approx(np.mean(means))
+    assert read_json(tmp_path / "a" / "stress.json") == found
+
+    names = ["brightness_down", "defocus_blur"]  # no X-ray is out of focus
+    again = medduet.stress(run, corruptions=names, device="cpu", out=tmp_path / "b")
+    assert list(again["corruptions"]) == names
+    # Against itself every share is 1.
+    again = medduet.stress(
+        run, corruptions=names[:1], baseline=tmp_path / "a", device="cpu", out=tmp_path / "b"
+    )
+    assert again["corruptions"]["brightness_down"]["severities"] == dark["severities"]
+    assert again["corruptions"]["brightness_down"]["be"] == again["be"] == again["rbe"] == 1
+
+
+def test_masks_alone_are_stressed_from_the_command_line(
+    finished_run: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["stress", str(finished_run.path), "--device", "cpu", "--split", "val"]
+    assert main([*words, "--corruptions", "contrast_down", "--out", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "contrast_down" in told
+    assert "Dice, non-empty masks" in told
+    found = read_json(tmp_path / "stress.json")
+    assert found["clean"]["dice_nonempty_n"] > 0
+    assert len(found["corruptions"]["contrast_down"]["severities"]) == 5
+    assert "medduet stress" in (tmp_path / "index.html").read_text()
+
+
+def test_bad_input_of_stress_gives_one_line(
+    run: Path, finished_run: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    medduet.stress(finished_run.path, corruptions=["jpeg"], device="cpu", out=other)
+    (tmp_path / "stress.json").write_text("[]")
+    for path, name, baseline, message in (
+        (run, "saturation_up", None, "unknown corruption 'saturation_up' for images of 1"),
+        (run, "jpeg", tmp_path, "is not as MedDuet writes it"),
+        (run, "jpeg", other, "has other images"),
+        (finished_run.path, "pixelate", other, "lacks pixelate"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            medduet.stress(path, corruptions=[name], baseline=baseline, device="cpu")
+    with pytest.raises(MissingFileError, match=r"expected stress\.json"):
+        medduet.stress(run, baseline=tmp_path / "none", device="cpu")
+    assert main(["stress", str(run), "--corruptions", "jpg", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (run / "stress").exists()
