@@ -38,7 +38,7 @@ from medduet import (
     load_bundle,
     open_images,
 )
-from medduet.inference.agreement import agreement
+from medduet.inference.export import differences
 from medduet.inference.exported import BatchPrediction
 from medduet.inference.graph import NetworkGraph
 from medduet.runs.bundle import save_bundle
@@ -158,7 +158,7 @@ def exported(bundle: Path, path: Path, kind: str, data: DataConfig, alone: bool)
 
 
 def in_torch(bundle: Path, alone: bool = False, half: bool = False) -> Predict:
-    predictor = NetworkGraph(load_bundle(bundle), bundle, classify_only=alone)
+    predictor = NetworkGraph(bundle, classify_only=alone)
     if not half:
         return predictor.predict
     predictor.network.to(memory_format=torch.channels_last)
@@ -210,11 +210,11 @@ def agree(bundle: Path, name: str, folder: Path) -> list[dict[str, Any]]:
         print("| --- | --- | --- | --- |")
         rows = {}
         for way, predict in ways.items():
-            each = agreement(reference, predict, pixels, config.multi_label)
-            mask = "" if each.mask is None else f"{100 * each.mask:.3f}%"
-            same, within = f"{each.same_class} of {each.n}", f"{each.probability:.2g}"
+            found = differences(reference, predict, pixels, config.multi_label)
+            mask = f"{100 * found['mask']:.3f}%" if "mask" in found else ""
+            same, within = f"{1 - found['class']:.1%}", f"{found['probability']:.2g}"
             print(f"| {way} | {same} | {within} | {mask} |")
-            rows[way] = each._asdict()
+            rows[way] = found
         print(flush=True)
         tables.append({"heads": heads, "images": images.name, "size": data.size, "ways": rows})
     return tables

@@ -77,7 +77,7 @@ def other_kinds(own: Images, chest: Images) -> dict[str, Images]:
 def flagged(predictor: medduet.Predictor, images: Images) -> dict[str, NDArray[np.bool_]]:
     """Return which images are flagged: as predict does, and by each distance alone."""
     answers = list(predictor.predict(images))
-    known, fitted = predictor.ood, [next(iter(predictor.read(each))) for each in images]
+    known, fitted = predictor.config.ood, [next(iter(predictor.read(each))) for each in images]
     found = {"both": np.array([answer.is_ood for answer in answers])}
     stack = np.stack([picture.fitted for picture in fitted])[:, None]
     found["plain statistics"] = known.p_values(None, statistics(stack)) <= OOD_P
@@ -108,7 +108,7 @@ def show(runs: list[RunFolder], chest: Images) -> None:
         for kind, images in other_kinds(own, chest).items():
             for how, those in flagged(predictor, images).items():
                 told[how][kind].append(those)
-    count = len(predictor.ood.plain.val_distances)
+    count = len(predictor.config.ood.plain.val_distances)
     print(f"{len(runs)} networks; validation images: {count}\n")
     for how, kinds in told.items():
         print(f"| images, flagged by {how} | n x seeds | flagged (95% interval) | over seeds |")

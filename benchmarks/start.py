@@ -28,7 +28,7 @@ PARTS = (
     "open_images",
     "build_network",
     "network_cost",
-    "write_environment",
+    "describe_environment",
     "leak_warning",
 )
 """What `medduet.experiments.run.train` calls before the first step."""
@@ -56,12 +56,7 @@ def train(started: float, words: list[str]) -> None:
 
     seconds = {"imports": time.time() - started}
     for name in PARTS:
-        home = (
-            medduet.experiments.run.RunFolder
-            if name == "write_environment"
-            else medduet.experiments.run
-        )
-        timed(home, name, seconds)
+        timed(medduet.experiments.run, name, seconds)
 
     def begin(self: ConsoleReporter, *told: int) -> None:
         seconds["until training"] = time.time() - started

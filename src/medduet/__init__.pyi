@@ -44,7 +44,7 @@ from .inference.exported import BatchPrediction as BatchPrediction
 from .inference.exported import ExportedModel as ExportedModel
 from .inference.folder import PredictRecord as PredictRecord
 from .inference.folder import predict_files as predict_files
-from .inference.prediction import Prediction as Prediction
+from .inference.predictor import Prediction as Prediction
 from .inference.predictor import Predictor as Predictor
 from .models.base import DuetNetwork as DuetNetwork
 from .models.registry import MODELS as MODELS
@@ -56,7 +56,7 @@ from .reports.report import write_report as write_report
 from .runs.bundle import ModelBundle as ModelBundle
 from .runs.bundle import load as load
 from .runs.bundle import load_bundle as load_bundle
-from .runs.push import push as push
+from .runs.bundle import push as push
 from .types import Batch as Batch
 from .types import DenseLayout as DenseLayout
 from .types import Outputs as Outputs

@@ -25,7 +25,7 @@ def full(n: int = 3) -> Predictions:
         np.arange(n),
         class_names=("a, b", 'c "d"'),
         mask_names=("lesion", "cyst"),
-        ids=np.array(["x/1.png", "0", "caf\u00e9.png"]),
+        ids=np.array(["x/1.png", "NA", "caf\u00e9.png"]),
         label=np.array([1, -1, 0]),
         probability=rng.random((n, 2)),
         has_mask=known,
@@ -49,20 +49,17 @@ def test_a_csv_gives_back_every_digit(tmp_path: Path) -> None:
         np.testing.assert_array_equal(after, before, err_msg=field.name)
     header = (tmp_path / "test.csv").read_text().splitlines()[0]
     assert header.startswith('index,image,label,predicted,"probability_a, b"')
+    assert read.has_lesion.tolist() == [True, False, False]
+    assert np.isnan(read.mean_dice).tolist() == [False, True, False]
 
 
 def test_what_is_correct_is_what_the_accuracy_counts(tmp_path: Path) -> None:
     one = Predictions(np.arange(4), ("a", "b"), label=LABELS[:, 1], probability=SHARES)
-    assert one.correct is not None
-    assert one.correct.tolist() == [True, False, True, True]
-    assert one.labelled is not None
-    assert one.labelled.tolist() == [True, False, True, True]
+    assert one.correct.tolist() == one.labelled.tolist() == [True, False, True, True]
     Predictions(np.arange(4), ("a", "b"), label=LABELS, probability=SHARES).to_csv(tmp_path / "a")
     several = Predictions.from_csv(tmp_path / "a")
     assert several.multi_label
-    assert several.label is not None
     assert several.label.tolist() == LABELS.tolist()
-    assert several.correct is not None
     assert several.correct.tolist() == [[True] * 2, [True, False], [False, True], [False, True]]
     known = LABELS != -1
     share = np.mean([several.correct[known[:, i], i].mean() for i in range(2)])
@@ -72,24 +69,15 @@ def test_what_is_correct_is_what_the_accuracy_counts(tmp_path: Path) -> None:
 def test_what_is_absent_is_none(tmp_path: Path) -> None:
     Predictions(np.arange(2), mse=np.array([0.1, 0.2])).to_csv(tmp_path / "a")
     read = Predictions.from_csv(tmp_path / "a")
-    assert read.mse is not None
     assert read.mse.tolist() == [0.1, 0.2]
-    for name in ("label", "probability", "correct", "labelled", "has_mask", "mean_dice", "ids"):
+    for name in ("label", "probability", "correct", "has_mask", "mean_dice", "has_lesion", "ids"):
         assert getattr(read, name) is None
-    assert read.has_lesion is None
-    masks = full()
-    assert masks.has_lesion is not None
-    assert masks.has_lesion.tolist() == [True, False, False]
-    assert masks.mean_dice is not None
-    assert np.isnan(masks.mean_dice).tolist() == [False, True, False]
 
 
 def test_splits_are_joined() -> None:
     one = full()
     both = Predictions.concatenate([one, one])
-    assert both.index.tolist() == list(range(6))
-    assert both.mask_names == one.mask_names
-    assert both.label is not None
+    assert (both.index.tolist(), both.mask_names) == (list(range(6)), one.mask_names)
     assert both.label.tolist() == [1, -1, 0] * 2
     without = Predictions.concatenate([one, Predictions(np.arange(1))])
     assert (len(without), without.label) == (4, None)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medduet.data.reading.images import Picture
-from medduet.inference.prediction import Prediction
+from medduet.inference.predictor import Prediction
 from medduet.serve.batcher import Batcher
 
 

@@ -35,7 +35,7 @@ class Command(NamedTuple):
 
 
 _RESULTS = "cli.display.results"
-_EXPORTED = "compared with torch on {result.images}: {result.agreement}\nwritten: {result.path}"
+_EXPORTED = "{result}\nwritten: {result.path}"
 _CALIBRATED = "temperature {result.temperature:.3g}, fitted on {result.n} images\nwritten: {out}"
 COMMANDS = {
     "demo": Command("experiments.run:train", f"{_RESULTS}:show_run", recipe="demo"),
@@ -46,7 +46,7 @@ COMMANDS = {
     "calibrate": Command("evaluation.calibrate:calibrate_bundle", _CALIBRATED),
     "ensemble": Command("evaluation.ensemble:ensemble", f"{_RESULTS}:show_ensemble"),
     "export": Command("inference.export:export_bundle", _EXPORTED),
-    "push": Command("runs.push:push", "pushed, next: medduet.load('{result}')"),
+    "push": Command("runs.bundle:push", "pushed, next: medduet.load('{result}')"),
     "serve": Command("serve.server:serve"),
     "benchmark": Command("experiments.grid:benchmark", f"{_RESULTS}:show_grid", recipes="grid"),
     "search": Command("experiments.search:search", f"{_RESULTS}:show_search", recipes="search"),

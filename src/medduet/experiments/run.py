@@ -165,7 +165,8 @@ def _begin(
     cost = network_cost(experiment.network, *data.size)
     if "split" in data.info:
         write_split(folder.split, data)
-    folder.write_environment(describe_environment(data, cost, experiment.fabric, choices))
+    environment = describe_environment(data, cost, experiment.fabric, choices)
+    write_json(folder.path / "environment.json", environment)
     counts = {split: len(data.split(split)) for split in ("train", "val", "test")}
     messages = [
         f"{data.name}, {', '.join(f'{n:,} {split}' for split, n in counts.items())}; "

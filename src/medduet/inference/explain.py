@@ -27,12 +27,8 @@ class Explainer:
 
     The map is that of the deepest layer that still has 4 cells on its shorter side, as images of
     28 pixels have a single one at the end of the encoder. Of an ensemble it is the mean over the
-    members.
-
-    Args:
-        network: is copied, so that the hooks on it disturb nobody.
-        size: height and width in pixels of the images it was trained on.
-        precision: what it computes in, see `medduet.models.inference.predict_batch`.
+    members. The network is copied, so that the hooks on it disturb nobody; `size` is that of the
+    images it was trained on.
 
     Raises:
         ModelError: the network has no feature maps, as some transformers don't.
@@ -43,10 +39,7 @@ class Explainer:
     Example:
         >>> from medduet import create_model
         >>> network = create_model("vovunet_var", in_channels=1, num_classes=2, width=2).eval()
-        >>> explainer = Explainer(network, (32, 32))
-        >>> explainer.layer
-        'down.2'
-        >>> explainer(np.zeros((3, 1, 32, 32), np.uint8), np.array([0, 1, 0])).shape
+        >>> Explainer(network, (32, 32))(np.zeros((3, 1, 32, 32), np.uint8), np.arange(3) % 2).shape
         (3, 32, 32)
     """
 
@@ -55,51 +48,40 @@ class Explainer:
     ) -> None:
         # Of an ensemble each member is asked about the upright image.
         members = network.members if isinstance(network, Ensemble) else [network]
-        self._members = [_Member(member, size, precision) for member in members]
-        self.layer = self._members[0].layer
+        self._scores = [_Score(cast(DuetNetwork, each), precision) for each in members]
+        layers = [_layer(score.network, size) for score in self._scores]
+        self._maps = [
+            GradCAM(score, f"network.{layer}", postprocessing=_from_0_to_1)
+            for score, layer in zip(self._scores, layers, strict=True)
+        ]
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, image: NDArray[np.uint8], classes: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the evidence for a class at each place, float32 ``(N, H, W)``.
+        """Return the evidence for a class of each image at each place, float32 ``(N, H, W)``.
 
         The highest of each image is 1, unless there is none.
-
-        Args:
-            image: ``(N, C, H, W)`` uint8.
-            classes: ``(N,)``, the class of each image.
         """
+        device = self._scores[0].network.normalize.mean.device
+        pixels = torch.from_numpy(image).to(device).float() / 255
+        maps = []
         with self._one_at_a_time, torch.inference_mode(False), torch.enable_grad():
-            maps = [member.explain(image, classes) for member in self._members]
+            for score, explain in zip(self._scores, self._maps, strict=True):
+                score.classes = torch.from_numpy(classes).to(device)
+                heat: Tensor = explain(pixels.clone().requires_grad_(), class_idx=0)
+                maps.append(heat.detach().float().cpu())
         values: NDArray[np.float32] = _from_0_to_1(torch.stack(maps).mean(dim=0))[:, 0].numpy()
         return values
 
 
-class _Member:
-    """One network with its hooks."""
-
-    def __init__(self, network: nn.Module, size: tuple[int, int], precision: Precision) -> None:
-        copied = cast(DuetNetwork, copy.deepcopy(network).requires_grad_(False))
-        self.layer = _layer(copied, size)
-        self._scores = _Scores(copied, precision)
-        self._explain = GradCAM(self._scores, f"network.{self.layer}", postprocessing=_from_0_to_1)
-
-    def explain(self, image: NDArray[np.uint8], classes: NDArray[np.int64]) -> Tensor:
-        """Return maps ``(N, 1, H, W)`` of float32, on the CPU."""
-        device = self._scores.network.normalize.mean.device
-        pixels = (torch.from_numpy(image).to(device).float() / 255).requires_grad_()
-        self._scores.classes = torch.from_numpy(classes).to(device)
-        maps: Tensor = self._explain(pixels, class_idx=0)
-        return maps.detach().float().cpu()
-
-
-class _Scores(nn.Module):
-    """The score of the class that is asked for, ``(N, 1)``."""
+class _Score(nn.Module):
+    """A copy of a network that gives the score of the class that is asked for, ``(N, 1)``."""
 
     classes: Tensor
 
     def __init__(self, network: DuetNetwork, precision: Precision) -> None:
         super().__init__()
-        self.network, self.precision = network, precision
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self.precision = precision
 
     def forward(self, image: Tensor) -> Tensor:
         with autocast(image.device, self.precision):
@@ -141,12 +123,9 @@ def _shapes(network: DuetNetwork, size: tuple[int, int]) -> list[tuple[str, tupl
         for name, module in network.named_modules()
         if name and module is not network.normalize
     ]
-    try:
-        with torch.inference_mode():
-            mean = network.normalize.mean
-            channels = network.normalize.channels
-            network.classify(torch.zeros(1, channels, *size, device=mean.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    mean, channels = network.normalize.mean, network.normalize.channels
+    with torch.inference_mode():
+        network.classify(torch.zeros(1, channels, *size, device=mean.device))
+    for hook in hooks:
+        hook.remove()
     return shapes

@@ -10,13 +10,16 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from pydantic import Field
 
 from medduet._version import __version__
 from medduet.config import DataConfig
@@ -25,21 +28,21 @@ from medduet.data.imageset import ImageSet
 from medduet.data.phantom import phantom_images
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError, MedDuetError, ModelError
-from medduet.inference.agreement import Agreement, agreement
-from medduet.inference.exported import FILE, FORMAT, ExportedModel, need
+from medduet.inference.exported import CONFIG, FILE, FORMAT, BatchPrediction, ExportedModel, need
 from medduet.inference.graph import NetworkGraph
-from medduet.runs.bundle import load_bundle
 from medduet.runs.folder import RunFolder, is_run
-from medduet.runs.images import in_classes_of, prepared_as
+from medduet.runs.images import prepared_as
 from medduet.utils.files import atomic_folder, write_json, write_text
 from medduet.utils.hub import bundle_folder
 from medduet.utils.parsing import sha256
 
 Precision = Literal["float32", "float16", "int8"]
+Predict = Callable[[NDArray[np.uint8]], BatchPrediction]
 TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "int8": 0.05}
+_BATCH = 4
 _RANGES = 128
 """Images from which the ranges of INT8 are taken."""
-_EXAMPLE = (75, 101)
+_EXAMPLE = [75, 101]
 """Sides that no network gets by without its padding, so that the padding is part of the graph."""
 _ONE_SIZE = ("mobilevit", "swin")
 """Names of networks whose blocks choose by the size of the image what they compute."""
@@ -51,13 +54,21 @@ class ExportRecord:
 
     Attributes:
         path: its folder: ``model.onnx``, ``config.json`` and ``README.md``.
-        images: the name of the set on which it was compared with the network itself.
-        agreement: how well the two agree.
+        images: the name of the set on which it was compared with the network in torch.
+        n: number of these images.
+        differences: the share of images in another ``"class"`` and of pixels in another class of
+            the ``"mask"``; of ``"probability"`` and ``"reconstruction"`` (0 to 1) the largest.
     """
 
     path: Path
     images: str
-    agreement: Agreement
+    n: int
+    differences: dict[str, float]
+
+    def __str__(self) -> str:
+        """Return in one line how well it agrees with torch."""
+        values = ", ".join(f"{name} {value:.2g}" for name, value in self.differences.items())
+        return f"compared with torch on {self.images}, {self.n} images; differences: {values}"
 
 
 def export_bundle(
@@ -68,7 +79,7 @@ def export_bundle(
     precision: Precision = "float32",
     fixed_size: bool = False,
     data: DataConfig | None = None,
-    count: int = 64,
+    count: Annotated[int, Field(ge=0)] = 64,
     tolerance: float | None = None,
     progress: ProgressFactory | None = None,
 ) -> ExportRecord:
@@ -89,9 +100,6 @@ def export_bundle(
             largest share of mask pixels that differ; for INT8 largest share of images in another
             class, and of pixels. ``None`` for 0.001 (float32), 0.01 (float16), 0.05 (INT8).
         progress: draws the progress of downloads and conversions.
-
-    Returns:
-        What was written, and how well it agrees.
 
     Raises:
         ConfigError: settings that don't fit together, or a package that is not installed.
@@ -114,26 +122,44 @@ def export_bundle(
     path, out = bundle_folder(path), Path(out)
     if out.exists():
         raise ConfigError(f"{out} is there already: give another --out")
-    if count < 0:
-        raise ConfigError(f"expected a number of images, or 0 for all, given --count {count}")
-    graph = NetworkGraph(load_bundle(path), path, classify_only=classify_only)
-    name = graph.network.arguments["name"]
+    graph = NetworkGraph(path, classify_only=classify_only)
+    name = graph.config.network.name
     if not fixed_size and any(part in name for part in _ONE_SIZE):
         raise ModelError(
             f"{name} chooses by the size of the image what it computes, so it can't be exported "
             "for all of them: add --fixed-size"
         )
     images = _images(path, graph, data, precision, progress)
+    pixels = images.test.batch(np.arange(len(images.test))[: count or None]).image
     size = graph.preprocessing.size if fixed_size else None
+    limit = TOLERANCE[precision] if tolerance is None else tolerance
     with atomic_folder(out) as folder:
         _write_onnx(folder / FILE, graph, images, precision, size)
-        config = _write_config(folder, graph, precision, size)
+        export = {
+            "precision": precision,
+            "outputs": graph.outputs,
+            "size": size,
+            "min_side": graph.network.min_side,
+            "sha256": sha256(folder / FILE),
+            "versions": {"medduet": __version__, "torch": torch.__version__},
+        }
+        config = graph.config.to_json() | {"format": FORMAT, "weights_sha256": None}
+        write_json(folder / CONFIG, config | {"export": export})
         model = ExportedModel(folder)
-        result = _check(graph, model, images, count or len(images.test), precision, tolerance)
-        config["export"]["agreement"] = result._asdict()
-        write_json(folder / "config.json", config)
-        write_text(folder / "README.md", _page(graph, precision, f"{images.name}: {result}"))
-    return ExportRecord(out, images.name, result)
+        found = _check(graph, model, pixels.contiguous().numpy(), precision, limit)
+        record = ExportRecord(out, images.name, len(pixels), found)
+        page = resources.files("medduet") / "inference" / "templates" / "onnx.md"
+        text = page.read_text("utf-8").format(
+            config=graph.config,
+            precision=precision,
+            classes=", ".join(graph.config.class_names) or "none",
+            masks=", ".join(graph.config.mask_names) or "none",
+            size=graph.preprocessing.size,
+            outputs=", ".join(graph.outputs),
+            record=record,
+        )
+        write_text(folder / "README.md", text)
+    return record
 
 
 def _images(
@@ -144,38 +170,34 @@ def _images(
     progress: ProgressFactory | None,
 ) -> ImageSet:
     """Return the images to compare on: `data`, or those of the run, or phantoms."""
+    channels = graph.preprocessing.channels
     if data is not None:
         images = open_images(prepared_as(data, graph.preprocessing), progress=progress)
     elif is_run(path):
-        folder = RunFolder.open(path)
-        images = open_images(folder.run_config().data, progress=progress, saved_split=folder.split)
+        run = RunFolder.open(path)
+        images = open_images(run.run_config().data, progress=progress, saved_split=run.split)
     elif precision == "int8":
         raise ConfigError(
             f"INT8 takes its ranges from real images, and {path} is a bundle: give --data NAME"
         )
     else:
-        side = max(16, *graph.preprocessing.size)
-        images = phantom_images(side, (1, 1, 32), graph.preprocessing.channels)
-    channels = graph.preprocessing.channels
-    if images.in_channels != channels:
+        images = phantom_images(max(16, *graph.preprocessing.size), (1, 1, 32), channels)
+    if images.in_channels != channels or not len(images.test):
         raise ConfigError(
-            f"{path} takes {channels} channel(s), but {images.name} has {images.in_channels}: "
-            "give others by --data"
+            f"expected test images with the {channels} channel(s) of {path}, but {images.name} has "
+            f"{len(images.test)} with {images.in_channels}: give others by --data"
         )
-    if not len(images.test):
-        raise ConfigError(f"{images.name} has no test images to compare on: give others by --data")
-    return in_classes_of(images, graph.config.class_names)
+    return images
 
 
 def _write_onnx(
     file: Path, graph: NetworkGraph, images: ImageSet, precision: Precision, size: list[int] | None
 ) -> None:
     """Write the graph, for any number of images and, without a `size`, for images of any size."""
-    onnx, name = need("onnx"), graph.network.arguments["name"]
+    onnx, name = need("onnx"), graph.config.network.name
     need("onnxscript")
-    free: Any = torch.export.Dim.DYNAMIC
     image = torch.zeros(2, graph.preprocessing.channels, *(size or _EXAMPLE), dtype=torch.uint8)
-    dims = {0: free} if size else {0: free, 2: free, 3: free}
+    dims = dict.fromkeys((0,) if size else (0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
         with _quiet():
             torch.onnx.export(
@@ -228,53 +250,62 @@ def _halved(model: Any) -> Any:
     return model
 
 
-def _write_config(
-    folder: Path, graph: NetworkGraph, precision: Precision, size: list[int] | None
-) -> dict[str, Any]:
-    config = graph.config.to_json() | {
-        "format": FORMAT,
-        "weights_sha256": None,
-        "export": {
-            "precision": precision,
-            "outputs": graph.outputs,
-            "size": size,
-            "min_side": graph.network.min_side,
-            "sha256": sha256(folder / FILE),
-            "versions": {"medduet": __version__, "torch": torch.__version__},
-        },
-    }
-    write_json(folder / "config.json", config)  # the exported network is read from here
-    return config
-
-
 def _check(
     graph: NetworkGraph,
     model: ExportedModel,
-    images: ImageSet,
-    count: int,
+    pixels: NDArray[np.uint8],
     precision: Precision,
-    tolerance: float | None,
-) -> Agreement:
+    tolerance: float,
+) -> dict[str, float]:
     """Compare the exported network with torch; ModelError if they differ by more than allowed.
 
     If it takes other sizes, it is tried on one, too, of which INT8 needs no more than the shapes.
     """
-    pixels = images.test.batch(np.arange(min(count, len(images.test)))).image.contiguous().numpy()
-    result = agreement(graph.predict, model, pixels, graph.config.multi_label)
-    limit = TOLERANCE[precision] if tolerance is None else tolerance
-    worst, hint = result.worst, "give another --precision, or --tolerance if that is good enough"
-    if precision == "int8":
-        worst = result.worst_share
-    elif worst <= limit and model.config.export is not None and model.config.export.size is None:
+    multi_label = graph.config.multi_label
+    found = differences(graph.predict, model, pixels, multi_label)
+    worst = largest(found, precision)
+    hint = "give another --precision, or --tolerance if that is good enough"
+    if precision != "int8" and worst <= tolerance and model.export.size is None:
         larger = np.pad(pixels[:2], [(0, 0), (0, 0), (0, 3), (0, 5)], mode="edge")
-        worst = agreement(graph.predict, model, larger, graph.config.multi_label).worst
+        worst = largest(differences(graph.predict, model, larger, multi_label), precision)
         hint = f"on images of {larger.shape[2]} x {larger.shape[3]} pixels: add --fixed-size"
-    if not worst <= limit:
+    if not worst <= tolerance:
         raise ModelError(
-            f"exported, {graph.network.arguments['name']} predicts something else than in torch: "
-            f"a difference of {worst:.2g}, and the tolerance is {limit:g}; {hint}"
+            f"exported, {graph.config.network.name} predicts something else than in torch: "
+            f"a difference of {worst:.2g}, and the tolerance is {tolerance:g}; {hint}"
         )
-    return result
+    return found
+
+
+def differences(
+    reference: Predict, predict: Predict, images: NDArray[np.uint8], multi_label: bool
+) -> dict[str, float]:
+    """Return how far `predict` is from `reference` on images, see `ExportRecord`."""
+    a, b = _heads(reference, images), _heads(predict, images)
+    found = {name: float(np.abs(a[name] - b[name]).max()) for name in a.keys() - {"mask"}}
+    if "mask" in a:
+        found["mask"] = float((a["mask"] != b["mask"]).mean())
+    if "probability" in a:
+        p, q = a["probability"], b["probability"]
+        differs = p.argmax(axis=1) != q.argmax(axis=1)
+        if multi_label:
+            differs = ((p > 0.5) != (q > 0.5)).any(axis=1)
+        found["class"] = float(differs.mean())
+    return found
+
+
+def largest(found: dict[str, float], precision: Precision) -> float:
+    """Return the largest difference, NaN if one is; INT8 is judged by classes and masks alone."""
+    judged = {"probability", "mask", "reconstruction"}
+    if precision == "int8" and found.keys() & {"class", "mask"}:
+        judged = {"class", "mask"}
+    return float(np.max([found[name] for name in found.keys() & judged]))
+
+
+def _heads(predict: Predict, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    batches = [predict(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
+    heads = zip(BatchPrediction._fields, zip(*batches, strict=True), strict=True)
+    return {name: np.concatenate(of) for name, of in heads if of[0] is not None}
 
 
 @contextlib.contextmanager
@@ -288,30 +319,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def _page(graph: NetworkGraph, precision: str, comparison: str) -> str:
-    """Return the Markdown page of an exported network."""
-    config, (height, width) = graph.config, graph.preprocessing.size
-    return f"""\
-# {config.network.name}, ONNX, {precision}
-
-Classes: {", ".join(config.class_names) or "none"}.
-Mask: {", ".join(config.mask_names) or "none"}.
-
-For research. Not a medical device, not for diagnosis.
-
-```python
-import numpy as np
-import onnxruntime
-
-session = onnxruntime.InferenceSession("path/of/this/folder/model.onnx")
-image = np.zeros((1, {config.network.in_channels}, {height}, {width}), np.uint8)
-outputs = session.run(None, {{"image": image}})
-# {", ".join(graph.outputs)}; probabilities are calibrated if the bundle is
-```
-
-Or `medduet.ExportedModel`, which checks files and images.
-
-Compared with torch on {comparison}
-"""

@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.errors import ConfigError, MissingFileError, ModelError
-from medduet.runs.config import BundleConfig
+from medduet.runs.config import BundleConfig, Export
 from medduet.utils.parsing import read_object, sha256
 
-FORMAT, FILE = "medduet-export", "model.onnx"
-Runtime = Literal["onnxruntime", "openvino"]
+FORMAT, FILE, CONFIG = "medduet-export", "model.onnx", "config.json"
 
 
 class BatchPrediction(NamedTuple):
@@ -48,11 +47,6 @@ class ExportedModel:
         shape: number, height and width in pixels of the images, if they are always the same:
             OpenVINO then plans for it, and is faster.
 
-    Attributes:
-        config: the content of ``config.json``: that of the bundle, and ``export``.
-        class_names: of the K classes, in their order.
-        mask_names: of the mask classes, background first.
-
     Raises:
         MissingFileError: there is no exported network.
         ModelError: it is damaged.
@@ -63,17 +57,13 @@ class ExportedModel:
         self,
         path: str | Path,
         *,
-        runtime: Runtime = "onnxruntime",
+        runtime: Literal["onnxruntime", "openvino"] = "onnxruntime",
         precision: Literal["float32", "bfloat16"] = "float32",
         threads: int = 0,
         shape: tuple[int, int, int] | None = None,
     ) -> None:
         self._folder = Path(path)
-        self.config = _read_config(self._folder)
-        assert self.config.export is not None
-        self._export = self.config.export
-        self.class_names, self.mask_names = self.config.class_names, self.config.mask_names
-        self._channels = self.config.network.in_channels
+        self.config, self.export = _read_config(self._folder)
         if runtime == "openvino":
             self._start_openvino(precision, threads, shape)
         elif precision == "bfloat16":
@@ -86,7 +76,7 @@ class ExportedModel:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # errors are raised, and need no line in the log
-        with _runtime_errors(self._folder):
+        with self._errors():
             session = runtime.InferenceSession(
                 str(self._folder / FILE), options, providers=["CPUExecutionProvider"]
             )
@@ -103,61 +93,38 @@ class ExportedModel:
         settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = str(threads)
-        with _runtime_errors(self._folder):
+        with self._errors():
             model = core.read_model(self._folder / FILE)
             if shape is not None:
-                model.reshape([shape[0], self._channels, *shape[1:]])
+                model.reshape([shape[0], self.config.network.in_channels, *shape[1:]])
             compiled = core.compile_model(model, "CPU", settings)
         # A request for each call, so that several threads can share the network.
         self._run = lambda image: list(compiled.create_infer_request().infer(image).values())
 
     def __call__(self, image: NDArray[np.uint8]) -> BatchPrediction:
-        """Return the predictions for images ``(N, C, H, W)``, uint8.
-
-        Raises:
-            ModelError: they have another type, or a shape that the network does not take.
-        """
-        image = np.ascontiguousarray(image)
-        if image.dtype != np.uint8 or image.ndim != 4 or image.shape[1] != self._channels:
+        """Return the predictions for images ``(N, C, H, W)``, uint8; ModelError if others."""
+        network, size, least = self.config.network, self.export.size, self.export.min_side
+        sides = tuple(image.shape[2:])
+        fits = sides == tuple(size) if size else len(sides) == 2 and min(sides) >= least
+        if image.dtype != np.uint8 or image.shape[1:2] != (network.in_channels,) or not fits:
+            expected = f"{size[0]}, {size[1]}" if size else f"H >= {least}, W >= {least}"
             raise ModelError(
-                f"expected images (N, {self._channels}, H, W) of uint8, but got {image.shape} of "
-                f"{image.dtype}"
+                f"expected images (N, {network.in_channels}, {expected}) of uint8, given "
+                f"{image.shape} of {image.dtype}: resize them"
+                + (", or export without --fixed-size" if size else "")
             )
-        count, channels, height, width = image.shape
-        self._check_size(height, width)
-        shapes = {
-            "probability": (count, self.config.network.num_classes),
-            "mask": (count, height, width),
-            "reconstruction": (count, channels, height, width),
-        }
-        with _runtime_errors(self._folder):
-            outputs = dict(zip(self._export.outputs, self._run(image), strict=True))
-            for name, values in outputs.items():
-                if values.shape != shapes[name]:
-                    raise ValueError(f"expected {name} {shapes[name]}, given {values.shape}")
-        return BatchPrediction(**outputs)
+        with self._errors():
+            outputs = self._run(np.ascontiguousarray(image))
+        heads = dict(zip(self.export.outputs, outputs, strict=True))
+        return BatchPrediction(**heads)
 
-    def _check_size(self, height: int, width: int) -> None:
-        size, least = self._export.size, self._export.min_side
-        if size is not None and [height, width] != size:
-            raise ModelError(
-                f"expected images of {size[0]} x {size[1]} pixels, but got {height} x {width}: "
-                "resize them, or export without --fixed-size"
-            )
-        if min(height, width) < least:
-            raise ModelError(
-                f"expected images of at least {least} x {least} pixels, but got {height} x "
-                f"{width}: resize them"
-            )
-
-
-@contextmanager
-def _runtime_errors(folder: Path) -> Iterator[None]:
-    """Turn any error of a runtime into a ModelError."""
-    try:
-        yield
-    except Exception as error:  # they have no common root
-        raise ModelError(f"the network in {folder} can't be used: {error}") from error
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn any error of a runtime into a ModelError."""
+        try:
+            yield
+        except Exception as error:  # they have no common root
+            raise ModelError(f"the network in {self._folder} can't be used: {error}") from error
 
 
 def need(module: str) -> Any:
@@ -180,28 +147,19 @@ def is_exported(path: str | Path) -> bool:
     return (Path(path) / FILE).is_file()
 
 
-def _read_config(folder: Path) -> BundleConfig:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise MissingFileError(
-            f"expected an exported network at {folder}, but there is no config.json: "
-            "medduet export BUNDLE --out DIR"
-        )
-    values = read_object(path, ModelError)
-    if values.get("format") != FORMAT:
-        raise ModelError(
-            f"expected a {FORMAT} at {folder}, but config.json is something else: "
-            "medduet export BUNDLE --out DIR"
-        )
-    config = BundleConfig.check(values, path)
-    config.usable(folder)
-    if config.export is None:
-        raise ModelError(f"{path} lacks export: copy the whole folder again")
-    if not (folder / FILE).is_file():
-        raise MissingFileError(f"there is no {FILE} in {folder}: copy the whole folder again")
+def _read_config(folder: Path) -> tuple[BundleConfig, Export]:
+    for name in (CONFIG, FILE):
+        if not (folder / name).is_file():
+            raise MissingFileError(
+                f"expected an exported network at {folder}, but there is no {name}: "
+                "medduet export BUNDLE --out DIR"
+            )
+    config = BundleConfig.check(read_object(folder / CONFIG, ModelError), folder / CONFIG)
+    if config.format != FORMAT or config.export is None:
+        raise ModelError(f"expected a {FORMAT} at {folder}, but config.json is something else")
     if sha256(folder / FILE) != config.export.sha256:
         raise ModelError(
             f"{folder / FILE} is not the file that config.json describes: its SHA-256 differs; "
             "copy the whole folder again"
         )
-    return config
+    return config, config.export

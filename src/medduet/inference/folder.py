@@ -2,47 +2,44 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
 
 from medduet.config import Device
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.folders import images_and_masks, stem_of
 from medduet.data.reading.images import Picture, read_pictures
+from medduet.data.reading.opening import HEAD, kind_of
 from medduet.data.workers import WorkerPool
-from medduet.errors import ConfigError, Interrupted, MissingFileError
-from medduet.inference.prediction import Prediction
-from medduet.inference.predictor import Predictor
-from medduet.inference.results import InputFile, ResultWriter
-from medduet.utils.files import finite, storage_errors, sweep, write_json
+from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
+from medduet.inference.overlays import heatmap_png, mask_png, overlay_png
+from medduet.inference.predictor import Prediction, Predictor
+from medduet.utils.files import atomic_path, finite, storage_errors, sweep, write_json, write_text
 from medduet.utils.locks import exclusive, holder
-from medduet.utils.parsing import as_text, read_object
+from medduet.utils.parsing import as_text, misread, read_object
 
-JOURNAL, SETTINGS = "done.jsonl", "settings.json"
-_BYTES_TOGETHER = 1 << 28
-_DECISIVE = {
-    "network",
-    "class_names",
-    "mask_names",
-    "multi_label",
-    "layout",
-    "preprocessing",
-    "precision",
-    "calibration",
-    "ood",
-}
-"""The parts of ``config.json`` on which predictions depend."""
+TABLE = "predictions.csv"
+Row = dict[str, Any]
+_JOURNAL = "done.jsonl"
+_TOGETHER = 16
+"""Files whose frames are in memory together."""
 _FEW = 64
 """Files that one process has read before a second one has started."""
+_Done = dict[str, list[Row]]
+"""The rows of each file that is done, by its name in the table."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +47,10 @@ class PredictRecord:
     """Predictions in a folder.
 
     Attributes:
-        path: the folder.
-        images: number of images in the table, those that can't be read left out.
+        images: in the table, those that can't be read left out.
         broken: what can't be read or written, and why.
         skipped: files that were done already.
-        ood: number of images that are out of distribution.
+        ood: images that are out of distribution.
     """
 
     path: Path
@@ -76,7 +72,7 @@ def predict_files(
     overlays: bool = True,
     dicom: bool = True,
     device: Device = "auto",
-    batch_size: int | None = None,
+    batch_size: Annotated[int, Field(ge=1)] | None = None,
     progress: ProgressFactory | None = None,
     stop: threading.Event | None = None,
 ) -> PredictRecord:
@@ -107,26 +103,11 @@ def predict_files(
         ConfigError: options that the network can't fulfil, or `out` has those of another one.
         Interrupted: `stop` was set.
         MissingFileError: there is no network, or nothing at one of `sources`.
-
-    Example:
-        >>> import tempfile, medduet, numpy as np
-        >>> from PIL import Image
-        >>> from medduet.runs.bundle import save_bundle
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> network = medduet.create_model("vovunet_var", in_channels=1, num_classes=2, width=2)
-        >>> save_bundle(folder / "bundle", network, {
-        ...     "class_names": ["a", "b"],
-        ...     "layout": {"mask_classes": 0, "image_channels": 0},
-        ...     "preprocessing": {"size": [32, 32], "channels": 1}})
-        >>> Image.new("L", (50, 40)).save(folder / "scan.png")
-        >>> record = predict_files(folder / "bundle", [folder / "scan.png"], folder / "out")
-        >>> (record.path / "predictions.csv").read_text().splitlines()[0]
-        'file,frame,height,width,label,p_a,p_b,error'
     """
-    out = _absolute(Path(out))
+    out = _absolute(out)
     if (out / "config.json").is_file():
         raise ConfigError(f"{out} is a run or a bundle: give another --out")
-    root, files = _listed([_absolute(Path(source)) for source in sources], out)
+    root, files = _listed([_absolute(source) for source in sources], out)
     options: dict[str, Any] = {
         "classify_only": classify_only,
         "explain": explain,
@@ -134,58 +115,45 @@ def predict_files(
         "min_confidence": min_confidence,
     }
     predictor = Predictor(path, **options, device=device, batch_size=batch_size)
-    settings = options | {
-        "overlays": overlays,
-        "dicom": dicom,
-        "network": _identity(predictor),
-        "images": as_text(root),
-    }
+    network = hashlib.sha256(predictor.config.model_dump_json().encode()).hexdigest()
+    settings = {"network": network, "images": as_text(root), "overlays": overlays, "dicom": dicom}
     with exclusive(out / ".lock") as alone:
         if not alone:
             raise ConfigError(
                 f"{holder(out / '.lock')} writes to {out}: wait for it, or give another --out"
             )
         sweep(out)
-        _check_settings(out / SETTINGS, settings)
-        done = _read_journal(out / JOURNAL, files)
+        _check_settings(out / "settings.json", options | settings)
+        done = _read_journal(out / _JOURNAL, files)
         waiting = [file for file in files if file.name not in done]
-        writer = ResultWriter(out, predictor, overlays=overlays, dicom=dicom)
+        writer = ResultWriter(out, predictor, overlays, dicom)
         stop = stop or threading.Event()
         try:
-            _predict(predictor, waiting, writer, done, progress, stop)
+            _predict(writer, waiting, done, progress, stop)
         finally:
-            rows = [row for file in files if file.name in done for row in done[file.name]["rows"]]
-            writer.write_table(rows)
+            rows = [row for file in files for row in done.get(file.name, [])]
+            _write_table(out / TABLE, rows)
     if stop.is_set() and len(done) < len(files):
         raise Interrupted(
             f"stopped; {len(done)} of {len(files)} files are done: the same command goes on"
         )
-    broken = {row["file"]: row["error"] for row in rows if row.get("error")}
-    images = sum("height" in row for row in rows)
-    ood = sum(bool(row.get("warning")) for row in rows)
-    return PredictRecord(out, images, broken, len(files) - len(waiting), ood)
+    return PredictRecord(
+        out,
+        images=sum("height" in row for row in rows),
+        broken={row["file"]: row["error"] for row in rows if row.get("error")},
+        skipped=len(files) - len(waiting),
+        ood=sum(bool(row.get("warning")) for row in rows),
+    )
 
 
 def _listed(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFile]]:
     """Return the folder that all sources share, and the files, named by their paths below it."""
     if not sources:
         raise ConfigError("expected files or folders: medduet predict BUNDLE PATH... --out DIR")
-    paths: dict[Path, None] = {}
-    for source in sources:
-        if source.is_dir():
-            images, _ = images_and_masks(source)
-            inside = [each for each in images if out not in each.parents]
-            if not inside:
-                where = f" outside of --out, {out}" if images else ""
-                raise MissingFileError(f"expected images in {source}{where}, but there are none")
-            paths |= dict.fromkeys(inside)
-        elif source.is_file():
-            paths[source] = None
-        else:
-            raise MissingFileError(f"expected an image or a folder, but there is no {source}")
+    paths = dict.fromkeys(path for source in sources for path in _images(source, out))
     root = Path(os.path.commonpath([each if each.is_dir() else each.parent for each in sources]))
-    stems = Counter((path.parent, stem_of(path)) for path in paths)
     # Masks are named as their images, so that both are a set; unless two images are named so.
+    stems = Counter((path.parent, stem_of(path)) for path in paths)
     twins = {folder for (folder, _), count in stems.items() if count > 1}
     files = []
     for path in paths:
@@ -195,31 +163,34 @@ def _listed(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFile]]:
     return root, files
 
 
-def _absolute(path: Path) -> Path:
-    return Path(os.path.normpath(path.expanduser().absolute()))
+def _images(source: Path, out: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise MissingFileError(f"expected an image or a folder, but there is no {source}")
+    images, _ = images_and_masks(source)
+    inside = [path for path in images if out not in path.parents]
+    if not inside:
+        raise MissingFileError(
+            f"expected images in {source}, outside of --out, {out}, but there are none"
+        )
+    return inside
 
 
-def _identity(predictor: Predictor) -> dict[str, Any]:
-    """Return what tells one network from others that would predict otherwise."""
-    config = predictor.config
-    weights = config.weights_sha256 if config.export is None else config.export.sha256
-    rest = config.model_dump_json(include=_DECISIVE)
-    return {"weights": weights, "rest": hashlib.sha256(rest.encode()).hexdigest()}
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.normpath(Path(path).expanduser().absolute()))
 
 
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+def _check_settings(path: Path, settings: Row) -> None:
     if not path.is_file():
         write_json(path, settings)
-        return
     earlier = read_object(path)
-    if earlier == settings:
-        return
-    key = next((key for key in settings if earlier.get(key) != settings[key]), "network")
-    difference = {
-        "network": "another network, or another calibration of it",
-        "images": f"images below {earlier.get('images')}",
-    }.get(key, f"another --{key.replace('_', '-')}")
-    raise ConfigError(f"{path.parent} has predictions of {difference}: give another --out")
+    for name, value in settings.items():
+        if earlier.get(name) != value:
+            raise ConfigError(
+                f"{path.parent} has predictions of another {name.replace('_', '-')}: give another "
+                "--out"
+            )
 
 
 def _stamp(path: Path) -> list[int]:
@@ -231,59 +202,59 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _read_journal(path: Path, files: Sequence[InputFile]) -> dict[str, dict[str, Any]]:
-    """Return the entries of files that are done: unchanged since, and without an error.
+def _read_journal(path: Path, files: Iterable[InputFile]) -> _Done:
+    """Return what is done: files unchanged since, and without an error.
 
     What a kill left half written is removed.
     """
-    if not path.is_file():
-        return {}
-    entries, complete = {}, 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-            entries[entry["file"]] = entry["stamp"], entry["rows"]
-        except (ValueError, KeyError, TypeError):
-            break
-        if not line.endswith(b"\n"):
-            break
-        complete += len(line)
-    os.truncate(path, complete)
+    content = path.read_bytes() if path.is_file() else b""
+    *lines, half = content.split(b"\n")
+    if half:
+        os.truncate(path, len(content) - len(half))
     done = {}
-    for file in files:
-        stamp, rows = entries.get(file.name, (None, []))
-        if stamp == _stamp(file.path) and not any(row.get("error") for row in rows):
-            done[file.name] = {"file": file.name, "stamp": stamp, "rows": rows}
+    with misread(path):
+        entries = {entry["file"]: entry for entry in map(json.loads, lines)}
+        for file in files:
+            entry = entries.get(file.name, {"stamp": None, "rows": []})
+            is_broken = any(row.get("error") for row in entry["rows"])
+            if entry["stamp"] == _stamp(file.path) and not is_broken:
+                done[file.name] = entry["rows"]
     return done
 
 
+def _write_table(path: Path, rows: Sequence[Row]) -> None:
+    columns = dict.fromkeys(["file", *chain.from_iterable(rows)])
+    columns.pop("error", None)
+    text = io.StringIO()
+    table = csv.DictWriter(text, [*columns, "error"], restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_text(path, text.getvalue())
+
+
 def _predict(
-    predictor: Predictor,
-    files: Sequence[InputFile],
     writer: ResultWriter,
-    done: dict[str, dict[str, Any]],
+    files: Sequence[InputFile],
+    done: _Done,
     progress: ProgressFactory | None,
     stop: threading.Event,
 ) -> None:
-    """Predict `files` and note each when all of it is written."""
+    """Predict `files` and note each in the journal when all of it is written."""
     if not files:
         return
-    stamps = [_stamp(file.path) for file in files]
-    total = sum(size for size, _ in stamps)
+    path, stamps = writer.out / _JOURNAL, [_stamp(file.path) for file in files]
     with (
-        counted(progress, "predict", total) as count,
-        storage_errors(writer.out / JOURNAL),
-        (writer.out / JOURNAL).open("a", encoding="utf-8") as journal,
+        counted(progress, "predict", sum(size for size, _ in stamps)) as count,
+        storage_errors(path),
+        path.open("a", encoding="utf-8") as journal,
         WorkerPool(None if len(files) > _FEW else 1) as pool,
     ):
-        read = partial(read_pictures, options=predictor.options)
-        results = _predicted(predictor, pool.map(read, [file.path for file in files]))
+        read = partial(read_pictures, options=writer.predictor.options)
+        results = _predicted(writer.predictor, pool.map(read, [file.path for file in files]))
         for file, stamp, predictions in zip(files, stamps, results, strict=True):
-            rows = writer.write(file, predictions)
-            entry = {"file": file.name, "stamp": stamp, "rows": finite(rows)}
-            journal.write(json.dumps(entry) + "\n")
+            rows = done[file.name] = finite(writer.write(file, predictions))
+            journal.write(json.dumps({"file": file.name, "stamp": stamp, "rows": rows}) + "\n")
             journal.flush()
-            done[file.name] = entry
             count(stamp[0])
             if stop.is_set():
                 break
@@ -293,14 +264,82 @@ def _predicted(
     predictor: Predictor, read: Iterator[list[Picture] | str]
 ) -> Iterator[list[Prediction] | str]:
     """Yield the predictions file by file; frames of several files are computed together."""
-    group: list[list[Picture] | str] = []
-    for item in chain(read, [None]):
-        if item is not None:
-            group.append(item)
+    while group := list(islice(read, min(_TOGETHER, predictor.batch_size))):
         pictures = [each for file in group if not isinstance(file, str) for each in file]
-        size = sum(picture.whole.nbytes for picture in pictures)
-        if item is None or len(pictures) >= predictor.batch_size or size >= _BYTES_TOGETHER:
-            predictions = iter(predictor.predict_pictures(pictures))
-            for file in group:
-                yield file if isinstance(file, str) else list(islice(predictions, len(file)))
-            group = []
+        predictions = iter(predictor.predict_pictures(pictures))
+        for file in group:
+            yield file if isinstance(file, str) else list(islice(predictions, len(file)))
+
+
+class InputFile(NamedTuple):
+    """A file to predict: its name in the table, and the stem of its outputs."""
+
+    path: Path
+    name: str
+    stem: str
+
+
+@dataclass(frozen=True)
+class ResultWriter:
+    """Writes the predictions of files to the folder `out`."""
+
+    out: Path
+    predictor: Predictor
+    overlays: bool
+    dicom: bool
+
+    def write(self, file: InputFile, predictions: list[Prediction] | str) -> list[Row]:
+        """Write the pictures of a file, and return its rows; of a text, which is an error, one."""
+        if isinstance(predictions, str):
+            return [{"file": file.name, "error": predictions.removeprefix(f"{file.path}: ")}]
+        rows = []
+        for number, prediction in enumerate(predictions, start=1):
+            # No other image can be called so: there is no folder of the name of a file.
+            stem = file.stem if len(predictions) == 1 else f"{file.name}/{number:04}"
+            rows.append({"file": file.name, "frame": number} | self._row(prediction, stem))
+        if self.dicom:
+            rows[0] |= self._dicom(file, predictions)
+        return rows
+
+    def _row(self, prediction: Prediction, stem: str) -> Row:
+        image, mask, heatmap = prediction.image, prediction.mask, prediction.heatmap
+        row: Row = {"height": image.shape[0], "width": image.shape[1]}
+        if prediction.label is not None:
+            row["label"] = prediction.label
+            row |= {f"p_{name}": round(p, 6) for name, p in prediction.probabilities.items()}
+            if prediction.prediction_set is not None:
+                row["set"] = ";".join(prediction.prediction_set)
+            if self.predictor.min_confidence is not None:
+                row["abstained"] = "yes" if prediction.abstained else "no"
+        if prediction.ood_p is not None:
+            row["ood_p"] = round(prediction.ood_p, 6)
+            row["warning"] = "out of distribution" if prediction.is_ood else ""
+        if mask is not None:
+            for number, name in enumerate(self.predictor.mask_names[1:], start=1):
+                row[f"pixels_{name}"] = int((mask == number).sum())
+            row["mask"] = self._save("masks", stem, mask_png(mask))
+            if self.overlays:
+                row["overlay"] = self._save("overlays", stem, overlay_png(image, mask))
+        if heatmap is not None:
+            row["heatmap"] = self._save("heatmaps", stem, heatmap_png(image, heatmap))
+        return row
+
+    def _save(self, kind: str, stem: str, content: bytes) -> str:
+        name = f"{kind}/{stem}.png"
+        with atomic_path(self.out / name) as temporary:
+            temporary.write_bytes(content)
+        return name
+
+    def _dicom(self, file: InputFile, predictions: list[Prediction]) -> Row:
+        from medduet.inference.dicom import write_dicom
+
+        with file.path.open("rb") as content:
+            if kind_of(content.read(HEAD)) != "DICOM":
+                return {}
+        network, names = self.predictor.config.network.name, self.predictor.mask_names
+        stem = self.out / "dicom" / file.stem
+        try:
+            written = write_dicom(file.path, predictions, stem, network=network, mask_names=names)
+        except DataError as error:
+            return {"error": str(error).removeprefix(f"{file.path}: ")}
+        return {"dicom": ";".join(path.relative_to(self.out).as_posix() for path in written)}

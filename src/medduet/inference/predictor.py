@@ -6,6 +6,7 @@ Torch is imported only for a bundle; an exported network predicts without it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,9 +19,8 @@ from medduet.data.reading.images import Picture, picture_of, read_pictures
 from medduet.data.reading.shape import restore_map, restore_mask
 from medduet.errors import ConfigError, DataError, ModelError
 from medduet.inference.exported import BatchPrediction, ExportedModel, is_exported
-from medduet.inference.prediction import Prediction
 from medduet.metrics.calibration import confidence
-from medduet.uncertainty.ood import statistics
+from medduet.uncertainty.ood import OOD_P, statistics
 
 if TYPE_CHECKING:
     from medduet.inference.explain import Explainer
@@ -31,6 +31,45 @@ _COVERAGE = 0.9
 _PIXELS_PER_BATCH = 16 * 224**2  # a CPU is no faster with more, and needs memory for them
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """A network's prediction for one image.
+
+    Attributes:
+        image: uint8 ``(H, W)`` or ``(H, W, 3)``, the image as it was read.
+        label: the likeliest class; of multi-label sets those above 0.5, with commas between, or
+            ``""`` if there is none. ``None`` without class head.
+        probabilities: of each class, 0 to 1; calibrated if the network was.
+        prediction_set: the classes that hold the true one with the chosen coverage, likeliest
+            first; ``None`` if the network is not calibrated. Of multi-label sets: those that the
+            image may have.
+        abstained: whether the confidence is below the one asked for.
+        mask: ``(H, W)`` uint8 mask class at the image's own size, 0 is background; ``None`` if the
+            network has no mask, or only classes were asked for.
+        reconstruction: uint8 ``(S, S)`` or ``(S, S, 3)``, the image as the network reconstructs it.
+        heatmap: ``(H, W)`` float32, 0 to 1: evidence for `label` at each place (Grad-CAM);
+            ``None`` if it was not asked for.
+        ood_p: p-value of the image being like those of the training: small for another modality,
+            colour instead of grey, noise. ``None`` for ensembles and small sets; exported networks
+            look at plain statistics alone.
+    """
+
+    image: NDArray[np.uint8] = field(repr=False)
+    label: str | None = None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    prediction_set: tuple[str, ...] | None = None
+    abstained: bool = False
+    mask: NDArray[np.uint8] | None = field(default=None, repr=False)
+    reconstruction: NDArray[np.uint8] | None = field(default=None, repr=False)
+    heatmap: NDArray[np.float32] | None = field(default=None, repr=False)
+    ood_p: float | None = None
+
+    @property
+    def is_ood(self) -> bool:
+        """Whether the image is out of distribution; so are 5% of images like the training's."""
+        return self.ood_p is not None and self.ood_p <= OOD_P
+
+
 class Predictor:
     """Predicts images by a trained network; several threads may use one.
 
@@ -39,24 +78,17 @@ class Predictor:
     Args:
         path: a bundle, a run, or a network that `medduet.export_bundle` wrote.
         classify_only: predict classes alone; the decoder is not run.
-        explain: also compute heat maps, see `medduet.inference.explain.Explainer`; needs a bundle
-            or a run.
+        explain: also compute heat maps by Grad-CAM; not for exported networks.
         coverage: share of images, 0.5 to 0.99, whose true class is to be in the prediction set;
             ``None`` for 0.9 if the network is calibrated.
         min_confidence: confidence below which it abstains.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; exported networks run on the
-            CPU.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``cpu`` for exported networks.
         batch_size: images that are computed together; ``None`` for as many as are worth it.
 
     Attributes:
         config: the content of ``config.json``.
         class_names: of the K classes, in their order.
         mask_names: of the mask classes, background first; empty if there is no mask.
-        multi_label: whether an image can have several classes.
-        calibration: of the network, or ``None``.
-        ood: the detector of images unlike those of the training, or ``None``.
-        coverage: of prediction sets.
-        min_confidence: ``None`` if it never abstains.
 
     Raises:
         MissingFileError: there is no network at `path`.
@@ -91,64 +123,61 @@ class Predictor:
         device: str = "auto",
         batch_size: int | None = None,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise ConfigError(f"expected a batch of at least 1 image, given {batch_size}")
+        if min_confidence is not None and not 0 <= min_confidence <= 1:
+            raise ConfigError(f"expected --min-confidence of 0 to 1, given {min_confidence:g}")
         self.path = path
-        self._run: Callable[[NDArray[np.uint8]], BatchPrediction]
         self._explain: Explainer | None = None
+        self._run: Callable[[NDArray[np.uint8]], BatchPrediction]
         self._features: Callable[[], NDArray[np.float64] | None] = lambda: None
+        outputs = None
         if is_exported(path):
-            self._run = model = _open_exported(path, classify_only, explain, device)
-            self.config = model.config
+            self._run = model = ExportedModel(path)
+            self.config, outputs = model.config, model.export.outputs
         else:
-            from medduet.inference.graph import open_graph
+            from medduet.inference.graph import NetworkGraph
 
-            graph = open_graph(path, classify_only=classify_only, device=device)
+            graph = NetworkGraph(path, classify_only=classify_only).prepared(device)
             self._run, self.config = graph.predict, graph.config
-        _, preprocessing = self.config.usable(path)
         self.class_names, self.mask_names = self.config.class_names, self.config.mask_names
-        self.multi_label, self.options = self.config.multi_label, preprocessing.options
-        self.calibration, self.ood = self.config.calibration, self.config.ood
+        self.options = self.config.usable(path)[1].options
+        for is_wrong, reason in (
+            (
+                outputs and (explain or device not in ("auto", "cpu")),
+                "is an exported network, without heat maps, on the CPU: give its bundle",
+            ),
+            (
+                outputs and classify_only and outputs != ["probability"],
+                "was exported with its decoder: export it with --classify-only instead",
+            ),
+            (
+                not self.class_names and (explain or min_confidence is not None),
+                "has no class head: leave --explain and --min-confidence out",
+            ),
+            (
+                coverage is not None and self.config.calibration is None,
+                "is not calibrated, so there are no prediction sets: medduet calibrate "
+                f"{path} --data DIR --out NEW, or leave --coverage out",
+            ),
+        ):
+            if is_wrong:
+                raise ConfigError(f"{path} {reason}")
         self.coverage = _COVERAGE if coverage is None else coverage
         self.min_confidence = min_confidence
-        self._check(coverage, explain)
+        if self.config.calibration is not None:  # refuses a coverage out of range
+            self.config.calibration.sets(np.empty((0, len(self.class_names))), self.coverage)
         height, width = self.options.sides
         if explain:
             from medduet.inference.explain import Explainer
 
             self._explain = Explainer(graph.network, (height, width), self.config.precision)
-        if self.ood is not None and not is_exported(path):
+        if self.config.ood is not None and outputs is None:
             from medduet.models.base import Features
 
             self._features = Features(graph.network).last  # the explainer has a copy without it
         self.batch_size = batch_size or max(1, min(256, _PIXELS_PER_BATCH // (height * width)))
 
-    def _check(self, coverage: float | None, explain: bool) -> None:
-        """Raise `ConfigError` for options that the network can't fulfil."""
-        if self.min_confidence is not None and not 0 <= self.min_confidence <= 1:
-            raise ConfigError(f"expected --min-confidence of 0 to 1, given {self.min_confidence:g}")
-        if not self.class_names:
-            for option, value in (
-                ("--min-confidence", self.min_confidence),
-                ("--explain", explain),
-            ):
-                if value:
-                    raise ConfigError(f"{self.path} has no class head: leave {option} out")
-        if coverage is not None and self.calibration is None:
-            raise ConfigError(
-                f"{self.path} is not calibrated, so there are no prediction sets: medduet "
-                f"calibrate {self.path} --data DIR --out NEW, or leave --coverage out"
-            )
-        if self.calibration is not None:  # refuses a coverage out of range
-            self.calibration.sets(np.empty((0, len(self.class_names))), self.coverage)
-
     def __call__(self, image: ImageLike) -> Prediction:
-        """Return the prediction for one image.
-
-        Raises:
-            DataError: it can't be read, or has several frames: those are for `predict`.
-            MissingFileError: there is no such file.
-        """
+        """Return the prediction for one image; DataError if it can't be read, or has frames."""
         pictures = self.read(image)
         if len(pictures) > 1:
             raise DataError(f"{image}: expected one image, given a file of several: use predict")
@@ -157,11 +186,7 @@ class Predictor:
     def predict(self, images: Iterable[ImageLike]) -> Iterator[Prediction]:
         """Yield the prediction for each image, and for each frame of files that have several.
 
-        They are computed in batches, as they come.
-
-        Raises:
-            DataError: an image can't be read.
-            MissingFileError: there is no such file.
+        They are computed in batches, as they come. DataError if an image can't be read.
         """
         pictures = (picture for image in images for picture in self.read(image))
         while batch := list(islice(pictures, self.batch_size)):
@@ -170,13 +195,7 @@ class Predictor:
     def read(self, image: ImageLike, name: str = "image") -> list[Picture]:
         """Return the frames of an image as the network takes them and as people see them.
 
-        Args:
-            image: what to read.
-            name: what to call it in errors, if it is no path.
-
-        Raises:
-            DataError: it can't be read.
-            MissingFileError: there is no such file.
+        Errors call it `name`, if it is no path: DataError if it can't be read.
         """
         if isinstance(image, str | Path):
             return read_pictures(Path(image), self.options)
@@ -205,104 +224,62 @@ class Predictor:
         pixels = np.stack([picture.fitted for picture in pictures])
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
         pixels = np.ascontiguousarray(pixels)
-        batch, count = self._run(pixels), len(pictures)
+        batch = self._run(pixels)
         ood_p = self._ood_p(pictures, pixels)  # needs the features of the batch just computed
-        p = batch.probability
-        if p is not None and not np.isfinite(p).all():
-            raise ModelError(f"{self.path}: probabilities are not finite; its weights are damaged")
-        heatmaps: Sequence[NDArray[np.float32]] | None = None
-        if explain and self._explain is not None and p is not None:
-            heatmaps = list(self._explain(pixels, p.argmax(axis=1)))
-        sets, abstained = self._sets(p, count)
-        predictions = []
-        for row, picture in enumerate(pictures):
-            height, width = picture.whole.shape[:2]
-            label, mask, reconstruction, heatmap = None, None, None, None
-            probabilities: dict[str, float] = {}
-            if p is not None:
-                label = self._label(p[row])
-                probabilities = dict(zip(self.class_names, p[row].tolist(), strict=True))
+        answers: list[dict[str, Any]] = [
+            {"image": picture.whole, "ood_p": p} for picture, p in zip(pictures, ood_p, strict=True)
+        ]
+        heatmaps: Any = None
+        if (p := batch.probability) is not None:
+            if not np.isfinite(p).all():
+                raise ModelError(f"{self.path}: probabilities are not finite: damaged weights")
+            answers = [a | b for a, b in zip(answers, self._classes(p), strict=True)]
+            if explain and self._explain is not None:
+                heatmaps = self._explain(pixels, p.argmax(axis=1))
+        for row, answer in enumerate(answers):
+            height, width = answer["image"].shape[:2]
             if batch.mask is not None:
-                mask = restore_mask(batch.mask[row], height, width, self.options)
+                answer["mask"] = restore_mask(batch.mask[row], height, width, self.options)
             if batch.reconstruction is not None:
-                reconstruction = _levels(batch.reconstruction[row])
+                answer["reconstruction"] = _levels(batch.reconstruction[row])
             if heatmaps is not None:
-                heatmap = restore_map(heatmaps[row], height, width, self.options)
-            predictions.append(
-                Prediction(
-                    label,
-                    probabilities,
-                    prediction_set=sets[row],
-                    abstained=bool(abstained[row]),
-                    mask=mask,
-                    reconstruction=reconstruction,
-                    heatmap=heatmap,
-                    image=picture.whole,
-                    ood_p=ood_p[row],
-                )
-            )
-        return predictions
+                answer["heatmap"] = restore_map(heatmaps[row], height, width, self.options)
+        return [Prediction(**answer) for answer in answers]
 
     def _ood_p(
         self, pictures: Sequence[Picture], pixels: NDArray[np.uint8]
     ) -> Sequence[float | None]:
         """Return the p-values of images on which the network was just run in this thread."""
-        if self.ood is None:
+        detector = self.config.ood
+        if detector is None:
             return [None] * len(pictures)
-        p = self.ood.p_values(self._features(), statistics(pixels)).tolist()
-        return [
-            self.ood.smallest if self.ood.odd(picture) else value
-            for picture, value in zip(pictures, p, strict=True)
+        p = detector.p_values(self._features(), statistics(pixels))
+        odd = [detector.odd(picture) for picture in pictures]
+        return [float(value) for value in np.where(odd, detector.smallest, p)]
+
+    def _classes(self, probability: NDArray[Any]) -> list[dict[str, Any]]:
+        """Return what `Prediction` says of the classes of each image."""
+        multi_label, calibration = self.config.multi_label, self.config.calibration
+        names = np.array(self.class_names)
+        sure = confidence(probability.astype(np.float64), multi_label)
+        sure = sure.reshape(len(probability), -1).min(axis=1)
+        rows: list[dict[str, Any]] = [
+            {
+                "label": ", ".join(names[p > 0.5] if multi_label else names[[p.argmax()]]),
+                "probabilities": dict(zip(self.class_names, p.tolist(), strict=True)),
+                "abstained": self.min_confidence is not None and bool(s < self.min_confidence),
+            }
+            for p, s in zip(probability, sure, strict=True)
         ]
-
-    def _sets(
-        self, probability: NDArray[Any] | None, count: int
-    ) -> tuple[Sequence[tuple[str, ...] | None], NDArray[np.bool_]]:
-        """Return the prediction set of each image, and whether the network abstains."""
-        sets: list[tuple[str, ...] | None] = [None] * count
-        abstained = np.zeros(count, bool)
-        if probability is None:
-            return sets, abstained
-        if self.calibration is not None:
-            chosen = self.calibration.sets(probability, self.coverage)
+        if calibration is not None:
+            sets = calibration.sets(probability, self.coverage)
             order = np.argsort(-probability, axis=1, kind="stable")
-            sets = [
-                tuple(self.class_names[k] for k in order[row] if chosen[row, k])
-                for row in range(count)
-            ]
-        if self.min_confidence is not None:
-            sure = confidence(probability.astype(np.float64), self.multi_label)
-            sure = sure if sure.ndim == 1 else sure.min(axis=1)
-            abstained = sure < self.min_confidence
-        return sets, abstained
-
-    def _label(self, probability: NDArray[Any]) -> str:
-        if self.multi_label:
-            pairs = zip(self.class_names, probability, strict=True)
-            return ", ".join(name for name, value in pairs if value > 0.5)
-        return self.class_names[int(np.argmax(probability))]
+            for row, held, ranked in zip(rows, sets, order, strict=True):
+                row["prediction_set"] = tuple(names[ranked[held[ranked]]].tolist())
+        return rows
 
 
 def _levels(image: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return a reconstruction ``(C, H, W)`` of 0 to 1 as ``(H, W)`` or ``(H, W, 3)``."""
     levels: NDArray[np.uint8] = np.rint(np.nan_to_num(image).clip(0, 1) * 255).astype(np.uint8)
     return levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)
-
-
-def _open_exported(
-    path: str | Path, classify_only: bool, explain: bool, device: str
-) -> ExportedModel:
-    model = ExportedModel(path)
-    assert model.config.export is not None
-    if explain:
-        raise ConfigError(
-            f"{path} is an exported network, which has no heat maps: give the bundle that it was "
-            "exported from"
-        )
-    if device not in ("auto", "cpu"):
-        raise ConfigError(f"{path} is an exported network, which runs on the CPU: --device cpu")
-    if classify_only and model.config.export.outputs != ["probability"]:
-        raise ConfigError(
-            f"{path} was exported with its decoder: export it with --classify-only instead"
-        )
-    return model

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from importlib import resources
-from typing import Any
+from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -23,6 +23,14 @@ _METRICS = {
 """What the card shows, and the names of task and metric on the hub."""
 
 
+class _Row(NamedTuple):
+    key: str
+    name: str
+    split: str
+    n: int
+    value: float
+
+
 def model_card(
     config: BundleConfig, address: str = "path/of/this/folder", licence: str | None = None
 ) -> str:
@@ -34,53 +42,30 @@ def model_card(
         licence: of the weights, in the hub's terms, such as ``"cc-by-nc-4.0"``.
 
     Example:
-        >>> network = {"name": "unet", "in_channels": 1, "num_classes": 1}
-        >>> card = model_card(BundleConfig.model_validate({"network": network,
-        ...     "class_names": ["<b>benign</b>"], "data": {"name": "a_b"}}), licence="mit")
-        >>> "license: mit" in card.split("---")[1]
-        True
-        >>> print(next(line for line in card.splitlines() if "benign" in line))
-        Classes: \<b\>benign\</b\>.
+        >>> network = {"name": "<b>net</b>", "in_channels": 1, "num_classes": 1}
+        >>> print(model_card(BundleConfig(network=network)).splitlines()[7])
+        # \<b\>net\</b\> trained on unknown data
     """
-    data, network = config.data, config.network
-    fields: dict[str, Any] = {
-        "network": escape(network.name),
-        "in_channels": network.in_channels,
-        "address": address,
-        "classes": [escape(name) for name in config.class_names],
-        "masks": [escape(name) for name in config.mask_names],
-        "data_name": escape(data.name) if data else "",
-        "training": list(_training(config)),
-        "metrics": list(_rows(config)),
-        "calibration": _calibration(config),
-        "ood": _ood(config),
-    }
-    if data and data.splits and len(data.size) == 2:
-        fields |= {
-            "splits": ", ".join(f"{name} {count}" for name, count in data.splits.items()),
-            "size": f"{data.size[0]} x {data.size[1]}",
-            "data_licence": escape(data.info.get("licence") or "not recorded"),
-            "fingerprint": escape(data.fingerprint),
-        }
     template = resources.files("medduet") / "runs" / "templates" / "card.md"
+    rows = list(_rows(config))
     card = ModelCard.from_template(
-        _card_data(config, licence), template_str=template.read_text("utf-8"), **fields
+        _card_data(config, licence, rows),
+        template_str=template.read_text("utf-8"),
+        config=config,
+        address=address,
+        rows=rows,
+        escape=escape,
     )
     return f"{str(card).strip()}\n"
 
 
 def escape(text: object) -> str:
-    r"""Return any text as one line of Markdown that shows it as it is.
-
-    Example:
-        >>> print(escape("a|b *c* [d](https://e)\n# f"))
-        a\|b \*c\* \[d\](https\://e) \# f
-    """
+    """Return any text as one line of Markdown that shows it as it is."""
     line = re.sub(r"([\\`*_\[\]<>&|~$#:@!])", r"\\\1", " ".join(str(text).split()))
     return re.sub(r"(?i)\b(www)\.", r"\1\\.", line)
 
 
-def _card_data(config: BundleConfig, licence: str | None) -> ModelCardData:
+def _card_data(config: BundleConfig, licence: str | None, rows: Sequence[_Row]) -> ModelCardData:
     tags = ["medical-imaging", "multi-task"]
     tags += ["image-classification"] if config.class_names else []
     tags += ["image-segmentation"] if config.mask_names else []
@@ -88,15 +73,15 @@ def _card_data(config: BundleConfig, licence: str | None) -> ModelCardData:
     dataset = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
     results = [
         EvalResult(
-            task_type=_METRICS[row["key"]][0],
+            task_type=_METRICS[row.key][0],
             dataset_type=dataset,
             dataset_name=name,
-            dataset_split=row["split"],
-            metric_type=_METRICS[row["key"]][1],
-            metric_name=f"{row['name']}, n = {row['n']}",
-            metric_value=row["value"],
+            dataset_split=row.split,
+            metric_type=_METRICS[row.key][1],
+            metric_name=f"{row.name}, n = {row.n}",
+            metric_value=row.value,
         )
-        for row in _rows(config)
+        for row in rows
         if dataset
     ]
     return ModelCardData(
@@ -110,69 +95,12 @@ def _card_data(config: BundleConfig, licence: str | None) -> ModelCardData:
     )
 
 
-def _rows(config: BundleConfig) -> Iterator[dict[str, Any]]:
-    """Yield the rows of the table of metrics."""
+def _rows(config: BundleConfig) -> Iterator[_Row]:
     for split in ("val", "test"):
         summary = config.metrics.get(split, {})
         for key in _METRICS:
             if isinstance(value := summary.get(key), float):
-                # Masks may be known of other images than labels.
-                masks = key.startswith(("dice", "iou"))
-                n = summary.get(f"{key}_n", summary.get("dice_n")) if masks else None
-                row = {"key": key, "split": split, "n": n or summary["n"], "value": value}
-                yield row | {"name": METRICS[key].name, "interval": _interval(summary, key)}
-
-
-def _interval(row: Mapping[str, Any], name: str) -> str:
-    interval = row.get(f"{name}_interval")
-    return f"{interval[0]:.4f} to {interval[1]:.4f}" if interval and None not in interval else ""
-
-
-def _training(config: BundleConfig) -> Iterator[str]:
-    network, metrics = config.network.model_dump(), config.metrics
-    if members := network.get("ensemble"):
-        yield (
-            f"Mean of the probabilities of {len(members)} network(s); views of each image: "
-            f"{escape(network['test_time'])}."
-        )
-    if "selected_epoch" in metrics:
-        epochs, seeds = (_listed(metrics.get(key)) for key in ("selected_epoch", "seed"))
-        yield f"Epoch {epochs}, {escape(metrics.get('selection'))}, seed {seeds}."
-    if config.versions:
-        yield ", ".join(f"{escape(name)} {escape(of)}" for name, of in config.versions.items())
-
-
-def _listed(value: object) -> str:
-    return ", ".join(map(escape, value)) if isinstance(value, list) else escape(value)
-
-
-def _calibration(config: BundleConfig) -> str:
-    """Return how the network was calibrated, and what the calibration gives on the test split."""
-    calibration, source = config.calibration, config.calibrated_on
-    if calibration is None:
-        return ""
-    images = "validation images" if source is None else f"images of {escape(source.get('name'))}"
-    text = f"Calibrated on {calibration.n} {images}: temperature {calibration.temperature:.3g}."
-    if (row := config.metrics.get("test", {}).get("calibration")) and row["n"]:
-        sets = row["sets"]["0.90"]
-        interval = _interval(sets, "coverage")
-        text += (
-            f" Expected calibration error on test {row['ece_before']:.3f} before and "
-            f"{row['ece_after']:.3f} after. 90% prediction sets cover {sets['coverage']:.1%} of "
-            f"{sets['n']}{f' ({interval})' if interval else ''}, with {sets['size']:.2f} classes "
-            "on average."
-        )
-    return text
-
-
-def _ood(config: BundleConfig) -> str:
-    detector = config.ood
-    if detector is None:
-        return ""
-    count = len(detector.plain.val_distances)
-    inputs = "plain statistics" if detector.features is None else "features and plain statistics"
-    return (
-        "Out-of-distribution images are flagged by `medduet predict` and `medduet serve` "
-        f"({inputs}; at most 5% of images like the {count} validation images "
-        "that set the threshold). What is not flagged may still be of another kind."
-    )
+                n = summary["n"]
+                if key.startswith(("dice", "iou")):  # masks may be known of other images
+                    n = summary.get(f"{key}_n") or summary.get("dice_n") or n
+                yield _Row(key, METRICS[key].name, split, n, value)

@@ -5,13 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medduet.data.reading.core import MAX_FRAME_PIXELS, ReadOptions
 from medduet.errors import ModelError
@@ -22,7 +16,6 @@ Name = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, le=1 << 20)]
 Side = Annotated[int, Field(ge=1, le=1 << 16)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Output = Literal["probability", "mask", "reconstruction"]
 
 
 class _Strict(BaseModel):
@@ -36,14 +29,7 @@ class _Open(BaseModel):
 
 
 class NetworkArguments(_Open):
-    """What `medduet.create_model` built the network from.
-
-    Attributes:
-        name: of the network.
-        in_channels: of the images.
-        num_classes: 0 without class head.
-        dense_channels: 0 without dense head.
-    """
+    """What `medduet.create_model` built the network from; 0 channels where it has no such head."""
 
     name: Name = ""
     in_channels: Count
@@ -59,14 +45,7 @@ class Layout(_Strict):
 
 
 class Preprocessing(_Open):
-    """How images become the network's input.
-
-    Attributes:
-        size: height and width in pixels.
-        channels: 1 for grey, 3 for RGB.
-        fit: see `medduet.data.reading.core.ReadOptions`.
-        window: likewise.
-    """
+    """How images become the network's input, see `medduet.data.reading.core.ReadOptions`."""
 
     size: list[Side] = Field(min_length=2, max_length=2, strict=False)
     channels: Literal[1, 3]
@@ -108,51 +87,32 @@ class Export(_Open):
     """
 
     precision: Literal["float32", "float16", "int8"]
-    outputs: list[Output] = Field(min_length=1, max_length=3)
+    outputs: list[Literal["probability", "mask", "reconstruction"]] = Field(min_length=1)
     size: list[Side] | None = Field(None, min_length=2, max_length=2)
     min_side: Count = 1
     sha256: str
-
-    @model_validator(mode="after")
-    def _outputs_differ(self) -> Export:
-        if len(set(self.outputs)) < len(self.outputs):
-            raise ValueError("expected different outputs")
-        return self
 
 
 class BundleConfig(_Strict):
     """What a bundle says of its network.
 
     Attributes:
-        format: of the folder, written by MedDuet.
-        version: of that format.
-        weights_sha256: of the file of weights.
-        network: its arguments.
+        format: of the folder, written by MedDuet, and its `version`.
         class_names: of the K classes.
         mask_names: of the mask classes, background first; empty if there is no mask.
-        multi_label: whether an image can have several classes.
-        layout: of the dense output; ``None`` for networks that were saved without their task.
-        preprocessing: of images; likewise.
+        layout: of the dense output; ``None``, as `preprocessing`, for networks that were saved
+            without their task.
         precision: what the network is evaluated, calibrated and used in.
-        calibration: of the class probabilities.
-        calibration_missing: why there is none.
+        calibration_missing: why there is no `calibration` of the class probabilities.
         calibrated_on: name, fingerprint and split of the images, if not the run's own validation.
-        ood: detector of images unlike those of the training.
         metrics: seed, selection, selected epoch, and metrics of ``val`` and ``test``.
-        data: of the training.
         members: SHA-256 of the weights of each member of an ensemble.
         versions: of MedDuet and torch.
-        export: of exported networks.
 
     Example:
-        >>> network = {"name": "unet", "in_channels": 1, "num_classes": 2}
-        >>> layout = {"mask_classes": 0, "image_channels": 0}
-        >>> config = {"network": network, "class_names": ["a", "b"], "layout": layout}
-        >>> BundleConfig.check(config, Path("config.json")).precision
-        'float32'
-        >>> BundleConfig.check(config | {"class_names": []}, Path("config.json"))
+        >>> BundleConfig.check({"network": {"in_channels": 2}}, Path("config.json"))
         Traceback (most recent call last):
-        medduet.errors.ModelError: config.json: expected 2 class_names, given 0
+        medduet.errors.ModelError: config.json: network: num_classes: Field required
     """
 
     format: str = "medduet-bundle"
@@ -177,34 +137,32 @@ class BundleConfig(_Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> BundleConfig:
-        layout, classes = self.layout, self.network.num_classes
-        preprocessing, calibration = self.preprocessing, self.calibration
-        if preprocessing is not None and preprocessing.channels != self.network.in_channels:
-            raise ValueError(f"expected preprocessing of {self.network.in_channels} channel(s)")
+        layout, network, calibration = self.layout, self.network, self.calibration
+        if self.preprocessing is not None and self.preprocessing.channels != network.in_channels:
+            raise ValueError(f"expected preprocessing of {network.in_channels} channel(s)")
         if layout is None:  # nothing is known of the outputs, so they have no names either
             return self
-        if classes and len(self.class_names) != classes:
-            raise ValueError(f"expected {classes} class_names, given {len(self.class_names)}")
-        if layout.mask_classes and len(self.mask_names) != layout.mask_classes:
-            raise ValueError(
-                f"expected {layout.mask_classes} mask_names, given {len(self.mask_names)}"
-            )
-        masks = 1 if layout.mask_classes == 2 else layout.mask_classes
-        if masks + layout.image_channels != self.network.dense_channels:
-            raise ValueError(f"the layout is not that of {self.network.dense_channels} channels")
-        if calibration is not None and (
-            len(calibration.counts) != classes or calibration.multi_label != self.multi_label
+        for key, names, count in (
+            ("class_names", self.class_names, network.num_classes),
+            ("mask_names", self.mask_names, layout.mask_classes),
         ):
-            raise ValueError(f"the calibration is not that of a network with {classes} classes")
+            if count and len(names) != count:
+                raise ValueError(f"expected {count} {key}, given {len(names)}")
+        masks = 1 if layout.mask_classes == 2 else layout.mask_classes
+        if masks + layout.image_channels != network.dense_channels:
+            raise ValueError(f"the layout is not that of {network.dense_channels} channels")
+        if calibration is not None and (len(calibration.counts), calibration.multi_label) != (
+            network.num_classes,
+            self.multi_label,
+        ):
+            raise ValueError(
+                f"the calibration is not that of a network with {network.num_classes} classes"
+            )
         return self
 
     @classmethod
     def check(cls, values: Any, path: Path) -> BundleConfig:
-        """Return the content `values` of the file at `path`, which may be a stranger's.
-
-        Raises:
-            ModelError: in one line, what can't be true.
-        """
+        """Return the content `values` of the file at `path`; ModelError if it can't be true."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:

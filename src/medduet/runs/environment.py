@@ -25,11 +25,7 @@ def describe_environment(
 ) -> dict[str, Any]:
     """Return the content of ``environment.json``, ready for JSON.
 
-    Args:
-        data: the images.
-        cost: of the network.
-        fabric: device and processes.
-        training: what was chosen where the settings say auto.
+    `training` is what was chosen where the settings say auto.
     """
     device = fabric.device
     return {

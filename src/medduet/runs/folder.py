@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,23 +24,7 @@ _EXPECTED = "a finished run (a folder with config.json, metrics.json and predict
 class RunFolder:
     """The files of one run, in a folder that need not exist yet.
 
-    ::
-
-        RUN/
-        ├── config.json         the resolved settings
-        ├── environment.json    versions, machine, cost of the network, fingerprint of the data
-        ├── split.csv           which image is in which split, unless the set is in its own
-        ├── weights.json        which tensors a file gave, if training started from one
-        ├── epochs.jsonl        one line per epoch
-        ├── metrics.json        metrics of the selected epoch on val and test, with intervals
-        ├── predictions/        one CSV per split, one line per image
-        ├── samples.npz         some test images with truth and prediction, for the figures
-        ├── figures/            PNG
-        ├── bundle/             the network with what is needed to use it
-        ├── not-finite/         batches whose loss or gradient was not, if there were any
-        └── checkpoints/        only until the run is finished
-
-    What is read is read once.
+    ``docs/tutorials/medmnist.md`` says what they hold. What is read is read once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,10 +36,9 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path | None, name: str, config: RunConfig) -> RunFolder:
-        """Make a new run folder and write the settings into it.
+        """Make a new run folder, ``runs/NAME`` without `path`, and write the settings into it.
 
-        Without `path` it is ``runs/NAME``, with a number behind it if that is taken. ConfigError
-        if `path` holds a run already, or is a file.
+        ConfigError if `path` holds a run already, or is a file.
         """
         path = path or numbered_folder(Path("runs") / name)
         if path.is_file():
@@ -80,8 +62,6 @@ class RunFolder:
             )
         return cls(path)
 
-    # Writing --------------------------------------------------------------------------------------
-
     def checkpoint(self, name: str) -> Path:
         """Return the path of the checkpoint called `name` (last, best, best-test)."""
         return self.path / "checkpoints" / f"{name}.pt"
@@ -89,7 +69,8 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether everything is done; a run that is not can be resumed."""
-        return self.metrics_path.is_file() and not self.checkpoint("last").exists()
+        written = (self.path / "config.json", self.path / "predictions", self.metrics_path)
+        return all(path.exists() for path in written) and not self.checkpoint("last").exists()
 
     def finish(self) -> None:
         """Remove the checkpoints, the last one first: from then on the run is finished."""
@@ -102,8 +83,7 @@ class RunFolder:
     def claimed(self) -> Iterator[None]:
         """Be the only process that trains this run, and remove what killed ones have left.
 
-        Raises:
-            ConfigError: another process trains it; it is named.
+        ConfigError if another process trains it.
         """
         lock = self.path / "checkpoints" / "lock"
         with exclusive(lock) as alone:
@@ -115,10 +95,6 @@ class RunFolder:
             sweep(self.path)
             yield
 
-    def write_environment(self, environment: Mapping[str, Any]) -> None:
-        """Write ``environment.json``, see `medduet.runs.environment.describe_environment`."""
-        write_json(self.path / "environment.json", environment)
-
     def write_epochs(self, history: list[dict[str, Any]]) -> None:
         """Write one JSON line per epoch."""
         lines = (json.dumps(finite(row)) + "\n" for row in history)
@@ -127,8 +103,6 @@ class RunFolder:
     def write_predictions(self, name: str, predictions: Predictions) -> None:
         """Write ``predictions/NAME.csv``, see `Predictions.to_csv`."""
         predictions.to_csv(self.path / "predictions" / f"{name}.csv")
-
-    # Reading --------------------------------------------------------------------------------------
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -193,23 +167,15 @@ class RunFolder:
         return int(self.metrics.get("seed", self.config["train"]["seed"]))
 
     def predictions(self, split: str = "test", selection: Selection = "validation") -> Predictions:
-        """Read the predictions of the selected epoch for a split.
+        """Return the predictions of the selected epoch for a split, ``"val"`` or ``"test"``.
 
-        Args:
-            split: ``"val"`` or ``"test"``.
-            selection: which split selected the epoch.
-
-        Raises:
-            ConfigError: another split, or a selection that the run does not have.
-            MissingFileError: the file is gone.
-            DataError: it can't be read.
+        ConfigError if the run has no such selection, MissingFileError or DataError if the file
+        can't be read.
         """
         if split not in ("val", "test"):
             raise ConfigError(f"expected split val or test, given '{split}'")
         if selection == "test" and self.test_selected is None:
-            raise ConfigError(
-                f"{self.path} has no test-selected epoch; ask for selection validation"
-            )
+            raise ConfigError(f"{self.path} has no test-selected epoch: ask for validation")
         suffix = "-test-selected" if selection == "test" else ""
         return Predictions.from_csv(self.path / "predictions" / f"{split}{suffix}.csv")
 
@@ -240,28 +206,13 @@ def open_run(path: str | Path) -> RunFolder:
     Raises:
         MissingFileError: there is none, or it is not finished.
         DataError: its files can't be read.
-
-    Example:
-        >>> open_run("no-such-run")
-        Traceback (most recent call last):
-        ...
-        medduet.errors.MissingFileError: expected a finished run (a folder with config.json, \
-metrics.json and predictions/), but there is no folder no-such-run
     """
-    path = Path(path)
-    if not path.is_dir():
-        raise MissingFileError(f"expected {_EXPECTED}, but there is no folder {path}")
-    if not (path / "config.json").is_file():
-        raise MissingFileError(
-            f"expected {_EXPECTED}, but {path} has no config.json: give the folder that 'medduet "
-            "train' printed"
-        )
-    if not _is_finished(path):
-        raise MissingFileError(
-            f"expected {_EXPECTED}, but {path} is not finished: medduet train --resume {path}"
-        )
-    run = RunFolder(path)
-    with misread(path):
+    run = RunFolder(Path(path))
+    if not run.finished:
+        is_begun = (run.path / "config.json").is_file()
+        reason = f"is not finished: medduet train --resume {path}" if is_begun else "is none"
+        raise MissingFileError(f"expected {_EXPECTED}, but {path} {reason}")
+    with misread(run.path):
         _ = run.metrics, run.model_name, run.tasks, run.seed, run.data_name
     return run
 
@@ -269,11 +220,7 @@ metrics.json and predictions/), but there is no folder no-such-run
 def find_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
     """Return the finished runs in and under the folders `paths`, each once, by their paths.
 
-    What is not finished is left out.
-
-    Raises:
-        MissingFileError: a path is no folder, or there is no finished run at all.
-        DataError: the files of a run can't be read.
+    MissingFileError if a path is no folder, or if there is none; DataError if one can't be read.
     """
     tops = [Path(path) for path in paths]
     finished: dict[Path, Path] = {}
@@ -281,14 +228,11 @@ def find_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
     for top in tops:
         if not top.is_dir():
             raise MissingFileError(f"expected a folder of runs, but {top} is not there")
-        for name, folders, files in os.walk(top):
-            folder = Path(name)
-            if _is_finished(folder):
+        for folder in (file.parent for file in top.rglob("config.json")):
+            if RunFolder(folder).finished:
                 finished.setdefault(folder.resolve(), folder)
-                folders.clear()  # nothing in a run is another run
-            elif "config.json" in files and "checkpoints" in folders:
+            elif (folder / "checkpoints").is_dir():
                 unfinished.append(folder)
-                folders.clear()
     if not finished:
         where = ", ".join(map(str, tops)) or "one folder at least"
         more = f" ({len(unfinished)} not finished, such as {min(unfinished)})" if unfinished else ""
@@ -297,9 +241,3 @@ def find_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
             "medduet train honest --data NAME --out RUN makes one"
         )
     return [open_run(finished[resolved]) for resolved in sorted(finished)]
-
-
-def _is_finished(path: Path) -> bool:
-    """Whether the folder is that of a finished run; the last checkpoint goes when it is."""
-    run = RunFolder(path)
-    return (path / "config.json").is_file() and run.finished and (path / "predictions").is_dir()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medduet.config import DataConfig
-from medduet.data.imageset import SPLITS, ImageSet, Split
+from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.sources import is_files
 from medduet.errors import ConfigError
 from medduet.runs.config import Preprocessing
@@ -37,19 +37,15 @@ def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
 def in_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
     """Return the set with its labels numbered as in `class_names`, if these hold all its classes.
 
-    So a folder with some of the classes, or with others of the same names in between, is evaluated
-    rightly. Sets that name none of them are taken by number.
-
-    Raises:
-        ConfigError: the set has some of the classes, and others.
+    So a folder with some of the classes is evaluated rightly. Sets that name none of them are
+    taken by number; ConfigError for some of them, and others.
     """
     names, expected = images.class_names, tuple(class_names)
     if names == expected:
         return images
     if not set(names) & set(expected):
         if expected and names:
-            texts = (", ".join(names), images.name, ", ".join(expected))
-            _LOG.warning("classes %s of %s are taken for %s, in this order", *texts)
+            _LOG.warning("classes %s of %s are taken for %s in order", names, images.name, expected)
         return images
     if unexpected := sorted(set(names) - set(expected)):
         raise ConfigError(
@@ -57,16 +53,13 @@ def in_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
             f"{', '.join(unexpected)}: rename or leave them out"
         )
     place = np.array([expected.index(name) for name in names], dtype=np.int64)
-    if list(place) != sorted(place):
-        _LOG.warning("%s names its classes in another order; they are matched by name", images.name)
-
-    def renumbered(split: Split) -> Split:
+    splits: dict[str, Any] = {}
+    for split in SPLITS:
+        labels = images.split(split).labels
         if images.multi_label:
-            labels = np.full((len(split), len(expected)), UNKNOWN_LABEL)
-            labels[:, place] = split.labels
+            renumbered = np.full((len(labels), len(expected)), UNKNOWN_LABEL)
+            renumbered[:, place] = labels
         else:
-            labels = np.where(split.labels == UNKNOWN_LABEL, UNKNOWN_LABEL, place[split.labels])
-        return replace(split, labels=labels)
-
-    splits = {name: renumbered(images.split(name)) for name in SPLITS}
-    return replace(images, class_names=expected, **splits)  # type: ignore[arg-type]
+            renumbered = np.where(labels == UNKNOWN_LABEL, UNKNOWN_LABEL, place[labels])
+        splits[split] = replace(images.split(split), labels=renumbered)
+    return replace(images, class_names=expected, **splits)

@@ -22,16 +22,11 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 PER_MASK = ("dice", "iou", "hd95", "truth_pixels", "predicted_pixels")
 """The scores of each image and mask class."""
-_PER_IMAGE = ("mse", "psnr", "ssim")
+_CLASSES = ("label", "predicted", "probability", "calibrated")
 
 
 class Loss(NamedTuple):
-    """The loss of a task on each image.
-
-    Attributes:
-        value: ``(N,)`` float.
-        weight: ``(N,)`` float of each image in the mean; 0 where the truth is unknown.
-    """
+    """The loss of a task on each image, and its weight ``(N,)``: 0 where the truth is unknown."""
 
     value: Floats
     weight: Floats
@@ -41,28 +36,20 @@ class Loss(NamedTuple):
 class Predictions:
     """A network's predictions for the N images of a split, with their truth and scores.
 
-    K classes, and M foreground mask classes. What the network does not predict, or what is not
+    Of K classes, and M foreground mask classes. What the network does not predict, or what is not
     measured, is ``None``.
 
     Attributes:
         index: ``(N,)`` int64, position of each image in the split.
-        class_names: of the K classes.
-        mask_names: of the M foreground classes.
         ids: ``(N,)`` str, name of each image.
         label: ``(N,)`` int64 class index, or ``(N, K)`` of 0 and 1 for multi-label sets, -1
             unknown; ``None`` without class head.
         probability: ``(N, K)`` float64, 0 to 1, as the network was trained.
-        calibrated: ``(N, K)`` float64, the probabilities that its bundle predicts with;
-            ``None`` if it is not calibrated.
+        calibrated: the probabilities that its bundle predicts with, if it is calibrated.
         has_mask: ``(N,)`` bool, whether the true mask is known.
-        dice: ``(N, M)`` float64; NaN where the true mask is unknown.
-        iou: likewise.
-        hd95: likewise, in pixels; also NaN where either mask is empty.
-        truth_pixels: ``(N, M)`` int64, pixels of each class in the true mask; 0 where unknown.
-        predicted_pixels: likewise, in the predicted mask.
-        mse: ``(N,)`` float64, error of the reconstruction on the scale of -1 to 1.
-        psnr: ``(N,)`` float64, in dB.
-        ssim: ``(N,)`` float64.
+        dice: ``(N, M)`` float64, as `iou` and `hd95` (pixels); NaN where undefined.
+        truth_pixels: ``(N, M)`` int64, pixels of each class, as `predicted_pixels`; 0 if unknown.
+        mse: ``(N,)`` float64, as `psnr` (dB) and `ssim`, of the reconstruction on -1 to 1.
         losses: by task; not part of the CSV.
 
     Example:
@@ -105,10 +92,14 @@ class Predictions:
     @property
     def labelled(self) -> NDArray[np.bool_] | None:
         """In the shape of `label`: whether it is known."""
-        if self.label is None:
+        return None if self.label is None else np.asarray(self.label != UNKNOWN_LABEL)
+
+    @property
+    def predicted(self) -> NDArray[np.int64] | None:
+        """``(N,)``, the likeliest class; ``None`` for multi-label sets."""
+        if self.probability is None or self.multi_label:
             return None
-        labelled: NDArray[np.bool_] = self.label != UNKNOWN_LABEL
-        return labelled
+        return np.asarray(self.probability.argmax(axis=1))
 
     @property
     def correct(self) -> NDArray[np.bool_] | None:
@@ -133,50 +124,36 @@ class Predictions:
         return None if self.truth_pixels is None else np.any(self.truth_pixels > 0, axis=1)
 
     def to_csv(self, path: Path) -> None:
-        """Write one line per image.
+        """Write one line per image, with the columns that it has.
 
-        Columns: ``index``; ``image`` where images have names; ``label`` (or ``label_CLASS`` for
-        multi-label sets); ``predicted``; ``probability_CLASS``; ``calibrated_CLASS`` if the network
-        is calibrated; ``has_mask``; for each mask class ``dice_NAME``, ``iou_NAME``, ``hd95_NAME``
-        (in pixels, empty where undefined), ``truth_pixels_NAME``, ``predicted_pixels_NAME``;
-        ``mse``, ``psnr``, ``ssim``.
+        ``index``, ``image``, ``label`` (or ``label_CLASS`` for multi-label sets), ``predicted``,
+        ``probability_CLASS``, ``calibrated_CLASS``, ``has_mask``; for each mask class
+        ``dice_NAME``, ``iou_NAME``, ``hd95_NAME``, ``truth_pixels_NAME`` and
+        ``predicted_pixels_NAME``; ``mse``, ``psnr``, ``ssim``.
         """
         import pandas as pd
 
-        columns: dict[str, NDArray[Any]] = {"index": self.index}
-        if self.ids is not None:
-            columns["image"] = self.ids
-        if self.label is not None and self.probability is not None:
-            if self.multi_label:
-                columns |= _columns("label", self.label, self.class_names)
-            else:
-                columns |= {"label": self.label, "predicted": self.probability.argmax(axis=1)}
-            columns |= _columns("probability", self.probability, self.class_names)
-            if self.calibrated is not None:
-                columns |= _columns("calibrated", self.calibrated, self.class_names)
-        if self.has_mask is not None:
-            columns["has_mask"] = self.has_mask.astype(int)
-        for name in PER_MASK:
-            if (scores := getattr(self, name)) is not None:
-                columns |= _columns(name, scores, self.mask_names)
-        for name in _PER_IMAGE:
-            if (scores := getattr(self, name)) is not None:
-                columns[name] = scores
+        columns: dict[str, NDArray[Any]] = {}
+        for name in ("index", "ids", *_CLASSES, "has_mask", *PER_MASK, "mse", "psnr", "ssim"):
+            array = getattr(self, name)
+            if array is not None and array.ndim == 2:
+                names = self.mask_names if name in PER_MASK else self.class_names
+                columns |= dict(zip(_prefixed(name, names), array.T, strict=True))
+            elif array is not None:
+                columns["image" if name == "ids" else name] = array
+        if "has_mask" in columns:
+            columns["has_mask"] = columns["has_mask"].astype(int)
         write_text(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"))
 
     @classmethod
     def from_csv(cls, path: Path) -> Predictions:
-        """Read what `to_csv` wrote.
-
-        Raises:
-            MissingFileError: there is no such file.
-            DataError: it is no such table.
-        """
+        """Read what `to_csv` wrote; MissingFileError or DataError if it is no such table."""
         import pandas as pd
 
         if not path.is_file():
             raise MissingFileError(f"expected predictions at {path}, but there is no such file")
         with misread(path), np.errstate(invalid="raise"):  # a label that is no number
+            # As text: Python reads each number as it was written, pandas would round some.
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
             if "index" not in table or not len(table) or not isinstance(table.index, pd.RangeIndex):
                 raise DataError(f"expected a column index and one line per image in {path}")
@@ -184,28 +161,23 @@ class Predictions:
 
     @classmethod
     def _from_table(cls, table: pd.DataFrame) -> Predictions:
-        arrays: dict[str, Any] = {
-            name: _numbers(table[name]) for name in _PER_IMAGE if name in table
-        }
         classes, masks = _names(table, "probability_"), _names(table, "dice_")
-        if classes:
-            label = table["label"] if "label" in table else table[_prefixed("label", classes)]
-            arrays["label"] = _numbers(label).astype(np.int64)
-            arrays["probability"] = _numbers(table[_prefixed("probability", classes)])
-            if f"calibrated_{classes[0]}" in table:
-                arrays["calibrated"] = _numbers(table[_prefixed("calibrated", classes)])
-        if "has_mask" in table and masks:
-            has_mask = arrays["has_mask"] = _numbers(table["has_mask"]) > 0
-            for name in PER_MASK:
-                if f"{name}_{masks[0]}" in table:
-                    scores = _numbers(table[_prefixed(name, masks)])
-                    is_count = name.endswith("pixels")
-                    scores = np.where(has_mask[:, None], scores, 0 if is_count else np.nan)
-                    arrays[name] = scores.astype(np.int64) if is_count else scores
+        arrays: dict[str, Any] = {}
+        for name in (each.name for each in fields(cls)):
+            columns = _prefixed(name, masks if name in PER_MASK else classes)
+            columns = columns if columns and columns[0] in table else [name]
+            if columns[0] in table:
+                cells = table[columns].replace("", "nan").to_numpy(object).astype(np.float64)
+                arrays[name] = cells[:, 0] if columns == [name] else cells
+        if classes and "label" not in arrays:
+            raise KeyError("label")
+        for name in arrays.keys() & {"index", "label", "truth_pixels", "predicted_pixels"}:
+            arrays[name] = arrays[name].astype(np.int64)
+        if "has_mask" in arrays:
+            arrays["has_mask"] = arrays["has_mask"] > 0
         if "image" in table:
             arrays["ids"] = table["image"].to_numpy(str)
-        index = _numbers(table["index"]).astype(np.int64)
-        return cls(index, tuple(classes), tuple(masks), **arrays)
+        return cls(**arrays, class_names=tuple(classes), mask_names=tuple(masks))
 
     @classmethod
     def concatenate(cls, several: Sequence[Predictions]) -> Predictions:
@@ -222,20 +194,9 @@ class Predictions:
         return cls(**arrays, class_names=several[0].class_names, mask_names=several[0].mask_names)
 
 
-def _columns(kind: str, array: NDArray[Any], names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return the columns of `array` ``(N, K)`` by KIND_NAME."""
-    return dict(zip(_prefixed(kind, names), array.T, strict=True))
-
-
 def _prefixed(kind: str, names: Sequence[str]) -> list[str]:
     return [f"{kind}_{name}" for name in names]
 
 
 def _names(table: pd.DataFrame, prefix: str) -> list[str]:
     return [str(name).removeprefix(prefix) for name in table if str(name).startswith(prefix)]
-
-
-def _numbers(cells: pd.Series[str] | pd.DataFrame) -> Floats:
-    """Return text as numbers; Python reads each as it was written, pandas would round some."""
-    numbers: Floats = cells.replace("", "nan").to_numpy(object).astype(np.float64)
-    return numbers

@@ -193,7 +193,7 @@ def _describe(name: str, each: Served) -> Model:
     return Model(
         name=name,
         class_names=predictor.class_names,
-        multi_label=predictor.multi_label,
+        multi_label=predictor.config.multi_label,
         masks=[MaskColour(name=mask, colour=colour) for mask, colour in masks],
         size=predictor.options.sides,
         explains=each.explains,

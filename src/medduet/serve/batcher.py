@@ -11,7 +11,7 @@ from functools import partial
 from typing import NamedTuple
 
 from medduet.data.reading.images import Picture
-from medduet.inference.prediction import Prediction
+from medduet.inference.predictor import Prediction
 
 _LINGER_S = 0.002  # so long a first picture waits for others
 _log = logging.getLogger(__name__)

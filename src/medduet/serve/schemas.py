@@ -14,8 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from medduet.data.pixels import resize_image, resize_mask
-from medduet.inference.prediction import Prediction
-from medduet.inference.predictor import Predictor
+from medduet.inference.predictor import Prediction, Predictor
 from medduet.serve.limits import LEAST_SIDE
 from medduet.utils.palette import HEAT, mask_colors
 
@@ -133,7 +132,7 @@ def encode_prediction(
     response = PredictionResponse(
         model=name,
         label=prediction.label,
-        multi_label=predictor.multi_label,
+        multi_label=predictor.config.multi_label,
         probabilities=prediction.probabilities,
         prediction_set=prediction.prediction_set,
         coverage=predictor.coverage if calibrated else None,

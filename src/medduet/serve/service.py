@@ -16,8 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from medduet.data.reading.opening import kind_of
 from medduet.data.workers import WorkerPool
-from medduet.inference.prediction import Prediction
-from medduet.inference.predictor import Predictor
+from medduet.inference.predictor import Prediction, Predictor
 from medduet.serve.batcher import Batcher
 from medduet.serve.counters import Counters
 from medduet.serve.limits import Limits, Room, Seat

@@ -194,7 +194,7 @@ def _comparison_cells(row: Difference) -> list[str]:
 
 def show_predictions(record: PredictRecord, arguments: Arguments) -> int:
     """Print how many images were predicted, and which were not; 1 if none was."""
-    from medduet.inference.results import TABLE
+    from medduet.inference.folder import TABLE
 
     skipped = f", {record.skipped} files done before" if record.skipped else ""
     write(f"{record.images} images{skipped}: {record.path / TABLE}")

@@ -1,0 +1,131 @@
+"""Predictions for DICOM images are DICOM that refers to them."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medduet import predict_files
+
+pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("highdicom")
+
+
+@pytest.fixture(scope="module")
+def bundle(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("network") / "bundle", classes=2)
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_dicom(path: Path, frames: int = 1, **changes: str) -> None:
+    """Write an ultrasound image as a scanner does."""
+    from pydicom import uid
+
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (frames, 6, 6), dtype=np.uint8)
+    film = uid.UltrasoundMultiFrameImageStorage
+    values = {
+        "SOPClassUID": uid.UltrasoundImageStorage if frames == 1 else film,
+        **dict.fromkeys(("AccessionNumber", "ReferringPhysicianName", "PatientOrientation"), ""),
+        "PatientID": "1",
+        "PatientName": "A^B",
+        "PatientBirthDate": "",
+        "PatientSex": "O",
+        "StudyDate": "20250101",
+        "StudyTime": "120000",
+        "StudyID": "1",
+        "Modality": "US",
+        "SeriesNumber": 1,
+        "InstanceNumber": 1,
+        "Manufacturer": "Scanner",
+        "ImageType": ["ORIGINAL", "PRIMARY"],
+        "Rows": 48,
+        "Columns": 60,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 8,
+        "BitsStored": 8,
+        "HighBit": 7,
+        "PixelRepresentation": 0,
+        "PixelData": coarse.repeat(8, axis=1).repeat(10, axis=2).tobytes(),
+    }
+    if frames > 1:
+        values |= {"NumberOfFrames": frames, "FrameTime": "40", "FrameIncrementPointer": 0x00181063}
+    data = pydicom.Dataset()
+    for name in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        setattr(data, name, uid.generate_uid())
+    for name, value in (values | changes).items():
+        setattr(data, name, value)
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
+    data.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_dicom_gives_dicom(bundle: Path, tmp_path: Path, frames: int) -> None:
+    write_dicom(tmp_path / "scan.dcm", frames)
+    out = tmp_path / "out"
+    assert not predict_files(bundle, [tmp_path / "scan.dcm"], out).broken
+    rows = table(out)
+    assert len(rows) == frames
+    source = pydicom.dcmread(tmp_path / "scan.dcm")
+    # Nothing tells how the frames of the film lie in space, so each has a segmentation.
+    segmentations = [f"scan.dcm/{n:04}-seg.dcm" for n in range(1, frames + 1)]
+    if frames == 1:
+        segmentations = ["scan-seg.dcm"]
+    assert rows[0]["dicom"].split(";") == [f"dicom/{n}" for n in (*segmentations, "scan-sr.dcm")]
+    for number, (name, row) in enumerate(zip(segmentations, rows, strict=True), start=1):
+        written = pydicom.dcmread(out / "dicom" / name)
+        with Image.open(out / row["mask"]) as image:
+            mask = np.asarray(image)
+        assert 0 < mask.sum() < mask.size
+        np.testing.assert_array_equal(written.pixel_array.reshape(48, 60), mask)
+        assert written.SegmentSequence[0].SegmentLabel == "lesion"
+        assert written.StudyInstanceUID == source.StudyInstanceUID
+        assert written.PatientID == source.PatientID
+        group = written.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0]
+        referenced = group.SourceImageSequence[0]
+        assert referenced.ReferencedSOPInstanceUID == source.SOPInstanceUID
+        assert referenced.ReferencedSOPClassUID == source.SOPClassUID
+        assert referenced.get("ReferencedFrameNumber") == (number if frames > 1 else None)
+    report = pydicom.dcmread(out / "dicom" / "scan-sr.dcm")
+    assert report.StudyInstanceUID == source.StudyInstanceUID
+    text = str(report)
+    assert text.count("Predicted class") == text.count("Probability of class 1") == frames
+    assert f"{float(rows[0]['p_class 1']):g}"[:6] in text
+    if not shutil.which("dciodvfy"):
+        pytest.skip("no dciodvfy, which Debian's dicom3tools has")
+    for name in (*segmentations, "scan-sr.dcm"):
+        words = ["dciodvfy", str(out / "dicom" / name)]
+        checked = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert not [line for line in checked.stderr.splitlines() if line.startswith("Error")]
+
+
+def test_no_two_results_share_a_name(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "images" / "scan").mkdir(parents=True)
+    for name, frames in (("scan.dcm", 2), ("scan-0001.dcm", 1), ("scan/0001.dcm", 1)):
+        write_dicom(tmp_path / "images" / name, frames)
+    predict_files(bundle, [tmp_path / "images"], tmp_path / "out")
+    paths = [path for row in table(tmp_path / "out") for path in row["dicom"].split(";") if path]
+    assert len(paths) == len(set(paths)) == 3 + 2 + 2
+    assert all((tmp_path / "out" / path).is_file() for path in paths)
+
+
+def test_dicom_without_a_study_is_told(bundle: Path, tmp_path: Path) -> None:
+    scan = tmp_path / "scan.dcm"
+    write_dicom(scan, StudyInstanceUID="")
+    record = predict_files(bundle, [scan], tmp_path / "out")
+    assert "expected StudyInstanceUID" in record.broken["scan.dcm"]
+    assert record.images == 1
+    assert predict_files(bundle, [scan], tmp_path / "other", dicom=False).images == 1
