@@ -24,16 +24,6 @@ def patterns(n: int, height: int, width: int) -> NDArray[np.uint8]:
     return (255 * pixels).astype(np.uint8)
 
 
-@pytest.fixture(scope="session")
-def images() -> Callable[[int, int, int], NDArray[np.uint8]]:
-    return patterns
-
-
-@pytest.fixture(scope="session")
-def make_bundle() -> Callable[..., Path]:
-    return write_bundle
-
-
 def write_bundle(
     folder: Path,
     name: str = "vovunet_var",
@@ -57,14 +47,14 @@ def write_bundle(
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     for _ in range(30):
         class_logits, dense = network(pixels)
-        loss = torch.zeros(())
+        losses = []
         if class_logits is not None:
-            loss = loss + F.cross_entropy(class_logits, label)
+            losses.append(F.cross_entropy(class_logits, label))
         if dense is not None:
-            loss = loss + F.binary_cross_entropy_with_logits(dense[:, :1], bright)
-        loss.backward()
-        optimizer.step()
+            losses.append(F.binary_cross_entropy_with_logits(dense[:, :1], bright))
         optimizer.zero_grad()
+        sum(losses).backward()
+        optimizer.step()
     config = {
         "class_names": [f"class {number}" for number in range(classes)],
         "mask_names": ["background", "lesion", "cyst", "vessel"][: own.mask_classes],
@@ -74,3 +64,13 @@ def write_bundle(
     }
     save_bundle(folder, network.eval(), config)
     return folder
+
+
+@pytest.fixture(scope="session")
+def images() -> Callable[[int, int, int], NDArray[np.uint8]]:
+    return patterns
+
+
+@pytest.fixture(scope="session")
+def make_bundle() -> Callable[..., Path]:
+    return write_bundle

@@ -29,7 +29,6 @@ from medduet import (
 )
 from medduet.cli import main
 from medduet.inference.export import largest
-from medduet.models.unet import UNet
 from medduet.models.weights import save_network
 from medduet.utils.files import write_json
 
@@ -144,8 +143,6 @@ def test_int8_and_no_use_is_reported_to_anybody(
     one = ExportedModel(out)(image)
     two = ExportedModel(out, runtime="openvino", shape=(2, 32, 32))(image)
     assert (one.mask == two.mask).mean() > 0.95
-    with pytest.raises(ModelError, match="tolerance is 0;"):
-        export_bundle(bundle, tmp_path / "strict", precision="int8", data=PHANTOMS, tolerance=0.0)
 
 
 def test_a_run_is_compared_on_its_own_images(finished_run: RunRecord, tmp_path: Path) -> None:
@@ -161,27 +158,6 @@ def test_a_run_is_compared_on_its_own_images(finished_run: RunRecord, tmp_path: 
     config = ExportedModel(record.path).config
     assert config.class_names == ["normal", "smooth", "spiculated", "ring"]
     assert config.metrics["selection"] == "validation-selected"
-
-
-def test_a_network_that_no_exporter_follows_is_one_line(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def branch(self: UNet, image: torch.Tensor) -> medduet.Outputs:
-        return forward(self, image) if image.float().mean() > 1 else forward(self, image.flip(3))
-
-    forward = UNet.forward
-    monkeypatch.setattr(UNet, "forward", branch)
-    with pytest.raises(ModelError, match=r"vovunet_var can't be exported: .*") as caught:
-        export_bundle(bundle, tmp_path / "out")
-    assert "\n" not in str(caught.value)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_difference_above_the_tolerance_is_refused(bundle: Path, tmp_path: Path) -> None:
-    assert np.isnan(largest({"probability": 0.5, "mask": 0.0, "reconstruction": np.nan}, "float32"))
-    with pytest.raises(ModelError, match=r"tolerance is 1e-09; .*--tolerance"):
-        export_bundle(bundle, tmp_path / "onnx", precision="float16", count=4, tolerance=1e-9)
-    assert not list(tmp_path.iterdir())
 
 
 NO_TORCH = """
@@ -225,18 +201,19 @@ def test_damaged_folders(bundle: Path, onnx: Path, tmp_path: Path) -> None:
         file.write(b"1")
     with pytest.raises(ModelError, match="SHA-256 differs"):
         ExportedModel(out)
-    for content, words_ in (({"format": "x"}, "network: Field required"), ([], "JSON object")):
-        write_json(out / "config.json", content)
-        with pytest.raises(ModelError, match=words_):
-            ExportedModel(out)
+    write_json(out / "config.json", [])
+    with pytest.raises(ModelError, match="JSON object"):
+        ExportedModel(out)
 
 
 def test_settings_that_do_not_fit(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert np.isnan(largest({"probability": 0.5, "reconstruction": np.nan}, "float32"))
     out = tmp_path / "out"
     network = create_model("unet_var", in_channels=1, num_classes=2, width=2)
     save_network(tmp_path / "network", network)
+    strict = {"count": 4, "tolerance": 1e-9}
     rgb = DataConfig(name="phantom", size=32, count=20, channels=3)
     for path, where, error, words, options in (
         (bundle, tmp_path, ConfigError, "is there already", {}),
@@ -249,6 +226,7 @@ def test_settings_that_do_not_fit(
             {"data": rgb},
         ),
         (bundle, out, ConfigError, "give --data NAME", {"precision": "int8"}),
+        (bundle, out, ModelError, "tolerance is 1e-09; ", {"precision": "float16", **strict}),
     ):
         with pytest.raises(error, match=words):
             export_bundle(path, where, **options)

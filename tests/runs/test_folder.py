@@ -74,19 +74,16 @@ def test_where_no_run_is_the_error_names_what_was_expected(tmp_path: Path) -> No
     write_run(tmp_path / "u", finished=False)
     with pytest.raises(MissingFileError, match=r"1 not finished, such as .*u\): medduet train"):
         find_runs([tmp_path])
-    for paths in ([], [tmp_path / "no"]):
-        with pytest.raises(MissingFileError, match="expected"):
-            find_runs(paths)
+    with pytest.raises(MissingFileError, match="expected"):
+        find_runs([])
     for path, words in ((tmp_path / "u", "--resume"), (tmp_path, r"config\.json")):
         with pytest.raises(MissingFileError, match=words):
             open_run(path)
 
 
-@pytest.mark.parametrize(
-    ("file", "text"), [("metrics.json", "{"), ("config.json", "[]"), ("config.json", "{}")]
-)
-def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, file: str, text: str) -> None:
+@pytest.mark.parametrize("text", ["[]", "{}"])
+def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, text: str) -> None:
     path = write_run(tmp_path)
-    (path / file).write_text(text)
+    (path / "config.json").write_text(text)
     with pytest.raises(DataError, match=tmp_path.name):
         open_run(path)

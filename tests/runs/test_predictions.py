@@ -51,6 +51,9 @@ def test_a_csv_gives_back_every_digit(tmp_path: Path) -> None:
     assert header.startswith('index,image,label,predicted,"probability_a, b"')
     assert read.has_lesion.tolist() == [True, False, False]
     assert np.isnan(read.mean_dice).tolist() == [False, True, False]
+    joined = Predictions.concatenate([read, read])
+    assert (joined.index.tolist(), joined.label.tolist()) == (list(range(6)), [1, -1, 0] * 2)
+    assert Predictions.concatenate([read, Predictions(np.arange(1))]).label is None
 
 
 def test_what_is_correct_is_what_the_accuracy_counts(tmp_path: Path) -> None:
@@ -74,15 +77,6 @@ def test_what_is_absent_is_none(tmp_path: Path) -> None:
         assert getattr(read, name) is None
 
 
-def test_splits_are_joined() -> None:
-    one = full()
-    both = Predictions.concatenate([one, one])
-    assert (both.index.tolist(), both.mask_names) == (list(range(6)), one.mask_names)
-    assert both.label.tolist() == [1, -1, 0] * 2
-    without = Predictions.concatenate([one, Predictions(np.arange(1))])
-    assert (len(without), without.label) == (4, None)
-
-
 def test_a_damaged_csv_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "test.csv"
     Predictions(np.arange(4), ("a", "b"), label=LABELS[:, 1], probability=SHARES).to_csv(path)
@@ -93,7 +87,6 @@ def test_a_damaged_csv_is_one_line(tmp_path: Path) -> None:
         whole.replace("index", "place"),
         whole.replace("0.9", "much"),
         whole + "7\n",
-        whole + "4,1,1,0.5,0.5,9\n",
         whole.replace(",label,", ",labels,"),
         "\n".join(f"{line},1" if place else line for place, line in enumerate(whole.split("\n"))),
     ):

@@ -30,8 +30,7 @@ class Explainer:
     members. The network is copied, so that the hooks on it disturb nobody; `size` is that of the
     images it was trained on.
 
-    Raises:
-        ModelError: the network has no feature maps, as some transformers don't.
+    ModelError if the network has no feature maps, as some transformers don't.
 
     Source: Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via gradient-based
     localization", ICCV 2017; computed by MONAI.

@@ -106,8 +106,8 @@ def export_bundle(
         ModelError: the network can't be exported so, or predicts something else when it is.
 
     Example:
-        >>> import tempfile, numpy
-        >>> from medduet import create_model, ExportedModel
+        >>> import tempfile
+        >>> from medduet import create_model
         >>> from medduet.runs.bundle import save_bundle
         >>> folder = Path(tempfile.mkdtemp())
         >>> network = create_model("vovunet_var", in_channels=1, num_classes=2, width=2)
@@ -115,8 +115,7 @@ def export_bundle(
         ...     "layout": {"mask_classes": 0, "image_channels": 0},
         ...     "preprocessing": {"size": [32, 32], "channels": 1}})
         >>> record = export_bundle(folder / "bundle", folder / "onnx", count=4)
-        >>> image = numpy.zeros((5, 1, 40, 33), numpy.uint8)
-        >>> ExportedModel(record.path)(image).probability.shape
+        >>> ExportedModel(record.path)(np.zeros((5, 1, 40, 33), np.uint8)).probability.shape
         (5, 2)
     """
     path, out = bundle_folder(path), Path(out)

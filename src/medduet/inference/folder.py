@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import os
 import threading
@@ -223,13 +221,12 @@ def _read_journal(path: Path, files: Iterable[InputFile]) -> _Done:
 
 
 def _write_table(path: Path, rows: Sequence[Row]) -> None:
-    columns = dict.fromkeys(["file", *chain.from_iterable(rows)])
-    columns.pop("error", None)
-    text = io.StringIO()
-    table = csv.DictWriter(text, [*columns, "error"], restval="", lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    write_text(path, text.getvalue())
+    import pandas as pd
+
+    names = dict.fromkeys(["file", *chain.from_iterable(rows)])
+    columns = [*(name for name in names if name != "error"), "error"]
+    table = pd.DataFrame(rows, columns=columns, dtype=object)
+    write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
 
 def _predict(

@@ -33,25 +33,21 @@ _PIXELS_PER_BATCH = 16 * 224**2  # a CPU is no faster with more, and needs memor
 
 @dataclass(frozen=True)
 class Prediction:
-    """A network's prediction for one image.
+    """A network's prediction for one image; ``None`` where it has none.
 
     Attributes:
         image: uint8 ``(H, W)`` or ``(H, W, 3)``, the image as it was read.
-        label: the likeliest class; of multi-label sets those above 0.5, with commas between, or
-            ``""`` if there is none. ``None`` without class head.
+        label: the likeliest class; of multi-label sets those above 0.5, with commas between.
         probabilities: of each class, 0 to 1; calibrated if the network was.
         prediction_set: the classes that hold the true one with the chosen coverage, likeliest
             first; ``None`` if the network is not calibrated. Of multi-label sets: those that the
             image may have.
         abstained: whether the confidence is below the one asked for.
-        mask: ``(H, W)`` uint8 mask class at the image's own size, 0 is background; ``None`` if the
-            network has no mask, or only classes were asked for.
+        mask: ``(H, W)`` uint8 mask class at the image's own size, 0 is background.
         reconstruction: uint8 ``(S, S)`` or ``(S, S, 3)``, the image as the network reconstructs it.
-        heatmap: ``(H, W)`` float32, 0 to 1: evidence for `label` at each place (Grad-CAM);
-            ``None`` if it was not asked for.
+        heatmap: ``(H, W)`` float32, 0 to 1: evidence for `label` at each place (Grad-CAM).
         ood_p: p-value of the image being like those of the training: small for another modality,
-            colour instead of grey, noise. ``None`` for ensembles and small sets; exported networks
-            look at plain statistics alone.
+            colour instead of grey, noise. Exported networks look at plain statistics alone.
     """
 
     image: NDArray[np.uint8] = field(repr=False)
@@ -99,17 +95,13 @@ class Predictor:
         >>> import tempfile
         >>> from medduet import create_model
         >>> from medduet.runs.bundle import save_bundle
-        >>> network = create_model("vovunet_var", in_channels=1, num_classes=2, dense_channels=1,
-        ...                        width=2)
+        >>> network = create_model("vovunet_var", in_channels=1, num_classes=2, width=2)
         >>> folder = Path(tempfile.mkdtemp()) / "bundle"
-        >>> save_bundle(folder, network, {
-        ...     "class_names": ["benign", "malignant"], "mask_names": ["background", "lesion"],
-        ...     "layout": {"mask_classes": 2, "image_channels": 0},
+        >>> save_bundle(folder, network, {"class_names": ["benign", "malignant"],
+        ...     "layout": {"mask_classes": 0, "image_channels": 0},
         ...     "preprocessing": {"size": [32, 32], "channels": 1, "fit": "pad"}})
-        >>> predictor = Predictor(folder)
-        >>> prediction = predictor(np.zeros((50, 75), np.uint8))
-        >>> list(prediction.probabilities), prediction.mask.shape
-        (['benign', 'malignant'], (50, 75))
+        >>> list(Predictor(folder)(np.zeros((50, 75), np.uint8)).probabilities)
+        ['benign', 'malignant']
     """
 
     def __init__(

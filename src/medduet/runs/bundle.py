@@ -37,12 +37,8 @@ class ModelBundle:
 def save_bundle(path: Path, network: DuetNetwork, config: BundleConfig | Mapping[str, Any]) -> None:
     """Write ``model.safetensors``, ``config.json`` and the model card ``README.md`` to `path`.
 
-    The folder appears whole or not at all; an older bundle there is replaced.
-
-    Args:
-        path: of the folder.
-        network: whose weights and arguments are saved.
-        config: the other fields of `BundleConfig`; ModelError if they don't fit the network.
+    The folder appears whole or not at all; an older bundle there is replaced. `config` are the
+    other fields of `BundleConfig`; ModelError if they don't fit the network.
     """
     fields = config.to_json() if isinstance(config, BundleConfig) else finite(dict(config))
     checked = BundleConfig.check(fields | {"network": network.arguments}, path / CONFIG)
@@ -52,24 +48,17 @@ def save_bundle(path: Path, network: DuetNetwork, config: BundleConfig | Mapping
 
 
 def load_bundle(path: str | Path) -> ModelBundle:
-    """Read the bundle in the folder or run folder `path`, or at ``hf://OWNER/NAME``.
-
-    Raises: see `load`.
-    """
+    """Read the bundle in the folder or run folder `path`, or at ``hf://OWNER/NAME``; see `load`."""
     folder = bundle_folder(path)
     network, config = load_network(folder)
     return ModelBundle(network, BundleConfig.check(config, folder / CONFIG))
 
 
 def load(path: str | Path) -> DuetNetwork:
-    """Return the trained network of a bundle or run folder, ready for use.
+    """Return the trained network of a bundle or run folder, in evaluation mode on the CPU.
 
-    Args:
-        path: ``RUN/bundle`` or ``RUN``, or ``hf://OWNER/NAME[@REVISION]`` of the Hugging Face hub.
-
-    Returns:
-        The module in evaluation mode on the CPU. It takes ``(N, C, H, W)`` images, uint8 or float
-        in [0, 1], and gives `Outputs`.
+    It takes ``(N, C, H, W)`` images, uint8 or float in [0, 1], and gives `Outputs`. `path` is
+    ``RUN/bundle`` or ``RUN``, or ``hf://OWNER/NAME[@REVISION]`` of the Hugging Face hub.
 
     Raises:
         MissingFileError: there is no bundle.
@@ -121,8 +110,7 @@ def push(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     config, folder = load_bundle(path).config, Path(path)
-    if (folder / "bundle").is_dir():
-        folder = folder / "bundle"
+    folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
     values = _without_paths(config.to_json())
     card = model_card(BundleConfig.check(values, folder / CONFIG), f"hf://{name}", licence)
     if notes is not None:
@@ -132,31 +120,20 @@ def push(
         api.create_repo(name, private=private or None, exist_ok=True)
         is_public = not api.model_info(name).private
     if private and is_public:
-        raise ConfigError(
-            f"{name} exists and is public, but --private was given: change that on its page, or "
-            "give another name"
-        )
+        raise ConfigError(f"{name} exists and is public: leave --private out, or give another name")
+    message = f"{' '.join(config.network.name.split())} of MedDuet"
     files = [
         CommitOperationAdd(WEIGHTS, folder / WEIGHTS),
         CommitOperationAdd(CONFIG, json.dumps(values, indent=2).encode()),
         CommitOperationAdd(CARD, card.encode()),
     ]
     with asking_hub(name):
-        commit = api.create_commit(
-            name,
-            files,
-            commit_message=f"{' '.join(config.network.name.split())} of MedDuet",
-        )
+        commit = api.create_commit(name, files, commit_message=message)
     return f"hf://{name}@{commit.oid}"
 
 
 def _without_paths(value: Any) -> Any:
-    """Return `value` with the last part alone of every path, and without names of single files.
-
-    Example:
-        >>> _without_paths({"source": "/home/me/set.npz", "from": ["https://host/set.npz", 3]})
-        {'source': 'set.npz', 'from': ['https://host/set.npz', 3]}
-    """
+    """Return `value` with the last part alone of every path, and without names of single files."""
     if isinstance(value, dict):
         return {key: _without_paths(item) for key, item in value.items() if key != "skipped"}
     if isinstance(value, list):

@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from medduet.data.reading.core import MAX_FRAME_PIXELS, ReadOptions
+from medduet.data.reading.core import ReadOptions
 from medduet.errors import ModelError
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.ood import OODDetector
 
 Name = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, le=1 << 20)]
-Side = Annotated[int, Field(ge=1, le=1 << 16)]
+Side = Annotated[int, Field(ge=1, le=1 << 13)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -52,12 +52,6 @@ class Preprocessing(_Open):
     fit: Literal["pad", "stretch"] = "stretch"
     window: list[Finite] | None = Field(None, min_length=2, max_length=2, strict=False)
 
-    @model_validator(mode="after")
-    def _is_an_image(self) -> Preprocessing:
-        if self.size[0] * self.size[1] > MAX_FRAME_PIXELS:
-            raise ValueError(f"expected {MAX_FRAME_PIXELS} pixels at most")
-        return self
-
     @property
     def options(self) -> ReadOptions:
         """What files are read to."""
@@ -76,15 +70,7 @@ class DataRecord(_Open):
 
 
 class Export(_Open):
-    """An exported network.
-
-    Attributes:
-        precision: of the weights in the file.
-        outputs: what it returns, in this order.
-        size: height and width in pixels, if it takes no other.
-        min_side: of the images, in pixels.
-        sha256: of ``model.onnx``.
-    """
+    """An exported network; `size` is that of images, height and width, if it takes no other."""
 
     precision: Literal["float32", "float16", "int8"]
     outputs: list[Literal["probability", "mask", "reconstruction"]] = Field(min_length=1)

@@ -203,9 +203,7 @@ def numbered_folder(path: Path) -> Path:
 def open_run(path: str | Path) -> RunFolder:
     """Return the finished run in the folder `path`.
 
-    Raises:
-        MissingFileError: there is none, or it is not finished.
-        DataError: its files can't be read.
+    MissingFileError if there is none, or it is not finished; DataError if it can't be read.
     """
     run = RunFolder(Path(path))
     if not run.finished:
