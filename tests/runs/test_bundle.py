@@ -41,7 +41,7 @@ def test_a_run_and_its_bundle_are_the_same_network(finished_run: RunRecord) -> N
     metrics = finished_run.metrics
     assert metrics["selected_epoch"] != metrics["validation_selected"]["selected_epoch"]
     recorded = open_run(finished_run.path).predictions("test").probability
-    probability = outputs[0].class_logits.softmax(dim=1).numpy()
+    probability = outputs[0].class_logits.softmax(dim=1).detach().numpy()
     np.testing.assert_allclose(probability, recorded, atol=1e-6)
     card = (finished_run.path / "bundle" / "README.md").read_text()
     code = card.split("```python")[1].split("```")[0]
