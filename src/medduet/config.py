@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import tyro
 import yaml
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -47,31 +46,9 @@ TASKS: tuple[Task, ...] = get_args(Task)
 _MOST_FINDINGS = 10
 
 
-def parse_device(device: str) -> tuple[str, int | None]:
-    """Return the kind and the number of a device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
-
-    Raises:
-        ValueError: it is none of them.
-
-    Example:
-        >>> parse_device("cuda:1"), parse_device("auto")
-        (('cuda', 1), ('auto', None))
-    """
-    kind, _, number = device.partition(":")
-    if device in ("auto", "cpu", "cuda", "mps") or (kind == "cuda" and number.isdecimal()):
-        return kind, int(number) if number else None
-    near = "cuda" if kind == "gpu" else kind if kind in ("auto", "cpu", "mps") else ""
-    hint = f"; did you mean {near}?" if near else ""
-    raise ValueError(f"expected auto, cpu, cuda, cuda:N or mps{hint}")
-
-
-def _checked_device(device: str) -> str:
-    parse_device(device)
-    return device
-
-
-Device = Annotated[str, AfterValidator(_checked_device)]
-"""A device as it is typed, see `parse_device`; `utils.devices.find_device` looks for it."""
+DEVICE = r"auto|cpu|cuda(:\d+)?|mps"
+Device = Annotated[str, Field(pattern=f"^({DEVICE})$")]
+"""A device as it is typed; `utils.devices.find_device` looks for it."""
 Size = Annotated[int, Field(ge=1)]
 """Side of the images in pixels."""
 
@@ -127,15 +104,10 @@ class DataConfig(Frozen):
     modality: Modality = "auto"
     """Kind of image, for augmentation. auto: MedMNIST's own; others are mirrored at most."""
 
-    @field_validator("fractions")
-    @classmethod
-    def _are_shares(cls, fractions: tuple[float, float, float]) -> tuple[float, float, float]:
-        if min(fractions) <= 0:
-            raise ValueError("expected three shares above 0 for train, val and test")
-        return fractions
-
     @model_validator(mode="after")
-    def _has_the_fold(self) -> DataConfig:
+    def _are_shares_and_a_fold(self) -> DataConfig:
+        if min(self.fractions) <= 0:
+            raise ValueError("expected three shares above 0 for train, val and test")
         if self.fold >= (self.folds or 1):
             raise ValueError(f"expected a fold below folds, which is {self.folds}")
         return self
@@ -165,9 +137,8 @@ class ModelConfig(Frozen):
 
     def options(self) -> dict[str, Any]:
         """Return the options of the network that are set."""
-        names = ("width", "upsampling", "kernel_size", "activation", "dropout")
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if value is not None}
+        names = {"width", "upsampling", "kernel_size", "activation", "dropout"}
+        return self.model_dump(include=names, exclude_none=True)
 
 
 class ObjectiveConfig(Frozen):
@@ -197,11 +168,8 @@ class ObjectiveConfig(Frozen):
 
     def weight(self, task: Task) -> float:
         """Return the factor of the loss of `task`."""
-        return {
-            "classify": self.classify_weight,
-            "segment": self.segment_weight,
-            "reconstruct": self.reconstruct_weight,
-        }[task]
+        weight: float = getattr(self, f"{task}_weight")
+        return weight
 
 
 class TrainConfig(Frozen):
@@ -305,19 +273,16 @@ def load_recipe(name: str) -> RunConfig:
 def read_recipe(name: str, kind: str) -> Any:
     """Return what the recipe of a `kind` (see `recipe_names`) or the YAML file `name` says."""
     if name in recipe_names(kind):
-        text = (resources.files("medduet") / "recipes" / kind / f"{name}.yaml").read_text("utf-8")
-    elif name.endswith((".yaml", ".yml")):
-        if not Path(name).is_file():
-            raise MissingFileError(f"expected a recipe at {name}, but there is no such file")
-        try:
-            text = Path(name).read_text("utf-8")
-        except ValueError as error:
-            raise ConfigError(f"recipe {name} is not text in UTF-8: {error}") from error
-    else:
+        content = (resources.files("medduet") / "recipes" / kind / f"{name}.yaml").read_bytes()
+    elif not name.endswith((".yaml", ".yml")):
         hint = closest(name, recipe_names(kind), "give the path of a .yaml file")
         raise ConfigError(f"unknown recipe '{name}': {hint}")
+    elif Path(name).is_file():
+        content = Path(name).read_bytes()
+    else:
+        raise MissingFileError(f"expected a recipe at {name}, but there is no such file")
     try:
-        values = yaml.safe_load(text)
+        values = yaml.safe_load(content)
     except Exception as error:  # of many kinds, as for dates and numbers that are none
         raise ConfigError(f"recipe {name} is not YAML that can be used: {error}") from error
     return {} if values is None else values

@@ -1,16 +1,4 @@
-"""Errors that MedDuet raises on purpose.
-
-::
-
-    MedDuetError
-    ├── ConfigError        a setting that cannot be used            (also a ValueError)
-    ├── DataError          a data set that cannot be trusted        (also a ValueError)
-    ├── DownloadError      a file that could not be fetched         (also an OSError)
-    ├── MissingFileError   a file or folder that is not there       (also a FileNotFoundError)
-    ├── ModelError         a network that cannot be built or loaded (also a ValueError)
-    ├── StorageError       a disk that is full or can't be written (also an OSError)
-    └── TrainingError      a run that cannot go on                  (also a RuntimeError)
-        └── Interrupted    a run that was asked to stop, and is saved
+"""Errors that MedDuet raises on purpose, each also one of Python's own.
 
 Each message is one line: what was expected, what was given, and what to type. The command line
 prints it without a traceback and exits with code 2. What it quotes may come from a stranger's file,
@@ -22,7 +10,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
-_LONGEST = 4000
 _COMPARED = 100  # characters of a name, which may be a stranger's, that are compared
 
 
@@ -65,7 +52,7 @@ class Interrupted(TrainingError):  # noqa: N818  (an answer to a signal, not an 
     """Training was asked to stop; everything up to the last step is saved."""
 
 
-def one_line(text: str, longest: int = _LONGEST) -> str:
+def one_line(text: str, longest: int = 4000) -> str:
     r"""Return `text` as one line of at most `longest` characters, all of them printable.
 
     Example:
@@ -83,12 +70,10 @@ def closest(name: str, choices: Iterable[str], otherwise: str = "") -> str:
     """Return a sentence with the choices closest to `name`, or all, and what to do `otherwise`.
 
     Example:
-        >>> closest("vovunet_vra", ["vovunet_var", "unet_var"])
-        'did you mean vovunet_var or unet_var?'
         >>> closest("papr", ["demo", "paper"], "give the path of a .yaml file")
         'did you mean paper? Or give the path of a .yaml file'
-        >>> closest("zzz", ["demo", "paper"], "give the path of a .yaml file")
-        'known: demo, paper; or give the path of a .yaml file'
+        >>> closest("zzz", ["demo", "paper"])
+        'known: demo, paper'
     """
     names, name = sorted(choices), name[:_COMPARED]
     if near := difflib.get_close_matches(name, names, n=3, cutoff=0.7):
@@ -97,17 +82,11 @@ def closest(name: str, choices: Iterable[str], otherwise: str = "") -> str:
 
 
 def five_closest(name: str, choices: Mapping[str, str]) -> str:
-    """Return a sentence with the five names closest to `name`, however far they are.
-
-    Args:
-        name: what was given.
-        choices: what it is compared with, and for each what to type.
+    """Return a sentence with what to type for the five of many choices that are closest to `name`.
 
     Example:
-        >>> names = {"unet": "unet", "resnet18": "timm:resnet18", "vgg11": "timm:vgg11"}
-        >>> five_closest("resnet", names)
-        'the closest are timm:resnet18, unet and timm:vgg11'
+        >>> five_closest("resnet", {"unet": "unet", "resnet18": "timm:resnet18"})
+        'the closest are timm:resnet18, unet'
     """
     near = difflib.get_close_matches(name[:_COMPARED], sorted(choices), n=5, cutoff=0.0)
-    shown = [choices[each] for each in near]
-    return f"the closest are {', '.join(shown[:-1])} and {shown[-1]}"
+    return f"the closest are {', '.join(choices[each] for each in near)}"

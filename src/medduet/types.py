@@ -31,22 +31,8 @@ class Batch(NamedTuple):
     indices: Tensor
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Batch:
-        """Return the batch of what `function` makes of each part that is there.
-
-        Example:
-            >>> import medduet, numpy as np
-            >>> batch = medduet.open_images("phantom", size=16, count=20).val.batch(np.arange(2))
-            >>> batch.apply(lambda part: part[:1]).image.shape
-            torch.Size([1, 1, 16, 16])
-        """
-        image, label, mask, has_mask, indices = self
-        return Batch(
-            function(image),
-            function(label),
-            None if mask is None else function(mask),
-            function(has_mask),
-            function(indices),
-        )
+        """Return the batch of what `function` makes of each part that is there."""
+        return Batch(*(None if part is None else function(part) for part in self))  # type: ignore[arg-type]
 
 
 class Outputs(NamedTuple):
@@ -64,7 +50,7 @@ class Outputs(NamedTuple):
 
 
 class DenseLayout(NamedTuple):
-    """Which channels of the dense output belong to which task.
+    """Which channels of the dense output belong to which task; those of the mask come first.
 
     Attributes:
         mask_classes: classes of the mask, background included; 0 if masks are not predicted. Two
@@ -81,7 +67,7 @@ class DenseLayout(NamedTuple):
 
     @property
     def mask_channels(self) -> int:
-        """Channels of the mask logits, which come first."""
+        """Channels of the mask logits."""
         return 1 if self.mask_classes == 2 else self.mask_classes
 
     @property

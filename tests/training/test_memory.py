@@ -16,8 +16,9 @@ from torch import nn
 import medduet
 from medduet import ConfigError, RunConfig, TrainingError, create_model
 from medduet.models.base import DuetNetwork
-from medduet.training.memory import checkpoint_activations, split_batch
+from medduet.training.memory import checkpoint_activations
 from medduet.training.reporter import Reporter
+from medduet.training.step import split_batch
 from medduet.types import Batch, Outputs
 from medduet.utils.devices import evaluation_batch_size
 

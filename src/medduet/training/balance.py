@@ -16,10 +16,8 @@ from medduet.config import Task
 from medduet.losses.balance import Balance, cosines
 from medduet.losses.tasks import PerImage
 from medduet.training.experiment import Experiment
-from medduet.training.fabric import gradients_by_hand
+from medduet.training.fabric import all_sum, gradients_by_hand
 
-Terms = Mapping[Task, PerImage]
-CheckFinite = Callable[[str, Tensor], None]
 # float16 would lose small gradients; a power of two changes no cosine.
 _CONFLICT_SCALE = 1024.0
 
@@ -40,17 +38,18 @@ class Balancer:
 
     def __init__(self, experiment: Experiment, optimizer: Optimizer) -> None:
         self.fabric, self.objective = experiment.fabric, experiment.objective
-        self.config, self.optimizer = experiment.config.objective, optimizer
-        tasks, device = len(self.objective.tasks), self.fabric.device
+        config, self.optimizer = experiment.config.objective, optimizer
+        tasks, device = self.objective.tasks, self.fabric.device
         # Its parameters are no weights to decay: AdamW would by itself.
         kind: Callable[..., Optimizer] = type(optimizer)
         make_optimizer = partial(kind, weight_decay=0.0, fused=True)
-        self.balance = Balance(self.config.balance, tasks, make_optimizer, device)
-        self.pairs = list(combinations(self.objective.tasks, 2))
+        self.balance = Balance(config.balance, len(tasks), make_optimizer, device)
+        self.pairs = list(combinations(tasks, 2))
         network = experiment.network
-        encoder = dict.fromkeys(network.encoder_parameters() if self.pairs else ())
-        self.encoder = [parameter for parameter in encoder if parameter.requires_grad]
-        self.rest = [p for p in network.parameters() if p.requires_grad and p not in encoder]
+        shared = dict.fromkeys(network.encoder_parameters() if self.pairs else ())
+        self.encoder = [parameter for parameter in shared if parameter.requires_grad]
+        self.rest = [p for p in network.parameters() if p.requires_grad and p not in shared]
+        self.conflict_steps = config.conflict_steps if self.encoder else 0
         self.factors = torch.tensor(list(self.objective.factors.values()), device=device)
         self._reset()
 
@@ -65,7 +64,12 @@ class Balancer:
         return self.balance.is_sum
 
     def backward(
-        self, terms: Terms, weights: Tensor, totals: Tensor, step: int, check: CheckFinite
+        self,
+        terms: Mapping[Task, PerImage],
+        weights: Tensor,
+        totals: Tensor,
+        step: int,
+        note: Callable[[str, Tensor], None],
     ) -> None:
         """Give every trained parameter its gradient.
 
@@ -75,28 +79,62 @@ class Balancer:
             totals: ``(T,)`` sum of the weighted losses of each term, over all processes.
             step: of the epoch, from 0; the conflict between the tasks is measured in the first
                 ones, and in all where the rule itself needs their gradients.
-            check: gets ``"loss"`` and its value, and ``"gradient"`` where it is at hand, and may
-                raise.
+            note: gets ``"gradient"`` where that is at hand, and may raise.
         """
         losses, labelled = self.objective.losses(terms, weights), weights > 0
         active = labelled & (self.factors > 0)
-        # Gradients are averaged over processes; times their number they become the global mean.
         if self.combines_gradients:
-            check("loss", losses.sum() * self.fabric.world_size)
-            shares = self._combine_gradients(losses, active, check)
+            shares = self._combine_gradients(losses, active, note)
         else:
             means = self.factors * totals / weights.clamp(min=torch.finfo(weights.dtype).tiny)
             shares = self.balance.coefficients(means, active, self.optimizer.param_groups[0]["lr"])
             if not self.balance.is_sum:
                 self._broadcast(shares)
-            loss = (shares * losses).sum() * self.fabric.world_size
-            check("loss", loss)
-            if step < self.config.conflict_steps and self.encoder and self.pairs:
-                scaled = losses * _CONFLICT_SCALE
-                self._record_conflict(self._task_gradients(scaled, with_rest=False)[0])
-            self.fabric.backward(loss)
+            if step < self.conflict_steps:
+                self._record_conflict(self._gradients(losses * _CONFLICT_SCALE, self.encoder))
+            # Processes average their gradients; times their number they become the global mean.
+            self.fabric.backward((shares * losses).sum() * self.fabric.world_size)
         self.weights[0] += torch.where(labelled, shares * self.factors, 0.0)
         self.weights[1] += labelled
+
+    def _gradients(self, losses: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
+        """Return the gradient of each task ``(T, P)``, over all processes."""
+        rows = []
+        for loss in losses:
+            with gradients_by_hand():
+                gradients = torch.autograd.grad(
+                    loss, parameters, retain_graph=True, materialize_grads=True
+                )
+            rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        return all_sum(self.fabric, torch.stack(rows))
+
+    def _combine_gradients(
+        self, losses: Tensor, active: Tensor, note: Callable[[str, Tensor], None]
+    ) -> Tensor:
+        """Set the gradients; return the weights of the tasks ``(T,)``."""
+        parameters = self.encoder + self.rest
+        matrix = self._gradients(losses, parameters)
+        note("gradient", matrix)
+        shared, rest = matrix.tensor_split([sum(p.numel() for p in self.encoder)], dim=1)
+        self._record_conflict(shared)
+        vector, shares = self.balance.aggregate(shared, active)
+        flat = torch.cat([vector, rest.sum(dim=0)])
+        self._broadcast(flat)
+        self._broadcast(shares)
+        pieces = torch.split(flat, [parameter.numel() for parameter in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter)
+        return shares
+
+    def _broadcast(self, value: Tensor) -> None:
+        """Each process draws other random numbers and rounds its own way: the first one counts."""
+        if self.fabric.world_size > 1:
+            torch.distributed.broadcast(value, 0)
+
+    def _record_conflict(self, gradients: Tensor) -> None:
+        values = cosines(gradients)
+        self.conflict[0] += values.nan_to_num(0.0)
+        self.conflict[1] += values.isfinite()
 
     def summary(self) -> dict[str, Any]:
         """Return the mean weight of each task and the mean cosine of each two, for the epoch."""
@@ -112,6 +150,10 @@ class Balancer:
         self.balance.end_epoch()
         self._reset()
 
+    def _reset(self) -> None:
+        zeros = partial(torch.zeros, dtype=torch.float64, device=self.fabric.device)
+        self.weights, self.conflict = zeros(2, len(self.factors)), zeros(2, len(self.pairs))
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
         sums = {"weights": self.weights, "conflict": self.conflict}
@@ -123,72 +165,8 @@ class Balancer:
         self.conflict = state["conflict"].to(self.fabric.device)
         self.balance.load_state_dict(state["balance"])
 
-    def _reset(self) -> None:
-        tasks, device = len(self.factors), self.fabric.device
-        self.weights = torch.zeros(2, tasks, dtype=torch.float64, device=device)
-        self.conflict = torch.zeros(2, len(self.pairs), dtype=torch.float64, device=device)
-
-    def _sum(self, value: Tensor) -> Tensor:
-        total = self.fabric.all_reduce(value, reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return total
-
-    def _broadcast(self, value: Tensor) -> None:
-        """Each process draws other random numbers and rounds its own way: the first one counts."""
-        if self.fabric.world_size > 1:
-            torch.distributed.broadcast(value, 0)
-
-    def _task_gradients(self, losses: Tensor, *, with_rest: bool) -> tuple[Tensor, list[Tensor]]:
-        """Return each task's gradient on the encoder ``(T, P)``, and their sum on the rest."""
-        parameters = self.encoder + (self.rest if with_rest else [])
-        sizes = [parameter.numel() for parameter in self.encoder]
-        matrix = torch.zeros(len(losses), sum(sizes), device=losses.device)
-        rest = [torch.zeros_like(parameter) for parameter in parameters[len(sizes) :]]
-        for task, (row, loss) in enumerate(zip(matrix, losses, strict=True)):
-            # Without the rest the graph is still needed for the step itself.
-            keep = not with_rest or task + 1 < len(losses)
-            with gradients_by_hand():
-                gradients = torch.autograd.grad(
-                    loss, parameters, retain_graph=keep, allow_unused=True
-                )
-            pieces = [*torch.split(row, sizes), *rest]
-            for piece, gradient in zip(pieces, gradients, strict=True):
-                if gradient is not None:
-                    piece += gradient.reshape(piece.shape)
-        return self._sum(matrix), rest
-
-    def _combine_gradients(self, losses: Tensor, active: Tensor, check: CheckFinite) -> Tensor:
-        """Set the gradients; return the weights of the tasks ``(T,)``."""
-        matrix, rest = self._task_gradients(losses, with_rest=True)
-        check("gradient", matrix)
-        self._record_conflict(matrix)
-        vector, shares = self.balance.aggregate(matrix, active)
-        self._broadcast(vector)
-        self._broadcast(shares)
-        if self.fabric.world_size > 1 and rest:
-            flat = self._sum(torch.cat([gradient.flatten() for gradient in rest]))
-            _set_gradients(self.rest, flat)
-        else:
-            for parameter, gradient in zip(self.rest, rest, strict=True):
-                parameter.grad = gradient
-        _set_gradients(self.encoder, vector)
-        return shares
-
-    def _record_conflict(self, matrix: Tensor) -> None:
-        values = cosines(matrix)
-        self.conflict[0] += values.nan_to_num(0.0)
-        self.conflict[1] += values.isfinite()
-
-
-def _set_gradients(parameters: list[torch.nn.Parameter], flat: Tensor) -> None:
-    pieces = torch.split(flat, [parameter.numel() for parameter in parameters])
-    for parameter, piece in zip(parameters, pieces, strict=True):
-        parameter.grad = piece.view_as(parameter)
-
 
 def _means_by_name(names: Iterable[str], sums: Tensor) -> dict[str, float | None]:
     """Return the mean under each name; ``None`` where nothing was counted."""
-    means = (sums[0] / sums[1]).tolist()
-    return {
-        name: None if math.isnan(mean) else mean for name, mean in zip(names, means, strict=True)
-    }
+    means = [None if math.isnan(mean) else mean for mean in (sums[0] / sums[1]).tolist()]
+    return dict(zip(names, means, strict=True))

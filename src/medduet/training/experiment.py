@@ -26,27 +26,18 @@ _PRECISIONS: dict[str, Precision] = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """One network, its data and its settings, on launched processes.
-
-    Attributes:
-        fabric: device, precision and processes.
-        config: the settings.
-        data: the three splits.
-        network: not the wrapper that Fabric makes of it.
-        objective: the losses, and which dense channels belong to which task.
-        folder: where everything is written.
-        reporter: gets its progress.
-        stop: set from outside to end training after the current step.
-    """
+    """One network, its data and its settings, on launched processes."""
 
     fabric: Fabric
     config: RunConfig
     data: ImageSet
     network: DuetNetwork
+    """Not the wrapper that Fabric makes of it."""
     objective: Objective
     folder: RunFolder
     reporter: Reporter = field(default_factory=Reporter)
     stop: threading.Event = field(default_factory=threading.Event)
+    """Set from outside to end training after the current step."""
 
     def predict(
         self, split: str, *, thorough: bool, temperature: float | None = None

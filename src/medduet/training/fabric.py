@@ -14,14 +14,12 @@ from datetime import timedelta
 import torch
 from lightning.fabric import Fabric, wrappers
 from lightning.fabric.strategies.ddp import DDPStrategy
+from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from medduet.config import TrainConfig
 from medduet.errors import ConfigError
-from medduet.utils.devices import (
-    best_precision,
-    find_device,
-)
+from medduet.utils.devices import best_precision, find_device
 
 _PATIENCE = timedelta(days=1)
 """For how long processes wait for the first one, which may convert images for hours."""
@@ -42,8 +40,11 @@ def launch_fabric(config: TrainConfig) -> Fabric:
         raise ConfigError("--precision 16-mixed needs a GPU: on a CPU give bf16-mixed or 32-true")
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    _join_again(kind, world_size)
-    with _quiet_lightning():
+    if world_size > 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+        _join_again(kind, world_size)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)  # Lightning would tell its choices; environment.json says them
+    try:
         fabric = Fabric(
             accelerator=kind,
             devices=local_size if device.index is None else [device.index],
@@ -52,15 +53,12 @@ def launch_fabric(config: TrainConfig) -> Fabric:
             precision=best_precision(kind) if config.precision == "auto" else config.precision,
         )
         fabric.launch()
+    finally:
+        logging.disable(disabled)
     if world_size > 1:
-        atexit.register(_leave)
+        # gloo's threads, if they outlive Python, may abort the process.
+        atexit.register(torch.distributed.destroy_process_group)
     return fabric
-
-
-def _leave() -> None:
-    """Leave the other processes: gloo's threads, if they outlive Python, may abort the process."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def _join_again(kind: str, world_size: int) -> None:
@@ -69,19 +67,24 @@ def _join_again(kind: str, world_size: int) -> None:
     torchrun (2.14) keeps its store, where processes may find the addresses of those that died: the
     new ones write under a name of their own.
     """
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if world_size < 2 or restart == "0" or not served or torch.distributed.is_initialized():
+    if torch.distributed.is_initialized():
         return
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = TCPStore(address, port, world_size, is_master=False)
     torch.distributed.init_process_group(
         "nccl" if kind == "cuda" else "gloo",
-        store=PrefixStore(f"restart-{restart}", store),
+        store=PrefixStore(f"restart-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store),
         rank=int(os.environ["RANK"]),
         world_size=world_size,
         timeout=_PATIENCE,
     )
+
+
+def all_sum(fabric: Fabric, value: Tensor) -> Tensor:
+    """Return the sum of `value` over all processes."""
+    total = fabric.all_reduce(value, reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total
 
 
 @contextmanager
@@ -92,12 +95,11 @@ def deterministic(fabric: Fabric, enabled: bool) -> Iterator[None]:
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used
     before = torch.are_deterministic_algorithms_enabled()
-    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before, warn_only=only_warns)
+        torch.use_deterministic_algorithms(before)
 
 
 @contextmanager
@@ -107,8 +109,7 @@ def gradients_by_hand() -> Iterator[None]:
     With mixed precision Fabric refuses every backward pass but its own, since float16 needs the
     loss scaled; bfloat16 does not.
     """
-    before = wrappers._in_fabric_backward
-    wrappers._in_fabric_backward = True
+    before, wrappers._in_fabric_backward = wrappers._in_fabric_backward, True
     try:
         yield
     finally:
@@ -121,21 +122,3 @@ def peak_memory(device: torch.device) -> float:
         return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning from printing which precision and processes it uses; environment.json says it.
-
-    On import Lightning gives its loggers handlers of their own and the level INFO.
-    """
-    # Which of the two speaks depends on the order of Lightning's own imports.
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("fabric", "pytorch")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -29,8 +29,6 @@ from medduet.utils.files import atomic_path, write_text
 EVALUATED = ("val", "test")
 SAMPLES = 8
 
-FloatArray = NDArray[np.float64]
-
 
 def evaluate_selected(
     experiment: Experiment, progress: Progress
@@ -42,19 +40,16 @@ def evaluate_selected(
         weights the network has afterwards; ``None`` where the validation split does not allow one,
         for the reason in ``calibration_missing``.
     """
-    config = experiment.config
-    metrics: dict[str, Any] = {"protocol": config.evaluate.protocol, "seed": config.train.seed}
-    selected: dict[str, Any] = {
-        "selection": "validation-selected",
-        "selected_epoch": progress.best.epoch,
-    }
-    if config.evaluate.protocol == "honest":
-        honest, calibration = _evaluate_epoch(experiment, "best", "")
-        return metrics | selected | honest, calibration
-    metrics |= {"selection": "test-selected", "selected_epoch": progress.best_test.epoch}
-    on_test, _ = _evaluate_epoch(experiment, "best-test", "-test-selected")
+    protocol, best = experiment.config.evaluate.protocol, progress.best.epoch
+    metrics: dict[str, Any] = {"protocol": protocol, "seed": experiment.config.train.seed}
+    if protocol == "paper":
+        metrics |= {"selection": "test-selected", "selected_epoch": progress.best_test.epoch}
+        metrics |= _evaluate_epoch(experiment, "best-test", "-test-selected")[0]
     honest, calibration = _evaluate_epoch(experiment, "best", "")
-    return metrics | on_test | {"validation_selected": selected | honest}, calibration
+    honest = {"selection": "validation-selected", "selected_epoch": best} | honest
+    return metrics | (
+        {"validation_selected": honest} if protocol == "paper" else honest
+    ), calibration
 
 
 def _evaluate_epoch(
@@ -67,28 +62,20 @@ def _evaluate_epoch(
     for split in EVALUATED:
         temperature = None if calibration is None else calibration.temperature
         predictions = experiment.predict(split, thorough=True, temperature=temperature)
-        summary = summarize(predictions, experiment.config.evaluate, calibration)
-        metrics[split] = summary
+        metrics[split] = summarize(predictions, experiment.config.evaluate, calibration)
+        label, probability = predictions.label, predictions.probability
         if split == "val":
             try:
-                calibration = _fit_calibration(predictions)
-                if predictions.probability is not None:
-                    calibrated = calibration.calibrate(predictions.probability)
-                    predictions = replace(predictions, calibrated=calibrated)
+                if label is None or probability is None:
+                    raise DataError("the network has no class head")
+                calibration = Calibration.fit(label, probability, predictions.multi_label)
+                predictions = replace(predictions, calibrated=calibration.calibrate(probability))
             except DataError as error:
                 metrics["calibration_missing"] = str(error)
         if experiment.fabric.is_global_zero:
             folder.write_predictions(f"{split}{suffix}", predictions)
-            _write_medmnist(experiment, split, suffix, predictions, summary)
+            _write_medmnist(experiment, split, suffix, predictions, metrics[split])
     return metrics, calibration
-
-
-def _fit_calibration(predictions: Predictions) -> Calibration:
-    """Return the calibration that fits the validation split; DataError if there is none."""
-    label, probability = predictions.label, predictions.probability
-    if label is None or probability is None:
-        raise DataError("the network has no class head")
-    return Calibration.fit(label, probability, predictions.multi_label)
 
 
 def _write_medmnist(
@@ -110,9 +97,6 @@ def _write_medmnist(
     write_text(experiment.folder.path / "predictions" / "medmnist" / name, text)
 
 
-# The OOD detector -------------------------------------------------------------------------------
-
-
 def fit_ood_detector(experiment: Experiment) -> OODDetector | None:
     """Return the out-of-distribution detector of the network; ``None`` for too few images.
 
@@ -129,7 +113,9 @@ def fit_ood_detector(experiment: Experiment) -> OODDetector | None:
     )
 
 
-def _statistics(experiment: Experiment, split: Split) -> tuple[FloatArray, FloatArray | None]:
+def _statistics(
+    experiment: Experiment, split: Split
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """Return statistics ``(N, S)`` and features ``(N, F)`` of images of a split."""
     fabric, network, count = experiment.fabric, experiment.network, min(len(split), MOST)
     index = np.arange(count)
@@ -137,30 +123,24 @@ def _statistics(experiment: Experiment, split: Split) -> tuple[FloatArray, Float
         index = np.linspace(0, len(split) - 1, count).round().astype(np.int64)
     size = evaluation_batch_size(fabric.device.type, *experiment.data.size)
     batches = [index[start : start + size] for start in range(0, count, size)]
-    has_classes, plain, features = network.classifier is not None, [np.empty((0, 0))], []
+    multi_label, layout = experiment.data.multi_label, experiment.objective.layout
+    plain: list[NDArray[np.float64]] = []
+    features: list[Any] = []
     network.eval()
     recorder = Features(network)
-    try:
-        with torch.inference_mode():
-            for batch in Feed(fabric, split).batches(batches):
-                plain.append(statistics(batch.image.cpu().numpy()))
-                if has_classes:  # as predictors compute
-                    predict_batch(
-                        network,
-                        batch.image,
-                        experiment.objective.layout,
-                        multi_label=experiment.data.multi_label,
-                        classify_only=True,
-                    )
-                    last = recorder.last()
-                    assert last is not None
-                    features.append(last)
-    finally:
-        recorder.remove()
-    return np.concatenate(plain[1:] or plain), np.concatenate(features) if features else None
-
-
-# Sample images ----------------------------------------------------------------------------------
+    with torch.inference_mode():
+        for batch in Feed(fabric, split).batches(batches):
+            plain.append(statistics(batch.image.cpu().numpy()))
+            if network.classifier is not None:  # as predictors compute
+                predict_batch(
+                    network, batch.image, layout, multi_label=multi_label, classify_only=True
+                )
+                features.append(recorder.last())
+    recorder.remove()
+    return (
+        np.concatenate(plain) if plain else np.empty((0, 0)),
+        np.concatenate(features) if features else None,
+    )
 
 
 def choose_samples(

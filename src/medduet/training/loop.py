@@ -16,22 +16,16 @@ from torch import Tensor
 from medduet.config import TrainConfig
 from medduet.data.augment import build_augmentation
 from medduet.data.batches import balanced_shares, train_batches
-from medduet.errors import (
-    DataError,
-    DownloadError,
-    Interrupted,
-    MissingFileError,
-    TrainingError,
-)
+from medduet.errors import DataError, DownloadError, Interrupted, MissingFileError, TrainingError
 from medduet.losses.objective import Objective
 from medduet.models.base import DuetNetwork
 from medduet.training.balance import Balancer
 from medduet.training.experiment import Experiment
-from medduet.training.fabric import peak_memory
+from medduet.training.fabric import all_sum, peak_memory
 from medduet.training.loader import Feed
 from medduet.training.memory import checkpoint_activations
 from medduet.training.monitor import NotFiniteError, StepMonitor, save_batch
-from medduet.training.state import Progress, TrainState, save_checkpoint
+from medduet.training.state import Best, Progress, TrainState, save_checkpoint
 from medduet.training.step import train_step
 from medduet.training.validation import quick_metrics, selection_score
 
@@ -54,8 +48,7 @@ def fit(experiment: Experiment) -> Progress:
             there are too few images.
     """
     fabric, config = experiment.fabric, experiment.config.train
-    devices = [fabric.device] if fabric.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []):
         torch.manual_seed(config.seed + 1 + fabric.global_rank)
         state = new_state(experiment)
         state.restore(experiment.folder, fabric)
@@ -63,11 +56,9 @@ def fit(experiment: Experiment) -> Progress:
             try:
                 _train_epoch(experiment, state)
             except NotFiniteError as fault:
-                rank = fabric.global_rank
-                path = save_batch(experiment.folder, fault, experiment.data.train, rank)
                 raise TrainingError(
-                    f"{fault}, which are in {path}: lower --lr, set --train.grad-clip 1, or "
-                    "--train.on-not-finite skip"
+                    f"{fault}, which are in {save_batch(experiment, fault)}: lower --lr, set "
+                    "--train.grad-clip 1, or --train.on-not-finite skip"
                 ) from fault
             except (DataError, DownloadError, MissingFileError):
                 # The images of the next step can't be had, such as from a server. Other processes
@@ -103,6 +94,7 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
     )
     module, wrapped_optimizer = fabric.setup(network, optimizer)
     objective = experiment.objective.to(fabric.device)
+    interval = 1 if config.on_not_finite == "skip" else None
     return TrainState(
         network=network,
         module=module,
@@ -111,9 +103,7 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
         sums=torch.zeros(2, len(objective.tasks), dtype=torch.float64, device=fabric.device),
         balancer=Balancer(experiment, optimizer),
         feed=Feed(fabric, experiment.data.train),
-        monitor=StepMonitor(
-            fabric, experiment.stop, interval=1 if config.on_not_finite == "skip" else None
-        ),
+        monitor=StepMonitor(fabric, experiment.stop, interval),
         progress=Progress(micro_batch=config.micro_batch_size),
     )
 
@@ -123,24 +113,22 @@ def _parameter_groups(network: DuetNetwork, config: TrainConfig) -> list[dict[st
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if config.encoder_learning_rate is None:
         return [{"params": trained}]
-    shared = {id(parameter) for parameter in network.encoder_parameters()}
-    encoder = [parameter for parameter in trained if id(parameter) in shared]
+    shared = set(network.encoder_parameters())
+    encoder = [parameter for parameter in trained if parameter in shared]
     return [
-        {"params": [parameter for parameter in trained if id(parameter) not in shared]},
+        {"params": [parameter for parameter in trained if parameter not in shared]},
         {"params": encoder, "lr": config.encoder_learning_rate},
     ]
 
 
 def _is_over(progress: Progress, config: TrainConfig) -> bool:
-    if progress.epoch > config.epochs:
-        return True
     since_best = progress.epoch - 1 - progress.best.epoch
-    return config.patience is not None and since_best >= config.patience
+    return progress.epoch > config.epochs or since_best >= (config.patience or math.inf)
 
 
 def _train_epoch(experiment: Experiment, state: TrainState) -> None:
     fabric, config, train = experiment.fabric, experiment.config.train, experiment.data.train
-    progress = state.progress
+    progress, reporter = state.progress, experiment.reporter
     batches = train_batches(
         len(train),
         config.batch_size,
@@ -156,7 +144,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
             f"expected at least {2 * fabric.world_size} training images, but "
             f"{experiment.data.name} has {len(train)}: give more images or fewer processes"
         )
-    experiment.reporter.begin_epoch(progress.epoch, config.epochs, len(batches))
+    reporter.begin_epoch(progress.epoch, config.epochs, len(batches))
     augment = build_augmentation(config.augment, experiment.data, experiment.config.data.modality)
     state.module.train()
     started = time.perf_counter()
@@ -166,7 +154,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
         now = time.perf_counter()
         progress.seconds, started = progress.seconds + now - started, now
         images = len(batch.indices) * fabric.world_size
-        experiment.reporter.step(images, lambda: _means(state.sums, experiment.objective))
+        reporter.step(images, lambda: _means(state.sums, experiment.objective))
         if must_stop:
             state.save(experiment.folder, fabric)
             raise Interrupted(
@@ -183,13 +171,11 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
         # A run that was stopped after the last step of an epoch goes on without one before this.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         state.scheduler.step()
-    sums = fabric.all_reduce(state.sums, reduce_op="sum")
-    assert isinstance(sums, Tensor)
     if fabric.world_size > 1:
         # Each process has seen other images; all evaluate with the running means of the first.
         for buffer in experiment.network.buffers():
             buffer.copy_(fabric.broadcast(buffer))
-    means = _means(sums, objective)
+    means = _means(all_sum(fabric, state.sums), objective)
     row: dict[str, Any] = {
         "epoch": progress.epoch,
         "learning_rate": rate,
@@ -203,12 +189,12 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
     }
     score = selection_score(row["val"], experiment.config.evaluate.select)
     row["val"]["score"] = score
-    if progress.best.update(progress.epoch, score):
-        _keep_weights(experiment, "best")
+    _keep_best(experiment, "best", progress.best, progress.epoch, score)
     if experiment.config.evaluate.protocol == "paper":
         row["test"] = _evaluate(experiment, "test", progress.epoch)
-        if progress.best_test.update(progress.epoch, _paper_score(row["test"])):
-            _keep_weights(experiment, "best-test")
+        # The paper ranks epochs by accuracy; sets without classes are ranked as ever.
+        score = selection_score(row["test"], "accuracy" if "accuracy" in row["test"] else "auto")
+        _keep_best(experiment, "best-test", progress.best_test, progress.epoch, score)
     progress.history.append(row)
     progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, 0.0
     progress.skipped_steps = []
@@ -229,13 +215,9 @@ def _evaluate(experiment: Experiment, split: str, epoch: int) -> dict[str, float
     return {"loss": _total(metrics, experiment.objective), **metrics}
 
 
-def _paper_score(metrics: Mapping[str, float]) -> float:
-    """The paper ranks epochs by accuracy; sets without classes are ranked as ever."""
-    return selection_score(metrics, "accuracy" if "accuracy" in metrics else "auto")
-
-
-def _keep_weights(experiment: Experiment, name: str) -> None:
-    if experiment.fabric.is_global_zero:
+def _keep_best(experiment: Experiment, name: str, best: Best, epoch: int, score: float) -> None:
+    """Keep the weights of the epoch, if it is the best one."""
+    if best.update(epoch, score) and experiment.fabric.is_global_zero:
         save_checkpoint(experiment.folder.checkpoint(name), experiment.network.state_dict())
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
-from numpy.typing import NDArray
 from torch import Tensor
 
-from medduet.data.imageset import Split
 from medduet.errors import TrainingError
-from medduet.runs.folder import RunFolder
+from medduet.training.experiment import Experiment
 from medduet.types import Batch
 from medduet.utils.files import atomic_path
 
@@ -22,17 +21,10 @@ GPU_INTERVAL = 20
 
 
 class NotFiniteError(TrainingError):
-    """A loss or gradient is NaN or infinite.
-
-    Attributes:
-        quantity: ``"loss"`` or ``"gradient"``.
-        epoch: from 1.
-        step: of the epoch, from 1.
-        batch: what was trained on, as the network got it.
-    """
+    """The loss or gradient of `batch`, as the network got it, is NaN or infinite."""
 
     def __init__(self, quantity: str, epoch: int, step: int, batch: Batch) -> None:
-        self.quantity, self.epoch, self.step, self.batch = quantity, epoch, step, batch
+        self.epoch, self.step, self.batch = epoch, step, batch
         super().__init__(
             f"the {quantity} is not finite in epoch {epoch}, step {step}, for the training images "
             f"{batch.indices.tolist()}"
@@ -59,7 +51,7 @@ class StepMonitor:
         self._finite: list[Tensor] = []
 
     def note(self, quantity: str, value: Tensor, epoch: int, step: int, batch: Batch) -> None:
-        """Note whether `value`, the loss or gradient of a step (from 1), is finite.
+        """Note whether `value`, the ``"loss"`` or ``"gradient"`` of a step (from 1), is finite.
 
         Raises:
             NotFiniteError: it is the time to check, and this or an earlier one is not.
@@ -89,24 +81,22 @@ class StepMonitor:
         return bool(stop_requests > 0) if self.fabric.world_size > 1 else self.stop.is_set()
 
 
-def save_batch(folder: RunFolder, fault: NotFiniteError, split: Split, rank: int) -> Path:
+def save_batch(experiment: Experiment, fault: NotFiniteError) -> Path:
     """Write the batch of a fault to ``not-finite/`` in the run's folder, and return the file.
 
     It is an ``.npz``: ``images`` ``(N, C, H, W)`` as the network got them, ``labels``, ``indices``
     in the train split, and where there are any ``masks``, ``has_mask`` and ``ids``.
     """
-    image, label, mask, has_mask, indices = fault.batch.apply(Tensor.cpu)
-    arrays: dict[str, NDArray[np.generic]] = {
-        "images": (image.float() if image.is_floating_point() else image).numpy(),
-        "labels": label.numpy(),
-        "indices": indices.numpy(),
-    }
-    if mask is not None:
-        arrays |= {"masks": mask.numpy(), "has_mask": has_mask.numpy()}
-    if split.ids is not None:
-        arrays["ids"] = split.ids[indices.numpy()]
+    image, labels, masks, has_mask, indices = fault.batch.apply(Tensor.cpu)
+    arrays: dict[str, Any] = {"images": image.float() if image.is_floating_point() else image}
+    arrays |= {"labels": labels, "indices": indices}
+    if masks is not None:
+        arrays |= {"masks": masks, "has_mask": has_mask}
+    if (ids := experiment.data.train.ids) is not None:
+        arrays["ids"] = ids[indices.numpy()]
+    rank = experiment.fabric.global_rank
     name = f"epoch-{fault.epoch}-step-{fault.step}" + (f"-rank-{rank}" if rank else "")
-    path = folder.path / "not-finite" / f"{name}.npz"
+    path = experiment.folder.path / "not-finite" / f"{name}.npz"
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
     return path

@@ -31,8 +31,8 @@ def check_same_images(fabric: Fabric, data: ImageSet, folder: RunFolder | None =
     Raises:
         ConfigError: in every process, if any two differ.
     """
-    digest = hashlib.sha256(data.fingerprint.encode()).digest()
-    gathered = fabric.all_gather(torch.tensor([*digest], device=fabric.device))
+    digest = torch.tensor([*hashlib.sha256(data.fingerprint.encode()).digest()])
+    gathered = fabric.all_gather(digest.to(fabric.device))
     assert isinstance(gathered, torch.Tensor)
     gathered = gathered.reshape(-1, len(digest))
     if different := (gathered != gathered[0]).any(dim=1).nonzero().flatten().tolist():
@@ -55,55 +55,63 @@ def check_same_images(fabric: Fabric, data: ImageSet, folder: RunFolder | None =
 
 def check_settings(config: RunConfig, data: ImageSet) -> None:
     """Refuse what can't be learnt or selected on before anything is written."""
-    objective, train, select = config.objective, config.train, config.evaluate.select
-    tasks, balance, names = objective.tasks, objective.balance, data.class_names
+    model, objective, train = config.model, config.objective, config.train
+    select, tasks, names = config.evaluate.select, objective.tasks, data.class_names
+    balance = f"--balance {objective.balance}"
+    combines = Balance(objective.balance, len(tasks)).aggregator is not None
+    draws = train.sampling == "balanced"
     has = f"one class, {names[0]}" if names else "no classes (sub-folders, or a column 'label')"
     lacking = {"classify": len(names) < 2, "segment": not data.mask_names, "reconstruct": False}
     possible = " ".join(task for task in tasks if not lacking[task]) or "reconstruct"
     needed = {"auto": tasks[0], "dice": "segment", "mse": "reconstruct"}.get(select, "classify")
-    if "classify" in tasks and lacking["classify"]:
-        _refuse(f"{data.name} has {has}, so there is nothing to classify: --tasks {possible}")
-    if "segment" in tasks and lacking["segment"]:
-        _refuse(f"{data.name} has no masks, so there is nothing to segment: --tasks {possible}")
-    if needed not in tasks:
-        _refuse(
-            f"--evaluate.select {select} needs the task {needed}, but --tasks {' '.join(tasks)}"
-        )
-    if train.micro_batch_size is not None and balance != "sum":
-        _refuse(f"--balance {balance} needs all images at a time: no --train.micro-batch-size")
-    if Balance(balance, len(tasks)).aggregator is not None:
-        if config.model.freeze_encoder:
-            _refuse(f"--balance {balance} combines gradients on the encoder, which is frozen")
-        if train.precision == "16-mixed":
-            _refuse(f"--balance {balance} can't scale gradients for --precision 16-mixed")
-    if config.model.freeze_encoder and train.encoder_learning_rate is not None:
-        _refuse("--train.encoder-learning-rate is for an encoder that is not frozen")
-    if config.model.pretrained and config.model.weights is not None:
-        _refuse("--model.pretrained and --model.weights: leave one out")
-    if not any(objective.weight(task) for task in tasks):
-        _refuse("every task has weight 0: give one of them --objective.TASK-weight 1")
-    if train.compile and train.activation_checkpointing:
-        _refuse("--train.compile and --train.activation-checkpointing: leave one out")
-    if train.sync_batch_norm and find_device(train.device).type != "cuda":
-        _refuse("--train.sync-batch-norm needs GPUs")
-    if train.sampling == "balanced":
-        if lacking["classify"]:
-            _refuse(f"--train.sampling balanced draws each class as often, but there are {has}")
-        if data.train.shard_sizes is not None:
-            _refuse(
-                "--train.sampling balanced draws images from everywhere, but shards are read one "
-                "after the other: give --objective.class-weights balanced instead"
-            )
-        if objective.class_weights == "balanced":
-            _refuse(
-                "--train.sampling balanced and --objective.class-weights balanced would count rare "
-                "classes twice: give one of them"
-            )
+    refusals = {
+        f"{data.name} has {has}, so there is nothing to classify: --tasks {possible}": (
+            "classify" in tasks and lacking["classify"]
+        ),
+        f"{data.name} has no masks, so there is nothing to segment: --tasks {possible}": (
+            "segment" in tasks and lacking["segment"]
+        ),
+        f"--evaluate.select {select} needs the task {needed}, but --tasks {' '.join(tasks)}": (
+            needed not in tasks
+        ),
+        f"{balance} needs all images at a time: no --train.micro-batch-size": (
+            train.micro_batch_size is not None and objective.balance != "sum"
+        ),
+        f"{balance} combines gradients on the encoder, which is frozen": (
+            combines and model.freeze_encoder
+        ),
+        f"{balance} can't scale gradients for --precision 16-mixed": (
+            combines and train.precision == "16-mixed"
+        ),
+        "--train.encoder-learning-rate is for an encoder that is not frozen": (
+            model.freeze_encoder and train.encoder_learning_rate is not None
+        ),
+        "--model.pretrained and --model.weights: leave one out": (
+            model.pretrained and model.weights is not None
+        ),
+        "every task has weight 0: give one of them --objective.TASK-weight 1": (
+            not any(objective.weight(task) for task in tasks)
+        ),
+        "--train.compile and --train.activation-checkpointing: leave one out": (
+            train.compile and train.activation_checkpointing
+        ),
+        "--train.sync-batch-norm needs GPUs": (
+            train.sync_batch_norm and find_device(train.device).type != "cuda"
+        ),
+        f"--train.sampling balanced draws each class as often, but there are {has}": (
+            draws and lacking["classify"]
+        ),
+        "--train.sampling balanced draws images from everywhere, but shards are read one after "
+        "the other: give --objective.class-weights balanced instead": (
+            draws and data.train.shard_sizes is not None
+        ),
+        "--train.sampling balanced and --objective.class-weights balanced would count rare "
+        "classes twice: give one of them": draws and objective.class_weights == "balanced",
+    }
+    for message, applies in refusals.items():
+        if applies:
+            raise ConfigError(message)
     build_augmentation(train.augment, data, config.data.modality)  # or a ConfigError
-
-
-def _refuse(message: str) -> None:
-    raise ConfigError(message)
 
 
 def dense_layout(config: RunConfig, data: ImageSet) -> DenseLayout:
@@ -131,9 +139,7 @@ def build_network(
             **model.options(),
         )
     check_takes(network, *data.size)
-    report = None
-    if fresh and model.weights is not None:
-        report = load_weights(network, model.weights)
+    report = load_weights(network, model.weights) if fresh and model.weights else None
     if model.freeze_encoder:
         network.freeze_encoder()
     return network, report

@@ -61,26 +61,15 @@ class Progress:
 
 @dataclass
 class TrainState:
-    """What changes while training goes on.
-
-    Attributes:
-        network: the network, whose weights are saved.
-        module: what Fabric made of it, for the training step.
-        optimizer: of its parameters.
-        scheduler: of the learning rate, stepped once per epoch.
-        sums: ``(2, T)`` float64, the sum of the losses and of the weights of each task over the
-            epoch so far, on this process.
-        balancer: how the losses become one step.
-        feed: gives the batches.
-        monitor: notices what is not finite, and requests to stop.
-        progress: epoch, step and history.
-    """
+    """What changes while training goes on."""
 
     network: nn.Module
     module: _FabricModule
+    """What Fabric made of `network`, for the training step."""
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     sums: Tensor
+    """``(2, T)`` float64, losses and weights of each task over the epoch, on this process."""
     balancer: Balancer
     feed: Feed
     monitor: StepMonitor
@@ -100,21 +89,17 @@ class TrainState:
                 f"weights are not finite after epoch {self.progress.epoch}, step "
                 f"{self.progress.step}: lower --lr, or set --train.grad-clip 1"
             )
-        # Each process has its own generators, and in the middle of an epoch its own sums.
-        state = random_state(fabric.device)
-        generators = {name: fabric.all_gather(value) for name, value in state.items()}
-        sums = fabric.all_gather(self.sums)
+        checkpoint = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "balancer": self.balancer.state_dict(),
+            # Each process has its own generators, and in the middle of an epoch its own sums.
+            "own": fabric.all_gather(random_state(fabric.device) | {"sums": self.sums}),
+            "world_size": fabric.world_size,
+            "progress": asdict(self.progress),
+        }
         if fabric.is_global_zero:
-            checkpoint = {
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scheduler": self.scheduler.state_dict(),
-                "generators": generators,
-                "sums": sums,
-                "balancer": self.balancer.state_dict(),
-                "world_size": fabric.world_size,
-                "progress": asdict(self.progress),
-            }
             save_checkpoint(folder.checkpoint("last"), checkpoint)
             folder.write_epochs(self.progress.history)
         fabric.barrier()
@@ -126,25 +111,22 @@ class TrainState:
             TrainingError: it was written by another number of processes, or is damaged.
         """
         path = folder.checkpoint("last")
-        if path.is_file():
-            self._load(load_checkpoint(path), folder, fabric)
-
-    def _load(self, state: dict[str, Any], folder: RunFolder, fabric: Fabric) -> None:
+        if not path.is_file():
+            return
+        state = load_checkpoint(path)
         if state["world_size"] != fabric.world_size:
             raise TrainingError(
                 f"{folder.path} was trained by {state['world_size']} process(es), this is one of "
                 f"{fabric.world_size}: use torchrun --nproc-per-node {state['world_size']}"
             )
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.balancer.load_state_dict(state["balancer"])
+        for name in ("network", "optimizer", "scheduler", "balancer"):
+            getattr(self, name).load_state_dict(state[name])
         best = {name: Best(**state["progress"][name]) for name in ("best", "best_test")}
         self.progress = Progress(**state["progress"] | best)
         rank = fabric.global_rank if fabric.world_size > 1 else slice(None)
-        generators = {name: value[rank] for name, value in state["generators"].items()}
-        set_random_state(generators, fabric.device)
-        self.sums = state["sums"][rank].to(fabric.device)
+        own = {name: value[rank] for name, value in state["own"].items()}
+        self.sums = own.pop("sums").to(fabric.device)
+        set_random_state(own, fabric.device)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -36,7 +36,6 @@ from medduet.utils.devices import (
     evaluation_batch_size,
     free_memory,
     is_out_of_memory,
-    is_permanent,
 )
 
 
@@ -62,17 +61,6 @@ def predict_split(
     `thorough`, the slow metrics (HD95, PSNR, SSIM) are computed. With the `temperature` of a
     calibration there are calibrated probabilities, too.
     """
-    was_training, count = network.training, len(split)
-    network.eval()
-    rank, processes = fabric.global_rank, fabric.world_size
-    if batch_size is None:
-        batch_size = processes * evaluation_batch_size(fabric.device.type, *split.images.shape[1:3])
-    shares = evaluation_batches(count, batch_size, rank=rank, world_size=processes)
-    places = list(shares)
-    if 0 < count % processes <= rank:
-        # Shares differ by one image; the first one evens them, and its place is thrown away.
-        shares.append(np.array([0]))
-        places.append(np.array([count]))
 
     def predict(batch: Batch) -> dict[str, Tensor]:
         predicted = predict_batch(
@@ -83,57 +71,37 @@ def predict_split(
             temperature=temperature or 1.0,
             precision=precision,
         )
-        outputs = Outputs(predicted.class_logits, predicted.dense)
-        values: dict[str, Tensor] = {}
+        values = _dense_scores(predicted, batch, network.normalize, layout, thorough)
         if predicted.class_logits is not None and predicted.probability is not None:
             values["probability"] = class_probability(predicted.class_logits, data.multi_label)
             if temperature is not None:
                 values["calibrated"] = predicted.probability
-        values |= _dense_scores(predicted, batch, network.normalize, layout, thorough)
         if objective is not None:
-            normalized = network.normalize(batch.image)
-            for task, term in objective(outputs, batch, normalized).items():
-                values[f"loss_{task}"], values[f"weight_{task}"] = term.loss, term.weight
+            outputs = Outputs(predicted.class_logits, predicted.dense)
+            terms = objective(outputs, batch, network.normalize(batch.image))
+            values |= {f"loss_{task}": term.loss for task, term in terms.items()}
+            values |= {f"weight_{task}": term.weight for task, term in terms.items()}
         return {name: value.double().cpu() for name, value in values.items()}
 
+    was_training, processes = network.training, fabric.world_size
+    network.eval()
+    if batch_size is None:
+        batch_size = processes * evaluation_batch_size(fabric.device.type, *split.images.shape[1:3])
+    share = evaluation_batches(
+        len(split), batch_size, rank=fabric.global_rank, world_size=processes
+    )
     with torch.inference_mode():
-        fed = Feed(fabric, split).batches(shares)
+        fed = Feed(fabric, split).batches(share)
         pieces = [piece for batch in fed for piece in _in_pieces(predict, batch)]
     network.train(was_training)
-    place = _all_gather(fabric, torch.from_numpy(np.concatenate(places)))
-    gathered = {}
-    for name in pieces[0]:
-        rows = _all_gather(fabric, torch.cat([piece[name] for piece in pieces]))
-        whole = torch.zeros((count + 1, *rows.shape[1:]), dtype=torch.float64)
-        whole[place] = rows
-        gathered[name] = whole[:count].numpy()
-    return _predictions(split, gathered, data)
-
-
-def _predictions(
-    split: Split, scores: Mapping[str, NDArray[np.float64]], data: ImageSet
-) -> Predictions:
-    """Return the `scores` of each image, by name, with the truth."""
-    losses = {
-        name.removeprefix("loss_"): Loss(values, scores[name.replace("loss_", "weight_")])
-        for name, values in scores.items()
-        if name.startswith("loss_")
-    }
-    arrays: dict[str, Any] = {
-        name: values
-        for name, values in scores.items()
-        if not name.startswith(("loss_", "weight_")) and name not in PER_MASK
-    }
-    if "probability" in arrays:
-        arrays |= {"label": split.labels, "class_names": data.class_names}
-    has_mask = split.known_masks
-    if "dice" in scores and has_mask.any():
-        arrays |= {"has_mask": has_mask, "mask_names": data.mask_names[1:]}
-        for name in scores.keys() & set(PER_MASK):
-            values = np.where(has_mask[:, None], scores[name], np.nan)
-            is_count = name.endswith("pixels")
-            arrays[name] = np.nan_to_num(values).astype(np.int64) if is_count else values
-    return Predictions(np.arange(len(split)), ids=split.ids, losses=losses, **arrays)
+    shares: list[Any] = [pieces]
+    if processes > 1:
+        shares = [None] * processes
+        torch.distributed.all_gather_object(shares, pieces)
+    # Each process has a stretch of the split, the first one its beginning.
+    pieces = [piece for each in shares for piece in each]
+    scores = {name: torch.cat([piece[name] for piece in pieces]).numpy() for name in pieces[0]}
+    return _predictions(split, scores, data)
 
 
 def _in_pieces(
@@ -143,7 +111,7 @@ def _in_pieces(
     try:
         predicted = predict(batch)
     except (MemoryError, RuntimeError) as error:
-        if len(batch.indices) == 1 or not is_out_of_memory(error) or is_permanent(error):
+        if len(batch.indices) == 1 or not is_out_of_memory(error):
             raise
         predicted = None
     if predicted is not None:
@@ -155,13 +123,26 @@ def _in_pieces(
         yield from _in_pieces(predict, batch.apply(itemgetter(piece)))
 
 
-def _all_gather(fabric: Fabric, value: Tensor) -> Tensor:
-    """Return the rows of all processes, which have as many."""
-    if fabric.world_size == 1:
-        return value
-    rows = fabric.all_gather(value.to(fabric.device))
-    assert isinstance(rows, Tensor)
-    return rows.flatten(0, 1).cpu()
+def _predictions(
+    split: Split, scores: Mapping[str, NDArray[np.float64]], data: ImageSet
+) -> Predictions:
+    """Return the `scores` of each image, by name, with the truth."""
+    arrays: dict[str, Any] = {"losses": {}}
+    known = split.known_masks
+    for name, values in scores.items():
+        kind, _, task = name.partition("_")
+        if kind == "loss":
+            arrays["losses"][task] = Loss(values, scores[f"weight_{task}"])
+        elif name in PER_MASK and known.any():
+            there = np.where(known[:, None], values, np.nan)
+            is_count = name.endswith("pixels")
+            arrays[name] = np.nan_to_num(there).astype(np.int64) if is_count else there
+            arrays |= {"has_mask": known, "mask_names": data.mask_names[1:]}
+        elif name not in PER_MASK and kind != "weight":
+            arrays[name] = values
+    if "probability" in arrays:
+        arrays |= {"label": split.labels, "class_names": data.class_names}
+    return Predictions(np.arange(len(split)), ids=split.ids, **arrays)
 
 
 def _dense_scores(
@@ -251,30 +232,26 @@ def summarize(
     if predictions.has_mask is not None:
         summary |= mask_summary(predictions, config.bootstrap)
         summary["dice_n"] = summary["n"]
-    if predictions.label is not None and predictions.probability is not None:
+    label, probability, names = predictions.label, predictions.probability, predictions.class_names
+    if label is not None and probability is not None:
         summary |= metrics.classification_metrics(
-            predictions.label,
-            predictions.probability,
+            label,
+            probability,
             multi_label=predictions.multi_label,
-            class_names=predictions.class_names,
+            class_names=names,
             bootstrap=config.bootstrap,
         )
         if calibration is not None:
-            summary["calibration"] = calibration_summary(
-                calibration, predictions.label, predictions.probability, predictions.class_names
-            )
+            summary["calibration"] = calibration_summary(calibration, label, probability, names)
     return summary
 
 
 def mask_summary(predictions: Predictions, bootstrap: int) -> dict[str, Any]:
     """Return the metrics of the masks of images with a true mask."""
-    has_mask, present = predictions.has_mask, predictions.mask_present
-    assert has_mask is not None
-    assert present is not None
-    scores = (getattr(predictions, name) for name in ("dice", "iou", "hd95"))
-    dice, iou, hd95 = (None if values is None else values[has_mask] for values in scores)
-    assert dice is not None
-    assert iou is not None
+    known: Any = predictions.has_mask
+    scores: Any = [getattr(predictions, name) for name in ("dice", "iou", "mask_present")]
+    dice, iou, present = (values[known] for values in scores)
+    hd95 = None if predictions.hd95 is None else predictions.hd95[known]
     return metrics.segmentation_summary(
-        dice, iou, hd95, present[has_mask], predictions.mask_names, bootstrap=bootstrap
+        dice, iou, hd95, present, predictions.mask_names, bootstrap=bootstrap
     )

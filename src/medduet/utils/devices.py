@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import sys
+import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
-from medduet.config import parse_device
+from medduet.config import DEVICE
 from medduet.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,17 +16,11 @@ if TYPE_CHECKING:
 
 _LARGE = 64
 """Side in pixels from which a CPU computes faster if the channels of a pixel lie side by side."""
-_NO_PRIMITIVE = "could not create a primitive"
-"""oneDNN's, which gives no reason."""
 _OUT_OF_MEMORY = (
-    "DefaultCPUAllocator: can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "could not create a memory object",
-    _NO_PRIMITIVE,
+    *("can't allocate memory", "not enough memory", "out of memory"),
+    *("could not create a memory object", "could not create a primitive"),  # of oneDNN
 )
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-_DEFAULT_TRIM_THRESHOLD, _DEFAULT_MMAP_MAX = 128 << 10, 65536
 
 
 def find_device(device: str = "auto") -> torch.device:
@@ -38,30 +32,21 @@ def find_device(device: str = "auto") -> torch.device:
     Example:
         >>> find_device("cpu")
         device(type='cpu')
-        >>> find_device("gpu")
-        Traceback (most recent call last):
-        medduet.errors.ConfigError: --device gpu: expected auto, cpu, cuda, cuda:N or mps; did you \
-mean cuda?
     """
-    try:
-        kind, index = parse_device(device)
-    except ValueError as error:
-        raise ConfigError(f"--device {device}: {error}") from error
-
     import torch
 
+    if not re.fullmatch(DEVICE, device):
+        raise ConfigError(f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    mps = torch.backends.mps.is_available()
-    if kind == "auto":
-        kind = "cuda" if gpus else "mps" if mps else "cpu"
-    if (kind == "cuda" and not gpus) or (kind == "mps" and not mps):
-        raise ConfigError(f"--device {device}: torch finds no such device here; try --device cpu")
-    if index is not None and index >= gpus:
+    there = {"cuda": gpus > 0, "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = next(kind for kind in there if there[kind]) if device == "auto" else device
+    found = torch.device(kind)
+    if not there[found.type] or (found.index or 0) >= max(gpus, 1):
         raise ConfigError(
-            f"--device {device}: this machine has {gpus} GPU{'s' if gpus > 1 else ''}, counted "
-            "from cuda:0"
+            f"--device {device}: torch finds no such device here, and {gpus} GPUs, counted from "
+            "cuda:0; try --device cpu"
         )
-    return torch.device(kind) if index is None else torch.device(kind, index)
+    return found
 
 
 def best_precision(kind: str) -> Literal["32-true", "bf16-mixed"]:
@@ -99,18 +84,14 @@ def best_memory_format(
         >>> best_memory_format("cpu", "32-true", 28), best_memory_format("cpu", "32-true", 224)
         ('contiguous', 'channels_last')
     """
-    if kind == "cuda":
-        return "contiguous" if precision == "32-true" else "channels_last"
-    if kind == "cpu":
-        return "channels_last" if side >= _LARGE else "contiguous"
-    return "contiguous"
+    last = {"cuda": precision != "32-true", "cpu": side >= _LARGE}.get(kind, False)
+    return "channels_last" if last else "contiguous"
 
 
 def evaluation_batch_size(kind: str, height: int, width: int) -> int:
     """Return how many images of that size are evaluated at a time, if no number is given.
 
-    A CPU is no faster with more, but needs memory for them: about 0.1 GB for each image of 224
-    pixels at the paper's width.
+    A CPU is no faster with more, but needs memory for them.
 
     Example:
         >>> evaluation_batch_size("cpu", 224, 224), evaluation_batch_size("cpu", 28, 28)
@@ -127,66 +108,39 @@ def is_out_of_memory(error: BaseException) -> bool:
         >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("a wrong shape"))
         (True, False)
     """
-    import torch
-
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
-
-
-def is_permanent(error: BaseException) -> bool:
-    """Return whether memory that ran out so leaves a thread unable to go on with fewer images.
-
-    oneDNN's code generator (torch 2.14) keeps the first error of each thread, so that it makes no
-    further convolution of a new shape.
-    """
-    return _NO_PRIMITIVE in str(error)
+    told = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+    return told or isinstance(error, MemoryError)
 
 
 def free_memory(device: torch.device) -> None:
-    """Free what a step that ran out of memory has left, and from now on whatever is freed."""
+    """Free what a step that ran out of memory has left."""
     import torch
 
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     else:
-        return_freed_memory()
+        trim_memory()
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for its next allocations; on Linux's glibc.
 
     By default, glibc gives every large block back to the kernel, which clears it page by page when
     it is asked for again. A training step on the CPU does so for each of its feature maps, and
     spent half of its time there. The process stays at its peak of memory until it ends.
-
-    Returns:
-        Whether that was possible; elsewhere nothing is changed.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
+    with suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # musl has none
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def trim_memory() -> None:
-    """Give the system back what is free between the blocks in use, to be asked for again.
+    """Give the system back what glibc keeps free between the blocks in use.
 
     For the moment before more memory is needed than ever: kept blocks that are too small for what
-    comes are memory in use to the system. On Linux's glibc; elsewhere nothing is changed.
+    comes are memory in use to the system.
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def return_freed_memory() -> None:
-    """Undo `keep_freed_memory`: give freed memory back to the system, now and from now on."""
-    with suppress(AttributeError, OSError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)
-        libc.mallopt(_M_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
-        libc.malloc_trim(0)

@@ -7,9 +7,10 @@ import errno
 import fcntl
 import glob
 import json
+import math
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,8 +20,7 @@ from medduet.errors import MedDuetError, StorageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
-_EXCHANGE = 2  # RENAME_EXCHANGE of Linux's renameat2
-_HERE = -100  # AT_FDCWD
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 
 
 @contextmanager
@@ -28,6 +28,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; move it there, synced to disk, if the body succeeds.
 
     Example:
+        >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "a.txt"
         >>> with atomic_path(target) as temporary:
         ...     _ = temporary.write_text("whole")
@@ -37,10 +38,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: the disk is full or can't be written; `path` is as it was.
     """
-    with _temporary(path, tempfile.mkstemp) as temporary:
+    with _temporary(path, Path.touch) as temporary:
         yield temporary
         sync(temporary)
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
         sync(path.parent)
 
@@ -51,21 +51,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     What a killed process left of an earlier one is removed.
 
-    Example:
-        >>> target = Path(tempfile.mkdtemp()) / "bundle"
-        >>> for text in ("old", "new"):
-        ...     with atomic_folder(target) as temporary:
-        ...         _ = (temporary / "a.txt").write_text(text)
-        >>> (target / "a.txt").read_text(), len(list(target.parent.iterdir()))
-        ('new', 1)
-
     Raises:
         StorageError: the disk is full or can't be written; `path` is as it was.
     """
     _sweep(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
-    with _temporary(path, tempfile.mkdtemp) as temporary:
+    with _temporary(path, Path.mkdir) as temporary:
         yield temporary
-        temporary.chmod(0o777 & ~_umask())
         for inside in (*temporary.rglob("*"), temporary):
             sync(inside)
         if not path.exists():
@@ -75,46 +66,46 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             old = path.with_name(f"{temporary.stem}.old.tmp")
             path.rename(old)
             temporary.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
         sync(path.parent)
 
 
 @contextmanager
-def _temporary(path: Path, make: Callable[..., Any]) -> Iterator[Path]:
+def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
     """Give a temporary file or folder beside `path`, locked, and remove what is left of it."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = make(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(made if isinstance(made, str) else made[1])
-        handle = os.open(temporary, os.O_RDONLY) if isinstance(made, str) else made[0]
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        make(temporary)
         try:
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(handle, fcntl.LOCK_EX)  # by which `sweep` sees that its process lives
-            yield temporary
+            with _opened(temporary) as handle:
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(handle, fcntl.LOCK_EX)  # `sweep` sees that its process lives
+                yield temporary
         finally:
-            os.close(handle)
             _remove(temporary)
 
 
 def sweep(path: Path) -> None:
-    """Remove what killed processes left of the file or folder `path`, and below it.
-
-    What a living process writes is left alone.
-    """
+    """Remove what killed processes left of `path` and below it; living ones keep what is theirs."""
     _sweep(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
-    if path.is_dir():
-        _sweep(path.rglob(".*.tmp"))
+    _sweep(path.rglob(".*.tmp"))
 
 
 def _sweep(leftovers: Iterable[Path]) -> None:
     for leftover in list(leftovers):
-        with suppress(OSError):
-            handle = os.open(leftover, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(leftover)
-            finally:
-                os.close(handle)
+        with suppress(OSError), _opened(leftover) as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(leftover)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
 
 
 def _remove(path: Path) -> None:
@@ -146,9 +137,7 @@ def finite(value: Any) -> Any:
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
-    if isinstance(value, float) and not (abs(value) < float("inf")):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager
@@ -162,45 +151,31 @@ def storage_errors(path: Path) -> Iterator[None]:
     except MedDuetError:
         raise
     except Exception as error:
-        code = error.errno if isinstance(error, OSError) else None
-        text = str(error)
+        code, text = getattr(error, "errno", None), str(error)
         if code in _FULL or "No space left" in text or "os error 28" in text:
             reason = "the disk is full: make room"
-        elif code in _FORBIDDEN and _concerns(error, path):
+        elif code in _FORBIDDEN and _is_near(getattr(error, "filename", None) or path, path):
             reason = f"{os.strerror(code)}: give a folder that can be written"
         else:
             raise
         raise StorageError(f"can't write {path}: {reason}; what was there is unchanged") from error
 
 
+def _is_near(name: str | bytes | Path, path: Path) -> bool:
+    """Return whether a file is beside `path` or above it, and no source that was read."""
+    there, folder = Path(os.fsdecode(name)).absolute(), path.absolute().parent
+    return there.is_relative_to(folder) or folder.is_relative_to(there)
+
+
 def sync(path: Path) -> None:
     """Make the file or the names in the folder at `path` survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
+    with _opened(path) as handle:
         os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _concerns(error: Exception, path: Path) -> bool:
-    """Return whether an error is of `path` or its folder, and not of a file that was read."""
-    name = getattr(error, "filename", None)
-    if not isinstance(name, str | bytes):
-        return True
-    there, parent = Path(os.fsdecode(name)).absolute(), path.absolute().parent
-    return there == parent or parent in there.parents or there in parent.parents
 
 
 def _exchange(one: Path, other: Path) -> bool:
     """Let two folders change places at one moment; return whether the system can do that."""
-    try:
+    with suppress(AttributeError):
         rename = ctypes.CDLL(None).renameat2
-    except (AttributeError, OSError):
-        return False
-    return bool(rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        return not rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
+    return False

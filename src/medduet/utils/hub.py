@@ -14,9 +14,9 @@ from medduet._version import __version__
 from medduet.errors import ConfigError, DownloadError, MedDuetError, MissingFileError
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-FILES = (WEIGHTS, CONFIG, CARD)
 """All that a bundle has, so all that is fetched and sent."""
 _ADDRESS = re.compile(r"hf:/{1,2}(?P<name>[^@]+)(@(?P<revision>.+))?")  # Path makes one / of two
+_LOGIN = "log in by 'hf auth login', or set HF_TOKEN"
 
 
 def is_on_hub(path: str | Path) -> bool:
@@ -41,33 +41,25 @@ def bundle_folder(path: str | Path) -> Path:
         PosixPath('runs/a')
     """
     address = _ADDRESS.fullmatch(str(path))
-    return fetch_network(address["name"], address["revision"]) if address else Path(path)
-
-
-def fetch_network(name: str, revision: str | None = None) -> Path:
-    """Return the folder to which the files of a bundle were downloaded from the hub.
-
-    Raises:
-        MissingFileError: `name` is no repository that can be read, or not a bundle.
-        DownloadError: the hub can't be reached, or asks for a token.
-    """
+    if address is None:
+        return Path(path)
     from huggingface_hub import snapshot_download
 
-    with asking_hub(name):
-        path = snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=list(FILES),
+    with asking_hub(address["name"]):
+        folder = snapshot_download(
+            address["name"],
+            revision=address["revision"],
+            allow_patterns=[WEIGHTS, CONFIG, CARD],
             library_name="medduet",
             library_version=__version__,
         )
     for file in (CONFIG, WEIGHTS):
-        if not (Path(path) / file).is_file():
+        if not Path(folder, file).is_file():
             raise MissingFileError(
-                f"expected a bundle of MedDuet in hf://{name}, but the repository has no {file}: "
+                f"expected a bundle of MedDuet in {path}, but the repository has no {file}: "
                 "give another name or @REVISION"
             )
-    return Path(path)
+    return Path(folder)
 
 
 @contextmanager
@@ -97,20 +89,19 @@ def asking_hub(name: str) -> Iterator[None]:
 def _explained(name: str, error: BaseException) -> MedDuetError:
     from huggingface_hub import errors
 
-    reason = " ".join(str(error).split())[:300]
-    login = "log in by 'hf auth login', or set HF_TOKEN"
-    hub = "the Hugging Face hub"
-    if isinstance(error, errors.HFValidationError):
-        return MissingFileError(f"expected a repository user/name, but got {name}: {reason}")
-    if isinstance(error, errors.GatedRepoError):
-        return DownloadError(f"hf://{name} is gated: ask for access on its page, then {login}")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return MissingFileError(f"{hub} has no repository {name} that you may see: {login}")
-    if isinstance(error, errors.RevisionNotFoundError):
-        return MissingFileError(f"hf://{name} has no such revision (branch, tag or commit)")
-    if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
-        code = error.response.status_code
-        return DownloadError(f"{hub} does not allow that for {name} ({code}): {login}")
-    if isinstance(error, ValueError) and not isinstance(error, OSError):
-        return ConfigError(f"{hub} refuses what was sent to {name}: {reason}")
+    hub, reason = "the Hugging Face hub", " ".join(str(error).split())[:300]
+    code = getattr(getattr(error, "response", None), "status_code", None)
+    match error:
+        case errors.HFValidationError():
+            return MissingFileError(f"expected a repository user/name, but got {name}: {reason}")
+        case errors.GatedRepoError():
+            return DownloadError(f"hf://{name} is gated: ask for access on its page, then {_LOGIN}")
+        case errors.RepositoryNotFoundError():
+            return MissingFileError(f"{hub} has no repository {name} that you may see: {_LOGIN}")
+        case errors.RevisionNotFoundError():
+            return MissingFileError(f"hf://{name} has no such revision (branch, tag or commit)")
+        case errors.HfHubHTTPError() if code in (401, 403):
+            return DownloadError(f"{hub} does not allow that for {name} ({code}): {_LOGIN}")
+        case ValueError() if not isinstance(error, OSError):
+            return ConfigError(f"{hub} refuses what was sent to {name}: {reason}")
     return DownloadError(f"{hub} can't be reached for {name}: {reason}; connect, or give a folder")

@@ -21,9 +21,10 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
     Example:
         >>> import tempfile
-        >>> with exclusive(Path(tempfile.mkdtemp()) / "lock") as alone:
-        ...     alone
-        True
+        >>> path = Path(tempfile.mkdtemp()) / "lock"
+        >>> with exclusive(path) as alone:
+        ...     alone, is_held(path), holder(path).startswith(f"process {os.getpid()} on ")
+        (True, True, True)
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,28 +42,15 @@ def exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
 
 
 def holder(path: Path) -> str:
-    """Return which process holds the lock file at `path`, in words.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "lock"
-        >>> with exclusive(path):
-        ...     holder(path) == f"process {os.getpid()} on {socket.gethostname()}"
-        True
-    """
-    with suppress(OSError):
-        if text := path.read_text("utf-8", errors="replace").strip():
-            return text
-    return "another process"
+    """Return which process holds the lock file at `path`, in words."""
+    return path.read_text("utf-8", errors="replace").strip() or "another process"
 
 
 def is_held(path: Path) -> bool:
     """Return whether a process holds the lock file at `path`."""
     if not path.is_file():
         return False
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    with path.open() as file, suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    return True

@@ -51,7 +51,7 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_json(text: str) -> Any:
-    r"""Return the value of a JSON text, which may be a stranger's.
+    """Return the value of a JSON text, which may be a stranger's.
 
     Raises:
         ValueError: it is none, has more than 100 levels, or halves of characters.
@@ -59,9 +59,6 @@ def parse_json(text: str) -> Any:
     Example:
         >>> parse_json("[1, {}]")
         [1, {}]
-        >>> parse_json("[" * 100_000)
-        Traceback (most recent call last):
-        ValueError: more than 100 levels
     """
     try:
         value = json.loads(text)
