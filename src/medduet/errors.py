@@ -82,11 +82,6 @@ def closest(name: str, choices: Iterable[str], otherwise: str = "") -> str:
 
 
 def five_closest(name: str, choices: Mapping[str, str]) -> str:
-    """Return a sentence with what to type for the five of many choices that are closest to `name`.
-
-    Example:
-        >>> five_closest("resnet", {"unet": "unet", "resnet18": "timm:resnet18"})
-        'the closest are timm:resnet18, unet'
-    """
+    """Return a sentence with what to type for the five choices that are closest to `name`."""
     near = difflib.get_close_matches(name[:_COMPARED], sorted(choices), n=5, cutoff=0.0)
     return f"the closest are {', '.join(choices[each] for each in near)}"

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -20,7 +19,6 @@ from medduet.training.memory import checkpoint_activations
 from medduet.training.reporter import Reporter
 from medduet.training.step import split_batch
 from medduet.types import Batch, Outputs
-from medduet.utils.devices import evaluation_batch_size
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -184,15 +182,6 @@ def test_a_compiled_network_learns_the_same(make_config: MakeConfig, tmp_path: P
         run = medduet.train(config).path
         losses.append(json.loads((run / "epochs.jsonl").read_text("utf-8"))["train"]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
-
-
-def test_larger_images_are_evaluated_in_smaller_batches() -> None:
-    sides = np.array([16, 28, 64, 128, 224, 512, 2048])
-    for kind in ("cpu", "cuda"):
-        numbers = [evaluation_batch_size(kind, int(side), int(side)) for side in sides]
-        assert numbers == sorted(numbers, reverse=True)
-        assert numbers[-1] >= 1
-    assert evaluation_batch_size("cuda", 224, 224) > evaluation_batch_size("cpu", 224, 224)
 
 
 def test_parts_add_up_to_the_whole_step(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -56,9 +56,14 @@ def launch_fabric(config: TrainConfig) -> Fabric:
     finally:
         logging.disable(disabled)
     if world_size > 1:
-        # gloo's threads, if they outlive Python, may abort the process.
-        atexit.register(torch.distributed.destroy_process_group)
+        atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """Leave the other processes: gloo's threads, if they outlive Python, may abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _join_again(kind: str, world_size: int) -> None:

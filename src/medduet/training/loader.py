@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -24,27 +25,17 @@ RESIDENT_BYTES = 1 << 30
 class Feed:
     """Gives batches of a split on the device of `fabric`.
 
-    On a GPU, a small split is copied there once. Of a larger one, a thread gathers the next
-    batches in pinned memory, from which the GPU fetches them while it computes. On a CPU a batch
-    is gathered when it is asked for: that takes less than 1% of a step.
-
-    Args:
-        fabric: its device is used.
-        split: whose images, labels and masks are given.
-        how: ``"plain"``, ``"ahead"`` or ``"resident"``, see above; ``None`` chooses.
-
-    Example:
-        >>> import medduet
-        >>> split = medduet.open_images("phantom", size=16, count=20).train
-        >>> feed = Feed(Fabric(accelerator="cpu"), split, how="ahead")
-        >>> [len(batch.image) for batch in feed.batches([np.arange(4), np.arange(4, 6)])]
-        [4, 2]
+    On a GPU, a small split is copied there once (``how="resident"``). Of a larger one, a thread
+    gathers the next batches in pinned memory (``"ahead"``), from which the GPU fetches them while
+    it computes. On a CPU a batch is gathered when it is asked for (``"plain"``): that takes less
+    than 1% of a step.
     """
 
     def __init__(self, fabric: Fabric, split: Split, how: str | None = None) -> None:
         self.fabric, self.split = fabric, split
         self.how = how or _choose(fabric.device, split)
-        self._whole = _whole(split, fabric) if self.how == "resident" else None
+        if self.how == "resident":
+            self._whole = split.batch(np.arange(len(split))).apply(fabric.to_device)
 
     def batches(self, indices: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
         """Yield a batch for each array of positions in the split.
@@ -53,14 +44,13 @@ class Feed:
             DataError, DownloadError: the images of the batch that is asked for can't be had.
         """
         self.split.expect(indices)
-        if self.how == "ahead":
-            yield from self._ahead(indices)
-            return
-        for index in indices:
-            if self._whole is not None:
-                yield _gather(self._whole, torch.from_numpy(index).to(self.fabric.device))
-            else:
-                yield self.fabric.to_device(self.split.batch(index))
+        if self.how == "resident":
+            for index in indices:
+                yield self._whole.apply(itemgetter(torch.from_numpy(index).to(self.fabric.device)))
+        else:
+            read = self._ahead(indices) if self.how == "ahead" else map(self.split.batch, indices)
+            for batch in read:
+                yield self.fabric.to_device(batch)
 
     def _ahead(self, indices: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
         waiting: deque[Future[Batch]] = deque()
@@ -69,9 +59,9 @@ class Feed:
             for index in indices:
                 waiting.append(pool.submit(self._read, index))
                 if len(waiting) > AHEAD:
-                    yield self.fabric.to_device(waiting.popleft().result())
+                    yield waiting.popleft().result()
             while waiting:
-                yield self.fabric.to_device(waiting.popleft().result())
+                yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -87,19 +77,8 @@ class Feed:
 def _choose(device: torch.device, split: Split) -> str:
     if device.type != "cuda":
         return "plain"
-    size = len(split) * int(np.prod(split.images.shape[1:])) * (2 if split.masks is not None else 1)
+    # On the GPU a pixel of a mask is an int64.
+    size = len(split) * int(np.prod(split.images.shape[1:])) * (9 if split.masks is not None else 1)
     free, _ = torch.cuda.mem_get_info(device)
     small = size <= min(RESIDENT_BYTES, free // 10) and split.shard_sizes is None
     return "resident" if small else "ahead"
-
-
-def _whole(split: Split, fabric: Fabric) -> Batch:
-    whole = split.batch(np.arange(len(split)))
-    if whole.mask is not None:
-        whole = whole._replace(mask=whole.mask.to(torch.uint8))
-    return whole.apply(fabric.to_device)
-
-
-def _gather(whole: Batch, index: Tensor) -> Batch:
-    batch = whole.apply(lambda values: values[index])
-    return batch if batch.mask is None else batch._replace(mask=batch.mask.long())

@@ -37,9 +37,6 @@ def fit(experiment: Experiment) -> Progress:
     evaluated (and test, in the paper's protocol), the weights of the best epoch so far are kept,
     and the checkpoint is written.
 
-    Returns:
-        Where it ended, with the best epochs.
-
     Raises:
         DownloadError: the server of the images is gone; a single process saves the last step.
         Interrupted: ``experiment.stop`` was set; the last step is saved.
@@ -52,7 +49,10 @@ def fit(experiment: Experiment) -> Progress:
         torch.manual_seed(config.seed + 1 + fabric.global_rank)
         state = new_state(experiment)
         state.restore(experiment.folder, fabric)
-        while not _is_over(state.progress, config):
+        patience = config.patience or config.epochs
+        while (epoch := state.progress.epoch) <= config.epochs:
+            if epoch - 1 - state.progress.best.epoch >= patience:
+                break
             try:
                 _train_epoch(experiment, state)
             except NotFiniteError as fault:
@@ -119,11 +119,6 @@ def _parameter_groups(network: DuetNetwork, config: TrainConfig) -> list[dict[st
         {"params": [parameter for parameter in trained if parameter not in shared]},
         {"params": encoder, "lr": config.encoder_learning_rate},
     ]
-
-
-def _is_over(progress: Progress, config: TrainConfig) -> bool:
-    since_best = progress.epoch - 1 - progress.best.epoch
-    return progress.epoch > config.epochs or since_best >= (config.patience or math.inf)
 
 
 def _train_epoch(experiment: Experiment, state: TrainState) -> None:

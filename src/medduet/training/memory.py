@@ -33,17 +33,17 @@ def _checkpointed(stage: nn.Module, forward: Any, *inputs: Any, **options: Any) 
 
 
 class _Recomputation:
-    """While `stage` is computed again: batch normalisation must not count its images twice.
-
-    Each backward pass through the same graph enters it.
-    """
+    """While `stage` is computed again: batch normalisation must not count its images twice."""
 
     def __init__(self, stage: nn.Module) -> None:
-        norms = (module for module in stage.modules() if isinstance(module, _BatchNorm))
-        counting = [norm for norm in norms if norm.training and norm.track_running_stats]
-        self.norms = [(norm, norm.momentum, norm.num_batches_tracked) for norm in counting]
+        norms = [module for module in stage.modules() if isinstance(module, _BatchNorm)]
+        self.norms = [
+            (norm, norm.momentum, norm.num_batches_tracked)
+            for norm in norms
+            if norm.training and norm.track_running_stats
+        ]
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> None:  # each backward pass through the same graph does
         trim_memory()
         for norm, _, _ in self.norms:
             norm.momentum, norm.num_batches_tracked = 0.0, None

@@ -35,39 +35,31 @@ class StepMonitor:
     """Checks losses and gradients, and whether training was asked to stop.
 
     On a GPU, reading a value makes Python wait for all that was queued before. There, what was
-    noted in `GPU_INTERVAL` steps is checked together; nothing is saved before it was.
-
-    Args:
-        fabric: device and processes.
-        stop: set from outside to end training.
-        interval: steps between two checks; ``None`` for what suits the device.
+    noted in `interval` steps is checked together; nothing is saved before it was.
     """
 
     def __init__(self, fabric: Fabric, stop: threading.Event, interval: int | None = None) -> None:
         self.fabric, self.stop = fabric, stop
         self.interval = interval or (1 if fabric.device.type == "cpu" else GPU_INTERVAL)
         self._steps = 0
-        self._noted: list[tuple[str, int, int, Batch]] = []
-        self._finite: list[Tensor] = []
+        self._noted: list[tuple[Tensor, tuple[str, int, int, Batch]]] = []
 
     def note(self, quantity: str, value: Tensor, epoch: int, step: int, batch: Batch) -> None:
-        """Note whether `value`, the ``"loss"`` or ``"gradient"`` of a step (from 1), is finite.
+        """Note whether the ``"loss"`` or ``"gradient"`` of a step (from 1) is finite.
 
         Raises:
             NotFiniteError: it is the time to check, and this or an earlier one is not.
         """
-        self._noted.append((quantity, epoch, step, batch))
-        self._finite.append(torch.isfinite(value).all())
+        self._noted.append((torch.isfinite(value).all(), (quantity, epoch, step, batch)))
         if self.interval == 1:
             self.check()
 
     def check(self) -> None:
         """Check all that was noted; `NotFiniteError` for the first that is not finite."""
-        noted, values = self._noted, self._finite
-        self._noted, self._finite = [], []
-        finite = torch.stack(values).tolist() if values else []
+        noted, self._noted = self._noted, []
+        finite = torch.stack([value for value, _ in noted]).tolist() if noted else []
         if not all(finite):
-            raise NotFiniteError(*noted[finite.index(False)])
+            raise NotFiniteError(*noted[finite.index(False)][1])
 
     def must_stop(self, stop_requests: Tensor) -> bool:
         """Return, after a step, whether to stop; all processes get the same answer.
@@ -75,10 +67,10 @@ class StepMonitor:
         `stop_requests` is the number of processes whose `stop` was set in the step.
         """
         self._steps += 1
-        if self._steps % self.interval:
-            return self.fabric.world_size == 1 and self.stop.is_set()
-        self.check()
-        return bool(stop_requests > 0) if self.fabric.world_size > 1 else self.stop.is_set()
+        alone, is_due = self.fabric.world_size == 1, self._steps % self.interval == 0
+        if is_due:
+            self.check()
+        return self.stop.is_set() if alone else is_due and bool(stop_requests > 0)
 
 
 def save_batch(experiment: Experiment, fault: NotFiniteError) -> Path:
@@ -88,8 +80,8 @@ def save_batch(experiment: Experiment, fault: NotFiniteError) -> Path:
     in the train split, and where there are any ``masks``, ``has_mask`` and ``ids``.
     """
     image, labels, masks, has_mask, indices = fault.batch.apply(Tensor.cpu)
-    arrays: dict[str, Any] = {"images": image.float() if image.is_floating_point() else image}
-    arrays |= {"labels": labels, "indices": indices}
+    arrays: dict[str, Any] = {"labels": labels, "indices": indices}
+    arrays["images"] = image.float() if image.is_floating_point() else image
     if masks is not None:
         arrays |= {"masks": masks, "has_mask": has_mask}
     if (ids := experiment.data.train.ids) is not None:

@@ -13,12 +13,9 @@ class Reporter:
         """Epoch `epoch` of `epochs` starts, with so many steps."""
 
     def step(self, images: int, losses: Callable[[], dict[str, float]]) -> None:
-        """A step is done.
+        """A step is done, of so many images over all processes.
 
-        Args:
-            images: of the step, over all processes.
-            losses: gives the mean loss of each task over the epoch so far; on a GPU a call waits
-                for it.
+        `losses` gives the mean loss of each task over the epoch so far; on a GPU a call waits.
         """
 
     def end_epoch(self, row: Mapping[str, Any]) -> None:

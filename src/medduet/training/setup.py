@@ -18,7 +18,6 @@ from medduet.models.registry import create_model
 from medduet.models.weights import WeightsReport, load_weights
 from medduet.runs.folder import RunFolder
 from medduet.types import DenseLayout
-from medduet.utils.devices import find_device
 from medduet.utils.parsing import misread, read_json
 
 
@@ -41,25 +40,23 @@ def check_same_images(fabric: Fabric, data: ImageSet, folder: RunFolder | None =
             f"processes, but process {different[0]} has others than process 0: give them one "
             "shared cache by --data.cache, or a split by --data.split FILE.csv"
         )
-    path = None if folder is None else folder.path / "environment.json"
-    if path is None or not path.is_file():
+    if folder is None or not (path := folder.path / "environment.json").is_file():
         return
     with misread(path):
         fingerprint = read_json(path)["data"]["fingerprint"]
     if fingerprint != data.fingerprint:
         raise ConfigError(
-            f"{path.parent} began with other images than {data.name} has now: put them back as "
+            f"{folder.path} began with other images than {data.name} has now: put them back as "
             "they were, or start a new run"
         )
 
 
 def check_settings(config: RunConfig, data: ImageSet) -> None:
     """Refuse what can't be learnt or selected on before anything is written."""
-    model, objective, train = config.model, config.objective, config.train
+    objective, train, frozen = config.objective, config.train, config.model.freeze_encoder
     select, tasks, names = config.evaluate.select, objective.tasks, data.class_names
-    balance = f"--balance {objective.balance}"
+    balance, draws = f"--balance {objective.balance}", train.sampling == "balanced"
     combines = Balance(objective.balance, len(tasks)).aggregator is not None
-    draws = train.sampling == "balanced"
     has = f"one class, {names[0]}" if names else "no classes (sub-folders, or a column 'label')"
     lacking = {"classify": len(names) < 2, "segment": not data.mask_names, "reconstruct": False}
     possible = " ".join(task for task in tasks if not lacking[task]) or "reconstruct"
@@ -77,26 +74,9 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
         f"{balance} needs all images at a time: no --train.micro-batch-size": (
             train.micro_batch_size is not None and objective.balance != "sum"
         ),
-        f"{balance} combines gradients on the encoder, which is frozen": (
-            combines and model.freeze_encoder
-        ),
+        f"{balance} combines gradients on the encoder, which is frozen": combines and frozen,
         f"{balance} can't scale gradients for --precision 16-mixed": (
             combines and train.precision == "16-mixed"
-        ),
-        "--train.encoder-learning-rate is for an encoder that is not frozen": (
-            model.freeze_encoder and train.encoder_learning_rate is not None
-        ),
-        "--model.pretrained and --model.weights: leave one out": (
-            model.pretrained and model.weights is not None
-        ),
-        "every task has weight 0: give one of them --objective.TASK-weight 1": (
-            not any(objective.weight(task) for task in tasks)
-        ),
-        "--train.compile and --train.activation-checkpointing: leave one out": (
-            train.compile and train.activation_checkpointing
-        ),
-        "--train.sync-batch-norm needs GPUs": (
-            train.sync_batch_norm and find_device(train.device).type != "cuda"
         ),
         f"--train.sampling balanced draws each class as often, but there are {has}": (
             draws and lacking["classify"]
@@ -149,6 +129,6 @@ def build_objective(config: RunConfig, data: ImageSet, layout: DenseLayout) -> O
     """Return the losses, with the class weights that `config` asks for."""
     weights = None
     if config.objective.class_weights == "balanced" and data.class_names:
-        label = torch.from_numpy(data.train.labels)
-        weights = balanced_weights(label, len(data.class_names))
+        labels = torch.from_numpy(data.train.labels)
+        weights = balanced_weights(labels, len(data.class_names))
     return Objective(config.objective, layout, weights)

@@ -79,9 +79,8 @@ class TrainState:
         """Write the checkpoint, then the epochs' records; each is old or new, never half.
 
         Raises:
-            NotFiniteError: a step was not finite; nothing is written.
             StorageError: the disk is full; the last checkpoint is unharmed.
-            TrainingError: weights are not finite; nothing is written.
+            TrainingError: a step or the weights are not finite; nothing is written.
         """
         self.monitor.check()
         if not all(torch.isfinite(weight).all() for weight in self.network.parameters()):
@@ -89,13 +88,16 @@ class TrainState:
                 f"weights are not finite after epoch {self.progress.epoch}, step "
                 f"{self.progress.step}: lower --lr, or set --train.grad-clip 1"
             )
+        own = {"sums": self.sums, "cpu": torch.get_rng_state()}
+        if fabric.device.type == "cuda":
+            own["cuda"] = torch.cuda.get_rng_state(fabric.device)
         checkpoint = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "balancer": self.balancer.state_dict(),
             # Each process has its own generators, and in the middle of an epoch its own sums.
-            "own": fabric.all_gather(random_state(fabric.device) | {"sums": self.sums}),
+            "own": fabric.all_gather(own),
             "world_size": fabric.world_size,
             "progress": asdict(self.progress),
         }
@@ -124,9 +126,12 @@ class TrainState:
         best = {name: Best(**state["progress"][name]) for name in ("best", "best_test")}
         self.progress = Progress(**state["progress"] | best)
         rank = fabric.global_rank if fabric.world_size > 1 else slice(None)
-        own = {name: value[rank] for name, value in state["own"].items()}
-        self.sums = own.pop("sums").to(fabric.device)
-        set_random_state(own, fabric.device)
+        # A clone: torch 2.14 refuses a row of several states, which begins within its memory.
+        own = {name: value[rank].clone() for name, value in state["own"].items()}
+        self.sums = own["sums"].to(fabric.device)
+        torch.set_rng_state(own["cpu"])
+        if fabric.device.type == "cuda" and "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"], fabric.device)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -154,19 +159,3 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except (UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
         raise TrainingError(f"{path} is damaged, or no checkpoint of MedDuet") from error
     return state
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of torch's generators on the CPU and on `device`."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Set torch's generators to what `random_state` gave."""
-    # A clone: torch 2.14 refuses a row of several states, which begins within its memory.
-    torch.set_rng_state(state["cpu"].clone())
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].clone(), device)

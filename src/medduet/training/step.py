@@ -30,52 +30,61 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
         NotFiniteError: a loss or gradient is not, and the step is not to be skipped.
         TrainingError: the memory does not do for two images at a time.
     """
-    skip = experiment.config.train.on_not_finite == "skip"
+    progress, skip = state.progress, experiment.config.train.on_not_finite == "skip"
+    note = partial(state.monitor.note, epoch=progress.epoch, step=progress.step + 1, batch=batch)
     buffers = [buffer.clone() for buffer in state.network.buffers()] if skip else []
     stop_requests = torch.zeros(())
     try:
-        sums, stop_requests = _backward(experiment, state, batch)
-        _clip_gradient(experiment, state, batch)
+        sums, stop_requests = _backward(experiment, state, batch, note)
+        _clip_gradient(experiment, state, note)
+        state.optimizer.step()
+        state.sums += sums
     except NotFiniteError as fault:
         if not skip:
             raise
         for buffer, before in zip(state.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
-        _note_skipped(experiment, state, fault)
-    else:
-        state.optimizer.step()
-        state.sums += sums
+        path = save_batch(experiment, fault)
+        progress.skipped_steps.append(fault.step)
+        progress.skipped += 1
+        if progress.skipped > MAX_SKIPPED:
+            raise TrainingError(
+                f"{fault}; {progress.skipped} steps were not finite, so skipping them does not "
+                "help: lower --lr, or set --train.grad-clip 1"
+            ) from fault
+        experiment.reporter.message(f"{fault}: the step is skipped; its images are in {path}")
     state.optimizer.zero_grad()
     return state.monitor.must_stop(stop_requests)
 
 
-def _backward(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[Tensor, Tensor]:
+def _backward(
+    experiment: Experiment, state: TrainState, batch: Batch, note: Callable[[str, Tensor], None]
+) -> tuple[Tensor, Tensor]:
     """Give every trained parameter its gradient, in as many micro-batches as the memory needs.
 
     Returns:
         The sums ``(2, T)`` of the weighted losses and of the weights of each task on this process,
         and on how many processes training was asked to stop.
     """
+    progress, can_split = state.progress, state.balancer.can_split_batch
     while True:
         try:
-            return _backward_once(experiment, state, batch)
+            return _backward_once(experiment, state, batch, note)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            images = min(len(batch.image), state.progress.micro_batch or sys.maxsize)
-            can_split = state.balancer.can_split_batch
+            images = min(len(batch.image), progress.micro_batch or sys.maxsize)
             # Several processes can't agree on it in the middle of a step.
             if images < 4 or not can_split or experiment.fabric.world_size > 1:
-                smaller = f"--train.micro-batch-size {max(2, images // 2)}"
                 raise TrainingError(
-                    f"out of memory with {images} images at a time: give "
-                    f"{smaller if can_split and images > 3 else 'a smaller --batch-size'}, "
-                    "--train.activation-checkpointing, or a smaller --size or --model.width"
+                    f"out of memory with {images} images at a time: give a smaller --batch-size, "
+                    "--train.micro-batch-size, --size or --model.width, or "
+                    "--train.activation-checkpointing"
                 ) from error
         # Only here, where the error and with it the feature maps are gone.
         state.optimizer.zero_grad()
         free_memory(experiment.fabric.device)
-        state.progress.micro_batch = images // 2
+        progress.micro_batch = images // 2
         experiment.reporter.message(
             f"out of memory with {images} images at a time: gradients of {images // 2} at a time "
             "are added up from now on, which is the same step but for batch normalisation"
@@ -83,7 +92,7 @@ def _backward(experiment: Experiment, state: TrainState, batch: Batch) -> tuple[
 
 
 def _backward_once(
-    experiment: Experiment, state: TrainState, batch: Batch
+    experiment: Experiment, state: TrainState, batch: Batch, note: Callable[[str, Tensor], None]
 ) -> tuple[Tensor, Tensor]:
     """Add up the gradients of micro-batches, divided by the weights of the whole batch.
 
@@ -91,21 +100,20 @@ def _backward_once(
     the tasks is measured on the first micro-batch.
     """
     fabric, objective, balancer = experiment.fabric, experiment.objective, state.balancer
-    note = _note_of(state, batch)
     weights = objective.weights(batch)
     all_weights = all_sum(fabric, weights)
     totals = torch.zeros_like(weights)
     micro_batches = split_batch(batch, state.progress.micro_batch)
-    for number, micro in enumerate(micro_batches):
-        is_last = number + 1 == len(micro_batches)
-        with fabric.no_backward_sync(state.module, balancer.combines_gradients or not is_last):
+    for number, micro in enumerate(micro_batches, start=1):
+        has_more = number < len(micro_batches)
+        with fabric.no_backward_sync(state.module, balancer.combines_gradients or has_more):
             normalized = experiment.network.normalize(micro.image)
             terms = objective(state.module(micro.image), micro, normalized)
             all_totals = micro_totals = torch.stack([x.total().detach() for x in terms.values()])
             if not balancer.can_split_batch:  # it needs the losses of all processes now
                 all_totals = all_sum(fabric, micro_totals)
                 note("loss", all_totals)
-            step = sys.maxsize if number else state.progress.step
+            step = state.progress.step if number == 1 else sys.maxsize
             balancer.backward(terms, all_weights, all_totals, step, note)
         totals += micro_totals
     stop_request = torch.full_like(weights[:1], float(state.monitor.stop.is_set()))
@@ -131,7 +139,9 @@ def split_batch(batch: Batch, most: int | None) -> list[Batch]:
     return [batch.apply(itemgetter(slice(start, end))) for start, end in pairwise(edges)]
 
 
-def _clip_gradient(experiment: Experiment, state: TrainState, batch: Batch) -> None:
+def _clip_gradient(
+    experiment: Experiment, state: TrainState, note: Callable[[str, Tensor], None]
+) -> None:
     """Scale a gradient down that is too long, and note whether it is finite."""
     config = experiment.config.train
     # float16 scales its loss by trial: there, a step that overflows is skipped, not wrong.
@@ -139,28 +149,9 @@ def _clip_gradient(experiment: Experiment, state: TrainState, batch: Batch) -> N
     if config.grad_clip is None and (config.on_not_finite == "stop" or by_trial):
         return
     norm = experiment.fabric.clip_gradients(
-        state.module,
-        state.optimizer,
-        max_norm=float("inf") if config.grad_clip is None else config.grad_clip,
+        *(state.module, state.optimizer),
+        max_norm=config.grad_clip or float("inf"),
         error_if_nonfinite=False,
     )
-    if not by_trial and norm is not None:
-        _note_of(state, batch)("gradient", norm)
-
-
-def _note_of(state: TrainState, batch: Batch) -> Callable[[str, Tensor], None]:
-    epoch, step = state.progress.epoch, state.progress.step + 1
-    return partial(state.monitor.note, epoch=epoch, step=step, batch=batch)
-
-
-def _note_skipped(experiment: Experiment, state: TrainState, fault: NotFiniteError) -> None:
-    """Note a step that is skipped, and keep its batch; TrainingError if there were too many."""
-    progress, path = state.progress, save_batch(experiment, fault)
-    progress.skipped_steps.append(fault.step)
-    progress.skipped += 1
-    if progress.skipped > MAX_SKIPPED:
-        raise TrainingError(
-            f"{fault}; {progress.skipped} steps were not finite, so skipping them does not help: "
-            "lower --lr, or set --train.grad-clip 1"
-        )
-    experiment.reporter.message(f"{fault}: the step is skipped; its images are in {path}")
+    if norm is not None and not by_trial:
+        note("gradient", norm)

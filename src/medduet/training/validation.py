@@ -108,19 +108,22 @@ def _in_pieces(
     predict: Callable[[Batch], dict[str, Tensor]], batch: Batch
 ) -> Iterator[dict[str, Tensor]]:
     """Yield what `predict` returns for `batch`; for its halves, or theirs, if memory is short."""
-    try:
-        predicted = predict(batch)
-    except (MemoryError, RuntimeError) as error:
-        if len(batch.indices) == 1 or not is_out_of_memory(error):
-            raise
-        predicted = None
-    if predicted is not None:
-        yield predicted
-        return
-    free_memory(batch.image.device)
-    half = len(batch.indices) // 2
-    for piece in (slice(half), slice(half, None)):
-        yield from _in_pieces(predict, batch.apply(itemgetter(piece)))
+    waiting = [batch]
+    while waiting:
+        batch, predicted = waiting.pop(), None
+        try:
+            predicted = predict(batch)
+        except (MemoryError, RuntimeError) as error:
+            if len(batch.indices) == 1 or not is_out_of_memory(error):
+                raise
+        if predicted is not None:
+            yield predicted
+        else:
+            free_memory(batch.image.device)
+            half = len(batch.indices) // 2
+            waiting += [
+                batch.apply(itemgetter(piece)) for piece in (slice(half, None), slice(half))
+            ]
 
 
 def _predictions(

@@ -28,10 +28,6 @@ def find_device(device: str = "auto") -> torch.device:
 
     Raises:
         ConfigError: it is no device, or this machine does not have it.
-
-    Example:
-        >>> find_device("cpu")
-        device(type='cpu')
     """
     import torch
 
@@ -54,10 +50,6 @@ def best_precision(kind: str) -> Literal["32-true", "bf16-mixed"]:
 
     bfloat16 where the machine computes in it, not merely emulates it: GPUs from Ampere on, CPUs
     with AVX-512 BF16 or AMX.
-
-    Example:
-        >>> best_precision("mps")
-        '32-true'
     """
     import torch
 
@@ -74,11 +66,6 @@ def best_memory_format(
     kind: str, precision: str, side: int
 ) -> Literal["contiguous", "channels_last"]:
     """Return the faster order of feature maps in memory; docs/performance.md has why.
-
-    Args:
-        kind: of device, ``"cpu"``, ``"cuda"`` or ``"mps"``.
-        precision: as Lightning calls it.
-        side: the longer one of the images in pixels.
 
     Example:
         >>> best_memory_format("cpu", "32-true", 28), best_memory_format("cpu", "32-true", 224)
@@ -102,12 +89,7 @@ def evaluation_batch_size(kind: str, height: int, width: int) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that there is no memory left, on a GPU or a CPU.
-
-    Example:
-        >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("a wrong shape"))
-        (True, False)
-    """
+    """Return whether an error says that there is no memory left, on a GPU or a CPU."""
     told = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
     return told or isinstance(error, MemoryError)
 
@@ -139,8 +121,7 @@ def keep_freed_memory() -> None:
 def trim_memory() -> None:
     """Give the system back what glibc keeps free between the blocks in use.
 
-    For the moment before more memory is needed than ever: kept blocks that are too small for what
-    comes are memory in use to the system.
+    Kept blocks that are too small for what comes next are memory in use to the system.
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -27,14 +27,6 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; move it there, synced to disk, if the body succeeds.
 
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "a.txt"
-        >>> with atomic_path(target) as temporary:
-        ...     _ = temporary.write_text("whole")
-        >>> target.read_text()
-        'whole'
-
     Raises:
         StorageError: the disk is full or can't be written; `path` is as it was.
     """
@@ -127,12 +119,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def finite(value: Any) -> Any:
-    """Return `value` with every NaN and infinity, which JSON does not know, replaced by ``None``.
-
-    Example:
-        >>> finite({"a": [1.5, float("nan")]})
-        {'a': [1.5, None]}
-    """
+    """Return `value` with ``None`` for every NaN and infinity, which JSON does not know."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -20,12 +20,7 @@ _LOGIN = "log in by 'hf auth login', or set HF_TOKEN"
 
 
 def is_on_hub(path: str | Path) -> bool:
-    """Return whether `path` is ``hf://OWNER/NAME`` or ``hf://OWNER/NAME@REVISION``.
-
-    Example:
-        >>> is_on_hub("hf://someone/net@v1"), is_on_hub(Path("hf://someone/net")), is_on_hub("net")
-        (True, True, False)
-    """
+    """Return whether `path` is ``hf://OWNER/NAME`` or ``hf://OWNER/NAME@REVISION``."""
     return _ADDRESS.fullmatch(str(path)) is not None
 
 
@@ -35,10 +30,6 @@ def bundle_folder(path: str | Path) -> Path:
     Raises:
         MissingFileError: there is no such repository, or it is not a bundle.
         DownloadError: the hub can't be reached, or asks for a token.
-
-    Example:
-        >>> bundle_folder("runs/a")
-        PosixPath('runs/a')
     """
     address = _ADDRESS.fullmatch(str(path))
     if address is None:
@@ -67,11 +58,6 @@ def asking_hub(name: str) -> Iterator[None]:
     """Turn the errors of the hub, asked for the repository `name`, into one line.
 
     It gets the versions of MedDuet, huggingface_hub and Python, and nothing else of this machine.
-
-    Raises:
-        ConfigError: the hub refuses what was sent.
-        MissingFileError: there is no such repository or revision, or one that may not be seen.
-        DownloadError: the hub can't be reached, or does not allow it.
     """
     from huggingface_hub import constants, errors
 

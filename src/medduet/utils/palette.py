@@ -37,10 +37,8 @@ def mask_color(mask_class: int) -> tuple[int, int, int]:
         >>> mask_color(0), mask_color(1)
         ((0, 0, 0), (230, 159, 0))
     """
-    if not mask_class:
-        return 0, 0, 0
-    value = MASKS[(mask_class - 1) % len(MASKS)].removeprefix("#")
-    red, green, blue = bytes.fromhex(value)
+    value = MASKS[(mask_class - 1) % len(MASKS)] if mask_class else "#000000"
+    red, green, blue = bytes.fromhex(value[1:])
     return red, green, blue
 
 

@@ -1,0 +1,119 @@
+"""What the tests of training share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import medduet
+from medduet import RunConfig
+from medduet.errors import Interrupted
+from medduet.runs.folder import RunFolder
+from medduet.training.reporter import Reporter
+from medduet.training.state import load_checkpoint
+
+
+class Listener(Reporter):
+    """Keeps the messages, and does something after a step, counted over all epochs."""
+
+    def __init__(self, step: int = 0, act: Callable[[], object] = lambda: None) -> None:
+        self.messages, self.at_step, self.act, self.steps = list[str](), step, act, 0
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def step(self, images: int, losses: Callable[[], dict[str, float]]) -> None:
+        self.steps += 1
+        if self.steps == self.at_step:
+            self.act()
+
+
+@pytest.fixture
+def listener() -> Listener:
+    return Listener()
+
+
+@pytest.fixture(scope="session")
+def listen_at() -> type[Listener]:
+    return Listener
+
+
+@pytest.fixture(scope="session")
+def stop_after() -> Callable[..., dict[str, Any]]:
+    """Train until a step is over, and return the checkpoint: ``stop_after(1, config)``."""
+
+    def train(step: int, config: RunConfig | None = None, resume: Path | None = None) -> Any:
+        stop = threading.Event()
+        # The event is seen in the step after the one that reported it.
+        reporter = Listener(step - 1, stop.set)
+        if step == 1:
+            stop.set()
+        with pytest.raises(Interrupted, match="medduet train --resume"):
+            medduet.train(config, resume=resume, reporter=reporter, stop=stop)
+        out = resume or (config and config.out)
+        return load_checkpoint(Path(str(out)) / "checkpoints" / "last.pt")
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def epochs() -> Callable[[Path], list[dict[str, Any]]]:
+    """Give the rows of a run, without what depends on the machine."""
+    clock = ("seconds", "images_per_second", "peak_memory_gb")
+
+    def rows(run: Path) -> list[dict[str, Any]]:
+        found = RunFolder(run).epochs
+        assert all(row[name] > 0 for row in found for name in clock)
+        return [{key: row[key] for key in row if key not in clock} for row in found]
+
+    return rows
+
+
+@pytest.fixture(scope="session")
+def assert_same_run(epochs: Callable[[Path], list[dict[str, Any]]]) -> Callable[..., None]:
+    """Check that two finished runs have the same weights, numbers and predictions, bit for bit."""
+
+    def check(found: Path, expected: Path) -> None:
+        runs = (found, expected)
+        left, right = (load_file(run / "bundle" / "model.safetensors") for run in runs)
+        assert list(left) == list(right)
+        for name, value in left.items():
+            assert torch.equal(value, right[name]), name
+        assert epochs(found) == epochs(expected)
+        for name in ("metrics.json", "predictions/val.csv", "predictions/test.csv"):
+            assert (found / name).read_text() == (expected / name).read_text()
+        assert not (found / "checkpoints").exists()
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run words in several processes: ``torchrun(2, "-m", "medduet", "train", recipe)``."""
+
+    def run(
+        processes: int, *words: str, restarts: int = 0, fails: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        options = ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *options]
+        done = subprocess.run(
+            [*command, "--monitor-interval", "0.2", *words],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert (done.returncode != 0) == fails, done.stderr[-4000:]
+        return done
+
+    return run

@@ -1,0 +1,271 @@
+"""Several processes: they learn and evaluate as one does, and survive the death of one."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric import Fabric
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from medduet import DenseLayout, Outputs, RunConfig
+from medduet.cli import main
+from medduet.data.imageset import ImageSet
+from medduet.data.sources import open_images
+from medduet.losses.objective import Objective
+from medduet.models.base import DuetNetwork
+from medduet.models.normalize import Normalize
+from medduet.runs.folder import RunFolder
+from medduet.training.experiment import Experiment
+from medduet.training.loop import fit
+from medduet.utils.parsing import read_json
+
+pytestmark = pytest.mark.slow
+MakeConfig = Callable[..., RunConfig]
+
+
+class Plain(DuetNetwork):
+    """A network without batch normalisation, whose step is the same on any number of processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = Normalize(1)
+        self.features = nn.Conv2d(1, 6, 3, padding=1)
+        self.class_head = nn.Linear(6, 4)
+        self.dense_head = nn.Conv2d(6, 2, 1)
+
+    @property
+    def encoder_modules(self) -> list[nn.Module]:
+        return [self.features]
+
+    def forward(self, image: Tensor) -> Outputs:
+        features = self.features(self.normalize(image)).relu()
+        return Outputs(self.class_head(features.mean(dim=(2, 3))), self.dense_head(features))
+
+
+def uneven_images() -> ImageSet:
+    """Phantoms with unknown labels and masks; 22 in train make batches of 8, 8 and 6."""
+    images = open_images("phantom", size=16, count=31)
+    images.train.labels[2:9] = -1
+    object.__setattr__(images.train, "has_mask", np.arange(len(images.train)) % 3 > 0)
+    return images
+
+
+def fit_plain(config: RunConfig, fabric: Fabric) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    network, layout = Plain(), DenseLayout(2, 1)
+    objective = Objective(config.objective, layout, torch.tensor([1.0, 4.0, 0.5, 2.0]))
+    fit(Experiment(fabric, config, uneven_images(), network, objective, RunFolder(config.out)))
+    return network.state_dict()
+
+
+def assert_close(found: Any, expected: Any) -> None:
+    """Numbers may differ in the last digits, since other batches go through the network."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for key in expected:
+            assert_close(found[key], expected[key])
+    elif isinstance(expected, list):
+        for left, right in zip(found, expected, strict=True):
+            assert_close(left, right)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=1e-5, rel=1e-5)
+    else:
+        assert found == expected
+
+
+@pytest.fixture(scope="module")
+def recipe(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    train = {"batch_size": 14, "augment": "flip"}
+    config = make_config(folder, train=train, evaluate={"batch_size": 8})
+    (folder / "recipe.yaml").write_text(config.model_dump_json(exclude={"out"}))
+    return folder / "recipe.yaml"
+
+
+@pytest.fixture(scope="module")
+def trained_by_two(
+    recipe: Path, torchrun: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run on two processes; 28 images in train, 4 in val and 8 in test."""
+    run = tmp_path_factory.mktemp("two") / "run"
+    done = torchrun(2, "-m", "medduet", "train", str(recipe), "--out", str(run))
+    assert "Traceback" not in done.stderr
+    return run
+
+
+def test_two_processes_train_to_the_end(trained_by_two: Path) -> None:
+    run = RunFolder(trained_by_two)
+    assert run.environment["machine"]["processes"] == 2
+    assert len(run.epochs) == 2
+    assert not (run.path / "checkpoints").exists()
+    images = open_images("phantom", size=16, count=40)
+    for split, count in (("val", 4), ("test", 8)):
+        predictions = run.predictions(split)
+        assert predictions.index.tolist() == list(range(count))
+        assert predictions.label.tolist() == images.split(split).labels.tolist()
+
+
+# A process that dies ----------------------------------------------------------------------------
+
+KILL = """
+import os, signal, sys
+from pathlib import Path
+import medduet
+from medduet.config import load_recipe
+from medduet.training.reporter import Reporter
+recipe, out, victim = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+
+class Killer(Reporter):
+    steps = 0
+    def step(self, images, losses):
+        self.steps += 1
+        first = os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"
+        if first and self.steps == 3 and os.environ["RANK"] == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+medduet.train(load_recipe(recipe).model_copy(update={"out": out}), reporter=Killer())
+"""
+
+
+@pytest.mark.parametrize(("victim", "restarts"), [(0, 2), (1, 2), (1, 0)])
+def test_a_process_that_dies_changes_nothing(
+    recipe: Path,
+    trained_by_two: Path,
+    torchrun: Callable[..., Any],
+    assert_same_run: Callable[..., None],
+    tmp_path: Path,
+    victim: int,
+    restarts: int,
+) -> None:
+    run, script = tmp_path / "run", tmp_path / "script.py"
+    script.write_text(KILL)
+    words = (str(script), str(recipe), str(run), str(victim))
+    torchrun(2, *words, restarts=restarts, fails=not restarts)
+    if not restarts:  # it goes on by hand from the last checkpoint
+        torchrun(2, "-m", "medduet", "train", "--resume", str(run))
+    assert_same_run(run, trained_by_two)
+
+
+# As one -----------------------------------------------------------------------------------------
+
+SCRIPT = """
+import importlib.util, json, os, sys
+from pathlib import Path
+import medduet
+from safetensors.torch import save_file
+from medduet.cli import main
+from medduet.config import parse_config
+from medduet.training.fabric import launch_fabric
+file, run, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
+spec = importlib.util.spec_from_file_location("test_processes", file)
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+for name, words in tests.EVALUATE.items():
+    assert main(["evaluate", run, *words.split(), "--out", str(out / name)]) == 0
+settings = json.loads((out / "config.json").read_text())
+config = parse_config(settings, "test")
+fabric = launch_fabric(config.train)
+weights = tests.fit_plain(config, fabric)
+if fabric.is_global_zero:
+    save_file(weights, out / "weights")
+
+# Processes whose own caches have other splits.
+settings["out"] = str(out / "never")
+settings["data"]["cache"] = str(out / f"cache {fabric.global_rank}")
+config = parse_config(settings, "test")
+errors = []
+for act in (lambda: medduet.train(config), lambda: medduet.evaluate(run, data=config.data)):
+    try:
+        act()
+    except medduet.ConfigError as error:
+        errors.append(str(error))
+(out / f"errors {fabric.global_rank}.json").write_text(json.dumps(errors))
+"""
+# 28 images, so the shares of three processes differ; and 1, so two processes have none.
+EVALUATE = {"train": "--split train", "val": "--split val --data phantom --data.count 10 --size 16"}
+# Adam forgets the scale of a gradient, but not beside a decay that is added to it.
+PLAIN = {"epochs": 2, "learning_rate": 0.01, "grad_clip": 0.5, "weight_decay": 0.1}
+
+
+@pytest.fixture(scope="module")
+def three_processes(
+    make_config: MakeConfig,
+    trained_by_two: Path,
+    torchrun: Callable[..., Any],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """What three processes evaluated, learnt and refused, all in one launch."""
+    out = tmp_path_factory.mktemp("three")
+    config = make_config(
+        out / "run", train=PLAIN, data={"count": 20, "split": "made", "group_by": "none"}
+    )
+    (out / "config.json").write_text(config.model_dump_json())
+    (out / "script.py").write_text(SCRIPT)
+    for rank in range(3):
+        open_images(config.data.model_copy(update={"cache": out / f"cache {rank}"}))
+    # As a search for duplicates on another processor may come to another split.
+    (split,) = (out / "cache 1" / "splits").iterdir()
+    text = split.read_text()
+    split.write_text(text.replace(",val", ",x").replace(",test", ",val").replace(",x", ",test"))
+    torchrun(3, str(out / "script.py"), __file__, str(trained_by_two), str(out))
+    return out
+
+
+@pytest.mark.parametrize(("name", "count"), [("train", 28), ("val", 1)])
+def test_three_processes_evaluate_as_one(
+    three_processes: Path, trained_by_two: Path, name: str, count: int, tmp_path: Path
+) -> None:
+    words = EVALUATE[name].split()
+    assert main(["evaluate", str(trained_by_two), *words, "--out", str(tmp_path)]) == 0
+    folders = (tmp_path, three_processes / name)
+    expected, found = (read_json(folder / "metrics.json") for folder in folders)
+    assert found[name]["n"] == count
+    assert_close(found, expected)
+    rows = []
+    for folder in folders:
+        with (folder / "predictions" / f"{name}.csv").open(newline="") as file:
+            rows.append(list(csv.DictReader(file)))
+    assert [row["index"] for row in rows[1]] == [str(i) for i in range(count)]
+    for left, right in zip(*rows, strict=True):
+        for column, value in left.items():
+            same = value == right[column] or math.isclose(
+                float(right[column]), float(value), rel_tol=1e-4
+            )
+            assert same, column
+
+
+def test_three_processes_learn_what_one_learns(
+    three_processes: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    # Without batch normalisation the gradient of a step must be that of the whole batch, though
+    # the processes know different numbers of labels and masks.
+    with torch.random.fork_rng(devices=[]):
+        expected = fit_plain(
+            make_config(tmp_path, train=PLAIN), Fabric(accelerator="cpu", devices=1)
+        )
+    found = load_file(three_processes / "weights")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
+    rows = [RunFolder(run).epochs for run in (tmp_path, three_processes / "run")]
+    for left, right in zip(*rows, strict=True):
+        for part in ("train", "val"):
+            assert_close(right[part], left[part])
+
+
+def test_processes_with_other_splits_are_refused_in_each(three_processes: Path) -> None:
+    expected = (
+        "expected the same images and split of phantom in all 3 processes, but process 1 has "
+        "others than process 0: give them one shared cache by --data.cache, or a split by "
+        "--data.split FILE.csv"
+    )
+    for rank in range(3):
+        assert read_json(three_processes / f"errors {rank}.json") == [expected, expected]
+    assert not (three_processes / "never").exists()
