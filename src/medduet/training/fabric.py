@@ -87,7 +87,7 @@ def _join_again(kind: str, world_size: int) -> None:
 
 def all_sum(fabric: Fabric, value: Tensor) -> Tensor:
     """Return the sum of `value` over all processes."""
-    total = fabric.all_reduce(value, reduce_op="sum")
+    total = fabric.all_reduce(value.clone(), reduce_op="sum")  # which it changes in place
     assert isinstance(total, Tensor)
     return total
 
