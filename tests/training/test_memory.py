@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,41 +15,24 @@ import medduet
 from medduet import ConfigError, RunConfig, TrainingError, create_model
 from medduet.models.base import DuetNetwork
 from medduet.training.memory import checkpoint_activations
-from medduet.training.reporter import Reporter
 from medduet.training.step import split_batch
 from medduet.types import Batch, Outputs
 
 MakeConfig = Callable[..., RunConfig]
 
 
-def epochs(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "epochs.jsonl").read_text("utf-8").splitlines()]
-
-
-class Listener(Reporter):
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-
-def make_network(channels: int, name: str = "vovunet_var", width: int | None = 4) -> DuetNetwork:
-    options = {} if width is None else {"width": width}
+def make_network(name: str = "vovunet_var") -> DuetNetwork:
+    options = {} if ":" in name else {"width": 4}
     torch.manual_seed(0)
-    return create_model(name, in_channels=channels, num_classes=3, dense_channels=2, **options)
+    return create_model(name, in_channels=3, num_classes=3, dense_channels=2, **options).train()
 
 
 @pytest.mark.parametrize("chosen", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("given", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("name", ["vovunet_var", "smp:unet/resnet18"])
-def test_every_convolution_has_the_memory_format(
-    chosen: torch.memory_format, given: torch.memory_format, name: str
-) -> None:
-    network = make_network(3, name, 4 if name == "vovunet_var" else None).train()
+def test_every_convolution_has_the_memory_format(chosen: torch.memory_format, name: str) -> None:
+    network, seen = make_network(name), list[bool]()
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
     network.normalize.memory_format = chosen
-    seen: list[bool] = []
 
     def check(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         # A map of one pixel, or one channel, is the same in both.
@@ -62,13 +44,11 @@ def test_every_convolution_has_the_memory_format(
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
             module.register_forward_hook(check)
     image = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    image = image.contiguous(memory_format=given)
     with fabric.autocast():
         network(image)
     assert len(seen) > 20
     assert all(seen)
-    plain = make_network(3, name, 4 if name == "vovunet_var" else None).train()
-    for output, expected in zip(network(image), plain(image), strict=True):
+    for output, expected in zip(network(image), make_network(name)(image), strict=True):
         torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -76,7 +56,7 @@ def test_weights_and_moments_stay_as_they_are_saved() -> None:
     # A fused optimizer goes through weights, gradients and moments by their place in memory.
     updates = []
     for fused in (False, True):
-        network = make_network(3).train()
+        network = make_network()
         network.normalize.memory_format = torch.channels_last
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, fused=fused)
         image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -93,7 +73,7 @@ def test_weights_and_moments_stay_as_they_are_saved() -> None:
     torch.testing.assert_close(updates[1], updates[0], rtol=1e-4, atol=1e-5)
 
 
-# Memory -----------------------------------------------------------------------------------------
+# Activations ------------------------------------------------------------------------------------
 
 
 def saved_bytes(network: DuetNetwork, image: torch.Tensor) -> tuple[int, torch.Tensor]:
@@ -108,36 +88,23 @@ def saved_bytes(network: DuetNetwork, image: torch.Tensor) -> tuple[int, torch.T
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        outputs = network(image)
-        heads = [head for head in outputs if head is not None]
-        loss = sum(head.float().square().mean() for head in heads)
-    assert isinstance(loss, torch.Tensor)
+        loss = sum(head.float().square().mean() for head in network(image))
     return sum(kept.values()), loss
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "vovunet_var",
-        "adares_unet",
-        "timm:resnet18",
-        "timm:vit_tiny_patch16_224",
-        "smp:fpn/resnet18",
-    ],
+    "name", ["vovunet_var", "adares_unet", "timm:vit_tiny_patch16_224", "smp:fpn/resnet18"]
 )
 def test_checkpointing_changes_memory_alone(name: str) -> None:
     image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    sizes, networks = [], []
-    for checkpointed in (False, True):
-        network = make_network(3, name, None if ":" in name else 4).train()
-        if checkpointed:
-            checkpoint_activations(network)
+    plain, other = make_network(name), make_network(name)
+    checkpoint_activations(other)
+    sizes = []
+    for network in (plain, other):
         torch.manual_seed(3)  # of dropout
         size, loss = saved_bytes(network, image)
         loss.backward()
         sizes.append(size)
-        networks.append(network)
-    plain, other = networks
     assert sizes[1] < 0.6 * sizes[0]
     gradients = dict(other.named_parameters())
     for key, parameter in plain.named_parameters():
@@ -147,59 +114,51 @@ def test_checkpointing_changes_memory_alone(name: str) -> None:
             assert torch.equal(gradients[key].grad, parameter.grad), key
     for key, value in plain.state_dict().items():
         assert torch.equal(other.state_dict()[key], value), key
-    for network in networks:
-        network.eval()
     with torch.no_grad():
-        assert torch.equal(plain(image).class_logits, other(image).class_logits)
+        assert torch.equal(plain.eval()(image).class_logits, other.eval()(image).class_logits)
 
 
-def test_gradients_of_each_task_through_checkpoints(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
-    rows = []
-    for checkpointed in (False, True):
-        train = {"activation_checkpointing": checkpointed, "epochs": 1}
-        objective = {"balance": "pcgrad", "tasks": ["classify", "segment"]}
-        config = make_config(tmp_path / str(checkpointed), train=train, objective=objective)
-        run = medduet.train(config).path
-        row = json.loads((run / "epochs.jsonl").read_text("utf-8"))
-        rows.append((row["train"], row["conflict"], row["val"]))
-    assert rows[0] == rows[1]
+CHANGES = {
+    # The gradients of each task go through checkpoints.
+    "activation_checkpointing": {"objective": {"balance": "pcgrad"}},
+    "compile": {
+        "data": {"count": 20},
+        "model": {"name": "adares_unet", "width": 1},
+        "objective": {"tasks": ["classify"]},
+    },
+    # Without batch normalisation, the gradient is the same but for rounding.
+    "micro_batch_size": {
+        "data": {"size": 32},
+        "model": {"name": "timm:convnext_atto", "width": None},
+        "objective": {"tasks": ["classify"], "class_weights": "balanced"},
+    },
+}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)  # compiling takes minutes on a busy machine
-def test_a_compiled_network_learns_the_same(make_config: MakeConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("activation_checkpointing", True),
+        ("micro_batch_size", 3),
+        pytest.param("compile", True, marks=pytest.mark.slow),
+    ],
+)
+def test_options_that_change_no_loss(
+    make_config: MakeConfig, epochs: Any, tmp_path: Path, option: str, value: Any
+) -> None:
     losses = []
-    for compiled in (False, True):
-        config = make_config(
-            tmp_path / str(compiled),
-            data={"count": 20},
-            model={"name": "adares_unet", "width": 1},
-            objective={"tasks": ["classify"]},
-            train={"compile": compiled, "epochs": 1},
-        )
-        run = medduet.train(config).path
-        losses.append(json.loads((run / "epochs.jsonl").read_text("utf-8"))["train"]["loss"])
+    for name, train in (("plain", {}), ("other", {option: value})):
+        train |= {"epochs": 1, "learning_rate": 1e-4}
+        medduet.train(make_config(tmp_path / name, train=train, **CHANGES[option]))
+        losses.append(epochs(tmp_path / name)[0]["train"]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_parts_add_up_to_the_whole_step(make_config: MakeConfig, tmp_path: Path) -> None:
-    """Without batch normalisation in training mode, the gradient is the same but for rounding."""
-    found = {}
-    for name, most in (("whole", None), ("parts", 3)):
-        train = {"micro_batch_size": most, "epochs": 2, "learning_rate": 1e-4}
-        model = {"name": "timm:convnext_atto", "width": None}  # it has no batch normalisation
-        data = {"size": 32}
-        tasks = {"tasks": ["classify"], "class_weights": "balanced"}
-        config = make_config(tmp_path / name, train=train, model=model, data=data, objective=tasks)
-        medduet.train(config)
-        found[name] = [row["train"]["loss"] for row in epochs(tmp_path / name)]
-    assert found["parts"] == pytest.approx(found["whole"], rel=1e-4)
-    assert found["parts"] != found["whole"]
+# Micro-batches ----------------------------------------------------------------------------------
 
 
-def test_every_image_is_in_one_part() -> None:
+def test_every_image_is_in_one_micro_batch() -> None:
     for images in range(2, 20):
         batch = Batch(torch.zeros(images, 1, 2, 2), *[torch.arange(images)] * 4)
         for most in range(2, 9):
@@ -210,53 +169,49 @@ def test_every_image_is_in_one_part() -> None:
             assert max(sizes) <= max(most, 3)
 
 
-def no_memory(monkeypatch: pytest.MonkeyPatch, above: int) -> None:
+@pytest.fixture
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Let the network run out of memory with more than so many images in training."""
     plain = medduet.models.UNet.forward
 
-    def forward(self: Any, image: torch.Tensor) -> Outputs:
-        if len(image) > above and torch.is_grad_enabled():
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return plain(self, image)
+    def limit(most: int) -> None:
+        def forward(self: Any, image: torch.Tensor) -> Outputs:
+            if len(image) > most and torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return plain(self, image)
 
-    monkeypatch.setattr(medduet.models.UNet, "forward", forward)
+        monkeypatch.setattr(medduet.models.UNet, "forward", forward)
+
+    return limit
 
 
-def test_less_memory_makes_smaller_parts_and_says_so(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_less_memory_makes_smaller_micro_batches_and_says_so(
+    make_config: MakeConfig, epochs: Any, listener: Any, no_memory: Any, tmp_path: Path
 ) -> None:
-    listener = Listener()
-    no_memory(monkeypatch, 2)
+    no_memory(2)
     medduet.train(make_config(tmp_path / "run"), reporter=listener)
     assert [text.split(":")[0] for text in listener.messages[1:]] == [
         "out of memory with 8 images at a time",
         "out of memory with 4 images at a time",
     ]
-    monkeypatch.undo()
     medduet.train(make_config(tmp_path / "asked", train={"micro_batch_size": 2}))
-    losses = [
-        [row["train"]["loss"] for row in epochs(tmp_path / name)] for name in ("run", "asked")
-    ]
+    runs = [epochs(tmp_path / name) for name in ("run", "asked")]
+    losses = [[row["train"]["loss"] for row in rows] for rows in runs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def test_too_little_memory_for_two_images(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("most", "balance", "told"), [(1, "sum", "with 2 images"), (4, "pcgrad", "with 8 images")]
+)
+def test_memory_that_does_not_suffice_ends_the_run(
+    make_config: MakeConfig, no_memory: Any, tmp_path: Path, most: int, balance: str, told: str
 ) -> None:
-    no_memory(monkeypatch, 1)
-    with pytest.raises(TrainingError, match="out of memory with 2 images at a time: give a smal"):
-        medduet.train(make_config(tmp_path / "run"))
+    no_memory(most)
+    with pytest.raises(TrainingError, match=rf"out of memory {told}.*give a smaller --batch-size"):
+        medduet.train(make_config(tmp_path / "run", objective={"balance": balance}))
 
 
-def test_a_balance_that_needs_the_whole_batch(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(
-        tmp_path / "a", train={"micro_batch_size": 4}, objective={"balance": "dwa"}
-    )
+def test_a_balance_that_needs_the_whole_batch(make_config: MakeConfig, tmp_path: Path) -> None:
+    train, objective = {"micro_batch_size": 4}, {"balance": "dwa"}
     with pytest.raises(ConfigError, match="--balance dwa needs all images"):
-        medduet.train(config)
-    no_memory(monkeypatch, 4)
-    config = make_config(tmp_path / "b", objective={"balance": "pcgrad"})
-    with pytest.raises(TrainingError, match=r"out of memory with 8 images.*--batch-size"):
-        medduet.train(config)
+        medduet.train(make_config(tmp_path, train=train, objective=objective))
