@@ -31,21 +31,8 @@ def calibrated_run(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFac
     )
 
 
-def test_the_bundle_is_calibrated_on_the_validation_split(calibrated_run: RunRecord) -> None:
-    run = open_run(calibrated_run.path)
-    config = read_json(run.path / "bundle" / "config.json")
-    saved = Calibration.model_validate(config["calibration"])
-    assert saved is not None
-    assert config["calibration_missing"] is None
-    val = run.predictions("val")
-    assert saved.n == len(val.index) == 26
-    assert saved.model_dump(mode="json") == Calibration.fit(val.label, val.probability).model_dump(
-        mode="json"
-    )
-
-
 @pytest.mark.parametrize("selection", ["validation", "test"])
-def test_the_calibration_of_each_epoch_is_judged_on_test(
+def test_each_epoch_is_calibrated_on_val_and_judged_on_test(
     calibrated_run: RunRecord, selection: str
 ) -> None:
     run = open_run(calibrated_run.path)
@@ -59,6 +46,10 @@ def test_the_calibration_of_each_epoch_is_judged_on_test(
     assert part["test"]["calibration"]["n"] == 52
     assert "calibration" not in part["val"]  # it was fitted there
     assert (run.path / "figures" / "reliability.png").is_file()
+    if selection == "validation":  # whose weights are in the bundle
+        config = read_json(run.path / "bundle" / "config.json")
+        assert (config["calibration"]["n"], config["calibration_missing"]) == (26, None)
+        assert config["calibration"] == calibration.model_dump(mode="json")
 
 
 def test_evaluate_takes_the_calibration_of_the_bundle(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,19 +12,15 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
-from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import medduet
 from medduet import RunConfig, TrainingError
 from medduet.config import Task
-from medduet.errors import Interrupted
 from medduet.losses.objective import Objective
 from medduet.losses.tasks import PerImage
 from medduet.training import loop
-from medduet.training import step as step_module
 from medduet.training.monitor import StepMonitor
-from medduet.training.reporter import Reporter
 from medduet.training.state import load_checkpoint
 from medduet.types import Batch, Outputs
 
@@ -136,15 +131,6 @@ def test_nothing_is_saved_after_a_step_that_was_not_finite(
     with pytest.raises(TrainingError, match="epoch 1, step 2"):
         medduet.train(make_config(run, train={"learning_rate": 1e30}))
     assert not (run / "checkpoints" / "last.pt").exists()
-    assert medduet.train(make_config(tmp_path / "good")).metrics["test"]["n"] == 8
-
-
-class Listener(Reporter):
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
 
 
 @pytest.fixture
@@ -166,34 +152,19 @@ def bad_images(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return bad
 
 
-def epochs(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "epochs.jsonl").read_text("utf-8").splitlines()]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "bundle" / "model.safetensors")
-
-
-def same(one: Path, other: Path) -> bool:
-    left, right = weights(one), weights(other)
-    return all(torch.equal(left[name], right[name]) for name in left)
-
-
 def test_stopping_keeps_the_batch(
     make_config: MakeConfig, tmp_path: Path, bad_images: list[int]
 ) -> None:
     run = tmp_path / "run"
-    with pytest.raises(
-        TrainingError, match=r"the loss is not finite in epoch 1, step \d"
-    ) as caught:
+    with pytest.raises(TrainingError, match=r"the loss is not finite in epoch 1, step \d") as told:
         medduet.train(make_config(run))
     [file] = (run / "not-finite").iterdir()
-    assert f"which are in {file}: lower --lr" in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert f"which are in {file}: lower --lr" in str(told.value)
+    assert "\n" not in str(told.value)
     data = medduet.open_images("phantom", size=16, count=40).train
     with np.load(file) as kept:
         assert BAD_IMAGE in kept["indices"]
-        assert str(kept["indices"].tolist()) in str(caught.value)
+        assert str(kept["indices"].tolist()) in str(told.value)
         assert (kept["images"][:, 0] == data.images[kept["indices"]]).all()
         assert (kept["labels"] == data.labels[kept["indices"]]).all()
         assert (kept["masks"] == data.masks[kept["indices"]]).all()
@@ -201,70 +172,56 @@ def test_stopping_keeps_the_batch(
 
 def test_skipping_leaves_no_trace_of_the_step(
     make_config: MakeConfig,
+    epochs: Any,
+    listener: Any,
+    stop_after: Any,
+    assert_same_run: Callable[..., None],
     tmp_path: Path,
     bad_images: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    listener = Listener()
-    config = make_config(tmp_path / "skipped", train={"on_not_finite": "skip", "grad_clip": 1.0})
-    medduet.train(config, reporter=listener)
-    rows = epochs(tmp_path / "skipped")
+    train = {"on_not_finite": "skip", "grad_clip": 1.0, "augment": "flip"}
+    run = tmp_path / "skipped"
+    medduet.train(make_config(run, train=train), reporter=listener)
+    rows = epochs(run)
     assert [len(row["skipped_steps"]) for row in rows] == [1, 1]
     messages = listener.messages[1:]
-    assert len(messages) == 2
-    assert len(list((tmp_path / "skipped" / "not-finite").iterdir())) == 2
+    assert len(messages) == len(list((run / "not-finite").iterdir())) == 2
     assert "the step is skipped" in messages[0]
+
+    # A run that was stopped in between ends the same.
+    parts = tmp_path / "parts"
+    stop_after(6, make_config(parts, train=train))
+    medduet.train(resume=parts)
+    assert_same_run(parts, run)
 
     # The same as if these steps had not been there.
     bad_images.clear()
     steps = {(row["epoch"], row["skipped_steps"][0]) for row in rows}
-    plain = step_module.train_step
-    monkeypatch.setattr(
-        "medduet.training.loop.train_step",
-        lambda experiment, state, batch: (
-            (state.progress.epoch, state.progress.step + 1) not in steps
-            and plain(experiment, state, batch)
-        ),
-    )
-    medduet.train(make_config(tmp_path / "without", train={"grad_clip": 1.0}))
-    assert same(tmp_path / "skipped", tmp_path / "without")
+    plain = loop.train_step
+
+    def leave_out(experiment: Any, state: Any, batch: Batch) -> bool:
+        here = (state.progress.epoch, state.progress.step + 1)
+        return here not in steps and plain(experiment, state, batch)
+
+    monkeypatch.setattr(loop, "train_step", leave_out)
+    without = medduet.train(make_config(tmp_path / "without", train=train))
+    assert without.metrics == medduet.train(resume=run).metrics
 
 
-def test_a_run_that_was_stopped_in_between_ends_the_same(
-    make_config: MakeConfig, tmp_path: Path, bad_images: list[int]
-) -> None:
-    train = {"on_not_finite": "skip", "augment": "flip"}
-    medduet.train(make_config(tmp_path / "whole", train=train))
-    run, stop = tmp_path / "stopped", threading.Event()
-
-    class Stopper(Reporter):
-        steps = 0
-
-        def step(self, images: int, losses: Callable[[], dict[str, float]]) -> None:
-            self.steps += 1
-            if self.steps == 6:
-                stop.set()
-
-    with pytest.raises(Interrupted):
-        medduet.train(make_config(run, train=train), stop=stop, reporter=Stopper())
-    medduet.train(resume=run)
-    assert same(tmp_path / "whole", run)
-    steps = [[row["skipped_steps"] for row in epochs(x)] for x in (run, tmp_path / "whole")]
-    assert steps[0] == steps[1]
-
-
+@pytest.mark.parametrize(
+    ("rate", "match"),
+    [
+        (1e-3, r"21 steps were not finite.*lower --lr"),
+        (1e30, "outputs for val are not finite after epoch 1: lower"),
+    ],
+)
 def test_a_run_that_is_never_finite_ends(
-    make_config: MakeConfig, tmp_path: Path, bad_images: list[int]
+    make_config: MakeConfig, tmp_path: Path, bad_images: list[int], rate: float, match: str
 ) -> None:
-    bad_images += range(40)
-    train = {"on_not_finite": "skip", "epochs": 20}
-    with pytest.raises(TrainingError, match=r"21 steps were not finite.*lower --lr"):
-        medduet.train(make_config(tmp_path / "run", train=train))
-
-
-def test_outputs_that_are_not_finite_end_the_run(make_config: MakeConfig, tmp_path: Path) -> None:
-    train = {"on_not_finite": "skip", "learning_rate": 1e30}
-    with pytest.raises(TrainingError, match="outputs for val are not finite after epoch 1: lower"):
+    bad_images += range(40) if rate < 1 else []
+    train = {"on_not_finite": "skip", "epochs": 20, "learning_rate": rate}
+    with pytest.raises(TrainingError, match=match):
         medduet.train(make_config(tmp_path / "run", train=train))
 
 
