@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from medduet import ConfigError, GridConfig, load_grid, recipe_names
 from medduet.config import validate
-from medduet.data.sources import open_images
-from medduet.training.setup import check_settings
 
 OUT = Path("grids/test")
 
@@ -72,18 +69,6 @@ def test_every_recipe_makes_cells(name: str) -> None:
     config = load_grid(name)
     cells = config.choose(datasets=() if config.datasets else ("set.npz",)).cells(OUT)
     assert len(cells) == len({cell.run.model_dump_json() for cell in cells})
-
-
-def test_recipes_take_data_of_ones_own(tmp_path: Path) -> None:
-    data = tmp_path / "set.npz"
-    arrays = {}
-    for split in ("train", "val", "test"):
-        arrays[f"{split}_images"] = np.zeros((4, 32, 32), np.uint8)
-        arrays[f"{split}_labels"] = np.array([[0], [1], [0], [1]], np.uint8)
-        arrays[f"{split}_masks"] = np.ones((4, 32, 32), np.uint8)
-    np.savez(data, **arrays)
-    for cell in load_grid("tasks").choose(datasets=(str(data),)).cells(tmp_path):
-        check_settings(cell.run, open_images(cell.run.data, progress=None))
 
 
 def test_the_grid_of_the_paper_is_the_papers() -> None:

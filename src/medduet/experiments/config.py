@@ -30,16 +30,10 @@ def by_path(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def change(run: RunConfig, values: Mapping[str, Any], out: Path | None, origin: str) -> RunConfig:
-    """Return the settings of `run` with some changed.
-
-    Args:
-        run: what stays.
-        values: by the path of the setting, such as ``model.width``.
-        out: folder of the run.
-        origin: where the values come from, for the error.
+    """Return the settings of `run` with `values`, by their path, in the folder `out`.
 
     Raises:
-        ConfigError: a setting that doesn't exist, or a value that it doesn't take.
+        ConfigError: `origin` has a setting that doesn't exist, or a value that it doesn't take.
 
     Example:
         >>> change(RunConfig(), {"model.width": 8}, None, "example").model.width
@@ -104,12 +98,9 @@ class GridConfig(Frozen):
         return axis
 
     def choose(self, **axes: Sequence[str]) -> GridConfig:
-        """Return the grid with only these data sets, networks and variants; an empty axis stays.
+        """Return the grid with only these names on each axis for which there are any.
 
-        A name that the grid knows keeps its settings.
-
-        Raises:
-            ConfigError: a variant that the grid doesn't have.
+        Those that it knows keep their settings. ConfigError for a variant that it doesn't have.
         """
         for name in axes.get("variants", ()):
             if name not in self.variants:
@@ -122,11 +113,7 @@ class GridConfig(Frozen):
         return self.model_copy(update=chosen)
 
     def check_axes(self, default: GridConfig) -> None:
-        """Refuse settings of `run` that differ from `default` and that an axis sets in every cell.
-
-        Raises:
-            ConfigError: says which axis sets it.
-        """
+        """Raise ConfigError for a setting that differs from `default` and that an axis sets."""
         set_by = {"train.seed": "seeds"}
         for axis, name in (("datasets", "data"), ("networks", "model"), ("variants", "")):
             labelled: Labelled = getattr(self, axis)
@@ -141,8 +128,7 @@ class GridConfig(Frozen):
     def cells(self, folder: Path) -> list[Cell]:
         """Return every run of the grid in `folder`; all seeds of one before those of the next.
 
-        Raises:
-            ConfigError: settings that don't exist or don't fit, no data, or two cells alike.
+        ConfigError for settings that don't exist or don't fit, no data, or two cells alike.
 
         Example:
             >>> grid = GridConfig(run={"data": {"name": "phantom"}}, seeds=(0, 1))
@@ -238,17 +224,9 @@ class SearchConfig(Frozen):
                 raise ValueError(f"unknown setting {path}: {closest(path, paths)}")
         return space
 
-    def trial(self, values: Mapping[str, Any], out: Path) -> RunConfig:
-        """Return the settings of the trial with these `values`; ConfigError if they don't fit."""
-        return change(self.run, values, out, "the space of the search")
-
 
 def load_search(name: str) -> SearchConfig:
-    """Return the search recipe called `name`, or the one in the YAML file at that path.
-
-    Raises:
-        ConfigError: no such recipe, or a key or value in it that cannot be used.
-        MissingFileError: `name` looks like a path and is not there.
+    """Return the search recipe called `name`, or in the YAML file there; errors as `load_recipe`.
 
     Example:
         >>> load_search("adares").run.model.name
@@ -258,7 +236,7 @@ def load_search(name: str) -> SearchConfig:
 
 
 def load_grid(name: str) -> GridConfig:
-    """Return the grid called `name`, or the one in the YAML file at that path; errors likewise.
+    """Return the grid called `name`, or in the YAML file there; errors as `load_recipe`.
 
     Example:
         >>> sorted(load_grid("tasks").variants)

@@ -8,8 +8,7 @@ import signal
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from medduet.errors import ConfigError
 from medduet.experiments.cells import GridFolder, Outcome, run_cell
 from medduet.experiments.config import Cell, EngineConfig
 
-RETRIES = 3
-"""So often a cell starts again after the node or the process that it ran on was lost."""
+RETRIES = 3  # so often a cell starts again after its node or process was lost
 _MANY = 1_000_000
 _PATIENCE = 10.0  # seconds for a cluster to answer
 _POLL = 0.5  # seconds between two looks for the file that asks to stop
@@ -44,27 +42,23 @@ class RayEngine:
             import ray
         except ImportError as error:
             raise ConfigError("--engine ray needs ray: type pip install 'medduet[ray]'") from error
-        self._ray = ray
-        self._started = not ray.is_initialized()
+        self._ray, self._started = ray, not ray.is_initialized()
         if self._started:
             self._connect(where.address)
-        gpus = where.gpus_per_cell
+        cpus, gpus = where.cpus_per_cell, where.gpus_per_cell
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if not any(
-            node.get("CPU", 0) >= where.cpus_per_cell and node.get("GPU", 0) >= gpus
-            for node in nodes
-        ):
+        if not any(n.get("CPU", 0) >= cpus and n.get("GPU", 0) >= gpus for n in nodes):
             self._leave()
             raise ConfigError(
-                f"no node of the cluster has {where.cpus_per_cell:g} CPU(s) and {gpus:g} GPU(s): "
-                "lower --cpus-per-cell or --gpus-per-cell"
+                f"no node of the cluster has {cpus:g} CPU(s) and {gpus:g} GPU(s): lower "
+                "--cpus-per-cell or --gpus-per-cell"
             )
         # One process per cell: it frees its memory, and GPU, at its end.
-        self._task = ray.remote(
-            max_retries=RETRIES, max_calls=1, num_cpus=where.cpus_per_cell, num_gpus=gpus
-        )(_run)
+        self._task = ray.remote(max_retries=RETRIES, max_calls=1, num_cpus=cpus, num_gpus=gpus)(
+            _run
+        )
         # Absolute, since tasks start in a folder of their own.
         self.folder = GridFolder(folder.path.absolute())
         self._stop_file = self.folder.path / "cells" / f"stop-{uuid.uuid4().hex}"
@@ -98,19 +92,11 @@ class RayEngine:
                 signal.signal(signal.SIGTERM, before)  # which Ray takes
 
     def start(self, cell: Cell) -> None:
-        """Hand a cell to Ray, with relative paths made those of this process."""
-        data, model = cell.run.data, cell.run.model
-        if Path(data.name).exists():
-            data = data.model_copy(update={"name": str(Path(data.name).absolute())})
-        if data.cache is not None:
-            data = data.model_copy(update={"cache": data.cache.absolute()})
-        if model.weights is not None:
-            model = model.model_copy(update={"weights": model.weights.absolute()})
-        out = self.folder.run(cell.name).path
-        run = cell.run.model_copy(update={"data": data, "model": model, "out": out})
+        """Hand a cell to Ray."""
+        run = cell.run.model_copy(update={"out": self.folder.run(cell.name).path})
         cell = cell.model_copy(update={"run": run})
-        task = self._task.options(name=cell.name).remote(self.folder.path, cell, self._stop_file)
-        self._running[task] = cell.name
+        task = self._task.options(name=cell.name)
+        self._running[task.remote(Path.cwd(), self.folder.path, cell, self._stop_file)] = cell.name
 
     def ended(self) -> dict[str, Outcome]:
         """Return the cells that ended since the last call, and how."""
@@ -146,27 +132,22 @@ class RayEngine:
             self._ray.shutdown()
 
 
-def _run(folder: Path, cell: Cell, stop_file: Path) -> Outcome:
-    """Run a cell, in a task."""
-    with _stop_by(stop_file) as stop:
-        return "interrupted" if stop.is_set() else run_cell(GridFolder(folder), cell, stop=stop)
-
-
-@contextmanager
-def _stop_by(path: Path) -> Iterator[threading.Event]:
-    """Give an event that is set once there is a file at `path`."""
+def _run(here: Path, folder: Path, cell: Cell, stop_file: Path) -> Outcome:
+    """Run a cell, in a task, until there is a file that asks to stop."""
     stop, ended = threading.Event(), threading.Event()
 
     def poll() -> None:
-        while not path.exists():
+        while not stop_file.exists():
             if ended.wait(_POLL):
                 return
         stop.set()
 
-    if path.exists():
-        stop.set()
+    with suppress(OSError):  # a node that doesn't see the folder in which the grid was started
+        os.chdir(here)
+    if stop_file.exists():
+        return "interrupted"
     threading.Thread(target=poll, daemon=True).start()
     try:
-        yield stop
+        return run_cell(GridFolder(folder), cell, stop=stop)
     finally:
         ended.set()

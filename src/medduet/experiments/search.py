@@ -15,7 +15,7 @@ import yaml
 
 from medduet.data.cache import ProgressFactory
 from medduet.errors import ConfigError, Interrupted, ModelError, TrainingError
-from medduet.experiments.config import Choices, SearchConfig, read_settings, require_one
+from medduet.experiments.config import Choices, SearchConfig, change, read_settings, require_one
 from medduet.experiments.run import train
 from medduet.reports.grid_figures import pareto
 from medduet.reports.style import save
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import FrozenTrial, Trial
 
+_ORIGIN = "the space of the search"
 RIVALS = 3  # finished trials of no higher cost that must exist before one is pruned
-FIRST_FAILURES = 3  # if the first so many trials all fail, the search ends with their error
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ def search(
 
     Args:
         config: of a new search.
-        resume: instead, the folder of a search to continue; a trial that was running continues
-            from its last checkpoint.
+        resume: instead, the folder of a search to continue, and in it the trial that was running.
         reporter: gets the progress of each trial, and a line when it ends.
         progress: draws the progress of downloads and conversions.
         stop: set it to stop after the current step; the search can be resumed.
@@ -94,17 +93,19 @@ def search(
                 f"{holder(path / 'lock')} works on the search in {path}: wait for it, or stop it"
             )
         running = _Search(path, config, _open_study(path), reporter or Reporter())
-        while len(running.ended()) < config.trials:
-            running.run_trial(progress, stop or threading.Event())
-        return running.write()
+        try:
+            while len(running.ended()) < config.trials:
+                running.run_trial(progress, stop or threading.Event())
+        finally:
+            record = running.write()
+    if all(trial["state"] == "failed" for trial in record.trials):
+        raise TrainingError(f"all trials failed: {record.trials[-1]['error']}")
+    return record
 
 
 def _create_folder(config: SearchConfig) -> Path:
     if not config.space:
-        raise ConfigError(
-            "the search has no space: name settings and their values, as the recipe of "
-            "'medduet search adares' does"
-        )
+        raise ConfigError("the search has no space: see the recipe of 'medduet search adares'")
     if not config.run.data.name:
         raise ConfigError("no data given: add --data NAME, or --data FILE.npz")
     path = config.out or numbered_folder(Path("searches") / Path(config.run.data.name).stem)
@@ -122,9 +123,7 @@ def _open_study(path: Path) -> Study:
         import optuna
         from optuna.storages.journal import JournalFileBackend, JournalStorage
     except ImportError as error:
-        raise ConfigError(
-            "medduet search needs optuna: type pip install 'medduet[search]'"
-        ) from error
+        raise ConfigError("optuna is missing: pip install 'medduet[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(path / "study.jsonl"))),
@@ -157,10 +156,10 @@ class _Search:
         out = self.folder(trial.number)
         begun = (out / "config.json").is_file()
         rivals = [self.folder(each.number) for each in self.ended() if each.values]
-        state, result, failure = TrialState.FAIL, None, None
+        state, result = TrialState.FAIL, None
         try:
             train(
-                None if begun else config.trial(self._suggest(trial), out),
+                None if begun else change(config.run, self._suggest(trial), out, _ORIGIN),
                 resume=out if begun else None,
                 reporter=_Pruner(self.reporter, out, config, rivals),
                 progress=progress,
@@ -177,26 +176,22 @@ class _Search:
         except _Pruned:
             state = TrialState.PRUNED
         except (ModelError, TrainingError) as error:
-            failure = error
             trial.set_user_attr("error", str(error))
         self.study.tell(trial.number, result, state=state)
-        self.reporter.message(_line(self.write().trials[-1], config))
-        ended = self.ended()
-        first = len(ended) == min(FIRST_FAILURES, config.trials)
-        if failure and first and {each.state for each in ended} == {TrialState.FAIL}:
-            raise failure
+        self.reporter.message(_line(self._row(self.ended()[-1]), config))
 
     def _sample(self) -> Trial:
         import optuna
-        from optuna.trial import Trial, TrialState
 
         # Seeded by the trial, so that a resumed search gives the same as one that did not stop.
         entropy = [self.config.search_seed, len(self.ended())]
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         size = self.config.population
         self.study.sampler = optuna.samplers.NSGAIISampler(population_size=size, seed=seed)
-        running = self.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-        return Trial(self.study, running[0]._trial_id) if running else self.study.ask()
+        states = [optuna.trial.TrialState.RUNNING]
+        for running in self.study.get_trials(deepcopy=False, states=states):
+            return optuna.Trial(self.study, running._trial_id)
+        return self.study.ask()
 
     def _suggest(self, trial: Trial) -> dict[str, Any]:
         return {
@@ -212,11 +207,13 @@ class _Search:
         trials = [self._row(trial) for trial in self.ended()]
         # Of trials with equal values the first is taken.
         best = {tuple(trial.values): trial.number for trial in reversed(self.study.best_trials)}
+        front = sorted(best, key=lambda values: values[1])  # by cost
         shutil.rmtree(path / "recipes", ignore_errors=True)
-        for place, (_, number) in enumerate(sorted(best.items(), key=_cost_first), start=1):
-            trial, recipe = trials[number], path / "recipes" / f"front-{place}.yaml"
+        for place, values in enumerate(front, start=1):
+            trial = trials[best[values]]
+            recipe = path / "recipes" / f"front-{place}.yaml"
             trial |= {"front": place, "recipe": str(recipe)}
-            run = config.trial(trial["values"], path).model_dump(
+            run = change(config.run, trial["values"], path, _ORIGIN).model_dump(
                 mode="json", exclude={"out"}, exclude_defaults=True
             )
             write_text(recipe, f"# {_line(trial, config)}\n{yaml.safe_dump(run, sort_keys=False)}")
@@ -231,20 +228,14 @@ class _Search:
             "number": trial.number + 1,
             "state": {"COMPLETE": "finished", "PRUNED": "pruned"}.get(trial.state.name, "failed"),
             "values": dict(trial.params),
+            **trial.user_attrs,
         }
         if network := RunFolder(folder).environment.get("network"):
             row |= {name: network[name] for name in ("parameters", "gmacs")}
         if epochs := RunFolder(folder).epochs:
             seconds = round(sum(epoch["seconds"] for epoch in epochs), 1)
             row |= {"epochs": len(epochs), "seconds": seconds, "score": _best_score(folder)}
-        if row["state"] == "failed":
-            row["error"] = trial.user_attrs.get("error", "")
         return row
-
-
-def _cost_first(item: tuple[tuple[float, ...], int]) -> float:
-    (_, cost), _ = item
-    return cost
 
 
 class _Pruned(Exception):  # noqa: N818  (how a trial ends, not an error)
@@ -292,12 +283,12 @@ def shown_values(trial: Mapping[str, Any]) -> str:
 
 
 def _line(trial: Mapping[str, Any], config: SearchConfig) -> str:
-    values = shown_values(trial)
-    if trial["state"] == "failed":
-        return f"trial {trial['number']} failed: {trial['error']} ({values})"
-    ended = f"pruned after {trial['epochs']} epochs" if trial["state"] == "pruned" else "finished"
+    number, state, values = trial["number"], trial["state"], shown_values(trial)
+    if state == "failed":
+        return f"trial {number} failed: {trial['error']} ({values})"
+    ended = f"pruned after {trial['epochs']} epochs" if state == "pruned" else state
     return (
-        f"trial {trial['number']} of {config.trials} {ended}: score {trial['score']:.4f}, "
+        f"trial {number} of {config.trials} {ended}: score {trial['score']:.4f}, "
         f"{trial['parameters'] / 1e6:.2f} M parameters, {trial['gmacs']:.3f} GMAC, "
         f"{trial['seconds']:.0f} s ({values})"
     )

@@ -79,32 +79,9 @@ _BODY = {
 
 
 def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> FastAPI:
-    """Return the service as an ASGI application.
-
-    Args:
-        served: networks by name; the first answers unless a request names another.
-        limits: of requests.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from fastapi.testclient import TestClient
-        >>> from medduet import create_model
-        >>> from medduet.inference.predictor import Predictor
-        >>> from medduet.runs.bundle import save_bundle
-        >>> network = create_model("vovunet_var", in_channels=1, num_classes=2, width=2)
-        >>> folder = Path(tempfile.mkdtemp()) / "bundle"
-        >>> save_bundle(folder, network, {
-        ...     "multi_label": False, "class_names": ["benign", "malignant"],
-        ...     "layout": {"mask_classes": 0, "image_channels": 0},
-        ...     "preprocessing": {"size": [32, 32], "channels": 1, "fit": "pad"}})
-        >>> with TestClient(create_app({"busi": Served(Predictor(folder))})) as client:
-        ...     client.get("/healthz").json()
-        {'status': 'ok', 'models': ['busi']}
-    """
+    """Return the service of networks by name as an ASGI application; the first is the default."""
     service = Service(served, limits or Limits())
-    # Swagger UI comes from this process, not from a CDN.
-    app = FastAPIOffline(
+    app = FastAPIOffline(  # Swagger UI comes from this process, not from a CDN
         redoc_url=None,
         title="MedDuet",
         version=__version__,

@@ -34,17 +34,6 @@ class Batcher:
         predict: from pictures, and whether to explain, to predictions in the same order.
         batch_size: at most so many pictures are computed together.
         watch: called with the size of each batch and the seconds that it took.
-
-    Example:
-        >>> import numpy as np
-        >>> def predict(pictures, explain):
-        ...     return [int(picture.whole.sum()) for picture in pictures]
-        >>> async def nine():
-        ...     batcher = Batcher(predict, 8)
-        ...     picture = Picture(np.ones((2, 2), np.uint8), np.ones((3, 3), np.uint8))
-        ...     return await batcher.predict(picture), batcher.close()
-        >>> asyncio.run(nine())
-        (9, None)
     """
 
     def __init__(

@@ -16,19 +16,12 @@ LARGEST = 8
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one service.
-
-    Attributes:
-        max_bytes: of one file.
-        max_pixels: of one image, as its header says; nothing larger is decoded.
-        queue: requests that are read, wait or are computed at the same time.
-        timeout_s: seconds from the start of a request to its answer.
-    """
+    """Limits of one service."""
 
     max_bytes: int = 32 << 20
-    max_pixels: int = 40_000_000
-    queue: int = 64
-    timeout_s: float = 30.0
+    max_pixels: int = 40_000_000  # as the header says; nothing larger is decoded
+    queue: int = 64  # requests that are read, wait or are computed at the same time
+    timeout_s: float = 30.0  # from the start of a request to its answer
 
 
 class Room:

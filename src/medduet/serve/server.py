@@ -56,11 +56,6 @@ def serve(
             if the network is calibrated.
         min_confidence: Confidence below which the network abstains.
         device: auto, cpu, cuda, cuda:1 or mps.
-
-    Raises:
-        ConfigError: two networks of one name, a port that is in use, or a package is missing.
-        MissingFileError: there is no network at a path.
-        ModelError: it is damaged.
     """
     check_packages()
     import uvicorn

@@ -66,13 +66,9 @@ class Service:
     async def answer(
         self, request: Request, name: str, explain: bool, encode: Callable[[Prediction], str]
     ) -> Response:
-        """Read an upload and answer it, within the time of a request.
+        """Read an upload and answer it by the network called `name`, within the time of a request.
 
-        Args:
-            request: with the image.
-            name: of the network.
-            explain: whether to draw a heat map.
-            encode: makes the JSON of a prediction.
+        With a heat map if asked to `explain`; `encode` makes the JSON of a prediction.
         """
         limit = f"{self.limits.timeout_s:g} seconds"
         deadline = asyncio.get_running_loop().time() + self.limits.timeout_s

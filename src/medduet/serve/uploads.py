@@ -39,9 +39,7 @@ class _InMemory(MultiPartParser):
 async def read_upload(request: Request, seat: Seat) -> bytes:
     """Return the file of a request: the field ``file`` of a form, or the body itself.
 
-    Raises:
-        HTTPException: 413, it is too large; 415, it is of another kind; 422, the form is broken.
-        ClientDisconnect: the client has gone.
+    HTTPException 413 for a large one, 415 for another kind, 422 for a broken form.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
@@ -103,9 +101,7 @@ def _too_large(seat: Seat) -> HTTPException:
 async def decode(content: bytes, options: ReadOptions, seat: Seat, readers: WorkerPool) -> Picture:
     """Return the image in a file; its size is checked before it is decoded.
 
-    Raises:
-        HTTPException: 413, it has too many pixels; 415, it is of another kind; 422, it can't be
-            read, is too small, or has several frames.
+    HTTPException 413 for too many pixels, 415 for other files, 422 for what can't be used.
     """
     if kind_of(content[:HEAD]) in (None, "NIfTI"):
         raise HTTPException(415, f"expected {_KINDS}, given {start_of(content)}")
