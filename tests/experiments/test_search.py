@@ -6,7 +6,7 @@ import json
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from medduet import (
 from medduet.cli import main
 from medduet.config import validate
 from medduet.experiments.config import by_path
-from medduet.experiments.search import _Pruned, _Pruner
 from medduet.training.reporter import Reporter
 from medduet.utils.parsing import read_json
 
@@ -47,7 +46,6 @@ def config(out: Path, **changes: Any) -> SearchConfig:
         },
         "trials": 6,
         "population": 3,
-        "prune_after": None,
         "out": str(out),
     }
     return validate(SearchConfig, values | changes, "a test")
@@ -127,44 +125,6 @@ def test_a_killed_search_goes_on(
     assert "Pareto front of 6 trials" in shown.out
     assert f"medduet train {out}/recipes/front-1.yaml --out RUN" in shown.out
     assert told(medduet.search(resume=out)) == told(found)
-
-
-def write_trial(path: Path, scores: list[float], cost: int) -> Path:
-    path.mkdir()
-    rows = [{"epoch": i + 1, "val": {"score": score}} for i, score in enumerate(scores)]
-    (path / "epochs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    environment = {"network": {"parameters": cost, "gmacs": 1.0}}
-    (path / "environment.json").write_text(json.dumps(environment))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("scores", "cost", "pruned"),
-    [
-        ([0.49], 100, True),  # the median of those that cost no more is 0.5 at epoch 1
-        ([0.51], 100, False),
-        ([0.49], 20, False),  # only two cost no more
-        ([0.0, 0.61], 100, True),  # 0.62 at epoch 2
-        ([0.63, 0.0], 100, False),  # the best so far counts
-        ([0.0, 0.0, 0.0], 100, False),  # the last epoch: it is finished anyhow
-    ],
-)
-def test_the_rule_of_pruning(scores: list[float], cost: int, pruned: bool, tmp_path: Path) -> None:
-    rivals = [
-        write_trial(tmp_path / "a", [0.4, 0.62, 0.1], 10),
-        write_trial(tmp_path / "b", [0.5, 0.2, 0.9], 20),
-        write_trial(tmp_path / "c", [0.6, 0.7, 0.7], 30),
-    ]
-    own = write_trial(tmp_path / "own", scores, cost)
-    run = config(tmp_path).run.model_dump(mode="json")
-    run["train"] |= {"epochs": 3}
-    pruner = _Pruner(Reporter(), own, config(tmp_path, run=run, prune_after=1), rivals)
-    row: Mapping[str, Any] = {"epoch": len(scores)}
-    if pruned:
-        with pytest.raises(_Pruned):
-            pruner.end_epoch(row)
-    else:
-        pruner.end_epoch(row)
 
 
 def test_a_trial_that_fails_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:

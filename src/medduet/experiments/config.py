@@ -203,13 +203,11 @@ class SearchConfig(Frozen):
     space: tyro.conf.Suppress[dict[str, Choices | Range]] = Field(default={}, min_length=1)
     """What they differ in, by the path of the setting, such as model.width."""
     trials: int = Field(32, ge=1)
-    """Trials in all, those that are pruned or fail included."""
+    """Trials in all, those that fail included."""
     population: int = Field(8, ge=2)
     """Trials in each generation of NSGA-II; the first generation is drawn at random."""
     cost: Literal["parameters", "gmacs"] = "parameters"
     """What is to be small: parameters, or operations of the forward pass for one image."""
-    prune_after: int | None = Field(2, ge=1)
-    """Epochs after which a trial can be pruned; None: never."""
     search_seed: int = Field(0, ge=0)
     """Seed of the search; that of training is --seed."""
     out: Path | None = None

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,14 +28,13 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 _ORIGIN = "the space of the search"
-RIVALS = 3  # finished trials of no higher cost that must exist before one is pruned
 
 
 @dataclass(frozen=True)
 class SearchRecord:
     """A search, as far as it has come: its folder, its settings, and one mapping per trial.
 
-    That has ``number``, ``state`` (finished, pruned or failed), ``score`` on the validation split,
+    That has ``number``, ``state`` (finished or failed), ``score`` on the validation split,
     ``parameters``, ``gmacs``, ``seconds``, ``values`` of the settings, ``error``; on the Pareto
     front also ``front``, the place from the cheapest (1) on, and ``recipe``.
     """
@@ -63,10 +61,9 @@ def search(
     """Search with NSGA-II (doi:10.1109/4235.996017) for settings that score high and cost little.
 
     Each trial is a run in its own folder. The score is the one by which epochs are selected, on
-    the validation split, of the best epoch; the cost is the number of parameters or operations. A
-    trial is pruned after an epoch if its best score so far is below the median of what the
-    finished trials that cost no more had reached by then. The folder gets ``trials.json``, the
-    figure ``pareto.png``, and for each trial of the front a recipe for ``medduet train``.
+    the validation split, of the best epoch; the cost is the number of parameters or operations.
+    The folder gets ``trials.json``, the figure ``pareto.png``, and for each trial of the front a
+    recipe for ``medduet train``.
 
     Args:
         config: of a new search.
@@ -141,7 +138,7 @@ class _Search:
     reporter: Reporter
 
     def ended(self) -> list[FrozenTrial]:
-        """Return the trials that have finished, failed or been pruned, in their order."""
+        """Return the trials that have finished or failed, in their order."""
         trials = self.study.get_trials(deepcopy=False)
         return [trial for trial in trials if trial.state.is_finished()]
 
@@ -155,26 +152,26 @@ class _Search:
         trial, config = self._sample(), self.config
         out = self.folder(trial.number)
         begun = (out / "config.json").is_file()
-        rivals = [self.folder(each.number) for each in self.ended() if each.values]
         state, result = TrialState.FAIL, None
         try:
             train(
                 None if begun else change(config.run, self._suggest(trial), out, _ORIGIN),
                 resume=out if begun else None,
-                reporter=_Pruner(self.reporter, out, config, rivals),
+                reporter=self.reporter,
                 progress=progress,
                 stop=stop,
             )
             if (score := _best_score(out)) == float("-inf"):
                 raise TrainingError("the validation score is undefined")
-            state, result = TrialState.COMPLETE, [score, _cost(out, config)]
+            state, result = (
+                TrialState.COMPLETE,
+                [score, RunFolder(out).environment["network"][config.cost]],
+            )
         except Interrupted as error:
             raise Interrupted(
                 f"stopped in trial {trial.number + 1} of {config.trials}; continue with: "
                 f"medduet search --resume {self.path}"
             ) from error
-        except _Pruned:
-            state = TrialState.PRUNED
         except (ModelError, TrainingError) as error:
             trial.set_user_attr("error", str(error))
         self.study.tell(trial.number, result, state=state)
@@ -226,7 +223,7 @@ class _Search:
         folder = self.folder(trial.number)
         row: dict[str, Any] = {
             "number": trial.number + 1,
-            "state": {"COMPLETE": "finished", "PRUNED": "pruned"}.get(trial.state.name, "failed"),
+            "state": "finished" if trial.values else "failed",
             "values": dict(trial.params),
             **trial.user_attrs,
         }
@@ -234,44 +231,14 @@ class _Search:
             row |= {name: network[name] for name in ("parameters", "gmacs")}
         if epochs := RunFolder(folder).epochs:
             seconds = round(sum(epoch["seconds"] for epoch in epochs), 1)
-            row |= {"epochs": len(epochs), "seconds": seconds, "score": _best_score(folder)}
+            row |= {"seconds": seconds, "score": _best_score(folder)}
         return row
 
 
-class _Pruned(Exception):  # noqa: N818  (how a trial ends, not an error)
-    """A trial is not worth continuing."""
-
-
-class _Pruner(Reporter):
-    """Passes on the progress of a trial, but for its epochs, and ends it when it is hopeless."""
-
-    def __init__(
-        self, reporter: Reporter, path: Path, config: SearchConfig, rivals: list[Path]
-    ) -> None:
-        self.begin_epoch = reporter.begin_epoch  # type: ignore[method-assign]
-        self.step = reporter.step  # type: ignore[method-assign]
-        self.path, self.config, self.rivals = path, config, rivals
-
-    def end_epoch(self, row: Mapping[str, Any]) -> None:
-        """Compare with the finished trials of no higher cost, at the same epoch."""
-        epoch, after = row["epoch"], self.config.prune_after
-        if after is None or not after <= epoch < self.config.run.train.epochs:
-            return
-        cost = _cost(self.path, self.config)
-        rivals = [path for path in self.rivals if _cost(path, self.config) <= cost]
-        scores = [_best_score(path, epoch) for path in rivals]
-        if len(scores) >= RIVALS and _best_score(self.path, epoch) < median(scores):
-            raise _Pruned
-
-
-def _best_score(path: Path, epoch: int | None = None) -> float:
-    """Return the best validation score of a run up to an epoch; -inf if all are undefined."""
-    scores = [row["val"]["score"] for row in RunFolder(path).epochs[:epoch]]
+def _best_score(path: Path) -> float:
+    """Return the best validation score of a run; -inf if all are undefined."""
+    scores = [row["val"]["score"] for row in RunFolder(path).epochs]
     return max((score for score in scores if score is not None), default=float("-inf"))
-
-
-def _cost(path: Path, config: SearchConfig) -> float:
-    return float(RunFolder(path).environment["network"][config.cost])
 
 
 def shown_values(trial: Mapping[str, Any]) -> str:
@@ -286,9 +253,8 @@ def _line(trial: Mapping[str, Any], config: SearchConfig) -> str:
     number, state, values = trial["number"], trial["state"], shown_values(trial)
     if state == "failed":
         return f"trial {number} failed: {trial['error']} ({values})"
-    ended = f"pruned after {trial['epochs']} epochs" if state == "pruned" else state
     return (
-        f"trial {number} of {config.trials} {ended}: score {trial['score']:.4f}, "
+        f"trial {number} of {config.trials} {state}: score {trial['score']:.4f}, "
         f"{trial['parameters'] / 1e6:.2f} M parameters, {trial['gmacs']:.3f} GMAC, "
         f"{trial['seconds']:.0f} s ({values})"
     )

@@ -155,14 +155,9 @@ def pareto(trials: Sequence[Mapping[str, Any]], cost: str, title: str) -> Figure
         'log'
     """
     figure, axes = _cost_axes(f"{title}, {len(trials)} trials", cost, "validation score")
-    table = pd.DataFrame(trials, columns=["state", "score", cost, "front"], dtype=object)
+    table = pd.DataFrame(trials, columns=["score", cost, "front"], dtype=object)
     table = table.dropna(subset=["score", cost])
-    for state, label, marker in (
-        ("pruned", "pruned, best score so far", "x"),
-        ("finished", "finished", "o"),
-    ):
-        part = table[table["state"] == state]
-        axes.scatter(part[cost], part["score"], s=26, c=GREY, marker=marker, label=label)
+    axes.scatter(table[cost], table["score"], s=26, c=GREY, label="finished")
     front = table[table["front"].notna()].sort_values("front")
     axes.step(front[cost], front["score"], "-o", where="post", color=BLUE, label="Pareto front")
     text: Any = {"textcoords": "offset points", "color": VERMILION, "fontweight": "bold"}
