@@ -9,7 +9,7 @@ import pytest
 from scipy.special import expit, softmax
 from statsmodels.stats.proportion import proportion_confint
 
-from medduet.metrics.calibration import expected_calibration_error
+from medduet.metrics.calibration import reliability
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.summary import calibration_summary
 
@@ -34,8 +34,8 @@ def test_the_summary_counts_what_sets_hold(several: bool) -> None:
     label, probability = label[20:], probability[20:]
     calibrated = calibration.calibrate(probability)
     assert summary["n"] == 280
-    assert summary["ece_before"] == expected_calibration_error(label, probability, several)
-    assert summary["ece_after"] == expected_calibration_error(label, calibrated, several)
+    assert summary["ece_before"] == reliability(label, probability, several).error
+    assert summary["ece_after"] == reliability(label, calibrated, several).error
     assert summary["ece_after"] < summary["ece_before"]
     has = label == 1 if several else label[:, None] == np.arange(3)
     for coverage, row in ((0.8, summary["sets"]["0.80"]), (0.95, summary["sets"]["0.95"])):

@@ -143,7 +143,7 @@ def _measured(predictions: Predictions, evaluator: Evaluator) -> dict[str, Any]:
         )
         row |= {key: summary[key] for key in ("n", "accuracy", "accuracy_interval", "auc")}
         row["balanced_error"] = 1 - metrics.balanced_accuracy(label, p, several)
-        row["ece"] = metrics.expected_calibration_error(label, p, several)
+        row["ece"] = metrics.reliability(label, p, several).error
     return row
 
 

@@ -45,22 +45,13 @@ AGGREGATORS: dict[str, Callable[[], WeightedAggregator]] = {
 class Balance:
     """The rule by which the losses of several tasks, or their gradients, become one.
 
-    A rule for losses gives each loss a coefficient: ``"uncertainty"`` learns them (Kendall et al.
-    2018, arXiv:1705.07115), ``"dwa"`` compares the losses of the last two epochs (Liu et al. 2019,
-    arXiv:1803.10704). A task without labels in a batch enters it with its last loss, so that the
-    other coefficients stay what they would be. A rule for gradients, one of `AGGREGATORS`, combines
-    those of the tasks that have labels. With one task every rule is the sum.
-
-    Args:
-        name: ``"sum"`` or one of these.
-        tasks: number of tasks.
-        optimizer: trains the parameters of ``"uncertainty"``, such as torch's ``Adam``.
-        device: of the losses.
+    ``"uncertainty"`` learns a coefficient for each loss (Kendall et al. 2018, arXiv:1705.07115),
+    ``"dwa"`` compares the losses of the last two epochs (Liu et al. 2019, arXiv:1803.10704). A task
+    without labels in a batch enters it with its last loss, so that the other coefficients stay
+    what they would be. `AGGREGATORS` combine the gradients of the tasks that have labels. With one
+    task every rule is the sum. `optimizer` trains what ``"uncertainty"`` learns.
 
     Example:
-        >>> balance = Balance("uncertainty", 2)
-        >>> balance.coefficients(torch.tensor([1.0, 3.0]), torch.tensor([True, True]), 0.001)
-        tensor([0.5000, 0.5000])
         >>> matrix = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
         >>> Balance("pcgrad", 2).aggregate(matrix, torch.tensor([True, True]))[0]
         tensor([0.5000, 1.5000])
@@ -90,10 +81,7 @@ class Balance:
     def coefficients(self, losses: Tensor, labelled: Tensor, learning_rate: float) -> Tensor:
         """Return ``(T,)`` by what each loss is multiplied; those that are learned take their step.
 
-        Args:
-            losses: ``(T,)`` float, over all processes.
-            labelled: ``(T,)`` bool, of which tasks the batch has labels.
-            learning_rate: of the step.
+        Of the tasks `labelled` ``(T,)`` bool the batch has labels; losses are over all processes.
         """
         if self.name not in ("uncertainty", "dwa"):
             return torch.ones_like(losses)
@@ -125,9 +113,7 @@ class Balance:
     def aggregate(self, matrix: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
         """Return the gradient ``(P,)`` of the step and the weights ``(T,)`` of the tasks.
 
-        Args:
-            matrix: ``(T, P)`` float, the gradient of each task.
-            labelled: ``(T,)`` bool; the other rows are left out.
+        `matrix` ``(T, P)`` has the gradient of each task; those not `labelled` are left out.
         """
         assert self.aggregator is not None
         rows = matrix if labelled.all() else matrix[labelled]
@@ -138,7 +124,7 @@ class Balance:
         return weights @ rows, all_weights
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs, as tensors and plain values."""
+        """Return what a resumed run needs."""
         tensors = torch.stack([self._log_variance.detach(), self._last, self._sum])
         progress = {"tensors": tensors, "batches": self._batches, "averages": self._averages}
         return {**progress, "optimizer": self._optimizer.state_dict()}
@@ -154,12 +140,7 @@ class Balance:
 
 
 def cosines(matrix: Tensor) -> Tensor:
-    """Return the cosine between each two rows, ``(0, 1), (0, 2), ... (1, 2), ...``; NaN for zeros.
-
-    Example:
-        >>> cosines(torch.tensor([[1.0, 0.0], [1.0, 1.0], [-2.0, 0.0]]))
-        tensor([ 0.7071, -1.0000, -0.7071])
-    """
+    """Return the cosine between each two rows, ``(0, 1), (0, 2), ...``; NaN where one is zero."""
     gramian = matrix @ matrix.T
     norm = gramian.diagonal().sqrt()
     first, second = torch.triu_indices(len(matrix), len(matrix), 1, device=matrix.device)

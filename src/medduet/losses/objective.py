@@ -19,20 +19,9 @@ from medduet.types import UNKNOWN_LABEL, Batch, DenseLayout, Outputs
 
 
 class Objective(nn.Module):
-    """The terms of the loss of a batch, one per task.
+    """The terms of the loss of a batch, one per task of `config`.
 
-    Args:
-        config: the tasks and their factors.
-        layout: which dense channels belong to which task.
-        class_weight: ``(K,)`` float, or ``None`` for equal weights, see `balanced_weights`.
-
-    Example:
-        >>> objective = Objective(ObjectiveConfig(tasks=("classify",)), DenseLayout(0, 0))
-        >>> batch = Batch(torch.zeros(1, 1, 16, 16), torch.tensor([0]), None, torch.zeros(1),
-        ...               torch.tensor([0]))
-        >>> outputs = Outputs(torch.zeros(1, 2), None)
-        >>> round(objective(outputs, batch, batch.image)["classify"].loss.item(), 4)
-        0.6931
+    `class_weight` is ``(K,)`` float, see `balanced_weights`, or ``None`` for equal weights.
     """
 
     class_weight: Tensor | None
@@ -85,10 +74,6 @@ def balanced_weights(label: Tensor, num_classes: int) -> Tensor:
 
     Single label: ``n / (K * n_k)``, as scikit-learn's ``"balanced"``. Multi-label: negatives
     divided by positives, as torch's ``pos_weight``. A class without images weighs zero.
-
-    Example:
-        >>> balanced_weights(torch.tensor([0, 0, 0, 1]), 2)
-        tensor([0.6667, 2.0000])
     """
     if label.ndim == 2:
         positive, negative = (label == 1).sum(dim=0), (label == 0).sum(dim=0)

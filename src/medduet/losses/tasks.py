@@ -30,11 +30,8 @@ class PerImage(NamedTuple):
 def classification_loss(logits: Tensor, label: Tensor, class_weight: Tensor | None) -> PerImage:
     """Cross-entropy; for multi-label sets the mean binary cross-entropy over the known labels.
 
-    Args:
-        logits: ``(N, K)`` float.
-        label: ``(N,)`` int64 class index, or ``(N, K)`` 0/1 for multi-label sets; -1 is unknown.
-        class_weight: ``(K,)`` weight of each class (single label), or of its positive images
-            (multi-label); ``None`` for equal weights.
+    Takes logits ``(N, K)`` and labels ``(N,)`` int64, or ``(N, K)`` 0/1 for multi-label sets; -1 is
+    unknown. `class_weight` ``(K,)`` is that of each class, or of its positive images (multi-label).
 
     Example:
         >>> loss = classification_loss(torch.zeros(2, 2), torch.tensor([1, -1]), None)
@@ -61,12 +58,7 @@ def classification_weight(label: Tensor, class_weight: Tensor | None) -> Tensor:
 
 
 def reconstruction_loss(image: Tensor, normalized: Tensor) -> PerImage:
-    """Mean squared error between ``(N, C, H, W)`` and the normalised input of the same shape.
-
-    Example:
-        >>> reconstruction_loss(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)).loss
-        tensor([1.])
-    """
+    """Mean squared error between ``(N, C, H, W)`` and the normalised input of the same shape."""
     loss = F.mse_loss(image, normalized, reduction="none").mean(dim=(1, 2, 3))
     return PerImage(loss, torch.ones_like(loss))
 

@@ -15,12 +15,10 @@ BINS = 15
 
 
 class Reliability(NamedTuple):
-    """A reliability diagram: B bins of equal width between 0 and 1.
+    """A reliability diagram of B bins of equal width between 0 and 1.
 
-    Attributes:
-        n: ``(B,)`` int, predictions whose confidence is in the bin.
-        confidence: ``(B,)`` their mean confidence; NaN in an empty bin.
-        frequency: ``(B,)`` the share of them that is true; NaN in an empty bin.
+    `n` ``(B,)`` predictions have their confidence in the bin, `confidence` on average; the share
+    `frequency` of them is true. Both are NaN in an empty bin.
     """
 
     n: Integers
@@ -39,12 +37,10 @@ class Reliability(NamedTuple):
 def reliability(
     label: ArrayLike, probability: ArrayLike, multi_label: bool = False, bins: int = BINS
 ) -> Reliability:
-    """Return how often predictions are true, by their confidence.
+    """Return how often predictions are true, by their confidence; takes what `accuracy` takes.
 
     Single-label sets: of the most probable class of each image ("top label"), as Guo et al. (2017,
     arXiv:1706.04599). Multi-label sets: of every label of every image, its own probability.
-
-    Takes what `accuracy` takes; probabilities outside [0, 1] raise DataError, too.
 
     Example:
         >>> diagram = reliability([0, 1], [[0.9, 0.1], [0.7, 0.3]])
@@ -60,18 +56,6 @@ def reliability(
     sums = [np.bincount(place, weights=weights, minlength=bins) for weights in (p, true)]
     with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
         return Reliability(n, sums[0] / n, sums[1] / n)
-
-
-def expected_calibration_error(
-    label: ArrayLike, probability: ArrayLike, multi_label: bool = False, bins: int = BINS
-) -> float:
-    """Return the mean gap between confidence and frequency over the bins of `reliability`.
-
-    Example:
-        >>> expected_calibration_error([0, 0, 0, 1], [[0.75, 0.25]] * 4)
-        0.0
-    """
-    return reliability(label, probability, multi_label, bins).error
 
 
 def confidence(probability: Floats, multi_label: bool) -> Floats:

@@ -18,10 +18,10 @@ THRESHOLD = 0.5
 
 
 def accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
-    """Return the share of correct predictions.
+    """Return the share of correct predictions; NaN if no label is known.
 
     Two columns: the last one > 0.5 predicts class 1. More columns: the largest one. Multi-label:
-    each column > 0.5, and the mean over labels of their accuracies. NaN if no label is known.
+    each column > 0.5, and the mean over labels of their accuracies.
 
     Args:
         label: ``(N,)`` int class index, or ``(N, K)`` int of 0 and 1 if `multi_label`; -1 where
@@ -46,56 +46,21 @@ def correct_predictions(
 ) -> Booleans:
     """Return which predictions are correct, as `accuracy` counts them; False where unknown.
 
-    ``(N,)``, or ``(N, K)`` for multi-label sets. Args and Raises as for `accuracy`.
-
-    Example:
-        >>> correct_predictions([0, 1, -1], [[0.9, 0.1], [0.7, 0.3], [0.5, 0.5]]).tolist()
-        [True, False, False]
+    ``(N,)``, or ``(N, K)`` for multi-label sets.
     """
     return _correct(*check_predictions(label, probability, multi_label))[0]
 
 
 def balanced_accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
-    """Return the mean recall over the classes that occur; Args and Raises as for `accuracy`.
+    """Return the mean recall over the classes that occur.
 
     Multi-label: the mean over labels of the mean of recall and specificity.
-
-    Example:
-        >>> balanced_accuracy([0, 0, 0, 1], [[0.9, 0.1]] * 4)
-        0.5
     """
     scores = _per_class(*check_predictions(label, probability, multi_label))
     if not multi_label:
         return nan_mean(scores["recall"])
     pairs = zip(scores["recall"], scores["specificity"], strict=True)
     return nan_mean([nan_mean(pair) for pair in pairs])
-
-
-def macro_f1(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
-    """Return the mean F1 over the classes or labels that occur in truth or prediction.
-
-    Args and Raises as for `accuracy`.
-
-    Example:
-        >>> macro_f1([0, 0, 1, 1], [[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
-        1.0
-    """
-    return nan_mean(_per_class(*check_predictions(label, probability, multi_label))["f1"])
-
-
-def confusion_matrix(label: ArrayLike, probability: ArrayLike) -> Integers:
-    """Return the ``(K, K)`` counts of true class (row) against predicted class (column).
-
-    Args and Raises as for `accuracy`, single-label only.
-
-    Example:
-        >>> confusion_matrix([0, 1, 1], [[0.9, 0.1], [0.7, 0.3], [0.2, 0.8]]).tolist()
-        [[1, 0], [1, 1]]
-    """
-    truth, score = check_predictions(label, probability, multi_label=False)
-    classes, labelled = score.shape[1], truth != UNKNOWN_LABEL
-    cells = truth[labelled] * classes + _predicted(score[labelled], multi_label=False)
-    return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def classification_metrics(
@@ -113,17 +78,9 @@ def classification_metrics(
     trials, so there it is a percentile bootstrap over images. That of the AUC is DeLong's on the
     logit scale, see `medduet.metrics.roc.auc_interval`.
 
-    Takes what `accuracy` takes, K distinct `class_names` (else DataError), the number of
-    `bootstrap` replicates (0 leaves their intervals ``None``) and its `seed`. ``n`` are the images
-    with a known label; what is undefined is ``None``: precision of a class never predicted, recall
-    of one that never occurs.
-
-    Example:
-        >>> probability = [[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]]
-        >>> metrics = classification_metrics(
-        ...     [0, 1, 1, 0], probability, multi_label=False, class_names=["benign", "malignant"])
-        >>> metrics["n"], metrics["accuracy"], metrics["auc"], metrics["confusion_matrix"]
-        (4, 0.5, 0.75, [[1, 1], [1, 1]])
+    Takes what `accuracy` takes, K distinct `class_names` (else DataError), and the number of
+    `bootstrap` replicates (0 for no interval) with its `seed`. ``n`` are the images with a known
+    label; what is undefined is ``None``, such as the precision of a class never predicted.
     """
     data = label, probability, multi_label
     truth, score = check_predictions(*data)
@@ -139,9 +96,7 @@ def classification_metrics(
     else:
         images = labelled
         interval = wilson(int(right.sum()), int(labelled.sum()))
-    area = auc(*data)
-    per_class = {**_per_class(truth, score), "auc": np.array(auc_per_class(*data))}
-    support = per_class.pop("support")
+    area, areas, rows = auc(*data), auc_per_class(*data), _per_class(truth, score)
     metrics: dict[str, Any] = {
         "n": int(images.sum()),
         "confidence": CONFIDENCE,
@@ -152,15 +107,18 @@ def classification_metrics(
         "auc_interval": bounds(auc_interval(*data)),
         "auc_interval_method": "exact, all separated" if area == 1 else "DeLong, logit",
         "balanced_accuracy": number(balanced_accuracy(*data)),
-        "macro_f1": number(macro_f1(*data)),
+        "macro_f1": number(nan_mean(rows["f1"])),  # of the classes in truth or prediction
         "per_class": {
-            str(name): {key: number(values[k]) for key, values in per_class.items()}
-            | {"support": int(support[k])}
+            str(name): {key: number(values[k]) for key, values in rows.items()}
+            | {"support": int(rows["support"][k]), "auc": number(areas[k])}
             for k, name in enumerate(class_names)
         },
     }
-    if not multi_label:
-        metrics["confusion_matrix"] = confusion_matrix(label, probability).tolist()
+    if not multi_label:  # true class (row) against predicted class (column)
+        classes = score.shape[1]
+        cells = truth[labelled] * classes + _predicted(score[labelled], multi_label=False)
+        matrix = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+        metrics["confusion_matrix"] = matrix.tolist()
     return metrics
 
 

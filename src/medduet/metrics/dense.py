@@ -16,14 +16,13 @@ _SSIM_RADIUS = 5
 def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     """Return the Dice score of every image and foreground class, ``2 |P and T| / (|P| + |T|)``.
 
-    An empty truth with an empty prediction counts 1; if only one of them is empty, 0.
-
-    Masks are ``(N, H, W)`` integer classes, 0 (background) to ``num_classes - 1``; scores are
+    An empty truth with an empty prediction counts 1; if only one of them is empty, 0. Masks are
+    ``(N, H, W)`` integer classes, 0 (background) to ``num_classes - 1``; scores are
     ``(N, num_classes - 1)`` float64 on the CPU, 0 to 1, for classes 1, 2, ...
 
     Raises:
-        DataError: for masks that are not integer (threshold probabilities first: soft masks give
-            the same score to a mask and its inverse), differ in shape or hold other values.
+        DataError: for masks that are not integer (soft masks give the same score to a mask and its
+            inverse), differ in shape or hold other values.
 
     Example:
         >>> truth = torch.tensor([[[0, 1], [1, 1]]])
@@ -35,13 +34,7 @@ def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
 
 
 def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Return the intersection over union, ``|P and T| / |P or T|``; else as `dice_per_class`.
-
-    Example:
-        >>> truth = torch.tensor([[[0, 1], [1, 1]]])
-        >>> iou_per_class(torch.tensor([[[0, 0], [1, 1]]]), truth, num_classes=2)
-        tensor([[0.6667]], dtype=torch.float64)
-    """
+    """Return the intersection over union, ``|P and T| / |P or T|``; else as `dice_per_class`."""
     shared, both = _overlap(predicted, truth, num_classes)
     return torch.where(both > 0, shared / (both - shared), 1.0)
 
@@ -50,14 +43,7 @@ def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
     """Return the 95% Hausdorff distance, in pixels, of every image and foreground class.
 
     The larger of the 95th percentiles of the distances from each outline to the other, MONAI's;
-    NaN where either mask is empty, which has no outline. Shapes and errors are those of
-    `dice_per_class`.
-
-    Example:
-        >>> truth = torch.zeros(1, 8, 8, dtype=torch.int64)
-        >>> truth[0, 2, 2] = 1
-        >>> hd95_per_class(truth.roll(3, dims=2), truth, num_classes=2)
-        tensor([[3.]], dtype=torch.float64)
+    NaN where either mask is empty. Else as `dice_per_class`.
     """
     from monai.metrics import compute_hausdorff_distance  # slow to import, and few need it
 
@@ -79,19 +65,15 @@ def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
 def reconstruction_errors(
     predicted: Tensor, target: Tensor, *, data_range: float = 2.0, lowest: float = -1.0
 ) -> dict[str, Tensor]:
-    """Return how far each rebuilt image is from its target.
+    """Return how far each rebuilt image is from its target, both ``(N, C, H, W)`` float.
 
-    Images are ``(N, C, H, W)`` float, normalised; `lowest` is the lowest possible value, and
-    `data_range` R the distance from there to the highest. SSIM (doi:10.1109/TIP.2003.819861) has a
-    Gaussian window of 11 pixels and sigma 1.5, or the largest odd one that fits; it depends on
-    where black is, so `lowest` is subtracted, which makes it that of the image in [0, 1].
+    `lowest` is the lowest possible value, and `data_range` R the distance from there to the
+    highest. SSIM (doi:10.1109/TIP.2003.819861) has a Gaussian window of 11 pixels and sigma 1.5,
+    or the largest odd one that fits; it depends on where black is, so `lowest` is subtracted.
 
     Returns:
         ``mse``, ``psnr`` in dB (10 log10(R^2 / MSE), infinite for a perfect image) and ``ssim``
         (NaN if a side is below 3 pixels), each ``(N,)`` float32 on the CPU.
-
-    Raises:
-        DataError: for shapes that differ or are not ``(N, C, H, W)``.
 
     Example:
         >>> target = torch.zeros(1, 1, 16, 16)

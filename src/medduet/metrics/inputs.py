@@ -16,17 +16,9 @@ Booleans = NDArray[np.bool_]
 def check_predictions(
     label: ArrayLike, probability: ArrayLike, multi_label: bool, *, in_unit_range: bool = False
 ) -> tuple[Integers, Floats]:
-    """Return labels and probabilities of N images and K classes as arrays.
+    """Return labels and finite probabilities as arrays; DataError if they do not fit together.
 
-    Args:
-        label: ``(N,)`` int class index, or ``(N, K)`` int of 0 and 1 if `multi_label`; -1 where
-            unknown.
-        probability: ``(N, K)`` finite float, one column per class or label.
-        multi_label: whether an image may carry several labels.
-        in_unit_range: whether probabilities outside 0 to 1 are refused.
-
-    Raises:
-        DataError: for shapes, labels or probabilities that do not fit together.
+    They are as for `accuracy`; `in_unit_range` refuses probabilities outside 0 to 1, too.
     """
     score, truth = np.asarray(probability, dtype=np.float64), np.asarray(label)
     least = 1 if multi_label else 2
@@ -35,14 +27,11 @@ def check_predictions(
     expected = score.shape if multi_label else score.shape[:1]
     if truth.shape != expected:
         raise DataError(f"expected label {expected} ({multi_label=}), given {truth.shape}")
-    if truth.size and not np.issubdtype(truth.dtype, np.integer):
-        raise DataError(f"expected integer labels, given {truth.dtype}")
     largest = 1 if multi_label else score.shape[1] - 1
-    if truth.size and not UNKNOWN_LABEL <= truth.min() <= truth.max() <= largest:
-        raise DataError(
-            f"expected labels 0 to {largest}, or {UNKNOWN_LABEL} for unknown, "
-            f"given {truth.min()} to {truth.max()}"
-        )
+    integer = np.issubdtype(truth.dtype, np.integer)
+    if truth.size and not (integer and UNKNOWN_LABEL <= truth.min() <= truth.max() <= largest):
+        given = f"{truth.dtype} from {truth.min()} to {truth.max()}"
+        raise DataError(f"expected integer labels from {UNKNOWN_LABEL} to {largest}, given {given}")
     if not np.isfinite(score).all():
         raise DataError("expected finite probabilities, given NaN or infinity")
     if in_unit_range and not ((score >= 0) & (score <= 1)).all():

@@ -20,8 +20,6 @@ _CHUNK_ELEMENTS = 1_000_000
 def wilson(successes: int, n: int) -> Interval:
     """Return the 95% Wilson score interval of a proportion of `n` trials; NaN for no trial.
 
-    DataError unless ``0 <= successes <= n``.
-
     Example:
         >>> low, high = wilson(138, 156)
         >>> f"{low:.4f} {high:.4f}"
@@ -52,11 +50,6 @@ def bootstrap_mean(
     For one unweighted column it draws the same resamples as `scipy.stats.bootstrap` with
     ``method="percentile"``, which knows no weights and needs more memory. NaN without resamples,
     or for fewer than two rows. DataError for shapes that differ, or NaN where it counts.
-
-    Example:
-        >>> low, high = bootstrap_mean([0.7, 0.8, 0.9, 0.8], seed=1)
-        >>> low < 0.8 < high
-        True
     """
     value = np.asarray(values, dtype=np.float64)
     weight = np.ones_like(value) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -104,7 +97,7 @@ def bounds(interval: Interval) -> list[float] | None:
 
 
 def nan_mean(values: ArrayLike) -> float:
-    """Return the mean of the values that are not NaN; NaN, without a warning, if there are none."""
+    """Return the mean of the values that are not NaN, without a warning if there are none."""
     value = np.asarray(values, dtype=np.float64)
     defined = value[~np.isnan(value)]
     return float(defined.mean()) if defined.size else float("nan")

@@ -16,12 +16,7 @@ class Metric(NamedTuple):
     digits: int = 4
 
     def format(self, value: float | None) -> str:
-        """Return the value with its digits; a dash if it is undefined.
-
-        Example:
-            >>> METRICS["auc"].format(0.91234), METRICS["hd95"].format(None)
-            ('0.9123', '–')
-        """
+        """Return the value with its digits; a dash if it is undefined."""
         return "–" if value is None or math.isnan(value) else f"{value:.{self.digits}f}"
 
 
@@ -48,10 +43,5 @@ mask has any pixel."""
 
 
 def metric_name(key: str) -> str:
-    """Return the display name of a metric, or the key itself without underscores.
-
-    Example:
-        >>> metric_name("macro_f1"), metric_name("false_alarms")
-        ('macro F1', 'false alarms')
-    """
+    """Return the display name of a metric, or the key itself without underscores."""
     return METRICS[key].name if key in METRICS else key.replace("_", " ")

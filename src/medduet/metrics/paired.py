@@ -41,16 +41,9 @@ class McNemar(NamedTuple):
 
 
 def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemar:
-    """Test whether two networks are right on equally many of the same images.
+    """Test whether two networks are right ``(n,)`` bool on equally many of the same images.
 
     The test is statsmodels'; the interval that of Bonett and Price, doi:10.3102/1076998611411915.
-
-    Args:
-        right_a: ``(n,)`` bool, whether a is right on each image.
-        right_b: likewise for b, on the same images in the same order.
-
-    Raises:
-        DataError: for arrays of other shapes or kinds, or without any image.
 
     Example:
         >>> test = mcnemar([True] * 9 + [False], [True] * 3 + [False] * 6 + [True])
@@ -94,21 +87,11 @@ def over_images(
     resamples: int = 9999,
     seed: int = 0,
 ) -> OverImages:
-    """Compare two scores of the same images: bootstrap interval and permutation test.
+    """Compare two scores ``(n,)`` or ``(n, K)`` of the same images, such as Dice.
 
-    If the networks are equally good, either could have had either score of an image: the test
-    (scipy's) flips the signs of whole images' differences, all 2^n ways if these are no more than
-    `resamples`.
-
-    Args:
-        a: ``(n,)`` or ``(n, K)`` score of each image, such as its Dice.
-        b: likewise of the other network.
-        weights: in the same shape, 0 where a score does not count; see `bootstrap_mean`.
-        resamples: of the bootstrap and of the permutation test.
-        seed: of both.
-
-    Raises:
-        DataError: for shapes that differ, or NaN where it counts.
+    If the networks are equally good, either could have had either score of an image: the
+    permutation test (scipy's) flips the signs of whole images' differences, all 2^n ways if these
+    are no more than `resamples`. `weights` are as for `bootstrap_mean`, which gives the interval.
 
     Example:
         >>> test = over_images([0.9, 0.8, 0.7, 0.9, 0.8, 0.9], [0.8, 0.7, 0.5, 0.8, 0.6, 0.7])
@@ -158,15 +141,7 @@ class OverSeeds(NamedTuple):
 
 
 def over_seeds(a: ArrayLike, b: ArrayLike) -> OverSeeds:
-    """Compare two methods by their scores ``(n,)`` with the same seeds in the same order.
-
-    The t test and Wilcoxon's are scipy's. DataError for shapes that differ or NaN.
-
-    Example:
-        >>> test = over_seeds([0.80, 0.82, 0.81], [0.78, 0.79, 0.80])
-        >>> round(test.difference, 3), test.n, test.p_wilcoxon
-        (0.02, 3, 0.25)
-    """
+    """Compare two methods by their scores ``(n,)`` with the same seeds in the same order."""
     first, second = _check_pairs(a, b)
     if first.ndim != 1 or not np.isfinite(first - second).all():
         raise DataError("expected finite scores (n,), one per seed; leave out incomplete seeds")
@@ -200,15 +175,10 @@ class PairOverSets(NamedTuple):
 class OverSets(NamedTuple):
     """Several methods over several data sets, as Demsar 2006 (JMLR 7:1-30) compares them.
 
-    Attributes:
-        mean_ranks: one per method; 1 is best, ties share their ranks.
-        friedman_p: of Friedman's test; NaN for two methods.
-        critical_difference: by which the mean ranks of two methods must differ in Nemenyi's test
-            at 5%.
-        pairs: every pair of methods.
-        smallest_p: the least that any pair's p can be with so few sets, 2^(1 - sets).
-        smallest_p_holm: the least that the smallest corrected p can be.
-        sets: number of sets.
+    Of the `mean_ranks` 1 is best, and ties share theirs; in Nemenyi's test at 5% those of two
+    methods must differ by the `critical_difference`. `friedman_p` is NaN for two methods.
+    `smallest_p` is the least that any pair's p can be with so few sets, 2^(1 - sets), and
+    `smallest_p_holm` the least that the smallest corrected p can be.
     """
 
     mean_ranks: tuple[float, ...]
@@ -225,11 +195,6 @@ def over_sets(scores: ArrayLike) -> OverSets:
 
     The tests are scipy's, Holm's correction is statsmodels'. Takes ``(sets, methods)`` finite
     scores, larger is better, of at least one set and two methods; DataError for others.
-
-    Example:
-        >>> over = over_sets([[0.9, 0.8, 0.7], [0.8, 0.7, 0.6], [0.7, 0.6, 0.5], [0.9, 0.7, 0.8]])
-        >>> over.mean_ranks, over.pairs[0].p, over.smallest_p
-        ((1.0, 2.25, 2.75), 0.125, 0.125)
     """
     score: Floats = np.asarray(scores, dtype=np.float64).round(DECIMALS)
     if score.ndim != 2 or len(score) < 1 or score.shape[1] < 2 or not np.isfinite(score).all():
@@ -261,12 +226,7 @@ def over_sets(scores: ArrayLike) -> OverSets:
 
 
 def holm(p_values: ArrayLike) -> list[float]:
-    """Return the p values ``(n,)`` after Holm's correction; NaN stays and counts as no test.
-
-    Example:
-        >>> holm([0.01, float("nan"), 0.04])
-        [0.02, nan, 0.04]
-    """
+    """Return the p values ``(n,)`` after Holm's correction; NaN stays and counts as no test."""
     p = np.array(p_values, dtype=np.float64)
     defined = ~np.isnan(p)
     if defined.any():
@@ -275,7 +235,6 @@ def holm(p_values: ArrayLike) -> list[float]:
 
 
 def _check_pairs(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
-    """Return both as float arrays; DataError unless they have one shape and any row."""
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.ndim not in (1, 2) or not len(first):
         raise DataError(

@@ -21,14 +21,7 @@ _DECIMALS = 12
 def auc_per_class(
     label: ArrayLike, probability: ArrayLike, multi_label: bool = False
 ) -> list[float]:
-    """Return the AUC of each class against the rest, or of each label; NaN where undefined.
-
-    Args and Raises as for `auc`.
-
-    Example:
-        >>> auc_per_class([0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.9, 0.1]])
-        [0.75, 0.75]
-    """
+    """Return the AUC of each class against the rest, or of each label; NaN where undefined."""
     truth, score = check_predictions(label, probability, multi_label)
     has, labelled = one_vs_rest(truth, score.shape[1])
     columns = zip(has.T, labelled.T, score.T, strict=True)
@@ -55,21 +48,13 @@ def auc_interval(label: ArrayLike, probability: ArrayLike, multi_label: bool = F
     """Return the 95% interval of an AUC, over images: DeLong's variance on the logit scale.
 
     The variance is that of `delong`. With ``(S, N, K)`` probabilities of S seeds it is the interval
-    of the mean over seeds.
+    of the mean over seeds. NaN where the AUC is undefined, or a class has one image only.
 
     A network that separates the images perfectly has no variance, though the next image may be
     wrong. There the interval is that of chance: with m images of a class (or outside of it, if
     these are fewer), each beside another of the others, an AUC of a would separate all of them
     with a probability of a^m at most, so it ends at ``0.025 ** (1 / m)``, of the class with the
     fewest.
-
-    NaN where the AUC is undefined, or a class has one image only. Args and Raises as for `auc`.
-
-    Example:
-        >>> label, probability = [0] * 26 + [1] * 34, [[0.9, 0.1]] * 26 + [[0.1, 0.9]] * 34
-        >>> low, high = auc_interval(label, probability)
-        >>> f"{low:.3f} {high:.3f}"
-        '0.868 1.000'
     """
     truth, seeds = _check_seeds(label, probability, multi_label)
     area, influence = _mean_influence(truth, seeds)
@@ -90,8 +75,7 @@ class DeLong(NamedTuple):
     """Which of two networks has the larger AUC, on `n` images with a known label.
 
     The `difference` is ``auc_a - auc_b``, and `interval` its 95% interval; `p` is two-sided.
-    `standard_error` is NaN if a class has one image only; if it is 0, `z` is NaN, and `p` is 1
-    without a difference and else 0.
+    `standard_error` is NaN if a class has one image only; if it is 0, `z` is NaN, and `p` 0 or 1.
     """
 
     auc_a: float
@@ -107,6 +91,9 @@ class DeLong(NamedTuple):
 def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike) -> DeLong:
     """Test whether two networks have the same AUC on the same images.
 
+    Takes labels as `accuracy` does, and of each network ``(N, K)`` probabilities, or ``(S, N, K)``
+    of S seeds, whose AUC and structural components are averaged: the test stays one over images.
+
     For two classes it is the test of DeLong, DeLong and Clarke-Pearson 1988, doi:10.2307/2531595.
     For more, the AUC is the mean over classes, each against the rest, and so each image enters it
     by the mean of its structural components over classes, those of its own class divided by the
@@ -114,17 +101,6 @@ def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike)
     classes of n times the variance (n - 1) of these within the class, which for two classes is
     DeLong's. For multi-label sets, whose images have no one class, it is n times their variance
     over all images, and unknown elements count nothing.
-
-    With several seeds the AUC is the mean over seeds, and so are the structural components: the
-    test stays one over images.
-
-    Args:
-        label: ``(N,)`` int class index, or ``(N, K)`` of 0 and 1 for multi-label sets; -1 unknown.
-        probability_a: ``(N, K)`` float of a, or ``(S, N, K)`` for S seeds.
-        probability_b: likewise of b.
-
-    Raises:
-        DataError: for shapes, labels or probabilities that do not fit together.
 
     Example:
         >>> good, poor = [[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]], [[0.5, 0.5]] * 3

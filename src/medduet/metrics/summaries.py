@@ -30,8 +30,7 @@ def segmentation_summary(
 
     Takes the ``(N, M)`` scores of `dice_per_class`, `iou_per_class` and `hd95_per_class` (``None``
     if not measured), whether each true mask has any pixel of the class ``(N, M)``, the M distinct
-    names of the foreground classes, and the number of `bootstrap` replicates over images (0
-    leaves intervals ``None``) with its `seed`. DataError for shapes that do not fit together.
+    names of the foreground classes, and the number of `bootstrap` replicates over images.
 
     Returns:
         ``dice`` and ``iou`` (means over images and classes); ``dice_nonempty`` (mean over the
@@ -39,12 +38,6 @@ def segmentation_summary(
         the ``hd95_n`` pairs where truth and prediction are non-empty); ``empty_truth_n`` (images
         without any foreground) and ``empty_correct`` (share of these predicted empty);
         ``per_mask`` with the same numbers by name. What is undefined is ``None``.
-
-    Example:
-        >>> summary = segmentation_summary(
-        ...     [[0.8], [1.0]], [[0.7], [1.0]], None, [[True], [False]], ["lesion"])
-        >>> summary["dice"], summary["dice_nonempty"], summary["empty_correct"]
-        (0.9, 0.8, 1.0)
     """
     lesion = np.asarray(truth_nonempty, dtype=bool)
     distance = np.full(lesion.shape, np.nan) if hd95 is None else hd95
@@ -73,11 +66,6 @@ def reconstruction_summary(errors: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """Return the means over images of `reconstruction_errors`, ready for JSON.
 
     Each image's PSNR is capped at `PSNR_CAP` dB; ``None`` where there is nothing to average.
-
-    Example:
-        >>> errors = {"mse": [0.0, 0.02], "psnr": [float("inf"), 20.0], "ssim": [1.0, 0.0]}
-        >>> reconstruction_summary(errors)
-        {'n': 2, 'mse': 0.01, 'psnr': 60.0, 'ssim': 0.5}
     """
     psnr = np.minimum(np.asarray(errors["psnr"], dtype=np.float64), PSNR_CAP)
     values = {"mse": errors["mse"], "psnr": psnr, "ssim": errors["ssim"]}

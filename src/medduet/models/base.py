@@ -18,15 +18,16 @@ from medduet.types import Outputs
 class DuetNetwork(nn.Module):
     """A network with a class head, a dense head, or both.
 
-    Attributes:
-        normalize: from images in [0, 1] or bytes to the network's input, which is also the target
-            of the reconstruction.
-        min_side: of the images that it takes, in pixels.
-        arguments: what `medduet.create_model` built it from, ready for JSON.
+    `normalize` makes its input from images in [0, 1] or bytes, which is also the target of the
+    reconstruction; `arguments` are what `medduet.create_model` built it from, ready for JSON.
     """
 
     normalize: Normalize
     arguments: dict[str, Any]
+    encoder_modules: list[nn.Module]
+    """What both heads share."""
+    decoder_modules: list[nn.Module]
+    """What only the dense output needs."""
     min_side = 1
     _encoder_is_frozen = False
 
@@ -37,33 +38,12 @@ class DuetNetwork(nn.Module):
             ...
 
     @property
-    def encoder_modules(self) -> list[nn.Module]:
-        """The modules that both heads share."""
-        raise NotImplementedError
-
-    @property
-    def decoder_modules(self) -> list[nn.Module]:
-        """The modules that only the dense output needs."""
-        raise NotImplementedError
-
-    @property
     def classifier(self) -> nn.Module | None:
         """The last layer of the class head; ``None`` without one, or if it has several."""
         return None
 
     def classify(self, image: Tensor) -> Tensor:
-        """Return the `class_logits` ``(N, K)`` of ``(N, C, H, W)`` images; no decoder is run.
-
-        ModelError without a class head.
-
-        Example:
-            >>> from medduet import create_model
-            >>> sizes = dict(in_channels=1, num_classes=2, dense_channels=1)
-            >>> network = create_model("unet_var", width=2, **sizes).eval()
-            >>> image = torch.rand(1, 1, 16, 16)
-            >>> torch.equal(network.classify(image), network(image).class_logits)
-            True
-        """
+        """Return the `class_logits` ``(N, K)`` of ``(N, C, H, W)`` images; no decoder is run."""
         class_logits = self._classify(image)
         if class_logits is None:
             raise ModelError(
@@ -102,15 +82,7 @@ class DuetNetwork(nn.Module):
         return stages
 
     def freeze_encoder(self) -> None:
-        """Keep the encoder as it is, batch normalisation too, while the rest is trained.
-
-        Example:
-            >>> from medduet import create_model
-            >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2)
-            >>> network.freeze_encoder()
-            >>> [name for name, p in network.named_parameters() if p.requires_grad]
-            ['class_head.weight', 'class_head.bias']
-        """
+        """Keep the encoder as it is, batch normalisation too, while the rest is trained."""
         for parameter in self.encoder_parameters():
             parameter.requires_grad_(False)
         self._encoder_is_frozen = True
@@ -126,16 +98,7 @@ class DuetNetwork(nn.Module):
 
 
 class Features:
-    """Records the input of a network's last class layer in the last batch, for each thread.
-
-    Example:
-        >>> from medduet import create_model
-        >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2).eval()
-        >>> recorder = Features(network)
-        >>> _ = network.classify(torch.zeros(3, 1, 16, 16))
-        >>> recorder.last().shape
-        (3, 32)
-    """
+    """Records the input of a network's last class layer in the last batch, for each thread."""
 
     def __init__(self, network: DuetNetwork) -> None:
         self._recorded, layer = threading.local(), network.classifier
@@ -158,15 +121,13 @@ class Features:
 
 
 def _layers(module: nn.Module) -> int:
-    """Return the number of layers with weights in `module`."""
     return sum(bool(layer._parameters) for layer in module.modules())
 
 
 def trace(network: DuetNetwork, n: int, height: int, width: int) -> tuple[Outputs, list[Tensor]]:
     """Send the shape of a batch of n images alone through `network` in evaluation mode.
 
-    Returns:
-        The outputs, and stand-ins of the parameters that made them, on torch's ``meta`` device.
+    Returns the outputs and the stand-ins of its parameters, on torch's ``meta`` device.
     """
     state = {
         name: torch.empty_like(value, device="meta", requires_grad=value.requires_grad)

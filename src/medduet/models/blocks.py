@@ -18,8 +18,7 @@ Block = Callable[[int, int], nn.Module]
 def double_conv(in_channels: int, out_channels: int) -> nn.Module:
     """Two times 3x3 convolution (no bias), batch normalisation, ReLU: the U-Net's own block.
 
-    U-Net, arXiv:1505.04597, with the padding and the batch normalisation that today's
-    implementations use.
+    U-Net, arXiv:1505.04597, with the padding and the normalisation that are usual today.
 
     Example:
         >>> import torch
@@ -97,6 +96,6 @@ class ResidualUnit(nn.Module):
         self.activation = act()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``(N, out_channels, H, W)``."""
+        """Return the new map."""
         y: Tensor = self.activation(self.residual(x) + self.shortcut(x))
         return y

@@ -29,8 +29,6 @@ def model_cost(
 ) -> Cost:
     """Return the cost of a network for one image of ``size x size`` pixels; nothing is computed.
 
-    ModelError if the network does not take images of that size.
-
     Example:
         >>> cost = model_cost("vovunet_var", 3, 8, 3, size=224)
         >>> cost.parameters, round(cost.gmacs, 2), round(cost.gmacs_alone, 2)

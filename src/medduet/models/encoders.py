@@ -38,9 +38,6 @@ class TimmNetwork(DuetNetwork):
 
     Images that are smaller than 32 pixels, or whose sides are no multiple of a transformer's
     patch, are padded with zeros at the right and bottom after normalisation.
-
-    Takes what `create_model` takes, `dropout` for timm's head; the `name` may have a tag for the
-    weights (``resnet18.a1_in1k``).
     """
 
     def __init__(
@@ -79,6 +76,9 @@ class TimmNetwork(DuetNetwork):
         self.dense_head: nn.Module | None = None
         if dense_channels:
             self._build_decoder(name, dense_channels, mode)
+        self.encoder_modules = [self.encoder]  # its classifier is not in `encoder_parameters`
+        parts: list[nn.Module | None] = [self.decoder, self.dense_head]
+        self.decoder_modules = [part for part in parts if part is not None]
         freeze_unused(self, config["input_size"][-1])
 
     def _build_decoder(self, name: str, dense_channels: int, mode: str) -> None:
@@ -115,16 +115,6 @@ class TimmNetwork(DuetNetwork):
         self.dense_head = nn.Conv2d(FINEST_CHANNELS, dense_channels, 3, padding=1)
 
     @property
-    def encoder_modules(self) -> list[nn.Module]:
-        """All of timm's network; its classifier is left out of `encoder_parameters`."""
-        return [self.encoder]
-
-    @property
-    def decoder_modules(self) -> list[nn.Module]:
-        """The decoder and the dense head, if there is one."""
-        return [module for module in (self.decoder, self.dense_head) if module is not None]
-
-    @property
     def classifier(self) -> nn.Module | None:
         """The last layer of timm's head, unless it has several."""
         last = self.encoder.get_classifier()
@@ -138,7 +128,7 @@ class TimmNetwork(DuetNetwork):
         return [p for p in self.encoder.parameters() if id(p) not in excluded]
 
     def forward(self, image: Tensor) -> Outputs:
-        """Return the scores of both heads for ``(N, C, H, W)`` images."""
+        """Return the scores of both heads."""
         if self.decoder is None or self.dense_head is None:
             return Outputs(self._classify(image), None)
         height, width = image.shape[-2:]
@@ -176,7 +166,7 @@ class SmpNetwork(DuetNetwork):
     """A network of segmentation-models-pytorch with its class head.
 
     Images are padded with zeros at the right and bottom, after normalisation, to the multiple of
-    32 (or what the encoder asks for) that these networks need. Takes what `create_model` takes.
+    32 (or what the encoder asks for) that these networks need.
     """
 
     def __init__(
@@ -210,9 +200,12 @@ class SmpNetwork(DuetNetwork):
             classes=max(1, dense_channels),
             **options,
         )
+        self.encoder_modules = [self.model.encoder]
+        self.decoder_modules = [self.model.decoder, self.model.segmentation_head]
         self.has_dense_head = dense_channels > 0
         if not self.has_dense_head:
             del self.model.decoder, self.model.segmentation_head
+            self.decoder_modules = []
         self.multiple = int(self.model.encoder.output_stride)
         self.normalize = Normalize(in_channels)
         self.pretrained_normalization = _smp_normalization(encoder, weights)
@@ -221,23 +214,13 @@ class SmpNetwork(DuetNetwork):
         freeze_unused(self, 224)
 
     @property
-    def encoder_modules(self) -> list[nn.Module]:
-        """The encoder."""
-        return [self.model.encoder]
-
-    @property
-    def decoder_modules(self) -> list[nn.Module]:
-        """The decoder and the dense head, if there is one."""
-        return [self.model.decoder, self.model.segmentation_head] if self.has_dense_head else []
-
-    @property
     def classifier(self) -> nn.Module | None:
         """The linear layer on the deepest map, averaged."""
         layers = self.model.classification_head
         return None if layers is None else next(x for x in layers if isinstance(x, nn.Linear))
 
     def forward(self, image: Tensor) -> Outputs:
-        """Return the scores of both heads for ``(N, C, H, W)`` images."""
+        """Return the scores of both heads."""
         if not self.has_dense_head:
             return Outputs(self._classify(image), None)
         height, width = image.shape[-2:]
@@ -255,12 +238,7 @@ class SmpNetwork(DuetNetwork):
 
 
 def pad_to(x: Tensor, multiple: int, at_least: int = 1) -> Tensor:
-    """Pad ``(N, C, H, W)`` with zeros at the right and bottom.
-
-    Example:
-        >>> pad_to(torch.ones(1, 1, 20, 33), 16, 32).shape
-        torch.Size([1, 1, 32, 48])
-    """
+    """Pad ``(N, C, H, W)`` with zeros at the right and bottom."""
     # torch.export follows sizes through sym_max, not through max.
     sides: list[Any] = [torch.sym_max(side, at_least) for side in x.shape[-2:]]
     height, width = (round_up(side, multiple) for side in sides)
@@ -271,10 +249,7 @@ def pad_to(x: Tensor, multiple: int, at_least: int = 1) -> Tensor:
 
 
 def round_up(side: int, multiple: int) -> int:
-    """Return the next multiple.
-
-    ONNX rounds quotients of negative numbers another way than Python, so there are none.
-    """
+    """Return the next multiple; ONNX rounds quotients of negative numbers otherwise than Python."""
     return (side + multiple - 1) // multiple * multiple
 
 
@@ -298,7 +273,6 @@ def _any_size(name: str) -> dict[str, Any]:
 
 
 def _smp_weights(encoder: str) -> str | bool:
-    """Return the name of the weights of an encoder: imagenet, or what it has instead."""
     from segmentation_models_pytorch.encoders import encoders
 
     if encoder.startswith("tu-"):
@@ -308,10 +282,7 @@ def _smp_weights(encoder: str) -> str | bool:
 
 
 def _smp_normalization(encoder: str, fetched: str | bool | None) -> Constants:
-    """Return mean and standard deviation that the weights of an encoder expect.
-
-    They stand beside the weights on the hub; where these are not fetched, ImageNet's are taken.
-    """
+    """Return mean and deviation beside the weights on the hub; ImageNet's if not `fetched`."""
     from segmentation_models_pytorch.encoders import get_preprocessing_params
 
     if encoder.startswith("tu-"):

@@ -35,15 +35,10 @@ class Ensemble(DuetNetwork):
     """One network that predicts the mean over its members and over views of an image.
 
     Probabilities are averaged, not scores: the softmax (sigmoid for several labels at once) of
-    `class_logits` is the mean of the members', and so for the mask at each pixel. Reconstructions
-    are averaged as images. Dense outputs of mirrored or turned images are turned back first.
-
-    Args:
-        members: networks with the same channels, classes and dense channels, else ModelError.
-        multi_label: whether the classes don't exclude each other.
-        mask_channels: how many of the dense channels, the first ones, are scores of the mask.
-        test_time: the views: ``"none"``, ``"flip"`` (left and right exchanged, 2 views),
-            ``"flips"`` (upside down, too, 4) or ``"turns"`` (by 90 degrees, too, 8).
+    `class_logits` is the mean of the members', and so for the mask at each pixel, whose scores are
+    the first `mask_channels` of the dense ones. Reconstructions are averaged as images. Views are
+    ``"none"``, ``"flip"`` (left and right exchanged, 2 views), ``"flips"`` (upside down, too, 4) or
+    ``"turns"`` (by 90 degrees, too, 8); dense outputs are turned back first.
 
     Example:
         >>> sizes = dict(in_channels=1, num_classes=2, width=2)
@@ -77,6 +72,8 @@ class Ensemble(DuetNetwork):
                 f"dense ones, but got {sizes} and mask_channels={mask_channels}"
             )
         self.members = nn.ModuleList(members)
+        self.encoder_modules = [part for member in members for part in member.encoder_modules]
+        self.decoder_modules = [part for member in members for part in member.decoder_modules]
         self.normalize = Normalize(sizes[0]["in_channels"])
         self.normalize.load_state_dict(members[0].normalize.state_dict())
         self.multi_label, self.mask_channels = multi_label, mask_channels
@@ -94,18 +91,8 @@ class Ensemble(DuetNetwork):
             "mask_channels": mask_channels,
         }
 
-    @property
-    def encoder_modules(self) -> list[nn.Module]:
-        """The encoders of all members."""
-        return [module for member in self._networks for module in member.encoder_modules]
-
-    @property
-    def decoder_modules(self) -> list[nn.Module]:
-        """The decoders of all members."""
-        return [module for member in self._networks for module in member.decoder_modules]
-
     def forward(self, image: Tensor) -> Outputs:
-        """Return the mean predictions for ``(N, C, H, W)`` images."""
+        """Return the mean predictions."""
         class_logits, masks, images = [], [], []
         for quarters, mirrored in self.views:
             view = self._view(image, quarters, mirrored)
@@ -161,8 +148,6 @@ def _mean_scores(scores: Sequence[Tensor], sigmoid: bool) -> Tensor:
 
 
 class _Settings(BaseModel):
-    """What stands in the arguments of an ensemble beside what its members say themselves."""
-
     model_config = ConfigDict(strict=True)
     ensemble: list[dict[str, Any]]
     test_time: TestTime
@@ -175,11 +160,6 @@ def build_network(arguments: Any) -> DuetNetwork:
 
     They may be a stranger's: nothing but what `create_model` knows is built, nothing is fetched,
     and on torch's ``meta`` device no size costs memory. ModelError for what can't be built.
-
-    Example:
-        >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2)
-        >>> build_network(network.arguments).arguments == network.arguments
-        True
     """
     try:
         if "ensemble" not in arguments:

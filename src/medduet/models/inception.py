@@ -15,12 +15,7 @@ from medduet.models.unet import Upsampling, upsample
 
 
 def split_channels(channels: int, shares: Sequence[int]) -> list[int]:
-    """Divide `channels` in the proportion of `shares`, at least one for each.
-
-    Example:
-        >>> split_channels(64, (1, 1, 2)), split_channels(3, (1, 1, 2))
-        ([16, 16, 32], [1, 1, 1])
-    """
+    """Divide `channels` in the proportion of `shares`, at least one for each."""
     parts = [max(1, channels * share // sum(shares)) for share in shares[:-1]]
     return [*parts, max(1, channels - sum(parts))]
 
@@ -65,7 +60,7 @@ class InceptionRes(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``(N, out_channels, H, W)``."""
+        """Return the new map."""
         y: Tensor = self.fuse(self.branches(x)) + self.shortcut(x)
         return y.relu()
 
@@ -116,10 +111,6 @@ def inception_pool(channels: int) -> nn.Module:
 
     3x3 max pooling and a 1x1 convolution (half of the channels); a 3x3 convolution (a quarter);
     1x1, 3x3 and 3x3 (a quarter); all with stride 2 and a border of one pixel, rounding up.
-
-    Example:
-        >>> inception_pool(8)(torch.zeros(2, 8, 15, 16)).shape
-        torch.Size([2, 8, 8, 8])
     """
     first, third, second = split_channels(channels, (1, 1, 2))
     pool = nn.MaxPool2d(3, stride=2, padding=1)

@@ -20,12 +20,9 @@ DECLARED: Precision = "float32"
 class NetworkPrediction(NamedTuple):
     """A network's predictions for N images; ``None`` where it has no such head.
 
-    Attributes:
-        class_logits: ``(N, K)`` float32 scores before softmax, sigmoid and temperature.
-        dense: ``(N, D, H, W)`` float32, no activation.
-        probability: ``(N, K)`` float64, 0 to 1; of multi-label sets each class on its own.
-        mask: ``(N, H, W)`` int64 mask class, 0 is background.
-        reconstruction: ``(N, C, H, W)`` float32, where 0 is black and 1 is white.
+    The `class_logits` ``(N, K)`` float32 are before softmax, sigmoid and temperature, `dense`
+    ``(N, D, H, W)`` without activation; the `probability` ``(N, K)`` is float64, the `mask`
+    ``(N, H, W)`` int64, and in the `reconstruction` ``(N, C, H, W)`` 0 is black and 1 white.
     """
 
     class_logits: Tensor | None
@@ -74,13 +71,9 @@ def predict_batch(
 
 
 def class_probability(class_logits: Tensor, multi_label: bool, temperature: float = 1.0) -> Tensor:
-    """Return the probabilities ``(N, K)`` float64 of class scores ``(N, K)``.
+    """Return the probabilities ``(N, K)`` of class scores ``(N, K)``, in float64.
 
     In float32 those of a confident network would be 1 exactly, and so tied.
-
-    Example:
-        >>> class_probability(torch.tensor([[0.0, 4.0]]), False, temperature=2.0).round(decimals=2)
-        tensor([[0.1200, 0.8800]], dtype=torch.float64)
     """
     scores = class_logits.double() / temperature
     return scores.sigmoid() if multi_label else scores.softmax(dim=1)
@@ -96,13 +89,10 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 def prepare_network(
     network: DuetNetwork, device: torch.device, size: tuple[int, int], precision: str = "32-true"
 ) -> str:
-    """Bring a network to a device, in evaluation mode, and arrange memory as suits the device.
+    """Bring a network to a device, in evaluation mode, and return the memory format chosen.
 
     For images of `size` (height, width); `precision` is called as Lightning calls it. On a CPU the
-    process then keeps the memory that it frees, see `keep_freed_memory`.
-
-    Returns:
-        The memory format, ``"contiguous"`` or ``"channels_last"``.
+    process then keeps the memory that it frees.
     """
     network.to(device).eval()
     chosen = best_memory_format(device.type, precision, max(size))

@@ -40,12 +40,11 @@ def unet(*sizes: int, width: int = 64, upsampling: Upsampling = "transpose") -> 
 
 
 def vovunet_var(*sizes: int, width: int = 64, upsampling: Upsampling = "transpose") -> UNet:
-    """Build VovUnet_Var.
+    """Build VovUnet_Var after the authors' code, which decides where the text is silent.
 
-    After the authors' code, which decides where the text is silent: the stem is a double
-    convolution; every other block is a one-shot aggregation unit of two 3x3 convolutions without
-    residual or attention (VoVNet, arXiv:1904.09730, figure 2), then batch normalisation and GELU.
-    Bilinear upsampling as in `unet`.
+    The stem is a double convolution; every other block is a one-shot aggregation unit of two 3x3
+    convolutions without residual or attention (VoVNet, arXiv:1904.09730, figure 2), then batch
+    normalisation and GELU. Bilinear upsampling as in `unet`.
     """
     return UNet(*sizes, block=blocks.osa_unit, width=width, upsampling=upsampling)
 
@@ -56,10 +55,9 @@ def mobilevitv2_unet_var(
     """Build MobileViTV2-UNet, the third variant in the authors' code of VovUnet_Var.
 
     The stem is a double convolution; every other block is timm's MobileViT-v2 block
-    (arXiv:2206.02680: separable self-attention) with its defaults, then batch normalisation and
-    GELU. That block enlarges maps to multiples of 8 (at 224 pixels 28 to 32 and 14 to 16), and the
-    authors' code then crops the enlarged map to the size of the skip, which moves it against the
-    skip. Chosen otherwise: it is scaled to the skip's size (bilinear), at the same cost.
+    (arXiv:2206.02680) with its defaults, then batch normalisation and GELU. It enlarges maps to
+    multiples of 8 (at 224 pixels 28 to 32 and 14 to 16), and the authors' code then crops the
+    enlarged map to the skip, which moves it against it. Chosen otherwise: it is scaled (bilinear).
     """
     return UNet(*sizes, block=blocks.mobilevit_unit, width=width, upsampling=upsampling)
 
@@ -68,10 +66,9 @@ def sharp_unet(*sizes: int, width: int = 64, upsampling: Upsampling = "transpose
     """Build Sharp U-Net, doi:10.1016/j.combiomed.2021.104699 (arXiv:2107.12461).
 
     As there: `unet` in which every skip passes a depthwise 3x3 convolution with a fixed Laplacian
-    kernel (8 in the centre, -1 around) before it is joined; no learnable parameter is added, and
-    weights of `unet` fit. Left open and chosen: zeros beyond the border; the kernel stays fixed
-    (public code in Keras leaves the layer trainable); no activation after it; 64 channels in the
-    first level, as `unet`, where that code has 32.
+    kernel; weights of `unet` fit. Left open and chosen: zeros beyond the border; the kernel stays
+    fixed (public code in Keras leaves the layer trainable); no activation after it; 64 channels in
+    the first level, as `unet`, where that code has 32.
     """
     block = blocks.double_conv
     return UNet(*sizes, block=block, width=width, upsampling=upsampling, skip=Sharpen)

@@ -13,8 +13,8 @@ from medduet.errors import ModelError
 class Normalize(nn.Module):
     """Scale uint8 images to [0, 1], then subtract the mean and divide by the standard deviation.
 
-    Takes ``(N, C, H, W)`` for the C `channels`, uint8 or float in [0, 1] (else ModelError); gives
-    the same shape as float. Mean and deviation are 0.5 unless `set` says otherwise.
+    Takes ``(N, C, H, W)``, uint8 or float in [0, 1]; gives the same shape as float. Both are 0.5
+    unless `set` says otherwise.
 
     Example:
         >>> normalize = Normalize(1)
@@ -34,10 +34,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.full((1, channels, 1, 1), 0.5))
 
     def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Take over the mean and deviation of each channel with which weights were made.
-
-        Where the number of channels is another one, their mean is taken for all.
-        """
+        """Take over the mean and deviation of each channel, or their mean for another number."""
         for buffer, values in ((self.mean, mean), (self.std, std)):
             fits = len(values) == self.channels
             value = torch.tensor(values if fits else [sum(values) / len(values)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,13 +18,10 @@ TASK_PAPER = "Li, Li, Ting: A Study of Multi-Task Learning Using a VoVNet-OSA Bl
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A network that `create_model` can build.
+    """A network that `create_model` can build, with a summary in one line and its source.
 
-    Attributes:
-        build: takes ``in_channels, num_classes, dense_channels`` and options.
-        summary: what it is, in one line.
-        paper: where it comes from.
-        licence: of its pretrained weights; ``None`` if there are none.
+    `build` takes ``in_channels, num_classes, dense_channels`` and options; `licence` is that of the
+    pretrained weights, ``None`` if there are none.
     """
 
     build: Callable[..., DuetNetwork]
@@ -74,32 +71,20 @@ MODELS: dict[str, ModelSpec] = {
 }
 """The networks that have a name of their own; a dict, so a script may add one of its own."""
 
-PAPER_CLASSIFIERS: dict[str, str] = {
-    "timm:resnet18": "ResNet, arXiv:1512.03385",
-    "timm:resnet50": "ResNet, arXiv:1512.03385",
-    "timm:densenet121": "DenseNet, arXiv:1608.06993",
-    "timm:densenet201": "DenseNet, arXiv:1608.06993",
-    "timm:mobilenetv3_small_100": "MobileNetV3, arXiv:1905.02244",
-    "timm:mobilenetv3_large_100": "MobileNetV3, arXiv:1905.02244",
-    "timm:convnextv2_atto": "ConvNeXt V2, arXiv:2301.00808",
-    "timm:convnextv2_base": "ConvNeXt V2, arXiv:2301.00808",
-    "timm:eva02_small_patch14_224": "EVA-02, arXiv:2303.11331",
-    "timm:eva02_base_patch14_224": "EVA-02, arXiv:2303.11331",
+_CLASSIFIERS = {
+    "ResNet, arXiv:1512.03385": ("resnet18", "resnet50"),
+    "DenseNet, arXiv:1608.06993": ("densenet121", "densenet201"),
+    "MobileNetV3, arXiv:1905.02244": ("mobilenetv3_small_100", "mobilenetv3_large_100"),
+    "ConvNeXt V2, arXiv:2301.00808": ("convnextv2_atto", "convnextv2_base"),
+    "EVA-02, arXiv:2303.11331": ("eva02_small_patch14_224", "eva02_base_patch14_224"),
 }
-"""The classifiers in the authors' runs of VovUnet_Var, by their names here."""
-
+PAPER_CLASSIFIERS = {f"timm:{x}": paper for paper, names in _CLASSIFIERS.items() for x in names}
+"""The classifiers in the authors' runs of VovUnet_Var, by their names here, with their papers."""
 _SMP_EXAMPLES = ("smp:unet/resnet34", "smp:fpn/tu-convnext_tiny")
 
 
 def find_model(name: str) -> ModelSpec:
-    """Return what is known of one of `MODELS`, ``timm:NAME``, or ``smp:ARCHITECTURE/ENCODER``.
-
-    ModelError with the five closest names if there is none.
-
-    Example:
-        >>> find_model("timm:resnet18").paper
-        'ResNet, arXiv:1512.03385'
-    """
+    """Return what is known of one of `MODELS`, ``timm:NAME``, or ``smp:ARCHITECTURE/ENCODER``."""
     if name in MODELS:
         return MODELS[name]
     if name.startswith("timm:"):
@@ -114,9 +99,7 @@ def find_model(name: str) -> ModelSpec:
 
 
 def model_names(patterns: Sequence[str]) -> list[str]:
-    """Return the names of networks that match shell patterns; those of the paper for none.
-
-    Patterns are such as ``unet*`` or ``timm:*convnext*``; ModelError if nothing matches one.
+    """Return the names that match shell patterns (``timm:*convnext*``); the paper's for none.
 
     Example:
         >>> model_names(["*unet_var"])
@@ -124,9 +107,17 @@ def model_names(patterns: Sequence[str]) -> list[str]:
     """
     if not patterns:
         return [*MODELS, *PAPER_CLASSIFIERS, *_SMP_EXAMPLES]
+    import segmentation_models_pytorch as smp
+    import timm
+
+    decoders, encoders = smp.MODEL_ARCHITECTURES_MAPPING, smp.encoders.encoders
+    known = [*MODELS, *(f"timm:{name}" for name in timm.list_models())]
+    known += [f"smp:{decoder}/{encoder}" for decoder in decoders for encoder in encoders]
     names = []
     for pattern in patterns:
-        matching = fnmatch.filter(_all_names(pattern.partition(":")[0]), pattern)
+        # A library's networks are many, so they are meant only by a pattern that names it.
+        among = known if ":" in pattern else MODELS
+        matching = fnmatch.filter(among, pattern)
         if not matching:
             if set(pattern) & set("*?["):
                 raise ModelError(f"no network matches '{pattern}': try 'timm:*resnet*'")
@@ -134,19 +125,6 @@ def model_names(patterns: Sequence[str]) -> list[str]:
             matching = [pattern]
         names += matching
     return names
-
-
-def _all_names(library: str) -> Iterable[str]:
-    if library == "timm":
-        import timm
-
-        return [f"timm:{name}" for name in timm.list_models()]
-    if library == "smp":
-        import segmentation_models_pytorch as smp
-
-        decoders, encoders = smp.MODEL_ARCHITECTURES_MAPPING, smp.encoders.encoders
-        return [f"smp:{decoder}/{encoder}" for decoder in decoders for encoder in encoders]
-    return MODELS
 
 
 def create_model(
@@ -199,10 +177,9 @@ def create_model(
     heads = {"num_classes": num_classes, "dense_channels": dense_channels}
     sizes = {"in_channels": in_channels, **heads}
     try:
-        if min(in_channels, options.get("width", 1)) < 1 or min(heads.values()) < 0:
-            raise ModelError(f"expected positive sizes, but got {sizes | options}")
-        if not any(heads.values()):
-            raise ModelError(f"a network needs a head, but got {heads}")
+        positive = min(in_channels, options.get("width", 1)) > 0 <= min(heads.values())
+        if not positive or not any(heads.values()):
+            raise ModelError(f"expected positive sizes and a head, but got {sizes | options}")
         fetched = {"pretrained": True} if pretrained else {}
         network = spec.build(*sizes.values(), **options, **fetched)
     except (TypeError, RuntimeError) as error:  # what libraries say of sizes they can't have

@@ -42,10 +42,6 @@ class Sharpen(nn.Module):
     """Depthwise 3x3 convolution with a fixed Laplacian: 8 in the centre, -1 around it.
 
     It has no parameter and adds nothing to the saved weights; beyond the border are zeros.
-
-    Example:
-        >>> Sharpen()(torch.ones(1, 1, 3, 3))[0, 0, 1].tolist()
-        [3.0, 0.0, 3.0]
     """
 
     kernel: Tensor
@@ -91,7 +87,7 @@ class Up(nn.Module):
         self.block = block(in_channels, out_channels)
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
-        """Return ``(N, out_channels, H, W)``."""
+        """Return the map of this level."""
         deep = self.upsample(deep)
         rows, columns = skip.shape[-2] - deep.shape[-2], skip.shape[-1] - deep.shape[-1]
         if max(abs(rows), abs(columns)) > 1:
@@ -104,6 +100,9 @@ class Up(nn.Module):
 
 class UNet(DuetNetwork):
     """A five-level U-Net with a class head on the deepest map and a dense head on the finest.
+
+    Takes ``(N, C, H, W)``, uint8 or float in [0, 1], H and W at least 16 (else ModelError). Gives
+    ``Outputs(class_logits (N, K) or None, dense (N, D, H, W) or None)``.
 
     Args:
         in_channels: channels of the image.
@@ -118,12 +117,8 @@ class UNet(DuetNetwork):
         enlarge: builds what doubles them; takes channels in, channels out, and `upsampling`.
         skip: builds what each skip passes through before it is joined.
 
-    Takes ``(N, C, H, W)``, uint8 or float in [0, 1], H and W at least 16 (else ModelError). Gives
-    ``Outputs(class_logits (N, K) or None, dense (N, D, H, W) or None)``.
-
     Example:
-        >>> from medduet.models.blocks import osa_unit
-        >>> network = UNet(1, num_classes=2, dense_channels=1, block=osa_unit, width=4)
+        >>> network = UNet(1, num_classes=2, dense_channels=1, block=double_conv, width=4)
         >>> outputs = network(torch.zeros(2, 1, 33, 16, dtype=torch.uint8))
         >>> outputs.class_logits.shape, outputs.dense.shape
         (torch.Size([2, 2]), torch.Size([2, 1, 33, 16]))
@@ -165,16 +160,8 @@ class UNet(DuetNetwork):
                 sizes = channels[level + 1], channels[level]
                 self.up.append(Up(*sizes, blocks[level], upsampling, enlarge, skip))
             self.dense_head = nn.Conv2d(width, dense_channels, kernel_size=1)
-
-    @property
-    def encoder_modules(self) -> list[nn.Module]:
-        """The way down: what `freeze_encoder` freezes."""
-        return [self.stem, self.down]
-
-    @property
-    def decoder_modules(self) -> list[nn.Module]:
-        """The way up and the dense head, if there is one."""
-        return [*self.up, *([self.dense_head] if self.dense_head is not None else [])]
+        self.encoder_modules = [self.stem, self.down]
+        self.decoder_modules = [*self.up, self.dense_head] if self.dense_head else []
 
     @property
     def classifier(self) -> nn.Module | None:
@@ -182,7 +169,7 @@ class UNet(DuetNetwork):
         return self.class_head
 
     def forward(self, image: Tensor) -> Outputs:
-        """Return the scores of both heads for ``(N, C, H, W)`` images."""
+        """Return the scores of both heads."""
         maps = self._encode(image)
         class_logits = self._class_scores(maps[-1])
         dense = None
@@ -196,7 +183,6 @@ class UNet(DuetNetwork):
         return Outputs(class_logits, dense)
 
     def _encode(self, image: Tensor) -> list[Tensor]:
-        """Return the map of each level, the finest first."""
         height, width = image.shape[-2:]
         if height < MIN_SIDE or width < MIN_SIDE:
             raise ModelError(

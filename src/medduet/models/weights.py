@@ -32,13 +32,8 @@ _PREFIXES = ("", "encoder.", "model.encoder.", "model.encoder.model.", "model.")
 class WeightsReport:
     """Which tensors of a file a network took over.
 
-    Attributes:
-        path: of the file.
-        matched: names in the network that were taken over as they are.
-        adapted: first convolutions for three channels that were adapted to the network's number.
-        other_shape: names that both have, with other shapes: not taken.
-        not_in_file: names of the network that the file lacks: left as they were.
-        not_in_network: names of the file that the network lacks.
+    Those `matched` were taken as they are; first convolutions for RGB were `adapted` to the
+    network's channels. Names of both with `other_shape` were not taken.
     """
 
     path: str
@@ -49,12 +44,7 @@ class WeightsReport:
     not_in_network: list[str]
 
     def summary(self) -> str:
-        """Return the counts in one line, with the first names of what was left.
-
-        Example:
-            >>> WeightsReport("a.safetensors", ["x", "y"], [], ["head"], [], ["fc"]).summary()
-            'a.safetensors: 2 of 3 tensors taken; other shape: head; not in network: fc'
-        """
+        """Return the counts in one line, with the first names of what was left."""
         taken = len(self.matched) + len(self.adapted)
         total = taken + len(self.other_shape) + len(self.not_in_file)
         parts = [f"{self.path}: {taken} of {total} tensors taken"]
@@ -72,9 +62,10 @@ class WeightsReport:
 def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
     """Let `network` start from the weights in a file, as far as names and shapes agree.
 
+    If the file has no normalisation of ours, that of the encoder's published weights is taken.
+
     Args:
-        network: is changed in place. If the file has no normalisation of ours, that of the
-            encoder's published weights is taken.
+        network: is changed in place.
         path: a ``.safetensors`` file, of a bundle of ours or of an encoder as timm or
             segmentation-models-pytorch save it; or the folder of a bundle or run; or
             ``hf://OWNER/NAME``.
@@ -107,7 +98,8 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
     try:
         tensors = load_file(file)
     except (SafetensorError, *_DAMAGE) as error:
-        raise _not_safetensors(file, error) from error
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{file} is not a safetensors file: {reason}") from error
     state, channels = network.state_dict(), network.normalize.channels
     renamed = [{prefix + name: tensors[name] for name in tensors} for prefix in _PREFIXES]
     named = max(renamed, key=lambda names: len(state.keys() & names.keys()))
@@ -137,7 +129,6 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
 
 
 def _is_made_for_rgb(value: Tensor, target: Tensor, channels: int) -> bool:
-    """Whether a kernel differs only in that the network's images aren't RGB."""
     shape = list(target.shape)
     if target.ndim != 4 or channels == 3 or shape[1] != channels:
         return False
@@ -149,10 +140,7 @@ def save_network(
 ) -> None:
     """Write ``model.safetensors`` and ``config.json``, from which `medduet.load` reads it.
 
-    Args:
-        path: of the folder; made if it is not there.
-        network: whose weights and arguments are saved.
-        config: what else is to stand in ``config.json``.
+    `config` is what else is to stand in ``config.json``.
     """
     path = Path(path)
     weights = {
@@ -183,9 +171,7 @@ class _NumbersOnCPU(TorchFunctionMode):
 def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
     """Return the network in a folder, in evaluation mode, and the content of ``config.json``.
 
-    Raises:
-        MissingFileError: there is no network.
-        ModelError: it is damaged, of another version, or its weights don't fit.
+    MissingFileError if there is none; ModelError if it is damaged or of another version.
     """
     if (folder / "bundle" / CONFIG).is_file():
         folder = folder / "bundle"
@@ -195,18 +181,25 @@ def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
                 f"expected a bundle or a finished run at {folder}, but there is no {name}: give "
                 "the folder RUN/bundle of a finished run"
             )
-    config, file = _read_config(folder), folder / WEIGHTS
-    if sha256(file) != config["weights_sha256"]:
+    config, file = read_json(folder / CONFIG, ModelError), folder / WEIGHTS
+    if not isinstance(config, dict) or config.get("format") != FORMAT or "network" not in config:
+        raise ModelError(f"expected a {FORMAT} at {folder}, but config.json is something else")
+    if config.get("version") != VERSION:
+        raise ModelError(
+            f"{folder} has bundle version {config.get('version')}, but this MedDuet reads version "
+            f"{VERSION}: install the MedDuet that wrote it"
+        )
+    if sha256(file) != config.get("weights_sha256"):
         raise ModelError(
             f"{file} is not the file that config.json describes: its SHA-256 differs; copy the "
             "whole folder again"
         )
-    with torch.random.fork_rng(devices=[]):  # the first weights are replaced at once
-        with torch.device("meta"), _NumbersOnCPU():
-            sketch = build_network(config["network"])
-        _check_shapes(sketch, file)  # before sizes from elsewhere take any memory
-        network = build_network(config["network"])
     try:
+        with torch.random.fork_rng(devices=[]):  # the first weights are replaced at once
+            with torch.device("meta"), _NumbersOnCPU():
+                sketch = build_network(config["network"])
+            _check_shapes(sketch, file)  # before sizes from elsewhere take any memory
+            network = build_network(config["network"])
         network.load_state_dict(load_file(file))
     except (SafetensorError, *_DAMAGE) as error:
         raise ModelError(f"{file} can't be taken over: {error}") from error
@@ -216,11 +209,8 @@ def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
 
 def _check_shapes(network: DuetNetwork, path: Path) -> None:
     """Raise `ModelError` unless the file has the tensors of `network`, by its header alone."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            in_file = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, *_DAMAGE) as error:
-        raise _not_safetensors(path, error) from error
+    with safe_open(path, framework="pt") as file:
+        in_file = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     expected = {name: list(value.shape) for name, value in network.state_dict().items()}
     for name in {**expected, **in_file}:
         if expected.get(name) != in_file.get(name):
@@ -228,23 +218,3 @@ def _check_shapes(network: DuetNetwork, path: Path) -> None:
                 f"the weights in {path.parent} don't fit the network: expected "
                 f"{expected.get(name, 'no')} {name}, but the file has {in_file.get(name, 'none')}"
             )
-
-
-def _not_safetensors(path: Path, error: Exception) -> ModelError:
-    return ModelError(f"{path} is not a safetensors file: {' '.join(str(error).split())}")
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    config = read_json(folder / CONFIG, ModelError)
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise ModelError(f"expected a {FORMAT} at {folder}, but config.json is something else")
-    if config.get("version") != VERSION:
-        raise ModelError(
-            f"{folder} has bundle version {config.get('version')}, but this MedDuet reads version "
-            f"{VERSION}: install the MedDuet that wrote it"
-        )
-    if missing := {"network", "weights_sha256"} - set(config):
-        raise ModelError(
-            f"{folder / CONFIG} lacks {' and '.join(sorted(missing))}: copy the whole folder again"
-        )
-    return config
