@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from medduet.data.pixels import resize_image, resize_mask
 from medduet.inference.predictor import Prediction, Predictor
@@ -19,6 +19,7 @@ from medduet.serve.limits import LEAST_SIDE
 from medduet.utils.palette import HEAT, mask_colors
 
 MaskFormat = Literal["png", "rle", "none"]
+_SAME = ("label", "probabilities", "prediction_set", "abstained", "ood_p", "is_ood")
 _HEAT_OPACITY = 0.85  # of the strongest place
 
 
@@ -26,15 +27,13 @@ class RunLengths(BaseModel):
     """The pixels of one class: COCO's uncompressed run-length code."""
 
     size: tuple[int, int] = Field(description="height and width in pixels")
-    counts: list[int] = Field(
-        description="run lengths down the columns, from left to right: pixels outside, inside, ..."
-    )
+    counts: list[int] = Field(description="runs down the columns: pixels outside, inside, ...")
 
 
 class MaskClass(BaseModel):
-    """One class of a mask."""
+    """One class of a mask; `index` is the value of its pixels in the PNG."""
 
-    index: int = Field(description="the value of its pixels in the PNG")
+    index: int
     name: str
     pixels: int = Field(description="number of pixels of the class")
     rle: RunLengths | None = None
@@ -48,32 +47,26 @@ class Mask(BaseModel):
 
 
 class PredictionResponse(BaseModel):
-    """The prediction for one image."""
+    """The prediction for one image; PNGs are in base64."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     model: str
-    label: str | None = Field(
-        description="the most probable class; multi-label: all above 0.5, separated by commas; "
-        "null without a class head"
-    )
-    multi_label: bool = Field(description="whether an image can have several classes")
-    probabilities: dict[str, float] = Field(description="of each class, 0 to 1")
-    prediction_set: tuple[str, ...] | None = Field(
-        description="conformal set, most probable class first: holds the true class with "
-        "probability `coverage`; null if not calibrated"
-    )
-    coverage: float | None = Field(description="of the prediction set")
+    label: str | None
+    """The most probable class; multi-label: all above 0.5, with commas; null without class head."""
+    multi_label: bool
+    probabilities: dict[str, float]
+    prediction_set: tuple[str, ...] | None
+    """Conformal set, most probable first: holds the true class with the probability `coverage`."""
+    coverage: float | None
     abstained: bool = Field(description="whether the confidence is too low for a label")
-    ood_p: float | None = Field(
-        None, description="p-value of the out-of-distribution test; null without a detector"
-    )
-    is_ood: bool = Field(False, description="out of distribution: ood_p is 0.05 or less")
+    ood_p: float | None = Field(description="p-value of the out-of-distribution test")
+    is_ood: bool = Field(description="out of distribution: ood_p is 0.05 or less")
     height: int = Field(description="of the image in pixels")
     width: int
     mask: Mask | None = Field(None, description="null without a mask, or if not requested")
-    heat: str | None = Field(
-        None, description="base64 of a PNG: the Grad-CAM heat map of label, 0 to 255"
-    )
-    image: str | None = Field(None, description="base64 of a PNG of the image as it was read")
+    heat: str | None = Field(None, description="PNG of the Grad-CAM heat map of label, 0 to 255")
+    image: str | None = Field(None, description="PNG of the image as it was read")
 
 
 class Refusal(BaseModel):
@@ -90,15 +83,15 @@ class MaskColour(BaseModel):
 
 
 class Model(BaseModel):
-    """A network."""
+    """A network: whether it `explains` by heat maps, and its model `card`, Markdown."""
 
     name: str
     class_names: list[str]
     multi_label: bool
     masks: list[MaskColour]
     size: tuple[int, int]
-    explains: bool = Field(description="whether it can send heat maps")
-    card: str = Field(description="the model card, Markdown")
+    explains: bool
+    card: str
 
 
 class Models(BaseModel):
@@ -128,19 +121,13 @@ def encode_prediction(
     height, width = prediction.image.shape[:2]
     scale = min(1.0, side / max(height, width)) if side else 1.0
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    calibrated = prediction.prediction_set is not None
     response = PredictionResponse(
         model=name,
-        label=prediction.label,
         multi_label=predictor.config.multi_label,
-        probabilities=prediction.probabilities,
-        prediction_set=prediction.prediction_set,
-        coverage=predictor.coverage if calibrated else None,
-        abstained=prediction.abstained,
-        ood_p=prediction.ood_p,
-        is_ood=prediction.is_ood,
+        coverage=None if prediction.prediction_set is None else predictor.coverage,
         height=height,
         width=width,
+        **{field: getattr(prediction, field) for field in _SAME},
     )
     if prediction.mask is not None and mask != "none":
         response.mask = _mask(prediction.mask, predictor.mask_names, mask == "rle", size)

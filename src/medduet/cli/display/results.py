@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from rich.text import Text
 
 from medduet.cli.display.screen import write, write_table
 from medduet.metrics.names import METRICS
@@ -24,8 +21,6 @@ if TYPE_CHECKING:
 
 Arguments = Mapping[str, Any]
 _MOST_FAILED = 5
-_STYLES = {"good": "green", "missing": "yellow", "warning": "yellow", "note": ""}
-_STYLES |= {"bad": "bold red", "leak": "bold red"}
 _WINDOWS = {"whole": "the whole picture", "square": "its central square"}
 _STRESS = {
     **{key: METRICS[key].name for key in ("accuracy", "balanced_error", "dice_nonempty", "ece")},
@@ -49,14 +44,15 @@ def _write_metrics(title: str, row: Arguments) -> None:
         if isinstance(row.get(key), float)
     ]
     calibration = row.get("calibration") or {}
-    for key, name in (("ece_before", "ECE, uncalibrated"), ("ece_after", "ECE, calibrated")):
-        if calibration.get(key) is not None:
-            rows.append((name, f"{calibration[key]:.3f}", ""))
     sets = calibration.get("sets", {}).get("0.90", {})
-    if sets.get("coverage") is not None:
-        coverage = f"{sets['coverage']:.3f}"
-        rows.append(("coverage of 90% sets", coverage, _interval(sets, "coverage", 3)))
-        rows.append(("classes per 90% set", f"{sets['size']:.2f}", ""))
+    for name, value, interval in (
+        ("ECE, uncalibrated", calibration.get("ece_before"), ""),
+        ("ECE, calibrated", calibration.get("ece_after"), ""),
+        ("coverage of 90% sets", sets.get("coverage"), _interval(sets, "coverage", 3)),
+        ("classes per 90% set", sets.get("size"), ""),
+    ):
+        if value is not None:
+            rows.append((name, f"{value:.3f}", interval))
     write_table(title, ["metric"], ["value", "95% interval"], rows)
 
 
@@ -175,21 +171,17 @@ def _comparison_cells(row: Difference) -> list[str]:
     from medduet.reports.compare import shown_p
 
     digits = METRICS[row.metric].digits
-
-    def number(value: float, sign: str = "") -> str:
-        return "" if math.isnan(value) else f"{value:{sign}.{digits}f}"
-
-    return [
-        METRICS[row.metric].name,
-        number(row.mean_a),
-        number(row.mean_b),
-        number(row.difference, "+"),
-        " to ".join(filter(None, (number(bound, "+") for bound in row.interval))),
-        "" if math.isnan(row.effect) else f"{row.effect_name} {row.effect:.2f}",
+    ps = [shown_p(p).removeprefix("= ") for p in (row.p, row.p_holm)]
+    cells = [
+        *(f"{mean:.{digits}f}" for mean in (row.mean_a, row.mean_b)),
+        f"{row.difference:+.{digits}f}",
+        " to ".join(f"{bound:+.{digits}f}" for bound in row.interval),
+        f"{row.effect_name} {row.effect:.2f}",
         str(row.n),
         row.test,
-        *("" if math.isnan(p) else shown_p(p).removeprefix("= ") for p in (row.p, row.p_holm)),
+        *ps,
     ]
+    return [METRICS[row.metric].name, *("" if "nan" in cell else cell for cell in cells)]
 
 
 def show_predictions(record: PredictRecord, arguments: Arguments) -> int:
@@ -210,9 +202,8 @@ def show_predictions(record: PredictRecord, arguments: Arguments) -> int:
 def show_audit(record: AuditRecord, arguments: Arguments) -> int:
     """Print the findings, the worst first; 1 if leaks are an error and there are some."""
     audit = record.audit
-    if audit.findings:
-        rows = [(Text(f.severity, _STYLES[f.severity]), f.message) for f in audit.findings]
-        write_table(f"audit of {audit.name}, {len(audit.images):,} images", ["", ""], [], rows)
+    rows = [(each.severity, each.message) for each in audit.findings]
+    write_table(f"audit of {audit.name}, {len(audit.images):,} images", ["", "finding"], [], rows)
     counts = ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in audit.counts().items())
     write(f"{audit.name}: {counts}", f"report: {record.page}")
     if record.changes is not None:
@@ -235,6 +226,5 @@ def show_attached(attached: Attached, arguments: Arguments) -> None:
 
 def show_checks(checks: Sequence[Check], arguments: Arguments) -> int:
     """Print the checks of this machine; 1 if one is bad."""
-    rows = [(each.name, Text(each.state, _STYLES[each.state]), each.text) for each in checks]
-    write_table("", ["", "", ""], [], rows)
+    write_table("this machine", ["check", "state", ""], [], checks)
     return int(any(each.state == "bad" for each in checks))

@@ -1,39 +1,28 @@
-"""Lines and tables on the screen; names in them may be a stranger's, and are never markup."""
+"""Lines and tables on the screen; names in them may be a stranger's, and have no codes for it."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from tabulate import tabulate
 
-_PIPED_WIDTH = 140  # columns, where no terminal says how many it has
+from medduet.errors import one_line
 
 
 def write(*lines: str) -> None:
-    """Print each line as it is."""
-    console = Console()
+    """Print each line."""
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True, markup=False)
+        sys.stdout.write(one_line(line) + "\n")
 
 
 def write_table(
-    title: str, left: Sequence[str], right: Sequence[str], rows: Iterable[Sequence[str | Text]]
+    title: str, left: Sequence[str], right: Sequence[str], rows: Iterable[Sequence[str]]
 ) -> None:
-    """Print a table whose first columns are `left` and whose last ones are numbers.
-
-    Into a file or pipe it is as wide as it needs.
-    """
-    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in left:
-        table.add_column(name)
-    for name in right:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _PIPED_WIDTH)
-    console.print(table)
+    """Print a table of words, in the columns `left`, and numbers, in the columns `right`."""
+    cells = [[one_line(cell) for cell in row] for row in rows]
+    sides = ["left"] * len(left) + ["right"] * len(right)
+    text = tabulate(
+        cells, [*left, *right], "simple", disable_numparse=True, colalign=sides if cells else None
+    )
+    sys.stdout.write(f"\n{one_line(title)}\n\n{text}\n\n")
