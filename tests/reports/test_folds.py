@@ -96,7 +96,7 @@ def test_a_resumed_run_keeps_its_split(
         medduet.train(config, stop=stop)
     saved = (tmp_path / "run" / "split.csv").read_text()
     monkeypatch.setenv("MEDDUET_CACHE", str(tmp_path / "elsewhere"))
-    monkeypatch.setattr("medduet.data.arrange.stratified_group_split", None)
+    monkeypatch.setattr("medduet.data.splits.stratified_group_split", None)
     medduet.train(resume=tmp_path / "run")
     assert (tmp_path / "run" / "split.csv").read_text() == saved
     header = (tmp_path / "run" / "predictions" / "test.csv").read_text().splitlines()[:2]

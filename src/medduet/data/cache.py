@@ -1,4 +1,4 @@
-"""The cache folder, digests of files, and the protocol of progress bars. Imports no torch."""
+"""The cache folder, digests of files, and progress bars. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,28 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from platformdirs import user_cache_path
 
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 
-_CHUNK_BYTES = 1 << 20
-
-
-class Progress(Protocol):
-    """A bar that counts; tqdm's bars have this interface."""
-
-    def update(self, amount: int, /) -> object:
-        """Count `amount` more."""
-
-    def close(self) -> object:
-        """End; nothing is counted after this."""
-
-
-ProgressFactory = Callable[[str, int], Progress]
-"""Makes a bar from a description and a total in bytes, images or the like (0: not known yet)."""
+ProgressFactory = Callable[[str, int], Any]
+"""Makes a bar, as of tqdm, from a description and a total in bytes, images or the like."""
 
 
 @contextmanager
@@ -48,10 +35,6 @@ def cache_folder(cache: Path | None = None) -> Path:
 
     It is `cache`, ``$MEDDUET_CACHE`` or the user's cache folder (``~/.cache/medduet`` on Linux,
     ``~/Library/Caches/medduet`` on macOS): the first that is given.
-
-    Example:
-        >>> cache_folder(Path("/data/cache"))
-        PosixPath('/data/cache')
     """
     chosen = cache or os.environ.get("MEDDUET_CACHE") or user_cache_path("medduet")
     return Path(chosen).expanduser().absolute()
@@ -79,17 +62,13 @@ def file_digests(path: Path, cache: Path, progress: ProgressFactory | None = Non
         remembered = read_json(note)
         if remembered["stamp"] == stamp:
             return Digests(str(remembered["md5"]), str(remembered["sha256"]))
-    digests = _read_digests(path, stat.st_size, progress)
-    with suppress(OSError):
-        write_json(note, {"stamp": stamp, **digests._asdict()})
-    return digests
-
-
-def _read_digests(path: Path, size: int, progress: ProgressFactory | None) -> Digests:
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
-    with path.open("rb") as file, counted(progress, f"check {path.name}", size) as count:
-        while chunk := file.read(_CHUNK_BYTES):
+    with path.open("rb") as file, counted(progress, f"check {path.name}", stat.st_size) as count:
+        while chunk := file.read(1 << 20):
             md5.update(chunk)
             sha256.update(chunk)
             count(len(chunk))
-    return Digests(md5.hexdigest(), sha256.hexdigest())
+    digests = Digests(md5.hexdigest(), sha256.hexdigest())
+    with suppress(OSError):
+        write_json(note, {"stamp": stamp, **digests._asdict()})
+    return digests

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.config import DataConfig
-from medduet.data.arrange import NO_SPLIT
 from medduet.data.cache import ProgressFactory, cache_folder, counted
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
 from medduet.data.reading.core import Facts, ReadOptions
 from medduet.data.reading.images import Pair, probe, read_pair
+from medduet.data.splits import NO_SPLIT
 from medduet.data.store import check_room, growing_array, open_split, stored
 from medduet.data.workers import Transient, WorkerPool
 from medduet.errors import DataError
@@ -49,7 +49,7 @@ def open_files(
 
     Returns:
         The set, all of whose images are in train, and for each image its given split: 0 train,
-        1 val, 2 test, or `medduet.data.arrange.NO_SPLIT`.
+        1 val, 2 test, or `medduet.data.splits.NO_SPLIT`.
 
     Raises:
         DataError: files can't be read and ``config.skip_broken`` is not set.

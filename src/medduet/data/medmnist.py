@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from medduet.data.cache import ProgressFactory, cache_folder, file_digests
 from medduet.data.download import download
-from medduet.errors import ConfigError, DownloadError, closest
+from medduet.errors import DownloadError
 
 DEFAULT_SIZE = 28
 
@@ -46,21 +46,11 @@ class MedMNISTInfo:
     in_channels: int
     samples: tuple[int, int, int]  # images in train, val and test
     licence: str
-    files: Mapping[int, RemoteFile]  # by size in pixels
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Published sizes in pixels, ascending."""
-        return tuple(sorted(self.files))
+    files: Mapping[int, RemoteFile]  # by published size in pixels, ascending
 
     def source_size(self, size: int) -> int:
-        """Return the published size to start from for `size`: the nearest that is not smaller.
-
-        Example:
-            >>> [lookup("bloodmnist").source_size(size) for size in (20, 64, 96, 300)]
-            [28, 64, 128, 224]
-        """
-        return next((each for each in self.sizes if each >= size), self.sizes[-1])
+        """Return the published size to start from: the nearest that is not smaller than `size`."""
+        return next((each for each in self.files if each >= size), max(self.files))
 
 
 @remember
@@ -72,12 +62,11 @@ def medmnist_sets() -> Mapping[str, MedMNISTInfo]:
         (['bloodmnist', 'breastmnist', 'chestmnist'], 12)
     """
     text = Path(str(distribution("medmnist").locate_file("medmnist/info.py"))).read_text("utf-8")
-    assigned = {
-        ast.unparse(node.targets[0]): node.value
+    entries = next(
+        ast.literal_eval(node.value)
         for node in ast.parse(text).body
-        if isinstance(node, ast.Assign)
-    }
-    entries = ast.literal_eval(assigned["INFO"])
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INFO"
+    )
     # The 3D sets are published at 28 and 64 only.
     return {flag: _read(entry) for flag, entry in entries.items() if "url_224" in entry}
 
@@ -95,18 +84,10 @@ def _read(entry: Mapping[str, Any]) -> MedMNISTInfo:
     )
 
 
-def lookup(flag: str) -> MedMNISTInfo:
-    """Return what the index says of `flag`; ConfigError with the closest flags if unknown."""
-    sets = medmnist_sets()
-    if flag not in sets:
-        raise ConfigError(f"no MedMNIST 2D set {flag!r}: {closest(flag, sets)}")
-    return sets[flag]
-
-
-def cached_sizes(flag: str, cache: Path | None = None) -> tuple[int, ...]:
+def cached_sizes(flag: str, cache: Path | None = None) -> list[int]:
     """Return the sizes of `flag` whose files lie in the cache folder, unchecked."""
-    info, folder = lookup(flag), cache_folder(cache) / "medmnist"
-    return tuple(size for size in info.sizes if (folder / info.files[size].name).is_file())
+    folder, files = cache_folder(cache) / "medmnist", medmnist_sets()[flag].files
+    return [size for size, file in files.items() if (folder / file.name).is_file()]
 
 
 def fetch_medmnist(
@@ -122,18 +103,14 @@ def fetch_medmnist(
     Raises:
         DownloadError: after all attempts, in one line with the folder to put the file in by hand.
     """
-    file, root = lookup(flag).files[size], cache_folder(cache)
-    path, url = root / "medmnist" / file.name, file.url
-    if mirror:
-        url = f"{mirror.rstrip('/')}/{file.name}"
-    damaged = ""
-    if path.is_file():
-        md5 = file_digests(path, root, progress).md5
-        if md5 == file.md5:
-            return path
-        damaged = f"{file.name} in the cache has the wrong MD5 {md5} and "
+    file, root = medmnist_sets()[flag].files[size], cache_folder(cache)
+    path = root / "medmnist" / file.name
+    if path.is_file() and file_digests(path, root, progress).md5 == file.md5:
+        return path
+    damaged = f"{file.name} in the cache has the wrong MD5, and " if path.is_file() else ""
+    url = f"{mirror.rstrip('/')}/{file.name}" if mirror else file.url
     try:
-        return download(url, path, md5=file.md5, progress=progress)
+        return download(url, path, file.md5, progress)
     except DownloadError as error:
         raise DownloadError(
             f"{damaged}{error}; try again, give a --data.mirror, or put the file (MD5 {file.md5}) "

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from medduet.config import DataConfig, validate
-from medduet.data.arrange import arrange
 from medduet.data.cache import ProgressFactory
 from medduet.data.imageset import ImageSet
 from medduet.data.listing import TABLES, list_folder, list_table
-from medduet.data.medmnist import DEFAULT_SIZE, fetch_medmnist, lookup, medmnist_sets
+from medduet.data.medmnist import DEFAULT_SIZE, fetch_medmnist, medmnist_sets
 from medduet.data.npz import open_npz
 from medduet.data.phantom import phantom_images
+from medduet.data.splits import arrange
 from medduet.data.zarr_store import is_zarr, open_zarr
 from medduet.errors import ConfigError, DataError, closest
 
@@ -123,7 +123,7 @@ def _check_options(data: DataConfig, kind: str) -> None:
 
 
 def _open_medmnist(data: DataConfig, progress: ProgressFactory | None) -> ImageSet:
-    size, entry = data.size or DEFAULT_SIZE, lookup(data.name)
+    size, entry = data.size or DEFAULT_SIZE, medmnist_sets()[data.name]
     published = entry.source_size(size)
     path = fetch_medmnist(
         data.name, published, cache=data.cache, mirror=data.mirror, progress=progress

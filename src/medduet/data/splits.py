@@ -1,4 +1,4 @@
-"""Splits: made so that classes are alike and groups stay whole, read from a table, and written.
+"""Splits: given, read from a table, or made so that classes are alike and groups stay whole.
 
 A split of a set is one number for each image of its pool (`medduet.data.ImageSet.pool`): 0 train,
 1 val, 2 test, -1 left out.
@@ -7,6 +7,7 @@ A split of a set is one number for each image of its pool (`medduet.data.ImageSe
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,16 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from medduet.config import DataConfig
+from medduet.data.cache import ProgressFactory, cache_folder
 from medduet.data.imageset import SPLITS, ImageSet
-from medduet.errors import DataError, MissingFileError
+from medduet.errors import ConfigError, DataError, MissingFileError
 from medduet.utils.files import write_text
-from medduet.utils.parsing import csv_rows
 
-LEFT_OUT = "drop"
+NO_SPLIT = 3
+"""The given split of an image that has none."""
+_NUMBERS = {"train": 0, "val": 1, "test": 2, "drop": -1}
+_PLAN = 1  # part of each saved split's name; raise it when splits are made otherwise
 
 
 def stratified_group_split(
@@ -33,8 +38,7 @@ def stratified_group_split(
 
     Groups are assigned one by one, large ones first and equal ones in random order, each to the
     part whose counts come nearest to what they should be (by chi-square over classes and all
-    images). Single images are so stratified to about one image of each class; with groups, classes
-    agree as well as the groups allow.
+    images). Single images are so stratified to about one image of each class.
 
     Args:
         labels: ``(N,)`` class index or ``(N, K)`` of 0 and 1; -1 is unknown, and is stratified
@@ -91,7 +95,7 @@ def stratified_group_split(
 def merge_groups(*partitions: NDArray[np.int64] | None) -> NDArray[np.int64]:
     """Return groups ``(N,)`` in which images are together that any partition puts together.
 
-    A negative number in a partition is a group unknown: such an image stands alone in it.
+    Negative numbers are groups unknown: such an image stands alone.
 
     Example:
         >>> merge_groups(np.array([0, 0, -1, -1, 1]), np.array([0, 1, 1, 2, 3])).tolist()
@@ -142,7 +146,6 @@ def write_split(path: Path, images: ImageSet) -> None:
     in it.
     """
     pool = images.pool()
-    assert pool.ids is not None
     names = np.repeat(SPLITS, [len(images.split(name)) for name in SPLITS])
     table = pd.DataFrame({"image": pool.ids, "split": names})
     write_text(path, table.to_csv(index=False, lineterminator="\n"))
@@ -157,24 +160,121 @@ def read_split(path: Path, images: ImageSet) -> NDArray[np.int64]:
     """
     if not path.is_file():
         raise MissingFileError(f"expected a split at {path}, but there is no such file")
-    header, *lines = [row for row in csv_rows(path) if row] or [[]]
-    if not {"image", "split"} <= set(header):
-        raise DataError(f"{path}: expected a CSV with the columns image and split, given {header}")
-    ids = images.pool().ids
-    assert ids is not None
-    place = {name: number for number, name in enumerate(ids.tolist())}
-    if len(place) < len(ids):
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=["image", "split"])
+    except ValueError as error:
+        text = f"{path}: expected a CSV with the columns image and split: {error}"
+        raise DataError(text) from error
+    ids = pd.Index(images.pool().ids)
+    if not ids.is_unique:
         raise DataError(f"{images.name} has several images of one id; {path} can't tell them apart")
-    parts, seen = np.full(len(ids), -1, dtype=np.int64), set()
-    for line in lines:
-        row = dict(zip(header, line, strict=False))
-        image, split = row.get("image", ""), row.get("split", "")
-        if split not in (*SPLITS, LEFT_OUT):
-            expected = ", ".join((*SPLITS, LEFT_OUT))
-            raise DataError(f"{path}: expected split {expected}, given '{split}'")
-        if image not in place or image in seen:
-            wrong = "listed twice" if image in seen else f"not in {images.name}"
-            raise DataError(f"{path}: expected every image of the set once, but {image} is {wrong}")
-        seen.add(image)
-        parts[place[image]] = SPLITS.index(split) if split != LEFT_OUT else -1
+    rows, numbers = ids.get_indexer(table["image"]), table["split"].map(_NUMBERS)
+    for wrong, reason in (
+        (numbers.isna(), f"is in none of {', '.join(_NUMBERS)}"),
+        (rows < 0, f"is not in {images.name}"),
+        (table["image"].duplicated(), "is listed twice"),
+    ):
+        if wrong.any():
+            raise DataError(f"{path}: {table['image'][np.argmax(wrong)]} {reason}")
+    parts = np.full(len(ids), -1, dtype=np.int64)
+    parts[rows] = numbers.astype(np.int64)
     return parts
+
+
+def arrange(
+    images: ImageSet,
+    split: NDArray[np.int64] | None,
+    config: DataConfig,
+    progress: ProgressFactory | None = None,
+    saved: Path | None = None,
+) -> ImageSet:
+    """Return `images` in the splits that `config` asks for.
+
+    Args:
+        images: the set, in its own splits if it has them.
+        split: ``(N,)`` for its pool: 0 train, 1 val, 2 test, or `NO_SPLIT`; ``None`` if the set is
+            in its own splits already.
+        config: ``split``, ``fractions``, ``folds``, ``fold``, ``group_by`` and ``seed`` of it.
+        progress: draws the search for near-duplicates.
+        saved: file of a split that was made by these settings before, if it is there.
+
+    Raises:
+        ConfigError: a split is to be given, and there is none.
+        DataError: the images don't suffice for the splits.
+        MissingFileError: the file of the split is not there.
+    """
+    has_split = split is None or bool((split != NO_SPLIT).any())
+    if config.folds is not None and config.split not in ("auto", "made"):
+        raise ConfigError(f"--data.folds make a split: leave out --data.split {config.split}")
+    if config.split == "given" and not has_split:
+        raise ConfigError(
+            f"{images.name} gives no splits: name its folders train, val and test, or give "
+            "--data.split made"
+        )
+    path = saved if saved is not None and saved.is_file() else None
+    if config.split.endswith(".csv"):
+        table = Path(config.split).expanduser().absolute()
+        return apply_split(images, read_split(path or table, images), {"file": str(table)})
+    plan: dict[str, Any] = {"seed": config.seed, "group_by": config.group_by}
+    if config.folds is not None:
+        note = {"made": plan | {"folds": config.folds, "fold": config.fold}}
+    elif config.split == "made" or not has_split:
+        note = {"made": plan | {"fractions": list(config.fractions)}}
+    elif split is None:
+        return images
+    elif (missing := {0, 1, 2} - set(split.tolist())) == {1}:  # as in many published sets
+        note = {"given": {"val": plan | {"fractions": list(config.fractions[:2])}}}
+    elif not missing:
+        return apply_split(images, split, {"given": {}})
+    else:
+        raise DataError(
+            f"{images.name} has no images for {' and '.join(SPLITS[n] for n in sorted(missing))}: "
+            "expected train and test at least, or give --data.split made"
+        )
+    if path is None:
+        key = json.dumps([_PLAN, images.fingerprint, note], sort_keys=True)
+        name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.csv"
+        path = cache_folder(config.cache) / "splits" / name
+    if not path.is_file():
+        parts = _make(images, split if "given" in note else None, config, progress)
+        write_split(path, apply_split(images, parts, note))
+    return apply_split(images, read_split(path, images), note)
+
+
+def _make(
+    images: ImageSet,
+    split: NDArray[np.int64] | None,
+    config: DataConfig,
+    progress: ProgressFactory | None,
+) -> NDArray[np.int64]:
+    """Return a new split of all images; or, of a given `split`, of the images of train alone."""
+    groups, labels = _groups(images, config, progress), images.pool().labels
+    if config.folds is not None:
+        parts = stratified_group_split(labels, groups, [1.0] * config.folds, config.seed)
+        # That part is test, the next one val, the others train.
+        return np.array([2, 1, *[0] * (config.folds - 2)])[(parts - config.fold) % config.folds]
+    if split is None:
+        return stratified_group_split(labels, groups, config.fractions, config.seed)
+    parts, train, shares = split.copy(), split == 0, config.fractions[:2]
+    parts[train] = stratified_group_split(labels[train], groups[train], shares, config.seed)
+    return parts
+
+
+def _groups(
+    images: ImageSet, config: DataConfig, progress: ProgressFactory | None
+) -> NDArray[np.int64]:
+    """Return which images stay together, ``(N,)`` for the pool."""
+    pool = images.pool()
+    partitions = [np.arange(len(pool), dtype=np.int64)]
+    if config.group_by == "given" and pool.groups is None:
+        raise ConfigError(
+            f"{images.name} knows no groups: give a table with a column group, or another "
+            "--data.group-by"
+        )
+    if config.group_by in ("auto", "given") and pool.groups is not None:
+        partitions.append(pool.groups)
+    if config.group_by in ("auto", "duplicates"):
+        from medduet.data.duplicates import find_duplicates
+
+        partitions.append(find_duplicates(images, config.cache, progress).groups(len(pool)))
+    return merge_groups(*partitions)
