@@ -5,7 +5,6 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -75,7 +74,7 @@ def server(
         md5 = hashlib.md5(content).hexdigest()
         file = RemoteFile(f"{server.address}/records/1/bloodmnist.npz?download=1", md5)
         entry = known["bloodmnist"]
-        known["bloodmnist"] = replace(entry, files={**entry.files, 28: file})
+        known["bloodmnist"] = entry._replace(files={**entry.files, 28: file})
         monkeypatch.setattr(medmnist, "medmnist_sets", lambda: known)
         monkeypatch.setattr(download, "RETRIES", 1)
         monkeypatch.setattr("time.sleep", lambda seconds, real=time.sleep: real(min(seconds, 2)))

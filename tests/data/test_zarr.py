@@ -121,7 +121,7 @@ def test_a_set_is_written_to_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         write_zarr(source, out, shard_mb=SHARD_MB, progress=Bar)
     (out / "train/images/c/1/0/0.0123.partial").write_bytes(b"half")
-    with pytest.raises(MissingFileError, match="continues where it stopped"):
+    with pytest.raises(MissingFileError, match="which continues"):
         medduet.open_images(str(out))
     with pytest.raises(ConfigError, match="holds another set: delete it"):
         write_zarr(source, out, shard_mb=2 * SHARD_MB)
@@ -164,7 +164,7 @@ def test_a_damaged_shard_is_named(store: Path) -> None:
     with pytest.raises(DataError, match=r"train/images/c/2/0/0 is not as .* checksum"):
         images[10:11]
     path.unlink()
-    with pytest.raises(MissingFileError, match="is not complete"):
+    with pytest.raises(MissingFileError, match="not complete"):
         images[10:11]
     for content in (b"", b"x", bytes(300)):
         path.write_bytes(content)
@@ -177,7 +177,7 @@ def test_masks_that_unpack_to_more(store: Path) -> None:
     index = path.read_bytes()[-20:]
     bomb = Blosc("zstd").encode(bytes(50_000)) + b"1234"
     path.write_bytes(bomb + index)
-    with pytest.raises(DataError, match="a chunk would unpack to 50000 bytes"):
+    with pytest.raises(DataError, match=r"whole chunks of 1280 bytes, given \{50000\}"):
         medduet.open_images(str(store)).val.batch(np.array([0]))
 
 

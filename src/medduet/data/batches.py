@@ -28,7 +28,7 @@ def train_batches(
     The order depends on ``(seed, epoch)`` alone, so a resumed run sees the order that it would
     have seen, and any number of processes share the same global batches. The last batch may be
     smaller; it is left out in the rare case that it has fewer than two images per process, which
-    batch normalisation can't use (another shuffle leaves out other images).
+    batch normalisation can't use.
 
     With `shards`, these come in random order; the images of `WINDOW` shards are shuffled together,
     then those of the next ones. Of that line each process takes a stretch, so no two of them read
@@ -39,14 +39,11 @@ def train_batches(
         batch_size: images of a step over all processes together.
         seed: of the run.
         epoch: the first is 1.
-        rank: of this process.
+        rank: of this process, of `world_size` processes.
         world_size: number of processes.
         shares: ``(count,)`` probability of each image, as of `balanced_shares`: as many images are
             drawn with replacement. ``None``: each image comes once.
         shards: ``(S,)`` images of each shard, one after the other; without `shares`.
-
-    Returns:
-        An ``(n,)`` int64 array for each step.
 
     Example:
         >>> [len(index) for index in train_batches(10, 4, seed=0, epoch=1)]

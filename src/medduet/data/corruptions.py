@@ -29,28 +29,54 @@ AUGMENTED_SHARE = 0.5
 """Of the training images, those that the augmentation corrupts."""
 _GREY = (0.299, 0.587, 0.114)
 
-# Each takes an image (C, H, W) in [0, 1], a level and a generator; what leaves [0, 1] is cut off.
 
-
-def _noise(draw: Callable[..., Tensor], image: Tensor, generator: Generator) -> Tensor:
-    return draw(image.shape, generator=generator, device=image.device)
-
-
-def _gaussian_noise(image: Tensor, level: float, generator: Generator) -> Tensor:
-    return image + level * _noise(torch.randn, image, generator)
-
-
-def _speckle_noise(image: Tensor, level: float, generator: Generator) -> Tensor:
-    return image * (1 + level * _noise(torch.randn, image, generator))
-
-
-def _shot_noise(image: Tensor, level: float, generator: Generator) -> Tensor:
-    return torch.poisson(image * level, generator) / level
-
-
-def _impulse_noise(image: Tensor, level: float, generator: Generator) -> Tensor:
-    drawn = _noise(torch.rand, image, generator)
-    return torch.where(drawn < level, (drawn < level / 2).to(image.dtype), image)
+def _apply(name: str, image: Tensor, level: float, generator: Generator) -> Tensor:
+    """Return what becomes of an image ``(C, H, W)`` in [0, 1]; cut off later."""
+    like: Any = {"generator": generator, "device": image.device}
+    height, width = image.shape[-2:]
+    match name.removesuffix("_up").removesuffix("_down"):
+        case "gaussian_noise":
+            return image + level * torch.randn(image.shape, **like)
+        case "speckle_noise":
+            return image * (1 + level * torch.randn(image.shape, **like))
+        case "shot_noise":
+            return torch.poisson(image * level, generator) / level
+        case "impulse_noise":
+            drawn = torch.rand(image.shape, **like)
+            return torch.where(drawn < level, (drawn < level / 2).to(image.dtype), image)
+        case "gaussian_blur":
+            three, x = _reach(image, 3 * level)
+            kernel = torch.exp(-0.5 * (x * 3 / three).square())[None]
+            return _filtered(_filtered(image, kernel), kernel.mT)
+        case "defocus_blur":
+            radius, x = _reach(image, level)
+            return _filtered(image, (radius + 0.5 - torch.hypot(x[:, None], x)).clamp(0, 1))
+        case "motion_blur":
+            half, x = _reach(image, level / 2)
+            angle = torch.pi * torch.rand(1, **like)
+            along = x * angle.cos() + x[:, None] * angle.sin()
+            beside = x * angle.sin() - x[:, None] * angle.cos()
+            near = (half + 0.5 - along.abs()).clamp(0, 1)
+            return _filtered(image, near * (1 - beside.abs()).clamp(0, 1))
+        case "pixelate":
+            size = max(1, round(height * level)), max(1, round(width * level))
+            small = F.adaptive_avg_pool2d(image[None], size)
+            return F.interpolate(small, size=(height, width), mode="nearest-exact")[0]
+        case "jpeg":
+            return _jpeg(image, round(level))
+        case "brightness":
+            return image * level
+        case "gamma":
+            return image**level
+        case "contrast":
+            return image.mean() + level * (image - image.mean())
+        case "saturation":
+            grey = (image * image.new_tensor(_GREY)[:, None, None]).sum(dim=0, keepdim=True)
+            return grey + level * (image - grey)
+    rows = torch.arange(height, device=image.device) - (height - 1) / 2  # dark corners
+    columns = torch.arange(width, device=image.device) - (width - 1) / 2
+    from_centre = 2 * torch.hypot(rows[:, None], columns) / min(height, width)
+    return image * (from_centre <= level)
 
 
 def _filtered(image: Tensor, kernel: Tensor) -> Tensor:
@@ -68,66 +94,12 @@ def _reach(image: Tensor, share: float) -> tuple[float, Tensor]:
     return pixels, torch.arange(-most, most + 1, device=image.device, dtype=image.dtype)
 
 
-def _gaussian_blur(image: Tensor, level: float, generator: Generator) -> Tensor:
-    three, x = _reach(image, 3 * level)
-    kernel = torch.exp(-0.5 * (x * 3 / three).square())[None]
-    return _filtered(_filtered(image, kernel), kernel.mT)
-
-
-def _defocus_blur(image: Tensor, level: float, generator: Generator) -> Tensor:
-    radius, x = _reach(image, level)
-    return _filtered(image, (radius + 0.5 - torch.hypot(x[:, None], x)).clamp(0, 1))
-
-
-def _motion_blur(image: Tensor, level: float, generator: Generator) -> Tensor:
-    half, x = _reach(image, level / 2)
-    angle = torch.pi * torch.rand(1, generator=generator, device=image.device)
-    along = x * angle.cos() + x[:, None] * angle.sin()
-    beside = x * angle.sin() - x[:, None] * angle.cos()
-    near = (half + 0.5 - along.abs()).clamp(0, 1)
-    return _filtered(image, near * (1 - beside.abs()).clamp(0, 1))
-
-
-def _pixelate(image: Tensor, level: float, generator: Generator) -> Tensor:
-    height, width = image.shape[-2:]
-    size = max(1, round(height * level)), max(1, round(width * level))
-    small = F.adaptive_avg_pool2d(image[None], size)
-    return F.interpolate(small, size=(height, width), mode="nearest-exact")[0]
-
-
-def _jpeg(image: Tensor, level: float, generator: Generator) -> Tensor:
+def _jpeg(image: Tensor, quality: int) -> Tensor:
     pixels = (image * 255).round().to(torch.uint8).movedim(0, 2).cpu().numpy()
     picture = Image.fromarray(pixels.squeeze(2) if len(image) == 1 else pixels)
-    picture.save(file := io.BytesIO(), "jpeg", quality=round(level))
+    picture.save(file := io.BytesIO(), "jpeg", quality=quality)
     decoded = torch.from_numpy(np.array(Image.open(file))).reshape(pixels.shape)
     return decoded.movedim(2, 0).to(image) / 255
-
-
-def _contrast(image: Tensor, level: float, generator: Generator) -> Tensor:
-    mean = image.mean()
-    return mean + level * (image - mean)
-
-
-def _saturation(image: Tensor, level: float, generator: Generator) -> Tensor:
-    weights = image.new_tensor(_GREY)[:, None, None]
-    grey = (image * weights).sum(dim=0, keepdim=True)
-    return grey + level * (image - grey)
-
-
-def _dark_corners(image: Tensor, level: float, generator: Generator) -> Tensor:
-    height, width = image.shape[-2:]
-    rows = torch.arange(height, device=image.device) - (height - 1) / 2
-    columns = torch.arange(width, device=image.device) - (width - 1) / 2
-    from_centre = 2 * torch.hypot(rows[:, None], columns) / min(height, width)
-    return image * (from_centre <= level)
-
-
-def _brightness(image: Tensor, level: float, generator: Generator) -> Tensor:
-    return image * level
-
-
-def _gamma(image: Tensor, level: float, generator: Generator) -> Tensor:
-    return image**level
 
 
 # Levels: of noise, the standard deviation (of a factor for speckle), photons where it is white, and
@@ -187,22 +159,17 @@ def corruptions_of(modality: Modality, channels: int) -> tuple[str, ...]:
 
 
 def corrupt(image: Tensor, name: str, severity: int, seed: int) -> Tensor:
-    """Return an image with one corruption applied, ``(C, H, W)`` uint8.
+    """Return an image ``(C, H, W)`` uint8, on any device, with the corruption `name` applied.
 
-    Args:
-        image: ``(C, H, W)`` uint8, on any device; RGB for a change of saturation.
-        name: of the corruption, in `CORRUPTIONS`.
-        severity: 1 to 5.
-        seed: of chance; the same seed does the same on the same kind of device.
+    The same `seed` does the same on the same kind of device; `severity` is 1 to 5.
 
     Example:
         >>> image = torch.full((1, 4, 4), 100, dtype=torch.uint8)
         >>> [corrupt(image, "brightness_up", severity, 0)[0, 0, 0].item() for severity in (1, 5)]
         [120, 200]
     """
-    function = globals()[f"_{name.removesuffix('_up').removesuffix('_down')}"]
     generator = Generator(image.device).manual_seed(seed)
-    corrupted: Tensor = function(image / 255, CORRUPTIONS[name].levels[severity - 1], generator)
+    corrupted = _apply(name, image / 255, CORRUPTIONS[name].levels[severity - 1], generator)
     return (corrupted * 255).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -29,15 +29,10 @@ Result = TypeVar("Result")
 def download(url: str, path: Path, md5: str, progress: ProgressFactory | None = None) -> Path:
     """Download `url` to `path`, which is written whole and with that `md5`, or not at all.
 
-    Args:
-        url: ``http://``, ``https://``, or what fsspec opens (``s3://`` with s3fs installed, ...).
-        path: of the file.
-        md5: which the file must have.
-        progress: makes a bar.
+    It is ``http://``, ``https://``, or what fsspec opens (``s3://`` with s3fs installed, ...).
 
     Raises:
         DownloadError: after all attempts.
-        StorageError: the disk is full.
     """
     sweep(path.parent)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache as remember
 from importlib.metadata import distribution
 from pathlib import Path
@@ -37,8 +36,7 @@ class RemoteFile(NamedTuple):
         return Path(urlsplit(self.url).path).name
 
 
-@dataclass(frozen=True)
-class MedMNISTInfo:
+class MedMNISTInfo(NamedTuple):
     """What the index says of one set."""
 
     task: str  # such as "multi-class" or "multi-label, binary-class"
@@ -46,7 +44,7 @@ class MedMNISTInfo:
     in_channels: int
     samples: tuple[int, int, int]  # images in train, val and test
     licence: str
-    files: Mapping[int, RemoteFile]  # by published size in pixels, ascending
+    files: dict[int, RemoteFile]  # by published size in pixels, ascending
 
     def source_size(self, size: int) -> int:
         """Return the published size to start from: the nearest that is not smaller than `size`."""
@@ -98,7 +96,7 @@ def fetch_medmnist(
     mirror: str | None = None,
     progress: ProgressFactory | None = None,
 ) -> Path:
-    """Return the path of the file of `flag` at the published `size`, downloaded if need be.
+    """Return the path of the file of `flag` at a published size, downloaded if need be.
 
     Raises:
         DownloadError: after all attempts, in one line with the folder to put the file in by hand.

@@ -2,18 +2,15 @@
 
 For each split of ``train``, ``val`` and ``test``:
 
-- MedMNIST: ``{split}_images`` uint8 ``(N, H, W)`` or ``(N, H, W, 3)``, ``{split}_labels`` integer
-  ``(N,)``, ``(N, 1)``, or ``(N, K)`` of 0 and 1 for multi-label sets; -1 is unknown.
-- with masks: also ``{split}_masks`` uint8 ``(N, H, W)`` and, if some are unknown,
-  ``{split}_has_mask`` bool ``(N,)``.
-- MedSegBench: ``{split}_label`` are the masks. If every split is also there in class subsets
-  ``{split}_images_C1``, ``{split}_label_C1``, ``_C2``, ..., these are taken instead, one after the
-  other, and the first is class 0.
+- ``{split}_images`` uint8 ``(N, H, W)`` or ``(N, H, W, 3)``; ``{split}_labels`` integer ``(N,)``,
+  ``(N, 1)``, or ``(N, K)`` of 0 and 1 for multi-label sets; -1 is unknown.
+- ``{split}_masks`` (in MedSegBench ``{split}_label``) uint8 ``(N, H, W)``, of which 255 is read as
+  1 where all are 0 or 255; ``{split}_has_mask`` bool ``(N,)`` if some are unknown.
+- ``{split}_ids`` text ``(N,)``; ``{split}_groups`` integers ``(N,)``, such as patients, or -1.
+- If every split has class subsets ``{split}_images_C1``, ``{split}_label_C1``, ``_C2``, ..., these
+  are taken instead, one after the other, and the first is class 0.
 
-``{split}_ids`` (text ``(N,)``) say how each image is called, ``{split}_groups`` (integers ``(N,)``)
-which belong together, such as those of a patient; -1 is unknown.
-
-``class_names`` and ``mask_names`` (text) give names. Masks of 0 and 255 are read as 0 and 1.
+``class_names`` and ``mask_names`` (text) give names.
 
 Sources: doi:10.1038/s41597-022-01721-8 (MedMNIST), doi:10.1038/s41597-024-04159-2 (MedSegBench).
 """
@@ -53,28 +50,23 @@ def open_npz(
     """Open the set in the ``.npz`` file at `path`.
 
     At the first time its arrays are checked and unpacked to the cache folder, in constant memory;
-    images and masks are then memory-mapped, so a set may be larger than the memory. Arguments as
-    for `medduet.data.open_images`.
+    images and masks are then memory-mapped. Arguments as for `medduet.data.open_images`.
 
     Raises:
-        MissingFileError: if there is no such file.
-        DataError: if its content contradicts itself, and nothing is kept of it.
+        MissingFileError: there is no such file.
+        DataError: its content contradicts itself, and nothing is kept of it.
     """
     path = path.expanduser().absolute()
     root = cache_folder(cache)
-    try:
-        fingerprint = digest = file_digests(path, root, progress).sha256
-    except FileNotFoundError as error:
-        raise MissingFileError(f"no file {path}") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    if not path.is_file():
+        raise MissingFileError(f"no file {path}")
+    fingerprint = digest = file_digests(path, root, progress).sha256
     unpack = partial(_unpack, path, root, digest, progress=progress)
     folder = stored(root, f"{digest}-{_FORMAT}", unpack)
     fields = open_store(folder)
     original = fields["train"].images.shape[1:3]
     if size is not None and original != (size, size):
-        text = f"resize {path.name}"
-        resize = partial(resize_store, folder, size, description=text, progress=progress)
+        resize = partial(resize_store, folder, size, f"resize {path.name}", progress)
         fields = open_store(stored(root, f"{digest}-{_FORMAT}-{size}", resize))
         fingerprint = f"{digest}-{size}"
     return ImageSet(

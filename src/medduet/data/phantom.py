@@ -31,19 +31,15 @@ def phantom_images(
     The images look like ultrasound: layered tissue under speckle, uneven gain, and a shadow or a
     bright band below the lesion. ``normal`` has no lesion and an empty mask, ``smooth`` is an oval
     with an even inside, ``spiculated`` is a star with a coarse inside, ``ring`` is an oval whose
-    rim and core differ. Each lesion is brighter or darker than the tissue with equal chance, so
-    brightness gives nothing away: trained on 320 images of 48 pixels and tested on 400, logistic
-    regression on the pixels has an accuracy of 0.27 (chance is 0.25), a U-Net of 0.4 million
-    parameters 0.98 after 36 epochs.
+    rim and core differ. Each is brighter or darker than the tissue with equal chance: trained on
+    320 images of 48 pixels and tested on 400, logistic regression on the pixels has an accuracy of
+    0.27 (chance is 0.25), a U-Net of 0.4 million parameters 0.98 after 36 epochs.
 
     Args:
         size: height and width in pixels, at least 16.
         count: images in train, val and test; or their total, which is split 70/10/20.
         channels: 1 for grey, 3 for RGB (a stained look, the same lesions).
         seed: the data seed; the same arguments give the same bytes.
-
-    Raises:
-        ConfigError: for a size, count, number of channels or seed that cannot be generated.
 
     Example:
         >>> images = phantom_images(size=32, count=20)

@@ -7,7 +7,6 @@ A split of a set is one number for each image of its pool (`medduet.data.ImageSe
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from medduet.config import DataConfig
-from medduet.data.cache import ProgressFactory, cache_folder
+from medduet.data.cache import ProgressFactory
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.errors import ConfigError, DataError, MissingFileError
 from medduet.utils.files import write_text
@@ -28,7 +27,6 @@ from medduet.utils.files import write_text
 NO_SPLIT = 3
 """The given split of an image that has none."""
 _NUMBERS = {"train": 0, "val": 1, "test": 2, "drop": -1}
-_PLAN = 1  # part of each saved split's name; raise it when splits are made otherwise
 
 
 def stratified_group_split(
@@ -46,12 +44,6 @@ def stratified_group_split(
         groups: ``(N,)``; images with the same number stay together.
         fractions: of the images for each part; they are scaled to a sum of 1.
         seed: of the order.
-
-    Returns:
-        ``(N,)`` int64, the part of each image.
-
-    Raises:
-        DataError: there are fewer groups than parts.
 
     Example:
         >>> labels = np.repeat([0, 1], [80, 20])
@@ -118,11 +110,8 @@ def apply_split(images: ImageSet, parts: NDArray[np.int64], note: Mapping[str, o
 
     Args:
         images: the set.
-        parts: ``(N,)`` for its pool: 0 train, 1 val, 2 test, -1 left out.
+        parts: ``(N,)`` for its pool: 0 train, 1 val, 2 test, -1 left out; none may be empty.
         note: how the split came about, for the record.
-
-    Raises:
-        DataError: a split would be empty.
     """
     pool = images.pool()
     splits: dict[str, Any] = {}
@@ -142,8 +131,7 @@ def apply_split(images: ImageSet, parts: NDArray[np.int64], note: Mapping[str, o
 def write_split(path: Path, images: ImageSet) -> None:
     """Write which split each image of a set is in, as a CSV that ``--data.split`` reads.
 
-    Its columns are ``image``, the id of the image, and ``split``; an image that is left out is not
-    in it.
+    Its columns are ``image``, the id, and ``split``; an image that is left out is not in it.
     """
     pool = images.pool()
     names = np.repeat(SPLITS, [len(images.split(name)) for name in SPLITS])
@@ -197,11 +185,6 @@ def arrange(
         config: ``split``, ``fractions``, ``folds``, ``fold``, ``group_by`` and ``seed`` of it.
         progress: draws the search for near-duplicates.
         saved: file of a split that was made by these settings before, if it is there.
-
-    Raises:
-        ConfigError: a split is to be given, and there is none.
-        DataError: the images don't suffice for the splits.
-        MissingFileError: the file of the split is not there.
     """
     has_split = split is None or bool((split != NO_SPLIT).any())
     if config.folds is not None and config.split not in ("auto", "made"):
@@ -211,10 +194,11 @@ def arrange(
             f"{images.name} gives no splits: name its folders train, val and test, or give "
             "--data.split made"
         )
-    path = saved if saved is not None and saved.is_file() else None
     if config.split.endswith(".csv"):
         table = Path(config.split).expanduser().absolute()
-        return apply_split(images, read_split(path or table, images), {"file": str(table)})
+        note: dict[str, Any] = {"file": str(table)}
+        saved = saved if saved is not None and saved.is_file() else table
+        return apply_split(images, read_split(saved, images), note)
     plan: dict[str, Any] = {"seed": config.seed, "group_by": config.group_by}
     if config.folds is not None:
         note = {"made": plan | {"folds": config.folds, "fold": config.fold}}
@@ -231,14 +215,10 @@ def arrange(
             f"{images.name} has no images for {' and '.join(SPLITS[n] for n in sorted(missing))}: "
             "expected train and test at least, or give --data.split made"
         )
-    if path is None:
-        key = json.dumps([_PLAN, images.fingerprint, note], sort_keys=True)
-        name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.csv"
-        path = cache_folder(config.cache) / "splits" / name
-    if not path.is_file():
-        parts = _make(images, split if "given" in note else None, config, progress)
-        write_split(path, apply_split(images, parts, note))
-    return apply_split(images, read_split(path, images), note)
+    if saved is not None and saved.is_file():
+        return apply_split(images, read_split(saved, images), note)
+    parts = _make(images, split if "given" in note else None, config, progress)
+    return apply_split(images, parts, note)
 
 
 def _make(

@@ -33,10 +33,7 @@ Pixels = tuple[tuple[int, ...], Iterable[NDArray[np.uint8]]]
 def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
     """Return the folder of the store `key`, which `build` fills if it isn't there yet.
 
-    Of two processes that build one at once, each has a folder of its own until it is whole.
-
-    Raises:
-        StorageError: the disk is full or cannot be written; nothing is left then.
+    It is whole or not there, also where two processes build it at once.
     """
     folder = cache / "store" / key
     if folder.is_dir():
@@ -116,7 +113,7 @@ def open_split(folder: Path, name: str) -> Split:
 
 
 def resize_store(
-    source: Path, size: int, folder: Path, description: str, progress: ProgressFactory | None
+    source: Path, size: int, description: str, progress: ProgressFactory | None, folder: Path
 ) -> None:
     """Fill `folder` with the store in `source`, its images and masks resized to `size` x `size`."""
     arrays: dict[str, Pixels] = {}
