@@ -167,7 +167,7 @@ def test_masks(cache: Path) -> None:
         assert found[kind].rows == [row], kind
     assert set(lesion[2:20]) <= set(found["masks-at-the-border"].rows)
     found = audited(changed(images, val={"masks": np.zeros((24, 32, 32), np.uint8)}), cache)
-    assert "mask class lesion does not occur in val." in found["missing-mask-class"].message
+    assert "mask class lesion has no image in val." in found["missing-mask-class"].message
     named = replace(images, class_names=("abnormal", "No finding", "benign", "ring"))
     found = audited(named, cache)
     assert "of class No finding" in found["masks-on-normal-images"].message

@@ -14,7 +14,6 @@ import medduet
 from medduet import (
     ConfigError,
     DataConfig,
-    ExportedModel,
     ModelError,
     RunConfig,
     create_model,
@@ -78,31 +77,6 @@ def test_what_was_gained_is_told(record: medduet.EnsembleRecord, runs: list[Path
         ]
     right = sum(said).argmax(1) == batch.label
     assert record.scores["test"][-1]["accuracy"] == pytest.approx(right.double().mean().item())
-
-
-def test_it_is_exported_as_any_other(runs: list[Path], tmp_path: Path) -> None:
-    image = np.random.default_rng(0).integers(0, 256, (3, 1, 19, 26), np.uint8)
-    image[1:] //= np.array([2, 8], np.uint8).reshape(2, 1, 1, 1)
-    paths = []
-    for run in runs:  # which hardly learnt anything; what is said must depend on the image
-        bundle = load_bundle(run)
-        with torch.no_grad():
-            scores, dense = bundle.network(torch.from_numpy(image))
-            head, scale = bundle.network.class_head, 0.3 / scores.std(dim=0).max()
-            head.bias.copy_((head.bias - scores.mean(dim=0)) * scale)
-            head.weight.mul_(scale)
-            bundle.network.dense_head.bias[0] -= dense[:, 0].median()
-        paths.append(tmp_path / run.name)
-        save_bundle(paths[-1], bundle.network, bundle.config)
-    source = ensemble(paths, tmp_path / "ensemble", tta="flip").path
-    exported = ExportedModel(medduet.export_bundle(source, tmp_path / "onnx", count=4).path)(image)
-    with torch.inference_mode():
-        expected = load(source)(torch.from_numpy(image))
-    probability = expected.class_logits.softmax(1).numpy()
-    np.testing.assert_allclose(exported.probability, probability, atol=1e-3)
-    assert (exported.mask == (expected.dense[:, 0] > 0).numpy()).mean() > 0.999
-    assert exported.probability.std(axis=0).max() > 1e-2
-    assert 0 < exported.mask.mean() < 1
 
 
 def test_calibration_of_a_member_is_dropped(runs: list[Path], tmp_path: Path) -> None:

@@ -87,12 +87,11 @@ def expected(bundle: Path, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return powers / powers.sum(axis=1, keepdims=True), masks
 
 
+Expected = tuple[np.ndarray, np.ndarray]
+
+
 def test_predict_and_evaluate(
-    bundle: Path,
-    data: DataConfig,
-    images: np.ndarray,
-    expected: tuple[np.ndarray, np.ndarray],
-    tmp_path: Path,
+    bundle: Path, data: DataConfig, images: np.ndarray, expected: Expected, tmp_path: Path
 ) -> None:
     probability, masks = expected
     predictions = list(Predictor(bundle).predict(images))
@@ -103,9 +102,6 @@ def test_predict_and_evaluate(
 
     metrics = medduet.evaluate(bundle, data=data, out=tmp_path, device="cpu")
     evaluated = Predictions.from_csv(tmp_path / "predictions" / "test.csv")
-    assert evaluated.calibrated is not None
-    assert evaluated.predicted_pixels is not None
-    assert evaluated.dice is not None
     np.testing.assert_array_equal(evaluated.calibrated, predicted)  # bit for bit: one batch each
     np.testing.assert_array_equal(evaluated.predicted_pixels[:, 0], masks.sum(axis=(1, 2)))
     truth = images > 127
@@ -114,9 +110,7 @@ def test_predict_and_evaluate(
     assert metrics["test"]["accuracy"] == np.mean(predicted.argmax(1) == np.arange(COUNT) % 3)
 
 
-def test_export(
-    bundle: Path, images: np.ndarray, expected: tuple[np.ndarray, np.ndarray], tmp_path: Path
-) -> None:
+def test_export(bundle: Path, images: np.ndarray, expected: Expected, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     probability, masks = expected
     out = medduet.export_bundle(bundle, tmp_path / "onnx", count=4).path
@@ -132,7 +126,21 @@ def test_export(
         assert one.prediction_set == two.prediction_set
 
 
-def test_serve(bundle: Path, images: np.ndarray, expected: tuple[np.ndarray, np.ndarray]) -> None:
+def test_an_ensemble_is_exported_as_any_other(
+    bundle: Path, images: np.ndarray, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    source = medduet.ensemble([bundle], tmp_path / "ensemble", tta="flip").path
+    out = medduet.export_bundle(source, tmp_path / "onnx", count=4).path
+    exported = ExportedModel(out)(images[:, None])
+    with torch.inference_mode():
+        expected = medduet.load(source)(torch.from_numpy(images)[:, None])
+    probability = expected.class_logits.softmax(1).numpy()
+    np.testing.assert_allclose(exported.probability, probability, atol=1e-4)
+    assert (exported.mask == (expected.dense[:, 0] > 0).numpy()).mean() > 0.9999
+
+
+def test_serve(bundle: Path, images: np.ndarray, expected: Expected) -> None:
     testclient = pytest.importorskip("fastapi.testclient")
     from medduet.serve.app import create_app
     from medduet.serve.server import opened

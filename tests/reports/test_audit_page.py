@@ -63,35 +63,26 @@ def test_it_shows_findings_and_pairs(page: Path) -> None:
     assert (copies["severity"], len(copies["images"])) == ("leak", 28)
 
 
-def test_names_are_escaped_and_shortened(page: Path) -> None:
+def test_names_are_escaped_and_shortened_and_nothing_outside_is_named(page: Path) -> None:
     text = page.read_text()
-    for markup in ("<script>alert", "<u>", "<em>"):
+    for markup in ("<script>alert", "<u>", "<em>", "y" * 80):
         assert markup not in text
     assert "a &amp; b" in text
-    assert "y" * 80 not in text
+    assert "http" not in text
+    assert not re.search(r"(src|href)=\"(?!data:)", text)
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-@pytest.mark.parametrize("width", [390, 1200])
-def test_it_opens_in_a_browser_without_errors_requests_or_overflow(
-    page: Path, tmp_path: Path, width: int
-) -> None:
-    measured = page.with_name("measured.html")
+def test_it_fits_a_phone_without_errors(page: Path, tmp_path: Path) -> None:
     # A page may not scroll sideways; headless windows are at least 500 wide, a frame is not.
-    frame = f'<iframe id="f" width="{width}" height="900" src="index.html"></iframe>'
+    frame = '<iframe id="f" width="390" height="900" src="index.html"></iframe>'
     script = "const d = document.getElementById('f').contentDocument.documentElement;"
     script += "document.title = 'wide ' + (d.scrollWidth - d.clientWidth)"
+    measured = page.with_name("measured.html")
     measured.write_text(f"<html>{frame}<script>onload = () => {{{script}}}</script></html>")
-    log = tmp_path / "log.json"
     options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}", "--dump-dom"]
-    options += ["--allow-file-access-from-files", "--virtual-time-budget=3000"]
-    options += [f"--user-data-dir={tmp_path / 'profile'}", measured.as_uri()]
-    done = subprocess.run(
-        ["chromium", *options], capture_output=True, text=True, timeout=120, check=False
-    )
+    options += ["--allow-file-access-from-files", "--virtual-time-budget=3000", "--dump-dom"]
+    words = ["chromium", *options, f"--user-data-dir={tmp_path / 'profile'}", measured.as_uri()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert "<title>wide 0</title>" in done.stdout
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    hosts = set(re.findall(r'"url":"https?://([^/":]+)', log.read_text()))
-    makers = re.compile(r"(^|\.)(google|googleapis|gvt1)\.com$")
-    assert {host for host in hosts if not makers.search(host)} == set()
+    assert "CONSOLE" not in done.stderr

@@ -32,13 +32,6 @@ from medduet.errors import ConfigError, DataError, MissingFileError
 from medduet.utils.files import atomic_path, write_text
 
 STATES = ("matched", "ambiguous", "unmatched", "no mask")
-MIN_SCORE = 0.95
-"""Correlation, the mean of the source removed; less is another picture."""
-MIN_MARGIN = 0.5
-"""Share by which 1 - score must be less than that of the next picture with another mask."""
-MAX_DISTANCE = 6.0
-"""Largest 1 - score of a match, as a multiple of what is typical of the set: all its images were
-made alike, so what differs more is a near-duplicate of the source's."""
 FILTERS: dict[str, dict[str, Any]] = {
     "bilinear": {"mode": "bilinear", "antialias": True},
     "bicubic": {"mode": "bicubic", "antialias": True},
@@ -46,8 +39,13 @@ FILTERS: dict[str, dict[str, Any]] = {
     "bilinear without smoothing": {"mode": "bilinear"},
     "nearest": {"mode": "nearest-exact"},
 }
+_MIN_SCORE = 0.95  # correlation, the mean of the source removed; less is another picture
+_MIN_MARGIN = 0.5  # share by which 1 - score is less than that of the next with another mask
+# Largest 1 - score of a match, as a multiple of what is typical of the set: all its images were
+# made alike, so what differs more is a near-duplicate of the source's.
+_MAX_DISTANCE = 6.0
 _ROUNDING = 1e-4  # 1 - score that grey levels of 8 bits alone may cause
-_CANDIDATES = 8
+_CANDIDATES, _BLOCK = 8, 2048
 _SAMPLE, _SOURCE_SAMPLE = 100, 1000
 _QUANTILE = 0.9  # of the sample, since most of it may not be in the source
 
@@ -125,14 +123,13 @@ def attach_masks(
 ) -> Attached:
     """Write the set in `target` once more, with the masks of the pictures it was made from.
 
-    Every array of `target` is kept as it is. ``{split}_masks`` are added, resized as the images
-    were, and ``{split}_has_mask``, which is false where no picture was found for certain. The
-    matches are written as a table beside `out` (``.csv``).
+    Every array is kept as it is. ``{split}_masks`` are added, resized as the images were, and
+    ``{split}_has_mask``, which is false where no picture was found for certain.
 
     Args:
         target: ``.npz`` in the layout of MedMNIST, without masks.
         source: set with masks, of which the target's images are reduced copies.
-        out: the ``.npz`` to write.
+        out: the ``.npz`` to write; the matches are written as a table beside it (``.csv``).
         cache: folder of unpacked sets.
         progress: shows the progress of reading and writing.
 
@@ -190,69 +187,68 @@ def _match(
     tried = []
     for window in ("whole", "square")[: 1 + square]:
         vectors = replace(small, window=window).vectors(source.images, progress)
-        near = _correlation(thumbnails[torch.from_numpy(sample)], vectors).max(dim=1)
-        tried.append((float(near.values.quantile(_QUANTILE)), window, near.indices, vectors))
-    _, window, rows, vectors = max(tried, key=lambda each: each[0])
+        mean = mean_vector(vectors)
+        one, two = normalize(thumbnails - mean), normalize(vectors - mean)
+        near = (one[torch.from_numpy(sample)] @ two.T).max(dim=1)
+        bound = chance_bound(thumbnails, vectors, mean, len(target) * len(source))
+        tried.append(
+            (float(near.values.quantile(_QUANTILE)), window, near.indices, one, two, bound)
+        )
+    _, window, rows, one, two, bound = max(tried, key=lambda each: each[0])
     shown, pictures = View(size).vectors(target[sample]), source.images[rows.numpy()]
 
     def similarity(view: View) -> float:
         return float((view.vectors(pictures) * shown).sum(dim=1).quantile(_QUANTILE))
 
     view = max((View(size, window, name) for name in FILTERS), key=similarity)
-    mean = mean_vector(view.vectors(source.images[_spread(len(source), _SOURCE_SAMPLE)]))
-    blocks, count = [], min(_CANDIDATES, len(source))
-    step = max(1, rows_per_chunk(source.images.shape) // count)
-    with counted(progress, "compare images", len(target)) as advance:
-        for start in range(0, len(target), step):
-            candidates = _correlation(thumbnails[start : start + step], vectors)
-            rows = candidates.topk(count).indices
-            one = View(size).vectors(target[start : start + step])[:, None]
-            two = view.vectors(source.images[rows.numpy().ravel()]).reshape(*rows.shape, -1)
-            score, order = cosine_similarity(one - mean, two - mean, dim=2).sort(
-                dim=1, descending=True, stable=True
-            )
-            rows = rows.gather(1, order)
-            blocks.append(_best(source, view, rows.numpy(), score.numpy()))
-            advance(len(rows))
-    table = pd.concat(blocks, ignore_index=True)
-    bound = chance_bound(thumbnails, vectors, mean_vector(vectors), len(target) * len(source))
-    return _judged(table, source, max(bound, MIN_SCORE)), view
+    blocks, count = torch.split(one, _BLOCK), min(_CANDIDATES, len(source))
+    candidates = torch.cat([(block @ two.T).topk(count).indices for block in blocks])
+    table = _rank(target, source, view, candidates.numpy(), progress)
+    least = max(bound, _MIN_SCORE)
+    if (table["score"] >= least).any():
+        typical = max(float(1 - table["score"][table["score"] >= least].quantile(0.75)), _ROUNDING)
+        least = max(least, 1 - _MAX_DISTANCE * typical)
+    unknown = ~source.known_masks[table["source"]]
+    cases = [table["score"] < least, unknown, table["margin"] < _MIN_MARGIN]
+    table["state"] = np.select(cases, ["unmatched", "no mask", "ambiguous"], "matched")
+    return table, view
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
 
 
-def _correlation(target: Tensor, source: Tensor) -> Tensor:
-    """Return how each of the target correlates with each of the source, ``(n, M)``."""
-    mean = mean_vector(source)
-    return normalize(target - mean) @ normalize(source - mean).T
-
-
-def _best(
-    source: Split, view: View, rows: NDArray[np.int64], score: NDArray[np.float32]
+def _rank(
+    target: Images,
+    source: Split,
+    view: View,
+    candidates: NDArray[np.int64],
+    progress: ProgressFactory | None,
 ) -> pd.DataFrame:
-    """Return the best of candidates ``(n, k)``, and the next one whose mask is another."""
+    """Return the best of the candidates ``(N, k)``, and the next one whose mask is another."""
     assert source.masks is not None
-    masks = view.masks(source.masks[rows.ravel()]).reshape(*rows.shape, -1)
-    known = source.known_masks[rows]
-    other = (masks != masks[:, :1]).any(axis=2) | ~known | ~known[:, :1]
-    other[:, 0] = False
-    place, each, exists = other.argmax(axis=1), np.arange(len(rows)), other.any(axis=1)
-    distance = np.maximum(1 - score, 1e-6)
-    margin = np.where(exists, 1 - distance[:, 0] / distance[each, place], 1.0)
-    columns = {"source": rows[:, 0], "score": score[:, 0], "margin": margin}
-    return pd.DataFrame(columns | {"rival": np.where(exists, rows[each, place], -1)})
-
-
-def _judged(table: pd.DataFrame, source: Split, least: float) -> pd.DataFrame:
-    high = table["score"][table["score"] >= least]
-    if len(high):
-        typical = max(float(1 - high.quantile(0.75)), _ROUNDING)
-        least = max(least, 1 - MAX_DISTANCE * typical)
-    known = source.known_masks[table["source"]]
-    cases = [table["score"] < least, ~known, table["margin"] < MIN_MARGIN]
-    return table.assign(state=np.select(cases, ["unmatched", "no mask", "ambiguous"], "matched"))
+    mean = mean_vector(view.vectors(source.images[_spread(len(source), _SOURCE_SAMPLE)]))
+    step, blocks = max(1, rows_per_chunk(source.images.shape) // candidates.shape[1]), []
+    with counted(progress, "compare images", len(target)) as advance:
+        for start in range(0, len(target), step):
+            rows = candidates[start : start + step]
+            one = View(view.size).vectors(target[start : start + step])[:, None] - mean
+            two = view.vectors(source.images[rows.ravel()]).reshape(*rows.shape, -1) - mean
+            score = cosine_similarity(one, two, dim=2).numpy()
+            order = np.argsort(-score, axis=1, kind="stable")
+            rows, score = np.take_along_axis(rows, order, 1), np.take_along_axis(score, order, 1)
+            masks = view.masks(source.masks[rows.ravel()]).reshape(*rows.shape, -1)
+            known = source.known_masks[rows]
+            other = (masks != masks[:, :1]).any(axis=2) | ~known | ~known[:, :1]
+            other[:, 0] = False
+            each, place, exists = np.arange(len(rows)), other.argmax(axis=1), other.any(axis=1)
+            distance = np.maximum(1 - score, 1e-6)
+            block = pd.DataFrame({"source": rows[:, 0], "score": score[:, 0]})
+            block["margin"] = np.where(exists, 1 - distance[:, 0] / distance[each, place], 1.0)
+            block["rival"] = np.where(exists, rows[each, place], -1)
+            blocks.append(block)
+            advance(len(rows))
+    return pd.concat(blocks, ignore_index=True)
 
 
 def _add_masks(
@@ -265,10 +261,8 @@ def _add_masks(
         resized = np.zeros((len(rows), *view.size), np.uint8)
         for places, chunk in iterate_chunks(Rows([masks], rows["source"].to_numpy()[matched])):
             resized[matched[places]] = view.masks(chunk)
-        arrays |= {
-            f"{name}_masks": resized,
-            f"{name}_has_mask": (rows["state"] == "matched").to_numpy(),
-        }
+        arrays[f"{name}_masks"] = resized
+        arrays[f"{name}_has_mask"] = (rows["state"] == "matched").to_numpy()
     with ZipFile(path, "a") as archive:
         for key, array in arrays.items():
             member = ZipInfo(f"{key}.npy")  # without the time, so that equal masks are equal files

@@ -33,12 +33,9 @@ from medduet.data.imageset import Images, ImageSet
 from medduet.data.pixels import to_grey
 from medduet.utils.files import atomic_path
 
-SIDE = 32
-"""Side of thumbnails in pixels, unless the images are smaller."""
-THRESHOLD = 0.95
-"""Correlation of thumbnails above which two images may be the same picture."""
-MAX_PAIRS_PER_IMAGE = 20
-"""Near-duplicates that are kept of one image, the most similar, beside those that join a group."""
+SIDE = 32  # of thumbnails in pixels, unless the images are smaller
+THRESHOLD = 0.95  # correlation of thumbnails above which two images may be the same picture
+MAX_PAIRS_PER_IMAGE = 20  # the most similar ones, beside those that join a group
 _BLOCK = 256
 _MIN_FOR_MEAN = 100  # images from which on their mean is their anatomy and not the images
 _SMOOTH = {"mode": "bilinear", "antialias": True}
@@ -81,14 +78,7 @@ class Duplicates:
 def find_duplicates(
     images: ImageSet, cache: Path | None = None, progress: ProgressFactory | None = None
 ) -> Duplicates:
-    """Return the duplicates in the pool of a set; the result is cached by its fingerprint.
-
-    Example:
-        >>> import tempfile, medduet
-        >>> images = medduet.open_images("phantom", size=32, count=20)
-        >>> find_duplicates(images, Path(tempfile.mkdtemp())).pairs.shape
-        (0, 2)
-    """
+    """Return the duplicates in the pool of a set; the result is cached by its fingerprint."""
     path = duplicates_file(images, cache)
     with suppress(OSError, ValueError, KeyError), np.load(path, allow_pickle=False) as file:
         return Duplicates(file["pairs"], file["similarity"], file["exact"])
@@ -173,12 +163,7 @@ def _limited(pairs: NDArray[np.int64], similarity: NDArray[np.float32]) -> NDArr
 
 
 def grey(pixels: NDArray[np.uint8]) -> Tensor:
-    """Return ``(N, H, W)`` or ``(N, H, W, 3)`` as float32 ``(N, 1, H, W)``.
-
-    Example:
-        >>> grey(np.full((1, 1, 1, 3), 200, np.uint8)).tolist()
-        [[[[200.0]]]]
-    """
+    """Return ``(N, H, W)`` or ``(N, H, W, 3)`` as float32 ``(N, 1, H, W)``."""
     pixels = to_grey(pixels) if pixels.ndim == 4 else pixels
     return torch.from_numpy(pixels.astype(np.float32))[:, None]
 
@@ -204,24 +189,17 @@ def mean_vector(vectors: Tensor) -> Tensor:
 
 def residual_correlation(one: Tensor, two: Tensor, pairs: Tensor, mean: Tensor) -> Tensor:
     """Return how ``one[a]`` and ``two[b]`` of each pair ``(a, b)`` correlate, `mean` removed."""
-    return torch.cat(
-        [
-            cosine_similarity(one[block[:, 0]] - mean, two[block[:, 1]] - mean)
-            for block in torch.split(pairs, 2048)
-        ]
-    )
+    ends = [block.T for block in torch.split(pairs, 2048)]
+    return torch.cat([cosine_similarity(one[a] - mean, two[b] - mean) for a, b in ends])
 
 
 def chance_bound(one: Tensor, two: Tensor, mean: Tensor, comparisons: float) -> float:
     """Return the residual correlation that no pair of unrelated images should reach.
 
     Fisher's z of the correlation of random pairs, without those that are plainly the same picture,
-    is taken as normal; 0.05 of so many `comparisons` are expected to exceed the bound. The spread
-    is read off the 99th percentile, or a lower one where related pairs, such as frames of one
-    film, widen the upper tail.
-
-    Returns:
-        The bound; -1 for small sets.
+    is taken as normal; 0.05 of so many `comparisons` are expected to exceed the bound, -1 for small
+    sets. The spread is read off the 99th percentile, or a lower one where related pairs, such as
+    frames of one film, widen the upper tail.
     """
     if len(two) < _MIN_FOR_MEAN:
         return -1.0

@@ -85,13 +85,7 @@ def check_out(path: str | Path, out: Path | None) -> None:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A network on a device, and images on which it predicts.
-
-    Attributes:
-        path: the folder of the bundle or run.
-        config: the settings of the run, or the defaults.
-        images: the set, with the network's classes.
-    """
+    """A network on a device, and images, in its classes, on which it predicts."""
 
     path: Path
     bundle: ModelBundle
@@ -108,12 +102,7 @@ class Evaluator:
         device: str,
         progress: ProgressFactory | None,
     ) -> Evaluator:
-        """Load a network and open images for it, those of the run if no `data` is given.
-
-        Raises:
-            ConfigError: the data set has other channels or classes than the network.
-            ModelError: the network does not take the images, or is damaged.
-        """
+        """Load a network and open images for it, those of the run if no `data` is given."""
         path = bundle_folder(path)
         bundle = load_bundle(path)
         _, preprocessing = bundle.config.usable(path)

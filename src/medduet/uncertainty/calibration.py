@@ -19,12 +19,9 @@ from medduet.errors import ConfigError, DataError, ModelError
 from medduet.metrics.inputs import check_predictions
 from medduet.types import UNKNOWN_LABEL
 
-PERCENT = range(50, 100)
-"""The coverages that can be asked for."""
-FEWEST = 20
-"""Images with a known label that a calibration needs."""
-COLDEST, HOTTEST = 0.05, 20.0
-"""Bounds of the temperature."""
+PERCENT = range(50, 100)  # the coverages that can be asked for
+FEWEST = 20  # images with a known label that a calibration needs
+COLDEST, HOTTEST = 0.05, 20.0  # bounds of the temperature
 _SMALLEST, _LARGEST = np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg
 
 Array = NDArray[np.float64]
@@ -57,9 +54,7 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     temperature: float = Field(ge=COLDEST, le=HOTTEST, allow_inf_nan=False)
-    set_thresholds: list[list[_Probability]] = Field(
-        min_length=len(PERCENT), max_length=len(PERCENT)
-    )
+    set_thresholds: list[list[_Probability]] = Field(min_length=50, max_length=50)
     counts: list[_Count] = Field(min_length=1, max_length=10_000)
     n: int = Field(ge=FEWEST, le=2**53)
     multi_label: bool = False
@@ -87,18 +82,15 @@ class Calibration(BaseModel):
         The sets are split conformal with the score 1 - p of the true class (Sadinle et al., 2019,
         arXiv:1609.00451), and each class has a threshold of its own, so that the promise holds in
         each. Classes with too few images for a coverage share a threshold, with the next larger
-        ones until they are enough; the promise then holds for these together. A higher coverage
-        never makes a set smaller.
+        ones until they are enough; the promise then holds for these together.
 
         Args:
-            label: ``(N,)`` int class, or ``(N, K)`` int of 0 and 1 if `multi_label`; -1 where
-                unknown, which is left out.
+            label: ``(N,)`` int class, or ``(N, K)`` int of 0 and 1 if `multi_label`; -1 is unknown.
             probability: ``(N, K)`` float in [0, 1].
             multi_label: whether an image may carry several labels.
 
         Raises:
-            DataError: fewer than `FEWEST` images with a known label, only one class among them, or
-                input that does not fit together.
+            DataError: fewer than 20 images with a known label, or only one class among them.
         """
         truth, p = check_predictions(label, probability, multi_label, in_unit_range=True)
         labelled = truth != UNKNOWN_LABEL
@@ -122,8 +114,8 @@ class Calibration(BaseModel):
     def calibrate(self, probability: ArrayLike) -> Array:
         """Return the calibrated probabilities ``(N, K)`` of those of the network ``(N, K)``.
 
-        The order of the classes of an image stays, and so does the accuracy. ModelError for
-        another number of classes, or for what is no probability.
+        The order of the classes of an image stays. ModelError for another number of classes, or for
+        what is no probability.
         """
         return _scaled(self._checked(probability), self.temperature, self.multi_label)
 
@@ -131,17 +123,10 @@ class Calibration(BaseModel):
         """Return which classes are in the set of each image, ``(N, K)``.
 
         On images like those of the validation split the true class is in the set of at least a
-        share `coverage` of the images of each class. A set always holds the most probable class.
-        Multi-label sets: each label that an image has is in the set with that probability; a set
-        may be empty, when no label is likely.
-
-        Args:
-            calibrated: ``(N, K)``, what `calibrate` returns.
-            coverage: 0.5 to 0.99, rounded up to the next hundredth.
-
-        Raises:
-            ConfigError: a coverage outside.
-            ModelError: another number of classes, or what is no probability.
+        share `coverage`, 0.5 to 0.99, of the images of each class; it is rounded up to the next
+        hundredth. A set always holds the most probable class. Multi-label sets: each label that an
+        image has is in the set with that probability; a set may be empty. `calibrated` is what
+        `calibrate` returns. ConfigError for a coverage outside; ModelError as `calibrate`.
         """
         if not PERCENT[0] <= 100 * coverage <= PERCENT[-1]:
             raise ConfigError(f"expected a coverage from 0.50 to 0.99, given {coverage:g}")

@@ -22,19 +22,16 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 from medduet.data.reading.images import Picture
 from medduet.errors import ModelError
 
-OOD_P = 0.05
-"""The p-value up to which an image is called out of distribution."""
-FEWEST = 20
-"""Images of each split that a detector needs."""
-MOST = 2000
-"""Images of each split that it is fitted on, at most."""
+OOD_P = 0.05  # up to which an image is called out of distribution
+FEWEST, MOST = 20, 2000  # images of each split that a detector needs, and is fitted on
 DIRECTIONS = 32
+# The class head has a fifth of the false alarms: it sees less than the statistics, which would
+# otherwise lose half of theirs to it; docs/results.md has both.
 HEAD = 4
-"""The class head has a fifth of the false alarms: it sees less than the statistics, which would
-otherwise lose half of theirs to it; docs/results.md has both."""
-LONGEST, COLOURFUL = 3.0, 0.1
-"""Sides of 3 to 1, and this share of coloured pixels where training had grey, are out of
-distribution."""
+LONGEST, COLOURFUL = (
+    3.0,
+    0.1,
+)  # ratio of sides, and share of coloured pixels where training had grey
 _SMALL, _SMALLEST_SIDE = 1e-3, 8
 
 Array = NDArray[np.float64]
@@ -72,10 +69,6 @@ def statistics(image: NDArray[np.uint8]) -> Array:
     Brightness, contrast, shares of black and white, differences of neighbours at three scales, of
     top and bottom, of left and right, of centre and all; of colour images mean and spread of the
     colour.
-
-    Example:
-        >>> statistics(np.zeros((2, 1, 16, 16), np.uint8)).shape
-        (2, 10)
     """
     if min(image.shape[2:]) < _SMALLEST_SIDE:
         image = image.repeat(_SMALLEST_SIDE, axis=2).repeat(_SMALLEST_SIDE, axis=3)
@@ -230,11 +223,9 @@ class OODDetector(BaseModel):
         return cls(plain=plain, features=features, channels=channels, stretched=stretched)
 
     def p_values(self, features: Array | None, plain: Array) -> Array:
-        """Return the p-values ``(N,)`` of images.
+        """Return the p-values ``(N,)`` of images, of their `statistics` ``(N, S)``.
 
-        Args:
-            features: what the class head takes, ``(N, F)``; ``None`` if that is not at hand.
-            plain: their `statistics`, ``(N, S)``.
+        The features are what the class head takes, ``(N, F)``; ``None`` if that is not at hand.
         """
         distances = [(1, self.plain, self.plain(plain))]
         if features is not None and self.features is not None:

@@ -93,16 +93,13 @@ def _class_counts(images: ImageSet) -> pd.DataFrame:
 
 def _check_classes(findings: Findings, images: ImageSet, counts: pd.DataFrame) -> None:
     """Find classes that a split lacks, has few of, or has in another proportion."""
+    _add_missing(findings, "class", counts)
     few = []
-    for name, row in counts.iterrows():
-        if lacking := [split for split in SPLITS if not row[split]]:
-            text = f"class {name} has no image in {', '.join(lacking)}."
-            findings.of_set("Missing class", "warning", text)
-        if n := int(row["test"]):
-            interval = stats.binomtest(n // 2, n).proportion_ci(method="wilson")
-            margin = (interval.high - interval.low) / 2
-            if margin > _MAX_MARGIN:
-                few.append(f"{name} (n = {n}, ±{100 * margin:.1f})")
+    for name, n in counts.loc[counts["test"] > 0, "test"].items():
+        interval = stats.binomtest(n // 2, n).proportion_ci(method="wilson")
+        margin = (interval.high - interval.low) / 2
+        if margin > _MAX_MARGIN:
+            few.append(f"{name} (n = {n}, ±{100 * margin:.1f})")
     if few:
         text = f"the 95% interval of a recall of 50% is wider than ±{100 * _MAX_MARGIN:.0f} "
         findings.of_set("Few test images", "note", f"{text}points for {', '.join(few)}.")
@@ -124,6 +121,14 @@ def _check_classes(findings: Findings, images: ImageSet, counts: pd.DataFrame) -
         text = f"{both.index[k]} is {shares[a].iloc[k]:.1%} of {a}, {shares[b].iloc[k]:.1%} of {b}"
         tests.append((p_value, cramers_v, f"{text} (chi-square test, Cramér's V {cramers_v:.2f}"))
     _add_shifts(findings, "Class distribution shift", "warning", tests, _MIN_CRAMERS_V)
+
+
+def _add_missing(findings: Findings, what: str, counts: pd.DataFrame) -> None:
+    """Add the rows of `counts` without any image in a split (columns)."""
+    for name, row in counts.iterrows():
+        if lacking := [split for split in SPLITS if not row[split]]:
+            text = f"{what} {name} has no image in {', '.join(lacking)}."
+            findings.of_set(f"Missing {what}", "warning", text)
 
 
 def _add_shifts(
@@ -208,8 +213,5 @@ def _check_masks(findings: Findings, images: ImageSet, table: pd.DataFrame) -> N
     findings.of_images("Masks on normal images", "warning", filled & normal, text)
     findings.of_images("Masks at the border", "note", at_border & often)
     findings.of_images("Missing masks", "note", ~known)
-    for number in lesions:
-        present = set(findings.splits[table[number] > 0].tolist())
-        if lacking := [split for k, split in enumerate(SPLITS) if k not in present]:
-            text = f"mask class {images.mask_names[number]} does not occur in {', '.join(lacking)}."
-            findings.of_set("Missing mask class", "warning", text)
+    present = (table[lesions] > 0).groupby(np.array(SPLITS)[findings.splits]).sum().T
+    _add_missing(findings, "mask class", present.set_axis(images.mask_names[1:]))

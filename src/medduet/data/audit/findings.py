@@ -90,16 +90,10 @@ class Audit:
 
     def record(self) -> dict[str, Any]:
         """Return everything but the pairs, ready for JSON, with every image of every finding."""
-        sizes = self.images["split"].value_counts()
-        findings = [
-            {
-                "kind": finding.kind,
-                "severity": finding.severity,
-                "message": finding.message,
-                "images": self.images.iloc[finding.rows].to_dict("records"),
-            }
-            for finding in self.findings
-        ]
+        sizes, findings = self.images["split"].value_counts(), []
+        for each in self.findings:
+            entry = {"kind": each.kind, "severity": each.severity, "message": each.message}
+            findings.append(entry | {"images": self.images.iloc[each.rows].to_dict("records")})
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,
@@ -137,11 +131,6 @@ def plural(count: int, noun: str) -> str:
 
 
 def per_split(rows: NDArray[np.int64], splits: NDArray[np.int64]) -> str:
-    """Return the number of `rows` in each split as text.
-
-    Example:
-        >>> per_split(np.array([0, 1, 3]), np.array([0, 0, 1, 2]))
-        '2 train, 1 test'
-    """
+    """Return the number of `rows` in each split as text, such as ``"2 train, 1 test"``."""
     counts = np.bincount(splits[rows], minlength=len(SPLITS))
     return ", ".join(f"{n:,} {name}" for name, n in zip(SPLITS, counts, strict=True) if n)

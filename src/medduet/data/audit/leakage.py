@@ -17,8 +17,7 @@ from medduet.data.splits import apply_split, merge_groups
 from medduet.errors import DataError
 from medduet.types import UNKNOWN_LABEL
 
-MAX_SEARCHED = 20_000
-"""Images up to which training searches for duplicates by itself; it takes seconds."""
+MAX_SEARCHED = 20_000  # images up to which training searches for duplicates, which takes seconds
 _SIMILAR_MASKS = 0.5  # intersection over union, below which masks of near-duplicates differ
 _BLOCK = 256
 _TEST, _DROPPED = len(SPLITS) - 1, -1
@@ -50,12 +49,6 @@ def leak_warning(images: ImageSet, cache: Path | None = None) -> str | None:
     """Return a line on images of val and test that leak from train; ``None`` if there are none.
 
     Sets above 20,000 images are not searched for duplicates, but the search of an audit counts.
-
-    Example:
-        >>> import tempfile, medduet
-        >>> images = medduet.open_images("phantom", size=16, count=20)
-        >>> leak_warning(images, Path(tempfile.mkdtemp())) is None
-        True
     """
     splits, duplicates = split_numbers(images), None
     if len(splits) <= MAX_SEARCHED or duplicates_file(images, cache).is_file():
@@ -185,11 +178,6 @@ def clean(
 
     Raises:
         DataError: several images have one id, or a split would be empty.
-
-    Example:
-        >>> import medduet
-        >>> clean(medduet.open_images("phantom", size=32, count=20)).changes
-        ()
     """
     pool, before = images.pool(), split_numbers(images)
     if pd.Series(pool.ids).duplicated().any():
