@@ -175,7 +175,7 @@ def test_what_may_pass_is_never_skipped(
     message = str(error.value)
     assert message.startswith("set: 1 of 41 files that can't be read: ")
     assert victim.name in message
-    assert message.endswith("try again with more time and memory, or take them out")
+    assert message.endswith("they are not skipped: mend that, or take them out")
     assert not left_in(cache)
     victim.with_suffix(".trouble").unlink()
     images = open_images(str(root), cache=cache, skip_broken=True)

@@ -230,9 +230,9 @@ def test_lossless_jpeg_is_exact(
     path = saved(data, tmp_path / "a.dcm")
     with opened(path) as source:
         assert not source.lossy
-        (stored,) = source.stored()
-    assert stored.dtype == values.dtype
-    assert (stored == values).all()
+        (frame,) = source.frames(None)
+    assert frame.classes.dtype == values.dtype
+    assert (frame.classes == values).all()
     expected = stretched(values) if values.itemsize == 2 else values
     assert (read_images(path, SAME)[0] == expected).all()
 

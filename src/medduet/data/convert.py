@@ -21,7 +21,7 @@ from medduet.data.cache import ProgressFactory, cache_folder, counted
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.images import Pair, probe, read_pair
+from medduet.data.reading.images import probe, read_pair
 from medduet.data.splits import NO_SPLIT
 from medduet.data.store import check_room, growing_array, open_split, stored
 from medduet.data.workers import Transient, WorkerPool
@@ -55,13 +55,15 @@ def open_files(
         DataError: files can't be read and ``config.skip_broken`` is not set.
     """
     root = cache_folder(config.cache)
-    build = partial(_build, listing, config, root, progress=progress)
+    build = partial(_build, listing, config, root / "broken" / f"{listing.name}.txt", progress)
     folder = stored(root, f"{_digest(listing, config)}-{_FORMAT}", build)
     meta = read_json(folder / "meta.json")
-    if meta["skipped"]:
-        logger.warning("%s: left out %s", listing.name, _summary(meta["skipped"], meta["files"]))
+    info = {name: meta[name] for name in ("files", "skipped")}
+    if info["skipped"]:
+        logger.warning("%s: left out %s", listing.name, _summary(info["skipped"], info["files"]))
     whole = open_split(folder, "all")
     nothing = whole.take(np.zeros(0, dtype=np.int64))
+    source = str(Path(config.name).expanduser().absolute())
     images = ImageSet(
         name=listing.name,
         train=whole,
@@ -71,13 +73,7 @@ def open_files(
         mask_names=tuple(meta["mask_names"]),
         multi_label=listing.multi_label,
         fingerprint=meta["fingerprint"],
-        info={
-            "source": str(Path(config.name).expanduser().absolute()),
-            "files": meta["files"],
-            "skipped": meta["skipped"],
-            "fit": config.fit,
-            "window": config.window,
-        },
+        info={"source": source, **info, "fit": config.fit, "window": config.window},
     )
     return images, np.load(folder / "given.npy", allow_pickle=False)
 
@@ -87,8 +83,7 @@ def _digest(listing: Listing, config: DataConfig) -> str:
 
     def stamp(path: Path) -> list[str | int]:
         stat = path.stat() if path.exists() else None
-        times = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else []
-        return [path.name, *times]
+        return [path.name, *([stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else ())]
 
     names = ("size", "channels", "fit", "window", "skip_broken")
     options = [getattr(config, name) for name in names]
@@ -101,11 +96,11 @@ def _digest(listing: Listing, config: DataConfig) -> str:
 def _build(
     listing: Listing,
     config: DataConfig,
-    root: Path,
-    folder: Path,
+    told: Path,
     progress: ProgressFactory | None,
+    folder: Path,
 ) -> None:
-    """Read every file and fill `folder` with the store."""
+    """Read every file and fill `folder` with the store; `told` is where all faults are listed."""
     items, faults = listing.items, list(listing.faults)
     workers = max(1, min(len(os.sched_getaffinity(0)), len(items)))
     bar = counted(progress, f"convert {listing.name}", 2 * len(items))
@@ -121,18 +116,25 @@ def _build(
 
         facts = dict(read(probe, {item: item.path for item in items}))
         options = _options(facts.values(), config)
+        sides, colour = options.sides, (3,) * (options.channels == 3)
+        tails = {"images": (*sides, *colour)}
+        if any(item.masks for item in facts):
+            tails["masks"] = sides
+        total = sum(each.frames for each in facts.values())
+        check_room(folder, total * sum(map(prod, tails.values())))
         jobs = {item: (item.path, item.masks, each) for item, each in facts.items()}
         results = read(partial(read_pair, options=options), jobs)
-        frames, classes, digest = _write(results, facts, options, folder)
-    _check(faults, listing, config, root)
+        frames, highest, digest = _write(results, tails, folder)
+    _check(faults, listing, config, told)
     if not frames:
         raise DataError(f"{listing.name}: none of its {len(items)} files can be read")
     for name, array in _truth(frames, listing).items():
         np.save(folder / f"{name}.npy", array)
         digest.update(array.tobytes())
-    several = ["background", *(f"mask {number}" for number in range(1, classes))]
+    several = [f"mask {number}" for number in range(1, highest + 1)]
+    classes = ["background", *(several if highest > 1 else ["lesion"])]
     meta = {
-        "mask_names": several if classes > 2 else ["background", "lesion"] if classes else [],
+        "mask_names": classes if "masks" in tails else [],
         "fingerprint": digest.hexdigest(),
         "files": len(items),
         "skipped": faults,
@@ -150,23 +152,17 @@ def _options(facts: Collection[Facts], config: DataConfig) -> ReadOptions:
 
 
 def _write(
-    results: Iterable[tuple[Item, Pair]],
-    facts: Mapping[Item, Facts],
-    options: ReadOptions,
+    results: Iterable[tuple[Item, tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]],
+    tails: Mapping[str, tuple[int, ...]],
     folder: Path,
 ) -> tuple[dict[Item, int], int, Any]:
     """Write pixels into `folder` as they are read.
 
     Returns:
-        The number of frames of each file, that of mask classes, 0 without masks, and a digest of
-        all pixels.
+        The number of frames of each file, the highest mask class, and a digest of all pixels.
     """
-    tails = {"images": (*options.sides, *(3,) * (options.channels == 3))}
-    if any(item.masks for item in facts):
-        tails["masks"] = options.sides
-    check_room(folder, sum(each.frames for each in facts.values()) * sum(map(prod, tails.values())))
     frames: dict[Item, int] = {}
-    highest, digest = 1, hashlib.sha256()
+    highest, digest = 0, hashlib.sha256()
     with ExitStack() as stack:
         append = [
             stack.enter_context(growing_array(folder / f"all_{name}.npy", tail))
@@ -180,7 +176,7 @@ def _write(
                 write(pixels)
                 digest.update(pixels.tobytes())
             frames[item] = len(images)
-    return frames, (highest + 1) * ("masks" in tails), digest
+    return frames, highest, digest
 
 
 def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[Any]]:
@@ -211,28 +207,22 @@ def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[An
     return arrays | {"all_ids": np.array(ids, dtype=np.str_)}
 
 
-def _check(faults: Sequence[Fault], listing: Listing, config: DataConfig, root: Path) -> None:
+def _check(faults: Sequence[Fault], listing: Listing, config: DataConfig, told: Path) -> None:
     """Raise a DataError that names what can't be read, unless that may be skipped.
 
     Only what is wrong with a file itself may be: the store is kept until a file changes, so what
     was left out for another reason would stay out, and which images a set has would depend on how
     busy the machine was. What a library would mend, and what is `Transient`, is always an error.
     """
-    name, total = listing.name, len(listing.items)
-    if not config.skip_broken and faults:
-        path = root / "broken" / f"{name}.txt"
-        write_text(path, "".join(f"{each}: {reason}\n" for each, reason in faults))
-        raise DataError(
-            f"{name}: {_summary(faults, total)}{f' (all in {path})' * (len(faults) > _SHOWN)}; "
-            "repair them, or leave them out with --data.skip-broken"
-        )
-    if missing := [fault for fault in faults if "pip install" in fault[1]]:
-        raise DataError(f"{name}: {_summary(missing, total)}")
-    if transient := [fault for fault in faults if isinstance(fault[1], Transient)]:
-        raise DataError(
-            f"{name}: {_summary(transient, total)}; they may be whole, so they are not "
-            "skipped: try again with more time and memory, or take them out"
-        )
+    remedy = "repair them, or leave them out with --data.skip-broken"
+    if config.skip_broken:
+        remedy = "they may be whole, so they are not skipped: mend that, or take them out"
+        faults = [x for x in faults if isinstance(x[1], Transient) or "pip install" in x[1]]
+    if faults:
+        write_text(told, "".join(f"{name}: {reason}\n" for name, reason in faults))
+        where = f" (all in {told})" if len(faults) > _SHOWN else ""
+        summary = _summary(faults, len(listing.items))
+        raise DataError(f"{listing.name}: {summary}{where}; {remedy}")
 
 
 def _summary(faults: Sequence[Fault], total: int) -> str:

@@ -2,8 +2,7 @@
 
 A folder is ``[SPLIT/][CLASS/][GROUP/]IMAGE``: sub-folders called train, val and test (or training,
 valid, validation, testing) are splits, those below them classes, and those below these groups such
-as patients. Masks lie beside their images as ``NAME_mask.png`` (and ``NAME_mask_1.png``, ...), or
-in another folder under the same names, see `medduet.data.folders`.
+as patients. How masks are named, `medduet.data.folders` says.
 
 A table, CSV or Parquet, has one row per image: ``path``, and where known ``label`` (or ``labels``:
 several, separated by ``|``), ``mask`` (one or more, separated by ``|``), ``group`` and ``split``.
@@ -85,9 +84,9 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         MissingFileError: there is no such folder.
         DataError: no image is in it, or what belongs together is not clear.
     """
-    for folder, what in ((root, "images"), (masks, "masks")):
-        if folder is not None and not folder.is_dir():
-            raise MissingFileError(f"expected a folder of {what} at {folder}, given no folder")
+    for folder in (root, masks or root):
+        if not folder.is_dir():
+            raise MissingFileError(f"expected a folder at {folder}, given none")
     images, drawn = images_and_masks(root, masks)
     if not images:
         raise DataError(
@@ -109,11 +108,10 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
             f"{shared[0]}: expected a mask of one image, given {uses[shared[0]]} images of this "
             "name: put masks into folders as their images are"
         )
-    alone = [path for paths in drawn.values() for path in paths if path not in uses]
     reason = "expected an image of this name, but there is only its mask"
+    alone = [(str(path), reason) for paths in drawn.values() for path in paths if path not in uses]
     items.sort(key=lambda item: natural(item.name))
-    faults = tuple((str(path), reason) for path in alone)
-    return Listing(root.resolve().name, tuple(items), faults=faults)
+    return Listing(root.resolve().name, tuple(items), faults=tuple(alone))
 
 
 def _splits(root: Path, images: Mapping[Path, Place]) -> dict[str, str]:
@@ -154,13 +152,11 @@ def list_table(path: Path) -> Listing:
     for number, row in enumerate(rows, start=2):
         cells = {column: (row[name] or "").strip() for column, name in columns.items()}
         name, split = cells["path"], cells.get("split", "").lower()
-        fault = ""
+        where = f"{path}, row {number}: expected"
         if split and split not in _SPLIT_OF:
-            fault = f"split {', '.join(SPLITS)}, given '{split}'"
+            raise DataError(f"{where} split {', '.join(SPLITS)}, given '{split}'")
         if not name or name in items:
-            fault = f"the path of another image, given {f'{name} again' if name else 'none'}"
-        if fault:
-            raise DataError(f"{path}, row {number}: expected {fault}")
+            raise DataError(f"{where} the path of another image, given '{name}'")
         if "labels" in cells:
             labels = None if cells["labels"] == "?" else _several(cells["labels"])
         else:
@@ -199,5 +195,5 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     if not rows:
         raise DataError(f"{path}: expected one row per image under a row of names, given none")
     if any(None in row for row in rows):
-        raise DataError(f"{path} can't be read as a table: a row has more cells than names")
+        raise DataError(f"{path}: expected no more cells than names in a row, given more")
     return rows

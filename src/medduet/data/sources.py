@@ -107,19 +107,13 @@ def _kind(data: DataConfig) -> str:
 
 def _check_options(data: DataConfig, kind: str) -> None:
     """Refuse options of one kind of set that are given for another."""
-    kinds = {
-        "count": ("phantom",),
-        "channels": ("phantom", _FILES),
-        **dict.fromkeys(("masks", "window", "skip_broken"), (_FILES,)),
-    }
+    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(("masks", "window", "skip_broken"), (_FILES,))
+    kinds |= {"count": ("phantom",), "channels": ("phantom", _FILES)}
     if data.folds is None and data.split != "made":
-        kinds["seed"] = ("phantom", _FILES)
+        kinds["seed"] = ("phantom", _FILES, "a split that is made")
     for name, expected in kinds.items():
         if getattr(data, name) and kind not in expected:
-            also = ", or for --data.split made" if name == "seed" else ""
-            raise ConfigError(
-                f"{name} is for {' and '.join(expected)} only{also}, given with {data.name!r}"
-            )
+            raise ConfigError(f"{name} is for {' and '.join(expected)}, given with {data.name!r}")
 
 
 def _open_medmnist(data: DataConfig, progress: ProgressFactory | None) -> ImageSet:

@@ -21,7 +21,6 @@ from medduet.errors import DataError, MedDuetError, one_line
 MAX_FRAME_PIXELS = 1 << 26
 _MAX_FILE_PIXELS = 1 << 28
 MAX_FRAMES = 1 << 12
-Limits = tuple[float, float]
 
 
 class ReadOptions(NamedTuple):
@@ -45,11 +44,6 @@ class ReadOptions(NamedTuple):
         """Height and width of the result in pixels."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
-    @property
-    def limits(self) -> Limits | None:
-        """The values that `window` shows as black and as white."""
-        return limits_of(*self.window) if self.window else None
-
 
 class Facts(NamedTuple):
     """What the header of a file says: `channels` is 1 or 3, height and width are in pixels."""
@@ -65,14 +59,16 @@ class Frame(NamedTuple):
 
     Attributes:
         values: ``(H, W)`` of any real type or ``(H, W, 3)`` uint8.
-        shown: the values that become black and white; ``None``: those of uint8 are shown as they
-            are, others from the smallest to the largest of the file.
+        window: centre and width of those that become black to white; ``None``: those of uint8 are
+            shown as they are, others from the smallest to the largest of the file.
         inverted: whether the smallest value is white, of values that are not shown as they are.
+        classes: what is stored, if that is something else, for masks.
     """
 
     values: NDArray[Any]
-    shown: Limits | None = None
+    window: tuple[float, float] | None = None
     inverted: bool = False
+    classes: NDArray[Any] | None = None
 
 
 class Source(NamedTuple):
@@ -80,20 +76,13 @@ class Source(NamedTuple):
 
     Attributes:
         facts: what its header says.
-        frames: yields the frames one by one, as they are to be shown with `ReadOptions.limits`.
-        stored: yields the values of the frames as they are stored, for masks.
+        frames: yields the frames, as they are to be shown with a `ReadOptions.window`.
         lossy: whether neighbouring values may have been the same before compression.
     """
 
     facts: Facts
-    frames: Callable[[Limits | None], Iterator[Frame]]
-    stored: Callable[[], Iterator[NDArray[Any]]]
+    frames: Callable[[tuple[float, float] | None], Iterator[Frame]]
     lossy: bool = False
-
-
-def limits_of(centre: float, width: float) -> Limits:
-    """Return the values that a window shows as black and as white."""
-    return centre - width / 2, centre + width / 2
 
 
 def refusal(path: Path, expected: str, given: str) -> DataError:

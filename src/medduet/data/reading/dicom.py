@@ -16,16 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from medduet.data.reading.core import (
-    Facts,
-    Frame,
-    Limits,
-    Source,
-    checked,
-    limits_of,
-    needed,
-    refusal,
-)
+from medduet.data.reading.core import Facts, Frame, Source, checked, needed, refusal
 
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
@@ -37,20 +28,17 @@ def open_dicom(path: Path, file: BinaryIO) -> Source:
     header = _read(path, file, stop_before_pixels=True)
     facts = _facts(path, header)
 
-    def stored() -> Iterator[NDArray[Any]]:
-        for values in pixels.iter_pixels(_read(path, file)):
+    def frames(window: tuple[float, float] | None) -> Iterator[Frame]:
+        for number, values in enumerate(pixels.iter_pixels(_read(path, file))):
             if values.shape[:2] != (facts.height, facts.width):
                 raise refusal(path, f"{facts.height} x {facts.width} pixels", str(values.shape))
-            yield values
-
-    def frames(limits: Limits | None) -> Iterator[Frame]:
-        for number, values in enumerate(stored()):
             if facts.channels == 3:
-                yield Frame(_colours(path, pixels, header, values))
+                frame = Frame(_colours(path, pixels, header, values))
             else:
-                yield _grey(pixels, header, number, values, limits)
+                frame = _grey(pixels, header, number, values, window)
+            yield frame._replace(classes=values)
 
-    return Source(facts, frames, stored)
+    return Source(facts, frames)
 
 
 def _read(path: Path, file: BinaryIO, **options: bool) -> Any:
@@ -92,7 +80,7 @@ def _colours(path: Path, pixels: Any, header: Any, values: NDArray[Any]) -> NDAr
 
 
 def _grey(
-    pixels: Any, header: Any, number: int, values: NDArray[Any], limits: Limits | None
+    pixels: Any, header: Any, number: int, values: NDArray[Any], window: tuple[float, float] | None
 ) -> Frame:
     """Return a grey frame as it is to be shown."""
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
@@ -107,8 +95,8 @@ def _grey(
         values, as_it_is = pixels.apply_modality_lut(values, header), False
     elif (slope, intercept) != (1, 0):
         values, as_it_is = values * np.float32(slope) + np.float32(intercept), False
-    if limits is not None:
-        return Frame(values, limits, inverted)
+    if window is not None:
+        return Frame(values, window, inverted)
     if frame := _of_interest(pixels, header, number, values):
         return frame._replace(inverted=inverted)
     if as_it_is:
@@ -122,24 +110,22 @@ def _of_interest(pixels: Any, header: Any, number: int, values: NDArray[Any]) ->
     if "VOILUTSequence" in header:
         # Not uint8, in which pydicom would look up places beyond 255, too.
         whole = np.rint(values).astype(np.int32)
-        bits = int(header.VOILUTSequence[0].LUTDescriptor[2])
-        return Frame(pixels.apply_voi(whole, header, index=0), (0, (1 << bits) - 1))
+        highest = (1 << int(header.VOILUTSequence[0].LUTDescriptor[2])) - 1
+        return Frame(pixels.apply_voi(whole, header, index=0), (highest / 2, highest))
     voi = _of_frame(header, number, "FrameVOILUTSequence")
     if voi.get("WindowCenter") is None or not voi.get("WindowWidth"):
         return None
     # Not by pydicom's apply_windowing, which gives the same and takes as long as all else together.
-    centre, width = (
-        float(np.ravel(voi[name].value)[0]) for name in ("WindowCenter", "WindowWidth")
-    )
+    centre, width = (float(np.ravel(voi[f"Window{x}"].value)[0]) for x in ("Center", "Width"))
     function = voi.get("VOILUTFunction") or "LINEAR"
     if width < (1 if function == "LINEAR" else 1e-6):
         return None
     if function == "SIGMOID":
         exponent = np.clip(-4 * (values.astype(np.float32) - centre) / width, -80, 80)
-        return Frame(1 / (1 + np.exp(exponent)), (0, 1))
+        return Frame(1 / (1 + np.exp(exponent)), (0.5, 1))
     if function == "LINEAR":
         centre, width = centre - 0.5, max(width - 1, 1e-6)  # a width of 1 is a threshold
-    return Frame(values, limits_of(centre, width))
+    return Frame(values, (centre, width))
 
 
 def _of_frame(header: Any, number: int, name: str) -> Any:

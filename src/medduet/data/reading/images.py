@@ -10,15 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from medduet.data.reading.core import (
-    Facts,
-    Frame,
-    ReadOptions,
-    Source,
-    checked,
-    errors_named,
-    refusal,
-)
+from medduet.data.reading.core import Facts, Frame, ReadOptions, checked, errors_named, refusal
 from medduet.data.reading.masks import read_mask
 from medduet.data.reading.opening import opened
 from medduet.data.reading.raster import values_of
@@ -26,9 +18,6 @@ from medduet.data.reading.shape import fitted, levels
 
 _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 """Pixels of each side, and a difference of red, green and blue, that tell colour from grey."""
-
-Pair = tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
-"""The frames of a file and their masks, if it has any."""
 
 
 class Picture(NamedTuple):
@@ -46,11 +35,7 @@ class Picture(NamedTuple):
 
 
 def probe(path: Path, file: BinaryIO | None = None) -> Facts:
-    """Return what the header of a file says; nothing is decoded.
-
-    Args:
-        path: of the file, or what to call it if `file` is given.
-        file: an open file instead, such as one in memory.
+    """Return what the header of a file, or of an open `file`, says; nothing is decoded.
 
     Raises:
         DataError: it is not an image that can be read, or larger than the limits.
@@ -64,6 +49,27 @@ def probe(path: Path, file: BinaryIO | None = None) -> Facts:
     """
     with opened(path, file) as source:
         return source.facts
+
+
+def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None) -> list[Picture]:
+    """Read the frames of a file, or of an open `file`, and keep their own size, too.
+
+    Raises:
+        DataError: names the file, what was expected and what was given.
+        MissingFileError: there is no such file.
+
+    Example:
+        >>> import io
+        >>> Image.new("L", (4, 2), 9).save(file := io.BytesIO(), "png")
+        >>> [picture] = read_pictures(Path("a.png"), ReadOptions(size=8), file)
+        >>> picture.fitted.shape, picture.whole.shape
+        ((8, 8), (2, 4))
+    """
+    with opened(path, file) as source:
+        frames = list(source.frames(options.window))
+        if len(frames) != source.facts.frames:
+            raise refusal(path, f"{source.facts.frames} frames", str(len(frames)))
+        return _pictures(frames, options)
 
 
 def read_images(path: Path, options: ReadOptions) -> NDArray[np.uint8]:
@@ -87,27 +93,15 @@ def read_images(path: Path, options: ReadOptions) -> NDArray[np.uint8]:
         >>> read_images(path, ReadOptions(size=4)).tolist()
         [[[0, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9], [0, 0, 0, 0]]]
     """
-    with opened(path) as source:
-        frames = _frames(path, source, options)
-        return np.stack([fitted(each, options) for each in levels(frames, options.channels)])
+    return np.stack([picture.fitted for picture in read_pictures(path, options)])
 
 
-def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None) -> list[Picture]:
-    """Read the frames of a file, or of an open `file`, and keep their own size, too.
-
-    Raises:
-        DataError: names the file, what was expected and what was given.
-        MissingFileError: there is no such file.
-
-    Example:
-        >>> import io
-        >>> Image.new("L", (4, 2), 9).save(file := io.BytesIO(), "png")
-        >>> [picture] = read_pictures(Path("a.png"), ReadOptions(size=8), file)
-        >>> picture.fitted.shape, picture.whole.shape
-        ((8, 8), (2, 4))
-    """
-    with opened(path, file) as source:
-        return _pictures(_frames(path, source, options), options)
+def read_pair(
+    job: tuple[Path, Sequence[Path], Facts], options: ReadOptions
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Read a file, and its masks if it has any; its header said the facts of the job."""
+    path, masks, facts = job
+    return read_images(path, options), read_mask(masks, facts, options) if masks else None
 
 
 def picture_of(
@@ -120,33 +114,21 @@ def picture_of(
         Traceback (most recent call last):
         medduet.errors.DataError: a: expected (H, W), or (H, W, 3) of uint8, given (2,) of float64
     """
-    with errors_named(Path(name)):
+    path = Path(name)
+    with errors_named(path):
         if isinstance(image, Image.Image):
             image.load()  # a TIFF is turned by that
             image = values_of(ImageOps.exif_transpose(image))
         grey = image.ndim == 2 and image.dtype.kind in "buif"
         if not grey and (image.shape[2:] != (3,) or image.dtype != np.uint8):
             given = f"{image.shape} of {image.dtype}"
-            raise refusal(Path(name), "(H, W), or (H, W, 3) of uint8", given)
-        checked(Path(name), Facts(1, 1 if grey else 3, *image.shape[:2]))
+            raise refusal(path, "(H, W), or (H, W, 3) of uint8", given)
+        checked(path, Facts(1, 1 if grey else 3, *image.shape[:2]))
         values = image.astype(np.uint8) * 255 if image.dtype == np.bool_ else image
         return _pictures([Frame(values)], options)[0]
 
 
-def read_pair(job: tuple[Path, Sequence[Path], Facts], options: ReadOptions) -> Pair:
-    """Read a file, and its masks if it has any; its header said the facts of the job."""
-    path, masks, facts = job
-    return read_images(path, options), read_mask(masks, facts, options) if masks else None
-
-
-def _frames(path: Path, source: Source, options: ReadOptions) -> list[Frame]:
-    frames = list(source.frames(options.limits))
-    if len(frames) != source.facts.frames:
-        raise refusal(path, f"{source.facts.frames} frames", str(len(frames)))
-    return frames
-
-
-def _pictures(frames: list[Frame], options: ReadOptions) -> list[Picture]:
+def _pictures(frames: Sequence[Frame], options: ReadOptions) -> list[Picture]:
     return [
         Picture(fitted(whole, options), whole, _coloured(frame.values))
         for frame, whole in zip(frames, levels(frames, options.channels), strict=True)
@@ -157,5 +139,4 @@ def _coloured(values: NDArray[Any]) -> float:
     if values.ndim == 2:
         return 0.0
     rows, columns = (max(1, side // _SAMPLED_SIDE) for side in values.shape[:2])
-    some = values[::rows, ::columns]
-    return float((np.ptp(some, axis=2) > _GREY_SPREAD).mean())
+    return float((np.ptp(values[::rows, ::columns], axis=2) > _GREY_SPREAD).mean())

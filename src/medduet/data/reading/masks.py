@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medduet.data.reading.core import Facts, ReadOptions, refusal
+from medduet.data.reading.core import Facts, Frame, ReadOptions, refusal
 from medduet.data.reading.opening import opened
 from medduet.data.reading.shape import fitted_mask
 
@@ -46,7 +46,7 @@ def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8
         if source.facts._replace(channels=like.channels) != like:
             expected = f"a mask of {_shape_text(like)} (height x width) as the image"
             raise refusal(path, expected, _shape_text(source.facts))
-        frames = [_integers(path, values) for values in source.stored()]
+        frames = [_integers(path, frame) for frame in source.frames(None)]
         values = np.unique(np.concatenate([np.unique(frame) for frame in frames]))
         fitted = np.stack([fitted_mask(frame, options) for frame in frames])
         if values[0] >= 0 and values[-1] <= _MAX_CLASS:
@@ -59,18 +59,18 @@ def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8
         raise refusal(path, expected, f"values {shown} up to {values[-1]}")
 
 
-def _integers(path: Path, values: NDArray[Any]) -> NDArray[Any]:
+def _integers(path: Path, frame: Frame) -> NDArray[Any]:
     """Return the values of a mask ``(H, W)`` as integers."""
+    values = frame.values if frame.classes is None else frame.classes
     if values.ndim == 3:
         if (values != values[:, :, :1]).any():
             raise refusal(path, "a mask in grey or with a palette", "one with colours")
         values = values[:, :, 0]
-    if values.dtype.kind != "f":
-        return values
-    if not (whole := np.isfinite(values) & (values == np.rint(values))).all():
-        raise refusal(path, "whole numbers", f"{values[~whole][0]}")
-    classes: NDArray[np.int32] = np.clip(values, -1, 1 << 16).astype(np.int32)
-    return classes
+    if values.dtype.kind == "f":
+        if not (whole := np.isfinite(values) & (values == np.rint(values))).all():
+            raise refusal(path, "whole numbers", f"{values[~whole][0]}")
+        values = np.clip(values, -1, 1 << 16).astype(np.int32)
+    return values
 
 
 def _shape_text(facts: Facts) -> str:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
-from medduet.data.reading.core import Facts, Frame, Limits, Source, checked, needed, refusal
+from medduet.data.reading.core import Facts, Frame, Source, checked, needed, refusal
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it tells what it mends itself
 
@@ -40,7 +39,7 @@ def open_nifti(path: Path, file: BinaryIO) -> Source:
     facts = checked(path, Facts(frames, 1, height, width))
     slope, intercept = image.dataobj.slope, image.dataobj.inter
 
-    def stored() -> Iterator[NDArray[Any]]:
+    def decoded(window: tuple[float, float] | None) -> Iterator[Frame]:
         # As stored, not scaled to float64: eight times the memory, of a whole volume.
         volume = image.dataobj.get_unscaled().reshape(shape)
         volume = nibabel.orientations.apply_orientation(volume, orientation)
@@ -48,9 +47,6 @@ def open_nifti(path: Path, file: BinaryIO) -> Source:
             values = np.ascontiguousarray(volume[::-1, ::-1, k].T)
             if (slope, intercept) != (1, 0):
                 values = (values * np.float64(slope) + np.float64(intercept)).astype(np.float32)
-            yield values
+            yield Frame(values, window)
 
-    def frames_of(limits: Limits | None) -> Iterator[Frame]:
-        return (Frame(values, limits) for values in stored())
-
-    return Source(facts, frames_of, stored)
+    return Source(facts, decoded)

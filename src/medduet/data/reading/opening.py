@@ -35,14 +35,9 @@ _SIGNATURES = (
 
 @contextmanager
 def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Source]:
-    """Open the image file at `path`; its header is checked.
+    """Open the image file at `path`, or the open `file` that is called so; its header is checked.
 
-    With `file`, an open file that can be sought in, `path` is only what it is called. Whatever
-    goes wrong with it in the body becomes a DataError.
-
-    Raises:
-        MissingFileError: there is no such file.
-        DataError: it is not an image that can be read.
+    Whatever goes wrong with it in the body becomes a DataError.
     """
     with errors_named(path):
         if file is None and not path.is_file():
@@ -55,10 +50,6 @@ def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Source]:
 
 def kind_of(head: bytes) -> str | None:
     """Return which kind of picture starts with `head`, its first `HEAD` bytes.
-
-    Returns:
-        ``"PNG"``, ``"JPEG"``, ``"TIFF"``, ``"BMP"``, ``"WEBP"``, ``"DICOM"``, ``"NIfTI"``, or
-        ``None``.
 
     Example:
         >>> kind_of(b"BM..."), kind_of(b"%PDF-1.7")

@@ -16,15 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, ImageSequence
 
-from medduet.data.reading.core import (
-    MAX_FRAMES,
-    Facts,
-    Frame,
-    Limits,
-    Source,
-    checked,
-    refusal,
-)
+from medduet.data.reading.core import MAX_FRAMES, Facts, Frame, Source, checked, refusal
 
 _ORIENTATION, _WHITE_IS_ZERO, _COMPRESSION = 274, 262, 259
 _JPEG_IN_TIFF = (6, 7)
@@ -46,41 +38,34 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
         height, width = width, height
     facts = checked(path, Facts(pages, 3 if _is_colour(image) else 1, height, width))
 
-    def decoded(stored: bool) -> Iterator[NDArray[Any]]:
+    def frames(window: tuple[float, float] | None) -> Iterator[Frame]:
         for page in range(pages):
             if pages > 1:
                 image.seek(page)
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
-            yield values_of(image, indexed=stored)
-
-    def frames(limits: Limits | None) -> Iterator[Frame]:
-        for values in decoded(stored=False):
+            values = values_of(image)
             if facts.channels == 3 and values.ndim == 2:  # a page with a palette of greys
                 values = np.repeat(values[:, :, None], 3, axis=2)
-            yield Frame(values, limits if deep else None)
+            # The indices of a palette of colours are the classes of masks that are kept so.
+            classes = np.asarray(image) if image.mode == "P" and facts.channels == 3 else None
+            yield Frame(values, window if deep else None, classes=classes)
 
     lossy = kind in ("JPEG", "WEBP") or _tag(image, _COMPRESSION, 0) in _JPEG_IN_TIFF
-    return Source(facts, frames, lambda: decoded(stored=True), lossy)
+    return Source(facts, frames, lossy)
 
 
-def values_of(image: Image.Image, *, indexed: bool = False) -> NDArray[Any]:
-    """Return the pixels of an image: ``(H, W)``, or ``(H, W, 3)`` uint8.
-
-    With `indexed` the values of a palette of colours are its indices, which are the classes of
-    masks that are kept so.
-    """
+def values_of(image: Image.Image) -> NDArray[Any]:
+    """Return the pixels of an image: ``(H, W)``, or ``(H, W, 3)`` uint8."""
     if _is_deep(image):
         values = np.asarray(image)
         inverted = _tag(image, _WHITE_IS_ZERO, 1) == 0
         return np.iinfo(np.uint16).max - values if inverted and values.itemsize == 2 else values
     colour = _is_colour(image)
-    if indexed and colour and image.mode == "P":
-        return np.asarray(image)
     if image.has_transparency_data:
         over = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", over.size, (0, 0, 0, 255)), over)
-        image = image.convert("RGB")
+        black = Image.new("RGBA", over.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, over).convert("RGB")
     return np.asarray(image.convert("RGB" if colour else "L"))
 
 

@@ -20,23 +20,24 @@ def levels(frames: Sequence[Frame], channels: Literal[1, 3]) -> list[NDArray[np.
     Raises:
         ValueError: there is no finite value to stretch them by.
     """
-    plain = [frame.shown is None and frame.values.dtype == np.uint8 for frame in frames]
-    stretched = [
-        frame.values[np.isfinite(frame.values)]
-        for frame, is_plain in zip(frames, plain, strict=True)
-        if not is_plain and frame.shown is None
-    ]
-    finite = [values for values in stretched if values.size]
-    if stretched and not finite:
+    raw = [each.values for each in frames if each.window is None and each.values.dtype != np.uint8]
+    finite = [each for values in raw if (each := values[np.isfinite(values)]).size]
+    if raw and not finite:
         raise ValueError("none of its values is a finite number")
-    low, high = min(map(np.min, finite), default=0), max(map(np.max, finite), default=0)
+    low, high = (
+        float(min(map(np.min, finite), default=0)),
+        float(max(map(np.max, finite), default=0)),
+    )
     result = []
-    for frame, is_plain in zip(frames, plain, strict=True):
-        values = frame.values
-        if not is_plain:
-            values = scaled(values, *(frame.shown or (low, high)))
-            values = 255 - values if frame.inverted else values
-        result.append(to_grey(values) if values.ndim == 3 and channels == 1 else values)
+    for values, window, inverted, _ in frames:
+        shown = values
+        if window is not None:
+            shown = scaled(values, window[0] - window[1] / 2, window[0] + window[1] / 2)
+        elif values.dtype != np.uint8:
+            shown = scaled(values, low, high)
+        if inverted and shown is not values:
+            shown = 255 - shown
+        result.append(to_grey(shown) if shown.ndim == 3 and channels == 1 else shown)
     return result
 
 
@@ -47,7 +48,6 @@ def scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
         >>> scaled(np.array([[-5, 0, 500, 1000]]), 0, 1000).tolist()
         [[0, 0, 128, 255]]
     """
-    low, high = float(low), float(high)
     if not high > low:
         return np.zeros(values.shape, np.uint8)
     result = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
