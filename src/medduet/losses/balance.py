@@ -19,10 +19,9 @@ _REGULARISATION = 1e-4  # of the Gramian, TorchJD's own
 
 
 class _Projector(DualConeProjector):
-    """TorchJD's quadratic program, solved by SciPy, which needs nothing more to be installed.
+    """TorchJD's quadratic program, as SciPy's non-negative least squares in ``v - u``.
 
-    ``min v' G v`` with ``v >= u`` is a least squares problem in ``v - u >= 0``. Unlike TorchJD's
-    own projector it doesn't take small gradients for zero.
+    Unlike TorchJD's own projector it doesn't take small gradients for zero.
     """
 
     def __call__(self, U: Tensor, G: PSDMatrix) -> Tensor:  # noqa: N803 (names of the base)
@@ -45,16 +44,9 @@ AGGREGATORS: dict[str, Callable[[], WeightedAggregator]] = {
 class Balance:
     """The rule by which the losses of several tasks, or their gradients, become one.
 
-    ``"uncertainty"`` learns a coefficient for each loss (Kendall et al. 2018, arXiv:1705.07115),
-    ``"dwa"`` compares the losses of the last two epochs (Liu et al. 2019, arXiv:1803.10704). A task
-    without labels in a batch enters it with its last loss, so that the other coefficients stay
-    what they would be. `AGGREGATORS` combine the gradients of the tasks that have labels. With one
-    task every rule is the sum. `optimizer` trains what ``"uncertainty"`` learns.
-
-    Example:
-        >>> matrix = torch.tensor([[1.0, 0.0], [-1.0, 1.0]])
-        >>> Balance("pcgrad", 2).aggregate(matrix, torch.tensor([True, True]))[0]
-        tensor([0.5000, 1.5000])
+    ``"uncertainty"`` learns a coefficient for each loss (arXiv:1705.07115), ``"dwa"`` compares the
+    losses of the last two epochs (arXiv:1803.10704). A task without labels in a batch enters it
+    with its last loss. `AGGREGATORS` combine the gradients of the tasks that have labels.
     """
 
     def __init__(
@@ -79,10 +71,7 @@ class Balance:
 
     @torch.no_grad()
     def coefficients(self, losses: Tensor, labelled: Tensor, learning_rate: float) -> Tensor:
-        """Return ``(T,)`` by what each loss is multiplied; those that are learned take their step.
-
-        Of the tasks `labelled` ``(T,)`` bool the batch has labels; losses are over all processes.
-        """
+        """Return ``(T,)`` by what each loss is multiplied; what is learned takes its step."""
         if self.name not in ("uncertainty", "dwa"):
             return torch.ones_like(losses)
         mean = torch.where(labelled, losses, 0).sum() / labelled.sum().clamp(min=1)
@@ -111,10 +100,7 @@ class Balance:
 
     @torch.no_grad()
     def aggregate(self, matrix: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the gradient ``(P,)`` of the step and the weights ``(T,)`` of the tasks.
-
-        `matrix` ``(T, P)`` has the gradient of each task; those not `labelled` are left out.
-        """
+        """Return the gradient ``(P,)`` of the `labelled` rows of ``(T, P)``, and their weights."""
         assert self.aggregator is not None
         rows = matrix if labelled.all() else matrix[labelled]
         if len(rows) < 2:

@@ -19,10 +19,7 @@ from medduet.types import UNKNOWN_LABEL, Batch, DenseLayout, Outputs
 
 
 class Objective(nn.Module):
-    """The terms of the loss of a batch, one per task of `config`.
-
-    `class_weight` is ``(K,)`` float, see `balanced_weights`, or ``None`` for equal weights.
-    """
+    """The terms of the loss of a batch, one per task; `class_weight` see `balanced_weights`."""
 
     class_weight: Tensor | None
 
@@ -57,10 +54,9 @@ class Objective(nn.Module):
         return torch.stack([sums[task]().sum() for task in self.tasks])
 
     def losses(self, terms: Mapping[Task, PerImage], weights: Tensor) -> Tensor:
-        """Return ``(T,)`` the mean loss of each term times its factor.
+        """Return ``(T,)`` the mean loss of each term times its factor; zero where no image counts.
 
-        `weights` are the ``(T,)`` sums of the image weights of each term, over all processes. A
-        term that no image knows counts zero.
+        `weights` are the ``(T,)`` sums of the image weights of each term, over all processes.
         """
         means = [
             self.factors[task] * term.total() / weight.clamp(min=torch.finfo(weight.dtype).tiny)

@@ -1,8 +1,6 @@
-"""The loss of each task, image by image.
+"""The loss of each task: one value and one weight per image, of which a batch has the mean.
 
-Every loss gives one value and one weight per image; the loss of a batch is the weighted mean. So
-images without a label or mask simply weigh zero, and a batch can be split over processes without
-changing its loss.
+So images without a label or mask weigh zero, and processes can share a batch.
 """
 
 from __future__ import annotations
@@ -32,11 +30,6 @@ def classification_loss(logits: Tensor, label: Tensor, class_weight: Tensor | No
 
     Takes logits ``(N, K)`` and labels ``(N,)`` int64, or ``(N, K)`` 0/1 for multi-label sets; -1 is
     unknown. `class_weight` ``(K,)`` is that of each class, or of its positive images (multi-label).
-
-    Example:
-        >>> loss = classification_loss(torch.zeros(2, 2), torch.tensor([1, -1]), None)
-        >>> loss.loss[0].item(), loss.weight.tolist()
-        (0.6931471824645996, [1.0, 0.0])
     """
     labelled = label != UNKNOWN_LABEL
     weight = classification_weight(label, class_weight).to(logits.dtype)
@@ -69,11 +62,7 @@ def segmentation_loss(
     """Dice loss (MONAI) plus cross-entropy, binary or multi-class.
 
     The Dice term is ``1 - (2 |P T| + e) / (|P| + |T| + e)`` with e = 1e-5 per image and class, the
-    background left out; so an empty truth costs the whole term unless the prediction is all but
-    empty, and the cross-entropy carries the gradient.
-
-    Of the output `dense` ``(N, D, H, W)``, whose mask logits `layout` finds, and the true `mask`
-    ``(N, H, W)`` int64; images without one (`has_mask` ``(N,)`` bool) weigh zero.
+    background left out. Takes the output ``(N, D, H, W)`` and the true mask ``(N, H, W)`` int64.
     """
     from monai.losses import DiceLoss  # slow to import, and only masks need it
 

@@ -15,11 +15,7 @@ BINS = 15
 
 
 class Reliability(NamedTuple):
-    """A reliability diagram of B bins of equal width between 0 and 1.
-
-    `n` ``(B,)`` predictions have their confidence in the bin, `confidence` on average; the share
-    `frequency` of them is true. Both are NaN in an empty bin.
-    """
+    """B bins of equal width: n ``(B,)``, mean confidence and share that is true, NaN if empty."""
 
     n: Integers
     confidence: Floats

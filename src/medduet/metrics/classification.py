@@ -24,8 +24,7 @@ def accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False
     each column > 0.5, and the mean over labels of their accuracies.
 
     Args:
-        label: ``(N,)`` int class index, or ``(N, K)`` int of 0 and 1 if `multi_label`; -1 where
-            unknown, which is left out (for multi-label sets element by element).
+        label: ``(N,)`` int class, or ``(N, K)`` 0 and 1 if `multi_label`; -1 unknown, left out.
         probability: ``(N, K)`` float, one column per class or label.
         multi_label: whether an image may carry several labels.
 
@@ -44,10 +43,7 @@ def accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False
 def correct_predictions(
     label: ArrayLike, probability: ArrayLike, multi_label: bool = False
 ) -> Booleans:
-    """Return which predictions are correct, as `accuracy` counts them; False where unknown.
-
-    ``(N,)``, or ``(N, K)`` for multi-label sets.
-    """
+    """Return which predictions are correct, as `accuracy` counts them; False where unknown."""
     return _correct(*check_predictions(label, probability, multi_label))[0]
 
 

@@ -16,10 +16,7 @@ Booleans = NDArray[np.bool_]
 def check_predictions(
     label: ArrayLike, probability: ArrayLike, multi_label: bool, *, in_unit_range: bool = False
 ) -> tuple[Integers, Floats]:
-    """Return labels and finite probabilities as arrays; DataError if they do not fit together.
-
-    They are as for `accuracy`; `in_unit_range` refuses probabilities outside 0 to 1, too.
-    """
+    """Return both as arrays of `accuracy`'s shapes; DataError if they do not fit together."""
     score, truth = np.asarray(probability, dtype=np.float64), np.asarray(label)
     least = 1 if multi_label else 2
     if score.ndim != 2 or score.shape[1] < least:

@@ -45,11 +45,8 @@ def bootstrap_mean(
 
     `values` are ``(N,)`` or ``(N, K)``, one row per image; `weights` have the same shape, 0 where a
     value does not count. With `strata` ``(N,)`` rows are drawn within their stratum. The mean is
-    that over columns of their weighted means; columns without any weight are left out.
-
-    For one unweighted column it draws the same resamples as `scipy.stats.bootstrap` with
-    ``method="percentile"``, which knows no weights and needs more memory. NaN without resamples,
-    or for fewer than two rows. DataError for shapes that differ, or NaN where it counts.
+    that over columns of their weighted means. Draws as `scipy.stats.bootstrap`, which knows no
+    weights. NaN for fewer than two rows; DataError for shapes that differ, or NaN where it counts.
     """
     value = np.asarray(values, dtype=np.float64)
     weight = np.ones_like(value) if weights is None else np.asarray(weights, dtype=np.float64)

@@ -23,12 +23,10 @@ _NAN = float("nan")
 
 
 class McNemar(NamedTuple):
-    """Which of two networks is right on more of n images.
+    """Which of two networks is right on more images: a alone on b of n, the other on c.
 
-    The `difference` is the share of right answers of a minus that of b, with the adjusted Wald
-    `interval` of Bonett and Price. Only a is right on `b` images, only b on `c`; `p` is two-sided,
-    exact for fewer than `EXACT_BELOW` of both, else of the chi-squared test with continuity
-    correction. The `odds_ratio` ``b / c`` is infinite without c, and NaN without either.
+    The `difference` is of the shares; `p` is exact for ``b + c`` below `EXACT_BELOW`, else of the
+    chi-squared test with continuity correction; the `odds_ratio` is ``b / c``.
     """
 
     difference: float
@@ -66,11 +64,7 @@ def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemar:
 
 
 class OverImages(NamedTuple):
-    """How the mean scores of a and b differ over the same n images.
-
-    With the 95% percentile bootstrap `interval`, the two-sided `p` of the sign-flip permutation
-    test, and `d_z`, the mean over the standard deviation of the differences (NaN if that is 0).
-    """
+    """The mean difference over n images, with its sign-flip `p` and Cohen's `d_z`."""
 
     difference: float
     interval: Interval
@@ -92,11 +86,6 @@ def over_images(
     If the networks are equally good, either could have had either score of an image: the
     permutation test (scipy's) flips the signs of whole images' differences, all 2^n ways if these
     are no more than `resamples`. `weights` are as for `bootstrap_mean`, which gives the interval.
-
-    Example:
-        >>> test = over_images([0.9, 0.8, 0.7, 0.9, 0.8, 0.9], [0.8, 0.7, 0.5, 0.8, 0.6, 0.7])
-        >>> round(test.difference, 3), test.p, test.n
-        (0.15, 0.03125, 6)
     """
     first, second = _check_pairs(a, b)
     weight = np.ones_like(first) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -126,11 +115,7 @@ def over_images(
 
 
 class OverSeeds(NamedTuple):
-    """How the mean scores of a and b differ over the n seeds that both were trained with.
-
-    `interval` and `p` are those of the paired t test, NaN for fewer than two seeds, and `p` and
-    Cohen's `d_z` also if all differences are the same; `p_wilcoxon` is 2^(1 - n) at least.
-    """
+    """The mean difference over n seeds, with the paired t test (NaN if it has no spread)."""
 
     difference: float
     interval: Interval
@@ -159,9 +144,7 @@ def over_seeds(a: ArrayLike, b: ArrayLike) -> OverSeeds:
 class PairOverSets(NamedTuple):
     """Two methods (their columns) over all sets: mean difference and Wilcoxon's signed-rank test.
 
-    `p` is exact for up to 50 sets without ties or zeros, or for up to 13 with; `p_holm` is
-    corrected for all pairs. The `effect` is the matched-pairs rank-biserial correlation, -1 to 1:
-    the share of the rank sum that favours the first minus the share that favours the second.
+    The `effect` is the matched-pairs rank-biserial correlation, -1 to 1.
     """
 
     first: int

@@ -47,14 +47,11 @@ def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> 
 def auc_interval(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> Interval:
     """Return the 95% interval of an AUC, over images: DeLong's variance on the logit scale.
 
-    The variance is that of `delong`. With ``(S, N, K)`` probabilities of S seeds it is the interval
-    of the mean over seeds. NaN where the AUC is undefined, or a class has one image only.
-
-    A network that separates the images perfectly has no variance, though the next image may be
-    wrong. There the interval is that of chance: with m images of a class (or outside of it, if
-    these are fewer), each beside another of the others, an AUC of a would separate all of them
-    with a probability of a^m at most, so it ends at ``0.025 ** (1 / m)``, of the class with the
-    fewest.
+    With ``(S, N, K)`` probabilities of S seeds it is the interval of the mean over seeds. NaN where
+    the AUC is undefined, or a class has one image only. A network that separates the images
+    perfectly has no variance, though the next image may be wrong: of m images of a class (or
+    outside of it), an AUC of a would separate all with a probability of a^m at most, so the
+    interval ends at ``0.025 ** (1 / m)``, of the class with the fewest.
     """
     truth, seeds = _check_seeds(label, probability, multi_label)
     area, influence = _mean_influence(truth, seeds)
@@ -72,11 +69,7 @@ def auc_interval(label: ArrayLike, probability: ArrayLike, multi_label: bool = F
 
 
 class DeLong(NamedTuple):
-    """Which of two networks has the larger AUC, on `n` images with a known label.
-
-    The `difference` is ``auc_a - auc_b``, and `interval` its 95% interval; `p` is two-sided.
-    `standard_error` is NaN if a class has one image only; if it is 0, `z` is NaN, and `p` 0 or 1.
-    """
+    """Which of two networks has the larger AUC, on n images; undefined numbers are NaN."""
 
     auc_a: float
     auc_b: float
@@ -95,18 +88,14 @@ def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike)
     of S seeds, whose AUC and structural components are averaged: the test stays one over images.
 
     For two classes it is the test of DeLong, DeLong and Clarke-Pearson 1988, doi:10.2307/2531595.
-    For more, the AUC is the mean over classes, each against the rest, and so each image enters it
-    by the mean of its structural components over classes, those of its own class divided by the
-    images in it, those of the others by the images outside them. The variance is the sum over true
-    classes of n times the variance (n - 1) of these within the class, which for two classes is
-    DeLong's. For multi-label sets, whose images have no one class, it is n times their variance
-    over all images, and unknown elements count nothing.
+    For more, each image enters by the mean of its structural components over classes (each against
+    the rest), and the variance is the sum over true classes of n times the variance of these within
+    the class. For multi-label sets it is n times their variance over all images.
 
     Example:
         >>> good, poor = [[0.9, 0.1], [0.6, 0.4], [0.3, 0.7]], [[0.5, 0.5]] * 3
-        >>> test = delong([0, 0, 1], good, poor)
-        >>> test.auc_a, test.auc_b, test.difference
-        (1.0, 0.5, 0.5)
+        >>> delong([0, 0, 1], good, poor).difference
+        0.5
     """
     multi_label = np.ndim(label) == 2
     truth, seeds_a = _check_seeds(label, probability_a, multi_label)

@@ -61,16 +61,7 @@ class DuetNetwork(nn.Module):
         return [parameter for module in self.encoder_modules for parameter in module.parameters()]
 
     def stages(self) -> list[nn.Module]:
-        """Return the parts that are computed one after the other, none of them most of the network.
-
-        Single layers are left out.
-
-        Example:
-            >>> from medduet import create_model
-            >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2)
-            >>> [type(stage).__name__ for stage in network.stages()]
-            ['Sequential', 'Down', 'Down', 'Down', 'Down']
-        """
+        """Return the parts that are computed in turn, none of them most of the network."""
         most = _layers(self) / 2
         stages, waiting = [], [*self.decoder_modules[::-1], *self.encoder_modules[::-1]]
         while waiting:
@@ -125,10 +116,7 @@ def _layers(module: nn.Module) -> int:
 
 
 def trace(network: DuetNetwork, n: int, height: int, width: int) -> tuple[Outputs, list[Tensor]]:
-    """Send the shape of a batch of n images alone through `network` in evaluation mode.
-
-    Returns the outputs and the stand-ins of its parameters, on torch's ``meta`` device.
-    """
+    """Send the shape of n images alone through `network`; also return its parameters on meta."""
     state = {
         name: torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
         for name, value in [*network.named_parameters(), *network.named_buffers()]
@@ -144,10 +132,9 @@ def trace(network: DuetNetwork, n: int, height: int, width: int) -> tuple[Output
 
 
 def freeze_unused(network: DuetNetwork, side: int) -> None:
-    """Turn the gradient off for parameters that no head reads for images of `side` pixels.
+    """Turn the gradient off for parameters that no head reads.
 
-    Libraries build some: a last norm that only their own head uses, stages below the last one
-    that a decoder takes. They would hold up DistributedDataParallel and count as trainable.
+    Libraries build some; they would hold up DistributedDataParallel and count as trainable.
     """
     with torch.inference_mode(False), torch.enable_grad():
         outputs, parameters = trace(network, 2, side, side)

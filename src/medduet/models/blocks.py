@@ -1,7 +1,4 @@
-"""The blocks that the U-Net takes: callables ``(in_channels, out_channels) -> nn.Module``.
-
-They take ``(N, in_channels, H, W)`` and give ``(N, out_channels, H, W)``.
-"""
+"""The blocks that the U-Net takes: callables ``(in_channels, out_channels) -> nn.Module``."""
 
 from __future__ import annotations
 
@@ -46,11 +43,9 @@ def osa_unit(in_channels: int, out_channels: int) -> nn.Module:
 
 
 def mobilevit_unit(in_channels: int, out_channels: int) -> nn.Module:
-    """MobileViT-v2 block, then batch normalisation and GELU: the block of MobileViTV2-UNet.
+    """MobileViT-v2 block (arXiv:2206.02680, timm's), then batch normalisation and GELU.
 
-    A depthwise and a 1x1 convolution, two transformer layers with separable attention between the
-    8x8 patches, and a 1x1 convolution (MobileViT-v2, arXiv:2206.02680; the module is timm's). It
-    enlarges maps to the next multiple of 8: ``(N, out_channels, 8 ceil(H / 8), 8 ceil(W / 8))``.
+    It enlarges maps to the next multiple of 8.
     """
     return nn.Sequential(
         MobileVitV2Block(in_channels, out_channels), nn.BatchNorm2d(out_channels), nn.GELU()
@@ -69,9 +64,8 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 class ResidualUnit(nn.Module):
     """Two convolutions with a shortcut around them: the block of AdaResU-Net.
 
-    Convolution (no bias), batch normalisation, activation (of `ACTIVATIONS`), dropout of whole
-    channels, convolution, batch normalisation; the input is added (through a 1x1 convolution and
-    batch normalisation where the channels differ), then the activation. `kernel_size` is odd.
+    Each has batch normalisation; between them are activation and dropout of whole channels. The
+    shortcut is a 1x1 convolution and batch normalisation where the channels differ.
     """
 
     def __init__(

@@ -12,11 +12,7 @@ from medduet.models.registry import create_model
 
 
 class Cost(NamedTuple):
-    """The cost of a network: as it is, and without decoder and dense head (``alone``).
-
-    `parameters` are the trainable ones, `gmacs` the 10^9 multiply-accumulate operations for one
-    image in convolutions, matrix products and attention (torch's counter).
-    """
+    """Trainable parameters and 10^9 multiply-accumulates, as it is and without decoder."""
 
     parameters: int
     gmacs: float
@@ -27,13 +23,7 @@ class Cost(NamedTuple):
 def model_cost(
     name: str, in_channels: int, num_classes: int, dense_channels: int, size: int, **options: Any
 ) -> Cost:
-    """Return the cost of a network for one image of ``size x size`` pixels; nothing is computed.
-
-    Example:
-        >>> cost = model_cost("vovunet_var", 3, 8, 3, size=224)
-        >>> cost.parameters, round(cost.gmacs, 2), round(cost.gmacs_alone, 2)
-        (35931723, 42.23, 15.09)
-    """
+    """Return the cost of a network for one image of ``size x size`` pixels; nothing is computed."""
     sizes: dict[str, Any] = {"num_classes": num_classes, "dense_channels": dense_channels}
     with torch.device("meta"):
         network = create_model(name, in_channels=in_channels, **sizes, **options)

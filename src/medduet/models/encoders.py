@@ -29,15 +29,9 @@ IMAGENET: Constants = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 class TimmNetwork(DuetNetwork):
     """A timm classifier with its own head, and a U-Net decoder on the maps of its stages.
 
-    Without a dense head it is timm's network, to the last bit. With one, each stage's last map goes
-    to the U-Net decoder of segmentation-models-pytorch (arXiv:1505.04597 with interpolation, then
-    two 3x3 convolutions with batch normalisation per level). Where a stage is missing (networks
-    that start with a stride of 4), the decoder goes on without a skip. Transformers whose blocks
-    all have one resolution give four maps from equal distances in their depth, the shallower ones
-    enlarged two, four and eight times, as UNETR (arXiv:2103.10504) does.
-
-    Images that are smaller than 32 pixels, or whose sides are no multiple of a transformer's
-    patch, are padded with zeros at the right and bottom after normalisation.
+    Where a stage is missing (networks that start with a stride of 4), the decoder goes on without a
+    skip. Transformers whose blocks all have one resolution give four maps from equal distances in
+    their depth, the shallower ones enlarged, as UNETR (arXiv:2103.10504) does.
     """
 
     def __init__(
@@ -163,11 +157,7 @@ class TimmNetwork(DuetNetwork):
 
 
 class SmpNetwork(DuetNetwork):
-    """A network of segmentation-models-pytorch with its class head.
-
-    Images are padded with zeros at the right and bottom, after normalisation, to the multiple of
-    32 (or what the encoder asks for) that these networks need.
-    """
+    """A network of segmentation-models-pytorch with its class head."""
 
     def __init__(
         self,

@@ -39,13 +39,6 @@ class Ensemble(DuetNetwork):
     the first `mask_channels` of the dense ones. Reconstructions are averaged as images. Views are
     ``"none"``, ``"flip"`` (left and right exchanged, 2 views), ``"flips"`` (upside down, too, 4) or
     ``"turns"`` (by 90 degrees, too, 8); dense outputs are turned back first.
-
-    Example:
-        >>> sizes = dict(in_channels=1, num_classes=2, width=2)
-        >>> members = [create_model("unet_var", **sizes), create_model("vovunet_var", **sizes)]
-        >>> network = Ensemble(members, multi_label=False, mask_channels=0, test_time="flip").eval()
-        >>> network.arguments["name"]
-        'ensemble of 1 unet_var and 1 vovunet_var, test-time flip'
     """
 
     def __init__(
@@ -158,8 +151,7 @@ class _Settings(BaseModel):
 def build_network(arguments: Any) -> DuetNetwork:
     """Build the network or the ensemble whose `DuetNetwork.arguments` these are.
 
-    They may be a stranger's: nothing but what `create_model` knows is built, nothing is fetched,
-    and on torch's ``meta`` device no size costs memory. ModelError for what can't be built.
+    They may be a stranger's: nothing is fetched, and on torch's ``meta`` no size costs memory.
     """
     try:
         if "ensemble" not in arguments:

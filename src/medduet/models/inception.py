@@ -1,7 +1,4 @@
-"""The parts of DENSE-INception U-Net: Inception-Res, Dense-Inception, and what changes the size.
-
-Every convolution but the fusing ones is followed by batch normalisation and ReLU.
-"""
+"""The parts of DENSE-INception U-Net; of the convolutions only the fusing ones have no norm."""
 
 from __future__ import annotations
 
@@ -39,11 +36,7 @@ def _path(channels: int, *layers: tuple[int, int], stride: int = 1) -> nn.Module
 
 
 class InceptionRes(nn.Module):
-    """Three branches of growing depth, fused by a 1x1 convolution and added to the input.
-
-    The branches are 1x1; 1x1 and 3x3; 1x1, 3x3 and 3x3, with a quarter, a quarter and half of the
-    output's channels. The input passes a 1x1 convolution where the channels differ.
-    """
+    """The branches 1x1; 1x1, 3x3; 1x1, 3x3, 3x3, fused by a 1x1 and added to the input."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -66,11 +59,7 @@ class InceptionRes(nn.Module):
 
 
 class InceptionLayer(nn.Module):
-    """One layer of `DenseInception`: appends `growth` channels to its input.
-
-    A 1x1 convolution to twice the growth, then the branches 1x1, 3x3, and 1x3 with 3x1, of a
-    quarter, half and a quarter of the growth.
-    """
+    """Appends the branches 1x1, 3x3, and 1x3 with 3x1 of a 1x1 convolution to the input."""
 
     def __init__(self, in_channels: int, growth: int) -> None:
         super().__init__()
@@ -107,11 +96,7 @@ class DenseInception(nn.Sequential):
 
 
 def inception_pool(channels: int) -> nn.Module:
-    """Halve height and width in three branches that together keep the channels.
-
-    3x3 max pooling and a 1x1 convolution (half of the channels); a 3x3 convolution (a quarter);
-    1x1, 3x3 and 3x3 (a quarter); all with stride 2 and a border of one pixel, rounding up.
-    """
+    """Halve height and width in three branches that together keep the channels."""
     first, third, second = split_channels(channels, (1, 1, 2))
     pool = nn.MaxPool2d(3, stride=2, padding=1)
     return Branches(
@@ -124,11 +109,7 @@ def inception_pool(channels: int) -> nn.Module:
 
 
 def inception_upsample(in_channels: int, out_channels: int, upsampling: Upsampling) -> nn.Module:
-    """Double height and width in two branches, each with half of the channels.
-
-    A 2x2 transposed convolution, and bilinear interpolation with a 1x1 convolution; with
-    ``upsampling="bilinear"`` the second for all channels.
-    """
+    """Double height and width: half transposed convolution, half bilinear (or all of it)."""
     if upsampling == "bilinear" or out_channels == 1:
         return upsample(in_channels, out_channels, upsampling)
     half = out_channels // 2

@@ -18,12 +18,7 @@ DECLARED: Precision = "float32"
 
 
 class NetworkPrediction(NamedTuple):
-    """A network's predictions for N images; ``None`` where it has no such head.
-
-    The `class_logits` ``(N, K)`` float32 are before softmax, sigmoid and temperature, `dense`
-    ``(N, D, H, W)`` without activation; the `probability` ``(N, K)`` is float64, the `mask`
-    ``(N, H, W)`` int64, and in the `reconstruction` ``(N, C, H, W)`` 0 is black and 1 white.
-    """
+    """What a network says of N images; ``None`` where it has no such head."""
 
     class_logits: Tensor | None
     dense: Tensor | None
@@ -42,16 +37,9 @@ def predict_batch(
     precision: Precision = DECLARED,
     classify_only: bool = False,
 ) -> NetworkPrediction:
-    """Return the predictions of a network in evaluation mode for some images.
+    """Return the predictions of a network in evaluation mode for ``(N, C, H, W)`` images.
 
-    Args:
-        network: on the device of the images.
-        image: ``(N, C, H, W)`` uint8, or float in [0, 1].
-        layout: which dense channels are mask and reconstruction.
-        multi_label: whether an image can have several classes.
-        temperature: of the calibration; the logits are divided by it.
-        precision: what convolutions and matrix products are computed in.
-        classify_only: whether the decoder is left out.
+    `temperature` is that of the calibration; `classify_only` leaves the decoder out.
     """
     dense = mask = reconstruction = probability = None
     with autocast(image.device, precision):
@@ -71,10 +59,7 @@ def predict_batch(
 
 
 def class_probability(class_logits: Tensor, multi_label: bool, temperature: float = 1.0) -> Tensor:
-    """Return the probabilities ``(N, K)`` of class scores ``(N, K)``, in float64.
-
-    In float32 those of a confident network would be 1 exactly, and so tied.
-    """
+    """Return probabilities ``(N, K)``; in float32 confident ones would be tied at 1."""
     scores = class_logits.double() / temperature
     return scores.sigmoid() if multi_label else scores.softmax(dim=1)
 
@@ -91,8 +76,7 @@ def prepare_network(
 ) -> str:
     """Bring a network to a device, in evaluation mode, and return the memory format chosen.
 
-    For images of `size` (height, width); `precision` is called as Lightning calls it. On a CPU the
-    process then keeps the memory that it frees.
+    For images of `size` (height, width); `precision` is called as Lightning calls it.
     """
     network.to(device).eval()
     chosen = best_memory_format(device.type, precision, max(size))

@@ -15,11 +15,6 @@ class Normalize(nn.Module):
 
     Takes ``(N, C, H, W)``, uint8 or float in [0, 1]; gives the same shape as float. Both are 0.5
     unless `set` says otherwise.
-
-    Example:
-        >>> normalize = Normalize(1)
-        >>> normalize(torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1)).flatten()
-        tensor([-1.,  1.])
     """
 
     mean: Tensor

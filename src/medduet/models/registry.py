@@ -18,11 +18,7 @@ TASK_PAPER = "Li, Li, Ting: A Study of Multi-Task Learning Using a VoVNet-OSA Bl
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A network that `create_model` can build, with a summary in one line and its source.
-
-    `build` takes ``in_channels, num_classes, dense_channels`` and options; `licence` is that of the
-    pretrained weights, ``None`` if there are none.
-    """
+    """A network: how it is built, summary, source, and the licence of pretrained weights."""
 
     build: Callable[..., DuetNetwork]
     summary: str
@@ -99,12 +95,7 @@ def find_model(name: str) -> ModelSpec:
 
 
 def model_names(patterns: Sequence[str]) -> list[str]:
-    """Return the names that match shell patterns (``timm:*convnext*``); the paper's for none.
-
-    Example:
-        >>> model_names(["*unet_var"])
-        ['mobilevitv2_unet_var', 'unet_var', 'vovunet_var']
-    """
+    """Return the names that match shell patterns (``timm:*convnext*``); the paper's for none."""
     if not patterns:
         return [*MODELS, *PAPER_CLASSIFIERS, *_SMP_EXAMPLES]
     import segmentation_models_pytorch as smp
@@ -139,17 +130,13 @@ def create_model(
     """Build the network called `name`, with fresh weights or with an encoder from the hub.
 
     Args:
-        name: one of `MODELS`; ``timm:NAME`` for a classifier of timm, with a U-Net decoder if
-            there is a dense head; ``smp:ARCHITECTURE/ENCODER`` for a network of
-            segmentation-models-pytorch. See ``medduet models``.
+        name: one of `MODELS`, ``timm:NAME`` or ``smp:ARCHITECTURE/ENCODER``.
         in_channels: channels C of the images.
         num_classes: classes K of the class head; 0 for none.
         dense_channels: channels D of the dense head; 0 for none, then the decoder is not built.
-        pretrained: fetch the encoder's weights, and normalise the images as they expect; only
-            for timm and smp.
-        **options: of the network: for U-Nets ``width`` and ``upsampling`` (``"transpose"`` or
-            ``"bilinear"``), for adares_unet also ``kernel_size``, ``activation`` and ``dropout``;
-            for timm and smp ``upsampling`` (``"bilinear"``) and ``dropout``.
+        pretrained: fetch the encoder's weights (timm, smp), and normalise as they expect.
+        **options: ``upsampling``, for U-Nets ``width``, for timm and smp ``dropout``, for
+            adares_unet all of these, ``kernel_size`` and ``activation``.
 
     Returns:
         A module that takes ``(N, C, H, W)`` images, uint8 or float in [0, 1], and gives

@@ -39,10 +39,7 @@ def upsample(in_channels: int, out_channels: int, upsampling: Upsampling) -> nn.
 
 
 class Sharpen(nn.Module):
-    """Depthwise 3x3 convolution with a fixed Laplacian: 8 in the centre, -1 around it.
-
-    It has no parameter and adds nothing to the saved weights; beyond the border are zeros.
-    """
+    """Depthwise 3x3 convolution with a fixed Laplacian, which is not saved."""
 
     kernel: Tensor
 
@@ -66,10 +63,8 @@ class Down(nn.Sequential):
 class Up(nn.Module):
     """Double height and width, join the skip, then the block.
 
-    The deep map ``(N, in_channels, h, w)`` is upsampled to ``in_channels // 2`` channels, brought
-    to the size of the skip ``(N, in_channels // 2, H, W)``, and concatenated behind it. Where one
-    row or column is missing or too many, as for odd sizes, that is a row of zeros at the bottom or
-    a cut there; where more are, because a block has changed the size, it is scaled.
+    Where a row or column is missing or too many, as for odd sizes, that is a row of zeros or a cut
+    at the bottom; where more are, because a block has changed the size, the map is scaled.
     """
 
     def __init__(
@@ -101,17 +96,13 @@ class Up(nn.Module):
 class UNet(DuetNetwork):
     """A five-level U-Net with a class head on the deepest map and a dense head on the finest.
 
-    Takes ``(N, C, H, W)``, uint8 or float in [0, 1], H and W at least 16 (else ModelError). Gives
-    ``Outputs(class_logits (N, K) or None, dense (N, D, H, W) or None)``.
-
     Args:
         in_channels: channels of the image.
         num_classes: classes K of the class head; 0 for no class head.
         dense_channels: channels D of the dense head; 0 for none, and then no decoder is built.
-        block: builds the unit of each level, see `medduet.models.blocks`; one for all, or five,
-            from the finest level to the deepest.
+        block: of `medduet.models.blocks`, or five, from the finest level to the deepest.
         width: channels of the stem; each level below has twice those above. The papers use 64.
-        stem: builds what stands at the full size on the way down.
+        stem: the block at the full size on the way down.
         upsampling: ``"transpose"`` (2x2 transposed convolution) or ``"bilinear"``.
         pool: builds what halves height and width of a map with so many channels.
         enlarge: builds what doubles them; takes channels in, channels out, and `upsampling`.
@@ -119,9 +110,8 @@ class UNet(DuetNetwork):
 
     Example:
         >>> network = UNet(1, num_classes=2, dense_channels=1, block=double_conv, width=4)
-        >>> outputs = network(torch.zeros(2, 1, 33, 16, dtype=torch.uint8))
-        >>> outputs.class_logits.shape, outputs.dense.shape
-        (torch.Size([2, 2]), torch.Size([2, 1, 33, 16]))
+        >>> network(torch.zeros(2, 1, 33, 16, dtype=torch.uint8)).dense.shape
+        torch.Size([2, 1, 33, 16])
     """
 
     min_side = MIN_SIDE

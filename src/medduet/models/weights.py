@@ -30,11 +30,7 @@ _PREFIXES = ("", "encoder.", "model.encoder.", "model.encoder.model.", "model.")
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """Which tensors of a file a network took over.
-
-    Those `matched` were taken as they are; first convolutions for RGB were `adapted` to the
-    network's channels. Names of both with `other_shape` were not taken.
-    """
+    """Names of tensors: taken as they are, adapted from RGB, or not taken."""
 
     path: str
     matched: list[str]
@@ -66,9 +62,8 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
 
     Args:
         network: is changed in place.
-        path: a ``.safetensors`` file, of a bundle of ours or of an encoder as timm or
-            segmentation-models-pytorch save it; or the folder of a bundle or run; or
-            ``hf://OWNER/NAME``.
+        path: a ``.safetensors`` file, of ours, timm or segmentation-models-pytorch; or the folder
+            of a bundle or run; or ``hf://OWNER/NAME``.
 
     Raises:
         MissingFileError: there is no such file.
@@ -77,13 +72,10 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
     Example:
         >>> import tempfile
         >>> from medduet import create_model
-        >>> arguments = dict(in_channels=1, num_classes=2, width=2)
-        >>> folder = tempfile.mkdtemp()
-        >>> save_network(folder, create_model("unet_var", **arguments))
-        >>> both = create_model("sharp_unet", dense_channels=1, **arguments)
-        >>> report = load_weights(both, folder)
-        >>> len(report.matched), report.not_in_file[0]
-        (64, 'up.0.upsample.weight')
+        >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2)
+        >>> save_network(folder := tempfile.mkdtemp(), network)
+        >>> len(load_weights(network, folder).matched)
+        64
     """
     from timm.models import adapt_input_conv
 
@@ -138,10 +130,7 @@ def _is_made_for_rgb(value: Tensor, target: Tensor, channels: int) -> bool:
 def save_network(
     path: str | Path, network: DuetNetwork, config: Mapping[str, Any] | None = None
 ) -> None:
-    """Write ``model.safetensors`` and ``config.json``, from which `medduet.load` reads it.
-
-    `config` is what else is to stand in ``config.json``.
-    """
+    """Write the weights, and a ``config.json`` that has all of `config`, too."""
     path = Path(path)
     weights = {
         name: value.detach().to("cpu", copy=True).contiguous()
@@ -169,10 +158,7 @@ class _NumbersOnCPU(TorchFunctionMode):
 
 
 def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
-    """Return the network in a folder, in evaluation mode, and the content of ``config.json``.
-
-    MissingFileError if there is none; ModelError if it is damaged or of another version.
-    """
+    """Return the network in a folder, in evaluation mode, and the content of ``config.json``."""
     if (folder / "bundle" / CONFIG).is_file():
         folder = folder / "bundle"
     for name in (CONFIG, WEIGHTS):
