@@ -103,25 +103,17 @@ def test_what_comes_from_outside_is_zero_in_both(name: Any) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    ("channels", "with_mask", "modality"),
-    [(1, True, "auto"), (3, False, "auto"), (3, True, "dermoscopy")],
-)
-def test_bytes_become_floats_between_0_and_1(
-    name: Any, channels: int, with_mask: bool, modality: Any
-) -> None:
-    data = some_set(channels, 16)
+@pytest.mark.parametrize("with_mask", [True, False])
+def test_bytes_become_floats_between_0_and_1(name: Any, with_mask: bool) -> None:
+    data = some_set(3, 16)
     batch = data.train.batch(torch.arange(14).numpy())
-    if not with_mask:
-        batch = batch._replace(mask=None)
+    batch = batch if with_mask else batch._replace(mask=None)
     before = batch.image.clone()
-    torch.manual_seed(0)
-    for _ in range(5):
-        found = build_augmentation(name, data, modality)(batch)
-        assert found.image.dtype == torch.float32
-        assert found.image.shape == (14, channels, 16, 16)
-        assert 0 <= found.image.min() < found.image.max() <= 1
-        assert (found.mask is not None) == with_mask
+    found = build_augmentation(name, data, "dermoscopy")(batch)
+    assert found.image.dtype == torch.float32
+    assert found.image.shape == (14, 3, 16, 16)
+    assert 0 <= found.image.min() < found.image.max() <= 1
+    assert (found.mask is not None) == with_mask
     assert torch.equal(batch.image, before)
 
 

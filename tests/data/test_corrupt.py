@@ -104,10 +104,9 @@ def test_each_modality_has_its_own() -> None:
     for modality in ("auto", "xray", "ultrasound", "ct", "mri", "fundus", "oct", "microscopy"):
         assert {"jpeg", "pixelate"} <= {*corruptions_of(modality, 1)}
         assert "dark_corners" not in corruptions_of(modality, 3)
+        assert "saturation_up" not in corruptions_of(modality, 1)
     assert "dark_corners" in corruptions_of("dermoscopy", 3)
     assert "saturation_up" in corruptions_of("microscopy", 3)
-    assert "saturation_up" not in corruptions_of("microscopy", 1)
-    assert len(corruptions_of("auto", 1)) == len(CORRUPTIONS) - 3
 
 
 @pytest.mark.parametrize("channels", [1, 3])

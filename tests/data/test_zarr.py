@@ -134,14 +134,6 @@ def test_a_set_is_written_to_the_same_bytes(
         write_zarr(source, written)
 
 
-@pytest.mark.parametrize(("name", "size"), [("set", 1.0), ("new.zarr", 0.0), ("new.zarr", 5000.0)])
-def test_names_and_sizes_that_are_refused(
-    source: ImageSet, tmp_path: Path, name: str, size: float
-) -> None:
-    with pytest.raises(ConfigError, match=r"--out NAME\.zarr and --shard-mb above 0 and up"):
-        write_zarr(source, tmp_path / name, shard_mb=size)
-
-
 def test_the_command(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "set.zarr"
     words = ["zarr", "phantom", "--size", "16", "--data.count", "60", "--out", str(out)]
@@ -149,9 +141,6 @@ def test_the_command(tmp_path: Path, capsys: Capture) -> None:
     assert f"next: medduet train --data {out}\n" in capsys.readouterr().out
     images = medduet.open_images(str(out))
     assert [len(images.split(name)) for name in SPLITS] == [30, 15, 15]
-    assert main(["audit", str(out), "--out", str(tmp_path / "audit")]) == 0
-    assert main(["zarr", "--out", str(out)]) == 2
-    assert "no data given" in capsys.readouterr().err
 
 
 def test_a_damaged_shard_is_named(store: Path) -> None:
@@ -254,35 +243,28 @@ def test_no_shard_is_read_twice_in_an_epoch(written: Path, serve: Serve, world_s
     assert sorted(seen) == list(range(42))
 
 
-def test_a_server_that_fails_and_comes_back(written: Path, serve: Serve, capsys: Capture) -> None:
+def test_a_server_that_fails_and_comes_back(written: Path, serve: Serve) -> None:
     server = serve(written.parent)
-    url = f"{server.address}/set.zarr"
-    images = medduet.open_images(url).train.images
+    images = medduet.open_images(f"{server.address}/set.zarr").train.images
     server.failures = [503]
     assert images[:1].shape == (1, SIZE, SIZE)
     server.dead = True
     assert images[:5].shape[0] == 5, "what was read is there still"
     with pytest.raises(DownloadError, match=r"c/8/0/0 could not be .*answered 503"):
         images[-1:]
-    assert main(["audit", url]) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    assert f"{url}/zarr.json could not be downloaded: the server answered 503" in message
     server.dead = False
     assert images[-1:].shape == (1, SIZE, SIZE)
 
 
 def test_what_arrives_is_checked(store: Path, serve: Serve) -> None:
-    (store / "train/images/c/1/0/0").write_bytes(bytes(1296))
-    (store / "train/images/c/2/0/0").write_bytes(bytes(10_000_000))
-    (store / "train/images/c/3/0/0").unlink()
+    shards = store / "train/images/c"
+    (shards / "1/0/0").write_bytes(bytes(1296))
+    (shards / "2/0/0").write_bytes(bytes(10_000_000))
+    (shards / "3/0/0").unlink()
     images = medduet.open_images(f"{serve(store.parent).address}/set.zarr").train.images
-    for number, error, reason in (
-        (1, DataError, "c/1/0/0"),
-        (2, DownloadError, "it is larger than it can be"),
-        (3, DownloadError, "the server answered 404"),
-    ):
-        with pytest.raises(error, match=reason):
+    reasons = ["c/1/0/0 is not as", "it is larger than it can be", "the server answered 404"]
+    for number, reason in enumerate(reasons, start=1):
+        with pytest.raises((DataError, DownloadError), match=reason):
             images[number * ROWS : number * ROWS + 1]
 
 
@@ -291,8 +273,6 @@ def test_every_place_that_fsspec_knows(source: ImageSet, written: Path) -> None:
     memory.put(f"{written}/", "/set.zarr", recursive=True)
     try:
         assert_same(medduet.open_images("memory://set.zarr"), source)
-        with pytest.raises(DownloadError, match=r"zarr\.json could not be downloaded"):
-            medduet.open_images("memory://other.zarr")
         with pytest.raises(DownloadError, match="Protocol not known"):
             medduet.open_images("nowhere://other.zarr")
     finally:

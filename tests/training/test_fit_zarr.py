@@ -8,14 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import medduet
 from medduet import RunConfig
-from medduet.cli import main
 from medduet.data import download
 from medduet.data.zarr_store import write_zarr
 from medduet.errors import ConfigError, DownloadError, Interrupted
@@ -59,14 +57,6 @@ def on(url: str, cache: Path) -> dict[str, Any]:
     return {"name": url, "size": None, "count": None, "cache": str(cache), "cache_gb": 0}
 
 
-def assert_same_weights(one: Path, two: Path) -> None:
-    weights = [load_file(run / "bundle" / "model.safetensors") for run in (one, two)]
-    assert list(weights[0]) == list(weights[1])
-    for name, value in weights[0].items():
-        assert torch.equal(value, weights[1][name]), name
-    assert read_json(one / "metrics.json") == read_json(two / "metrics.json")
-
-
 def test_a_run_that_was_stopped_and_cut_off_ends_the_same(
     make_config: MakeConfig, folder: Path, tmp_path: Path, serve: Callable[[Path], Any]
 ) -> None:
@@ -91,19 +81,9 @@ def test_a_run_that_was_stopped_and_cut_off_ends_the_same(
     assert progress["step"] > 0, "it died in the middle of an epoch"
     server.dead = False
     assert medduet.train(resume=run).path == run
-    assert_same_weights(run, whole)
-
-
-def test_a_folder_and_a_server_train_the_same(
-    make_config: MakeConfig, folder: Path, tmp_path: Path, serve: Callable[[Path], Any]
-) -> None:
-    runs = []
-    server = f"{serve(folder.parent).address}/set.zarr"
-    for name, url in (("folder", str(folder)), ("server", server)):
-        data = on(url, tmp_path / "cache")
-        runs.append(medduet.train(make_config(tmp_path / name, data=data)).path)
-    assert_same_weights(*runs)
-    assert main(["evaluate", str(runs[0]), "--data", str(folder), "--split", "all"]) == 0
+    weights = [load_file(path / "bundle" / "model.safetensors") for path in (run, whole)]
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+    assert read_json(run / "metrics.json") == read_json(whole / "metrics.json")
 
 
 def test_shards_are_the_array_in_another_order(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -125,21 +105,3 @@ def test_balanced_drawing_is_refused(make_config: MakeConfig, folder: Path, tmp_
     config = make_config(tmp_path / "run", data=on(str(folder), tmp_path / "cache"), train=train)
     with pytest.raises(ConfigError, match=r"--objective\.class-weights balanced instead"):
         medduet.train(config)
-    assert not (tmp_path / "run").exists()
-
-
-def test_ids_of_the_source_stand_in_the_predictions(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
-    source = medduet.open_images("phantom", size=SIZE, count=40)
-    out = write_zarr(source, tmp_path / "set.zarr")
-    run = medduet.train(make_config(tmp_path / "run", data=on(str(out), tmp_path / "cache"))).path
-    assert main(["evaluate", str(run), "--split", "train"]) == 0
-    table = next((run / "evaluations").glob("*-train/predictions/train.csv")).read_text()
-    names = [line.split(",")[1] for line in table.splitlines()[1:]]
-    ids = medduet.open_images(str(out)).train.ids
-    assert ids is not None
-    assert names == ids.tolist()
-    labels = [int(line.split(",")[2]) for line in table.splitlines()[1:]]
-    places = np.array([int(name.split("/")[1]) for name in names])
-    assert labels == source.train.labels[places].tolist()

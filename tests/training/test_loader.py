@@ -72,31 +72,13 @@ class Failing:
 
 @pytest.mark.parametrize("how", ["plain", "ahead"])
 def test_what_is_missing_is_told_at_its_step(fabric: Fabric, split: Split, how: str) -> None:
-    images = Failing(np.asarray(split.images))
+    images, threads = Failing(np.asarray(split.images)), threading.active_count()
     broken = replace(split, images=images)  # type: ignore[arg-type]
-    indices = [np.arange(start, start + 4) for start in range(0, 40, 4)]
-    seen = []
-
-    def use_all() -> None:
-        for batch in Feed(fabric, broken, how).batches(indices):
-            seen.append(int(batch.indices[0]))
-            time.sleep(0.02)  # the thread is further on by now
-
+    batches = Feed(fabric, broken, how).batches([np.array([start]) for start in range(0, 40, 4)])
+    for step in range(5):
+        assert int(next(batches).indices[0]) == 4 * step
+        time.sleep(0.05)  # the thread is further on by now, but not too far
+        assert len(images.read) <= step + 1 + AHEAD
     with pytest.raises(DataError, match="row 20"):
-        use_all()
-    assert seen == [0, 4, 8, 12, 16]
-
-
-def test_the_thread_is_ahead_by_no_more_than_said_and_ends(fabric: Fabric, split: Split) -> None:
-    images = Failing(np.asarray(split.images))
-    threads = threading.active_count()
-    watched = replace(split, images=images)  # type: ignore[arg-type]
-    indices = [np.array([21 + i]) for i in range(12)]
-    batches = Feed(fabric, watched, "ahead").batches(indices)
-    for _ in range(4):
         next(batches)
-    time.sleep(0.1)
-    assert 4 < len(images.read) <= 4 + AHEAD
-    batches.close()  # type: ignore[attr-defined]
-    assert threading.active_count() == threads
-    assert len(images.read) <= 5 + AHEAD
+    assert threading.active_count() == threads, "the thread did not end"
