@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from medduet._version import __version__
-from medduet.cli.commands import COMMANDS, HELP, complete, is_first, run
+from medduet.cli.commands import COMMANDS, HELP, RECIPES, complete, is_first, run
 from medduet.errors import ConfigError, Interrupted, MedDuetError, StorageError, closest
 
 USER_ERROR = 2
@@ -40,9 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(name: str = "--help", *words: str) -> int:
-    recipes = name in COMMANDS and COMMANDS[name].recipes is not None
     # The help of a command with recipes needs one, whose values it shows.
-    if name in ("-h", "--help", "help") or (recipes and words[:1] in (("-h",), ("--help",))):
+    if {"-h", "--help"} & {name, *(words[:1] if name in RECIPES else ())}:
         sys.stdout.write(HELP)
     elif name in ("-V", "--version"):
         sys.stdout.write(f"medduet {__version__}\n")

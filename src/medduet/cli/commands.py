@@ -12,54 +12,38 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from medduet.cli.parse import parse, parser_of
 from medduet.cli.signature import signature_of
 from medduet.config import recipe_names
 from medduet.errors import ConfigError
 
-
-class Command(NamedTuple):
-    """A command."""
-
-    function: str
-    """``module:name`` below `medduet`."""
-    show: str = ""
-    """What prints the result: a text with it and the arguments in braces, or ``module:name`` of a
-    function of both that returns the exit code or None."""
-    recipes: str | None = None
-    """The kind of recipe that the first word names, see `recipe_names`."""
-    recipe: str | None = None
-    """The recipe, if it is always the same."""
-
-
-_RESULTS = "cli.display.results"
-_EXPORTED = "{result}\nwritten: {result.path}"
-_CALIBRATED = "temperature {result.temperature:.3g}, fitted on {result.n} images\nwritten: {out}"
 COMMANDS = {
-    "demo": Command("experiments.run:train", f"{_RESULTS}:show_run", recipe="demo"),
-    "train": Command("experiments.run:train", f"{_RESULTS}:show_run", recipes=""),
-    "evaluate": Command("evaluation.evaluate:evaluate", f"{_RESULTS}:show_evaluation"),
-    "stress": Command("evaluation.stress:stress", f"{_RESULTS}:show_stress"),
-    "predict": Command("inference.folder:predict_files", f"{_RESULTS}:show_predictions"),
-    "calibrate": Command("evaluation.calibrate:calibrate_bundle", _CALIBRATED),
-    "ensemble": Command("evaluation.ensemble:ensemble", f"{_RESULTS}:show_ensemble"),
-    "export": Command("inference.export:export_bundle", _EXPORTED),
-    "push": Command("runs.bundle:push", "pushed, next: medduet.load('{result}')"),
-    "serve": Command("serve.server:serve"),
-    "benchmark": Command("experiments.grid:benchmark", f"{_RESULTS}:show_grid", recipes="grid"),
-    "search": Command("experiments.search:search", f"{_RESULTS}:show_search", recipes="search"),
-    "report": Command("reports.report:write_report", "report: {result}"),
-    "compare": Command("reports.compare:compare", f"{_RESULTS}:show_comparison"),
-    "preview": Command("reports.preview:preview", "report: {result}"),
-    "audit": Command("cli.data:audit", f"{_RESULTS}:show_audit"),
-    "attach-masks": Command("cli.data:attach_masks", f"{_RESULTS}:show_attached"),
-    "zarr": Command("cli.data:zarr", "written: {result}\nnext: medduet train --data {result}"),
-    "datasets": Command("cli.display.lists:datasets"),
-    "models": Command("cli.display.lists:models"),
-    "doctor": Command("cli.doctor:examine", f"{_RESULTS}:show_checks"),
+    "demo": "experiments.run:train",
+    "train": "experiments.run:train",
+    "evaluate": "evaluation.evaluate:evaluate",
+    "stress": "evaluation.stress:stress",
+    "predict": "inference.folder:predict_files",
+    "calibrate": "evaluation.calibrate:calibrate_bundle",
+    "ensemble": "evaluation.ensemble:ensemble",
+    "export": "inference.export:export_bundle",
+    "push": "runs.bundle:push",
+    "serve": "serve.server:serve",
+    "benchmark": "experiments.grid:benchmark",
+    "search": "experiments.search:search",
+    "report": "reports.report:write_report",
+    "compare": "reports.compare:compare",
+    "preview": "reports.preview:preview",
+    "audit": "cli.functions:audit",
+    "attach-masks": "cli.functions:attach_masks",
+    "zarr": "cli.functions:zarr",
+    "datasets": "cli.functions:datasets",
+    "models": "cli.functions:models",
+    "doctor": "cli.doctor:examine",
 }
+RECIPES = {"train": "", "search": "search", "benchmark": "grid"}
+"""Commands whose first word is a recipe, and of which kind, see `recipe_names`."""
 _LOADERS = {
     "": "config:load_recipe",
     "search": "experiments.config:load_search",
@@ -104,23 +88,19 @@ Completion for bash, fish and zsh: medduet --tyro-print-completion SHELL
 
 def run(name: str, words: list[str]) -> int:
     """Run the command called `name`; return the exit code."""
-    command = COMMANDS[name]
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")  # of other libraries: a user can do nothing about them
         # What was typed is checked before torch is imported, which takes seconds.
-        if command.recipe or command.recipes is not None:
-            arguments = _with_recipe(name, command, words)
+        if name in RECIPES or name == "demo":
+            arguments = _with_recipe(name, words)
         else:
-            arguments = parse(signature_of(command.function), words, f"medduet {name}")
-        function = _load(command.function)
+            arguments = parse(signature_of(COMMANDS[name]), words, f"medduet {name}")
+        function = _load(COMMANDS[name])
         result = function(**arguments, **_surroundings(function, stack))
         stack.close()  # the screen is free for the result
-        code: int | None = None
-        if "{" in command.show and is_first():
-            sys.stdout.write(command.show.format(result=result, **arguments) + "\n")
-        elif command.show and is_first():
-            code = _load(command.show)(result, arguments)
-        return code or 0
+        from medduet.cli.display.results import show
+
+        return show(name, result, arguments) if is_first() else 0
 
 
 def complete(words: list[str]) -> None:
@@ -128,8 +108,8 @@ def complete(words: list[str]) -> None:
     import tyro
 
     app = tyro.extras.SubcommandApp()
-    for name, command in COMMANDS.items():
-        app.command(name=name)(parser_of(signature_of(command.function)))
+    for name, function in COMMANDS.items():
+        app.command(name=name)(parser_of(signature_of(function)))
     app.cli(prog="medduet", args=["--tyro-print-completion", *words])
 
 
@@ -144,23 +124,22 @@ def _load(name: str) -> Any:
     return found
 
 
-def _with_recipe(name: str, command: Command, words: list[str]) -> dict[str, Any]:
+def _with_recipe(name: str, words: list[str]) -> dict[str, Any]:
     """Return the arguments of a command that takes a recipe, or continues in a folder."""
-    kind, recipe = command.recipes or "", command.recipe
-    function, program = signature_of(command.function), f"medduet {name}"
+    kind, function, program = RECIPES.get(name, ""), signature_of(COMMANDS[name]), f"medduet {name}"
     if words[:1] == ["--resume"]:
         if len(words) < 2:
             raise ConfigError(f"expected one folder: {program} --resume {(kind or 'run').upper()}")
         program += f" --resume {words[1]}"
         arguments = parse(function, words[2:], program, omit=("config", "resume"))
         return {"resume": Path(words[1]), **arguments}
-    if recipe is None:
+    recipe = "demo"
+    if name != "demo":
         if not words or words[0].startswith("-"):
-            names = recipe_names(kind)
+            names = ", ".join(recipe_names(kind))
             raise ConfigError(
-                f"expected a recipe ({', '.join(names)}, or a .yaml file) after '{name}': "
-                f"{program} {'honest' if 'honest' in names else names[0]} "
-                f"--data{'sets' if kind == 'grid' else ''} NAME"
+                f"expected a recipe ({names}, or a .yaml file) after '{name}', such as medduet "
+                "train honest --data NAME"
             )
         recipe, words = words[0], words[1:]
         program += f" {recipe}"

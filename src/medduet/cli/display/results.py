@@ -1,16 +1,16 @@
-"""What commands have computed, on the screen; each function takes its result and arguments."""
+"""What commands have computed, on the screen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medduet.cli.display.screen import write, write_table
 from medduet.metrics.names import METRICS
 
 if TYPE_CHECKING:
-    from medduet.cli.data import AuditRecord
     from medduet.cli.doctor import Check
+    from medduet.cli.functions import AuditRecord
     from medduet.data.attach import Attached
     from medduet.evaluation.ensemble import EnsembleRecord
     from medduet.experiments.grid import GridRecord
@@ -56,8 +56,7 @@ def _write_metrics(title: str, row: Arguments) -> None:
     write_table(title, ["metric"], ["value", "95% interval"], rows)
 
 
-def show_run(record: RunRecord, arguments: Arguments) -> None:
-    """Print the test metrics of a run, and where it is."""
+def _run(record: RunRecord, arguments: Arguments) -> None:
     blocks = [record.metrics]
     if "validation_selected" in record.metrics:
         blocks.append(record.metrics["validation_selected"])
@@ -77,16 +76,14 @@ def show_run(record: RunRecord, arguments: Arguments) -> None:
     )
 
 
-def show_evaluation(metrics: Mapping[str, Any], arguments: Arguments) -> None:
-    """Print the metrics of one split of a data set."""
+def _evaluation(metrics: Mapping[str, Any], arguments: Arguments) -> None:
     split, name = metrics["split"], metrics["data"]["name"]
     _write_metrics(f"{name}, {split}, n = {metrics[split]['n']}", metrics[split])
     out = arguments["out"] or f"{arguments['path']}/evaluations/{name}-{split}"
     write(f"written: {out}")
 
 
-def show_stress(record: Mapping[str, Any], arguments: Arguments) -> None:
-    """Print the means of each corruption over its severities, and write the page."""
+def _stress(record: Mapping[str, Any], arguments: Arguments) -> None:
     from medduet.evaluation.stress import stress_folder
     from medduet.reports.stress import write_stress_page
 
@@ -106,8 +103,7 @@ def show_stress(record: Mapping[str, Any], arguments: Arguments) -> None:
     write(f"report: {folder / 'index.html'}")
 
 
-def show_ensemble(record: EnsembleRecord, arguments: Arguments) -> None:
-    """Print the metrics of the members and of the ensemble, and where it is."""
+def _ensemble(record: EnsembleRecord, arguments: Arguments) -> None:
     numbers = [str(number) for number in range(1, len(record.members) + 1)]
     for split, scores in record.scores.items():
         rows = []
@@ -123,8 +119,7 @@ def show_ensemble(record: EnsembleRecord, arguments: Arguments) -> None:
     write(f"written: {record.path}")
 
 
-def show_search(record: SearchRecord, arguments: Arguments) -> None:
-    """Print the Pareto front of a search, and where its recipes are."""
+def _search(record: SearchRecord, arguments: Arguments) -> None:
     from medduet.experiments.search import shown_values
 
     rows = []
@@ -142,8 +137,7 @@ def show_search(record: SearchRecord, arguments: Arguments) -> None:
     )
 
 
-def show_grid(record: GridRecord, arguments: Arguments) -> int:
-    """Write the report of a grid, and print how it ended; 1 if a cell failed."""
+def _grid(record: GridRecord, arguments: Arguments) -> int:
     from medduet.reports.report import write_report
 
     failed, finished = record.count("failed"), record.count("finished")
@@ -158,8 +152,7 @@ def show_grid(record: GridRecord, arguments: Arguments) -> int:
     return int(failed > 0)
 
 
-def show_comparison(comparison: Comparison, arguments: Arguments) -> None:
-    """Print the metrics of both runs with their tests."""
+def _comparison(comparison: Comparison, arguments: Arguments) -> None:
     write(f"a: {comparison.a}  {comparison.path_a}", f"b: {comparison.b}  {comparison.path_b}")
     right = ["a", "b", "a - b", "95% CI", "effect", "n", "test", "p", "p (Holm)"]
     rows = [_comparison_cells(row) for row in comparison.rows]
@@ -184,8 +177,7 @@ def _comparison_cells(row: Difference) -> list[str]:
     return [METRICS[row.metric].name, *("" if "nan" in cell else cell for cell in cells)]
 
 
-def show_predictions(record: PredictRecord, arguments: Arguments) -> int:
-    """Print how many images were predicted, and which were not; 1 if none was."""
+def _predictions(record: PredictRecord, arguments: Arguments) -> int:
     from medduet.inference.folder import TABLE
 
     skipped = f", {record.skipped} files done before" if record.skipped else ""
@@ -199,8 +191,7 @@ def show_predictions(record: PredictRecord, arguments: Arguments) -> int:
     return int(bool(failed) and not record.images)
 
 
-def show_audit(record: AuditRecord, arguments: Arguments) -> int:
-    """Print the findings, the worst first; 1 if leaks are an error and there are some."""
+def _audit(record: AuditRecord, arguments: Arguments) -> int:
     audit = record.audit
     rows = [(each.severity, each.message) for each in audit.findings]
     write_table(f"audit of {audit.name}, {len(audit.images):,} images", ["", "finding"], [], rows)
@@ -213,8 +204,7 @@ def show_audit(record: AuditRecord, arguments: Arguments) -> int:
     return int(arguments["strict"] and bool(audit.leaks))
 
 
-def show_attached(attached: Attached, arguments: Arguments) -> None:
-    """Print how many images of each split got a mask, and why others did not."""
+def _attached(attached: Attached, arguments: Arguments) -> None:
     counts = attached.counts()
     rows = [[str(split), *map(str, row)] for split, row in counts.iterrows()]
     write_table("masks", ["split"], list(counts.columns), rows)
@@ -224,7 +214,38 @@ def show_attached(attached: Attached, arguments: Arguments) -> None:
     write(f"written: {out}", f"image by image: {out.with_suffix('.csv')}")
 
 
-def show_checks(checks: Sequence[Check], arguments: Arguments) -> int:
-    """Print the checks of this machine; 1 if one is bad."""
+def _checks(checks: Sequence[Check], arguments: Arguments) -> int:
     write_table("this machine", ["check", "state", ""], [], checks)
     return int(any(each.state == "bad" for each in checks))
+
+
+_TEXTS = {
+    "calibrate": "temperature {result.temperature:.3g}, fitted on {result.n} images\n"
+    "written: {arguments[out]}",
+    "export": "compared with torch on {result.images}: {result.agreement}\nwritten: {result.path}",
+    "push": "pushed, next: medduet.load('{result}')",
+    "report": "report: {result}",
+    "preview": "report: {result}",
+    "zarr": "written: {result}\nnext: medduet train --data {result}",
+}
+_SHOWN: dict[str, Callable[..., int | None]] = {
+    "demo": _run,
+    "train": _run,
+    "evaluate": _evaluation,
+    "stress": _stress,
+    "predict": _predictions,
+    "ensemble": _ensemble,
+    "benchmark": _grid,
+    "search": _search,
+    "compare": _comparison,
+    "audit": _audit,
+    "attach-masks": _attached,
+    "doctor": _checks,
+}
+
+
+def show(name: str, result: Any, arguments: Arguments) -> int:
+    """Print the result of a command; return the exit code."""
+    if name in _TEXTS:
+        write(*_TEXTS[name].format(result=result, arguments=arguments).splitlines())
+    return _SHOWN[name](result, arguments) or 0 if name in _SHOWN else 0
