@@ -42,17 +42,10 @@ R = TypeVar("R")
 def open_files(
     listing: Listing, config: DataConfig, progress: ProgressFactory | None = None
 ) -> tuple[ImageSet, NDArray[np.int64]]:
-    """Open the images of a listing, converting them at the first time.
+    """Open the images of a listing, converting them at the first time; and their given splits.
 
     Every image becomes uint8 of one size, grey if all files are grey (or ``config.channels`` says
-    so). Each frame of a file is an image; those of one file are one group.
-
-    Returns:
-        The set, all of whose images are in train, and for each image its given split: 0 train,
-        1 val, 2 test, or `medduet.data.splits.NO_SPLIT`.
-
-    Raises:
-        DataError: files can't be read and ``config.skip_broken`` is not set.
+    so). Each frame of a file is an image; those of one file are one group. All are in train.
     """
     root = cache_folder(config.cache)
     build = partial(_build, listing, config, root / "broken" / f"{listing.name}.txt", progress)
@@ -85,12 +78,13 @@ def _digest(listing: Listing, config: DataConfig) -> str:
         stat = path.stat() if path.exists() else None
         return [path.name, *([stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else ())]
 
-    names = ("size", "channels", "fit", "window", "skip_broken")
-    options = [getattr(config, name) for name in names]
-    facts = [[item.name, item.labels, item.group, item.split] for item in listing.items]
-    stamps = [[stamp(path) for path in (item.path, *item.masks)] for item in listing.items]
-    whole = [options, listing.multi_label, listing.faults, facts, stamps]
-    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+    options = [config.size, config.channels, config.fit, config.window, config.skip_broken]
+    rows = [
+        (item.name, *item[3:], [stamp(each) for each in (item.path, *item.masks)])
+        for item in listing.items
+    ]
+    whole = json.dumps([options, listing.multi_label, listing.faults, rows])
+    return hashlib.sha256(whole.encode()).hexdigest()
 
 
 def _build(
@@ -116,10 +110,9 @@ def _build(
 
         facts = dict(read(probe, {item: item.path for item in items}))
         options = _options(facts.values(), config)
-        sides, colour = options.sides, (3,) * (options.channels == 3)
-        tails = {"images": (*sides, *colour)}
+        tails = {"images": (*options.sides, *(3,) * (options.channels == 3))}
         if any(item.masks for item in facts):
-            tails["masks"] = sides
+            tails["masks"] = options.sides
         total = sum(each.frames for each in facts.values())
         check_room(folder, total * sum(map(prod, tails.values())))
         jobs = {item: (item.path, item.masks, each) for item, each in facts.items()}
@@ -158,8 +151,7 @@ def _write(
 ) -> tuple[dict[Item, int], int, Any]:
     """Write pixels into `folder` as they are read.
 
-    Returns:
-        The number of frames of each file, the highest mask class, and a digest of all pixels.
+    Returns the frames of each file, the highest mask class, and a digest of all pixels.
     """
     frames: dict[Item, int] = {}
     highest, digest = 0, hashlib.sha256()
@@ -210,9 +202,8 @@ def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[An
 def _check(faults: Sequence[Fault], listing: Listing, config: DataConfig, told: Path) -> None:
     """Raise a DataError that names what can't be read, unless that may be skipped.
 
-    Only what is wrong with a file itself may be: the store is kept until a file changes, so what
-    was left out for another reason would stay out, and which images a set has would depend on how
-    busy the machine was. What a library would mend, and what is `Transient`, is always an error.
+    Only what is wrong with a file itself may be: the store is kept until a file changes, and what
+    was left out because the machine was busy, or had a library missing, would stay out.
     """
     remedy = "repair them, or leave them out with --data.skip-broken"
     if config.skip_broken:

@@ -25,12 +25,7 @@ Place = tuple[str, ...]
 
 
 def is_image(path: Path) -> bool:
-    """Return whether a file is an image by its ending, or a DICOM file without one.
-
-    Example:
-        >>> [name for name in ("a.PNG", "b.nii.gz", "c.csv", ".png") if is_image(Path(name))]
-        ['a.PNG', 'b.nii.gz']
-    """
+    """Return whether a file is an image by its ending, or a DICOM file without one."""
     if _ENDING.search(path.name):
         return True
     # The last component of a UID, as in 1.2.840.10008, is no ending.
@@ -41,12 +36,7 @@ def is_image(path: Path) -> bool:
 
 
 def stem_of(path: Path) -> str:
-    """Return the name of an image file without its ending.
-
-    Example:
-        >>> [stem_of(Path(name)) for name in ("ct.v1.nii.gz", "scan.Tiff", "1.2.840")]
-        ['ct.v1', 'scan', '1.2.840']
-    """
+    """Return the name of an image file without its ending."""
     return _ENDING.sub("", path.name)
 
 
@@ -60,15 +50,8 @@ def images_and_masks(
 ) -> tuple[dict[Path, Place], dict[tuple[Place, str], list[Path]]]:
     """Return the place of each image, and the masks by their place and the name of their image.
 
-    What is hidden is left out. Links are followed, but not in circles.
-
-    Args:
-        root: the folder of images.
-        masks: that of masks; ``None`` if names of files and folders tell them.
-
-    Raises:
-        DataError: there are other images beside folders of images and of masks, or a name that
-            can't be written down, since it is not UTF-8.
+    `masks` is a folder of them, if names don't tell. What is hidden is left out. Links are
+    followed, but not in circles.
     """
     files = {path: path.parent.relative_to(root).parts for path in _walk(root, masks)}
     candidates = dict(files)

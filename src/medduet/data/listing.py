@@ -29,25 +29,19 @@ _SPLIT_OF = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _COLUMNS = {
-    "path": ("path", "image", "file", "filename", "filepath"),
-    "label": ("label", "class", "diagnosis"),
-    "labels": ("labels",),
-    "mask": ("mask", "masks", "mask_path"),
-    "group": ("group", "patient", "patient_id", "case"),
-    "split": ("split",),
+    **dict.fromkeys(("path", "image", "file", "filename", "filepath"), "path"),
+    **dict.fromkeys(("label", "class", "diagnosis"), "label"),
+    "labels": "labels",
+    **dict.fromkeys(("mask", "masks", "mask_path"), "mask"),
+    **dict.fromkeys(("group", "patient", "patient_id", "case"), "group"),
+    "split": "split",
 }
 
 
 class Item(NamedTuple):
-    """One image file.
+    """One image file, called `name` in the set, and its masks, which are united.
 
-    Attributes:
-        name: what it is called in the set: its path in the folder, or in the table.
-        path: where it is.
-        masks: its mask files; several are united.
-        labels: its class, or classes; ``None`` is unknown.
-        group: whose images belong together, such as a patient; empty is unknown.
-        split: train, val or test; empty if it is to be made.
+    Labels of ``None``, an empty group and an empty split are not known.
     """
 
     name: str
@@ -73,17 +67,7 @@ class Listing(NamedTuple):
 
 
 def list_folder(root: Path, masks: Path | None = None) -> Listing:
-    """List the images in and under the folder `root`, in order of their names.
-
-    Args:
-        root: see the module.
-        masks: folder that holds the masks under the names of the images; ``None`` for those beside
-            the images, or in folders called so.
-
-    Raises:
-        MissingFileError: there is no such folder.
-        DataError: no image is in it, or what belongs together is not clear.
-    """
+    """List the images in and under `root`, and their masks, or those in the folder `masks`."""
     for folder in (root, masks or root):
         if not folder.is_dir():
             raise MissingFileError(f"expected a folder at {folder}, given none")
@@ -93,8 +77,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
             f"{root}: expected images (PNG, JPEG, TIFF, DICOM, NIfTI, ...) in it or in sub-folders "
             "named after classes, there are none"
         )
-    splits = _splits(root, images)
-    items = []
+    splits, items = _splits(root, images), []
     for path, place in images.items():
         inner = place[1:] if splits else place
         above = [each[:n] for each in (place, inner) for n in range(len(each), -1, -1)]
@@ -109,9 +92,11 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
             "name: put masks into folders as their images are"
         )
     reason = "expected an image of this name, but there is only its mask"
-    alone = [(str(path), reason) for paths in drawn.values() for path in paths if path not in uses]
+    alone = tuple(
+        (str(each), reason) for paths in drawn.values() for each in paths if not uses[each]
+    )
     items.sort(key=lambda item: natural(item.name))
-    return Listing(root.resolve().name, tuple(items), faults=tuple(alone))
+    return Listing(root.resolve().name, tuple(items), faults=alone)
 
 
 def _splits(root: Path, images: Mapping[Path, Place]) -> dict[str, str]:
@@ -134,18 +119,10 @@ def list_table(path: Path) -> Listing:
     """List the images of a CSV or Parquet table; see the module for its columns.
 
     In ``labels`` an empty cell is an image without any class; elsewhere it is unknown, as is ``?``.
-
-    Raises:
-        MissingFileError: there is no such table.
-        DataError: it has no column of paths, no rows, a path twice, or an unknown split.
     """
     rows = _read_rows(path)
     given = {str(name).strip().lower(): name for name in rows[0]}
-    columns = {
-        column: given[next(name for name in names if name in given)]
-        for column, names in _COLUMNS.items()
-        if not given.keys().isdisjoint(names)
-    }
+    columns = {column: given[name] for name, column in reversed(_COLUMNS.items()) if name in given}
     if "path" not in columns:
         raise DataError(f"{path}: expected a column path, given {', '.join(given)}: rename one")
     items: dict[str, Item] = {}

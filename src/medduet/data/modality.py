@@ -31,13 +31,7 @@ SIDE = re.compile(r"((?<![A-Za-z])(left|right|LEFT|RIGHT)|Left|Right)(?![a-z])")
 
 
 class Allowed(NamedTuple):
-    """What may be done to an image without making its truth wrong.
-
-    Attributes:
-        mirror: whether left and right may be exchanged.
-        turn: whether it may be turned upside down and, if square, by 90 degrees.
-        hue: the largest change of hue, as a share of the circle; 0 leaves colours as they are.
-    """
+    """Whether left and right may be exchanged, images be turned, and how much hue may change."""
 
     mirror: bool = True
     turn: bool = False
@@ -53,15 +47,7 @@ def allowed(
 ) -> Allowed:
     """Return what may be done to images without making their truth wrong.
 
-    ``"auto"`` knows the modality of the MedMNIST sets; other sets are mirrored, not turned, and
-    keep their colours. Where the name of a class or mask class says left or right, as in
-    OrganMNIST, images are neither mirrored nor turned.
-
-    Example:
-        >>> allowed({"medmnist": "bloodmnist"}, ["platelet"]).turn
-        True
-        >>> allowed({"medmnist": "organamnist"}, ["kidney-left"]).mirror
-        False
+    Where the name of a class or mask class says left or right, that is neither mirror nor turn.
     """
     modality = known_modality(info, modality)
     free = not any(SIDE.search(name) for name in names)

@@ -16,24 +16,14 @@ Pixel = TypeVar("Pixel", np.uint8, np.float32)
 
 
 def resize_image(image: NDArray[Pixel], height: int, width: int) -> NDArray[Pixel]:
-    """Resize an image, ``(H, W)`` or ``(H, W, 3)`` uint8, or ``(H, W)`` float32, bilinearly.
-
-    Example:
-        >>> resize_image(np.array([[0, 0, 200, 200]], np.uint8), 1, 2).tolist()
-        [[29, 171]]
-    """
+    """Resize an image, ``(H, W)`` or ``(H, W, 3)`` uint8, or ``(H, W)`` float32, bilinearly."""
     if image.shape[:2] == (height, width):
         return image
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def resize_mask(mask: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Resize a mask ``(..., H, W)`` to the nearest pixel centres, as ``nearest-exact`` of torch.
-
-    Example:
-        >>> resize_mask(np.array([[1, 2, 3, 4]]), 2, 2).tolist()
-        [[2, 4], [2, 4]]
-    """
+    """Resize a mask ``(..., H, W)`` to the nearest pixel centres, as ``nearest-exact`` of torch."""
     rows, columns = (
         (2 * np.arange(new) + 1) * old // (2 * new)
         for new, old in zip((height, width), mask.shape[-2:], strict=True)
@@ -42,11 +32,6 @@ def resize_mask(mask: NDArray[Any], height: int, width: int) -> NDArray[Any]:
 
 
 def to_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Convert RGB ``(..., W, 3)`` to grey ``(..., W)``, both uint8: luma of ITU-R 601.
-
-    Example:
-        >>> to_grey(np.array([[[255, 0, 0], [0, 255, 0], [7, 7, 7]]], np.uint8)).tolist()
-        [[76, 150, 7]]
-    """
+    """Convert RGB ``(..., W, 3)`` to grey ``(..., W)``, both uint8: luma of ITU-R 601."""
     rows = image.reshape(-1, *image.shape[-2:])
     return np.asarray(Image.fromarray(rows).convert("L")).reshape(image.shape[:-1])

@@ -35,8 +35,7 @@ def open_images(
             ``bloodmnist``, the path of an ``.npz``, of a folder or of a table of images, or
             the folder or URL of a zarr store, which ends in ``.zarr``.
         progress: makes a progress bar from a description and a number of bytes; silent without.
-        saved_split: file of a split, see `medduet.data.splits.write_split`, that is used instead of
-            making one, if it is there.
+        saved_split: file of a split that is used instead of making one, if it is there.
         options: further fields of `medduet.DataConfig`, if only the name was given.
 
     Raises:
@@ -48,8 +47,6 @@ def open_images(
     Example:
         >>> open_images("phantom", size=32, count=20).train.images.shape
         (14, 32, 32)
-        >>> len(open_images("phantom", size=16, count=20, folds=4, fold=1).test)
-        5
     """
     if isinstance(data, str):
         data = validate(DataConfig, {"name": data, **options}, data or "data")
@@ -89,16 +86,12 @@ def is_files(data: DataConfig) -> bool:
 
 def _kind(data: DataConfig) -> str:
     """Return what kind of set the name is of; an error with the closest names if of none."""
-    if is_zarr(data.name):
-        return "zarr"
-    if data.name == "phantom":
-        return "phantom"
-    if data.name in medmnist_sets():
-        return "MedMNIST"
+    if data.name in ("phantom", *medmnist_sets()):
+        return "phantom" if data.name == "phantom" else "MedMNIST"
+    if is_zarr(data.name) or data.name.lower().endswith(".npz"):
+        return "zarr" if is_zarr(data.name) else "npz"
     if is_files(data):
         return _FILES
-    if data.name.lower().endswith(".npz"):
-        return "npz"
     if Path(data.name).is_file():
         raise DataError(f"{data.name}: expected {_ACCEPTED}, given another file")
     hint = closest(data.name, ["phantom", *medmnist_sets()], f"give the path of {_ACCEPTED}")

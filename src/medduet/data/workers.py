@@ -39,18 +39,9 @@ class Transient(str):
 
 
 class WorkerPool:
-    """Worker processes; several threads may use one pool.
+    """Worker processes, one per core without a number; several threads may use one pool.
 
-    Args:
-        processes: how many; ``None`` is one per core that this process may use.
-        memory: bytes that each may take.
-        seconds: how long one file may take.
-
-    Example:
-        >>> import math
-        >>> with WorkerPool(1) as pool:
-        ...     list(pool.map(math.sqrt, [4, -1]))
-        [2.0, 'ValueError: math domain error']
+    Each may take `memory` bytes, and `seconds` for a file.
     """
 
     def __init__(
@@ -74,12 +65,7 @@ class WorkerPool:
     def call(self, function: Callable[[T], R], item: T) -> R | str:
         """Call `function`, importable by its name, with `item` in a worker.
 
-        Returns:
-            The result, or one line of text that says why there is none: `Transient` if there may be
-            one another time.
-
-        Raises:
-            DataError: workers don't start.
+        Without a result one line says why: `Transient` if there may be one another time.
         """
         return next(self.map(function, [item]))
 

@@ -55,14 +55,11 @@ class Facts(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """One frame of a file.
+    """One frame: ``(H, W)`` of any real type or ``(H, W, 3)`` uint8.
 
-    Attributes:
-        values: ``(H, W)`` of any real type or ``(H, W, 3)`` uint8.
-        window: centre and width of those that become black to white; ``None``: those of uint8 are
-            shown as they are, others from the smallest to the largest of the file.
-        inverted: whether the smallest value is white, of values that are not shown as they are.
-        classes: what is stored, if that is something else, for masks.
+    Values outside of `window`, a centre and a width, are black or white. Without, uint8 is shown as
+    it is, all else from the smallest to the largest of the file; `inverted`, the smallest is white.
+    `classes` are the values that are stored, if they are others, for masks.
     """
 
     values: NDArray[Any]
@@ -72,12 +69,9 @@ class Frame(NamedTuple):
 
 
 class Source(NamedTuple):
-    """An open file.
+    """An open file: facts, and what yields its frames for a `ReadOptions.window`.
 
-    Attributes:
-        facts: what its header says.
-        frames: yields the frames, as they are to be shown with a `ReadOptions.window`.
-        lossy: whether neighbouring values may have been the same before compression.
+    If it is lossy, neighbouring values may have been the same before compression.
     """
 
     facts: Facts
@@ -86,21 +80,12 @@ class Source(NamedTuple):
 
 
 def refusal(path: Path, expected: str, given: str) -> DataError:
-    """Return the error of a file that is not as it should be.
-
-    What is given may come from the file: it is made one line without codes for the terminal.
-    """
+    """Return the error of a file, in one line without codes for the terminal of what it says."""
     return DataError(f"{path}: expected {expected}, given {one_line(given, 500)}")
 
 
 def checked(path: Path, facts: Facts) -> Facts:
-    """Return `facts` if a file may be as large as they say.
-
-    Example:
-        >>> checked(Path("a.png"), Facts(1, 3, 60_000, 60_000))
-        Traceback (most recent call last):
-        medduet.errors.DataError: a.png: expected at most 67108864 pixels, given 60000 x 60000
-    """
+    """Return `facts` if a file may be as large as they say."""
     frames, _, height, width = facts
     if min(facts) < 1:
         raise refusal(path, "an image", f"{frames} frames of {height} x {width} pixels")

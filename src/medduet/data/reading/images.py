@@ -21,12 +21,9 @@ _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 
 
 class Picture(NamedTuple):
-    """One frame of a file, as a network takes it and as people look at it.
+    """One frame of a file: as a network takes it and, `whole`, at its own size; both uint8.
 
-    Attributes:
-        fitted: uint8 ``(S, S)``, or ``(S, S, 3)`` with 3 channels.
-        whole: the same at its own size, uint8 ``(H, W)``, or ``(H, W, 3)`` if it is in colour.
-        coloured: share of the pixels that are clearly no grey in the file, even if here they are.
+    `coloured` is the share of pixels that are clearly no grey in the file, even if here they are.
     """
 
     fitted: NDArray[np.uint8]
@@ -52,19 +49,7 @@ def probe(path: Path, file: BinaryIO | None = None) -> Facts:
 
 
 def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None) -> list[Picture]:
-    """Read the frames of a file, or of an open `file`, and keep their own size, too.
-
-    Raises:
-        DataError: names the file, what was expected and what was given.
-        MissingFileError: there is no such file.
-
-    Example:
-        >>> import io
-        >>> Image.new("L", (4, 2), 9).save(file := io.BytesIO(), "png")
-        >>> [picture] = read_pictures(Path("a.png"), ReadOptions(size=8), file)
-        >>> picture.fitted.shape, picture.whole.shape
-        ((8, 8), (2, 4))
-    """
+    """Read the frames of a file, or of an open `file`, and keep their own size, too."""
     with opened(path, file) as source:
         frames = list(source.frames(options.window))
         if len(frames) != source.facts.frames:
@@ -107,13 +92,7 @@ def read_pair(
 def picture_of(
     image: NDArray[Any] | Image.Image, options: ReadOptions, name: str = "image"
 ) -> Picture:
-    """Return an array ``(H, W)`` or ``(H, W, 3)`` of uint8, or an image of Pillow, as a picture.
-
-    Example:
-        >>> picture_of(np.zeros(2), ReadOptions(size=8), "a")
-        Traceback (most recent call last):
-        medduet.errors.DataError: a: expected (H, W), or (H, W, 3) of uint8, given (2,) of float64
-    """
+    """Return an array ``(H, W)`` or ``(H, W, 3)`` of uint8, or an image of Pillow, as a picture."""
     path = Path(name)
     with errors_named(path):
         if isinstance(image, Image.Image):

@@ -49,12 +49,7 @@ def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Source]:
 
 
 def kind_of(head: bytes) -> str | None:
-    """Return which kind of picture starts with `head`, its first `HEAD` bytes.
-
-    Example:
-        >>> kind_of(b"BM..."), kind_of(b"%PDF-1.7")
-        ('BMP', None)
-    """
+    """Return which kind of picture starts with `head`, its first `HEAD` bytes, or None."""
     found = (kind for start, mark, kind in _SIGNATURES if head.startswith(mark, start))
     return next(found, None)
 

@@ -13,21 +13,13 @@ from medduet.data.reading.core import Frame, ReadOptions
 
 
 def levels(frames: Sequence[Frame], channels: Literal[1, 3]) -> list[NDArray[np.uint8]]:
-    """Return the frames of a file from 0 to 255 at their own size.
-
-    They are ``(H, W)``, or ``(H, W, 3)`` if in colour, which 1 channel turns to grey.
-
-    Raises:
-        ValueError: there is no finite value to stretch them by.
-    """
+    """Return the frames of a file from 0 to 255 at their own size, grey for 1 channel."""
     raw = [each.values for each in frames if each.window is None and each.values.dtype != np.uint8]
     finite = [each for values in raw if (each := values[np.isfinite(values)]).size]
     if raw and not finite:
         raise ValueError("none of its values is a finite number")
-    low, high = (
-        float(min(map(np.min, finite), default=0)),
-        float(max(map(np.max, finite), default=0)),
-    )
+    low = float(min((each.min() for each in finite), default=0))
+    high = float(max((each.max() for each in finite), default=0))
     result = []
     for values, window, inverted, _ in frames:
         shown = values
@@ -35,19 +27,13 @@ def levels(frames: Sequence[Frame], channels: Literal[1, 3]) -> list[NDArray[np.
             shown = scaled(values, window[0] - window[1] / 2, window[0] + window[1] / 2)
         elif values.dtype != np.uint8:
             shown = scaled(values, low, high)
-        if inverted and shown is not values:
-            shown = 255 - shown
+        shown = 255 - shown if inverted and shown is not values else shown
         result.append(to_grey(shown) if shown.ndim == 3 and channels == 1 else shown)
     return result
 
 
 def scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Return values with `low` at 0 and `high` at 255, clipped; NaN is 0.
-
-    Example:
-        >>> scaled(np.array([[-5, 0, 500, 1000]]), 0, 1000).tolist()
-        [[0, 0, 128, 255]]
-    """
+    """Return values with `low` at 0 and `high` at 255, clipped; NaN is 0."""
     if not high > low:
         return np.zeros(values.shape, np.uint8)
     result = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
@@ -56,16 +42,14 @@ def scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
 
 def fitted(values: NDArray[np.uint8], options: ReadOptions) -> NDArray[np.uint8]:
     """Return an image of the size and with the channels asked for."""
-    image = resize_image(values, *_inner(values.shape[:2], options))
-    image = _padded(image, options.sides)
-    if image.ndim == 2 and options.channels == 3:
-        image = np.repeat(image[:, :, None], 3, axis=2)
-    return image
+    image = _padded(resize_image(values, *_inner(values.shape[:2], options)), options.sides)
+    grey = image.ndim == 2 and options.channels == 3
+    return np.repeat(image[:, :, None], 3, axis=2) if grey else image
 
 
 def fitted_mask(values: NDArray[Any], options: ReadOptions) -> NDArray[Any]:
     """Return a mask ``(H, W)`` of the size asked for, placed as `fitted` places its image."""
-    return _padded(resize_mask(values, *_inner(values.shape, options)), options.sides)
+    return _padded(resize_mask(values, *_inner(values.shape[:2], options)), options.sides)
 
 
 def restore_mask(
@@ -73,13 +57,7 @@ def restore_mask(
 ) -> NDArray[np.uint8]:
     """Return a mask of a fitted image, ``(S, S)`` of classes, at the image's original size.
 
-    Each class is resized bilinearly, and each pixel gets the class that is most of it, so outlines
-    are smooth.
-
-    Example:
-        >>> mask = np.array([[0, 0, 0], [0, 2, 2], [0, 0, 0]], np.uint8)
-        >>> restore_mask(mask, 1, 3, ReadOptions(size=3)).tolist()
-        [[0, 2, 2]]
+    Each class is resized bilinearly, and a pixel gets the class that is most of it.
     """
     mask = _unpadded(mask, height, width, options)
     if mask.shape == (height, width):
