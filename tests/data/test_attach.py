@@ -101,26 +101,25 @@ def test_the_arrays_of_the_target_are_kept(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.npz"]
 
 
-@pytest.mark.parametrize("window", ["whole", "square"])
-def test_the_window_is_estimated(window: str, phantoms: ImageSet, tmp_path: Path) -> None:
+def test_the_window_is_estimated(phantoms: ImageSet, tmp_path: Path) -> None:
     def band(split: Split) -> Split:  # wider than high
         return replace(split, images=split.images[:, 12:84], masks=split.masks[:, 12:84])
 
     source = replace(phantoms, **{name: band(phantoms.split(name)) for name in SPLITS})
-    shown = slice(None) if window == "whole" else slice(12, 84)
-    small = written(tmp_path / "small.npz", source, lambda x: bilinear(x[:, :, shown], 32))
-    attached = attach_masks(small, source, tmp_path / "out.npz")
-    assert (attached.view.window, attached.view.filter) == (window, "bilinear")
-    assert (attached.table["source"] == source.pool().ids).all()
-    assert attached.counts().loc["all", "matched"] >= 0.98 * COUNT
-    expected = by_pillow(source.train.masks[:, :, shown], 32, "nearest")
-    assert (open_images(str(tmp_path / "out.npz")).train.masks[:] == expected).mean() > 0.99
+    for window, shown in (("whole", slice(None)), ("square", slice(12, 84))):
+        small = written(tmp_path / "small.npz", source, lambda x, s=shown: bilinear(x[:, :, s], 32))
+        attached = attach_masks(small, source, tmp_path / f"{window}.npz")
+        assert (attached.view.window, attached.view.filter) == (window, "bilinear")
+        assert (attached.table["source"] == source.pool().ids).all()
+        assert attached.counts().loc["all", "matched"] >= 0.98 * COUNT
+        expected = by_pillow(source.train.masks[:, :, shown], 32, "nearest")
+        masks = open_images(str(tmp_path / f"{window}.npz")).train.masks[:]
+        assert (masks == expected).mean() > 0.99
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_colour_and_grey(mode: str, tmp_path: Path) -> None:
+def test_grey_of_colour(tmp_path: Path) -> None:
     images = phantom_images(size=64, count=COUNT, channels=3)
-    small = written(tmp_path / "small.npz", images, lambda x: by_pillow(x, 28, mode=mode))
+    small = written(tmp_path / "small.npz", images, lambda x: by_pillow(x, 28, mode="L"))
     attached = attach_masks(small, shuffled(images), tmp_path / "out.npz")
     assert (attached.table["source"] == images.pool().ids).all()
     assert attached.counts().loc["all", "matched"] >= 0.98 * COUNT
@@ -162,20 +161,18 @@ def test_a_picture_with_two_masks_is_ambiguous(phantoms: ImageSet, tmp_path: Pat
 
 
 def test_mistakes(phantoms: ImageSet, target: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out.npz"
-    with pytest.raises(DataError, match="expected a source with masks, given small"):
-        attach_masks(target, open_images(str(target)), out)
-    with pytest.raises(MissingFileError, match=r"no file .*absent\.npz"):
-        attach_masks(tmp_path / "absent.npz", phantoms, out)
-    with pytest.raises(ConfigError, match=r"path of an \.npz to write"):
-        attach_masks(target, phantoms, tmp_path / "out")
-    assert not out.exists()
+    out, bare = tmp_path / "out.npz", open_images(str(target))
     attach_masks(target, phantoms, out)
-    with pytest.raises(ConfigError, match=r"out\.npz exists"):
-        attach_masks(target, phantoms, out)
-    with pytest.raises(DataError, match=r"expected a set without masks, but .*out\.npz has masks"):
-        attach_masks(out, phantoms, tmp_path / "again.npz")
-    assert not (tmp_path / "again.npz").exists()
+    for path, source, to, error, message in (
+        (target, bare, "a.npz", DataError, "expected a source with masks, given small"),
+        (tmp_path / "absent", phantoms, "a.npz", MissingFileError, "no file .*absent"),
+        (target, phantoms, "a", ConfigError, r"path of an \.npz to write"),
+        (target, phantoms, "out.npz", ConfigError, r"out\.npz exists"),
+        (out, phantoms, "a.npz", DataError, "expected a set without masks, but .*out"),
+    ):
+        with pytest.raises(error, match=message):
+            attach_masks(path, source, tmp_path / to)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.npz", "out.csv"}
 
 
 def test_the_command(

@@ -52,12 +52,9 @@ _QUANTILE = 0.9  # of the sample, since most of it may not be in the source
 
 @dataclass(frozen=True)
 class View:
-    """How a target was made from its source.
+    """How a target was made from its source: its size (H, W), from which window, by which filter.
 
-    Attributes:
-        size: height and width of the target in pixels.
-        window: ``whole`` (stretched, if the proportions differ) or ``square``, from the centre.
-        filter: a key of `FILTERS`.
+    The window is ``whole`` (stretched, if the proportions differ) or ``square``, from the centre.
     """
 
     size: tuple[int, int]
@@ -74,10 +71,8 @@ class View:
         return torch.cat(vectors)
 
     def masks(self, masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return masks of the source, ``(N, H, W)``, at the target's size.
-
-        Nearest neighbour keeps the area of small lesions best (``benchmarks/attach_masks.py``).
-        """
+        """Return masks of the source, ``(N, H, W)``, at the target's size."""
+        # Nearest neighbour keeps the area of small lesions best (benchmarks/attach_masks.py).
         return resize_mask(self._crop(masks), *self.size)
 
     def _crop(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -91,15 +86,11 @@ class View:
 
 @dataclass(frozen=True)
 class Attached:
-    """The match of each image of the target.
+    """The match of each image of the target, and how that was made from the source.
 
-    Attributes:
-        table: one row per image, in the order of the splits: ``split``, ``index`` in it, ``state``,
-            ``source``, the most similar image of the source, ``score``, their correlation at the
-            target's size, ``rival``, the next one with another mask, and ``margin``, by what share
-            1 - score is less than the rival's. Images that are ``ambiguous``, ``unmatched`` or
-            have ``no mask`` in the source get none.
-        view: how the target was made from the source.
+    The table has a row per image: ``split``, ``index`` in it, ``state``, ``source``, the most
+    similar image, ``score``, their correlation, ``rival``, the next image with another mask, and
+    ``margin``, by what share 1 - score is less than the rival's. Only ``matched`` ones get a mask.
     """
 
     table: pd.DataFrame

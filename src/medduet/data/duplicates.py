@@ -1,12 +1,9 @@
 """Exact and near-duplicates in a set of images.
 
-Exact duplicates are found by a hash of their pixels. Near-duplicates (another crop, size,
-compression or gain of the same picture) are pairs whose thumbnails of 32 x 32 pixels correlate by
-more than 0.95, and still correlate by more than chance when the mean of the set is removed: chest
-X-rays of two patients correlate, too, but their differences from the mean X-ray do not.
-
-It takes 4 kB of memory per image, and time that grows with the square of their number
-(``benchmarks/duplicates.py``).
+Near-duplicates (another crop, size, compression or gain) are pairs whose thumbnails correlate by
+more than 0.95, and more than by chance when the mean of the set is removed: X-rays of two patients
+correlate, too, but their differences from the mean X-ray don't. It takes 4 kB of memory per image,
+and time that grows with the square of their number (``benchmarks/duplicates.py``).
 """
 
 from __future__ import annotations
@@ -49,13 +46,10 @@ _FORMAT = 4  # of the cached result
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Pairs of images of the same picture.
+    """Pairs of images of the same picture: rows of the pool, ``(P, 2)``, the smaller first.
 
-    Attributes:
-        pairs: ``(P, 2)`` int64 rows of the pool, the smaller first. Exact duplicates are paired
-            with the first of their kind alone.
-        similarity: ``(P,)`` float32 correlation of the thumbnails.
-        exact: ``(P,)`` bool, whether all pixels are equal.
+    Their similarity is the correlation of thumbnails, ``(P,)``. Exact duplicates, bool ``(P,)``,
+    are paired with the first of their kind alone.
     """
 
     pairs: NDArray[np.int64]
@@ -63,13 +57,7 @@ class Duplicates:
     exact: NDArray[np.bool_]
 
     def groups(self, count: int) -> NDArray[np.int64]:
-        """Return the group of each of `count` images that chains of pairs join, ``(count,)``.
-
-        Example:
-            >>> pairs = np.array([[0, 2], [2, 3]])
-            >>> Duplicates(pairs, np.ones(2, np.float32), np.zeros(2, bool)).groups(5).tolist()
-            [0, 1, 0, 0, 2]
-        """
+        """Return the group of each of `count` images that chains of pairs join, ``(count,)``."""
         joined = np.ones(len(self.pairs), dtype=bool), tuple(self.pairs.T)
         graph = coo_array(joined, shape=(count, count))
         return connected_components(graph, directed=False)[1].astype(np.int64)
@@ -94,15 +82,7 @@ def duplicates_file(images: ImageSet, cache: Path | None) -> Path:
 
 
 def search_duplicates(images: Images, progress: ProgressFactory | None = None) -> Duplicates:
-    """Compare all images, ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, with each other.
-
-    Example:
-        >>> import medduet
-        >>> pool = medduet.open_images("phantom", size=64, count=20).pool().images[:]
-        >>> brighter = (pool[3:4] * 0.8 + 40).astype(np.uint8)
-        >>> search_duplicates(np.concatenate([pool, brighter, pool[:1]])).pairs.tolist()
-        [[0, 21], [3, 20]]
-    """
+    """Compare all images, ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, with each other."""
     count, side = len(images), min(SIDE, *images.shape[1:3])
     first, vectors = np.empty(count, dtype=np.int64), torch.empty(count, side * side)
     seen: dict[bytes, int] = {}
@@ -194,12 +174,10 @@ def residual_correlation(one: Tensor, two: Tensor, pairs: Tensor, mean: Tensor) 
 
 
 def chance_bound(one: Tensor, two: Tensor, mean: Tensor, comparisons: float) -> float:
-    """Return the residual correlation that no pair of unrelated images should reach.
+    """Return the residual correlation that no pair of unrelated images should reach; -1 for few.
 
-    Fisher's z of the correlation of random pairs, without those that are plainly the same picture,
-    is taken as normal; 0.05 of so many `comparisons` are expected to exceed the bound, -1 for small
-    sets. The spread is read off the 99th percentile, or a lower one where related pairs, such as
-    frames of one film, widen the upper tail.
+    Fisher's z of random pairs that aren't plainly the same picture is taken as normal. Its spread
+    is that of the farthest tail which related pairs, such as frames of a film, don't widen.
     """
     if len(two) < _MIN_FOR_MEAN:
         return -1.0

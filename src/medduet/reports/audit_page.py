@@ -28,24 +28,7 @@ _OUTLINED = ("masks-without-background", "masks-on-normal-images")
 
 
 def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
-    """Write ``index.html``, ``audit.json`` and ``duplicates.csv`` into a folder.
-
-    The page needs no other file and no network.
-
-    Args:
-        audit: the result of `medduet.audit`.
-        images: the set that was audited.
-        out: the folder.
-
-    Returns:
-        The path of the page.
-
-    Example:
-        >>> import tempfile, medduet
-        >>> images = medduet.open_images("phantom", size=16, count=20)
-        >>> write_audit(medduet.audit(images), images, Path(tempfile.mkdtemp())).name
-        'index.html'
-    """
+    """Write ``index.html``, which needs no other file, ``audit.json`` and ``duplicates.csv``."""
     record = audit.record()
     write_json(out / "audit.json", record)
     flags = dict.fromkeys(["exact", "across_splits", "labels_differ", "masks_differ"], int)

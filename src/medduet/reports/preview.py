@@ -47,13 +47,6 @@ def preview(
 
     Raises:
         ConfigError: a count or file that can't be drawn.
-        MedDuetError: the data can't be opened.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "phantoms.png"
-        >>> preview(DataConfig(name="phantom", size=16, count=20), path, augment="light").name
-        'phantoms.png'
     """
     if not 1 <= count <= MAX_IMAGES:
         raise ConfigError(f"--count must be 1 to {MAX_IMAGES} images, given {count}")

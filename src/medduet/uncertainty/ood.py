@@ -66,9 +66,7 @@ _STRANGERS = ConfigDict(strict=True, extra="forbid", frozen=True)  # who wrote a
 def statistics(image: NDArray[np.uint8]) -> Array:
     """Return simple statistics ``(N, S)`` of images ``(N, C, H, W)`` as the network takes them.
 
-    Brightness, contrast, shares of black and white, differences of neighbours at three scales, of
-    top and bottom, of left and right, of centre and all; of colour images mean and spread of the
-    colour.
+    Brightness, contrast, black and white, differences of neighbours, halves and centre, colour.
     """
     if min(image.shape[2:]) < _SMALLEST_SIDE:
         image = image.repeat(_SMALLEST_SIDE, axis=2).repeat(_SMALLEST_SIDE, axis=3)
@@ -95,15 +93,9 @@ def statistics(image: NDArray[np.uint8]) -> Array:
 
 
 class Mahalanobis(BaseModel):
-    """Distances of vectors ``(N, F)`` from training images, and those of validation images.
+    """Mahalanobis distances of vectors ``(N, F)`` from training images, and of validation images.
 
-    Attributes:
-        mean: ``(F,)``, saved in float32 as base64.
-        scale: ``(F,)``, by which vectors are divided first; likewise.
-        directions: D unit vectors ``(F,)`` of the largest variance, after scaling, in float16.
-        variance: along each of the D directions, shrunk.
-        residual_variance: along each other direction; ``None`` if there is none.
-        val_distances: of the validation images.
+    Along each of D directions of the largest variance it is shrunk; all others share one.
     """
 
     model_config = _STRANGERS
@@ -126,10 +118,7 @@ class Mahalanobis(BaseModel):
 
     @classmethod
     def fit(cls, train: Array, val: Array, most: int, *, rescale: bool) -> Mahalanobis:
-        """Return the distance from training vectors ``(N, F)``, with those of `val` ``(M, F)``.
-
-        `most` directions are kept; `rescale` divides each feature by its standard deviation first.
-        """
+        """Return the distance in `most` directions, after each feature is divided by its spread."""
         from sklearn.covariance import ledoit_wolf_shrinkage
 
         mean = train.mean(axis=0)
@@ -169,19 +158,8 @@ class Mahalanobis(BaseModel):
 class OODDetector(BaseModel):
     """Tells images that are unlike those of the training; it stands in the bundle.
 
-    Attributes:
-        plain: distance of the `statistics` of images.
-        features: distance of what the class head takes; ``None`` for networks without one.
-        channels: of the images, 1 or 3.
-        stretched: whether images were made square by stretching, so that their sides are not seen.
-
-    Example:
-        >>> rng = np.random.default_rng(0)
-        >>> train, val = (rng.integers(50, 200, (n, 1, 16, 16), np.uint8) for n in (200, 99))
-        >>> detector = OODDetector.fit(statistics(train), statistics(val), channels=1)
-        >>> black = np.zeros((1, 1, 16, 16), np.uint8)
-        >>> detector.p_values(None, statistics(black)).tolist()
-        [0.01]
+    It has the distances of `statistics`, and of what the class head takes, if there is one.
+    `stretched` images were made square so, and their sides are not seen afterwards.
     """
 
     model_config = _STRANGERS
@@ -208,10 +186,9 @@ class OODDetector(BaseModel):
         channels: int,
         stretched: bool = False,
     ) -> OODDetector | None:
-        """Return the detector; ``None`` for fewer than `FEWEST` images of a split.
+        """Return the detector from statistics ``(N, S)`` and what the class head takes, ``(N, F)``.
 
-        `train` and `val` are statistics ``(N, S)`` of images, the features what the class head
-        takes of the same, ``(N, F)``; for the others see `OODDetector`.
+        ``None`` for fewer than `FEWEST` images of a split.
         """
         if min(len(train), len(val)) < FEWEST:
             return None
@@ -223,10 +200,7 @@ class OODDetector(BaseModel):
         return cls(plain=plain, features=features, channels=channels, stretched=stretched)
 
     def p_values(self, features: Array | None, plain: Array) -> Array:
-        """Return the p-values ``(N,)`` of images, of their `statistics` ``(N, S)``.
-
-        The features are what the class head takes, ``(N, F)``; ``None`` if that is not at hand.
-        """
+        """Return the p-values ``(N,)`` of images by what the class head takes, and `statistics`."""
         distances = [(1, self.plain, self.plain(plain))]
         if features is not None and self.features is not None:
             distances.append((HEAD, self.features, self.features(features)))

@@ -24,18 +24,8 @@ def calibration_summary(
 ) -> dict[str, Any]:
     """Return what a calibration gives on images that it was not fitted on, ready for JSON.
 
-    Args:
-        calibration: of the network.
-        label: see `reliability`.
-        probability: of the network, ``(N, K)``, not calibrated.
-        class_names: of the K classes.
-
-    Returns:
-        ``ece_before`` and ``ece_after`` with their ``reliability``; ``sets``, by coverage: the
-        share of the ``n`` images whose true class is in the set, its Wilson interval and the mean
-        ``size`` of the sets, and the same ``per_class`` over the images of each. Multi-label sets
-        count pairs of image and label, and give no interval over all of them, since those of one
-        image depend on each other.
+    Coverage is the share of ``n`` images whose true class is in the set; of multi-label sets, of
+    pairs of image and label, without an interval, since those of one image depend on each other.
     """
     several = calibration.multi_label
     truth, p = check_predictions(label, probability, several, in_unit_range=True)

@@ -23,8 +23,7 @@ class Finding:
 
     Attributes:
         kind: a name for each check, such as ``near-duplicates-across-splits``.
-        severity: ``leak`` (test scores are inflated), ``warning`` (to check before training) or
-            ``note``.
+        severity: ``leak`` (inflates test scores), ``warning`` (to check before training), ``note``.
         message: one sentence with counts.
         rows: ``(n,)`` int64 rows of the pool, the images concerned; empty where whole splits are.
     """
@@ -109,12 +108,7 @@ def split_numbers(images: ImageSet) -> NDArray[np.int64]:
 
 
 def label_texts(labels: NDArray[np.int64], class_names: Sequence[str]) -> NDArray[np.str_]:
-    """Return labels ``(N,)``, or ``(N, K)`` of 0 and 1, as text; -1 is unknown.
-
-    Example:
-        >>> label_texts(np.array([[1, 1], [0, 0], [-1, -1]]), ["cup", "disc"]).tolist()
-        ['cup + disc', 'none', 'unknown']
-    """
+    """Return labels ``(N,)``, or ``(N, K)`` of 0 and 1, as text; -1 is unknown."""
     if not class_names:
         return np.full(len(labels), "", dtype=np.str_)
     if labels.ndim == 1:

@@ -36,7 +36,8 @@ def find_leaks(findings: Findings, pool: Split, duplicates: Duplicates) -> None:
     count = plural(len(np.unique(groups[conflicts])), "group")
     text = f" in {count} of duplicates with different labels"
     findings.of_images("Label conflicts", "warning", conflicts, text)
-    findings.of_images("Exact duplicates within a split", "note", _repeated(first, splits))
+    repeated = pd.DataFrame({"first": first, "split": splits}).duplicated()
+    findings.of_images("Exact duplicates within a split", "note", np.asarray(repeated))
     near, within = duplicates.pairs[~duplicates.exact], np.zeros(len(pool), dtype=bool)
     within[near[splits[near[:, 0]] == splits[near[:, 1]]]] = True
     distinct = [f"{len(np.unique(groups[splits == k])):,}" for k in range(len(SPLITS))]
@@ -93,11 +94,6 @@ def _first_copies(duplicates: Duplicates, count: int) -> NDArray[np.int64]:
     first, exact = np.arange(count), duplicates.pairs[duplicates.exact]
     first[exact[:, 1]] = exact[:, 0]
     return first
-
-
-def _repeated(groups: NDArray[np.int64], splits: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which images have another of their group before them in the same split."""
-    return np.asarray(pd.DataFrame({"group": groups, "split": splits}).duplicated())
 
 
 def _conflicting(groups: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -168,11 +164,9 @@ def clean(
 
     Args:
         images: the set.
-        method: ``"drop"`` leaves images out of train (and of val, where test has the same), so that
-            test stays as published and scores compare; of copies within train or val the first one
-            stays. ``"regroup"`` keeps more: each group of duplicates or patients moves to the last
-            split that any of it was in; of copies within any split the first one stays. Copies
-            with different labels are all left out.
+        method: ``"drop"`` leaves images out of train and val, so that test stays as published;
+            ``"regroup"`` keeps more: groups move to the last split that any of them was in. The
+            first of copies in one split stays (drop: not in test), none if their labels differ.
         cache: folder of cached searches for duplicates.
         progress: shows the progress of the searches.
 
@@ -215,19 +209,17 @@ def _cleaned_once(
     first, rows = _first_copies(duplicates, count), np.flatnonzero(changeable)
     # Labels of all copies in a split, before the first one alone stays.
     wrong = _conflicting(first[rows] * len(SPLITS) + splits[rows], pool.labels[rows])
-    after[rows[wrong | _repeated(first[rows], after[rows])]] = _DROPPED
+    repeated = pd.DataFrame({"first": first[rows], "split": after[rows]}).duplicated()
+    after[rows[wrong | repeated]] = _DROPPED
     return after
 
 
 def _changes(before: NDArray[np.int64], after: NDArray[np.int64], method: str) -> tuple[str, ...]:
     kept = after != _DROPPED
     dropped, moved = np.flatnonzero(~kept), np.flatnonzero(kept & (after != before))
-    changes = []
-    if len(dropped):
-        changes.append(f"dropped {len(dropped):,} ({per_split(dropped, before)})")
-    if len(moved):
-        text = f"moved {len(moved):,} ({per_split(moved, before)}) to {per_split(moved, after)}"
-        changes.append(text)
+    drop = f"dropped {len(dropped):,} ({per_split(dropped, before)})"
+    move = f"moved {len(moved):,} ({per_split(moved, before)}) to {per_split(moved, after)}"
+    changes = [text for text, rows in ((drop, dropped), (move, moved)) if len(rows)]
     if not changes:
         return ()
     test = ["test unchanged"] if method == "drop" else []
