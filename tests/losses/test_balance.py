@@ -64,15 +64,6 @@ def test_an_unknown_task_enters_with_its_last_loss(name: str) -> None:
     assert coefficients(known, 2.0, 3.0) == coefficients(unknown, 2.0, 3.0)
 
 
-@pytest.mark.parametrize("name", ["uncertainty", "dwa"])
-def test_a_task_that_was_never_known_does_no_harm(name: str) -> None:
-    balance = Balance(name, 2)
-    for _ in range(3):
-        found = coefficients(balance, 2.0, 0.0, known=FIRST)
-        assert all(math.isfinite(share) for share in found)
-        assert found[0] > 0
-
-
 def test_pcgrad_and_upgrad() -> None:
     # Each row less its part against the other one: (1/2, 1/2) and (0, 1).
     vector, weights = Balance("pcgrad", 2).aggregate(CONFLICT, BOTH)

@@ -48,11 +48,7 @@ def test_wilson_equals_statsmodels(case: tuple[int, int]) -> None:
 def test_bootstrap_equals_scipy(n: int) -> None:
     values = np.random.default_rng(n).beta(5, 1, n)
     expected = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=1000,
-        method="percentile",
-        rng=np.random.default_rng(3),
+        (values,), np.mean, n_resamples=1000, method="percentile", rng=np.random.default_rng(3)
     ).confidence_interval
     found = bootstrap_mean(values, resamples=1000, seed=3)
     assert found == pytest.approx(tuple(expected), abs=1e-12)

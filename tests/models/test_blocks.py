@@ -1,40 +1,12 @@
 from __future__ import annotations
 
-import pytest
 import torch
-from timm.models.vovnet import OsaBlock
 from torch import nn
 
-from medduet import ModelError, create_model
-from medduet.models.blocks import ResidualUnit, osa_unit
-from medduet.models.inception import (
-    DenseInception,
-    InceptionRes,
-)
+from medduet import create_model
+from medduet.models.blocks import ResidualUnit
+from medduet.models.inception import InceptionRes
 from medduet.models.unet import Sharpen
-
-
-def test_osa_unit_is_timms_block_then_norm_and_gelu() -> None:
-    torch.manual_seed(0)
-    unit = osa_unit(3, 5)
-    block, norm, activation = unit
-    assert isinstance(block, OsaBlock)
-    assert (type(norm), norm.num_features) == (nn.BatchNorm2d, 5)
-    assert (type(activation), activation.approximate) == (nn.GELU, "none")
-    assert not block.residual
-    assert isinstance(block.attn, nn.Identity | None.__class__)
-    # in + 2 * out channels are fused, once
-    assert block.conv_concat.conv.weight.shape == (5, 3 + 2 * 5, 1, 1)
-    assert [tuple(layer.conv.weight.shape) for layer in block.conv_mid] == [
-        (5, 3, 3, 3),
-        (5, 5, 3, 3),
-    ]
-    convolutions = [m for m in unit.modules() if isinstance(m, nn.Conv2d)]
-    assert len(convolutions) == 3
-    assert all(m.bias is None for m in convolutions)
-    image = torch.rand(2, 3, 9, 8)
-    expected = nn.functional.gelu(norm.eval()(block.eval()(image)))
-    assert torch.equal(unit.eval()(image), expected)
 
 
 def test_sharpening_is_a_fixed_laplacian_that_is_not_saved() -> None:
@@ -79,20 +51,3 @@ def test_inception_res_by_hand() -> None:
     assert maps.shape[1] == 8
     fused = [m for m in block.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(fused) == 6, "every convolution but the fusing ones has a norm"
-
-
-def test_dense_inception_reads_all_before() -> None:
-    block = DenseInception(6, 10, layers=3, growth=4)
-    *layers, last = block
-    assert [layer.bottleneck.conv.in_channels for layer in layers] == [6, 10, 14]
-    assert (last.conv.in_channels, last.conv.out_channels) == (18, 10)
-    x = torch.rand(2, 6, 5, 5)
-    assert torch.equal(layers[0](x)[:, :6], x)
-    network = create_model(
-        "dense_inception_unet", in_channels=1, num_classes=2, dense_channels=1, width=4
-    )
-    counts = [len(m) - 1 for m in network.modules() if isinstance(m, DenseInception)]
-    assert counts == [12, 24, 12]
-    assert sum(isinstance(m, InceptionRes) for m in network.modules()) == 6
-    with pytest.raises(ModelError, match="width of at least 4"):
-        create_model("dense_inception_unet", in_channels=1, num_classes=2, width=3)

@@ -134,18 +134,6 @@ def test_the_memory_format_is_that_of_the_ensemble() -> None:
     assert seen == [True] * 8
 
 
-def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
-    network = Ensemble(members(3, dense=1), multi_label=True, mask_channels=1, test_time="flips")
-    save_network(tmp_path, network.eval())
-    again = load(tmp_path)
-    assert isinstance(again, Ensemble)
-    assert not again.training
-    assert again.arguments == network.arguments
-    image = torch.rand(2, 1, 16, 20)
-    for found, expected in zip(again(image), network(image), strict=True):
-        assert torch.equal(found, expected)
-
-
 def test_members_that_don_t_fit() -> None:
     settings: dict[str, Any] = {"multi_label": False, "mask_channels": 0}
     for other in (members(1, classes=2), members(1, dense=1), members(1, channels=2)):

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from medduet import ModelError, Outputs, create_model
 from medduet.models.base import DuetNetwork
+from medduet.models.normalize import Normalize
 from medduet.models.unet import Up
 
 NAMES = ["vovunet_var", "unet_var"]
@@ -108,31 +109,39 @@ def test_up_puts_the_skip_first_and_pads_at_the_right_and_bottom() -> None:
     assert (joined[:, 2:, :, 6] == 0).all()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_dense_off_builds_and_runs_no_decoder(name: str) -> None:
-    both = create_model(name, in_channels=1, num_classes=2, dense_channels=1, width=2)
-    alone = create_model(name, in_channels=1, num_classes=2, width=2)
-    kept = {key for key in both.state_dict() if not key.startswith(("up.", "dense_head."))}
-    assert set(alone.state_dict()) == kept
-    assert set(both.state_dict()) - kept
-    sides = []
-    for module in alone.modules():
-        module.register_forward_hook(lambda _, __, out: sides.append(getattr(out, "shape", ())))
-    outputs = alone(torch.zeros(2, 1, 32, 32))
-    assert outputs.dense is None
-    assert outputs.class_logits.shape == (2, 2)
-    widths = [shape[-1] for shape in sides if len(shape) == 4]
-    assert widths[-1] == 2
-    assert widths == sorted(widths, reverse=True), "something was enlarged"
-    alone.load_state_dict({key: value for key, value in both.state_dict().items() if key in kept})
-    image = torch.rand(2, 1, 32, 32)
-    assert torch.equal(alone.eval()(image).class_logits, both.eval()(image).class_logits)
-
-
 @pytest.mark.parametrize("size", [(15, 16), (16, 15), (15, 224), (1, 1)], ids=str)
 def test_images_that_are_too_small(size: tuple[int, int]) -> None:
     network = create_model("vovunet_var", in_channels=1, num_classes=2, width=2)
     with pytest.raises(ModelError, match=r"at least 16 x 16.*--size 16") as caught:
         network(torch.zeros(2, 1, *size))
     assert f"{size[0]} x {size[1]}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(4, 7, 9, 1), (4, 7, 9, 3), (1, 1, 5, 3), (2, 6, 1, 3)])
+def test_every_byte_is_what_the_formula_gives(shape: tuple[int, ...]) -> None:
+    side_by_side = torch.randint(0, 256, shape, dtype=torch.uint8).permute(0, 3, 1, 2)
+    normalize = Normalize(shape[3])
+    normalize.set((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for image in (side_by_side, side_by_side.contiguous(), side_by_side[:, :, ::2, ::2]):
+        before = image.clone()
+        found, expected = normalize(image), (image / 255 - normalize.mean) / normalize.std
+        assert torch.equal(found, expected)
+        assert found.stride() == expected.stride()
+        assert torch.equal(image, before)
+
+
+def test_floats_are_left_as_they_are() -> None:
+    image = torch.rand(2, 3, 4, 4, requires_grad=True)
+    before = image.detach().clone()
+    Normalize(3)(image).sum().backward()
+    assert torch.equal(image, before)
+    torch.testing.assert_close(image.grad, torch.full_like(before, 2.0))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16, 16), (1, 16, 16), (16, 16), (1, 1, 1, 16, 16)])
+def test_images_of_another_shape(shape: tuple[int, ...]) -> None:
+    network = create_model("unet_var", in_channels=1, num_classes=2, width=2)
+    with pytest.raises(ModelError, match=r"\(N, 1, H, W\)") as caught:
+        network(torch.zeros(shape))
     assert "\n" not in str(caught.value)

@@ -147,32 +147,6 @@ assert torch.equal(kernel, file["blocks.1.0.conv_pw.weight"])
     assert "pretrained" not in read_json(tmp_path / "RUN" / "bundle" / "config.json")["network"]
 
 
-def test_a_network_is_fetched_from_the_hub(hub: Any, tmp_path: Path) -> None:
-    root = hub.root
-    network = create_model("unet", in_channels=1, num_classes=2, width=2).eval()
-    save_network(root / "someone" / "net", network)
-    save_file({"image": torch.rand(1, 1, 16, 16)}, tmp_path / "image.safetensors")
-    code = """
-from safetensors.torch import load_file, save_file
-from medduet import MissingFileError, load
-image = load_file("image.safetensors")["image"]
-network = load("hf://someone/net@main")
-save_file({"logits": network(image).class_logits.detach()}, "logits.safetensors")
-for name in ("hf://someone/else", "no folder at all"):
-    try:
-        load(name)
-    except MissingFileError as error:
-        assert name.removeprefix("hf://") in str(error) and "\\n" not in str(error), error
-    else:
-        raise AssertionError(name)
-"""
-    done = hub.run(code)
-    assert done.returncode == 0, done.stderr
-    image = load_file(tmp_path / "image.safetensors")["image"]
-    found = load_file(tmp_path / "logits.safetensors")["logits"]
-    torch.testing.assert_close(found, network(image).class_logits)
-
-
 def test_without_a_network_the_error_is_one_line(hub: Any, tmp_path: Path) -> None:
     code = f"""
 import sys
