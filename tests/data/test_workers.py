@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from medduet.data.workers import Transient, WorkerPool
@@ -104,21 +105,11 @@ def test_what_is_read_ahead_is_bounded(functions: Any, tmp_path: Path) -> None:
 
 
 def test_threads_share_a_pool_that_outlives_its_workers(functions: Any) -> None:
-    results: dict[int, Any] = {}
-    with WorkerPool(2) as pool:
-
-        def call(number: int) -> None:
-            results[number] = pool.call(functions.act, "exit" if number % 5 == 0 else number)
-
-        threads = [threading.Thread(target=call, args=[number]) for number in range(10)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    items = ["exit" if number % 5 == 0 else number for number in range(10)]
+    with WorkerPool(2) as pool, ThreadPoolExecutor(10) as threads:
+        results = list(threads.map(lambda item: pool.call(functions.act, item), items))
         assert pool.call(functions.act, 4) == 8
-    assert [results[k] for k in range(10)] == [
-        REASONS["exit"] if k % 5 == 0 else 2 * k for k in range(10)
-    ]
+    assert results == [REASONS["exit"] if item == "exit" else 2 * item for item in items]
 
 
 def test_a_function_that_workers_cannot_import(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,14 +131,9 @@ with WorkerPool(2) as pool:
 
 
 def start(tmp_path: Path, *items: str) -> subprocess.Popen[str]:
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    return subprocess.Popen(
-        [sys.executable, str(script), *items],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    (tmp_path / "script.py").write_text(SCRIPT)
+    words = [sys.executable, str(tmp_path / "script.py"), *items]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_script_needs_no_guard(functions: Any, tmp_path: Path) -> None:
@@ -161,29 +147,13 @@ def test_a_stopped_program_leaves_no_worker(
     functions: Any, tmp_path: Path, number: signal.Signals
 ) -> None:
     process = start(tmp_path, "sleep", "sleep")
-
-    deadline = time.monotonic() + 20
-    while len(workers := workers_of(process.pid)) < 2 and time.monotonic() < deadline:
+    deadline, workers = time.monotonic() + 20, []
+    while len(workers) < 2 and time.monotonic() < deadline:
         time.sleep(0.1)
+        children = psutil.Process(process.pid).children()
+        workers = [each for each in children if "spawn_main" in " ".join(each.cmdline())]
     assert len(workers) == 2
     time.sleep(1.5)  # they sleep
     process.send_signal(number)
     process.communicate(timeout=20)
-    deadline = time.monotonic() + 8
-    while (left := [path for path in workers if is_running(path)]) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert left == []
-
-
-def workers_of(pid: int) -> list[Path]:
-    """Return the folders in /proc of the workers of a process."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [Path("/proc") / child for task in tasks for child in task.read_text().split()]
-    return [child for child in children if b"spawn_main" in (child / "cmdline").read_bytes()]
-
-
-def is_running(process: Path) -> bool:
-    try:
-        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    assert psutil.wait_procs(workers, timeout=8)[1] == []
