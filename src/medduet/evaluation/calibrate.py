@@ -47,7 +47,7 @@ def calibrate_bundle(
     out = Path(out)
     if out.exists():
         raise ConfigError(f"{out} is there already: give another --out")
-    evaluator = Evaluator.open(path, data=data, device=device, progress=progress)
+    evaluator = Evaluator.open(path, data, device, progress)
     images, bundle = evaluator.images, evaluator.bundle
     trained_on = bundle.config.data or DataRecord()
     # The same images, however they are split.
@@ -67,12 +67,9 @@ def calibrate_bundle(
     metrics = dict(bundle.config.metrics)
     for name in {"val", "test"} & metrics.keys():  # what they say of the old calibration
         metrics[name] = {key: each for key, each in metrics[name].items() if key != "calibration"}
-    changes = {
-        "calibration": calibration,
-        "calibration_missing": None,
-        "calibrated_on": {"name": images.name, "fingerprint": images.fingerprint, "split": split},
-        "metrics": metrics,
-    }
+    source = {"name": images.name, "fingerprint": images.fingerprint, "split": split}
+    changes = {"calibration": calibration, "calibration_missing": None, "calibrated_on": source}
+    changes["metrics"] = metrics
     if evaluator.fabric.is_global_zero:
         save_bundle(out, bundle.network.cpu(), bundle.config.model_copy(update=changes))
     return calibration

@@ -28,9 +28,8 @@ class EnsembleRecord(NamedTuple):
     Attributes:
         path: its folder, a bundle.
         members: path of each member.
-        images: the name of the set on which it was evaluated; empty if it was not.
-        scores: for ``"val"`` and ``"test"`` the metrics with their intervals of each member, and
-            last of the ensemble; empty if it was not evaluated.
+        images: name of the set on which it was evaluated, if it was.
+        scores: then for ``"val"`` and ``"test"`` the metrics of each member, and of the ensemble.
     """
 
     path: Path
@@ -56,14 +55,12 @@ def ensemble(
     `medduet.models.Ensemble`.
 
     Args:
-        paths: bundles, finished runs or ``hf://OWNER/NAME``, trained on the same images in the
-            same split.
+        paths: bundles, runs or ``hf://OWNER/NAME``, trained on the same images in the same split.
         out: the folder to write.
-        tta: test-time augmentation, the views of each image: ``"none"``, ``"flip"``, ``"flips"``
-            or ``"turns"``.
-        data: on which images to evaluate members and ensemble; ``None`` for those of the first run.
-        modality: what the images show, see `medduet.DataConfig`; ``"auto"`` for that of the run.
-        evaluate: whether to evaluate them on the validation and test split, if there are images.
+        tta: views of each image: ``"none"``, ``"flip"``, ``"flips"`` or ``"turns"``.
+        data: images to evaluate members and ensemble on; ``None`` for those of the first run.
+        modality: what the images show; ``"auto"`` for that of the run.
+        evaluate: whether to evaluate them on validation and test, if there are images.
         device: auto, cpu, cuda, cuda:1 or mps.
         progress: draws the progress of downloads and conversions.
 
@@ -92,9 +89,7 @@ def ensemble(
     combined = _combined(members, tta)
     images, scores = "", {}
     if evaluate and (data is not None or runs):
-        evaluator = Evaluator.open(
-            (runs or folders)[0], data=data, device=device, progress=progress
-        )
+        evaluator = Evaluator.open((runs or folders)[0], data, device, progress)
         images, networks = evaluator.images.name, [*members, combined]
         for split in ("val", "test"):
             predicted = [evaluator.of(each).predict(evaluator.split(split)) for each in networks]
@@ -107,29 +102,31 @@ def ensemble(
 
 
 def _check_same(members: Sequence[ModelBundle], paths: Sequence[str]) -> None:
-    """Raise `ConfigError` unless the networks have the same task on the same images."""
-    shared, seen = list[dict[str, Any]](), dict[str | None, str]()
-    for member, path in zip(members, paths, strict=True):
+    """Raise `ConfigError` unless the networks are different ones of one task on the same images."""
+    first = _task(members[0].config)
+    weights = [member.config.weights_sha256 for member in members]
+    for number, (member, path) in enumerate(zip(members, paths, strict=True)):
         member.config.usable(path)
         if isinstance(member.network, Ensemble):
             raise ConfigError(f"{path} is an ensemble already: give its members")
-        config = member.config.to_json()
-        names = ("class_names", "mask_names", "multi_label", "layout", "precision")
-        # Members normalise each by its own mean and spread.
-        prepared = ("size", "channels", "fit", "window")
-        values = {name: config[name] for name in names}
-        values["preprocessing"] = {name: config["preprocessing"][name] for name in prepared}
-        values["images and split"] = (config["data"] or {}).get("fingerprint")
-        shared.append(values)
-        for name, value in shared[0].items():
-            if value != values[name]:
+        for name, value in _task(member.config).items():
+            if value != first[name]:
                 raise ConfigError(
-                    f"expected members with the same {name}, but {paths[0]} has {value} and "
-                    f"{path} {values[name]}: they can't be one ensemble"
+                    f"expected members with the same {name}, but {paths[0]} has {first[name]} and "
+                    f"{path} {value}: they can't be one ensemble"
                 )
-        if (twin := seen.get(member.config.weights_sha256)) is not None:
-            raise ConfigError(f"{twin} and {path} are the same network: leave one out")
-        seen[member.config.weights_sha256] = path
+        if (twin := weights.index(weights[number])) < number:
+            raise ConfigError(f"{paths[twin]} and {path} are the same network: leave one out")
+
+
+def _task(config: BundleConfig) -> dict[str, Any]:
+    """Return what members must share; each normalises by its own mean and spread."""
+    names = ("class_names", "mask_names", "multi_label", "layout", "precision")
+    prepared = {"size", "channels", "fit", "window"}
+    return {name: getattr(config, name) for name in names} | {
+        "preprocessing": config.preprocessing and config.preprocessing.model_dump(include=prepared),
+        "images and split": config.data and config.data.fingerprint,
+    }
 
 
 def _check_views(tta: TestTime, config: BundleConfig, modality: Modality) -> None:

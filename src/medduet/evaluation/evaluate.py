@@ -61,7 +61,7 @@ def evaluate(
         ModelError: it is damaged.
     """
     check_out(path, out)
-    evaluator = Evaluator.open(path, data=data, device=device, progress=progress)
+    evaluator = Evaluator.open(path, data, device, progress)
     images, calibration = evaluator.images, evaluator.bundle.config.calibration
     predictions = evaluator.predict(evaluator.split(split))
     metrics = {
@@ -97,7 +97,6 @@ class Evaluator:
     def open(
         cls,
         path: str | Path,
-        *,
         data: DataConfig | None,
         device: str,
         progress: ProgressFactory | None,

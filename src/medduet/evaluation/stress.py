@@ -69,7 +69,7 @@ def stress(
         ModelError: the bundle is damaged.
     """
     check_out(path, out)
-    evaluator = Evaluator.open(path, data=data, device=device, progress=progress)
+    evaluator = Evaluator.open(path, data, device, progress)
     images, pool = evaluator.images, evaluator.split(split)
     for setting in (data or evaluator.config.data, evaluator.config.data):
         modality = setting.modality if modality == "auto" else modality
