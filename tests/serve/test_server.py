@@ -18,7 +18,7 @@ import pytest
 from medduet import ConfigError, MissingFileError, create_model
 from medduet.cli import main
 from medduet.runs.bundle import save_bundle
-from medduet.serve.schemas import encode_prediction
+from medduet.serve.schemas import Options, encode_prediction
 from medduet.serve.server import check_packages, named, opened
 
 
@@ -46,7 +46,7 @@ def test_what_can_t_be_explained_is_served_without(own: Path, tmp_path: Path) ->
     assert not served.explains
     assert "# vovunet\\_var" in served.card
     answer = served.predictor(np.zeros((20, 30), np.uint8))
-    text = encode_prediction("run", served.predictor, answer, mask="png", image=False, side=0)
+    text = encode_prediction("run", served.predictor, Options(), answer)
     said = json.loads(text)
     assert (said["label"], said["probabilities"], said["heat"]) == (None, {}, None)
     assert said["mask"]["png"]

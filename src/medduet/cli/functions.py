@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 import tyro
 from pydantic import Field
 
-from medduet.cli.display.screen import write, write_table
+from medduet.cli.screen import write, write_table
 from medduet.config import DataConfig
 from medduet.data.attach import Attached
 from medduet.data.attach import attach_masks as attach

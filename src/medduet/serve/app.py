@@ -24,9 +24,9 @@ from medduet.serve.counters import Counters
 from medduet.serve.limits import Limits
 from medduet.serve.schemas import (
     MaskColour,
-    MaskFormat,
     Model,
     Models,
+    Options,
     PredictionResponse,
     Refusal,
     encode_prediction,
@@ -61,7 +61,6 @@ _REFUSALS: dict[int, str] = {
     429: "Too many requests are waiting; Retry-After says when to try again.",
     504: "The answer was not ready in time.",
 }
-_OPTIONS = ("model", "mask", "explain", "image", "side")  # of /predict
 _BODY = {
     "description": "PNG, JPEG, TIFF, BMP, WebP or DICOM: the file itself, or a form with it.",
     "required": True,
@@ -115,33 +114,15 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         },
         openapi_extra={"requestBody": _BODY},
     )
-    async def predict(
-        request: Request,
-        model: Annotated[str | None, Query(description="name of the model")] = None,
-        mask: Annotated[
-            MaskFormat, Query(description="how to send the mask: rle is COCO's, uncompressed")
-        ] = "png",
-        explain: Annotated[bool, Query(description="also send the heat map (Grad-CAM)")] = False,
-        image: Annotated[bool, Query(description="also send the image")] = False,
-        side: Annotated[
-            int,
-            Query(ge=0, le=8192, description="longest side of what is sent as PNG; 0: the image's"),
-        ] = 0,
-    ) -> Response:
+    async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
         """Predict the classes and the mask of an image."""
-        if unknown := [each for each in request.query_params if each not in _OPTIONS]:
-            raise HTTPException(
-                422, f"unknown option '{unknown[0]}': {closest(unknown[0], _OPTIONS)}"
-            )
-        name = next(iter(served)) if model is None else model
+        name = next(iter(served)) if options.model is None else options.model
         if name not in served:
             raise HTTPException(404, f"there is no model '{name}': {closest(name, served)}")
-        if explain and not served[name].explains:
+        if options.explain and not served[name].explains:
             raise HTTPException(422, f"{name} has no heat maps: omit explain")
-        encode = partial(
-            encode_prediction, name, served[name].predictor, mask=mask, image=image, side=side
-        )
-        return await service.answer(request, name, explain, encode)
+        encode = partial(encode_prediction, name, served[name].predictor, options)
+        return await service.answer(request, name, options.explain, encode)
 
     @app.get("/models")
     def models() -> Models:

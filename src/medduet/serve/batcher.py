@@ -24,16 +24,9 @@ class _Job(NamedTuple):
 
 
 class Batcher:
-    """Predicts pictures in a thread of its own, those that wait together; of one event loop.
+    """Predicts pictures in a thread of its own, in batches of those that came meanwhile.
 
-    What comes while a batch is computed makes the next one. Pictures that nobody waits for any
-    more, because the task was cancelled, are not computed. An error meets only the picture that
-    caused it.
-
-    Args:
-        predict: from pictures, and whether to explain, to predictions in the same order.
-        batch_size: at most so many pictures are computed together.
-        watch: called with the size of each batch and the seconds that it took.
+    Those whose task was cancelled are not computed; an error meets only the picture that caused it.
     """
 
     def __init__(
@@ -85,7 +78,7 @@ class Batcher:
         start = time.perf_counter()
         compute = partial(self._predict, [job.picture for job in jobs], explain=explain)
         try:
-            predictions = await asyncio.get_running_loop().run_in_executor(self._thread, compute)
+            predictions = await asyncio.wrap_future(self._thread.submit(compute))
         except Exception as error:
             if len(jobs) > 1:
                 _log.warning("a batch of %d failed and is computed one by one", len(jobs))

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 
-LEAST_SIDE = 8
-"""The smallest side in pixels of an image."""
-LARGEST = 8
-"""So many of the largest files and images all requests may hold together."""
+LEAST_SIDE = 8  # of an image, in pixels
+LARGEST = 8  # so many of the largest files and images all requests may hold together
 
 
 @dataclass(frozen=True)
@@ -25,15 +23,7 @@ class Limits:
 
 
 class Room:
-    """A seat for each request: the memory of all is bounded, however many clients come.
-
-    Example:
-        >>> room = Room(Limits(queue=1))
-        >>> with room.seat(), room.seat():
-        ...     pass
-        Traceback (most recent call last):
-        starlette.exceptions.HTTPException: 429: 1 requests are waiting already: try again soon
-    """
+    """A seat for each request: the memory of all is bounded, however many clients come."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits, self.seats = limits, list[Seat]()
@@ -43,8 +33,7 @@ class Room:
         """Give a request a seat while the body runs; HTTPException 429 if all are taken."""
         if len(self.seats) >= self.limits.queue:
             raise _busy(f"{len(self.seats)} requests are waiting already")
-        seat = Seat(self)
-        self.seats.append(seat)
+        self.seats.append(seat := Seat(self))
         try:
             yield seat
         finally:
@@ -62,10 +51,9 @@ class Seat:
         """Note that the request holds more; HTTPException 429 if that is too much for all."""
         self.bytes += bytes
         self.pixels += pixels
-        if (
-            sum(each.bytes for each in self.room.seats) > LARGEST * self.limits.max_bytes
-            or sum(each.pixels for each in self.room.seats) > LARGEST * self.limits.max_pixels
-        ):
+        held = sum(each.bytes for each in self.room.seats) / self.limits.max_bytes
+        decoded = sum(each.pixels for each in self.room.seats) / self.limits.max_pixels
+        if max(held, decoded) > LARGEST:
             raise _busy("other large images are waiting")
 
 

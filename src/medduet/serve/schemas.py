@@ -18,9 +18,25 @@ from medduet.inference.predictor import Prediction, Predictor
 from medduet.serve.limits import LEAST_SIDE
 from medduet.utils.palette import HEAT, mask_colors
 
-MaskFormat = Literal["png", "rle", "none"]
 _SAME = ("label", "probabilities", "prediction_set", "abstained", "ood_p", "is_ood")
 _HEAT_OPACITY = 0.85  # of the strongest place
+
+
+class Options(BaseModel):
+    """Options of ``/predict``."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    model: str | None = None
+    """Name of the model; else the first."""
+    mask: Literal["png", "rle", "none"] = "png"
+    """How to send the mask; rle is COCO's, uncompressed."""
+    explain: bool = False
+    """Also send the heat map (Grad-CAM)."""
+    image: bool = False
+    """Also send the image."""
+    side: int = Field(0, ge=0, le=8192)
+    """Longest side in pixels of what is sent as PNG; 0: the image's."""
 
 
 class RunLengths(BaseModel):
@@ -106,20 +122,11 @@ class Models(BaseModel):
 
 
 def encode_prediction(
-    name: str,
-    predictor: Predictor,
-    prediction: Prediction,
-    *,
-    mask: MaskFormat,
-    image: bool,
-    side: int,
+    name: str, predictor: Predictor, options: Options, prediction: Prediction
 ) -> str:
-    """Return the JSON of a prediction, see `PredictionResponse`.
-
-    What is sent as PNG has a longest side of `side` pixels; 0: the image's own.
-    """
+    """Return the JSON of a prediction, see `PredictionResponse`."""
     height, width = prediction.image.shape[:2]
-    scale = min(1.0, side / max(height, width)) if side else 1.0
+    scale = min(1.0, options.side / max(height, width)) if options.side else 1.0
     size = max(1, round(height * scale)), max(1, round(width * scale))
     response = PredictionResponse(
         model=name,
@@ -129,24 +136,18 @@ def encode_prediction(
         width=width,
         **{field: getattr(prediction, field) for field in _SAME},
     )
-    if prediction.mask is not None and mask != "none":
-        response.mask = _mask(prediction.mask, predictor.mask_names, mask == "rle", size)
+    if prediction.mask is not None and options.mask != "none":
+        rle = options.mask == "rle"
+        response.mask = _mask(prediction.mask, predictor.mask_names, rle, size)
     if prediction.heatmap is not None:
         response.heat = _heat(prediction.heatmap, size)
-    if image:
+    if options.image:
         response.image = _base64(Image.fromarray(resize_image(prediction.image, *size)))
     return response.model_dump_json()
 
 
 def run_lengths(inside: NDArray[np.bool_]) -> RunLengths:
-    """Return the run-length code of the pixels ``(H, W)`` that are inside.
-
-    Example:
-        >>> run_lengths(np.array([[False, True], [False, True], [True, True]])).counts
-        [2, 4]
-        >>> run_lengths(np.array([[True, False]])).counts
-        [0, 1, 1]
-    """
+    """Return the run-length code of the pixels ``(H, W)`` that are inside."""
     height, width = inside.shape
     flat = inside.ravel(order="F")
     ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1

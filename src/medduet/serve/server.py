@@ -99,12 +99,7 @@ def check_packages() -> None:
 
 
 def named(words: Sequence[str]) -> dict[str, Path]:
-    """Return the paths of networks by their names; ConfigError for none, or two of one name.
-
-    Example:
-        >>> list(named(["runs/busi/bundle", "runs/blood", "old=runs/2"]))
-        ['busi', 'blood', 'old']
-    """
+    """Return the paths of networks by their names; ConfigError for none, or two of one name."""
     paths: dict[str, Path] = {}
     for word in words:
         name, equals, rest = word.partition("=")

@@ -19,7 +19,7 @@ from medduet.data.workers import WorkerPool
 from medduet.inference.predictor import Prediction, Predictor
 from medduet.serve.batcher import Batcher
 from medduet.serve.counters import Counters
-from medduet.serve.limits import Limits, Room, Seat
+from medduet.serve.limits import Limits, Room
 from medduet.serve.uploads import decode, read_upload
 
 CLIENT_GONE = 499
@@ -66,41 +66,31 @@ class Service:
     async def answer(
         self, request: Request, name: str, explain: bool, encode: Callable[[Prediction], str]
     ) -> Response:
-        """Read an upload and answer it by the network called `name`, within the time of a request.
-
-        With a heat map if asked to `explain`; `encode` makes the JSON of a prediction.
-        """
-        limit = f"{self.limits.timeout_s:g} seconds"
-        deadline = asyncio.get_running_loop().time() + self.limits.timeout_s
+        """Read an upload and answer it by the network called `name`; `encode` makes the JSON."""
+        limit, content, answer = f"{self.limits.timeout_s:g} seconds", b"", None
         with self.room.seat() as seat:
+
+            async def work() -> str:
+                options = self.served[name].predictor.options
+                picture = await decode(content, options, seat, self._readers)
+                prediction = await self.batchers[name].predict(picture, explain)
+                return await asyncio.to_thread(encode, prediction)
+
+            arrived = False
             try:
-                async with asyncio.timeout_at(deadline):
+                async with asyncio.timeout(self.limits.timeout_s):
                     content = await read_upload(request, seat)
+                    arrived = True
+                    answer = await _unless_gone(request, work())
             except TimeoutError as error:
+                if arrived:
+                    raise HTTPException(504, f"the answer was not ready after {limit}") from error
                 raise HTTPException(408, f"expected the whole image within {limit}") from error
             except ClientDisconnect:
-                return Response(status_code=CLIENT_GONE)
-            work = self._work(content, seat, name, explain, encode)
-            try:
-                async with asyncio.timeout_at(deadline):
-                    answer = await _unless_gone(request, work)
-            except TimeoutError as error:
-                raise HTTPException(504, f"the answer was not ready after {limit}") from error
+                pass
         if answer is None:
             return Response(status_code=CLIENT_GONE)
         return Response(answer, media_type="application/json")
-
-    async def _work(
-        self,
-        content: bytes,
-        seat: Seat,
-        name: str,
-        explain: bool,
-        encode: Callable[[Prediction], str],
-    ) -> str:
-        picture = await decode(content, self.served[name].predictor.options, seat, self._readers)
-        prediction = await self.batchers[name].predict(picture, explain)
-        return await asyncio.to_thread(encode, prediction)
 
 
 async def _unless_gone(request: Request, work: Awaitable[T]) -> T | None:

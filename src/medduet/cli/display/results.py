@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from medduet.cli.display.screen import write, write_table
+from medduet.cli.screen import write, write_table
 from medduet.metrics.names import METRICS
 
 if TYPE_CHECKING:
