@@ -130,10 +130,13 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "few class names": ({"class_names": np.array(["a", "b"])}, "class_names: expected 3.*given 2"),
     "equal class names": ({"class_names": np.array(["a", "b", "a"])}, "expected different names"),
     "mask size": ({"val_masks": np.zeros((4, 20, 25), U8)}, r"val_masks.*\(4, 20, 24\)"),
-    "unseen mask": ({"test_masks": np.full((6, 20, 24), 2, U8)}, "test_masks: .* given also 2"),
+    "few mask names": (
+        {"test_masks": np.full((6, 20, 24), 2, U8), "mask_names": np.array(["a", "b"])},
+        "mask_names: expected 3 names, given 2",
+    ),
     "grey mask": (
         {"train_masks": np.full((12, 20, 24), 200, U8)},
-        "train_masks: expected mask classes 0 to 63, or only 0 and 255, given 200",
+        "masks: expected mask classes 0 to 63, or only 0 and 255, given 200",
     ),
     "objects": ({"train_labels": OBJECTS}, "train_labels.*pickled objects"),
     "scalar": ({"train_labels": np.array(1)}, "train_labels.*at least one axis"),

@@ -19,9 +19,7 @@ _PIXELS = ("images", "masks")
 class Rows:
     """Some rows of several arrays, such as memory maps, as if they were one; nothing is copied.
 
-    Args:
-        parts: arrays or other rows that agree in all but their length.
-        rows: ``(N,)`` int64, places in the parts one after the other.
+    `parts` agree in all but their length; `rows` are places in them, one after the other.
 
     Example:
         >>> rows = Rows([np.arange(4), np.arange(10, 14)], np.array([5, 0, 7]))
@@ -125,13 +123,14 @@ class Split:
         """Gather the images at `index` (``(n,)`` int64) into a `Batch` of uint8 tensors."""
         images = torch.from_numpy(np.asarray(self.images[index]))
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
-        masks, known = None, np.full(len(index), self.masks is not None)
+        masks = None
         if self.masks is not None:
             masks = torch.from_numpy(np.asarray(self.masks[index])).long()
+        known = torch.full((len(index),), masks is not None)
         if self.has_mask is not None:
-            known = self.has_mask[index]
-        labels, has_mask = torch.from_numpy(self.labels[index]), torch.from_numpy(known)
-        return Batch(images, labels, masks, has_mask, torch.from_numpy(index))
+            known = torch.from_numpy(self.has_mask[index])
+        labels = torch.from_numpy(self.labels[index])
+        return Batch(images, labels, masks, known, torch.from_numpy(index))
 
 
 @dataclass(frozen=True)
@@ -185,14 +184,13 @@ class ImageSet:
             (20, ['train/0', 'train/1'], (2, 16, 16))
         """
         parts = [self.train, self.val, self.test]
-        everything = np.arange(sum(map(len, parts)), dtype=np.int64)
-
-        def joined(field: str) -> Any:
+        places = np.arange(sum(map(len, parts)), dtype=np.int64)
+        fields: dict[str, Any] = {"has_mask": np.concatenate([part.known_masks for part in parts])}
+        for field in ("images", "labels", "masks", "groups"):
             values: list[Any] = [getattr(part, field) for part in parts]
-            if any(each is None for each in values):
-                return None
-            return Rows(values, everything) if field in _PIXELS else np.concatenate(values)
-
+            if not any(each is None for each in values):
+                lazy = field in _PIXELS
+                fields[field] = Rows(values, places) if lazy else np.concatenate(values)
         named, plain = [], []
         for name, part in zip(SPLITS, parts, strict=True):
             ids = part.ids if part.ids is not None else np.arange(len(part)).astype(np.str_)
@@ -200,5 +198,4 @@ class ImageSet:
             plain.append(named[-1] if part.ids is None else ids)
         ids = np.concatenate(plain)
         ids = ids if len(np.unique(ids)) == len(ids) else np.concatenate(named)
-        fields = {field: joined(field) for field in ("images", "labels", "masks", "groups")}
-        return Split(**fields, has_mask=joined("known_masks"), ids=ids)
+        return Split(**fields, ids=ids)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import cache as remember
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from medduet.data.cache import ProgressFactory, cache_folder, file_digests
@@ -42,7 +42,7 @@ class MedMNISTInfo(NamedTuple):
     task: str  # such as "multi-class" or "multi-label, binary-class"
     class_names: tuple[str, ...]
     in_channels: int
-    samples: tuple[int, int, int]  # images in train, val and test
+    samples: tuple[int, ...]  # images in train, val and test
     licence: str
     files: dict[int, RemoteFile]  # by published size in pixels, ascending
 
@@ -65,21 +65,19 @@ def medmnist_sets() -> Mapping[str, MedMNISTInfo]:
         for node in ast.parse(text).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "INFO"
     )
-    # The 3D sets are published at 28 and 64 only.
-    return {flag: _read(entry) for flag, entry in entries.items() if "url_224" in entry}
-
-
-def _read(entry: Mapping[str, Any]) -> MedMNISTInfo:
-    samples = entry["n_samples"]
     endings = {28: "", 64: "_64", 128: "_128", 224: "_224"}
-    return MedMNISTInfo(
-        task=entry["task"],
-        class_names=tuple(entry["label"][str(index)] for index in range(len(entry["label"]))),
-        in_channels=entry["n_channels"],
-        samples=(samples["train"], samples["val"], samples["test"]),
-        licence=entry["license"],
-        files={size: RemoteFile(entry[f"url{e}"], entry[f"MD5{e}"]) for size, e in endings.items()},
-    )
+    return {
+        flag: MedMNISTInfo(
+            task=entry["task"],
+            class_names=tuple(entry["label"][str(index)] for index in range(len(entry["label"]))),
+            in_channels=entry["n_channels"],
+            samples=tuple(entry["n_samples"][split] for split in ("train", "val", "test")),
+            licence=entry["license"],
+            files={s: RemoteFile(entry[f"url{e}"], entry[f"MD5{e}"]) for s, e in endings.items()},
+        )
+        for flag, entry in entries.items()
+        if "url_224" in entry  # the 3D sets are published at 28 and 64 only
+    }
 
 
 def cached_sizes(flag: str, cache: Path | None = None) -> list[int]:

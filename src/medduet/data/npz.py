@@ -93,27 +93,24 @@ def _unpack(
     archive = Archive(path)
     splits = _find_splits(archive)
     class_names, multi_label = _class_names(archive, splits)
-    seen = {name: np.zeros(256, bool) for name in SPLITS}
     pixels: dict[str, Pixels] = {}
+    seen = np.zeros(256, bool)
     for name, split in splits.items():
         chunks = chain.from_iterable(map(archive.chunks, split.images))
         images = (chunk.reshape(-1, *split.shape[1:]) for chunk in chunks)
         pixels[f"{name}_images.npy"] = (split.shape, images)
         if split.masks:
-            masks = _known_masks(archive, split, seen[name])
-            pixels[f"{name}_masks.npy"] = (split.shape[:3], masks)
+            pixels[f"{name}_masks.npy"] = (split.shape[:3], _known_masks(archive, split, seen))
         for field, row in split.rows.items():
             np.save(folder / f"{name}_{field}.npy", row)
     write_pixels(folder, pixels, f"unpack {path.name}", progress)
-    values = {name: set(np.flatnonzero(seen[name]).tolist()) for name in SPLITS}
-    mask_names: tuple[str, ...] = ()
-    if splits["train"].masks:
-        if set().union(*values.values()) in ({255}, {0, 255}):
-            values = {name: {value // 255 for value in each} for name, each in values.items()}
-            for name in SPLITS:
-                masks = np.load(folder / f"{name}_masks.npy", mmap_mode="r+")
-                np.floor_divide(masks, 255, out=masks)
-        mask_names = _mask_names(archive, splits, values)
+    values = np.flatnonzero(seen).tolist()
+    if values in ([255], [0, 255]):
+        values = [0, 1]
+        for name in SPLITS:
+            masks = np.load(folder / f"{name}_masks.npy", mmap_mode="r+")
+            np.floor_divide(masks, 255, out=masks)
+    mask_names = _mask_names(archive, max(values)) if values else ()
     names = {"class_names": class_names, "mask_names": mask_names}
     write_json(folder / "meta.json", {**names, "multi_label": multi_label})
     if file_digests(path, root).sha256 != digest:  # the store would lie under another's key
@@ -236,17 +233,11 @@ def _class_names(archive: Archive, splits: dict[str, _Split]) -> tuple[tuple[str
     return names, several
 
 
-def _mask_names(
-    archive: Archive, splits: dict[str, _Split], values: dict[str, set[int]]
-) -> tuple[str, ...]:
+def _mask_names(archive: Archive, highest: int) -> tuple[str, ...]:
     """Return the names of the mask classes, whose values are 0, 1, 2, ..."""
     limits = f"mask classes 0 to {MAX_MASK_CLASSES - 1}, or only 0 and 255"
-    for name, found in values.items():
-        archive.need(max(found) < MAX_MASK_CLASSES, splits[name].masks[0], limits, max(found))
-    number = max(1, *values["train"]) + 1
-    default = ["background", *(f"mask {index}" for index in range(1, number))]
-    names = _names(archive, "mask_names", ["background", "lesion"] if number == 2 else default)
-    for name, found in values.items():
-        key, known = splits[name].masks[0], "mask classes known in train, or by mask_names"
-        archive.need(max(found) < len(names), key, known, f"also {max(found)}")
+    archive.need(highest < MAX_MASK_CLASSES, "masks", limits, highest)
+    default = ["background", *(f"mask {index}" for index in range(1, highest + 1))]
+    names = _names(archive, "mask_names", default if highest > 1 else ["background", "lesion"])
+    archive.need(highest < len(names), "mask_names", f"{highest + 1} names", len(names))
     return names

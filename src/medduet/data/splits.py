@@ -93,14 +93,15 @@ def merge_groups(*partitions: NDArray[np.int64] | None) -> NDArray[np.int64]:
         >>> merge_groups(np.array([0, 0, -1, -1, 1]), np.array([0, 1, 1, 2, 3])).tolist()
         [0, 0, 0, 1, 2]
     """
-    groupings = [partition for partition in partitions if partition is not None]
     first, second = [], []
-    for partition in groupings:
-        order = np.argsort(partition, kind="stable")
-        same = (partition[order][1:] == partition[order][:-1]) & (partition[order][1:] >= 0)
-        first.append(order[:-1][same])
-        second.append(order[1:][same])
-    pairs, count = (np.concatenate(first), np.concatenate(second)), len(groupings[0])
+    for partition in partitions:
+        if partition is not None:
+            order = np.argsort(partition, kind="stable")
+            same = (np.diff(partition[order]) == 0) & (partition[order][1:] >= 0)
+            first.append(order[:-1][same])
+            second.append(order[1:][same])
+            count = len(order)
+    pairs = np.concatenate(first), np.concatenate(second)
     graph = coo_array((np.ones(len(pairs[0]), dtype=bool), pairs), shape=(count, count))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
