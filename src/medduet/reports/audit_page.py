@@ -23,8 +23,8 @@ MAX_LISTED = 12
 """Images that are listed under a finding; all of them are in ``audit.json``."""
 _SIDE = 192  # pixels of the longer side of a picture
 _MAX_NAME = 60  # characters
-_SHOWN = ("black-images", "constant-images", "saturated-images")
 _OUTLINED = ("masks-without-background", "masks-on-normal-images")
+_SHOWN = ("blank-images", *_OUTLINED)
 
 
 def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
@@ -36,7 +36,7 @@ def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
     write_text(out / "duplicates.csv", table)
     findings, pairs = [], []
     for finding, entry in zip(audit.findings, record["findings"], strict=True):
-        rows = finding.rows[: MAX_PICTURES if finding.kind in (*_SHOWN, *_OUTLINED) else 0]
+        rows = finding.rows[: MAX_PICTURES if finding.kind in _SHOWN else 0]
         pictures = _pictures(audit, images, rows, finding.kind in _OUTLINED)
         findings.append(entry | {"pictures": pictures})
     for pair_rows, pair in audit.pairs.head(MAX_PAIRS).iterrows():

@@ -28,10 +28,7 @@ DIRECTIONS = 32
 # The class head has a fifth of the false alarms: it sees less than the statistics, which would
 # otherwise lose half of theirs to it; docs/results.md has both.
 HEAD = 4
-LONGEST, COLOURFUL = (
-    3.0,
-    0.1,
-)  # ratio of sides, and share of coloured pixels where training had grey
+LONGEST, COLOURFUL = 3.0, 0.1  # ratio of sides; share of coloured pixels where training had grey
 _SMALL, _SMALLEST_SIDE = 1e-3, 8
 
 Array = NDArray[np.float64]
@@ -74,21 +71,24 @@ def statistics(image: NDArray[np.uint8]) -> Array:
     grey = pixels.mean(axis=1)
     count, height, width = grey.shape
     rows, columns = height // 4, width // 4
-    values = [grey.mean(axis=(1, 2)), grey.std(axis=(1, 2))]
-    values += [(grey < 0.02).mean(axis=(1, 2)), (grey > 0.98).mean(axis=(1, 2))]
+
+    def mean(values: NDArray[Any]) -> Array:
+        of_each: Array = values.mean(axis=(1, 2))
+        return of_each
+
+    values = [mean(grey), grey.std(axis=(1, 2)), mean(grey < 0.02), mean(grey > 0.98)]
     for scale in (1, 2, 4):
         scaled = grey[:, : height // scale * scale, : width // scale * scale]
         scaled = scaled.reshape(count, height // scale, scale, width // scale, scale)
         scaled = scaled.mean(axis=(2, 4))
-        steps = sum(np.abs(np.diff(scaled, axis=axis)).mean(axis=(1, 2)) for axis in (1, 2))
-        values.append(np.log(steps + _SMALL))
-    values.append((grey[:, : height // 2] - grey[:, (height + 1) // 2 :]).mean(axis=(1, 2)))
-    values.append(np.abs(grey - grey[:, :, ::-1]).mean(axis=(1, 2)))
-    centre = grey[:, rows : height - rows, columns : width - columns]
-    values.append(centre.mean(axis=(1, 2)) - values[0])
+        steps = [mean(np.abs(np.diff(scaled, axis=axis))) for axis in (1, 2)]
+        values.append(np.log(steps[0] + steps[1] + _SMALL))
+    values.append(mean(grey[:, : height // 2] - grey[:, (height + 1) // 2 :]))
+    values.append(mean(np.abs(grey - grey[:, :, ::-1])))
+    values.append(mean(grey[:, rows : height - rows, columns : width - columns]) - values[0])
     if image.shape[1] == 3:
         colour = pixels.max(axis=1) - pixels.min(axis=1)
-        values += [colour.mean(axis=(1, 2)), colour.std(axis=(1, 2))]
+        values += [mean(colour), colour.std(axis=(1, 2))]
     return np.stack(values, axis=1)
 
 

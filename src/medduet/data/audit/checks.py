@@ -26,9 +26,7 @@ from medduet.data.chunks import iterate_chunks
 from medduet.data.duplicates import find_duplicates, grey
 from medduet.data.imageset import SPLITS, ImageSet, Split
 
-_BLACK = 8  # grey level that no pixel of a black image exceeds
-_CONSTANT = 1.0  # grey levels of standard deviation
-_WHITE, _WHITE_SHARE = 254, 0.5
+_BLACK, _CONSTANT = 8, 1.0  # the brightest grey level of a blank image, or the spread of all
 _EQUAL_CHANNELS = 2  # grey levels that channels of a grey image may differ by, as after JPEG
 _AT_BORDER = 0.1  # share of the masks
 _MAX_MARGIN = 0.10  # half of an interval, above which a class has too few test images
@@ -54,7 +52,7 @@ def audit(
 
     Returns:
         The findings: data leakage first (images and groups in several splits), then warnings, such
-        as label conflicts, black images, missing classes; then notes.
+        as label conflicts, blank images, missing classes; then notes.
 
     Example:
         >>> import medduet
@@ -152,7 +150,7 @@ def _statistics(pool: Split, classes: int, progress: ProgressFactory | None) -> 
         for rows, chunk in iterate_chunks(pool.images):
             values = grey(chunk).flatten(1).numpy()
             table = pd.DataFrame({"mean": values.mean(axis=1), "std": values.std(axis=1)})
-            table["max"], table["white"] = values.max(axis=1), (values >= _WHITE).mean(axis=1)
+            table["max"] = values.max(axis=1)
             if chunk.ndim == 4:
                 channels = np.ascontiguousarray(np.moveaxis(chunk, 3, 0))  # reduced 20 times faster
                 table["color"] = (channels.max(axis=0) - channels.min(axis=0)).max(axis=(1, 2))
@@ -169,28 +167,22 @@ def _statistics(pool: Split, classes: int, progress: ProgressFactory | None) -> 
 
 def _check_pixels(findings: Findings, images: ImageSet, pixels: pd.DataFrame) -> None:
     """Find images that show nothing, grey stored as RGB, and splits of other brightness."""
-    black = pixels["max"] <= _BLACK
-    constant = (pixels["std"] < _CONSTANT) & ~black
-    saturated = (pixels["white"] > _WHITE_SHARE) & ~constant
-    findings.of_images("Black images", "warning", black)
-    findings.of_images("Constant images", "warning", constant, " of one grey level")
-    findings.of_images(
-        "Saturated images", "note", saturated, ", white over more than half of the area"
-    )
+    blank = (pixels["max"] <= _BLACK) | (pixels["std"] < _CONSTANT)
+    findings.of_images("Blank images", "warning", blank, ", black or of one grey level")
     if images.in_channels > 1 and (pixels["color"] <= _EQUAL_CHANNELS).all():
         text = "one channel is enough, and three times faster to read: --data.channels 1."
         findings.of_set("Grey stored as RGB", "note", text)
-    for title, column in (("Brightness shift", "mean"), ("Contrast shift", "std")):
-        values, tests = [pixels[column][findings.splits == k] for k in range(len(SPLITS))], []
-        for (a, one), (b, two) in combinations(zip(SPLITS, values, strict=True), 2):
-            pooled = np.sqrt((one.var(ddof=0) + two.var(ddof=0)) / 2)
-            if min(len(one), len(two)) < 2 or pooled == 0:
-                continue
-            cohens_d = float(abs(two.mean() - one.mean()) / pooled)
-            p_value = float(stats.ttest_ind(one, two, equal_var=False).pvalue)
-            text = f"{one.mean():.0f} grey levels in {a}, {two.mean():.0f} in {b} (Welch's t-test"
-            tests.append((p_value, cohens_d, f"{text}, Cohen's d {cohens_d:.1f}"))
-        _add_shifts(findings, title, "note", tests, _MIN_COHENS_D)
+    levels, tests = dict(iter(pixels["mean"].groupby(np.array(SPLITS)[findings.splits]))), []
+    for a, b in combinations(SPLITS, 2):
+        one, two = levels[a], levels[b]
+        pooled = np.sqrt((one.var(ddof=0) + two.var(ddof=0)) / 2)
+        if min(len(one), len(two)) < 2 or pooled == 0:
+            continue
+        cohens_d = float(abs(two.mean() - one.mean()) / pooled)
+        p_value = float(stats.ttest_ind(one, two, equal_var=False).pvalue)
+        text = f"{one.mean():.0f} grey levels in {a}, {two.mean():.0f} in {b} (Welch's t-test"
+        tests.append((p_value, cohens_d, f"{text}, Cohen's d {cohens_d:.1f}"))
+    _add_shifts(findings, "Brightness shift", "note", tests, _MIN_COHENS_D)
 
 
 def _check_masks(findings: Findings, images: ImageSet, table: pd.DataFrame) -> None:
