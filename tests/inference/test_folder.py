@@ -169,12 +169,12 @@ def test_other_answers_and_images_need_another_folder(
     save_bundle(calibrated, loaded.network, config)
     predict_files(bundle, [folder], out)
     shutil.copytree(folder, tmp_path / "copy")
-    for network, images, options, words in (
-        (calibrated, folder, {}, "network"),
-        (bundle, tmp_path / "copy", {}, "images"),
-        (bundle, folder, {"explain": True}, "explain"),
+    for network, images, options in (
+        (calibrated, folder, {}),
+        (bundle, tmp_path / "copy", {}),
+        (bundle, folder, {"explain": True}),
     ):
-        with pytest.raises(ConfigError, match=f"predictions of another {words}: give another"):
+        with pytest.raises(ConfigError, match="of another network, images or options"):
             predict_files(network, [images], out, **options)
     with exclusive(out / ".lock"), pytest.raises(ConfigError, match=r"process .* writes"):
         predict_files(bundle, [folder], out)

@@ -143,15 +143,15 @@ def test_calibrated_answers(own: Path, picture: np.ndarray, tmp_path: Path) -> N
         exported = Predictor(onnx, coverage=0.8)(picture)
         assert exported.probabilities == pytest.approx(answer.probabilities, abs=1e-4)
         assert exported.prediction_set == answer.prediction_set
-        for more in ({"explain": True}, {"device": "cuda"}, {"classify_only": True}):
-            with pytest.raises(ConfigError, match="export"):
-                Predictor(onnx, **more)
+        assert Predictor(onnx, classify_only=True)(picture).mask is None
+        with pytest.raises(ConfigError, match="is exported"):
+            Predictor(onnx, explain=True)
     top = float(after.max())
     assert Predictor(path, min_confidence=top + 0.01)(picture).abstained
     assert not Predictor(path, min_confidence=top - 0.01)(picture).abstained
     for bundle, options, words in (
         (path, {"min_confidence": 2}, "--min-confidence of 0 to 1"),
-        (own, {"coverage": 0.9}, "is not calibrated, so there are no prediction sets"),
+        (own, {"coverage": 0.9}, "is not calibrated: medduet calibrate"),
         (path, {"coverage": 0.0}, "coverage"),
     ):
         with pytest.raises(ConfigError, match=words):

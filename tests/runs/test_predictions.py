@@ -49,7 +49,7 @@ def test_a_csv_gives_back_every_digit(tmp_path: Path) -> None:
         np.testing.assert_array_equal(after, before, err_msg=field.name)
     header = (tmp_path / "test.csv").read_text().splitlines()[0]
     assert header.startswith('index,image,label,predicted,"probability_a, b"')
-    assert read.has_lesion.tolist() == [True, False, False]
+    assert read.mask_present.any(axis=1).tolist() == [True, False, False]
     assert np.isnan(read.mean_dice).tolist() == [False, True, False]
     joined = Predictions.concatenate([read, read])
     assert (joined.index.tolist(), joined.label.tolist()) == (list(range(6)), [1, -1, 0] * 2)
@@ -73,7 +73,7 @@ def test_what_is_absent_is_none(tmp_path: Path) -> None:
     Predictions(np.arange(2), mse=np.array([0.1, 0.2])).to_csv(tmp_path / "a")
     read = Predictions.from_csv(tmp_path / "a")
     assert read.mse.tolist() == [0.1, 0.2]
-    for name in ("label", "probability", "correct", "has_mask", "mean_dice", "has_lesion", "ids"):
+    for name in ("label", "probability", "correct", "has_mask", "mean_dice", "mask_present", "ids"):
         assert getattr(read, name) is None
 
 

@@ -32,13 +32,9 @@ def write_dicom(
     network: str,
     mask_names: Sequence[str],
 ) -> list[Path]:
-    """Write the predictions for the frames of a DICOM file, and return the paths.
+    """Write ``STEM-seg.dcm`` and ``STEM-sr.dcm`` for a DICOM file, and return the paths.
 
-    ``STEM-seg.dcm`` has a segment for each mask class that is drawn somewhere, if any is; films
-    whose frames have no place in space have one for each frame in a folder called as the source,
-    ``0001-seg.dcm``. ``STEM-sr.dcm`` has the class of each frame and the probabilities. Patient,
-    study and frame of reference are those of `source`; DataError if it lacks what a result has to
-    refer to.
+    Patient and study are those of `source`; DataError if it lacks what results refer to.
     """
     needed("highdicom", source)
     image = needed("pydicom", source).dcmread(source, force=True)
@@ -68,8 +64,7 @@ def _groups(
 ) -> Iterator[tuple[Path, int | None, Sequence[Prediction]]]:
     """Yield which predictions one segmentation holds, with its stem and its frame, from 1.
 
-    Where the position of frames in space is unknown, as in films of ultrasound, the standard (as
-    highdicom reads it) has a segmentation refer to a single frame.
+    Where frames have no place in space, as in films, each has a segmentation (as highdicom asks).
     """
     if len(predictions) == 1 or image.get("FrameOfReferenceUID"):
         yield stem, None, predictions

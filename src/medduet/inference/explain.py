@@ -23,23 +23,9 @@ _FEWEST = 4  # cells on the shorter side of a map that says where
 
 
 class Explainer:
-    """Grad-CAM of a network's class; several threads may use one, and wait for each other.
+    """Grad-CAM of a network's class, of ensembles the mean; threads may share it, and wait.
 
-    The map is that of the deepest layer that still has 4 cells on its shorter side, as images of
-    28 pixels have a single one at the end of the encoder. Of an ensemble it is the mean over the
-    members. The network is copied, so that the hooks on it disturb nobody; `size` is that of the
-    images it was trained on.
-
-    ModelError if the network has no feature maps, as some transformers don't.
-
-    Source: Selvaraju et al., "Grad-CAM: Visual explanations from deep networks via gradient-based
-    localization", ICCV 2017; computed by MONAI.
-
-    Example:
-        >>> from medduet import create_model
-        >>> network = create_model("vovunet_var", in_channels=1, num_classes=2, width=2).eval()
-        >>> Explainer(network, (32, 32))(np.zeros((3, 1, 32, 32), np.uint8), np.arange(3) % 2).shape
-        (3, 32, 32)
+    Source: Selvaraju et al., "Grad-CAM", ICCV 2017; computed by MONAI.
     """
 
     def __init__(
@@ -56,10 +42,7 @@ class Explainer:
         self._one_at_a_time = threading.Lock()
 
     def __call__(self, image: NDArray[np.uint8], classes: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the evidence for a class of each image at each place, float32 ``(N, H, W)``.
-
-        The highest of each image is 1, unless there is none.
-        """
+        """Return the evidence for a class of each image, ``(N, H, W)``, at most 1."""
         device = self._scores[0].network.normalize.mean.device
         pixels = torch.from_numpy(image).to(device).float() / 255
         maps = []
@@ -93,7 +76,7 @@ def _from_0_to_1(maps: Tensor) -> Tensor:
 
 
 def _layer(network: DuetNetwork, size: tuple[int, int]) -> str:
-    """Return the name of the layer to look at."""
+    """Return the name of the deepest layer that still has 4 cells on its shorter side."""
     height, width = _PROBE
     maps = [
         name

@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
-from medduet._version import __version__
 from medduet.config import DataConfig
 from medduet.data.cache import ProgressFactory
 from medduet.data.imageset import ImageSet
@@ -36,9 +35,9 @@ from medduet.utils.files import atomic_folder, write_json, write_text
 from medduet.utils.hub import bundle_folder
 from medduet.utils.parsing import sha256
 
-Precision = Literal["float32", "float16", "int8"]
+Precision = Literal["float32", "int8"]
 Predict = Callable[[NDArray[np.uint8]], BatchPrediction]
-TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "int8": 0.05}
+TOLERANCE = {"float32": 1e-3, "int8": 0.05}
 _BATCH = 4
 _RANGES = 128
 """Images from which the ranges of INT8 are taken."""
@@ -56,8 +55,7 @@ class ExportRecord:
         path: its folder: ``model.onnx``, ``config.json`` and ``README.md``.
         images: the name of the set on which it was compared with the network in torch.
         n: number of these images.
-        differences: the share of images in another ``"class"`` and of pixels in another class of
-            the ``"mask"``; of ``"probability"`` and ``"reconstruction"`` (0 to 1) the largest.
+        differences: share of another ``"class"`` and of pixels of the ``"mask"``; else the largest.
     """
 
     path: Path
@@ -83,22 +81,17 @@ def export_bundle(
     tolerance: float | None = None,
     progress: ProgressFactory | None = None,
 ) -> ExportRecord:
-    """Write the network of a bundle or run as ONNX, and compare the two.
-
-    ONNX Runtime and OpenVINO read it without torch, see `ExportedModel`.
+    """Write the network of a bundle or run as ONNX, see `ExportedModel`, and compare the two.
 
     Args:
         path: the bundle or the run, or ``hf://OWNER/NAME``.
         out: the folder to write.
         classify_only: leave decoder, mask and reconstruction out.
-        precision: of the weights in the file. ``"int8"`` computes in INT8, too, with ranges from
-            128 images of the training split.
+        precision: ``"int8"`` is faster, with ranges from 128 images of the training split.
         fixed_size: take images of the size of the training alone; the number stays free.
         data: on which images to compare; ``None`` for those of the run, or else phantoms.
         count: number of images of the test split to compare on, 0 for all.
-        tolerance: largest difference of a probability, of a reconstructed pixel (0 to 1), and
-            largest share of mask pixels that differ; for INT8 largest share of images in another
-            class, and of pixels. ``None`` for 0.001 (float32), 0.01 (float16), 0.05 (INT8).
+        tolerance: largest difference, 0 to 1; ``None`` for 0.001, INT8 0.05 (classes, masks).
         progress: draws the progress of downloads and conversions.
 
     Raises:
@@ -140,7 +133,6 @@ def export_bundle(
             "size": size,
             "min_side": graph.network.min_side,
             "sha256": sha256(folder / FILE),
-            "versions": {"medduet": __version__, "torch": torch.__version__},
         }
         config = graph.config.to_json() | {"format": FORMAT, "weights_sha256": None}
         write_json(folder / CONFIG, config | {"export": export})
@@ -151,8 +143,6 @@ def export_bundle(
         text = page.read_text("utf-8").format(
             config=graph.config,
             precision=precision,
-            classes=", ".join(graph.config.class_names) or "none",
-            masks=", ".join(graph.config.mask_names) or "none",
             size=graph.preprocessing.size,
             outputs=", ".join(graph.outputs),
             record=record,
@@ -210,8 +200,6 @@ def _write_onnx(
             )
             if precision == "int8":
                 onnx.save(_quantized(onnx.load(file), images), file)
-            elif precision == "float16":
-                onnx.save(_halved(onnx.load(file)), file)
     except (MedDuetError, OSError):
         raise
     except Exception as error:  # the exporters have no common root for what can go wrong here
@@ -231,24 +219,6 @@ def _quantized(model: Any, images: ImageSet) -> Any:
     return nncf.quantize(model, ranges, subset_size=len(rows))
 
 
-def _halved(model: Any) -> Any:
-    """Return an ONNX model whose large weights are kept in float16; it computes in float32."""
-    onnx = need("onnx")
-    casts = []
-    for weight in model.graph.initializer:
-        values = onnx.numpy_helper.to_array(weight)
-        if values.dtype != np.float32 or values.size < 64 or np.abs(values).max() > 6e4:
-            continue
-        name = weight.name
-        half = onnx.numpy_helper.from_array(values.astype(np.float16), f"{name}.half")
-        weight.CopyFrom(half)
-        casts.append(onnx.helper.make_node("Cast", [half.name], [name], to=onnx.TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    return model
-
-
 def _check(
     graph: NetworkGraph,
     model: ExportedModel,
@@ -256,10 +226,7 @@ def _check(
     precision: Precision,
     tolerance: float,
 ) -> dict[str, float]:
-    """Compare the exported network with torch; ModelError if they differ by more than allowed.
-
-    If it takes other sizes, it is tried on one, too, of which INT8 needs no more than the shapes.
-    """
+    """Compare the exported network with torch, and once more on another size if it takes others."""
     multi_label = graph.config.multi_label
     found = differences(graph.predict, model, pixels, multi_label)
     worst = largest(found, precision)
@@ -313,8 +280,7 @@ def _quiet() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.disable(disabled)

@@ -24,8 +24,7 @@ class BatchPrediction(NamedTuple):
     """A network's predictions for N images; ``None`` where it has no such head.
 
     Attributes:
-        probability: ``(N, K)`` float, 0 to 1, calibrated if the bundle is; of multi-label sets
-            each class on its own.
+        probability: ``(N, K)`` float, 0 to 1, calibrated if the bundle is.
         mask: ``(N, H, W)`` uint8 mask class, 0 is background.
         reconstruction: ``(N, C, H, W)`` float32 image, where 0 is black and 1 is white.
     """
@@ -41,11 +40,9 @@ class ExportedModel:
     Args:
         path: the folder.
         runtime: ``"onnxruntime"`` or ``"openvino"``, which is faster on many CPUs.
-        precision: what is computed in; ``"bfloat16"`` is OpenVINO's, twice as fast on CPUs that
-            have it.
+        precision: what is computed in; ``"bfloat16"`` is OpenVINO's, on CPUs that have it.
         threads: to compute with; 0 for as many as there are cores.
-        shape: number, height and width in pixels of the images, if they are always the same:
-            OpenVINO then plans for it, and is faster.
+        shape: number, height and width of the images, if fixed: OpenVINO is faster then.
 
     Raises:
         MissingFileError: there is no exported network.
@@ -89,10 +86,11 @@ class ExportedModel:
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bfloat16" and "BF16" not in capabilities:
             raise ConfigError("this processor has no bfloat16: leave the precision out")
-        hint = {"float32": "f32", "bfloat16": "bf16"}[precision]
-        settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
-        if threads:
-            settings["INFERENCE_NUM_THREADS"] = str(threads)
+        settings = {
+            "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
         with self._errors():
             model = core.read_model(self._folder / FILE)
             if shape is not None:
@@ -128,10 +126,9 @@ class ExportedModel:
 
 
 def need(module: str) -> Any:
-    """Return the module, or raise `ConfigError` with what to type where it is not installed.
+    """Return the module; ConfigError says how to install it.
 
-    OpenVINO and NNCF report to their makers, without asking, that they were imported and used.
-    They don't where they believe to be tested.
+    OpenVINO and NNCF report to their makers that they were imported, unless they are being tested.
     """
     try:
         with patch.dict(os.environ, {"CI": "true"}):

@@ -32,12 +32,9 @@ from medduet.utils.parsing import as_text, misread, read_object
 TABLE = "predictions.csv"
 Row = dict[str, Any]
 _JOURNAL = "done.jsonl"
-_TOGETHER = 16
-"""Files whose frames are in memory together."""
-_FEW = 64
-"""Files that one process has read before a second one has started."""
-_Done = dict[str, list[Row]]
-"""The rows of each file that is done, by its name in the table."""
+_TOGETHER = 16  # files whose frames are in memory together
+_FEW = 64  # files that one process has read before a second one has started
+_Done = dict[str, list[Row]]  # the rows of each file that is done, by its name in the table
 
 
 @dataclass(frozen=True)
@@ -76,10 +73,7 @@ def predict_files(
 ) -> PredictRecord:
     """Predict files and the images in folders, and write the results to the folder `out`.
 
-    ``predictions.csv`` has a row for each frame; masks (PNG, values are the classes), overlays,
-    heat maps, and DICOM-SEG and structured reports of DICOM files lie in folders beside it, masks
-    at the size of the image. The same call again goes on where it was stopped, and predicts
-    what was changed or could not be read.
+    The same call again goes on where it was stopped, and predicts what was changed or not read.
 
     Args:
         path: a bundle, a run, or an exported network, see `medduet.Predictor`.
@@ -87,8 +81,7 @@ def predict_files(
         out: the folder to write.
         classify_only: predict classes alone; the decoder is not run.
         explain: also write heat maps (Grad-CAM).
-        coverage: share of images whose true class is to be in the prediction set; ``None`` for
-            0.9 if the network is calibrated.
+        coverage: share of images whose class is to be in the prediction set; ``None`` for 0.9.
         min_confidence: confidence below which the network abstains.
         overlays: whether to write the image with its mask over it.
         dicom: whether to write results in DICOM for DICOM files.
@@ -115,13 +108,14 @@ def predict_files(
     predictor = Predictor(path, **options, device=device, batch_size=batch_size)
     network = hashlib.sha256(predictor.config.model_dump_json().encode()).hexdigest()
     settings = {"network": network, "images": as_text(root), "overlays": overlays, "dicom": dicom}
+    settings |= options
     with exclusive(out / ".lock") as alone:
         if not alone:
-            raise ConfigError(
-                f"{holder(out / '.lock')} writes to {out}: wait for it, or give another --out"
-            )
+            raise ConfigError(f"{holder(out / '.lock')} writes to {out}: give another --out")
         sweep(out)
-        _check_settings(out / "settings.json", options | settings)
+        if (note := out / "settings.json").is_file() and read_object(note) != settings:
+            raise ConfigError(f"{out} is of another network, images or options: give another --out")
+        write_json(note, settings)
         done = _read_journal(out / _JOURNAL, files)
         waiting = [file for file in files if file.name not in done]
         writer = ResultWriter(out, predictor, overlays, dicom)
@@ -132,9 +126,7 @@ def predict_files(
             rows = [row for file in files for row in done.get(file.name, [])]
             _write_table(out / TABLE, rows)
     if stop.is_set() and len(done) < len(files):
-        raise Interrupted(
-            f"stopped; {len(done)} of {len(files)} files are done: the same command goes on"
-        )
+        raise Interrupted(f"{len(done)} of {len(files)} files are done: the same command goes on")
     return PredictRecord(
         out,
         images=sum("height" in row for row in rows),
@@ -166,12 +158,9 @@ def _images(source: Path, out: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise MissingFileError(f"expected an image or a folder, but there is no {source}")
-    images, _ = images_and_masks(source)
-    inside = [path for path in images if out not in path.parents]
+    inside = [path for path in images_and_masks(source)[0] if out not in path.parents]
     if not inside:
-        raise MissingFileError(
-            f"expected images in {source}, outside of --out, {out}, but there are none"
-        )
+        raise MissingFileError(f"expected images in {source}, outside of {out}, but there are none")
     return inside
 
 
@@ -179,45 +168,24 @@ def _absolute(path: str | Path) -> Path:
     return Path(os.path.normpath(Path(path).expanduser().absolute()))
 
 
-def _check_settings(path: Path, settings: Row) -> None:
-    if not path.is_file():
-        write_json(path, settings)
-    earlier = read_object(path)
-    for name, value in settings.items():
-        if earlier.get(name) != value:
-            raise ConfigError(
-                f"{path.parent} has predictions of another {name.replace('_', '-')}: give another "
-                "--out"
-            )
-
-
 def _stamp(path: Path) -> list[int]:
-    """Return what tells one state of a file from another; nothing if it is gone."""
-    try:
-        status = path.stat()
-    except OSError:
-        return [0, 0]
-    return [status.st_size, status.st_mtime_ns]
+    """Return what tells one state of a file from another; zeros if it is gone."""
+    status = path.stat() if path.exists() else None
+    return [status.st_size, status.st_mtime_ns] if status else [0, 0]
 
 
 def _read_journal(path: Path, files: Iterable[InputFile]) -> _Done:
-    """Return what is done: files unchanged since, and without an error.
-
-    What a kill left half written is removed.
-    """
+    """Return what is done of files that are unchanged since; what a kill left half is removed."""
     content = path.read_bytes() if path.is_file() else b""
     *lines, half = content.split(b"\n")
     if half:
         os.truncate(path, len(content) - len(half))
-    done = {}
     with misread(path):
         entries = {entry["file"]: entry for entry in map(json.loads, lines)}
-        for file in files:
-            entry = entries.get(file.name, {"stamp": None, "rows": []})
-            is_broken = any(row.get("error") for row in entry["rows"])
-            if entry["stamp"] == _stamp(file.path) and not is_broken:
-                done[file.name] = entry["rows"]
-    return done
+        found = [(file, entries[file.name]) for file in files if file.name in entries]
+        return {
+            file.name: entry["rows"] for file, entry in found if entry["stamp"] == _stamp(file.path)
+        }
 
 
 def _write_table(path: Path, rows: Sequence[Row]) -> None:
@@ -250,8 +218,10 @@ def _predict(
         results = _predicted(writer.predictor, pool.map(read, [file.path for file in files]))
         for file, stamp, predictions in zip(files, stamps, results, strict=True):
             rows = done[file.name] = finite(writer.write(file, predictions))
-            journal.write(json.dumps({"file": file.name, "stamp": stamp, "rows": rows}) + "\n")
-            journal.flush()
+            if not any(row.get("error") for row in rows):
+                entry = {"file": file.name, "stamp": stamp, "rows": rows}
+                journal.write(json.dumps(entry) + "\n")
+                journal.flush()
             count(stamp[0])
             if stop.is_set():
                 break

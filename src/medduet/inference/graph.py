@@ -19,8 +19,7 @@ from medduet.utils.devices import find_device
 class NetworkGraph(nn.Module):
     """The network of a bundle or run, with normalisation, calibration, softmax and threshold.
 
-    ConfigError for `classify_only` without a class head. `outputs` are the names of what `forward`
-    returns, see `BatchPrediction`.
+    `outputs` are the names of what `forward` returns, see `BatchPrediction`.
     """
 
     def __init__(self, path: str | Path, *, classify_only: bool = False) -> None:

@@ -16,13 +16,7 @@ _FILL, _HEAT = 0.35, 0.6
 
 
 def mask_png(mask: NDArray[np.uint8]) -> bytes:
-    """Return a mask ``(H, W)`` as PNG whose values are the classes and whose palette shows them.
-
-    Example:
-        >>> mask = np.array([[0, 1], [2, 0]], np.uint8)
-        >>> np.asarray(Image.open(io.BytesIO(mask_png(mask)))).tolist()
-        [[0, 1], [2, 0]]
-    """
+    """Return a mask ``(H, W)`` as PNG whose values are the classes and whose palette shows them."""
     image = Image.fromarray(mask).convert("P")
     image.putpalette([level for colour in mask_colors(256) for level in colour])
     return _png(image)

@@ -24,6 +24,7 @@ from medduet.uncertainty.ood import OOD_P, statistics
 
 if TYPE_CHECKING:
     from medduet.inference.explain import Explainer
+    from medduet.models.base import Features
 
 ImageLike = str | Path | BinaryIO | Image.Image | NDArray[Any]
 """An image: the path of a file, an open file, a PIL image, or ``(H, W)`` or ``(H, W, 3)``."""
@@ -39,15 +40,12 @@ class Prediction:
         image: uint8 ``(H, W)`` or ``(H, W, 3)``, the image as it was read.
         label: the likeliest class; of multi-label sets those above 0.5, with commas between.
         probabilities: of each class, 0 to 1; calibrated if the network was.
-        prediction_set: the classes that hold the true one with the chosen coverage, likeliest
-            first; ``None`` if the network is not calibrated. Of multi-label sets: those that the
-            image may have.
+        prediction_set: the classes that hold the true one with the chosen coverage, if calibrated.
         abstained: whether the confidence is below the one asked for.
         mask: ``(H, W)`` uint8 mask class at the image's own size, 0 is background.
         reconstruction: uint8 ``(S, S)`` or ``(S, S, 3)``, the image as the network reconstructs it.
         heatmap: ``(H, W)`` float32, 0 to 1: evidence for `label` at each place (Grad-CAM).
-        ood_p: p-value of the image being like those of the training: small for another modality,
-            colour instead of grey, noise. Exported networks look at plain statistics alone.
+        ood_p: p-value of the image being like those of the training; 0.05 or less is a warning.
     """
 
     image: NDArray[np.uint8] = field(repr=False)
@@ -75,8 +73,7 @@ class Predictor:
         path: a bundle, a run, or a network that `medduet.export_bundle` wrote.
         classify_only: predict classes alone; the decoder is not run.
         explain: also compute heat maps by Grad-CAM; not for exported networks.
-        coverage: share of images, 0.5 to 0.99, whose true class is to be in the prediction set;
-            ``None`` for 0.9 if the network is calibrated.
+        coverage: share, 0.5 to 0.99, of images whose class is to be in the set; ``None`` for 0.9.
         min_confidence: confidence below which it abstains.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``cpu`` for exported networks.
         batch_size: images that are computed together; ``None`` for as many as are worth it.
@@ -119,40 +116,26 @@ class Predictor:
             raise ConfigError(f"expected --min-confidence of 0 to 1, given {min_confidence:g}")
         self.path = path
         self._explain: Explainer | None = None
-        self._run: Callable[[NDArray[np.uint8]], BatchPrediction]
-        self._features: Callable[[], NDArray[np.float64] | None] = lambda: None
-        outputs = None
+        self._features: Features | None = None
         if is_exported(path):
-            self._run = model = ExportedModel(path)
-            self.config, outputs = model.config, model.export.outputs
+            model = ExportedModel(path)
+            if explain or device not in ("auto", "cpu"):
+                raise ConfigError(f"{path} is exported: it has no heat maps, and runs on the CPU")
+            self._run: Callable[[NDArray[np.uint8]], BatchPrediction] = model
+            if classify_only:
+                self._run = lambda image: BatchPrediction(model(image).probability)
+            self.config = model.config
         else:
             from medduet.inference.graph import NetworkGraph
 
             graph = NetworkGraph(path, classify_only=classify_only).prepared(device)
             self._run, self.config = graph.predict, graph.config
-        self.class_names, self.mask_names = self.config.class_names, self.config.mask_names
         self.options = self.config.usable(path)[1].options
-        for is_wrong, reason in (
-            (
-                outputs and (explain or device not in ("auto", "cpu")),
-                "is an exported network, without heat maps, on the CPU: give its bundle",
-            ),
-            (
-                outputs and classify_only and outputs != ["probability"],
-                "was exported with its decoder: export it with --classify-only instead",
-            ),
-            (
-                not self.class_names and (explain or min_confidence is not None),
-                "has no class head: leave --explain and --min-confidence out",
-            ),
-            (
-                coverage is not None and self.config.calibration is None,
-                "is not calibrated, so there are no prediction sets: medduet calibrate "
-                f"{path} --data DIR --out NEW, or leave --coverage out",
-            ),
-        ):
-            if is_wrong:
-                raise ConfigError(f"{path} {reason}")
+        self.class_names, self.mask_names = self.config.class_names, self.config.mask_names
+        if not self.class_names and (explain or min_confidence is not None):
+            raise ConfigError(f"{path} has no class head: leave --explain and --min-confidence out")
+        if coverage is not None and self.config.calibration is None:
+            raise ConfigError(f"{path} is not calibrated: medduet calibrate, or no --coverage")
         self.coverage = _COVERAGE if coverage is None else coverage
         self.min_confidence = min_confidence
         if self.config.calibration is not None:  # refuses a coverage out of range
@@ -162,10 +145,10 @@ class Predictor:
             from medduet.inference.explain import Explainer
 
             self._explain = Explainer(graph.network, (height, width), self.config.precision)
-        if self.config.ood is not None and outputs is None:
+        if self.config.ood is not None and not is_exported(path):
             from medduet.models.base import Features
 
-            self._features = Features(graph.network).last  # the explainer has a copy without it
+            self._features = Features(graph.network)  # the explainer has a copy without it
         self.batch_size = batch_size or max(1, min(256, _PIXELS_PER_BATCH // (height * width)))
 
     def __call__(self, image: ImageLike) -> Prediction:
@@ -176,37 +159,25 @@ class Predictor:
         return self.predict_pictures(pictures)[0]
 
     def predict(self, images: Iterable[ImageLike]) -> Iterator[Prediction]:
-        """Yield the prediction for each image, and for each frame of files that have several.
-
-        They are computed in batches, as they come. DataError if an image can't be read.
-        """
+        """Yield the prediction for each image, and for each frame of files that have several."""
         pictures = (picture for image in images for picture in self.read(image))
         while batch := list(islice(pictures, self.batch_size)):
             yield from self.predict_pictures(batch)
 
-    def read(self, image: ImageLike, name: str = "image") -> list[Picture]:
-        """Return the frames of an image as the network takes them and as people see them.
-
-        Errors call it `name`, if it is no path: DataError if it can't be read.
-        """
+    def read(self, image: ImageLike) -> list[Picture]:
+        """Return the frames of an image as the network takes them and as people see them."""
         if isinstance(image, str | Path):
             return read_pictures(Path(image), self.options)
         if isinstance(image, np.ndarray | Image.Image):
-            return [picture_of(image, self.options, name)]
+            return [picture_of(image, self.options)]
         if hasattr(image, "seek"):
-            return read_pictures(Path(name), self.options, image)
-        raise DataError(
-            f"expected the path of an image, an array, a PIL image or an open file, given "
-            f"{type(image).__name__}"
-        )
+            return read_pictures(Path("image"), self.options, image)
+        raise DataError(f"expected an image or its path, given {type(image).__name__}")
 
     def predict_pictures(
         self, pictures: Sequence[Picture], *, explain: bool = True
     ) -> list[Prediction]:
-        """Return the predictions for frames that `read` gave, computed `batch_size` at a time.
-
-        Without `explain`, there are no heat maps.
-        """
+        """Return the predictions for frames that `read` gave; without `explain`, no heat maps."""
         predictions: list[Prediction] = []
         for start in range(0, len(pictures), self.batch_size):
             predictions += self._predict_batch(pictures[start : start + self.batch_size], explain)
@@ -245,7 +216,8 @@ class Predictor:
         detector = self.config.ood
         if detector is None:
             return [None] * len(pictures)
-        p = detector.p_values(self._features(), statistics(pixels))
+        features = None if self._features is None else self._features.last()
+        p = detector.p_values(features, statistics(pixels))
         odd = [detector.odd(picture) for picture in pictures]
         return [float(value) for value in np.where(odd, detector.smallest, p)]
 

@@ -35,10 +35,9 @@ class ModelBundle:
 
 
 def save_bundle(path: Path, network: DuetNetwork, config: BundleConfig | Mapping[str, Any]) -> None:
-    """Write ``model.safetensors``, ``config.json`` and the model card ``README.md`` to `path`.
+    """Write weights, ``config.json`` and model card to the folder `path`, as a whole or not at all.
 
-    The folder appears whole or not at all; an older bundle there is replaced. `config` are the
-    other fields of `BundleConfig`; ModelError if they don't fit the network.
+    `config` are the other fields of `BundleConfig`; ModelError if they don't fit the network.
     """
     fields = config.to_json() if isinstance(config, BundleConfig) else finite(dict(config))
     checked = BundleConfig.check(fields | {"network": network.arguments}, path / CONFIG)
@@ -94,17 +93,15 @@ def push(
         path: a bundle or a finished run.
         name: of the repository, ``OWNER/NAME``.
         private: whether only you, or your organisation, may see it.
-        licence: of the weights, in the hub's terms, such as ``"cc-by-nc-4.0"``; the licence of the
-            data may leave you no choice.
-        notes: a Markdown file with which the card ends: images, population, how the truth was made.
+        licence: of the weights, in the hub's terms, such as ``"cc-by-nc-4.0"``.
+        notes: a Markdown file with which the card ends: images, population, truth.
 
     Returns:
         The address, with the commit, that `medduet.load` takes.
 
     Raises:
         MissingFileError: there is no bundle, or no such notes.
-        ConfigError: the repository exists and is public though `private` was asked for, or the hub
-            refuses the card.
+        ConfigError: it is public though `private` was asked for, or the hub refuses the card.
         DownloadError: the hub can't be reached, or does not allow it.
     """
     from huggingface_hub import CommitOperationAdd, HfApi

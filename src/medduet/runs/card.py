@@ -34,18 +34,7 @@ class _Row(NamedTuple):
 def model_card(
     config: BundleConfig, address: str = "path/of/this/folder", licence: str | None = None
 ) -> str:
-    r"""Return the Markdown model card of a bundle, in the form that the Hugging Face hub reads.
-
-    Args:
-        config: of the bundle; its names may be a stranger's.
-        address: the argument for `medduet.load`.
-        licence: of the weights, in the hub's terms, such as ``"cc-by-nc-4.0"``.
-
-    Example:
-        >>> network = {"name": "<b>net</b>", "in_channels": 1, "num_classes": 1}
-        >>> print(model_card(BundleConfig(network=network)).splitlines()[7])
-        # \<b\>net\</b\> trained on unknown data
-    """
+    """Return the Markdown model card of a bundle, whose names may be a stranger's."""
     template = resources.files("medduet") / "runs" / "templates" / "card.md"
     rows = list(_rows(config))
     card = ModelCard.from_template(

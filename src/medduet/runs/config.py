@@ -72,7 +72,7 @@ class DataRecord(_Open):
 class Export(_Open):
     """An exported network; `size` is that of images, height and width, if it takes no other."""
 
-    precision: Literal["float32", "float16", "int8"]
+    precision: Literal["float32", "int8"]
     outputs: list[Literal["probability", "mask", "reconstruction"]] = Field(min_length=1)
     size: list[Side] | None = Field(None, min_length=2, max_length=2)
     min_side: Count = 1
@@ -80,25 +80,9 @@ class Export(_Open):
 
 
 class BundleConfig(_Strict):
-    """What a bundle says of its network.
+    """What a bundle says of its network; masks have the background first.
 
-    Attributes:
-        format: of the folder, written by MedDuet, and its `version`.
-        class_names: of the K classes.
-        mask_names: of the mask classes, background first; empty if there is no mask.
-        layout: of the dense output; ``None``, as `preprocessing`, for networks that were saved
-            without their task.
-        precision: what the network is evaluated, calibrated and used in.
-        calibration_missing: why there is no `calibration` of the class probabilities.
-        calibrated_on: name, fingerprint and split of the images, if not the run's own validation.
-        metrics: seed, selection, selected epoch, and metrics of ``val`` and ``test``.
-        members: SHA-256 of the weights of each member of an ensemble.
-        versions: of MedDuet and torch.
-
-    Example:
-        >>> BundleConfig.check({"network": {"in_channels": 2}}, Path("config.json"))
-        Traceback (most recent call last):
-        medduet.errors.ModelError: config.json: network: num_classes: Field required
+    `layout` and `preprocessing` are ``None`` for networks that were saved without their task.
     """
 
     format: str = "medduet-bundle"
@@ -124,26 +108,24 @@ class BundleConfig(_Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> BundleConfig:
         layout, network, calibration = self.layout, self.network, self.calibration
-        if self.preprocessing is not None and self.preprocessing.channels != network.in_channels:
-            raise ValueError(f"expected preprocessing of {network.in_channels} channel(s)")
-        if layout is None:  # nothing is known of the outputs, so they have no names either
-            return self
-        for key, names, count in (
-            ("class_names", self.class_names, network.num_classes),
-            ("mask_names", self.mask_names, layout.mask_classes),
-        ):
-            if count and len(names) != count:
-                raise ValueError(f"expected {count} {key}, given {len(names)}")
-        masks = 1 if layout.mask_classes == 2 else layout.mask_classes
-        if masks + layout.image_channels != network.dense_channels:
-            raise ValueError(f"the layout is not that of {network.dense_channels} channels")
-        if calibration is not None and (len(calibration.counts), calibration.multi_label) != (
-            network.num_classes,
-            self.multi_label,
-        ):
-            raise ValueError(
-                f"the calibration is not that of a network with {network.num_classes} classes"
-            )
+        facts = []  # a part, what it is of, and what it should be of
+        if self.preprocessing is not None:
+            facts.append(("channels", self.preprocessing.channels, network.in_channels))
+        if layout is not None:  # else nothing is known of the outputs, so they have no names either
+            masks = 1 if layout.mask_classes == 2 else layout.mask_classes
+            dense = masks + layout.image_channels
+            facts.append(("dense channels of the layout", dense, network.dense_channels))
+            if network.num_classes:
+                facts.append(("class_names", len(self.class_names), network.num_classes))
+            if layout.mask_classes:
+                facts.append(("mask_names", len(self.mask_names), layout.mask_classes))
+            if calibration is not None:
+                facts.append(("calibrated classes", len(calibration.counts), network.num_classes))
+        for name, given, expected in facts:
+            if given != expected:
+                raise ValueError(f"expected {expected} {name}, given {given}")
+        if calibration is not None and calibration.multi_label != self.multi_label:
+            raise ValueError("the calibration is not that of the network's labels")
         return self
 
     @classmethod

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +23,7 @@ _EXPECTED = "a finished run (a folder with config.json, metrics.json and predict
 
 
 class RunFolder:
-    """The files of one run, in a folder that need not exist yet.
-
-    ``docs/tutorials/medmnist.md`` says what they hold. What is read is read once.
-    """
+    """The files of one run, in a folder that need not exist yet; what is read is read once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,18 +34,12 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path | None, name: str, config: RunConfig) -> RunFolder:
-        """Make a new run folder, ``runs/NAME`` without `path`, and write the settings into it.
-
-        ConfigError if `path` holds a run already, or is a file.
-        """
+        """Make a new run folder, ``runs/NAME`` without `path`, and write the settings into it."""
         path = path or numbered_folder(Path("runs") / name)
         if path.is_file():
             raise ConfigError(f"expected a folder for the run, but {path} is a file: change --out")
         if (path / "config.json").exists():
-            raise ConfigError(
-                f"{path} holds a run already: go on with it by 'medduet train --resume {path}', "
-                "or give another --out"
-            )
+            raise ConfigError(f"{path} holds a run already: medduet train --resume {path}")
         folder = cls(path)
         write_json(path / "config.json", config.model_dump(mode="json"))
         return folder
@@ -56,10 +48,7 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """Open an existing run folder; MissingFileError if there is no run in it."""
         if not (path / "config.json").is_file():
-            raise MissingFileError(
-                f"expected a run folder, but {path} has no config.json: give the folder that "
-                "'medduet train' printed"
-            )
+            raise MissingFileError(f"expected a run folder, but {path} has no config.json")
         return cls(path)
 
     def checkpoint(self, name: str) -> Path:
@@ -81,17 +70,11 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Be the only process that trains this run, and remove what killed ones have left.
-
-        ConfigError if another process trains it.
-        """
+        """Be the only process that trains this run, and remove what killed ones have left."""
         lock = self.path / "checkpoints" / "lock"
         with exclusive(lock) as alone:
             if not alone:
-                raise ConfigError(
-                    f"{self.path} is being trained by {holder(lock)}: wait for it, or stop it and "
-                    f"go on by 'medduet train --resume {self.path}'"
-                )
+                raise ConfigError(f"{self.path} is being trained by {holder(lock)}: wait for it")
             sweep(self.path)
             yield
 
@@ -167,11 +150,7 @@ class RunFolder:
         return int(self.metrics.get("seed", self.config["train"]["seed"]))
 
     def predictions(self, split: str = "test", selection: Selection = "validation") -> Predictions:
-        """Return the predictions of the selected epoch for a split, ``"val"`` or ``"test"``.
-
-        ConfigError if the run has no such selection, MissingFileError or DataError if the file
-        can't be read.
-        """
+        """Return the predictions of the selected epoch for a split, ``"val"`` or ``"test"``."""
         if split not in ("val", "test"):
             raise ConfigError(f"expected split val or test, given '{split}'")
         if selection == "test" and self.test_selected is None:
@@ -193,18 +172,12 @@ def is_run(path: Path) -> bool:
 
 def numbered_folder(path: Path) -> Path:
     """Return `path`, with a number behind it if that is taken."""
-    free, number = path, 1
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}-{number}")
-    return free
+    others = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(each for each in chain([path], others) if not each.exists())
 
 
 def open_run(path: str | Path) -> RunFolder:
-    """Return the finished run in the folder `path`.
-
-    MissingFileError if there is none, or it is not finished; DataError if it can't be read.
-    """
+    """Return the finished run in the folder `path`."""
     run = RunFolder(Path(path))
     if not run.finished:
         is_begun = (run.path / "config.json").is_file()
@@ -215,27 +188,18 @@ def open_run(path: str | Path) -> RunFolder:
     return run
 
 
-def find_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
-    """Return the finished runs in and under the folders `paths`, each once, by their paths.
-
-    MissingFileError if a path is no folder, or if there is none; DataError if one can't be read.
-    """
-    tops = [Path(path) for path in paths]
+def find_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
+    """Return the finished runs in and under the folders `paths`, each once, by their paths."""
     finished: dict[Path, Path] = {}
-    unfinished: list[Path] = []
-    for top in tops:
+    for top in map(Path, paths):
         if not top.is_dir():
             raise MissingFileError(f"expected a folder of runs, but {top} is not there")
         for folder in (file.parent for file in top.rglob("config.json")):
             if RunFolder(folder).finished:
                 finished.setdefault(folder.resolve(), folder)
-            elif (folder / "checkpoints").is_dir():
-                unfinished.append(folder)
     if not finished:
-        where = ", ".join(map(str, tops)) or "one folder at least"
-        more = f" ({len(unfinished)} not finished, such as {min(unfinished)})" if unfinished else ""
         raise MissingFileError(
-            f"expected {_EXPECTED} under {where}, but there is none{more}: "
-            "medduet train honest --data NAME --out RUN makes one"
+            f"expected {_EXPECTED} under {', '.join(map(str, paths))}, but there is none: 'medduet "
+            "train honest --data NAME --out RUN' makes one, 'medduet train --resume RUN' ends one"
         )
     return [open_run(finished[resolved]) for resolved in sorted(finished)]

@@ -20,10 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
-    """Return the settings of data for a network that was trained on images prepared like this.
-
-    What `config` leaves open is taken over; size, and for image files channels, fit and window.
-    """
+    """Return `config` with what it leaves open as a network's training images were prepared."""
     settings: dict[str, Any] = {"size": config.size or max(preprocessing.size)}
     if is_files(config):
         settings |= {
@@ -37,8 +34,7 @@ def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
 def in_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
     """Return the set with its labels numbered as in `class_names`, if these hold all its classes.
 
-    So a folder with some of the classes is evaluated rightly. Sets that name none of them are
-    taken by number; ConfigError for some of them, and others.
+    Sets that name none of them are taken by number.
     """
     names, expected = images.class_names, tuple(class_names)
     if names == expected:

@@ -34,48 +34,25 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """A network's predictions for the N images of a split, with their truth and scores.
+    """A network's predictions for N images of a split, of K classes and M foreground mask classes.
 
-    Of K classes, and M foreground mask classes. What the network does not predict, or what is not
-    measured, is ``None``.
-
-    Attributes:
-        index: ``(N,)`` int64, position of each image in the split.
-        ids: ``(N,)`` str, name of each image.
-        label: ``(N,)`` int64 class index, or ``(N, K)`` of 0 and 1 for multi-label sets, -1
-            unknown; ``None`` without class head.
-        probability: ``(N, K)`` float64, 0 to 1, as the network was trained.
-        calibrated: the probabilities that its bundle predicts with, if it is calibrated.
-        has_mask: ``(N,)`` bool, whether the true mask is known.
-        dice: ``(N, M)`` float64, as `iou` and `hd95` (pixels); NaN where undefined.
-        truth_pixels: ``(N, M)`` int64, pixels of each class, as `predicted_pixels`; 0 if unknown.
-        mse: ``(N,)`` float64, as `psnr` (dB) and `ssim`, of the reconstruction on -1 to 1.
-        losses: by task; not part of the CSV.
-
-    Example:
-        >>> import tempfile
-        >>> predictions = Predictions(np.arange(2), class_names=("a", "b"), label=np.array([0, -1]),
-        ...                           probability=np.array([[0.9, 0.1], [0.2, 0.8]]))
-        >>> path = Path(tempfile.mkdtemp()) / "test.csv"
-        >>> predictions.to_csv(path)
-        >>> Predictions.from_csv(path).correct.tolist()
-        [True, False]
+    What it does not predict or is not measured is ``None``; NaN or 0 where masks are unknown.
     """
 
-    index: NDArray[np.int64]
+    index: NDArray[np.int64]  # (N,), position in the split
     class_names: tuple[str, ...] = ()
     mask_names: tuple[str, ...] = ()
-    ids: NDArray[np.str_] | None = None
-    label: NDArray[np.int64] | None = None
-    probability: Floats | None = None
-    calibrated: Floats | None = None
-    has_mask: NDArray[np.bool_] | None = None
-    dice: Floats | None = None
+    ids: NDArray[np.str_] | None = None  # (N,)
+    label: NDArray[np.int64] | None = None  # (N,), or (N, K) of 0 and 1; -1 unknown
+    probability: Floats | None = None  # (N, K), as trained
+    calibrated: Floats | None = None  # (N, K), as the bundle predicts
+    has_mask: NDArray[np.bool_] | None = None  # (N,)
+    dice: Floats | None = None  # (N, M), as those below
     iou: Floats | None = None
-    hd95: Floats | None = None
+    hd95: Floats | None = None  # pixels; NaN where either mask is empty
     truth_pixels: NDArray[np.int64] | None = None
     predicted_pixels: NDArray[np.int64] | None = None
-    mse: Floats | None = None
+    mse: Floats | None = None  # (N,), on a scale of -1 to 1; psnr in dB
     psnr: Floats | None = None
     ssim: Floats | None = None
     losses: Mapping[str, Loss] = field(default_factory=dict)
@@ -118,19 +95,8 @@ class Predictions:
         """``(N, M)``, whether the true mask has any pixel of the class."""
         return None if self.truth_pixels is None else self.truth_pixels > 0
 
-    @property
-    def has_lesion(self) -> NDArray[np.bool_] | None:
-        """``(N,)``, whether the true mask has any foreground."""
-        return None if self.truth_pixels is None else np.any(self.truth_pixels > 0, axis=1)
-
     def to_csv(self, path: Path) -> None:
-        """Write one line per image, with the columns that it has.
-
-        ``index``, ``image``, ``label`` (or ``label_CLASS`` for multi-label sets), ``predicted``,
-        ``probability_CLASS``, ``calibrated_CLASS``, ``has_mask``; for each mask class
-        ``dice_NAME``, ``iou_NAME``, ``hd95_NAME``, ``truth_pixels_NAME`` and
-        ``predicted_pixels_NAME``; ``mse``, ``psnr``, ``ssim``.
-        """
+        """Write one line per image; what has classes or masks as ``probability_CLASS``."""
         import pandas as pd
 
         columns: dict[str, NDArray[Any]] = {}
@@ -181,10 +147,7 @@ class Predictions:
 
     @classmethod
     def concatenate(cls, several: Sequence[Predictions]) -> Predictions:
-        """Return the predictions of several splits of one network, one after the other.
-
-        What one of them lacks is ``None``; the images are numbered anew.
-        """
+        """Return several splits of one network in one, numbered anew; ``None`` what one lacks."""
         arrays: dict[str, Any] = {}
         for name in (each.name for each in fields(cls)):
             values = [getattr(each, name) for each in several]
