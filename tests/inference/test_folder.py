@@ -149,7 +149,7 @@ def test_what_can_not_be_done(bundle: Path, folder: Path, tmp_path: Path) -> Non
     for sources, where, error, words in (
         ([tmp_path / "nowhere"], out, MissingFileError, r"there is no .*nowhere"),
         ([empty], out, MissingFileError, "there are none"),
-        ([folder], folder, MissingFileError, "outside of --out"),
+        ([folder], folder, MissingFileError, "outside of "),
         ([], out, ConfigError, "expected files or folders"),
         ([folder], bundle, ConfigError, "is a run or a bundle"),
     ):

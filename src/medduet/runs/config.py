@@ -108,7 +108,7 @@ class BundleConfig(_Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> BundleConfig:
         layout, network, calibration = self.layout, self.network, self.calibration
-        facts = []  # a part, what it is of, and what it should be of
+        facts: list[tuple[str, int, int]] = []  # a part, what it is of, and what it should be of
         if self.preprocessing is not None:
             facts.append(("channels", self.preprocessing.channels, network.in_channels))
         if layout is not None:  # else nothing is known of the outputs, so they have no names either
@@ -119,13 +119,13 @@ class BundleConfig(_Strict):
                 facts.append(("class_names", len(self.class_names), network.num_classes))
             if layout.mask_classes:
                 facts.append(("mask_names", len(self.mask_names), layout.mask_classes))
-            if calibration is not None:
-                facts.append(("calibrated classes", len(calibration.counts), network.num_classes))
         for name, given, expected in facts:
             if given != expected:
                 raise ValueError(f"expected {expected} {name}, given {given}")
-        if calibration is not None and calibration.multi_label != self.multi_label:
-            raise ValueError("the calibration is not that of the network's labels")
+        if calibration is not None:
+            kind, classes = (len(calibration.counts), calibration.multi_label), network.num_classes
+            if kind != (classes, self.multi_label):
+                raise ValueError(f"the calibration is not that of a network with {classes} classes")
         return self
 
     @classmethod
