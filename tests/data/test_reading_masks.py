@@ -88,7 +88,6 @@ def test_several_masks_are_united(tmp_path: Path) -> None:
 
 def test_a_mask_of_another_size(tmp_path: Path) -> None:
     path = saved([[0, 1, 0], [0, 0, 0]], tmp_path / "a.png")
-    size = "2 x 2 pixels (height x width)"
-    told = f"{path}: expected a mask of {size} as the image, given 2 x 3 pixels"
+    told = f"{path}: expected a mask of 1 x 2 x 2 (frames x height x width), given 1 x 2 x 3"
     with pytest.raises(DataError, match=re.escape(told)):
         read_mask([path], LIKE, SMALL)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from medduet.data.folders import Place, images_and_masks, natural, stem_of
 from medduet.data.imageset import SPLITS
+from medduet.data.reading.core import needed
 from medduet.errors import DataError, MissingFileError
 
 TABLES = (".csv", ".parquet")
@@ -156,6 +157,7 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         raise MissingFileError(f"expected a table at {path}, but there is no such file")
     try:
         if path.suffix.lower() == ".parquet":
+            needed("pyarrow.parquet", path)
             import pandas
 
             table = pandas.read_parquet(path).convert_dtypes()  # integers with gaps are floats
@@ -163,10 +165,6 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
         else:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 rows = list(csv.DictReader(file, strict=True))
-    except ImportError as error:
-        raise DataError(
-            f'reading {path} needs pyarrow: pip install "medduet[medical]", or save a CSV'
-        ) from error
     except (ValueError, OSError, csv.Error) as error:
         raise DataError(f"{path} can't be read as a table: {error}") from error
     if not rows:

@@ -87,12 +87,9 @@ def refusal(path: Path, expected: str, given: str) -> DataError:
 def checked(path: Path, facts: Facts) -> Facts:
     """Return `facts` if a file may be as large as they say."""
     frames, _, height, width = facts
-    if min(facts) < 1:
-        raise refusal(path, "an image", f"{frames} frames of {height} x {width} pixels")
-    if height * width > MAX_FRAME_PIXELS:
-        raise refusal(path, f"at most {MAX_FRAME_PIXELS} pixels", f"{height} x {width}")
-    if frames > min(MAX_FRAMES, _MAX_FILE_PIXELS // (height * width)):
-        expected = f"at most {MAX_FRAMES} frames and {_MAX_FILE_PIXELS} pixels in all"
+    most = min(MAX_FRAMES, _MAX_FILE_PIXELS // max(1, height * width))
+    if min(facts) < 1 or height * width > MAX_FRAME_PIXELS or frames > most:
+        expected = f"at most {MAX_FRAME_PIXELS} pixels, in at most {max(1, most)} frames"
         raise refusal(path, expected, f"{frames} frames of {height} x {width}")
     return facts
 

@@ -55,18 +55,16 @@ def _read(path: Path, file: BinaryIO, **options: bool) -> Any:
 
 
 def _facts(path: Path, header: Any) -> Facts:
-    rows, columns = header.get("Rows"), header.get("Columns")
+    rows, columns, frames = (header.get(x) for x in ("Rows", "Columns", "NumberOfFrames"))
     photometric, samples = header.get("PhotometricInterpretation"), header.get("SamplesPerPixel")
     if not rows or not columns:
-        what = header.get("Modality") or "data"
-        raise refusal(path, "a DICOM image", f"{what} without rows and columns")
+        raise refusal(path, "a DICOM image", f"{header.get('Modality')} without rows and columns")
     if photometric not in _COLOURS + _GREYS:
         raise refusal(path, f"one of {', '.join(_GREYS + _COLOURS)}", str(photometric))
     channels = 3 if photometric in _COLOURS else 1
     if int(samples or 1) != (1 if photometric == "PALETTE COLOR" else channels):
         raise refusal(path, f"another number of channels for {photometric}", str(samples))
-    frames = int(header.get("NumberOfFrames") or 1)
-    return checked(path, Facts(frames, channels, int(rows), int(columns)))
+    return checked(path, Facts(int(frames or 1), channels, int(rows), int(columns)))
 
 
 def _colours(path: Path, pixels: Any, header: Any, values: NDArray[Any]) -> NDArray[np.uint8]:

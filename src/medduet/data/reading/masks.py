@@ -34,8 +34,7 @@ def read_mask(paths: Sequence[Path], like: Facts, options: ReadOptions) -> NDArr
         Classes as uint8 ``(K, size, size)``, taken at the nearest pixel centres.
 
     Raises:
-        DataError: names the file.
-        MissingFileError: if there is no such file.
+        DataError: a file is no mask of this image, or MissingFileError, there is none.
     """
     united: NDArray[np.uint8] = np.max([_read_one(x, like, options) for x in paths], axis=0)
     return united
@@ -44,8 +43,8 @@ def read_mask(paths: Sequence[Path], like: Facts, options: ReadOptions) -> NDArr
 def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8]:
     with opened(path) as source:
         if source.facts._replace(channels=like.channels) != like:
-            expected = f"a mask of {_shape_text(like)} (height x width) as the image"
-            raise refusal(path, expected, _shape_text(source.facts))
+            shapes = [f"{each[0]} x {each[2]} x {each[3]}" for each in (like, source.facts)]
+            raise refusal(path, f"a mask of {shapes[0]} (frames x height x width)", shapes[1])
         frames = [_integers(path, frame) for frame in source.frames(None)]
         values = np.unique(np.concatenate([np.unique(frame) for frame in frames]))
         fitted = np.stack([fitted_mask(frame, options) for frame in frames])
@@ -71,8 +70,3 @@ def _integers(path: Path, frame: Frame) -> NDArray[Any]:
             raise refusal(path, "whole numbers", f"{values[~whole][0]}")
         values = np.clip(values, -1, 1 << 16).astype(np.int32)
     return values
-
-
-def _shape_text(facts: Facts) -> str:
-    frames = f"{facts.frames} frames of " if facts.frames > 1 else ""
-    return f"{frames}{facts.height} x {facts.width} pixels"
