@@ -51,23 +51,18 @@ def test_unknown_labels_and_masks(arrays: Arrays, save: Save, cache: Path) -> No
     assert np.array_equal(split.masks[::2], arrays["train_masks"][::2])
 
 
-def test_multi_label(arrays: Arrays, save: Save, cache: Path) -> None:
-    rng = np.random.default_rng(0)
-    for name in SPLITS:
-        arrays[f"{name}_labels"] = rng.integers(0, 2, (len(arrays[f"{name}_images"]), 14))
-    images = open_npz(save(arrays), cache=cache)
-    assert images.multi_label
-    assert len(images.class_names) == 14
-    assert np.array_equal(images.test.labels, arrays["test_labels"])
-
-
-def test_masks_of_0_and_255_become_0_and_1(arrays: Arrays, save: Save, cache: Path) -> None:
+def test_several_labels_and_masks_of_0_and_255(arrays: Arrays, save: Save, cache: Path) -> None:
     expected = arrays["test_masks"].copy()
     for name in SPLITS:
         arrays[f"{name}_masks"] = arrays[f"{name}_masks"] * np.uint8(255)
+        count = len(arrays[f"{name}_images"])
+        arrays[f"{name}_labels"] = np.random.default_rng(0).integers(0, 2, (count, 14))
     images = open_npz(save(arrays), cache=cache)
     assert np.array_equal(images.test.masks, expected)
     assert images.mask_names == ("background", "lesion")
+    assert images.multi_label
+    assert len(images.class_names) == 14
+    assert np.array_equal(images.test.labels, arrays["test_labels"])
 
 
 def test_medsegbench_masks_without_classes(arrays: Arrays, save: Save, cache: Path) -> None:
