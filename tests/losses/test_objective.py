@@ -9,9 +9,10 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
 from medduet import Batch, DenseLayout, ObjectiveConfig, Outputs
-from medduet.losses.objective import Objective, balanced_weights
-from medduet.losses.tasks import (
+from medduet.losses.objective import (
+    Objective,
     PerImage,
+    balanced_weights,
     classification_loss,
     reconstruction_loss,
     segmentation_loss,

@@ -21,8 +21,12 @@ from torchmetrics.functional.classification import (
 )
 
 from medduet.errors import DataError
-from medduet.metrics.calibration import reliability
-from medduet.metrics.classification import accuracy, balanced_accuracy, classification_metrics
+from medduet.metrics.classification import (
+    accuracy,
+    balanced_accuracy,
+    classification_metrics,
+    reliability,
+)
 from medduet.metrics.roc import auc
 
 with warnings.catch_warnings():

@@ -17,8 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import medduet
 from medduet import RunConfig, TrainingError
 from medduet.config import Task
-from medduet.losses.objective import Objective
-from medduet.losses.tasks import PerImage
+from medduet.losses.objective import Objective, PerImage
 from medduet.training import loop
 from medduet.training.monitor import StepMonitor
 from medduet.training.state import load_checkpoint

@@ -9,7 +9,7 @@ import pytest
 from scipy.special import expit, softmax
 from statsmodels.stats.proportion import proportion_confint
 
-from medduet.metrics.calibration import reliability
+from medduet.metrics.classification import reliability
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.summary import calibration_summary
 

@@ -19,7 +19,7 @@ from medduet.data.reading.images import Picture, picture_of, read_pictures
 from medduet.data.reading.shape import restore_map, restore_mask
 from medduet.errors import ConfigError, DataError, ModelError
 from medduet.inference.exported import BatchPrediction, ExportedModel, is_exported
-from medduet.metrics.calibration import confidence
+from medduet.metrics.classification import confidence
 from medduet.uncertainty.ood import OOD_P, statistics
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
-from .calibration import Reliability as Reliability
-from .calibration import reliability as reliability
+from .classification import Reliability as Reliability
 from .classification import accuracy as accuracy
 from .classification import balanced_accuracy as balanced_accuracy
 from .classification import classification_metrics as classification_metrics
 from .classification import correct_predictions as correct_predictions
+from .classification import reliability as reliability
 from .dense import dice_per_class as dice_per_class
 from .dense import hd95_per_class as hd95_per_class
 from .dense import iou_per_class as iou_per_class

@@ -1,9 +1,9 @@
-"""How well images are classified, averaged as `medmnist.Evaluator` does."""
+"""How well images are classified, and how far the probabilities can be believed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +15,8 @@ from medduet.metrics.roc import auc, auc_interval, auc_per_class
 from medduet.types import UNKNOWN_LABEL
 
 THRESHOLD = 0.5
+BINS = 15
+"""Bins of the expected calibration error and the reliability diagram."""
 
 
 def accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
@@ -48,10 +50,7 @@ def correct_predictions(
 
 
 def balanced_accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
-    """Return the mean recall over the classes that occur.
-
-    Multi-label: the mean over labels of the mean of recall and specificity.
-    """
+    """Return the mean recall over the classes that occur; multi-label, with specificity."""
     scores = _per_class(*check_predictions(label, probability, multi_label))
     if not multi_label:
         return nan_mean(scores["recall"])
@@ -70,13 +69,9 @@ def classification_metrics(
 ) -> dict[str, Any]:
     """Return every classification metric of one split with 95% intervals, ready for JSON.
 
-    The accuracy interval is Wilson's; multi-label accuracy is no proportion of independent
-    trials, so there it is a percentile bootstrap over images. That of the AUC is DeLong's on the
-    logit scale, see `medduet.metrics.roc.auc_interval`.
-
-    Takes what `accuracy` takes, K distinct `class_names` (else DataError), and the number of
-    `bootstrap` replicates (0 for no interval) with its `seed`. ``n`` are the images with a known
-    label; what is undefined is ``None``, such as the precision of a class never predicted.
+    The accuracy interval is Wilson's; multi-label accuracy is no proportion of independent trials,
+    so there it is a bootstrap over images. That of the AUC is DeLong's on the logit scale. What is
+    undefined is ``None``, such as the precision of a class never predicted.
     """
     data = label, probability, multi_label
     truth, score = check_predictions(*data)
@@ -116,6 +111,49 @@ def classification_metrics(
         matrix = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
         metrics["confusion_matrix"] = matrix.tolist()
     return metrics
+
+
+class Reliability(NamedTuple):
+    """B bins of equal width: n ``(B,)``, mean confidence and share that is true, NaN if empty."""
+
+    n: Integers
+    confidence: Floats
+    frequency: Floats
+
+    @property
+    def error(self) -> float:
+        """The expected calibration error: the mean gap of the bins, weighted by n; NaN if empty."""
+        if not self.n.any():
+            return float("nan")
+        gap = np.nan_to_num(np.abs(self.confidence - self.frequency))
+        return float(np.average(gap, weights=self.n))
+
+
+def reliability(
+    label: ArrayLike, probability: ArrayLike, multi_label: bool = False, bins: int = BINS
+) -> Reliability:
+    """Return how often predictions are true, by their confidence; takes what `accuracy` takes.
+
+    Single-label sets: of the most probable class of each image ("top label"), as Guo et al. (2017,
+    arXiv:1706.04599). Multi-label sets: of every label of every image, its own probability.
+    """
+    truth, p = check_predictions(label, probability, multi_label, in_unit_range=True)
+    labelled = truth != UNKNOWN_LABEL
+    p, truth = p[labelled], truth[labelled]
+    p, true = (p, truth == 1) if multi_label else (p.max(axis=1), p.argmax(axis=1) == truth)
+    place = np.minimum((p * bins).astype(np.int64), bins - 1)
+    n = np.bincount(place, minlength=bins)
+    sums = [np.bincount(place, weights=weights, minlength=bins) for weights in (p, true)]
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
+        return Reliability(n, sums[0] / n, sums[1] / n)
+
+
+def confidence(probability: Floats, multi_label: bool) -> Floats:
+    """Return the confidence of predictions, ``(N,)``; multi-label, of each label ``(N, K)``."""
+    if multi_label:
+        return np.maximum(probability, 1 - probability)
+    largest: Floats = probability.max(axis=1)
+    return largest
 
 
 def _predicted(score: Floats, multi_label: bool) -> Integers:

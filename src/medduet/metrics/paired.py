@@ -49,9 +49,9 @@ def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemar:
         (6, 1, 0.125, 6.0)
     """
     first, second = np.asarray(right_a), np.asarray(right_b)
+    _check_pairs(first, second)
     if first.dtype != bool or second.dtype != bool or first.ndim != 1:
         raise DataError(f"expected bool (n,) twice, given {first.dtype} and {second.dtype}")
-    _check_pairs(first, second)
     b, c, n = int((first & ~second).sum()), int((second & ~first).sum()), len(first)
     table = [[int((first & second).sum()), b], [c, int((~first & ~second).sum())]]
     p = float(_mcnemar(table, exact=b + c < EXACT_BELOW, correction=True).pvalue)

@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.special import expit, logit
 
-from medduet.errors import DataError
 from medduet.metrics.inputs import Booleans, Floats, Integers, check_predictions, one_vs_rest
 from medduet.metrics.intervals import CONFIDENCE, UNDEFINED, Interval, Z
 from medduet.types import UNKNOWN_LABEL
@@ -33,11 +32,7 @@ def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> 
 
     Two columns: of the last one. More columns: the mean over classes, each against the rest.
     Multi-label: the mean over labels that any image has an annotation of. NaN if one of these has
-    no positive or no negative image. Args and Raises as for `accuracy`.
-
-    Example:
-        >>> auc([0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.9, 0.1]])
-        0.75
+    no positive or no negative image.
     """
     areas = auc_per_class(label, probability, multi_label)
     columns = _averaged(np.asarray(label), len(areas))
@@ -47,11 +42,9 @@ def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> 
 def auc_interval(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> Interval:
     """Return the 95% interval of an AUC, over images: DeLong's variance on the logit scale.
 
-    With ``(S, N, K)`` probabilities of S seeds it is the interval of the mean over seeds. NaN where
-    the AUC is undefined, or a class has one image only. A network that separates the images
-    perfectly has no variance, though the next image may be wrong: of m images of a class (or
-    outside of it), an AUC of a would separate all with a probability of a^m at most, so the
-    interval ends at ``0.025 ** (1 / m)``, of the class with the fewest.
+    Of the mean over S seeds for ``(S, N, K)`` probabilities; NaN if a class has one image only.
+    A perfect AUC has no variance, but of m images of a class (or outside of it), an AUC of a would
+    separate all with a probability of a^m at most, so the interval ends at ``0.025 ** (1 / m)``.
     """
     truth, seeds = _check_seeds(label, probability, multi_label)
     area, influence = _mean_influence(truth, seeds)
@@ -100,8 +93,6 @@ def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike)
     multi_label = np.ndim(label) == 2
     truth, seeds_a = _check_seeds(label, probability_a, multi_label)
     _, seeds_b = _check_seeds(label, probability_b, multi_label)
-    if seeds_a.shape[1:] != seeds_b.shape[1:]:
-        raise DataError(f"expected (N, K) alike, given {seeds_a.shape[1:]} and {seeds_b.shape[1:]}")
     area_a, influence_a = _mean_influence(truth, seeds_a)
     area_b, influence_b = _mean_influence(truth, seeds_b)
     difference = area_a - area_b

@@ -28,16 +28,10 @@ def segmentation_summary(
 ) -> dict[str, Any]:
     """Return what the per-image mask scores say of a split with 95% intervals, ready for JSON.
 
-    Takes the ``(N, M)`` scores of `dice_per_class`, `iou_per_class` and `hd95_per_class` (``None``
-    if not measured), whether each true mask has any pixel of the class ``(N, M)``, the M distinct
-    names of the foreground classes, and the number of `bootstrap` replicates over images.
-
-    Returns:
-        ``dice`` and ``iou`` (means over images and classes); ``dice_nonempty`` (mean over the
-        ``dice_nonempty_n`` pairs of image and class with a non-empty truth); ``hd95`` (mean over
-        the ``hd95_n`` pairs where truth and prediction are non-empty); ``empty_truth_n`` (images
-        without any foreground) and ``empty_correct`` (share of these predicted empty);
-        ``per_mask`` with the same numbers by name. What is undefined is ``None``.
+    Takes ``(N, M)`` scores (`hd95` or ``None``), whether each true mask has any pixel, and M names.
+    ``dice_nonempty`` and ``hd95`` are means over pairs of image and class with a non-empty truth
+    (and prediction), of which there are ``..._n``; ``empty_correct`` is the share of the images
+    without any foreground that are predicted so. What is undefined is ``None``.
     """
     lesion = np.asarray(truth_nonempty, dtype=bool)
     distance = np.full(lesion.shape, np.nan) if hd95 is None else hd95
@@ -63,10 +57,7 @@ def segmentation_summary(
 
 
 def reconstruction_summary(errors: Mapping[str, ArrayLike]) -> dict[str, Any]:
-    """Return the means over images of `reconstruction_errors`, ready for JSON.
-
-    Each image's PSNR is capped at `PSNR_CAP` dB; ``None`` where there is nothing to average.
-    """
+    """Return the means of `reconstruction_errors` for JSON, each PSNR capped at `PSNR_CAP`."""
     psnr = np.minimum(np.asarray(errors["psnr"], dtype=np.float64), PSNR_CAP)
     values = {"mse": errors["mse"], "psnr": psnr, "ssim": errors["ssim"]}
     return {"n": len(psnr)} | {name: number(nan_mean(of)) for name, of in values.items()}

@@ -182,7 +182,7 @@ class SmpNetwork(DuetNetwork):
             options["decoder_interpolation"] = _interpolation(f"smp:{architecture}", upsampling)
         if num_classes:
             options["aux_params"] = {"classes": num_classes, "dropout": dropout}
-        weights = _smp_weights(encoder) if pretrained else None
+        weights, self.pretrained_normalization = _smp_pretrained(encoder, pretrained)
         self.model = build(
             encoder_name=encoder,
             encoder_weights=weights,
@@ -198,7 +198,6 @@ class SmpNetwork(DuetNetwork):
             self.decoder_modules = []
         self.multiple = int(self.model.encoder.output_stride)
         self.normalize = Normalize(in_channels)
-        self.pretrained_normalization = _smp_normalization(encoder, weights)
         if pretrained:
             self.normalize.set(*self.pretrained_normalization)
         freeze_unused(self, 224)
@@ -262,25 +261,21 @@ def _any_size(name: str) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in parameters}
 
 
-def _smp_weights(encoder: str) -> str | bool:
-    from segmentation_models_pytorch.encoders import encoders
+def _smp_pretrained(encoder: str, fetch: bool) -> tuple[str | bool | None, Constants]:
+    """Return the name of the weights to fetch, and the mean and deviation that they expect.
 
-    if encoder.startswith("tu-"):
-        return True
-    names: list[str] = list(encoders[encoder]["pretrained_settings"])
-    return "imagenet" if "imagenet" in names else names[0]
-
-
-def _smp_normalization(encoder: str, fetched: str | bool | None) -> Constants:
-    """Return mean and deviation beside the weights on the hub; ImageNet's if not `fetched`."""
-    from segmentation_models_pytorch.encoders import get_preprocessing_params
+    Those stand beside the weights on the hub; where these are not fetched, ImageNet's are taken.
+    """
+    from segmentation_models_pytorch.encoders import encoders, get_preprocessing_params
 
     if encoder.startswith("tu-"):
         config = timm.get_pretrained_cfg(encoder.removeprefix("tu-"))
-        return (config.mean, config.std) if config else IMAGENET
-    if fetched is None:
-        return IMAGENET
-    settings = get_preprocessing_params(encoder, fetched)
+        return fetch or None, (config.mean, config.std) if config else IMAGENET
+    if not fetch:
+        return None, IMAGENET
+    names: list[str] = list(encoders[encoder]["pretrained_settings"])
+    weights = "imagenet" if "imagenet" in names else names[0]
+    settings = get_preprocessing_params(encoder, weights)
     scale = max(settings["input_range"] or (0, 1))
     mean, std = settings["mean"] or (0.0,), settings["std"] or (1.0,)
-    return tuple(value / scale for value in mean), tuple(value / scale for value in std)
+    return weights, (tuple(value / scale for value in mean), tuple(value / scale for value in std))

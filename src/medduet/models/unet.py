@@ -107,11 +107,6 @@ class UNet(DuetNetwork):
         pool: builds what halves height and width of a map with so many channels.
         enlarge: builds what doubles them; takes channels in, channels out, and `upsampling`.
         skip: builds what each skip passes through before it is joined.
-
-    Example:
-        >>> network = UNet(1, num_classes=2, dense_channels=1, block=double_conv, width=4)
-        >>> network(torch.zeros(2, 1, 33, 16, dtype=torch.uint8)).dense.shape
-        torch.Size([2, 1, 33, 16])
     """
 
     min_side = MIN_SIDE

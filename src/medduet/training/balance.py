@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from medduet.config import Task
 from medduet.losses.balance import Balance, cosines
-from medduet.losses.tasks import PerImage
+from medduet.losses.objective import PerImage
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import all_sum, gradients_by_hand
 

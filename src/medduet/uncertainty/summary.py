@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medduet.metrics.calibration import BINS, reliability
+from medduet.metrics.classification import BINS, reliability
 from medduet.metrics.inputs import check_predictions
 from medduet.metrics.intervals import bounds, number, wilson
 from medduet.types import UNKNOWN_LABEL
