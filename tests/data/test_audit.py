@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 import medduet
 from medduet import DataError, ImageSet
-from medduet.data.audit.findings import Finding
+from medduet.data.audit.findings import Finding, label_texts
 from medduet.data.audit.leakage import clean, leak_warning
 from medduet.data.imageset import SPLITS
 from medduet.data.phantom import phantom_images
@@ -146,6 +146,8 @@ def test_multi_label_sets(cache: Path) -> None:
     assert all("spiculated is " in shift for shift in shifts)
     assert shifts
     assert audit.classes.loc["spiculated", "test"] == 190
+    texts = label_texts(np.array([[-1, -1], [0, 0], [1, 1]]), ["cup", "disc"])
+    assert texts.tolist() == ["unknown", "none", "cup + disc"]
 
 
 def test_masks(cache: Path) -> None:

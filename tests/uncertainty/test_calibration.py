@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.special import expit, softmax
+from statsmodels.stats.proportion import proportion_confint
 
 from medduet.errors import ConfigError, DataError, ModelError
 from medduet.runs.config import BundleConfig
 from medduet.uncertainty.calibration import COLDEST, HOTTEST, PERCENT, Calibration
+from medduet.uncertainty.summary import calibration_summary
 
 
 def drawn(
@@ -170,12 +173,10 @@ def test_other_probabilities_than_those_of_the_network_are_refused() -> None:
     ("change", "message"),
     [
         ({"temperature": 0.0}, "temperature: Input should be greater"),
-        ({"temperature": float("nan")}, "temperature"),
         ({"temperature": "1.5"}, "temperature: Input should be a valid number"),
         ({"n": 20, "counts": [21, 20, 1]}, "21 of 20 images"),
         ({"counts": [10, 10]}, "expected 2 thresholds"),
         ({"counts": [10**30, 10, 10]}, "counts: 0"),
-        ({"set_thresholds": [[0.1] * 3] * 49}, "set_thresholds"),
         ({"set_thresholds": [[float("nan")] * 3] * 50}, "set_thresholds: 0"),
         ({"set_thresholds": [[0.1] * 3] * 49 + [[1.0] * 3]}, "a higher coverage needs a higher"),
         ({"more": 1}, "more: Extra inputs"),
@@ -195,6 +196,40 @@ def test_a_damaged_calibration_is_refused_in_one_line(change: dict[str, Any], me
     assert message in str(caught.value).replace(".0", ": 0")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@both
+def test_the_summary_counts_what_sets_hold(several: bool) -> None:
+    rng = np.random.default_rng(0)
+    calibration = Calibration.fit(*drawn(rng, 400, 3, 2.0, several, 0.5), several)
+    label, probability = drawn(rng, 300, 3, 2.0, several, 0.5)
+    label[:20] = -1
+    summary = calibration_summary(calibration, label, probability, ["a", "b", "c"])
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    label, probability = label[20:], probability[20:]
+    calibrated = calibration.calibrate(probability)
+    assert summary["n"] == 280
+    assert summary["ece_before"] == reliability(label, probability, several).error
+    assert summary["ece_after"] == reliability(label, calibrated, several).error
+    assert summary["ece_after"] < summary["ece_before"]
+    has = label == 1 if several else label[:, None] == np.arange(3)
+    for coverage, row in ((0.8, summary["sets"]["0.80"]), (0.95, summary["sets"]["0.95"])):
+        chosen = calibration.sets(calibrated, coverage)
+        assert (row["n"], row["coverage"]) == (has.sum(), (chosen & has).sum() / has.sum())
+        assert row["size"] == pytest.approx(chosen.sum(axis=1).mean())
+        assert (row["coverage_interval"] is None) == several
+        for k, name in enumerate("abc"):
+            part, own = row["per_class"][name], has[:, k]
+            assert (part["n"], part["coverage"]) == (own.sum(), chosen[own, k].mean())
+            assert part["size"] == pytest.approx(chosen[own].sum(axis=1).mean())
+            interval = proportion_confint(chosen[own, k].sum(), own.sum(), method="wilson")
+            assert part["coverage_interval"] == pytest.approx(interval)
+    nothing = calibration_summary(
+        calibration, np.full_like(label, -1), probability, ["a", "b", "c"]
+    )
+    assert (nothing["n"], nothing["ece_before"], nothing["sets"]["0.90"]["size"]) == (0, None, None)
+    assert nothing["sets"]["0.90"]["per_class"]["a"]["coverage"] is None
+    json.dumps(nothing, allow_nan=False)
 
 
 def test_calibrations_need_no_torch() -> None:

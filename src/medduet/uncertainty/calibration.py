@@ -36,8 +36,7 @@ class Calibration(BaseModel):
 
     Attributes:
         temperature: divides the logits; above 1 for an overconfident network.
-        set_thresholds: 50 rows of K, for each coverage of `PERCENT` the calibrated probability from
-            which on a class is in the set; 0 where it always is.
+        set_thresholds: K of each coverage 0.50 to 0.99: a class of this probability is in the set.
         counts: validation images of each of the K classes.
         n: validation images with a known label.
         multi_label: whether an image may carry several labels.
@@ -114,19 +113,22 @@ class Calibration(BaseModel):
     def calibrate(self, probability: ArrayLike) -> Array:
         """Return the calibrated probabilities ``(N, K)`` of those of the network ``(N, K)``.
 
-        The order of the classes of an image stays. ModelError for another number of classes, or for
-        what is no probability.
+        Raises:
+            ModelError: another number of classes, or what is no probability.
         """
         return _scaled(self._checked(probability), self.temperature, self.multi_label)
 
     def sets(self, calibrated: ArrayLike, coverage: float) -> NDArray[np.bool_]:
-        """Return which classes are in the set of each image, ``(N, K)``.
+        """Return which classes are in the set of each image, ``(N, K)``, from what is `calibrated`.
 
         On images like those of the validation split the true class is in the set of at least a
-        share `coverage`, 0.5 to 0.99, of the images of each class; it is rounded up to the next
-        hundredth. A set always holds the most probable class. Multi-label sets: each label that an
-        image has is in the set with that probability; a set may be empty. `calibrated` is what
-        `calibrate` returns. ConfigError for a coverage outside; ModelError as `calibrate`.
+        share `coverage`, 0.5 to 0.99, of the images of each class. A set always holds the most
+        probable class. Multi-label sets: each label that an image has is in the set with that
+        probability; a set may be empty.
+
+        Raises:
+            ConfigError: a coverage outside.
+            ModelError: another number of classes, or what is no probability.
         """
         if not PERCENT[0] <= 100 * coverage <= PERCENT[-1]:
             raise ConfigError(f"expected a coverage from 0.50 to 0.99, given {coverage:g}")
