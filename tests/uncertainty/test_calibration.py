@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from medduet.metrics.calibration import reliability
 from scipy.special import expit, softmax
 from statsmodels.stats.proportion import proportion_confint
 
