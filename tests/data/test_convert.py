@@ -213,18 +213,3 @@ def test_sizes_fit_and_channels(tmp_path: Path, cache: Path) -> None:
     assert stretched.images.shape == (12, 64, 64)
     assert stretched.images[:].min() > 0
     assert open_images(root, cache=cache).size == (224, 224)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"fold": 5, "folds": 5}, "a fold below folds, which is 5"),
-        ({"fractions": (1, 0, 1)}, "three shares above 0"),
-        ({"split": "random"}, "split"),
-        ({"folds": 3, "split": "given"}, "leave out --data.split"),
-        ({"folds": 100}, "each of 100 parts"),
-    ],
-)
-def test_splits_that_can_not_be(options: dict, message: str, cache: Path) -> None:
-    with pytest.raises((ConfigError, DataError), match=message):
-        open_images("phantom", size=16, count=20, cache=cache, **options)

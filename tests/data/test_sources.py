@@ -9,10 +9,21 @@ from medduet.data.sources import open_images
 from medduet.errors import ConfigError, DataError
 
 
-def test_zero_is_an_error_not_a_default() -> None:
-    for name, option in (("phantom", "size"), ("phantom", "count"), ("bloodmnist", "size")):
-        with pytest.raises(ConfigError, match=rf"{name}: {option}: .*got 0"):
-            open_images(name, **{option: 0})
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fold": 5, "folds": 5}, "a fold below folds, which is 5"),
+        ({"fractions": (1, 0, 1)}, "three shares above 0"),
+        ({"split": "random"}, "split"),
+        ({"folds": 3, "split": "given"}, "leave out --data.split"),
+        ({"folds": 100}, "each of 100 parts"),
+        ({"size": 0}, "phantom: size: .*got 0"),
+        ({"count": 0}, "phantom: count: .*got 0"),
+    ],
+)
+def test_options_that_can_not_be(options: dict, message: str) -> None:
+    with pytest.raises((ConfigError, DataError), match=message):
+        open_images("phantom", **{"size": 16, "count": 20} | options)
 
 
 @pytest.mark.parametrize(

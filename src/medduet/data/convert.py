@@ -51,12 +51,12 @@ def open_files(
     build = partial(_build, listing, config, root / "broken" / f"{listing.name}.txt", progress)
     folder = stored(root, f"{_digest(listing, config)}-{_FORMAT}", build)
     meta = read_json(folder / "meta.json")
-    info = {name: meta[name] for name in ("files", "skipped")}
-    if info["skipped"]:
-        logger.warning("%s: left out %s", listing.name, _summary(info["skipped"], info["files"]))
+    if meta["skipped"]:
+        logger.warning("%s: left out %s", listing.name, _summary(meta["skipped"], meta["files"]))
     whole = open_split(folder, "all")
     nothing = whole.take(np.zeros(0, dtype=np.int64))
     source = str(Path(config.name).expanduser().absolute())
+    info = {"source": source, "files": meta["files"], "skipped": meta["skipped"]}
     images = ImageSet(
         name=listing.name,
         train=whole,
@@ -66,7 +66,7 @@ def open_files(
         mask_names=tuple(meta["mask_names"]),
         multi_label=listing.multi_label,
         fingerprint=meta["fingerprint"],
-        info={"source": source, **info, "fit": config.fit, "window": config.window},
+        info=info | {"fit": config.fit, "window": config.window},
     )
     return images, np.load(folder / "given.npy", allow_pickle=False)
 
@@ -126,13 +126,8 @@ def _build(
         digest.update(array.tobytes())
     several = [f"mask {number}" for number in range(1, highest + 1)]
     classes = ["background", *(several if highest > 1 else ["lesion"])]
-    meta = {
-        "mask_names": classes if "masks" in tails else [],
-        "fingerprint": digest.hexdigest(),
-        "files": len(items),
-        "skipped": faults,
-    }
-    write_json(folder / "meta.json", meta)
+    meta = {"files": len(items), "skipped": faults, "fingerprint": digest.hexdigest()}
+    write_json(folder / "meta.json", meta | {"mask_names": classes if "masks" in tails else []})
 
 
 def _options(facts: Collection[Facts], config: DataConfig) -> ReadOptions:
@@ -172,31 +167,29 @@ def _write(
 
 
 def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[Any]]:
-    """Return labels, groups, splits and ids of the images, by the name of their file."""
+    """Return labels, splits, groups and ids of the images, by the name of their file."""
     classes = listing.class_names
-    unknown: Any = [UNKNOWN_LABEL] * len(classes) if listing.multi_label else UNKNOWN_LABEL
-    labels, groups, ids = [], [], []
-    for item, count in frames.items():
-        if item.labels is None:
-            labels.append(unknown)
-        elif listing.multi_label:
-            labels.append([int(name in item.labels) for name in classes])
-        else:
-            labels.append(classes.index(item.labels[0]))
-        # The frames of one file belong together whether or not its patient is known.
-        groups.append(item.group or (f"file {item.name}" if count > 1 else ""))
-        several = [f"{item.name}#{frame + 1}" for frame in range(count)]
-        ids += several if count > 1 else [item.name]
-    given = [SPLITS.index(item.split) if item.split else NO_SPLIT for item in frames]
-    columns: dict[str, list[Any]] = {"all_labels": labels, "given": given}
-    if any(groups):
-        numbers = {name: number for number, name in enumerate(sorted({*groups} - {""}))}
+
+    def label(item: Item) -> Any:
+        if listing.multi_label:
+            known = item.labels is not None
+            return [int(x in (item.labels or ())) if known else UNKNOWN_LABEL for x in classes]
+        return classes.index(item.labels[0]) if item.labels else UNKNOWN_LABEL
+
+    rows = [(item, f"#{k + 1}" * (n > 1)) for item, n in frames.items() for k in range(n)]
+    # The frames of one file belong together whether or not its patient is known.
+    groups = [item.group or (f"file {item.name}" if frame else "") for item, frame in rows]
+    numbers = {name: number for number, name in enumerate(sorted({*groups} - {""}))}
+    columns = {
+        "all_labels": [label(item) for item, _ in rows],
+        "given": [SPLITS.index(item.split) if item.split else NO_SPLIT for item, _ in rows],
+    }
+    if numbers:
         columns["all_groups"] = [numbers.get(group, -1) for group in groups]
     if any(item.masks for item in frames):
-        columns["all_has_mask"] = [bool(item.masks) for item in frames]
-    counts = list(frames.values())
-    arrays = {name: np.repeat(np.array(rows), counts, axis=0) for name, rows in columns.items()}
-    return arrays | {"all_ids": np.array(ids, dtype=np.str_)}
+        columns["all_has_mask"] = [bool(item.masks) for item, _ in rows]
+    columns["all_ids"] = [item.name + frame for item, frame in rows]
+    return {name: np.array(column) for name, column in columns.items()}
 
 
 def _check(faults: Sequence[Fault], listing: Listing, config: DataConfig, told: Path) -> None:
