@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from medduet.metrics.calibration import reliability
 from scipy.special import expit, softmax
 from statsmodels.stats.proportion import proportion_confint
 
 from medduet.errors import ConfigError, DataError, ModelError
+from medduet.metrics.classification import reliability
 from medduet.runs.config import BundleConfig
 from medduet.uncertainty.calibration import COLDEST, HOTTEST, PERCENT, Calibration
 from medduet.uncertainty.summary import calibration_summary
