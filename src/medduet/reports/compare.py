@@ -25,6 +25,7 @@ from medduet.utils.parsing import misread
 
 ALPHA = 0.05
 """A corrected p below this is called significant."""
+_SAME_DATA = ("fingerprint", "splits", "class_names", "mask_names", "multi_label")
 
 
 @dataclass(frozen=True)
@@ -76,32 +77,30 @@ class Difference:
 def differences(groups: Sequence[Group]) -> list[Difference]:
     """Compare, on each metric, the first group that has it with every other one that has it.
 
-    Holm's correction is over the methods of one metric. A method without a seed in common is left
-    out.
+    Holm's correction is over the methods of one metric. Only seeds in common count.
     """
     rows: list[Difference] = []
     for metric in COMPARED:
         having = [group for group in groups if group.values(metric)]
         others = [other for other in having[1:] if set(having[0].runs) & set(other.runs)]
-        rows += correct([difference(metric, having[0], other) for other in others])
+        rows += _correct([_difference(metric, having[0], other) for other in others])
     return rows
 
 
-def correct(rows: Sequence[Difference]) -> list[Difference]:
+def _correct(rows: Sequence[Difference]) -> list[Difference]:
     """Return the rows of one family of tests with Holm-corrected p values."""
-    images, seeds = holm([row.p for row in rows]), holm([row.seeds.p for row in rows])
+    corrected = holm([row.p for row in rows]), holm([row.seeds.p for row in rows])
     return [
-        replace(row, p_holm=p, p_seeds_holm=q)
-        for row, p, q in zip(rows, images, seeds, strict=True)
+        replace(row, p_holm=images, p_seeds_holm=seeds)
+        for row, images, seeds in zip(rows, *corrected, strict=True)
     ]
 
 
-def difference(metric: str, a: Group, b: Group, split: str = "test") -> Difference:
+def _difference(metric: str, a: Group, b: Group, split: str = "test") -> Difference:
     """Compare two groups on a metric that both have, over the seeds that both have."""
     seeds = [seed for seed in a.seeds if seed in b.runs]
     values = [np.array(group.values(metric, split, seeds)) for group in (a, b)]
     apart = values[0] - values[1]
-    mean = float(apart.mean())
     return Difference(
         metric=metric,
         dataset=a.dataset,
@@ -109,9 +108,9 @@ def difference(metric: str, a: Group, b: Group, split: str = "test") -> Differen
         b=b.method,
         mean_a=float(values[0].mean()),
         mean_b=float(values[1].mean()),
-        difference=mean,
+        difference=float(apart.mean()),
         seeds=over_seeds(*values),
-        consistent=bool((np.sign(apart) == np.sign(mean)).all()),
+        consistent=bool((np.sign(apart) == np.sign(apart.mean())).all()),
         **_over_images(metric, a.predictions(split, seeds), b.predictions(split, seeds)),
     )
 
@@ -125,20 +124,18 @@ def _over_images(metric: str, a: Sequence[Predictions], b: Sequence[Predictions]
     if metric == "auc":
         sides = [np.array([each.probability for each in side]) for side in (a, b)]
         test = delong(np.asarray(a[0].label), *sides)
-        name, effect = "DeLong", ("z", test.z)
+        names = {"test": "DeLong", "effect_name": "z", "effect": test.z}
     else:
         (score_a, weights), (score_b, _) = image_scores(a, metric), image_scores(b, metric)
         if metric == "accuracy" and len(a) == 1 and weights.ndim == 1:
-            labelled = weights > 0
-            test = mcnemar(score_a[labelled] > 0, score_b[labelled] > 0)
-            name, effect = "McNemar", ("odds ratio", test.odds_ratio)
+            test = mcnemar(score_a[weights > 0] > 0, score_b[weights > 0] > 0)
+            names = {"test": "McNemar", "effect_name": "odds ratio", "effect": test.odds_ratio}
         else:
             test = over_images(score_a, score_b, weights, resamples=RESAMPLES)
+            names = {"test": "permutation", "effect_name": "d_z", "effect": test.d_z}
             if test.p == 1 and not test.difference:
                 test = test._replace(interval=UNDEFINED)
-            name, effect = "permutation", ("d_z", test.d_z)
-    found = {"interval": test.interval, "test": name, "p": test.p, "n": test.n}
-    return found | {"effect_name": effect[0], "effect": effect[1]}
+    return names | {"interval": test.interval, "p": test.p, "n": test.n}
 
 
 def describe(row: Difference) -> str:
@@ -159,12 +156,7 @@ def describe(row: Difference) -> str:
 
 
 def shown_p(p: float) -> str:
-    """Return a p value as it is written, with its sign.
-
-    Example:
-        >>> shown_p(0.2), shown_p(0.0304), shown_p(0.00001)
-        ('= 0.20', '= 0.030', '< 0.001')
-    """
+    """Return a p value as it is written, with its sign: = 0.20, = 0.030 or < 0.001."""
     if p < 0.001:
         return "< 0.001"
     return f"= {p:.2f}" if p >= 0.1 else f"= {p:.3f}"
@@ -202,9 +194,7 @@ def compare(
 
     Accuracy by McNemar's test (multi-label: permutation), AUC by DeLong's, Dice and reconstruction
     error by sign-flip permutation; Holm's correction over all of them. The epochs are those that
-    validation selected.
-
-    `out` is a .json file for the numbers.
+    validation selected. The numbers are written to `out`, a .json file, too.
 
     Raises:
         ConfigError: the same run twice, other data, or no metric that both have.
@@ -214,28 +204,21 @@ def compare(
     if out is not None and out.suffix != ".json":
         raise ConfigError(f"--out takes the path of a .json file, given {out}")
     runs = open_run(run_a), open_run(run_b)
-    _check_data(*runs)
     names = _names(*runs)
     a, b = (Group(runs[0].data_name, name, {0: run}) for name, run in zip(names, runs, strict=True))
-    one, other = a.predictions(split)[0], b.predictions(split)[0]
-    labels = [one.label, other.label] if one.label is not None and other.label is not None else []
-    if not np.array_equal(one.index, other.index) or not np.array_equal(labels[:1], labels[1:]):
-        raise DataError(
-            f"expected the same images and labels, but the predictions of {run_a} and {run_b} have "
-            "others; train both on the same file"
-        )
+    _check_same_images(a, b, split)
     rows: list[Difference] = []
     reasons: dict[str, list[str]] = defaultdict(list)
     for metric in COMPARED:
         if reason := _not_comparable(metric, a, b, split):
             reasons[reason].append(METRICS[metric].name)
         elif a.values(metric, split):
-            rows.append(difference(metric, a, b, split))
+            rows.append(_difference(metric, a, b, split))
     skipped = tuple(f"{', '.join(metrics)}: {reason}" for reason, metrics in reasons.items())
     if not rows:
         given = "; ".join((*(", ".join(run.tasks) for run in runs), *skipped))
         raise ConfigError(f"expected runs with a task in common, given {given}")
-    rows = correct(rows)
+    rows = _correct(rows)
     sentence = describe(rows[0])
     if also := [
         f"{METRICS[row.metric].name} ({names[0 if row.difference > 0 else 1]} higher)"
@@ -246,35 +229,36 @@ def compare(
     notes = ["One run each: differences between seeds are not taken into account."]
     if split == "val":
         notes.append("Epochs were selected on the validation split: its scores are optimistic.")
+    paths = str(runs[0].path), str(runs[1].path)
     comparison = Comparison(
-        a=names[0],
-        b=names[1],
-        path_a=str(runs[0].path),
-        path_b=str(runs[1].path),
-        data=runs[0].data_name,
-        split=split,
-        rows=tuple(rows),
-        skipped=skipped,
-        notes=tuple(notes),
-        sentence=sentence,
+        *names, *paths, a.dataset, split, tuple(rows), skipped, tuple(notes), sentence
     )
     if out is not None:
         write_json(out, asdict(comparison))
     return comparison
 
 
-def _check_data(first: RunFolder, second: RunFolder) -> None:
+def _check_same_images(a: Group, b: Group, split: str) -> None:
+    """Raise an error unless two runs were judged on the same images and labels."""
+    first, second = a.first, b.first
     if first.path.resolve() == second.path.resolve():
         raise ConfigError(
             f"expected two runs, given {first.path} twice: medduet compare RUN_A RUN_B"
         )
-    for key in ("fingerprint", "splits", "class_names", "mask_names", "multi_label"):
-        a, b = first.data.get(key), second.data.get(key)
-        if a != b:
+    for key in _SAME_DATA:
+        one, other = first.data.get(key), second.data.get(key)
+        if one != other:
             raise ConfigError(
                 f"expected two runs on the same data, but {key.replace('_', ' ')} differs: "
-                f"{str(a)[:40]} ({first.data_name}) in {first.path}, {str(b)[:40]} "
+                f"{str(one)[:40]} ({first.data_name}) in {first.path}, {str(other)[:40]} "
                 f"({second.data_name}) in {second.path}"
+            )
+    pairs = [(each.index, each.label) for group in (a, b) for each in group.predictions(split)]
+    for one, other in zip(*pairs, strict=True):
+        if one is not None and other is not None and not np.array_equal(one, other):
+            raise DataError(
+                f"expected the same images and labels, but the predictions of {first.path} and "
+                f"{second.path} have others; train both on the same file"
             )
 
 

@@ -14,8 +14,7 @@ from medduet.metrics.names import METRICS
 from medduet.reports import figures, grid_figures
 from medduet.reports.folds import CrossValidated
 from medduet.reports.grouping import Group, Runs
-from medduet.reports.page import Section, Table, brackets, numbers
-from medduet.reports.sections import counted
+from medduet.reports.page import Section, Table, brackets, numbers, say
 from medduet.runs.folder import RunFolder
 
 _COSTS = {
@@ -37,9 +36,7 @@ def epochs_of(runs: Runs) -> pd.DataFrame:
         for seed, run in group.runs.items():
             place = {"dataset": group.dataset, "method": group.method, "seed": seed}
             tables.append(figures.epoch_table(run.epochs).assign(**place))
-    epochs = pd.concat(tables, ignore_index=True)
-    order = epochs["method"].map(runs.methods.index).argsort(kind="stable")
-    return epochs.iloc[order]
+    return pd.concat(tables, ignore_index=True)
 
 
 def training(runs: Runs, epochs: pd.DataFrame) -> Section:
@@ -140,7 +137,7 @@ def coverage_table(values: pd.DataFrame) -> Table:
         "method": rows["method"],
         "target": numbers(rows["target"], ".2f"),
         "class": rows["class"],
-        "coverage": rows["coverage"].map("{:.3f}".format) + brackets(rows, ".3f"),
+        "coverage": numbers(rows["coverage"], ".3f") + brackets(rows, ".3f"),
         "mean set size": numbers(rows["size"], ".2f"),
         "n": numbers(rows["n"], "d"),
     }
@@ -152,9 +149,8 @@ def samples(runs: Runs) -> Section:
     """Show test images with truth and prediction, of the first two methods."""
     section = Section("Sample predictions")
     for group in (group for dataset in runs.datasets for group in runs.of(dataset)[:2]):
-        sheet = group.first.path / "figures" / "predictions.png"
-        if sheet.is_file():
-            caption = f"{group.dataset}, {group.method}, seed {group.seeds[0]}"
+        caption = f"{group.dataset}, {group.method}, seed {group.seeds[0]}"
+        if (sheet := group.first.path / "figures" / "predictions.png").is_file():
             section.figure(f"samples-{caption}", sheet, caption)
     return section
 
@@ -185,7 +181,7 @@ def _costs(group: Group, epochs: pd.DataFrame) -> dict[str, Any]:
     network, machine = environment.get("network", {}), environment.get("machine", {})
     name = str(machine.get("gpu") or machine.get("processor") or "")
     if machine.get("gpu") is None and machine.get("threads"):
-        name += f", {counted(machine['threads'], 'thread')}"
+        name += f", {say('counted', machine['threads'], 'thread')}"
     own = epochs[(epochs["dataset"] == group.dataset) & (epochs["method"] == group.method)]
     own = own.reindex(columns=["seed", "images_per_second", "seconds", "peak_memory_gb"])
     return {
@@ -211,19 +207,11 @@ def provenance(runs: Runs) -> Section:
         run = group.runs[seed]
         torch = run.environment.get("libraries", {}).get("torch", "?")
         versions[f"medduet {run.environment.get('medduet', '?')}, torch {torch}"] += 1
-        rows.append(
-            {
-                "data set": group.dataset,
-                "method": group.method,
-                "seed": str(seed),
-                "run": run.path.name,
-                "images (train / val / test)": " / ".join(
-                    map(str, run.data.get("splits", {}).values())
-                ),
-                "data fingerprint": str(run.data.get("fingerprint", ""))[:12],
-            }
-        )
-    section.text += [f"{counted(count, 'run')}: {text}." for text, count in versions.items()]
-    table = pd.DataFrame(rows)
+        images = " / ".join(map(str, run.data.get("splits", {}).values()))
+        fingerprint = str(run.data.get("fingerprint", ""))[:12]
+        rows.append((group.dataset, group.method, str(seed), run.path.name, images, fingerprint))
+    section.text += [f"{say('counted', count, 'run')}: {text}." for text, count in versions.items()]
+    columns = ["data set", "method", "seed", "run", "images (train / val / test)"]
+    table = pd.DataFrame(rows, columns=[*columns, "data fingerprint"])
     section.tables.append(Table("runs", "All runs", table, table))
     return section

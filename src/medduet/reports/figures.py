@@ -33,12 +33,7 @@ Summary = Mapping[str, Any]
 
 
 def epoch_table(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the numbers of each epoch, such as ``val.accuracy``; those that never occur left out.
-
-    Example:
-        >>> list(epoch_table([{"epoch": 1, "train": {"loss": 2.0}, "val": {"auc": None}}]))
-        ['epoch', 'train.loss']
-    """
+    """Return the numbers of each epoch, such as ``val.accuracy``; those of none are left out."""
     return pd.json_normalize(list(history)).dropna(axis=1, how="all")
 
 
@@ -52,11 +47,6 @@ def learning_curves(
 
     `history` are the lines of ``epochs.jsonl``. The epochs selected on the validation and on the
     test split are marked.
-
-    Example:
-        >>> rows = [{"epoch": 1, "train": {"loss": 2.0}, "val": {"accuracy": 0.5}}]
-        >>> [axes.get_title(loc="left") for axes in learning_curves(rows, 1).axes]
-        ['Training loss', 'Score']
     """
     table = epoch_table(history)
     figure = _curves(table, _LEARNING)
@@ -127,39 +117,28 @@ def confusion(matrices: Mapping[str, ArrayLike], class_names: Sequence[str]) -> 
 
     Colours are shares of the row, so rare classes read like common ones; numbers are counts, left
     out where many classes stand in each of several matrices.
-
-    Example:
-        >>> figure = confusion({"": [[5, 0], [1, 4]]}, ["a", "b"])
-        >>> [text.get_text() for text in figure.axes[0].texts]
-        ['5', '0', '1', '4']
     """
     k, single = len(class_names), len(matrices) == 1
-    columns = min(4, len(matrices))
-    rows = -(-len(matrices) // columns)
-    side = min(max(0.52 * k, 2.2), WIDTH - 2.4) if single else 1.55
-    figure = Figure(figsize=(columns * side + 1.9, rows * (side + 0.3) + 0.8), layout="compressed")
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    names = [shorten(str(name), 22 if single else 16) for name in class_names]
+    side = min(max(0.52 * k, 2.2), WIDTH - 2.4) if single else 1.4
+    figure, grid = panels(list(matrices), columns=4, height=side + 0.3, legend=0.8)
+    names = [shorten(name, 22 if single else 16) for name in class_names]
     slanted: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if k > 3 else {}
-    for axes, (title, counts) in zip(grid, matrices.items(), strict=False):
+    for axes, counts in zip(grid, matrices.values(), strict=True):
         matrix = np.asarray(counts)
         share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        size = min(9.0, 72 * side / k / (0.75 * max(len(str(matrix.max())), 3)))
+        text: Any = {"ha": "center", "va": "center"}
+        text["fontsize"] = min(9.0, 72 * side / k / (0.75 * max(len(str(matrix.max())), 3)))
         for (row, column), count in np.ndenumerate(matrix if single or k <= _SMALL else []):
             color = "white" if share[row, column] > 0.55 else INK if count else GREY
-            place = {"ha": "center", "va": "center", "color": color, "fontsize": size}
-            axes.text(column, row, str(count), **place)
-        axes.set_title(shorten(title, int(12 * side)), fontsize=8)
+            axes.text(column, row, str(count), color=color, **text)
+        axes.set_xlabel("predicted class")
         axes.set_xticks(range(k), names, **slanted)
         axes.set_yticks(range(k), names)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-    for spare in grid[len(matrices) :]:
-        spare.remove()
-    figure.supxlabel("predicted class")
-    figure.supylabel("true class")
-    bar = figure.colorbar(image, ax=figure.axes, format=PercentFormatter(1.0))
+    grid[0].set_ylabel("true class")
+    bar = figure.colorbar(image, ax=grid, format=PercentFormatter(1.0))
     bar.set_label("share of the true class")
     bar.outline.set_visible(False)
     return figure
@@ -176,15 +155,10 @@ def roc(
 
     Labels are ``(N,)`` class indices or ``(N, K)`` 0 and 1, with -1 where unknown; probabilities
     are ``(N, K)``; the interval of the set's AUC goes into the title.
-
-    Example:
-        >>> figure = roc([0, 1], [[0.9, 0.1], [0.2, 0.8]], ["benign", "malignant"])
-        >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-        ['malignant  1.000']
     """
     truth, score = np.asarray(label), np.asarray(probability)
-    figure = Figure(figsize=(7.0, 4.2), layout="compressed")
-    axes = figure.subplots()
+    interval = "" if auc_interval is None else " · AUC 95% CI {:.3f}–{:.3f}".format(*auc_interval)
+    figure, (axes,) = panels([f"ROC{interval}"], height=4.2, legend=0)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, zorder=1)
     for index in [1] if len(class_names) == 2 and truth.ndim == 1 else range(len(class_names)):
         column = truth[:, index] if truth.ndim == 2 else truth
@@ -194,13 +168,11 @@ def roc(
         if positive.any() and not positive.all():
             x, y, _ = roc_curve(positive, score[labelled, index])
             area = f"{auc(x, y):.3f}"
-        name = shorten(str(class_names[index]), 22)
+        name = shorten(class_names[index], 22)
         axes.plot(x, y, label=f"{name}  {area}", **style.line_look(index))
     limits = (-0.01, 1.01)
     axes.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=limits, ylim=limits, aspect=1)
     axes.grid(axis="y")
-    interval = "" if auc_interval is None else " · AUC 95% CI {:.3f}–{:.3f}".format(*auc_interval)
-    axes.set_title(f"ROC{interval}")
     axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), title="AUC", alignment="left")
     return figure
 
@@ -240,9 +212,9 @@ def reliability(diagrams: Mapping[str, tuple[Sequence[Summary], int]]) -> Figure
         axes.set(xlim=(lowest, 1), ylim=(0, 1))
         axes.tick_params(labelbottom=False)
         axes.grid()
-        below.set(xlim=(lowest, 1), xlabel="confidence")
+        below.set(xlim=(lowest, 1), xlabel="confidence; steps: images")
         below.locator_params(axis="y", nbins=2, integer=True)
-    grid[0].set_ylabel("n  and  accuracy")
+    grid[0].set_ylabel("accuracy")
     style.legend_below(figure, [*kinds.values(), ideal])
     return figure
 

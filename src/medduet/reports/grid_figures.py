@@ -23,11 +23,8 @@ _ROW = 0.19  # inches of one bar
 def bars(cells: pd.DataFrame, published: pd.DataFrame, label: str) -> Figure:
     """Draw a metric of every method on every data set, with 95% intervals and each seed.
 
-    Args:
-        cells: rows of `medduet.reports.measures.Measured`, one panel for each data set; the methods
-            are sorted by their mean over data sets.
-        published: accuracies from the literature in percent; one more row for each label.
-        label: of the metric.
+    `cells` are rows of `medduet.reports.measures.Measured`; the methods are sorted by their mean
+    over data sets. Below them is a row for each label of what is `published`.
     """
     means = cells.groupby("method", sort=False)["mean"].mean()
     best_first = means.sort_values(ascending=False, kind="stable").index
@@ -90,11 +87,7 @@ def ranks(result: OverSets, methods: Sequence[str]) -> Figure:
 def curves(epochs: pd.DataFrame, column: str, label: str) -> Figure:
     """Draw a number of every epoch, mean over seeds with their range.
 
-    Args:
-        epochs: rows with dataset, method, seed, epoch and numbers; data sets are panels and methods
-            lines.
-        column: of the number.
-        label: of it.
+    The rows of `epochs` have dataset, method, seed, epoch and numbers.
     """
     known = epochs.dropna(subset=column)
     methods = list(known["method"].unique())
@@ -143,16 +136,7 @@ def costs(points: pd.DataFrame, title: str, label: str) -> Figure:
 def pareto(trials: Sequence[Mapping[str, Any]], cost: str, title: str) -> Figure:
     """Draw score over cost of all trials of a search, and the Pareto front.
 
-    Args:
-        trials: mappings with ``state``, ``score``, the cost, and ``front`` (its place) for those
-            of the front, see `medduet.SearchRecord`.
-        cost: ``"parameters"`` or ``"gmacs"``.
-        title: of the data set.
-
-    Example:
-        >>> trial = {"state": "finished", "score": 0.7, "parameters": 1e5, "front": 1}
-        >>> pareto([trial], "parameters", "phantom").axes[0].get_xscale()
-        'log'
+    The trials are those of `medduet.SearchRecord`; `cost` is ``"parameters"`` or ``"gmacs"``.
     """
     figure, axes = _cost_axes(f"{title}, {len(trials)} trials", cost, "validation score")
     table = pd.DataFrame(trials, columns=["score", cost, "front"], dtype=object)

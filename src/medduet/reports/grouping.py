@@ -99,10 +99,8 @@ def group_runs(runs: Sequence[RunFolder], reference: str | None = None) -> Runs:
     set. A setting that only follows from the data set or the network is not named. The folds of a
     cross-validation count as one run.
 
-    Args:
-        runs: any finished runs.
-        reference: the method that comes first; ``None`` for the paper's network, then the one with
-            most settings at their defaults, then the first by name.
+    The `reference` comes first; ``None`` is the paper's network, then the method with most settings
+    at their defaults, then the first by name.
     """
     runs, notes = join_folds(runs)
     datasets = _name_datasets(runs)

@@ -47,20 +47,10 @@ def image_grid(
     wrong: Sequence[bool] = (),
     outlines: Sequence[tuple[str, str]] = (),
 ) -> Figure:
-    """Draw N cards, each with a heading above its panels.
+    """Draw N cards, each with a heading above its panels from left to right.
 
-    Args:
-        panels: those of each card, from left to right.
-        headings: N texts of as many lines each.
-        title: of the figure.
-        subtitle: below the title.
-        wrong: for each card, whether it is framed as an error.
-        outlines: name and color of outlines, for a legend if there is room.
-
-    Example:
-        >>> images = np.zeros((2, 28, 28), dtype=np.uint8)
-        >>> len(image_grid([Panel("", images), Panel("", images)], ["a", "b"], "images").axes)
-        4
+    Those that are `wrong` are framed. `outlines` are names and colors, for a legend if there is
+    room.
     """
     per_card = len(panels)
     columns = 4 if per_card < 3 else 2
@@ -131,13 +121,6 @@ def prediction_grid(
 
     Labels are ``(N,)`` class index or ``(N, K)`` of 0 and 1, -1 is unknown, and probabilities
     ``(N, K)``; images and masks are as in `Panel`.
-
-    Example:
-        >>> images = np.zeros((2, 28, 28), dtype=np.uint8)
-        >>> probability = np.array([[0.9, 0.1], [0.6, 0.4]])
-        >>> figure = prediction_grid(images, "", ["benign", "malignant"], np.arange(2), probability)
-        >>> figure.axes[1].get_title(loc="left").splitlines()
-        ['malignant', '→ benign 60% ✗']
     """
     several = any(masks is not None and masks.max() > 1 for masks in (truth_masks, predicted_masks))
     panels = [

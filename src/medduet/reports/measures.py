@@ -39,9 +39,8 @@ class Measured(NamedTuple):
 
 
 def measure_all(runs: Runs) -> pd.DataFrame:
-    """Return every metric that any group has, as rows of `Measured`, method by method."""
-    groups = sorted(runs.groups, key=lambda group: runs.methods.index(group.method))
-    rows = [measure(group, metric) for metric in COMPARED for group in groups]
+    """Return every metric that any group has, as rows of `Measured`."""
+    rows = [measure(group, metric) for metric in COMPARED for group in runs.groups]
     return pd.DataFrame([row for row in rows if row], columns=Measured._fields)
 
 

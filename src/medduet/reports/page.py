@@ -17,6 +17,13 @@ from medduet._version import __version__
 from medduet.reports.style import save, slug
 from medduet.utils.files import sweep, write_text
 
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("medduet.reports"),
+    autoescape=jinja2.select_autoescape(["html"]),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 _MARK = '<meta name="generator" content="medduet'
 _LATEX = {"±": r"$\pm$", "≤": r"$\leq$", "−": "$-$", "⁶": "$^6$", "⁹": "$^9$", "·": r"$\cdot$"}
 _LATEX |= {"<": "$<$", ">": "$>$"}
@@ -57,29 +64,24 @@ class Section:
         self.figures.append((slug(name), content, caption))
 
 
-def numbers(values: Iterable[float | None], spec: str) -> list[str]:
-    """Return numbers as text by a format; what is not known is empty.
-
-    Example:
-        >>> numbers([0.5, None], "+.1f")
-        ['+0.5', '']
-    """
-    return ["" if pd.isna(value) else format(value, spec) for value in values]
+def numbers(values: Iterable[float | None], spec: str) -> pd.Series[str]:
+    """Return numbers as text by a format; what is not known is empty."""
+    series = pd.Series(values, dtype=object)
+    texts = ["" if pd.isna(value) else format(value, spec) for value in series]
+    return pd.Series(texts, series.index, dtype=object)
 
 
-def brackets(values: pd.DataFrame, spec: str) -> list[str]:
+def brackets(values: pd.DataFrame, spec: str) -> pd.Series[str]:
     """Return the intervals from ``low`` to ``high`` after a space, nothing for undefined ones."""
-    pairs = zip(numbers(values["low"], spec), numbers(values["high"], spec), strict=True)
-    return [f" ({low} to {high})" if low else "" for low, high in pairs]
+    text = " (" + numbers(values["low"], spec) + " to " + numbers(values["high"], spec) + ")"
+    return text.where(values["low"].notna(), "")
 
 
 def write_page(out: Path, title: str, sections: Sequence[Section], command: str) -> Path:
     """Write a page and, beside it, its tables and figures; return its path.
 
-    The folder gets ``index.html``, which needs no other file and no network, ``tables/`` (CSV,
-    Markdown, LaTeX) and ``figures/`` (PNG, SVG). Files of an earlier page there are removed, and
-    nothing else. Sections without any content are left out.
-    `command` is the one that makes the page, such as ``"medduet report"``.
+    Files of an earlier page there are removed, and nothing else. Sections without any content are
+    left out. `command` is the one that makes the page, such as ``"medduet report"``.
     """
     page = out / "index.html"
     sweep(page)
@@ -114,12 +116,11 @@ def _source(content: Figure | Path, path: Path) -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a template of this package filled with `values`, which are escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("medduet.reports"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(template).render(**values, version=__version__)
+    """Return an HTML template of this package filled with `values`, which are escaped."""
+    return _TEMPLATES.get_template(template).render(**values, version=__version__)
+
+
+def say(macro: str, *values: Any) -> str:
+    """Return what a macro of ``text.txt`` makes of `values`, on one line."""
+    text = getattr(_TEMPLATES.get_template("text.txt").module, macro)(*values)
+    return " ".join(text.split()).strip(";")

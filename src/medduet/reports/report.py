@@ -10,7 +10,7 @@ from medduet.reports import details, sections
 from medduet.reports.compare import differences
 from medduet.reports.grouping import group_runs
 from medduet.reports.measures import measure_all
-from medduet.reports.page import write_page
+from medduet.reports.page import say, write_page
 from medduet.runs.folder import find_runs
 from medduet.utils.locks import exclusive
 from medduet.utils.parsing import misread
@@ -69,7 +69,7 @@ def write_report(
             ]
             counts = ((runs.methods, "method"), (runs.datasets, "data set"))
             title = [
-                names[0] if len(names) == 1 else sections.counted(len(names), what)
+                names[0] if len(names) == 1 else say("counted", len(names), what)
                 for names, what in counts
             ]
             return write_page(out, " on ".join(title), contents, "medduet report")

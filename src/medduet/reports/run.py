@@ -51,16 +51,14 @@ def _sheet(path: Path, predictions: Predictions, data: Any) -> Figure:
     with np.load(path, allow_pickle=False) as samples:
         arrays = dict(samples)
     index, label, probability = arrays["index"], predictions.label, predictions.probability
-    truth_masks = arrays.get("truth_masks")
-    if truth_masks is not None:
-        truth_masks = np.where(arrays["has_mask"][:, None, None], truth_masks, UNKNOWN_MASK)
+    if "truth_masks" in arrays:
+        masks, known = arrays["truth_masks"].astype(int), arrays["has_mask"]
+        arrays["truth_masks"] = np.where(known[:, None, None], masks, UNKNOWN_MASK)
     return prediction_grid(
         arrays["images"],
         f"{data['name']}, the first test images of each class",
         data["class_names"],
         None if label is None else label[index],
         None if probability is None else probability[index],
-        truth_masks,
-        arrays.get("predicted_masks"),
-        arrays.get("reconstructions"),
+        *(arrays.get(name) for name in ("truth_masks", "predicted_masks", "reconstructions")),
     )

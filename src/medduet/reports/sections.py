@@ -13,8 +13,8 @@ from medduet.metrics.paired import over_sets as compare_over_sets
 from medduet.reports import grid_figures
 from medduet.reports.compare import ALPHA, Difference, describe, shown_p
 from medduet.reports.grouping import Runs
-from medduet.reports.page import Section, Table, brackets, numbers
-from medduet.reports.published import all_published, notes_for, published_for
+from medduet.reports.page import Section, Table, brackets, numbers, say
+from medduet.reports.published import all_published
 from medduet.reports.style import slug
 from medduet.utils.parsing import read_object
 
@@ -27,55 +27,23 @@ Compared = Mapping[str, Sequence[Difference]]
 
 def summary(runs: Runs, compared: Compared, paths: Sequence[Path]) -> Section:
     """Summarise what the tests show, and what is missing."""
-    counts = {
-        "finished run": len(runs.folders),
-        "method": len(runs.methods),
-        "data set": len(runs.datasets),
-        "seed": len({seed for group in runs.groups for seed in group.runs}),
-    }
-    text = [
-        f"{', '.join(counted(count, what) for what, count in counts.items())}. Epochs were "
-        "selected on the validation split unless marked test-selected."
-    ]
     families: dict[tuple[str, str], list[Difference]] = {}
     for row in (row for rows in compared.values() for row in rows):
         if row.metric in PRIMARY and not math.isnan(row.p):
             families.setdefault((row.dataset, row.metric), []).append(row)
     if sum(map(len, families.values())) > MOST_SENTENCES:
-        text += [_family(rows) for rows in families.values()]
+        text = [
+            say("family", rows, METRICS[metric].name, ALPHA) + "."
+            for (_, metric), rows in families.items()
+        ]
     else:
-        text += [f"{row.dataset}. {describe(row)}" for rows in families.values() for row in rows]
-    return Section("Summary", text + runs.notes + _missing(runs, paths))
-
-
-def counted(count: int, what: str) -> str:
-    """Return a number and what it counts, in the plural if need be."""
-    return f"{count} {what}" + ("" if count == 1 else "s")
+        text = [f"{row.dataset}. {describe(row)}" for rows in families.values() for row in rows]
+    return Section("Summary", [say("found", runs), *text, *runs.notes, *_missing(runs, paths)])
 
 
 def _title(metric: str) -> str:
     name = METRICS[metric].name
     return name[0].upper() + name[1:]
-
-
-def _family(rows: Sequence[Difference]) -> str:
-    """Return the result of all tests on one metric of one data set."""
-    first = rows[0]
-    results = []
-    for word, sign in (("higher", -1), ("lower", 1)):
-        methods = [
-            row.b + ("" if row.consistent else " (not in every seed)")
-            for row in rows
-            if row.significant and sign * row.difference > 0
-        ]
-        if methods:
-            results.append(f"significantly {word} than {first.a}: {', '.join(methods)}")
-    if rest := sum(not row.significant for row in rows):
-        results.append(
-            f"no significant difference (Holm-corrected p > {ALPHA}): {rest} of "
-            f"{counted(len(rows), 'method')}"
-        )
-    return f"{first.dataset}, {METRICS[first.metric].name} (n = {first.n}): {'; '.join(results)}."
 
 
 def _missing(runs: Runs, paths: Sequence[Path]) -> list[str]:
@@ -107,32 +75,32 @@ def scores(runs: Runs, measured: pd.DataFrame) -> list[Section]:
             columns = ["dataset", "network", "accuracy", "low", "high", "protocol", "source"]
             shown = published[["dataset", "network", "protocol", "source"]]
             shown = shown.rename(columns={"dataset": "data set"})
-            shown.insert(2, "accuracy (%)", numbers(published["accuracy"], ".2f"))
-            shown.insert(3, "95% CI", brackets(published, ".2f"))
+            shares = numbers(published["accuracy"], ".2f") + brackets(published, ".2f")
+            shown.insert(2, "accuracy, % (95% CI)", shares)
             title = "Published test accuracy at 224 pixels; CI: for the number of test images"
             section.tables.append(Table("published", title, shown, published[columns]))
-            notes = [note for name in published["dataset"].unique() for note in notes_for(name)]
-            section.text += list(dict.fromkeys(notes))
+            section.text += published["notes"].explode().unique().tolist()
         sections.append(section)
     return sections
 
 
 def _official(runs: Runs) -> pd.DataFrame:
     """Return what is published on each data set that has the official size and splits."""
-    tables = [all_published()[:0].assign(set="")]
+    table, keys, found = all_published(), ["dataset", "size", "splits"], []
     for dataset in runs.datasets:
         data = runs.of(dataset)[0].first.data
-        rows = published_for(str(data.get("name")), max(data.get("size", [0])))
-        if len(rows) and rows["splits"].iloc[0] == tuple(data.get("splits", {}).values()):
-            tables.append(rows.assign(set=dataset))
-    return pd.concat(tables)
+        splits = list(data.get("splits", {}).values())
+        facts = data.get("name"), max(data.get("size", [0])), splits
+        same = [row == facts for row in table[keys].itertuples(index=False)]
+        found.append(table[same].assign(set=dataset))
+    return pd.concat(found)
 
 
 def _score_table(metric: str, cells: pd.DataFrame) -> Table:
     """Return a row per method and a column per data set."""
     spec = f".{METRICS[metric].digits - 1}f"  # beside an interval
-    spread = [f" ± {sd}" if sd else "" for sd in numbers(cells["sd"], spec)]
-    texts = cells["mean"].map(f"{{:{spec}}}".format) + spread + brackets(cells, spec)
+    spread = (" ± " + numbers(cells["sd"], spec)).where(cells["sd"].notna(), "")
+    texts = numbers(cells["mean"], spec) + spread + brackets(cells, spec)
     columns = cells["dataset"] + ", n = " + cells.groupby("dataset")["n"].transform("max").map(str)
     shown = texts.groupby([cells["method"], columns], sort=False).first().unstack(sort=False)
     shown = shown[sorted(shown)].fillna("").reset_index()
@@ -157,13 +125,13 @@ def selection(runs: Runs) -> Section:
         values = by_method.mean().assign(low=by_method["bias"].min(), high=by_method["bias"].max())
         values = values.reset_index()
         points = 100 * values[["bias", "low", "high"]]
+        bias = numbers(points["bias"], "+.1f") + brackets(points, "+.1f")
         shown = {
             "data set": values["dataset"],
             "method": values["method"],
             "validation-selected": numbers(values["validation_selected"], ".3f"),
             "test-selected": numbers(values["test_selected"], ".3f"),
-            "bias in points (range over seeds)": points["bias"].map("{:+.1f}".format)
-            + brackets(points, "+.1f"),
+            "bias in points (range over seeds)": bias,
         }
         title = "Test accuracy by how the epoch was selected"
         section.tables.append(Table("selection", title, pd.DataFrame(shown), values))
@@ -222,17 +190,9 @@ def over_datasets(measured: pd.DataFrame) -> Section:
             continue
         result = compare_over_sets(complete.to_numpy())
         over = f"{_title(metric)} over {result.sets} data sets"
-        text = over
-        if not math.isnan(result.friedman_p):
-            text += f": Friedman p {shown_p(result.friedman_p)}"
-        if result.sets < FEW_SETS:
-            text += (
-                f". With {result.sets} data sets the smallest possible p of a pair is "
-                f"{result.smallest_p:.2g}, after Holm's correction {result.smallest_p_holm:.2g}"
-            )
-        if incomplete := [method for method in means if method not in methods]:
-            text += f". Not on all data sets, ignored: {', '.join(incomplete)}"
-        section.text.append(f"{text}.")
+        friedman = "" if math.isnan(result.friedman_p) else shown_p(result.friedman_p)
+        incomplete = [method for method in means if method not in methods]
+        section.text.append(say("over_sets", over, result, friedman, FEW_SETS, incomplete))
         figure = grid_figures.ranks(result, methods)
         section.figure(f"ranks-{metric}", figure, f"Mean ranks by {METRICS[metric].name}")
         values = pd.DataFrame(result.pairs).rename(columns={"effect": "rank_biserial"})

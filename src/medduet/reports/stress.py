@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from medduet.metrics.names import METRICS
-from medduet.reports.page import Section, Table, numbers, write_page
+from medduet.reports.page import Section, Table, numbers, say, write_page
 from medduet.reports.style import DASHES, STYLE, legend_below, panels
 from medduet.utils.palette import GREY, LINES
 
@@ -22,60 +22,31 @@ _NAMES |= {"rise": "increase in error", "be": "BE", "rbe": "rBE"}
 
 def write_stress_page(record: Mapping[str, Any], out: Path) -> Path:
     """Write ``index.html``, ``tables/`` and ``figures/`` of the record of `medduet.stress`."""
-    clean, data, mean = record["clean"], record["data"], record["mean"]
-    scores = ", ".join(
-        f"{_NAMES[name]} {mean[name]:.3f} (clean images {clean[name]:.3f})"
-        for name in _CURVES
-        if name in mean
-    )
-    section = Section("Robustness to corruptions")
-    section.text = [
-        f"{record['network']} on {data['name']}, {record['split']} split, n = {clean['n']} images "
-        f"of {' x '.join(map(str, data['size']))} pixels, {len(record['corruptions'])} corruptions "
-        f"(modality {record['modality']}) at five severities.",
-        f"Mean over corruptions and severities: {scores}.",
-    ]
-    if "baseline" in record:
-        be, rbe = numbers((record["be"], record["rbe"]), ".3f")
-        section.text.append(
-            f"Relative to {record['baseline']['network']} (MedMNIST-C): balanced error (BE) {be}, "
-            f"relative balanced error (rBE) {rbe}."
-        )
+    section = Section("Robustness to corruptions", [say("stress", record, _NAMES)])
     section.figure("stress", stress_figure(record), "Scores by severity; 0 is the clean image")
     section.tables.append(stress_table(record))
-    title = f"Stress test of {record['network']} on {data['name']}"
+    title = f"Stress test of {record['network']} on {record['data']['name']}"
     return write_page(out, title, [section], "medduet stress")
 
 
 def stress_table(record: Mapping[str, Any]) -> Table:
-    """Return the table of every corruption and severity, the clean images first.
-
-    Example:
-        >>> row = {"n": 5, "accuracy": 0.8}
-        >>> table = stress_table({"clean": row, "corruptions": {
-        ...     "jpeg": {"severities": {"1": row}, "mean": {"accuracy": 0.8}}}})
-        >>> table.shown[["corruption", "severity", "n"]].to_numpy().tolist()
-        [['clean', '0', '5'], ['jpeg', '1', '5'], ['jpeg', 'mean', '']]
-    """
+    """Return the table of every corruption and severity, the clean images first."""
     rows = [{"corruption": "clean", "severity": "0"} | record["clean"]]
     for name, entry in record["corruptions"].items():
-        mean = {"be": entry.get("be"), "rbe": entry.get("rbe")} | entry["mean"]
-        parts = {**entry["severities"], "mean": mean}
+        parts = {**entry["severities"], "mean": entry | entry["mean"]}
         rows += [{"corruption": name, "severity": key} | part for key, part in parts.items()]
     values = pd.DataFrame(rows, dtype=object)
-    present = [key for key in _NAMES if key in values and values[key].notna().any()]
-    columns = ["corruption", "severity", "n", *present]
-    if "dice_nonempty_n" in values:
-        columns.append("dice_nonempty_n")
     if "accuracy_interval" in values:
-        for place, end in enumerate(("accuracy_low", "accuracy_high")):
-            values[end] = values["accuracy_interval"].str[place]
-            columns.append(end)
+        values["accuracy_low"] = values["accuracy_interval"].str[0]
+        values["accuracy_high"] = values["accuracy_interval"].str[1]
     shown = values[["corruption", "severity"]].assign(n=numbers(values["n"], "d"))
-    for key in present:
-        shown[_NAMES[key]] = numbers(values[key], ".3f")
-    title = "Every corruption at every severity"
-    return Table("stress", title, shown, values[columns])
+    for key in _NAMES:
+        if key in values and values[key].notna().any():
+            shown[_NAMES[key]] = numbers(values[key], ".3f")
+    columns = ["corruption", "severity", "n", *_NAMES, "dice_nonempty_n"]
+    columns += ["accuracy_low", "accuracy_high"]
+    values = values.reindex(columns=columns).dropna(axis=1, how="all")
+    return Table("stress", "Every corruption at every severity", shown, values)
 
 
 @rc_context(STYLE)

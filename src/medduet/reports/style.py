@@ -17,33 +17,30 @@ from medduet.utils.files import atomic_path
 from medduet.utils.palette import FAINT, GREY, INK, LINES
 
 WIDTH = 8.0
-"""Inches; shown 800 pixels wide, 9 points are 12.5 pixels high."""
+"""Inches; shown 800 pixels wide, 8.5 points are 11.8 pixels high."""
 LONGEST = 40
-"""Characters of a title or of the name of a method."""
+"""Characters of the name of a method."""
 DASHES = ("-", "--", ":", "-.")
 STYLE: Any = {
-    "font.size": 9,
+    "font.size": 8.5,
     "text.color": INK,
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,
-    "axes.titlesize": 9,
+    "axes.titlesize": "medium",
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "figure.labelsize": 9,
+    "figure.labelsize": "medium",
     "grid.color": FAINT,
     "grid.linewidth": 0.6,
     "xtick.color": GREY,
     "ytick.color": GREY,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
     "legend.frameon": False,
-    "legend.fontsize": 8,
     "lines.linewidth": 1.8,
     "text.parse_math": False,
 }
@@ -65,7 +62,7 @@ def panels(
     for spare in grid[len(titles) :]:
         spare.remove()
     for axes, title in zip(grid, titles, strict=False):
-        axes.set_title(shorten(title, LONGEST))
+        axes.set_title(shorten(title, int(13 * WIDTH / columns)))
     return figure, list(grid[: len(titles)])
 
 
@@ -99,28 +96,15 @@ def line_look(index: int) -> dict[str, Any]:
 
 
 def save(figure: Figure, path: Path, *, dpi: int = 200) -> None:
-    """Write `figure` to `path`, a .png or .svg, atomically; equal figures make equal files.
-
-    Example:
-        >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp()) / "empty.png"
-        >>> save(Figure(figsize=(1, 1)), target)
-        >>> target.read_bytes()[1:4]
-        b'PNG'
-    """
+    """Write `figure` to `path`, a .png or .svg, atomically; equal figures make equal files."""
     suffix = path.suffix.removeprefix(".")
-    metadata: dict[str, Any] = {"Software": None} if suffix == "png" else {"Date": None}
+    metadata: Any = {"Software": None} if suffix == "png" else {"Date": None}
     with atomic_path(path) as temporary, rc_context(STYLE | {"svg.hashsalt": path.stem}):
         figure.savefig(temporary, format=suffix, dpi=dpi, metadata=metadata)
 
 
 def slug(text: str) -> str:
-    """Return `text` as a name for files and anchors.
-
-    Example:
-        >>> slug("busi_seg_64, 64 x 64")
-        'busi_seg_64-64-x-64'
-    """
+    """Return `text` as a name for files and anchors."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-")
 
 
