@@ -129,21 +129,12 @@ def test_a_mistake_gives_one_line(
 
 
 @pytest.mark.slow
-def test_every_set_and_network_is_listed(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    assert main(["datasets"]) == 0
-    shown = capsys.readouterr()
-    assert not shown.err
-    for name in ("phantom", *medmnist_sets()):
-        assert name in shown.out
-    for text in ("11959/1712/3421", "CC BY 4.0", "CC BY-NC 4.0"):
-        assert text in shown.out
-    assert main(["models"]) == 0
-    shown = capsys.readouterr().out
-    for name in MODELS:
-        assert name in shown
-    for number in ("35,931,723", "42.23", "15.09"):
-        assert number in shown
+def test_every_set_and_network_is_listed(capsys: Capture) -> None:
+    for command, names in (("datasets", ("phantom", *medmnist_sets())), ("models", MODELS)):
+        assert main([command]) == 0
+        shown = capsys.readouterr().out
+        assert all(name in shown for name in names)
+        assert command == "datasets" or "35,931,723" in shown
 
 
 def test_help(capsys: Capture) -> None:
@@ -151,15 +142,13 @@ def test_help(capsys: Capture) -> None:
         assert main(words) == 0
         shown = capsys.readouterr().out
         assert all(name in shown for name in recipe_names())
-        assert "medduet train paper --data bloodmnist" in shown
-    for words in (["demo"], ["train", "segment"], ["zarr"]):
-        with pytest.raises(SystemExit) as stop:
-            main([*words, "--help"])
-        assert not stop.value.code
-        assert f"usage: medduet {' '.join(words)}" in capsys.readouterr().out
 
 
-def test_as_a_module() -> None:
-    words = [sys.executable, "-m", "medduet", "--version"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout) == (0, f"medduet {medduet.__version__}\n")
+def test_help_imports_no_torch() -> None:
+    for command in ("evaluate", "audit", "train honest"):
+        run = "try: medduet.cli.main(sys.argv[1:])\nfinally: print(*sys.modules)"
+        script = f"import sys, medduet.cli\n{run}"
+        words = [sys.executable, "-c", script, *command.split(), "--help"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+        assert f"usage: medduet {command} " in done.stdout
+        assert not {"torch", "pandas"} & set(done.stdout.splitlines()[-1].split())

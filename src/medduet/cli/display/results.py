@@ -69,11 +69,6 @@ def _run(record: RunRecord, arguments: Arguments) -> None:
             f"not calibrated on the validation split: {missing}; --data.fractions 0.6 0.2 0.2 puts "
             "more there, and 'medduet calibrate' takes other images"
         )
-    write(
-        f"run: {record.path}",
-        f"report: {record.path / 'figures' / 'predictions.png'}",
-        f"next: medduet predict {record.path} IMAGES --out DIR",
-    )
 
 
 def _evaluation(metrics: Mapping[str, Any], arguments: Arguments) -> None:
@@ -116,7 +111,6 @@ def _ensemble(record: EnsembleRecord, arguments: Arguments) -> None:
         right = [*numbers, "mean of these", "ensemble", "95% interval"]
         write_table(f"{record.images}, {split}, n = {scores[-1]['n']}", ["metric"], right, rows)
     write(*(f"{number}: {name}" for number, name in zip(numbers, record.members, strict=True)))
-    write(f"written: {record.path}")
 
 
 def _search(record: SearchRecord, arguments: Arguments) -> None:
@@ -124,17 +118,12 @@ def _search(record: SearchRecord, arguments: Arguments) -> None:
 
     rows = []
     for trial in record.front:
-        costs = f"{trial['parameters']:,}", f"{trial['gmacs']:.3f}"
-        score = f"{trial['score']:.4f}"
-        rows.append((str(trial["front"]), shown_values(trial), score, *costs))
+        score, parameters = f"{trial['score']:.4f}", f"{trial['parameters']:,}"
+        row = str(trial["front"]), shown_values(trial), score, parameters, f"{trial['gmacs']:.3f}"
+        rows.append(row)
     right = ["validation score", "parameters", "GMAC"]
     title = f"Pareto front of {len(record.trials)} trials"
     write_table(title, ["recipe", "settings"], right, rows)
-    write(
-        f"search: {record.path}",
-        f"report: {record.path / 'pareto.png'}",
-        f"next: medduet train {record.path / 'recipes' / 'front-1.yaml'} --out RUN",
-    )
 
 
 def _grid(record: GridRecord, arguments: Arguments) -> int:
@@ -219,10 +208,24 @@ def _checks(checks: Sequence[Check], arguments: Arguments) -> int:
     return int(any(each.state == "bad" for each in checks))
 
 
+_RUN = """\
+run: {result.path}
+report: {result.path}/figures/predictions.png
+next: medduet predict {result.path} IMAGES --out DIR"""
 _TEXTS = {
-    "calibrate": "temperature {result.temperature:.3g}, fitted on {result.n} images\n"
-    "written: {arguments[out]}",
-    "export": "compared with torch on {result.images}: {result.agreement}\nwritten: {result.path}",
+    "demo": _RUN,
+    "train": _RUN,
+    "calibrate": """\
+temperature {result.temperature:.3g}, fitted on {result.n} images
+written: {arguments[out]}""",
+    "ensemble": "written: {result.path}",
+    "export": """\
+compared with torch on {result.images}: {result.agreement}
+written: {result.path}""",
+    "search": """\
+search: {result.path}
+report: {result.path}/pareto.png
+next: medduet train {result.path}/recipes/front-1.yaml --out RUN""",
     "push": "pushed, next: medduet.load('{result}')",
     "report": "report: {result}",
     "preview": "report: {result}",
@@ -246,6 +249,7 @@ _SHOWN: dict[str, Callable[..., int | None]] = {
 
 def show(name: str, result: Any, arguments: Arguments) -> int:
     """Print the result of a command; return the exit code."""
-    if name in _TEXTS:
-        write(*_TEXTS[name].format(result=result, arguments=arguments).splitlines())
-    return _SHOWN[name](result, arguments) or 0 if name in _SHOWN else 0
+    code = _SHOWN[name](result, arguments) if name in _SHOWN else 0
+    text = _TEXTS.get(name, "").format(result=result, arguments=arguments)
+    write(*text.splitlines())
+    return code or 0
