@@ -113,10 +113,8 @@ def test_pixels_and_near_duplicates_within_a_split(cache: Path) -> None:
     images = phantoms()
     train = np.array(images.train.images)
     train[0], train[1], train[5] = 3, 77, brighter(train[4])
-    darker = (np.asarray(images.test.images) * 0.6).astype(np.uint8)
-    found = audited(changed(images, train={"images": train}, test={"images": darker}), cache)
+    found = audited(changed(images, train={"images": train}), cache)
     assert found["blank-images"].rows.tolist() == [0, 1]
-    assert "brightness-shift" in found
     near = found["near-duplicates-within-a-split"].message
     assert "(2 train); 79 / 24 / 40 distinct" in near
     assert not {"near-duplicates-across-splits", "exact-duplicates-within-a-split"} & set(found)

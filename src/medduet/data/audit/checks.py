@@ -15,7 +15,6 @@ from medduet.data.audit.findings import (
     SEVERITIES,
     Audit,
     Findings,
-    Severity,
     label_texts,
     plural,
     split_numbers,
@@ -30,9 +29,7 @@ _BLACK, _CONSTANT = 8, 1.0  # the brightest grey level of a blank image, or the 
 _EQUAL_CHANNELS = 2  # grey levels that channels of a grey image may differ by, as after JPEG
 _AT_BORDER = 0.1  # share of the masks
 _MAX_MARGIN = 0.10  # half of an interval, above which a class has too few test images
-_ALPHA = 0.05
-_MIN_CRAMERS_V = 0.1  # small, by Cohen
-_MIN_COHENS_D = 0.5  # medium, by Cohen
+_ALPHA, _MIN_CRAMERS_V = 0.05, 0.1  # small, by Cohen
 _NORMAL = re.compile(
     r"^(?!.*\b(ab|not[ _-]|non[ _-]?)normal)"
     r".*\b(normal|healthy|no[ _-]?(finding|lesion|tumou?r)s?|negative)\b",
@@ -117,8 +114,12 @@ def _check_classes(findings: Findings, images: ImageSet, counts: pd.DataFrame) -
         p_value = float(stats.chi2_contingency(both, correction=False)[1])
         k = 0 if images.multi_label else int((shares[a] - shares[b]).abs().argmax())
         text = f"{both.index[k]} is {shares[a].iloc[k]:.1%} of {a}, {shares[b].iloc[k]:.1%} of {b}"
-        tests.append((p_value, cramers_v, f"{text} (chi-square test, Cramér's V {cramers_v:.2f}"))
-    _add_shifts(findings, "Class distribution shift", "warning", tests, _MIN_CRAMERS_V)
+        tests.append((p_value, cramers_v, text))
+    p_values = multipletests([p for p, _, _ in tests], method="holm")[1] if tests else []
+    for p, (_, cramers_v, text) in zip(p_values, tests, strict=True):
+        if p < _ALPHA and cramers_v >= _MIN_CRAMERS_V:
+            text += f" (chi-square test, Cramér's V {cramers_v:.2f}, Holm-corrected p = {p:.2g})."
+            findings.of_set("Class distribution shift", "warning", text)
 
 
 def _add_missing(findings: Findings, what: str, counts: pd.DataFrame) -> None:
@@ -129,28 +130,13 @@ def _add_missing(findings: Findings, what: str, counts: pd.DataFrame) -> None:
             findings.of_set(f"Missing {what}", "warning", text)
 
 
-def _add_shifts(
-    findings: Findings,
-    title: str,
-    severity: Severity,
-    tests: list[tuple[float, float, str]],
-    min_effect: float,
-) -> None:
-    """Add those of `tests` (p, effect, text) that are significant and large, Holm-corrected."""
-    p_values = multipletests([p for p, _, _ in tests], method="holm")[1] if tests else []
-    for p, (_, effect, text) in zip(p_values, tests, strict=True):
-        if p < _ALPHA and effect >= min_effect:
-            findings.of_set(title, severity, f"{text}, Holm-corrected p = {p:.2g}).")
-
-
 def _statistics(pool: Split, classes: int, progress: ProgressFactory | None) -> pd.DataFrame:
     """Return grey levels of each image, pixels of each mask class, and if any touch the border."""
     tables = []
     with counted(progress, "check images", len(pool)) as advance:
         for rows, chunk in iterate_chunks(pool.images):
             values = grey(chunk).flatten(1).numpy()
-            table = pd.DataFrame({"mean": values.mean(axis=1), "std": values.std(axis=1)})
-            table["max"] = values.max(axis=1)
+            table = pd.DataFrame({"max": values.max(axis=1), "std": values.std(axis=1)})
             if chunk.ndim == 4:
                 channels = np.ascontiguousarray(np.moveaxis(chunk, 3, 0))  # reduced 20 times faster
                 table["color"] = (channels.max(axis=0) - channels.min(axis=0)).max(axis=(1, 2))
@@ -166,23 +152,12 @@ def _statistics(pool: Split, classes: int, progress: ProgressFactory | None) -> 
 
 
 def _check_pixels(findings: Findings, images: ImageSet, pixels: pd.DataFrame) -> None:
-    """Find images that show nothing, grey stored as RGB, and splits of other brightness."""
+    """Find images that show nothing, and grey stored as RGB."""
     blank = (pixels["max"] <= _BLACK) | (pixels["std"] < _CONSTANT)
     findings.of_images("Blank images", "warning", blank, ", black or of one grey level")
     if images.in_channels > 1 and (pixels["color"] <= _EQUAL_CHANNELS).all():
         text = "one channel is enough, and three times faster to read: --data.channels 1."
         findings.of_set("Grey stored as RGB", "note", text)
-    levels, tests = dict(iter(pixels["mean"].groupby(np.array(SPLITS)[findings.splits]))), []
-    for a, b in combinations(SPLITS, 2):
-        one, two = levels[a], levels[b]
-        pooled = np.sqrt((one.var(ddof=0) + two.var(ddof=0)) / 2)
-        if min(len(one), len(two)) < 2 or pooled == 0:
-            continue
-        cohens_d = float(abs(two.mean() - one.mean()) / pooled)
-        p_value = float(stats.ttest_ind(one, two, equal_var=False).pvalue)
-        text = f"{one.mean():.0f} grey levels in {a}, {two.mean():.0f} in {b} (Welch's t-test"
-        tests.append((p_value, cohens_d, f"{text}, Cohen's d {cohens_d:.1f}"))
-    _add_shifts(findings, "Brightness shift", "note", tests, _MIN_COHENS_D)
 
 
 def _check_masks(findings: Findings, images: ImageSet, table: pd.DataFrame) -> None:
