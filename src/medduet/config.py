@@ -1,7 +1,6 @@
 """The one place where settings and their defaults live.
 
-A run is described by one frozen `RunConfig`. Recipes are YAML files beside this module; a recipe
-names only what differs from the defaults below. An unknown key is an error everywhere.
+Recipes are YAML files beside this module, which name only what differs from the defaults below.
 """
 
 from __future__ import annotations
@@ -243,10 +242,7 @@ class RunConfig(Frozen):
 
 
 def recipe_names(kind: str = "") -> list[str]:
-    """Return the names of the recipes that ship with MedDuet.
-
-    Args:
-        kind: ``""`` for runs, ``"search"`` for searches, ``"grid"`` for grids of runs.
+    """Return the names of the recipes of MedDuet, for runs, a ``"search"`` or a ``"grid"``.
 
     Example:
         >>> recipe_names(), recipe_names("search")
@@ -293,12 +289,6 @@ def parse_config(values: Any, origin: str) -> RunConfig:
 
     Raises:
         ConfigError: in one line, which key of `origin` is wrong and what was expected.
-
-    Example:
-        >>> parse_config({"train": {"epochs": 0}}, "example")
-        Traceback (most recent call last):
-        ...
-        medduet.errors.ConfigError: example: train.epochs: Input should be greater than ... (got 0)
     """
     return validate(RunConfig, values, origin)
 
@@ -329,7 +319,6 @@ def known_keys(path: tuple[int | str, ...], section: type[BaseModel] = RunConfig
     """Return the names of the settings at `path` below `section`."""
     for part in path:
         field = section.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
+        if field is not None and isinstance(field.annotation, type(BaseModel)):
+            section = field.annotation
     return list(section.model_fields)

@@ -31,7 +31,7 @@ from medduet.runs.bundle import save_bundle
 from medduet.runs.environment import describe_data, describe_environment
 from medduet.runs.folder import RunFolder, validation_selected
 from medduet.training.experiment import Experiment
-from medduet.training.fabric import deterministic, launch_fabric
+from medduet.training.fabric import launch_fabric
 from medduet.training.final import EVALUATED, evaluate_selected, fit_ood_detector, write_samples
 from medduet.training.loop import fit
 from medduet.training.reporter import Reporter
@@ -143,11 +143,10 @@ def _run(
     fabric, folder = experiment.fabric, experiment.folder
     if fabric.is_global_zero:
         _begin(experiment, choices, weights)
-    with deterministic(fabric, experiment.config.train.deterministic):
-        metrics, calibration = evaluate_selected(experiment, fit(experiment))
-        if fabric.is_global_zero:
-            config = _bundle_config(experiment, metrics, calibration)
-            save_bundle(folder.bundle, experiment.network, config)
+    metrics, calibration = evaluate_selected(experiment, fit(experiment))
+    if fabric.is_global_zero:
+        config = _bundle_config(experiment, metrics, calibration)
+        save_bundle(folder.bundle, experiment.network, config)
     if fabric.is_global_zero:
         write_samples(folder, experiment.network, experiment.data, experiment.objective.layout)
         write_json(folder.metrics_path, metrics)

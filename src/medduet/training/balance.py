@@ -25,10 +25,8 @@ _CONFLICT_SCALE = 1024.0
 class Balancer:
     """Does the backward pass of a step by the rule of its `Balance`; records weights and angles.
 
-    Args:
-        experiment: its objective names the rule.
-        optimizer: of the network; a rule with parameters of its own trains them with one of the
-            same class, at the first learning rate of this one.
+    A rule with parameters of its own trains them like `optimizer` does those of the network, at its
+    first learning rate.
 
     Attributes:
         weights: ``(2, T)`` float64, sum and number of the coefficients of each task's loss over

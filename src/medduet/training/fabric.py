@@ -28,16 +28,15 @@ _PATIENCE = timedelta(days=1)
 def launch_fabric(config: TrainConfig) -> Fabric:
     """Return a launched Fabric for the device and precision of `config`.
 
-    Under torchrun (or another launcher that sets ``WORLD_SIZE``) it joins the other processes,
-    with gloo on CPUs and NCCL on GPUs.
-
-    Raises:
-        ConfigError: the device or precision is not to be had on this machine.
+    Under torchrun (or another launcher that sets ``WORLD_SIZE``) it joins the other processes.
     """
     device = find_device(config.device)
     kind = device.type
     if config.precision == "16-mixed" and kind == "cpu":
         raise ConfigError("--precision 16-mixed needs a GPU: on a CPU give bf16-mixed or 32-true")
+    if config.deterministic and kind == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used
+        torch.use_deterministic_algorithms(True)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if world_size > 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
@@ -90,21 +89,6 @@ def all_sum(fabric: Fabric, value: Tensor) -> Tensor:
     total = fabric.all_reduce(value.clone(), reduce_op="sum")  # which it changes in place
     assert isinstance(total, Tensor)
     return total
-
-
-@contextmanager
-def deterministic(fabric: Fabric, enabled: bool) -> Iterator[None]:
-    """Let a GPU compute the same each time, if `enabled`; CPUs do so anyway."""
-    if not enabled or fabric.device.type != "cuda":
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before cuBLAS is first used
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 @contextmanager

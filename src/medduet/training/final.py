@@ -35,10 +35,8 @@ def evaluate_selected(
 ) -> tuple[dict[str, Any], Calibration | None]:
     """Evaluate the selected epochs, and write their predictions.
 
-    Returns:
-        The content of ``metrics.json``, and the calibration of the validation-selected epoch, whose
-        weights the network has afterwards; ``None`` where the validation split does not allow one,
-        for the reason in ``calibration_missing``.
+    Returns the content of ``metrics.json``, and the calibration of the validation-selected epoch,
+    whose weights the network has afterwards; ``None`` for the reason in ``calibration_missing``.
     """
     protocol, best = experiment.config.evaluate.protocol, progress.best.epoch
     metrics: dict[str, Any] = {"protocol": protocol, "seed": experiment.config.train.seed}

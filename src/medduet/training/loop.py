@@ -31,27 +31,20 @@ from medduet.training.validation import quick_metrics, selection_score
 
 
 def fit(experiment: Experiment) -> Progress:
-    """Train until the last epoch, or until patience runs out.
+    """Train until the last epoch, or until patience runs out; `Interrupted` if asked to stop.
 
     Goes on from the last checkpoint in the run's folder, if there is one. After each epoch val is
     evaluated (and test, in the paper's protocol), the weights of the best epoch so far are kept,
     and the checkpoint is written.
-
-    Raises:
-        DownloadError: the server of the images is gone; a single process saves the last step.
-        Interrupted: ``experiment.stop`` was set; the last step is saved.
-        StorageError: the disk is full; the last checkpoint is unharmed.
-        TrainingError: a loss or gradient is not finite, the memory does not do for two images, or
-            there are too few images.
     """
     fabric, config = experiment.fabric, experiment.config.train
+    patience = config.patience or config.epochs
     with torch.random.fork_rng([fabric.device] if fabric.device.type == "cuda" else []):
         torch.manual_seed(config.seed + 1 + fabric.global_rank)
         state = new_state(experiment)
         state.restore(experiment.folder, fabric)
-        patience = config.patience or config.epochs
-        while (epoch := state.progress.epoch) <= config.epochs:
-            if epoch - 1 - state.progress.best.epoch >= patience:
+        while (done := state.progress.epoch - 1) < config.epochs:
+            if done - state.progress.best.epoch >= patience:
                 break
             try:
                 _train_epoch(experiment, state)
@@ -61,8 +54,8 @@ def fit(experiment: Experiment) -> Progress:
                     "--train.grad-clip 1, or --train.on-not-finite skip"
                 ) from fault
             except (DataError, DownloadError, MissingFileError):
-                # The images of the next step can't be had, such as from a server. Other processes
-                # may be in the middle of a step, and can't help saving.
+                # The server of the images is gone. Other processes may be in the middle of a step,
+                # and can't help saving.
                 if fabric.world_size == 1:
                     state.save(experiment.folder, fabric)
                 raise
@@ -135,10 +128,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
         shards=train.shard_sizes,
     )
     if not batches:
-        raise TrainingError(
-            f"expected at least {2 * fabric.world_size} training images, but "
-            f"{experiment.data.name} has {len(train)}: give more images or fewer processes"
-        )
+        raise TrainingError(f"{experiment.data.name} has too few training images, {len(train)}")
     reporter.begin_epoch(progress.epoch, config.epochs, len(batches))
     augment = build_augmentation(config.augment, experiment.data, experiment.config.data.modality)
     state.module.train()
@@ -170,13 +160,13 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
         # Each process has seen other images; all evaluate with the running means of the first.
         for buffer in experiment.network.buffers():
             buffer.copy_(fabric.broadcast(buffer))
-    means = _means(all_sum(fabric, state.sums), objective)
+    train = _with_loss(_means(all_sum(fabric, state.sums), objective), objective)
     row: dict[str, Any] = {
         "epoch": progress.epoch,
         "learning_rate": rate,
         "seconds": round(progress.seconds, 3),
         "images_per_second": round(len(experiment.data.train) / max(progress.seconds, 1e-9), 2),
-        "train": {"loss": _total(means, objective), **means},
+        "train": train,
         **state.balancer.summary(),
         **({"skipped_steps": progress.skipped_steps} if progress.skipped_steps else {}),
         "peak_memory_gb": peak_memory(fabric.device),
@@ -206,8 +196,7 @@ def _evaluate(experiment: Experiment, split: str, epoch: int) -> dict[str, float
             f"the network's outputs for {split} are not finite after epoch {epoch}: lower --lr, or "
             "set --train.grad-clip 1"
         )
-    metrics = quick_metrics(predictions)
-    return {"loss": _total(metrics, experiment.objective), **metrics}
+    return _with_loss(quick_metrics(predictions), experiment.objective)
 
 
 def _keep_best(experiment: Experiment, name: str, best: Best, epoch: int, score: float) -> None:
@@ -221,7 +210,7 @@ def _means(sums: Tensor, objective: Objective) -> dict[str, float]:
     return dict(zip(objective.tasks, (sums[0] / sums[1]).tolist(), strict=True))
 
 
-def _total(means: Mapping[str, float], objective: Objective) -> float:
-    """Return the loss over the tasks that have labelled images."""
+def _with_loss(means: Mapping[str, float], objective: Objective) -> dict[str, float]:
+    """Return `means` after the loss over the tasks that have labelled images."""
     tasks = [task for task in objective.tasks if not math.isnan(means[task])]
-    return sum(objective.factors[task] * means[task] for task in tasks)
+    return {"loss": sum(objective.factors[task] * means[task] for task in tasks), **means}

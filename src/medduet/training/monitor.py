@@ -45,11 +45,7 @@ class StepMonitor:
         self._noted: list[tuple[Tensor, tuple[str, int, int, Batch]]] = []
 
     def note(self, quantity: str, value: Tensor, epoch: int, step: int, batch: Batch) -> None:
-        """Note whether the ``"loss"`` or ``"gradient"`` of a step (from 1) is finite.
-
-        Raises:
-            NotFiniteError: it is the time to check, and this or an earlier one is not.
-        """
+        """Note whether the ``"loss"`` or ``"gradient"`` of a step (from 1) is finite."""
         self._noted.append((torch.isfinite(value).all(), (quantity, epoch, step, batch)))
         if self.interval == 1:
             self.check()
@@ -62,9 +58,9 @@ class StepMonitor:
             raise NotFiniteError(*noted[finite.index(False)][1])
 
     def must_stop(self, stop_requests: Tensor) -> bool:
-        """Return, after a step, whether to stop; all processes get the same answer.
+        """Return, after a step, whether to stop: the same in all processes.
 
-        `stop_requests` is the number of processes whose `stop` was set in the step.
+        `stop_requests` counts those whose `stop` was set in the step.
         """
         self._steps += 1
         alone, is_due = self.fabric.world_size == 1, self._steps % self.interval == 0

@@ -26,9 +26,6 @@ def check_same_images(fabric: Fabric, data: ImageSet, folder: RunFolder | None =
 
     Each process opens them by itself, and where caches are not shared each makes its own split:
     one could train on what another evaluates. All processes have to call this.
-
-    Raises:
-        ConfigError: in every process, if any two differ.
     """
     digest = torch.tensor([*hashlib.sha256(data.fingerprint.encode()).digest()])
     gathered = fabric.all_gather(digest.to(fabric.device))

@@ -31,10 +31,7 @@ class Best:
     score: float = -math.inf
 
     def update(self, epoch: int, score: float) -> bool:
-        """Take the new epoch if its score is higher; return whether it is.
-
-        The first epoch is always taken, and where there is no score (NaN) the last one.
-        """
+        """Take the new epoch if its score is higher, or there is none (NaN); return whether."""
         if score > self.score or self.epoch == 0 or math.isnan(self.score):
             self.epoch, self.score = epoch, score
             return True
@@ -76,12 +73,7 @@ class TrainState:
     progress: Progress = field(default_factory=Progress)
 
     def save(self, folder: RunFolder, fabric: Fabric) -> None:
-        """Write the checkpoint, then the epochs' records; each is old or new, never half.
-
-        Raises:
-            StorageError: the disk is full; the last checkpoint is unharmed.
-            TrainingError: a step or the weights are not finite; nothing is written.
-        """
+        """Write the checkpoint, then the epochs' records; each is old or new, never half."""
         self.monitor.check()
         if not all(torch.isfinite(weight).all() for weight in self.network.parameters()):
             raise TrainingError(
@@ -107,11 +99,7 @@ class TrainState:
         fabric.barrier()
 
     def restore(self, folder: RunFolder, fabric: Fabric) -> None:
-        """Go back to the last checkpoint, if there is one.
-
-        Raises:
-            TrainingError: it was written by another number of processes, or is damaged.
-        """
+        """Go back to the last checkpoint, if there is one."""
         path = folder.checkpoint("last")
         if not path.is_file():
             return
@@ -146,12 +134,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote; tensors come to the CPU, and no code is run.
-
-    Raises:
-        MissingFileError: there is no such file.
-        TrainingError: the file is damaged or no checkpoint.
-    """
+    """Read what `save_checkpoint` wrote; tensors come to the CPU, and no code is run."""
     if not path.is_file():
         raise MissingFileError(f"expected a checkpoint at {path}, but there is no such file")
     try:

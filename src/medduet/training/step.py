@@ -24,12 +24,7 @@ MAX_SKIPPED = 20
 
 
 def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
-    """Do one optimizer step; return whether to stop after it.
-
-    Raises:
-        NotFiniteError: a loss or gradient is not, and the step is not to be skipped.
-        TrainingError: the memory does not do for two images at a time.
-    """
+    """Do one optimizer step; return whether to stop after it."""
     progress, skip = state.progress, experiment.config.train.on_not_finite == "skip"
     note = partial(state.monitor.note, epoch=progress.epoch, step=progress.step + 1, batch=batch)
     buffers = [buffer.clone() for buffer in state.network.buffers()] if skip else []
@@ -62,9 +57,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """Give every trained parameter its gradient, in as many micro-batches as the memory needs.
 
-    Returns:
-        The sums ``(2, T)`` of the weighted losses and of the weights of each task on this process,
-        and on how many processes training was asked to stop.
+    Returns the sums ``(2, T)`` of the weighted losses and of the weights of each task on this
+    process, and on how many processes training was asked to stop.
     """
     progress, can_split = state.progress, state.balancer.can_split_batch
     while True:

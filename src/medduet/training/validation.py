@@ -32,11 +32,7 @@ from medduet.training.loader import Feed
 from medduet.types import UNKNOWN_LABEL, Batch, DenseLayout, Outputs
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.summary import calibration_summary
-from medduet.utils.devices import (
-    evaluation_batch_size,
-    free_memory,
-    is_out_of_memory,
-)
+from medduet.utils.devices import evaluation_batch_size, free_memory, is_out_of_memory
 
 
 def predict_split(
@@ -54,12 +50,10 @@ def predict_split(
 ) -> Predictions:
     """Return the predictions of `network` for every image of a `split` of `data`.
 
-    Every process predicts its own share and gets the predictions for all images. The network, not
-    the wrapper that Fabric makes of it, is in evaluation mode meanwhile. `batch_size` is that of
-    all processes together, ``None`` for what the device takes; where the memory does not suffice,
-    a batch is halved. With an `objective`, as after each epoch, the losses are recorded too. If
-    `thorough`, the slow metrics (HD95, PSNR, SSIM) are computed. With the `temperature` of a
-    calibration there are calibrated probabilities, too.
+    Every process predicts its own share and gets the predictions for all images. `batch_size` is
+    that of all processes together, ``None`` for what the device takes; where the memory does not
+    suffice, a batch is halved. With an `objective` the losses are recorded too, if `thorough` the
+    slow metrics (HD95, PSNR, SSIM), with a `temperature` the calibrated probabilities.
     """
 
     def predict(batch: Batch) -> dict[str, Tensor]:
@@ -178,10 +172,7 @@ def _dense_scores(
 
 
 def quick_metrics(predictions: Predictions) -> dict[str, float]:
-    """Return the few numbers that are followed from epoch to epoch, without intervals.
-
-    The mean loss of a task stands under the task's name.
-    """
+    """Return what is followed from epoch to epoch; each task's mean loss under the task's name."""
     quick: dict[str, float] = {}
     for task, loss in predictions.losses.items():
         total = float(loss.weight.sum())
@@ -202,10 +193,6 @@ def selection_score(quick: Mapping[str, float], select: str) -> float:
 
     `select` is a metric or ``"auto"``: the mean of AUC and Dice, of those that there are; else the
     negative reconstruction error, or the accuracy. NaN if there is none.
-
-    Example:
-        >>> selection_score({"auc": 0.9, "dice": 0.7}, "auto")
-        0.8
     """
     if select == "auto":
         both = [quick.get(name, math.nan) for name in ("auc", "dice")]
@@ -221,11 +208,9 @@ def summarize(
 ) -> dict[str, Any]:
     """Return the metrics of thorough `predictions` with their intervals, for ``metrics.json``.
 
-    They are those of the network's own probabilities; with a `calibration`, what that gives
-    stands in ``calibration``.
-
-    ``n`` are the images with a known label, the n of the accuracy; without the task, those with a
-    known mask, which ``dice_n`` always are; without either, all.
+    They are those of the network's own probabilities; what a `calibration` gives stands apart.
+    ``n`` are the images with a known label; without the task, those with a known mask, which
+    ``dice_n`` always are; without either, all.
     """
     summary: dict[str, Any] = {"n": len(predictions)}
     # Each has an n of its own; the last one stays.
