@@ -37,9 +37,8 @@ def test_honest_is_the_default_protocol() -> None:
     assert load_recipe("segment").objective.tasks == ("classify", "segment")
 
 
-@pytest.mark.parametrize("name", ["demo", "honest", "paper", "segment"])
-def test_json_and_back(name: str) -> None:
-    config = load_recipe(name).model_copy(update={"out": Path("a/b")})
+def test_json_and_back() -> None:
+    config = load_recipe("paper").model_copy(update={"out": Path("a/b")})
     assert parse_config(config.model_dump(mode="json"), "a test") == config
 
 
@@ -59,14 +58,11 @@ BAD: list[tuple[Any, str]] = [
     ({"train": {"epoch": 1}}, r"unknown key train\.epoch: did you mean epochs"),
     ({"train": {"epochs": 0}}, r"train\.epochs: .*greater than or equal to 1 \(got 0\)"),
     ({"train": {"epochs": "many"}}, r"train\.epochs: .*'many'"),
-    ({"train": {"batch_size": 1}}, r"train\.batch_size"),
-    ({"train": {"learning_rate": 0}}, r"train\.learning_rate"),
     ({"train": {"device": "gpu"}}, r"train\.device: .*auto\|cpu.*\(got 'gpu'\)"),
     ({"train": 3}, r"train: .*\(got 3\)"),
     ({"objective": {"tasks": []}}, r"objective\.tasks: expected at least one task of classify"),
     ({"objective": {"tasks": ["classify", "classify"]}}, r"each once"),
     ({"objective": {"tasks": ["clasify"]}}, r"'classify', 'segment' or 'reconstruct'.*'clasify'"),
-    ({"evaluate": {"protocol": "test"}}, r"'honest' or 'paper'"),
     ({"data": {"size": 0}, "model": {"width": 0}}, r"data\.size.*; model\.width"),
     ([1, 2], r"top level"),
     ("train", r"top level"),
