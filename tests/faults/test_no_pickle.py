@@ -24,9 +24,6 @@ YAML = {"load", "load_all", "full_load", "unsafe_load", "full_load_all", "unsafe
 ALLOWED = {
     # The error of torch.load(weights_only=True).
     "training/state.py: from pickle import UnpicklingError",
-    # Signatures of the package's own functions.
-    "cli/signature.py: compile(ast.Module(future + kept, []), spec.origin, 'exec')",
-    "cli/signature.py: exec(compile(ast.Module(future + kept, []), spec.origin, 'exec'), space)",
 }
 """Exceptions, with the reason of each."""
 
