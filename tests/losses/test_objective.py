@@ -129,11 +129,14 @@ def random_logits(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-def test_cross_entropy_equals_torchs(weighted: bool) -> None:
+def test_classification_equals_torchs(weighted: bool) -> None:
     logits, label = random_logits(9, 4), torch.arange(9) % 4
     weight = torch.tensor([0.5, 2.0, 1.0, 0.1], dtype=torch.float64) if weighted else None
     expected = nn.CrossEntropyLoss(weight)(logits, label)
     assert mean(classification_loss(logits, label, weight)) == pytest.approx(expected.item())
+    several = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (9, 4)))
+    expected = nn.BCEWithLogitsLoss(pos_weight=weight)(logits, several.double())
+    assert mean(classification_loss(logits, several, weight)) == pytest.approx(expected.item())
 
 
 def test_unknown_labels_weigh_zero() -> None:
@@ -153,15 +156,6 @@ def test_multi_label_by_hand_with_unknowns() -> None:
     first = (-np.log(0.9) - np.log(0.8)) / 2
     np.testing.assert_allclose(term.loss, [first, -np.log(0.5), 0], rtol=1e-12)
     assert term.weight.tolist() == [1, 1, 0]
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_multi_label_equals_torchs(weighted: bool) -> None:
-    logits = random_logits(6, 5)
-    label = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (6, 5)))
-    weight = torch.tensor([1.0, 2.0, 0.5, 3.0, 1.0], dtype=torch.float64) if weighted else None
-    expected = nn.BCEWithLogitsLoss(pos_weight=weight)(logits, label.double())
-    assert mean(classification_loss(logits, label, weight)) == pytest.approx(expected.item())
 
 
 def test_reconstruction_equals_torchs() -> None:

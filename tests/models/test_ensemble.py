@@ -119,21 +119,6 @@ def test_heads_may_be_missing() -> None:
     assert classes(torch.rand(1, 1, 16, 16)).dense is None
 
 
-def test_the_memory_format_is_that_of_the_ensemble() -> None:
-    network = Ensemble(
-        members(1, channels=3), multi_label=False, mask_channels=0, test_time="turns"
-    )
-    network.normalize.memory_format = torch.channels_last
-    network.eval()
-    seen = []
-    first = network.members[0].stem
-    first.register_forward_pre_hook(
-        lambda _, given: seen.append(given[0].is_contiguous(memory_format=torch.channels_last))
-    )
-    network(torch.randint(0, 256, (2, 3, 16, 18), dtype=torch.uint8))
-    assert seen == [True] * 8
-
-
 def test_members_that_don_t_fit() -> None:
     settings: dict[str, Any] = {"multi_label": False, "mask_channels": 0}
     for other in (members(1, classes=2), members(1, dense=1), members(1, channels=2)):

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,14 +13,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchjd.aggregation import MGDA
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 import medduet
 from medduet import RunConfig, TrainingError
-from medduet.config import Balance, parse_config
+from medduet.config import Balance
 from medduet.data.batches import train_batches
 from medduet.errors import Interrupted
 from medduet.losses.objective import Objective
@@ -76,14 +71,6 @@ def make_batch() -> Batch:
     image = torch.rand(8, 1, 16, 16, generator=generator)
     mask = (image[:, 0] > 0.7).long()
     return Batch(image, torch.arange(8) % 4, mask, torch.arange(8) < 6, torch.arange(8))
-
-
-def epochs(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run, without what depends on the machine."""
-    rows = [json.loads(line) for line in (run / "epochs.jsonl").read_text("utf-8").splitlines()]
-    machine = ("seconds", "images_per_second", "peak_memory_gb")
-    assert all(row[name] > 0 for row in rows for name in machine)
-    return [{key: row[key] for key in row if key not in machine} for row in rows]
 
 
 # One step ---------------------------------------------------------------------------------------
@@ -160,7 +147,7 @@ def test_a_gradient_that_is_not_finite_names_the_images(
 
 @pytest.mark.parametrize("name", ["sum", "uncertainty", "dwa", "pcgrad"])
 def test_going_on_in_the_middle_of_an_epoch(
-    make_config: MakeConfig, tmp_path: Path, name: str
+    make_config: MakeConfig, epochs: Callable[[Path], Any], tmp_path: Path, name: str
 ) -> None:
     changes = {"objective": {"balance": name}, "train": {"epochs": 4, "augment": "flip"}}
     whole, parts = (make_config(tmp_path / x, **changes) for x in ("whole", "parts"))
@@ -168,18 +155,9 @@ def test_going_on_in_the_middle_of_an_epoch(
     fit(expected)
     steps = len(train_batches(len(expected.data.train), 8, seed=0, epoch=1))
     for steps_more in (1, steps, steps + 1):  # in the first, the second and the third epoch
-        stop = threading.Event()
+        stop, seen = threading.Event(), iter(range(1, steps_more))
         found = make_experiment(parts, stop=stop)
-        seen = []
-
-        def count(
-            *_: object, seen: list[int] = seen, stop: threading.Event = stop, n: int = steps_more
-        ) -> None:
-            seen.append(1)
-            if len(seen) == n:
-                stop.set()
-
-        found.reporter.step = count
+        found.reporter.step = lambda *_, seen=seen, stop=stop: next(seen, None) or stop.set()
         with pytest.raises(Interrupted):
             fit(found)
     found = make_experiment(parts)
@@ -191,57 +169,3 @@ def test_going_on_in_the_middle_of_an_epoch(
     assert len(rows) == 4
     if name not in ("sum", "pcgrad"):
         assert rows[-1]["weights"] != rows[0]["weights"]
-
-
-# Several processes ------------------------------------------------------------------------------
-
-SCRIPT = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("test_balance", sys.argv[1])
-tests = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tests)
-tests.fit_all(tests.Path(sys.argv[2]), "two")
-"""
-SHARED = ("uncertainty", "upgrad")
-
-
-def fit_all(out: Path, kind: str) -> None:
-    """Fit a network for each of `SHARED`, on the processes that there are."""
-    for name in SHARED:
-        config = parse_config(json.loads((out / f"{name}.json").read_text()), "a test")
-        fabric = medduet.training.fabric.launch_fabric(config.train)
-        config = config.model_copy(update={"out": out / f"{name}-{kind}"})
-        experiment = make_experiment(config, fabric)
-        fit(experiment)
-        if fabric.is_global_zero:
-            save_file(experiment.network.state_dict(), out / f"{name}-{kind}.safetensors")
-
-
-@pytest.mark.slow
-def test_two_processes_learn_what_one_learns(make_config: MakeConfig, tmp_path: Path) -> None:
-    # Adam forgets the scale of a gradient, but not beside a decay that is added to it.
-    train = {"learning_rate": 0.01, "grad_clip": 0.5, "weight_decay": 0.1}
-    for name in SHARED:
-        config = make_config(tmp_path, objective={"balance": name}, train=train)
-        (tmp_path / f"{name}.json").write_text(config.model_dump_json())
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*command, "--nproc-per-node", "2", str(tmp_path / "script.py"), __file__, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    with torch.random.fork_rng(devices=[]):
-        fit_all(tmp_path, "one")
-    for name in SHARED:
-        one, two = (load_file(tmp_path / f"{name}-{x}.safetensors") for x in ("one", "two"))
-        for key, value in one.items():
-            torch.testing.assert_close(two[key], value, rtol=1e-3, atol=1e-5)
-        rows = [epochs(tmp_path / f"{name}-{x}") for x in ("one", "two")]
-        for left, right in zip(*rows, strict=True):
-            for part in ("weights", "conflict"):
-                assert right[part] == pytest.approx(left[part], rel=1e-3, abs=1e-4)

@@ -173,25 +173,17 @@ for name, words in tests.EVALUATE.items():
 settings = json.loads((out / "config.json").read_text())
 config = parse_config(settings, "test")
 fabric = launch_fabric(config.train)
-weights = tests.fit_plain(config, fabric)
-if fabric.is_global_zero:
-    save_file(weights, out / "weights")
-
-# Processes whose own caches have other splits.
-settings["out"] = str(out / "never")
-settings["data"]["cache"] = str(out / f"cache {fabric.global_rank}")
-config = parse_config(settings, "test")
-errors = []
-for act in (lambda: medduet.train(config), lambda: medduet.evaluate(run, data=config.data)):
-    try:
-        act()
-    except medduet.ConfigError as error:
-        errors.append(str(error))
-(out / f"errors {fabric.global_rank}.json").write_text(json.dumps(errors))
+for balance in tests.BALANCES:
+    objective = settings["objective"] | {"balance": balance}
+    changed = parse_config(settings | {"objective": objective, "out": str(out / balance)}, "test")
+    weights = tests.fit_plain(changed, fabric)
+    if fabric.is_global_zero:
+        save_file(weights, out / f"{balance}.safetensors")
 """
 # 28 images, so the shares of three processes differ; and 1, so two processes have none.
 EVALUATE = {"train": "--split train", "val": "--split val --data phantom --data.count 10 --size 16"}
 # Adam forgets the scale of a gradient, but not beside a decay that is added to it.
+BALANCES = ("sum", "uncertainty", "upgrad")
 PLAIN = {"epochs": 2, "learning_rate": 0.01, "grad_clip": 0.5, "weight_decay": 0.1}
 
 
@@ -202,19 +194,13 @@ def three_processes(
     torchrun: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """What three processes evaluated, learnt and refused, all in one launch."""
+    """What three processes evaluated and learnt, all in one launch."""
     out = tmp_path_factory.mktemp("three")
     config = make_config(
         out / "run", train=PLAIN, data={"count": 20, "split": "made", "group_by": "none"}
     )
     (out / "config.json").write_text(config.model_dump_json())
     (out / "script.py").write_text(SCRIPT)
-    for rank in range(3):
-        open_images(config.data.model_copy(update={"cache": out / f"cache {rank}"}))
-    # As a search for duplicates on another processor may come to another split.
-    (split,) = (out / "cache 1" / "splits").iterdir()
-    text = split.read_text()
-    split.write_text(text.replace(",val", ",x").replace(",test", ",val").replace(",x", ",test"))
     torchrun(3, str(out / "script.py"), __file__, str(trained_by_two), str(out))
     return out
 
@@ -242,21 +228,23 @@ def test_three_processes_evaluate_as_one(
             assert same, column
 
 
+@pytest.mark.parametrize("balance", BALANCES)
 def test_three_processes_learn_what_one_learns(
-    three_processes: Path, make_config: MakeConfig, tmp_path: Path
+    three_processes: Path, make_config: MakeConfig, tmp_path: Path, balance: str
 ) -> None:
     # Without batch normalisation the gradient of a step must be that of the whole batch, though
     # the processes know different numbers of labels and masks.
     with torch.random.fork_rng(devices=[]):
-        expected = fit_plain(
-            make_config(tmp_path, train=PLAIN), Fabric(accelerator="cpu", devices=1)
-        )
-    found = load_file(three_processes / "weights")
+        config = make_config(tmp_path, train=PLAIN, objective={"balance": balance})
+        expected = fit_plain(config, Fabric(accelerator="cpu", devices=1))
+    found = load_file(three_processes / f"{balance}.safetensors")
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
-    rows = [RunFolder(run).epochs for run in (tmp_path, three_processes / "run")]
+    rows = [RunFolder(run).epochs for run in (tmp_path, three_processes / balance)]
     for left, right in zip(*rows, strict=True):
-        for part in ("train", "val"):
+        for part in ("weights", "conflict"):
+            assert right[part] == pytest.approx(left[part], rel=1e-3, abs=1e-4)
+        for part in ("train", "val") if balance == "sum" else ():
             assert_close(right[part], left[part])
 
 
