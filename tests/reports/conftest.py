@@ -100,7 +100,7 @@ def _write_run(
         "multi_label": predictions.multi_label,
     }
     given = dict(environment or {})
-    run.write_environment({**given, "data": described | given.get("data", {})})
+    write_json(path / "environment.json", {**given, "data": described | given.get("data", {})})
     epochs = range(1, 4)
     run.write_epochs([{"epoch": e, "val": {"score": e / 3}, "seconds": 1.0} for e in epochs])
     if finished:
