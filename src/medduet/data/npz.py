@@ -108,7 +108,8 @@ def _unpack(
     if values in ([255], [0, 255]):
         values = [0, 1]
         for name in SPLITS:
-            masks = np.load(folder / f"{name}_masks.npy", mmap_mode="r+")
+            file = folder / f"{name}_masks.npy"
+            masks = np.load(file, mmap_mode="r+", allow_pickle=False)
             np.floor_divide(masks, 255, out=masks)
     mask_names = _mask_names(archive, max(values)) if values else ()
     names = {"class_names": class_names, "mask_names": mask_names}
