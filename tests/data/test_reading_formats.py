@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,13 @@ def test_pages_are_frames(tmp_path: Path) -> None:
         probe(path)
 
 
-def test_the_aspect_is_kept_or_not(tmp_path: Path) -> None:
-    Image.new("L", (40, 10), 200).save(path := tmp_path / "a.png")
-    rows = (read_images(path, ReadOptions(20))[0] == 200).all(axis=1)
-    assert np.flatnonzero(rows).tolist() == [7, 8, 9, 10, 11]
-    assert (read_images(path, ReadOptions(20, "stretch"))[0] == 200).all()
+def test_16_bits_per_colour_are_refused() -> None:
+    content = b"\x89PNG\r\n\x1a\n"
+    head = b"\0\0\0\1\0\0\0\1\x10\2\0\0\0"  # 1 x 1 pixel
+    for chunk in (b"IHDR" + head, b"IDAT" + zlib.compress(bytes(7)), b"IEND"):
+        content += (len(chunk) - 4).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
+    with pytest.raises(DataError, match="given 16 bits per colour"):
+        probe(Path("a.png"), io.BytesIO(content))
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:

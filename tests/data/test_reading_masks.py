@@ -1,4 +1,4 @@
-"""Masks: the ways to write classes down, and the geometry of the image."""
+"""Masks: the ways to write classes down."""
 
 from __future__ import annotations
 
@@ -16,42 +16,56 @@ from medduet.errors import DataError
 SMALL, LIKE = ReadOptions(2), Facts(1, 3, 2, 2)
 
 
-def saved(values: list[object] | np.ndarray, path: Path, dtype: type = np.uint8) -> Path:
-    Image.fromarray(np.array(values, dtype)).save(path)
-    return path
+def image_of(values: list, dtype: type = np.uint8) -> Image.Image:
+    return Image.fromarray(np.array(values, dtype))
+
+
+PALETTE = Image.fromarray(np.array([[0, 1], [2, 2]], np.uint8), "P")
+PALETTE.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+BLACK_AND_WHITE = "classes of 0 to 63, or black and white (0 and 255)"
 
 
 @pytest.mark.parametrize(
-    ("values", "expected"),
+    ("image", "expected"),
     [
-        ([[0, 1], [2, 63]], [[0, 1], [2, 63]]),
-        ([[0, 255], [255, 0]], [[0, 1], [1, 0]]),
-        ([[255, 255], [255, 255]], [[1, 1], [1, 1]]),
-        ([[0, 0], [0, 0]], [[0, 0], [0, 0]]),
-        ([[127, 128], [128, 128]], [[0, 1], [1, 1]]),
+        (image_of([[0, 1], [2, 63]]), [[0, 1], [2, 63]]),
+        (image_of([[0, 255], [255, 0]]), [[0, 1], [1, 0]]),
+        (image_of([[255, 255], [255, 255]]), [[1, 1], [1, 1]]),
+        (image_of([[0, 0], [0, 0]]), [[0, 0], [0, 0]]),
+        (image_of([[127, 128], [128, 128]]), [[0, 1], [1, 1]]),
+        (image_of([[0, 65535], [0, 0]], np.uint16), [[0, 1], [0, 0]]),
+        (image_of([[False, True], [True, True]], np.bool_), [[0, 1], [1, 1]]),
+        (image_of([[0, 255], [0, 0]]).convert("RGB"), [[0, 1], [0, 0]]),
+        (PALETTE, [[0, 1], [2, 2]]),
     ],
 )
 def test_classes_and_black_and_white(
-    tmp_path: Path, values: list[object], expected: list[object]
+    tmp_path: Path, image: Image.Image, expected: list[object]
 ) -> None:
-    path = saved(values, tmp_path / "a.png")
-    assert read_mask([path], LIKE, SMALL)[0].tolist() == expected
-    Image.fromarray(np.dstack([np.array(values, np.uint8)] * 3)).save(path)
+    image.save(path := tmp_path / "a.png")
     assert read_mask([path], LIKE, SMALL)[0].tolist() == expected
 
 
 @pytest.mark.parametrize(
-    ("values", "reason"),
+    ("image", "expected", "given"),
     [
-        ([[0, 128], [255, 0]], "values 0, 128, 255 up to 255"),
-        ([[0, 100], [100, 0]], "values 0, 100 up to 100"),
-        ([[200, 255], [255, 255]], "values 200, 255 up to 255"),
+        (image_of([[0, 128], [255, 0]]), BLACK_AND_WHITE, "values 0, 128, 255 up to 255"),
+        (image_of([[0, 100], [100, 0]]), BLACK_AND_WHITE, "values 0, 100 up to 100"),
+        (image_of([[200, 255], [255, 255]]), BLACK_AND_WHITE, "values 200, 255 up to 255"),
+        (image_of([[0, 0.5], [1, 1]], np.float32), "whole numbers", "0.5"),
+        (PALETTE.convert("RGB"), "a mask in grey or with a palette", "one with colours"),
+        (
+            image_of([[0, 1, 0], [0, 0, 0]]),
+            "a mask of 1 x 2 x 2 (frames x height x width)",
+            "1 x 2 x 3",
+        ),
     ],
 )
-def test_other_values_are_named(tmp_path: Path, values: list[object], reason: str) -> None:
-    path = saved(values, tmp_path / "a.png")
-    told = f"{path}: expected classes of 0 to 63, or black and white (0 and 255), given {reason}"
-    with pytest.raises(DataError, match=re.escape(told)):
+def test_other_values_are_named(
+    tmp_path: Path, image: Image.Image, expected: str, given: str
+) -> None:
+    image.save(path := tmp_path / "a.tif")
+    with pytest.raises(DataError, match=re.escape(f"{path}: expected {expected}, given {given}")):
         read_mask([path], LIKE, SMALL)
 
 
@@ -63,31 +77,8 @@ def test_a_lossy_mask_is_black_and_white(tmp_path: Path) -> None:
     assert (read_mask([path], Facts(1, 1, 40, 40), ReadOptions(40))[0] == truth).all()
 
 
-def test_deep_palette_one_bit_and_coloured_masks(tmp_path: Path) -> None:
-    path = saved([[0, 65535], [0, 0]], tmp_path / "a.png", np.uint16)
-    assert read_mask([path], LIKE, SMALL)[0].tolist() == [[0, 1], [0, 0]]
-    saved([[False, True], [True, True]], path, np.bool_)
-    assert read_mask([path], LIKE, SMALL)[0].tolist() == [[0, 1], [1, 1]]
-    image = Image.fromarray(np.array([[0, 1], [2, 2]], np.uint8), "P")
-    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
-    image.save(path)
-    assert read_mask([path], LIKE, SMALL)[0].tolist() == [[0, 1], [2, 2]]
-    image.convert("RGB").save(path)
-    with pytest.raises(DataError, match="expected a mask in grey or with a palette"):
-        read_mask([path], LIKE, SMALL)
-    path = saved([[0, 0.5], [1, 1]], tmp_path / "a.tif", np.float32)
-    with pytest.raises(DataError, match=r"expected whole numbers, given 0\.5"):
-        read_mask([path], LIKE, SMALL)
-
-
 def test_several_masks_are_united(tmp_path: Path) -> None:
-    paths = [saved([[0, 255], [0, 0]], tmp_path / "a.png")]
-    paths.append(saved([[2, 0], [0, 0]], tmp_path / "b.png"))
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    image_of([[0, 255], [0, 0]]).save(paths[0])
+    image_of([[2, 0], [0, 0]]).save(paths[1])
     assert read_mask(paths, LIKE, SMALL)[0].tolist() == [[2, 1], [0, 0]]
-
-
-def test_a_mask_of_another_size(tmp_path: Path) -> None:
-    path = saved([[0, 1, 0], [0, 0, 0]], tmp_path / "a.png")
-    told = f"{path}: expected a mask of 1 x 2 x 2 (frames x height x width), given 1 x 2 x 3"
-    with pytest.raises(DataError, match=re.escape(told)):
-        read_mask([path], LIKE, SMALL)

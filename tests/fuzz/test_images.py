@@ -22,13 +22,11 @@ from medduet.data.workers import WorkerPool
 from medduet.errors import DataError
 
 
-def png(width: int, height: int, *extra: tuple[bytes, bytes]) -> bytes:
-    size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    pixels = zeros(1 << 20)
+def png(width: int, height: int, *extra: bytes) -> bytes:
+    head = struct.pack(">4sIIBBBBB", b"IHDR", width, height, 8, 0, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n"
-    for name, each in ((b"IHDR", size), *extra, (b"IDAT", pixels), (b"IEND", b"")):
-        content += struct.pack(">I", len(each)) + name + each
-        content += struct.pack(">I", zlib.crc32(name + each))
+    for chunk in (head, *extra, b"IDAT" + zeros(1 << 20), b"IEND"):
+        content += (len(chunk) - 4).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
     return content
 
 
@@ -79,9 +77,7 @@ BY_HEADER: dict[str, Callable[[], bytes]] = {
     "nifti": lambda: nifti(2000),
 }
 BOMBS: dict[str, Callable[[], bytes]] = BY_HEADER | {
-    "png: text of 4 GB": lambda: png(
-        8, 8, (b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 28)) * 16)
-    ),
+    "png: text of 4 GB": lambda: png(8, 8, b"zTXtk\0\0" + 16 * zeros(1 << 28)),
     "tiff: tables of 1 GB": lambda: tiff_of_tables(1000, 1 << 20, 1 << 20),
     "tiff: 60000 entries": lambda: tiff_of_tables(60_000, 4, 16),
     "jpeg: 4000 scans": lambda: jpeg_of_scans(4000),

@@ -1,12 +1,15 @@
-"""Files of every kind, changed and made, are read or refused in one line."""
+"""Files of every kind, changed, made or said to be huge, are read or refused in one line."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 import pytest
+from fuzz_bombs import BOMBS, GB, read_bomb
 from fuzz_parsers import PARSERS, REGRESSIONS, attempt, contents, warm
 from hypothesis import HealthCheck, Phase, given, settings
+
+from medduet.data.workers import WorkerPool
 
 SHORT = settings(
     max_examples=30,
@@ -35,3 +38,16 @@ def test_files_are_read_or_refused(name: str, tmp_path_factory: pytest.TempPathF
 
     one()
     assert counts["refused"]  # what is changed so much is not all valid
+
+
+@pytest.mark.slow
+def test_bombs_are_refused() -> None:
+    with WorkerPool(1, memory=16 * GB) as pool:
+        for name, result in zip(BOMBS, pool.map(read_bomb, BOMBS), strict=True):
+            assert not isinstance(result, str), (name, result)
+            reason, megabytes, seconds = result
+            kind = reason.partition(": ")[0]
+            assert kind in ("DataError", "ModelError", "ConfigError", "MissingFileError"), result
+            assert reason.isprintable(), result
+            assert megabytes < 200, (name, result)
+            assert seconds < 20, (name, result)
