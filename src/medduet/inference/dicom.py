@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,15 @@ def write_dicom(
         if not image.get(name):
             raise DataError(f"{source}: expected {name}, without which no result can refer to it")
     network, written = network[:64] or "network", []
+    groups: list[tuple[Path, int | None, Sequence[Prediction]]] = [(stem, None, predictions)]
+    if len(predictions) > 1 and not image.get("FrameOfReferenceUID"):
+        # Where frames have no place in space, as in films, highdicom asks for one for each.
+        folder = stem.with_name(source.name)
+        groups = [(folder / f"{n:04}", n, [each]) for n, each in enumerate(predictions, start=1)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values in the source that bend the standard
         try:
-            for place, frame, group in _groups(image, predictions, stem, source.name):
+            for place, frame, group in groups:
                 if any(each.mask is not None and each.mask.any() for each in group):
                     data = _segmentation(image, group, network, mask_names, frame)
                     written.append(_save(data, place.with_name(f"{place.name}-seg.dcm")))
@@ -57,20 +62,6 @@ def write_dicom(
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{source}: no result in DICOM can be made of it: {reason}") from error
     return written
-
-
-def _groups(
-    image: Any, predictions: Sequence[Prediction], stem: Path, name: str
-) -> Iterator[tuple[Path, int | None, Sequence[Prediction]]]:
-    """Yield which predictions one segmentation holds, with its stem and its frame, from 1.
-
-    Where frames have no place in space, as in films, each has a segmentation (as highdicom asks).
-    """
-    if len(predictions) == 1 or image.get("FrameOfReferenceUID"):
-        yield stem, None, predictions
-        return
-    for number, prediction in enumerate(predictions, start=1):
-        yield stem.with_name(name) / f"{number:04}", number, [prediction]
 
 
 def _save(data: Any, path: Path) -> Path:

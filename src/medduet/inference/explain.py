@@ -84,10 +84,7 @@ def _layer(network: DuetNetwork, size: tuple[int, int]) -> str:
         if len(shape) == 4 and shape[2] * width == shape[3] * height and shape[2] * 8 <= height
     ]
     if not maps:
-        raise ModelError(
-            f"{network.arguments['name']} has no feature maps that Grad-CAM could show: leave "
-            "explaining out"
-        )
+        raise ModelError(f"{network.arguments['name']} has no feature maps for Grad-CAM")
     fine = [n for n, shape in _shapes(network, size) if n in maps and min(shape[2:]) >= _FEWEST]
     return (fine or maps)[-1]
 

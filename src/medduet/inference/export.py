@@ -39,12 +39,9 @@ Precision = Literal["float32", "int8"]
 Predict = Callable[[NDArray[np.uint8]], BatchPrediction]
 TOLERANCE = {"float32": 1e-3, "int8": 0.05}
 _BATCH = 4
-_RANGES = 128
-"""Images from which the ranges of INT8 are taken."""
-_EXAMPLE = [75, 101]
-"""Sides that no network gets by without its padding, so that the padding is part of the graph."""
-_ONE_SIZE = ("mobilevit", "swin")
-"""Names of networks whose blocks choose by the size of the image what they compute."""
+_RANGES = 128  # images from which the ranges of INT8 are taken
+_EXAMPLE = [75, 101]  # sides that need the network's padding, so that it is part of the graph
+_ONE_SIZE = ("mobilevit", "swin")  # names of networks that compute by the size of the image
 
 
 @dataclass(frozen=True)
@@ -117,10 +114,7 @@ def export_bundle(
     graph = NetworkGraph(path, classify_only=classify_only)
     name = graph.config.network.name
     if not fixed_size and any(part in name for part in _ONE_SIZE):
-        raise ModelError(
-            f"{name} chooses by the size of the image what it computes, so it can't be exported "
-            "for all of them: add --fixed-size"
-        )
+        raise ModelError(f"{name} computes by the size of the image: add --fixed-size")
     images = _images(path, graph, data, precision, progress)
     pixels = images.test.batch(np.arange(len(images.test))[: count or None]).image
     size = graph.preprocessing.size if fixed_size else None
@@ -166,16 +160,12 @@ def _images(
         run = RunFolder.open(path)
         images = open_images(run.run_config().data, progress=progress, saved_split=run.split)
     elif precision == "int8":
-        raise ConfigError(
-            f"INT8 takes its ranges from real images, and {path} is a bundle: give --data NAME"
-        )
+        raise ConfigError(f"INT8 needs real images, and {path} is a bundle: give --data NAME")
     else:
         images = phantom_images(max(16, *graph.preprocessing.size), (1, 1, 32), channels)
     if images.in_channels != channels or not len(images.test):
-        raise ConfigError(
-            f"expected test images with the {channels} channel(s) of {path}, but {images.name} has "
-            f"{len(images.test)} with {images.in_channels}: give others by --data"
-        )
+        given = f"{len(images.test)} of {images.name} with {images.in_channels}"
+        raise ConfigError(f"expected test images with {channels} channel(s), given {given}")
     return images
 
 
@@ -227,20 +217,17 @@ def _check(
     tolerance: float,
 ) -> dict[str, float]:
     """Compare the exported network with torch, and once more on another size if it takes others."""
-    multi_label = graph.config.multi_label
-    found = differences(graph.predict, model, pixels, multi_label)
-    worst = largest(found, precision)
-    hint = "give another --precision, or --tolerance if that is good enough"
-    if precision != "int8" and worst <= tolerance and model.export.size is None:
+    trials = [(pixels, "--tolerance if that is good enough")]
+    if precision != "int8" and model.export.size is None:
         larger = np.pad(pixels[:2], [(0, 0), (0, 0), (0, 3), (0, 5)], mode="edge")
-        worst = largest(differences(graph.predict, model, larger, multi_label), precision)
-        hint = f"on images of {larger.shape[2]} x {larger.shape[3]} pixels: add --fixed-size"
-    if not worst <= tolerance:
-        raise ModelError(
-            f"exported, {graph.config.network.name} predicts something else than in torch: "
-            f"a difference of {worst:.2g}, and the tolerance is {tolerance:g}; {hint}"
-        )
-    return found
+        trials.append((larger, "on images of another size: add --fixed-size"))
+    found = []
+    for images, hint in trials:
+        found.append(differences(graph.predict, model, images, graph.config.multi_label))
+        if not (worst := largest(found[-1], precision)) <= tolerance:
+            gap = f"{worst:.2g}, and the tolerance is {tolerance:g}"
+            raise ModelError(f"{graph.config.network.name} differs from torch by {gap}; {hint}")
+    return found[0]
 
 
 def differences(

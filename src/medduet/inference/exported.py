@@ -106,11 +106,8 @@ class ExportedModel:
         fits = sides == tuple(size) if size else len(sides) == 2 and min(sides) >= least
         if image.dtype != np.uint8 or image.shape[1:2] != (network.in_channels,) or not fits:
             expected = f"{size[0]}, {size[1]}" if size else f"H >= {least}, W >= {least}"
-            raise ModelError(
-                f"expected images (N, {network.in_channels}, {expected}) of uint8, given "
-                f"{image.shape} of {image.dtype}: resize them"
-                + (", or export without --fixed-size" if size else "")
-            )
+            images = f"images (N, {network.in_channels}, {expected}) of uint8"
+            raise ModelError(f"expected {images}, given {image.shape} of {image.dtype}")
         with self._errors():
             outputs = self._run(np.ascontiguousarray(image))
         heads = dict(zip(self.export.outputs, outputs, strict=True))
@@ -134,9 +131,7 @@ def need(module: str) -> Any:
         with patch.dict(os.environ, {"CI": "true"}):
             return importlib.import_module(module)
     except ImportError as error:
-        raise ConfigError(
-            f"this needs {module}, which is not installed: pip install 'medduet[export]'"
-        ) from error
+        raise ConfigError(f"this needs {module}: pip install 'medduet[export]'") from error
 
 
 def is_exported(path: str | Path) -> bool:
@@ -147,16 +142,10 @@ def is_exported(path: str | Path) -> bool:
 def _read_config(folder: Path) -> tuple[BundleConfig, Export]:
     for name in (CONFIG, FILE):
         if not (folder / name).is_file():
-            raise MissingFileError(
-                f"expected an exported network at {folder}, but there is no {name}: "
-                "medduet export BUNDLE --out DIR"
-            )
+            raise MissingFileError(f"no {name} in {folder}: medduet export BUNDLE --out DIR")
     config = BundleConfig.check(read_object(folder / CONFIG, ModelError), folder / CONFIG)
     if config.format != FORMAT or config.export is None:
         raise ModelError(f"expected a {FORMAT} at {folder}, but config.json is something else")
     if sha256(folder / FILE) != config.export.sha256:
-        raise ModelError(
-            f"{folder / FILE} is not the file that config.json describes: its SHA-256 differs; "
-            "copy the whole folder again"
-        )
+        raise ModelError(f"{folder / FILE} is not what was exported: its SHA-256 differs")
     return config, config.export

@@ -22,7 +22,9 @@ class NetworkGraph(nn.Module):
     `outputs` are the names of what `forward` returns, see `BatchPrediction`.
     """
 
-    def __init__(self, path: str | Path, *, classify_only: bool = False) -> None:
+    def __init__(
+        self, path: str | Path, *, classify_only: bool = False, device: str | None = None
+    ) -> None:
         super().__init__()
         bundle = load_bundle(path)
         self.network, self.config = bundle.network.requires_grad_(False), bundle.config
@@ -37,12 +39,9 @@ class NetworkGraph(nn.Module):
         }
         self.outputs = [name for name, is_there in heads.items() if is_there]
         self.eval()
-
-    def prepared(self, device: str) -> NetworkGraph:
-        """Bring it to a device, ready to predict; ConfigError if there is no such device."""
-        height, width = self.preprocessing.size
-        prepare_network(self.network, find_device(device), (height, width))
-        return self
+        if device is not None:
+            height, width = self.preprocessing.size
+            prepare_network(self.network, find_device(device), (height, width))
 
     def heads(self, image: Tensor) -> list[Tensor]:
         """Return `outputs` for uint8 images ``(N, C, H, W)`` on the network's device."""

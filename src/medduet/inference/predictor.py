@@ -128,7 +128,7 @@ class Predictor:
         else:
             from medduet.inference.graph import NetworkGraph
 
-            graph = NetworkGraph(path, classify_only=classify_only).prepared(device)
+            graph = NetworkGraph(path, classify_only=classify_only, device=device)
             self._run, self.config = graph.predict, graph.config
         self.options = self.config.usable(path)[1].options
         self.class_names, self.mask_names = self.config.class_names, self.config.mask_names
@@ -209,9 +209,7 @@ class Predictor:
                 answer["heatmap"] = restore_map(heatmaps[row], height, width, self.options)
         return [Prediction(**answer) for answer in answers]
 
-    def _ood_p(
-        self, pictures: Sequence[Picture], pixels: NDArray[np.uint8]
-    ) -> Sequence[float | None]:
+    def _ood_p(self, pictures: Sequence[Picture], pixels: NDArray[np.uint8]) -> list[float | None]:
         """Return the p-values of images on which the network was just run in this thread."""
         detector = self.config.ood
         if detector is None:

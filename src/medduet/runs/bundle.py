@@ -35,10 +35,7 @@ class ModelBundle:
 
 
 def save_bundle(path: Path, network: DuetNetwork, config: BundleConfig | Mapping[str, Any]) -> None:
-    """Write weights, ``config.json`` and model card to the folder `path`, as a whole or not at all.
-
-    `config` are the other fields of `BundleConfig`; ModelError if they don't fit the network.
-    """
+    """Write weights, ``config.json`` with the fields `config`, and card to `path`, as a whole."""
     fields = config.to_json() if isinstance(config, BundleConfig) else finite(dict(config))
     checked = BundleConfig.check(fields | {"network": network.arguments}, path / CONFIG)
     with atomic_folder(path) as folder:
@@ -96,8 +93,7 @@ def push(
         licence: of the weights, in the hub's terms, such as ``"cc-by-nc-4.0"``.
         notes: a Markdown file with which the card ends: images, population, truth.
 
-    Returns:
-        The address, with the commit, that `medduet.load` takes.
+    Returns the address, with the commit, that `medduet.load` takes.
 
     Raises:
         MissingFileError: there is no bundle, or no such notes.

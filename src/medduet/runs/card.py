@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from importlib import resources
-from typing import NamedTuple
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
@@ -21,14 +21,6 @@ _METRICS = {
     "mse": ("image-to-image", "mse"),
 }
 """What the card shows, and the names of task and metric on the hub."""
-
-
-class _Row(NamedTuple):
-    key: str
-    name: str
-    split: str
-    n: int
-    value: float
 
 
 def model_card(
@@ -54,7 +46,9 @@ def escape(text: object) -> str:
     return re.sub(r"(?i)\b(www)\.", r"\1\\.", line)
 
 
-def _card_data(config: BundleConfig, licence: str | None, rows: Sequence[_Row]) -> ModelCardData:
+def _card_data(
+    config: BundleConfig, licence: str | None, rows: Sequence[dict[str, Any]]
+) -> ModelCardData:
     tags = ["medical-imaging", "multi-task"]
     tags += ["image-classification"] if config.class_names else []
     tags += ["image-segmentation"] if config.mask_names else []
@@ -62,13 +56,13 @@ def _card_data(config: BundleConfig, licence: str | None, rows: Sequence[_Row]) 
     dataset = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.")
     results = [
         EvalResult(
-            task_type=_METRICS[row.key][0],
+            task_type=_METRICS[row["key"]][0],
             dataset_type=dataset,
             dataset_name=name,
-            dataset_split=row.split,
-            metric_type=_METRICS[row.key][1],
-            metric_name=f"{row.name}, n = {row.n}",
-            metric_value=row.value,
+            dataset_split=row["split"],
+            metric_type=_METRICS[row["key"]][1],
+            metric_name=f"{row['name']}, n = {row['n']}",
+            metric_value=row["value"],
         )
         for row in rows
         if dataset
@@ -84,7 +78,7 @@ def _card_data(config: BundleConfig, licence: str | None, rows: Sequence[_Row]) 
     )
 
 
-def _rows(config: BundleConfig) -> Iterator[_Row]:
+def _rows(config: BundleConfig) -> Iterator[dict[str, Any]]:
     for split in ("val", "test"):
         summary = config.metrics.get(split, {})
         for key in _METRICS:
@@ -92,4 +86,5 @@ def _rows(config: BundleConfig) -> Iterator[_Row]:
                 n = summary["n"]
                 if key.startswith(("dice", "iou")):  # masks may be known of other images
                     n = summary.get(f"{key}_n") or summary.get("dice_n") or n
-                yield _Row(key, METRICS[key].name, split, n, value)
+                row = {"key": key, "split": split, "n": n, "value": value}
+                yield row | {"name": METRICS[key].name}

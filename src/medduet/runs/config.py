@@ -147,10 +147,7 @@ class BundleConfig(_Strict):
     def usable(self, path: str | Path) -> tuple[Layout, Preprocessing]:
         """Return what it takes to use the network on images; ModelError if it is not recorded."""
         if self.layout is None or self.preprocessing is None:
-            raise ModelError(
-                f"{path} does not say what its outputs mean, or how images are prepared (layout "
-                "and preprocessing in config.json): give a finished run, or its bundle"
-            )
+            raise ModelError(f"{path} does not say what its outputs mean: give a finished run")
         return self.layout, self.preprocessing
 
     def to_json(self) -> dict[str, Any]:

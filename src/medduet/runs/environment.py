@@ -23,10 +23,7 @@ _LIBRARIES = ("torch", "lightning", "timm", "monai", "torchmetrics", "medmnist",
 def describe_environment(
     data: ImageSet, cost: Cost, fabric: Fabric, training: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the content of ``environment.json``, ready for JSON.
-
-    `training` is what was chosen where the settings say auto.
-    """
+    """Return the content of ``environment.json``; `training` is what settings of auto became."""
     device = fabric.device
     return {
         "medduet": __version__,

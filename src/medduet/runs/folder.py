@@ -126,8 +126,7 @@ class RunFolder:
     @property
     def data(self) -> Mapping[str, Any]:
         """What the run recorded of its data: name, fingerprint, splits, class names."""
-        data: Mapping[str, Any] = self.environment.get("data", {})
-        return data
+        return dict(self.environment.get("data", {}))
 
     @property
     def data_name(self) -> str:

@@ -23,11 +23,8 @@ def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
     """Return `config` with what it leaves open as a network's training images were prepared."""
     settings: dict[str, Any] = {"size": config.size or max(preprocessing.size)}
     if is_files(config):
-        settings |= {
-            "fit": preprocessing.fit,
-            "window": preprocessing.options.window,
-            "channels": config.channels or preprocessing.channels,
-        }
+        settings |= {"fit": preprocessing.fit, "window": preprocessing.options.window}
+        settings["channels"] = config.channels or preprocessing.channels
     return config.model_copy(update=settings)
 
 
@@ -44,10 +41,8 @@ def in_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
             _LOG.warning("classes %s of %s are taken for %s in order", names, images.name, expected)
         return images
     if unexpected := sorted(set(names) - set(expected)):
-        raise ConfigError(
-            f"expected classes of {', '.join(expected)}, but {images.name} also has "
-            f"{', '.join(unexpected)}: rename or leave them out"
-        )
+        texts = ", ".join(expected), ", ".join(unexpected)
+        raise ConfigError(f"expected classes of {texts[0]}; {images.name} also has {texts[1]}")
     place = np.array([expected.index(name) for name in names], dtype=np.int64)
     splits: dict[str, Any] = {}
     for split in SPLITS:

@@ -219,9 +219,7 @@ _TEXTS = {
 temperature {result.temperature:.3g}, fitted on {result.n} images
 written: {arguments[out]}""",
     "ensemble": "written: {result.path}",
-    "export": """\
-compared with torch on {result.images}: {result.agreement}
-written: {result.path}""",
+    "export": "{result}\nwritten: {result.path}",
     "search": """\
 search: {result.path}
 report: {result.path}/pareto.png
