@@ -111,8 +111,8 @@ def test_run_lengths_are_those_of_coco(
         flat = np.repeat(np.arange(len(counts)) % 2, counts)
         np.testing.assert_array_equal(flat.reshape(width, height).T, own == each["index"])
     assert client.post("/predict?mask=none", content=encoded(picture(1))).json()["mask"] is None
-    assert run_lengths(np.zeros((2, 3), bool)).counts == [6]
-    assert run_lengths(np.ones((2, 3), bool)).counts == [0, 6]
+    assert run_lengths(np.zeros((2, 3), bool))["counts"] == [6]
+    assert run_lengths(np.ones((2, 3), bool))["counts"] == [0, 6]
 
 
 def header_of(width: int, height: int) -> bytes:

@@ -150,18 +150,17 @@ def models(
     if len(names) > MOST_COSTS:
         write(*names, f"{len(names)} networks; costs are shown for up to {MOST_COSTS}")
         return
-    rows, refused = [], list[ModelError]()
+    rows = []
     for name in names:
         try:
             cost = model_cost(name, channels, classes, channels, size)
-        except ModelError as error:
-            refused.append(error)
+        except ModelError:
+            if len(names) == 1:
+                raise
             rows.append([name, "not at this size"])
-            continue
-        counts = [f"{count:,}" for count in (cost.parameters, cost.parameters_alone)]
-        rows.append([name, *counts, f"{cost.gmacs:.2f}", f"{cost.gmacs_alone:.2f}"])
-    if len(refused) == len(names):
-        raise refused[0]
+        else:
+            counts = [f"{count:,}" for count in (cost.parameters, cost.parameters_alone)]
+            rows.append([name, *counts, f"{cost.gmacs:.2f}", f"{cost.gmacs_alone:.2f}"])
     title = f"networks for --model, at {channels} x {size} x {size} and {classes} classes"
     right = ["parameters", "without decoder", "GMAC", "without decoder"]
     write_table(title, ["name"], right, rows)

@@ -39,20 +39,15 @@ class Options(BaseModel):
     """Longest side in pixels of what is sent as PNG; 0: the image's."""
 
 
-class RunLengths(BaseModel):
-    """The pixels of one class: COCO's uncompressed run-length code."""
-
-    size: tuple[int, int] = Field(description="height and width in pixels")
-    counts: list[int] = Field(description="runs down the columns: pixels outside, inside, ...")
-
-
 class MaskClass(BaseModel):
     """One class of a mask; `index` is the value of its pixels in the PNG."""
 
     index: int
     name: str
     pixels: int = Field(description="number of pixels of the class")
-    rle: RunLengths | None = None
+    rle: dict[str, list[int]] | None = Field(
+        None, description="size: height and width; counts: runs down the columns, outside first"
+    )
 
 
 class Mask(BaseModel):
@@ -146,13 +141,12 @@ def encode_prediction(
     return response.model_dump_json()
 
 
-def run_lengths(inside: NDArray[np.bool_]) -> RunLengths:
-    """Return the run-length code of the pixels ``(H, W)`` that are inside."""
-    height, width = inside.shape
+def run_lengths(inside: NDArray[np.bool_]) -> dict[str, list[int]]:
+    """Return COCO's uncompressed run-length code of the pixels ``(H, W)`` that are inside."""
     flat = inside.ravel(order="F")
     ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     edges = np.concatenate([[0] if flat[0] else [], [0], ends, [flat.size]])
-    return RunLengths(size=(height, width), counts=np.diff(edges).astype(int).tolist())
+    return {"size": list(inside.shape), "counts": np.diff(edges).astype(int).tolist()}
 
 
 def _mask(

@@ -89,30 +89,24 @@ def check_packages() -> None:
     """Raise ConfigError if a package of the service is missing, or unfit for strangers' files."""
     import PIL
 
-    install = "pip install 'medduet[serve]'"
-    if missing := [module for module in _NEEDED if find_spec(module) is None]:
-        raise ConfigError(f"serving needs {', '.join(missing)}: {install}")
-    if int(PIL.__version__.partition(".")[0]) < 13:
-        raise ConfigError(
-            f"files of strangers need Pillow 13 or newer, given {PIL.__version__}: {install}"
-        )
+    missing = [module for module in _NEEDED if find_spec(module) is None]
+    if int(PIL.__version__.partition(".")[0]) < 13:  # as files of strangers need
+        missing.append("Pillow 13 or newer")
+    if missing:
+        raise ConfigError(f"serving needs {', '.join(missing)}: pip install 'medduet[serve]'")
 
 
 def named(words: Sequence[str]) -> dict[str, Path]:
     """Return the paths of networks by their names; ConfigError for none, or two of one name."""
     paths: dict[str, Path] = {}
     for word in words:
-        name, equals, rest = word.partition("=")
-        path = Path(rest)
+        name, equals, path = word.partition("=")
         if not equals or Path(word).exists():
-            path = Path(word)
-            whole = path.resolve()
+            path, whole = word, Path(word).resolve()
             name = whole.parent.name if whole.name == "bundle" else whole.name
         if not name or name in paths:
-            raise ConfigError(
-                f"expected another name than '{name}' for {path}: medduet serve NAME={path}"
-            )
-        paths[name] = path
+            raise ConfigError(f"expected another name than '{name}': medduet serve NAME={path}")
+        paths[name] = Path(path)
     if not paths:
         raise ConfigError("expected one network or more: medduet serve BUNDLE")
     return paths

@@ -25,17 +25,22 @@ def draw_progress(description: str, total: int, **options: Any) -> tqdm[Never]:
     return tqdm(desc=description, total=total or None, **defaults | options)
 
 
-class ConsoleReporter(Reporter):
-    """Draws a progress bar for training and one line per epoch, if it is `enabled`."""
+class Screen:
+    """Has a bar, sooner or later."""
 
-    def __init__(self, enabled: bool = True) -> None:
-        self._enabled, self._epochs, self._read = enabled, 0, 0.0
-        self._bar: tqdm[Never] | None = None
+    _bar: tqdm[Never] | None = None
 
     def close(self) -> None:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+class ConsoleReporter(Screen, Reporter):
+    """Draws a progress bar for training and one line per epoch, if it is `enabled`."""
+
+    def __init__(self, enabled: bool = True) -> None:
+        self._enabled, self._epochs, self._read = enabled, 0, 0.0
 
     def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
         """Make room for the steps of the epochs that are left."""
@@ -70,23 +75,17 @@ class ConsoleReporter(Reporter):
             tqdm.write(text, file=sys.stderr)
 
 
-class GridScreen:
+class GridScreen(Screen):
     """Prints a line for each cell that ends, above a bar with the counts of all."""
 
-    def __init__(self) -> None:
-        self._bar: tqdm[Never] | None = None
-        self._ended = set[str]()
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
+    _ended = frozenset[str]()
 
     def watch(self, states: Mapping[str, CellState]) -> None:
         """Show the cells as they are now."""
         counts = Counter(state.state for state in states.values())
         text = ", ".join(f"{count} {state}" for state, count in counts.items())
-        ended = {name for name, each in states.items() if each.state in ("finished", "failed")}
+        settled = ("finished", "failed")
+        ended = frozenset(name for name, each in states.items() if each.state in settled)
         if self._bar is None:
             tqdm.write(f"{len(states)} cells: {text}", file=sys.stderr)
             self._bar, self._ended = draw_progress("", len(states), unit="cell"), ended
