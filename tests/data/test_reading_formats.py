@@ -164,7 +164,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
         probe(tmp_path / "none.png")
     with pytest.raises(DataError, match="given a folder"):
         probe(tmp_path)
-    with pytest.raises(DataError, match="given an empty file"):
+    with pytest.raises(DataError, match="given a file that starts with b''"):
         probe(tmp_path / "a.png", io.BytesIO())
 
 

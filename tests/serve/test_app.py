@@ -141,7 +141,7 @@ def test_each_refusal_has_its_status_and_reason(
     )
     refusals: list[tuple[dict[str, Any], int, str]] = [
         ({"content": b"%PDF-1.7 renamed to png"}, 415, "starts with b'%PDF-1.7'"),
-        ({"content": b""}, 415, "given an empty file"),
+        ({"content": b""}, 415, "given one that starts with b''"),
         ({"content": good[: len(good) // 2]}, 422, "image: expected a complete image file"),
         ({"content": encoded(np.zeros((7, 90), np.uint8))}, 422, "given 7 x 90"),
         ({"content": two_pages}, 422, "a file of 2 frames"),

@@ -16,7 +16,7 @@ from starlette.requests import Request
 
 from medduet.data.reading.core import ReadOptions
 from medduet.data.reading.images import Picture, probe, read_pictures
-from medduet.data.reading.opening import HEAD, kind_of, start_of
+from medduet.data.reading.opening import HEAD, kind_of
 from medduet.data.workers import WorkerPool
 from medduet.serve.limits import LEAST_SIDE, Seat
 
@@ -104,7 +104,7 @@ async def decode(content: bytes, options: ReadOptions, seat: Seat, readers: Work
     HTTPException 413 for too many pixels, 415 for other files, 422 for what can't be used.
     """
     if kind_of(content[:HEAD]) in (None, "NIfTI"):
-        raise HTTPException(415, f"expected {_KINDS}, given {start_of(content)}")
+        raise HTTPException(415, f"expected {_KINDS}, given one that starts with {content[:8]!r}")
     file = io.BytesIO(content)
     facts = await asyncio.to_thread(readers.call, partial(probe, _SENT), file)
     if isinstance(facts, str):

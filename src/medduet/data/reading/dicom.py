@@ -28,10 +28,13 @@ def open_dicom(path: Path, file: BinaryIO) -> Source:
     header = _read(path, file, stop_before_pixels=True)
     facts = _facts(path, header)
 
+    is_plain = facts.channels == 1 or header.PhotometricInterpretation == "PALETTE COLOR"
+    shape = (facts.height, facts.width, *(() if is_plain else (3,)))
+
     def frames(window: tuple[float, float] | None) -> Iterator[Frame]:
         for number, values in enumerate(pixels.iter_pixels(_read(path, file))):
-            if values.shape[:2] != (facts.height, facts.width):
-                raise refusal(path, f"{facts.height} x {facts.width} pixels", str(values.shape))
+            if values.shape != shape:
+                raise refusal(path, f"frames of {shape}", str(values.shape))
             if facts.channels == 3:
                 frame = Frame(_colours(path, pixels, header, values))
             else:
@@ -56,14 +59,12 @@ def _read(path: Path, file: BinaryIO, **options: bool) -> Any:
 
 def _facts(path: Path, header: Any) -> Facts:
     rows, columns, frames = (header.get(x) for x in ("Rows", "Columns", "NumberOfFrames"))
-    photometric, samples = header.get("PhotometricInterpretation"), header.get("SamplesPerPixel")
+    photometric = header.get("PhotometricInterpretation")
     if not rows or not columns:
         raise refusal(path, "a DICOM image", f"{header.get('Modality')} without rows and columns")
     if photometric not in _COLOURS + _GREYS:
         raise refusal(path, f"one of {', '.join(_GREYS + _COLOURS)}", str(photometric))
     channels = 3 if photometric in _COLOURS else 1
-    if int(samples or 1) != (1 if photometric == "PALETTE COLOR" else channels):
-        raise refusal(path, f"another number of channels for {photometric}", str(samples))
     return checked(path, Facts(int(frames or 1), channels, int(rows), int(columns)))
 
 

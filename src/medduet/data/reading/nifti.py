@@ -44,7 +44,7 @@ def open_nifti(path: Path, file: BinaryIO) -> Source:
         volume = image.dataobj.get_unscaled().reshape(shape)
         volume = nibabel.orientations.apply_orientation(volume, orientation)
         for k in range(frames):
-            values = np.ascontiguousarray(volume[::-1, ::-1, k].T)
+            values = volume[::-1, ::-1, k].T
             if (slope, intercept) != (1, 0):
                 values = (values * np.float64(slope) + np.float64(intercept)).astype(np.float32)
             yield Frame(values, window)

@@ -54,11 +54,6 @@ def kind_of(head: bytes) -> str | None:
     return next(found, None)
 
 
-def start_of(head: bytes) -> str:
-    """Return how a message describes a file that begins with `head`."""
-    return f"a file that starts with {head[:8]!r}" if head else "an empty file"
-
-
 def _open(path: Path, file: BinaryIO) -> Source:
     file.seek(0)
     head = file.read(HEAD)
@@ -73,5 +68,6 @@ def _open(path: Path, file: BinaryIO) -> Source:
     if kind == "NIfTI":
         return open_nifti(path, file)
     if kind is None:
-        raise refusal(path, "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI", start_of(head))
+        given = f"a file that starts with {head[:8]!r}"
+        raise refusal(path, "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI", given)
     return open_raster(path, file, kind)

@@ -15,18 +15,17 @@ from medduet.data.reading.core import Frame, ReadOptions
 def levels(frames: Sequence[Frame], channels: Literal[1, 3]) -> list[NDArray[np.uint8]]:
     """Return the frames of a file from 0 to 255 at their own size, grey for 1 channel."""
     raw = [each.values for each in frames if each.window is None and each.values.dtype != np.uint8]
-    finite = [each for values in raw if (each := values[np.isfinite(values)]).size]
-    if raw and not finite:
+    finite = (each for values in raw if (each := values[np.isfinite(values)]).size)
+    extremes = [float(value) for each in finite for value in (each.min(), each.max())]
+    if raw and not extremes:
         raise ValueError("none of its values is a finite number")
-    low = float(min((each.min() for each in finite), default=0))
-    high = float(max((each.max() for each in finite), default=0))
     result = []
     for values, window, inverted, _ in frames:
         shown = values
         if window is not None:
             shown = scaled(values, window[0] - window[1] / 2, window[0] + window[1] / 2)
         elif values.dtype != np.uint8:
-            shown = scaled(values, low, high)
+            shown = scaled(values, min(extremes), max(extremes))
         shown = 255 - shown if inverted and shown is not values else shown
         result.append(to_grey(shown) if shown.ndim == 3 and channels == 1 else shown)
     return result
