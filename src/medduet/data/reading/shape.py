@@ -35,8 +35,11 @@ def scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     """Return values with `low` at 0 and `high` at 255, clipped; NaN is 0."""
     if not high > low:
         return np.zeros(values.shape, np.uint8)
-    result = np.clip((values.astype(np.float64) - low) * (255 / (high - low)), 0, 255)
-    return np.rint(np.nan_to_num(result)).astype(np.uint8)
+    result = (values - np.float64(low)) * (255 / (high - low))
+    np.rint(result.clip(0, 255, out=result), out=result)
+    if values.dtype.kind == "f":
+        result[np.isnan(result)] = 0
+    return result.astype(np.uint8)
 
 
 def fitted(values: NDArray[np.uint8], options: ReadOptions) -> NDArray[np.uint8]:
