@@ -179,6 +179,18 @@ for balance in tests.BALANCES:
     weights = tests.fit_plain(changed, fabric)
     if fabric.is_global_zero:
         save_file(weights, out / f"{balance}.safetensors")
+
+# A process that has other images.
+settings["out"] = str(out / "never")
+settings["data"]["count"] += fabric.global_rank == 1
+config = parse_config(settings, "test")
+errors = []
+for act in (lambda: medduet.train(config), lambda: medduet.evaluate(run, data=config.data)):
+    try:
+        act()
+    except medduet.ConfigError as error:
+        errors.append(str(error))
+(out / f"errors {fabric.global_rank}.json").write_text(json.dumps(errors))
 """
 # 28 images, so the shares of three processes differ; and 1, so two processes have none.
 EVALUATE = {"train": "--split train", "val": "--split val --data phantom --data.count 10 --size 16"}
@@ -194,7 +206,7 @@ def three_processes(
     torchrun: Callable[..., Any],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """What three processes evaluated and learnt, all in one launch."""
+    """What three processes evaluated, learnt and refused, all in one launch."""
     out = tmp_path_factory.mktemp("three")
     config = make_config(
         out / "run", train=PLAIN, data={"count": 20, "split": "made", "group_by": "none"}
@@ -248,7 +260,7 @@ def test_three_processes_learn_what_one_learns(
             assert_close(right[part], left[part])
 
 
-def test_processes_with_other_splits_are_refused_in_each(three_processes: Path) -> None:
+def test_processes_with_other_images_are_refused_in_each(three_processes: Path) -> None:
     expected = (
         "expected the same images and split of phantom in all 3 processes, but process 1 has "
         "others than process 0: give them one shared cache by --data.cache, or a split by "

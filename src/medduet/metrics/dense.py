@@ -91,15 +91,10 @@ def _check_masks(predicted: Tensor, truth: Tensor, num_classes: int) -> None:
     _check_shapes(predicted, truth, "(N, H, W)")
     for mask in (predicted, truth):
         if mask.is_floating_point() or mask.dtype == torch.bool:
-            raise DataError(
-                f"expected masks of integer classes, given {mask.dtype}; "
-                "type (probability > 0.5).long() or logits.argmax(1)"
-            )
+            raise DataError(f"expected integer classes, given {mask.dtype}; type logits.argmax(1)")
         if mask.numel() and not (mask.min() >= 0 and mask.max() < num_classes):
-            raise DataError(
-                f"expected mask classes from 0 to {num_classes - 1}, "
-                f"given {int(mask.min())} to {int(mask.max())}"
-            )
+            given = f"{int(mask.min())} to {int(mask.max())}"
+            raise DataError(f"expected mask classes from 0 to {num_classes - 1}, given {given}")
 
 
 def _overlap(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,7 @@ _NAN = float("nan")
 class McNemar(NamedTuple):
     """Which of two networks is right on more images: a alone on b of n, the other on c.
 
-    The `difference` is of the shares; `p` is exact for ``b + c`` below `EXACT_BELOW`, else of the
-    chi-squared test with continuity correction; the `odds_ratio` is ``b / c``.
+    `p` is exact for ``b + c`` below `EXACT_BELOW`, else chi-squared with continuity correction.
     """
 
     difference: float
@@ -142,10 +141,7 @@ def over_seeds(a: ArrayLike, b: ArrayLike) -> OverSeeds:
 
 
 class PairOverSets(NamedTuple):
-    """Two methods (their columns) over all sets: mean difference and Wilcoxon's signed-rank test.
-
-    The `effect` is the matched-pairs rank-biserial correlation, -1 to 1.
-    """
+    """Two methods (their columns) over all sets; `effect` is the rank-biserial correlation."""
 
     first: int
     second: int
@@ -158,10 +154,8 @@ class PairOverSets(NamedTuple):
 class OverSets(NamedTuple):
     """Several methods over several data sets, as Demsar 2006 (JMLR 7:1-30) compares them.
 
-    Of the `mean_ranks` 1 is best, and ties share theirs; in Nemenyi's test at 5% those of two
-    methods must differ by the `critical_difference`. `friedman_p` is NaN for two methods.
-    `smallest_p` is the least that any pair's p can be with so few sets, 2^(1 - sets), and
-    `smallest_p_holm` the least that the smallest corrected p can be.
+    In Nemenyi's test at 5% mean ranks (1 is best) must differ by the `critical_difference`;
+    `smallest_p` is the least that any pair's p can be with so few sets.
     """
 
     mean_ranks: tuple[float, ...]

@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from medduet.errors import ModelError
 from medduet.models.normalize import Normalize
 from medduet.types import Outputs
+
+_ROW = torch.linspace
 
 
 class DuetNetwork(nn.Module):
@@ -113,6 +116,14 @@ class Features:
 
 def _layers(module: nn.Module) -> int:
     return sum(bool(layer._parameters) for layer in module.modules())
+
+
+class NumbersOnCPU(TorchFunctionMode):
+    """Keeps rows of numbers off ``meta``, where libraries could not read the rates of blocks."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        device = {"device": "cpu"} if func is _ROW else {}
+        return func(*args, **(kwargs or {}) | device)
 
 
 def trace(network: DuetNetwork, n: int, height: int, width: int) -> tuple[Outputs, list[Tensor]]:

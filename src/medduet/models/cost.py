@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from medduet.models.base import DuetNetwork, check_takes, trace
+from medduet.models.base import DuetNetwork, NumbersOnCPU, check_takes, trace
 from medduet.models.registry import create_model
 
 
@@ -25,7 +25,7 @@ def model_cost(
 ) -> Cost:
     """Return the cost of a network for one image of ``size x size`` pixels; nothing is computed."""
     sizes: dict[str, Any] = {"num_classes": num_classes, "dense_channels": dense_channels}
-    with torch.device("meta"):
+    with torch.device("meta"), NumbersOnCPU():
         network = create_model(name, in_channels=in_channels, **sizes, **options)
     check_takes(network, size, size)
     return network_cost(network, size, size)

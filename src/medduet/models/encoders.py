@@ -20,8 +20,7 @@ from medduet.models.unet import Upsampling
 from medduet.types import Outputs
 
 FINEST_CHANNELS = 16
-"""Of the U-Net decoder at the full size, twice as many in each level below; with five levels these
-are the defaults of segmentation-models-pytorch."""
+"""Of the U-Net decoder at the full size, twice as many in each level below, as smp's defaults."""
 Constants = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Constants = (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
@@ -95,8 +94,7 @@ class TimmNetwork(DuetNetwork):
         if set(channels) - set(self.strides):
             raise ModelError(
                 f"timm:{name} has maps at the strides {', '.join(map(str, channels))}, but the "
-                "decoder needs powers of 2: drop the dense task (--tasks classify), or give "
-                "another --model"
+                "decoder needs powers of 2: drop the dense task (--tasks classify)"
             )
         self.skips = [stride in channels for stride in self.strides]
         depth = len(self.strides)
@@ -244,10 +242,7 @@ def round_up(side: int, multiple: int) -> int:
 
 def _interpolation(name: str, upsampling: Upsampling | None) -> str:
     if upsampling not in (None, "bilinear"):
-        raise ModelError(
-            f"{name} has no {upsampling} upsampling: leave it out (nearest neighbours), or give "
-            "bilinear"
-        )
+        raise ModelError(f"{name} has no {upsampling} upsampling: leave it out, or give bilinear")
     return upsampling or "nearest"
 
 

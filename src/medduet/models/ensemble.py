@@ -21,14 +21,7 @@ from medduet.types import Outputs
 
 MAX_MEMBERS = 64
 _SHARED = ("in_channels", "num_classes", "dense_channels")
-_UPRIGHT = ((0, False), (0, True))
-_VIEWS: dict[TestTime, tuple[tuple[int, bool], ...]] = {
-    "none": _UPRIGHT[:1],
-    "flip": _UPRIGHT,
-    "flips": (*_UPRIGHT, (2, False), (2, True)),
-    "turns": tuple((quarters, mirrored) for quarters in range(4) for mirrored in (False, True)),
-}
-"""Quarters of a turn, then whether left and right are exchanged."""
+_TURNS = {"none": 1, "flip": 1, "flips": 2, "turns": 4}
 
 
 class Ensemble(DuetNetwork):
@@ -51,18 +44,15 @@ class Ensemble(DuetNetwork):
     ) -> None:
         super().__init__()
         if not 1 <= len(members) <= MAX_MEMBERS:
-            raise ModelError(
-                f"expected 1 to {MAX_MEMBERS} members of an ensemble, but got {len(members)}"
-            )
+            raise ModelError(f"expected 1 to {MAX_MEMBERS} members, but got {len(members)}")
         if any(isinstance(member, Ensemble) for member in members):
             raise ModelError("an ensemble can't be a member of another: give its members")
         sizes = [{name: member.arguments[name] for name in _SHARED} for member in members]
-        if any(each != sizes[0] for each in sizes) or not (
-            0 <= mask_channels <= sizes[0]["dense_channels"]
-        ):
+        fits = all(each == sizes[0] for each in sizes)
+        if not fits or not 0 <= mask_channels <= sizes[0]["dense_channels"]:
             raise ModelError(
                 f"expected members with the same {', '.join(_SHARED)} and mask_channels among the "
-                f"dense ones, but got {sizes} and mask_channels={mask_channels}"
+                f"dense ones, but got {sizes} and {mask_channels=}"
             )
         self.members = nn.ModuleList(members)
         self.encoder_modules = [part for member in members for part in member.encoder_modules]
@@ -70,7 +60,9 @@ class Ensemble(DuetNetwork):
         self.normalize = Normalize(sizes[0]["in_channels"])
         self.normalize.load_state_dict(members[0].normalize.state_dict())
         self.multi_label, self.mask_channels = multi_label, mask_channels
-        self.views = _VIEWS[test_time]
+        flips = (False,) if test_time == "none" else (False, True)
+        turns = range(0, 4, 4 // _TURNS[test_time])  # in quarters
+        self.views = [(quarters, mirrored) for quarters in turns for mirrored in flips]
         self.min_side = max(member.min_side for member in members)
         counts = Counter(member.arguments["name"] for member in members)
         names = " and ".join(f"{count} {name}" for name, count in counts.items())

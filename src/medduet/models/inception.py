@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
@@ -11,14 +9,17 @@ from torch import Tensor, nn
 from medduet.models.unet import Upsampling, upsample
 
 
-def split_channels(channels: int, shares: Sequence[int]) -> list[int]:
-    """Divide `channels` in the proportion of `shares`, at least one for each."""
-    parts = [max(1, channels * share // sum(shares)) for share in shares[:-1]]
-    return [*parts, max(1, channels - sum(parts))]
+def _quarters(channels: int) -> tuple[int, int, int]:
+    """Divide `channels` into two quarters and a half, at least one each."""
+    quarter = max(1, channels // 4)
+    return quarter, quarter, max(1, channels - 2 * quarter)
 
 
 class Branches(nn.ModuleList):
     """Several paths from one map, concatenated."""
+
+    def __init__(self, *paths: nn.Module) -> None:
+        super().__init__(paths)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the maps of all branches one behind the other."""
@@ -40,13 +41,11 @@ class InceptionRes(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        first, second, third = split_channels(out_channels, (1, 1, 2))
+        first, second, third = _quarters(out_channels)
         self.branches = Branches(
-            [
-                _path(in_channels, (first, 1)),
-                _path(in_channels, (second, 1), (second, 3)),
-                _path(in_channels, (second, 1), (third, 3), (third, 3)),
-            ]
+            _path(in_channels, (first, 1)),
+            _path(in_channels, (second, 1), (second, 3)),
+            _path(in_channels, (second, 1), (third, 3), (third, 3)),
         )
         self.fuse = nn.Conv2d(first + second + third, out_channels, kernel_size=1)
         same = in_channels == out_channels
@@ -63,19 +62,13 @@ class InceptionLayer(nn.Module):
 
     def __init__(self, in_channels: int, growth: int) -> None:
         super().__init__()
-        first, third, second = split_channels(growth, (1, 1, 2))
+        first, third, second = _quarters(growth)
         inner = 2 * growth
         self.bottleneck = ConvNormAct(in_channels, inner, 1)
-        self.branches = Branches(
-            [
-                _path(inner, (first, 1)),
-                _path(inner, (second, 3)),
-                nn.Sequential(
-                    ConvNormAct(inner, third, (1, 3), padding=(0, 1)),
-                    ConvNormAct(third, third, (3, 1), padding=(1, 0)),
-                ),
-            ]
-        )
+        one, three = _path(inner, (first, 1)), _path(inner, (second, 3))
+        row = ConvNormAct(inner, third, (1, 3), padding=(0, 1))
+        column = ConvNormAct(third, third, (3, 1), padding=(1, 0))
+        self.branches = Branches(one, three, nn.Sequential(row, column))
         self.out_channels = in_channels + first + second + third
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,14 +90,12 @@ class DenseInception(nn.Sequential):
 
 def inception_pool(channels: int) -> nn.Module:
     """Halve height and width in three branches that together keep the channels."""
-    first, third, second = split_channels(channels, (1, 1, 2))
+    first, third, second = _quarters(channels)
     pool = nn.MaxPool2d(3, stride=2, padding=1)
     return Branches(
-        [
-            nn.Sequential(pool, ConvNormAct(channels, second, 1)),
-            _path(channels, (first, 3), stride=2),
-            _path(channels, (third, 1), (third, 3), (third, 3), stride=2),
-        ]
+        nn.Sequential(pool, ConvNormAct(channels, second, 1)),
+        _path(channels, (first, 3), stride=2),
+        _path(channels, (third, 1), (third, 3), (third, 3), stride=2),
     )
 
 
@@ -114,4 +105,4 @@ def inception_upsample(in_channels: int, out_channels: int, upsampling: Upsampli
         return upsample(in_channels, out_channels, upsampling)
     half = out_channels // 2
     transposed = upsample(in_channels, half, "transpose")
-    return Branches([transposed, upsample(in_channels, out_channels - half, "bilinear")])
+    return Branches(transposed, upsample(in_channels, out_channels - half, "bilinear"))

@@ -96,10 +96,9 @@ class Up(nn.Module):
 class UNet(DuetNetwork):
     """A five-level U-Net with a class head on the deepest map and a dense head on the finest.
 
+    The first three sizes are those of `create_model`.
+
     Args:
-        in_channels: channels of the image.
-        num_classes: classes K of the class head; 0 for no class head.
-        dense_channels: channels D of the dense head; 0 for none, and then no decoder is built.
         block: of `medduet.models.blocks`, or five, from the finest level to the deepest.
         width: channels of the stem; each level below has twice those above. The papers use 64.
         stem: the block at the full size on the way down.

@@ -11,10 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from medduet.errors import MissingFileError, ModelError
-from medduet.models.base import DuetNetwork
+from medduet.models.base import DuetNetwork, NumbersOnCPU
 from medduet.models.ensemble import build_network
 from medduet.utils.files import atomic_path, write_json
 from medduet.utils.hub import CONFIG, WEIGHTS, bundle_folder
@@ -22,7 +21,6 @@ from medduet.utils.parsing import read_json, sha256
 
 FORMAT = "medduet-bundle"
 VERSION = 1
-_ROW = torch.linspace
 _DAMAGE = (OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What safetensors lets out beside its own error, as of types that torch doesn't have."""
 _PREFIXES = ("", "encoder.", "model.encoder.", "model.encoder.model.", "model.")
@@ -148,15 +146,6 @@ def save_network(
     write_json(path / CONFIG, {**fixed, **(config or {}), **fixed})
 
 
-class _NumbersOnCPU(TorchFunctionMode):
-    """Keeps rows of numbers off ``meta``, where libraries could not read the rates of blocks."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return func(*args, **{**(kwargs or {}), **({"device": "cpu"} if func is _ROW else {})})
-
-
 def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
     """Return the network in a folder, in evaluation mode, and the content of ``config.json``."""
     if (folder / "bundle" / CONFIG).is_file():
@@ -182,7 +171,7 @@ def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
         )
     try:
         with torch.random.fork_rng(devices=[]):  # the first weights are replaced at once
-            with torch.device("meta"), _NumbersOnCPU():
+            with torch.device("meta"), NumbersOnCPU():
                 sketch = build_network(config["network"])
             _check_shapes(sketch, file)  # before sizes from elsewhere take any memory
             network = build_network(config["network"])
