@@ -39,10 +39,9 @@ def stratified_group_split(
     images). Single images are so stratified to about one image of each class.
 
     Args:
-        labels: ``(N,)`` class index or ``(N, K)`` of 0 and 1; -1 is unknown, and is stratified
-            like a class.
+        labels: ``(N,)`` class index or ``(N, K)`` of 0 and 1; -1 is stratified like a class.
         groups: ``(N,)``; images with the same number stay together.
-        fractions: of the images for each part; they are scaled to a sum of 1.
+        fractions: of the images for each part, above 0; they are scaled to a sum of 1.
         seed: of the order.
 
     Example:
@@ -53,10 +52,10 @@ def stratified_group_split(
     """
     _, member, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     share = np.asarray(fractions, dtype=np.float64) / sum(fractions)
-    if len(sizes) < np.count_nonzero(share):
+    if len(sizes) < len(share):
         raise DataError(
-            f"expected at least one group of images for each of {np.count_nonzero(share)} parts, "
-            f"given {len(sizes)} group(s); near-duplicates and patients stay together unless "
+            f"expected at least one group of images for each of {len(share)} parts, given "
+            f"{len(sizes)} group(s); near-duplicates and patients stay together unless "
             "--data.group-by none is given"
         )
     classes = labels == 1 if labels.ndim == 2 else labels[:, None] == np.unique(labels)
@@ -69,14 +68,11 @@ def stratified_group_split(
     # Among equals, those of rare classes first: they have the fewest places to go.
     rarity = counts @ (1 / np.maximum(counts.sum(axis=0), 1)) / sizes
     order = shuffled[np.lexsort((-rarity[shuffled].round(12), -sizes[shuffled]))]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        weight = np.where(target > 0, 1 / target, 0)
-    weight[share == 0] = np.inf
+    weight = 1 / np.where(target > 0, target, 1)
     for left, group in zip(range(len(order), 0, -1), order, strict=True):
         cost = counts[group] * (2 * (filled - target) + counts[group])
-        with np.errstate(invalid="ignore"):
-            costs = np.where(counts[group] > 0, cost * weight, 0).sum(axis=1)
-        empty = (filled[:, -1] == 0) & (share > 0)
+        costs = np.where(counts[group] > 0, cost * weight, 0).sum(axis=1)
+        empty = filled[:, -1] == 0
         if empty.sum() >= left:  # the last groups go where there is nothing yet
             costs[~empty] = np.inf
         part[group] = np.argmin(costs)

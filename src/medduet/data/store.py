@@ -75,19 +75,17 @@ def growing_array(
 
     They are written, not memory-mapped: a full disk then raises an error, not a bus error.
     """
-    rows = 0
+    header: dict[str, Any] = {"descr": "|u1", "fortran_order": False, "shape": (0, *tail)}
 
     def append(chunk: NDArray[np.uint8]) -> None:
-        nonlocal rows
-        rows += len(chunk)
+        header["shape"] = (header["shape"][0] + len(chunk), *tail)
         file.write(chunk.tobytes())
 
-    header = {"descr": "|u1", "fortran_order": False}
     with path.open("wb") as file:
-        write_array_header_1_0(file, header | {"shape": (0, *tail)})
+        write_array_header_1_0(file, header)
         yield append
         file.seek(0)  # numpy leaves room for the first length to grow
-        write_array_header_1_0(file, header | {"shape": (rows, *tail)})
+        write_array_header_1_0(file, header)
 
 
 def open_store(folder: Path) -> dict[str, Any]:

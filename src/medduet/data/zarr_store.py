@@ -39,8 +39,9 @@ _CHUNK_BYTES = _CHUNK_ROWS = _MOST_METADATA = 1 << 20
 _MOST_SHARD, _MOST_SHARDS = 2 << 30, 10**7
 _DTYPES = {"images": "uint8", "masks": "uint8", "ids": "uint8", "has_mask": "bool"}
 _DTYPES |= {"labels": "int64", "groups": "int64"}
+_ABOUT = ("name", "class_names", "mask_names", "multi_label")
 _GROUP: dict[str, Any] = {"zarr_format": 3, "node_type": "group"}
-_PIXELS, _NAMES = ("images", "masks"), ("class_names", "mask_names")
+_PIXELS = ("images", "masks")
 
 
 def _metadata(field: str, shape: Sequence[int], shard: int, chunk: int) -> dict[str, Any]:
@@ -90,16 +91,13 @@ def open_zarr(data: DataConfig) -> ImageSet:
     with misread(f"{source}/{_METADATA}"):
         values = parse_json(content.decode(errors="replace"))
         about, arrays = values["attributes"]["medduet"], values["consolidated_metadata"]["metadata"]
-        class_names, mask_names = (tuple(map(str, about[key])) for key in _NAMES)
-        classes = 2 if about["multi_label"] else len(class_names)
-        highest = {"masks": len(mask_names) - 1, "labels": classes - 1}
         for split in SPLITS:
-            splits[split] = _open_split(source, split, arrays, data.cache_gb, highest)
+            splits[split] = _open_split(source, split, about, arrays, data.cache_gb)
         images = ImageSet(
             name=re.sub(r"[^\w.-]+", "-", about["name"]).strip("-.")[:200] or "set",
             **splits,
-            class_names=class_names,
-            mask_names=mask_names,
+            class_names=tuple(map(str, about["class_names"])),
+            mask_names=tuple(map(str, about["mask_names"])),
             multi_label=bool(about["multi_label"]),
             fingerprint=hashlib.sha256(content).hexdigest(),
             info={**about["info"], "source": source},
@@ -113,18 +111,18 @@ def open_zarr(data: DataConfig) -> ImageSet:
     return images
 
 
-def _open_split(
-    source: str, split: str, arrays: dict[str, Any], cache_gb: float, highest: dict[str, int]
-) -> Split:
-    fields: dict[str, Any] = {}
+def _open_split(source: str, split: str, about: Any, arrays: Any, cache_gb: float) -> Split:
+    count, *tail = list[int](arrays[f"{split}/images"]["shape"])
+    classes, multi, fields = len(about["class_names"]), about["multi_label"], dict[str, Any]()
+    highest = {"masks": len(about["mask_names"]) - 1, "labels": 1 if multi else classes - 1}
+    tails = {"images": tail, "masks": tail[:2], "labels": [classes] if multi else []}
     for field in _DTYPES:
         if (path := f"{split}/{field}") in arrays:
-            top = highest.get(field, 255 if field in _PIXELS else 2**62)
-            rows = ZarrRows(f"{source}/{path}", field, arrays[path], top, cache_gb)
+            rows = ZarrRows(f"{source}/{path}", field, arrays[path], highest.get(field), cache_gb)
+            expected = tails.get(field, list(rows.shape[1:]) if field == "ids" else [])
+            if list(rows.shape) != [count, *expected] or tail[2:] not in ([], [3]):
+                raise ValueError(f"{path} has the shape {rows.shape}")
             fields[field] = rows if field in _PIXELS else rows[:]
-    images, masks = fields["images"], fields.get("masks", fields["images"])
-    if {*map(len, fields.values())} != {len(images)} or masks.shape[:3] != images.shape[:3]:
-        raise ValueError(f"{split} has arrays of different shapes")
     if "ids" in fields:
         ids = np.ascontiguousarray(fields["ids"])
         fields["ids"] = np.char.decode(ids.view(f"S{ids.shape[1]}")[:, 0], "utf-8")
@@ -148,7 +146,9 @@ class ZarrRows(Rows):
     It is decoded by metadata of our own, so that no codec of a stranger's choice is ever run.
     """
 
-    def __init__(self, url: str, field: str, given: Any, highest: int, cache_gb: float) -> None:
+    def __init__(
+        self, url: str, field: str, given: Any, highest: int | None, cache_gb: float
+    ) -> None:
         self.url, self.field, self.highest = url, field, highest
         self.shape, self.dtype = tuple(given["shape"]), np.dtype(_DTYPES[field])
         rows = chunk = given["chunk_grid"]["configuration"]["chunk_shape"][0]
@@ -208,7 +208,7 @@ class ZarrRows(Rows):
             files = {_METADATA: json.dumps(self.metadata).encode(), key: content}
             buffers = {name: Buffer.from_bytes(content) for name, content in files.items()}
             values = np.asarray(zarr.open_array(buffers, mode="r")[begin:end])
-            if not -1 <= values.min() <= values.max() <= self.highest:
+            if self.highest is not None and not -1 <= values.min() <= values.max() <= self.highest:
                 raise ValueError(f"values beyond {self.highest}")
             return values
 
@@ -271,7 +271,7 @@ def write_zarr(
         # How the set was split would ask for the split to be made again.
         info = {k: v for k, v in images.info.items() if k not in ("split", "undivided")}
         info |= {"written_from": images.fingerprint, "source_split": images.info.get("split")}
-        about = {key: getattr(images, key) for key in ("name", *_NAMES, "multi_label")}
+        about = {key: getattr(images, key) for key in _ABOUT}
         consolidated = {"kind": "inline", "must_understand": False, "metadata": nodes}
         attributes = {"medduet": json.loads(json.dumps(about | {"info": info}, default=str))}
         content = {"attributes": attributes, "consolidated_metadata": consolidated}
