@@ -32,9 +32,8 @@ _SAME_DATA = ("fingerprint", "splits", "class_names", "mask_names", "multi_label
 class Difference:
     """How two methods or runs differ on one metric of one data set: a (the reference) minus b.
 
-    Means are over the seeds that both have. `interval`, `test`, `p` and `effect` are over the `n`
-    images, NaN where no image tells them apart; `seeds` is the same seed by seed, and `consistent`
-    whether each seed has the same sign. Corrected p values are for all tests of the same family.
+    Means are over the seeds that both have, tests over the `n` images, and `seeds` is the same seed
+    by seed; `consistent` is whether each seed has the same sign.
     """
 
     metric: str
@@ -98,8 +97,9 @@ def _correct(rows: Sequence[Difference]) -> list[Difference]:
 
 def _difference(metric: str, a: Group, b: Group, split: str = "test") -> Difference:
     """Compare two groups on a metric that both have, over the seeds that both have."""
-    seeds = [seed for seed in a.seeds if seed in b.runs]
-    values = [np.array(group.values(metric, split, seeds)) for group in (a, b)]
+    common = set(a.runs) & set(b.runs)
+    a, b = (replace(each, runs={seed: each.runs[seed] for seed in common}) for each in (a, b))
+    values = [np.array(each.values(metric, split)) for each in (a, b)]
     apart = values[0] - values[1]
     return Difference(
         metric=metric,
@@ -111,7 +111,7 @@ def _difference(metric: str, a: Group, b: Group, split: str = "test") -> Differe
         difference=float(apart.mean()),
         seeds=over_seeds(*values),
         consistent=bool((np.sign(apart) == np.sign(apart.mean())).all()),
-        **_over_images(metric, a.predictions(split, seeds), b.predictions(split, seeds)),
+        **_over_images(metric, a.predictions(split), b.predictions(split)),
     )
 
 
@@ -166,8 +166,7 @@ def shown_p(p: float) -> str:
 class Comparison:
     """Two runs on the same images, named after what differs, with their folders.
 
-    `rows` are the metrics that both have, Holm-corrected together; `skipped` those that can't be
-    compared, and why; `notes` the limits of the comparison; `sentence` is its result.
+    `rows` are the metrics that both have, `skipped` those that can't be compared, and why.
     """
 
     a: str

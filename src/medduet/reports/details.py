@@ -104,8 +104,8 @@ def _summaries(group: Group) -> list[figures.Summary]:
 def coverage(group: Group, summaries: Sequence[figures.Summary]) -> list[dict[str, Any]]:
     """Return target and empirical coverage on test: means over seeds, overall and per class.
 
-    They are weighted by images, at the number of images of one seed: folds have images of their
-    own, seeds have the same. There is no interval where an image has several labels.
+    They are weighted by images, at the n of one seed, since seeds share their images; there is no
+    interval where an image has several labels.
     """
     rows = []
     for target in summaries[0]["sets"]:

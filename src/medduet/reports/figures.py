@@ -22,7 +22,7 @@ from medduet.utils.palette import BLUE, FAINT, GREY, INK, LINES, VERMILION
 
 _SMALL = 5  # classes of a matrix that is one of several and still has its counts written in
 Curves = Mapping[str, tuple[Sequence[str], Sequence[str]]]
-"""By the title of a panel: splits, or other parts of an epoch's record, and numbers in them."""
+"""By the title of a panel: parts of an epoch's record, and numbers in them, [] for all."""
 _LEARNING: Curves = {
     "Training loss": (["train"], ["loss", "classify", "segment", "reconstruct"]),
     "Score": (["val", "test"], ["accuracy", "auc", "dice", "iou", "ssim"]),
@@ -43,45 +43,32 @@ def learning_curves(
     selected_epoch: int | None,
     test_selected_epoch: int | None = None,
 ) -> Figure:
-    """Draw the losses, the scores and the reconstruction error of a run, as far as it has them.
-
-    `history` are the lines of ``epochs.jsonl``. The epochs selected on the validation and on the
-    test split are marked.
-    """
+    """Draw losses, scores and reconstruction error by ``epochs.jsonl``; mark selected epochs."""
     table = epoch_table(history)
     figure = _curves(table, _LEARNING)
     lines: list[dict[str, Any]] = []
-    marks: list[tuple[str, int | None, dict[str, Any]]] = [
-        ("selected", selected_epoch, {"color": GREY, "ls": "-."}),
-        ("test-selected", test_selected_epoch, {"color": VERMILION, "ls": ":"}),
-    ]
     if any(column.startswith("test.") for column in table):
         lines = [{"label": "validation", "color": INK}, {"label": "test", "color": INK, "ls": "--"}]
-    for rule, epoch, look in marks:
+    for rule, epoch, color, ls in (
+        ("selected", selected_epoch, GREY, "-."),
+        ("test-selected", test_selected_epoch, VERMILION, ":"),
+    ):
         if epoch is not None:
-            lines.append({"label": f"{rule} (epoch {epoch})"} | look)
+            lines.append({"label": f"{rule} (epoch {epoch})", "color": color, "ls": ls})
             for axes in figure.axes:
-                axes.axvline(epoch, lw=1.2, zorder=1, **look)
+                axes.axvline(epoch, color=color, ls=ls, lw=1.2, zorder=1)
     style.legend_below(figure, lines)
     return figure
 
 
 @rc_context(STYLE)
 def balance_curves(history: Sequence[Mapping[str, Any]], name: str = "") -> Figure | None:
-    """Draw the weight of each task's loss and the cosine between each two tasks' gradients.
-
-    `history` are the lines of ``epochs.jsonl``, `name` is that of the balancing method. ``None`` if
-    there is nothing to draw.
-    """
+    """Draw the weight of each task's loss and the cosine between each two tasks' gradients."""
     table = epoch_table(history)
-    titles = {"weights": f"Loss weights ({name})", "conflict": "Cosine of gradients on the encoder"}
-    contents = {
-        title: ([part], [column.partition(".")[2] for column in table if column.startswith(part)])
-        for part, title in titles.items()
-    }
-    if not any(keys for _, keys in contents.values()):
+    if not any(column.startswith(("weights.", "conflict.")) for column in table):
         return None
-    figure = _curves(table, contents)
+    weights, cosine = f"Loss weights ({name})", "Cosine of gradients on the encoder"
+    figure = _curves(table, {weights: (["weights"], []), cosine: (["conflict"], [])})
     for axes in figure.axes:
         axes.axhline(0, color=GREY, lw=1.2, zorder=1)
     return figure
@@ -91,7 +78,8 @@ def _curves(table: pd.DataFrame, contents: Curves) -> Figure:
     """Draw numbers over the epochs, points where there are few, without panels for none."""
     shown = {}
     for title, (parts, keys) in contents.items():
-        found = [key for key in keys if any(f"{part}.{key}" in table for part in parts)]
+        names = {column.partition(".")[2]: 0 for column in table if column.startswith(parts[0])}
+        found = [key for key in keys or names if any(f"{part}.{key}" in table for part in parts)]
         if found:  # with one task, its loss is the total
             shown[title] = parts, found[1:] if found[0] == "loss" and len(found) == 2 else found
     figure, grid = panels(list(shown), height=2.9, legend=0.3, share=False)
@@ -115,8 +103,7 @@ def _curves(table: pd.DataFrame, contents: Curves) -> Figure:
 def confusion(matrices: Mapping[str, ArrayLike], class_names: Sequence[str]) -> Figure:
     """Draw how often each true class (row) was predicted as each class (column), by title.
 
-    Colours are shares of the row, so rare classes read like common ones; numbers are counts, left
-    out where many classes stand in each of several matrices.
+    Colours are shares of the row; numbers are counts, left out of several large matrices.
     """
     k, single = len(class_names), len(matrices) == 1
     side = min(max(0.52 * k, 2.2), WIDTH - 2.4) if single else 1.4
@@ -153,8 +140,7 @@ def roc(
 ) -> Figure:
     """Draw one ROC curve per class against the rest (two classes: one curve) with its AUC.
 
-    Labels are ``(N,)`` class indices or ``(N, K)`` 0 and 1, with -1 where unknown; probabilities
-    are ``(N, K)``; the interval of the set's AUC goes into the title.
+    Labels are ``(N,)`` or ``(N, K)`` 0 and 1, with -1 where unknown, probabilities ``(N, K)``.
     """
     truth, score = np.asarray(label), np.asarray(probability)
     interval = "" if auc_interval is None else " · AUC 95% CI {:.3f}–{:.3f}".format(*auc_interval)
@@ -181,9 +167,8 @@ def roc(
 def reliability(diagrams: Mapping[str, tuple[Sequence[Summary], int]]) -> Figure:
     """Draw accuracy over confidence, before and after calibration, by title.
 
-    A diagram has the summaries of its runs, whose bins are pooled, and the number of seeds. Below
-    it are the predictions in each bin; bars are 95% Wilson intervals of the calibrated bins. Both
-    are at the number of predictions of one seed, since seeds share their images.
+    A diagram has the summaries of its runs, whose bins are pooled, and the number of seeds. Counts
+    and 95% Wilson intervals are at the n of one seed, since seeds share their images.
     """
     kinds: dict[str, dict[str, Any]] = {
         "before": {"color": VERMILION, "marker": "s", "label": "uncalibrated"},

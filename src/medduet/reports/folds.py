@@ -18,9 +18,8 @@ from medduet.runs.predictions import Predictions
 
 
 class CrossValidated(RunFolder):
-    """All folds of one cross-validation with one seed.
+    """All folds of one cross-validation with one seed, judged on all images together.
 
-    Predictions are those of every fold, one after the other; metrics are over all images together.
     Learning curves, samples and cost are those of the first fold.
     """
 
@@ -62,10 +61,7 @@ class CrossValidated(RunFolder):
 
 
 def join_folds(runs: Sequence[RunFolder]) -> tuple[list[RunFolder], list[str]]:
-    """Return `runs` with the folds of each whole cross-validation as one, and notes on the others.
-
-    Folds belong together if nothing but the fold differs in their settings and data.
-    """
+    """Return `runs` with the folds of each whole cross-validation as one, and notes on others."""
     experiments: dict[str, list[RunFolder]] = defaultdict(list)
     for run in runs:
         experiments[_key(run)].append(run)

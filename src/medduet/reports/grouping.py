@@ -48,33 +48,23 @@ class Group:
         """The run of the lowest seed."""
         return self.runs[self.seeds[0]]
 
-    def values(
-        self, metric: str, split: str = "test", seeds: Sequence[int] | None = None
-    ) -> list[float]:
+    def values(self, metric: str, split: str = "test") -> list[float]:
         """Return a metric of each seed at the validation-selected epoch; [] if one lacks it."""
-        found = [
-            self.runs[seed].validation_selected[split].get(metric)
-            for seed in (self.seeds if seeds is None else seeds)
-        ]
-        return [] if None in found else [float(value) for value in found]
+        parts = [self.runs[seed].validation_selected[split] for seed in self.seeds]
+        found = [part.get(metric) for part in parts]
+        return [] if None in found else found
 
-    def predictions(
-        self, split: str = "test", seeds: Sequence[int] | None = None
-    ) -> list[Predictions]:
-        """Return the predictions of the validation-selected epochs, each read once."""
-        seeds = self.seeds if seeds is None else seeds
-        for seed in seeds:
+    def predictions(self, split: str = "test") -> list[Predictions]:
+        """Return the predictions of each seed at the validation-selected epoch, read once."""
+        for seed in self.seeds:
             if (split, seed) not in self._predictions:
                 self._predictions[split, seed] = self.runs[seed].predictions(split)
-        return [self._predictions[split, seed] for seed in seeds]
+        return [self._predictions[split, seed] for seed in self.seeds]
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Many runs by data set and method, the reference first; not every data set has every method.
-
-    `notes` are warnings, such as runs that were left out.
-    """
+    """Many runs by data set and method, the reference first; notes are on runs left out."""
 
     groups: list[Group]
     datasets: list[str]
@@ -94,13 +84,9 @@ class Runs:
 def group_runs(runs: Sequence[RunFolder], reference: str | None = None) -> Runs:
     """Sort runs by data set, method and seed.
 
-    The method is named after the settings that differ: the network, if there are several; the
-    tasks, if they are; and any other setting that differs between runs of one network on one data
-    set. A setting that only follows from the data set or the network is not named. The folds of a
-    cross-validation count as one run.
-
-    The `reference` comes first; ``None`` is the paper's network, then the method with most settings
-    at their defaults, then the first by name.
+    A method is named after its network, if there are several, and the settings that differ between
+    runs of one network on one data set. The `reference` comes first, by default the paper's
+    network, then the method with most settings at their defaults, then the first by name.
     """
     runs, notes = join_folds(runs)
     datasets = _name_datasets(runs)

@@ -24,11 +24,9 @@ _HALO = patheffects.withStroke(linewidth=3.0, foreground="black", alpha=0.55)
 
 
 class Panel(NamedTuple):
-    """The picture at one place of every card.
+    """The picture at one place of every card: ``(N, H, W)`` or ``(N, H, W, 3)`` uint8.
 
-    Images are ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, masks ``(N, H, W)`` int mask class, 0 is
-    background, -1 all over where unknown; `color` is that of all outlines, ``""`` for the color of
-    each mask class.
+    Masks are ``(N, H, W)`` mask classes, -1 all over where unknown; no `color`: one of each class.
     """
 
     caption: str
@@ -49,8 +47,7 @@ def image_grid(
 ) -> Figure:
     """Draw N cards, each with a heading above its panels from left to right.
 
-    Those that are `wrong` are framed. `outlines` are names and colors, for a legend if there is
-    room.
+    Those that are `wrong` are framed. `outlines` are for a legend, if there is room.
     """
     per_card = len(panels)
     columns = 4 if per_card < 3 else 2
@@ -119,8 +116,7 @@ def prediction_grid(
 ) -> Figure:
     """Draw N images, each with true and predicted class, outlines and reconstruction.
 
-    Labels are ``(N,)`` class index or ``(N, K)`` of 0 and 1, -1 is unknown, and probabilities
-    ``(N, K)``; images and masks are as in `Panel`.
+    Labels are ``(N,)`` or ``(N, K)`` of 0 and 1, -1 is unknown, and probabilities ``(N, K)``.
     """
     several = any(masks is not None and masks.max() > 1 for masks in (truth_masks, predicted_masks))
     panels = [

@@ -21,10 +21,7 @@ Floats = NDArray[np.float64]
 
 
 class Measured(NamedTuple):
-    """A metric of the test split: mean and s.d. over seeds (NaN for one) and 95% interval.
-
-    The interval is of the mean, over the `n` test images; the seeds stay as they are.
-    """
+    """A metric of the test split: mean and s.d. over seeds, and its 95% interval over n images."""
 
     metric: str
     dataset: str
@@ -47,9 +44,8 @@ def measure_all(runs: Runs) -> pd.DataFrame:
 def measure(group: Group, metric: str) -> Measured | None:
     """Return a metric of a group on the test split, ``None`` if its runs don't have it.
 
-    The interval of the accuracy is Wilson's at the mean over seeds, that of the AUC DeLong's on the
-    logit scale. That of the others is a percentile bootstrap over images, drawn within classes, of
-    the mean over seeds: each resample is the same images for every seed.
+    Intervals are of the mean over seeds: accuracy Wilson's, AUC DeLong's on the logit scale, others
+    a bootstrap over images, drawn within classes, the same images for every seed.
     """
     values = group.values(metric)
     if not values:
@@ -76,8 +72,8 @@ def measure(group: Group, metric: str) -> Measured | None:
 def image_scores(predictions: Sequence[Predictions], metric: str) -> tuple[Floats, Floats]:
     """Return the score of each image, mean over seeds, and its weight in the mean over images.
 
-    ``(n,)`` each; the accuracy of several labels has ``(n, K)``. As in ``metrics.json``, a pair of
-    image and mask class counts once; what is not labelled has weight 0. All metrics but the AUC.
+    ``(n,)`` each, or ``(n, K)`` of several labels; not for the AUC. A pair of image and mask class
+    counts once, what is not labelled has weight 0.
     """
     first = predictions[0]
     name = {"accuracy": "correct", "mse": "mse"}.get(metric, "dice")

@@ -66,9 +66,8 @@ class Section:
 
 def numbers(values: Iterable[float | None], spec: str) -> pd.Series[str]:
     """Return numbers as text by a format; what is not known is empty."""
-    series = pd.Series(values, dtype=object)
-    texts = ["" if pd.isna(value) else format(value, spec) for value in series]
-    return pd.Series(texts, series.index, dtype=object)
+    texts = pd.Series(values, dtype=object).map(f"{{:{spec}}}".format, na_action="ignore")
+    return texts.astype(object).fillna("")
 
 
 def brackets(values: pd.DataFrame, spec: str) -> pd.Series[str]:
@@ -80,8 +79,7 @@ def brackets(values: pd.DataFrame, spec: str) -> pd.Series[str]:
 def write_page(out: Path, title: str, sections: Sequence[Section], command: str) -> Path:
     """Write a page and, beside it, its tables and figures; return its path.
 
-    Files of an earlier page there are removed, and nothing else. Sections without any content are
-    left out. `command` is the one that makes the page, such as ``"medduet report"``.
+    Files of an earlier page there are removed, and nothing else. Empty sections are left out.
     """
     page = out / "index.html"
     sweep(page)

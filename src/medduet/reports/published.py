@@ -14,12 +14,10 @@ from medduet.metrics.intervals import CONFIDENCE
 
 @cache
 def all_published() -> pd.DataFrame:
-    """Return every published test accuracy, table by table.
+    """Return every published test accuracy in percent, with its 95% Wilson interval.
 
-    The columns are dataset (MedMNIST flag), network, accuracy (percent), low and high (its 95%
-    Wilson interval for the size of the test split, which covers neither the spread between seeds
-    nor selection on test), protocol (how the epoch was selected), source, label (the three in
-    short), size (pixels), splits (images in train, val and test) and notes (caveats of the set).
+    The interval is for the size of the test split: it covers neither the spread between seeds nor
+    selection on test. Protocol is how the epoch was selected, notes are caveats of the set.
     """
     text = (resources.files("medduet") / "reports" / "published.yaml").read_text("utf-8")
     content = yaml.safe_load(text)

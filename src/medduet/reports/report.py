@@ -67,9 +67,4 @@ def write_report(
                 details.costs(runs, epochs, measured),
                 details.provenance(runs),
             ]
-            counts = ((runs.methods, "method"), (runs.datasets, "data set"))
-            title = [
-                names[0] if len(names) == 1 else say("counted", len(names), what)
-                for names, what in counts
-            ]
-            return write_page(out, " on ".join(title), contents, "medduet report")
+            return write_page(out, say("title", runs), contents, "medduet report")

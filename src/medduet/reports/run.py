@@ -18,10 +18,7 @@ from medduet.runs.predictions import Predictions
 def draw_run(path: Path) -> list[Path]:
     """Draw the figures of the run in the folder `path` into ``figures/``; return their paths.
 
-    Learning curves always; the balance of the tasks where there are several; confusion matrix and
-    ROC curves of the test split where there are classes, and a reliability diagram where they are
-    calibrated; a sheet of test images with truth and prediction. All but the curves show the epoch
-    that validation selected.
+    All but the curves show the epoch that validation selected.
     """
     run = RunFolder(path)
     data, selected, other = run.data, run.validation_selected, run.test_selected
