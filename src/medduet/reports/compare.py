@@ -62,8 +62,8 @@ class Difference:
     @property
     def evidence(self) -> str:
         """Which test rejects: over ``"images"``, over ``"seeds"``, ``"both"`` or ``"none"``."""
-        words = [["none", "seeds"], ["images", "both"]]
-        return words[self.significant][self.p_seeds_holm < ALPHA]
+        by_seeds = ("images", "both") if self.significant else ("none", "seeds")
+        return by_seeds[self.p_seeds_holm < ALPHA]
 
     @property
     def scale(self) -> tuple[int, int, str]:

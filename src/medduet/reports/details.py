@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,19 +42,16 @@ def epochs_of(runs: Runs) -> pd.DataFrame:
 def training(runs: Runs, epochs: pd.DataFrame) -> Section:
     """Show the epochs: validation scores, task weights and gradient conflicts."""
     section = Section("Training")
-    figure = grid_figures.curves(epochs, "val.score", "validation score")
     shows = "Validation score, by which epochs are selected: mean and range over seeds"
-    section.figure("curves", figure, shows)
-    balances = {run.config["objective"].get("balance", "sum") for run in runs.folders}
+    section.figure("curves", grid_figures.curves(epochs, "val.score", "validation score"), shows)
+    captions = {"conflict": "cosine of their gradients on the encoder; below 0: conflict"}
+    if any(run.config["objective"].get("balance", "sum") != "sum" for run in runs.folders):
+        captions["weights"] = "weight of the loss, mean of each epoch"
     for column in sorted(epochs):
         part, _, name = column.partition(".")
-        if part == "conflict":
-            shows = f"{name}: cosine of their gradients on the encoder; below 0: conflict"
-            figure = grid_figures.curves(epochs, column, f"cosine, {name}")
-            section.figure(f"conflict-{name}", figure, shows)
-        elif part == "weights" and balances != {"sum"}:
-            figure = grid_figures.curves(epochs, column, f"weight, {name}")
-            section.figure(f"weights-{name}", figure, f"Loss weight of {name}, mean of each epoch")
+        if part in captions:
+            figure = grid_figures.curves(epochs, column, f"{part}, {name}")
+            section.figure(f"{part}-{name}", figure, f"{name}: {captions[part]}")
     return section
 
 
@@ -158,7 +155,16 @@ def samples(runs: Runs) -> Section:
 def costs(runs: Runs, epochs: pd.DataFrame, measured: pd.DataFrame) -> Section:
     """Show what each method costs: means over epochs and seeds."""
     section = Section("Cost")
-    values = pd.DataFrame([_costs(group, epochs) for group in runs.groups])
+    columns = ["images_per_second", "seconds", "peak_memory_gb"]
+    known = epochs.reindex(columns=["dataset", "method", "seed", *columns])
+    by_method = known.groupby(["dataset", "method"], sort=False)  # in the order of runs.groups
+    values = by_method[columns].mean().rename(columns={"seconds": "seconds_per_epoch"})
+    values["minutes"] = by_method["seconds"].sum() / by_method["seed"].nunique() / 60
+    environments = [group.first.environment for group in runs.groups]
+    for key in ("parameters", "gmacs"):
+        values[key] = [each.get("network", {}).get(key) for each in environments]
+    values["machine"] = [_machine(each.get("machine", {})) for each in environments]
+    values = values.reset_index()
     shown = {"data set": values["dataset"], "method": values["method"]}
     for key, (label, spec) in _COSTS.items():
         unit = 1e6 if key == "parameters" else 1
@@ -176,25 +182,9 @@ def costs(runs: Runs, epochs: pd.DataFrame, measured: pd.DataFrame) -> Section:
     return section
 
 
-def _costs(group: Group, epochs: pd.DataFrame) -> dict[str, Any]:
-    environment = group.first.environment
-    network, machine = environment.get("network", {}), environment.get("machine", {})
-    name = str(machine.get("gpu") or machine.get("processor") or "")
-    if machine.get("gpu") is None and machine.get("threads"):
-        name += f", {say('counted', machine['threads'], 'thread')}"
-    own = epochs[(epochs["dataset"] == group.dataset) & (epochs["method"] == group.method)]
-    own = own.reindex(columns=["seed", "images_per_second", "seconds", "peak_memory_gb"])
-    return {
-        "dataset": group.dataset,
-        "method": group.method,
-        "parameters": network.get("parameters"),
-        "gmacs": network.get("gmacs"),
-        "images_per_second": own["images_per_second"].mean(),
-        "seconds_per_epoch": own["seconds"].mean(),
-        "minutes": own.groupby("seed")["seconds"].sum().mean() / 60,
-        "peak_memory_gb": own["peak_memory_gb"].mean(),
-        "machine": name,
-    }
+def _machine(machine: Mapping[str, Any]) -> str:
+    threads = f", {say('counted', machine['threads'], 'thread')}" if machine.get("threads") else ""
+    return str(machine.get("gpu") or f"{machine.get('processor') or ''}{threads}")
 
 
 def provenance(runs: Runs) -> Section:

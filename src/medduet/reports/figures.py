@@ -147,9 +147,9 @@ def roc(
     figure, (axes,) = panels([f"ROC{interval}"], height=4.2, legend=0)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.2, zorder=1)
     for index in [1] if len(class_names) == 2 and truth.ndim == 1 else range(len(class_names)):
-        column = truth[:, index] if truth.ndim == 2 else truth
+        column, hit = (truth[:, index], 1) if truth.ndim == 2 else (truth, index)
         labelled = column != UNKNOWN_LABEL
-        positive = column[labelled] == (1 if truth.ndim == 2 else index)
+        positive = column[labelled] == hit
         x, y, area = [], [], "n/a"
         if positive.any() and not positive.all():
             x, y, _ = roc_curve(positive, score[labelled, index])

@@ -34,10 +34,8 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "figure.labelsize": "medium",
     "grid.color": FAINT,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "legend.frameon": False,
     "text.parse_math": False,
 }
