@@ -21,7 +21,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        return _dispatch(*words)
+        code = _dispatch(*words)
+        sys.stdout.flush()
+        return code
     except MedDuetError as error:
         return _fail(error)
     except KeyboardInterrupt:

@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ def _surroundings(function: Callable[..., Any], stack: ExitStack) -> dict[str, A
 
     names, values = inspect.signature(function).parameters, dict[str, Any]()
     if "stop" in names:
-        values["stop"] = stack.enter_context(_stopping_on_signals())
+        values["stop"] = _stop_on_signals(stack)
     if "progress" in names:
         values["progress"] = progress.draw_progress if is_first() else None
     if "reporter" in names:
@@ -179,8 +179,7 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-@contextmanager
-def _stopping_on_signals() -> Iterator[threading.Event]:
+def _stop_on_signals(stack: ExitStack) -> threading.Event:
     """Let the first SIGINT or SIGTERM finish the step and save; a second one ends at once."""
     stop = threading.Event()
 
@@ -189,9 +188,6 @@ def _stopping_on_signals() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
-    old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stack.callback(signal.signal, number, signal.signal(number, ask))
+    return stop

@@ -18,8 +18,7 @@ from medduet._version import __version__
 from medduet.data.cache import cache_folder
 from medduet.utils.devices import best_precision
 
-_GB = 1 << 30
-_LITTLE_ROOM = 2 * _GB
+_LITTLE_ROOM = 2.0  # GB
 _NOT_FOR_USERS = {"all", "test", "docs"}
 
 
@@ -36,10 +35,6 @@ def examine(cache: Path | None = None) -> list[Check]:
 
     Args:
         cache: Folder of downloads and unpacked sets; default: the one that would be used.
-
-    Example:
-        >>> [check.name for check in examine()][:3]
-        ['MedDuet', 'torch', 'device']
     """
     python = f"Python {platform.python_version()} on {platform.platform()}"
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
@@ -58,7 +53,6 @@ def examine(cache: Path | None = None) -> list[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    """Check that required packages have the versions asked for, and which extras are complete."""
     for requirement in _wrong(""):
         given = _version(requirement.name) or "none"
         yield Check(requirement.name, "bad", f"expected {requirement}, given {given}")
@@ -70,8 +64,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _wrong(extra: str) -> list[Requirement]:
-    """Return the requirements of an extra, or of the package itself, that are not met."""
-    found = []
+    found = []  # of the package itself without an extra
     for requirement in map(Requirement, metadata.requires("medduet") or []):
         marker, version = requirement.marker, _version(requirement.name)
         extras = [
@@ -99,6 +92,6 @@ def _folders(cache: Path) -> Iterator[Check]:
         text = f"{cache} can't be written ({error.strerror}): set MEDDUET_CACHE to another folder"
         yield Check("cache folder", "bad", text)
     for name, folder in (("free disk, cache", existing), ("free disk, here", Path.cwd())):
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(folder).free / 2**30
         advice = "" if free > _LITTLE_ROOM else ": make room, or large sets won't fit"
-        yield Check(name, "bad" if advice else "good", f"{free / _GB:.1f} GB{advice}")
+        yield Check(name, "bad" if advice else "good", f"{free:.1f} GB{advice}")
