@@ -70,10 +70,8 @@ def closest(name: str, choices: Iterable[str], otherwise: str = "") -> str:
     """Return a sentence with the choices closest to `name`, or all, and what to do `otherwise`.
 
     Example:
-        >>> closest("papr", ["demo", "paper"], "give the path of a .yaml file")
-        'did you mean paper? Or give the path of a .yaml file'
-        >>> closest("zzz", ["demo", "paper"])
-        'known: demo, paper'
+        >>> closest("papr", ["demo", "paper"], "give a path")
+        'did you mean paper? Or give a path'
     """
     names, name = sorted(choices), name[:_COMPARED]
     if near := difflib.get_close_matches(name, names, n=3, cutoff=0.7):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,7 +17,7 @@ from safetensors.torch import load_file
 import medduet
 from medduet import ConfigError, RunConfig, RunRecord
 from medduet.cli import main
-from medduet.errors import Interrupted, StorageError
+from medduet.errors import StorageError
 from medduet.training.reporter import Reporter
 from medduet.training.state import load_checkpoint
 from medduet.utils.parsing import read_json
@@ -131,34 +129,6 @@ def test_commands_say_what_is_wrong_with_the_disk(
     assert line.startswith("medduet: ")
     assert expected in line
     assert str(place) in line
-
-
-def test_a_cache_that_vanishes_is_made_again(make_config: MakeConfig, tmp_path: Path) -> None:
-    data, arrays = medduet.open_images("phantom", size=16, count=40), {}
-    for split in ("train", "val", "test"):
-        part = data.split(split)
-        arrays |= {f"{split}_images": part.images, f"{split}_labels": part.labels}
-        arrays[f"{split}_masks"] = part.masks
-    np.savez(tmp_path / "set.npz", **arrays)
-    cache, stop = tmp_path / "cache", threading.Event()
-    own = {"name": str(tmp_path / "set.npz"), "count": None, "size": None, "cache": str(cache)}
-    medduet.train(make_config(tmp_path / "whole", data=own))
-
-    class Vandal(Reporter):
-        steps = 0
-
-        def step(self, images: int, losses: Callable[[], dict[str, float]]) -> None:
-            self.steps += 1
-            if self.steps == 2:
-                shutil.rmtree(cache)
-            if self.steps == 5:
-                stop.set()
-
-    with pytest.raises(Interrupted):
-        medduet.train(make_config(tmp_path / "run", data=own), reporter=Vandal(), stop=stop)
-    assert not cache.exists()
-    medduet.train(resume=tmp_path / "run")
-    assert same_weights(tmp_path / "run", tmp_path / "whole")
 
 
 # A second process ---------------------------------------------------------------------------------

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import medduet
-from medduet import ModelError, RunConfig, RunRecord
+from medduet import RunConfig, RunRecord
 from medduet.runs.folder import open_run
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.summary import calibration_summary
-from medduet.utils.files import finite, write_json
+from medduet.utils.files import finite
 from medduet.utils.parsing import read_json
 
 MakeConfig = Callable[..., RunConfig]
@@ -72,24 +72,6 @@ def test_evaluate_takes_the_calibration_of_the_bundle(
     held = other["all"]["calibration"]["sets"]["0.90"]
     assert held["n"] == 60
     assert held["coverage"] == chosen[np.arange(60), label].mean()
-
-
-def test_a_damaged_calibration_is_told(calibrated_run: RunRecord, tmp_path: Path) -> None:
-    bundle = tmp_path / "bundle"
-    shutil.copytree(calibrated_run.path / "bundle", bundle)
-    config = read_json(bundle / "config.json")
-    data = medduet.DataConfig(name="phantom", count=60, size=16)
-    write_json(bundle / "config.json", config | {"multi_label": True})
-    with pytest.raises(ModelError, match="not that of a network with 4 classes"):
-        medduet.evaluate(bundle, data=data)
-    config["calibration"]["temperature"] = -1
-    write_json(bundle / "config.json", config)
-    with pytest.raises(ModelError, match="calibration: temperature"):
-        medduet.evaluate(bundle, data=data)
-    # A bundle of an older version has none.
-    del config["calibration"], config["calibration_missing"]
-    write_json(bundle / "config.json", config)
-    assert "calibration" not in medduet.evaluate(bundle, data=data, out=tmp_path / "out")["test"]
 
 
 def test_too_few_validation_images_are_told(finished_run: RunRecord) -> None:

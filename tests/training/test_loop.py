@@ -11,7 +11,7 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from medduet import RunConfig, RunRecord, TrainingError
 from medduet.cli import main
 from medduet.cli.display.progress import ConsoleReporter
 from medduet.data.batches import train_batches
-from medduet.training.reporter import Reporter
 from medduet.training.state import load_checkpoint, save_checkpoint
 from medduet.utils.parsing import read_json
 
@@ -42,28 +41,12 @@ LONG = {
     },
     "evaluate": {"select": "mse"},
 }
-CALLS: list[Any] = []
-
-
-class Notes(Reporter):
-    """Notes what the reporter of the uninterrupted run is told."""
-
-    def begin_epoch(self, epoch: int, epochs: int, steps: int) -> None:
-        CALLS.append(("begin", epoch, epochs, steps))
-
-    def step(self, images: int, losses: Callable[[], dict[str, float]]) -> None:
-        assert list(losses()) == ["classify", "segment", "reconstruct"]
-        assert all(math.isfinite(value) for value in losses().values())
-        CALLS.append(("step", images))
-
-    def end_epoch(self, row: Mapping[str, Any]) -> None:
-        CALLS.append(("end", row["epoch"]))
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    return medduet.train(make_config(out, **LONG), reporter=Notes()).path
+    return medduet.train(make_config(out, **LONG)).path
 
 
 # Going on ---------------------------------------------------------------------------------------
@@ -222,14 +205,6 @@ def test_epochs_of_finished_runs(uninterrupted: Path, finished_run: RunRecord, e
     assert rows[-1]["train"]["loss"] < rows[0]["train"]["loss"]
     assert rows[0]["val"]["mse"] == pytest.approx(rows[0]["val"]["reconstruct"], rel=1e-6)
     assert read_json(uninterrupted / "metrics.json")["selected_epoch"] > 6
-
-
-def test_the_reporter_gets_everything(uninterrupted: Path) -> None:
-    expected: list[Any] = []
-    for epoch in range(1, 11):
-        steps = [("step", images) for images in (8, 8, 8, 4)]
-        expected += [("begin", epoch, 10, 4), *steps, ("end", epoch)]
-    assert expected == CALLS
 
 
 def test_patience(make_config: MakeConfig, epochs: Any, tmp_path: Path) -> None:

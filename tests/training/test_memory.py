@@ -12,7 +12,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 import medduet
-from medduet import ConfigError, RunConfig, TrainingError, create_model
+from medduet import RunConfig, TrainingError, create_model
 from medduet.models.base import DuetNetwork
 from medduet.training.memory import checkpoint_activations
 from medduet.training.step import split_batch
@@ -50,27 +50,6 @@ def test_every_convolution_has_the_memory_format(chosen: torch.memory_format, na
     assert all(seen)
     for output, expected in zip(network(image), make_network(name)(image), strict=True):
         torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-3)
-
-
-def test_weights_and_moments_stay_as_they_are_saved() -> None:
-    # A fused optimizer goes through weights, gradients and moments by their place in memory.
-    updates = []
-    for fused in (False, True):
-        network = make_network()
-        network.normalize.memory_format = torch.channels_last
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-2, fused=fused)
-        image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-        for _ in range(2):
-            optimizer.zero_grad()
-            outputs = network(image)
-            (outputs.class_logits.square().mean() + outputs.dense.square().mean()).backward()
-            optimizer.step()
-        for parameter in network.parameters():
-            moment = optimizer.state[parameter]["exp_avg"]
-            assert parameter.stride() == parameter.grad.stride() == moment.stride()
-            assert parameter.is_contiguous()
-        updates.append(torch.cat([parameter.flatten() for parameter in network.parameters()]))
-    torch.testing.assert_close(updates[1], updates[0], rtol=1e-4, atol=1e-5)
 
 
 # Activations ------------------------------------------------------------------------------------
@@ -209,9 +188,3 @@ def test_memory_that_does_not_suffice_ends_the_run(
     no_memory(most)
     with pytest.raises(TrainingError, match=rf"out of memory {told}.*give a smaller --batch-size"):
         medduet.train(make_config(tmp_path / "run", objective={"balance": balance}))
-
-
-def test_a_balance_that_needs_the_whole_batch(make_config: MakeConfig, tmp_path: Path) -> None:
-    train, objective = {"micro_batch_size": 4}, {"balance": "dwa"}
-    with pytest.raises(ConfigError, match="--balance dwa needs all images"):
-        medduet.train(make_config(tmp_path, train=train, objective=objective))

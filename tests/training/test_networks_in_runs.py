@@ -12,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 import medduet
 from medduet import RunConfig, RunRecord, create_model
-from medduet.cli import main
 from medduet.training.loop import _parameter_groups
 from medduet.utils.parsing import read_json
 
@@ -91,42 +90,3 @@ def test_the_encoder_learns_at_its_own_rate(
     state = stop_after(9, make_config(tmp_path / "run", train=train))
     rates = [group["lr"] for group in state["optimizer"]["param_groups"]]
     assert rates == pytest.approx([1e-3 * 0.5, 1e-4 * 0.5])
-
-
-@pytest.mark.parametrize(
-    ("words", "wanted"),
-    [
-        ("--model timm:resnet18 --model.width 8", "no option 'width'"),
-        ("--model unet --model.kernel-size 3", "no option 'kernel_size'"),
-        ("--model unet --model.pretrained", "no pretrained weights for unet"),
-        ("--model unet --model.weights no.safetensors", "no.safetensors"),
-        ("--model timm:maxvit_tiny_tf_224", "does not take images of 32 x 32 pixels"),
-        ("--model timm:resnet1", "timm:resnet18"),
-        ("--model smp:unet/resnet35", "smp:unet/resnet34"),
-    ],
-)
-def test_mistakes(
-    words: str,
-    wanted: str,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    start = "train segment --data phantom --data.count 40 --size 32 --epochs 1"
-    assert main([*start.split(), *words.split()]) == 2
-    line = capsys.readouterr().err
-    assert line.startswith("medduet: ")
-    assert line.count("\n") == 1, line
-    assert wanted in line
-    assert not list(tmp_path.iterdir()), "something was written"
-
-
-@pytest.mark.slow
-def test_real_images_with_an_encoder_of_timm(shared_data: Path, tmp_path: Path) -> None:
-    words = f"train segment --data {shared_data / 'busi_seg_64.npz'} --size 64 --epochs 1"
-    words += " --model timm:mobilenetv3_small_050 --lr 1e-3 --evaluate.bootstrap 100"
-    assert main([*words.split(), "--out", str(tmp_path / "run")]) == 0
-    metrics = read_json(tmp_path / "run" / "metrics.json")
-    assert metrics["test"]["n"] == 156
-    assert metrics["test"]["dice_nonempty"] > 0.1

@@ -14,7 +14,7 @@ import torch
 from sklearn.metrics import accuracy_score, roc_auc_score
 
 import medduet
-from medduet import ConfigError, DataConfig, MedDuetError, MissingFileError, RunConfig, RunRecord
+from medduet import ConfigError, MedDuetError, MissingFileError, RunConfig, RunRecord
 from medduet.config import parse_config
 from medduet.runs.folder import RunFolder
 from medduet.training.reporter import Reporter
@@ -286,26 +286,6 @@ def test_medmnist_reads_our_result_file(
         assert tuple(found) == pytest.approx((metrics["auc"], metrics["accuracy"]), abs=1e-6)
         # It writes the file again under the name that it would have given.
         assert [file.name for file in path.parent.glob(f"*_{split}_*")] == [path.name]
-
-
-def test_evaluate_on_other_data(finished_run: RunRecord, tmp_path: Path) -> None:
-    bundle = finished_run.path / "bundle"
-    data = DataConfig(name="phantom", count=50, seed=7)
-    found = medduet.evaluate(bundle, data=data, split="val", out=tmp_path / "other")
-    assert found["val"]["n"] == 5
-    assert found["data"]["size"] == [16, 16]
-    masks = write_npz(tmp_path / "masks.npz", classes=4, masks=4)
-    for other, match in (
-        (None, "--data NAME"),
-        (DataConfig(name="phantom", channels=3), "takes 1 channel"),
-        (DataConfig(name=write_npz(tmp_path / "two.npz")), "4 classes"),
-        (DataConfig(name=masks), "mask classes"),
-    ):
-        with pytest.raises(ConfigError, match=match):
-            medduet.evaluate(bundle, data=other, out=tmp_path / "no")
-    assert not (tmp_path / "no").exists()
-    with pytest.raises(MissingFileError, match="bundle"):
-        medduet.evaluate(tmp_path)
 
 
 def test_global_state_is_left_alone(make_config: MakeConfig, tmp_path: Path) -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-import medduet
 from medduet import ConfigError, TrainConfig
-from medduet.cli import main
 from medduet.utils import devices
 
 
@@ -37,35 +34,6 @@ def test_a_device_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
-    [
-        "evaluate RUN --out OUT --device gpu",
-        "stress RUN --out OUT --device gpu",
-        "calibrate RUN --data phantom --out OUT --device gpu",
-        "ensemble RUN --tta flip --out OUT --device gpu",
-        "predict RUN RUN/figures/predictions.png --out OUT --device gpu",
-        "train demo --out OUT --device gpu",
-        "search adares --out OUT --run.train.device gpu",
-        "evaluate RUN --out OUT --data phantom --size 0",
-        "train demo --out OUT --size 0",
-    ],
-)
-def test_every_command_refuses_a_device_or_size_in_one_line(
-    words: str,
-    finished_run: medduet.RunRecord,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "out"
-    words = words.replace("RUN", str(finished_run.path)).replace("OUT", str(out))
-    assert main(words.split()) == 2
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert ("gpu" in line) or ("size" in line and "greater than or equal to 1" in line)
-    assert not out.exists()
-
-
-@pytest.mark.parametrize(
     ("capabilities", "expected"),
     [
         ({"avx512_bf16": True}, "bf16-mixed"),
@@ -85,14 +53,6 @@ def test_precision_that_suits_the_machine(
         lambda including_emulation: including_emulation or not emulated,
     )
     assert devices.best_precision("cuda") == expected
-
-
-def test_larger_images_are_evaluated_in_smaller_batches() -> None:
-    for kind in ("cpu", "cuda"):
-        sides = (16, 28, 64, 128, 224, 512, 2048)
-        numbers = [devices.evaluation_batch_size(kind, side, side) for side in sides]
-        assert numbers == sorted(numbers, reverse=True)
-        assert numbers[-1] >= 1
 
 
 MEMORY = """

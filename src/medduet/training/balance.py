@@ -25,13 +25,8 @@ _CONFLICT_SCALE = 1024.0
 class Balancer:
     """Does the backward pass of a step by the rule of its `Balance`; records weights and angles.
 
-    A rule with parameters of its own trains them like `optimizer` does those of the network, at its
-    first learning rate.
-
-    Attributes:
-        weights: ``(2, T)`` float64, sum and number of the coefficients of each task's loss over
-            the epoch so far; the same on all processes, as is the next one.
-        conflict: ``(2, T (T - 1) / 2)`` float64, sum and number of the cosines of each two tasks.
+    Of each task's coefficients, `weights`, and each two tasks' cosines, `conflict`, it keeps sum
+    and number over the epoch; they are the same on all processes.
     """
 
     def __init__(self, experiment: Experiment, optimizer: Optimizer) -> None:
@@ -71,13 +66,9 @@ class Balancer:
     ) -> None:
         """Give every trained parameter its gradient.
 
-        Args:
-            terms: the losses of this process's images.
-            weights: ``(T,)`` sum of the image weights of each term, over all processes.
-            totals: ``(T,)`` sum of the weighted losses of each term, over all processes.
-            step: of the epoch, from 0; the conflict between the tasks is measured in the first
-                ones, and in all where the rule itself needs their gradients.
-            note: gets ``"gradient"`` where that is at hand, and may raise.
+        `terms` are of this process's images; the sums ``(T,)`` of their `weights` and losses, the
+        `totals`, of all. The conflict is measured in the first steps, or where gradients are at
+        hand: those `note` gets, and may raise.
         """
         losses, labelled = self.objective.losses(terms, weights), weights > 0
         active = labelled & (self.factors > 0)

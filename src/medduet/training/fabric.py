@@ -26,10 +26,7 @@ _PATIENCE = timedelta(days=1)
 
 
 def launch_fabric(config: TrainConfig) -> Fabric:
-    """Return a launched Fabric for the device and precision of `config`.
-
-    Under torchrun (or another launcher that sets ``WORLD_SIZE``) it joins the other processes.
-    """
+    """Return a launched Fabric, which under torchrun (``WORLD_SIZE``) joins the other processes."""
     device = find_device(config.device)
     kind = device.type
     if config.precision == "16-mixed" and kind == "cpu":
@@ -68,8 +65,7 @@ def _leave() -> None:
 def _join_again(kind: str, world_size: int) -> None:
     """Join the processes that torchrun has started again, before Fabric does.
 
-    torchrun (2.14) keeps its store, where processes may find the addresses of those that died: the
-    new ones write under a name of their own.
+    torchrun (2.14) keeps its store with the addresses of those that died: this needs other names.
     """
     if torch.distributed.is_initialized():
         return
@@ -93,11 +89,7 @@ def all_sum(fabric: Fabric, value: Tensor) -> Tensor:
 
 @contextmanager
 def gradients_by_hand() -> Iterator[None]:
-    """Let `torch.autograd.grad` through a module of Fabric's.
-
-    With mixed precision Fabric refuses every backward pass but its own, since float16 needs the
-    loss scaled; bfloat16 does not.
-    """
+    """Let `torch.autograd.grad` through a module of Fabric's, which float16 alone forbids."""
     before, wrappers._in_fabric_backward = wrappers._in_fabric_backward, True
     try:
         yield

@@ -98,8 +98,7 @@ def _write_medmnist(
 def fit_ood_detector(experiment: Experiment) -> OODDetector | None:
     """Return the out-of-distribution detector of the network; ``None`` for too few images.
 
-    One process does it alone. Of large splits it takes `MOST` images at equal distances; of shards
-    the first ones, so that no others have to be fetched.
+    Of large splits it takes `MOST` images at equal distances; of shards the first ones.
     """
     data = experiment.data
     (train, train_features), (val, val_features) = (
@@ -144,16 +143,11 @@ def _statistics(
 def choose_samples(
     labels: NDArray[np.int64], num_classes: int, count: int = SAMPLES
 ) -> NDArray[np.int64]:
-    """Return the positions of the first images of each class, `count` in all.
-
-    Classes take turns, so that each one that fits is there; images without a class are one more.
-    Sets without classes give their first images.
+    """Return the positions of the first images of each class, `count` in all, classes in turn.
 
     Example:
         >>> choose_samples(np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, -1]), 2).tolist()
         [0, 1, 2, 3, 6, 7, 8, 10]
-        >>> choose_samples(np.array([[1, 0], [1, 0], [0, 0], [1, 1]]), 2, count=3).tolist()
-        [0, 2, 3]
     """
     member = labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(num_classes)
     member = np.column_stack([member, ~member.any(axis=1)])
@@ -168,12 +162,7 @@ def choose_samples(
 def write_samples(
     folder: RunFolder, network: DuetNetwork, data: ImageSet, layout: DenseLayout
 ) -> None:
-    """Write ``samples.npz`` of the test split, from which figures redraw without the data.
-
-    Its arrays: ``index`` (n,) int64; ``images`` (n, H, W) or (n, H, W, 3) uint8; where they apply
-    ``truth_masks`` and ``predicted_masks`` (n, H, W) uint8, ``has_mask`` (n,) bool, and
-    ``reconstructions`` like the images.
-    """
+    """Write ``samples.npz`` of the test split, from which figures redraw without the data."""
     index = choose_samples(data.test.labels, len(data.class_names))
     batch = data.test.batch(index)
     network.eval()

@@ -25,10 +25,8 @@ RESIDENT_BYTES = 1 << 30
 class Feed:
     """Gives batches of a split on the device of `fabric`.
 
-    On a GPU, a small split is copied there once (``how="resident"``). Of a larger one, a thread
-    gathers the next batches in pinned memory (``"ahead"``), from which the GPU fetches them while
-    it computes. On a CPU a batch is gathered when it is asked for (``"plain"``): that takes less
-    than 1% of a step.
+    On a GPU, a small split is copied there once (``"resident"``), of a larger one a thread gathers
+    the next batches in pinned memory (``"ahead"``). A CPU gathers each when asked (``"plain"``).
     """
 
     def __init__(self, fabric: Fabric, split: Split, how: str | None = None) -> None:
@@ -38,11 +36,7 @@ class Feed:
             self._whole = split.batch(np.arange(len(split))).apply(fabric.to_device)
 
     def batches(self, indices: Sequence[NDArray[np.int64]]) -> Iterator[Batch]:
-        """Yield a batch for each array of positions in the split.
-
-        Raises:
-            DataError, DownloadError: the images of the batch that is asked for can't be had.
-        """
+        """Yield a batch for each array of positions in the split."""
         self.split.expect(indices)
         if self.how == "resident":
             for index in indices:

@@ -31,11 +31,9 @@ from medduet.training.validation import quick_metrics, selection_score
 
 
 def fit(experiment: Experiment) -> Progress:
-    """Train until the last epoch, or until patience runs out; `Interrupted` if asked to stop.
+    """Train from the last checkpoint, if there is one, until the last epoch or patience runs out.
 
-    Goes on from the last checkpoint in the run's folder, if there is one. After each epoch val is
-    evaluated (and test, in the paper's protocol), the weights of the best epoch so far are kept,
-    and the checkpoint is written.
+    After each epoch val is evaluated (and test, in the paper's protocol), and all is saved.
     """
     fabric, config = experiment.fabric, experiment.config.train
     patience = config.patience or config.epochs
@@ -160,13 +158,13 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
         # Each process has seen other images; all evaluate with the running means of the first.
         for buffer in experiment.network.buffers():
             buffer.copy_(fabric.broadcast(buffer))
-    train = _with_loss(_means(all_sum(fabric, state.sums), objective), objective)
+    means = _means(all_sum(fabric, state.sums), objective)
     row: dict[str, Any] = {
         "epoch": progress.epoch,
         "learning_rate": rate,
         "seconds": round(progress.seconds, 3),
         "images_per_second": round(len(experiment.data.train) / max(progress.seconds, 1e-9), 2),
-        "train": train,
+        "train": _with_loss(means, objective),
         **state.balancer.summary(),
         **({"skipped_steps": progress.skipped_steps} if progress.skipped_steps else {}),
         "peak_memory_gb": peak_memory(fabric.device),

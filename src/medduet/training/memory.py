@@ -18,8 +18,7 @@ from medduet.utils.devices import trim_memory
 def checkpoint_activations(network: DuetNetwork) -> None:
     """Keep only what enters each stage of `network` for the backward pass, which computes the rest.
 
-    Losses, gradients and running means stay bit for bit what they were. On a CPU the process gives
-    back what it kept free before it computes a stage again: that is when it needs most.
+    Losses, gradients and running means stay bit for bit what they were.
     """
     for stage in network.stages():
         stage.forward = partial(_checkpointed, stage, stage.forward)
@@ -44,7 +43,7 @@ class _Recomputation:
         ]
 
     def __enter__(self) -> None:  # each backward pass through the same graph does
-        trim_memory()
+        trim_memory()  # that is when a process needs most
         for norm, _, _ in self.norms:
             norm.momentum, norm.num_batches_tracked = 0.0, None
 

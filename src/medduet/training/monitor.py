@@ -34,8 +34,7 @@ class NotFiniteError(TrainingError):
 class StepMonitor:
     """Checks losses and gradients, and whether training was asked to stop.
 
-    On a GPU, reading a value makes Python wait for all that was queued before. There, what was
-    noted in `interval` steps is checked together; nothing is saved before it was.
+    On a GPU, what was noted in `interval` steps is checked together, and before anything is saved.
     """
 
     def __init__(self, fabric: Fabric, stop: threading.Event, interval: int | None = None) -> None:
@@ -58,10 +57,7 @@ class StepMonitor:
             raise NotFiniteError(*noted[finite.index(False)][1])
 
     def must_stop(self, stop_requests: Tensor) -> bool:
-        """Return, after a step, whether to stop: the same in all processes.
-
-        `stop_requests` counts those whose `stop` was set in the step.
-        """
+        """Return after a step whether to stop: the same in all processes, some of which asked."""
         self._steps += 1
         alone, is_due = self.fabric.world_size == 1, self._steps % self.interval == 0
         if is_due:
@@ -70,11 +66,7 @@ class StepMonitor:
 
 
 def save_batch(experiment: Experiment, fault: NotFiniteError) -> Path:
-    """Write the batch of a fault to ``not-finite/`` in the run's folder, and return the file.
-
-    It is an ``.npz``: ``images`` ``(N, C, H, W)`` as the network got them, ``labels``, ``indices``
-    in the train split, and where there are any ``masks``, ``has_mask`` and ``ids``.
-    """
+    """Write the batch of a fault, as the network got it, to ``not-finite/``; return the file."""
     image, labels, masks, has_mask, indices = fault.batch.apply(Tensor.cpu)
     arrays: dict[str, Any] = {"labels": labels, "indices": indices}
     arrays["images"] = image.float() if image.is_floating_point() else image

@@ -24,8 +24,7 @@ from medduet.utils.parsing import misread, read_json
 def check_same_images(fabric: Fabric, data: ImageSet, folder: RunFolder | None = None) -> None:
     """Refuse other images, or another split of them, in another process or than a run began with.
 
-    Each process opens them by itself, and where caches are not shared each makes its own split:
-    one could train on what another evaluates. All processes have to call this.
+    Where caches are not shared, one process could train on what another evaluates.
     """
     digest = torch.tensor([*hashlib.sha256(data.fingerprint.encode()).digest()])
     gathered = fabric.all_gather(digest.to(fabric.device))

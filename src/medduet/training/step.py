@@ -117,13 +117,7 @@ def _backward_once(
 
 
 def split_batch(batch: Batch, most: int | None) -> list[Batch]:
-    """Split a batch into micro-batches of `most` images, of about the same size, never of one.
-
-    Example:
-        >>> batch = Batch(torch.zeros(9, 1, 4, 4), *[torch.zeros(9)] * 4)
-        >>> [len(micro.image) for micro in split_batch(batch, 4)], len(split_batch(batch, None))
-        ([3, 3, 3], 1)
-    """
+    """Split a batch into micro-batches of `most` images, of about the same size, never of one."""
     images = len(batch.image)
     if most is None or images <= most:
         return [batch]

@@ -48,12 +48,10 @@ def predict_split(
     precision: Precision = DECLARED,
     temperature: float | None = None,
 ) -> Predictions:
-    """Return the predictions of `network` for every image of a `split` of `data`.
+    """Return the predictions for all images of a `split`, of which each process makes a share.
 
-    Every process predicts its own share and gets the predictions for all images. `batch_size` is
-    that of all processes together, ``None`` for what the device takes; where the memory does not
-    suffice, a batch is halved. With an `objective` the losses are recorded too, if `thorough` the
-    slow metrics (HD95, PSNR, SSIM), with a `temperature` the calibrated probabilities.
+    `batch_size` is that of all processes together. With an `objective` the losses are recorded, if
+    `thorough` HD95, PSNR and SSIM, with a `temperature` the calibrated probabilities.
     """
 
     def predict(batch: Batch) -> dict[str, Tensor]:
@@ -191,8 +189,8 @@ def quick_metrics(predictions: Predictions) -> dict[str, float]:
 def selection_score(quick: Mapping[str, float], select: str) -> float:
     """Return the number by which epochs are compared, of `quick_metrics`; larger is better.
 
-    `select` is a metric or ``"auto"``: the mean of AUC and Dice, of those that there are; else the
-    negative reconstruction error, or the accuracy. NaN if there is none.
+    ``"auto"`` is the mean of AUC and Dice, of those that there are; else the negative error, or the
+    accuracy. NaN if there is none.
     """
     if select == "auto":
         both = [quick.get(name, math.nan) for name in ("auc", "dice")]
@@ -208,9 +206,7 @@ def summarize(
 ) -> dict[str, Any]:
     """Return the metrics of thorough `predictions` with their intervals, for ``metrics.json``.
 
-    They are those of the network's own probabilities; what a `calibration` gives stands apart.
-    ``n`` are the images with a known label; without the task, those with a known mask, which
-    ``dice_n`` always are; without either, all.
+    ``n`` are the images with a known label, else those with a known mask (``dice_n``), else all.
     """
     summary: dict[str, Any] = {"n": len(predictions)}
     # Each has an n of its own; the last one stays.

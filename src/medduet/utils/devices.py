@@ -24,11 +24,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def find_device(device: str = "auto") -> torch.device:
-    """Return the device that ``--device`` names; ``auto`` is a GPU, else Apple's, else the CPU.
-
-    Raises:
-        ConfigError: it is no device, or this machine does not have it.
-    """
+    """Return the device that ``--device`` names; ``auto`` is a GPU, else Apple's, else the CPU."""
     import torch
 
     if not re.fullmatch(DEVICE, device):
@@ -46,11 +42,7 @@ def find_device(device: str = "auto") -> torch.device:
 
 
 def best_precision(kind: str) -> Literal["32-true", "bf16-mixed"]:
-    """Return the arithmetic that ``precision: auto`` means on a ``"cpu"``, ``"cuda"`` or ``"mps"``.
-
-    bfloat16 where the machine computes in it, not merely emulates it: GPUs from Ampere on, CPUs
-    with AVX-512 BF16 or AMX.
-    """
+    """Return bfloat16 where a CPU or GPU computes in it, not merely emulates it, else float32."""
     import torch
 
     native = False
@@ -65,25 +57,13 @@ def best_precision(kind: str) -> Literal["32-true", "bf16-mixed"]:
 def best_memory_format(
     kind: str, precision: str, side: int
 ) -> Literal["contiguous", "channels_last"]:
-    """Return the faster order of feature maps in memory; docs/performance.md has why.
-
-    Example:
-        >>> best_memory_format("cpu", "32-true", 28), best_memory_format("cpu", "32-true", 224)
-        ('contiguous', 'channels_last')
-    """
+    """Return the faster order of feature maps in memory; docs/performance.md has why."""
     last = {"cuda": precision != "32-true", "cpu": side >= _LARGE}.get(kind, False)
     return "channels_last" if last else "contiguous"
 
 
 def evaluation_batch_size(kind: str, height: int, width: int) -> int:
-    """Return how many images of that size are evaluated at a time, if no number is given.
-
-    A CPU is no faster with more, but needs memory for them.
-
-    Example:
-        >>> evaluation_batch_size("cpu", 224, 224), evaluation_batch_size("cpu", 28, 28)
-        (16, 256)
-    """
+    """Return how many images of that size are evaluated at a time: 16 of 224 pixels on a CPU."""
     pixels, most = (128 * 224**2, 2048) if kind == "cuda" else (16 * 224**2, 256)
     return max(1, min(most, pixels // (height * width)))
 
@@ -106,11 +86,9 @@ def free_memory(device: torch.device) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for its next allocations; on Linux's glibc.
+    """Let this process keep the memory that it frees (docs/performance.md), on Linux's glibc.
 
-    By default, glibc gives every large block back to the kernel, which clears it page by page when
-    it is asked for again. A training step on the CPU does so for each of its feature maps, and
-    spent half of its time there. The process stays at its peak of memory until it ends.
+    The process stays at its peak of memory until it ends.
     """
     with suppress(AttributeError, OSError):  # another C library
         mallopt = ctypes.CDLL(None).mallopt
@@ -119,9 +97,6 @@ def keep_freed_memory() -> None:
 
 
 def trim_memory() -> None:
-    """Give the system back what glibc keeps free between the blocks in use.
-
-    Kept blocks that are too small for what comes next are memory in use to the system.
-    """
+    """Give the system back what glibc keeps free between the blocks in use."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

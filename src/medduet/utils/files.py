@@ -11,7 +11,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,7 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux's renameat2
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; move it there, synced to disk, if the body succeeds.
-
-    Raises:
-        StorageError: the disk is full or can't be written; `path` is as it was.
-    """
+    """Give a temporary path beside `path`; move it there, synced to disk, if the body succeeds."""
     with _temporary(path, Path.touch) as temporary:
         yield temporary
         sync(temporary)
@@ -39,14 +35,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`; if the body succeeds, it takes the place of `path`.
-
-    What a killed process left of an earlier one is removed.
-
-    Raises:
-        StorageError: the disk is full or can't be written; `path` is as it was.
-    """
-    _sweep(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
+    """Give a temporary folder beside `path`; if the body succeeds, it takes the place of `path`."""
+    sweep(path)
     with _temporary(path, Path.mkdir) as temporary:
         yield temporary
         for inside in (*temporary.rglob("*"), temporary):
@@ -80,12 +70,8 @@ def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
 
 def sweep(path: Path) -> None:
     """Remove what killed processes left of `path` and below it; living ones keep what is theirs."""
-    _sweep(path.parent.glob(f".{glob.escape(path.name)}.*.tmp"))
-    _sweep(path.rglob(".*.tmp"))
-
-
-def _sweep(leftovers: Iterable[Path]) -> None:
-    for leftover in list(leftovers):
+    beside = path.parent.glob(f".{glob.escape(path.name)}.*.tmp")
+    for leftover in [*beside, *path.rglob(".*.tmp")]:
         with suppress(OSError), _opened(leftover) as handle:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _remove(leftover)
@@ -129,10 +115,7 @@ def finite(value: Any) -> Any:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn errors of a full disk, or of one that can't be written, into a `StorageError`.
-
-    Libraries have errors of their own for that.
-    """
+    """Turn errors of a full disk, or of one that can't be written, into a `StorageError`."""
     try:
         yield
     except MedDuetError:

@@ -25,12 +25,7 @@ def is_on_hub(path: str | Path) -> bool:
 
 
 def bundle_folder(path: str | Path) -> Path:
-    """Return the folder `path`, or the one to which ``hf://OWNER/NAME[@REVISION]`` was downloaded.
-
-    Raises:
-        MissingFileError: there is no such repository, or it is not a bundle.
-        DownloadError: the hub can't be reached, or asks for a token.
-    """
+    """Return the folder `path`, or that to which ``hf://OWNER/NAME[@REVISION]`` was downloaded."""
     address = _ADDRESS.fullmatch(str(path))
     if address is None:
         return Path(path)
@@ -55,12 +50,10 @@ def bundle_folder(path: str | Path) -> Path:
 
 @contextmanager
 def asking_hub(name: str) -> Iterator[None]:
-    """Turn the errors of the hub, asked for the repository `name`, into one line.
-
-    It gets the versions of MedDuet, huggingface_hub and Python, and nothing else of this machine.
-    """
+    """Turn the errors of the hub, asked for the repository `name`, into one line."""
     from huggingface_hub import constants, errors
 
+    # It gets the versions of MedDuet, huggingface_hub and Python, and nothing else of this machine.
     telemetry, constants.HF_HUB_DISABLE_TELEMETRY = constants.HF_HUB_DISABLE_TELEMETRY, True
     try:
         yield

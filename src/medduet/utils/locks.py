@@ -16,15 +16,7 @@ from medduet.utils.files import storage_errors
 def exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold the lock file at `path`, and say whether this is the only process that does.
 
-    With `wait` it is, sooner or later. The system gives the lock back whatever happens to the
-    process. Who holds it stands in the file, see `holder`.
-
-    Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "lock"
-        >>> with exclusive(path) as alone:
-        ...     alone, is_held(path), holder(path).startswith(f"process {os.getpid()} on ")
-        (True, True, True)
+    With `wait` it is, sooner or later. The system gives the lock back if the process dies.
     """
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

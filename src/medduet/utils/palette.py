@@ -31,12 +31,7 @@ HEAT: Final = "inferno"
 
 
 def mask_color(mask_class: int) -> tuple[int, int, int]:
-    """Return red, green and blue of a mask class; background is black, after ten they repeat.
-
-    Example:
-        >>> mask_color(0), mask_color(1)
-        ((0, 0, 0), (230, 159, 0))
-    """
+    """Return red, green and blue of a mask class; background is black, after ten they repeat."""
     value = MASKS[(mask_class - 1) % len(MASKS)] if mask_class else "#000000"
     red, green, blue = bytes.fromhex(value[1:])
     return red, green, blue

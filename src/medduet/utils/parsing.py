@@ -51,11 +51,7 @@ def read_objects(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text, which may be a stranger's.
-
-    Raises:
-        ValueError: it is none, has more than 100 levels, or halves of characters.
-    """
+    """Return the value of a JSON text, which may be a stranger's; ValueError if it is not sound."""
     try:
         value = json.loads(text)
     except RecursionError as error:
@@ -117,10 +113,5 @@ def sha256(path: Path) -> str:
 
 
 def as_text(path: str | Path) -> str:
-    r"""Return a path as it can be written down: bytes of it that are not UTF-8 become ``\xNN``.
-
-    Example:
-        >>> print(as_text("set/caf\udce9.png"), as_text("set/café.png"))
-        set/caf\xe9.png set/café.png
-    """
+    r"""Return a path as it can be written down: bytes of it that are not UTF-8 become ``\xNN``."""
     return os.fsencode(path).decode(errors="backslashreplace")
