@@ -12,14 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from medduet.errors import ConfigError, MissingFileError, closest
 
@@ -31,15 +24,7 @@ Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Augment = Literal["none", "flip", "light", "strong", "corrupt"]
 TestTime = Literal["none", "flip", "flips", "turns"]
 Modality = Literal[
-    "auto",
-    "xray",
-    "ultrasound",
-    "ct",
-    "mri",
-    "fundus",
-    "oct",
-    "dermoscopy",
-    "microscopy",
+    "auto", "xray", "ultrasound", "ct", "mri", "fundus", "oct", "dermoscopy", "microscopy"
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
 _MOST_FINDINGS = 10

@@ -21,11 +21,12 @@ import pytest
 import torch
 
 import medduet
-from medduet import RunConfig, RunRecord, TrainingError
+from medduet import ConfigError, RunConfig, RunRecord, TrainingError
 from medduet.cli import main
 from medduet.cli.display.progress import ConsoleReporter
 from medduet.data.batches import train_batches
 from medduet.training.state import load_checkpoint, save_checkpoint
+from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 
 MakeConfig = Callable[..., RunConfig]
@@ -175,6 +176,11 @@ def test_checkpoints_that_cannot_be_gone_on_from(
         medduet.train(resume=run)
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(TrainingError, match=r"last\.pt is damaged"):
+        medduet.train(resume=run)
+    environment = read_json(run / "environment.json")
+    environment["data"]["fingerprint"] = "of other images"
+    write_json(run / "environment.json", environment)
+    with pytest.raises(ConfigError, match="began with other images than phantom has now"):
         medduet.train(resume=run)
 
 

@@ -16,6 +16,7 @@ import medduet
 from medduet import DataConfig, ModelConfig, load_recipe
 from medduet.data.batches import train_batches
 from medduet.training import loop
+from medduet.utils.parsing import read_json
 
 EPOCHS, BATCH = 4, 16
 
@@ -64,9 +65,7 @@ def plain_loop(
 
 
 def test_the_recipe_paper_is_the_plain_loop_bit_for_bit(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    epochs: Any,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epochs: Any
 ) -> None:
     recipe = load_recipe("paper")
     small = {
@@ -86,7 +85,12 @@ def test_the_recipe_paper_is_the_plain_loop_bit_for_bit(
     assert [row["test"]["accuracy"] for row in rows] == accuracies
     assert record.metrics["selected_epoch"] == 1 + int(np.argmax(accuracies))
     assert record.metrics["test"]["accuracy"] == max(accuracies)
-    selected = record.metrics["validation_selected"]["selected_epoch"]
+    honest, selection = record.metrics["validation_selected"], record.metrics["selection"]
+    assert (selection, honest["selection"]) == ("test-selected", "validation-selected")
+    selected = honest["selected_epoch"]
+    assert honest["test"]["accuracy"] == accuracies[selected - 1]
+    bundle = read_json(record.path / "bundle" / "config.json")["metrics"]
+    assert (bundle["selection"], bundle["test"]) == ("validation-selected", honest["test"])
     found = load_file(record.path / "bundle" / "model.safetensors")
     for name, value in weights[selected - 1].items():
         assert torch.equal(found[name], value), name

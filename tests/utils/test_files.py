@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medduet.errors import StorageError
-from medduet.utils.files import atomic_folder, atomic_path, finite, sweep, write_json, write_text
+from medduet.utils.files import atomic_folder, atomic_path, finite, sweep, write_json
 from medduet.utils.parsing import read_json
 
 
@@ -35,9 +33,7 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path: Path, kind: 
     assert names == ["target"] if kind == "file" else ["a.txt", "target"]
 
 
-def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(
-    tmp_path: Path,
-) -> None:
+def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_path: Path) -> None:
     left = tmp_path / ".bundle.killed.tmp"
     left.mkdir()
     (left / "model.safetensors").write_text("half")
@@ -89,17 +85,6 @@ def test_a_folder_is_there_at_every_moment(tmp_path: Path) -> None:
         reading.result()
     assert len(seen) > 1
     assert "" not in seen
-
-
-def test_a_new_file_has_the_usual_permissions(tmp_path: Path) -> None:
-    before = os.umask(0o022)
-    try:
-        write_text(tmp_path / "file.txt", "ä\n")
-        assert stat.S_IMODE((tmp_path / "file.txt").stat().st_mode) == 0o644
-        assert os.umask(0o022) == 0o022, "the umask was not given back"
-    finally:
-        os.umask(before)
-    assert (tmp_path / "file.txt").read_bytes() == b"\xc3\xa4\n"
 
 
 def test_json_without_nan(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from medduet.models.inference import predict_batch
 from medduet.runs.folder import RunFolder
 from medduet.runs.predictions import Predictions
 from medduet.training.experiment import Experiment
-from medduet.training.loader import Feed
+from medduet.training.loader import load_batches
 from medduet.training.state import Progress, load_checkpoint
 from medduet.training.validation import summarize
 from medduet.types import DenseLayout
@@ -126,7 +126,7 @@ def _statistics(
     network.eval()
     recorder = Features(network)
     with torch.inference_mode():
-        for batch in Feed(fabric, split).batches(batches):
+        for batch in load_batches(fabric, split, batches):
             plain.append(statistics(batch.image.cpu().numpy()))
             if network.classifier is not None:  # as predictors compute
                 predict_batch(

@@ -22,7 +22,7 @@ from medduet.models.base import DuetNetwork
 from medduet.training.balance import Balancer
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import all_sum, peak_memory
-from medduet.training.loader import Feed
+from medduet.training.loader import load_batches
 from medduet.training.memory import checkpoint_activations
 from medduet.training.monitor import NotFiniteError, StepMonitor, save_batch
 from medduet.training.state import Best, Progress, TrainState, save_checkpoint
@@ -93,7 +93,6 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
         scheduler=scheduler,
         sums=torch.zeros(2, len(objective.tasks), dtype=torch.float64, device=fabric.device),
         balancer=Balancer(experiment, optimizer),
-        feed=Feed(fabric, experiment.data.train),
         monitor=StepMonitor(fabric, experiment.stop, interval),
         progress=Progress(micro_batch=config.micro_batch_size),
     )
@@ -131,7 +130,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
     augment = build_augmentation(config.augment, experiment.data, experiment.config.data.modality)
     state.module.train()
     started = time.perf_counter()
-    for batch in state.feed.batches(batches[progress.step :]):
+    for batch in load_batches(fabric, train, batches[progress.step :]):
         must_stop = train_step(experiment, state, augment(batch) if augment else batch)
         progress.step += 1
         now = time.perf_counter()

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from medduet.errors import MissingFileError, TrainingError
 from medduet.runs.folder import RunFolder
 from medduet.training.balance import Balancer
-from medduet.training.loader import Feed
 from medduet.training.monitor import StepMonitor
 from medduet.utils.files import atomic_path
 
@@ -68,7 +67,6 @@ class TrainState:
     sums: Tensor
     """``(2, T)`` float64, losses and weights of each task over the epoch, on this process."""
     balancer: Balancer
-    feed: Feed
     monitor: StepMonitor
     progress: Progress = field(default_factory=Progress)
 

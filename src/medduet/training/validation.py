@@ -28,7 +28,7 @@ from medduet.models.inference import (
 )
 from medduet.models.normalize import Normalize
 from medduet.runs.predictions import PER_MASK, Loss, Predictions
-from medduet.training.loader import Feed
+from medduet.training.loader import load_batches
 from medduet.types import UNKNOWN_LABEL, Batch, DenseLayout, Outputs
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.summary import calibration_summary
@@ -83,7 +83,7 @@ def predict_split(
         len(split), batch_size, rank=fabric.global_rank, world_size=processes
     )
     with torch.inference_mode():
-        fed = Feed(fabric, split).batches(share)
+        fed = load_batches(fabric, split, share)
         pieces = [piece for batch in fed for piece in _in_pieces(predict, batch)]
     network.train(was_training)
     shares: list[Any] = [pieces]
