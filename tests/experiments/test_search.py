@@ -25,6 +25,7 @@ from medduet.cli import main
 from medduet.config import validate
 from medduet.experiments.config import by_path
 from medduet.training.reporter import Reporter
+from medduet.utils.locks import is_held
 from medduet.utils.parsing import read_json
 
 Capture = pytest.CaptureFixture[str]
@@ -119,6 +120,9 @@ def test_a_killed_search_goes_on(
         assert main(["search", "--resume", str(out)]) == 2
         assert f"works on the search in {out}" in capsys.readouterr().err
         process.kill()
+    while is_held(out / "lock"):  # the process ends a moment after what stands for it
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert main(["search", "--resume", str(out)]) == 0
     shown = capsys.readouterr()
     assert "trial 6 of 6 finished" in shown.err

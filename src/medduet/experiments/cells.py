@@ -22,13 +22,7 @@ Outcome = Literal["finished", "failed", "interrupted", "busy"]
 
 
 class CellState(NamedTuple):
-    """The state of a cell.
-
-    Attributes:
-        state: ``"finished"``, ``"failed"``, ``"running"`` or ``"waiting"``.
-        epochs: the lines of ``epochs.jsonl``.
-        error: of a failed cell, in one line.
-    """
+    """A cell is finished, failed (with an `error`), running or waiting; `epochs` as in its run."""
 
     state: str
     epochs: list[dict[str, Any]]
@@ -36,16 +30,7 @@ class CellState(NamedTuple):
 
 
 class GridFolder:
-    """The files of a grid; every process and machine that works on it sees the same ones.
-
-    ::
-
-        GRID/
-        ├── grid.json        the settings
-        ├── runs/CELL/       the folder of each run
-        ├── cells/           for each cell its lock, its log, and its error if it failed
-        └── report/          see `medduet.write_report`
-    """
+    """The files of a grid: ``grid.json``, ``runs/CELL/``, in ``cells/`` locks, logs and errors."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,13 +67,7 @@ class GridFolder:
 
 
 def run_cell(folder: GridFolder, cell: Cell, *, stop: threading.Event | None = None) -> Outcome:
-    """Train the run of a cell, or continue it, unless another process does; record its error.
-
-    Args:
-        folder: of the grid.
-        cell: to run.
-        stop: set it to stop after the current step; the cell can be continued.
-    """
+    """Train the run of a cell, or continue it, unless another process does; record its error."""
     from medduet.experiments import run  # imports torch, which the parent of cells needs not
 
     with exclusive(folder.file(cell.name, "lock")) as alone:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medduet.data.cache import ProgressFactory
 from medduet.data.sources import open_images
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 _PAUSE = 0.2  # seconds between two looks at what has ended
 _WATCH = 1.0  # seconds between two looks at how all cells stand
+_FREE = {"data.cache", "data.mirror", "train.device"}
 _PATHS = ("data.name", "model.weights")
-_PLACES = ("data.cache", "data.mirror", "train.device")
+"""Settings that may differ when a grid goes on, and those of which only the file name may not."""
 
 Watch = Callable[[Mapping[str, CellState]], None]
 """Is shown now and then where every cell of the grid stands."""
@@ -144,29 +145,21 @@ def _check_made_alike(folder: GridFolder, cells: list[Cell]) -> None:
         made = folder.run(cell.name).path / "config.json"
         if not made.is_file():
             continue
-        old, new = _that_matter(read_json(made)), _that_matter(cell.run.model_dump(mode="json"))
-        for name, value in new.items():
-            if name in old and old[name] != value:  # an older version may not have had it
+        old, new = by_path(read_json(made)), by_path(cell.run.model_dump(mode="json"))
+        for name in new.keys() & old.keys() - _FREE:  # an older version may not have had it
+            before, now = old[name], new[name]
+            if name in _PATHS:
+                before, now = (each and Path(each).name for each in (before, now))
+            if before != now:
                 raise ConfigError(
-                    f"{made.parent} was made with {name} {old[name]}, but the grid has {value}: "
-                    "give another --out, the same settings, or remove that folder"
+                    f"{made.parent} was made with {name} {before}, but the grid has {now}: give "
+                    "another --out, the same settings, or remove that folder"
                 )
-
-
-def _that_matter(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings by path, without those that only say where things are."""
-    settings = by_path(config)
-    for path in _PLACES:
-        settings.pop(path, None)
-    for path in _PATHS:  # from another folder or machine they are other ones
-        settings[path] = settings.get(path) and Path(settings[path]).name
-    return settings
 
 
 def _fetch(folder: GridFolder, cells: list[Cell], progress: ProgressFactory | None) -> None:
     """Download and unpack each data set once, before several cells want it at the same time."""
-    waiting = [cell.run.data for cell in cells if not folder.settled(cell.name)]
-    for source in dict.fromkeys(waiting):
+    for source in {cell.run.data: None for cell in cells if not folder.settled(cell.name)}:
         with suppress(MedDuetError):  # which every cell that needs it records as its own
             open_images(source, progress=progress)
 
@@ -198,19 +191,20 @@ def _drive(
                     waiting.append(cell)
             if time.monotonic() - watched > _WATCH:
                 watched = time.monotonic()
-                _look(folder, cells, states)
-                watch(states)
+                watch(_look(folder, cells, states))
             if running or waiting:
                 time.sleep(_PAUSE)
     finally:
         engine.close()
-    _look(folder, cells, states)
-    watch(states)
+    watch(_look(folder, cells, states))
     return GridRecord(folder.path, states)
 
 
-def _look(folder: GridFolder, cells: list[Cell], states: dict[str, CellState]) -> None:
+def _look(
+    folder: GridFolder, cells: list[Cell], states: dict[str, CellState]
+) -> dict[str, CellState]:
     """Note where every cell stands; those that are settled are not read again."""
     for cell in cells:
         if cell.name not in states or states[cell.name].state not in ("finished", "failed"):
             states[cell.name] = folder.state(cell.name)
+    return states

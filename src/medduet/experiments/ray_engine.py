@@ -23,17 +23,7 @@ _POLL = 0.5  # seconds between two looks for the file that asks to stop
 
 
 class RayEngine:
-    """Hands all cells to Ray, which runs them as resources get free.
-
-    The folder of the grid must be on storage that every node sees under the same path.
-
-    Args:
-        folder: of the grid.
-        where: the cluster, and what is reserved for each cell.
-
-    Raises:
-        ConfigError: ray is not installed, the cluster isn't there, or no node of it is enough.
-    """
+    """Hands all cells to Ray; every node must see the grid's folder under the same path."""
 
     slots = _MANY
 

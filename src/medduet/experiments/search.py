@@ -34,9 +34,8 @@ _ORIGIN = "the space of the search"
 class SearchRecord:
     """A search, as far as it has come: its folder, its settings, and one mapping per trial.
 
-    That has ``number``, ``state`` (finished or failed), ``score`` on the validation split,
-    ``parameters``, ``gmacs``, ``seconds``, ``values`` of the settings, ``error``; on the Pareto
-    front also ``front``, the place from the cheapest (1) on, and ``recipe``.
+    That has ``number``, ``state``, ``score`` (validation), ``parameters``, ``gmacs``, ``seconds``,
+    ``values`` of the settings, ``error``; on the Pareto front ``front`` (1: cheapest), ``recipe``.
     """
 
     path: Path
