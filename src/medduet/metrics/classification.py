@@ -123,10 +123,8 @@ class Reliability(NamedTuple):
     @property
     def error(self) -> float:
         """The expected calibration error: the mean gap of the bins, weighted by n; NaN if empty."""
-        if not self.n.any():
-            return float("nan")
         gap = np.nan_to_num(np.abs(self.confidence - self.frequency))
-        return float(np.average(gap, weights=self.n))
+        return float(np.average(gap, weights=self.n)) if self.n.any() else float("nan")
 
 
 def reliability(

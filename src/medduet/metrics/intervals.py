@@ -25,8 +25,6 @@ def wilson(successes: int, n: int) -> Interval:
         >>> f"{low:.4f} {high:.4f}"
         '0.8250 0.9258'
     """
-    if not 0 <= successes <= n:
-        raise DataError(f"expected 0 <= successes <= n, given successes={successes}, n={n}")
     if n == 0:
         return UNDEFINED
     interval = stats.binomtest(successes, n).proportion_ci(CONFIDENCE, method="wilson")
@@ -51,9 +49,7 @@ def bootstrap_mean(
     value = np.asarray(values, dtype=np.float64)
     weight = np.ones_like(value) if weights is None else np.asarray(weights, dtype=np.float64)
     if value.ndim not in (1, 2) or value.shape != weight.shape:
-        raise DataError(
-            f"expected values (N,) or (N, K) and weights alike, given {value.shape}, {weight.shape}"
-        )
+        raise DataError(f"expected (N,) or (N, K) twice, given {value.shape} and {weight.shape}")
     if not np.isfinite(value[weight > 0]).all():
         raise DataError("expected finite values wherever the weight is positive; drop the others")
     n = len(value)

@@ -175,10 +175,7 @@ def over_sets(scores: ArrayLike) -> OverSets:
     """
     score: Floats = np.asarray(scores, dtype=np.float64).round(DECIMALS)
     if score.ndim != 2 or len(score) < 1 or score.shape[1] < 2 or not np.isfinite(score).all():
-        raise DataError(
-            f"expected finite scores (sets, methods >= 2), given {score.shape}; leave out the sets "
-            "or methods that are incomplete"
-        )
+        raise DataError("expected finite scores (sets, methods >= 2): leave incomplete ones out")
     sets, methods = score.shape
     friedman_p = _NAN
     if methods > 2:
@@ -214,9 +211,7 @@ def holm(p_values: ArrayLike) -> list[float]:
 def _check_pairs(a: ArrayLike, b: ArrayLike) -> tuple[Floats, Floats]:
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape or first.ndim not in (1, 2) or not len(first):
-        raise DataError(
-            f"expected two arrays (n,) or (n, K) alike, given {first.shape} and {second.shape}"
-        )
+        raise DataError(f"expected (n,) or (n, K) twice, given {first.shape} and {second.shape}")
     return first, second
 
 

@@ -27,10 +27,8 @@ class DuetNetwork(nn.Module):
 
     normalize: Normalize
     arguments: dict[str, Any]
-    encoder_modules: list[nn.Module]
-    """What both heads share."""
-    decoder_modules: list[nn.Module]
-    """What only the dense output needs."""
+    encoder_modules: list[nn.Module]  # what both heads share
+    decoder_modules: list[nn.Module]  # what only the dense output needs
     min_side = 1
     _encoder_is_frozen = False
 

@@ -79,10 +79,7 @@ class TimmNetwork(DuetNetwork):
 
         info = self.encoder.feature_info
         if not hasattr(self.encoder, "forward_intermediates"):
-            raise ModelError(
-                f"timm:{name} gives no maps for a decoder: drop the dense task (--tasks classify), "
-                f"or take its encoder through smp:unet/tu-{name}"
-            )
+            raise ModelError(f"timm:{name} gives no maps for a decoder: take smp:unet/tu-{name}")
         if self.equal_resolution:
             levels = {2 ** (part + 1): len(info) * (part + 1) // 4 - 1 for part in range(4)}
         else:
@@ -92,10 +89,8 @@ class TimmNetwork(DuetNetwork):
         channels = {stride: int(info[i]["num_chs"]) for stride, i in levels.items()}
         self.strides = [2**level for level in range(1, max(channels).bit_length())]
         if set(channels) - set(self.strides):
-            raise ModelError(
-                f"timm:{name} has maps at the strides {', '.join(map(str, channels))}, but the "
-                "decoder needs powers of 2: drop the dense task (--tasks classify)"
-            )
+            hint = "the decoder needs powers of 2: drop the dense task (--tasks classify)"
+            raise ModelError(f"timm:{name} has maps at the strides {list(channels)}, but {hint}")
         self.skips = [stride in channels for stride in self.strides]
         depth = len(self.strides)
         self.decoder = UnetDecoder(

@@ -123,9 +123,8 @@ def _mirrored(image: Tensor, mirrored: bool) -> Tensor:
 
 def _mean_scores(scores: Sequence[Tensor], sigmoid: bool) -> Tensor:
     """Return the scores ``(N, K, ...)`` whose sigmoid, or softmax over K, is the mean of theirs."""
-    all_scores = torch.stack(
-        [each.to(torch.promote_types(each.dtype, torch.float)) for each in scores]
-    )
+    all_scores = torch.stack(list(scores))
+    all_scores = all_scores.to(torch.promote_types(all_scores.dtype, torch.float))
     if sigmoid:
         yes, no = F.logsigmoid(all_scores), F.logsigmoid(-all_scores)
         return yes.logsumexp(dim=0) - no.logsumexp(dim=0)

@@ -76,7 +76,6 @@ _CLASSIFIERS = {
 }
 PAPER_CLASSIFIERS = {f"timm:{x}": paper for paper, names in _CLASSIFIERS.items() for x in names}
 """The classifiers in the authors' runs of VovUnet_Var, by their names here, with their papers."""
-_SMP_EXAMPLES = ("smp:unet/resnet34", "smp:fpn/tu-convnext_tiny")
 
 
 def find_model(name: str) -> ModelSpec:
@@ -97,7 +96,7 @@ def find_model(name: str) -> ModelSpec:
 def model_names(patterns: Sequence[str]) -> list[str]:
     """Return the names that match shell patterns (``timm:*convnext*``); the paper's for none."""
     if not patterns:
-        return [*MODELS, *PAPER_CLASSIFIERS, *_SMP_EXAMPLES]
+        return [*MODELS, *PAPER_CLASSIFIERS, "smp:unet/resnet34", "smp:fpn/tu-convnext_tiny"]
     import segmentation_models_pytorch as smp
     import timm
 
@@ -174,9 +173,8 @@ def create_model(
         raise ModelError(f"{name} can't be built with {sizes | options}: {reason}") from error
     except OSError as error:
         raise DownloadError(
-            f"the pretrained weights of {name} could not be fetched from the Hugging Face hub: "
-            f"{' '.join(str(error).split())}; connect, or give a local copy by --model.weights "
-            "FILE.safetensors"
+            f"the weights of {name} could not be fetched from the Hugging Face hub: "
+            f"{' '.join(str(error).split())}; connect, or give --model.weights FILE.safetensors"
         ) from error
     network.arguments = {"name": name, **sizes, **options}
     return network

@@ -81,10 +81,8 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
     places = (folder / "bundle" / WEIGHTS, folder / WEIGHTS, folder)
     file = next((place for place in places if place.is_file()), None)
     if file is None:
-        raise MissingFileError(
-            "expected a .safetensors file, a bundle or a finished run for --model.weights, but "
-            f"there is none at {folder}"
-        )
+        expected = "a .safetensors file, a bundle or a finished run for --model.weights"
+        raise MissingFileError(f"expected {expected}, but there is none at {folder}")
     try:
         tensors = load_file(file)
     except (SafetensorError, *_DAMAGE) as error:
@@ -152,23 +150,16 @@ def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
         folder = folder / "bundle"
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise MissingFileError(
-                f"expected a bundle or a finished run at {folder}, but there is no {name}: give "
-                "the folder RUN/bundle of a finished run"
-            )
+            expected = f"expected a bundle or a finished run at {folder}"
+            raise MissingFileError(f"{expected}, but there is no {name}: give RUN/bundle")
     config, file = read_json(folder / CONFIG, ModelError), folder / WEIGHTS
     if not isinstance(config, dict) or config.get("format") != FORMAT or "network" not in config:
         raise ModelError(f"expected a {FORMAT} at {folder}, but config.json is something else")
     if config.get("version") != VERSION:
-        raise ModelError(
-            f"{folder} has bundle version {config.get('version')}, but this MedDuet reads version "
-            f"{VERSION}: install the MedDuet that wrote it"
-        )
+        theirs = f"{folder} is of version {config.get('version')}, but this MedDuet reads"
+        raise ModelError(f"{theirs} version {VERSION}: install the one that wrote it")
     if sha256(file) != config.get("weights_sha256"):
-        raise ModelError(
-            f"{file} is not the file that config.json describes: its SHA-256 differs; copy the "
-            "whole folder again"
-        )
+        raise ModelError(f"{file} is damaged, its SHA-256 differs: copy the whole folder again")
     try:
         with torch.random.fork_rng(devices=[]):  # the first weights are replaced at once
             with torch.device("meta"), NumbersOnCPU():
