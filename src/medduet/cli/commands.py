@@ -144,15 +144,14 @@ def _with_recipe(name: str, words: list[str]) -> dict[str, Any]:
         recipe, words = words[0], words[1:]
         program += f" {recipe}"
     config = _load(_LOADERS[kind])(recipe)
-    if kind != "grid":
-        return {"config": parse(type(config), words, program, default=config)}
-    out = config.out or Path("grids") / Path(recipe).stem
-    config = config.model_copy(update={"out": out})
+    if kind == "grid" and config.out is None:
+        config = config.model_copy(update={"out": Path("grids") / Path(recipe).stem})
     arguments = parse(function, words, program, default=config, omit=("resume",))
-    axes = {axis: tuple(arguments.pop(axis)) for axis in ("datasets", "networks", "variants")}
-    arguments["config"] = arguments["config"].choose(**axes)
-    arguments["config"].check_axes(config)
-    return dict(arguments)
+    if kind == "grid":
+        axes = {axis: tuple(arguments.pop(axis)) for axis in ("datasets", "networks", "variants")}
+        arguments["config"] = arguments["config"].choose(**axes)
+        arguments["config"].check_axes(config)
+    return arguments
 
 
 def _surroundings(function: Callable[..., Any], stack: ExitStack) -> dict[str, Any]:

@@ -21,54 +21,45 @@ _REWORDED = (
     (r"^(Value error|Parsing error|Unrecognized options|Invalid choice) +", ""),
     (r"^Required options Missing from .*?: ", "missing: "),
     (r"\[type=.*?, input_value=(.*?), input_type=\w+\]", r"(got \1)"),
-    (r"^Error parsing (\w+): (\w+) (.*) \(got (.*)\) *$", r"--\1.\2: \3, given \4"),
+    (r" \(got \{.*\}\)", ""),
+    (r"^Error parsing config\.([\w.]+): (\w+) ([A-Z].*) \(got (.*)\) *$", r"--\1.\2: \3, given \4"),
+    (r"^Error parsing config\.([\w.]+):", r"--\1:"),
     (
         r"^Error parsing (--[^ :]*): (?:invalid literal for int|could not convert string to float|"
         r"no type matching \S+ could be instantiated from)[^'\[]*[\['\"]*(.*?)['\"\]]* *$",
         r"expected a number after \1, given \2",
     ),
-    (r"^--\w+Config\.", "--"),
 )
 
 
 def parse(
-    kind: Callable[..., Any],
+    function: Callable[..., Any],
     words: Sequence[str],
     program: str,
     *,
     default: BaseModel | None = None,
     omit: Sequence[str] = (),
-) -> Any:
-    """Read `words` as settings of a class, or as a dictionary of the arguments of a function.
+) -> dict[str, Any]:
+    """Return the arguments of a function that `words` name; ConfigError in one line.
 
-    Args:
-        kind: the class or function.
-        words: what was typed.
-        program: the name of the command, for its help.
-        default: the settings from which the words change some.
-        omit: parameters of the function that can't be typed.
-
-    Raises:
-        ConfigError: in one line, what was expected and what was given.
+    The words change some of the settings in `default`; parameters in `omit` can't be typed.
     """
-    is_class = isinstance(kind, type)
-    target: Any = kind if is_class else parser_of(kind, default, omit)
-    if not is_class and next(iter(get_type_hints(kind).values()), None) is DataConfig:
+    if next(iter(get_type_hints(function).values()), None) is DataConfig:
         program += " DATA"
         if words and not words[0].startswith("-"):
             words = ["--data.name", *words]
-    box, options = io.StringIO(), dict[str, Any](default=default) if is_class else {}
+    box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            values: Any = tyro.cli(target, args=words, prog=program, **options)
-        return values if is_class else _check(kind, values)
+            values = tyro.cli(parser_of(function, default, omit), args=words, prog=program)
+        return _check(function, values)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise ConfigError(_one_line(box.getvalue(), program)) from None
     except ValidationError as error:  # of settings without a prefix
-        text = re.sub(r" \(got \{.*\}\)", "", describe(error)).removeprefix("top level: ")
-        raise ConfigError(f"{text}; all options: {program} --help") from error
+        text = describe(error).removeprefix("top level: ")
+        raise ConfigError(_one_line(text, program)) from error
 
 
 def parser_of(
