@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import medduet
-from medduet import ConfigError, RunConfig, open_images
+from medduet import RunConfig, open_images
 from medduet.data.batches import train_batches
 from medduet.training.reporter import Reporter
 
@@ -96,29 +96,3 @@ def test_known_halves_train_and_are_judged(
         assert found["mse"] > 0
     with np.load(record.path / "samples.npz") as samples:
         assert len(samples["index"]) == 8
-
-
-@pytest.mark.parametrize(
-    ("objective", "hint"),
-    [
-        ({"tasks": ["classify"], "class_weights": "balanced"}, "count rare classes twice"),
-        ({"tasks": ["segment"]}, "draws each class as often, but there are no"),
-    ],
-)
-def test_balanced_sampling_that_makes_no_sense_is_refused(
-    make_config: MakeConfig, tmp_path: Path, objective: dict[str, Any], hint: str
-) -> None:
-    images, arrays = open_images("phantom", size=16, count=20), {}
-    for name in ("train", "val", "test"):
-        split = images.split(name)
-        arrays[f"{name}_images"], arrays[f"{name}_masks"] = split.images, split.masks
-        if objective["tasks"] == ["classify"]:
-            arrays[f"{name}_labels"] = split.labels
-    np.savez(tmp_path / "set.npz", **arrays)
-    data = {"name": str(tmp_path / "set.npz"), "count": None}
-    config = make_config(
-        tmp_path / "run", data=data, objective=objective, train={"sampling": "balanced"}
-    )
-    with pytest.raises(ConfigError, match=hint):
-        medduet.train(config)
-    assert not (tmp_path / "run").exists()

@@ -164,9 +164,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         ("--size 16 or more", plain | {"size": 15}, ["classify"], {}),
         ("--data", {"name": ""}, ["classify"], {}),
         (r"no\.npz", {"name": str(tmp_path / "no.npz"), "count": None}, ["classify"], {}),
+        ("there are no", masked, ["segment"], {"train": {"sampling": "balanced"}}),
+        (
+            "count rare classes twice",
+            {},
+            ["classify"],
+            {"train": {"sampling": "balanced"}, "objective": {"class_weights": "balanced"}},
+        ),
         ("the closest are vovunet_var, ", {}, ["classify"], {"model": {"name": "vovunet"}}),
     ):
-        config = make_config(tmp_path / "run", data=data, objective={"tasks": tasks}, **changes)
+        objective = {"tasks": tasks} | changes.pop("objective", {})
+        config = make_config(tmp_path / "run", data=data, objective=objective, **changes)
         with pytest.raises(MedDuetError, match=match) as told:
             medduet.train(config)
         assert "\n" not in str(told.value)

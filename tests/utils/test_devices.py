@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -53,36 +50,3 @@ def test_precision_that_suits_the_machine(
         lambda including_emulation: including_emulation or not emulated,
     )
     assert devices.best_precision("cuda") == expected
-
-
-MEMORY = """
-import torch, resource
-from pathlib import Path
-from medduet.utils.devices import keep_freed_memory, trim_memory
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20
-start = resident()
-def held():
-    for _ in range(2):
-        x = torch.ones(64 << 20)
-        del x
-    return resident() - start
-plain = held()
-keep_freed_memory()
-kept = held()
-blocks = [torch.ones(1 << 20) for _ in range(64)]
-del blocks[::2]  # what is left stands between them
-trim_memory()
-print(plain, kept, resident() - start)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's settings")
-def test_freed_memory_is_kept_and_trimmed() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True
-    )
-    plain, kept, trimmed = map(int, done.stdout.split())
-    assert plain < 48 < 240 < kept  # of 256 MB
-    assert 120 < trimmed < 176  # of the 128 MB in use
