@@ -95,8 +95,8 @@ def mutations(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
     for _ in range(draw(st.integers(1, 4))):
         place = draw(st.integers(0, min(len(data), draw(st.sampled_from((400, len(data)))))))
         repeated = bytes(data[place : place + draw(st.integers(1, 40))])
-        new = draw(_NUMBER | st.binary(max_size=9) | st.just(2 * repeated))
-        over = draw(st.sampled_from((len(new), 0, 1, 40)))
+        new = draw(_NUMBER | st.binary(min_size=1, max_size=9) | st.just(repeated))
+        over = draw(st.sampled_from((len(new), len(new), len(new), 0, 40)))  # most in place
         data[place : place + over] = new
     if draw(st.integers(0, 4)) == 0:
         del data[draw(st.integers(0, len(data))) :]
