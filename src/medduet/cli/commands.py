@@ -38,8 +38,8 @@ COMMANDS = {
     "audit": "cli.functions:audit",
     "attach-masks": "cli.functions:attach_masks",
     "zarr": "cli.functions:zarr",
-    "datasets": "cli.functions:datasets",
-    "models": "cli.functions:models",
+    "datasets": "cli.lists:datasets",
+    "models": "cli.lists:models",
     "doctor": "cli.doctor:examine",
 }
 RECIPES = {"train": "", "search": "search", "benchmark": "grid"}
