@@ -64,20 +64,6 @@ def test_learning_curves_mark_the_epochs() -> None:
     assert inside(figure)
 
 
-@pytest.mark.parametrize(
-    ("history", "panels"),
-    [
-        ([{"epoch": 1, "train": {"loss": 1.0, "classify": 1.0}}], 1),
-        ([{"epoch": 1, "train": {"loss": 1.0}, "val": None}, {"epoch": 2}], 1),
-        ([{"epoch": 1, "train": {"loss": None}, "test": {"accuracy": 0.4}}], 1),
-    ],
-)
-def test_sparse_histories(history: list[dict[str, Any]], panels: int) -> None:
-    figure = learning_curves(history, None)
-    assert len(figure.axes) == panels
-    assert inside(figure)
-
-
 def test_balance_curves_are_the_numbers() -> None:
     figure = balance_curves(HISTORY[:3], "dwa")
     assert figure is not None

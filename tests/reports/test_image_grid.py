@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from medduet.reports.image_grid import Panel, image_grid, prediction_grid
+from medduet.reports.image_grid import prediction_grid
 
 LONG = ["basophil", "immature granulocytes (myelocytes, metamyelocytes)", "platelet $x$"]
 
@@ -85,12 +85,4 @@ def test_masks_without_labels() -> None:
     figure = prediction_grid(images(2), "", truth_masks=several, predicted_masks=several)
     assert "truth" in texts(figure)
     assert all(len(axes.collections) == 2 for axes in figure.axes)
-    assert inside(figure)
-
-
-@pytest.mark.parametrize(("names", "named"), [(3, True), (12, False)])
-def test_mask_classes_are_named_where_there_is_room(names: int, named: bool) -> None:
-    outlines = [(f"organ {k}", "red") for k in range(names)]
-    figure = image_grid([Panel("", images(2), disc(2))], ["", ""], "title", outlines=outlines)
-    assert ("organ 0" in texts(figure)) == named
     assert inside(figure)

@@ -106,10 +106,12 @@ def confusion(matrices: Mapping[str, ArrayLike], class_names: Sequence[str]) -> 
     Colours are shares of the row; numbers are counts, left out of several large matrices.
     """
     k, single = len(class_names), len(matrices) == 1
-    side = min(max(0.52 * k, 2.2), WIDTH - 2.4) if single else 1.4
-    figure, grid = panels(list(matrices), columns=4, height=side + 0.3, legend=0.8)
+    side = min(max(0.52 * k, 2.2), WIDTH - 2.4) if single else 1.5
+    height = side + (0.3 if single else 0.8)
+    figure, grid = panels(list(matrices), columns=4, height=height, legend=0.9)
+    figure.set_layout_engine("compressed")
     names = [shorten(name, 22 if single else 16) for name in class_names]
-    slanted: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if k > 3 else {}
+    slanted: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     for axes, counts in zip(grid, matrices.values(), strict=True):
         matrix = np.asarray(counts)
         share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -120,9 +122,9 @@ def confusion(matrices: Mapping[str, ArrayLike], class_names: Sequence[str]) -> 
             color = "white" if share[row, column] > 0.55 else INK if count else GREY
             axes.text(column, row, str(count), color=color, **text)
         axes.set_xlabel("predicted class")
-        axes.set_xticks(range(k), names, **slanted)
+        axes.set_xticks(range(k), names, **(slanted if k > 3 or not single else {}))
         axes.set_yticks(range(k), names)
-        axes.tick_params(length=0)
+        axes.tick_params(length=0, labelsize=8 if single else 6.5)
         axes.spines[:].set_visible(False)
     grid[0].set_ylabel("true class")
     bar = figure.colorbar(image, ax=grid, format=PercentFormatter(1.0))
