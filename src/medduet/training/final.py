@@ -96,24 +96,22 @@ def _write_medmnist(
 
 
 def fit_ood_detector(experiment: Experiment) -> OODDetector | None:
-    """Return the out-of-distribution detector of the network; ``None`` for too few images.
-
-    Of large splits it takes `MOST` images at equal distances; of shards the first ones.
-    """
+    """Return the out-of-distribution detector of the network; ``None`` for too few images."""
     data = experiment.data
-    (train, train_features), (val, val_features) = (
-        _statistics(experiment, split) for split in (data.train, data.val)
-    )
-    stretched = data.info.get("fit", "stretch") == "stretch"
+    train, train_features = _statistics(experiment, data.train)
+    val, val_features = _statistics(experiment, data.val)
     return OODDetector.fit(
-        *(train, val, train_features, val_features), channels=data.in_channels, stretched=stretched
+        *(train, val, train_features, val_features),
+        channels=data.in_channels,
+        stretched=data.info.get("fit", "stretch") == "stretch",
     )
 
 
-def _statistics(
-    experiment: Experiment, split: Split
-) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Return statistics ``(N, S)`` and features ``(N, F)`` of images of a split."""
+def _statistics(experiment: Experiment, split: Split) -> tuple[Any, Any]:
+    """Return statistics ``(N, S)`` and features ``(N, F)`` or ``None`` of images of a split.
+
+    Of large splits they are `MOST` images at equal distances; of shards the first ones.
+    """
     fabric, network, count = experiment.fabric, experiment.network, min(len(split), MOST)
     index = np.arange(count)
     if split.shard_sizes is None and count:
@@ -121,7 +119,7 @@ def _statistics(
     size = evaluation_batch_size(fabric.device.type, *experiment.data.size)
     batches = [index[start : start + size] for start in range(0, count, size)]
     multi_label, layout = experiment.data.multi_label, experiment.objective.layout
-    plain: list[NDArray[np.float64]] = []
+    plain: list[Any] = [np.empty((0, 0))] if not count else []
     features: list[Any] = []
     network.eval()
     recorder = Features(network)
@@ -134,10 +132,7 @@ def _statistics(
                 )
                 features.append(recorder.last())
     recorder.remove()
-    return (
-        np.concatenate(plain) if plain else np.empty((0, 0)),
-        np.concatenate(features) if features else None,
-    )
+    return np.concatenate(plain), np.concatenate(features) if features else None
 
 
 def choose_samples(

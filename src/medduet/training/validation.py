@@ -26,7 +26,6 @@ from medduet.models.inference import (
     class_probability,
     predict_batch,
 )
-from medduet.models.normalize import Normalize
 from medduet.runs.predictions import PER_MASK, Loss, Predictions
 from medduet.training.loader import load_batches
 from medduet.types import UNKNOWN_LABEL, Batch, DenseLayout, Outputs
@@ -63,7 +62,7 @@ def predict_split(
             temperature=temperature or 1.0,
             precision=precision,
         )
-        values = _dense_scores(predicted, batch, network.normalize, layout, thorough)
+        values = _dense_scores(network, predicted, batch, layout.mask_classes, thorough)
         if predicted.class_logits is not None and predicted.probability is not None:
             values["probability"] = class_probability(predicted.class_logits, data.multi_label)
             if temperature is not None:
@@ -141,27 +140,21 @@ def _predictions(
 
 
 def _dense_scores(
-    prediction: NetworkPrediction,
-    batch: Batch,
-    normalize: Normalize,
-    layout: DenseLayout,
-    thorough: bool,
+    network: DuetNetwork, said: NetworkPrediction, batch: Batch, classes: int, thorough: bool
 ) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
-    if prediction.mask is not None and batch.mask is not None:
-        classes = layout.mask_classes
-        predicted, truth = prediction.mask, batch.mask
-        values["dice"] = metrics.dice_per_class(predicted, truth, classes)
-        values["iou"] = metrics.iou_per_class(predicted, truth, classes)
+    if said.mask is not None and batch.mask is not None:
+        values["dice"] = metrics.dice_per_class(said.mask, batch.mask, classes)
+        values["iou"] = metrics.iou_per_class(said.mask, batch.mask, classes)
         if thorough:
-            values["hd95"] = metrics.hd95_per_class(predicted, truth, classes)
-        for name, mask in (("truth_pixels", truth), ("predicted_pixels", predicted)):
+            values["hd95"] = metrics.hd95_per_class(said.mask, batch.mask, classes)
+        for name, mask in (("truth_pixels", batch.mask), ("predicted_pixels", said.mask)):
             counts = [(mask == label).sum(dim=(1, 2)) for label in range(1, classes)]
             values[name] = torch.stack(counts, dim=1)
-    if prediction.reconstruction is not None:
+    if said.reconstruction is not None:
         # Whatever the network normalises with, errors are on the paper's scale of -1 to 1.
-        target = normalize.invert(normalize(batch.image))
-        image, target = (2 * x - 1 for x in (prediction.reconstruction, target))
+        target = 2 * network.normalize.invert(network.normalize(batch.image)) - 1
+        image = 2 * said.reconstruction - 1
         if thorough:
             values |= metrics.reconstruction_errors(image, target)
         else:
