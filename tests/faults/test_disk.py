@@ -1,4 +1,4 @@
-"""A disk that is full or read-only, a cache that vanishes, a second process on the same run."""
+"""A disk that is full or read-only, and a second process on the same run."""
 
 from __future__ import annotations
 
