@@ -52,10 +52,7 @@ _QUANTILE = 0.9  # of the sample, since most of it may not be in the source
 
 @dataclass(frozen=True)
 class View:
-    """How a target was made from its source: its size (H, W), from which window, by which filter.
-
-    The window is ``whole`` (stretched, if the proportions differ) or ``square``, from the centre.
-    """
+    """How a target was made from its source: by which filter, from the whole or a square."""
 
     size: tuple[int, int]
     window: str = "whole"

@@ -19,26 +19,10 @@ Augmentation = Callable[[Batch], Batch]
 def build_augmentation(
     name: Augment, data: ImageSet, modality: Modality = "auto"
 ) -> Augmentation | None:
-    """Return the augmentation called `name` for batches of `data`, or ``None`` for ``"none"``.
+    """Return the augmentation for batches of `data`, or ``None`` for ``"none"``.
 
-    It takes a `Batch` with uint8 images on any device and gives one with float32 images in [0, 1]
-    there; masks move with their images (nearest pixel), and what comes in from outside is zero in
-    both. Randomness comes from torch's global generator on the CPU. What each name does stands in
-    `medduet.data.augmentations` and `medduet.data.corruptions`; see `allowed` for what is left out.
-
-    Raises:
-        ConfigError: `name` is ``"flip"`` and the images must not be mirrored.
-
-    Example:
-        >>> import numpy as np
-        >>> from medduet import open_images
-        >>> images = open_images("phantom", size=32, count=20)
-        >>> augment = build_augmentation("strong", images)
-        >>> batch = augment(images.train.batch(np.arange(4)))
-        >>> batch.image.shape, batch.image.dtype, batch.mask.shape
-        (torch.Size([4, 1, 32, 32]), torch.float32, torch.Size([4, 32, 32]))
-        >>> build_augmentation("none", images) is None
-        True
+    It takes uint8 images and gives float32 ones in [0, 1]; masks move along, by nearest pixel.
+    Randomness comes from torch's global generator on the CPU.
     """
     names = (*data.class_names, *data.mask_names)
     permitted = allowed(data.info, names, modality, channels=data.in_channels)

@@ -23,31 +23,10 @@ def train_batches(
     shares: NDArray[np.float64] | None = None,
     shards: NDArray[np.int64] | None = None,
 ) -> list[NDArray[np.int64]]:
-    """Return the image positions of each step of one epoch, for one process.
+    """Return the image positions of each step of one epoch, for one process of `world_size`.
 
-    The order depends on ``(seed, epoch)`` alone, so a resumed run sees the order that it would
-    have seen, and any number of processes share the same global batches. The last batch may be
-    smaller; it is left out in the rare case that it has fewer than two images per process, which
-    batch normalisation can't use.
-
-    With `shards`, these come in random order; the images of `WINDOW` shards are shuffled together,
-    then those of the next ones. Of that line each process takes a stretch, so no two of them read
-    the same shards, but for those at the ends of the stretches.
-
-    Args:
-        count: images of the split.
-        batch_size: images of a step over all processes together.
-        seed: of the run.
-        epoch: the first is 1.
-        rank: of this process, of `world_size` processes.
-        world_size: number of processes.
-        shares: ``(count,)`` probability of each image, as of `balanced_shares`: as many images are
-            drawn with replacement. ``None``: each image comes once.
-        shards: ``(S,)`` images of each shard, one after the other; without `shares`.
-
-    Example:
-        >>> [len(index) for index in train_batches(10, 4, seed=0, epoch=1)]
-        [4, 4, 2]
+    They depend on ``(seed, epoch)`` alone; a last batch too small for batch normalisation is left
+    out. With `shards` each process takes a stretch of shards, `WINDOW` of them shuffled together.
     """
     rng = np.random.default_rng([seed, epoch])
     whole, rest = divmod(count, batch_size)
@@ -73,18 +52,7 @@ def train_batches(
 def balanced_shares(labels: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the probability of each image, ``(N,)``, by which each class is drawn as often.
 
-    In multi-label sets, a class is chosen first and then one of its images, so an image of two
-    classes comes for either; images of no class are a class of their own. Images whose label is
-    not known keep their share of the split: their masks are worth as much as others.
-
-    Args:
-        labels: ``(N,)`` class index, or ``(N, K)`` of 0 and 1; -1 is unknown.
-
-    Example:
-        >>> balanced_shares(np.array([0, 0, 1, -1])).tolist()
-        [0.1875, 0.1875, 0.375, 0.25]
-        >>> balanced_shares(np.array([[1, 1], [1, 0], [0, 0]])).tolist()
-        [0.5, 0.16666666666666666, 0.3333333333333333]
+    Images of no class are a class of their own; those of unknown label keep their share.
     """
     if labels.ndim == 1:
         labelled = labels != UNKNOWN_LABEL
@@ -103,14 +71,7 @@ def balanced_shares(labels: NDArray[np.int64]) -> NDArray[np.float64]:
 def evaluation_batches(
     count: int, batch_size: int, *, rank: int = 0, world_size: int = 1
 ) -> list[NDArray[np.int64]]:
-    """Return the image positions that one process judges: each image on exactly one process.
-
-    Each process has a stretch of its own, as files are read fastest in their order.
-
-    Example:
-        >>> [index.tolist() for index in evaluation_batches(5, 4, rank=1, world_size=2)]
-        [[3, 4]]
-    """
+    """Return the image positions that one process judges, a stretch: each image on one process."""
     mine = np.array_split(np.arange(count, dtype=np.int64), world_size)[rank]
     step = max(1, batch_size // world_size)
     return [mine[start : start + step] for start in range(0, len(mine), step)]

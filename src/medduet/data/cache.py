@@ -31,11 +31,7 @@ def counted(
 
 
 def cache_folder(cache: Path | None = None) -> Path:
-    """Return the folder for downloads and unpacked sets; it is not created here.
-
-    It is `cache`, ``$MEDDUET_CACHE`` or the user's cache folder (``~/.cache/medduet`` on Linux,
-    ``~/Library/Caches/medduet`` on macOS): the first that is given.
-    """
+    """Return the cache folder, not created: `cache`, ``$MEDDUET_CACHE`` or the user's own."""
     chosen = cache or os.environ.get("MEDDUET_CACHE") or user_cache_path("medduet")
     return Path(chosen).expanduser().absolute()
 
@@ -48,12 +44,7 @@ class Digests(NamedTuple):
 
 
 def file_digests(path: Path, cache: Path, progress: ProgressFactory | None = None) -> Digests:
-    """Return the checksums of the file at `path`, read once as long as the file stays the same.
-
-    They are remembered under `cache` by path, size and times, as hashing a 13 GB file at every
-    start would take longer than the first epoch of many sets. The change time is in, since a copy
-    that keeps its modification time is another file.
-    """
+    """Return the checksums of the file at `path`, remembered by its path, size and times."""
     path = path.absolute()
     stat = path.stat()
     stamp = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]

@@ -18,12 +18,7 @@ def rows_per_chunk(shape: tuple[int, ...]) -> int:
 
 
 def iterate_chunks(images: Any) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
-    """Yield the rows of `images` ``(N, ...)``, uint8, chunk by chunk, each with its place.
-
-    Example:
-        >>> [(rows.start, len(chunk)) for rows, chunk in iterate_chunks(np.zeros((3, 2048, 1024)))]
-        [(0, 2), (2, 1)]
-    """
+    """Yield the rows of `images` ``(N, ...)``, uint8, chunk by chunk, each with its place."""
     step = rows_per_chunk(images.shape)
     for start in range(0, len(images), step):
         rows = slice(start, min(start + step, len(images)))

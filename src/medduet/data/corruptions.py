@@ -143,14 +143,7 @@ CORRUPTIONS = {
 
 
 def corruptions_of(modality: Modality, channels: int) -> tuple[str, ...]:
-    """Return the names of the corruptions that are typical of a modality.
-
-    Of an unknown one (``"auto"``) it is all but dark corners; grey images have no saturation.
-
-    Example:
-        >>> corruptions_of("oct", 1)
-        ('speckle_noise', 'defocus_blur', 'motion_blur', 'pixelate', 'jpeg', 'contrast_down')
-    """
+    """Return the names of a modality's corruptions; of ``"auto"`` all but dark corners."""
     out = ["saturation_up", "saturation_down"] if channels == 1 else []
     if modality == "auto":
         return tuple(name for name in CORRUPTIONS if name not in ["dark_corners", *out])
@@ -159,15 +152,7 @@ def corruptions_of(modality: Modality, channels: int) -> tuple[str, ...]:
 
 
 def corrupt(image: Tensor, name: str, severity: int, seed: int) -> Tensor:
-    """Return an image ``(C, H, W)`` uint8, on any device, with the corruption `name` applied.
-
-    The same `seed` does the same on the same kind of device; `severity` is 1 to 5.
-
-    Example:
-        >>> image = torch.full((1, 4, 4), 100, dtype=torch.uint8)
-        >>> [corrupt(image, "brightness_up", severity, 0)[0, 0, 0].item() for severity in (1, 5)]
-        [120, 200]
-    """
+    """Return an image ``(C, H, W)`` uint8, on any device, corrupted at a severity of 1 to 5."""
     generator = Generator(image.device).manual_seed(seed)
     corrupted = _apply(name, image / 255, CORRUPTIONS[name].levels[severity - 1], generator)
     return (corrupted * 255).round().clamp(0, 255).to(torch.uint8)
@@ -191,23 +176,12 @@ class _CorruptedRows(Rows):
 
 
 def corrupt_split(split: Split, name: str, severity: int) -> Split:
-    """Return a split whose images are corrupted as they are read, to the same pixels each time.
-
-    Example:
-        >>> import medduet
-        >>> split = medduet.open_images("phantom", size=16, count=20).test
-        >>> corrupted = corrupt_split(split, "contrast_down", 5)
-        >>> bool(corrupted.images[:2].std() < 0.3 * split.images[:2].std())
-        True
-    """
+    """Return a split whose images are corrupted as they are read, to the same pixels each time."""
     return replace(split, images=_CorruptedRows(split.images, name, severity))
 
 
 def corrupt_randomly(names: Sequence[str]) -> Callable[[Batch], Batch]:
-    """Return an augmentation that corrupts `AUGMENTED_SHARE` of the images, each in one way.
-
-    Way and severity are drawn evenly for each image, from torch's global generator on the CPU.
-    """
+    """Return an augmentation that corrupts `AUGMENTED_SHARE` of the images, each in one way."""
 
     def augment(batch: Batch) -> Batch:
         count, image = len(batch.image), batch.image.clone()

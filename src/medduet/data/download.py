@@ -27,13 +27,7 @@ Result = TypeVar("Result")
 
 
 def download(url: str, path: Path, md5: str, progress: ProgressFactory | None = None) -> Path:
-    """Download `url` to `path`, which is written whole and with that `md5`, or not at all.
-
-    It is ``http://``, ``https://``, or what fsspec opens (``s3://`` with s3fs installed, ...).
-
-    Raises:
-        DownloadError: after all attempts.
-    """
+    """Download `url`, of HTTP or of fsspec, to `path`, whole and with that `md5` or not at all."""
     sweep(path.parent)
 
     def fetch() -> Path:

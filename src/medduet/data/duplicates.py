@@ -46,10 +46,9 @@ _FORMAT = 4  # of the cached result
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Pairs of images of the same picture: rows of the pool, ``(P, 2)``, the smaller first.
+    """Pairs of rows of the pool, ``(P, 2)``, the smaller first, and their similarity, ``(P,)``.
 
-    Their similarity is the correlation of thumbnails, ``(P,)``. Exact duplicates, bool ``(P,)``,
-    are paired with the first of their kind alone.
+    Exact duplicates are paired with the first of their kind alone.
     """
 
     pairs: NDArray[np.int64]
@@ -149,10 +148,7 @@ def grey(pixels: NDArray[np.uint8]) -> Tensor:
 
 
 def unit_vectors(pixels: NDArray[np.uint8], size: tuple[int, int], **resize: Any) -> Tensor:
-    """Return images, see `grey`, at a size as vectors ``(N, D)`` of mean 0 and length 1.
-
-    Images of one grey level are 0. `resize` are options of `interpolate`.
-    """
+    """Return images at a size as vectors ``(N, D)`` of mean 0 and length 1, or 0 for flat ones."""
     images = grey(pixels)
     if images.shape[2:] != size:
         images = interpolate(images, size, **(resize or _SMOOTH)).clamp(0, 255)

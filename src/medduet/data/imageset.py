@@ -17,15 +17,7 @@ _PIXELS = ("images", "masks")
 
 
 class Rows:
-    """Some rows of several arrays, such as memory maps, as if they were one; nothing is copied.
-
-    `parts` agree in all but their length; `rows` are places in them, one after the other.
-
-    Example:
-        >>> rows = Rows([np.arange(4), np.arange(10, 14)], np.array([5, 0, 7]))
-        >>> len(rows), rows[1:].tolist(), rows[np.array([0, 0])].tolist()
-        (3, [0, 13], [11, 11])
-    """
+    """Some rows of several arrays, such as memory maps, as if they were one; nothing is copied."""
 
     sizes: NDArray[np.int64] | None = None
     """Images of each shard, if they are read shard by shard."""

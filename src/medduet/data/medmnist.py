@@ -94,11 +94,7 @@ def fetch_medmnist(
     mirror: str | None = None,
     progress: ProgressFactory | None = None,
 ) -> Path:
-    """Return the path of the file of `flag` at a published size, downloaded if need be.
-
-    Raises:
-        DownloadError: after all attempts, in one line with the folder to put the file in by hand.
-    """
+    """Return the path of the file of `flag` at a published size, downloaded if need be."""
     file, root = medmnist_sets()[flag].files[size], cache_folder(cache)
     path = root / "medmnist" / file.name
     if path.is_file() and file_digests(path, root, progress).md5 == file.md5:

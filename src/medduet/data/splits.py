@@ -81,14 +81,7 @@ def stratified_group_split(
 
 
 def merge_groups(*partitions: NDArray[np.int64] | None) -> NDArray[np.int64]:
-    """Return groups ``(N,)`` in which images are together that any partition puts together.
-
-    Negative numbers are groups unknown: such an image stands alone.
-
-    Example:
-        >>> merge_groups(np.array([0, 0, -1, -1, 1]), np.array([0, 1, 1, 2, 3])).tolist()
-        [0, 0, 0, 1, 2]
-    """
+    """Return groups ``(N,)`` of images that any partition puts together; negative is unknown."""
     first, second = [], []
     for partition in partitions:
         if partition is not None:
@@ -103,13 +96,7 @@ def merge_groups(*partitions: NDArray[np.int64] | None) -> NDArray[np.int64]:
 
 
 def apply_split(images: ImageSet, parts: NDArray[np.int64], note: Mapping[str, object]) -> ImageSet:
-    """Return the same images in another split; they are read when they are used.
-
-    Args:
-        images: the set.
-        parts: ``(N,)`` for its pool: 0 train, 1 val, 2 test, -1 left out; none may be empty.
-        note: how the split came about, for the record.
-    """
+    """Return the images in the split `parts` ``(N,)`` of their pool, with a note for the record."""
     pool = images.pool()
     splits: dict[str, Any] = {}
     for number, name in enumerate(SPLITS):
@@ -126,10 +113,7 @@ def apply_split(images: ImageSet, parts: NDArray[np.int64], note: Mapping[str, o
 
 
 def write_split(path: Path, images: ImageSet) -> None:
-    """Write which split each image of a set is in, as a CSV that ``--data.split`` reads.
-
-    Its columns are ``image``, the id, and ``split``; an image that is left out is not in it.
-    """
+    """Write the ids and splits of a set as a CSV that ``--data.split`` reads."""
     pool = images.pool()
     names = np.repeat(SPLITS, [len(images.split(name)) for name in SPLITS])
     table = pd.DataFrame({"image": pool.ids, "split": names})
@@ -137,12 +121,7 @@ def write_split(path: Path, images: ImageSet) -> None:
 
 
 def read_split(path: Path, images: ImageSet) -> NDArray[np.int64]:
-    """Read which split each image of the pool of `images` is in; those not listed are left out.
-
-    Raises:
-        MissingFileError: there is no such file.
-        DataError: it is no such table, or lists images that the set doesn't have.
-    """
+    """Read which split each image of the pool of `images` is in; those not listed are left out."""
     if not path.is_file():
         raise MissingFileError(f"expected a split at {path}, but there is no such file")
     try:
@@ -175,13 +154,8 @@ def arrange(
 ) -> ImageSet:
     """Return `images` in the splits that `config` asks for.
 
-    Args:
-        images: the set, in its own splits if it has them.
-        split: ``(N,)`` for its pool: 0 train, 1 val, 2 test, or `NO_SPLIT`; ``None`` if the set is
-            in its own splits already.
-        config: ``split``, ``fractions``, ``folds``, ``fold``, ``group_by`` and ``seed`` of it.
-        progress: draws the search for near-duplicates.
-        saved: file of a split that was made by these settings before, if it is there.
+    `split` ``(N,)`` is what their files say, or `NO_SPLIT`; ``None`` if they are in it already.
+    `saved` is the file of a split that was made by these settings before, if it is there.
     """
     has_split = split is None or bool((split != NO_SPLIT).any())
     if config.folds is not None and config.split not in ("auto", "made"):

@@ -31,10 +31,7 @@ Pixels = tuple[tuple[int, ...], Iterable[NDArray[np.uint8]]]
 
 
 def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
-    """Return the folder of the store `key`, which `build` fills if it isn't there yet.
-
-    It is whole or not there, also where two processes build it at once.
-    """
+    """Return the folder of the store `key`, which `build` fills, whole, if it isn't there yet."""
     folder = cache / "store" / key
     if folder.is_dir():
         return folder

@@ -69,20 +69,7 @@ def is_zarr(name: str) -> bool:
 def open_zarr(data: DataConfig) -> ImageSet:
     """Open the zarr store at ``data.name``, a folder or URL that ends in ``.zarr``.
 
-    Images and masks are read when they are used. Four shards of each stay in memory, and more up to
-    ``data.cache_gb``.
-
-    Raises:
-        ConfigError: another size or split is asked for than the store has.
-        DataError: the store is damaged, or not as ``medduet zarr`` writes it.
-        DownloadError, MissingFileError: it isn't there, or not complete.
-
-    Example:
-        >>> import tempfile, medduet
-        >>> images = medduet.open_images("phantom", size=16, count=20)
-        >>> path = write_zarr(images, Path(tempfile.mkdtemp()) / "set.zarr")
-        >>> open_zarr(DataConfig(name=str(path))).train.images[2:5].shape
-        (3, 16, 16)
+    Four shards of images and of masks stay in memory, and more up to ``data.cache_gb``.
     """
     source, splits = data.name.rstrip("/"), dict[str, Any]()
     if "://" not in source:
@@ -141,10 +128,7 @@ def _read_file(url: str, most: int) -> bytes:
 
 
 class ZarrRows(Rows):
-    """An array of a store, which may be a stranger's: read when asked for, or just before.
-
-    It is decoded by metadata of our own, so that no codec of a stranger's choice is ever run.
-    """
+    """An array of a store, which may be a stranger's: it is decoded by metadata of our own."""
 
     def __init__(
         self, url: str, field: str, given: Any, highest: int | None, cache_gb: float
@@ -227,18 +211,7 @@ def write_zarr(
 ) -> Path:
     """Write `images` into the zarr store `out`, in the split that they have, and return `out`.
 
-    The images of train are dealt to shards of `shard_mb` MB at random, since images of one class
-    often stand together. Each is whole or not there, and the same call in the same folder continues
-    where one was stopped.
-
-    Raises:
-        ConfigError: `out` holds something else, or isn't called ``NAME.zarr``.
-
-    Example:
-        >>> import tempfile, medduet
-        >>> images = medduet.open_images("phantom", size=16, count=20)
-        >>> write_zarr(images, Path(tempfile.mkdtemp()) / "set.zarr", shard_mb=0.002).name
-        'set.zarr'
+    Train is dealt to shards at random; the same call continues where one was stopped.
     """
     if not 0 < shard_mb <= 2000 or not is_zarr(out.name):
         raise ConfigError(f"expected --out NAME.zarr and --shard-mb up to 2000, not {out}")

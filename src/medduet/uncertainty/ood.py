@@ -220,11 +220,7 @@ class OODDetector(BaseModel):
         return 1 / (1 + len(self.plain.val_distances))
 
     def odd(self, picture: Picture) -> bool:
-        """Return whether a picture, before it was resized, is nothing that training can have seen.
-
-        It is in colour where training had grey, or, where nothing else tells it, so long and narrow
-        that it can't be shown as a square.
-        """
+        """Whether a picture is in colour where training had grey, or too long to be made square."""
         height, width = picture.whole.shape[:2]
         long = self.stretched and max(height, width) > LONGEST * min(height, width)
         return long or (self.channels == 1 and picture.coloured > COLOURFUL)

@@ -24,8 +24,7 @@ def calibration_summary(
 ) -> dict[str, Any]:
     """Return what a calibration gives on images that it was not fitted on, ready for JSON.
 
-    Coverage is the share of ``n`` images whose true class is in the set; of multi-label sets, of
-    pairs of image and label, without an interval, since those of one image depend on each other.
+    Multi-label coverage has no interval, since the labels of one image depend on each other.
     """
     several = calibration.multi_label
     truth, p = check_predictions(label, probability, several, in_unit_range=True)

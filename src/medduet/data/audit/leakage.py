@@ -47,10 +47,7 @@ def find_leaks(findings: Findings, pool: Split, duplicates: Duplicates) -> None:
 
 
 def leak_warning(images: ImageSet, cache: Path | None = None) -> str | None:
-    """Return a line on images of val and test that leak from train; ``None`` if there are none.
-
-    Sets above 20,000 images are not searched for duplicates, but the search of an audit counts.
-    """
+    """Return a line on images that leak from train, or ``None``; large sets aren't searched."""
     splits, duplicates = split_numbers(images), None
     if len(splits) <= MAX_SEARCHED or duplicates_file(images, cache).is_file():
         duplicates = find_duplicates(images, cache)
