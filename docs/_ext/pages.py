@@ -87,9 +87,15 @@ def name_aliases(
 
 
 def _plain(text: str) -> str:
-    """Return a signature without what checks its types."""
-    checks = r"[\w.~]+\((?:[^()]|\([^()]*\))*\)"
-    return re.sub(rf"(?:~?typing\.)?Annotated\[([\w.]+), {checks}\]", r"\1", text)
+    """Return a signature without what checks its types: of ``Annotated[X, ...]`` X remains."""
+    while found := re.search(r"(?:~?typing\.)?Annotated\[", text):
+        depth, comma, end = 1, 0, found.end()
+        while depth:
+            comma = end if text[end] == "," and depth == 1 and not comma else comma
+            depth += (text[end] in "[(") - (text[end] in "])")
+            end += 1
+        text = text[: found.start()] + text[found.end() : comma] + text[end:]
+    return text
 
 
 def name_role(
