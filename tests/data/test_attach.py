@@ -13,7 +13,6 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from medduet import ImageSet, open_images
-from medduet.cli import main
 from medduet.data.attach import attach_masks
 from medduet.data.imageset import SPLITS, Split
 from medduet.data.phantom import phantom_images
@@ -117,14 +116,6 @@ def test_the_window_is_estimated(phantoms: ImageSet, tmp_path: Path) -> None:
         assert (masks == expected).mean() > 0.99
 
 
-def test_grey_of_colour(tmp_path: Path) -> None:
-    images = phantom_images(size=64, count=COUNT, channels=3)
-    small = written(tmp_path / "small.npz", images, lambda x: by_pillow(x, 28, mode="L"))
-    attached = attach_masks(small, shuffled(images), tmp_path / "out.npz")
-    assert (attached.table["source"] == images.pool().ids).all()
-    assert attached.counts().loc["all", "matched"] >= 0.98 * COUNT
-
-
 def test_images_that_are_not_in_the_source_get_none(
     phantoms: ImageSet, target: Path, tmp_path: Path
 ) -> None:
@@ -173,20 +164,6 @@ def test_mistakes(phantoms: ImageSet, target: Path, tmp_path: Path) -> None:
         with pytest.raises(error, match=message):
             attach_masks(path, source, tmp_path / to)
     assert {path.name for path in tmp_path.iterdir()} == {"out.npz", "out.csv"}
-
-
-def test_the_command(
-    phantoms: ImageSet, target: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source, out = str(tmp_path / "source.npz"), tmp_path / "out.npz"
-    kinds = ("images", "labels", "masks")
-    arrays = {f"{n}_{kind}": getattr(phantoms.split(n), kind) for n in SPLITS for kind in kinds}
-    np.savez(source, **arrays)
-    assert main(["attach-masks", str(target), "--data", source, "--out", str(out)]) == 0
-    shown = capsys.readouterr().out
-    assert "the whole picture, resized by the bicubic filter" in shown
-    assert f"written: {out}" in shown
-    assert open_images(str(out)).train.known_masks.mean() > 0.95
 
 
 def test_real_breastmnist(shared_data: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import medduet
-from medduet import DataError, ImageSet
+from medduet import ImageSet
 from medduet.data.audit.findings import Finding, label_texts
 from medduet.data.audit.leakage import clean, leak_warning
 from medduet.data.imageset import SPLITS
@@ -172,16 +172,6 @@ def test_masks(cache: Path) -> None:
     assert "of class No finding" in found["masks-on-normal-images"].message
 
 
-def test_grey_stored_as_rgb(cache: Path) -> None:
-    images = phantoms(32, channels=3)
-    grey = {name: {"images": np.array(images.split(name).images)} for name in SPLITS}
-    for fields in grey.values():
-        fields["images"][:] = fields["images"][..., 1:2]
-    assert "grey-stored-as-rgb" in audited(changed(images, **grey), cache)
-    some = {name: grey[name] for name in ("train", "val")}
-    assert "grey-stored-as-rgb" not in audited(changed(images, **some), cache)
-
-
 @pytest.mark.parametrize("method", ["drop", "regroup"])
 def test_a_cleaned_split(leaky: ImageSet, method: Any, cache: Path, tmp_path: Path) -> None:
     groups = {"train": np.arange(80), "val": 100 + np.arange(24), "test": 200 + np.arange(40)}
@@ -200,13 +190,6 @@ def test_a_cleaned_split(leaky: ImageSet, method: Any, cache: Path, tmp_path: Pa
         expected[0], expected[[1, 10, 90]], expected[[80, 82, 83, 135]] = 1, 2, -1
         assert "moved 4 (3 train, 1 val) to 1 val, 3 test" in cleaned.changes
     assert read_split(tmp_path / "clean.csv", images).tolist() == expected.tolist()
-
-
-def test_what_is_clean_stays(cache: Path) -> None:
-    assert clean(phantoms(), cache=cache).changes == ()
-    ids = np.full(80, "the same")
-    with pytest.raises(DataError, match="expected a different id for every image"):
-        clean(changed(phantoms(), train={"ids": ids}), cache=cache)
 
 
 def test_training_warns(leaky: ImageSet, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

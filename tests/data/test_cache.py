@@ -4,21 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
-import pytest
-
-from medduet.data.cache import cache_folder, file_digests
-
-
-def test_argument_then_variable_then_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("MEDDUET_CACHE", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache_folder() == tmp_path / ".cache" / "medduet"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "medduet"
-    monkeypatch.setenv("MEDDUET_CACHE", "~/own")
-    assert cache_folder() == tmp_path / "own"
-    assert cache_folder(tmp_path / "given") == tmp_path / "given"
+from medduet.data.cache import file_digests
 
 
 def test_a_file_is_hashed_once_until_it_changes(tmp_path: Path, cache: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -132,37 +131,6 @@ def test_broken_files_are_named_and_skipped_only_on_request(
     assert "left out 3 of 41 files" in caplog.text  # never silently
 
 
-TROUBLED = """
-from medduet.data.reading.images import read_pair as read
-
-def read_pair(job, options):
-    if job[0].with_suffix(".large").exists():
-        bytes(8 << 30)
-    return read(job, options)
-"""
-
-
-@pytest.mark.slow
-def test_what_may_pass_is_never_skipped(
-    root: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "troubled_reading.py").write_text(TROUBLED)
-    monkeypatch.syspath_prepend(tmp_path)
-    import troubled_reading
-
-    monkeypatch.setattr("medduet.data.convert.read_pair", troubled_reading.read_pair)
-    (root / "ring" / "text.png").write_text("no image")
-    victim = sorted(root.glob("ring/ring*).png"))[0]
-    victim.with_suffix(".large").touch()
-    message = rf"1 of 41 files .*{re.escape(victim.name)}.*they are not skipped: mend that, or take"
-    with pytest.raises(DataError, match=message):
-        open_images(str(root), cache=cache, skip_broken=True)
-    victim.with_suffix(".large").unlink()
-    images = open_images(str(root), cache=cache, skip_broken=True)
-    assert f"ring/{victim.name}" in images.pool().ids
-    assert [name for name, _ in images.info["skipped"]] == ["ring/text.png"]
-
-
 def test_partial_truth(root: Path, cache: Path) -> None:
     for path in sorted(root.glob("ring/*_mask*.png")):
         path.unlink()
@@ -196,20 +164,3 @@ def test_several_labels_and_mask_classes(tmp_path: Path, cache: Path) -> None:
     wanted = {f"{k}.png": truth[t] for k, t in enumerate(["x", "x|y", "", "?", "y"] * 8)}
     pool = images.pool()
     assert {str(i): row.tolist() for i, row in zip(pool.ids, pool.labels, strict=True)} == wanted
-
-
-def test_sizes_fit_and_channels(tmp_path: Path, cache: Path) -> None:
-    rng = np.random.default_rng(0)
-    for number in range(12):
-        shape = (30, 60) if number % 2 else (60, 30, 3)
-        _write(tmp_path / "set" / f"{number}.png", rng.integers(1, 256, shape, dtype=np.uint8))
-    root = str(tmp_path / "set")
-    padded = open_images(root, cache=cache, size=64).pool()
-    assert padded.images.shape == (12, 64, 64, 3)
-    image = padded.images[padded.ids == "1.png"][0]
-    assert image[:15].max() == image[49:].max() == 0
-    assert image[17:47].min() > 0
-    stretched = open_images(root, cache=cache, size=64, fit="stretch", channels=1).pool()
-    assert stretched.images.shape == (12, 64, 64)
-    assert stretched.images[:].min() > 0
-    assert open_images(root, cache=cache).size == (224, 224)

@@ -15,7 +15,6 @@ from medduet.data.corruptions import (
     SEVERITIES,
     corrupt,
     corrupt_split,
-    corruptions_of,
 )
 from medduet.data.imageset import Split
 
@@ -98,15 +97,6 @@ def test_each_image_has_its_own_noise() -> None:
         noisy = corrupt_split(split, name, 3).images[:]
         assert len({image.tobytes() for image in noisy}) == 3, name
         assert abs(np.corrcoef(noisy[0].ravel(), noisy[1].ravel())[0, 1]) < 0.2, name
-
-
-def test_each_modality_has_its_own() -> None:
-    for modality in ("auto", "xray", "ultrasound", "ct", "mri", "fundus", "oct", "microscopy"):
-        assert {"jpeg", "pixelate"} <= {*corruptions_of(modality, 1)}
-        assert "dark_corners" not in corruptions_of(modality, 3)
-        assert "saturation_up" not in corruptions_of(modality, 1)
-    assert "dark_corners" in corruptions_of("dermoscopy", 3)
-    assert "saturation_up" in corruptions_of("microscopy", 3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from medduet import open_images
-from medduet.data.duplicates import MAX_PAIRS_PER_IMAGE, find_duplicates, search_duplicates
+from medduet.data.duplicates import MAX_PAIRS_PER_IMAGE, search_duplicates
 
 
 def jpeg(image: np.ndarray) -> np.ndarray:
@@ -99,13 +98,3 @@ def test_frames_of_films_are_found() -> None:
     found = search_duplicates(grown(128 + scenes + rng.normal(0, 5, scenes.shape)))
     groups = found.groups(films * frames).reshape(films, frames)
     assert (groups == groups[:, :1]).mean() > 0.9
-
-
-def test_the_search_is_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = open_images("phantom", size=16, count=20)
-    found = find_duplicates(images, tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr("medduet.data.duplicates.search_duplicates", None)
-        assert np.array_equal(find_duplicates(images, tmp_path).pairs, found.pairs)
-    next((tmp_path / "duplicates").iterdir()).write_bytes(b"damaged")
-    assert np.array_equal(find_duplicates(images, tmp_path).pairs, found.pairs)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medduet.data.listing import Item, Listing, list_folder, list_table
-from medduet.errors import DataError, MissingFileError
+from medduet.errors import DataError
 
 Make = Callable[..., Path]
 
@@ -177,15 +177,6 @@ def test_links_are_followed_but_not_in_circles(folder: Make) -> None:
         (root / link).symlink_to(target)
     names = [item.name for item in list_folder(root).items]
     assert names == ["ill/a.png", "other/b.png", "well/b.png"]
-
-
-def test_folders_and_tables_that_are_not_there(folder: Make, tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="a folder at"):
-        list_folder(tmp_path / "none")
-    with pytest.raises(MissingFileError, match="a folder at"):
-        list_folder(folder("a/x.png"), tmp_path / "none")
-    with pytest.raises(MissingFileError, match="expected a table at"):
-        list_table(tmp_path / "none.csv")
 
 
 # Tables -----------------------------------------------------------------------------------------

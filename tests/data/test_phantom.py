@@ -1,22 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from medduet.data.phantom import phantom_images
-from medduet.errors import ConfigError
-
-
-@pytest.mark.parametrize(("size", "tail"), [(16, ()), (33, (3,))])
-def test_shapes_dtypes_and_balance(size: int, tail: tuple[int, ...]) -> None:
-    images = phantom_images(size, (12, 4, 8), 3 if tail else 1)
-    for split, length in ((images.train, 12), (images.val, 4), (images.test, 8)):
-        assert split.images.shape == (length, size, size, *tail)
-        assert split.images.dtype == split.masks.dtype == np.uint8
-        assert np.bincount(split.labels).tolist() == [length // 4] * 4
 
 
 def test_masks_tell_where_the_lesion_is() -> None:
@@ -34,14 +23,6 @@ def test_same_seed_same_bytes_and_other_seed_other_bytes() -> None:
     assert np.array_equal(one.train.images, same.train.images)
     assert not np.array_equal(one.train.images, other.train.images)
     assert not np.array_equal(one.train.images[:2], one.val.images[:2])
-
-
-@pytest.mark.parametrize(
-    "arguments", [{"size": 15}, {"channels": 2}, {"count": 9}, {"count": (10, 0, 5)}, {"seed": -1}]
-)
-def test_what_cannot_be_generated_is_refused(arguments: dict) -> None:
-    with pytest.raises(ConfigError, match=r"size of at least 16.*given .*(15|2|9|0, 5|-1)"):
-        phantom_images(**arguments)
 
 
 def test_a_linear_model_on_pixels_or_brightness_fails() -> None:

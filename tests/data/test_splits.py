@@ -173,10 +173,3 @@ def test_a_table_that_is_no_split(text: str, message: str, named: ImageSet, tmp_
         apply_split(named, read_split(path, named), {})
     with pytest.raises(MissingFileError, match=r"none\.csv"):
         read_split(tmp_path / "none.csv", named)
-
-
-def test_images_of_one_name_cannot_be_told_apart(named: ImageSet, tmp_path: Path) -> None:
-    twice = replace(named, val=replace(named.val, ids=np.array(["a", "a"])))
-    (tmp_path / "split.csv").write_text("image,split\na,train\n")
-    with pytest.raises(DataError, match="several images of one id"):
-        read_split(tmp_path / "split.csv", twice)

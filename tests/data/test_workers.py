@@ -15,7 +15,6 @@ import psutil
 import pytest
 
 from medduet.data.workers import Transient, WorkerPool
-from medduet.errors import DataError
 
 FUNCTIONS = """
 import ctypes, errno, os, time
@@ -95,29 +94,12 @@ def test_an_item_whose_worker_died_is_tried_again(
     assert not hasattr(main, "__file__")  # `ray.init` fails on None
 
 
-def test_what_is_read_ahead_is_bounded(functions: Any, tmp_path: Path) -> None:
-    marks = [tmp_path / str(number) for number in range(40)]
-    with WorkerPool(2) as pool:
-        results = pool.map(functions.mark, marks)
-        next(results)
-        assert sum(mark.exists() for mark in marks) <= 10
-        assert len(list(results)) == 39
-
-
 def test_threads_share_a_pool_that_outlives_its_workers(functions: Any) -> None:
     items = ["exit" if number % 5 == 0 else number for number in range(10)]
     with WorkerPool(2) as pool, ThreadPoolExecutor(10) as threads:
         results = list(threads.map(lambda item: pool.call(functions.act, item), items))
         assert pool.call(functions.act, 4) == 8
     assert results == [REASONS["exit"] if item == "exit" else 2 * item for item in items]
-
-
-def test_a_function_that_workers_cannot_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    function = test_each_fault_costs_its_item
-    monkeypatch.setattr(function, "__module__", "no_such_module")
-    monkeypatch.setitem(sys.modules, "no_such_module", sys.modules[__name__])
-    with WorkerPool(1) as pool, pytest.raises(DataError, match="that read files don't start"):
-        pool.call(function, 1)
 
 
 SCRIPT = """
@@ -134,12 +116,6 @@ def start(tmp_path: Path, *items: str) -> subprocess.Popen[str]:
     (tmp_path / "script.py").write_text(SCRIPT)
     words = [sys.executable, str(tmp_path / "script.py"), *items]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_a_script_needs_no_guard(functions: Any, tmp_path: Path) -> None:
-    out, errors = start(tmp_path, "a", "exit", "b").communicate(timeout=60)
-    assert out.splitlines() == ["main runs once", str(["a", REASONS["exit"], "b"])]
-    assert errors == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])

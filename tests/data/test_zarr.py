@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -134,15 +133,6 @@ def test_a_set_is_written_to_the_same_bytes(
         write_zarr(source, written)
 
 
-def test_the_command(tmp_path: Path, capsys: Capture) -> None:
-    out = tmp_path / "set.zarr"
-    words = ["zarr", "phantom", "--size", "16", "--data.count", "60", "--out", str(out)]
-    assert main([*words, "--shard-mb", "0.002", "--data.folds", "4", "--data.fold", "1"]) == 0
-    assert f"next: medduet train --data {out}\n" in capsys.readouterr().out
-    images = medduet.open_images(str(out))
-    assert [len(images.split(name)) for name in SPLITS] == [30, 15, 15]
-
-
 def test_a_damaged_shard_is_named(store: Path) -> None:
     path = store / "train/images/c/2/0/0"
     content = bytearray(path.read_bytes())
@@ -206,13 +196,6 @@ def test_metadata_that_are_refused(
     assert expected in message
 
 
-@pytest.mark.parametrize("options", [{"size": 32}, {"split": "made"}])
-def test_what_has_to_be_asked_of_the_writer(written: Path, options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"leave out --size, --data.split .*'medduet zarr'"):
-        medduet.open_images(str(written), **options)
-    assert len(medduet.open_images(str(written), size=16, split="given").train) == 42
-
-
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_no_shard_is_read_twice_in_an_epoch(written: Path, serve: Serve, world_size: int) -> None:
     server, seen = serve(written.parent), []
@@ -255,16 +238,3 @@ def test_what_arrives_is_checked(store: Path, serve: Serve) -> None:
     for number, reason in enumerate(reasons, start=1):
         with pytest.raises((DataError, DownloadError), match=reason):
             images[number * ROWS : number * ROWS + 1]
-
-
-def test_every_place_that_fsspec_knows(source: ImageSet, written: Path) -> None:
-    memory = fsspec.filesystem("memory")
-    memory.put(f"{written}/", "/set.zarr", recursive=True)
-    try:
-        images = medduet.open_images("memory://set.zarr")
-        assert_same(images, source)
-        assert images.fingerprint == medduet.open_images(str(written)).fingerprint
-        with pytest.raises(DownloadError, match="Protocol not known"):
-            medduet.open_images("nowhere://other.zarr")
-    finally:
-        memory.rm("/set.zarr", recursive=True)

@@ -34,16 +34,3 @@ def test_it_is_drawn_and_shown_with_its_command(name: str) -> None:
     alternative = re.search(r"!\[([^\]]+)\]", page)
     assert alternative is not None
     assert len(alternative[1]) > 20  # for those who can't see it
-
-
-def test_what_the_pages_say_of_the_figures() -> None:
-    gap = concepts.selection().axes[0].lines[0].get_ydata()
-    assert gap[0] == pytest.approx(0, abs=1e-9)
-    assert (gap[1:] > gap[:-1]).all()
-    scores = [axis.get_xlabel() for axis in concepts.empty_masks().axes]
-    assert scores[1:] == ["Dice 0.00", "Dice 1.00", "Dice 0.00"]
-    likeness = [axis.get_xlabel().partition(": ")[2] for axis in concepts.audit().axes]
-    assert likeness == ["alike"] * 4 + ["not alike"] * 3
-    texts = [text.get_text() for text in concepts.intervals().axes[1].texts]
-    assert texts[0] == "p = 7.6e-06"
-    assert texts[-1] == "p = 0.12"

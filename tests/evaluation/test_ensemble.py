@@ -14,18 +14,13 @@ import medduet
 from medduet import (
     ConfigError,
     DataConfig,
-    ModelError,
     RunConfig,
-    create_model,
     ensemble,
     load,
     load_bundle,
 )
-from medduet.cli import main
-from medduet.models.weights import save_network
 from medduet.runs.bundle import save_bundle
 from medduet.uncertainty.calibration import Calibration
-from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 
 PHANTOMS = DataConfig(name="phantom", size=16, count=40)
@@ -124,24 +119,6 @@ def test_members_that_differ(
     assert "\n" not in str(caught.value)
 
 
-def test_what_makes_no_ensemble(
-    runs: list[Path], record: medduet.EnsembleRecord, tmp_path: Path
-) -> None:
-    save_network(tmp_path / "bare", create_model("unet_var", in_channels=1, num_classes=2, width=2))
-    for paths, message in (
-        (runs[:1], "several bundles or runs, given 1"),
-        ([runs[0], runs[0]], "same network: leave one out"),
-        ([*runs, runs[0] / "bundle"], "same network: leave one out"),
-        ([runs[0], record.path], "is an ensemble already"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            ensemble(paths, tmp_path / "out")
-    with pytest.raises(ConfigError, match="is there already"):
-        ensemble(runs, record.path)
-    with pytest.raises(ModelError, match="does not say what its outputs mean"):
-        ensemble([tmp_path / "bare", runs[0]], tmp_path / "out")
-
-
 def test_views_that_would_change_the_truth(runs: list[Path], tmp_path: Path) -> None:
     names = ["kidney-left", "kidney-right", "liver", "spleen"]
     sided = altered(runs[0], tmp_path / "sided", class_names=names)
@@ -153,22 +130,3 @@ def test_views_that_would_change_the_truth(runs: list[Path], tmp_path: Path) -> 
     data = load_bundle(runs[0]).config.to_json()["data"]
     blood = altered(runs[0], tmp_path / "blood", data=data | {"info": {"medmnist": "bloodmnist"}})
     assert ensemble([blood], tmp_path / "turned", tta="turns").path.is_dir()
-
-
-def test_command_line(runs: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "ensemble"
-    words = ["ensemble", *map(str, runs), "--tta", "flip"]
-    assert main([*words, "--out", str(out)]) == 0
-    accuracy = read_json(out / "config.json")["metrics"]["test"]["accuracy"]
-    told = capfd.readouterr().out
-    for text in ("phantom, val, n = 4", "mean of these", f"1: {runs[0]}", f"{accuracy:.4f}"):
-        assert text in told
-    assert f"written: {out}" in told
-    assert main(words) == 2
-    assert "missing: --out" in capfd.readouterr().err
-    assert main(["evaluate", str(out), "--data", "phantom", "--size", "16"]) == 0
-    assert (out / "evaluations" / "phantom-test" / "metrics.json").is_file()
-    capfd.readouterr()
-    write_json(out / "config.json", {})
-    assert main(["ensemble", str(out), str(runs[0]), "--out", str(tmp_path / "no")]) == 2
-    assert len(capfd.readouterr().err.splitlines()) == 1

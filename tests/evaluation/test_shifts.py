@@ -111,20 +111,6 @@ def test_it_breaks_where_it_has_to(run: Path, tmp_path: Path) -> None:
     assert again["corruptions"]["brightness_down"]["be"] == again["be"] == again["rbe"] == 1
 
 
-def test_masks_alone_are_stressed_from_the_command_line(
-    finished_run: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["stress", str(finished_run.path), "--device", "cpu", "--split", "val"]
-    assert main([*words, "--corruptions", "contrast_down", "--out", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
-    assert "contrast_down" in told
-    assert "Dice, non-empty masks" in told
-    found = read_json(tmp_path / "stress.json")
-    assert found["clean"]["dice_nonempty_n"] > 0
-    assert len(found["corruptions"]["contrast_down"]["severities"]) == 5
-    assert "medduet stress" in (tmp_path / "index.html").read_text()
-
-
 def test_bad_input_of_stress_gives_one_line(
     run: Path, finished_run: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import medduet
-from medduet import DataConfig, ImageSet, RunConfig, open_images
+from medduet import ImageSet, open_images
 from medduet.cli import main
 from medduet.data.imageset import SPLITS
 
@@ -58,22 +55,3 @@ def test_files_give_the_batches_of_the_npz(original: ImageSet, root: Path, tmp_p
     assert len(table) == len(original.test) + 1
     assert table[1].split(",")[1].endswith(".png")
     assert len((tmp_path / "run" / "split.csv").read_text().splitlines()) == 1 + len(images.pool())
-
-
-@pytest.mark.slow
-def test_a_folder_with_some_of_the_classes_is_evaluated_by_name(
-    root: Path, tmp_path: Path, make_config: Callable[..., RunConfig]
-) -> None:
-    data = {"name": str(root), "count": None, "size": 32}
-    medduet.train(make_config(tmp_path / "run", data=data))
-    some = tmp_path / "some"
-    for path in [*root.glob("*/smooth/*"), *root.glob("*/ring/*")]:
-        (some / path.parent.name).mkdir(parents=True, exist_ok=True)
-        path.rename(some / path.parent.name / path.name)
-    metrics = medduet.evaluate(tmp_path / "run", data=DataConfig(name=str(some)), split="all")
-    assert metrics["all"]["n"] == 30
-    classes = metrics["data"]["class_names"]
-    assert classes == ["normal", "ring", "smooth", "spiculated"]
-    with (tmp_path / "run/evaluations/some-all/predictions/all.csv").open() as file:
-        for cells in csv.DictReader(file):
-            assert classes[int(cells["label"])] == cells["image"].split("/")[0]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,19 +68,3 @@ def test_names_are_escaped_and_shortened_and_nothing_outside_is_named(page: Path
     assert "a &amp; b" in text
     assert "http" not in text
     assert not re.search(r"(src|href)=\"(?!data:)", text)
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-def test_it_fits_a_phone_without_errors(page: Path, tmp_path: Path) -> None:
-    # A page may not scroll sideways; headless windows are at least 500 wide, a frame is not.
-    frame = '<iframe id="f" width="390" height="900" src="index.html"></iframe>'
-    script = "const d = document.getElementById('f').contentDocument.documentElement;"
-    script += "document.title = 'wide ' + (d.scrollWidth - d.clientWidth)"
-    measured = page.with_name("measured.html")
-    measured.write_text(f"<html>{frame}<script>onload = () => {{{script}}}</script></html>")
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
-    options += ["--allow-file-access-from-files", "--virtual-time-budget=3000", "--dump-dom"]
-    words = ["chromium", *options, f"--user-data-dir={tmp_path / 'profile'}", measured.as_uri()]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
-    assert "<title>wide 0</title>" in done.stdout
-    assert "CONSOLE" not in done.stderr

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import medduet.reports.preview as module
-from medduet import ConfigError, DataConfig, open_images
-from medduet.data.imageset import SPLITS
+from medduet import DataConfig, open_images
 from medduet.reports.preview import preview
 
 PHANTOM = DataConfig(name="phantom", size=16, count=60)
@@ -51,35 +50,3 @@ def test_augmented_versions_stand_beside(tmp_path: Path, grids: list[Any]) -> No
     assert len(one) == 4
     assert np.array_equal(one, again)
     assert not np.array_equal(one, other)
-
-
-def test_unknown_masks_multi_labels_and_no_labels(tmp_path: Path, grids: list[Any]) -> None:
-    images = open_images(PHANTOM)
-    sets: dict[str, dict[str, Any]] = {"masks": {}, "multi": {}}
-    for name in SPLITS:
-        split = images.split(name)
-        for arrays in sets.values():
-            arrays[f"{name}_images"] = split.images
-        several = np.stack([split.labels == 1, split.labels > 1], axis=1).astype(int)
-        sets["multi"][f"{name}_labels"] = several
-        sets["masks"][f"{name}_masks"] = split.masks
-        sets["masks"][f"{name}_has_mask"] = np.zeros(len(split), dtype=bool)
-    for name, arrays in sets.items():
-        np.savez_compressed(tmp_path / f"{name}.npz", **arrays)
-        config = DataConfig(name=str(tmp_path / f"{name}.npz"))
-        preview(config, tmp_path / f"{name}.png", augment="strong", count=64)
-    (panels, headings), (_, multi) = grids
-    assert (panels[0].masks == -1).all()
-    assert set(headings) == {""}
-    assert {"none", "class 0", "class 1"} == set(multi)
-    assert len(multi) == 42
-
-
-def test_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert preview(PHANTOM, count=1) == Path("phantom-preview.png")
-    assert Path("phantom-preview.png").is_file()
-    with pytest.raises(ConfigError, match="--count must be 1 to 64 images, given 65"):
-        preview(PHANTOM, count=65)
-    with pytest.raises(ConfigError, match=r"--out takes the path of a \.png file"):
-        preview(PHANTOM, tmp_path / "a.jpg")

@@ -16,7 +16,7 @@ import medduet
 from medduet import RunConfig
 from medduet.data import download
 from medduet.data.zarr_store import write_zarr
-from medduet.errors import ConfigError, DownloadError, Interrupted
+from medduet.errors import DownloadError, Interrupted
 from medduet.training.reporter import Reporter
 from medduet.training.state import load_checkpoint
 from medduet.utils.parsing import read_json
@@ -98,10 +98,3 @@ def test_shards_are_the_array_in_another_order(make_config: MakeConfig, tmp_path
         rows.append([json.loads(line)["train"]["loss"] for line in path.read_text().splitlines()])
     assert rows[0] == pytest.approx(rows[1], rel=1e-4)
     assert rows[0][0] > rows[0][-1]
-
-
-def test_balanced_drawing_is_refused(make_config: MakeConfig, folder: Path, tmp_path: Path) -> None:
-    train = {"sampling": "balanced"}
-    config = make_config(tmp_path / "run", data=on(str(folder), tmp_path / "cache"), train=train)
-    with pytest.raises(ConfigError, match=r"--objective\.class-weights balanced instead"):
-        medduet.train(config)

@@ -92,16 +92,6 @@ def test_colour_and_shape_before_the_fit_are_seen(
     assert detector.odd(picture) == odd
 
 
-def test_tiny_images_and_few_images() -> None:
-    assert np.isfinite(statistics(np.full((2, 3, 1, 5), 7, np.uint8))).all()
-    few, enough, same = vectors(19), vectors(20), np.ones((30, 4))
-    assert OODDetector.fit(few, enough, channels=1) is None
-    assert OODDetector.fit(enough, few, channels=1) is None
-    detector = OODDetector.fit(same, same, same, same, channels=1)
-    assert detector.p_values(same[:1], same[:1]).tolist() == [1.0]
-    assert detector.p_values(same[:1], same[:1] + 1).tolist() == [detector.smallest]
-
-
 def fitted() -> OODDetector:
     parts = (vectors(50), vectors(40, 1), vectors(50, 2, 70), vectors(40, 3, 70))
     return OODDetector.fit(*parts, channels=1)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from medduet.errors import StorageError
 from medduet.utils.files import atomic_folder, atomic_path, finite, sweep, write_json
 from medduet.utils.parsing import read_json
 
@@ -53,17 +51,6 @@ def test_what_killed_processes_left_is_removed_and_what_others_write_is_not(tmp_
     assert (tmp_path / "bundle" / "a.txt").read_text() == "third"
     names = sorted(path.name for path in tmp_path.rglob("*"))
     assert names == [".other.killed.tmp", "a.txt", "bundle"]
-
-
-def test_a_file_that_may_not_be_read_is_no_disk_that_may_not_be_written(tmp_path: Path) -> None:
-    def write(forbidden: Path) -> None:
-        with atomic_path(tmp_path / "out" / "file.txt"):
-            raise PermissionError(errno.EACCES, "Permission denied", str(forbidden))
-
-    with pytest.raises(PermissionError):
-        write(tmp_path / "in" / "source.png")
-    with pytest.raises(StorageError, match=r"can't write .*file\.txt: Permission denied"):
-        write(tmp_path / "out" / ".file.txt.x.tmp")
 
 
 def test_a_folder_is_there_at_every_moment(tmp_path: Path) -> None:
