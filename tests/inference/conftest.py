@@ -47,13 +47,11 @@ def write_bundle(
     optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
     for _ in range(30):
         class_logits, dense = network(pixels)
-        losses = []
-        if class_logits is not None:
-            losses.append(F.cross_entropy(class_logits, label))
+        loss = F.cross_entropy(class_logits, label) if classes else 0
         if dense is not None:
-            losses.append(F.binary_cross_entropy_with_logits(dense[:, :1], bright))
+            loss = loss + F.binary_cross_entropy_with_logits(dense[:, :1], bright)
         optimizer.zero_grad()
-        sum(losses).backward()
+        loss.backward()
         optimizer.step()
     config = {
         "class_names": [f"class {number}" for number in range(classes)],
@@ -74,3 +72,9 @@ def images() -> Callable[[int, int, int], NDArray[np.uint8]]:
 @pytest.fixture(scope="session")
 def make_bundle() -> Callable[..., Path]:
     return write_bundle
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of three classes and a lesion; look, don't touch."""
+    return write_bundle(tmp_path_factory.mktemp("network") / "bundle")

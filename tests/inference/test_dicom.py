@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,6 @@ from medduet import predict_files
 
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
-
-
-@pytest.fixture(scope="module")
-def bundle(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("network") / "bundle", classes=2)
 
 
 def table(out: Path) -> list[dict[str, str]]:
@@ -95,16 +89,6 @@ def test_dicom_gives_dicom(bundle: Path, tmp_path: Path, frames: int) -> None:
             words = ["dciodvfy", str(out / "dicom" / name)]
             checked = subprocess.run(words, capture_output=True, text=True, check=False)
             assert not [line for line in checked.stderr.splitlines() if line.startswith("Error")]
-
-
-def test_no_two_results_share_a_name(bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "images" / "scan").mkdir(parents=True)
-    for name, frames in (("scan.dcm", 2), ("scan-0001.dcm", 1), ("scan/0001.dcm", 1)):
-        write_dicom(tmp_path / "images" / name, frames)
-    predict_files(bundle, [tmp_path / "images"], tmp_path / "out")
-    paths = [path for row in table(tmp_path / "out") for path in row["dicom"].split(";") if path]
-    assert len(paths) == len(set(paths)) == 3 + 2 + 2
-    assert all((tmp_path / "out" / path).is_file() for path in paths)
 
 
 def test_dicom_without_a_study_is_told(bundle: Path, tmp_path: Path) -> None:

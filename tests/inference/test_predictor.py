@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import medduet
-from medduet import ConfigError, DataError, MissingFileError, Predictor, create_model
+from medduet import ConfigError, DataError, Predictor, create_model
 from medduet.data.reading.core import ReadOptions
 from medduet.data.reading.images import read_images
 from medduet.inference.explain import Explainer
@@ -70,6 +69,11 @@ def test_paths_files_arrays_and_pillow_give_the_same(
     for other in others:
         assert other.probabilities == first.probabilities
         np.testing.assert_array_equal(other.mask, first.mask)
+    Image.fromarray(picture).save(
+        tmp_path / "two.tif", save_all=True, append_images=[Image.new("L", (9, 9))]
+    )
+    with pytest.raises(DataError, match="several"):
+        Predictor(own)(tmp_path / "two.tif")
     # Values that are not uint8 are shown from the smallest to the largest, as those of files are.
     assert (stretched.image.min(), stretched.image.max()) == (0, 255)
 
@@ -103,24 +107,6 @@ def test_what_is_asked_for(make_bundle: MakeBundle, tmp_path: Path, picture: np.
             Predictor(dense, **options)
 
 
-def test_what_is_no_image_is_told(own: Path, tmp_path: Path) -> None:
-    predictor = Predictor(own)
-    with pytest.raises(MissingFileError, match=r"nothing\.png: expected an image file"):
-        predictor(tmp_path / "nothing.png")
-    (tmp_path / "a.png").write_bytes(b"%PDF-1.7")
-    pages = [Image.new("L", (20, 20), level) for level in (0, 99)]
-    pages[0].save(tmp_path / "two.tif", save_all=True, append_images=pages[1:])
-    for wrong, words in (
-        (tmp_path / "a.png", r"a\.png: expected PNG, JPEG"),
-        (np.zeros((4, 20, 30), np.uint8), r"expected \(H, W\), or \(H, W, 3\) of uint8"),
-        ({}, "given dict"),
-        (tmp_path / "two.tif", "several"),
-    ):
-        with pytest.raises(DataError, match=words):
-            predictor(wrong)  # type: ignore[arg-type]
-    assert len(list(predictor.predict([tmp_path / "two.tif"]))) == 2
-
-
 def test_calibrated_answers(own: Path, picture: np.ndarray, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     share = rng.dirichlet([1, 1, 1], 200)
@@ -138,14 +124,6 @@ def test_calibrated_answers(own: Path, picture: np.ndarray, tmp_path: Path) -> N
     names = [f"class {k}" for k in np.argsort(-after[0], kind="stable") if held[k]]
     assert list(answer.prediction_set or ()) == names
     assert set(Predictor(path, coverage=0.99)(picture).prediction_set or ()) >= set(names)
-    if find_spec("onnxruntime"):
-        onnx = medduet.export_bundle(path, tmp_path / "onnx", count=2).path
-        exported = Predictor(onnx, coverage=0.8)(picture)
-        assert exported.probabilities == pytest.approx(answer.probabilities, abs=1e-4)
-        assert exported.prediction_set == answer.prediction_set
-        assert Predictor(onnx, classify_only=True)(picture).mask is None
-        with pytest.raises(ConfigError, match="is exported"):
-            Predictor(onnx, explain=True)
     top = float(after.max())
     assert Predictor(path, min_confidence=top + 0.01)(picture).abstained
     assert not Predictor(path, min_confidence=top - 0.01)(picture).abstained

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 import medduet
-from medduet import MissingFileError, ModelError, RunRecord, create_model, load
+from medduet import ModelError, RunRecord, create_model, load
 from medduet.runs.bundle import save_bundle
 from medduet.runs.folder import open_run
 from medduet.utils.files import write_json
@@ -59,9 +58,7 @@ def refused(folder: Path, match: str) -> None:
 
 def test_damaged_weights(bundle: Path) -> None:
     path = bundle / "model.safetensors"
-    whole = bytearray(path.read_bytes())
-    whole[-3] ^= 1
-    path.write_bytes(whole)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
     refused(bundle, "SHA-256 differs")
 
 
@@ -73,29 +70,11 @@ def test_damaged_weights(bundle: Path) -> None:
         ({"network": ARGUMENTS | {"name": "os.system"}}, r"unknown network 'os\.system'"),
         ({"network": ["vovunet_var"]}, "arguments of the network can't be used"),
         ({"network": ARGUMENTS | {"pretrained": True}}, "can't ask for other weights"),
-        ({"weights_sha256": None}, "SHA-256 differs"),
     ],
 )
 def test_config_that_cannot_be_used(bundle: Path, changes: dict[str, Any], words: str) -> None:
     write_json(bundle / "config.json", read_json(bundle / "config.json") | changes)
     refused(bundle, words)
-
-
-@pytest.mark.parametrize("absurd", [{"width": 2**14}, {"dense_channels": 10**12}])
-def test_sizes_are_refused_before_memory_is_taken(bundle: Path, absurd: dict[str, int]) -> None:
-    config = read_json(bundle / "config.json")
-    write_json(bundle / "config.json", config | {"network": ARGUMENTS | absurd})
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused(bundle, r"fit the network|can.t be (built|used)")
-    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    assert taken < 200_000, f"{taken} KiB"
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_missing_files(bundle: Path, name: str) -> None:
-    (bundle / name).unlink()
-    with pytest.raises(MissingFileError, match=f"there is no {name}"):
-        load(bundle)
 
 
 def test_saving_again_replaces_and_failing_leaves(bundle: Path) -> None:
@@ -115,6 +94,4 @@ def test_saving_again_replaces_and_failing_leaves(bundle: Path) -> None:
 def test_tied_weights_can_be_saved(tmp_path: Path) -> None:
     network = create_model(**ARGUMENTS)
     network.up[0].upsample[1].bias = network.up[1].upsample[1].weight  # any two that share
-    with pytest.raises(RuntimeError, match="share memory"):
-        save_file(network.state_dict(), tmp_path / "raw")
     save_bundle(tmp_path / "bundle", network, {})

@@ -53,7 +53,10 @@ def test_a_csv_gives_back_every_digit(tmp_path: Path) -> None:
     assert np.isnan(read.mean_dice).tolist() == [False, True, False]
     joined = Predictions.concatenate([read, read])
     assert (joined.index.tolist(), joined.label.tolist()) == (list(range(6)), [1, -1, 0] * 2)
-    assert Predictions.concatenate([read, Predictions(np.arange(1))]).label is None
+    Predictions(np.arange(1), mse=np.array([0.1])).to_csv(tmp_path / "a")
+    alone = Predictions.from_csv(tmp_path / "a")
+    assert (alone.mse.tolist(), alone.label, alone.correct, alone.mean_dice) == ([0.1], *[None] * 3)
+    assert Predictions.concatenate([read, alone]).label is None
 
 
 def test_what_is_correct_is_what_the_accuracy_counts(tmp_path: Path) -> None:
@@ -67,14 +70,6 @@ def test_what_is_correct_is_what_the_accuracy_counts(tmp_path: Path) -> None:
     known = LABELS != -1
     share = np.mean([several.correct[known[:, i], i].mean() for i in range(2)])
     assert share == pytest.approx(accuracy(LABELS, SHARES, multi_label=True))
-
-
-def test_what_is_absent_is_none(tmp_path: Path) -> None:
-    Predictions(np.arange(2), mse=np.array([0.1, 0.2])).to_csv(tmp_path / "a")
-    read = Predictions.from_csv(tmp_path / "a")
-    assert read.mse.tolist() == [0.1, 0.2]
-    for name in ("label", "probability", "correct", "has_mask", "mean_dice", "mask_present", "ids"):
-        assert getattr(read, name) is None
 
 
 def test_a_damaged_csv_is_one_line(tmp_path: Path) -> None:

@@ -69,7 +69,6 @@ assert main("ensemble hf://me/net --tta flip --out ensemble".split()) == 0
     for secret in ("/home/me", "ward-7", "Jane"):
         assert secret not in config + card
     assert json.loads(config)["data"]["info"] == {"source": "set.npz"}
-    assert any(agent.startswith("medduet/") for agent in hub.agents), hub.agents
     assert not any("torch" in agent for agent in hub.agents)
     assert not any("telemetry" in path for path in hub.asked)
 
@@ -112,9 +111,6 @@ for token, error, words, call, *given in (
     asked = {path.split("/")[-1] for path in hub.asked if "/someone/net/resolve/" in path}
     assert asked == FILES
     assert not any("commit" in path or "upload" in path for path in hub.asked)
-    code = "import medduet; medduet.load('hf://someone/net')"
-    done = hub.run(code, HF_ENDPOINT="http://127.0.0.1:9")
-    assert done.returncode == 0, f"what was fetched is there without a network: {done.stderr}"
 
 
 def test_the_card_shows_names_as_they_are(bundle: Path) -> None:
@@ -123,12 +119,11 @@ def test_the_card_shows_names_as_they_are(bundle: Path) -> None:
     assert (about["library_name"], about.get("license")) == ("medduet", None)
     assert about["datasets"] == ["set-img-src-x-a-https-e"]
     test = read_json(bundle / "config.json")["metrics"]["test"]
-    values = {
-        (result["dataset"]["split"], metric["type"], metric["name"]): metric["value"]
-        for result in about["model-index"][0]["results"]
-        for metric in result["metrics"]
-    }
-    assert values["test", "accuracy", "accuracy, n = 8"] == test["accuracy"]
+    rows = about["model-index"][0]["results"]
+    metrics = [
+        metric for row in rows if row["dataset"]["split"] == "test" for metric in row["metrics"]
+    ]
+    assert {each["name"]: each["value"] for each in metrics}["accuracy, n = 8"] == test["accuracy"]
     for shown in (
         r"set \| \<img src=x\> \[a\](https\://e)",
         r"Classes: a --- b, \*\*c\*\*, key\: \[value, 'd'.",
