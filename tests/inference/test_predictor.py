@@ -69,9 +69,8 @@ def test_paths_files_arrays_and_pillow_give_the_same(
     for other in others:
         assert other.probabilities == first.probabilities
         np.testing.assert_array_equal(other.mask, first.mask)
-    Image.fromarray(picture).save(
-        tmp_path / "two.tif", save_all=True, append_images=[Image.new("L", (9, 9))]
-    )
+    page = Image.fromarray(picture)
+    page.save(tmp_path / "two.tif", save_all=True, append_images=[page])
     with pytest.raises(DataError, match="several"):
         Predictor(own)(tmp_path / "two.tif")
     # Values that are not uint8 are shown from the smallest to the largest, as those of files are.
