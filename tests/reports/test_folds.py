@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import accuracy_score, roc_auc_score
 
@@ -99,7 +100,7 @@ def test_a_resumed_run_keeps_its_split(
     medduet.evaluate(tmp_path / "run", data=plain)
     judged = tmp_path / "run" / "evaluations" / "phantom-test"
     names = [
-        [line.split(",")[1] for line in (folder / "predictions" / "test.csv").open()]
+        pd.read_csv(folder / "predictions" / "test.csv")["image"].tolist()
         for folder in (tmp_path / "run", judged)
     ]
     assert names[0] == names[1]

@@ -14,7 +14,7 @@ from scipy.special import softmax
 from statsmodels.stats.proportion import proportion_confint
 
 import medduet
-from medduet.reports.details import coverage, coverage_table
+from medduet.reports.details import coverage
 from medduet.reports.figures import reliability
 from medduet.reports.folds import CrossValidated
 from medduet.reports.grouping import group_runs
@@ -98,16 +98,3 @@ def test_folds_count_each_image_once(folder: Path) -> None:
     group.runs[0] = CrossValidated(runs)
     rows = coverage(group, summaries())
     assert {row["n"] for row in rows if row["class"] == "all"} == {2 * N}
-
-
-def test_of_many_classes_the_one_held_least_is_shown(folder: Path) -> None:
-    (group,) = group_runs([open_run(folder / "run0")]).groups
-    label = np.arange(70) % 7
-    rng = np.random.default_rng(0)
-    probability = softmax(2 * rng.normal(size=(70, 7)) + 2 * np.eye(7)[label], axis=1)
-    names = [f"class {i}" for i in range(7)]
-    summary = calibration_summary(Calibration.fit(label, probability), label, probability, names)
-    summary["sets"]["0.80"]["per_class"]["class 4"]["coverage"] = 0.1
-    table = coverage_table(pd.DataFrame(coverage(group, [summary])))
-    assert list(table.shown["class"][:2]) == ["all", "class 4"]
-    assert (len(table.shown), len(table.values)) == (3 * 2, 3 * 8)
