@@ -216,7 +216,7 @@ def read_upload(folder: Path, content: bytes) -> None:
     from starlette.exceptions import HTTPException
     from starlette.requests import Request
 
-    from medduet.serve.limits import Limits, Room
+    from medduet.serve.uploads import Limits, Room
     from medduet.serve.uploads import read_upload as read
 
     async def receive() -> dict[str, Any]:

@@ -6,9 +6,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
-from http import HTTPStatus
-from importlib.resources import files
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -17,28 +16,15 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.base import RequestResponseEndpoint
+from starlette.staticfiles import StaticFiles
 
 from medduet._version import __version__
 from medduet.errors import closest
-from medduet.serve.counters import Counters
-from medduet.serve.limits import Limits
-from medduet.serve.schemas import (
-    MaskColour,
-    Model,
-    Models,
-    Options,
-    PredictionResponse,
-    Refusal,
-    encode_prediction,
-)
-from medduet.serve.service import Served, Service
+from medduet.serve.schemas import Options, PredictionResponse, encode_prediction
+from medduet.serve.service import Counters, Served, Service
+from medduet.serve.uploads import LEAST_SIDE, Limits
 from medduet.utils.palette import mask_colors
 
-_PAGE = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-}
 _POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
@@ -61,18 +47,16 @@ _REFUSALS: dict[int, str] = {
     429: "Too many requests are waiting; Retry-After says when to try again.",
     504: "The answer was not ready in time.",
 }
+_FILE = {"schema": {"type": "string", "format": "binary"}}
+_FORM = {
+    "schema": {"type": "object", "required": ["file"], "properties": {"file": _FILE["schema"]}}
+}
 _BODY = {
     "description": "PNG, JPEG, TIFF, BMP, WebP or DICOM: the file itself, or a form with it.",
     "required": True,
     "content": {
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["file"],
-                "properties": {"file": {"type": "string", "format": "binary"}},
-            }
-        },
-        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        "multipart/form-data": {"schema": _FORM},
+        "application/octet-stream": {"schema": _FILE},
     },
 }
 
@@ -90,17 +74,10 @@ def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> Fa
     app.state.service = service
     app.middleware("http")(partial(_outermost, service.counters))
     app.add_exception_handler(RequestValidationError, _wrong_option)
-    for refused in (404, 405, Exception):
-        app.add_exception_handler(refused, _refused)
+    app.add_exception_handler(Exception, _failed)
     _add_routes(app, service)
-    for path, (file, kind) in _PAGE.items():
-        content = files(__package__).joinpath("page", file).read_bytes()
-        app.add_api_route(path, partial(_page, content, kind), include_in_schema=False)
+    app.mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True))
     return app
-
-
-def _page(content: bytes, kind: str) -> Response:
-    return Response(content, media_type=kind)
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
@@ -109,9 +86,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/predict",
         response_model=PredictionResponse,
-        responses={
-            code: {"model": Refusal, "description": text} for code, text in _REFUSALS.items()
-        },
+        responses={code: {"description": text} for code, text in _REFUSALS.items()},
         openapi_extra={"requestBody": _BODY},
     )
     async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
@@ -125,10 +100,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return await service.answer(request, name, options.explain, encode)
 
     @app.get("/models")
-    def models() -> Models:
+    def models() -> dict[str, Any]:
         """List the networks, their classes, and the limits."""
         described = [_describe(name, each) for name, each in served.items()]
-        return Models(models=described, **asdict(service.limits))
+        return {"models": described, "least_side": LEAST_SIDE, **asdict(service.limits)}
 
     @app.get("/healthz", responses={503: {"description": "A network no longer answers."}})
     def healthz() -> JSONResponse:
@@ -144,19 +119,19 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return Response(content, media_type=CONTENT_TYPE_LATEST)
 
 
-def _describe(name: str, each: Served) -> Model:
+def _describe(name: str, each: Served) -> dict[str, Any]:
     predictor = each.predictor
     colours = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in mask_colors(len(predictor.mask_names))]
     masks = zip(predictor.mask_names, colours, strict=False)
-    return Model(
-        name=name,
-        class_names=predictor.class_names,
-        multi_label=predictor.config.multi_label,
-        masks=[MaskColour(name=mask, colour=colour) for mask, colour in masks],
-        size=predictor.options.sides,
-        explains=each.explains,
-        card=each.card,
-    )
+    return {
+        "name": name,
+        "class_names": predictor.class_names,
+        "multi_label": predictor.config.multi_label,
+        "masks": [{"name": mask, "colour": colour} for mask, colour in masks],
+        "size": predictor.options.sides,
+        "explains": each.explains,  # by heat maps
+        "card": each.card,  # Markdown
+    }
 
 
 async def _wrong_option(request: Request, error: Exception) -> Response:
@@ -184,11 +159,5 @@ async def _outermost(
     return response
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        return JSONResponse({"detail": "the service failed; see its log"}, 500)
-    detail = error.detail
-    if detail == HTTPStatus(error.status_code).phrase:  # of the router
-        routes = "POST /predict, or GET / /docs /models /healthz /metrics"
-        detail = f"expected {routes}, given {request.method} {request.url.path}"
-    return JSONResponse({"detail": detail}, error.status_code, error.headers)
+async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse({"detail": "the service failed; see its log"}, 500)

@@ -24,10 +24,7 @@ class _Job(NamedTuple):
 
 
 class Batcher:
-    """Predicts pictures in a thread of its own, in batches of those that came meanwhile.
-
-    Those whose task was cancelled are not computed; an error meets only the picture that caused it.
-    """
+    """Predicts pictures in a thread of its own, in batches of those that came meanwhile."""
 
     def __init__(
         self,

@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from medduet.data.pixels import resize_image, resize_mask
 from medduet.inference.predictor import Prediction, Predictor
-from medduet.serve.limits import LEAST_SIDE
 from medduet.utils.palette import HEAT, mask_colors
 
 _SAME = ("label", "probabilities", "prediction_set", "abstained", "ood_p", "is_ood")
@@ -80,42 +79,6 @@ class PredictionResponse(BaseModel):
     image: str | None = Field(None, description="PNG of the image as it was read")
 
 
-class Refusal(BaseModel):
-    """Why a request is refused."""
-
-    detail: str
-
-
-class MaskColour(BaseModel):
-    """A mask class and the colour in which it is drawn."""
-
-    name: str
-    colour: str
-
-
-class Model(BaseModel):
-    """A network: whether it `explains` by heat maps, and its model `card`, Markdown."""
-
-    name: str
-    class_names: list[str]
-    multi_label: bool
-    masks: list[MaskColour]
-    size: tuple[int, int]
-    explains: bool
-    card: str
-
-
-class Models(BaseModel):
-    """The networks, and the limits of the service."""
-
-    models: list[Model]
-    max_bytes: int
-    max_pixels: int
-    least_side: int = LEAST_SIDE
-    queue: int
-    timeout_s: float
-
-
 def encode_prediction(
     name: str, predictor: Predictor, options: Options, prediction: Prediction
 ) -> str:
@@ -156,12 +119,11 @@ def _mask(
     for index, name in list(enumerate(names))[1:]:
         inside = values == index
         lengths = run_lengths(inside) if rle else None
-        pixels = int(inside.sum())
-        classes.append(MaskClass(index=index, name=name, pixels=pixels, rle=lengths))
+        classes.append(MaskClass(index=index, name=name, pixels=int(inside.sum()), rle=lengths))
     if rle:
         return Mask(classes=classes)
     image = Image.fromarray(resize_mask(values, *size))
-    image.putpalette([level for colour in mask_colors(len(names)) for level in colour])
+    image.putpalette(np.ravel(mask_colors(len(names))).tolist())
     return Mask(classes=classes, png=_base64(image, transparency=0))
 
 

@@ -61,7 +61,7 @@ def serve(
     import uvicorn
 
     from medduet.serve.app import create_app
-    from medduet.serve.limits import Limits
+    from medduet.serve.uploads import Limits
 
     options = {"coverage": coverage, "min_confidence": min_confidence, "device": device}
     paths = named(networks)

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -18,12 +18,11 @@ from medduet.data.reading.opening import kind_of
 from medduet.data.workers import WorkerPool
 from medduet.inference.predictor import Prediction, Predictor
 from medduet.serve.batcher import Batcher
-from medduet.serve.counters import Counters
-from medduet.serve.limits import Limits, Room
-from medduet.serve.uploads import decode, read_upload
+from medduet.serve.uploads import Limits, Room, decode, read_upload
 
 CLIENT_GONE = 499
-T = TypeVar("T")
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,31 @@ class Served:
     predictor: Predictor
     explains: bool = False
     card: str = ""
+
+
+class Counters:
+    """Counts for Prometheus, in a registry of their own; no names of files or clients."""
+
+    def __init__(self) -> None:
+        self.registry = all_of = CollectorRegistry()
+        ProcessCollector(registry=all_of)
+        times = partial(Histogram, buckets=_SECONDS, registry=all_of)
+        sizes = partial(Histogram, buckets=_IMAGES, registry=all_of)
+        gauge = partial(Gauge, registry=all_of)
+        model = ["model"]
+        self.requests = Counter(
+            "medduet_requests", "Predictions by status.", ["status"], registry=all_of
+        )
+        self.seconds = times("medduet_request_seconds", "From the start of a request to its end.")
+        self.in_progress = gauge("medduet_requests_in_progress", "Requests that are not answered.")
+        self.queue = gauge("medduet_queue_images", "Images that wait.", model)
+        self.batch_images = sizes("medduet_batch_images", "Images per batch.", model)
+        self.batch_seconds = times("medduet_batch_seconds", "Time to compute a batch.", model)
+
+    def add_batch(self, model: str, images: int, seconds: float) -> None:
+        """Count a batch."""
+        self.batch_images.labels(model).observe(images)
+        self.batch_seconds.labels(model).observe(seconds)
 
 
 class Service:
@@ -53,11 +77,9 @@ class Service:
         with WorkerPool(workers, seconds=self.limits.timeout_s) as self._readers:
             await asyncio.to_thread(self._readers.call, kind_of, b"")  # starts the processes
             for name, each in self.served.items():
-                batcher = self.batchers[name] = Batcher(
-                    each.predictor.predict_pictures,
-                    each.predictor.batch_size,
-                    partial(self.counters.add_batch, name),
-                )
+                predict, most = each.predictor.predict_pictures, each.predictor.batch_size
+                batcher = Batcher(predict, most, partial(self.counters.add_batch, name))
+                self.batchers[name] = batcher
                 self.counters.queue.labels(name).set_function(batcher.waiting)
             yield
             for batcher in self.batchers.values():
@@ -67,43 +89,37 @@ class Service:
         self, request: Request, name: str, explain: bool, encode: Callable[[Prediction], str]
     ) -> Response:
         """Read an upload and answer it by the network called `name`; `encode` makes the JSON."""
-        limit, content, answer = f"{self.limits.timeout_s:g} seconds", b"", None
-        with self.room.seat() as seat:
 
-            async def work() -> str:
-                options = self.served[name].predictor.options
-                picture = await decode(content, options, seat, self._readers)
-                prediction = await self.batchers[name].predict(picture, explain)
-                return await asyncio.to_thread(encode, prediction)
+        async def work(content: bytes) -> str:
+            options = self.served[name].predictor.options
+            picture = await decode(content, options, seat, self._readers)
+            prediction = await self.batchers[name].predict(picture, explain)
+            return await asyncio.to_thread(encode, prediction)
 
-            arrived = False
-            try:
+        limit, arrived = f"{self.limits.timeout_s:g} seconds", False
+        try:
+            with self.room.seat() as seat:
                 async with asyncio.timeout(self.limits.timeout_s):
                     content = await read_upload(request, seat)
                     arrived = True
-                    answer = await _unless_gone(request, work())
-            except TimeoutError as error:
-                if arrived:
-                    raise HTTPException(504, f"the answer was not ready after {limit}") from error
-                raise HTTPException(408, f"expected the whole image within {limit}") from error
-            except ClientDisconnect:
-                pass
+                    answer = await _unless_gone(request, work(content))
+        except TimeoutError as error:
+            if arrived:
+                raise HTTPException(504, f"the answer was not ready after {limit}") from error
+            raise HTTPException(408, f"expected the whole image within {limit}") from error
+        except ClientDisconnect:
+            answer = None
         if answer is None:
             return Response(status_code=CLIENT_GONE)
         return Response(answer, media_type="application/json")
 
 
-async def _unless_gone(request: Request, work: Awaitable[T]) -> T | None:
+async def _unless_gone(request: Request, work: Awaitable[str]) -> str | None:
     """Return the result of `work`, or None if the client disconnects, which ends the work."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else None
     finally:
         task.cancel()
         gone.cancel()
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

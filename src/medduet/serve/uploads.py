@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +20,9 @@ from medduet.data.reading.core import ReadOptions
 from medduet.data.reading.images import Picture, probe, read_pictures
 from medduet.data.reading.opening import HEAD, kind_of
 from medduet.data.workers import WorkerPool
-from medduet.serve.limits import LEAST_SIDE, Seat
 
+LEAST_SIDE = 8  # of an image, in pixels
+LARGEST = 8  # so many of the largest files and images all requests may hold together
 _KINDS = "a PNG, JPEG, TIFF, BMP, WebP or DICOM file"
 _RAW = (
     "",
@@ -32,6 +35,55 @@ _SENT = Path("image")  # what messages call it
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients get its errors
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Limits of one service."""
+
+    max_bytes: int = 32 << 20
+    max_pixels: int = 40_000_000  # as the header says; nothing larger is decoded
+    queue: int = 64  # requests that are read, wait or are computed at the same time
+    timeout_s: float = 30.0  # from the start of a request to its answer
+
+
+class Room:
+    """A seat for each request: the memory of all is bounded, however many clients come."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self.seats = limits, list[Seat]()
+
+    @contextmanager
+    def seat(self) -> Iterator[Seat]:
+        """Give a request a seat while the body runs; HTTPException 429 if all are taken."""
+        if len(self.seats) >= self.limits.queue:
+            raise _busy(f"{len(self.seats)} requests are waiting already")
+        self.seats.append(seat := Seat(self))
+        try:
+            yield seat
+        finally:
+            self.seats.remove(seat)
+
+
+class Seat:
+    """What one request holds in memory."""
+
+    def __init__(self, room: Room) -> None:
+        self.room, self.limits = room, room.limits
+        self.bytes = self.pixels = 0
+
+    def hold(self, *, bytes: int = 0, pixels: int = 0) -> None:  # noqa: A002
+        """Note that the request holds more; HTTPException 429 if that is too much for all."""
+        self.bytes += bytes
+        self.pixels += pixels
+        held = sum(each.bytes for each in self.room.seats) / self.limits.max_bytes
+        decoded = sum(each.pixels for each in self.room.seats) / self.limits.max_pixels
+        if max(held, decoded) > LARGEST:
+            raise _busy("other large images are waiting")
+
+
+def _busy(reason: str) -> HTTPException:
+    return HTTPException(429, f"{reason}: try again soon", {"Retry-After": "1"})
+
+
 class _InMemory(MultiPartParser):
     spool_max_size = 0  # without a bound, so that no file is written; `_body` has one
 
@@ -41,34 +93,28 @@ async def read_upload(request: Request, seat: Seat) -> bytes:
 
     HTTPException 413 for a large one, 415 for another kind, 422 for a broken form.
     """
+    most = seat.limits.max_bytes
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return await _from_form(request, seat)
-    if kind not in _RAW and not kind.startswith("image/"):
-        raise HTTPException(
-            415, f"expected {_KINDS}, as it is or as the field 'file' of a form, given {kind}"
-        )
-    return b"".join([chunk async for chunk in _body(request, seat.limits.max_bytes, seat)])
-
-
-async def _from_form(request: Request, seat: Seat) -> bytes:
-    stream = _body(request, seat.limits.max_bytes + _ENVELOPE, seat)
+    if kind != "multipart/form-data":
+        if kind not in _RAW and not kind.startswith("image/"):
+            expected = f"expected {_KINDS}, as it is or as the field 'file' of a form"
+            raise HTTPException(415, f"{expected}, given {kind}")
+        return b"".join([chunk async for chunk in _body(request, most, seat)])
+    stream = _body(request, most + _ENVELOPE, seat)
     parser = _InMemory(
         request.headers, stream, max_files=1, max_fields=8, max_part_size=_ENVELOPE // 8
     )
     try:
-        form = await parser.parse()
-        file = form.get("file")
+        file = (await parser.parse()).get("file")
         content = file.file.read() if isinstance(file, UploadFile) else b""
-        await form.close()
     except MultiPartException as error:
         raise HTTPException(422, f"expected a form with one file: {error.message}") from error
     finally:
-        for begun in parser._files_to_close_on_error:  # a file that did not end is in no form
+        for begun in parser._files_to_close_on_error:  # all; one that did not end is in no form
             begun.close()
     if not isinstance(file, UploadFile):
         raise HTTPException(422, "expected the image as the field 'file' of the form")
-    if len(content) > seat.limits.max_bytes:
+    if len(content) > most:
         raise _too_large(seat)
     return content
 
