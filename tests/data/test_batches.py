@@ -87,18 +87,6 @@ def test_each_of_several_labels_is_drawn_as_often() -> None:
     assert shares == pytest.approx(np.array(expected))
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_balanced_batches_are_shared_by_processes_and_follow_the_epoch(world_size: int) -> None:
-    def batches(epoch: int, **processes: int) -> list[list[int]]:
-        given = {"seed": 3, "epoch": epoch, "shares": balanced_shares(RARE[880:]), **processes}
-        return [index.tolist() for index in train_batches(120, 16, **given)]
-
-    assert batches(1) == batches(1) != batches(2)
-    parts = [batches(1, rank=rank, world_size=world_size) for rank in range(world_size)]
-    for step, whole in enumerate(batches(1)):
-        assert sorted(image for part in parts for image in part[step]) == whole
-
-
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 5))
 def test_each_image_is_judged_once(count: int, batch_size: int, world_size: int) -> None:
     shares = [

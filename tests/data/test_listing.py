@@ -142,12 +142,6 @@ def test_what_is_not_clear_is_not_guessed(
         list_folder(folder(*names))
 
 
-def test_classes_that_are_called_images_and_masks(folder: Make) -> None:
-    listing = list_folder(folder("images/a.png", "drawings/b.png", "with_mask/c.png"))
-    assert listing.class_names == ("drawings", "images", "with_mask")
-    assert not any(item.masks for item in listing.items)
-
-
 @pytest.mark.parametrize("inside", [True, False])
 def test_masks_in_a_folder_that_is_named(inside: bool, folder: Make, tmp_path: Path) -> None:
     root = folder("images/train/a_mask.png", "images/test/b.png", "drawn/b.png", "drawn/c.png")

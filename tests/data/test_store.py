@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from medduet.data.npz import open_npz
-from medduet.errors import DataError, StorageError
+from medduet.errors import StorageError
 
 Arrays = dict[str, np.ndarray]
 Save = Callable[..., Path]
@@ -64,19 +64,6 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     with pytest.raises(StorageError, match=f"{reason}.*MEDDUET_CACHE"):
         open_npz(save(arrays), cache=cache, progress=waiting(fail))
     assert left_in(cache) == []
-
-
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
-def test_a_store_damaged_by_hand(
-    arrays: Arrays, save: Save, cache: Path, left_in: LeftIn, damage: Callable[[Path], object]
-) -> None:
-    path = save(arrays)
-    open_npz(path, cache=cache)
-    folder = cache / "store" / left_in(cache)[0]
-    damage(folder / "val_images.npy")
-    with pytest.raises(DataError, match="delete it") as caught:
-        open_npz(path, cache=cache)
-    assert str(folder) in str(caught.value)
 
 
 @pytest.mark.parametrize("size", [7, 40])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import medduet
-from medduet import ConfigError, DataConfig, DataError, MissingFileError, RunConfig, RunRecord
+from medduet import ConfigError, DataConfig, DataError, RunConfig
 from medduet.cli import main
 from medduet.utils.parsing import read_json
 
@@ -109,24 +109,3 @@ def test_it_breaks_where_it_has_to(run: Path, tmp_path: Path) -> None:
     )
     assert again["corruptions"]["brightness_down"]["severities"] == dark["severities"]
     assert again["corruptions"]["brightness_down"]["be"] == again["be"] == again["rbe"] == 1
-
-
-def test_bad_input_of_stress_gives_one_line(
-    run: Path, finished_run: RunRecord, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = tmp_path / "other"
-    medduet.stress(finished_run.path, corruptions=["jpeg"], device="cpu", out=other)
-    (tmp_path / "stress.json").write_text("[]")
-    for path, name, baseline, message in (
-        (run, "saturation_up", None, "unknown corruption 'saturation_up' for images of 1"),
-        (run, "jpeg", tmp_path, "is not as MedDuet writes it"),
-        (run, "jpeg", other, "has other images"),
-        (finished_run.path, "pixelate", other, "lacks pixelate"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            medduet.stress(path, corruptions=[name], baseline=baseline, device="cpu")
-    with pytest.raises(MissingFileError, match=r"expected stress\.json"):
-        medduet.stress(run, baseline=tmp_path / "none", device="cpu")
-    assert main(["stress", str(run), "--corruptions", "jpg", "--device", "cpu"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-    assert not (run / "stress").exists()

@@ -28,25 +28,3 @@ def test_a_device_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="cuda:1: torch finds no such device here"):
         devices.find_device("cuda:1")
-
-
-@pytest.mark.parametrize(
-    ("capabilities", "expected"),
-    [
-        ({"avx512_bf16": True}, "bf16-mixed"),
-        ({"amx_bf16": True}, "bf16-mixed"),
-        ({"avx512_bf16": False, "avx2": True}, "32-true"),
-    ],
-)
-def test_precision_that_suits_the_machine(
-    capabilities: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert devices.best_precision("cpu") == expected
-    emulated = expected == "32-true"
-    monkeypatch.setattr(
-        torch.cuda,
-        "is_bf16_supported",
-        lambda including_emulation: including_emulation or not emulated,
-    )
-    assert devices.best_precision("cuda") == expected
