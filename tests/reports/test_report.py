@@ -231,22 +231,18 @@ def test_what_is_not_a_report_is_not_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["GRID", "--out", "FILE"], "can't use"),
-        ([], "expected folders of runs: medduet report DIR"),
-        (["nowhere"], "nowhere is not there"),
-        (["GRID", "--reference", "unet_vra"], "unknown --reference 'unet_vra': did you mean unet_"),
+        ("GRID --out FILE", "can't use"),
+        ("", "expected folders of runs: medduet report DIR"),
+        ("nowhere", "nowhere is not there"),
+        ("GRID --reference unet_vra", "unknown --reference 'unet_vra': did you mean unet_"),
     ],
 )
 def test_mistakes(
-    words: list[str],
-    message: str,
-    grid: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    words: str, message: str, grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    places = {"GRID": str(grid), "FILE": str(tmp_path / "file")}
     (tmp_path / "file").touch()
-    assert main(["report", *(places.get(word, word) for word in words)]) == 2
+    words = words.replace("GRID", str(grid)).replace("FILE", str(tmp_path / "file"))
+    assert main(["report", *words.split()]) == 2
     text = capsys.readouterr().err
     assert message in text
     assert text.count("\n") == 1
