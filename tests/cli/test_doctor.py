@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from medduet.cli import main
-from medduet.cli.doctor import Check, examine
+from medduet.cli.doctor import examine
 
 
-def by_name(findings: list[Check]) -> dict[str, Check]:
-    return {finding.name: finding for finding in findings}
+def by_name(findings: list[tuple[str, str, str]]) -> dict[str, tuple[str, str]]:
+    return {name: (state, text) for name, state, text in findings}
 
 
 def test_it_names_what_is_missing_and_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,18 +26,18 @@ def test_it_names_what_is_missing_and_what_installs_it(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(metadata, "version", version)
     found = by_name(examine())
-    assert found["extra export"].text == "without openvino: pip install 'medduet[export]'"
-    assert found["kornia"] == Check("kornia", "bad", "expected kornia>=0.8, given 0.1")
+    assert found["extra export"][1] == "without openvino: pip install 'medduet[export]'"
+    assert found["kornia"] == ("bad", "expected kornia>=0.8, given 0.1")
     assert main(["doctor"]) == 1
 
 
 def test_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDDUET_CACHE", str(tmp_path / "cache"))
     found = by_name(examine())
-    assert found["cache folder"].text == str(tmp_path / "cache")
+    assert found["cache folder"][1] == str(tmp_path / "cache")
     assert not (tmp_path / "cache").exists(), "looking changes nothing"
     free = shutil.disk_usage(tmp_path).free / 2**30
-    assert float(found["free disk, cache"].text.split()[0]) == pytest.approx(free, abs=0.5)
+    assert float(found["free disk, cache"][1].split()[0]) == pytest.approx(free, abs=0.5)
     found = by_name(examine(Path("/proc/cache")))
-    assert found["cache folder"].state == "bad"
-    assert "set MEDDUET_CACHE to another folder" in found["cache folder"].text
+    assert found["cache folder"][0] == "bad"
+    assert "set MEDDUET_CACHE to another folder" in found["cache folder"][1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 import signal
-import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -14,8 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from medduet.cli.parse import parse, parser_of
-from medduet.cli.signature import signature_of
+from medduet.cli.parse import parse, parser_of, signature_of
 from medduet.config import recipe_names
 from medduet.errors import ConfigError
 
@@ -115,13 +113,7 @@ def complete(words: list[str]) -> None:
 
 def _load(name: str) -> Any:
     module, _, function = name.partition(":")
-    if sys.stderr.isatty():  # importing torch takes seconds
-        sys.stderr.write("starting ...\r")
-        sys.stderr.flush()
-    found = getattr(import_module(f"medduet.{module}"), function)
-    if sys.stderr.isatty():
-        sys.stderr.write("\x1b[2K\r")
-    return found
+    return getattr(import_module(f"medduet.{module}"), function)
 
 
 def _with_recipe(name: str, words: list[str]) -> dict[str, Any]:
@@ -133,16 +125,14 @@ def _with_recipe(name: str, words: list[str]) -> dict[str, Any]:
         program += f" --resume {words[1]}"
         arguments = parse(function, words[2:], program, omit=("config", "resume"))
         return {"resume": Path(words[1]), **arguments}
-    recipe = "demo"
-    if name != "demo":
-        if not words or words[0].startswith("-"):
-            names = ", ".join(recipe_names(kind))
-            raise ConfigError(
-                f"expected a recipe ({names}, or a .yaml file) after '{name}', such as medduet "
-                "train honest --data NAME"
-            )
+    if name == "demo":
+        recipe = name
+    elif words and not words[0].startswith("-"):
         recipe, words = words[0], words[1:]
         program += f" {recipe}"
+    else:
+        names = ", ".join(recipe_names(kind))
+        raise ConfigError(f"expected a recipe after '{name}': {names}, or a .yaml file")
     config = _load(_LOADERS[kind])(recipe)
     if kind == "grid" and config.out is None:
         config = config.model_copy(update={"out": Path("grids") / Path(recipe).stem})
@@ -158,19 +148,17 @@ def _surroundings(function: Callable[..., Any], stack: ExitStack) -> dict[str, A
     """Return the arguments of a function that the command line itself fills: screen and signals."""
     from medduet.cli.display import progress
 
-    names, values = inspect.signature(function).parameters, dict[str, Any]()
-    if "stop" in names:
-        values["stop"] = _stop_on_signals(stack)
-    if "progress" in names:
-        values["progress"] = progress.draw_progress if is_first() else None
-    if "reporter" in names:
-        values["reporter"] = reporter = progress.ConsoleReporter(enabled=is_first())
-        stack.callback(reporter.close)
-    if "watch" in names:
-        screen = progress.GridScreen()
-        values["watch"] = screen.watch
-        stack.callback(screen.close)
-    return values
+    reporter, screen = progress.ConsoleReporter(enabled=is_first()), progress.GridScreen()
+    stack.callback(reporter.close)
+    stack.callback(screen.close)
+    names = inspect.signature(function).parameters
+    filled = {
+        "progress": progress.draw_progress if is_first() else None,
+        "reporter": reporter,
+        "watch": screen.watch,
+        "stop": _stop_on_signals(stack) if "stop" in names else None,
+    }
+    return {name: value for name, value in filled.items() if name in names}
 
 
 def is_first() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from medduet.cli.screen import write, write_table
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from medduet.experiments.run import RunRecord
     from medduet.experiments.search import SearchRecord
     from medduet.inference.folder import PredictRecord
-    from medduet.reports.compare import Comparison, Difference
+    from medduet.reports.compare import Comparison
 
 Arguments = Mapping[str, Any]
 _MOST_FAILED = 5
@@ -57,14 +58,11 @@ def _write_metrics(title: str, row: Arguments) -> None:
 
 
 def _run(record: RunRecord, arguments: Arguments) -> None:
-    blocks = [record.metrics]
-    if "validation_selected" in record.metrics:
-        blocks.append(record.metrics["validation_selected"])
-    for block in blocks:
+    selected = record.metrics.get("validation_selected")
+    for block in filter(None, (record.metrics, selected)):
         title = f"test split, n = {block['test']['n']}: epoch {block['selected_epoch']}"
         _write_metrics(f"{title}, {block['selection']}", block["test"])
-    missing = blocks[-1].get("calibration_missing")
-    if missing and "accuracy" in blocks[-1]["test"]:
+    if (missing := block.get("calibration_missing")) and "accuracy" in block["test"]:
         write(
             f"not calibrated on the validation split: {missing}; --data.fractions 0.6 0.2 0.2 puts "
             "more there, and 'medduet calibrate' takes other images"
@@ -116,11 +114,16 @@ def _ensemble(record: EnsembleRecord, arguments: Arguments) -> None:
 def _search(record: SearchRecord, arguments: Arguments) -> None:
     from medduet.experiments.search import shown_values
 
-    rows = []
-    for trial in record.front:
-        score, parameters = f"{trial['score']:.4f}", f"{trial['parameters']:,}"
-        row = str(trial["front"]), shown_values(trial), score, parameters, f"{trial['gmacs']:.3f}"
-        rows.append(row)
+    rows = [
+        (
+            str(trial["front"]),
+            shown_values(trial),
+            f"{trial['score']:.4f}",
+            f"{trial['parameters']:,}",
+            f"{trial['gmacs']:.3f}",
+        )
+        for trial in record.front
+    ]
     right = ["validation score", "parameters", "GMAC"]
     title = f"Pareto front of {len(record.trials)} trials"
     write_table(title, ["recipe", "settings"], right, rows)
@@ -142,28 +145,26 @@ def _grid(record: GridRecord, arguments: Arguments) -> int:
 
 
 def _comparison(comparison: Comparison, arguments: Arguments) -> None:
-    write(f"a: {comparison.a}  {comparison.path_a}", f"b: {comparison.b}  {comparison.path_b}")
-    right = ["a", "b", "a - b", "95% CI", "effect", "n", "test", "p", "p (Holm)"]
-    rows = [_comparison_cells(row) for row in comparison.rows]
-    write_table(f"{comparison.data}, {comparison.split}", [""], right, rows)
-    write(*comparison.skipped, *comparison.notes, comparison.sentence)
-
-
-def _comparison_cells(row: Difference) -> list[str]:
     from medduet.reports.compare import shown_p
 
-    digits = METRICS[row.metric].digits
-    ps = [shown_p(p).removeprefix("= ") for p in (row.p, row.p_holm)]
-    cells = [
-        *(f"{mean:.{digits}f}" for mean in (row.mean_a, row.mean_b)),
-        f"{row.difference:+.{digits}f}",
-        " to ".join(f"{bound:+.{digits}f}" for bound in row.interval),
-        f"{row.effect_name} {row.effect:.2f}",
-        str(row.n),
-        row.test,
-        *ps,
-    ]
-    return [METRICS[row.metric].name, *("" if "nan" in cell else cell for cell in cells)]
+    write(f"a: {comparison.a}  {comparison.path_a}", f"b: {comparison.b}  {comparison.path_b}")
+    rows = []
+    for row in comparison.rows:
+        metric = METRICS[row.metric]
+        digits = metric.digits
+        cells = [
+            *(f"{mean:.{digits}f}" for mean in (row.mean_a, row.mean_b)),
+            f"{row.difference:+.{digits}f}",
+            " to ".join(f"{bound:+.{digits}f}" for bound in row.interval),
+            f"{row.effect_name} {row.effect:.2f}",
+            str(row.n),
+            row.test,
+            *(shown_p(p).removeprefix("= ") for p in (row.p, row.p_holm)),
+        ]
+        rows.append([metric.name, *("" if "nan" in cell else cell for cell in cells)])
+    right = ["a", "b", "a - b", "95% CI", "effect", "n", "test", "p", "p (Holm)"]
+    write_table(f"{comparison.data}, {comparison.split}", [""], right, rows)
+    write(*comparison.skipped, *comparison.notes, comparison.sentence)
 
 
 def _predictions(record: PredictRecord, arguments: Arguments) -> int:
@@ -173,11 +174,11 @@ def _predictions(record: PredictRecord, arguments: Arguments) -> int:
     write(f"{record.images} images{skipped}: {record.path / TABLE}")
     if record.ood:
         write(f"out of distribution: {record.ood}, see the column warning")
-    failed = [f"failed: {name}: {reason}" for name, reason in record.broken.items()]
-    write(*failed[:_MOST_FAILED])
-    if len(failed) > _MOST_FAILED:
-        write(f"and {len(failed) - _MOST_FAILED} more, see the column error")
-    return int(bool(failed) and not record.images)
+    for name, reason in islice(record.broken.items(), _MOST_FAILED):
+        write(f"failed: {name}: {reason}")
+    if (more := len(record.broken) - _MOST_FAILED) > 0:
+        write(f"and {more} more, see the column error")
+    return int(bool(record.broken) and not record.images)
 
 
 def _audit(record: AuditRecord, arguments: Arguments) -> int:
@@ -205,7 +206,7 @@ def _attached(attached: Attached, arguments: Arguments) -> None:
 
 def _checks(checks: Sequence[Check], arguments: Arguments) -> int:
     write_table("this machine", ["check", "state", ""], [], checks)
-    return int(any(each.state == "bad" for each in checks))
+    return int(any(state == "bad" for _, state, _ in checks))
 
 
 _RUN = """\
