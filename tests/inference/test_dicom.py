@@ -96,5 +96,4 @@ def test_dicom_without_a_study_is_told(bundle: Path, tmp_path: Path) -> None:
     write_dicom(scan, StudyInstanceUID="")
     record = predict_files(bundle, [scan], tmp_path / "out")
     assert "expected StudyInstanceUID" in record.broken["scan.dcm"]
-    assert record.images == 1
     assert predict_files(bundle, [scan], tmp_path / "other", dicom=False).images == 1

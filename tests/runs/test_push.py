@@ -69,7 +69,6 @@ assert main("ensemble hf://me/net --tta flip --out ensemble".split()) == 0
     for secret in ("/home/me", "ward-7", "Jane"):
         assert secret not in config + card
     assert json.loads(config)["data"]["info"] == {"source": "set.npz"}
-    assert not any("torch" in agent for agent in hub.agents)
     assert not any("telemetry" in path for path in hub.asked)
 
 
@@ -91,7 +90,6 @@ bundle = {str(bundle)!r}
 for token, error, words, call, *given in (
     ("", "MissingFileError", "has no config.json", medduet.load, "hf://someone/else"),
     ("", "MissingFileError", "no repository someone/secret", medduet.load, "hf://someone/secret"),
-    ("", "MissingFileError", "no such revision", medduet.load, "hf://someone/net@v9"),
     ("", "MissingFileError", "repository user/name", medduet.load, "hf://a/b/c/d"),
     ("", "DownloadError", "does not allow that for me/new (401)", medduet.push, bundle, "me/new"),
     ("reader", "DownloadError", "for me/new (403)", medduet.push, bundle, "me/new"),
