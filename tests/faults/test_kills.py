@@ -36,7 +36,7 @@ TIMED = ("lock", "cost.csv", "cost.md", "cost.tex", "report.html", "index.html")
 CLOCKS = ("seconds", "images_per_second", "peak_memory_gb")
 
 SERVER = """
-import json, os, signal, sys, time
+import json, os, signal, sys, time, traceback
 import medduet, medduet.experiments.run, medduet.inference.folder
 import medduet.inference.export, medduet.evaluation.calibrate
 import kornia.augmentation, monai.losses, medduet.cli.display.progress, medduet.experiments.grid
@@ -76,6 +76,8 @@ for line in sys.stdin:
         code = 1
         try:
             code = main(asked["words"])
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             os._exit(code)
