@@ -147,20 +147,3 @@ def test_partial_truth(root: Path, cache: Path) -> None:
     assert (pool.labels[kind != "smooth"] >= 0).all()
     assert np.array_equal(pool.known_masks, kind != "ring")
     assert pool.masks[:][kind == "ring"].max() == 0
-
-
-def test_several_labels_and_mask_classes(tmp_path: Path, cache: Path) -> None:
-    rng = np.random.default_rng(0)
-    rows = ["path,labels,mask"]
-    for number, labels in enumerate(["x", "x|y", "", "?", "y"] * 8):
-        _write(tmp_path / f"{number}.png", rng.integers(0, 256, (20, 20), dtype=np.uint8))
-        _write(tmp_path / f"{number}_m.png", rng.integers(0, 4, (20, 20), dtype=np.uint8))
-        rows.append(f"{number}.png,{labels},{number}_m.png")
-    (tmp_path / "table.csv").write_text("\n".join(rows))
-    images = open_images(str(tmp_path / "table.csv"), cache=cache)
-    assert images.multi_label
-    assert images.mask_names == ("background", "mask 1", "mask 2", "mask 3")
-    truth = {"x": [1, 0], "x|y": [1, 1], "": [0, 0], "?": [-1, -1], "y": [0, 1]}
-    wanted = {f"{k}.png": truth[t] for k, t in enumerate(["x", "x|y", "", "?", "y"] * 8)}
-    pool = images.pool()
-    assert {str(i): row.tolist() for i, row in zip(pool.ids, pool.labels, strict=True)} == wanted

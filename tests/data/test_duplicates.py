@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from medduet import open_images
-from medduet.data.duplicates import MAX_PAIRS_PER_IMAGE, search_duplicates
+from medduet.data.duplicates import search_duplicates
 
 
 def jpeg(image: np.ndarray) -> np.ndarray:
@@ -80,15 +80,6 @@ def test_exact_duplicates_are_paired_with_the_first(phantoms: np.ndarray) -> Non
     assert found.exact.all()
     assert found.pairs.tolist() == [[3, 50 + k] for k in range(60)]
     assert len(set(found.groups(110))) == 50
-
-
-def test_a_film_of_one_scene_gives_few_pairs_and_one_group() -> None:
-    rng = np.random.default_rng(0)
-    frames = grown(rng.integers(0, 256, (1, 32, 32)) + rng.normal(0, 3, (300, 32, 32)))
-    others = rng.integers(0, 256, (800, 32, 32), dtype=np.uint8)
-    found = search_duplicates(np.concatenate([frames, others]))
-    assert len(found.pairs) <= 300 * (MAX_PAIRS_PER_IMAGE + 1)
-    assert len(set(found.groups(1100)[:300])) == 1
 
 
 def test_frames_of_films_are_found() -> None:

@@ -112,26 +112,15 @@ _BESIDE = "one folder for each of train, val and test.*given"
     ("names", "message"),
     [
         (("train/a.png", "test/b.png", "more/c.png"), _BESIDE),
-        (("train/a.png", "test/b.png", "preview.png"), _BESIDE),
-        (("train/a.png", "Training/c.png", "test/b.png"), _BESIDE),
         (("train/a.png", "val_masks/a.png", "test/b.png"), _BESIDE),
         (
             ("images/a.png", "masks/a.png", "more/b.png"),
             r"set/images: expected nothing but masks beside a folder of images, given more, too",
         ),
         (
-            ("ill/images/a.png", "ill/masks/a.png", "ill/b.png"),
-            r"ill/images: expected nothing but masks beside a folder of images, given images, too",
-        ),
-        (
             ("images/ill/1.png", "images/well/1.png", "masks/1.png"),
             r"1\.png: expected a mask of one image, given 2 images",
         ),
-        (
-            ("train/a.png", "train_images/a.png", "train_masks/a.png"),
-            r"train_masks/a\.png: expected a mask of one image, given 2 images",
-        ),
-        (("ill/notes.txt",), "expected images"),
         ((os.fsdecode(b"ill/\xff.png"),), r"ill/\\xff\.png: expected a name in UTF-8"),
     ],
 )
@@ -202,8 +191,6 @@ def test_a_table(table: Make, tmp_path: Path) -> None:
     assert [item.split for item in items.values()] == ["train", "val", "test", "test"]
     assert items["a.png"].group == items["sub/b.dcm"].group == "p1"
     assert items["c.png"].labels is items["d.png"].labels is None
-    numbers = list_table(table("image,Class\na.png,10\nb.png,2\nc.png,1\n"))
-    assert numbers.class_names == ("1", "2", "10")
     several = list_table(table("path,labels\na.png,x|y\nb.png,\nc.png,?\nd.png,y\n"))
     assert several.multi_label
     assert [item.labels for item in several.items] == [("x", "y"), (), None, ("y",)]
@@ -217,20 +204,13 @@ def test_parquet(tmp_path: Path) -> None:
     listing = list_table(tmp_path / "table.parquet")
     assert [item.labels for item in listing.items] == [("1",), None]
     assert [item.group for item in listing.items] == ["7", "8"]
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(DataError, match=r"broken\.parquet can't be read as a table"):
-        list_table(tmp_path / "broken.parquet")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,label\n", "one row per image"),
-        ("name,label\na.png,ill\n", "expected a column path, given name, label"),
         ("path,split\na.png,trian\n", "row 2: expected split train, val, test, given 'trian'"),
         ("path\na.png\na.png\n", "row 3: expected the path of another image, given 'a.png'"),
-        ("path,label\n\n,\n", "row 2: expected the path of another image, given ''"),
-        ("path\nleft, upper.png\n", "no more cells than names"),
         ("path,split\na.png,train\nb.png,\n", "a split for every image or for none"),
     ],
 )

@@ -51,20 +51,6 @@ def test_unknown_labels_and_masks(arrays: Arrays, save: Save, cache: Path) -> No
     assert np.array_equal(split.masks[::2], arrays["train_masks"][::2])
 
 
-def test_several_labels_and_masks_of_0_and_255(arrays: Arrays, save: Save, cache: Path) -> None:
-    expected = arrays["test_masks"].copy()
-    for name in SPLITS:
-        arrays[f"{name}_masks"] = arrays[f"{name}_masks"] * np.uint8(255)
-        count = len(arrays[f"{name}_images"])
-        arrays[f"{name}_labels"] = np.random.default_rng(0).integers(0, 2, (count, 14))
-    images = open_npz(save(arrays), cache=cache)
-    assert np.array_equal(images.test.masks, expected)
-    assert images.mask_names == ("background", "lesion")
-    assert images.multi_label
-    assert len(images.class_names) == 14
-    assert np.array_equal(images.test.labels, arrays["test_labels"])
-
-
 def test_medsegbench_masks_without_classes(arrays: Arrays, save: Save, cache: Path) -> None:
     for name in SPLITS:
         arrays[f"{name}_label"] = arrays.pop(f"{name}_masks")[..., None]
@@ -101,40 +87,20 @@ def test_medsegbench_class_subsets(arrays: Arrays, save: Save, cache: Path, plai
 U8, OBJECTS = np.uint8, np.full((12, 1), None, dtype=object)
 BAD: dict[str, tuple[dict[str, object], str]] = {
     "missing key": ({"val_images": None}, "val_images: expected this key, given class"),
-    "missing masks": ({"test_masks": None}, "test_masks: expected this key"),
     "float images": ({"train_images": np.zeros((12, 20, 24))}, "expected uint8.*given float64"),
-    "alpha": ({"train_images": np.zeros((12, 20, 24, 4), U8)}, r"expected uint8.*24, 4\)"),
     "other size": (
         {"val_images": np.zeros((4, 9, 24), U8), "val_masks": np.zeros((4, 9, 24), U8)},
         r"val_images: expected images of \(20, 24\) as in train, given \(9, 24\)",
     ),
-    "empty split": (
-        {
-            "val_images": np.zeros((0, 20, 24), U8),
-            "val_labels": np.zeros((0, 1), U8),
-            "val_masks": np.zeros((0, 20, 24), U8),
-        },
-        "val_images: expected at least one image, given an empty split",
-    ),
     "too few labels": ({"train_labels": np.zeros(11, int)}, r"expected 12 integers.*\(11,\)"),
-    "float labels": ({"train_labels": np.zeros(12)}, "expected 12 integers.*given float64"),
     "label -2": ({"val_labels": np.full(4, -2)}, "val_labels: expected labels from 0.*given -2"),
-    "huge label": ({"train_labels": np.full(12, 2**63, np.uint64)}, "given 9223372036854775808"),
     "unseen label": ({"test_labels": np.full(6, 3)}, "from 0 to 2, as in train.*given 3"),
-    "other K": ({"train_labels": np.ones((12, 2), int)}, "val_labels: expected K as in train"),
-    "few class names": ({"class_names": np.array(["a", "b"])}, "class_names: expected 3.*given 2"),
-    "equal class names": ({"class_names": np.array(["a", "b", "a"])}, "expected different names"),
     "mask size": ({"val_masks": np.zeros((4, 20, 25), U8)}, r"val_masks.*\(4, 20, 24\)"),
-    "few mask names": (
-        {"test_masks": np.full((6, 20, 24), 2, U8), "mask_names": np.array(["a", "b"])},
-        "mask_names: expected 3 names, given 2",
-    ),
     "grey mask": (
         {"train_masks": np.full((12, 20, 24), 200, U8)},
         "masks: expected mask classes 0 to 63, or only 0 and 255, given 200",
     ),
     "objects": ({"train_labels": OBJECTS}, "train_labels.*pickled objects"),
-    "scalar": ({"train_labels": np.array(1)}, "train_labels.*at least one axis"),
     "Fortran": ({"train_images": np.zeros((12, 20, 24), U8, order="F")}, "expected C order"),
 }
 

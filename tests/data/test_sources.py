@@ -12,11 +12,7 @@ from medduet.errors import ConfigError
 @pytest.mark.parametrize(
     ("name", "option", "expected"),
     [
-        ("bloodmnist", {"count": 10}, "phantom"),
-        ("bloodmnist", {"channels": 1}, "phantom"),
         ("bloodmnist", {"seed": 1}, "phantom"),
-        ("phantom", {"masks": Path("m")}, "a folder or table of images"),
-        ("phantom", {"skip_broken": True}, "a folder or table of images"),
         ("phantom", {"window": (1, 2)}, "a folder or table of images"),
     ],
 )

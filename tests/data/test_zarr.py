@@ -132,23 +132,6 @@ def test_a_set_is_written_to_the_same_bytes(
         write_zarr(source, written)
 
 
-def test_a_damaged_shard_is_named(store: Path) -> None:
-    path = store / "train/images/c/2/0/0"
-    content = bytearray(path.read_bytes())
-    content[3] ^= 1
-    path.write_bytes(content)
-    images = medduet.open_images(str(store)).train.images
-    assert images[:10].shape == (10, SIZE, SIZE)
-    with pytest.raises(DataError, match=r"train/images/c/2/0/0 is not as .* checksum"):
-        images[10:11]
-    path.unlink()
-    with pytest.raises(MissingFileError, match="not complete"):
-        images[10:11]
-    path.write_bytes(b"")
-    with pytest.raises(DataError):
-        images[10:11]
-
-
 @pytest.mark.parametrize("label", [9, -2])
 def test_labels_that_fit_no_class(store: Path, label: int) -> None:
     zarr.open_array(store / "val/labels", mode="r+")[1] = label

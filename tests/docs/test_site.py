@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -65,11 +64,6 @@ def test_every_link_within_the_site_leads_somewhere(site: Path) -> None:
     assert checked > 500
 
 
-def test_nothing_tells_of_this_machine(site: Path) -> None:
-    for path in site.rglob("*.html"):
-        assert str(ROOT) not in path.read_text(), path
-
-
 def test_every_command_is_there_and_plain(site: Path) -> None:
     text = (site / "reference" / "commands.html").read_text()
     assert "\x1b" not in text
@@ -79,11 +73,6 @@ def test_every_command_is_there_and_plain(site: Path) -> None:
     for name in listed:
         assert f'id="medduet-{name}"' in text, name
         assert f"usage: medduet {name} " in text, name
-    blocks = re.findall(r"<pre>(.*?)</pre>", text, re.DOTALL)[1:]  # after the list of commands
-    helped = [unescape(re.sub(r"<[^>]+>", "", block)) for block in blocks]
-    lines = [line for block in helped for line in block.splitlines()]
-    widths = [len(line) for line in lines if not line.lstrip().startswith("--")]
-    assert 70 < max(widths) <= 84
 
 
 def test_every_public_name_is_there_with_its_own_words(site: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import medduet
-from medduet import ConfigError, DataConfig, DataError, RunConfig
+from medduet import ConfigError, DataConfig, RunConfig
 from medduet.cli import main
 from medduet.utils.parsing import read_json
 
@@ -66,24 +66,16 @@ def test_other_images_put_right_what_the_sets_promise(run: Path, tmp_path: Path)
     assert "Calibrated on 60 images of there" in (new / "README.md").read_text()
 
 
-def test_what_cannot_be_calibrated_is_refused(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_calibrated_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is there already"):
         medduet.calibrate_bundle(run, run, data=DataConfig(name="phantom"))
-    few, out = write_set(tmp_path / "few.npz", 0.0, 2), tmp_path / "out"
-    arrays = {name: array[:10] for name, array in np.load(few.name).items()}
-    np.savez(few.name, **arrays)
-    with pytest.raises(DataError, match="expected 20 labelled images"):
-        medduet.calibrate_bundle(run, out, data=few, split="val", device="cpu")
+    out = tmp_path / "out"
     # Of the images that it was trained on a network is too sure.
     here = DataConfig(name=str(run.parent / "here.npz"), size=16)
     for bundle in (run, run / "bundle"):
         with pytest.raises(ConfigError, match="was trained on these images"):
             medduet.calibrate_bundle(bundle, out, data=here, device="cpu")
     assert not out.exists()
-    assert main(["calibrate", str(run)]) == 2
-    assert "missing: --out" in capsys.readouterr().err
 
 
 def test_it_breaks_where_it_has_to(run: Path, tmp_path: Path) -> None:

@@ -140,13 +140,9 @@ def test_unknown_labels_are_left_out(several: bool) -> None:
     ("change", "message"),
     [
         ({"temperature": 0.0}, "temperature: Input should be greater"),
-        ({"temperature": "1.5"}, "temperature: Input should be a valid number"),
         ({"n": 20, "counts": [21, 20, 1]}, "21 of 20 images"),
-        ({"counts": [10, 10]}, "expected 2 thresholds"),
-        ({"counts": [10**30, 10, 10]}, "counts: 0"),
         ({"set_thresholds": [[float("nan")] * 3] * 50}, "set_thresholds: 0"),
         ({"set_thresholds": [[0.1] * 3] * 49 + [[1.0] * 3]}, "a higher coverage needs a higher"),
-        ({"more": 1}, "more: Extra inputs"),
         ({"multi_label": True}, "not that of a network with 3 classes"),
     ],
 )
