@@ -65,14 +65,6 @@ def test_each_class_is_drawn_as_often() -> None:
     assert set(drawn[RARE[drawn] == 2].tolist()) == set(range(980, 1000)), "some never come"
 
 
-def test_unknown_labels_keep_their_share() -> None:
-    labels = np.where(np.arange(1000) % 4 == 0, -1, RARE)
-    shares = balanced_shares(labels)
-    assert shares[labels < 0] == pytest.approx(1 / 1000)
-    assert [shares[labels == k].sum() for k in range(3)] == pytest.approx([0.25] * 3)
-    assert balanced_shares(np.full((4, 3), -1)) == pytest.approx(0.25)
-
-
 def test_each_of_several_labels_is_drawn_as_often() -> None:
     # Nothing is usual; the second class is rare, the third has no image at all.
     labels = np.zeros((100, 3), dtype=np.int64)

@@ -60,10 +60,3 @@ def test_what_the_page_says_to_type_works(
         said = f"block {number} of {path.name}:\n{code}\n{done.stdout}\n{done.stderr}"
         assert done.returncode == 0, said
         print(said)
-
-
-def test_a_mark_stands_before_each_block_that_it_means() -> None:
-    for path in PAGES:
-        text = path.read_text()
-        marks = re.findall("^<!-- (?:run|save)", text, re.MULTILINE)
-        assert len(marks) == len(BLOCK.findall(text)), path

@@ -10,7 +10,6 @@ from urllib.parse import unquote, urlsplit
 import medduet
 from medduet.cli.commands import COMMANDS, HELP
 
-ROOT = Path(__file__).resolve().parents[2]
 LOADED = {"script": "src", "link": "href", "img": "src", "source": "srcset", "iframe": "src"}
 
 
@@ -87,10 +86,3 @@ def test_every_public_name_is_there_with_its_own_words(site: Path) -> None:
     # Settings have their words, types and defaults, without what checks them.
     assert "Side of the images in pixels" in text
     assert "Annotated" not in text
-
-
-def test_github_sees_no_directives() -> None:
-    # They stand in comments, which docs/_ext/pages.py opens for the site.
-    for path in (ROOT / "docs").rglob("*.md"):
-        shown = re.sub(r"<!--.*?-->", "", path.read_text(), flags=re.DOTALL)
-        assert not re.search(r"^(```+|:::+)\{", shown, re.MULTILINE), path

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import medduet
-from medduet import ModelError, Predictor, RunConfig
-from medduet.runs.bundle import load_bundle, save_bundle
+from medduet import Predictor, RunConfig
+from medduet.runs.bundle import load_bundle
 from medduet.utils.parsing import read_json
 
 
@@ -71,19 +71,3 @@ def test_exported_networks_look_at_statistics_alone(run: Path, tmp_path: Path) -
     predictor = Predictor(tmp_path / "onnx")
     assert predictor(NOISE).ood_p == pytest.approx(1 / 61)
     assert not predictor(images(1, 9)[0]).is_ood
-
-
-def test_older_bundles_ensembles_and_small_sets_do_without(
-    run: Path, finished_run: medduet.RunRecord, tmp_path: Path
-) -> None:
-    bundle, older = load_bundle(run), tmp_path / "older"
-    save_bundle(older, bundle.network, bundle.config.model_copy(update={"ood": None}))
-    medduet.ensemble([run], tmp_path / "both", tta="flip", evaluate=False)
-    for path in (older, finished_run.path, tmp_path / "both"):
-        answer = Predictor(path)(images(1, 9)[0])
-        assert answer.ood_p is None
-        assert not answer.is_ood
-    broken = read_json(older / "config.json") | {"ood": {"plain": 1}}
-    (older / "config.json").write_text(json.dumps(broken))
-    with pytest.raises(ModelError, match="ood: plain"):
-        Predictor(older)

@@ -98,19 +98,6 @@ def test_thresholds_are_the_order_statistics_of_split_conformal() -> None:
     assert row[97] == [0.0, 0.0]
 
 
-@both
-def test_sets_grow_with_coverage_and_json_keeps_everything(several: bool) -> None:
-    for seed in range(15):
-        label, said = drawn(np.random.default_rng(seed), 25 + 5 * seed, 2 + seed % 5, 1.5, several)
-        calibration = Calibration.fit(label, said, several)
-        again = Calibration.model_validate_json(calibration.model_dump_json())
-        assert again == calibration
-        calibrated = again.calibrate(said)
-        sets = np.array([again.sets(calibrated, percent / 100) for percent in PERCENT])
-        assert (sets[1:] >= sets[:-1]).all()
-        assert several or sets[0].any(axis=1).all()
-
-
 def test_a_coverage_between_two_is_rounded_up() -> None:
     label, said = drawn(np.random.default_rng(4), 500)
     calibration = Calibration.fit(label, said)
