@@ -22,8 +22,7 @@ import torch
 from lightning.fabric import Fabric
 
 from medduet import ConfigError, create_model
-from medduet.config import ObjectiveConfig, RunConfig
-from medduet.losses.balance import BALANCES
+from medduet.config import Balance, ObjectiveConfig, RunConfig
 from medduet.losses.objective import Objective
 from medduet.runs.folder import RunFolder
 from medduet.training.experiment import Experiment
@@ -106,4 +105,4 @@ if __name__ == "__main__":
             step()
         print(resident("VmHWM") - before)
     else:
-        main(sys.argv[1:] or ["sum", *BALANCES])
+        main(sys.argv[1:] or list(get_args(Balance)))
