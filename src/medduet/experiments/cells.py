@@ -87,10 +87,7 @@ def run_cell(folder: GridFolder, cell: Cell, *, stop: threading.Event | None = N
         except Interrupted:
             return "interrupted"
         except Exception as error:  # a defect in one network must not stop the others
-            if isinstance(error, MedDuetError):
-                folder.record_failure(cell.name, str(error))
-            else:
-                text = f"{type(error).__name__}: {error}"
-                folder.record_failure(cell.name, text, traceback.format_exc())
+            kind = "" if isinstance(error, MedDuetError) else f"{type(error).__name__}: "
+            folder.record_failure(cell.name, f"{kind}{error}", traceback.format_exc())
             return "failed"
         return "finished"

@@ -30,15 +30,7 @@ def by_path(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def change(run: RunConfig, values: Mapping[str, Any], out: Path | None, origin: str) -> RunConfig:
-    """Return the settings of `run` with `values`, by their path, in the folder `out`.
-
-    Raises:
-        ConfigError: `origin` has a setting that doesn't exist, or a value that it doesn't take.
-
-    Example:
-        >>> change(RunConfig(), {"model.width": 8}, None, "example").model.width
-        8
-    """
+    """Return the settings of `run` with `values`, by their path, in `out`; errors say `origin`."""
     settings = run.model_dump(mode="json")
     known = by_path(settings)
     for path, value in values.items():
@@ -98,10 +90,7 @@ class GridConfig(Frozen):
         return axis
 
     def choose(self, **axes: Sequence[str]) -> GridConfig:
-        """Return the grid with only these names on each axis for which there are any.
-
-        Those that it knows keep their settings. ConfigError for a variant that it doesn't have.
-        """
+        """Return the grid with only these names on each axis for which there are any."""
         for name in axes.get("variants", ()):
             if name not in self.variants:
                 raise ConfigError(f"unknown variant {name}: {closest(name, self.variants)}")
@@ -115,26 +104,18 @@ class GridConfig(Frozen):
     def check_axes(self, default: GridConfig) -> None:
         """Raise ConfigError for a setting that differs from `default` and that an axis sets."""
         set_by = {"train.seed": "seeds"}
-        for axis, name in (("datasets", "data"), ("networks", "model"), ("variants", "")):
-            labelled: Labelled = getattr(self, axis)
-            set_by |= {path: axis for values in labelled.values() for path in values}
-            if labelled and name:
-                set_by[f"{name}.name"] = axis
+        set_by |= {"data.name": "datasets"} if self.datasets else {}
+        set_by |= {"model.name": "networks"} if self.networks else {}
+        for axis in ("datasets", "networks", "variants"):
+            for values in getattr(self, axis).values():
+                set_by |= dict.fromkeys(values, axis)
         run, before = by_path(self.run.model_dump()), by_path(default.run.model_dump())
         for path, axis in set_by.items():
             if run.get(path) != before.get(path):
                 raise ConfigError(f"{path} is set by the {axis} of the grid, not for all cells")
 
     def cells(self, folder: Path) -> list[Cell]:
-        """Return every run of the grid in `folder`; all seeds of one before those of the next.
-
-        ConfigError for settings that don't exist or don't fit, no data, or two cells alike.
-
-        Example:
-            >>> grid = GridConfig(run={"data": {"name": "phantom"}}, seeds=(0, 1))
-            >>> [cell.name for cell in grid.cells(Path("grids/example"))]
-            ['phantom-vovunet_var-seed0', 'phantom-vovunet_var-seed1']
-        """
+        """Return every run of the grid in `folder`; all seeds of one before those of the next."""
         datasets = self.datasets or {self.run.data.name: {}}
         networks = self.networks or {self.run.model.name: {}}
         variants = self.variants or {"": {}}
@@ -145,10 +126,9 @@ class GridConfig(Frozen):
         ):
             values = {"data.name": dataset, "model.name": network, "train.seed": seed}
             values |= datasets[dataset] | networks[network] | variants[variant]
-            part = ""
             if fold is not None:
                 values |= {"data.folds": self.folds, "data.fold": fold}
-                part = f"fold{fold}"
+            part = "" if fold is None else f"fold{fold}"
             parts = (Path(dataset).stem, network, variant, part, f"seed{seed}")
             name = "-".join(re.sub(r"[^\w.+-]+", "-", part) for part in parts if part)
             run = change(self.run, values, folder / "runs" / name, f"cell {name}")

@@ -120,16 +120,18 @@ def benchmark(
     if retry_failed:
         for cell in cells:
             folder.file(cell.name, "json").unlink(missing_ok=True)
-    engine: LocalEngine | RayEngine
     if where.engine == "ray":
         from medduet.experiments.ray_engine import RayEngine
 
-        engine = RayEngine(folder, where)
+        engine: LocalEngine | RayEngine = RayEngine(folder, where)
     else:
         from medduet.experiments.local import LocalEngine
 
         engine = LocalEngine(folder, where.workers)
-        _fetch(folder, cells, progress)
+        # Each data set is fetched once, before several cells want it at the same time.
+        for source in {cell.run.data: None for cell in cells if not folder.settled(cell.name)}:
+            with suppress(MedDuetError):  # which every cell that needs it records as its own
+                open_images(source, progress=progress)
     record = _drive(folder, cells, engine, stop, watch or (lambda states: None))
     if stop.is_set() and record.count("finished") + record.count("failed") < len(cells):
         raise Interrupted(
@@ -157,13 +159,6 @@ def _check_made_alike(folder: GridFolder, cells: list[Cell]) -> None:
                 )
 
 
-def _fetch(folder: GridFolder, cells: list[Cell], progress: ProgressFactory | None) -> None:
-    """Download and unpack each data set once, before several cells want it at the same time."""
-    for source in {cell.run.data: None for cell in cells if not folder.settled(cell.name)}:
-        with suppress(MedDuetError):  # which every cell that needs it records as its own
-            open_images(source, progress=progress)
-
-
 def _drive(
     folder: GridFolder,
     cells: list[Cell],
@@ -172,8 +167,15 @@ def _drive(
     watch: Watch,
 ) -> GridRecord:
     """Start cells as places get free, until all are settled or `stop` is set."""
-    waiting, running = list(cells), dict[str, Cell]()
-    states, watched = dict[str, CellState](), 0.0
+    running, states, watched = dict[str, Cell](), dict[str, CellState](), 0.0
+    waiting = list(cells)
+
+    def look() -> None:
+        for cell in cells:
+            if cell.name not in states or states[cell.name].state not in ("finished", "failed"):
+                states[cell.name] = folder.state(cell.name)
+        watch(states)
+
     try:
         while running or (waiting and not stop.is_set()):
             waiting = [cell for cell in waiting if not folder.settled(cell.name)]
@@ -191,20 +193,10 @@ def _drive(
                     waiting.append(cell)
             if time.monotonic() - watched > _WATCH:
                 watched = time.monotonic()
-                watch(_look(folder, cells, states))
+                look()
             if running or waiting:
                 time.sleep(_PAUSE)
     finally:
         engine.close()
-    watch(_look(folder, cells, states))
+    look()
     return GridRecord(folder.path, states)
-
-
-def _look(
-    folder: GridFolder, cells: list[Cell], states: dict[str, CellState]
-) -> dict[str, CellState]:
-    """Note where every cell stands; those that are settled are not read again."""
-    for cell in cells:
-        if cell.name not in states or states[cell.name].state not in ("finished", "failed"):
-            states[cell.name] = folder.state(cell.name)
-    return states

@@ -17,8 +17,8 @@ from medduet.experiments.config import Cell
 
 # 255 is what multiprocessing says of processes whose fork server was killed: the cell itself may
 # go on, and is waited for by its lock.
-_OUTCOMES: dict[int, Outcome] = {0: "finished", 3: "failed", 4: "busy", 130: "interrupted"}
-_OUTCOMES |= {255: "busy"}
+_OUTCOMES: dict[int, Outcome]
+_OUTCOMES = {0: "finished", 3: "failed", 4: "busy", 130: "interrupted", 255: "busy"}
 _PRELOADED = (
     "medduet.experiments.local",
     "medduet.experiments.run",
@@ -52,15 +52,13 @@ class LocalEngine:
         for name, process in list(self._processes.items()):
             if (code := process.exitcode) is not None:
                 self._processes.pop(name).close()
-                outcomes[name] = _OUTCOMES.get(code) or self._died(name, code)
+                if code not in _OUTCOMES:
+                    how = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
+                    hint = " (out of memory?)" if code == -signal.SIGKILL else ""
+                    text = f"its process: {how}{hint}; its output is in"
+                    self.folder.record_failure(name, f"{text} {self.folder.file(name, 'log')}")
+                outcomes[name] = _OUTCOMES.get(code, "failed")
         return outcomes
-
-    def _died(self, name: str, code: int) -> Outcome:
-        text = f"killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        hint = " (out of memory?)" if code == -signal.SIGKILL else ""
-        log = self.folder.file(name, "log")
-        self.folder.record_failure(name, f"its process: {text}{hint}; its output is in {log}")
-        return "failed"
 
     def stop(self) -> None:
         """Let the running cells finish their step, save and end."""
@@ -76,11 +74,7 @@ class LocalEngine:
 
 
 def _ensure_server() -> None:
-    """Start the fork server, if it does not run; it and its cells block SIGINT and SIGTERM.
-
-    Ctrl-C, or the end of a job, is sent to all processes of a group: this one lets the cells save,
-    and the server ends with it.
-    """
+    """Start the fork server; it and its cells block SIGINT and SIGTERM, sent to whole groups."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(_PRELOADED))
     resource_tracker.ensure_running()  # which unblocks both signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))

@@ -46,9 +46,8 @@ class RayEngine:
                 "--cpus-per-cell or --gpus-per-cell"
             )
         # One process per cell: it frees its memory, and GPU, at its end.
-        self._task = ray.remote(max_retries=RETRIES, max_calls=1, num_cpus=cpus, num_gpus=gpus)(
-            _run
-        )
+        options = {"max_retries": RETRIES, "max_calls": 1, "num_cpus": cpus, "num_gpus": gpus}
+        self._task = ray.remote(**options)(_run)
         # Absolute, since tasks start in a folder of their own.
         self.folder = GridFolder(folder.path.absolute())
         self._stop_file = self.folder.path / "cells" / f"stop-{uuid.uuid4().hex}"
@@ -71,12 +70,10 @@ class RayEngine:
                 logging_level=logging.ERROR,
             )
         except (OSError, ValueError, RuntimeError) as error:
-            if address is None:
-                raise ConfigError(f"failed to start Ray here: {error}") from error
-            raise ConfigError(
-                f"there is no Ray cluster at {address}: start one by 'ray start --head', or omit "
-                "--address"
-            ) from error
+            text = "failed to start Ray here"
+            if address:
+                text = f"there is no Ray cluster at {address}: start one by 'ray start --head'"
+            raise ConfigError(f"{text} ({error})") from error
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # which Ray takes

@@ -147,7 +147,6 @@ def _run(
     if fabric.is_global_zero:
         config = _bundle_config(experiment, metrics, calibration)
         save_bundle(folder.bundle, experiment.network, config)
-    if fabric.is_global_zero:
         write_samples(folder, experiment.network, experiment.data, experiment.objective.layout)
         write_json(folder.metrics_path, metrics)
         draw_run(folder.path)
@@ -167,23 +166,22 @@ def _begin(
     environment = describe_environment(data, cost, experiment.fabric, choices)
     write_json(folder.path / "environment.json", environment)
     counts = {split: len(data.split(split)) for split in ("train", "val", "test")}
-    messages = [
+    report = experiment.reporter.message
+    report(
         f"{data.name}, {', '.join(f'{n:,} {split}' for split, n in counts.items())}; "
         f"{config.model.name}, {cost.parameters:,} parameters, {choices['precision']} on "
         f"{experiment.fabric.device}; writing {folder.path}"
-    ]
+    )
     if (size := config.train.batch_size) > counts["train"]:
-        messages.append(
+        report(
             f"a batch of {size} holds all {counts['train']} training images, so an epoch is one "
             "step: a smaller --batch-size makes more"
         )
     if (leaks := leak_warning(data, config.data.cache)) is not None:
-        messages.append(leaks)
+        report(leaks)
     if weights is not None:
-        messages.append(weights.summary())
+        report(weights.summary())
         write_json(folder.path / "weights.json", weights.record())
-    for message in messages:
-        experiment.reporter.message(message)
 
 
 def _was_restarted(config: RunConfig) -> bool:

@@ -162,10 +162,8 @@ class _Search:
             )
             if (score := _best_score(out)) == float("-inf"):
                 raise TrainingError("the validation score is undefined")
-            state, result = (
-                TrialState.COMPLETE,
-                [score, RunFolder(out).environment["network"][config.cost]],
-            )
+            state = TrialState.COMPLETE
+            result = [score, RunFolder(out).environment["network"][config.cost]]
         except Interrupted as error:
             raise Interrupted(
                 f"stopped in trial {trial.number + 1} of {config.trials}; continue with: "
@@ -184,9 +182,9 @@ class _Search:
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         size = self.config.population
         self.study.sampler = optuna.samplers.NSGAIISampler(population_size=size, seed=seed)
-        states = [optuna.trial.TrialState.RUNNING]
-        for running in self.study.get_trials(deepcopy=False, states=states):
-            return optuna.Trial(self.study, running._trial_id)
+        for trial in self.study.get_trials(deepcopy=False):
+            if not trial.state.is_finished():
+                return optuna.Trial(self.study, trial._trial_id)
         return self.study.ask()
 
     def _suggest(self, trial: Trial) -> dict[str, Any]:
