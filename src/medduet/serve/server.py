@@ -135,7 +135,5 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise ConfigError(
-            f"can't listen at {host}, port {port} ({reason}): give another --host or --port"
-        ) from error
+        reason = f"can't listen at {host}, port {port} ({os.strerror(error.errno or 0)})"
+        raise ConfigError(f"{reason}: give another --host or --port") from error
