@@ -86,11 +86,11 @@ def serve(
 
 
 def check_packages() -> None:
-    """Raise ConfigError if a package of the service is missing, or unfit for strangers' files."""
+    """Raise ConfigError if a package is missing, or Pillow is unfit for files of strangers."""
     import PIL
 
     missing = [module for module in _NEEDED if find_spec(module) is None]
-    if int(PIL.__version__.partition(".")[0]) < 13:  # as files of strangers need
+    if int(PIL.__version__.partition(".")[0]) < 13:
         missing.append("Pillow 13 or newer")
     if missing:
         raise ConfigError(f"serving needs {', '.join(missing)}: pip install 'medduet[serve]'")
