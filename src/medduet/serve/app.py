@@ -38,15 +38,6 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _INLINE = "; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"  # Swagger UI
-_REFUSALS: dict[int, str] = {
-    404: "There is no model of that name.",
-    408: "The image did not arrive in time.",
-    413: "The file has too many bytes or pixels.",
-    415: "The file is of another kind.",
-    422: "The image can't be read, is too small, or has several frames; or an option is wrong.",
-    429: "Too many requests are waiting; Retry-After says when to try again.",
-    504: "The answer was not ready in time.",
-}
 _FILE = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {
     "schema": {"type": "object", "required": ["file"], "properties": {"file": _FILE["schema"]}}
@@ -86,7 +77,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.post(
         "/predict",
         response_model=PredictionResponse,
-        responses={code: {"description": text} for code, text in _REFUSALS.items()},
         openapi_extra={"requestBody": _BODY},
     )
     async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
@@ -105,9 +95,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         described = [_describe(name, each) for name, each in served.items()]
         return {"models": described, "least_side": LEAST_SIDE, **asdict(service.limits)}
 
-    @app.get("/healthz", responses={503: {"description": "A network no longer answers."}})
+    @app.get("/healthz")
     def healthz() -> JSONResponse:
-        """Check that all networks answer."""
+        """Check that all networks answer; 503 if one no longer does."""
         dead = [name for name, batcher in service.batchers.items() if not batcher.alive]
         health = {"status": "failed" if dead else "ok", "models": list(served)}
         return JSONResponse(health, 503 if dead else 200)
