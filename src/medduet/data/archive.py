@@ -18,7 +18,7 @@ import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_magic
 from numpy.typing import NDArray
 
-from medduet.data.chunks import rows_per_chunk
+from medduet.data.imageset import rows_per_chunk
 from medduet.data.reading.core import MAX_FRAME_PIXELS
 from medduet.errors import DataError
 

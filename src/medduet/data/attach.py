@@ -23,9 +23,16 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from medduet.data.cache import ProgressFactory, counted
-from medduet.data.chunks import iterate_chunks, rows_per_chunk
 from medduet.data.duplicates import SIDE, chance_bound, mean_vector, unit_vectors
-from medduet.data.imageset import SPLITS, Images, ImageSet, Rows, Split
+from medduet.data.imageset import (
+    SPLITS,
+    Images,
+    ImageSet,
+    Rows,
+    Split,
+    iterate_chunks,
+    rows_per_chunk,
+)
 from medduet.data.pixels import resize_mask
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError, DataError, MissingFileError
@@ -242,7 +249,6 @@ def _rank(
 def _add_masks(
     path: Path, table: pd.DataFrame, masks: Images, view: View, names: tuple[str, ...]
 ) -> None:
-    """Add the masks of the matches to the archive at `path`."""
     arrays: dict[str, NDArray[Any]] = {"mask_names": np.array(names)}
     for name, rows in table.groupby("split"):
         matched = np.flatnonzero(rows["state"] == "matched")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -36,15 +36,10 @@ def cache_folder(cache: Path | None = None) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
-class Digests(NamedTuple):
-    """The hexadecimal checksums of one file."""
-
-    md5: str
-    sha256: str
-
-
-def file_digests(path: Path, cache: Path, progress: ProgressFactory | None = None) -> Digests:
-    """Return the checksums of the file at `path`, remembered by its path, size and times."""
+def file_digests(
+    path: Path, cache: Path, progress: ProgressFactory | None = None
+) -> tuple[str, str]:
+    """Return MD5 and SHA-256 of the file at `path`, remembered by its path, size and times."""
     path = path.absolute()
     stat = path.stat()
     stamp = [str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
@@ -52,14 +47,14 @@ def file_digests(path: Path, cache: Path, progress: ProgressFactory | None = Non
     with suppress(OSError, ValueError, TypeError, KeyError):  # a lost note only costs time
         remembered = read_json(note)
         if remembered["stamp"] == stamp:
-            return Digests(str(remembered["md5"]), str(remembered["sha256"]))
+            return str(remembered["md5"]), str(remembered["sha256"])
     md5, sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
     with path.open("rb") as file, counted(progress, f"check {path.name}", stat.st_size) as count:
         while chunk := file.read(1 << 20):
             md5.update(chunk)
             sha256.update(chunk)
             count(len(chunk))
-    digests = Digests(md5.hexdigest(), sha256.hexdigest())
+    digests = {"md5": md5.hexdigest(), "sha256": sha256.hexdigest()}
     with suppress(OSError):
-        write_json(note, {"stamp": stamp, **digests._asdict()})
-    return digests
+        write_json(note, {"stamp": stamp, **digests})
+    return digests["md5"], digests["sha256"]

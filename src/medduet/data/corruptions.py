@@ -80,7 +80,6 @@ def _apply(name: str, image: Tensor, level: float, generator: Generator) -> Tens
 
 
 def _filtered(image: Tensor, kernel: Tensor) -> Tensor:
-    """Return an image filtered by a kernel ``(height, width)`` of odd sides."""
     down, across = (side // 2 for side in kernel.shape)
     padded = F.pad(image[None], [across, across, down, down], mode="replicate")
     weights = (kernel / kernel.sum()).expand(len(image), 1, *kernel.shape)

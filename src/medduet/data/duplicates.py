@@ -25,8 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 
 from medduet.data.cache import ProgressFactory, cache_folder, counted
-from medduet.data.chunks import iterate_chunks
-from medduet.data.imageset import Images, ImageSet
+from medduet.data.imageset import Images, ImageSet, iterate_chunks
 from medduet.data.pixels import to_grey
 from medduet.utils.files import atomic_path
 
@@ -106,7 +105,6 @@ def search_duplicates(images: Images, progress: ProgressFactory | None = None) -
 def _near(
     vectors: Tensor, progress: ProgressFactory | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the pairs ``(P, 2)`` of near-duplicate rows, and their correlation."""
     count, mean = len(vectors), mean_vector(vectors)
     bound = chance_bound(vectors, vectors, mean, count * (count - 1) / 2)
     pairs, similarity = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]

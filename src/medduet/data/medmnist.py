@@ -97,7 +97,7 @@ def fetch_medmnist(
     """Return the path of the file of `flag` at a published size, downloaded if need be."""
     file, root = medmnist_sets()[flag].files[size], cache_folder(cache)
     path = root / "medmnist" / file.name
-    if path.is_file() and file_digests(path, root, progress).md5 == file.md5:
+    if path.is_file() and file_digests(path, root, progress)[0] == file.md5:
         return path
     damaged = f"{file.name} in the cache has the wrong MD5, and " if path.is_file() else ""
     url = f"{mirror.rstrip('/')}/{file.name}" if mirror else file.url

@@ -60,10 +60,10 @@ def open_npz(
     root = cache_folder(cache)
     if not path.is_file():
         raise MissingFileError(f"no file {path}")
-    fingerprint = digest = file_digests(path, root, progress).sha256
+    _, digest = file_digests(path, root, progress)
     unpack = partial(_unpack, path, root, digest, progress=progress)
     folder = stored(root, f"{digest}-{_FORMAT}", unpack)
-    fields = open_store(folder)
+    fields, fingerprint = open_store(folder), digest
     original = fields["train"].images.shape[1:3]
     if size is not None and original != (size, size):
         resize = partial(resize_store, folder, size, f"resize {path.name}", progress)
@@ -89,7 +89,6 @@ class _Split(NamedTuple):
 def _unpack(
     path: Path, root: Path, digest: str, folder: Path, progress: ProgressFactory | None
 ) -> None:
-    """Check the set at `path` and fill `folder` with its store."""
     archive = Archive(path)
     splits = _find_splits(archive)
     class_names, multi_label = _class_names(archive, splits)
@@ -114,7 +113,7 @@ def _unpack(
     mask_names = _mask_names(archive, max(values)) if values else ()
     names = {"class_names": class_names, "mask_names": mask_names}
     write_json(folder / "meta.json", {**names, "multi_label": multi_label})
-    if file_digests(path, root).sha256 != digest:  # the store would lie under another's key
+    if file_digests(path, root)[1] != digest:  # the store would lie under another's key
         raise DataError(f"{path} changed while it was read; try again")
 
 
@@ -133,7 +132,6 @@ def _known_masks(
 
 
 def _find_splits(archive: Archive) -> dict[str, _Split]:
-    """Return the arrays of each split; DataError if something is missing or misshapen."""
     subsets = [
         sorted(int(m[1]) for key in archive if (m := re.fullmatch(rf"{split}_images_C(\d+)", key)))
         for split in SPLITS
@@ -183,7 +181,6 @@ def _find_splits(archive: Archive) -> dict[str, _Split]:
 
 
 def _rows(archive: Archive, key: str, total: int, kinds: str) -> NDArray[Any]:
-    """Return the values ``(N,)`` under `key`, of these kinds."""
     values, expected = archive[key], {"U": "text", "iu": "integers", "b": "bool"}[kinds]
     fits = values.dtype.kind in kinds and values.shape == (total,)
     archive.need(fits, key, f"{expected} ({total},)", f"{values.dtype} {values.shape}")
@@ -209,7 +206,6 @@ def _labels(archive: Archive, key: str, total: int) -> NDArray[np.int64]:
 
 
 def _names(archive: Archive, key: str, default: list[str]) -> tuple[str, ...]:
-    """Return the names under `key`, or, if there are none, the `default`."""
     if key not in archive:
         return tuple(default)
     names = _rows(archive, key, len(archive[key]), "U").tolist()
@@ -218,7 +214,6 @@ def _names(archive: Archive, key: str, default: list[str]) -> tuple[str, ...]:
 
 
 def _class_names(archive: Archive, splits: dict[str, _Split]) -> tuple[tuple[str, ...], bool]:
-    """Return the class names and whether an image can have several classes at once."""
     train = splits["train"].rows["labels"]
     several = train.ndim == 2
     number = train.shape[1] if several else int(train.max()) + 1
@@ -235,7 +230,6 @@ def _class_names(archive: Archive, splits: dict[str, _Split]) -> tuple[tuple[str
 
 
 def _mask_names(archive: Archive, highest: int) -> tuple[str, ...]:
-    """Return the names of the mask classes, whose values are 0, 1, 2, ..."""
     limits = f"mask classes 0 to {MAX_MASK_CLASSES - 1}, or only 0 and 255"
     archive.need(highest < MAX_MASK_CLASSES, "masks", limits, highest)
     default = ["background", *(f"mask {index}" for index in range(1, highest + 1))]

@@ -110,7 +110,6 @@ class _Canvas:
 
 
 def _draw(labels: NDArray[np.int64], canvas: _Canvas) -> tuple[Floats, NDArray[np.bool_]]:
-    """Return images ``(n, size, size)`` in [0, 1] and masks of the same shape."""
     size, uniform = canvas.size, canvas.uniform
     level, grain, inside = _lesion(labels, canvas)
     tissue: Any = _tissue(canvas)

@@ -214,7 +214,6 @@ def _make(
 def _groups(
     images: ImageSet, config: DataConfig, progress: ProgressFactory | None
 ) -> NDArray[np.int64]:
-    """Return which images stay together, ``(N,)`` for the pool."""
     pool = images.pool()
     partitions = [np.arange(len(pool), dtype=np.int64)]
     if config.group_by == "given" and pool.groups is None:

@@ -45,7 +45,6 @@ _PIXELS = ("images", "masks")
 
 
 def _metadata(field: str, shape: Sequence[int], shard: int, chunk: int) -> dict[str, Any]:
-    """Return the metadata of an array with so many rows in each of its shards and chunks."""
     import zarr
     from zarr.codecs import BloscCodec, Crc32cCodec
 

@@ -130,7 +130,6 @@ def _task(config: BundleConfig) -> dict[str, Any]:
 
 
 def _check_views(tta: TestTime, config: BundleConfig, modality: Modality) -> None:
-    """Raise `ConfigError` for views of images on which the truth would be another one."""
     data = config.data or DataRecord()
     may = allowed(data.info, [*config.class_names, *config.mask_names], modality)
     name = data.name or "the data"

@@ -152,7 +152,6 @@ class Evaluator:
 
 
 def _same_pool(images: ImageSet, path: Path) -> bool:
-    """Return whether a run was trained on these images, however they are split now."""
     with misread(path / "environment.json"):
         trained_on = RunFolder(path).environment["data"].get("info", {}).get("undivided")
     return bool(images.info.get("undivided", images.fingerprint) == trained_on)

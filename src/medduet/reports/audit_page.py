@@ -61,7 +61,6 @@ def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
 def _pictures(
     audit: Audit, images: ImageSet, rows: NDArray[np.int64], outlined: bool
 ) -> list[dict[str, Any]]:
-    """Return id, split, label and picture of `rows`, the mask outlined if asked for."""
     pool, pictures = images.pool(), []
     pixels, masks = pool.images[rows], np.zeros((len(rows), *images.size), np.uint8)
     if outlined and pool.masks is not None:

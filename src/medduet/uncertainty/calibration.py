@@ -153,7 +153,6 @@ def _logits(p: Array, multi_label: bool) -> Array:
 
 
 def _scaled(p: Array, temperature: float, multi_label: bool) -> Array:
-    """Return what the probabilities become when the logits behind them are divided."""
     logits = _logits(p, multi_label) / temperature
     scaled: Array = expit(logits) if multi_label else np.exp(log_softmax(logits, axis=1))
     return scaled

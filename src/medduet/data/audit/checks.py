@@ -21,9 +21,8 @@ from medduet.data.audit.findings import (
 )
 from medduet.data.audit.leakage import find_leaks, pair_table
 from medduet.data.cache import ProgressFactory, counted
-from medduet.data.chunks import iterate_chunks
 from medduet.data.duplicates import find_duplicates, grey
-from medduet.data.imageset import SPLITS, ImageSet, Split
+from medduet.data.imageset import SPLITS, ImageSet, Split, iterate_chunks
 
 _BLACK, _CONSTANT = 8, 1.0  # the brightest grey level of a blank image, or the spread of all
 _EQUAL_CHANNELS = 2  # grey levels that channels of a grey image may differ by, as after JPEG
@@ -76,7 +75,6 @@ def audit(
 
 
 def _class_counts(images: ImageSet) -> pd.DataFrame:
-    """Return the number of images of each class (rows) in each split (columns)."""
     counts = {}
     for name in SPLITS:
         labels = images.split(name).labels
@@ -87,7 +85,6 @@ def _class_counts(images: ImageSet) -> pd.DataFrame:
 
 
 def _check_classes(findings: Findings, images: ImageSet, counts: pd.DataFrame) -> None:
-    """Find classes that a split lacks, has few of, or has in another proportion."""
     _add_missing(findings, "class", counts)
     few = []
     for name, n in counts.loc[counts["test"] > 0, "test"].items():
@@ -152,7 +149,6 @@ def _statistics(pool: Split, classes: int, progress: ProgressFactory | None) -> 
 
 
 def _check_pixels(findings: Findings, images: ImageSet, pixels: pd.DataFrame) -> None:
-    """Find images that show nothing, and grey stored as RGB."""
     blank = (pixels["max"] <= _BLACK) | (pixels["std"] < _CONSTANT)
     findings.of_images("Blank images", "warning", blank, ", black or of one grey level")
     if images.in_channels > 1 and (pixels["color"] <= _EQUAL_CHANNELS).all():
@@ -161,7 +157,6 @@ def _check_pixels(findings: Findings, images: ImageSet, pixels: pd.DataFrame) ->
 
 
 def _check_masks(findings: Findings, images: ImageSet, table: pd.DataFrame) -> None:
-    """Find masks that are empty, full, at odds with the class, at the border, or missing."""
     pool, known = images.pool(), images.pool().known_masks
     lesions = range(1, len(images.mask_names))
     filled, full = known & table[lesions].any(axis=1).to_numpy(), known & (table[0] == 0).to_numpy()

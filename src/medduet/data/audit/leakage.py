@@ -122,7 +122,6 @@ def pair_table(pool: Split, images: pd.DataFrame, duplicates: Duplicates) -> pd.
 
 
 def _masks_differ(pool: Split, duplicates: Duplicates) -> NDArray[np.bool_]:
-    """Return which pairs of duplicates have masks that differ, ``(P,)``."""
     differ = np.zeros(len(duplicates.pairs), dtype=bool)
     if pool.masks is None:
         return differ
