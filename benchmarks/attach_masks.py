@@ -3,8 +3,6 @@
 python benchmarks/attach_masks.py busi_seg_224.npz pneumoniamnist_28_reassembled.npz
 """
 
-from __future__ import annotations
-
 import io
 import sys
 import tempfile

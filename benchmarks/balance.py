@@ -8,8 +8,6 @@ before. Generated images of 64 pixels in batches of 16, vovunet_var of width 16,
 segment; the conflict between the tasks is not measured where the balance doesn't need it.
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import subprocess

@@ -12,8 +12,6 @@ calibration is fitted on a random half of the test images and judged on the othe
 seeds and 50 halves.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import defaultdict
 

@@ -12,8 +12,6 @@ process keeps the memory that it frees, as in training on a CPU, for both. The f
 with the names, shapes and counts of the published ones.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import shutil

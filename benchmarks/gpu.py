@@ -16,8 +16,6 @@ folder of wheels: ``pip install --no-index --find-links FOLDER medduet``. In tur
 What the time does not suffice for is left out and said so. Peers that are not installed, too.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

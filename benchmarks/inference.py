@@ -14,8 +14,6 @@ network with both heads. Asked
 for are the same class for each image, and a Dice within 0.002.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.metadata
 import os

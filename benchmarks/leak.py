@@ -4,8 +4,6 @@ medduet benchmark benchmarks/grids/leak.yaml --out GRID
 python benchmarks/leak.py GRID busi_seg_64.npz
 """
 
-from __future__ import annotations
-
 import csv
 import sys
 from collections import Counter

@@ -3,8 +3,6 @@
 python benchmarks/networks.py
 """
 
-from __future__ import annotations
-
 import os
 import statistics
 import time

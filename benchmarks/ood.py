@@ -11,8 +11,6 @@ with its Wilson interval at the n of one of them, and the range over seeds; then
 of the two distances alone.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import defaultdict
 from collections.abc import Callable

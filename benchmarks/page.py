@@ -6,8 +6,6 @@
 Needs Chromium (`--chromium` says where) and the package playwright.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import subprocess

@@ -7,8 +7,6 @@ as it comes, on the CPU. Each point is a fresh process and they take turns. One 
 time; the power with which the cost grows is by least squares on the logarithms of the medians.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -14,8 +14,6 @@ encodes nor sends the masks. Memory is the resident set of the server, read from
 after the first tenth of the time and at the end.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import io

@@ -7,8 +7,6 @@ Each time in a fresh process, from its start on, the system's page cache being w
 first time, its file is unpacked and searched for images that several splits share.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

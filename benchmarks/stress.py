@@ -9,8 +9,6 @@ rise of the balanced error by kind of corruption. `rBE` is the rise of the error
 of the plain vovunet_var of the same seed.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import defaultdict
 from pathlib import Path

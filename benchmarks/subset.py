@@ -3,8 +3,6 @@
 python benchmarks/subset.py SET.npz OUT.npz 800
 """
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

@@ -15,8 +15,6 @@ kept; so is VovUnet_Var once more, as "network alone".
 Each is a fresh process, they take turns, and the median step of each counts, after the first ones.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import resource

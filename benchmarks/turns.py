@@ -1,7 +1,5 @@
 """Two or more ways to do the same, measured in turn, each time in a fresh process."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -7,8 +7,6 @@ Each way reads the same images in the order of training, batch by batch, in turn
 the store anew, so that nothing is in memory; shards are read ahead as in training.
 """
 
-from __future__ import annotations
-
 import argparse
 import http.server
 import json

@@ -1,7 +1,5 @@
 """How the documentation is built: scripts/docs."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

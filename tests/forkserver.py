@@ -6,8 +6,6 @@ working folder, environment and standard streams to the fork and ends as it ends
 fork, and so does the client's death. To a test it is a process like any other.
 """
 
-from __future__ import annotations
-
 import array
 import contextlib
 import json

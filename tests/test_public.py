@@ -1,7 +1,5 @@
 """What ``import medduet`` promises."""
 
-from __future__ import annotations
-
 import inspect
 import subprocess
 import sys

@@ -9,8 +9,6 @@ A page is Markdown that GitHub shows as it is. What only the site has stands in 
   ``<!-- names: MODULE.NAME ... -->`` of these names alone.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import importlib

@@ -4,8 +4,6 @@ Phantoms and simulated numbers only. Figures called chart-* have no pictures in 
 them dark with the page.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

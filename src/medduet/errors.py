@@ -5,8 +5,6 @@ prints it without a traceback and exits with code 2. What it quotes may come fro
 so it has no codes for the terminal and an end.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Mapping
 

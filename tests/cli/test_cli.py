@@ -1,7 +1,5 @@
 """The command line: what works as it stands, and one line for what doesn't."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

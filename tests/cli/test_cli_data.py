@@ -1,7 +1,5 @@
 """`medduet audit`, from what is typed to its files and exit code."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

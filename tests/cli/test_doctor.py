@@ -1,7 +1,5 @@
 """What `medduet doctor` finds."""
 
-from __future__ import annotations
-
 import shutil
 from importlib import metadata
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A wrong value of any option of any command is one line on stderr, and exit code 2."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Masks that are attached: the right ones, to what stays as it is."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

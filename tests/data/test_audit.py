@@ -1,7 +1,5 @@
 """The audit: each finding where it must appear, and none on phantoms but what is true of them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path

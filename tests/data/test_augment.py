@@ -1,7 +1,5 @@
 """Masks move with their images, and no image becomes what its kind can't be."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

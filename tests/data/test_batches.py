@@ -1,7 +1,5 @@
 """Every image is trained on once per epoch and judged once, on any number of processes."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Corruptions do what they are called, the same each time, and move nothing."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

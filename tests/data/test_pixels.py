@@ -1,7 +1,5 @@
 """Resizing, and the way of an image into a square and of its mask back."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

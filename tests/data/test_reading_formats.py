@@ -1,7 +1,5 @@
 """Each format: the pixels that were written, and its traps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

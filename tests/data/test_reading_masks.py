@@ -1,7 +1,5 @@
 """Masks: the ways to write classes down."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Workers: order, faults, deaths, limits, and that nothing is left behind."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys

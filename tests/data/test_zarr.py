@@ -1,7 +1,5 @@
 """Sets in zarr stores: what is written is what was there, from a folder and from a server."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections import Counter

@@ -1,7 +1,5 @@
 """The built site, once for all tests of this folder."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Every block of the documentation that is marked as runnable runs, page by page."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The documentation builds without a warning, and its pages are whole and load nothing."""
 
-from __future__ import annotations
-
 import re
 from html.parser import HTMLParser
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several runs become one bundle, which every command takes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

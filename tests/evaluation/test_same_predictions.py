@@ -1,7 +1,5 @@
 """Every command computes the same predictions for the same images."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

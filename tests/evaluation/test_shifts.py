@@ -1,7 +1,5 @@
 """A network on images unlike those of its training: calibrated on them, and stressed by them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

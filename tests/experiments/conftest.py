@@ -1,7 +1,5 @@
 """Small grids, and the processes that work on them."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Grids: their axes, names and recipes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

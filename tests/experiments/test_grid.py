@@ -1,7 +1,5 @@
 """Grids that are run, killed, shared and wrong."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Grids on a Ray cluster of this machine, whose nodes come and go."""
 
-from __future__ import annotations
-
 import json
 import os
 import threading

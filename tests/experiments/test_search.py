@@ -1,7 +1,5 @@
 """Searches: what is found, what is pruned, and that nothing is lost when one is stopped."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import threading

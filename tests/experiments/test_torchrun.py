@@ -1,7 +1,5 @@
 """One run over two machines, as docs/cluster.md starts it under SLURM; both are this one."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """A disk that is full or read-only, and a second process on the same run."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

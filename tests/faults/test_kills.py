@@ -5,8 +5,6 @@ Every process is forked from one that has imported everything, so that kills hit
 the imports. All processes of a command are killed at once, as when a machine goes down.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

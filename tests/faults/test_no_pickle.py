@@ -1,7 +1,5 @@
 """Nothing in MedDuet runs what a file says, and no file that it writes could be made to run."""
 
-from __future__ import annotations
-
 import pickle
 import pickletools
 import re

@@ -1,7 +1,5 @@
 """Small files that say they are huge."""
 
-from __future__ import annotations
-
 import io
 import json
 import resource

@@ -4,8 +4,6 @@ A file is read, or refused by one `MedDuetError` in one line that names the file
 for; within `SECONDS`, and without any other error or warning.
 """
 
-from __future__ import annotations
-
 import asyncio
 import gzip
 import hashlib

@@ -1,7 +1,5 @@
 """Valid files of every kind that MedDuet reads from strangers, made here from nothing."""
 
-from __future__ import annotations
-
 import io
 import struct
 from functools import cache

@@ -1,7 +1,5 @@
 """Images that a stranger may send: what they do to the process that reads them, it alone bears."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """Files of every kind, changed, made or said to be huge, are read or refused in one line."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

@@ -1,7 +1,5 @@
 """Small networks whose predictions differ from image to image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Predictions for DICOM images are DICOM that refers to them."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 import subprocess

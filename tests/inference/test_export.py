@@ -1,7 +1,5 @@
 """An exported network predicts what the network does, for any number and size of images."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Predicting files and folders: the table, the pictures beside it, and what happens on the way."""
 
-from __future__ import annotations
-
 import csv
 import os
 import shutil

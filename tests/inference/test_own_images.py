@@ -1,7 +1,5 @@
 """Image files of one's own, from the folder to the finished run, beside the same set as an .npz."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

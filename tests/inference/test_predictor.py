@@ -1,7 +1,5 @@
 """Answers about images of any size, type and source."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

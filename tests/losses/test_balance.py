@@ -1,7 +1,5 @@
 """Each rule against numbers worked out by hand, or against TorchJD's own."""
 
-from __future__ import annotations
-
 import importlib.util
 import math
 from functools import partial

@@ -1,7 +1,5 @@
 """How the losses of the tasks become one."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The numbers equal those of medmnist.Evaluator and scikit-learn."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from collections.abc import Callable

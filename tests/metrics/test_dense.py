@@ -1,7 +1,5 @@
 """Mask and image scores equal MONAI, scipy, scikit-image and sums by hand."""
 
-from __future__ import annotations
-
 import json
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """Intervals equal those of statsmodels, scipy and the table of the seed paper."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

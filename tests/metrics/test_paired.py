@@ -1,7 +1,5 @@
 """Tests of differences, against scipy, statsmodels, scikit-learn and cases done by hand."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

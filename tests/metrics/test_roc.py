@@ -1,7 +1,5 @@
 """The AUC's interval and DeLong's test, by brute force, by hand and against the bootstrap."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

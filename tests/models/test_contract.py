@@ -1,7 +1,5 @@
 """What every network promises, whoever wrote it."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """An ensemble says the mean of what its members say of each view."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

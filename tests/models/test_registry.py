@@ -1,7 +1,5 @@
 """The networks are those of the paper, to the last parameter."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The forward pass equals a plain one, written out by hand, that reads the same weights."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

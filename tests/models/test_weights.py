@@ -1,7 +1,5 @@
 """Weights from files, from a hub on loopback, and in the a folder."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Run folders without any training, in the layout of `medduet.runs.folder.RunFolder`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The page of an audit: what it shows, and that it opens anywhere."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

@@ -1,7 +1,5 @@
 """Paired comparisons: the right numbers from the right tests, and errors in one line."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

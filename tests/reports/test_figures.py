@@ -1,7 +1,5 @@
 """Figures say what they should, lie within the paper, and are the same every time."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

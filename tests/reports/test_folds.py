@@ -1,7 +1,5 @@
 """Cross-validation: folds as one run, and the split that a run was made with."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from pathlib import Path

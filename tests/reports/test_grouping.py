@@ -1,7 +1,5 @@
 """How runs are sorted into methods, and what the methods are called."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

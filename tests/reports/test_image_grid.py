@@ -1,7 +1,5 @@
 """Grids of images: each card with its texts, outlines and frame, and all of it on the paper."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure

@@ -1,7 +1,5 @@
 """The preview: every class, the right masks, and the versions that training would see."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

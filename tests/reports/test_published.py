@@ -1,7 +1,5 @@
 """Published numbers, as the paper and its rivals give them."""
 
-from __future__ import annotations
-
 from medduet.data.medmnist import medmnist_sets
 from medduet.reports.published import all_published
 

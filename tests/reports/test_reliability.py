@@ -1,7 +1,5 @@
 """Calibration in a report: what is drawn, what is counted, and runs that have none."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

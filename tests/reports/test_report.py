@@ -1,7 +1,5 @@
 """The report: its numbers, its summary, and that its page opens anywhere."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Figures are drawn from the folder of a run alone."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What was trained comes back as it was, or not at all."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A run is read from its folder alone, whatever version wrote it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Predictions are the same in memory and read back from their CSV."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from pathlib import Path
 

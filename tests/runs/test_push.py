@@ -1,7 +1,5 @@
 """A bundle goes to a hub and comes back as it was; on loopback, through the library itself."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

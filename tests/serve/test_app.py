@@ -1,7 +1,5 @@
 """What programs ask the service, and what it refuses."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import io

@@ -1,7 +1,5 @@
 """Pictures that wait together are computed together, and each gets its own answer."""
 
-from __future__ import annotations
-
 import asyncio
 import threading
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What people see: the page in a real browser, with a real server behind it."""
 
-from __future__ import annotations
-
 import base64
 import os
 import shutil

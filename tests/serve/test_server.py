@@ -1,7 +1,5 @@
 """The command: names, ports, packages, and how it ends."""
 
-from __future__ import annotations
-
 import json
 import re
 import signal

@@ -1,7 +1,5 @@
 """The backward pass of each balance: gradients, account, going on, and several processes."""
 
-from __future__ import annotations
-
 import copy
 import math
 import threading

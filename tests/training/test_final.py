@@ -1,7 +1,5 @@
 """The calibration of a run: from its validation predictions to its bundle, metrics and figures."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Training on a zarr store of a server: stopped, cut off, resumed, and against the array itself."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Batches are the same, whichever way they come to the device."""
 
-from __future__ import annotations
-
 import threading
 import time
 from dataclasses import replace

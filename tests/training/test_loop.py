@@ -4,8 +4,6 @@ A stopped and resumed run must equal the uninterrupted one bit for bit, with aug
 that a generator that isn't restored shows.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import random

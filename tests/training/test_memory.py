@@ -1,7 +1,5 @@
 """Less memory, another memory format or compilation: nothing else changes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Losses that are not finite, and requests to stop: a GPU is asked seldom, and finds the same."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from pathlib import Path

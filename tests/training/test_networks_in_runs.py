@@ -1,7 +1,5 @@
 """Any network trains, is evaluated and saved like any other; where training starts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What training leaves in the bundle flags other images, wherever the network is used."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The recipe `paper` is the loop of the paper, written here as its authors would in plain torch."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any

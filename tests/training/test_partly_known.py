@@ -1,7 +1,5 @@
 """Images with only a label or only a mask train the heads that they can, and are judged so."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several processes: they learn and evaluate as one does, and survive the death of one."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A whole run leaves what it did in its folder, and refuses what can't work before it starts."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checkpoints hold everything, are never half written, and run no code."""
 
-from __future__ import annotations
-
 import math
 import os
 import pickle

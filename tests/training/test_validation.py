@@ -1,7 +1,5 @@
 """Evaluating: the order of the split, its metrics, and the score of the selection."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

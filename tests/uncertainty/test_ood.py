@@ -1,7 +1,5 @@
 """An image of another kind is flagged, and of one's own kind few are."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

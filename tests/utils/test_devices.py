@@ -1,7 +1,5 @@
 """Device, precision and memory of a process."""
 
-from __future__ import annotations
-
 import pytest
 
 from medduet import ConfigError, TrainConfig

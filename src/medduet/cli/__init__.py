@@ -1,7 +1,5 @@
 """The command line: reads what was typed, calls one function, prints."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

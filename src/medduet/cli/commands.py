@@ -1,7 +1,5 @@
 """The commands: for each the library function that does it and what shows its result."""
 
-from __future__ import annotations
-
 import inspect
 import os
 import signal

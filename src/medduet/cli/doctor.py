@@ -1,7 +1,5 @@
 """Checks of this machine: the first thing to run when something is odd."""
 
-from __future__ import annotations
-
 import os
 import platform
 import shutil

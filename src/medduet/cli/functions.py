@@ -1,7 +1,5 @@
 """Commands on data sets that are made of several library functions."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 

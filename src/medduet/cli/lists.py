@@ -1,7 +1,5 @@
 """What there is to choose from, on the screen."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

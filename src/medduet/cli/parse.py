@@ -1,7 +1,5 @@
 """A library function as a command: its parameters are read from the words by tyro."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import inspect

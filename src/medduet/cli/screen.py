@@ -1,7 +1,5 @@
 """Lines and tables on the screen; names in them may be a stranger's, and have no codes for it."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Sequence
 

@@ -3,8 +3,6 @@
 `numpy.load` would read whole members: ``mmap_mode`` is silently ignored for ``.npz``.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import zipfile

@@ -7,8 +7,6 @@ target was made (the whole picture or its central square, and the filter it was 
 estimated from a sample.
 """
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path

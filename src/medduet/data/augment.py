@@ -1,7 +1,5 @@
 """Augmentation of whole batches, image and mask together, as far as the kind of image allows."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -7,8 +7,6 @@ or a calliper hides tissue just so, and a network is to conclude from what surro
 a hole would say that hidden tissue is background.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

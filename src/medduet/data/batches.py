@@ -1,7 +1,5 @@
 """Which images go into which batch, on which process."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

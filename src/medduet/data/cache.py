@@ -1,7 +1,5 @@
 """The cache folder, digests of files, and progress bars. Imports no torch."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Turns image files into a store: once, in parallel, and without losing sight of broken files."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -5,8 +5,6 @@ theirs, as far as they are here; the levels are ours, and lengths are shares of 
 side, so that they look alike at any size. Nothing moves a pixel, so that masks stay true.
 """
 
-from __future__ import annotations
-
 import io
 import zlib
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Downloads that arrive whole or not at all. Imports no torch."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Callable, Iterator

@@ -6,8 +6,6 @@ correlate, too, but their differences from the mean X-ray don't. It takes 4 kB o
 and time that grows with the square of their number (``benchmarks/duplicates.py``).
 """
 
-from __future__ import annotations
-
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ remain are the place of a file: ``ill/masks/a.png`` is at ``ill``. A mask belong
 its name at its place, or else below it.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator

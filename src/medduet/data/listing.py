@@ -9,8 +9,6 @@ several, separated by ``|``), ``mask`` (one or more, separated by ``|``), ``grou
 Paths are relative to the table.
 """
 
-from __future__ import annotations
-
 import csv
 from collections import Counter
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What an image is, and what augmentation may therefore do to it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple

@@ -15,8 +15,6 @@ For each split of ``train``, ``val`` and ``test``:
 Sources: doi:10.1038/s41597-022-01721-8 (MedMNIST), doi:10.1038/s41597-024-04159-2 (MedSegBench).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from functools import partial

@@ -4,8 +4,6 @@ Nothing is downloaded and nothing is random beyond the seed. The class shows in 
 texture of the lesion; its place, size, direction, contrast and sign of contrast say nothing of it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

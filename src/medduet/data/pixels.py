@@ -4,8 +4,6 @@ Images are resized by Pillow's bilinear filter, which averages when it makes the
 take the nearest pixel, so that no new class appears.
 """
 
-from __future__ import annotations
-
 from typing import Any, TypeVar
 
 import numpy as np

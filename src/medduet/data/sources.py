@@ -1,7 +1,5 @@
 """Opens any set by its name: the one way in."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A split of a set is one number for each image of its pool (`medduet.data.ImageSe
 1 val, 2 test, -1 left out.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -4,8 +4,6 @@ A store is ``CACHE/store/KEY``, where KEY names the content, with ``{split}_{fie
 field of a `Split` that is known, and ``meta.json``.
 """
 
-from __future__ import annotations
-
 import errno
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -9,8 +9,6 @@
     └── train/labels/...     also has_mask, groups, and ids: UTF-8 padded with zeros to (N, L) bytes
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

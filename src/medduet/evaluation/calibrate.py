@@ -1,7 +1,5 @@
 """A bundle whose probabilities are calibrated on other images than those of its training."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from medduet.config import DataConfig, Device

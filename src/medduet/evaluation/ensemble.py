@@ -1,7 +1,5 @@
 """Several trained networks, or several views of each image, as one bundle."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

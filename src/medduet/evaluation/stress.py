@@ -1,7 +1,5 @@
 """Robustness: a network on images with the corruptions of its modality, at five severities."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

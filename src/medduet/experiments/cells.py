@@ -1,7 +1,5 @@
 """The folder of a grid, and the work on one cell of it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import threading

@@ -1,7 +1,5 @@
 """Cells as processes on this machine, one or several at a time."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Cells as tasks on a Ray cluster."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """A whole run: data, network, training, evaluation, bundle, figures."""
 
-from __future__ import annotations
-
 import os
 import re
 import threading

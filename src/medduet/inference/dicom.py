@@ -3,8 +3,6 @@
 Source: DICOM PS3.3 A.51 (segmentation), PS3.16 TID 1500 (measurement report), by highdicom.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Where in an image the evidence for its class is."""
 
-from __future__ import annotations
-
 import copy
 import threading
 from functools import partial

@@ -4,8 +4,6 @@ Images go in as uint8; calibrated probabilities, masks and images come out: norm
 temperature, softmax and threshold are part of the graph.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

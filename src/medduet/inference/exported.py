@@ -1,7 +1,5 @@
 """Predicting with an exported network, without torch: numpy and one runtime."""
 
-from __future__ import annotations
-
 import importlib
 import os
 from collections.abc import Iterator

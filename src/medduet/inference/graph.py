@@ -1,7 +1,5 @@
 """A trained network with what comes after it, in torch: what is exported, and what predicts."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Predictions as pictures: the mask as a file, and over the image."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How several losses become one step: weights of the losses, or TorchJD's rules for gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -3,8 +3,6 @@
 Images without a label or mask weigh zero, so processes can share a batch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

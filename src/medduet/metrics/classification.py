@@ -1,7 +1,5 @@
 """How well images are classified, and how far the probabilities can be believed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """How well masks are drawn and images rebuilt, image by image."""
 
-from __future__ import annotations
-
 import warnings
 
 import torch

@@ -1,7 +1,5 @@
 """Labels and probabilities as arrays that fit together."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

@@ -1,7 +1,5 @@
 """How sure a measured number is: intervals for a proportion and for a mean."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The one table of metrics: key, names, direction and digits, wherever they appear."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

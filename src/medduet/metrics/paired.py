@@ -1,7 +1,5 @@
 """Paired tests: of two networks on the same images, and of methods over seeds or data sets."""
 
-from __future__ import annotations
-
 from itertools import combinations
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Area under the ROC curve: its interval, and DeLong's test between two networks."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

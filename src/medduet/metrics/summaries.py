@@ -1,7 +1,5 @@
 """What the per-image scores of masks and rebuilt images say of a split."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

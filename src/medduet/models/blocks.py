@@ -1,7 +1,5 @@
 """The blocks that the U-Net takes: callables ``(in_channels, out_channels) -> nn.Module``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from timm.models.mobilevit import MobileVitV2Block

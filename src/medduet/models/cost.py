@@ -1,7 +1,5 @@
 """What a network costs: parameters and multiply-accumulate operations."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

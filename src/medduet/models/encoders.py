@@ -1,7 +1,5 @@
 """Networks whose encoder is timm's or segmentation-models-pytorch's."""
 
-from __future__ import annotations
-
 import inspect
 from functools import lru_cache
 from typing import Any

@@ -1,7 +1,5 @@
 """Several networks, and several views of each image, as one network."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

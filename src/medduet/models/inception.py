@@ -1,7 +1,5 @@
 """The parts of DENSE-INception U-Net; of the convolutions only the fusing ones have no norm."""
 
-from __future__ import annotations
-
 import torch
 from timm.layers import ConvNormAct
 from torch import Tensor, nn

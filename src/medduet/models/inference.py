@@ -1,7 +1,5 @@
 """From images to predictions: what evaluation, prediction, calibration and export all compute."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, NamedTuple
 

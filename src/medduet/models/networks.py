@@ -3,8 +3,6 @@
 What their papers leave open or have otherwise stands in docs/models.md.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Normalisation as a part of the network, so that weights can't be served with another one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """The networks by name."""
 
-from __future__ import annotations
-
 import fnmatch
 import inspect
 from collections.abc import Callable, Sequence

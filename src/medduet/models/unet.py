@@ -1,7 +1,5 @@
 """The U-Net that takes a block, with a head for the class and a head for the dense output."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 

@@ -1,7 +1,5 @@
 """Weights in files: whole networks in folders, and starting points for training."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path

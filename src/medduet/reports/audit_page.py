@@ -1,7 +1,5 @@
 """The report of an audit: a page with the images side by side, ``audit.json``, a table of pairs."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Paired comparisons on the same images: of two runs, and of the methods of a report."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Sequence

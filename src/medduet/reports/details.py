@@ -1,7 +1,5 @@
 """The sections of a report that describe methods: training, errors, cost and provenance."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Figures of a run, drawn from plain data: no model, no GPU, no images of the training set."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Every image is predicted once, by a network that was not trained on it.
 """
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Figures of many runs: data sets as panels, methods as rows, lines or points."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

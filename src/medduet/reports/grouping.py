@@ -1,7 +1,5 @@
 """Many runs sorted into data sets, methods and seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

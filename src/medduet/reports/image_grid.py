@@ -1,7 +1,5 @@
 """Images in a grid, with their classes, outlines of masks, and predictions or versions beside."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

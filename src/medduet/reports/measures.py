@@ -1,7 +1,5 @@
 """Metrics of a method on one data set: scores of single images, means over seeds, intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """A preview of a data set: its images, and as training augments them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Accuracies from the literature on the same data sets."""
 
-from __future__ import annotations
-
 from functools import cache
 from importlib import resources
 

@@ -1,7 +1,5 @@
 """The report on many runs: one page, with its tables and figures as files beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

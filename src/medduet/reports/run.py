@@ -1,7 +1,5 @@
 """The figures of a run, drawn from its folder alone."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The sections of a report that compare methods: summary, scores and tests."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

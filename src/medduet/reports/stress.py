@@ -1,7 +1,5 @@
 """The page, the table and the figure of a stress test."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The style of every figure, its panels, and how a figure is written to disk."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path

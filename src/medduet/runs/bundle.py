@@ -1,7 +1,5 @@
 """A trained network with all that is needed to use it, in a folder without pickles."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

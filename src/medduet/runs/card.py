@@ -1,7 +1,5 @@
 """The model card of a bundle: what was trained, on what, how good it is, and for whom."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from importlib import resources

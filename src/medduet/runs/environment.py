@@ -1,7 +1,5 @@
 """What a run records of its data, its machine and its versions."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

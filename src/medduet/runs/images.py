@@ -1,7 +1,5 @@
 """Images as a trained network expects them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Requests that come at the same time are computed together."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 import time

@@ -1,7 +1,5 @@
 """What the service answers, as JSON."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Sequence

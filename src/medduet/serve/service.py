@@ -1,7 +1,5 @@
 """What the routes share: networks, threads and processes, and the way of a request."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping

@@ -1,7 +1,5 @@
 """From the losses of a step to gradients, on any number of processes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial

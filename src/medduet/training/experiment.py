@@ -1,7 +1,5 @@
 """What training and evaluation work with."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import dataclass, field
 

@@ -1,7 +1,5 @@
 """Devices, precision and processes."""
 
-from __future__ import annotations
-
 import atexit
 import logging
 import os

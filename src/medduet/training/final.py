@@ -1,7 +1,5 @@
 """What follows training: the selected epochs evaluated, the OOD detector, the sample images."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Batches on the device: there before they are asked for."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

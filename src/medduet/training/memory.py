@@ -1,7 +1,5 @@
 """Training with less memory: activations that are computed again in the backward pass."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Losses and gradients that are not finite, and requests to stop, noticed without a wait."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 from typing import Any

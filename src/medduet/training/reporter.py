@@ -1,7 +1,5 @@
 """What a run tells of itself while it goes on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

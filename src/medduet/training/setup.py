@@ -1,7 +1,5 @@
 """From settings and data to what training works with; what doesn't fit is refused here."""
 
-from __future__ import annotations
-
 import hashlib
 
 import torch

@@ -1,7 +1,5 @@
 """One step of training: the gradient of a batch, whole or in micro-batches, and the update."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Evaluating a network on a split, image by image, on any number of processes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter

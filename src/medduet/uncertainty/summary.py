@@ -1,7 +1,5 @@
 """Calibration error and coverage of prediction sets on images that were not used for the fit."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files that are either old or new, never half written."""
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import fcntl

@@ -3,8 +3,6 @@
 Tokens, the cache and ``HF_ENDPOINT`` are those of huggingface_hub.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

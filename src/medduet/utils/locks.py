@@ -1,7 +1,5 @@
 """Lock files: which process works on something."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import socket

@@ -4,8 +4,6 @@ The hues are those of Okabe and Ito, told apart with every common colour vision
 (https://jfly.uni-koeln.de/color/), with three more where eight classes are not enough.
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 BLUE: Final = "#0072B2"

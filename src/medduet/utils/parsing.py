@@ -1,7 +1,5 @@
 """Reading JSON that may come from a stranger, tables, and texts."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import json

@@ -1,1 +1,1 @@
-"""What the command line draws on the screen, with rich."""
+"""What the command line draws on the screen."""

@@ -1,7 +1,5 @@
 """The audit: checks of images, masks and classes, and of leakage."""
 
-from __future__ import annotations
-
 import re
 from itertools import combinations, product
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What an audit reports: findings, the images they concern, and pairs of duplicates."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

@@ -1,7 +1,5 @@
 """Data leakage, found and mended: pictures and groups, such as patients, in several splits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal, NamedTuple
 

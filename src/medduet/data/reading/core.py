@@ -5,8 +5,6 @@ What a header says is checked before anything is decoded: a frame has at most 2*
 decoder does beyond that, `medduet.data.workers` limits: files of strangers are read in workers.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -7,8 +7,6 @@ a window, up to 8 bits that are not rescaled stay as they are; others are stretc
 Source: DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (modality), C.11.2 (values of interest).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO

@@ -1,7 +1,5 @@
 """Reads images: what a file holds, and its pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple

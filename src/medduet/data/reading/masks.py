@@ -1,7 +1,5 @@
 """Reads masks: which class each pixel is, whatever way that was written down."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

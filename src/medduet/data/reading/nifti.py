@@ -5,8 +5,6 @@ feet to head. They are seen as a radiologist sees them: anterior is up, and the 
 patient is on the left of the image. So frame ``k`` is ``volume[::-1, ::-1, k].T``.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from pathlib import Path

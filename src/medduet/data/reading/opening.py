@@ -1,7 +1,5 @@
 """Opens a file by what is in it; its ending may say something else."""
 
-from __future__ import annotations
-
 import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

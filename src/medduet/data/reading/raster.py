@@ -5,8 +5,6 @@ transparent lies on black. Pages of a TIFF are frames; of other animations only 
 read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path

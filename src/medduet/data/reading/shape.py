@@ -1,7 +1,5 @@
 """Brings frames to the range 0 to 255 and to one size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 
