@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 HERE = Path(__file__).parent
-SPREAD = ("test_blocks.py", "test_contract.py")
-"""Modules whose tests share nothing: each goes to whichever process is free."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Choose the slow tests of this commit; keep the tests of a module on one process."""
+    """Choose the slow tests of this commit."""
     choice = config.getoption("--slow")
     if choice == "fifth" and any("::" in word for word in config.args):
         choice = "all"  # somebody named the test
@@ -57,8 +55,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = item.get_closest_marker("slow") is not None
         if slow and (choice == "none" or (choice == "fifth" and _hash(item) % 5 != turn)):
             skipped.append(item)
-        if item.path.name not in SPREAD:
-            item.add_marker(pytest.mark.xdist_group(str(item.path.relative_to(config.rootpath))))
     if skipped:
         config.hook.pytest_deselected(items=skipped)
         items[:] = [item for item in items if item not in set(skipped)]
