@@ -1,3 +1,4 @@
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,19 @@ def test_links_are_followed_but_not_in_circles(folder: Make) -> None:
         (root / link).symlink_to(target)
     names = [item.name for item in list_folder(root).items]
     assert names == ["ill/a.png", "other/b.png", "well/b.png"]
+
+
+def test_what_may_not_be_read_is_not_left_out(
+    folder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = folder("ill/a.png", "ill/IM0001")
+
+    def refuse(path: Path, *arguments: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError, match=r"Permission denied.*ill/IM0001"):
+        list_folder(root)
 
 
 # Tables -----------------------------------------------------------------------------------------

@@ -98,6 +98,10 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
         {"train_masks": np.full((12, 20, 24), 200, U8)},
         "masks: expected mask classes 0 to 63, or only 0 and 255, given 200",
     ),
+    "unseen mask": (
+        {"test_masks": np.full((6, 20, 24), 2, U8)},
+        "test_masks: expected mask classes of 0 to 1, as in train or mask_names, given 2",
+    ),
     "objects": ({"train_labels": OBJECTS}, "train_labels.*pickled objects"),
     "Fortran": ({"train_images": np.zeros((12, 20, 24), U8, order="F")}, "expected C order"),
 }

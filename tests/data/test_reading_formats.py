@@ -146,6 +146,15 @@ def test_pages_are_frames(tmp_path: Path) -> None:
         probe(path)
 
 
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+def test_colours_of_16_bits_are_refused(tmp_path: Path, planes: str) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    values = COLOUR.astype(np.uint16) if planes == "contig" else COLOUR.T.astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", values, photometric="rgb", planarconfig=planes)
+    with pytest.raises(DataError, match="given 16 bits per colour"):
+        probe(tmp_path / "a.tif")
+
+
 # DICOM
 
 EXPLICIT, IMPLICIT, BIG = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2"
@@ -351,6 +360,8 @@ def test_nifti_values(tmp_path: Path) -> None:
     assert (read_images(path, ReadOptions(8, window=(100, 400)))[1] == windowed).all()
     assert probe(saved_nifti(values[..., None], path)).frames == 3
     assert probe(saved_nifti(values[..., 0], path)) == Facts(1, 1, 8, 8)
+    with pytest.raises(DataError, match="expected a volume of 3 axes, given one of 8 x 8 x 3 x 2"):
+        probe(saved_nifti(np.stack([values, values], axis=3), path))
     image = nib.Nifti1Image(values.astype(np.float32) * 0.5 + 3, np.eye(4))
     image.set_data_dtype(np.int16)
     nib.save(image, path)

@@ -35,7 +35,7 @@ from medduet.utils.files import write_json
 
 MAX_CLASSES = 10_000
 MAX_MASK_CLASSES = 64
-_FORMAT = "v3"  # part of each store's key; raise it when what `_unpack` writes changes
+_FORMAT = "v4"  # part of each store's key; raise it when what `_unpack` writes changes
 
 
 def open_npz(
@@ -91,24 +91,25 @@ def _unpack(
     splits = _find_splits(archive)
     class_names, multi_label = _class_names(archive, splits)
     pixels: dict[str, Pixels] = {}
-    seen = np.zeros(256, bool)
+    seen = {name: np.zeros(256, bool) for name in SPLITS}  # which values masks have
     for name, split in splits.items():
         chunks = chain.from_iterable(map(archive.chunks, split.images))
         images = (chunk.reshape(-1, *split.shape[1:]) for chunk in chunks)
         pixels[f"{name}_images.npy"] = (split.shape, images)
         if split.masks:
-            pixels[f"{name}_masks.npy"] = (split.shape[:3], _known_masks(archive, split, seen))
+            masks = _known_masks(archive, split, seen[name])
+            pixels[f"{name}_masks.npy"] = (split.shape[:3], masks)
         for field, row in split.rows.items():
             np.save(folder / f"{name}_{field}.npy", row)
     write_pixels(folder, pixels, f"unpack {path.name}", progress)
-    values = np.flatnonzero(seen).tolist()
-    if values in ([255], [0, 255]):
-        values = [0, 1]
+    values = {name: set(np.flatnonzero(each).tolist()) for name, each in seen.items()}
+    if set.union(*values.values()) in ({255}, {0, 255}):
+        values = {name: {value // 255 for value in each} for name, each in values.items()}
         for name in SPLITS:
             file = folder / f"{name}_masks.npy"
-            masks = np.load(file, mmap_mode="r+", allow_pickle=False)
-            np.floor_divide(masks, 255, out=masks)
-    mask_names = _mask_names(archive, max(values)) if values else ()
+            mapped = np.load(file, mmap_mode="r+", allow_pickle=False)
+            np.floor_divide(mapped, 255, out=mapped)
+    mask_names = _mask_names(archive, values) if splits["train"].masks else ()
     names = {"class_names": class_names, "mask_names": mask_names}
     write_json(folder / "meta.json", {**names, "multi_label": multi_label})
     if file_digests(path, root)[1] != digest:  # the store would lie under another's key
@@ -227,10 +228,13 @@ def _class_names(archive: Archive, splits: dict[str, _Split]) -> tuple[tuple[str
     return names, several
 
 
-def _mask_names(archive: Archive, highest: int) -> tuple[str, ...]:
+def _mask_names(archive: Archive, values: dict[str, set[int]]) -> tuple[str, ...]:
+    highest = {name: max(each) for name, each in values.items()}
     limits = f"mask classes 0 to {MAX_MASK_CLASSES - 1}, or only 0 and 255"
-    archive.need(highest < MAX_MASK_CLASSES, "masks", limits, highest)
-    default = ["background", *(f"mask {index}" for index in range(1, highest + 1))]
-    names = _names(archive, "mask_names", default if highest > 1 else ["background", "lesion"])
-    archive.need(highest < len(names), "mask_names", f"{highest + 1} names", len(names))
+    archive.need(max(highest.values()) < MAX_MASK_CLASSES, "masks", limits, max(highest.values()))
+    default = ["background", *(f"mask {index}" for index in range(1, highest["train"] + 1))]
+    names = _names(archive, "mask_names", default if len(default) > 2 else ["background", "lesion"])
+    for name, value in highest.items():
+        classes = f"mask classes of 0 to {len(names) - 1}, as in train or mask_names"
+        archive.need(value < len(names), f"{name}_masks", classes, value)
     return names

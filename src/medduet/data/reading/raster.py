@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, ImageSequence
 
 from medduet.data.reading.core import MAX_FRAMES, Facts, Frame, Source, checked, refusal
 
-_ORIENTATION, _WHITE_IS_ZERO, _COMPRESSION = 274, 262, 259
+_ORIENTATION, _WHITE_IS_ZERO, _COMPRESSION, _BITS = 274, 262, 259, 258
 _JPEG_IN_TIFF = (6, 7)
 _TURNED = (5, 6, 7, 8)  # values of EXIF's orientation by which height and width change places
 
@@ -27,7 +27,8 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
     # Here already, since Pillow decodes a PNG to look for EXIF behind its pixels.
     checked(path, Facts(1, 1, image.height, image.width))
     deep = _is_deep(image)
-    if not deep and ";16" in str(image.tile):  # Pillow keeps the upper 8: dark, if 12 are used
+    # Pillow keeps the upper 8 bits: dark, if 12 are used; or what is none, of planes.
+    if not deep and (";16" in str(image.tile) or max(_tag(image, _BITS, (8,))) > 8):
         raise refusal(path, "8 bits per colour or 16 bits of grey", "16 bits per colour")
     pages = _count_pages(path, image) if kind == "TIFF" else 1
     height, width = image.height, image.width
@@ -85,7 +86,7 @@ def _is_colour(image: Image.Image) -> bool:
 def _count_pages(path: Path, image: Image.Image) -> int:
     """Return how many pages a TIFF has, which all must be alike."""
     pages = islice(ImageSequence.Iterator(image), MAX_FRAMES + 1)
-    kinds = [f"{page.height} x {page.width} {page.mode}" for page in pages]
+    kinds = [f"{x.height} x {x.width} {x.mode} {_tag(x, _BITS, (8,))}" for x in pages]
     if other := next((kind for kind in kinds if kind != kinds[0]), None):
         raise refusal(path, "pages of one size and kind", f"{kinds[0]} and {other}")
     image.seek(0)
