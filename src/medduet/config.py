@@ -5,6 +5,7 @@ Recipes are YAML files beside this module, which name only what differs from the
 
 from __future__ import annotations
 
+import re
 import reprlib
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,15 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from medduet.errors import ConfigError, MissingFileError, closest
 
@@ -30,9 +39,21 @@ TASKS: tuple[Task, ...] = get_args(Task)
 _MOST_FINDINGS = 10
 
 
+def _spelled(pattern: str, expected: str) -> AfterValidator:
+    """Return a check that a text matches `pattern`, with a message for people."""
+
+    def check(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError(f"expected {expected}")
+        return text
+
+    return AfterValidator(check)
+
+
 DEVICE = r"auto|cpu|cuda(:\d+)?|mps"
-Device = Annotated[str, Field(pattern=f"^({DEVICE})$")]
+Device = Annotated[str, _spelled(DEVICE, "auto, cpu, cuda, cuda:N or mps")]
 """A device as it is typed; `utils.devices.find_device` looks for it."""
+SplitSource = Annotated[str, _spelled(r"auto|given|made|.+\.csv", "auto, given, made or a .csv")]
 Size = Annotated[int, Field(ge=1)]
 """Side of the images in pixels."""
 
@@ -73,7 +94,7 @@ class DataConfig(Frozen):
     """Centre and width of the grey values shown, for DICOM, NIfTI and 16 bits; None: the file's."""
     skip_broken: bool = False
     """Leave image files out that can't be read, instead of stopping."""
-    split: str = Field("auto", pattern=r"^(auto|given|made|.+\.csv)$")
+    split: SplitSource = "auto"
     """given; made; a .csv with the columns image and split; auto: given, or made where none is."""
     fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
     """Shares of train, val and test in a split that is made."""

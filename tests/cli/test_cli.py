@@ -91,6 +91,15 @@ MISTAKES = [
     ("train honest --data phantom --model vovunet", ["vovunet", "vovunet_var"]),
     ("train honest --data phantom --tasks clasify", ["clasify", "classify"]),
     ("train honest --data phantom --precision 16-mixed --device cpu", ["bf16-mixed"]),
+    (
+        "train honest --data phantom --device cpu:3",
+        ["expected auto, cpu, ", "given 'cpu:3'"],
+    ),
+    (
+        "evaluate nothing --device gpu",
+        ["expected auto, cpu, cuda, cuda:N or mps, given gpu"],
+    ),
+    ("train honest --data phantom --data.split x", ["split: expected auto, given, made or a .csv"]),
     ("train --resume nothing", ["nothing", "config.json"]),
     ("evaluate", ["missing: PATH"]),
     ("evaluate nothing --size 64", ["expected --data NAME with options of the data (size)"]),

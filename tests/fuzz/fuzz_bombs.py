@@ -51,10 +51,10 @@ def config(part: str, **changes: Any) -> bytes:
     return json.dumps(tree | {part: tree[part] | changes}).encode()
 
 
-def zeros_by_blosc() -> bytes:
-    from numcodecs import Blosc
+def zeros_by_zstd() -> bytes:
+    from numcodecs.zstd import Zstd
 
-    return bytes(Blosc("zstd").encode(bytes(GB)))
+    return Zstd().encode(bytes(GB // 16)) * 16
 
 
 _IMAGE = head("|u1", (1, 1 << 15, 1 << 15)), GB
@@ -70,7 +70,7 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "a bundle that is deep inside": (_BUNDLE, lambda: b'{"network": ' + DEEP),
     "a billion channels": (_BUNDLE, lambda: config("network", in_channels=10**9)),
     "images of 10**5": (_BUNDLE, lambda: config("preprocessing", size=[10**5, 10**5])),
-    "1 GB of zeros": ("zarr masks", zeros_by_blosc),
+    "1 GB of zeros": ("zarr masks", zeros_by_zstd),
 }
 
 

@@ -24,7 +24,10 @@ _REWORDED = (
     (r"^Required options Missing from .*?: ", "missing: "),
     (r"\[type=.*?, input_value=(.*?), input_type=\w+\]", r"(got \1)"),
     (r" \(got \{.*\}\)", ""),
-    (r"^Error parsing config\.([\w.]+): (\w+) ([A-Z].*) \(got (.*)\) *$", r"--\1.\2: \3, given \4"),
+    (
+        r"^Error parsing config\.([\w.]+): (\w+) ([A-Z].*|expected .*) \(got (.*)\) *$",
+        r"--\1.\2: \3, given \4",
+    ),
     (r"^Error parsing config\.([\w.]+):", r"--\1:"),
     (
         r"^Error parsing (--[^ :]*): (?:invalid literal for int|could not convert string to float|"
