@@ -45,13 +45,10 @@ def test_a_set_with_leaks(leaky: Path, capsys: Capture) -> None:
     again = [*words, "--strict", "--data.split", str(fix)]
     assert main(again) == 0
     assert "leaky: 0 leaks" in capsys.readouterr().out
-    assert main([*words, "--fix", str(leaky.parent / "groups.csv"), "--fix-by", "regroup"]) == 0
-    assert "moved 2 (2 train) to 2 test" in capsys.readouterr().out
 
 
 def test_training_on_leaks_says_so(leaky: Path, tmp_path: Path, capsys: Capture) -> None:
     words = f"train honest --data {leaky} --model.width 2 --tasks classify --epochs 1 --out"
     assert main([*words.split(), str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
-    assert "warning: data leakage from train (" in said
-    assert f"2 test) inflates the scores: medduet audit {leaky}" in said
+    assert f"warning: data leakage inflates the scores: medduet audit {leaky}. Exact" in said

@@ -188,9 +188,8 @@ def _audit(record: AuditRecord, arguments: Arguments) -> int:
     counts = ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in audit.counts().items())
     write(f"{audit.name}: {counts}", f"report: {record.page}")
     if record.changes is not None:
-        changes = "; ".join(record.changes) or "nothing to clean"
         fix = arguments["fix"]
-        write(changes, f"next: --data {arguments['data'].name} --data.split {fix}")
+        write(record.changes, f"next: --data {arguments['data'].name} --data.split {fix}")
     return int(arguments["strict"] and bool(audit.leaks))
 
 

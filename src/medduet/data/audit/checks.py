@@ -17,7 +17,7 @@ from medduet.data.audit.findings import (
     plural,
     split_numbers,
 )
-from medduet.data.audit.leakage import find_leaks, pair_table
+from medduet.data.audit.leakage import find_leaks, find_repetitions, pair_table
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.duplicates import find_duplicates, grey
 from medduet.data.imageset import SPLITS, ImageSet, Split, iterate_chunks
@@ -59,7 +59,8 @@ def audit(
     table = pd.DataFrame({"image": pool.ids, "split": np.array(SPLITS)[findings.splits]})
     table["label"] = label_texts(pool.labels, images.class_names)
     pairs, classes = pair_table(pool, table, duplicates), _class_counts(images)
-    find_leaks(findings, pool, duplicates)
+    find_leaks(findings, duplicates, pool)
+    find_repetitions(findings, duplicates, pool)
     differ = pairs.index[pairs["masks_differ"]].to_frame().to_numpy()
     text = f" in {plural(len(differ), 'pair')} of duplicates with different masks"
     findings.of_images("Mask conflicts", "note", np.isin(np.arange(len(pool)), differ), text)

@@ -1,7 +1,7 @@
 """Data leakage, found and mended: pictures and groups, such as patients, in several splits."""
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,15 +21,20 @@ _BLOCK = 256
 _TEST, _DROPPED = len(SPLITS) - 1, -1
 
 
-def find_leaks(findings: Findings, pool: Split, duplicates: Duplicates) -> None:
-    """Add duplicates and groups in several splits, duplicates within one, and their labels."""
+def find_leaks(findings: Findings, duplicates: Duplicates | None, pool: Split) -> None:
+    """Add the duplicates, if they were searched, and the groups that are in several splits."""
     splits = findings.splits
-    first, groups = _first_copies(duplicates, len(pool)), duplicates.groups(len(pool))
     for title, where in _presence(splits, duplicates, pool.groups).items():
         leaked = np.flatnonzero(where[:, 0] & (splits > 0))
         text = f"; also in train: {per_split(leaked, splits)}" if len(leaked) else ""
         across = (where & (splits[:, None] != np.arange(len(SPLITS)))).any(axis=1)
         findings.of_images(f"{title} across splits", "leak", across, text)
+
+
+def find_repetitions(findings: Findings, duplicates: Duplicates, pool: Split) -> None:
+    """Add duplicates within a split, and those of any splits whose labels differ."""
+    splits = findings.splits
+    first, groups = _first_copies(duplicates, len(pool)), duplicates.groups(len(pool))
     conflicts = _conflicting(groups, pool.labels)
     count = plural(len(np.unique(groups[conflicts])), "group")
     text = f" in {count} of duplicates with different labels"
@@ -45,22 +50,16 @@ def find_leaks(findings: Findings, pool: Split, duplicates: Duplicates) -> None:
 
 
 def leak_warning(images: ImageSet, cache: Path | None = None) -> str | None:
-    """Return a line on images that leak from train, or ``None``; large sets aren't searched."""
-    splits, duplicates = split_numbers(images), None
-    if len(splits) <= MAX_SEARCHED or duplicates_file(images, cache).is_file():
+    """Return a line on the leaks of a set, or ``None``; large sets aren't searched."""
+    findings, duplicates = Findings(split_numbers(images)), None
+    if len(findings.splits) <= MAX_SEARCHED or duplicates_file(images, cache).is_file():
         duplicates = find_duplicates(images, cache)
-    known = [groups for name in SPLITS if (groups := images.split(name).groups) is not None]
-    groups = np.concatenate(known) if len(known) == len(SPLITS) else None
-    present = _presence(splits, duplicates, groups)
-    leaks = {title: np.flatnonzero(of[:, 0] & (splits > 0)) for title, of in present.items()}
-    texts = [f"{what.lower()}: {per_split(of, splits)}" for what, of in leaks.items() if len(of)]
-    if not texts:
+    find_leaks(findings, duplicates, images.pool())
+    if not findings:
         return None
     source = images.name if "medmnist" in images.info else images.info.get("source", images.name)
-    return (
-        f"warning: data leakage from train ({'; '.join(texts)}) inflates the scores: "
-        f"medduet audit {source}"
-    )
+    leaks = " ".join(leak.message for leak in findings)
+    return f"warning: data leakage inflates the scores: medduet audit {source}. {leaks}"
 
 
 def _presence(
@@ -138,29 +137,24 @@ def _masks_differ(pool: Split, duplicates: Duplicates) -> NDArray[np.bool_]:
 
 
 class Cleaned(NamedTuple):
-    """A set in its cleaned split, and what was changed, one phrase each; none if it was clean."""
+    """A set in its cleaned split, and what was changed, in a line."""
 
     images: ImageSet
-    changes: tuple[str, ...]
+    changes: str
 
 
 def clean(
-    images: ImageSet,
-    method: Literal["drop", "regroup"] = "drop",
-    *,
-    cache: Path | None = None,
-    progress: ProgressFactory | None = None,
+    images: ImageSet, *, cache: Path | None = None, progress: ProgressFactory | None = None
 ) -> Cleaned:
     """Return the set in a split without leaks, in which training sees no copies.
 
+    Images are left out of train and val, so that test stays as published: those that are in a later
+    split too, and of copies in one split all but the first, or all if their labels differ.
     Similarity by chance is estimated from the whole set, so the cleaned one is searched again,
     until an audit finds no leak in it.
 
     Args:
         images: the set.
-        method: ``"drop"`` leaves images out of train and val, so that test stays as published;
-            ``"regroup"`` keeps more: groups move to the last split that any of them was in. The
-            first of copies in one split stays (drop: not in test), none if their labels differ.
         cache: folder of cached searches for duplicates.
         progress: shows the progress of the searches.
 
@@ -179,42 +173,30 @@ def clean(
         # From rows of the cleaned pool to those of the original one.
         rows = np.concatenate([np.flatnonzero(splits == number) for number in range(len(SPLITS))])
         duplicates = Duplicates(rows[found.pairs], found.similarity, found.exact)
-        after = _cleaned_once(pool, duplicates, splits, method)
+        after = _cleaned_once(pool, duplicates, splits)
         if (after == splits).all():
-            return Cleaned(current, _changes(before, splits, method))
-        splits, current = after, apply_split(images, after, {"cleaned": method})
+            break
+        splits, current = after, apply_split(images, after, {"cleaned": "drop"})
+    dropped, kept = np.flatnonzero(splits == _DROPPED), np.flatnonzero(splits != _DROPPED)
+    if not len(dropped):
+        return Cleaned(current, "nothing to clean")
+    counts = f"dropped {len(dropped):,} ({per_split(dropped, before)})"
+    return Cleaned(current, f"{counts}; test unchanged; now {per_split(kept, splits)}")
 
 
 def _cleaned_once(
-    pool: Split, duplicates: Duplicates, splits: NDArray[np.int64], method: str
+    pool: Split, duplicates: Duplicates, splits: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Return the split of each image, ``(N,)``, without these leaks; -1 is dropped."""
-    count, kept = len(splits), splits != _DROPPED
+    count = len(splits)
     groups = merge_groups(np.arange(count), duplicates.groups(count), pool.groups)
     last = np.full(count, _DROPPED)
-    np.maximum.at(last, groups[kept], splits[kept])
-    target = last[groups]
-    if method == "drop":
-        after = np.where(splits < target, _DROPPED, splits)
-        changeable = (after != _DROPPED) & (after != _TEST)
-    else:
-        after = np.where(kept, target, _DROPPED)
-        changeable = after != _DROPPED
-    first, rows = _first_copies(duplicates, count), np.flatnonzero(changeable)
+    np.maximum.at(last, groups, splits)
+    after = np.where(splits < last[groups], _DROPPED, splits)
+    first, rows = _first_copies(duplicates, count), np.flatnonzero(after != _DROPPED)
+    rows = rows[after[rows] != _TEST]
     # Labels of all copies in a split, before the first one alone stays.
     wrong = _conflicting(first[rows] * len(SPLITS) + splits[rows], pool.labels[rows])
     repeated = pd.DataFrame({"first": first[rows], "split": after[rows]}).duplicated()
     after[rows[wrong | repeated]] = _DROPPED
     return after
-
-
-def _changes(before: NDArray[np.int64], after: NDArray[np.int64], method: str) -> tuple[str, ...]:
-    kept = after != _DROPPED
-    dropped, moved = np.flatnonzero(~kept), np.flatnonzero(kept & (after != before))
-    drop = f"dropped {len(dropped):,} ({per_split(dropped, before)})"
-    move = f"moved {len(moved):,} ({per_split(moved, before)}) to {per_split(moved, after)}"
-    changes = [text for text, rows in ((drop, dropped), (move, moved)) if len(rows)]
-    if not changes:
-        return ()
-    test = ["test unchanged"] if method == "drop" else []
-    return (*changes, *test, f"now {per_split(np.flatnonzero(kept), after)}")
