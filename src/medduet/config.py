@@ -29,7 +29,7 @@ Settings = TypeVar("Settings", bound=BaseModel)
 Task = Literal["classify", "segment", "reconstruct"]
 Select = Literal["auto", "accuracy", "balanced_accuracy", "auc", "dice", "mse"]
 Balance = Literal["sum", "uncertainty", "dwa", "pcgrad", "upgrad", "mgda"]
-Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+Precision = Literal["auto", "32-true", "bf16-mixed"]
 Augment = Literal["none", "flip", "light", "strong", "corrupt"]
 TestTime = Literal["none", "flip", "flips", "turns"]
 Modality = Literal[
@@ -126,7 +126,7 @@ class ModelConfig(Frozen):
     width: int | None = Field(None, ge=1)
     """U-Nets: channels of the first level, twice as many in each below. None: 64 for most."""
     upsampling: Literal["transpose", "bilinear"] | None = None
-    """How the decoder enlarges its maps. None: transpose for U-Nets, nearest for timm and smp."""
+    """U-Nets: how the decoder enlarges its maps. None: transpose."""
     kernel_size: int | None = Field(None, ge=1)
     """adares_unet: side of its kernels, odd."""
     activation: str | None = None
@@ -209,13 +209,11 @@ class TrainConfig(Frozen):
     device: Annotated[Device, _flag("device")] = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
     precision: Annotated[Precision, _flag("precision")] = "auto"
-    """float32, or bfloat16 or float16 where that is safe; auto: bfloat16 if the machine has it."""
+    """float32, or bfloat16 where that is safe; auto: bfloat16 if the machine has it."""
     compile: bool = False
     """Compile the network by torch.compile: a minute first, then faster, mostly on GPUs."""
     deterministic: bool = False
     """GPUs: the same result each time, by slower kernels where need be; CPUs give it anyway."""
-    on_not_finite: Literal["stop", "skip"] = "stop"
-    """Losses or gradients of NaN: stop, or skip the step."""
     sync_batch_norm: bool = False
     """GPUs: batch normalisation over the images of all processes."""
     activation_checkpointing: bool = False

@@ -90,7 +90,6 @@ MISTAKES = [
     ("train honest --data no.npz", ["no.npz"]),
     ("train honest --data phantom --model vovunet", ["vovunet", "vovunet_var"]),
     ("train honest --data phantom --tasks clasify", ["clasify", "classify"]),
-    ("train honest --data phantom --precision 16-mixed --device cpu", ["bf16-mixed"]),
     (
         "train honest --data phantom --device cpu:3",
         ["expected auto, cpu, ", "given 'cpu:3'"],

@@ -112,9 +112,3 @@ def test_networks_of_one_size_say_so() -> None:
     with pytest.raises(ModelError, match=r"timm:maxvit_tiny_tf_224 does not take .* 64 x 64"):
         model_cost("timm:maxvit_tiny_tf_224", 1, 3, 1, 64)
     assert model_cost("timm:maxvit_tiny_tf_224", 1, 3, 1, 224).gmacs > 5
-
-
-@pytest.mark.parametrize("name", ["timm:resnet18", "smp:unet/resnet18", "smp:linknet/resnet18"])
-def test_upsampling_that_a_library_has_not(name: str) -> None:
-    with pytest.raises(ModelError, match="upsampling"):
-        create_model(name, in_channels=1, num_classes=2, dense_channels=1, upsampling="transpose")

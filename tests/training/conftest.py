@@ -8,16 +8,59 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lightning.fabric import Fabric
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 import medduet
-from medduet import RunConfig
+from medduet import DenseLayout, Outputs, RunConfig
 from medduet.errors import Interrupted
+from medduet.losses.objective import Objective
+from medduet.models.base import DuetNetwork
+from medduet.models.normalize import Normalize
 from medduet.runs.folder import RunFolder
+from medduet.training.experiment import Experiment
 from medduet.training.reporter import Reporter
 from medduet.training.state import load_checkpoint
+
+
+class Plain(DuetNetwork):
+    """A network without batch normalisation, whose step is the same on any number of processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalize = Normalize(1)
+        self.features = nn.Conv2d(1, 6, 3, padding=1)
+        self.class_head = nn.Linear(6, 4)
+        self.dense_head = nn.Conv2d(6, 2, 1)
+        self.encoder_modules = [self.features]
+
+    def forward(self, image: Tensor) -> Outputs:
+        features = self.features(self.normalize(image)).relu()
+        return Outputs(self.class_head(features.mean(dim=(2, 3))), self.dense_head(features))
+
+    def _classify(self, image: Tensor) -> Tensor | None:
+        return self(image).class_logits
+
+
+def plain_experiment(config: RunConfig, fabric: Fabric | None = None, **changes: Any) -> Experiment:
+    """`Plain` on phantoms with unknown labels and masks; 22 in train make batches of 8, 8 and 6."""
+    torch.manual_seed(0)
+    network, layout = Plain(), DenseLayout(2, 1)
+    images = medduet.open_images("phantom", size=16, count=31)
+    images.train.labels[2:9] = -1
+    object.__setattr__(images.train, "has_mask", np.arange(len(images.train)) % 3 > 0)
+    fabric = fabric or Fabric(accelerator="cpu", devices=1)
+    objective = Objective(config.objective, layout, torch.tensor([1.0, 4.0, 0.5, 2.0]))
+    return Experiment(fabric, config, images, network, objective, RunFolder(config.out), **changes)
+
+
+@pytest.fixture(scope="session")
+def make_experiment() -> Callable[..., Experiment]:
+    return plain_experiment
 
 
 class Listener(Reporter):

@@ -7,61 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pytest
 import torch
-from lightning.fabric import Fabric
-from torch import Tensor, nn
 from torchjd.aggregation import MGDA
 from torchjd.autojac import jac_to_grad, mtl_backward
 
-import medduet
 from medduet import RunConfig, TrainingError
 from medduet.config import Balance
 from medduet.data.batches import train_batches
 from medduet.errors import Interrupted
-from medduet.losses.objective import Objective
-from medduet.models.base import DuetNetwork
-from medduet.models.normalize import Normalize
-from medduet.runs.folder import RunFolder
 from medduet.training.experiment import Experiment
 from medduet.training.loop import fit, new_state
 from medduet.training.step import train_step
-from medduet.types import Batch, DenseLayout, Outputs
+from medduet.types import Batch, Outputs
 
 MakeConfig = Callable[..., RunConfig]
+MakeExperiment = Callable[..., Experiment]
 NAMES = get_args(Balance)[1:]
 TWO = {"tasks": ["classify", "segment"]}
-
-
-class Plain(DuetNetwork):
-    """A network without batch normalisation, whose step is the same on any number of processes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.normalize = Normalize(1)
-        self.features = nn.Conv2d(1, 6, 3, padding=1)
-        self.class_head = nn.Linear(6, 4)
-        self.dense_head = nn.Conv2d(6, 2, 1)
-
-    @property
-    def encoder_modules(self) -> list[nn.Module]:
-        return [self.features]
-
-    def forward(self, image: Tensor) -> Outputs:
-        features = self.features(self.normalize(image)).relu()
-        return Outputs(self.class_head(features.mean(dim=(2, 3))), self.dense_head(features))
-
-
-def make_experiment(config: RunConfig, fabric: Fabric | None = None, **changes: Any) -> Experiment:
-    torch.manual_seed(0)
-    layout = DenseLayout(2, 1)
-    images = medduet.open_images("phantom", size=16, count=31)
-    images.train.labels[2:9] = -1
-    object.__setattr__(images.train, "has_mask", np.arange(len(images.train)) % 3 > 0)
-    fabric = fabric or Fabric(accelerator="cpu", devices=1)
-    objective = Objective(config.objective, layout)
-    return Experiment(fabric, config, images, Plain(), objective, RunFolder(config.out), **changes)
 
 
 def make_batch() -> Batch:
@@ -74,7 +37,9 @@ def make_batch() -> Batch:
 # One step ---------------------------------------------------------------------------------------
 
 
-def test_the_sum_is_what_a_plain_loop_does(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_the_sum_is_what_a_plain_loop_does(
+    make_config: MakeConfig, make_experiment: MakeExperiment, tmp_path: Path
+) -> None:
     experiment = make_experiment(make_config(tmp_path))
     plain, objective, batch = copy.deepcopy(experiment.network), experiment.objective, make_batch()
     optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, fused=True)
@@ -92,7 +57,9 @@ def test_the_sum_is_what_a_plain_loop_does(make_config: MakeConfig, tmp_path: Pa
     assert state.balancer.summary()["weights"] == dict.fromkeys(objective.tasks, 1.0)
 
 
-def test_aggregation_is_torchjds(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_aggregation_is_torchjds(
+    make_config: MakeConfig, make_experiment: MakeExperiment, tmp_path: Path
+) -> None:
     config = make_config(tmp_path, objective=TWO | {"balance": "mgda", "segment_weight": 2.0})
     experiment, batch = make_experiment(config), make_batch()
     network, objective = copy.deepcopy(experiment.network), experiment.objective
@@ -118,7 +85,9 @@ def test_aggregation_is_torchjds(make_config: MakeConfig, tmp_path: Path) -> Non
     )
 
 
-def test_unknown_masks_count_nowhere(make_config: MakeConfig, tmp_path: Path) -> None:
+def test_unknown_masks_count_nowhere(
+    make_config: MakeConfig, make_experiment: MakeExperiment, tmp_path: Path
+) -> None:
     batch = make_batch()
     batch = batch._replace(has_mask=torch.zeros(8, dtype=torch.bool))
     for name in NAMES:
@@ -132,7 +101,7 @@ def test_unknown_masks_count_nowhere(make_config: MakeConfig, tmp_path: Path) ->
 
 
 def test_a_gradient_that_is_not_finite_names_the_images(
-    make_config: MakeConfig, tmp_path: Path
+    make_config: MakeConfig, make_experiment: MakeExperiment, tmp_path: Path
 ) -> None:
     experiment = make_experiment(make_config(tmp_path, objective={"balance": "upgrad"}))
     experiment.network.features.bias.register_hook(lambda gradient: gradient * math.nan)
@@ -145,7 +114,11 @@ def test_a_gradient_that_is_not_finite_names_the_images(
 
 @pytest.mark.parametrize("name", ["sum", "uncertainty", "dwa", "pcgrad"])
 def test_going_on_in_the_middle_of_an_epoch(
-    make_config: MakeConfig, epochs: Callable[[Path], Any], tmp_path: Path, name: str
+    make_config: MakeConfig,
+    make_experiment: MakeExperiment,
+    epochs: Callable[[Path], Any],
+    tmp_path: Path,
+    name: str,
 ) -> None:
     changes = {"objective": {"balance": name}, "train": {"epochs": 4, "augment": "flip"}}
     whole, parts = (make_config(tmp_path / x, **changes) for x in ("whole", "parts"))

@@ -6,20 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from lightning.fabric import Fabric
 from safetensors.torch import load_file
-from torch import Tensor, nn
 
-from medduet import DenseLayout, Outputs, RunConfig
+from medduet import RunConfig
 from medduet.cli import main
-from medduet.data.imageset import ImageSet
 from medduet.data.sources import open_images
-from medduet.losses.objective import Objective
-from medduet.models.base import DuetNetwork
-from medduet.models.normalize import Normalize
 from medduet.runs.folder import RunFolder
 from medduet.training.experiment import Experiment
 from medduet.training.loop import fit
@@ -27,41 +20,6 @@ from medduet.utils.parsing import read_json
 
 pytestmark = pytest.mark.slow
 MakeConfig = Callable[..., RunConfig]
-
-
-class Plain(DuetNetwork):
-    """A network without batch normalisation, whose step is the same on any number of processes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.normalize = Normalize(1)
-        self.features = nn.Conv2d(1, 6, 3, padding=1)
-        self.class_head = nn.Linear(6, 4)
-        self.dense_head = nn.Conv2d(6, 2, 1)
-
-    @property
-    def encoder_modules(self) -> list[nn.Module]:
-        return [self.features]
-
-    def forward(self, image: Tensor) -> Outputs:
-        features = self.features(self.normalize(image)).relu()
-        return Outputs(self.class_head(features.mean(dim=(2, 3))), self.dense_head(features))
-
-
-def uneven_images() -> ImageSet:
-    """Phantoms with unknown labels and masks; 22 in train make batches of 8, 8 and 6."""
-    images = open_images("phantom", size=16, count=31)
-    images.train.labels[2:9] = -1
-    object.__setattr__(images.train, "has_mask", np.arange(len(images.train)) % 3 > 0)
-    return images
-
-
-def fit_plain(config: RunConfig, fabric: Fabric) -> dict[str, Tensor]:
-    torch.manual_seed(0)
-    network, layout = Plain(), DenseLayout(2, 1)
-    objective = Objective(config.objective, layout, torch.tensor([1.0, 4.0, 0.5, 2.0]))
-    fit(Experiment(fabric, config, uneven_images(), network, objective, RunFolder(config.out)))
-    return network.state_dict()
 
 
 def assert_close(found: Any, expected: Any) -> None:
@@ -162,21 +120,23 @@ from safetensors.torch import save_file
 from medduet.cli import main
 from medduet.config import parse_config
 from medduet.training.fabric import launch_fabric
+from medduet.training.loop import fit
 file, run, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
-spec = importlib.util.spec_from_file_location("test_processes", file)
+spec = importlib.util.spec_from_file_location("conftest", file)
 tests = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tests)
-for name, words in tests.EVALUATE.items():
+for name, words in EVALUATE.items():
     assert main(["evaluate", run, *words.split(), "--out", str(out / name)]) == 0
 settings = json.loads((out / "config.json").read_text())
 config = parse_config(settings, "test")
 fabric = launch_fabric(config.train)
-for balance in tests.BALANCES:
+for balance in BALANCES:
     objective = settings["objective"] | {"balance": balance}
     changed = parse_config(settings | {"objective": objective, "out": str(out / balance)}, "test")
-    weights = tests.fit_plain(changed, fabric)
+    experiment = tests.plain_experiment(changed, fabric)
+    fit(experiment)
     if fabric.is_global_zero:
-        save_file(weights, out / f"{balance}.safetensors")
+        save_file(experiment.network.state_dict(), out / f"{balance}.safetensors")
 
 # A process that has other images.
 settings["out"] = str(out / "never")
@@ -210,8 +170,10 @@ def three_processes(
         out / "run", train=PLAIN, data={"count": 20, "split": "made", "group_by": "none"}
     )
     (out / "config.json").write_text(config.model_dump_json())
-    (out / "script.py").write_text(SCRIPT)
-    torchrun(3, str(out / "script.py"), __file__, str(trained_by_two), str(out))
+    constants = f"EVALUATE, BALANCES = {EVALUATE!r}, {BALANCES!r}\n"
+    (out / "script.py").write_text(constants + SCRIPT)
+    shared = Path(__file__).with_name("conftest.py")
+    torchrun(3, str(out / "script.py"), str(shared), str(trained_by_two), str(out))
     return out
 
 
@@ -240,15 +202,20 @@ def test_three_processes_evaluate_as_one(
 
 @pytest.mark.parametrize("balance", BALANCES)
 def test_three_processes_learn_what_one_learns(
-    three_processes: Path, make_config: MakeConfig, tmp_path: Path, balance: str
+    three_processes: Path,
+    make_config: MakeConfig,
+    make_experiment: Callable[..., Experiment],
+    tmp_path: Path,
+    balance: str,
 ) -> None:
     # Without batch normalisation the gradient of a step must be that of the whole batch, though
     # the processes know different numbers of labels and masks.
     with torch.random.fork_rng(devices=[]):
         config = make_config(tmp_path, train=PLAIN, objective={"balance": balance})
-        expected = fit_plain(config, Fabric(accelerator="cpu", devices=1))
+        experiment = make_experiment(config)
+        fit(experiment)
     found = load_file(three_processes / f"{balance}.safetensors")
-    for name, value in expected.items():
+    for name, value in experiment.network.state_dict().items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
     rows = [RunFolder(run).epochs for run in (tmp_path, three_processes / balance)]
     for left, right in zip(*rows, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from medduet.types import Outputs
 _ROW = torch.linspace
 
 
-class DuetNetwork(nn.Module):
+class DuetNetwork(nn.Module, ABC):
     """A network with a class head, a dense head, or both.
 
     `normalize` makes its input from images in [0, 1] or bytes, which is also the target of the
@@ -53,9 +54,9 @@ class DuetNetwork(nn.Module):
             )
         return class_logits
 
+    @abstractmethod
     def _classify(self, image: Tensor) -> Tensor | None:
         """Return the class scores without running a decoder; ``None`` without class head."""
-        raise NotImplementedError
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         """Return the parameters that both heads share."""

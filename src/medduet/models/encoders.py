@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from medduet.errors import ModelError
 from medduet.models.base import DuetNetwork, freeze_unused
 from medduet.models.normalize import Normalize
-from medduet.models.unet import Upsampling
 from medduet.types import Outputs
 
 FINEST_CHANNELS = 16
@@ -39,11 +38,9 @@ class TimmNetwork(DuetNetwork):
         *,
         name: str,
         pretrained: bool = False,
-        upsampling: Upsampling | None = None,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        mode = _interpolation(f"timm:{name}", upsampling)
         self.encoder = timm.create_model(
             name,
             pretrained=pretrained,
@@ -66,13 +63,13 @@ class TimmNetwork(DuetNetwork):
         self.decoder: nn.Module | None = None
         self.dense_head: nn.Module | None = None
         if dense_channels:
-            self._build_decoder(name, dense_channels, mode)
+            self._build_decoder(name, dense_channels)
         self.encoder_modules = [self.encoder]  # its classifier is not in `encoder_parameters`
         parts: list[nn.Module | None] = [self.decoder, self.dense_head]
         self.decoder_modules = [part for part in parts if part is not None]
         freeze_unused(self, config["input_size"][-1])
 
-    def _build_decoder(self, name: str, dense_channels: int, mode: str) -> None:
+    def _build_decoder(self, name: str, dense_channels: int) -> None:
         from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 
         info = self.encoder.feature_info
@@ -95,7 +92,6 @@ class TimmNetwork(DuetNetwork):
             encoder_channels=[0, *(channels.get(stride, 0) for stride in self.strides)],
             decoder_channels=[FINEST_CHANNELS * 2**level for level in reversed(range(depth))],
             n_blocks=depth,
-            interpolation_mode=mode,
         )
         self.dense_head = nn.Conv2d(FINEST_CHANNELS, dense_channels, 3, padding=1)
 
@@ -159,27 +155,18 @@ class SmpNetwork(DuetNetwork):
         architecture: str,
         encoder: str,
         pretrained: bool = False,
-        upsampling: Upsampling | None = None,
         dropout: float = 0.0,
     ) -> None:
         import segmentation_models_pytorch as smp
 
         super().__init__()
-        build = smp.MODEL_ARCHITECTURES_MAPPING[architecture]
-        options: dict[str, Any] = {}
-        if upsampling is not None:
-            if "decoder_interpolation" not in inspect.signature(build).parameters:
-                raise ModelError(f"smp:{architecture} has no choice of upsampling: leave it out")
-            options["decoder_interpolation"] = _interpolation(f"smp:{architecture}", upsampling)
-        if num_classes:
-            options["aux_params"] = {"classes": num_classes, "dropout": dropout}
         weights, self.pretrained_normalization = _smp_pretrained(encoder, pretrained)
-        self.model = build(
+        self.model = smp.MODEL_ARCHITECTURES_MAPPING[architecture](
             encoder_name=encoder,
             encoder_weights=weights,
             in_channels=in_channels,
             classes=max(1, dense_channels),
-            **options,
+            aux_params={"classes": num_classes, "dropout": dropout} if num_classes else None,
         )
         self.encoder_modules = [self.model.encoder]
         self.decoder_modules = [self.model.decoder, self.model.segmentation_head]
@@ -231,12 +218,6 @@ def pad_to(x: Tensor, multiple: int, at_least: int = 1) -> Tensor:
 def round_up(side: int, multiple: int) -> int:
     """Return the next multiple; ONNX rounds quotients of negative numbers otherwise than Python."""
     return (side + multiple - 1) // multiple * multiple
-
-
-def _interpolation(name: str, upsampling: Upsampling | None) -> str:
-    if upsampling not in (None, "bilinear"):
-        raise ModelError(f"{name} has no {upsampling} upsampling: leave it out, or give bilinear")
-    return upsampling or "nearest"
 
 
 @lru_cache

@@ -10,7 +10,7 @@ from medduet.models.base import DuetNetwork
 from medduet.types import DenseLayout
 from medduet.utils.devices import best_memory_format, keep_freed_memory
 
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16"]
 DECLARED: Precision = "float32"
 """What bundles are evaluated, calibrated and used in, unless they say otherwise."""
 

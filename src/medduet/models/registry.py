@@ -132,7 +132,7 @@ def create_model(
         num_classes: classes K of the class head; 0 for none.
         dense_channels: channels D of the dense head; 0 for none, then the decoder is not built.
         pretrained: fetch the encoder's weights (timm, smp), and normalise as they expect.
-        **options: ``upsampling``, for U-Nets ``width``, for timm and smp ``dropout``, for
+        **options: for U-Nets ``width`` and ``upsampling``, for timm and smp ``dropout``, for
             adares_unet all of these, ``kernel_size`` and ``activation``.
 
     Returns:

@@ -16,9 +16,6 @@ from medduet.losses.objective import PerImage
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import all_sum, gradients_by_hand
 
-# float16 would lose small gradients; a power of two changes no cosine.
-_CONFLICT_SCALE = 1024.0
-
 
 class Balancer:
     """Does the backward pass of a step by the rule of its `Balance`; records weights and angles.
@@ -78,7 +75,7 @@ class Balancer:
             if not self.balance.is_sum:
                 self._broadcast(shares)
             if step < self.conflict_steps:
-                self._record_conflict(self._gradients(losses * _CONFLICT_SCALE, self.encoder))
+                self._record_conflict(self._gradients(losses, self.encoder))
             # Processes average their gradients; times their number they become the global mean.
             self.fabric.backward((shares * losses).sum() * self.fabric.world_size)
         self.weights[0] += torch.where(labelled, shares * self.factors, 0.0)

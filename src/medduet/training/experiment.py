@@ -15,11 +15,7 @@ from medduet.runs.predictions import Predictions
 from medduet.training.reporter import Reporter
 from medduet.training.validation import predict_split
 
-_PRECISIONS: dict[str, Precision] = {
-    "32-true": "float32",
-    "bf16-mixed": "bfloat16",
-    "16-mixed": "float16",
-}
+_PRECISIONS: dict[str, Precision] = {"32-true": "float32", "bf16-mixed": "bfloat16"}
 
 
 @dataclass(frozen=True)

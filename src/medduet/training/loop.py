@@ -22,7 +22,7 @@ from medduet.training.experiment import Experiment
 from medduet.training.fabric import all_sum, peak_memory
 from medduet.training.loader import load_batches
 from medduet.training.memory import checkpoint_activations
-from medduet.training.monitor import NotFiniteError, StepMonitor, save_batch
+from medduet.training.monitor import StepMonitor
 from medduet.training.state import Best, Progress, TrainState, save_checkpoint
 from medduet.training.step import train_step
 from medduet.training.validation import quick_metrics, selection_score
@@ -44,11 +44,6 @@ def fit(experiment: Experiment) -> Progress:
                 break
             try:
                 _train_epoch(experiment, state)
-            except NotFiniteError as fault:
-                raise TrainingError(
-                    f"{fault}, which are in {save_batch(experiment, fault)}: lower --lr, set "
-                    "--train.grad-clip 1, or --train.on-not-finite skip"
-                ) from fault
             except (DataError, DownloadError, MissingFileError):
                 # The server of the images is gone. Other processes may be in the middle of a step,
                 # and can't help saving.
@@ -75,15 +70,13 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
         _parameter_groups(network, config),
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
-        # Lightning refuses to clip where the optimizer itself would scale float16's gradients.
-        fused=fused and (config.precision != "16-mixed" or config.grad_clip is None),
+        fused=fused,
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, T_max=config.cosine_epochs or config.epochs
     )
     module, wrapped_optimizer = fabric.setup(network, optimizer)
     objective = experiment.objective.to(fabric.device)
-    interval = 1 if config.on_not_finite == "skip" else None
     return TrainState(
         network=network,
         module=module,
@@ -91,7 +84,7 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
         scheduler=scheduler,
         sums=torch.zeros(2, len(objective.tasks), dtype=torch.float64, device=fabric.device),
         balancer=Balancer(experiment, optimizer),
-        monitor=StepMonitor(fabric, experiment.stop, interval),
+        monitor=StepMonitor(fabric, experiment.stop),
         progress=Progress(micro_batch=config.micro_batch_size),
     )
 
@@ -163,7 +156,6 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
         "images_per_second": round(len(experiment.data.train) / max(progress.seconds, 1e-9), 2),
         "train": _with_loss(means, objective),
         **state.balancer.summary(),
-        **({"skipped_steps": progress.skipped_steps} if progress.skipped_steps else {}),
         "peak_memory_gb": peak_memory(fabric.device),
         "val": _evaluate(experiment, "val", progress.epoch),
     }
@@ -177,7 +169,6 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
         _keep_best(experiment, "best-test", progress.best_test, progress.epoch, score)
     progress.history.append(row)
     progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, 0.0
-    progress.skipped_steps = []
     state.sums = torch.zeros_like(state.sums)
     state.balancer.end_epoch()
     state.save(experiment.folder, fabric)

@@ -69,9 +69,6 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
             train.micro_batch_size is not None and objective.balance != "sum"
         ),
         f"{balance} combines gradients on the encoder, which is frozen": combines and frozen,
-        f"{balance} can't scale gradients for --precision 16-mixed": (
-            combines and train.precision == "16-mixed"
-        ),
         f"--train.sampling balanced draws each class as often, but there are {has}": (
             draws and lacking["classify"]
         ),

@@ -47,10 +47,6 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: Best = field(default_factory=Best)
     best_test: Best = field(default_factory=Best)
-    skipped_steps: list[int] = field(default_factory=list)
-    """Steps of this epoch, from 1, whose loss or gradient was not finite."""
-    skipped: int = 0
-    """How many there were in all epochs."""
     micro_batch: int | None = None
     """Images computed at a time on each process; ``None`` for all of a step."""
 

@@ -12,40 +12,24 @@ from torch import Tensor
 from medduet.errors import TrainingError
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import all_sum
-from medduet.training.monitor import NotFiniteError, save_batch
 from medduet.training.state import TrainState
 from medduet.types import Batch
 from medduet.utils.devices import free_memory, is_out_of_memory
 
-MAX_SKIPPED = 20
-"""Steps that a run may skip because they were not finite."""
-
 
 def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
     """Do one optimizer step; return whether to stop after it."""
-    progress, skip = state.progress, experiment.config.train.on_not_finite == "skip"
+    config, progress = experiment.config.train, state.progress
     note = partial(state.monitor.note, epoch=progress.epoch, step=progress.step + 1, batch=batch)
-    buffers = [buffer.clone() for buffer in state.network.buffers()] if skip else []
-    stop_requests = torch.zeros(())
-    try:
-        sums, stop_requests = _backward(experiment, state, batch, note)
-        _clip_gradient(experiment, state, note)
-        state.optimizer.step()
-        state.sums += sums
-    except NotFiniteError as fault:
-        if not skip:
-            raise
-        for buffer, before in zip(state.network.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        path = save_batch(experiment, fault)
-        progress.skipped_steps.append(fault.step)
-        progress.skipped += 1
-        if progress.skipped > MAX_SKIPPED:
-            raise TrainingError(
-                f"{fault}; {progress.skipped} steps were not finite, so skipping them does not "
-                "help: lower --lr, or set --train.grad-clip 1"
-            ) from fault
-        experiment.reporter.message(f"{fault}: the step is skipped; its images are in {path}")
+    sums, stop_requests = _backward(experiment, state, batch, note)
+    if config.grad_clip is not None:
+        norm = experiment.fabric.clip_gradients(
+            *(state.module, state.optimizer), max_norm=config.grad_clip, error_if_nonfinite=False
+        )
+        assert norm is not None
+        note("gradient", norm)
+    state.optimizer.step()
+    state.sums += sums
     state.optimizer.zero_grad()
     return state.monitor.must_stop(stop_requests)
 
@@ -123,21 +107,3 @@ def split_batch(batch: Batch, most: int | None) -> list[Batch]:
     count = min(-(-images // most), images // 2)
     edges = [images * number // count for number in range(count + 1)]
     return [batch.apply(itemgetter(slice(start, end))) for start, end in pairwise(edges)]
-
-
-def _clip_gradient(
-    experiment: Experiment, state: TrainState, note: Callable[[str, Tensor], None]
-) -> None:
-    """Scale a gradient down that is too long, and note whether it is finite."""
-    config = experiment.config.train
-    # float16 scales its loss by trial: there, a step that overflows is skipped, not wrong.
-    by_trial = config.precision == "16-mixed"
-    if config.grad_clip is None and (config.on_not_finite == "stop" or by_trial):
-        return
-    norm = experiment.fabric.clip_gradients(
-        *(state.module, state.optimizer),
-        max_norm=config.grad_clip or float("inf"),
-        error_if_nonfinite=False,
-    )
-    if norm is not None and not by_trial:
-        note("gradient", norm)
