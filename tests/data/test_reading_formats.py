@@ -13,8 +13,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.images import probe, read_images
-from medduet.data.reading.opening import opened
+from medduet.data.reading.images import opened, probe, read_images
 from medduet.errors import DataError
 
 RNG = np.random.default_rng(0)

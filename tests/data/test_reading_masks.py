@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.masks import read_mask
+from medduet.data.reading.images import read_mask
 from medduet.errors import DataError
 
 SMALL, LIKE = ReadOptions(2), Facts(1, 3, 2, 2)

@@ -198,8 +198,7 @@ def read_zarr(folder: Path, content: bytes, name: str = "zarr.json") -> None:
 
 def read_picture(folder: Path, content: bytes) -> None:
     from medduet.data.reading.core import ReadOptions
-    from medduet.data.reading.images import probe, read_images
-    from medduet.data.reading.masks import read_mask
+    from medduet.data.reading.images import probe, read_images, read_mask
 
     _put(folder, {"a.img": content})
     path, options = folder / "a.img", ReadOptions(16, "pad", 3)

@@ -19,8 +19,7 @@ from pydantic import Field
 from medduet.config import Device
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.folders import images_and_masks, stem_of
-from medduet.data.reading.images import Picture, read_pictures
-from medduet.data.reading.opening import HEAD, kind_of
+from medduet.data.reading.images import HEAD, Picture, kind_of, read_pictures
 from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
 from medduet.inference.overlays import heatmap_png, mask_png, overlay_png

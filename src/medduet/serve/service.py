@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from medduet.data.reading.opening import kind_of
+from medduet.data.reading.images import kind_of
 from medduet.data.workers import WorkerPool
 from medduet.inference.predictor import Prediction, Predictor
 from medduet.serve.batcher import Batcher

@@ -17,8 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from medduet.data.reading.core import ReadOptions
-from medduet.data.reading.images import Picture, probe, read_pictures
-from medduet.data.reading.opening import HEAD, kind_of
+from medduet.data.reading.images import HEAD, Picture, kind_of, probe, read_pictures
 from medduet.data.workers import WorkerPool
 
 LEAST_SIDE = 8  # of an image, in pixels

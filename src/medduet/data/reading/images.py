@@ -1,21 +1,93 @@
-"""Reads images: what a file holds, and its pixels."""
+"""Reads images and masks: a file is opened by what is in it; its ending may say something else."""
 
-from collections.abc import Sequence
+import gzip
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from medduet.data.reading.core import Facts, Frame, ReadOptions, checked, errors_named, refusal
-from medduet.data.reading.masks import read_mask
-from medduet.data.reading.opening import opened
-from medduet.data.reading.raster import values_of
-from medduet.data.reading.shape import fitted, levels
+from medduet.data.reading.core import (
+    Facts,
+    Frame,
+    ReadOptions,
+    Source,
+    checked,
+    errors_named,
+    refusal,
+)
+from medduet.data.reading.dicom import open_dicom
+from medduet.data.reading.nifti import open_nifti
+from medduet.data.reading.raster import open_raster, values_of
+from medduet.data.reading.shape import fitted, fitted_mask, levels
+from medduet.errors import MissingFileError
 
+HEAD = 540
+"""Bytes by which the kind of a file is told: the header of NIfTI-2."""
+_SIGNATURES = (
+    (128, b"DICM", "DICOM"),  # first: its preamble may be that of a TIFF
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"II+\0", "TIFF"),
+    (0, b"MM\0+", "TIFF"),
+    (8, b"WEBP", "WEBP"),
+    (344, b"n+1\0", "NIfTI"),
+    (4, b"n+2\0", "NIfTI"),
+    (0, b"\x08\x00", "DICOM"),  # without preamble: group 0008, with which a data set starts
+    (0, b"\x00\x08", "DICOM"),
+)
 _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 """Pixels of each side, and a difference of red, green and blue, that tell colour from grey."""
+_MAX_CLASS, _WHITE, _SHOWN = 63, 128, 5
+
+
+@contextmanager
+def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Source]:
+    """Open the image file at `path`, or the open `file` that is called so; its header is checked.
+
+    Whatever goes wrong with it in the body becomes a DataError.
+    """
+    with errors_named(path):
+        if file is None and not path.is_file():
+            if path.exists():
+                raise refusal(path, "an image file", "a folder or a device")
+            raise MissingFileError(f"{path}: expected an image file, given nothing")
+        with path.open("rb") if file is None else nullcontext(file) as content:
+            yield _open(path, content)
+
+
+def kind_of(head: bytes) -> str | None:
+    """Return which kind of picture starts with `head`, its first `HEAD` bytes, or None."""
+    found = (kind for start, mark, kind in _SIGNATURES if head.startswith(mark, start))
+    return next(found, None)
+
+
+def _open(path: Path, file: BinaryIO) -> Source:
+    file.seek(0)
+    head = file.read(HEAD)
+    kind = kind_of(head)
+    if head.startswith(b"\x1f\x8b"):
+        file.seek(0)
+        file = cast("BinaryIO", gzip.GzipFile(fileobj=file))  # unpacked as it is read
+        kind = "NIfTI" if kind_of(file.read(HEAD)) == "NIfTI" else None
+    file.seek(0)
+    if kind == "DICOM":
+        return open_dicom(path, file)
+    if kind == "NIfTI":
+        return open_nifti(path, file)
+    if kind is None:
+        given = f"a file that starts with {head[:8]!r}"
+        raise refusal(path, "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI", given)
+    return open_raster(path, file, kind)
+
+
+# Images ------------------------------------------------------------------------------------------
 
 
 class Picture(NamedTuple):
@@ -117,3 +189,60 @@ def _coloured(values: NDArray[Any]) -> float:
         return 0.0
     rows, columns = (max(1, side // _SAMPLED_SIDE) for side in values.shape[:2])
     return float((np.ptp(values[::rows, ::columns], axis=2) > _GREY_SPREAD).mean())
+
+
+# Masks -------------------------------------------------------------------------------------------
+
+
+def read_mask(paths: Sequence[Path], like: Facts, options: ReadOptions) -> NDArray[np.uint8]:
+    """Read the masks of one image and unite them.
+
+    Values up to 63 are classes. Others are black and white, and from 128 on 1, if there are at
+    most two of them or if the file is lossy. Where several masks meet, the highest class counts.
+    A palette of colours stands for the classes that its indices are.
+
+    Args:
+        paths: its mask files, each of all frames.
+        like: what the header of the image says; masks must have its frames and size.
+        options: as for the image; `channels` and `window` don't matter.
+
+    Returns:
+        Classes as uint8 ``(K, size, size)``, taken at the nearest pixel centres.
+
+    Raises:
+        DataError: a file is no mask of this image, or MissingFileError, there is none.
+    """
+    united: NDArray[np.uint8] = np.max([_read_one(x, like, options) for x in paths], axis=0)
+    return united
+
+
+def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8]:
+    with opened(path) as source:
+        if source.facts._replace(channels=like.channels) != like:
+            shapes = [f"{each[0]} x {each[2]} x {each[3]}" for each in (like, source.facts)]
+            raise refusal(path, f"a mask of {shapes[0]} (frames x height x width)", shapes[1])
+        frames = [_integers(path, frame) for frame in source.frames(None)]
+        values = np.unique(np.concatenate([np.unique(frame) for frame in frames]))
+        classes = np.stack([fitted_mask(frame, options) for frame in frames])
+        if values[0] >= 0 and values[-1] <= _MAX_CLASS:
+            return classes.astype(np.uint8)
+        two = len(values) == 1 or (len(values) == 2 and values[0] < _WHITE)
+        if values[0] >= 0 and values[-1] >= _WHITE and (two or source.lossy):
+            return (classes >= _WHITE).astype(np.uint8)
+        shown = ", ".join(map(str, values[:_SHOWN])) + ", ..." * (len(values) > _SHOWN)
+        expected = f"classes of 0 to {_MAX_CLASS}, or black and white (0 and 255)"
+        raise refusal(path, expected, f"values {shown} up to {values[-1]}")
+
+
+def _integers(path: Path, frame: Frame) -> NDArray[Any]:
+    """Return the values of a mask ``(H, W)`` as integers."""
+    values = frame.values if frame.classes is None else frame.classes
+    if values.ndim == 3:
+        if (values != values[:, :, :1]).any():
+            raise refusal(path, "a mask in grey or with a palette", "one with colours")
+        values = values[:, :, 0]
+    if values.dtype.kind == "f":
+        if not (whole := np.isfinite(values) & (values == np.rint(values))).all():
+            raise refusal(path, "whole numbers", f"{values[~whole][0]}")
+        values = np.clip(values, -1, 1 << 16).astype(np.int32)
+    return values
