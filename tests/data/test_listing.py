@@ -208,16 +208,6 @@ def test_a_table(table: Make, tmp_path: Path) -> None:
     assert [item.labels for item in several.items] == [("x", "y"), (), None, ("y",)]
 
 
-def test_parquet(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    columns = {"path": ["a.png", "b.png"], "label": [1.0, None], "patient_id": [7, 8]}
-    parquet.write_table(pyarrow.table(columns), tmp_path / "table.parquet")
-    listing = list_table(tmp_path / "table.parquet")
-    assert [item.labels for item in listing.items] == [("1",), None]
-    assert [item.group for item in listing.items] == ["7", "8"]
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -4,7 +4,7 @@ A folder is ``[SPLIT/][CLASS/][GROUP/]IMAGE``: sub-folders called train, val and
 valid, validation, testing) are splits, those below them classes, and those below these groups such
 as patients. How masks are named, `medduet.data.folders` says.
 
-A table, CSV or Parquet, has one row per image: ``path``, and where known ``label`` (or ``labels``:
+A table, a CSV, has one row per image: ``path``, and where known ``label`` (or ``labels``:
 several, separated by ``|``), ``mask`` (one or more, separated by ``|``), ``group`` and ``split``.
 Paths are relative to the table.
 """
@@ -17,11 +17,8 @@ from typing import NamedTuple
 
 from medduet.data.folders import Place, images_and_masks, natural, stem_of
 from medduet.data.imageset import SPLITS
-from medduet.data.reading.core import needed
 from medduet.errors import DataError, MissingFileError
 
-TABLES = (".csv", ".parquet")
-"""Endings of tables of images."""
 _SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -115,7 +112,7 @@ def _splits(root: Path, images: Mapping[Path, Place]) -> dict[str, str]:
 
 
 def list_table(path: Path) -> Listing:
-    """List the images of a CSV or Parquet table; see the module for its columns.
+    """List the images of a CSV; see the module for its columns.
 
     In ``labels`` an empty cell is an image without any class; elsewhere it is unknown, as is ``?``.
     """
@@ -154,16 +151,9 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise MissingFileError(f"expected a table at {path}, but there is no such file")
     try:
-        if path.suffix.lower() == ".parquet":
-            needed("pyarrow.parquet", path)
-            import pandas
-
-            table = pandas.read_parquet(path).convert_dtypes()  # integers with gaps are floats
-            rows: list[dict[str, str]] = table.astype("string").fillna("").to_dict("records")
-        else:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file, strict=True))
-    except (ValueError, OSError, csv.Error) as error:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (ValueError, csv.Error) as error:
         raise DataError(f"{path} can't be read as a table: {error}") from error
     if not rows:
         raise DataError(f"{path}: expected one row per image under a row of names, given none")

@@ -16,7 +16,7 @@ Sources: doi:10.1038/s41597-022-01721-8 (MedMNIST), doi:10.1038/s41597-024-04159
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from medduet.data.archive import Archive
 from medduet.data.cache import ProgressFactory, cache_folder, file_digests
 from medduet.data.imageset import SPLITS, ImageSet
-from medduet.data.store import Pixels, open_store, resize_store, stored, write_pixels
+from medduet.data.pixels import resize_image, resize_mask
+from medduet.data.store import Pixels, open_store, stored, write_pixels
 from medduet.errors import DataError, MissingFileError
 from medduet.types import UNKNOWN_LABEL
 from medduet.utils.files import write_json
@@ -59,20 +60,12 @@ def open_npz(
     if not path.is_file():
         raise MissingFileError(f"no file {path}")
     _, digest = file_digests(path, root, progress)
-    unpack = partial(_unpack, path, root, digest, progress=progress)
-    folder = stored(root, f"{digest}-{_FORMAT}", unpack)
-    fields, fingerprint = open_store(folder), digest
-    original = fields["train"].images.shape[1:3]
-    if size is not None and original != (size, size):
-        resize = partial(resize_store, folder, size, f"resize {path.name}", progress)
-        fields = open_store(stored(root, f"{digest}-{_FORMAT}-{size}", resize))
-        fingerprint = f"{digest}-{size}"
-    return ImageSet(
-        name=path.stem,
-        **fields,
-        fingerprint=fingerprint,
-        info={"source": str(path), "sha256": digest, "original_size": list(original)},
-    )
+    unpack = partial(_unpack, path, root, digest, size, progress=progress)
+    fields = open_store(stored(root, f"{digest}-{_FORMAT}-{size or 'own'}", unpack))
+    resized = size is not None and fields["info"]["original_size"] != [size, size]
+    fields["info"] |= {"source": str(path), "sha256": digest}
+    fingerprint = f"{digest}-{size}" if resized else digest
+    return ImageSet(name=path.stem, **fields, fingerprint=fingerprint)
 
 
 class _Split(NamedTuple):
@@ -85,7 +78,12 @@ class _Split(NamedTuple):
 
 
 def _unpack(
-    path: Path, root: Path, digest: str, folder: Path, progress: ProgressFactory | None
+    path: Path,
+    root: Path,
+    digest: str,
+    size: int | None,
+    folder: Path,
+    progress: ProgressFactory | None,
 ) -> None:
     archive = Archive(path)
     splits = _find_splits(archive)
@@ -95,10 +93,10 @@ def _unpack(
     for name, split in splits.items():
         chunks = chain.from_iterable(map(archive.chunks, split.images))
         images = (chunk.reshape(-1, *split.shape[1:]) for chunk in chunks)
-        pixels[f"{name}_images.npy"] = (split.shape, images)
+        pixels[f"{name}_images.npy"] = _resized(split.shape, images, size, resize_image)
         if split.masks:
             masks = _known_masks(archive, split, seen[name])
-            pixels[f"{name}_masks.npy"] = (split.shape[:3], masks)
+            pixels[f"{name}_masks.npy"] = _resized(split.shape[:3], masks, size, resize_mask)
         for field, row in split.rows.items():
             np.save(folder / f"{name}_{field}.npy", row)
     write_pixels(folder, pixels, f"unpack {path.name}", progress)
@@ -110,10 +108,24 @@ def _unpack(
             mapped = np.load(file, mmap_mode="r+", allow_pickle=False)
             np.floor_divide(mapped, 255, out=mapped)
     mask_names = _mask_names(archive, values) if splits["train"].masks else ()
-    names = {"class_names": class_names, "mask_names": mask_names}
-    write_json(folder / "meta.json", {**names, "multi_label": multi_label})
+    names = {"class_names": class_names, "mask_names": mask_names, "multi_label": multi_label}
+    info = {"original_size": list(splits["train"].shape[1:3])}
+    write_json(folder / "meta.json", names | {"info": info})
     if file_digests(path, root)[1] != digest:  # the store would lie under another's key
         raise DataError(f"{path} changed while it was read; try again")
+
+
+def _resized(
+    shape: tuple[int, ...],
+    chunks: Iterable[NDArray[np.uint8]],
+    size: int | None,
+    resize: Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]],
+) -> Pixels:
+    """Return pixels of `shape` at `size`, if one is given."""
+    if size is None:
+        return shape, chunks
+    resized = (np.stack([resize(each, size, size) for each in chunk]) for chunk in chunks)
+    return (shape[0], size, size, *shape[3:]), resized
 
 
 def _known_masks(

@@ -7,7 +7,7 @@ from typing import Any
 from medduet.config import DataConfig, validate
 from medduet.data.cache import ProgressFactory
 from medduet.data.imageset import ImageSet
-from medduet.data.listing import TABLES, list_folder, list_table
+from medduet.data.listing import list_folder, list_table
 from medduet.data.medmnist import DEFAULT_SIZE, fetch_medmnist, medmnist_sets
 from medduet.data.npz import open_npz
 from medduet.data.phantom import phantom_images
@@ -16,7 +16,7 @@ from medduet.data.zarr_store import is_zarr, open_zarr
 from medduet.errors import ConfigError, DataError, closest
 
 _FILES = "a folder or table of images"
-_ACCEPTED = f"an .npz, a .zarr, a folder of images or a table of them ({', '.join(TABLES)})"
+_ACCEPTED = "an .npz, a .zarr, a folder of images or a table of them (.csv)"
 
 
 def open_images(
@@ -79,7 +79,7 @@ def open_images(
 def is_files(data: DataConfig) -> bool:
     """Return whether the set is made of image files, in a folder or listed in a table."""
     path = Path(data.name).expanduser()
-    return not is_zarr(data.name) and (path.is_dir() or path.suffix.lower() in TABLES)
+    return not is_zarr(data.name) and (path.is_dir() or path.suffix.lower() == ".csv")
 
 
 def _kind(data: DataConfig) -> str:

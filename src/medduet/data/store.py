@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from medduet.data.cache import ProgressFactory, counted
 from medduet.data.imageset import SPLITS, Split
-from medduet.data.pixels import resize_image, resize_mask
 from medduet.errors import DataError, StorageError
 from medduet.utils.files import atomic_folder, sweep
 from medduet.utils.parsing import read_json
@@ -89,7 +88,7 @@ def open_store(folder: Path) -> dict[str, Any]:
         meta = read_json(folder / "meta.json")
         names = {key: tuple(meta[key]) for key in ("class_names", "mask_names")}
         splits = {name: open_split(folder, name) for name in SPLITS}
-        return {**splits, **names, "multi_label": meta["multi_label"]}
+        return {**splits, **names, "multi_label": meta["multi_label"], "info": meta["info"]}
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder} is damaged ({error}); delete it and try again") from error
 
@@ -103,26 +102,3 @@ def open_split(folder: Path, name: str) -> Split:
             mapped = field in ("images", "masks")
             found[field] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     return Split(**found)
-
-
-def resize_store(
-    source: Path, size: int, description: str, progress: ProgressFactory | None, folder: Path
-) -> None:
-    """Fill `folder` with the store in `source`, its images and masks resized to `size` x `size`."""
-    arrays: dict[str, Pixels] = {}
-    for path in source.iterdir():
-        if path.stem.endswith(("_images", "_masks")):
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            resize = resize_mask if path.stem.endswith("_masks") else resize_image
-            shape = (len(array), size, size, *array.shape[3:])
-            arrays[path.name] = shape, _resized(array, size, resize)
-        else:
-            shutil.copyfile(path, folder / path.name)
-    write_pixels(folder, arrays, description, progress)
-
-
-def _resized(
-    array: NDArray[np.uint8], size: int, resize: Callable[..., NDArray[np.uint8]]
-) -> Iterator[NDArray[np.uint8]]:
-    for pixels in array:
-        yield resize(pixels, size, size)[None]
