@@ -14,7 +14,9 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from medduet.data.download import read_url
 from medduet.data.imageset import SPLITS, ImageSet, Rows, Split
 from medduet.data.store import check_room
 from medduet.errors import ConfigError, MissingFileError
-from medduet.utils.files import storage_errors, sync, write_json
+from medduet.utils.files import finite, storage_errors, sync, write_json
 from medduet.utils.parsing import misread, parse_json, read_json
 
 _METADATA, _PLAN = "zarr.json", "plan.json"
@@ -219,20 +221,29 @@ def write_zarr(
     row = prod(images.train.images.shape[1:])
     chunk = max(1, min(_CHUNK_BYTES, int(shard_mb * 1e6)) // row)
     rows = chunk * max(1, int(shard_mb * 1e6) // (chunk * row))
+    images = replace(images, train=_dealt(images.train, rows))
     fields, nodes = dict[str, Any](), dict.fromkeys(SPLITS, _GROUP | {"attributes": {}})
-    for name in SPLITS:
-        for field, values in _fields(images.split(name), name).items():
+    for name, field in product(SPLITS, _DTYPES):
+        if (values := getattr(images.split(name), field)) is not None:
+            if field == "ids":
+                values = np.char.encode(values, "utf-8")[:, None].view(np.uint8)
             few = min(len(values), _CHUNK_ROWS)
             parts = (rows, chunk) if field in _PIXELS else (few, few)
             fields[f"{name}/{field}"] = values
             nodes[f"{name}/{field}"] = _metadata(field, values.shape, *parts)
+    # How the set was split would ask for the split to be made again.
+    info = {k: v for k, v in images.info.items() if k not in ("split", "undivided")}
+    info |= {"written_from": images.fingerprint, "source_split": images.info.get("split")}
+    about = {key: getattr(images, key) for key in _ABOUT} | {"info": info}
+    consolidated = {"kind": "inline", "must_understand": False, "metadata": nodes}
+    group = _GROUP | {"attributes": {"medduet": about}, "consolidated_metadata": consolidated}
+    group = json.loads(json.dumps(finite(group), default=str))
     total = sum(prod(v.shape) * v.dtype.itemsize for v in fields.values())
-    plan = {"fingerprint": images.fingerprint, "rows": rows}
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         if not any(out.iterdir()):
-            write_json(out / _PLAN, plan)
-        if not (out / _PLAN).is_file() or read_json(out / _PLAN) != plan:
+            write_json(out / _PLAN, group)
+        if not (out / _PLAN).is_file() or read_json(out / _PLAN) != group:
             raise ConfigError(f"{out} holds another set: delete it, or change --out")
         for leftover in out.rglob("*.partial"):  # of a killed process
             leftover.unlink()
@@ -241,44 +252,31 @@ def write_zarr(
             write_json(out / name / _METADATA, metadata)
         with counted(progress, f"write {out.name}", total) as count:
             for path, values in fields.items():
-                _write_array(out / path, values, rows, count)
-        # How the set was split would ask for the split to be made again.
-        info = {k: v for k, v in images.info.items() if k not in ("split", "undivided")}
-        info |= {"written_from": images.fingerprint, "source_split": images.info.get("split")}
-        about = {key: getattr(images, key) for key in _ABOUT}
-        consolidated = {"kind": "inline", "must_understand": False, "metadata": nodes}
-        attributes = {"medduet": json.loads(json.dumps(about | {"info": info}, default=str))}
-        content = {"attributes": attributes, "consolidated_metadata": consolidated}
-        write_json(out / _METADATA, _GROUP | content)
-        (out / _PLAN).unlink()
+                _write_array(out / path, values, count)
+        (out / _PLAN).rename(out / _METADATA)
+        sync(out)
     return out
 
 
-def _fields(split: Split, name: str) -> dict[str, Any]:
-    fields = {field: values for field in _DTYPES if (values := getattr(split, field)) is not None}
-    if name == "train":  # whose order is another in the store
-        places = np.char.add("train/", np.arange(len(split)).astype(np.str_))
-        fields.setdefault("ids", places)
-    if "ids" in fields:
-        fields["ids"] = np.char.encode(fields["ids"], "utf-8")[:, None].view(np.uint8)
-    return fields
-
-
-def _write_array(path: Path, values: Any, rows: int, count: Callable[[int], object]) -> None:
-    import zarr
-
-    order = np.arange(len(values))
-    if path.parent.name == "train":
-        order = np.random.default_rng(0).permutation(order)
+def _dealt(train: Split, rows: int) -> Split:
+    """Return the images of train, dealt to shards of `rows` at random; ids tell the old order."""
+    order = np.random.default_rng(0).permutation(len(train))
     for start in range(0, len(order), rows):
         order[start : start + rows].sort()  # a shard is read faster from the source
+    places = np.char.add("train/", np.arange(len(train)).astype(np.str_))
+    return replace(train, ids=places if train.ids is None else train.ids).take(order)
+
+
+def _write_array(path: Path, values: Any, count: Callable[[int], object]) -> None:
+    import zarr
+
     # Zeros are written too: a file that is missing is to be an error, not zeros.
     array = zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
     step = (array.shards or array.chunks)[0]
-    for number, start in enumerate(range(0, len(order), step)):
+    for number, start in enumerate(range(0, len(values), step)):
         file = path.joinpath("c", str(number), *"0" * (array.ndim - 1))
-        here = order[start : start + step]
+        here = slice(start, min(start + step, len(values)))
         if not file.is_file():
-            array[start : start + step] = values[here]
+            array[here] = values[here]
             sync(file)
-        count(len(here) * prod(array.shape[1:]) * array.dtype.itemsize)
+        count((here.stop - start) * prod(array.shape[1:]) * array.dtype.itemsize)
