@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.data.archive import Archive
-from medduet.data.cache import ProgressFactory, cache_folder, file_digests
+from medduet.data.cache import ProgressFactory, cache_folder, counted, file_digests
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.pixels import resize_image, resize_mask
-from medduet.data.store import Pixels, open_store, stored, write_pixels
+from medduet.data.store import check_room, growing_array, open_store, stored
 from medduet.errors import DataError, MissingFileError
 from medduet.types import UNKNOWN_LABEL
 from medduet.utils.files import write_json
@@ -88,18 +89,36 @@ def _unpack(
     archive = Archive(path)
     splits = _find_splits(archive)
     class_names, multi_label = _class_names(archive, splits)
-    pixels: dict[str, Pixels] = {}
+    original = splits["train"].shape[1:3]
+    sides = original if size is None else (size, size)
+    layers = [x.shape[0] * (prod(x.shape[3:]) + bool(x.masks)) for x in splits.values()]
+    total = sum(layers) * prod(sides)
+    check_room(folder, total)
     seen = {name: np.zeros(256, bool) for name in SPLITS}  # which values masks have
-    for name, split in splits.items():
-        chunks = chain.from_iterable(map(archive.chunks, split.images))
-        images = (chunk.reshape(-1, *split.shape[1:]) for chunk in chunks)
-        pixels[f"{name}_images.npy"] = _resized(split.shape, images, size, resize_image)
-        if split.masks:
-            masks = _known_masks(archive, split, seen[name])
-            pixels[f"{name}_masks.npy"] = _resized(split.shape[:3], masks, size, resize_mask)
-        for field, row in split.rows.items():
-            np.save(folder / f"{name}_{field}.npy", row)
-    write_pixels(folder, pixels, f"unpack {path.name}", progress)
+    with counted(progress, f"unpack {path.name}", total) as count:
+
+        def write(
+            name: str,
+            resize: Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]],
+            colours: tuple[int, ...],
+            chunks: Iterable[NDArray[np.uint8]],
+        ) -> None:
+            with growing_array(folder / f"{name}.npy", (*sides, *colours)) as append:
+                for chunk in chunks:
+                    if sides != original:
+                        chunk = np.stack([resize(each, *sides) for each in chunk])
+                    append(chunk)
+                    count(chunk.nbytes)
+
+        for name, split in splits.items():
+            chunks = chain.from_iterable(map(archive.chunks, split.images))
+            images = (chunk.reshape(-1, *split.shape[1:]) for chunk in chunks)
+            write(f"{name}_images", resize_image, split.shape[3:], images)
+            if split.masks:
+                masks = _known_masks(archive, split, seen[name])
+                write(f"{name}_masks", resize_mask, (), masks)
+            for field, row in split.rows.items():
+                np.save(folder / f"{name}_{field}.npy", row)
     values = {name: set(np.flatnonzero(each).tolist()) for name, each in seen.items()}
     if set.union(*values.values()) in ({255}, {0, 255}):
         values = {name: {value // 255 for value in each} for name, each in values.items()}
@@ -113,19 +132,6 @@ def _unpack(
     write_json(folder / "meta.json", names | {"info": info})
     if file_digests(path, root)[1] != digest:  # the store would lie under another's key
         raise DataError(f"{path} changed while it was read; try again")
-
-
-def _resized(
-    shape: tuple[int, ...],
-    chunks: Iterable[NDArray[np.uint8]],
-    size: int | None,
-    resize: Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]],
-) -> Pixels:
-    """Return pixels of `shape` at `size`, if one is given."""
-    if size is None:
-        return shape, chunks
-    resized = (np.stack([resize(each, size, size) for each in chunk]) for chunk in chunks)
-    return (shape[0], size, size, *shape[3:]), resized
 
 
 def _known_masks(

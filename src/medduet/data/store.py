@@ -6,10 +6,9 @@ field of a `Split` that is known, and ``meta.json``.
 
 import errno
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,10 @@ import numpy as np
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
-from medduet.data.cache import ProgressFactory, counted
 from medduet.data.imageset import SPLITS, Split
 from medduet.errors import DataError, StorageError
 from medduet.utils.files import atomic_folder, sweep
 from medduet.utils.parsing import read_json
-
-Pixels = tuple[tuple[int, ...], Iterable[NDArray[np.uint8]]]
-"""The shape of all images or masks of a split, and their chunks along the first axis."""
 
 
 def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
@@ -39,20 +34,6 @@ def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
     except (StorageError, NotADirectoryError, FileExistsError) as error:
         raise StorageError(f"{error}; or set MEDDUET_CACHE to another folder") from error
     return folder
-
-
-def write_pixels(
-    folder: Path, arrays: Mapping[str, Pixels], description: str, progress: ProgressFactory | None
-) -> None:
-    """Write `arrays`, by file name, into `folder`, with a bar of that `description`."""
-    total = sum(prod(shape) for shape, _ in arrays.values())
-    check_room(folder, total)
-    with counted(progress, description, total) as count:
-        for name, (shape, chunks) in arrays.items():
-            with growing_array(folder / name, shape[1:]) as append:
-                for chunk in chunks:
-                    append(chunk)
-                    count(chunk.nbytes)
 
 
 def check_room(folder: Path, total: int) -> None:
