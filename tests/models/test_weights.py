@@ -1,6 +1,5 @@
 """Weights from files, from a hub on loopback, and in the a folder."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -44,7 +43,6 @@ def test_a_bundle_s_weights_are_taken_where_names_and_shapes_agree(tmp_path: Pat
         assert torch.equal(value, source[key]), key
     assert f"{len(before) - 2} of {len(before)} tensors taken" in report.summary()
     assert "other shape: class_head.weight, class_head.bias" in report.summary()
-    assert json.loads(json.dumps(report.record()))["matched"] == report.matched
 
 
 @pytest.mark.parametrize("name", [f"timm:{ENCODER}", f"smp:unet/tu-{ENCODER}"])

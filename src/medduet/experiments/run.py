@@ -5,7 +5,7 @@ import re
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +179,7 @@ def _begin(
         report(leaks)
     if weights is not None:
         report(weights.summary())
-        write_json(folder.path / "weights.json", weights.record())
+        write_json(folder.path / "weights.json", asdict(weights))
 
 
 def _was_restarted(config: RunConfig) -> bool:

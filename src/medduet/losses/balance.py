@@ -39,13 +39,16 @@ AGGREGATORS: dict[str, Callable[[], WeightedAggregator]] = {
 """The rules that combine the gradients of the tasks."""
 
 
-class Balance:
+class Balance(nn.Module):
     """The rule by which the losses of several tasks, or their gradients, become one.
 
     ``"uncertainty"`` learns a coefficient for each loss (arXiv:1705.07115), ``"dwa"`` compares the
     losses of the last two epochs (arXiv:1803.10704). A task without labels in a batch enters it
     with its last loss. `AGGREGATORS` combine the gradients of the tasks that have labels.
     """
+
+    _last: Tensor
+    _sum: Tensor
 
     def __init__(
         self,
@@ -54,12 +57,14 @@ class Balance:
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = Adam,
         device: torch.device | str = "cpu",
     ) -> None:
+        super().__init__()
         self.name = name if tasks > 1 else "sum"
         self.aggregator = AGGREGATORS[self.name]() if self.name in AGGREGATORS else None
         self._log_variance = nn.Parameter(torch.zeros(tasks, device=device))
         self._optimizer = optimizer([self._log_variance])
-        self._last = torch.full((tasks,), torch.nan, device=device)
-        self._sum, self._batches = torch.zeros(tasks, device=device), 0
+        self.register_buffer("_last", torch.full((tasks,), torch.nan, device=device))
+        self.register_buffer("_sum", torch.zeros(tasks, device=device))
+        self._batches = 0
         self._averages: list[Tensor] = []  # of the last two epochs
 
     @property
@@ -107,19 +112,15 @@ class Balance:
         all_weights = torch.zeros_like(matrix[:, 0]).masked_scatter(labelled, weights)
         return weights @ rows, all_weights
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
-        tensors = torch.stack([self._log_variance.detach(), self._last, self._sum])
-        progress = {"tensors": tensors, "batches": self._batches, "averages": self._averages}
-        return {**progress, "optimizer": self._optimizer.state_dict()}
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what a resumed run needs beside the tensors."""
+        progress = {"batches": self._batches, "averages": self._averages}
+        return progress | {"optimizer": self._optimizer.state_dict()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to what `state_dict` gave."""
-        device = self._last.device
-        log_variance, self._last, self._sum = state["tensors"].to(device)
-        self._log_variance.data.copy_(log_variance)
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go back to what `get_extra_state` gave."""
         self._batches = state["batches"]
-        self._averages = [average.to(device) for average in state["averages"]]
+        self._averages = [average.to(self._last.device) for average in state["averages"]]
         self._optimizer.load_state_dict(state["optimizer"])
 
 

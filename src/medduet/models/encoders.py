@@ -60,13 +60,10 @@ class TimmNetwork(DuetNetwork):
         patch_size = getattr(getattr(self.encoder, "patch_embed", None), "patch_size", None)
         self.multiple = int(to_2tuple(patch_size)[0]) if patch_size else 1
         self.min_padded = max(strides)
-        self.decoder: nn.Module | None = None
-        self.dense_head: nn.Module | None = None
+        self.encoder_modules = [self.encoder]  # its classifier is not in `encoder_parameters`
+        self.decoder_modules = []
         if dense_channels:
             self._build_decoder(name, dense_channels)
-        self.encoder_modules = [self.encoder]  # its classifier is not in `encoder_parameters`
-        parts: list[nn.Module | None] = [self.decoder, self.dense_head]
-        self.decoder_modules = [part for part in parts if part is not None]
         freeze_unused(self, config["input_size"][-1])
 
     def _build_decoder(self, name: str, dense_channels: int) -> None:
@@ -94,6 +91,7 @@ class TimmNetwork(DuetNetwork):
             n_blocks=depth,
         )
         self.dense_head = nn.Conv2d(FINEST_CHANNELS, dense_channels, 3, padding=1)
+        self.decoder_modules = [self.decoder, self.dense_head]
 
     @property
     def classifier(self) -> nn.Module | None:
@@ -110,7 +108,7 @@ class TimmNetwork(DuetNetwork):
 
     def forward(self, image: Tensor) -> Outputs:
         """Return the scores of both heads."""
-        if self.decoder is None or self.dense_head is None:
+        if not self.decoder_modules:
             return Outputs(self._classify(image), None)
         height, width = image.shape[-2:]
         x = self._padded(image)
@@ -170,8 +168,7 @@ class SmpNetwork(DuetNetwork):
         )
         self.encoder_modules = [self.model.encoder]
         self.decoder_modules = [self.model.decoder, self.model.segmentation_head]
-        self.has_dense_head = dense_channels > 0
-        if not self.has_dense_head:
+        if not dense_channels:
             del self.model.decoder, self.model.segmentation_head
             self.decoder_modules = []
         self.multiple = int(self.model.encoder.output_stride)
@@ -188,7 +185,7 @@ class SmpNetwork(DuetNetwork):
 
     def forward(self, image: Tensor) -> Outputs:
         """Return the scores of both heads."""
-        if not self.has_dense_head:
+        if not self.decoder_modules:
             return Outputs(self._classify(image), None)
         height, width = image.shape[-2:]
         outputs = self.model(pad_to(self.normalize(image), self.multiple))

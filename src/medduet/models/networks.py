@@ -3,10 +3,7 @@
 What their papers leave open or have otherwise stands in docs/models.md.
 """
 
-from collections.abc import Callable
 from functools import partial
-
-from torch import nn
 
 from medduet.errors import ModelError, closest
 from medduet.models import inception
@@ -20,24 +17,13 @@ from medduet.models.blocks import (
 )
 from medduet.models.unet import Sharpen, UNet, Upsampling
 
-
-def _plain(
-    *sizes: int,
-    block: Block,
-    skip: Callable[[], nn.Module],
-    width: int = 64,
-    upsampling: Upsampling = "transpose",
-) -> UNet:
-    return UNet(*sizes, block=block, skip=skip, width=width, upsampling=upsampling)
-
-
-unet = partial(_plain, block=double_conv, skip=nn.Identity)
+unet = partial(UNet, block=double_conv)
 """U-Net, arXiv:1505.04597; with a class head it is UNet_VAR."""
-vovunet_var = partial(_plain, block=osa_unit, skip=nn.Identity)
+vovunet_var = partial(UNet, block=osa_unit)
 """VovUnet_Var after the authors' code."""
-mobilevitv2_unet_var = partial(_plain, block=mobilevit_unit, skip=nn.Identity)
+mobilevitv2_unet_var = partial(UNet, block=mobilevit_unit)
 """MobileViTV2-UNet, the third variant in the authors' code of VovUnet_Var."""
-sharp_unet = partial(_plain, block=double_conv, skip=Sharpen)
+sharp_unet = partial(UNet, block=double_conv, skip=Sharpen)
 """Sharp U-Net, doi:10.1016/j.combiomed.2021.104699 (arXiv:2107.12461)."""
 
 

@@ -2,7 +2,7 @@
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,6 +12,10 @@ from medduet.models import networks
 from medduet.models.base import DuetNetwork
 
 TASK_PAPER = "Li, Li, Ting: A Study of Multi-Task Learning Using a VoVNet-OSA Block Enhanced U-Net"
+
+
+_PARTS = {"block", "stem", "pool", "enlarge", "skip"}
+"""What a U-Net is made of, which makes it another network."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class ModelSpec:
         bound = set(self.build.keywords) if isinstance(self.build, partial) else set()
         parameters = inspect.signature(self.build).parameters.values()
         keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
-        return keywords - bound - {"pretrained"}
+        return keywords - bound - _PARTS - {"pretrained"}
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -84,11 +88,18 @@ def find_model(name: str) -> ModelSpec:
         return _timm_spec(name)
     if name.startswith("smp:"):
         return _smp_spec(name)
+    raise _unknown(name, name, {own: own for own in MODELS} | _timm_names("timm:"))
+
+
+def _unknown(name: str, typed: str, choices: Mapping[str, str]) -> ModelError:
+    near = five_closest(typed, choices)
+    return ModelError(f"unknown network '{name}': {near}; 'medduet models' lists more")
+
+
+def _timm_names(prefix: str) -> dict[str, str]:
     import timm
 
-    names = {name: name for name in MODELS} | {bare: f"timm:{bare}" for bare in timm.list_models()}
-    near = five_closest(name, names)
-    raise ModelError(f"unknown network '{name}': {near}; 'medduet models' lists more")
+    return {name: prefix + name for name in timm.list_models()}
 
 
 def model_names(patterns: Sequence[str]) -> list[str]:
@@ -96,22 +107,19 @@ def model_names(patterns: Sequence[str]) -> list[str]:
     if not patterns:
         return [*MODELS, *PAPER_CLASSIFIERS, "smp:unet/resnet34", "smp:fpn/tu-convnext_tiny"]
     import segmentation_models_pytorch as smp
-    import timm
 
     decoders, encoders = smp.MODEL_ARCHITECTURES_MAPPING, smp.encoders.encoders
-    known = [*MODELS, *(f"timm:{name}" for name in timm.list_models())]
-    known += [f"smp:{decoder}/{encoder}" for decoder in decoders for encoder in encoders]
+    libraries = list(_timm_names("timm:").values())
+    libraries += [f"smp:{decoder}/{encoder}" for decoder in decoders for encoder in encoders]
     names = []
     for pattern in patterns:
         # A library's networks are many, so they are meant only by a pattern that names it.
-        among = known if ":" in pattern else MODELS
-        matching = fnmatch.filter(among, pattern)
+        matching = fnmatch.filter([*MODELS, *(libraries if ":" in pattern else ())], pattern)
+        if not matching and set(pattern) & set("*?["):
+            raise ModelError(f"no network matches '{pattern}': try 'timm:*resnet*'")
         if not matching:
-            if set(pattern) & set("*?["):
-                raise ModelError(f"no network matches '{pattern}': try 'timm:*resnet*'")
             find_model(pattern)
-            matching = [pattern]
-        names += matching
+        names += matching or [pattern]
     return names
 
 
@@ -186,8 +194,7 @@ def _timm_spec(name: str) -> ModelSpec:
     rest = name.removeprefix("timm:")
     stem = rest.partition(".")[0]
     if not timm.is_model(stem) or (stem != rest and rest not in timm.list_pretrained(f"{stem}.*")):
-        near = five_closest(rest, {known: f"timm:{known}" for known in timm.list_models()})
-        raise ModelError(f"unknown network '{name}': {near}; 'medduet models timm:*' lists all")
+        raise _unknown(name, rest, _timm_names("timm:"))
     config = timm.get_pretrained_cfg(rest) if timm.models.is_model_pretrained(rest) else None
     return ModelSpec(
         partial(TimmNetwork, name=rest),
@@ -206,16 +213,14 @@ def _smp_spec(name: str) -> ModelSpec:
     architecture, _, encoder = name.removeprefix("smp:").partition("/")
     decoders, encoders = smp.MODEL_ARCHITECTURES_MAPPING, smp.encoders.encoders
     if architecture not in decoders:
-        near = five_closest(architecture, {known: f"smp:{known}/ENCODER" for known in decoders})
-        raise ModelError(f"unknown network '{name}': {near}; 'medduet models smp:*' lists all")
+        raise _unknown(name, architecture, {each: f"smp:{each}/ENCODER" for each in decoders})
     if encoder in encoders:
         licence = "not recorded" if encoders[encoder]["pretrained_settings"] else None
     elif encoder.startswith("tu-") and timm.is_model(encoder[3:].partition(".")[0]):
         licence = find_model(f"timm:{encoder[3:]}").licence
     else:
-        names = [*encoders, *(f"tu-{known}" for known in timm.list_models())]
-        near = five_closest(encoder, {known: f"smp:{architecture}/{known}" for known in names})
-        raise ModelError(f"unknown network '{name}': {near}; 'medduet models smp:*' lists all")
+        names = [*encoders, *_timm_names("tu-").values()]
+        raise _unknown(name, encoder, {each: f"smp:{architecture}/{each}" for each in names})
     title = decoders[architecture].__name__
     return ModelSpec(
         partial(SmpNetwork, architecture=architecture, encoder=encoder),

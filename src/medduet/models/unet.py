@@ -54,10 +54,6 @@ class Sharpen(nn.Module):
         return F.conv2d(x, kernel, padding=1, groups=channels)
 
 
-class Down(nn.Sequential):
-    """Halve height and width, then the block."""
-
-
 class Up(nn.Module):
     """Double height and width, join the skip, then the block.
 
@@ -71,8 +67,8 @@ class Up(nn.Module):
         out_channels: int,
         block: Block,
         upsampling: Upsampling,
-        enlarge: Enlarge = upsample,
-        skip: Callable[[], nn.Module] = nn.Identity,
+        enlarge: Enlarge,
+        skip: Callable[[], nn.Module],
     ) -> None:
         super().__init__()
         self.upsample = enlarge(in_channels, in_channels // 2, upsampling)
@@ -131,7 +127,9 @@ class UNet(DuetNetwork):
         self.normalize = Normalize(in_channels)
         self.stem = stem(in_channels, width)
         self.down = nn.ModuleList(
-            Down(pool(channels[level]), blocks[level + 1](channels[level], channels[level + 1]))
+            nn.Sequential(
+                pool(channels[level]), blocks[level + 1](channels[level], channels[level + 1])
+            )
             for level in range(LEVELS)
         )
         self.class_head = nn.Linear(channels[-1], num_classes) if num_classes else None

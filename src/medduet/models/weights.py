@@ -1,7 +1,7 @@
 """Weights in files: whole networks in folders, and starting points for training."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,6 @@ class WeightsReport:
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 parts.append(f"{title.replace('_', ' ')}: {', '.join(names[:3])}{more}")
         return "; ".join(parts)
-
-    def record(self) -> dict[str, Any]:
-        """Return all of it, ready for JSON."""
-        return asdict(self)
 
 
 def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:

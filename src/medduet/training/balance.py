@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from medduet.config import Task
@@ -17,14 +17,18 @@ from medduet.training.experiment import Experiment
 from medduet.training.fabric import all_sum, gradients_by_hand
 
 
-class Balancer:
+class Balancer(nn.Module):
     """Does the backward pass of a step by the rule of its `Balance`; records weights and angles.
 
     Of each task's coefficients, `weights`, and each two tasks' cosines, `conflict`, it keeps sum
     and number over the epoch; they are the same on all processes.
     """
 
+    weights: Tensor
+    conflict: Tensor
+
     def __init__(self, experiment: Experiment, optimizer: Optimizer) -> None:
+        super().__init__()
         self.fabric, self.objective = experiment.fabric, experiment.objective
         config, self.optimizer = experiment.config.objective, optimizer
         tasks, device = self.objective.tasks, self.fabric.device
@@ -39,17 +43,9 @@ class Balancer:
         self.rest = [p for p in network.parameters() if p.requires_grad and p not in shared]
         self.conflict_steps = config.conflict_steps if self.encoder else 0
         self.factors = torch.tensor(list(self.objective.factors.values()), device=device)
-        self._reset()
-
-    @property
-    def combines_gradients(self) -> bool:
-        """Whether gradients are combined here, so that processes must not average theirs."""
-        return self.balance.aggregator is not None
-
-    @property
-    def can_split_batch(self) -> bool:
-        """Whether the gradient of a batch is the sum of those of its pieces."""
-        return self.balance.is_sum
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        self.register_buffer("weights", zeros(2, len(tasks)))
+        self.register_buffer("conflict", zeros(2, len(self.pairs)))
 
     def backward(
         self,
@@ -67,7 +63,7 @@ class Balancer:
         """
         losses, labelled = self.objective.losses(terms, weights), weights > 0
         active = labelled & (self.factors > 0)
-        if self.combines_gradients:
+        if self.balance.aggregator is not None:
             shares = self._combine_gradients(losses, active, note)
         else:
             means = self.factors * totals / weights.clamp(min=torch.finfo(weights.dtype).tiny)
@@ -81,7 +77,7 @@ class Balancer:
         self.weights[0] += torch.where(labelled, shares * self.factors, 0.0)
         self.weights[1] += labelled
 
-    def _gradients(self, losses: Tensor, parameters: list[torch.nn.Parameter]) -> Tensor:
+    def _gradients(self, losses: Tensor, parameters: list[nn.Parameter]) -> Tensor:
         """Return the gradient of each task ``(T, P)``, over all processes."""
         rows = []
         for loss in losses:
@@ -132,22 +128,8 @@ class Balancer:
     def end_epoch(self) -> None:
         """End the epoch of the rule, and forget the sums."""
         self.balance.end_epoch()
-        self._reset()
-
-    def _reset(self) -> None:
-        zeros = partial(torch.zeros, dtype=torch.float64, device=self.fabric.device)
-        self.weights, self.conflict = zeros(2, len(self.factors)), zeros(2, len(self.pairs))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
-        sums = {"weights": self.weights, "conflict": self.conflict}
-        return sums | {"balance": self.balance.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to what `state_dict` gave."""
-        self.weights = state["weights"].to(self.fabric.device)
-        self.conflict = state["conflict"].to(self.fabric.device)
-        self.balance.load_state_dict(state["balance"])
+        self.weights.zero_()
+        self.conflict.zero_()
 
 
 def _means_by_name(names: Iterable[str], sums: Tensor) -> dict[str, float | None]:

@@ -42,7 +42,7 @@ def _backward(
     Returns the sums ``(2, T)`` of the weighted losses and of the weights of each task on this
     process, and on how many processes training was asked to stop.
     """
-    progress, can_split = state.progress, state.balancer.can_split_batch
+    progress, can_split = state.progress, state.balancer.balance.is_sum
     while True:
         try:
             return _backward_once(experiment, state, batch, note)
@@ -76,17 +76,18 @@ def _backward_once(
     the tasks is measured on the first micro-batch.
     """
     fabric, objective, balancer = experiment.fabric, experiment.objective, state.balancer
+    combines_gradients = balancer.balance.aggregator is not None  # of all processes, itself
     weights = objective.weights(batch)
     all_weights = all_sum(fabric, weights)
     totals = torch.zeros_like(weights)
     micro_batches = split_batch(batch, state.progress.micro_batch)
     for number, micro in enumerate(micro_batches, start=1):
         has_more = number < len(micro_batches)
-        with fabric.no_backward_sync(state.module, balancer.combines_gradients or has_more):
+        with fabric.no_backward_sync(state.module, combines_gradients or has_more):
             normalized = experiment.network.normalize(micro.image)
             terms = objective(state.module(micro.image), micro, normalized)
             all_totals = micro_totals = torch.stack([x.total().detach() for x in terms.values()])
-            if not balancer.can_split_batch:  # it needs the losses of all processes now
+            if not balancer.balance.is_sum:  # it needs the losses of all processes now
                 all_totals = all_sum(fabric, micro_totals)
                 note("loss", all_totals)
             step = state.progress.step if number == 1 else sys.maxsize
