@@ -7,10 +7,9 @@ VovUnet_Var on RGB images, with class and reconstruction as in the paper. "plain
 loop as its users write it: float32, medmnist's data set with 4 workers, default Adam, the loss read
 at each step, and the C library as it comes; "plain, memory kept" is the same after MedDuet's
 `keep_freed_memory`. "MedDuet" is `medduet.train` with nothing but data, size and batch given.
-"checkpointed" is that with --train.activation-checkpointing. "peak" is the fastest 3x3 convolution
-that torch does here in bfloat16 and in float32. Peers are trained on random images with what
-MedDuet has chosen for itself: bfloat16 where the machine has it, channels last, fused Adam, memory
-kept; so is VovUnet_Var once more, as "network alone".
+"peak" is the fastest 3x3 convolution that torch does here in bfloat16 and in float32. Peers are
+trained on random images with what MedDuet has chosen for itself: bfloat16 where the machine has it,
+channels last, fused Adam, memory kept; so is VovUnet_Var once more, as "network alone".
 
 Each is a fresh process, they take turns, and the median step of each counts, after the first ones.
 """
@@ -88,7 +87,7 @@ def plain(root: Path, size: int, batch: int, kept: bool) -> None:
     report(seconds, skip)
 
 
-def ours(root: Path, size: int, batch: int, checkpointed: bool) -> None:
+def ours(root: Path, size: int, batch: int) -> None:
     """`medduet.train`, stopped after some steps."""
     import threading
 
@@ -117,9 +116,7 @@ def ours(root: Path, size: int, batch: int, checkpointed: bool) -> None:
         config = medduet.load_recipe("honest").model_copy(
             update={
                 "data": medduet.DataConfig(name=str(root / file), cache=root / "cache"),
-                "train": medduet.TrainConfig(
-                    batch_size=batch, device="cpu", activation_checkpointing=checkpointed
-                ),
+                "train": medduet.TrainConfig(batch_size=batch, device="cpu"),
                 "out": Path(folder) / "run",
             }
         )
@@ -259,7 +256,7 @@ def one(words: list[str]) -> None:
         if what.startswith("plain"):
             plain(root, size, batch, what == "plain, memory kept")
         else:
-            ours(root, size, batch, what == "checkpointed")
+            ours(root, size, batch)
 
 
 def case_table(case: str, runs: Runs) -> Iterator[str]:
@@ -269,7 +266,7 @@ def case_table(case: str, runs: Runs) -> Iterator[str]:
     yield f"\n{size} pixels, batch {batch}: seconds a step, median of the rounds (range)"
     yield "| way | seconds a step | slower than MedDuet by | memory at most, GB |"
     yield "| --- | --- | --- | --- |"
-    for name in ("plain", "plain, memory kept", "MedDuet", "checkpointed"):
+    for name in ("plain", "plain, memory kept", "MedDuet"):
         if name in steps:
             slower = "" if name == "MedDuet" else span(ratios(steps[name], steps["MedDuet"]))
             memory = statistics.median(run["peak_gb"] for run in runs[name])
@@ -321,7 +318,7 @@ def main(quick: bool, rounds: int, only: list[str], out: Path | None) -> None:
             if not (root / data.file).exists():
                 generate(root, data)
             large = size >= 32  # smp's and MONAI's networks take no less
-            names = ["plain", "plain, memory kept", "MedDuet", *(["checkpointed"] if large else ())]
+            names = ["plain", "plain, memory kept", "MedDuet"]
             ways: dict[str, list[object]] = {name: [name, root, size, batch] for name in names}
             if large:
                 ways["peak"] = ["peak", 1.0]

@@ -216,8 +216,6 @@ class TrainConfig(Frozen):
     """GPUs: the same result each time, by slower kernels where need be; CPUs give it anyway."""
     sync_batch_norm: bool = False
     """GPUs: batch normalisation over the images of all processes."""
-    activation_checkpointing: bool = False
-    """Compute stages again in the backward pass: half the memory, up to half as much more time."""
 
 
 class EvaluateConfig(Frozen):

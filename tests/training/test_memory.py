@@ -12,7 +12,6 @@ from torch import nn
 import medduet
 from medduet import RunConfig, TrainingError, create_model
 from medduet.models.base import DuetNetwork
-from medduet.training.memory import checkpoint_activations
 from medduet.training.step import split_batch
 from medduet.types import Batch, Outputs
 
@@ -50,54 +49,7 @@ def test_every_convolution_has_the_memory_format(chosen: torch.memory_format, na
         torch.testing.assert_close(output, expected, rtol=1e-3, atol=1e-3)
 
 
-# Activations ------------------------------------------------------------------------------------
-
-
-def saved_bytes(network: DuetNetwork, image: torch.Tensor) -> tuple[int, torch.Tensor]:
-    """What a forward pass keeps for the backward pass, each tensor once; and the loss."""
-    kept: dict[int, int] = {}
-    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = sum(head.float().square().mean() for head in network(image))
-    return sum(kept.values()), loss
-
-
-@pytest.mark.parametrize(
-    "name", ["vovunet_var", "adares_unet", "timm:vit_tiny_patch16_224", "smp:fpn/resnet18"]
-)
-def test_checkpointing_changes_memory_alone(name: str) -> None:
-    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2))
-    plain, other = make_network(name), make_network(name)
-    checkpoint_activations(other)
-    sizes = []
-    for network in (plain, other):
-        torch.manual_seed(3)  # of dropout
-        size, loss = saved_bytes(network, image)
-        loss.backward()
-        sizes.append(size)
-    assert sizes[1] < 0.6 * sizes[0]
-    gradients = dict(other.named_parameters())
-    for key, parameter in plain.named_parameters():
-        if parameter.grad is None:
-            assert gradients[key].grad is None
-        else:
-            assert torch.equal(gradients[key].grad, parameter.grad), key
-    for key, value in plain.state_dict().items():
-        assert torch.equal(other.state_dict()[key], value), key
-    with torch.no_grad():
-        assert torch.equal(plain.eval()(image).class_logits, other.eval()(image).class_logits)
-
-
 CHANGES = {
-    # The gradients of each task go through checkpoints.
-    "activation_checkpointing": {"objective": {"balance": "pcgrad"}},
     "compile": {
         "data": {"count": 20},
         "model": {"name": "adares_unet", "width": 1},
@@ -116,7 +68,6 @@ CHANGES = {
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("activation_checkpointing", True),
         ("micro_batch_size", 3),
         pytest.param("compile", True, marks=pytest.mark.slow),
     ],

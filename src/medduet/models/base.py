@@ -62,18 +62,6 @@ class DuetNetwork(nn.Module, ABC):
         """Return the parameters that both heads share."""
         return [parameter for module in self.encoder_modules for parameter in module.parameters()]
 
-    def stages(self) -> list[nn.Module]:
-        """Return the parts that are computed in turn, none of them most of the network."""
-        most = _layers(self) / 2
-        stages, waiting = [], [*self.decoder_modules[::-1], *self.encoder_modules[::-1]]
-        while waiting:
-            module = waiting.pop()
-            if isinstance(module, nn.ModuleList) or _layers(module) > most:
-                waiting += reversed(list(module.children()))
-            elif _layers(module) > 1:
-                stages.append(module)
-        return stages
-
     def freeze_encoder(self) -> None:
         """Keep the encoder as it is, batch normalisation too, while the rest is trained."""
         for parameter in self.encoder_parameters():
@@ -111,10 +99,6 @@ class Features:
         """Stop recording."""
         if self._hook is not None:
             self._hook.remove()
-
-
-def _layers(module: nn.Module) -> int:
-    return sum(bool(layer._parameters) for layer in module.modules())
 
 
 class NumbersOnCPU(TorchFunctionMode):

@@ -17,7 +17,6 @@ _IGNORED = (
     "out",
     "train.seed",
     "train.device",
-    "train.activation_checkpointing",
     "objective.conflict_steps",
     "evaluate.bootstrap",
     "evaluate.batch_size",

@@ -21,7 +21,6 @@ from medduet.training.balance import Balancer
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import all_sum, peak_memory
 from medduet.training.loader import load_batches
-from medduet.training.memory import checkpoint_activations
 from medduet.training.monitor import StepMonitor
 from medduet.training.state import Best, Progress, TrainState, save_checkpoint
 from medduet.training.step import train_step
@@ -61,8 +60,6 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
     if config.sync_batch_norm and fabric.world_size > 1:
         for name, child in network.named_children():
             setattr(network, name, convert_sync_batchnorm(child))
-    if config.activation_checkpointing:
-        checkpoint_activations(network)
     if config.compile:
         network.compile()
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]

@@ -54,8 +54,7 @@ def _backward(
             if images < 4 or not can_split or experiment.fabric.world_size > 1:
                 raise TrainingError(
                     f"out of memory with {images} images at a time: give a smaller --batch-size, "
-                    "--train.micro-batch-size, --size or --model.width, or "
-                    "--train.activation-checkpointing"
+                    "--train.micro-batch-size, --size or --model.width"
                 ) from error
         # Only here, where the error and with it the feature maps are gone.
         state.optimizer.zero_grad()
