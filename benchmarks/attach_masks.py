@@ -16,9 +16,7 @@ from torch.nn.functional import interpolate
 
 from medduet import ImageSet, open_images
 from medduet.data.attach import Attached, attach_masks
-from medduet.data.imageset import SPLITS, Split
-
-BAND = slice(32, 192)  # rows that are kept to have pictures wider than high
+from medduet.data.imageset import SPLITS
 
 
 def bicubic(images: np.ndarray, side: int) -> np.ndarray:
@@ -69,24 +67,13 @@ def dice(one: np.ndarray, two: np.ndarray) -> np.ndarray:
     return 2 * both / (one.sum(axis=(1, 2)) + two.sum(axis=(1, 2)))
 
 
-def write_target(path: Path, images: ImageSet, square: bool, reduction: str, side: int) -> None:
+def write_target(path: Path, images: ImageSet, reduction: str, side: int) -> None:
     arrays = {}
     for name in SPLITS:
         split = images.split(name)
-        pixels = np.array(split.images)
-        if square:
-            left = (pixels.shape[2] - pixels.shape[1]) // 2
-            pixels = pixels[:, :, left : left + pixels.shape[1]]
-        arrays[f"{name}_images"] = REDUCTIONS[reduction](pixels, side)
+        arrays[f"{name}_images"] = REDUCTIONS[reduction](np.array(split.images), side)
         arrays[f"{name}_labels"] = split.labels[:, None]
     np.savez_compressed(path, **arrays)
-
-
-def band(images: ImageSet) -> ImageSet:
-    def cut(split: Split) -> Split:
-        return replace(split, images=split.images[:, BAND], masks=split.masks[:, BAND])
-
-    return replace(images, **{name: cut(images.split(name)) for name in SPLITS})
 
 
 def half(images: ImageSet) -> ImageSet:
@@ -96,7 +83,7 @@ def half(images: ImageSet) -> ImageSet:
     return replace(images, **{name: pool.take(part) for name, part in parts})
 
 
-def judge(attached: Attached, images: ImageSet, out: Path, square: bool, side: int) -> str:
+def judge(attached: Attached, images: ImageSet, out: Path, side: int) -> str:
     """Return the cells of one row: counts, precision and Dice of the masks that were attached."""
     pool = images.pool()
     masks = pool.masks[:]
@@ -107,9 +94,6 @@ def judge(attached: Attached, images: ImageSet, out: Path, square: bool, side: i
     same = own | (masks[rows] == masks).all(axis=(1, 2))
     with np.load(out) as file:
         given = np.concatenate([file[f"{name}_masks"] for name in SPLITS])
-    if square:
-        left = (masks.shape[2] - masks.shape[1]) // 2
-        masks = masks[:, :, left : left + masks.shape[1]]
     lesion = (
         matched & nearest(masks, side).any(axis=(1, 2)) & majority(masks, side).any(axis=(1, 2))
     )
@@ -125,15 +109,12 @@ def match_table(images: ImageSet, folder: Path) -> None:
     print("| size | target | recall | precision | ambiguous | unmatched | Dice | Dice, majority |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for side in (28, 64):
-        for square in (False, True):
-            source = band(images) if square else images
-            for reduction in REDUCTIONS:
-                target, out = folder / "target.npz", folder / "out.npz"
-                write_target(target, source, square, reduction, side)
-                cells = judge(attach_masks(target, source, out), source, out, square, side)
-                label = f"{'centre crop' if square else 'stretched'}, {reduction}"
-                print(f"| {side} | {label} | {cells} |", flush=True)
-                clear(folder)
+        for reduction in REDUCTIONS:
+            target, out = folder / "target.npz", folder / "out.npz"
+            write_target(target, images, reduction, side)
+            cells = judge(attach_masks(target, images, out), images, out, side)
+            print(f"| {side} | {reduction} | {cells} |", flush=True)
+            clear(folder)
 
 
 def absent_table(images: ImageSet, xrays: Path, folder: Path) -> None:
@@ -143,7 +124,7 @@ def absent_table(images: ImageSet, xrays: Path, folder: Path) -> None:
     print("| --- | --- | --- | --- |")
     for side in (28, 64):
         for reduction in REDUCTIONS:
-            write_target(folder / "target.npz", images, False, reduction, side)
+            write_target(folder / "target.npz", images, reduction, side)
             found = attach_masks(folder / "target.npz", source, folder / "out.npz")
             matched = (found.table["state"] == "matched").to_numpy()
             ids, own = images.pool().ids, there & matched

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from medduet import ImageSet, open_images
 from medduet.data.attach import attach_masks
-from medduet.data.imageset import SPLITS, Split
+from medduet.data.imageset import SPLITS
 from medduet.data.phantom import phantom_images
 from medduet.errors import ConfigError, DataError
 
@@ -91,22 +91,6 @@ def test_the_arrays_of_the_target_are_kept(
         added = {f"{name}_{kind}" for name in SPLITS for kind in ("masks", "has_mask")}
         assert set(new) - set(old) == added | {"mask_names"}
         assert not new["train_has_mask"][[3, 5]].any()
-
-
-def test_the_window_is_estimated(phantoms: ImageSet, tmp_path: Path) -> None:
-    def band(split: Split) -> Split:  # wider than high
-        return replace(split, images=split.images[:, 12:84], masks=split.masks[:, 12:84])
-
-    source = replace(phantoms, **{name: band(phantoms.split(name)) for name in SPLITS})
-    for window, shown in (("whole", slice(None)), ("square", slice(12, 84))):
-        small = written(tmp_path / "small.npz", source, lambda x, s=shown: bilinear(x[:, :, s], 32))
-        attached = attach_masks(small, source, tmp_path / f"{window}.npz")
-        assert (attached.view.window, attached.view.filter) == (window, "bilinear")
-        assert (attached.table["source"] == source.pool().ids).all()
-        assert attached.counts().loc["all", "matched"] >= 0.98 * COUNT
-        expected = by_pillow(source.train.masks[:, :, shown], 32, "nearest")
-        masks = open_images(str(tmp_path / f"{window}.npz")).train.masks[:]
-        assert (masks == expected).mean() > 0.99
 
 
 def test_images_that_are_not_in_the_source_get_none(

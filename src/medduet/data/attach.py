@@ -2,13 +2,12 @@
 
 MedMNIST's sets have labels and official splits, but no masks; some were made from sets that have
 them, such as BreastMNIST from BUSI. Thumbnails of both sets are compared each with each, without
-what all pictures have in common, and the most similar again at the size of the target. How the
-target was made (the whole picture or its central square, and the filter it was reduced by) is
-estimated from a sample.
+what all pictures have in common, and the most similar again at the size of the target. The filter
+that the target was reduced by is estimated from a sample.
 """
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
@@ -31,9 +30,9 @@ from medduet.data.imageset import (
     iterate_chunks,
     rows_per_chunk,
 )
+from medduet.data.npz import open_npz
 from medduet.data.pixels import resize_mask
-from medduet.data.sources import open_images
-from medduet.errors import ConfigError, DataError, MissingFileError
+from medduet.errors import ConfigError, DataError
 from medduet.utils.files import atomic_path, write_text
 
 STATES = ("matched", "ambiguous", "unmatched", "no mask")
@@ -56,39 +55,8 @@ _QUANTILE = 0.9  # of the sample, since most of it may not be in the source
 
 
 @dataclass(frozen=True)
-class View:
-    """How a target was made from its source: by which filter, from the whole or a square."""
-
-    size: tuple[int, int]
-    window: str = "whole"
-    filter: str = "bilinear"
-
-    def vectors(self, images: Images, progress: ProgressFactory | None = None) -> Tensor:
-        """Return images ``(N, H, W)`` or ``(N, H, W, 3)`` of the source as vectors ``(N, D)``."""
-        vectors = []
-        with counted(progress, "read images", len(images)) as advance:
-            for _, chunk in iterate_chunks(images):
-                vectors.append(unit_vectors(self._crop(chunk), self.size, **FILTERS[self.filter]))
-                advance(len(chunk))
-        return torch.cat(vectors)
-
-    def masks(self, masks: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return masks of the source, ``(N, H, W)``, at the target's size."""
-        # Nearest neighbour keeps the area of small lesions best (benchmarks/attach_masks.py).
-        return resize_mask(self._crop(masks), *self.size)
-
-    def _crop(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if self.window == "whole":
-            return pixels
-        height, width = pixels.shape[1:3]
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        return pixels[:, top : top + side, left : left + side]
-
-
-@dataclass(frozen=True)
 class Attached:
-    """The match of each image of the target, and how that was made from the source.
+    """The match of each image of the target, and the filter by which that was made from the source.
 
     The table has a row per image: ``split``, ``index`` in it, ``state``, ``source``, the most
     similar image, ``score``, their correlation, ``rival``, the next image with another mask, and
@@ -96,7 +64,7 @@ class Attached:
     """
 
     table: pd.DataFrame
-    view: View
+    filter: str
 
     def counts(self) -> pd.DataFrame:
         """Return the number of images in each state (columns) for each split and all (rows)."""
@@ -149,54 +117,43 @@ def attach_masks(
         raise ConfigError(f"{existing} exists: delete it, or choose another --out")
     if pool.masks is None or pool.ids is None:
         raise DataError(f"expected a source with masks, given {source.name}, which has none")
-    if not target.is_file():
-        raise MissingFileError(f"no file {target}")
-    images = open_images(str(target), cache=cache, progress=progress)
+    images = open_npz(target, cache=cache, progress=progress)
     if images.train.masks is not None:
         raise DataError(f"expected a set without masks, but {target} has masks")
-    table, view = _match(images.pool().images, pool, progress)
-    lengths = [len(images.split(name)) for name in SPLITS]
-    table["split"] = np.repeat(SPLITS, lengths)
-    table["index"] = np.concatenate([np.arange(length) for length in lengths])
+    table, how = _match(images.pool().images, pool, progress)
+    table["split"] = np.repeat(SPLITS, [len(images.split(name)) for name in SPLITS])
+    table["index"] = table.groupby("split").cumcount()
     with atomic_path(out) as path:
         shutil.copyfile(target, path)
-        _add_masks(path, table, pool.masks, view, source.mask_names)
+        _add_masks(path, table, pool.masks, images.size, source.mask_names)
     table["source"] = pool.ids[table["source"]]
     table["rival"] = np.where(table["rival"] < 0, "", pool.ids[table["rival"]])
     table = table[["split", "index", "state", "source", "score", "margin", "rival"]]
     write_text(table_path, table.to_csv(index=False, float_format="%.6f"))
-    return Attached(table, view)
+    return Attached(table, how)
 
 
 def _match(
     target: Images, source: Split, progress: ProgressFactory | None
-) -> tuple[pd.DataFrame, View]:
+) -> tuple[pd.DataFrame, str]:
     """Return ``source``, ``score``, ``margin``, ``rival`` (-1 without) and ``state`` of each."""
     size = int(target.shape[1]), int(target.shape[2])
-    small = View((min(SIDE, size[0]), min(SIDE, size[1])))
-    thumbnails, sample = small.vectors(target, progress), _spread(len(target), _SAMPLE)
-    # The window shows in thumbnails; the filter, at the target's size.
-    square = source.images.shape[1] != source.images.shape[2] and size[0] == size[1]
-    tried = []
-    for window in ("whole", "square")[: 1 + square]:
-        vectors = replace(small, window=window).vectors(source.images, progress)
-        mean = mean_vector(vectors)
-        one, two = normalize(thumbnails - mean), normalize(vectors - mean)
-        near = (one[torch.from_numpy(sample)] @ two.T).max(dim=1)
-        bound = chance_bound(thumbnails, vectors, mean, len(target) * len(source))
-        tried.append(
-            (float(near.values.quantile(_QUANTILE)), window, near.indices, one, two, bound)
-        )
-    _, window, rows, one, two, bound = max(tried, key=lambda each: each[0])
-    shown, pictures = View(size).vectors(target[sample]), source.images[rows.numpy()]
-
-    def similarity(view: View) -> float:
-        return float((view.vectors(pictures) * shown).sum(dim=1).quantile(_QUANTILE))
-
-    view = max((View(size, window, name) for name in FILTERS), key=similarity)
+    small = min(SIDE, size[0]), min(SIDE, size[1])
+    thumbnails, vectors = (_vectors(images, small, progress) for images in (target, source.images))
+    mean = mean_vector(vectors)
+    bound = chance_bound(thumbnails, vectors, mean, len(target) * len(source))
+    one, two = normalize(thumbnails - mean), normalize(vectors - mean)
     blocks, count = torch.split(one, _BLOCK), min(_CANDIDATES, len(source))
-    candidates = torch.cat([(block @ two.T).topk(count).indices for block in blocks])
-    table = _rank(target, source, view, candidates.numpy(), progress)
+    candidates = torch.cat([(block @ two.T).topk(count).indices for block in blocks]).numpy()
+    sample = _spread(len(target), _SAMPLE)
+    shown, pictures = unit_vectors(target[sample], size), source.images[candidates[sample, 0]]
+
+    def similarity(how: str) -> float:
+        made = unit_vectors(pictures, size, **FILTERS[how])
+        return float((made * shown).sum(dim=1).quantile(_QUANTILE))
+
+    how = max(FILTERS, key=similarity)
+    table = _rank(target, source, FILTERS[how], candidates, progress)
     least = max(bound, _MIN_SCORE)
     if (table["score"] >= least).any():
         typical = max(float(1 - table["score"][table["score"] >= least].quantile(0.75)), _ROUNDING)
@@ -204,33 +161,45 @@ def _match(
     unknown = ~source.known_masks[table["source"]]
     cases = [table["score"] < least, unknown, table["margin"] < _MIN_MARGIN]
     table["state"] = np.select(cases, ["unmatched", "no mask", "ambiguous"], "matched")
-    return table, view
+    return table, how
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
 
 
+def _vectors(images: Images, size: tuple[int, int], progress: ProgressFactory | None) -> Tensor:
+    vectors = []
+    with counted(progress, "read images", len(images)) as advance:
+        for _, chunk in iterate_chunks(images):
+            vectors.append(unit_vectors(chunk, size))
+            advance(len(chunk))
+    return torch.cat(vectors)
+
+
 def _rank(
     target: Images,
     source: Split,
-    view: View,
+    how: dict[str, Any],
     candidates: NDArray[np.int64],
     progress: ProgressFactory | None,
 ) -> pd.DataFrame:
     """Return the best of the candidates ``(N, k)``, and the next one whose mask is another."""
     assert source.masks is not None
-    mean = mean_vector(view.vectors(source.images[_spread(len(source), _SOURCE_SAMPLE)]))
+    size = int(target.shape[1]), int(target.shape[2])
+    sample = source.images[_spread(len(source), _SOURCE_SAMPLE)]
+    mean = mean_vector(unit_vectors(sample, size, **how))
     step, blocks = max(1, rows_per_chunk(source.images.shape) // candidates.shape[1]), []
     with counted(progress, "compare images", len(target)) as advance:
         for start in range(0, len(target), step):
             rows = candidates[start : start + step]
-            one = View(view.size).vectors(target[start : start + step])[:, None] - mean
-            two = view.vectors(source.images[rows.ravel()]).reshape(*rows.shape, -1) - mean
+            one = unit_vectors(target[start : start + step], size)[:, None] - mean
+            two = unit_vectors(source.images[rows.ravel()], size, **how)
+            two = two.reshape(*rows.shape, -1) - mean
             score = cosine_similarity(one, two, dim=2).numpy()
             order = np.argsort(-score, axis=1, kind="stable")
             rows, score = np.take_along_axis(rows, order, 1), np.take_along_axis(score, order, 1)
-            masks = view.masks(source.masks[rows.ravel()]).reshape(*rows.shape, -1)
+            masks = resize_mask(source.masks[rows.ravel()], *size).reshape(*rows.shape, -1)
             known = source.known_masks[rows]
             other = (masks != masks[:, :1]).any(axis=2) | ~known | ~known[:, :1]
             other[:, 0] = False
@@ -245,14 +214,15 @@ def _rank(
 
 
 def _add_masks(
-    path: Path, table: pd.DataFrame, masks: Images, view: View, names: tuple[str, ...]
+    path: Path, table: pd.DataFrame, masks: Images, size: tuple[int, int], names: tuple[str, ...]
 ) -> None:
     arrays: dict[str, NDArray[Any]] = {"mask_names": np.array(names)}
     for name, rows in table.groupby("split"):
         matched = np.flatnonzero(rows["state"] == "matched")
-        resized = np.zeros((len(rows), *view.size), np.uint8)
+        resized = np.zeros((len(rows), *size), np.uint8)
         for places, chunk in iterate_chunks(Rows([masks], rows["source"].to_numpy()[matched])):
-            resized[matched[places]] = view.masks(chunk)
+            # Nearest neighbour keeps the area of small lesions best (benchmarks/attach_masks.py).
+            resized[matched[places]] = resize_mask(chunk, *size)
         arrays[f"{name}_masks"] = resized
         arrays[f"{name}_has_mask"] = (rows["state"] == "matched").to_numpy()
     with ZipFile(path, "a") as archive:

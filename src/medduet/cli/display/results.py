@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 Arguments = Mapping[str, Any]
 _MOST_FAILED = 5
-_WINDOWS = {"whole": "the whole picture", "square": "its central square"}
 _STRESS = {
     **{key: METRICS[key].name for key in ("accuracy", "balanced_error", "dice_nonempty", "ece")},
     "be": "BE / baseline",
@@ -197,9 +196,9 @@ def _attached(attached: Attached, arguments: Arguments) -> None:
     counts = attached.counts()
     rows = [[str(split), *map(str, row)] for split, row in counts.iterrows()]
     write_table("masks", ["split"], list(counts.columns), rows)
-    view, out = attached.view, arguments["out"]
+    out = arguments["out"]
     if counts.loc["all", "matched"]:
-        write(f"view: {_WINDOWS[view.window]}, resized by the {view.filter} filter")
+        write(f"resized by the {attached.filter} filter")
     write(f"written: {out}", f"image by image: {out.with_suffix('.csv')}")
 
 
