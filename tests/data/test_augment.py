@@ -11,8 +11,7 @@ from torch import Tensor
 from medduet import Batch, ConfigError, ImageSet, open_images
 from medduet.data.augment import build_augmentation
 from medduet.data.augmentations import moves, sequence
-from medduet.data.medmnist import medmnist_sets
-from medduet.data.modality import Allowed, allowed
+from medduet.data.modality import Allowed
 
 
 def some_set(channels: int = 1, size: int = 24, **changes: Any) -> ImageSet:
@@ -128,18 +127,3 @@ def test_only_colours_that_mean_little_change(modality: Any) -> None:
     changes = modality in ("fundus", "microscopy", "dermoscopy")
     assert (apart > 0.015) == changes
     assert apart < 0.12, "a lesion of another colour is another lesion"
-
-
-def test_every_set_of_medmnist_has_its_modality() -> None:
-    found = {
-        flag: allowed({"medmnist": flag}, info.class_names)
-        for flag, info in medmnist_sets().items()
-    }
-    turned = {flag for flag, what in found.items() if what.turn}
-    assert turned == {"bloodmnist", "dermamnist", "pathmnist", "tissuemnist"}
-    assert {flag for flag, what in found.items() if what.hue} == {*turned, "retinamnist"}
-    assert {flag for flag, what in found.items() if not what.mirror} == {
-        "organamnist",
-        "organcmnist",
-        "organsmnist",
-    }

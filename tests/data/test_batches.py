@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medduet.data.batches import (
-    WINDOW,
     balanced_shares,
     evaluation_batches,
     train_batches,
@@ -109,16 +108,3 @@ def test_each_image_of_shards_comes_once_over_all_ranks(batch_size: int, world_s
         assert max(sizes_of_parts) - min(sizes_of_parts) <= 1
     assert epoch(1) == first
     assert epoch(2) != first
-
-
-def test_few_shards_are_open_at_a_time_and_images_are_mixed() -> None:
-    sizes, steps, first = np.full(40, 100), [], {"seed": 0, "epoch": 1}
-    for rank in range(3):
-        batches = train_batches(4000, 48, shards=sizes, rank=rank, world_size=3, **first)
-        steps += [set((index // 100).tolist()) for index in batches]
-        # A process reads its own part alone, but for the ends of it.
-        assert len(set((np.concatenate(batches) // 100).tolist())) <= 40 / 3 + 2 * WINDOW
-    assert max(len(shards) for shards in steps) <= 2 * WINDOW
-    assert np.mean([len(shards) for shards in steps]) > 1.9
-    whole = np.concatenate(train_batches(4000, 40, shards=sizes, **first))
-    assert abs(np.corrcoef(np.arange(4000), whole)[0, 1]) < 0.4

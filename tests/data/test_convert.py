@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from medduet import ImageSet, open_images
+from medduet.cli import main
 from medduet.data.imageset import SPLITS
 from medduet.errors import ConfigError, DataError
 
@@ -39,6 +40,28 @@ def _as_folder(images: ImageSet, root: Path, *, splits: bool = False) -> Path:
         _write(Path(f"{stem}_mask.png"), upper)
         _write(Path(f"{stem}_mask_1.png"), masks * 255 - upper)
     return root
+
+
+def test_files_give_the_batches_of_the_set(phantoms: ImageSet, tmp_path: Path) -> None:
+    root = _as_folder(phantoms, tmp_path / "set", splits=True)
+    images = open_images(str(root), split="given")
+    assert (images.size, images.in_channels) == (phantoms.size, 1)
+    for name in SPLITS:
+        ours, theirs = images.split(name), phantoms.split(name)
+        # Files are ordered by name, classes too; the numbers in the names tell the old order.
+        number = [int(text.rpartition("(")[2].partition(")")[0]) for text in ours.ids.tolist()]
+        one, two = ours.batch(np.argsort(number)), theirs.batch(np.arange(len(theirs)))
+        assert one.image.equal(two.image)
+        assert one.mask.equal((two.mask > 0).long())
+        assert one.has_mask.all()
+        names = [images.class_names[label] for label in one.label]
+        assert names == [phantoms.class_names[label] for label in two.label]
+    words = f"train segment --data {root} --model.width 2 --epochs 1"
+    assert main([*words.split(), "--out", str(tmp_path / "run")]) == 0
+    table = (tmp_path / "run" / "predictions" / "test.csv").read_text().splitlines()
+    assert len(table) == len(phantoms.test) + 1
+    assert table[1].split(",")[1].endswith(".png")
+    assert len((tmp_path / "run" / "split.csv").read_text().splitlines()) == 1 + len(images.pool())
 
 
 def test_it_is_converted_again_only_if_a_file_changes(

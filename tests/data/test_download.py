@@ -1,4 +1,3 @@
-import errno
 import hashlib
 import threading
 import time
@@ -13,7 +12,7 @@ import pytest
 from medduet.data import download, medmnist
 from medduet.data.medmnist import RemoteFile, fetch_medmnist
 from medduet.data.sources import open_images
-from medduet.errors import DownloadError, StorageError
+from medduet.errors import DownloadError
 
 Arrays = dict[str, np.ndarray]
 
@@ -147,13 +146,3 @@ def test_a_file_put_there_by_hand_needs_no_network(server: Server, cache: Path) 
     assert images.name == "bloodmnist"
     assert images.class_names == medmnist.medmnist_sets()["bloodmnist"].class_names
     assert images.info["licence"] == "CC BY 4.0"
-
-
-def test_full_disk(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: Any, **options: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("requests.Response.iter_content", full)
-    with pytest.raises(StorageError, match="the disk is full"):
-        _fetch(cache)
-    assert _left(cache) == []

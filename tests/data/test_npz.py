@@ -141,18 +141,12 @@ def _without_crc(whole: bytes) -> bytes:
     ],
 )
 def test_damaged_files(
-    arrays: Arrays,
-    tmp_path: Path,
-    cache: Path,
-    left_in: Callable[[Path], list[str]],
-    compression: int,
-    damage: Callable[[bytes], bytes],
+    arrays: Arrays, tmp_path: Path, cache: Path, compression: int, damage: Callable[[bytes], bytes]
 ) -> None:
     path = _zip(tmp_path, arrays, compression)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(DataError, match=r"set\.npz: .*expected a whole \.npz"):
         open_npz(path, cache=cache)
-    assert left_in(cache) == []
 
 
 def _zip(

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -105,20 +104,6 @@ def test_each_fold_is_test_once_and_val_once(named: ImageSet, tmp_path: Path) ->
         splits.append(read_split(tmp_path / "split.csv", named))
     for part in (1, 2):
         assert ((np.stack(splits) == part).sum(axis=0) == 1).all()
-
-
-@pytest.mark.parametrize("options", [{"split": "made"}, {"folds": 4, "fold": 1}])
-@pytest.mark.parametrize("group_by", ["auto", "given"])
-def test_a_group_is_in_one_split(
-    named: ImageSet, tmp_path: Path, options: dict, group_by: str
-) -> None:
-    train = replace(named.train, groups=np.arange(14) % 4)
-    test = replace(named.test, groups=np.array([4, 5, 4, 5]))
-    images = replace(named, train=train, val=replace(named.val, groups=np.array([0, 1])), test=test)
-    config = DataConfig(name="phantom", group_by=group_by, cache=tmp_path, **options)
-    made = arrange(images, None, config)
-    groups = [set(made.split(name).groups.tolist()) for name in ("train", "val", "test")]
-    assert sum(map(len, groups)) == 6, "images of a patient are in two splits"
 
 
 @pytest.fixture
