@@ -19,8 +19,7 @@ import numpy as np
 
 from medduet.metrics.intervals import wilson
 from medduet.runs.folder import RunFolder, find_runs
-from medduet.uncertainty.calibration import Calibration
-from medduet.uncertainty.summary import calibration_summary
+from medduet.uncertainty.calibration import Calibration, calibration_summary
 
 HALVES = 50
 

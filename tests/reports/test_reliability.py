@@ -17,8 +17,7 @@ from medduet.reports.figures import reliability
 from medduet.reports.folds import CrossValidated
 from medduet.reports.grouping import group_runs
 from medduet.runs.folder import open_run
-from medduet.uncertainty.calibration import Calibration
-from medduet.uncertainty.summary import calibration_summary
+from medduet.uncertainty.calibration import Calibration, calibration_summary
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 

@@ -10,8 +10,7 @@ import pytest
 import medduet
 from medduet import RunConfig, RunRecord
 from medduet.runs.folder import open_run
-from medduet.uncertainty.calibration import Calibration
-from medduet.uncertainty.summary import calibration_summary
+from medduet.uncertainty.calibration import Calibration, calibration_summary
 from medduet.utils.files import finite
 from medduet.utils.parsing import read_json
 

@@ -10,8 +10,13 @@ from statsmodels.stats.proportion import proportion_confint
 from medduet.errors import ConfigError, ModelError
 from medduet.metrics.classification import reliability
 from medduet.runs.config import BundleConfig
-from medduet.uncertainty.calibration import COLDEST, HOTTEST, PERCENT, Calibration
-from medduet.uncertainty.summary import calibration_summary
+from medduet.uncertainty.calibration import (
+    COLDEST,
+    HOTTEST,
+    PERCENT,
+    Calibration,
+    calibration_summary,
+)
 
 
 def drawn(

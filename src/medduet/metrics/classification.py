@@ -63,7 +63,6 @@ def classification_metrics(
     multi_label: bool,
     class_names: Sequence[str],
     bootstrap: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Return every classification metric of one split with 95% intervals, ready for JSON.
 
@@ -81,7 +80,7 @@ def classification_metrics(
     right, labelled = _correct(truth, score)
     if multi_label:
         images = labelled.any(axis=1)
-        interval = bootstrap_mean(right[images], labelled[images], resamples=bootstrap, seed=seed)
+        interval = bootstrap_mean(right[images], labelled[images], resamples=bootstrap)
     else:
         images = labelled
         interval = wilson(int(right.sum()), int(labelled.sum()))

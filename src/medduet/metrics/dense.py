@@ -8,7 +8,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from medduet.errors import DataError
 
-_SSIM_RADIUS = 5
+_SSIM_RADIUS, _RANGE = 5, 2.0
 
 
 def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
@@ -54,13 +54,10 @@ def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
     return distance
 
 
-def reconstruction_errors(
-    predicted: Tensor, target: Tensor, *, data_range: float = 2.0, lowest: float = -1.0
-) -> dict[str, Tensor]:
-    """Return how far each rebuilt image is from its target, both ``(N, C, H, W)`` float.
+def reconstruction_errors(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Return how far each rebuilt image is from its target, both ``(N, C, H, W)``, -1 to 1.
 
-    From `lowest`, where black is, to the highest possible value it is `data_range`. SSIM
-    (doi:10.1109/TIP.2003.819861) has a Gaussian window of 11 pixels, or the largest that fits.
+    SSIM (doi:10.1109/TIP.2003.819861) has a Gaussian window of 11 pixels, or the largest that fits.
 
     Returns:
         ``mse``, ``psnr`` in dB (infinite for a perfect image) and ``ssim`` (NaN if a side is below
@@ -74,8 +71,8 @@ def reconstruction_errors(
     _check_shapes(predicted, target, "(N, C, H, W)")
     guess, real = predicted.detach().float(), target.detach().float()
     mse = (guess - real).square().flatten(1).mean(dim=1)
-    psnr = 10 * torch.log10(data_range**2 / mse)
-    ssim = _ssim(guess - lowest, real - lowest, data_range)
+    psnr = 10 * torch.log10(_RANGE**2 / mse)
+    ssim = _ssim(guess + 1, real + 1)
     return {"mse": mse.cpu(), "psnr": psnr.cpu(), "ssim": ssim.cpu()}
 
 
@@ -106,14 +103,14 @@ def _overlap(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor
     return shared[:, 1:], (table.sum(dim=1) + table.sum(dim=2))[:, 1:]
 
 
-def _ssim(predicted: Tensor, target: Tensor, data_range: float) -> Tensor:
+def _ssim(predicted: Tensor, target: Tensor) -> Tensor:
     radius = min(_SSIM_RADIUS, (min(predicted.shape[-2:]) - 1) // 2)
     if radius < 1 or not len(predicted):
         return torch.full((len(predicted),), float("nan"))
     # torchmetrics takes the window's radius from sigma, as int(3.5 * sigma + 0.5).
     sigma = 1.5 if radius == _SSIM_RADIUS else radius / 3.5
     ssim = structural_similarity_index_measure(
-        predicted, target, sigma=sigma, data_range=data_range, reduction="none"
+        predicted, target, sigma=sigma, data_range=_RANGE, reduction="none"
     )
     assert isinstance(ssim, Tensor)
     return ssim

@@ -22,7 +22,6 @@ def segmentation_summary(
     mask_names: Sequence[str],
     *,
     bootstrap: int = 1000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """Return what the per-image mask scores say of a split with 95% intervals, ready for JSON.
 
@@ -44,11 +43,11 @@ def segmentation_summary(
     return {
         "n": len(lesion),
         "confidence": CONFIDENCE,
-        **_mask_scores(scores, lesion, bootstrap, seed),
+        **_mask_scores(scores, lesion, bootstrap),
         "empty_truth_n": int(empty.sum()),
         "empty_correct": number(nan_mean((scores[0][empty] == 1).all(axis=1))),
         "per_mask": {
-            str(name): _mask_scores(scores[:, :, [k]], lesion[:, [k]], bootstrap, seed)
+            str(name): _mask_scores(scores[:, :, [k]], lesion[:, [k]], bootstrap)
             for k, name in enumerate(mask_names)
         },
     }
@@ -61,13 +60,13 @@ def reconstruction_summary(errors: Mapping[str, ArrayLike]) -> dict[str, Any]:
     return {"n": len(psnr)} | {name: number(nan_mean(of)) for name, of in values.items()}
 
 
-def _mask_scores(scores: Floats, lesion: Booleans, bootstrap: int, seed: int) -> dict[str, Any]:
+def _mask_scores(scores: Floats, lesion: Booleans, bootstrap: int) -> dict[str, Any]:
     dice, iou, hd95 = scores
     has = lesion.any(axis=1)
     pairs = lesion[has].sum(axis=1)
     each, each_lesion = dice.mean(axis=1), (dice * lesion)[has].sum(axis=1) / pairs
-    interval = bootstrap_mean(each, resamples=bootstrap, seed=seed)
-    lesion_interval = bootstrap_mean(each_lesion, pairs, resamples=bootstrap, seed=seed)
+    interval = bootstrap_mean(each, resamples=bootstrap)
+    lesion_interval = bootstrap_mean(each_lesion, pairs, resamples=bootstrap)
     return {
         "dice": number(nan_mean(dice)),
         "dice_interval": bounds(interval),

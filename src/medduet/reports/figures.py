@@ -27,7 +27,7 @@ _LEARNING: Curves = {
     "Reconstruction error": (["val", "test"], ["mse"]),
 }
 Summary = Mapping[str, Any]
-"""What `medduet.uncertainty.summary.calibration_summary` returns."""
+"""What `medduet.uncertainty.calibration.calibration_summary` returns."""
 
 
 def epoch_table(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

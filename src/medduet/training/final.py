@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -144,12 +145,9 @@ def choose_samples(
     """
     member = labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(num_classes)
     member = np.column_stack([member, ~member.any(axis=1)])
-    # The turn at which each class comes to each of its images.
-    turn = np.cumsum(member, axis=0)
-    places, classes = np.nonzero(member)
-    order = np.lexsort((classes, turn[places, classes]))
-    first = list(dict.fromkeys(places[order].tolist()))[:count]
-    return np.sort(np.array(first, dtype=np.int64))
+    turns = zip_longest(*(np.flatnonzero(images).tolist() for images in member.T))
+    places = dict.fromkeys(place for turn in turns for place in turn if place is not None)
+    return np.sort(np.array(list(places)[:count], dtype=np.int64))
 
 
 def write_samples(

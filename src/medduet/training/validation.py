@@ -27,8 +27,7 @@ from medduet.models.inference import (
 from medduet.runs.predictions import PER_MASK, Loss, Predictions
 from medduet.training.loader import load_batches
 from medduet.types import UNKNOWN_LABEL, Batch, DenseLayout, Outputs
-from medduet.uncertainty.calibration import Calibration
-from medduet.uncertainty.summary import calibration_summary
+from medduet.uncertainty.calibration import Calibration, calibration_summary
 from medduet.utils.devices import evaluation_batch_size, free_memory, is_out_of_memory
 
 

@@ -7,7 +7,8 @@ too. All of it is fitted on the validation split and saved in the bundle.
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,15 +17,17 @@ from scipy.optimize import minimize_scalar
 from scipy.special import expit, log_softmax
 
 from medduet.errors import ConfigError, DataError, ModelError
-from medduet.metrics.inputs import check_predictions
+from medduet.metrics.classification import BINS, reliability
+from medduet.metrics.inputs import Booleans, Floats, check_predictions
+from medduet.metrics.intervals import bounds, number, wilson
 from medduet.types import UNKNOWN_LABEL
 
 PERCENT = range(50, 100)  # the coverages that can be asked for
+COVERAGES = (0.8, 0.9, 0.95)  # those whose sets are evaluated
 FEWEST = 20  # images with a known label that a calibration needs
 COLDEST, HOTTEST = 0.05, 20.0  # bounds of the temperature
 _SMALLEST, _LARGEST = np.finfo(np.float64).tiny, 1 - np.finfo(np.float64).epsneg
 
-Array = NDArray[np.float64]
 _Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -110,7 +113,7 @@ class Calibration(BaseModel):
             multi_label=multi_label,
         )
 
-    def calibrate(self, probability: ArrayLike) -> Array:
+    def calibrate(self, probability: ArrayLike) -> Floats:
         """Return the calibrated probabilities ``(N, K)`` of those of the network ``(N, K)``.
 
         Raises:
@@ -118,7 +121,7 @@ class Calibration(BaseModel):
         """
         return _scaled(self._checked(probability), self.temperature, self.multi_label)
 
-    def sets(self, calibrated: ArrayLike, coverage: float) -> NDArray[np.bool_]:
+    def sets(self, calibrated: ArrayLike, coverage: float) -> Booleans:
         """Return which classes are in the set of each image, ``(N, K)``, from what is `calibrated`.
 
         On images like those of the validation split the true class is in the set of at least a
@@ -133,12 +136,12 @@ class Calibration(BaseModel):
         if not PERCENT[0] <= 100 * coverage <= PERCENT[-1]:
             raise ConfigError(f"expected a coverage from 0.50 to 0.99, given {coverage:g}")
         p, row = self._checked(calibrated), math.ceil(100 * coverage - 1e-9) - PERCENT[0]
-        chosen: NDArray[np.bool_] = p >= self.set_thresholds[row]
+        chosen: Booleans = p >= self.set_thresholds[row]
         if not self.multi_label and len(p):
             np.put_along_axis(chosen, p.argmax(axis=1)[:, None], True, axis=1)
         return chosen
 
-    def _checked(self, probability: ArrayLike) -> Array:
+    def _checked(self, probability: ArrayLike) -> Floats:
         p, classes = np.asarray(probability, dtype=np.float64), len(self.counts)
         if p.ndim != 2 or p.shape[1] != classes:
             raise ModelError(f"expected probabilities (N, {classes}) to calibrate, given {p.shape}")
@@ -147,18 +150,18 @@ class Calibration(BaseModel):
         return p
 
 
-def _logits(p: Array, multi_label: bool) -> Array:
+def _logits(p: Floats, multi_label: bool) -> Floats:
     p = np.clip(p, _SMALLEST, _LARGEST if multi_label else 1.0)
     return np.log(p) - np.log1p(-p) if multi_label else np.log(p)
 
 
-def _scaled(p: Array, temperature: float, multi_label: bool) -> Array:
+def _scaled(p: Floats, temperature: float, multi_label: bool) -> Floats:
     logits = _logits(p, multi_label) / temperature
-    scaled: Array = expit(logits) if multi_label else np.exp(log_softmax(logits, axis=1))
+    scaled: Floats = expit(logits) if multi_label else np.exp(log_softmax(logits, axis=1))
     return scaled
 
 
-def _temperature(labels: NDArray[np.int64], logits: Array, multi_label: bool) -> float:
+def _temperature(labels: NDArray[np.int64], logits: Floats, multi_label: bool) -> float:
     if multi_label:  # each label of each image is a question with two answers
         logits = np.stack([-logits, logits], axis=1) / 2
     classes, share = logits.shape[1], 1 / (len(labels) + 1)  # of the added image
@@ -168,12 +171,12 @@ def _temperature(labels: NDArray[np.int64], logits: Array, multi_label: bool) ->
         log_probability = log_softmax(logits / math.exp(log_temperature), axis=1)
         return -float((target * log_probability).sum(axis=1).mean())
 
-    bounds = (math.log(COLDEST), math.log(HOTTEST))
-    best = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    log_bounds = (math.log(COLDEST), math.log(HOTTEST))
+    best = minimize_scalar(loss, bounds=log_bounds, method="bounded", options={"xatol": 1e-6})
     return float(np.clip(math.exp(best.x), COLDEST, HOTTEST))
 
 
-def _set_thresholds(scores: list[Array]) -> Array:
+def _set_thresholds(scores: list[Floats]) -> Floats:
     """Return `Calibration.set_thresholds`; `scores`: probability of the truth, falling, by class.
 
     Of n scores the ``ceil((n + 1) * coverage)``-th largest one holds the promise, if there is one.
@@ -197,3 +200,53 @@ def _set_thresholds(scores: list[Array]) -> Array:
             of = np.append(shared if k in pool else own, 0.0)
             row[k] = of[place(len(of) - 1)]
     return np.minimum.accumulate(thresholds, axis=0)
+
+
+def calibration_summary(
+    calibration: Calibration, label: ArrayLike, probability: ArrayLike, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """Return what a calibration gives on images that it was not fitted on, ready for JSON.
+
+    Multi-label coverage has no interval, since the labels of one image depend on each other.
+    """
+    several = calibration.multi_label
+    truth, p = check_predictions(label, probability, several, in_unit_range=True)
+    rows = (truth != UNKNOWN_LABEL).reshape(len(truth), -1).any(axis=1)
+    truth, p = truth[rows], p[rows]
+    calibrated = calibration.calibrate(p)
+    has = truth == 1 if several else truth[:, None] == np.arange(p.shape[1])
+    summary: dict[str, Any] = {
+        "n": len(truth),
+        "temperature": calibration.temperature,
+        "ece_kind": f"{'every label' if several else 'top label'}, {BINS} bins of equal width",
+        "reliability": {},
+        "sets": {},
+    }
+    for when, values in (("before", p), ("after", calibrated)):
+        diagram = reliability(truth, values, several)
+        summary[f"ece_{when}"] = number(diagram.error)
+        summary["reliability"][when] = {
+            "n": diagram.n.tolist(),
+            "confidence": [number(value) for value in diagram.confidence],
+            "frequency": [number(value) for value in diagram.frequency],
+        }
+    for coverage in COVERAGES:
+        chosen = calibration.sets(calibrated, coverage)
+        every = _held(chosen, has) | ({"coverage_interval": None} if several else {})
+        per_class = {
+            str(name): _held(chosen[has[:, k]], has[has[:, k]], k)
+            for k, name in enumerate(class_names)
+        }
+        summary["sets"][f"{coverage:.2f}"] = every | {"per_class": per_class}
+    return summary
+
+
+def _held(chosen: Booleans, has: Booleans, k: int | slice = slice(None)) -> dict[str, Any]:
+    """Return how many of the classes `k` that images have, ``(N, K)``, are in their sets."""
+    count, n, sizes = int((chosen & has)[:, k].sum()), int(has[:, k].sum()), chosen.sum(axis=1)
+    return {
+        "n": n,
+        "coverage": count / n if n else None,
+        "coverage_interval": bounds(wilson(count, n)),
+        "size": number(sizes.mean()) if len(sizes) else None,
+    }
