@@ -227,9 +227,8 @@ def test_three_processes_learn_what_one_learns(
 
 def test_processes_with_other_images_are_refused_in_each(three_processes: Path) -> None:
     expected = (
-        "expected the same images and split of phantom in all 3 processes, but process 1 has "
-        "others than process 0: give them one shared cache by --data.cache, or a split by "
-        "--data.split FILE.csv"
+        "expected the same images and split of phantom in all 3 processes, but 1 have others than "
+        "the first: give them one shared cache by --data.cache, or a split by --data.split FILE.csv"
     )
     for rank in range(3):
         assert read_json(three_processes / f"errors {rank}.json") == [expected, expected]

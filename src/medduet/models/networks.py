@@ -1,4 +1,4 @@
-"""The networks that are one U-Net with another block.
+"""U-Nets that are more than another block.
 
 What their papers leave open or have otherwise stands in docs/models.md.
 """
@@ -11,20 +11,8 @@ from medduet.models.blocks import (
     ACTIVATIONS,
     Block,
     ResidualUnit,
-    double_conv,
-    mobilevit_unit,
-    osa_unit,
 )
-from medduet.models.unet import Sharpen, UNet, Upsampling
-
-unet = partial(UNet, block=double_conv)
-"""U-Net, arXiv:1505.04597; with a class head it is UNet_VAR."""
-vovunet_var = partial(UNet, block=osa_unit)
-"""VovUnet_Var after the authors' code."""
-mobilevitv2_unet_var = partial(UNet, block=mobilevit_unit)
-"""MobileViTV2-UNet, the third variant in the authors' code of VovUnet_Var."""
-sharp_unet = partial(UNet, block=double_conv, skip=Sharpen)
-"""Sharp U-Net, doi:10.1016/j.combiomed.2021.104699 (arXiv:2107.12461)."""
+from medduet.models.unet import UNet, Upsampling
 
 
 def dense_inception_unet(

@@ -8,8 +8,10 @@ from functools import partial
 from typing import Any
 
 from medduet.errors import DownloadError, ModelError, closest, five_closest
-from medduet.models import networks
 from medduet.models.base import DuetNetwork
+from medduet.models.blocks import double_conv, mobilevit_unit, osa_unit
+from medduet.models.networks import adares_unet, dense_inception_unet
+from medduet.models.unet import Sharpen, UNet
 
 TASK_PAPER = "Li, Li, Ting: A Study of Multi-Task Learning Using a VoVNet-OSA Block Enhanced U-Net"
 
@@ -36,35 +38,38 @@ class ModelSpec:
         return keywords - bound - _PARTS - {"pretrained"}
 
 
+_unet = partial(UNet, block=double_conv)
 MODELS: dict[str, ModelSpec] = {
     "adares_unet": ModelSpec(
-        networks.adares_unet,
+        adares_unet,
         "U-Net of residual blocks with kernel size, width, activation and dropout as options",
         "AdaResU-Net, doi:10.1016/j.neucom.2019.01.110",
     ),
     "dense_inception_unet": ModelSpec(
-        networks.dense_inception_unet,
+        dense_inception_unet,
         "U-Net of Inception-Res and Dense-Inception blocks",
         "DENSE-INception U-Net, doi:10.1016/j.cmpb.2020.105395",
     ),
     "mobilevitv2_unet_var": ModelSpec(
-        networks.mobilevitv2_unet_var,
+        partial(UNet, block=mobilevit_unit),
         "U-Net of MobileViT-v2 blocks with a class head",
         f"MobileViT-v2, arXiv:2206.02680; in the authors' code of {TASK_PAPER}",
     ),
     "sharp_unet": ModelSpec(
-        networks.sharp_unet,
+        partial(UNet, block=double_conv, skip=Sharpen),
         "U-Net whose skips pass a fixed sharpening kernel",
         "Sharp U-Net, doi:10.1016/j.combiomed.2021.104699",
     ),
-    "unet": ModelSpec(networks.unet, "U-Net of double convolutions", "U-Net, arXiv:1505.04597"),
+    "unet": ModelSpec(_unet, "U-Net of double convolutions", "U-Net, arXiv:1505.04597"),
     "unet_var": ModelSpec(
-        networks.unet,
+        _unet,
         "U-Net of double convolutions with a class head",
         f"U-Net, arXiv:1505.04597; with the class head of {TASK_PAPER}",
     ),
     "vovunet_var": ModelSpec(
-        networks.vovunet_var, "U-Net of one-shot aggregation units with a class head", TASK_PAPER
+        partial(UNet, block=osa_unit),
+        "U-Net of one-shot aggregation units with a class head",
+        TASK_PAPER,
     ),
 }
 """The networks that have a name of their own; a dict, so a script may add one of its own."""

@@ -9,13 +9,11 @@ from medduet.config import RunConfig
 from medduet.data.imageset import ImageSet
 from medduet.losses.objective import Objective
 from medduet.models.base import DuetNetwork
-from medduet.models.inference import DECLARED, Precision
+from medduet.models.inference import DECLARED
 from medduet.runs.folder import RunFolder
 from medduet.runs.predictions import Predictions
 from medduet.training.reporter import Reporter
 from medduet.training.validation import predict_split
-
-_PRECISIONS: dict[str, Precision] = {"32-true": "float32", "bf16-mixed": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Experiment:
         Not `thorough`, as after an epoch, it is with the losses, and in the precision of the
         training; else as the bundle will predict.
         """
-        training = _PRECISIONS[str(self.fabric.strategy.precision.precision)]
+        mixed = self.fabric.strategy.precision.precision == "bf16-mixed"
         return predict_split(
             self.fabric,
             self.network,
@@ -51,6 +49,6 @@ class Experiment:
             batch_size=self.config.evaluate.batch_size,
             objective=None if thorough else self.objective,
             thorough=thorough,
-            precision=DECLARED if thorough else training,
+            precision="bfloat16" if mixed and not thorough else DECLARED,
             temperature=temperature,
         )

@@ -1,7 +1,5 @@
 """From settings and data to what training works with; what doesn't fit is refused here."""
 
-import hashlib
-
 import torch
 from lightning.fabric import Fabric
 
@@ -15,6 +13,7 @@ from medduet.models.base import DuetNetwork, check_takes
 from medduet.models.registry import create_model
 from medduet.models.weights import WeightsReport, load_weights
 from medduet.runs.folder import RunFolder
+from medduet.training.fabric import all_sum
 from medduet.types import DenseLayout
 from medduet.utils.parsing import misread, read_json
 
@@ -24,15 +23,12 @@ def check_same_images(fabric: Fabric, data: ImageSet, folder: RunFolder | None =
 
     Where caches are not shared, one process could train on what another evaluates.
     """
-    digest = torch.tensor([*hashlib.sha256(data.fingerprint.encode()).digest()])
-    gathered = fabric.all_gather(digest.to(fabric.device))
-    assert isinstance(gathered, torch.Tensor)
-    gathered = gathered.reshape(-1, len(digest))
-    if different := (gathered != gathered[0]).any(dim=1).nonzero().flatten().tolist():
+    differs = fabric.broadcast(data.fingerprint) != data.fingerprint
+    if others := int(all_sum(fabric, torch.tensor(int(differs), device=fabric.device))):
         raise ConfigError(
-            f"expected the same images and split of {data.name} in all {len(gathered)} "
-            f"processes, but process {different[0]} has others than process 0: give them one "
-            "shared cache by --data.cache, or a split by --data.split FILE.csv"
+            f"expected the same images and split of {data.name} in all {fabric.world_size} "
+            f"processes, but {others} have others than the first: give them one shared cache by "
+            "--data.cache, or a split by --data.split FILE.csv"
         )
     if folder is None or not (path := folder.path / "environment.json").is_file():
         return

@@ -1,7 +1,7 @@
 """Evaluating a network on a split, image by image, on any number of processes."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -94,24 +94,17 @@ def predict_split(
 
 def _in_pieces(
     predict: Callable[[Batch], dict[str, Tensor]], batch: Batch
-) -> Iterator[dict[str, Tensor]]:
-    """Yield what `predict` returns for `batch`; for its halves, or theirs, if memory is short."""
-    waiting = [batch]
-    while waiting:
-        batch, predicted = waiting.pop(), None
-        try:
-            predicted = predict(batch)
-        except (MemoryError, RuntimeError) as error:
-            if len(batch.indices) == 1 or not is_out_of_memory(error):
-                raise
-        if predicted is not None:
-            yield predicted
-        else:
-            free_memory(batch.image.device)
-            half = len(batch.indices) // 2
-            waiting += [
-                batch.apply(itemgetter(piece)) for piece in (slice(half, None), slice(half))
-            ]
+) -> list[dict[str, Tensor]]:
+    """Return what `predict` returns for `batch`; for its halves, or theirs, if memory is short."""
+    try:
+        return [predict(batch)]
+    except (MemoryError, RuntimeError) as error:
+        if len(batch.indices) == 1 or not is_out_of_memory(error):
+            raise
+    free_memory(batch.image.device)
+    half = len(batch.indices) // 2
+    halves = [batch.apply(itemgetter(part)) for part in (slice(half), slice(half, None))]
+    return [piece for each in halves for piece in _in_pieces(predict, each)]
 
 
 def _predictions(
