@@ -31,25 +31,6 @@ def test_a_set_is_unpacked_by_two_at_once(
     assert len(left_in(cache)) == 1
 
 
-def test_what_a_killed_process_left_is_no_store_and_is_removed(
-    arrays: Arrays, save: Save, cache: Path, left_in: LeftIn, waiting: Any
-) -> None:
-    path = save(arrays)
-
-    def die() -> None:
-        os._exit(1)
-
-    child = os.fork()
-    if not child:
-        open_npz(path, cache=cache, progress=waiting(die))
-    os.waitpid(child, 0)
-    (half,) = left_in(cache)
-    assert half.startswith(".")
-    (cache / "store" / ".another.tmp").mkdir()
-    assert np.array_equal(open_npz(path, cache=cache).test.images, arrays["test_images"])
-    assert [name.startswith(".") for name in left_in(cache)] == [False]
-
-
 @pytest.mark.parametrize(
     ("number", "reason"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "Permission denied")]
 )

@@ -44,10 +44,6 @@ class MedMNISTInfo(NamedTuple):
     licence: str
     files: dict[int, RemoteFile]  # by published size in pixels, ascending
 
-    def source_size(self, size: int) -> int:
-        """Return the published size to start from: the nearest that is not smaller than `size`."""
-        return next((each for each in self.files if each >= size), max(self.files))
-
 
 @remember
 def medmnist_sets() -> Mapping[str, MedMNISTInfo]:

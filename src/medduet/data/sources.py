@@ -61,8 +61,7 @@ def open_images(
     if kind == "zarr":
         return open_zarr(data)
     if kind == "phantom":
-        given = {"size": data.size, "count": data.count, "channels": data.channels}
-        chosen = {name: value for name, value in given.items() if value is not None}
+        chosen = data.model_dump(include={"size", "count", "channels"}, exclude_none=True)
         images = phantom_images(**chosen, seed=data.seed)
     elif kind == "MedMNIST":
         images = _open_medmnist(data, progress)
@@ -109,7 +108,8 @@ def _check_options(data: DataConfig, kind: str) -> None:
 
 def _open_medmnist(data: DataConfig, progress: ProgressFactory | None) -> ImageSet:
     size, entry = data.size or DEFAULT_SIZE, medmnist_sets()[data.name]
-    published = entry.source_size(size)
+    # The nearest published size that is not smaller.
+    published = next((each for each in entry.files if each >= size), max(entry.files))
     path = fetch_medmnist(
         data.name, published, cache=data.cache, mirror=data.mirror, progress=progress
     )

@@ -80,16 +80,13 @@ def stratified_group_split(
 
 def merge_groups(*partitions: NDArray[np.int64] | None) -> NDArray[np.int64]:
     """Return groups ``(N,)`` of images that any partition puts together; negative is unknown."""
-    first, second = [], []
-    for partition in partitions:
-        if partition is not None:
-            order = np.argsort(partition, kind="stable")
-            same = (np.diff(partition[order]) == 0) & (partition[order][1:] >= 0)
-            first.append(order[:-1][same])
-            second.append(order[1:][same])
-            count = len(order)
-    pairs = np.concatenate(first), np.concatenate(second)
-    graph = coo_array((np.ones(len(pairs[0]), dtype=bool), pairs), shape=(count, count))
+    ends = []
+    for numbers in (each for each in partitions if each is not None):
+        rows = np.arange(len(numbers))
+        first = pd.Series(rows).groupby(numbers).transform("first").to_numpy()
+        ends.append([rows, np.where(numbers < 0, rows, first)])
+    pairs = tuple(np.concatenate(ends, axis=1))
+    graph = coo_array((np.ones(len(pairs[0]), dtype=bool), pairs), shape=(len(rows), len(rows)))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 

@@ -66,7 +66,11 @@ def audit(
     findings.of_images("Mask conflicts", "note", np.isin(np.arange(len(pool)), differ), text)
     _check_classes(findings, images, classes)
     statistics = _statistics(pool, len(images.mask_names), progress)
-    _check_pixels(findings, images, statistics)
+    blank = (statistics["max"] <= _BLACK) | (statistics["std"] < _CONSTANT)
+    findings.of_images("Blank images", "warning", blank, ", black or of one grey level")
+    if images.in_channels > 1 and (statistics["color"] <= _EQUAL_CHANNELS).all():
+        text = "one channel is enough, and three times faster to read: --data.channels 1."
+        findings.of_set("Grey stored as RGB", "note", text)
     if pool.masks is not None:
         _check_masks(findings, images, statistics)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
@@ -145,14 +149,6 @@ def _statistics(pool: Split, classes: int, progress: ProgressFactory | None) -> 
             tables.append(table)
             advance(len(chunk))
     return pd.concat(tables, ignore_index=True)
-
-
-def _check_pixels(findings: Findings, images: ImageSet, pixels: pd.DataFrame) -> None:
-    blank = (pixels["max"] <= _BLACK) | (pixels["std"] < _CONSTANT)
-    findings.of_images("Blank images", "warning", blank, ", black or of one grey level")
-    if images.in_channels > 1 and (pixels["color"] <= _EQUAL_CHANNELS).all():
-        text = "one channel is enough, and three times faster to read: --data.channels 1."
-        findings.of_set("Grey stored as RGB", "note", text)
 
 
 def _check_masks(findings: Findings, images: ImageSet, table: pd.DataFrame) -> None:
