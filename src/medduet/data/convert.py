@@ -25,7 +25,7 @@ from medduet.data.store import check_room, growing_array, open_split, stored
 from medduet.data.workers import Transient, WorkerPool
 from medduet.errors import DataError
 from medduet.types import UNKNOWN_LABEL
-from medduet.utils.files import write_json, write_text
+from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def open_files(
     so). Each frame of a file is an image; those of one file are one group. All are in train.
     """
     root = cache_folder(config.cache)
-    build = partial(_build, listing, config, root / "broken" / f"{listing.name}.txt", progress)
+    build = partial(_build, listing, config, progress)
     folder = stored(root, f"{_digest(listing, config)}-{_FORMAT}", build)
     meta = read_json(folder / "meta.json")
     if meta["skipped"]:
@@ -86,13 +86,9 @@ def _digest(listing: Listing, config: DataConfig) -> str:
 
 
 def _build(
-    listing: Listing,
-    config: DataConfig,
-    told: Path,
-    progress: ProgressFactory | None,
-    folder: Path,
+    listing: Listing, config: DataConfig, progress: ProgressFactory | None, folder: Path
 ) -> None:
-    """Read every file and fill `folder` with the store; `told` is where all faults are listed."""
+    """Read every file and fill `folder` with the store."""
     items, faults = listing.items, list(listing.faults)
     workers = max(1, min(len(os.sched_getaffinity(0)), len(items)))
     bar = counted(progress, f"convert {listing.name}", 2 * len(items))
@@ -116,7 +112,7 @@ def _build(
         jobs = {item: (item.path, item.masks, each) for item, each in facts.items()}
         results = read(partial(read_pair, options=options), jobs)
         frames, highest, digest = _write(results, tails, folder)
-    _check(faults, listing, config, told)
+    _check(faults, listing, config)
     if not frames:
         raise DataError(f"{listing.name}: none of its {len(items)} files can be read")
     for name, array in _truth(frames, listing).items():
@@ -190,7 +186,7 @@ def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[An
     return {name: np.array(column) for name, column in columns.items()}
 
 
-def _check(faults: Sequence[Fault], listing: Listing, config: DataConfig, told: Path) -> None:
+def _check(faults: Sequence[Fault], listing: Listing, config: DataConfig) -> None:
     """Raise a DataError that names what can't be read, unless that may be skipped.
 
     Only what is wrong with a file itself may be: the store is kept until a file changes, and what
@@ -201,10 +197,7 @@ def _check(faults: Sequence[Fault], listing: Listing, config: DataConfig, told: 
         remedy = "they may be whole, so they are not skipped: mend that, or take them out"
         faults = [x for x in faults if isinstance(x[1], Transient) or "pip install" in x[1]]
     if faults:
-        write_text(told, "".join(f"{name}: {reason}\n" for name, reason in faults))
-        where = f" (all in {told})" if len(faults) > _SHOWN else ""
-        summary = _summary(faults, len(listing.items))
-        raise DataError(f"{listing.name}: {summary}{where}; {remedy}")
+        raise DataError(f"{listing.name}: {_summary(faults, len(listing.items))}; {remedy}")
 
 
 def _summary(faults: Sequence[Fault], total: int) -> str:

@@ -77,10 +77,10 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     for path, place in images.items():
         inner = place[1:] if splits else place
         above = [each[:n] for each in (place, inner) for n in range(len(each), -1, -1)]
-        own = next((drawn[up, stem_of(path)] for up in above if (up, stem_of(path)) in drawn), [])
+        of_image = (drawn[up, stem_of(path)] for up in above if (up, stem_of(path)) in drawn)
         split = splits[place[0]] if splits else ""
         name, group = path.relative_to(root).as_posix(), "/".join(inner[1:])
-        items.append(Item(name, path, tuple(own), inner[:1] or None, group, split))
+        items.append(Item(name, path, tuple(next(of_image, [])), inner[:1] or None, group, split))
     uses = Counter(mask for item in items for mask in item.masks)
     if shared := [mask for mask, count in uses.items() if count > 1]:
         raise DataError(

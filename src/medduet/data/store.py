@@ -76,10 +76,10 @@ def open_store(folder: Path) -> dict[str, Any]:
 
 def open_split(folder: Path, name: str) -> Split:
     """Return the split `name` of the store in `folder`."""
-    found: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     for field in (each.name for each in fields(Split)):
         path = folder / f"{name}_{field}.npy"
         if path.exists():
             mapped = field in ("images", "masks")
-            found[field] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
-    return Split(**found)
+            arrays[field] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    return Split(**arrays)

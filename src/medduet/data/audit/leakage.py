@@ -1,5 +1,6 @@
 """Data leakage, found and mended: pictures and groups, such as patients, in several splits."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -169,10 +170,10 @@ def clean(
         )
     splits, current = before, images
     while True:
-        found = find_duplicates(current, cache, progress)
+        duplicates = find_duplicates(current, cache, progress)
         # From rows of the cleaned pool to those of the original one.
         rows = np.concatenate([np.flatnonzero(splits == number) for number in range(len(SPLITS))])
-        duplicates = Duplicates(rows[found.pairs], found.similarity, found.exact)
+        duplicates = replace(duplicates, pairs=rows[duplicates.pairs])
         after = _cleaned_once(pool, duplicates, splits)
         if (after == splits).all():
             break
