@@ -11,7 +11,7 @@ from medduet.data.attach import attach_masks as attach
 from medduet.data.audit.checks import audit as audit_images
 from medduet.data.audit.findings import Audit
 from medduet.data.audit.leakage import clean
-from medduet.data.cache import ProgressFactory
+from medduet.data.cache import Progress
 from medduet.data.sources import open_images
 from medduet.data.splits import write_split
 from medduet.data.zarr_store import write_zarr
@@ -33,7 +33,7 @@ def audit(
     out: Path | None = None,
     strict: bool = False,
     fix: Path | None = None,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
 ) -> AuditRecord:
     """Check a data set for leaks between splits, label errors and odd images.
 
@@ -57,7 +57,7 @@ def audit(
 
 
 def attach_masks(
-    target: Path, out: Path, *, data: DataConfig, progress: ProgressFactory | None = None
+    target: Path, out: Path, *, data: DataConfig, progress: Progress = None
 ) -> Attached:
     """Add the masks of the data set that another one was made from: BUSI's to BreastMNIST.
 
@@ -81,7 +81,7 @@ def zarr(
     out: Path,
     *,
     shard_mb: Annotated[float, Field(gt=0)] = 64.0,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
 ) -> Path:
     """Write a data set as a zarr store, to be read from a folder or a server.
 

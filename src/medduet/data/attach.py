@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from medduet.data.cache import ProgressFactory, counted
+from medduet.data.cache import Progress, counted
 from medduet.data.duplicates import SIDE, chance_bound, mean_vector, unit_vectors
 from medduet.data.imageset import (
     SPLITS,
@@ -80,7 +80,7 @@ def attach_masks(
     out: Path,
     *,
     cache: Path | None = None,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
 ) -> Attached:
     """Write the set in `target` once more, with the masks of the pictures it was made from.
 
@@ -133,9 +133,7 @@ def attach_masks(
     return Attached(table, how)
 
 
-def _match(
-    target: Images, source: Split, progress: ProgressFactory | None
-) -> tuple[pd.DataFrame, str]:
+def _match(target: Images, source: Split, progress: Progress) -> tuple[pd.DataFrame, str]:
     """Return ``source``, ``score``, ``margin``, ``rival`` (-1 without) and ``state`` of each."""
     size = int(target.shape[1]), int(target.shape[2])
     small = min(SIDE, size[0]), min(SIDE, size[1])
@@ -168,7 +166,7 @@ def _spread(count: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
 
 
-def _vectors(images: Images, size: tuple[int, int], progress: ProgressFactory | None) -> Tensor:
+def _vectors(images: Images, size: tuple[int, int], progress: Progress) -> Tensor:
     vectors = []
     with counted(progress, "read images", len(images)) as advance:
         for _, chunk in iterate_chunks(images):
@@ -182,7 +180,7 @@ def _rank(
     source: Split,
     how: dict[str, Any],
     candidates: NDArray[np.int64],
-    progress: ProgressFactory | None,
+    progress: Progress,
 ) -> pd.DataFrame:
     """Return the best of the candidates ``(N, k)``, and the next one whose mask is another."""
     assert source.masks is not None

@@ -12,14 +12,12 @@ from platformdirs import user_cache_path
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 
-ProgressFactory = Callable[[str, int], Any]
+Progress = Callable[[str, int], Any] | None
 """Makes a bar, as of tqdm, from a description and a total in bytes, images or the like."""
 
 
 @contextmanager
-def counted(
-    progress: ProgressFactory | None, description: str, total: int
-) -> Iterator[Callable[[int], object]]:
+def counted(progress: Progress, description: str, total: int) -> Iterator[Callable[[int], object]]:
     """Give a function that counts on a new bar, or does nothing without `progress`."""
     if progress is None:
         yield lambda amount: None
@@ -34,9 +32,7 @@ def cache_folder(cache: Path | None = None) -> Path:
     return Path(chosen).expanduser().absolute()
 
 
-def file_digests(
-    path: Path, cache: Path, progress: ProgressFactory | None = None
-) -> tuple[str, str]:
+def file_digests(path: Path, cache: Path, progress: Progress = None) -> tuple[str, str]:
     """Return MD5 and SHA-256 of the file at `path`, remembered by its path, size and times."""
     path = path.absolute()
     stat = path.stat()

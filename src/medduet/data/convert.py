@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.config import DataConfig
-from medduet.data.cache import ProgressFactory, cache_folder, counted
+from medduet.data.cache import Progress, cache_folder, counted
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
 from medduet.data.reading.core import Facts, ReadOptions
@@ -38,7 +38,7 @@ R = TypeVar("R")
 
 
 def open_files(
-    listing: Listing, config: DataConfig, progress: ProgressFactory | None = None
+    listing: Listing, config: DataConfig, progress: Progress = None
 ) -> tuple[ImageSet, NDArray[np.int64]]:
     """Open the images of a listing, converting them at the first time; and their given splits.
 
@@ -85,9 +85,7 @@ def _digest(listing: Listing, config: DataConfig) -> str:
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
-def _build(
-    listing: Listing, config: DataConfig, progress: ProgressFactory | None, folder: Path
-) -> None:
+def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Path) -> None:
     """Read every file and fill `folder` with the store."""
     items, faults = listing.items, list(listing.faults)
     workers = max(1, min(len(os.sched_getaffinity(0)), len(items)))

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import requests
 
-from medduet.data.cache import ProgressFactory, counted
+from medduet.data.cache import Progress, counted
 from medduet.errors import DownloadError, MedDuetError
 from medduet.utils.files import atomic_path, sweep
 
@@ -24,7 +24,7 @@ _CHUNK_BYTES = 1 << 20
 Result = TypeVar("Result")
 
 
-def download(url: str, path: Path, md5: str, progress: ProgressFactory | None = None) -> Path:
+def download(url: str, path: Path, md5: str, progress: Progress = None) -> Path:
     """Download `url`, of HTTP or of fsspec, to `path`, whole and with that `md5` or not at all."""
     sweep(path.parent)
 

@@ -22,7 +22,7 @@ from scipy.stats import norm
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 
-from medduet.data.cache import ProgressFactory, cache_folder, counted
+from medduet.data.cache import Progress, cache_folder, counted
 from medduet.data.imageset import Images, ImageSet, iterate_chunks
 from medduet.data.pixels import to_grey
 from medduet.utils.files import atomic_path
@@ -60,7 +60,7 @@ class Duplicates:
 
 
 def find_duplicates(
-    images: ImageSet, cache: Path | None = None, progress: ProgressFactory | None = None
+    images: ImageSet, cache: Path | None = None, progress: Progress = None
 ) -> Duplicates:
     """Return the duplicates in the pool of a set; the result is cached by its fingerprint."""
     path = duplicates_file(images, cache)
@@ -77,7 +77,7 @@ def duplicates_file(images: ImageSet, cache: Path | None) -> Path:
     return cache_folder(cache) / "duplicates" / f"{images.fingerprint}-{_FORMAT}.npz"
 
 
-def search_duplicates(images: Images, progress: ProgressFactory | None = None) -> Duplicates:
+def search_duplicates(images: Images, progress: Progress = None) -> Duplicates:
     """Compare all images, ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, with each other."""
     count, side = len(images), min(SIDE, *images.shape[1:3])
     first, vectors = np.empty(count, dtype=np.int64), torch.empty(count, side * side)
@@ -100,9 +100,7 @@ def search_duplicates(images: Images, progress: ProgressFactory | None = None) -
     return Duplicates(pairs[order], similarity[order], exact[order])
 
 
-def _near(
-    vectors: Tensor, progress: ProgressFactory | None
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _near(vectors: Tensor, progress: Progress) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     count, mean = len(vectors), mean_vector(vectors)
     bound = chance_bound(vectors, vectors, mean, count * (count - 1) / 2)
     pairs, similarity = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]

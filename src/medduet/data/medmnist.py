@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from medduet.data.cache import ProgressFactory, cache_folder, file_digests
+from medduet.data.cache import Progress, cache_folder, file_digests
 from medduet.data.download import download
 from medduet.errors import DownloadError
 
@@ -86,7 +86,7 @@ def fetch_medmnist(
     *,
     cache: Path | None = None,
     mirror: str | None = None,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
 ) -> Path:
     """Return the path of the file of `flag` at a published size, downloaded if need be."""
     file, root = medmnist_sets()[flag].files[size], cache_folder(cache)

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.data.archive import Archive
-from medduet.data.cache import ProgressFactory, cache_folder, counted, file_digests
+from medduet.data.cache import Progress, cache_folder, counted, file_digests
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.pixels import resize_image, resize_mask
 from medduet.data.store import check_room, growing_array, open_store, stored
@@ -41,11 +41,7 @@ _FORMAT = "v4"  # part of each store's key; raise it when what `_unpack` writes 
 
 
 def open_npz(
-    path: Path,
-    *,
-    size: int | None = None,
-    cache: Path | None = None,
-    progress: ProgressFactory | None = None,
+    path: Path, *, size: int | None = None, cache: Path | None = None, progress: Progress = None
 ) -> ImageSet:
     """Open the set in the ``.npz`` file at `path`.
 
@@ -79,12 +75,7 @@ class _Split(NamedTuple):
 
 
 def _unpack(
-    path: Path,
-    root: Path,
-    digest: str,
-    size: int | None,
-    folder: Path,
-    progress: ProgressFactory | None,
+    path: Path, root: Path, digest: str, size: int | None, folder: Path, progress: Progress
 ) -> None:
     archive = Archive(path)
     splits = _find_splits(archive)

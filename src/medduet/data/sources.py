@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from medduet.config import DataConfig, validate
-from medduet.data.cache import ProgressFactory
+from medduet.data.cache import Progress
 from medduet.data.imageset import ImageSet
 from medduet.data.listing import list_folder, list_table
 from medduet.data.medmnist import DEFAULT_SIZE, fetch_medmnist, medmnist_sets
@@ -22,7 +22,7 @@ _ACCEPTED = "an .npz, a .zarr, a folder of images or a table of them (.csv)"
 def open_images(
     data: DataConfig | str,
     *,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
     saved_split: Path | None = None,
     **options: Any,
 ) -> ImageSet:
@@ -106,7 +106,7 @@ def _check_options(data: DataConfig, kind: str) -> None:
             raise ConfigError(f"{name} is for {' and '.join(expected)}, given with {data.name!r}")
 
 
-def _open_medmnist(data: DataConfig, progress: ProgressFactory | None) -> ImageSet:
+def _open_medmnist(data: DataConfig, progress: Progress) -> ImageSet:
     size, entry = data.size or DEFAULT_SIZE, medmnist_sets()[data.name]
     # The nearest published size that is not smaller.
     published = next((each for each in entry.files if each >= size), max(entry.files))

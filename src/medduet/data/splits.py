@@ -17,7 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from medduet.config import DataConfig
-from medduet.data.cache import ProgressFactory
+from medduet.data.cache import Progress
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.errors import ConfigError, DataError, MissingFileError
 from medduet.utils.files import write_text
@@ -144,7 +144,7 @@ def arrange(
     images: ImageSet,
     split: NDArray[np.int64] | None,
     config: DataConfig,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
     saved: Path | None = None,
 ) -> ImageSet:
     """Return `images` in the splits that `config` asks for.
@@ -188,10 +188,7 @@ def arrange(
 
 
 def _make(
-    images: ImageSet,
-    split: NDArray[np.int64] | None,
-    config: DataConfig,
-    progress: ProgressFactory | None,
+    images: ImageSet, split: NDArray[np.int64] | None, config: DataConfig, progress: Progress
 ) -> NDArray[np.int64]:
     """Return a new split of all images; or, of a given `split`, of the images of train alone."""
     groups, labels = _groups(images, config, progress), images.pool().labels
@@ -206,9 +203,7 @@ def _make(
     return parts
 
 
-def _groups(
-    images: ImageSet, config: DataConfig, progress: ProgressFactory | None
-) -> NDArray[np.int64]:
+def _groups(images: ImageSet, config: DataConfig, progress: Progress) -> NDArray[np.int64]:
     pool = images.pool()
     partitions = [np.arange(len(pool), dtype=np.int64)]
     if config.group_by == "given" and pool.groups is None:

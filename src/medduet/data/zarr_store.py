@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from medduet.config import DataConfig
 from medduet.data.batches import WINDOW
-from medduet.data.cache import ProgressFactory, counted
+from medduet.data.cache import Progress, counted
 from medduet.data.download import read_url
 from medduet.data.imageset import SPLITS, ImageSet, Rows, Split
 from medduet.data.store import check_room
@@ -210,7 +210,7 @@ class ZarrRows(Rows):
 
 
 def write_zarr(
-    images: ImageSet, out: Path, *, shard_mb: float = 64, progress: ProgressFactory | None = None
+    images: ImageSet, out: Path, *, shard_mb: float = 64, progress: Progress = None
 ) -> Path:
     """Write `images` into the zarr store `out`, in the split that they have, and return `out`.
 

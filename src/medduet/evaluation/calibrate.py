@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from medduet.config import DataConfig, Device
-from medduet.data.cache import ProgressFactory
+from medduet.data.cache import Progress
 from medduet.errors import ConfigError
 from medduet.evaluation.evaluate import Evaluator, SplitName
 from medduet.runs.bundle import save_bundle
@@ -18,7 +18,7 @@ def calibrate_bundle(
     data: DataConfig,
     split: SplitName = "all",
     device: Device = "auto",
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
 ) -> Calibration:
     """Write a bundle with the same weights, calibrated on images like those it will be used on.
 

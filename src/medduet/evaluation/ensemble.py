@@ -8,7 +8,7 @@ import torch
 
 from medduet._version import __version__
 from medduet.config import DataConfig, Device, Modality, TestTime
-from medduet.data.cache import ProgressFactory
+from medduet.data.cache import Progress
 from medduet.data.modality import allowed
 from medduet.errors import ConfigError
 from medduet.evaluation.evaluate import Evaluator
@@ -45,7 +45,7 @@ def ensemble(
     modality: Modality = "auto",
     evaluate: bool = True,
     device: Device = "auto",
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
 ) -> EnsembleRecord:
     """Write several bundles, or one with several views of each image, as one bundle.
 

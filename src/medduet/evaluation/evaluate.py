@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lightning.fabric import Fabric
 
 from medduet.config import DataConfig, Device, RunConfig
-from medduet.data.cache import ProgressFactory
+from medduet.data.cache import Progress
 from medduet.data.imageset import ImageSet, Split
 from medduet.data.sources import open_images
 from medduet.data.splits import apply_split, read_split
@@ -38,7 +38,7 @@ def evaluate(
     split: SplitName = "test",
     device: Device = "auto",
     out: Path | None = None,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
 ) -> dict[str, Any]:
     """Evaluate the network of a bundle or run on a split of a data set.
 
@@ -95,11 +95,7 @@ class Evaluator:
 
     @classmethod
     def open(
-        cls,
-        path: str | Path,
-        data: DataConfig | None,
-        device: str,
-        progress: ProgressFactory | None,
+        cls, path: str | Path, data: DataConfig | None, device: str, progress: Progress
     ) -> Evaluator:
         """Load a network and open images for it, those of the run if no `data` is given."""
         path = bundle_folder(path)

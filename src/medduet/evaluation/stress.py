@@ -8,7 +8,7 @@ import numpy as np
 
 from medduet import metrics
 from medduet.config import DataConfig, Device, Modality
-from medduet.data.cache import ProgressFactory, counted
+from medduet.data.cache import Progress, counted
 from medduet.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt_split, corruptions_of
 from medduet.data.imageset import ImageSet
 from medduet.data.modality import known_modality
@@ -33,7 +33,7 @@ def stress(
     baseline: str | Path | None = None,
     device: Device = "auto",
     out: Path | None = None,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
 ) -> dict[str, Any]:
     """Evaluate the network of a bundle or run on corrupted images, as MedMNIST-C does.
 

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medduet.data.cache import ProgressFactory
+from medduet.data.cache import Progress
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError, Interrupted, MedDuetError
 from medduet.experiments.cells import CellState, GridFolder
@@ -63,7 +63,7 @@ def benchmark(
     where: EngineConfig = EngineConfig(),  # noqa: B008  (frozen)
     retry_failed: bool = False,
     watch: Watch | None = None,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
     stop: threading.Event | None = None,
 ) -> GridRecord:
     """Train every cell of a grid that is not finished, and leave all in the grid's folder.

@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from medduet._version import __version__
 from medduet.config import RunConfig
 from medduet.data.audit.leakage import leak_warning
-from medduet.data.cache import ProgressFactory
+from medduet.data.cache import Progress
 from medduet.data.imageset import ImageSet
 from medduet.data.sources import open_images
 from medduet.data.splits import write_split
@@ -60,7 +60,7 @@ def train(
     *,
     resume: str | Path | None = None,
     reporter: Reporter | None = None,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
     stop: threading.Event | None = None,
 ) -> RunRecord:
     """Train, evaluate and save a network, and leave everything in the run's folder.

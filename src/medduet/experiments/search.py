@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from medduet.data.cache import ProgressFactory
+from medduet.data.cache import Progress
 from medduet.errors import ConfigError, Interrupted, ModelError, TrainingError
 from medduet.experiments.config import Choices, SearchConfig, change, read_settings, require_one
 from medduet.experiments.run import train
@@ -54,7 +54,7 @@ def search(
     *,
     resume: str | Path | None = None,
     reporter: Reporter | None = None,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
     stop: threading.Event | None = None,
 ) -> SearchRecord:
     """Search with NSGA-II (doi:10.1109/4235.996017) for settings that score high and cost little.
@@ -144,7 +144,7 @@ class _Search:
     def folder(self, number: int) -> Path:
         return self.path / "trials" / f"{number:04d}"
 
-    def run_trial(self, progress: ProgressFactory | None, stop: threading.Event) -> None:
+    def run_trial(self, progress: Progress, stop: threading.Event) -> None:
         """Run the next trial, or continue the one that was interrupted."""
         from optuna.trial import TrialState
 

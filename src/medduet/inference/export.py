@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from medduet.config import DataConfig
-from medduet.data.cache import ProgressFactory
+from medduet.data.cache import Progress
 from medduet.data.imageset import ImageSet
 from medduet.data.phantom import phantom_images
 from medduet.data.sources import open_images
@@ -74,7 +74,7 @@ def export_bundle(
     data: DataConfig | None = None,
     count: Annotated[int, Field(ge=0)] = 64,
     tolerance: float | None = None,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
 ) -> ExportRecord:
     """Write the network of a bundle or run as ONNX, see `ExportedModel`, and compare the two.
 
@@ -148,7 +148,7 @@ def _images(
     graph: NetworkGraph,
     data: DataConfig | None,
     precision: Precision,
-    progress: ProgressFactory | None,
+    progress: Progress,
 ) -> ImageSet:
     """Return the images to compare on: `data`, or those of the run, or phantoms."""
     channels = graph.preprocessing.channels

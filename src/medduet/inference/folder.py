@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field
 
 from medduet.config import Device
-from medduet.data.cache import ProgressFactory, counted
+from medduet.data.cache import Progress, counted
 from medduet.data.folders import images_and_masks, stem_of
 from medduet.data.reading.images import HEAD, Picture, kind_of, read_pictures
 from medduet.data.workers import WorkerPool
@@ -67,7 +67,7 @@ def predict_files(
     dicom: bool = True,
     device: Device = "auto",
     batch_size: Annotated[int, Field(ge=1)] | None = None,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
     stop: threading.Event | None = None,
 ) -> PredictRecord:
     """Predict files and the images in folders, and write the results to the folder `out`.
@@ -200,7 +200,7 @@ def _predict(
     writer: ResultWriter,
     files: Sequence[InputFile],
     done: _Done,
-    progress: ProgressFactory | None,
+    progress: Progress,
     stop: threading.Event,
 ) -> None:
     """Predict `files` and note each in the journal when all of it is written."""

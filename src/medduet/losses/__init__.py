@@ -1,1 +1,1 @@
-"""The losses of a run, of each image and task."""
+"""Losses of each task, and how they become one step."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medduet.errors import ModelError
-from medduet.models.base import DuetNetwork, Normalize, freeze_unused
+from medduet.models.base import DuetNetwork, freeze_unused
+from medduet.models.normalize import Normalize
 from medduet.types import Outputs
 
 FINEST_CHANNELS = 16

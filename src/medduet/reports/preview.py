@@ -9,7 +9,7 @@ import torch
 from medduet.config import Augment, DataConfig
 from medduet.data.audit.findings import label_texts
 from medduet.data.augment import build_augmentation
-from medduet.data.cache import ProgressFactory
+from medduet.data.cache import Progress
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError
 from medduet.reports.image_grid import UNKNOWN_MASK, Panel, image_grid
@@ -30,7 +30,7 @@ def preview(
     count: int = 16,
     augment: Augment = "none",
     seed: int = 0,
-    progress: ProgressFactory | None = None,
+    progress: Progress = None,
 ) -> Path:
     """Draw the first images of each class of a split into a PNG, and return its path.
 

@@ -20,7 +20,7 @@ REFRESH = 0.5  # seconds between two readings of the losses, each of which waits
 
 
 def draw_progress(description: str, total: int, **options: Any) -> tqdm[Never]:
-    """Draw a bar of what is done, on a terminal: the `ProgressFactory` of the command line."""
+    """Draw a bar of what is done, on a terminal: the `Progress` of the command line."""
     defaults = {"unit_scale": True, "leave": False, "disable": None}
     return tqdm(desc=description, total=total or None, **defaults | options)
 

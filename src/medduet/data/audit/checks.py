@@ -18,7 +18,7 @@ from medduet.data.audit.findings import (
     split_numbers,
 )
 from medduet.data.audit.leakage import find_leaks, find_repetitions, pair_table
-from medduet.data.cache import ProgressFactory, counted
+from medduet.data.cache import Progress, counted
 from medduet.data.duplicates import find_duplicates, grey
 from medduet.data.imageset import SPLITS, ImageSet, Split, iterate_chunks
 
@@ -34,9 +34,7 @@ _NORMAL = re.compile(
 )
 
 
-def audit(
-    images: ImageSet, *, cache: Path | None = None, progress: ProgressFactory | None = None
-) -> Audit:
+def audit(images: ImageSet, *, cache: Path | None = None, progress: Progress = None) -> Audit:
     """Check whether a data set can be trusted; pixels are read in chunks.
 
     Args:
@@ -130,7 +128,7 @@ def _add_missing(findings: Findings, what: str, counts: pd.DataFrame) -> None:
             findings.of_set(f"Missing {what}", "warning", text)
 
 
-def _statistics(pool: Split, classes: int, progress: ProgressFactory | None) -> pd.DataFrame:
+def _statistics(pool: Split, classes: int, progress: Progress) -> pd.DataFrame:
     """Return grey levels of each image, pixels of each mask class, and if any touch the border."""
     tables = []
     with counted(progress, "check images", len(pool)) as advance:

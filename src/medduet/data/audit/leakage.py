@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medduet.data.audit.findings import Findings, per_split, plural, split_numbers
-from medduet.data.cache import ProgressFactory
+from medduet.data.cache import Progress
 from medduet.data.duplicates import Duplicates, duplicates_file, find_duplicates
 from medduet.data.imageset import SPLITS, ImageSet, Split
 from medduet.data.splits import apply_split, merge_groups
@@ -144,9 +144,7 @@ class Cleaned(NamedTuple):
     changes: str
 
 
-def clean(
-    images: ImageSet, *, cache: Path | None = None, progress: ProgressFactory | None = None
-) -> Cleaned:
+def clean(images: ImageSet, *, cache: Path | None = None, progress: Progress = None) -> Cleaned:
     """Return the set in a split without leaks, in which training sees no copies.
 
     Images are left out of train and val, so that test stays as published: those that are in a later
