@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from medduet.data.cache import Progress, counted
@@ -137,7 +136,8 @@ def _match(target: Images, source: Split, progress: Progress) -> tuple[pd.DataFr
     """Return ``source``, ``score``, ``margin``, ``rival`` (-1 without) and ``state`` of each."""
     size = int(target.shape[1]), int(target.shape[2])
     small = min(SIDE, size[0]), min(SIDE, size[1])
-    thumbnails, vectors = (_vectors(images, small, progress) for images in (target, source.images))
+    both = [iterate_chunks(images, progress, "read images") for images in (target, source.images)]
+    thumbnails, vectors = (torch.cat([unit_vectors(x, small) for _, x in each]) for each in both)
     mean = mean_vector(vectors)
     bound = chance_bound(thumbnails, vectors, mean, len(target) * len(source))
     one, two = normalize(thumbnails - mean), normalize(vectors - mean)
@@ -164,15 +164,6 @@ def _match(target: Images, source: Split, progress: Progress) -> tuple[pd.DataFr
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
-
-
-def _vectors(images: Images, size: tuple[int, int], progress: Progress) -> Tensor:
-    vectors = []
-    with counted(progress, "read images", len(images)) as advance:
-        for _, chunk in iterate_chunks(images):
-            vectors.append(unit_vectors(chunk, size))
-            advance(len(chunk))
-    return torch.cat(vectors)
 
 
 def _rank(

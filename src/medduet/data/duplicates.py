@@ -82,13 +82,11 @@ def search_duplicates(images: Images, progress: Progress = None) -> Duplicates:
     count, side = len(images), min(SIDE, *images.shape[1:3])
     first, vectors = np.empty(count, dtype=np.int64), torch.empty(count, side * side)
     seen: dict[bytes, int] = {}
-    with counted(progress, "read images", count) as advance:
-        for rows, chunk in iterate_chunks(images):
-            for row, image in enumerate(chunk, rows.start):
-                digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-                first[row] = seen.setdefault(digest, row)
-            vectors[rows] = unit_vectors(chunk, (side, side))
-            advance(len(chunk))
+    for rows, chunk in iterate_chunks(images, progress, "read images"):
+        for row, image in enumerate(chunk, rows.start):
+            digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+            first[row] = seen.setdefault(digest, row)
+        vectors[rows] = unit_vectors(chunk, (side, side))
     is_first = first == np.arange(count)
     copies = np.flatnonzero(~is_first)
     distinct = np.flatnonzero(is_first & vectors.any(dim=1).numpy())

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medduet.data.cache import Progress, counted
 from medduet.types import Batch
 
 SPLITS = ("train", "val", "test")
@@ -23,12 +24,16 @@ def rows_per_chunk(shape: tuple[int, ...]) -> int:
     return max(1, CHUNK_BYTES // max(1, prod(shape[1:])))
 
 
-def iterate_chunks(images: Any) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+def iterate_chunks(
+    images: Any, progress: Progress = None, description: str = ""
+) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
     """Yield the rows of `images` ``(N, ...)``, uint8, chunk by chunk, each with its place."""
     step = rows_per_chunk(images.shape)
-    for start in range(0, len(images), step):
-        rows = slice(start, min(start + step, len(images)))
-        yield rows, np.ascontiguousarray(images[rows])
+    with counted(progress, description, len(images)) as advance:
+        for start in range(0, len(images), step):
+            rows = slice(start, min(start + step, len(images)))
+            yield rows, np.ascontiguousarray(images[rows])
+            advance(rows.stop - start)
 
 
 class Rows:

@@ -18,7 +18,7 @@ from medduet.data.audit.findings import (
     split_numbers,
 )
 from medduet.data.audit.leakage import find_leaks, find_repetitions, pair_table
-from medduet.data.cache import Progress, counted
+from medduet.data.cache import Progress
 from medduet.data.duplicates import find_duplicates, grey
 from medduet.data.imageset import SPLITS, ImageSet, Split, iterate_chunks
 
@@ -131,21 +131,19 @@ def _add_missing(findings: Findings, what: str, counts: pd.DataFrame) -> None:
 def _statistics(pool: Split, classes: int, progress: Progress) -> pd.DataFrame:
     """Return grey levels of each image, pixels of each mask class, and if any touch the border."""
     tables = []
-    with counted(progress, "check images", len(pool)) as advance:
-        for rows, chunk in iterate_chunks(pool.images):
-            values = grey(chunk).flatten(1).numpy()
-            table = pd.DataFrame({"max": values.max(axis=1), "std": values.std(axis=1)})
-            if chunk.ndim == 4:
-                channels = np.ascontiguousarray(np.moveaxis(chunk, 3, 0))  # reduced 20 times faster
-                table["color"] = (channels.max(axis=0) - channels.min(axis=0)).max(axis=(1, 2))
-            if pool.masks is not None:
-                masks = pool.masks[rows]
-                for number in range(classes):
-                    table[number] = (masks == number).sum(axis=(1, 2))
-                sides = masks[:, [0, -1]].any(axis=(1, 2)), masks[:, :, [0, -1]].any(axis=(1, 2))
-                table["border"] = sides[0] | sides[1]
-            tables.append(table)
-            advance(len(chunk))
+    for rows, chunk in iterate_chunks(pool.images, progress, "check images"):
+        values = grey(chunk).flatten(1).numpy()
+        table = pd.DataFrame({"max": values.max(axis=1), "std": values.std(axis=1)})
+        if chunk.ndim == 4:
+            channels = np.ascontiguousarray(np.moveaxis(chunk, 3, 0))  # reduced 20 times faster
+            table["color"] = (channels.max(axis=0) - channels.min(axis=0)).max(axis=(1, 2))
+        if pool.masks is not None:
+            masks = pool.masks[rows]
+            for number in range(classes):
+                table[number] = (masks == number).sum(axis=(1, 2))
+            sides = masks[:, [0, -1]].any(axis=(1, 2)), masks[:, :, [0, -1]].any(axis=(1, 2))
+            table["border"] = sides[0] | sides[1]
+        tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
