@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
 from medduet import ImageSet, open_images
-from medduet.data.attach import Attached, attach_masks
+from medduet.data.attach import attach_masks
 from medduet.data.imageset import SPLITS
 
 
@@ -83,13 +84,13 @@ def half(images: ImageSet) -> ImageSet:
     return replace(images, **{name: pool.take(part) for name, part in parts})
 
 
-def judge(attached: Attached, images: ImageSet, out: Path, side: int) -> str:
+def judge(table: pd.DataFrame, images: ImageSet, out: Path, side: int) -> str:
     """Return the cells of one row: counts, precision and Dice of the masks that were attached."""
     pool = images.pool()
     masks = pool.masks[:]
     place = {name: row for row, name in enumerate(pool.ids.tolist())}
-    rows = np.array([place[name] for name in attached.table["source"].tolist()])
-    matched = (attached.table["state"] == "matched").to_numpy()
+    rows = np.array([place[name] for name in table["source"].tolist()])
+    matched = (table["state"] == "matched").to_numpy()
     own = rows == np.arange(len(pool))
     same = own | (masks[rows] == masks).all(axis=(1, 2))
     with np.load(out) as file:
@@ -98,10 +99,10 @@ def judge(attached: Attached, images: ImageSet, out: Path, side: int) -> str:
         matched & nearest(masks, side).any(axis=(1, 2)) & majority(masks, side).any(axis=(1, 2))
     )
     agreement = [dice(given[lesion], by(masks, side)[lesion]).mean() for by in (nearest, majority)]
-    counts = attached.counts().loc["all"]
+    ambiguous, unmatched = ((table["state"] == x).sum() for x in ("ambiguous", "unmatched"))
     return (
         f"{matched.mean():.4f} | {own[matched].mean():.4f} ({same[matched].mean():.4f}) | "
-        f"{counts['ambiguous']} | {counts['unmatched']} | {agreement[0]:.3f} | {agreement[1]:.3f}"
+        f"{ambiguous} | {unmatched} | {agreement[0]:.3f} | {agreement[1]:.3f}"
     )
 
 
@@ -126,15 +127,15 @@ def absent_table(images: ImageSet, xrays: Path, folder: Path) -> None:
         for reduction in REDUCTIONS:
             write_target(folder / "target.npz", images, reduction, side)
             found = attach_masks(folder / "target.npz", source, folder / "out.npz")
-            matched = (found.table["state"] == "matched").to_numpy()
+            matched = (found["state"] == "matched").to_numpy()
             ids, own = images.pool().ids, there & matched
-            right = (found.table["source"].to_numpy()[own] == ids[own]).sum()
+            right = (found["source"].to_numpy()[own] == ids[own]).sum()
             cells = f"{right} of {there.sum()} | {(matched & ~there).sum()} | {(~there).sum()}"
             print(f"| BUSI at {side}, {reduction}, half of the source | {cells} |", flush=True)
             clear(folder)
     found = attach_masks(xrays, images, folder / "out.npz")
-    print(f"| chest X-rays at 28 | | {found.counts().loc['all', 'matched']} | {len(found.table)} |")
-    print(f"\nhighest score of an X-ray: {found.table['score'].max():.2f}")
+    print(f"| chest X-rays at 28 | | {(found['state'] == 'matched').sum()} | {len(found)} |")
+    print(f"\nhighest score of an X-ray: {found['score'].max():.2f}")
     clear(folder)
 
 

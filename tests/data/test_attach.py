@@ -67,10 +67,10 @@ def test_each_image_gets_its_own_mask(how: str, phantoms: ImageSet, tmp_path: Pa
         return bilinear(images, side) if "torch" in how else by_pillow(images, side, how)
 
     small = written(tmp_path / "small.npz", phantoms, reduce)
-    attached = attach_masks(small, shuffled(phantoms), tmp_path / "out.npz")
-    assert (attached.table["source"] == phantoms.pool().ids).all()
-    assert attached.counts().loc["all", "matched"] >= 0.98 * COUNT
-    out, known = open_images(str(tmp_path / "out.npz")), attached.table["state"] == "matched"
+    table = attach_masks(small, shuffled(phantoms), tmp_path / "out.npz")
+    assert (table["source"] == phantoms.pool().ids).all()
+    assert (table["state"] == "matched").sum() >= 0.98 * COUNT
+    out, known = open_images(str(tmp_path / "out.npz")), table["state"] == "matched"
     assert np.array_equal(out.pool().known_masks, known)
     expected = by_pillow(np.array(phantoms.pool().masks), side, "nearest")
     assert np.array_equal(out.pool().masks[:], expected * known.to_numpy()[:, None, None])
@@ -82,8 +82,8 @@ def test_the_arrays_of_the_target_are_kept(
 ) -> None:
     known = ~np.isin(np.arange(len(phantoms.train)), [3, 5])
     source = replace(phantoms, train=replace(phantoms.train, has_mask=known))
-    attached = attach_masks(target, source, tmp_path / "out.npz")
-    assert np.flatnonzero(attached.table["state"] == "no mask").tolist() == [3, 5]
+    table = attach_masks(target, source, tmp_path / "out.npz")
+    assert np.flatnonzero(table["state"] == "no mask").tolist() == [3, 5]
     with np.load(target) as old, np.load(tmp_path / "out.npz") as new:
         for key in old:
             assert old[key].dtype == new[key].dtype
@@ -97,7 +97,7 @@ def test_images_that_are_not_in_the_source_get_none(
     phantoms: ImageSet, target: Path, tmp_path: Path
 ) -> None:
     half = shuffled(phantoms, COUNT // 2)
-    state = attach_masks(target, half, tmp_path / "out.npz").table["state"]
+    state = attach_masks(target, half, tmp_path / "out.npz")["state"]
     there = np.isin(phantoms.pool().ids, half.pool().ids)
     assert (state[there] == "matched").mean() >= 0.97
     assert (state[~there] == "unmatched").all()
@@ -105,7 +105,7 @@ def test_images_that_are_not_in_the_source_get_none(
         attach_masks(target, half, tmp_path / "out.npz")
     others = phantom_images(size=96, count=COUNT, seed=7)
     found = attach_masks(target, others, tmp_path / "none.npz")
-    assert found.counts().loc["all", "unmatched"] == COUNT
+    assert (found["state"] == "unmatched").all()
     assert not open_images(str(tmp_path / "none.npz")).train.known_masks.any()
 
 
@@ -121,7 +121,7 @@ def test_a_picture_with_two_masks_is_ambiguous(phantoms: ImageSet, tmp_path: Pat
     masks[sick[1]] = 1 - masks[sick[0]]
     source = replace(phantoms, train=replace(train, images=images, masks=masks))
     small = written(tmp_path / "small.npz", source, lambda x: by_pillow(x, 28))
-    table = attach_masks(small, source, tmp_path / "out.npz").table
+    table = attach_masks(small, source, tmp_path / "out.npz")
     assert (table["state"][sick] == "ambiguous").all()
     assert {*table["rival"][sick], *table["source"][sick]} == {f"train/{x}" for x in sick}
     assert (table["state"][healthy] == "matched").all()

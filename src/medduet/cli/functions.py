@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import pandas as pd
 from pydantic import Field
 
 from medduet.config import DataConfig
-from medduet.data.attach import Attached
 from medduet.data.attach import attach_masks as attach
 from medduet.data.audit.checks import audit as audit_images
 from medduet.data.audit.findings import Audit
@@ -58,7 +58,7 @@ def audit(
 
 def attach_masks(
     target: Path, out: Path, *, data: DataConfig, progress: Progress = None
-) -> Attached:
+) -> pd.DataFrame:
     """Add the masks of the data set that another one was made from: BUSI's to BreastMNIST.
 
     Images are matched by their content. Those without a certain match get no mask, and are listed

@@ -7,7 +7,6 @@ that the target was reduced by is estimated from a sample.
 """
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
@@ -34,14 +33,13 @@ from medduet.data.pixels import resize_mask
 from medduet.errors import ConfigError, DataError
 from medduet.utils.files import atomic_path, write_text
 
-STATES = ("matched", "ambiguous", "unmatched", "no mask")
-FILTERS: dict[str, dict[str, Any]] = {
-    "bilinear": {"mode": "bilinear", "antialias": True},
-    "bicubic": {"mode": "bicubic", "antialias": True},
-    "area": {"mode": "area"},
-    "bilinear without smoothing": {"mode": "bilinear"},
-    "nearest": {"mode": "nearest-exact"},
-}
+_FILTERS: tuple[dict[str, Any], ...] = (
+    {"mode": "bilinear", "antialias": True},
+    {"mode": "bicubic", "antialias": True},
+    {"mode": "area"},
+    {"mode": "bilinear"},
+    {"mode": "nearest-exact"},
+)
 _MIN_SCORE = 0.95  # correlation, the mean of the source removed; less is another picture
 _MIN_MARGIN = 0.5  # share by which 1 - score is less than that of the next with another mask
 # Largest 1 - score of a match, as a multiple of what is typical of the set: all its images were
@@ -53,26 +51,6 @@ _SAMPLE, _SOURCE_SAMPLE = 100, 1000
 _QUANTILE = 0.9  # of the sample, since most of it may not be in the source
 
 
-@dataclass(frozen=True)
-class Attached:
-    """The match of each image of the target, and the filter by which that was made from the source.
-
-    The table has a row per image: ``split``, ``index`` in it, ``state``, ``source``, the most
-    similar image, ``score``, their correlation, ``rival``, the next image with another mask, and
-    ``margin``, by what share 1 - score is less than the rival's. Only ``matched`` ones get a mask.
-    """
-
-    table: pd.DataFrame
-    filter: str
-
-    def counts(self) -> pd.DataFrame:
-        """Return the number of images in each state (columns) for each split and all (rows)."""
-        counts = pd.crosstab(self.table["split"], self.table["state"])
-        counts = counts.reindex(index=list(SPLITS), columns=list(STATES), fill_value=0)
-        counts.loc["all"] = counts.sum()
-        return counts
-
-
 def attach_masks(
     target: Path,
     source: ImageSet,
@@ -80,7 +58,7 @@ def attach_masks(
     *,
     cache: Path | None = None,
     progress: Progress = None,
-) -> Attached:
+) -> pd.DataFrame:
     """Write the set in `target` once more, with the masks of the pictures it was made from.
 
     Every array is kept as it is. ``{split}_masks`` are added, resized as the images were, and
@@ -92,6 +70,12 @@ def attach_masks(
         out: the ``.npz`` to write; the matches are written as a table beside it (``.csv``).
         cache: folder of unpacked sets.
         progress: shows the progress of reading and writing.
+
+    Returns:
+        The matches, a row per image: ``split``, ``index`` in it, ``state`` (matched, ambiguous,
+        unmatched or no mask), ``source``, the most similar image, ``score``, their correlation,
+        ``margin``, by what share 1 - score is less than that of the ``rival``, the next image
+        with another mask. Only ``matched`` ones get a mask.
 
     Raises:
         ConfigError: `out` is no ``.npz``, or it or the table exists.
@@ -105,9 +89,9 @@ def attach_masks(
         >>> arrays = {f"{name}_images": images.split(name).images[:, 1::2, 1::2] for name in SPLITS}
         >>> labels = {f"{name}_labels": images.split(name).labels for name in SPLITS}
         >>> np.savez(folder / "small.npz", **arrays, **labels)
-        >>> attached = attach_masks(folder / "small.npz", images, folder / "out.npz", cache=folder)
-        >>> int(attached.counts().loc["all", "matched"])
-        20
+        >>> table = attach_masks(folder / "small.npz", images, folder / "out.npz", cache=folder)
+        >>> table["state"].value_counts().to_dict()
+        {'matched': 20}
     """
     table_path, pool = out.with_suffix(".csv"), source.pool()
     if out.suffix != ".npz":
@@ -119,7 +103,7 @@ def attach_masks(
     images = open_npz(target, cache=cache, progress=progress)
     if images.train.masks is not None:
         raise DataError(f"expected a set without masks, but {target} has masks")
-    table, how = _match(images.pool().images, pool, progress)
+    table = _match(images.pool().images, pool, progress)
     table["split"] = np.repeat(SPLITS, [len(images.split(name)) for name in SPLITS])
     table["index"] = table.groupby("split").cumcount()
     with atomic_path(out) as path:
@@ -129,10 +113,10 @@ def attach_masks(
     table["rival"] = np.where(table["rival"] < 0, "", pool.ids[table["rival"]])
     table = table[["split", "index", "state", "source", "score", "margin", "rival"]]
     write_text(table_path, table.to_csv(index=False, float_format="%.6f"))
-    return Attached(table, how)
+    return table
 
 
-def _match(target: Images, source: Split, progress: Progress) -> tuple[pd.DataFrame, str]:
+def _match(target: Images, source: Split, progress: Progress) -> pd.DataFrame:
     """Return ``source``, ``score``, ``margin``, ``rival`` (-1 without) and ``state`` of each."""
     size = int(target.shape[1]), int(target.shape[2])
     small = min(SIDE, size[0]), min(SIDE, size[1])
@@ -146,12 +130,11 @@ def _match(target: Images, source: Split, progress: Progress) -> tuple[pd.DataFr
     sample = _spread(len(target), _SAMPLE)
     shown, pictures = unit_vectors(target[sample], size), source.images[candidates[sample, 0]]
 
-    def similarity(how: str) -> float:
-        made = unit_vectors(pictures, size, **FILTERS[how])
+    def similarity(resize: dict[str, Any]) -> float:
+        made = unit_vectors(pictures, size, **resize)
         return float((made * shown).sum(dim=1).quantile(_QUANTILE))
 
-    how = max(FILTERS, key=similarity)
-    table = _rank(target, source, FILTERS[how], candidates, progress)
+    table = _rank(target, source, max(_FILTERS, key=similarity), candidates, progress)
     least = max(bound, _MIN_SCORE)
     if (table["score"] >= least).any():
         typical = max(float(1 - table["score"][table["score"] >= least].quantile(0.75)), _ROUNDING)
@@ -159,7 +142,7 @@ def _match(target: Images, source: Split, progress: Progress) -> tuple[pd.DataFr
     unknown = ~source.known_masks[table["source"]]
     cases = [table["score"] < least, unknown, table["margin"] < _MIN_MARGIN]
     table["state"] = np.select(cases, ["unmatched", "no mask", "ambiguous"], "matched")
-    return table, how
+    return table
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:
@@ -169,7 +152,7 @@ def _spread(count: int, most: int) -> NDArray[np.int64]:
 def _rank(
     target: Images,
     source: Split,
-    how: dict[str, Any],
+    resize: dict[str, Any],
     candidates: NDArray[np.int64],
     progress: Progress,
 ) -> pd.DataFrame:
@@ -177,13 +160,13 @@ def _rank(
     assert source.masks is not None
     size = int(target.shape[1]), int(target.shape[2])
     sample = source.images[_spread(len(source), _SOURCE_SAMPLE)]
-    mean = mean_vector(unit_vectors(sample, size, **how))
+    mean = mean_vector(unit_vectors(sample, size, **resize))
     step, blocks = max(1, rows_per_chunk(source.images.shape) // candidates.shape[1]), []
     with counted(progress, "compare images", len(target)) as advance:
         for start in range(0, len(target), step):
             rows = candidates[start : start + step]
             one = unit_vectors(target[start : start + step], size)[:, None] - mean
-            two = unit_vectors(source.images[rows.ravel()], size, **how)
+            two = unit_vectors(source.images[rows.ravel()], size, **resize)
             two = two.reshape(*rows.shape, -1) - mean
             score = cosine_similarity(one, two, dim=2).numpy()
             order = np.argsort(-score, axis=1, kind="stable")

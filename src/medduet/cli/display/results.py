@@ -10,9 +10,10 @@ from medduet.cli.screen import write, write_table
 from medduet.metrics.names import METRICS
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from medduet.cli.doctor import Check
     from medduet.cli.functions import AuditRecord
-    from medduet.data.attach import Attached
     from medduet.evaluation.ensemble import EnsembleRecord
     from medduet.experiments.grid import GridRecord
     from medduet.experiments.run import RunRecord
@@ -192,13 +193,11 @@ def _audit(record: AuditRecord, arguments: Arguments) -> int:
     return int(arguments["strict"] and bool(audit.leaks))
 
 
-def _attached(attached: Attached, arguments: Arguments) -> None:
-    counts = attached.counts()
+def _attached(table: DataFrame, arguments: Arguments) -> None:
+    counts = table.groupby("split", sort=False)["state"].value_counts().unstack(fill_value=0)
     rows = [[str(split), *map(str, row)] for split, row in counts.iterrows()]
     write_table("masks", ["split"], list(counts.columns), rows)
     out = arguments["out"]
-    if counts.loc["all", "matched"]:
-        write(f"resized by the {attached.filter} filter")
     write(f"written: {out}", f"image by image: {out.with_suffix('.csv')}")
 
 
