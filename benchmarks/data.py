@@ -85,7 +85,7 @@ def medduet_batches(path: Path, cache: Path, batch: int) -> Iterator:
     """Give normalised batches without end."""
     from medduet import open_images
     from medduet.data.batches import train_batches
-    from medduet.models.normalize import Normalize
+    from medduet.models.base import Normalize
 
     images = open_images(str(path), cache=cache)
     normalize = Normalize(images.in_channels)
@@ -119,7 +119,7 @@ def check_same(root: Path, data: Set) -> None:
     import torch
 
     from medduet import open_images
-    from medduet.models.normalize import Normalize
+    from medduet.models.base import Normalize
 
     images = open_images(str(root / data.file), cache=root / "cache")
     ours = Normalize(images.in_channels)(images.train.batch(np.arange(4)).image)

@@ -6,8 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from medduet import ModelError, Outputs, create_model
-from medduet.models.base import DuetNetwork
-from medduet.models.normalize import Normalize
+from medduet.models.base import DuetNetwork, Normalize
 
 NAMES = ["vovunet_var", "unet_var"]
 SIZES = [(16, 16), (17, 17), (28, 28), (33, 33), (64, 64), (17, 40), (47, 22)]

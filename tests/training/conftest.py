@@ -19,8 +19,7 @@ import medduet
 from medduet import DenseLayout, Outputs, RunConfig
 from medduet.errors import Interrupted
 from medduet.losses.objective import Objective
-from medduet.models.base import DuetNetwork
-from medduet.models.normalize import Normalize
+from medduet.models.base import DuetNetwork, Normalize
 from medduet.runs.folder import RunFolder
 from medduet.training.experiment import Experiment
 from medduet.training.reporter import Reporter

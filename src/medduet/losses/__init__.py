@@ -1,1 +1,1 @@
-"""Losses of each task, and how they become one step."""
+"""The losses of a run, of each image and task."""

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medduet.errors import ModelError
-from medduet.models.base import DuetNetwork, freeze_unused
-from medduet.models.normalize import Normalize
+from medduet.models.base import DuetNetwork, Normalize, freeze_unused
 from medduet.types import Outputs
 
 FINEST_CHANNELS = 16

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from medduet.config import TestTime
 from medduet.errors import MedDuetError, ModelError
-from medduet.models.base import DuetNetwork
-from medduet.models.normalize import Normalize
+from medduet.models.base import DuetNetwork, Normalize
 from medduet.models.registry import create_model
 from medduet.types import Outputs
 

@@ -1,10 +1,17 @@
-"""The parts of DENSE-INception U-Net; of the convolutions only the fusing ones have no norm."""
+"""DENSE-INception U-Net and its parts; only the fusing convolutions have no norm.
+
+What the paper leaves open stands in docs/models.md.
+"""
+
+from functools import partial
 
 import torch
 from timm.layers import ConvNormAct
 from torch import Tensor, nn
 
-from medduet.models.unet import Upsampling, upsample
+from medduet.errors import ModelError
+from medduet.models.blocks import Block
+from medduet.models.unet import UNet, Upsampling, upsample
 
 
 def _quarters(channels: int) -> tuple[int, int, int]:
@@ -104,3 +111,23 @@ def inception_upsample(in_channels: int, out_channels: int, upsampling: Upsampli
     half = out_channels // 2
     transposed = upsample(in_channels, half, "transpose")
     return Branches(transposed, upsample(in_channels, out_channels - half, "bilinear"))
+
+
+def dense_inception_unet(
+    *sizes: int, width: int = 64, upsampling: Upsampling = "transpose"
+) -> UNet:
+    """Build DENSE-INception U-Net, doi:10.1016/j.cmpb.2020.105395, after its overall figure."""
+    if width < 4:
+        raise ModelError(f"dense_inception_unet needs a width of at least 4, but got {width}")
+    growth = max(4, width // 2)
+    outer: Block = partial(DenseInception, layers=12, growth=growth)
+    middle: Block = partial(DenseInception, layers=24, growth=growth)
+    return UNet(
+        *sizes,
+        block=(*[InceptionRes] * 3, outer, middle),
+        stem=InceptionRes,
+        width=width,
+        upsampling=upsampling,
+        pool=inception_pool,
+        enlarge=inception_upsample,
+    )

@@ -9,9 +9,16 @@ from typing import Any
 
 from medduet.errors import DownloadError, ModelError, closest, five_closest
 from medduet.models.base import DuetNetwork
-from medduet.models.blocks import double_conv, mobilevit_unit, osa_unit
-from medduet.models.networks import adares_unet, dense_inception_unet
-from medduet.models.unet import Sharpen, UNet
+from medduet.models.blocks import (
+    ACTIVATIONS,
+    Block,
+    ResidualUnit,
+    double_conv,
+    mobilevit_unit,
+    osa_unit,
+)
+from medduet.models.inception import dense_inception_unet
+from medduet.models.unet import Sharpen, UNet, Upsampling
 
 TASK_PAPER = "Li, Li, Ting: A Study of Multi-Task Learning Using a VoVNet-OSA Block Enhanced U-Net"
 
@@ -36,6 +43,27 @@ class ModelSpec:
         parameters = inspect.signature(self.build).parameters.values()
         keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
         return keywords - bound - _PARTS - {"pretrained"}
+
+
+def adares_unet(
+    *sizes: int,
+    width: int = 32,
+    upsampling: Upsampling = "transpose",
+    kernel_size: int = 3,
+    activation: str = "relu",
+    dropout: float = 0.1,
+) -> UNet:
+    """Build AdaResU-Net, doi:10.1016/j.neucom.2019.01.110."""
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ModelError(f"expected an odd kernel_size such as 3 or 5, but got {kernel_size}")
+    if activation not in ACTIVATIONS:
+        raise ModelError(f"unknown activation '{activation}': {closest(activation, ACTIVATIONS)}")
+    if not 0 <= dropout < 1:
+        raise ModelError(f"expected a dropout of at least 0 and below 1, but got {dropout}")
+    block: Block = partial(
+        ResidualUnit, kernel_size=kernel_size, activation=activation, dropout=dropout
+    )
+    return UNet(*sizes, block=block, stem=block, width=width, upsampling=upsampling)
 
 
 _unet = partial(UNet, block=double_conv)

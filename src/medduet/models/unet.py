@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medduet.errors import ModelError, closest
-from medduet.models.base import DuetNetwork
+from medduet.models.base import DuetNetwork, Normalize
 from medduet.models.blocks import Block, double_conv
-from medduet.models.normalize import Normalize
 from medduet.types import Outputs
 
 Upsampling = Literal["transpose", "bilinear"]

@@ -130,7 +130,6 @@ def _statistics(experiment: Experiment, split: Split) -> tuple[Any, Any]:
                     network, batch.image, layout, multi_label=multi_label, classify_only=True
                 )
                 features.append(recorder.last())
-    recorder.remove()
     return np.concatenate(plain), np.concatenate(features) if features else None
 
 

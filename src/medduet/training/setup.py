@@ -7,12 +7,12 @@ from medduet.config import RunConfig
 from medduet.data.augment import build_augmentation
 from medduet.data.imageset import ImageSet
 from medduet.errors import ConfigError
-from medduet.losses.balance import Balance
 from medduet.losses.objective import Objective, balanced_weights
 from medduet.models.base import DuetNetwork, check_takes
 from medduet.models.registry import create_model
 from medduet.models.weights import WeightsReport, load_weights
 from medduet.runs.folder import RunFolder
+from medduet.training.balance import Balance
 from medduet.training.fabric import all_sum
 from medduet.types import DenseLayout
 from medduet.utils.parsing import misread, read_json

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -72,10 +73,7 @@ def statistics(image: NDArray[np.uint8]) -> Array:
     count, height, width = grey.shape
     rows, columns = height // 4, width // 4
 
-    def mean(values: NDArray[Any]) -> Array:
-        of_each: Array = values.mean(axis=(1, 2))
-        return of_each
-
+    mean = partial(np.mean, axis=(1, 2))
     values = [mean(grey), grey.std(axis=(1, 2)), mean(grey < 0.02), mean(grey > 0.98)]
     for scale in (1, 2, 4):
         scaled = grey[:, : height // scale * scale, : width // scale * scale]

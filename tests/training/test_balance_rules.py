@@ -11,7 +11,7 @@ from torch import Tensor
 from torchjd import aggregation
 
 from medduet.config import Balance as Names
-from medduet.losses.balance import AGGREGATORS, Balance
+from medduet.training.balance import AGGREGATORS, Balance
 
 BOTH = torch.tensor([True, True])
 FIRST = torch.tensor([True, False])
