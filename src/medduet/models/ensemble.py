@@ -51,7 +51,7 @@ class Ensemble(DuetNetwork):
                 f"expected members with the same {', '.join(_SHARED)} and mask_channels among the "
                 f"dense ones, but got {sizes} and {mask_channels=}"
             )
-        self.members = nn.ModuleList(members)
+        self.members, self._networks = nn.ModuleList(members), list(members)
         self.encoder_modules = [part for member in members for part in member.encoder_modules]
         self.decoder_modules = [part for member in members for part in member.decoder_modules]
         self.normalize = Normalize(sizes[0]["in_channels"])
@@ -104,10 +104,6 @@ class Ensemble(DuetNetwork):
         views = [self._view(image, *view) for view in self.views]
         scores = [member.classify(view) for view in views for member in self._networks]
         return _mean_scores(scores, self.multi_label)
-
-    @property
-    def _networks(self) -> list[DuetNetwork]:
-        return list(self.members)  # type: ignore[arg-type]
 
     def _view(self, image: Tensor, quarters: int, mirrored: bool) -> Tensor:
         """Return a view in the memory format that was set for the ensemble, not for its members."""

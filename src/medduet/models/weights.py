@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from medduet.errors import MissingFileError, ModelError
 from medduet.models.base import DuetNetwork, NumbersOnCPU
@@ -88,7 +87,13 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
     shared = [name for name in state if name in named]
     taken = {name: named[name] for name in shared if named[name].shape == state[name].shape}
     matched = list(taken)
-    adapted = [name for name in shared if _is_made_for_rgb(named[name], state[name], channels)]
+    others = {name: state[name].shape for name in shared if name not in taken}
+    adapted = [  # kernels that are made for RGB
+        name
+        for name, shape in others.items()
+        if len(shape) == 4 and shape[1] == channels
+        if named[name].shape == (shape[0], 3, *shape[2:])
+    ]
     taken |= {name: adapt_input_conv(channels, named[name]) for name in adapted}
     if not taken:
         raise ModelError(
@@ -108,13 +113,6 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
         not_in_file=[name for name in state if name not in named],
         not_in_network=sorted(name for name in named if name not in state),
     )
-
-
-def _is_made_for_rgb(value: Tensor, target: Tensor, channels: int) -> bool:
-    shape = list(target.shape)
-    if target.ndim != 4 or channels == 3 or shape[1] != channels:
-        return False
-    return list(value.shape) == [shape[0], 3, *shape[2:]]
 
 
 def save_network(

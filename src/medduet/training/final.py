@@ -21,7 +21,7 @@ from medduet.training.state import Progress, load_checkpoint
 from medduet.training.validation import summarize
 from medduet.types import DenseLayout
 from medduet.uncertainty.calibration import Calibration
-from medduet.uncertainty.ood import MOST, OODDetector, statistics
+from medduet.uncertainty.ood import FEWEST, MOST, OODDetector, statistics
 from medduet.utils.devices import evaluation_batch_size
 from medduet.utils.files import atomic_path, write_text
 
@@ -97,6 +97,8 @@ def _write_medmnist(
 def fit_ood_detector(experiment: Experiment) -> OODDetector | None:
     """Return the out-of-distribution detector of the network; ``None`` for too few images."""
     data = experiment.data
+    if min(len(data.train), len(data.val)) < FEWEST:
+        return None
     train, train_features = _statistics(experiment, data.train)
     val, val_features = _statistics(experiment, data.val)
     return OODDetector.fit(
@@ -112,14 +114,12 @@ def _statistics(experiment: Experiment, split: Split) -> tuple[Any, Any]:
     Of large splits they are `MOST` images at equal distances; of shards the first ones.
     """
     fabric, network, count = experiment.fabric, experiment.network, min(len(split), MOST)
-    index = np.arange(count)
-    if split.shard_sizes is None and count:
-        index = np.linspace(0, len(split) - 1, count).round().astype(np.int64)
+    last = (len(split) if split.shard_sizes is None else count) - 1
+    index = np.linspace(0, last, count).round().astype(np.int64)
     size = evaluation_batch_size(fabric.device.type, *experiment.data.size)
     batches = [index[start : start + size] for start in range(0, count, size)]
     multi_label, layout = experiment.data.multi_label, experiment.objective.layout
-    plain: list[Any] = [np.empty((0, 0))] if not count else []
-    features: list[Any] = []
+    plain, features = list[Any](), list[Any]()
     network.eval()
     recorder = Features(network)
     with torch.inference_mode():

@@ -1,12 +1,10 @@
 """Where training stands, and the checkpoint that holds all of it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -17,9 +15,6 @@ from medduet.runs.folder import RunFolder
 from medduet.training.balance import Balancer
 from medduet.training.monitor import StepMonitor
 from medduet.utils.files import atomic_path
-
-if TYPE_CHECKING:
-    from lightning.fabric.wrappers import _FabricModule
 
 
 @dataclass
@@ -56,7 +51,7 @@ class TrainState:
     """What changes while training goes on."""
 
     network: nn.Module
-    module: _FabricModule
+    module: Any
     """What Fabric made of `network`, for the training step."""
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler

@@ -183,13 +183,8 @@ class OODDetector(BaseModel):
         *,
         channels: int,
         stretched: bool = False,
-    ) -> OODDetector | None:
-        """Return the detector from statistics ``(N, S)`` and what the class head takes, ``(N, F)``.
-
-        ``None`` for fewer than `FEWEST` images of a split.
-        """
-        if min(len(train), len(val)) < FEWEST:
-            return None
+    ) -> OODDetector:
+        """Return the detector from statistics ``(N, S)``, and what the class head takes."""
         features = None
         if train_features is not None and val_features is not None:
             most = max(1, min(DIRECTIONS, len(train_features) // 10))
