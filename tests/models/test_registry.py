@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from medduet import MODELS, ModelError, create_model
-from medduet.models.cost import model_cost
-from medduet.models.registry import model_names
+from medduet.models.registry import model_cost, model_names
 
 # (network, (channels, dense channels, classes), trainable parameters) of the authors' code
 PARAMETERS = [

@@ -52,8 +52,7 @@ def models(
         channels: Channels of the images.
         classes: Number of classes.
     """
-    from medduet.models.cost import model_cost
-    from medduet.models.registry import find_model, model_names
+    from medduet.models.registry import find_model, model_cost, model_names
 
     names = model_names(patterns)
     if len(names) > _MOST_COSTS:

@@ -21,7 +21,7 @@ from medduet.data.sources import open_images
 from medduet.data.splits import write_split
 from medduet.errors import DownloadError, MedDuetError, StorageError, TrainingError
 from medduet.experiments.config import require_one
-from medduet.models.cost import network_cost
+from medduet.models.base import network_cost
 from medduet.models.inference import prepare_network
 from medduet.models.weights import WeightsReport
 from medduet.reports.run import draw_run

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from medduet.errors import ModelError
 from medduet.types import Outputs
@@ -200,3 +201,28 @@ def check_takes(network: DuetNetwork, height: int, width: int) -> None:
             f"{network.arguments['name']} does not take images of {height} x {width} pixels: "
             f"{' '.join(str(error).split())}; give another --size, or another --model"
         ) from error
+
+
+class Cost(NamedTuple):
+    """Trainable parameters and 10^9 multiply-accumulates, as it is and without decoder."""
+
+    parameters: int
+    gmacs: float
+    parameters_alone: int
+    gmacs_alone: float
+
+
+def network_cost(network: DuetNetwork, height: int, width: int) -> Cost:
+    """Return the cost of `network` for one image of ``height x width`` pixels, see `model_cost`."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        trace(network, 1, height, width)
+    decoder = [id(module) for module in network.decoder_modules]
+    names = [name for name, module in network.named_modules() if id(module) in decoder]
+    counts, prefix = counter.get_flop_counts(), type(network).__name__
+    flops = counter.get_total_flops()
+    spent = sum(sum(counts[f"{prefix}.{name}"].values()) for name in names)
+    dense = {id(p) for module in network.decoder_modules for p in module.parameters()}
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    alone = sum(parameter.numel() for parameter in trained if id(parameter) not in dense)
+    total = sum(parameter.numel() for parameter in trained)
+    return Cost(total, flops / 2e9, alone, (flops - spent) / 2e9)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
+
 from medduet.errors import DownloadError, ModelError, closest, five_closest
-from medduet.models.base import DuetNetwork
+from medduet.models.base import Cost, DuetNetwork, NumbersOnCPU, check_takes, network_cost
 from medduet.models.blocks import (
     ACTIVATIONS,
     Block,
@@ -202,8 +204,8 @@ def create_model(
     heads = {"num_classes": num_classes, "dense_channels": dense_channels}
     sizes = {"in_channels": in_channels, **heads}
     try:
-        positive = min(in_channels, options.get("width", 1)) > 0 <= min(heads.values())
-        if not positive or not any(heads.values()):
+        least = min(in_channels, options.get("width", 1), max(heads.values()))
+        if least < 1 or min(heads.values()) < 0:
             raise ModelError(f"expected positive sizes and a head, but got {sizes | options}")
         fetched = {"pretrained": True} if pretrained else {}
         network = spec.build(*sizes.values(), **options, **fetched)
@@ -217,6 +219,17 @@ def create_model(
         ) from error
     network.arguments = {"name": name, **sizes, **options}
     return network
+
+
+def model_cost(
+    name: str, in_channels: int, num_classes: int, dense_channels: int, size: int, **options: Any
+) -> Cost:
+    """Return the cost of a network for one image of ``size x size`` pixels; nothing is computed."""
+    sizes: dict[str, Any] = {"num_classes": num_classes, "dense_channels": dense_channels}
+    with torch.device("meta"), NumbersOnCPU():
+        network = create_model(name, in_channels=in_channels, **sizes, **options)
+    check_takes(network, size, size)
+    return network_cost(network, size, size)
 
 
 def _timm_spec(name: str) -> ModelSpec:

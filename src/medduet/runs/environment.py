@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 
 from medduet._version import __version__
 from medduet.data.imageset import SPLITS, ImageSet
-from medduet.models.cost import Cost
+from medduet.models.base import Cost
 
 _LIBRARIES = ("torch", "lightning", "timm", "monai", "torchmetrics", "medmnist", "numpy", "scipy")
 
