@@ -140,7 +140,6 @@ def test_masks(cache: Path) -> None:
     normal, lesion = np.flatnonzero(labels == 0), np.flatnonzero(labels > 0)
     masks[lesion[0]], masks[lesion[1]] = 0, 1
     masks[normal[0], 4:9, 4:9] = 1
-    masks[lesion[2:20], :3, :3] = 1
     known = np.arange(80) != lesion[30]
     found = audited(changed(images, train={"masks": masks, "has_mask": known}), cache)
     for kind, row in (
@@ -150,20 +149,19 @@ def test_masks(cache: Path) -> None:
         ("missing-masks", lesion[30]),
     ):
         assert found[kind].rows == [row], kind
-    assert set(lesion[2:20]) <= set(found["masks-at-the-border"].rows)
 
 
 def test_a_cleaned_split(leaky: ImageSet, cache: Path, tmp_path: Path) -> None:
     groups = {"train": np.arange(80), "val": 100 + np.arange(24), "test": 200 + np.arange(40)}
     groups["train"][10] = groups["val"][10] = groups["test"][10] = 999
     images = changed(leaky, **{name: {"groups": g} for name, g in groups.items()})
-    cleaned = clean(images, cache=cache)
-    write_split(tmp_path / "clean.csv", cleaned.images)
-    assert not medduet.audit(cleaned.images, cache=cache).leaks
+    cleaned, changes = clean(images, cache=cache)
+    write_split(tmp_path / "clean.csv", cleaned)
+    assert not medduet.audit(cleaned, cache=cache).leaks
     # Leaks of train: 0, 1, 10; val: 0, 2, 3 (copies with different labels), 10; test: 1, 10.
     expected = np.repeat([0, 1, 2], [80, 24, 40])
     expected[[0, 1, 10, 82, 83, 90]] = -1
-    assert cleaned.changes.startswith("dropped 6 (3 train, 3 val); test unchanged; now 77 train")
+    assert changes.startswith("dropped 6 (3 train, 3 val); test unchanged; now 77 train")
     assert read_split(tmp_path / "clean.csv", images).tolist() == expected.tolist()
 
 
@@ -173,7 +171,7 @@ def test_real_chest_x_rays(shared_data: Path) -> None:
     (leak,) = medduet.audit(images).leaks
     assert leak.kind == "exact-duplicates-across-splits"
     assert "also in train: 8 val" in leak.message
-    assert not medduet.audit(clean(images).images).leaks
+    assert not medduet.audit(clean(images)[0]).leaks
     text = leak_warning(images)
     assert text is not None
     assert f"medduet audit {path}. Exact duplicates" in text

@@ -51,9 +51,9 @@ def audit(
     page = write_audit(findings, images, out or Path("audits") / images.name)
     if fix is None:
         return AuditRecord(findings, page, None)
-    cleaned = clean(images, cache=data.cache, progress=progress)
-    write_split(fix, cleaned.images)
-    return AuditRecord(findings, page, cleaned.changes)
+    cleaned, changes = clean(images, cache=data.cache, progress=progress)
+    write_split(fix, cleaned)
+    return AuditRecord(findings, page, changes)
 
 
 def attach_masks(

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -137,15 +136,10 @@ def _masks_differ(pool: Split, duplicates: Duplicates) -> NDArray[np.bool_]:
 # A split without leaks ---------------------------------------------------------------------------
 
 
-class Cleaned(NamedTuple):
-    """A set in its cleaned split, and what was changed, in a line."""
-
-    images: ImageSet
-    changes: str
-
-
-def clean(images: ImageSet, *, cache: Path | None = None, progress: Progress = None) -> Cleaned:
-    """Return the set in a split without leaks, in which training sees no copies.
+def clean(
+    images: ImageSet, *, cache: Path | None = None, progress: Progress = None
+) -> tuple[ImageSet, str]:
+    """Return the set in a split without leaks, and a line of what was changed.
 
     Images are left out of train and val, so that test stays as published: those that are in a later
     split too, and of copies in one split all but the first, or all if their labels differ.
@@ -178,9 +172,9 @@ def clean(images: ImageSet, *, cache: Path | None = None, progress: Progress = N
         splits, current = after, apply_split(images, after, {"cleaned": "drop"})
     dropped, kept = np.flatnonzero(splits == _DROPPED), np.flatnonzero(splits != _DROPPED)
     if not len(dropped):
-        return Cleaned(current, "nothing to clean")
+        return current, "nothing to clean"
     counts = f"dropped {len(dropped):,} ({per_split(dropped, before)})"
-    return Cleaned(current, f"{counts}; test unchanged; now {per_split(kept, splits)}")
+    return current, f"{counts}; test unchanged; now {per_split(kept, splits)}"
 
 
 def _cleaned_once(

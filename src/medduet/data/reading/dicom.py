@@ -33,10 +33,12 @@ def open_dicom(path: Path, file: BinaryIO) -> Source:
         for number, values in enumerate(pixels.iter_pixels(_read(path, file))):
             if values.shape != shape:
                 raise refusal(path, f"frames of {shape}", str(values.shape))
-            if facts.channels == 3:
-                frame = Frame(_colours(path, pixels, header, values))
-            else:
+            if facts.channels == 1:
                 frame = _grey(pixels, header, number, values, window)
+            else:
+                frame = Frame(values if values.ndim == 3 else _palette(pixels, header, values))
+                if frame.values.dtype != np.uint8:
+                    raise refusal(path, "8 bits per colour", str(frame.values.dtype))
             yield frame._replace(classes=values)
 
     return Source(facts, frames)
@@ -66,14 +68,9 @@ def _facts(path: Path, header: Any) -> Facts:
     return checked(path, Facts(int(frames or 1), channels, int(rows), int(columns)))
 
 
-def _colours(path: Path, pixels: Any, header: Any, values: NDArray[Any]) -> NDArray[np.uint8]:
-    if header.PhotometricInterpretation == "PALETTE COLOR":
-        values = pixels.apply_color_lut(values, header)[..., :3]
-        if values.dtype == np.uint16:
-            values = (values >> 8).astype(np.uint8)
-    if values.dtype != np.uint8:
-        raise refusal(path, "8 bits per colour", str(values.dtype))
-    return values
+def _palette(pixels: Any, header: Any, values: NDArray[Any]) -> NDArray[Any]:
+    colours: NDArray[Any] = pixels.apply_color_lut(values, header)[..., :3]
+    return (colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours
 
 
 def _grey(
