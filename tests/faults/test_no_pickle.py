@@ -47,14 +47,8 @@ def test_the_source_runs_nothing_that_a_file_says() -> None:
     }
     assert found <= ALLOWED
     # A test that finds nothing finds something here.
-    for source in (
-        "import pickle",
-        "from joblib import load",
-        "torch.load(path, map_location='cpu', weights_only=False)",
-        "numpy.load(path, allow_pickle=True)",
-        "with zip as file:\n    file.extractall(folder)",
-    ):
-        assert dangers_in(source)
+    assert dangers_in("import pickle; load(path, allow_pickle=True)") == ["pickle", "load"]
+    assert dangers_in("torch.load(path); zip.extractall()") == ["torch.load", "zip.extractall"]
 
 
 def is_pickle(content: bytes) -> bool:

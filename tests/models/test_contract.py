@@ -25,8 +25,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "smp:segformer/mit_b0": {},
 }
 NAMES = list(OPTIONS)
-# Too slow for what they would add: the small ones above have the same code.
-QUICK = [name for name in NAMES if not name.startswith(("timm:swin", "timm:dense"))]
 HEADS = {"both": (3, 2), "class": (3, 0), "dense": (0, 2)}
 
 

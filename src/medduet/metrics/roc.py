@@ -62,8 +62,6 @@ def auc_interval(label: ArrayLike, probability: ArrayLike, multi_label: bool = F
 class DeLong(NamedTuple):
     """Which of two networks has the larger AUC, on n images; undefined numbers are NaN."""
 
-    auc_a: float
-    auc_b: float
     difference: float
     standard_error: float
     interval: Interval
@@ -101,7 +99,7 @@ def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike)
         z = difference / error
         p = float(2 * stats.norm.sf(abs(z)))
     interval = difference - Z * error, difference + Z * error
-    return DeLong(area_a, area_b, difference, error, interval, z, p, len(truth))
+    return DeLong(difference, error, interval, z, p, len(truth))
 
 
 def _check_seeds(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,18 +80,13 @@ class DuetNetwork(nn.Module, ABC):
     reconstruction; `arguments` are what `medduet.create_model` built it from, ready for JSON.
     """
 
+    __call__: Callable[..., Outputs]  # torch says that a module returns Any
     normalize: Normalize
     arguments: dict[str, Any]
     encoder_modules: list[nn.Module]  # what both heads share
     decoder_modules: list[nn.Module]  # what only the dense output needs
     min_side = 1
     _encoder_is_frozen = False
-
-    if TYPE_CHECKING:  # torch says that a module returns Any
-
-        def __call__(self, image: Tensor) -> Outputs:
-            """Return the scores of both heads for ``(N, C, H, W)`` images."""
-            ...
 
     @property
     def classifier(self) -> nn.Module | None:

@@ -70,6 +70,7 @@ class Balance(nn.Module):
     ) -> None:
         super().__init__()
         self.name = name if tasks > 1 else "sum"
+        self.is_sum = self.name == "sum"  # losses are added as they are
         self.aggregator = AGGREGATORS[self.name]() if self.name in AGGREGATORS else None
         self._log_variance = nn.Parameter(torch.zeros(tasks, device=device))
         self._optimizer = optimizer([self._log_variance])
@@ -77,11 +78,6 @@ class Balance(nn.Module):
         self.register_buffer("_sum", torch.zeros(tasks, device=device))
         self._batches = 0
         self._averages: list[Tensor] = []  # of the last two epochs
-
-    @property
-    def is_sum(self) -> bool:
-        """Whether losses are added as they are."""
-        return self.name == "sum"
 
     @torch.no_grad()
     def coefficients(self, losses: Tensor, labelled: Tensor, learning_rate: float) -> Tensor:

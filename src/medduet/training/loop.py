@@ -141,10 +141,9 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
         # A run that was stopped after the last step of an epoch goes on without one before this.
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         state.scheduler.step()
-    if fabric.world_size > 1:
-        # Each process has seen other images; all evaluate with the running means of the first.
-        for buffer in experiment.network.buffers():
-            buffer.copy_(fabric.broadcast(buffer))
+    # Each process has seen other images; all evaluate with the running means of the first.
+    for buffer in experiment.network.buffers():
+        buffer.copy_(fabric.broadcast(buffer))
     means = _means(all_sum(fabric, state.sums), objective)
     row: dict[str, Any] = {
         "epoch": progress.epoch,

@@ -130,21 +130,21 @@ def _predictions(
 
 
 def _dense_scores(
-    network: DuetNetwork, said: NetworkPrediction, batch: Batch, classes: int, thorough: bool
+    network: DuetNetwork, predicted: NetworkPrediction, batch: Batch, classes: int, thorough: bool
 ) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
-    if said.mask is not None and batch.mask is not None:
-        values["dice"] = metrics.dice_per_class(said.mask, batch.mask, classes)
-        values["iou"] = metrics.iou_per_class(said.mask, batch.mask, classes)
+    if predicted.mask is not None and batch.mask is not None:
+        values["dice"] = metrics.dice_per_class(predicted.mask, batch.mask, classes)
+        values["iou"] = metrics.iou_per_class(predicted.mask, batch.mask, classes)
         if thorough:
-            values["hd95"] = metrics.hd95_per_class(said.mask, batch.mask, classes)
-        for name, mask in (("truth_pixels", batch.mask), ("predicted_pixels", said.mask)):
+            values["hd95"] = metrics.hd95_per_class(predicted.mask, batch.mask, classes)
+        for name, mask in (("truth_pixels", batch.mask), ("predicted_pixels", predicted.mask)):
             counts = [(mask == label).sum(dim=(1, 2)) for label in range(1, classes)]
             values[name] = torch.stack(counts, dim=1)
-    if said.reconstruction is not None:
+    if predicted.reconstruction is not None:
         # Whatever the network normalises with, errors are on the paper's scale of -1 to 1.
         target = 2 * network.normalize.invert(network.normalize(batch.image)) - 1
-        image = 2 * said.reconstruction - 1
+        image = 2 * predicted.reconstruction - 1
         if thorough:
             values |= metrics.reconstruction_errors(image, target)
         else:
