@@ -37,11 +37,7 @@ class Allowed(NamedTuple):
 
 
 def allowed(
-    info: Mapping[str, Any],
-    names: Iterable[str],
-    modality: Modality = "auto",
-    *,
-    channels: int = 3,
+    info: Mapping[str, Any], names: Iterable[str], modality: Modality = "auto", *, channels: int = 3
 ) -> Allowed:
     """Return what may be done to images without making their truth wrong.
 

@@ -155,18 +155,27 @@ def clean(
         DataError: several images have one id, or a split would be empty.
     """
     pool, before = images.pool(), split_numbers(images)
-    if pd.Series(pool.ids).duplicated().any():
+    count, splits, current = len(pool), before, images
+    if len(np.unique(pool.ids)) < count:
         raise DataError(
             f"expected a different id for every image of {images.name}, but some share one; a "
             "split can't tell them apart"
         )
-    splits, current = before, images
     while True:
         duplicates = find_duplicates(current, cache, progress)
         # From rows of the cleaned pool to those of the original one.
         rows = np.concatenate([np.flatnonzero(splits == number) for number in range(len(SPLITS))])
         duplicates = replace(duplicates, pairs=rows[duplicates.pairs])
-        after = _cleaned_once(pool, duplicates, splits)
+        groups = merge_groups(np.arange(count), duplicates.groups(count), pool.groups)
+        last = np.full(count, _DROPPED)
+        np.maximum.at(last, groups, splits)
+        after = np.where(splits < last[groups], _DROPPED, splits)
+        first, rows = _first_copies(duplicates, count), np.flatnonzero(after != _DROPPED)
+        rows = rows[after[rows] != _TEST]
+        # Labels of all copies in a split, before the first one alone stays.
+        wrong = _conflicting(first[rows] * len(SPLITS) + splits[rows], pool.labels[rows])
+        repeated = pd.DataFrame({"first": first[rows], "split": after[rows]}).duplicated()
+        after[rows[wrong | repeated]] = _DROPPED
         if (after == splits).all():
             break
         splits, current = after, apply_split(images, after, {"cleaned": "drop"})
@@ -175,21 +184,3 @@ def clean(
         return current, "nothing to clean"
     counts = f"dropped {len(dropped):,} ({per_split(dropped, before)})"
     return current, f"{counts}; test unchanged; now {per_split(kept, splits)}"
-
-
-def _cleaned_once(
-    pool: Split, duplicates: Duplicates, splits: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Return the split of each image, ``(N,)``, without these leaks; -1 is dropped."""
-    count = len(splits)
-    groups = merge_groups(np.arange(count), duplicates.groups(count), pool.groups)
-    last = np.full(count, _DROPPED)
-    np.maximum.at(last, groups, splits)
-    after = np.where(splits < last[groups], _DROPPED, splits)
-    first, rows = _first_copies(duplicates, count), np.flatnonzero(after != _DROPPED)
-    rows = rows[after[rows] != _TEST]
-    # Labels of all copies in a split, before the first one alone stays.
-    wrong = _conflicting(first[rows] * len(SPLITS) + splits[rows], pool.labels[rows])
-    repeated = pd.DataFrame({"first": first[rows], "split": after[rows]}).duplicated()
-    after[rows[wrong | repeated]] = _DROPPED
-    return after

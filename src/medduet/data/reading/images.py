@@ -59,32 +59,27 @@ def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Source]:
                 raise refusal(path, "an image file", "a folder or a device")
             raise MissingFileError(f"{path}: expected an image file, given nothing")
         with path.open("rb") if file is None else nullcontext(file) as content:
-            yield _open(path, content)
+            content.seek(0)
+            head = content.read(HEAD)
+            kind = kind_of(head)
+            if head.startswith(b"\x1f\x8b"):
+                content.seek(0)
+                content = cast("BinaryIO", gzip.GzipFile(fileobj=content))  # unpacked as it is read
+                kind = "NIfTI" if kind_of(content.read(HEAD)) == "NIfTI" else None
+            content.seek(0)
+            if kind is None:
+                given = f"a file that starts with {head[:8]!r}"
+                raise refusal(path, "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI", given)
+            if kind in ("DICOM", "NIfTI"):
+                yield (open_dicom if kind == "DICOM" else open_nifti)(path, content)
+            else:
+                yield open_raster(path, content, kind)
 
 
 def kind_of(head: bytes) -> str | None:
     """Return which kind of picture starts with `head`, its first `HEAD` bytes, or None."""
     found = (kind for start, mark, kind in _SIGNATURES if head.startswith(mark, start))
     return next(found, None)
-
-
-def _open(path: Path, file: BinaryIO) -> Source:
-    file.seek(0)
-    head = file.read(HEAD)
-    kind = kind_of(head)
-    if head.startswith(b"\x1f\x8b"):
-        file.seek(0)
-        file = cast("BinaryIO", gzip.GzipFile(fileobj=file))  # unpacked as it is read
-        kind = "NIfTI" if kind_of(file.read(HEAD)) == "NIfTI" else None
-    file.seek(0)
-    if kind == "DICOM":
-        return open_dicom(path, file)
-    if kind == "NIfTI":
-        return open_nifti(path, file)
-    if kind is None:
-        given = f"a file that starts with {head[:8]!r}"
-        raise refusal(path, "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI", given)
-    return open_raster(path, file, kind)
 
 
 # Images ------------------------------------------------------------------------------------------
