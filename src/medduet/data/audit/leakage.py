@@ -12,7 +12,6 @@ from medduet.data.cache import Progress
 from medduet.data.duplicates import Duplicates, duplicates_file, find_duplicates
 from medduet.data.imageset import SPLITS, ImageSet, Split
 from medduet.data.splits import apply_split, merge_groups
-from medduet.errors import DataError
 from medduet.types import UNKNOWN_LABEL
 
 MAX_SEARCHED = 20_000  # images up to which training searches for duplicates, which takes seconds
@@ -152,15 +151,10 @@ def clean(
         progress: shows the progress of the searches.
 
     Raises:
-        DataError: several images have one id, or a split would be empty.
+        DataError: a split would be empty.
     """
     pool, before = images.pool(), split_numbers(images)
     count, splits, current = len(pool), before, images
-    if len(np.unique(pool.ids)) < count:
-        raise DataError(
-            f"expected a different id for every image of {images.name}, but some share one; a "
-            "split can't tell them apart"
-        )
     while True:
         duplicates = find_duplicates(current, cache, progress)
         # From rows of the cleaned pool to those of the original one.
