@@ -1,12 +1,10 @@
 """Every command computes the same predictions for the same images."""
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import medduet
 from medduet import DataConfig, ExportedModel, Predictor
@@ -136,22 +134,6 @@ def test_an_ensemble_is_exported_as_any_other(
     probability = expected.class_logits.softmax(1).numpy()
     np.testing.assert_allclose(exported.probability, probability, atol=1e-4)
     assert (exported.mask == (expected.dense[:, 0] > 0).numpy()).mean() > 0.9999
-
-
-def test_serve(bundle: Path, images: np.ndarray, expected: Expected) -> None:
-    testclient = pytest.importorskip("fastapi.testclient")
-    from medduet.serve.app import create_app
-    from medduet.serve.server import opened
-
-    probability, _ = expected
-    app = create_app({"net": opened(str(bundle), False, device="cpu")})
-    with testclient.TestClient(app) as client:
-        for image, row in zip(images[:3], probability, strict=False):
-            Image.fromarray(image).save(file := io.BytesIO(), "png")
-            answer = client.post("/predict", files={"file": ("a.png", file.getvalue())})
-            assert answer.status_code == 200, answer.text
-            served = list(answer.json()["probabilities"].values())
-            np.testing.assert_allclose(served, row, atol=1e-4)
 
 
 def test_calibrate_and_stress(bundle: Path, data: DataConfig, tmp_path: Path) -> None:

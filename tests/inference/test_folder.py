@@ -136,7 +136,7 @@ def test_what_can_not_be_done(bundle: Path, folder: Path, tmp_path: Path) -> Non
     empty.mkdir()
     before = sorted(folder.rglob("*"))
     for sources, where, error, words in (
-        ([tmp_path / "nowhere"], out, MissingFileError, r"there is no .*nowhere"),
+        ([tmp_path / "nowhere"], out, MissingFileError, r"nowhere, .*there are none"),
         ([empty], out, MissingFileError, "there are none"),
         ([folder], folder, MissingFileError, "outside of "),
         ([], out, ConfigError, "expected files or folders"),

@@ -53,7 +53,7 @@ def test_the_answer_is_the_networks_own(own: Path, picture: np.ndarray, tmp_path
     enlarged = torch.nn.functional.interpolate(shares[None].float(), picture.shape, mode="bilinear")
     np.testing.assert_array_equal(answer.mask, enlarged[0].argmax(dim=0))
     np.testing.assert_array_equal(answer.image, picture)
-    assert answer.reconstruction is answer.heatmap is None
+    assert answer.heatmap is None
 
 
 def test_paths_files_arrays_and_pillow_give_the_same(
@@ -90,11 +90,10 @@ def test_what_is_asked_for(make_bundle: MakeBundle, tmp_path: Path, picture: np.
     sides = {"size": (32, 48), "fit": "stretch", "multi_label": True}
     both = make_bundle(tmp_path / "both", layout=(2, 1), **sides)
     answer = Predictor(both, explain=True)(picture)
-    assert answer.reconstruction.shape == (32, 48)
     assert answer.mask.shape == answer.heatmap.shape == picture.shape
     assert answer.label == ", ".join(name for name, p in answer.probabilities.items() if p > 0.5)
     alone = Predictor(both, classify_only=True)(picture)
-    assert alone.mask is alone.reconstruction is None
+    assert alone.mask is None
     assert alone.probabilities == pytest.approx(answer.probabilities, abs=1e-6)
     dense = make_bundle(tmp_path / "dense", classes=0)
     answer = Predictor(dense)(picture)

@@ -17,7 +17,6 @@ from medduet.metrics.roc import delong
 from medduet.reports.compare import differences
 from medduet.reports.grouping import group_runs
 from medduet.runs.folder import find_runs, open_run
-from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 
 WriteRun = Callable[..., Path]
@@ -126,48 +125,30 @@ def test_seeds_count_as_their_mean_and_methods_are_corrected(
             assert [row.p_seeds_holm for row in of.values()] == corrected(seeds)
 
 
-@pytest.mark.parametrize(
-    ("changes", "names"),
-    [
-        ({"seed": 1}, ("vovunet_var, seed 0", "vovunet_var, seed 1")),
-        ({"model": "unet", "seed": 4}, ("vovunet_var, seed 0", "unet, seed 4")),
-        ({"tasks": ["classify"]}, ("vovunet_var, classify+segment", "vovunet_var, classify")),
-        ({}, ("first", "second")),
-    ],
-)
-def test_names_are_what_differs(
-    changes: dict[str, Any], names: tuple[str, str], write_run: WriteRun, tmp_path: Path
-) -> None:
-    tasks = {"tasks": ["classify", "segment"]}
-    a = write_run(tmp_path / "first", **classes(1), **tasks)
-    b = write_run(tmp_path / "second", **classes(1), **(tasks | changes))
-    comparison = medduet.compare(a, b)
-    assert (comparison.a, comparison.b) == names
-    assert "are about equal" in comparison.sentence
-    assert "; no significant difference (McNemar, Holm-corrected p = " in comparison.sentence
-
-
-def test_what_one_run_lacks_or_judges_otherwise_is_skipped(
+def test_runs_of_one_network_are_named_after_their_folders(
     write_run: WriteRun, tmp_path: Path
 ) -> None:
+    paths = [write_run(tmp_path / name, **classes(1)) for name in ("first", "second", "x/second")]
+    comparison = medduet.compare(*paths[:2])
+    assert (comparison.a, comparison.b) == ("first", "second")
+    assert "are about equal" in comparison.sentence
+    assert "; no significant difference (McNemar, Holm-corrected p = " in comparison.sentence
+    assert medduet.compare(*paths[1:]).b == str(paths[2])
+
+
+def test_what_one_run_lacks_is_skipped(write_run: WriteRun, tmp_path: Path) -> None:
     whole = write_run(tmp_path / "whole", **answers(1))
     environment = {"data": read_json(whole / "environment.json")["data"]}
     only = {key: answers(2)[key] for key in ("dice", "present")}
     masks = write_run(tmp_path / "masks", tasks=["segment"], environment=environment, **only)
     comparison = medduet.compare(whole, masks)
     assert [row.metric for row in comparison.rows] == ["dice_nonempty", "dice"]
-    (line,) = comparison.skipped
-    assert line.startswith("accuracy, AUC, MSE: only vovunet_var, classify+segment+reconstruct")
+    assert comparison.skipped[0] == "accuracy: only whole has it"
+    assert len(comparison.skipped) == 3
     mse = answers(1)["mse"]
     rebuilt = write_run(tmp_path / "r", tasks=["reconstruct"], environment=environment, mse=mse)
     with pytest.raises(ConfigError, match="a task in common"):
         medduet.compare(masks, rebuilt)
-    larger = write_run(tmp_path / "larger", size=64, **answers(2))
-    comparison = medduet.compare(whole, larger)
-    assert [row.metric for row in comparison.rows] == ["accuracy", "auc"]
-    assert "different sizes" in comparison.skipped[0]
-    other = write_run(tmp_path / "other", **(answers(2) | {"present": np.ones((N, 1), bool)}))
-    assert "the true masks differ" in medduet.compare(whole, other).skipped[0]
 
 
 def test_multi_label(write_run: WriteRun, tmp_path: Path) -> None:
@@ -193,23 +174,19 @@ def test_the_validation_selected_epoch_is_compared(write_run: WriteRun, tmp_path
     b = write_run(tmp_path / "b", **classes(2))
     comparison = medduet.compare(a, b)
     assert comparison.rows[0].mean_a < 1
-    assert len(comparison.notes) == 1
-    assert "optimistic" in medduet.compare(a, b, split="val").notes[1]
 
 
 def test_other_data_is_refused(write_run: WriteRun, tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", **classes(1))
     b = write_run(tmp_path / "b", data="othermnist", **classes(1))
-    with pytest.raises(ConfigError, match="fingerprint differs"):
+    with pytest.raises(ConfigError, match="on the same data in the same split"):
         medduet.compare(a, b)
-    environment = read_json(a / "environment.json")
-    environment["data"]["splits"]["test"] += 1
-    write_json(b / "environment.json", environment)
-    with pytest.raises(ConfigError, match="splits differs"):
-        medduet.compare(a, b)
-    c = write_run(tmp_path / "c", **(classes(1) | {"label": np.roll(classes(1)["label"], 1)}))
-    with pytest.raises(DataError, match="same images and labels"):
-        medduet.compare(a, c)
+    whole = write_run(tmp_path / "whole", **answers(1))
+    others = {"label": np.roll(answers(1)["label"], 1)}, {"present": np.ones((N, 1), bool)}
+    for number, other in enumerate(others):
+        c = write_run(tmp_path / str(number), **(answers(1) | other))
+        with pytest.raises(DataError, match="same images, labels and masks"):
+            medduet.compare(whole, c)
 
 
 def test_the_command_prints_and_saves_it(
@@ -218,11 +195,11 @@ def test_the_command_prints_and_saves_it(
     a = write_run(tmp_path / "a", model="unet_var", **answers(1))
     b = write_run(tmp_path / "b", model="timm:resnet18", **answers(2))
     out = tmp_path / "new" / "both.json"
-    assert main(["compare", str(a), str(b), "--split", "val", "--out", str(out)]) == 0
+    assert main(["compare", str(a), str(b), "--out", str(out)]) == 0
     shown = capsys.readouterr().out
-    comparison = medduet.compare(a, b, split="val")
+    comparison = medduet.compare(a, b)
     assert comparison.sentence in shown
-    assert "fakemnist, val" in shown
+    assert "fakemnist, test split" in shown
     assert f"{comparison.rows[0].mean_a:.4f}" in shown
     written = read_json(out)
     assert [row["p"] for row in written["rows"]] == [row.p for row in comparison.rows]
@@ -236,7 +213,6 @@ def test_mistakes_are_one_line(write_run: WriteRun, tmp_path: Path, capsys: Capt
         f"{a} {a}/../a": "twice",
         f"{a} {tmp_path}/no": "no",
         f"{unfinished} {b}": "--resume",
-        f"{a} {b} --split train": "train",
     }
     for words, wanted in mistakes.items():
         assert main(["compare", *words.split()]) == 2, words

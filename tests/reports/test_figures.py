@@ -10,18 +10,15 @@ import sklearn.metrics as sk
 from matplotlib.figure import Figure
 from PIL import Image
 
-from medduet.reports.figures import balance_curves, confusion, learning_curves, roc
+from medduet.reports.figures import confusion, learning_curves, roc
 from medduet.reports.style import save
 
 HISTORY = [
     {
         "epoch": epoch,
-        "learning_rate": 1e-4,
         "train": {"loss": 2 / epoch, "classify": 1.5 / epoch, "reconstruct": 0.5 / epoch},
         "val": {"score": 0.5, "accuracy": 1 - 0.5 / epoch, "auc": None, "mse": 0.1 / epoch},
         "test": {"accuracy": 1 - 0.6 / epoch},
-        "weights": {"classify": 0.5, "segment": epoch / 2},
-        "conflict": {"classify-segment": None if epoch == 2 else -0.25},
     }
     for epoch in range(1, 6)
 ]
@@ -60,17 +57,6 @@ def test_learning_curves_mark_the_epochs() -> None:
     scores = figure.axes[1].lines
     assert scores[0].get_ydata().tolist() == [row["val"]["accuracy"] for row in HISTORY]
     assert inside(figure)
-
-
-def test_balance_curves_are_the_numbers() -> None:
-    figure = balance_curves(HISTORY[:3], "dwa")
-    assert figure is not None
-    weights, conflict = figure.axes
-    assert weights.get_title(loc="left") == "Loss weights (dwa)"
-    assert words(figure) == {"classify", "segment", "classify / segment"}
-    assert weights.lines[1].get_ydata().tolist() == [0.5, 1.0, 1.5]
-    np.testing.assert_array_equal(conflict.lines[0].get_ydata(), [-0.25, np.nan, -0.25])
-    assert balance_curves([{"epoch": 1, "conflict": {"classify-segment": None}}]) is None
 
 
 @pytest.mark.parametrize("k", [1, 2, 11, 26])

@@ -11,7 +11,6 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 import medduet
 from medduet import RunConfig
-from medduet.errors import ConfigError
 from medduet.reports.folds import CrossValidated, join_folds
 from medduet.reports.grouping import group_runs
 from medduet.reports.measures import measure
@@ -55,8 +54,6 @@ def test_folds_become_one_run_for_each_method(runs: list[RunFolder]) -> None:
     assert test["accuracy"] == accuracy_score(label, probability.argmax(axis=1))
     assert test["auc"] == pytest.approx(roc_auc_score(label, probability, multi_class="ovr"))
     assert test["dice"] == pytest.approx(np.concatenate([part.dice for part in parts]).mean())
-    with pytest.raises(ConfigError, match="no test-selected epoch"):
-        one.predictions(selection="test")
 
 
 def test_a_report_judges_all_images_together(runs: list[RunFolder], tmp_path: Path) -> None:

@@ -87,12 +87,12 @@ def test_the_reference_comes_first_then_the_papers_network_then_the_defaults(
 def test_data_sets_of_one_name_are_told_apart(make: Make, tmp_path: Path) -> None:
     make("a", data={"size": [28, 28], "fingerprint": "f1"})
     make("b", data={"size": [64, 64], "fingerprint": "f1"})
-    make("c", data={"size": [64, 64], "fingerprint": "f2", "channels": 3})
+    make("c", data={"size": [64, 64], "fingerprint": "f2"})
     make("d", data={"name": "other"})
     assert grouped(tmp_path).datasets == [
         "fakemnist, 28 x 28",
-        "fakemnist, 64 x 64, RGB",
-        "fakemnist, 64 x 64, grey",
+        "fakemnist, 64 x 64, f1",
+        "fakemnist, 64 x 64, f2",
         "other",
     ]
 

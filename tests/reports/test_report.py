@@ -149,7 +149,7 @@ def test_tables_come_in_three_forms_and_figures_in_two(page: Path) -> None:
     markdown = (folder / "accuracy.md").read_text().splitlines()
     assert len({line.count("|") for line in markdown}) == 1
     drawn = {path.stem for path in page.parent.glob("figures/*.png")}
-    assert {"accuracy", "auc", "dice_nonempty", "ranks-accuracy", "curves", "cost-third"} <= drawn
+    assert {"accuracy", "auc", "dice_nonempty", "ranks-accuracy", "curves"} <= drawn
     for path in page.parent.glob("figures/*.svg"):
         ElementTree.parse(path)
     assert {path.stem for path in page.parent.glob("figures/*.svg")} == drawn
@@ -179,7 +179,6 @@ def test_published_numbers_stand_beside_official_sets_alone(
     ours = table(official, "published").set_index("network").loc["vovunet_var"]
     assert ours["accuracy"] == 88.46
     assert ours["protocol"].startswith("test-selected")
-    assert "published" in (official.parent / "figures" / "accuracy.svg").read_text()
 
 
 @pytest.mark.slow
@@ -229,18 +228,13 @@ def test_what_is_not_a_report_is_not_removed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("GRID --out FILE", "can't use"),
         ("", "expected folders of runs: medduet report DIR"),
         ("nowhere", "nowhere is not there"),
         ("GRID --reference unet_vra", "unknown --reference 'unet_vra': did you mean unet_"),
     ],
 )
-def test_mistakes(
-    words: str, message: str, grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").touch()
-    words = words.replace("GRID", str(grid)).replace("FILE", str(tmp_path / "file"))
-    assert main(["report", *words.split()]) == 2
+def test_mistakes(words: str, message: str, grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", *words.replace("GRID", str(grid)).split()]) == 2
     text = capsys.readouterr().err
     assert message in text
     assert text.count("\n") == 1

@@ -33,9 +33,9 @@ def test_a_real_run_reads_as_it_was_evaluated(finished_run: RunRecord) -> None:
     assert run.tasks == ("classify", "segment", "reconstruct")
     assert [row["epoch"] for row in run.epochs] == [1, 2, 3, 4]
     assert run.run_config() == finished_run.config
-    for selection, part in (("validation", run.validation_selected), ("test", run.test_selected)):
+    for suffix, part in (("", run.validation_selected), ("-test-selected", run.test_selected)):
         for split in ("val", "test"):
-            read, metrics = run.predictions(split, selection), part[split]
+            read, metrics = run.predictions(f"{split}{suffix}"), part[split]
             assert read.labelled.all()
             assert read.correct.mean() == pytest.approx(metrics["accuracy"])
             assert read.mean_dice.mean() == pytest.approx(metrics["dice"])
@@ -49,8 +49,6 @@ def test_folders_of_other_versions_are_readable(tmp_path: Path) -> None:
     assert (run.environment, run.data, run.epochs) == ({}, {}, [])
     assert (run.data_name, run.seed, run.test_selected) == ("eyes", 3, None)
     assert len(run.predictions()) == 2
-    with pytest.raises(ConfigError, match="no test-selected epoch"):
-        run.predictions("test", "test")
     with pytest.raises(ConfigError, match="section_of_another_version"):
         run.run_config()
 

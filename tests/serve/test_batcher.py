@@ -42,7 +42,7 @@ async def ask(network: Network, *wanted: Any, size: int = 8, gone: int | None = 
     await asyncio.to_thread(network.started.wait, 20)
     tasks = [start(*each) for each in wanted]
     await asyncio.sleep(0)
-    assert batcher.waiting() == len(wanted)
+    assert batcher.jobs.qsize() == len(wanted)
     if gone is not None:
         tasks[gone].cancel()
     network.go.set()

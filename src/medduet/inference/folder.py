@@ -139,7 +139,14 @@ def _listed(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFile]]:
     """Return the folder that all sources share, and the files, named by their paths below it."""
     if not sources:
         raise ConfigError("expected files or folders: medduet predict BUNDLE PATH... --out DIR")
-    paths = dict.fromkeys(path for source in sources for path in _images(source, out))
+    paths: dict[Path, None] = {}
+    for source in sources:
+        inside = [source] if source.is_file() else []
+        if source.is_dir():
+            inside = [path for path in images_and_masks(source)[0] if out not in path.parents]
+        if not inside:
+            raise MissingFileError(f"expected images at {source}, outside of {out}; there are none")
+        paths |= dict.fromkeys(inside)
     root = Path(os.path.commonpath([each if each.is_dir() else each.parent for each in sources]))
     # Masks are named as their images, so that both are a set; unless two images are named so.
     stems = Counter((path.parent, stem_of(path)) for path in paths)
@@ -150,17 +157,6 @@ def _listed(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFile]]:
         stem = name if path.parent in twins else name.with_name(stem_of(path))
         files.append(InputFile(path, as_text(name), as_text(stem)))
     return root, files
-
-
-def _images(source: Path, out: Path) -> list[Path]:
-    if source.is_file():
-        return [source]
-    if not source.is_dir():
-        raise MissingFileError(f"expected an image or a folder, but there is no {source}")
-    inside = [path for path in images_and_masks(source)[0] if out not in path.parents]
-    if not inside:
-        raise MissingFileError(f"expected images in {source}, outside of {out}, but there are none")
-    return inside
 
 
 def _absolute(path: str | Path) -> Path:

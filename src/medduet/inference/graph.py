@@ -38,8 +38,7 @@ class NetworkGraph(nn.Module):
         self.outputs = [name for name, is_there in heads.items() if is_there]
         self.eval()
         if device is not None:
-            height, width = self.preprocessing.size
-            prepare_network(self.network, find_device(device), (height, width))
+            prepare_network(self.network, find_device(device), self.preprocessing.options.sides)
 
     def heads(self, image: Tensor) -> list[Tensor]:
         """Return `outputs` for uint8 images ``(N, C, H, W)`` on the network's device."""

@@ -43,7 +43,6 @@ class Prediction:
         prediction_set: the classes that hold the true one with the chosen coverage, if calibrated.
         abstained: whether the confidence is below the one asked for.
         mask: ``(H, W)`` uint8 mask class at the image's own size, 0 is background.
-        reconstruction: uint8 ``(S, S)`` or ``(S, S, 3)``, the image as the network reconstructs it.
         heatmap: ``(H, W)`` float32, 0 to 1: evidence for `label` at each place (Grad-CAM).
         ood_p: p-value of the image being like those of the training; 0.05 or less is a warning.
     """
@@ -54,7 +53,6 @@ class Prediction:
     prediction_set: tuple[str, ...] | None = None
     abstained: bool = False
     mask: NDArray[np.uint8] | None = field(default=None, repr=False)
-    reconstruction: NDArray[np.uint8] | None = field(default=None, repr=False)
     heatmap: NDArray[np.float32] | None = field(default=None, repr=False)
     ood_p: float | None = None
 
@@ -203,8 +201,6 @@ class Predictor:
             height, width = answer["image"].shape[:2]
             if batch.mask is not None:
                 answer["mask"] = restore_mask(batch.mask[row], height, width, self.options)
-            if batch.reconstruction is not None:
-                answer["reconstruction"] = _levels(batch.reconstruction[row])
             if heatmaps is not None:
                 answer["heatmap"] = restore_map(heatmaps[row], height, width, self.options)
         return [Prediction(**answer) for answer in answers]
@@ -239,9 +235,3 @@ class Predictor:
             for row, held, ranked in zip(rows, sets, order, strict=True):
                 row["prediction_set"] = tuple(names[ranked[held[ranked]]].tolist())
         return rows
-
-
-def _levels(image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return a reconstruction ``(C, H, W)`` of 0 to 1 as ``(H, W)`` or ``(H, W, 3)``."""
-    levels: NDArray[np.uint8] = np.rint(np.nan_to_num(image).clip(0, 1) * 255).astype(np.uint8)
-    return levels[0] if len(levels) == 1 else levels.transpose(1, 2, 0)

@@ -1,11 +1,10 @@
 """Paired comparisons on the same images: of two runs, and of the methods of a report."""
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,6 @@ from medduet.utils.parsing import misread
 
 ALPHA = 0.05
 """A corrected p below this is called significant."""
-_SAME_DATA = ("fingerprint", "splits", "class_names", "mask_names", "multi_label")
 
 
 @dataclass(frozen=True)
@@ -93,11 +91,11 @@ def _correct(rows: Sequence[Difference]) -> list[Difference]:
     ]
 
 
-def _difference(metric: str, a: Group, b: Group, split: str = "test") -> Difference:
+def _difference(metric: str, a: Group, b: Group) -> Difference:
     """Compare two groups on a metric that both have, over the seeds that both have."""
     common = set(a.runs) & set(b.runs)
     a, b = (replace(each, runs={seed: each.runs[seed] for seed in common}) for each in (a, b))
-    values = [np.array(each.values(metric, split)) for each in (a, b)]
+    values = [np.array(each.values(metric)) for each in (a, b)]
     apart = values[0] - values[1]
     return Difference(
         metric=metric,
@@ -109,7 +107,7 @@ def _difference(metric: str, a: Group, b: Group, split: str = "test") -> Differe
         difference=float(apart.mean()),
         seeds=over_seeds(*values),
         consistent=bool((np.sign(apart) == np.sign(apart.mean())).all()),
-        **_over_images(metric, a.predictions(split), b.predictions(split)),
+        **_over_images(metric, a.predictions(), b.predictions()),
     )
 
 
@@ -162,9 +160,9 @@ def shown_p(p: float) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs on the same images, named after what differs, with their folders.
+    """Two runs on the same images, named after their networks, or else their folders.
 
-    `rows` are the metrics that both have, `skipped` those that can't be compared, and why.
+    `rows` are the metrics that both have, `skipped` those that one has alone.
     """
 
     a: str
@@ -172,22 +170,14 @@ class Comparison:
     path_a: str
     path_b: str
     data: str
-    split: str
     rows: tuple[Difference, ...]
     skipped: tuple[str, ...]
-    notes: tuple[str, ...]
     sentence: str
 
 
 @misread("a file of these runs")
-def compare(
-    run_a: str | Path,
-    run_b: str | Path,
-    split: Literal["val", "test"] = "test",
-    *,
-    out: Path | None = None,
-) -> Comparison:
-    """Compare two finished runs on the same images, with paired tests.
+def compare(run_a: str | Path, run_b: str | Path, *, out: Path | None = None) -> Comparison:
+    """Compare two finished runs on the images of the test split, with paired tests.
 
     Accuracy by McNemar's test (multi-label: permutation), AUC by DeLong's, Dice and reconstruction
     error by sign-flip permutation; Holm's correction over all of them. The epochs are those that
@@ -203,84 +193,55 @@ def compare(
     runs = open_run(run_a), open_run(run_b)
     names = _names(*runs)
     a, b = (Group(runs[0].data_name, name, {0: run}) for name, run in zip(names, runs, strict=True))
-    _check_same_images(a, b, split)
+    _check_same_images(a, b)
     rows: list[Difference] = []
-    reasons: dict[str, list[str]] = defaultdict(list)
+    skipped: list[str] = []
     for metric in COMPARED:
-        if reason := _not_comparable(metric, a, b, split):
-            reasons[reason].append(METRICS[metric].name)
-        elif a.values(metric, split):
-            rows.append(_difference(metric, a, b, split))
-    skipped = tuple(f"{', '.join(metrics)}: {reason}" for reason, metrics in reasons.items())
+        having = [group for group in (a, b) if group.values(metric)]
+        if len(having) == 2:
+            rows.append(_difference(metric, a, b))
+        elif having:
+            skipped.append(f"{METRICS[metric].name}: only {having[0].method} has it")
     if not rows:
-        given = "; ".join((*(", ".join(run.tasks) for run in runs), *skipped))
-        raise ConfigError(f"expected runs with a task in common, given {given}")
+        tasks = "; ".join(", ".join(run.tasks) for run in runs)
+        raise ConfigError(f"expected runs with a task in common, given {tasks}")
     rows = _correct(rows)
-    sentence = describe(rows[0])
-    if also := [
-        f"{METRICS[row.metric].name} ({names[0 if row.difference > 0 else 1]} higher)"
+    also = [
+        f"{METRICS[row.metric].name} ({names[row.difference < 0]} higher)"
         for row in rows[1:]
         if row.significant
-    ]:
-        sentence += f" Also significant: {', '.join(also)}."
-    notes = ["One run each: differences between seeds are not taken into account."]
-    if split == "val":
-        notes.append("Epochs were selected on the validation split: its scores are optimistic.")
+    ]
+    sentence = describe(rows[0]) + (f" Also significant: {', '.join(also)}." if also else "")
     paths = str(runs[0].path), str(runs[1].path)
-    comparison = Comparison(
-        *names, *paths, a.dataset, split, tuple(rows), skipped, tuple(notes), sentence
-    )
+    comparison = Comparison(*names, *paths, a.dataset, tuple(rows), tuple(skipped), sentence)
     if out is not None:
         write_json(out, asdict(comparison))
     return comparison
 
 
-def _check_same_images(a: Group, b: Group, split: str) -> None:
-    """Raise an error unless two runs were judged on the same images and labels."""
+def _check_same_images(a: Group, b: Group) -> None:
+    """Raise an error unless two runs were judged on the same images, labels and masks."""
     first, second = a.first, b.first
     if first.path.resolve() == second.path.resolve():
         raise ConfigError(
             f"expected two runs, given {first.path} twice: medduet compare RUN_A RUN_B"
         )
-    for key in _SAME_DATA:
-        one, other = first.data.get(key), second.data.get(key)
-        if one != other:
-            raise ConfigError(
-                f"expected two runs on the same data, but {key.replace('_', ' ')} differs: "
-                f"{str(one)[:40]} ({first.data_name}) in {first.path}, {str(other)[:40]} "
-                f"({second.data_name}) in {second.path}"
-            )
-    pairs = [(each.index, each.label) for group in (a, b) for each in group.predictions(split)]
-    for one, other in zip(*pairs, strict=True):
-        if one is not None and other is not None and not np.array_equal(one, other):
+    if first.data.get("fingerprint") != second.data.get("fingerprint"):
+        given = f"{first.data_name} in {first.path}, {second.data_name} in {second.path}"
+        raise ConfigError(f"expected two runs on the same data in the same split, given {given}")
+    (one,), (other,) = a.predictions(), b.predictions()
+    for name in ("index", "label", "truth_pixels"):
+        ours, theirs = getattr(one, name), getattr(other, name)
+        if ours is not None and theirs is not None and not np.array_equal(ours, theirs):
             raise DataError(
-                f"expected the same images and labels, but the predictions of {first.path} and "
+                f"expected the same images, labels and masks, but predictions of {first.path} and "
                 f"{second.path} have others; train both on the same file"
             )
 
 
-def _names(*runs: RunFolder) -> tuple[str, str]:
-    """Return what distinguishes two runs: network, tasks, seed, or else their folders."""
-    facts = [(run.model_name, "+".join(run.tasks), f"seed {run.seed}") for run in runs]
-    network, *others = zip(*facts, strict=True)
-    differing = [pair for pair in others if pair[0] != pair[1]]
-    names = [", ".join(parts) for parts in zip(network, *differing, strict=True)]
-    if names[0] == names[1]:
-        names = [run.path.resolve().name for run in runs]
-    if names[0] == names[1]:
-        names = [str(run.path) for run in runs]
-    return names[0], names[1]
-
-
-def _not_comparable(metric: str, a: Group, b: Group, split: str) -> str:
-    """Return why two runs can't be compared on a metric that one of them has; else nothing."""
-    having = [group.method for group in (a, b) if group.values(metric, split)]
-    if len(having) == 1:
-        return f"only {having[0]} has it"
-    if having and metric in ("dice_nonempty", "dice", "mse"):
-        if a.first.data.get("size") != b.first.data.get("size"):
-            return "the images have different sizes"
-        one, other = (image_scores(each.predictions(split), metric)[1] for each in (a, b))
-        if not np.array_equal(one, other):
-            return "the true masks differ"
-    return ""
+def _names(a: RunFolder, b: RunFolder) -> tuple[str, str]:
+    """Return what distinguishes two runs: their networks, or else their folders."""
+    for names in ((a.model_name, b.model_name), (a.path.resolve().name, b.path.resolve().name)):
+        if names[0] != names[1]:
+            return names
+    return str(a.path), str(b.path)

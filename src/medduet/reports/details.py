@@ -1,6 +1,5 @@
 """The sections of a report that describe methods: training, errors, cost and provenance."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from medduet.metrics.intervals import UNDEFINED, wilson
-from medduet.metrics.names import METRICS
 from medduet.reports import figures, grid_figures
 from medduet.reports.folds import CrossValidated
 from medduet.reports.grouping import Group, Runs
@@ -23,8 +21,6 @@ _COSTS = {
     "minutes": ("total min", ".1f"),
     "peak_memory_gb": ("peak memory, GB", ".2f"),
 }
-MOST_CLASSES = 5
-"""Of more classes, the table of coverage shows the one with the lowest."""
 
 
 def epochs_of(runs: Runs) -> pd.DataFrame:
@@ -43,7 +39,8 @@ def training(runs: Runs, epochs: pd.DataFrame) -> Section:
     shows = "Validation score, by which epochs are selected: mean and range over seeds"
     section.figure("curves", grid_figures.curves(epochs, "val.score", "validation score"), shows)
     captions = {"conflict": "cosine of their gradients on the encoder; below 0: conflict"}
-    if any(run.config["objective"].get("balance", "sum") != "sum" for run in runs.folders):
+    folders = [run for group in runs.groups for run in group.runs.values()]
+    if any(run.config["objective"].get("balance", "sum") != "sum" for run in folders):
         captions["weights"] = "weight of the loss, mean of each epoch"
     for column in sorted(epochs):
         part, _, name = column.partition(".")
@@ -116,17 +113,16 @@ def coverage(group: Group, summaries: Sequence[figures.Summary]) -> list[dict[st
             dependent = name == "all" and every[0]["coverage_interval"] is None
             low, high = UNDEFINED if dependent else wilson(round(share * n), n)
             place = {"dataset": group.dataset, "method": group.method, "target": float(target)}
-            found = {"coverage": share, "low": low, "high": high, "size": size, "n": n}
-            rows.append(place | {"class": name} | found)
+            place |= {"class": name, "coverage": share, "low": low, "high": high}
+            rows.append(place | {"size": size, "n": n})
     return rows
 
 
 def coverage_table(values: pd.DataFrame) -> Table:
-    """Return the table of the rows of `coverage`; of many classes it shows the lowest alone."""
+    """Return the table of the rows of `coverage`; of the classes it shows the lowest alone."""
     overall = values["class"] == "all"
     classes = values[~overall].groupby(["dataset", "method", "target"])["coverage"]
-    few = values.index.isin(classes.filter(lambda each: len(each) <= MOST_CLASSES).index)
-    rows = values[overall | few | values.index.isin(classes.idxmin())]
+    rows = values[overall | values.index.isin(classes.idxmin())]
     shown = {
         "data set": rows["dataset"],
         "method": rows["method"],
@@ -140,19 +136,8 @@ def coverage_table(values: pd.DataFrame) -> Table:
     return Table("coverage", title, pd.DataFrame(shown), values)
 
 
-def samples(runs: Runs) -> Section:
-    """Show test images with truth and prediction, of the first two methods."""
-    section = Section("Sample predictions")
-    for group in (group for dataset in runs.datasets for group in runs.of(dataset)[:2]):
-        caption = f"{group.dataset}, {group.method}, seed {group.seeds[0]}"
-        if (sheet := group.first.path / "figures" / "predictions.png").is_file():
-            section.figure(f"samples-{caption}", sheet, caption)
-    return section
-
-
-def costs(runs: Runs, epochs: pd.DataFrame, measured: pd.DataFrame) -> Section:
+def costs(runs: Runs, epochs: pd.DataFrame) -> Section:
     """Show what each method costs: means over epochs and seeds."""
-    section = Section("Cost")
     columns = ["images_per_second", "seconds", "peak_memory_gb"]
     known = epochs.reindex(columns=["dataset", "method", "seed", *columns])
     by_method = known.groupby(["dataset", "method"], sort=False)  # in the order of runs.groups
@@ -168,16 +153,8 @@ def costs(runs: Runs, epochs: pd.DataFrame, measured: pd.DataFrame) -> Section:
         unit = 1e6 if key == "parameters" else 1
         shown[label] = numbers(values[key].astype(float) / unit, spec)
     shown["machine"] = values["machine"]
-    metric = measured["metric"].iloc[0]
-    points = values.dropna(subset="gmacs").merge(measured[measured["metric"] == metric])
-    for dataset, part in points.groupby("dataset"):
-        if len(part) > 1:
-            name = METRICS[metric].name
-            figure = grid_figures.costs(part, dataset, name)
-            section.figure(f"cost-{dataset}", figure, f"{dataset}: {name} over GMAC")
     title = "Cost of training: network for one image, means over epochs and seeds"
-    section.tables.append(Table("cost", title, pd.DataFrame(shown), values))
-    return section
+    return Section("Cost", tables=[Table("cost", title, pd.DataFrame(shown), values)])
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
@@ -187,19 +164,16 @@ def _machine(machine: Mapping[str, Any]) -> str:
 
 def provenance(runs: Runs) -> Section:
     """Show every run, with versions and data."""
-    section = Section("Provenance")
-    versions: Counter[str] = Counter()
     rows = []
-    pairs = [(group, seed) for group in runs.groups for seed in group.seeds]
-    for group, seed in pairs:
-        run = group.runs[seed]
-        torch = run.environment.get("libraries", {}).get("torch", "?")
-        versions[f"medduet {run.environment.get('medduet', '?')}, torch {torch}"] += 1
-        images = " / ".join(map(str, run.data.get("splits", {}).values()))
-        fingerprint = str(run.data.get("fingerprint", ""))[:12]
-        rows.append((group.dataset, group.method, str(seed), run.path.name, images, fingerprint))
-    section.text += [f"{say('counted', count, 'run')}: {text}." for text, count in versions.items()]
+    for group in runs.groups:
+        for seed in group.seeds:
+            run = group.runs[seed]
+            images = " / ".join(map(str, run.data.get("splits", {}).values()))
+            fingerprint = str(run.data.get("fingerprint", ""))[:12]
+            torch = run.environment.get("libraries", {}).get("torch", "?")
+            versions = f"medduet {run.environment.get('medduet', '?')}, torch {torch}"
+            place = (group.dataset, group.method, str(seed), run.path.name)
+            rows.append((*place, images, fingerprint, versions))
     columns = ["data set", "method", "seed", "run", "images (train / val / test)"]
-    table = pd.DataFrame(rows, columns=[*columns, "data fingerprint"])
-    section.tables.append(Table("runs", "All runs", table, table))
-    return section
+    table = pd.DataFrame(rows, columns=[*columns, "data fingerprint", "versions"])
+    return Section("Provenance", tables=[Table("runs", "All runs", table, table)])

@@ -19,9 +19,8 @@ from medduet.types import UNKNOWN_LABEL
 from medduet.utils.palette import BLUE, FAINT, GREY, INK, LINES, VERMILION
 
 _SMALL = 5  # classes of a matrix that is one of several and still has its counts written in
-Curves = Mapping[str, tuple[Sequence[str], Sequence[str]]]
-"""By the title of a panel: parts of an epoch's record, and numbers in them, [] for all."""
-_LEARNING: Curves = {
+# By the title of a panel: parts of an epoch's record, and numbers in them.
+_LEARNING: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "Training loss": (["train"], ["loss", "classify", "segment", "reconstruct"]),
     "Score": (["val", "test"], ["accuracy", "auc", "dice", "iou", "ssim"]),
     "Reconstruction error": (["val", "test"], ["mse"]),
@@ -43,7 +42,25 @@ def learning_curves(
 ) -> Figure:
     """Draw losses, scores and reconstruction error by ``epochs.jsonl``; mark selected epochs."""
     table = epoch_table(history)
-    figure = _curves(table, _LEARNING)
+    shown = {}
+    for title, (parts, keys) in _LEARNING.items():
+        there = [key for key in keys if any(f"{part}.{key}" in table for part in parts)]
+        if there:  # with one task, its loss is the total
+            shown[title] = parts, there[1:] if there[0] == "loss" and len(there) == 2 else there
+    figure, grid = panels(list(shown), height=2.9, legend=0.3, share=False)
+    for axes, (parts, keys) in zip(grid, shown.values(), strict=True):
+        for index, key in enumerate(keys):
+            label = "total" if key == "loss" else metric_name(key)
+            look: dict[str, Any] = {"color": LINES[index % 8], "label": label}
+            for column in (f"{part}.{key}" for part in parts if f"{part}.{key}" in table):
+                # Dashes show curves of the same height through one another.
+                dashes = style.DASHES[index % 3] if len(parts) == 1 else "-"
+                look["ls"] = "--" if column.startswith("test.") else dashes
+                marker = "o" if table[column].count() < 3 else ""
+                axes.plot(table["epoch"], table[column], marker=marker, **look)
+                look |= {"label": "_", "lw": 1.2}
+        style.epoch_axis(axes)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, handlelength=2.4)
     lines: list[dict[str, Any]] = []
     if any(column.startswith("test.") for column in table):
         lines = [{"label": "validation", "color": INK}, {"label": "test", "color": INK, "ls": "--"}]
@@ -56,44 +73,6 @@ def learning_curves(
             for axes in figure.axes:
                 axes.axvline(epoch, color=color, ls=ls, lw=1.2, zorder=1)
     style.legend_below(figure, lines)
-    return figure
-
-
-@rc_context(STYLE)
-def balance_curves(history: Sequence[Mapping[str, Any]], name: str = "") -> Figure | None:
-    """Draw the weight of each task's loss and the cosine between each two tasks' gradients."""
-    table = epoch_table(history)
-    if not any(column.startswith(("weights.", "conflict.")) for column in table):
-        return None
-    weights, cosine = f"Loss weights ({name})", "Cosine of gradients on the encoder"
-    figure = _curves(table, {weights: (["weights"], []), cosine: (["conflict"], [])})
-    for axes in figure.axes:
-        axes.axhline(0, color=GREY, lw=1.2, zorder=1)
-    return figure
-
-
-def _curves(table: pd.DataFrame, contents: Curves) -> Figure:
-    """Draw numbers over the epochs, points where there are few, without panels for none."""
-    shown = {}
-    for title, (parts, keys) in contents.items():
-        names = {column.partition(".")[2]: 0 for column in table if column.startswith(parts[0])}
-        found = [key for key in keys or names if any(f"{part}.{key}" in table for part in parts)]
-        if found:  # with one task, its loss is the total
-            shown[title] = parts, found[1:] if found[0] == "loss" and len(found) == 2 else found
-    figure, grid = panels(list(shown), height=2.9, legend=0.3, share=False)
-    for axes, (parts, keys) in zip(grid, shown.values(), strict=True):
-        for index, key in enumerate(keys):
-            label = "total" if key == "loss" else metric_name(key.replace("-", " / "))
-            look: dict[str, Any] = {"color": LINES[index % 8], "label": label}
-            for column in (f"{part}.{key}" for part in parts if f"{part}.{key}" in table):
-                # Dashes show curves of the same height through one another.
-                dashes = style.DASHES[index % 3] if len(parts) == 1 else "-"
-                look["ls"] = "--" if column.startswith("test.") else dashes
-                marker = "o" if table[column].count() < 3 else ""
-                axes.plot(table["epoch"], table[column], marker=marker, **look)
-                look |= {"label": "_", "lw": 1.2}
-        style.epoch_axis(axes)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, handlelength=2.4)
     return figure
 
 
@@ -167,8 +146,8 @@ def roc(
 def reliability(diagrams: Mapping[str, tuple[Sequence[Summary], int]]) -> Figure:
     """Draw accuracy over confidence, before and after calibration, by title.
 
-    A diagram has the summaries of its runs, whose bins are pooled, and the number of seeds. Counts
-    and 95% Wilson intervals are at the n of one seed, since seeds share their images.
+    A diagram has the summaries of its runs, whose bins are pooled, and the number of seeds. The
+    95% Wilson intervals are at the n of one seed, since seeds share their images.
     """
     kinds: dict[str, dict[str, Any]] = {
         "before": {"color": VERMILION, "marker": "s", "label": "uncalibrated"},
@@ -179,14 +158,13 @@ def reliability(diagrams: Mapping[str, tuple[Sequence[Summary], int]]) -> Figure
     ideal: dict[str, Any] = {"color": GREY, "lw": 1.0, "ls": "--", "label": "perfectly calibrated"}
     for axes, (summaries, seeds) in zip(grid, diagrams.values(), strict=True):
         axes.plot([0, 1], [0, 1], **ideal)
-        below, lowest = axes.inset_axes((0, -0.3, 1, 0.22)), 0.9
+        lowest = 0.9
         for kind, look in kinds.items():
             n, confidence, accuracy = _pooled(summaries, kind)
             filled = n > 0
             x, y, images = confidence[filled], accuracy[filled], n[filled] / seeds
             axes.plot(x, y, color=look["color"], lw=0.9, alpha=0.45)
             axes.scatter(x, y, 5 + 45 * np.sqrt(images / images.max()), clip_on=False, **look)
-            below.stairs(n / seeds, np.linspace(0, 1, len(n) + 1), color=look["color"], lw=1.2)
             lowest = min(lowest, np.floor(10 * x.min()) / 10)
         whole = np.maximum(np.round(images), 1).astype(int).tolist()
         ends = [wilson(round(k * m), m) for k, m in zip(y.tolist(), whole, strict=True)]
@@ -194,11 +172,8 @@ def reliability(diagrams: Mapping[str, tuple[Sequence[Summary], int]]) -> Figure
         eces = (np.mean([each[f"ece_{kind}"] for each in summaries]) for kind in kinds)
         text = "ECE {:.3f} → {:.3f}".format(*eces)
         axes.text(0.04, 0.96, text, transform=axes.transAxes, va="top", fontsize=8)
-        axes.set(xlim=(lowest, 1), ylim=(0, 1))
-        axes.tick_params(labelbottom=False)
+        axes.set(xlim=(lowest, 1), ylim=(0, 1), xlabel="confidence; larger points: more images")
         axes.grid()
-        below.set(xlim=(lowest, 1), xlabel="confidence; steps: images")
-        below.locator_params(axis="y", nbins=2, integer=True)
     grid[0].set_ylabel("accuracy")
     style.legend_below(figure, [*kinds.values(), ideal])
     return figure

@@ -10,8 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from medduet.config import EvaluateConfig
-from medduet.errors import ConfigError
-from medduet.runs.folder import RunFolder, Selection
+from medduet.runs.folder import RunFolder
 from medduet.runs.predictions import Predictions
 
 
@@ -51,10 +50,8 @@ class CrossValidated(RunFolder):
         """``None``: each fold would select on test images of its own."""
         return None
 
-    def predictions(self, split: str = "test", selection: Selection = "validation") -> Predictions:
-        """Return the predictions of all folds, one after the other; errors as for one run."""
-        if selection == "test":
-            raise ConfigError(f"{self.path.parent}: folds together have no test-selected epoch")
+    def predictions(self, split: str = "test") -> Predictions:
+        """Return the predictions of all folds, one after the other."""
         return Predictions.concatenate([run.predictions(split) for run in self.folds])
 
 

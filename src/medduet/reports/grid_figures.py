@@ -5,43 +5,37 @@ from typing import Any
 
 import pandas as pd
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from medduet.metrics.paired import OverSets
 from medduet.reports import style
 from medduet.reports.style import STYLE, panels, shorten
-from medduet.utils.palette import BLUE, FAINT, GREY, INK, LINES, VERMILION
+from medduet.utils.palette import BLUE, FAINT, GREY, INK, VERMILION
 
 _ROW = 0.19  # inches of one bar
 
 
 @rc_context(STYLE)
-def bars(cells: pd.DataFrame, published: pd.DataFrame, label: str) -> Figure:
+def bars(cells: pd.DataFrame, label: str) -> Figure:
     """Draw a metric of every method on every data set, with 95% intervals and each seed.
 
     `cells` are rows of `medduet.reports.measures.Measured`; the methods are sorted by their mean
-    over data sets. Below them is a row for each label of what is `published`.
+    over data sets.
     """
     means = cells.groupby("method", sort=False)["mean"].mean()
-    best_first = means.sort_values(ascending=False, kind="stable").index
-    rows = [*best_first, *published["label"].unique()]
+    rows = means.sort_values(ascending=False, kind="stable").index.tolist()
     sets = dict(list(cells.groupby("dataset")))
     columns = 2 if max(map(len, rows)) > 24 else 3
     height = max(_ROW * len(rows), 0.9) + 0.7
     figure, grid = panels(list(sets), columns=columns, height=height, legend=0.3)
     seed: dict[str, Any] = {"color": BLUE, "ls": "", "marker": "o", "ms": 2.6}
-    source: dict[str, Any] = {"color": VERMILION, "lw": 1.0, "marker": "D", "ms": 4}
-    for axes, (dataset, part) in zip(grid, sets.items(), strict=True):
+    for axes, part in zip(grid, sets.values(), strict=True):
         for cell in part.itertuples():
             row = rows.index(cell.method)
             axes.barh(row, cell.mean, height=0.7, color=BLUE, alpha=0.35)
             axes.plot(cell.values, [row] * cell.seeds, **seed)
             axes.plot([cell.low, cell.high], [row, row], color=INK, lw=1.3)
-        for cell in published[published["set"] == dataset].itertuples():
-            ends = [cell.low / 100, cell.accuracy / 100, cell.high / 100]
-            axes.plot(ends, [rows.index(cell.label)] * 3, markevery=[1], **source)
         style.name_rows(axes, rows)
         highest = part["values"].map(max).max()
         limit = 1.1 * highest if 0 < highest < 0.1 else 1.0  # errors are far below 1
@@ -53,8 +47,6 @@ def bars(cells: pd.DataFrame, published: pd.DataFrame, label: str) -> Figure:
         {"color": INK, "lw": 1.3, "label": "95% CI, test images"},
         seed | {"label": "each seed"},
     ]
-    if len(published):
-        lines.append(source | {"label": "published, 95% CI"})
     style.legend_below(figure, lines)
     return figure
 
@@ -106,37 +98,21 @@ def curves(epochs: pd.DataFrame, column: str, label: str) -> Figure:
     return figure
 
 
-def _cost_axes(title: str, cost: str, label: str) -> tuple[Figure, Axes]:
-    figure, (axes,) = panels([title], height=3.8, legend=0)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(EngFormatter() if cost == "parameters" else "{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="parameters" if cost == "parameters" else "GMAC for one image", ylabel=label)
-    axes.margins(0.12)
-    axes.grid()
-    return figure, axes
-
-
-@rc_context(STYLE)
-def costs(points: pd.DataFrame, title: str, label: str) -> Figure:
-    """Draw the ``mean`` of a metric over the ``gmacs`` for one image, one point per ``method``."""
-    figure, axes = _cost_axes(title, "gmacs", label)
-    text: Any = {"textcoords": "offset points", "fontsize": 7.5, "color": GREY}
-    for index, point in enumerate(points.sort_values("gmacs").itertuples()):
-        axes.plot(point.gmacs, point.mean, "o", color=LINES[index % 8], ms=6)
-        place, offset = (point.gmacs, point.mean), (5, 5 if index % 2 else -10)
-        axes.annotate(shorten(point.method, 30), place, xytext=offset, **text)
-    return figure
-
-
 @rc_context(STYLE)
 def pareto(trials: Sequence[Mapping[str, Any]], cost: str, title: str) -> Figure:
     """Draw score over cost of all trials of a search, and the Pareto front.
 
     The trials are those of `medduet.SearchRecord`; `cost` is ``"parameters"`` or ``"gmacs"``.
     """
-    figure, axes = _cost_axes(f"{title}, {len(trials)} trials", cost, "validation score")
+    figure, (axes,) = panels([f"{title}, {len(trials)} trials"], height=3.8, legend=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter() if cost == "parameters" else "{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    label = "parameters" if cost == "parameters" else "GMAC for one image"
+    axes.set(xlabel=label, ylabel="validation score")
+    axes.margins(0.12)
+    axes.grid()
     table = pd.DataFrame(trials, columns=["score", cost, "front"], dtype=object)
     table = table.dropna(subset=["score", cost])
     axes.scatter(table[cost], table["score"], s=26, c=GREY, label="finished")

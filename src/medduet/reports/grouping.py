@@ -33,7 +33,6 @@ class Group:
     dataset: str
     method: str
     runs: dict[int, RunFolder] = field(default_factory=dict)
-    _predictions: dict[tuple[str, int], Predictions] = field(default_factory=dict, repr=False)
 
     @property
     def seeds(self) -> list[int]:
@@ -45,18 +44,15 @@ class Group:
         """The run of the lowest seed."""
         return self.runs[self.seeds[0]]
 
-    def values(self, metric: str, split: str = "test") -> list[float]:
-        """Return a metric of each seed at the validation-selected epoch; [] if one lacks it."""
-        parts = [self.runs[seed].validation_selected[split] for seed in self.seeds]
+    def values(self, metric: str) -> list[float]:
+        """Return a test metric of each seed, validation-selected epoch; [] if one lacks it."""
+        parts = [self.runs[seed].validation_selected["test"] for seed in self.seeds]
         found = [part.get(metric) for part in parts]
         return [] if None in found else found
 
-    def predictions(self, split: str = "test") -> list[Predictions]:
-        """Return the predictions of each seed at the validation-selected epoch, read once."""
-        for seed in self.seeds:
-            if (split, seed) not in self._predictions:
-                self._predictions[split, seed] = self.runs[seed].predictions(split)
-        return [self._predictions[split, seed] for seed in self.seeds]
+    def predictions(self) -> list[Predictions]:
+        """Return the predictions on test of each seed at the validation-selected epoch."""
+        return [self.runs[seed].predictions() for seed in self.seeds]
 
 
 @dataclass(frozen=True)
@@ -71,11 +67,6 @@ class Runs:
     def of(self, dataset: str) -> list[Group]:
         """Return the groups of a data set, in the order of the methods."""
         return [group for group in self.groups if group.dataset == dataset]
-
-    @property
-    def folders(self) -> list[RunFolder]:
-        """All runs."""
-        return [run for group in self.groups for run in group.runs.values()]
 
 
 def group_runs(runs: Sequence[RunFolder], reference: str | None = None) -> Runs:
@@ -117,12 +108,10 @@ def group_runs(runs: Sequence[RunFolder], reference: str | None = None) -> Runs:
 
 
 def _name_datasets(runs: Sequence[RunFolder]) -> list[str]:
-    """Name each run's data set, with size, channels or fingerprint where names are the same."""
+    """Name each run's data set, with size or fingerprint where names are the same."""
     names = pd.Series([run.data_name for run in runs])
-    channels = {1: "grey", 3: "RGB"}
     for facts in (
         [" x ".join(map(str, run.data.get("size", []))) for run in runs],
-        [channels.get(run.data.get("channels", 0), "other channels") for run in runs],
         [str(run.data.get("fingerprint", ""))[:8] for run in runs],
     ):
         several = pd.Series(facts).groupby(names).transform("nunique") > 1

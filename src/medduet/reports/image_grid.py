@@ -125,12 +125,11 @@ def prediction_grid(
         )
         if masks is not None
     ]
-    outlines = [] if several else [(panel.caption, panel.color) for panel in panels]
     panels = panels or [Panel("", images)]
     if reconstructions is not None:
         panels.append(Panel("reconstruction", reconstructions))
     if labels is None or probability is None:
-        return image_grid(panels, [""] * len(images), title, outlines=outlines)
+        return image_grid(panels, [""] * len(images), title)
     predicted = probability.argmax(axis=1) if labels.ndim == 1 else (probability > 0.5).astype(int)
     labelled = (labels != UNKNOWN_LABEL).reshape(len(labels), -1)
     hits = (labels == predicted).reshape(len(labels), -1)
@@ -143,4 +142,4 @@ def prediction_grid(
     headings = [f"{a}\n→ {b}{mark}" for a, b, mark in zip(*names, marks, strict=True)]
     subtitle = f"{int((scored & correct).sum())} of {int(scored.sum())} correct"
     wrong = (scored & ~correct).tolist()
-    return image_grid(panels, headings, title, subtitle, wrong=wrong, outlines=outlines)
+    return image_grid(panels, headings, title, subtitle, wrong=wrong)

@@ -56,12 +56,12 @@ class Section:
 
     title: str
     text: list[str] = field(default_factory=list)
-    figures: list[tuple[str, Figure | Path, str]] = field(default_factory=list)
+    figures: list[tuple[str, Figure, str]] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
 
-    def figure(self, name: str, content: Figure | Path, caption: str) -> None:
-        """Add a figure, drawn or the path of a PNG."""
-        self.figures.append((slug(name), content, caption))
+    def figure(self, name: str, figure: Figure, caption: str) -> None:
+        """Add a figure."""
+        self.figures.append((slug(name), figure, caption))
 
 
 def numbers(values: Iterable[float | None], spec: str) -> pd.Series[str]:
@@ -93,24 +93,22 @@ def write_page(out: Path, title: str, sections: Sequence[Section], command: str)
         for suffix, text in table.files().items():
             write_text(out / "tables" / f"{table.name}.{suffix}", text)
     sources = {
-        name: _source(content, out / "figures" / name)
+        name: _source(figure, out / "figures" / name)
         for section in sections
-        for name, content, _ in section.figures
+        for name, figure, _ in section.figures
     }
     values = {"title": title, "sections": sections, "sources": sources, "command": command}
     write_text(page, render("report.html", slug=slug, **values))
     return page
 
 
-def _source(content: Figure | Path, path: Path) -> str:
+def _source(figure: Figure, path: Path) -> str:
     """Write a figure's files; return what an HTML image of it has as source."""
-    kind = "png"
-    if isinstance(content, Figure):
-        for suffix in ("svg", "png"):
-            save(content, path.with_name(f"{path.name}.{suffix}"))
-            content.set_layout_engine("none")  # laid out once for both
-        kind, content = "svg+xml", path.with_name(f"{path.name}.svg")
-    return f"data:image/{kind};base64,{base64.b64encode(content.read_bytes()).decode()}"
+    for suffix in ("svg", "png"):
+        save(figure, path.with_name(f"{path.name}.{suffix}"))
+        figure.set_layout_engine("none")  # laid out once for both
+    content = path.with_name(f"{path.name}.svg").read_bytes()
+    return f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
 
 
 def render(template: str, **values: Any) -> str:

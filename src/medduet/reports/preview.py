@@ -1,10 +1,11 @@
 """A preview of a data set: its images, and as training augments them."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from medduet.config import Augment, DataConfig
 from medduet.data.audit.findings import label_texts
@@ -18,7 +19,6 @@ from medduet.training.final import choose_samples
 from medduet.types import Batch
 from medduet.utils.palette import MASKS
 
-MAX_IMAGES = 64
 _VERSIONS = 3
 
 
@@ -27,7 +27,7 @@ def preview(
     out: Path | None = None,
     *,
     split: Literal["train", "val", "test"] = "train",
-    count: int = 16,
+    count: Annotated[int, Field(ge=1, le=64)] = 16,
     augment: Augment = "none",
     seed: int = 0,
     progress: Progress = None,
@@ -44,10 +44,8 @@ def preview(
         progress: shows the progress of downloads and conversions.
 
     Raises:
-        ConfigError: a count or file that can't be drawn.
+        ConfigError: a file that can't be drawn.
     """
-    if not 1 <= count <= MAX_IMAGES:
-        raise ConfigError(f"--count must be 1 to {MAX_IMAGES} images, given {count}")
     if out is not None and out.suffix != ".png":
         raise ConfigError(f"--out takes the path of a .png file, given {out}")
     image_set = open_images(data, progress=progress)

@@ -1,6 +1,5 @@
 """Accuracies from the literature on the same data sets."""
 
-from functools import cache
 from importlib import resources
 
 import pandas as pd
@@ -10,7 +9,6 @@ from statsmodels.stats.proportion import proportion_confint
 from medduet.metrics.intervals import CONFIDENCE
 
 
-@cache
 def all_published() -> pd.DataFrame:
     """Return every published test accuracy in percent, with its 95% Wilson interval.
 
@@ -19,32 +17,17 @@ def all_published() -> pd.DataFrame:
     """
     text = (resources.files("medduet") / "reports" / "published.yaml").read_text("utf-8")
     content = yaml.safe_load(text)
-    notes = {
-        dataset: [
-            note["text"]
-            for note in content["notes"]
-            if note["sets"] == "all" or dataset in note["sets"]
-        ]
-        for dataset in content["sets"]
-    }
-    table = pd.DataFrame(
-        {
-            "dataset": dataset,
-            "network": part["network"],
-            "accuracy": float(accuracy),
-            "protocol": part["protocol"],
-            "source": content["sources"][part["source"]],
-            "size": content["size"],
-            "splits": list(content["sets"][dataset].values()),
-            "notes": notes[dataset],
-        }
-        for part in content["tables"]
-        for dataset, accuracy in part["accuracy"].items()
-    )
+    table = pd.DataFrame(content["tables"])
+    table = table.join(pd.DataFrame(table.pop("accuracy").tolist()))
+    about = ["network", "source", "protocol"]
+    table = table.melt(about, var_name="dataset", value_name="accuracy").dropna(ignore_index=True)
+    table["source"] = table["source"].map(content["sources"])
+    table["size"] = content["size"]
+    table["splits"] = [list(content["sets"][name].values()) for name in table["dataset"]]
+    notes = content["notes"]
+    table["notes"] = [notes["all"] + notes.get(name, []) for name in table["dataset"]]
     # Of the share as it is printed: a mean over seeds is no whole number of images.
     n = table["splits"].str[2]
     ends = proportion_confint(table["accuracy"] / 100 * n, n, 1 - CONFIDENCE, method="wilson")
     table["low"], table["high"] = (100 * end for end in ends)
-    parts = [table["source"].str.split(",").str[0], table["protocol"].str.split(r",| \(").str[0]]
-    table["label"] = table["network"].str.cat(parts, sep=", ")
     return table

@@ -19,7 +19,6 @@ def write_report(
     out: Path | None = None,
     *,
     reference: str | None = None,
-    samples: bool = True,
 ) -> Path:
     """Write one page on all finished runs in and under some folders; return its path.
 
@@ -32,7 +31,6 @@ def write_report(
         out: folder to write; ``None`` for ``report`` in the first of `paths`.
         reference: the method that others are tested against; ``None`` for vovunet_var, or the
             first by name.
-        samples: whether test images with their predictions are shown.
 
     Raises:
         MissingFileError: there is no finished run.
@@ -61,8 +59,7 @@ def write_report(
                 details.training(runs, epochs),
                 details.confusion(runs),
                 details.calibration(runs),
-                *([details.samples(runs)] if samples else []),
-                details.costs(runs, epochs, measured),
+                details.costs(runs, epochs),
                 details.provenance(runs),
             ]
             return write_page(out, say("title", runs), contents, "medduet report")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from medduet.reports.figures import balance_curves, confusion, learning_curves, reliability, roc
+from medduet.reports.figures import confusion, learning_curves, reliability, roc
 from medduet.reports.image_grid import UNKNOWN_MASK, prediction_grid
 from medduet.reports.style import save
 from medduet.runs.folder import RunFolder
@@ -22,9 +22,8 @@ def draw_run(path: Path) -> list[Path]:
     data, selected, other = run.data, run.validation_selected, run.test_selected
     name, test, predictions = data["name"], selected["test"], run.predictions("test")
     epochs = selected["selected_epoch"], other["selected_epoch"] if other else None
-    figures: dict[str, Figure | None] = {
+    figures = {
         "learning_curves": learning_curves(run.epochs, *epochs),
-        "balance": balance_curves(run.epochs, run.config["objective"].get("balance", "sum")),
         "predictions": _sheet(run.samples, predictions, data),
     }
     label, probability = predictions.label, predictions.probability
@@ -36,10 +35,9 @@ def draw_run(path: Path) -> list[Path]:
             figures["roc"] = roc(label, probability, data["class_names"], test["auc_interval"])
         if (calibration := test.get("calibration")) and calibration["n"]:
             figures["reliability"] = reliability({name: ([calibration], 1)})
-    drawn = {path / "figures" / f"{key}.png": figure for key, figure in figures.items() if figure}
-    for file, figure in drawn.items():
-        save(figure, file)
-    return list(drawn)
+    for key, figure in figures.items():
+        save(figure, path / "figures" / f"{key}.png")
+    return [path / "figures" / f"{key}.png" for key in figures]
 
 
 def _sheet(path: Path, predictions: Predictions, data: Any) -> Figure:

@@ -62,14 +62,13 @@ def _missing(runs: Runs, paths: Sequence[Path]) -> list[str]:
 
 def scores(runs: Runs, measured: pd.DataFrame) -> list[Section]:
     """Show every metric that a run has, and published accuracies."""
-    sections, official = [], _official(runs)
+    sections = []
     for metric, cells in measured.groupby("metric", sort=False):
         section = Section(_title(metric))
-        published = official if metric == "accuracy" else official[:0]
-        figure = grid_figures.bars(cells, published, METRICS[metric].name)
+        figure = grid_figures.bars(cells, METRICS[metric].name)
         section.figure(metric, figure, f"{section.title} on the test split")
         section.tables.append(_score_table(metric, cells))
-        if len(published):
+        if metric == "accuracy" and len(published := _official(runs)):
             columns = ["dataset", "network", "accuracy", "low", "high", "protocol", "source"]
             shown = published[["dataset", "network", "protocol", "source"]]
             shown = shown.rename(columns={"dataset": "data set"})
@@ -84,14 +83,13 @@ def scores(runs: Runs, measured: pd.DataFrame) -> list[Section]:
 
 def _official(runs: Runs) -> pd.DataFrame:
     """Return what is published on each data set that has the official size and splits."""
-    table, keys, found = all_published(), ["dataset", "size", "splits"], []
-    for dataset in runs.datasets:
-        data = runs.of(dataset)[0].first.data
-        splits = list(data.get("splits", {}).values())
-        facts = data.get("name"), max(data.get("size", [0])), splits
-        same = [row == facts for row in table[keys].itertuples(index=False)]
-        found.append(table[same].assign(set=dataset))
-    return pd.concat(found)
+    table = all_published()
+    facts = [
+        (each.get("name"), max(each.get("size", [0])), list(each.get("splits", {}).values()))
+        for each in (runs.of(dataset)[0].first.data for dataset in runs.datasets)
+    ]
+    keys = table[["dataset", "size", "splits"]].itertuples(index=False)
+    return table[[tuple(row) in facts for row in keys]]
 
 
 def _score_table(metric: str, cells: pd.DataFrame) -> Table:

@@ -8,19 +8,19 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from medduet.evaluation.stress import MEASURED
 from medduet.metrics.names import METRICS
 from medduet.reports.page import Section, Table, numbers, say, write_page
 from medduet.reports.style import DASHES, STYLE, legend_below, panels
 from medduet.utils.palette import GREY, LINES
 
-_CURVES = ("accuracy", "balanced_error", "dice_nonempty", "ece")
-_NAMES = {key: METRICS[key].name for key in _CURVES}
-_NAMES |= {"rise": "increase in error", "be": "BE", "rbe": "rBE"}
+NAMES = {key: METRICS[key].name for key in MEASURED}
+NAMES |= {"rise": "increase in error", "be": "BE", "rbe": "rBE"}
 
 
 def write_stress_page(record: Mapping[str, Any], out: Path) -> Path:
     """Write ``index.html``, ``tables/`` and ``figures/`` of the record of `medduet.stress`."""
-    section = Section("Robustness to corruptions", [say("stress", record, _NAMES)])
+    section = Section("Robustness to corruptions", [say("stress", record, NAMES)])
     section.figure("stress", stress_figure(record), "Scores by severity; 0 is the clean image")
     section.tables.append(stress_table(record))
     title = f"Stress test of {record['network']} on {record['data']['name']}"
@@ -38,10 +38,10 @@ def stress_table(record: Mapping[str, Any]) -> Table:
         values["accuracy_low"] = values["accuracy_interval"].str[0]
         values["accuracy_high"] = values["accuracy_interval"].str[1]
     shown = values[["corruption", "severity"]].assign(n=numbers(values["n"], "d"))
-    for key in _NAMES:
+    for key in NAMES:
         if key in values and values[key].notna().any():
-            shown[_NAMES[key]] = numbers(values[key], ".3f")
-    columns = ["corruption", "severity", "n", *_NAMES, "dice_nonempty_n"]
+            shown[NAMES[key]] = numbers(values[key], ".3f")
+    columns = ["corruption", "severity", "n", *NAMES, "dice_nonempty_n"]
     columns += ["accuracy_low", "accuracy_high"]
     values = values.reindex(columns=columns).dropna(axis=1, how="all")
     return Table("stress", "Every corruption at every severity", shown, values)
@@ -52,8 +52,8 @@ def stress_figure(record: Mapping[str, Any]) -> Figure:
     """Draw the scores of each corruption against its severity, one small panel for each."""
     corruptions, clean = record["corruptions"], record["clean"]
     looks: dict[str, dict[str, Any]] = {
-        key: {"color": color, "ls": dashes, "marker": "o", "ms": 2.5, "label": _NAMES[key]}
-        for key, color, dashes in zip(_CURVES, LINES, DASHES, strict=False)
+        key: {"color": color, "ls": dashes, "marker": "o", "ms": 2.5, "label": NAMES[key]}
+        for key, color, dashes in zip(MEASURED, LINES, DASHES, strict=False)
         if clean.get(key) is not None
     }
     titles = [name.replace("_", " ") for name in corruptions]

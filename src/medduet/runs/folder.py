@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from medduet.config import RunConfig, parse_config
 from medduet.errors import ConfigError, MissingFileError
@@ -18,7 +18,6 @@ from medduet.utils.files import finite, sweep, write_json, write_text
 from medduet.utils.locks import exclusive, holder
 from medduet.utils.parsing import misread, read_object, read_objects
 
-Selection = Literal["validation", "test"]
 _EXPECTED = "a finished run (a folder with config.json, metrics.json and predictions/)"
 
 
@@ -31,6 +30,7 @@ class RunFolder:
         self.samples = path / "samples.npz"
         self.split = path / "split.csv"
         self.bundle = path / "bundle"
+        self._predictions: dict[str, Predictions] = {}
 
     @classmethod
     def create(cls, path: Path | None, name: str, config: RunConfig) -> RunFolder:
@@ -148,14 +148,12 @@ class RunFolder:
         """Seed of the training."""
         return int(self.metrics.get("seed", self.config["train"]["seed"]))
 
-    def predictions(self, split: str = "test", selection: Selection = "validation") -> Predictions:
-        """Return the predictions of the selected epoch for a split, ``"val"`` or ``"test"``."""
-        if split not in ("val", "test"):
-            raise ConfigError(f"expected split val or test, given '{split}'")
-        if selection == "test" and self.test_selected is None:
-            raise ConfigError(f"{self.path} has no test-selected epoch: ask for validation")
-        suffix = "-test-selected" if selection == "test" else ""
-        return Predictions.from_csv(self.path / "predictions" / f"{split}{suffix}.csv")
+    def predictions(self, split: str = "test") -> Predictions:
+        """Return the predictions of the validation-selected epoch for ``"val"`` or ``"test"``."""
+        if split not in self._predictions:
+            path = self.path / "predictions" / f"{split}.csv"
+            self._predictions[split] = Predictions.from_csv(path)
+        return self._predictions[split]
 
 
 def validation_selected(metrics: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -104,7 +104,7 @@ class Predictions:
             array = getattr(self, name)
             if array is not None and array.ndim == 2:
                 names = self.mask_names if name in PER_MASK else self.class_names
-                columns |= dict(zip(_prefixed(name, names), array.T, strict=True))
+                columns |= {f"{name}_{k}": column for k, column in zip(names, array.T, strict=True)}
             elif array is not None:
                 columns["image" if name == "ids" else name] = array
         if "has_mask" in columns:
@@ -127,10 +127,13 @@ class Predictions:
 
     @classmethod
     def _from_table(cls, table: pd.DataFrame) -> Predictions:
-        classes, masks = _names(table, "probability_"), _names(table, "dice_")
+        classes, masks = (
+            [name.removeprefix(prefix) for name in map(str, table) if name.startswith(prefix)]
+            for prefix in ("probability_", "dice_")
+        )
         arrays: dict[str, Any] = {}
         for name in (each.name for each in fields(cls)):
-            columns = _prefixed(name, masks if name in PER_MASK else classes)
+            columns = [f"{name}_{each}" for each in (masks if name in PER_MASK else classes)]
             columns = columns if columns and columns[0] in table else [name]
             if columns[0] in table:
                 cells = table[columns].replace("", "nan").to_numpy(object).astype(np.float64)
@@ -155,11 +158,3 @@ class Predictions:
                 arrays[name] = np.concatenate(values)
         arrays["index"] = np.arange(sum(map(len, several)))
         return cls(**arrays, class_names=several[0].class_names, mask_names=several[0].mask_names)
-
-
-def _prefixed(kind: str, names: Sequence[str]) -> list[str]:
-    return [f"{kind}_{name}" for name in names]
-
-
-def _names(table: pd.DataFrame, prefix: str) -> list[str]:
-    return [str(name).removeprefix(prefix) for name in table if str(name).startswith(prefix)]

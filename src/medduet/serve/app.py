@@ -9,12 +9,11 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import FileResponse, JSONResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.base import RequestResponseEndpoint
-from starlette.staticfiles import StaticFiles
 
 from medduet._version import __version__
 from medduet.errors import closest
@@ -36,10 +35,8 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _INLINE = "; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'"  # Swagger UI
-_FILE = {"schema": {"type": "string", "format": "binary"}}
-_FORM = {
-    "schema": {"type": "object", "required": ["file"], "properties": {"file": _FILE["schema"]}}
-}
+_FILE = {"type": "string", "format": "binary"}
+_FORM = {"type": "object", "required": ["file"], "properties": {"file": _FILE}}
 _BODY = {
     "description": "PNG, JPEG, TIFF, BMP, WebP or DICOM: the file itself, or a form with it.",
     "required": True,
@@ -48,6 +45,7 @@ _BODY = {
         "application/octet-stream": {"schema": _FILE},
     },
 }
+_PAGE = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
 
 
 def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> FastAPI:
@@ -65,18 +63,17 @@ def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> Fa
     app.add_exception_handler(RequestValidationError, _wrong_option)
     app.add_exception_handler(Exception, _failed)
     _add_routes(app, service)
-    app.mount("/", StaticFiles(directory=Path(__file__).parent / "page", html=True))
+    for address, name in _PAGE.items():
+        app.add_route(address, partial(_page, name))
     return app
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
     served = service.served
 
-    @app.post(
-        "/predict",
-        response_model=PredictionResponse,
-        openapi_extra={"requestBody": _BODY},
-    )
+    body = {"requestBody": _BODY}
+
+    @app.post("/predict", response_model=PredictionResponse, openapi_extra=body)
     async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
         """Predict the classes and the mask of an image."""
         name = next(iter(served)) if options.model is None else options.model
@@ -105,6 +102,10 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Return counts in the text format of Prometheus."""
         content = generate_latest(service.counters.registry)
         return Response(content, media_type=CONTENT_TYPE_LATEST)
+
+
+async def _page(name: str, request: Request) -> Response:
+    return FileResponse(Path(__file__).parent / "page" / name)
 
 
 def _describe(name: str, each: Served) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,16 +27,12 @@ class Batcher:
         self,
         predict: Callable[..., list[Prediction]],
         batch_size: int,
-        watch: Callable[[int, float], None] = lambda size, seconds: None,
+        watch: Callable[[float], None] = lambda size: None,
     ) -> None:
         self._predict, self._batch_size, self._watch = predict, batch_size, watch
-        self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
+        self.jobs: asyncio.Queue[_Job] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "medduet-batcher")
         self._task = asyncio.create_task(self._work())
-
-    def waiting(self) -> int:
-        """Return how many pictures wait to be computed."""
-        return self._jobs.qsize()
 
     @property
     def alive(self) -> bool:
@@ -47,7 +42,7 @@ class Batcher:
     async def predict(self, picture: Picture, explain: bool = False) -> Prediction:
         """Wait for the prediction of a picture, with a heat map if asked to `explain`."""
         future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
-        self._jobs.put_nowait(_Job(picture, explain, future))
+        self.jobs.put_nowait(_Job(picture, explain, future))
         return await future
 
     def close(self) -> None:
@@ -57,10 +52,10 @@ class Batcher:
 
     async def _work(self) -> None:
         while True:
-            batch = [await self._jobs.get()]
+            batch = [await self.jobs.get()]
             await asyncio.sleep(_LINGER_S)
-            while len(batch) < self._batch_size and not self._jobs.empty():
-                batch.append(self._jobs.get_nowait())
+            while len(batch) < self._batch_size and not self.jobs.empty():
+                batch.append(self.jobs.get_nowait())
             for explain in (False, True):
                 await self._compute([job for job in batch if job.explain == explain], explain)
             # While the next picture is waited for, none of these is held in memory.
@@ -70,7 +65,6 @@ class Batcher:
         jobs = [job for job in jobs if not job.future.done()]
         if not jobs:
             return
-        start = time.perf_counter()
         compute = partial(self._predict, [job.picture for job in jobs], explain=explain)
         try:
             predictions = await asyncio.wrap_future(self._thread.submit(compute))
@@ -82,7 +76,7 @@ class Batcher:
             elif not jobs[0].future.done():
                 jobs[0].future.set_exception(error)
             return
-        self._watch(len(jobs), time.perf_counter() - start)
+        self._watch(len(jobs))
         for job, prediction in zip(jobs, predictions, strict=True):
             if not job.future.done():
                 job.future.set_result(prediction)

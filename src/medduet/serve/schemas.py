@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Sequence
-from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -26,8 +25,8 @@ class Options(BaseModel):
 
     model: str | None = None
     """Name of the model; else the first."""
-    mask: Literal["png", "rle", "none"] = "png"
-    """How to send the mask; rle is COCO's, uncompressed."""
+    mask: bool = True
+    """Also send the mask."""
     explain: bool = False
     """Also send the heat map (Grad-CAM)."""
     image: bool = False
@@ -42,16 +41,13 @@ class MaskClass(BaseModel):
     index: int
     name: str
     pixels: int = Field(description="number of pixels of the class")
-    rle: dict[str, list[int]] | None = Field(
-        None, description="size: height and width; counts: runs down the columns, outside first"
-    )
 
 
 class Mask(BaseModel):
     """The predicted mask; 0 is background."""
 
     classes: list[MaskClass]
-    png: str | None = Field(None, description="base64 of a palette PNG; values are class indices")
+    png: str = Field(description="base64 of a palette PNG; values are class indices")
 
 
 class PredictionResponse(BaseModel):
@@ -92,9 +88,8 @@ def encode_prediction(
         width=width,
         **{field: getattr(prediction, field) for field in _SAME},
     )
-    if prediction.mask is not None and options.mask != "none":
-        rle = options.mask == "rle"
-        response.mask = _mask(prediction.mask, predictor.mask_names, rle, size)
+    if prediction.mask is not None and options.mask:
+        response.mask = _mask(prediction.mask, predictor.mask_names, size)
     if prediction.heatmap is not None:
         response.heat = _heat(prediction.heatmap, size)
     if options.image:
@@ -102,24 +97,12 @@ def encode_prediction(
     return response.model_dump_json()
 
 
-def run_lengths(inside: NDArray[np.bool_]) -> dict[str, list[int]]:
-    """Return COCO's uncompressed run-length code of the pixels ``(H, W)`` that are inside."""
-    flat = inside.ravel(order="F")
-    ends = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = np.concatenate([[0] if flat[0] else [], [0], ends, [flat.size]])
-    return {"size": list(inside.shape), "counts": np.diff(edges).astype(int).tolist()}
-
-
-def _mask(
-    values: NDArray[np.uint8], names: Sequence[str], rle: bool, size: tuple[int, int]
-) -> Mask:
-    classes = []
-    for index, name in list(enumerate(names))[1:]:
-        inside = values == index
-        lengths = run_lengths(inside) if rle else None
-        classes.append(MaskClass(index=index, name=name, pixels=int(inside.sum()), rle=lengths))
-    if rle:
-        return Mask(classes=classes)
+def _mask(values: NDArray[np.uint8], names: Sequence[str], size: tuple[int, int]) -> Mask:
+    classes = [
+        MaskClass(index=index, name=name, pixels=int((values == index).sum()))
+        for index, name in enumerate(names)
+        if index
+    ]
     image = Image.fromarray(resize_mask(values, *size))
     image.putpalette(np.ravel(mask_colors(len(names))).tolist())
     return Mask(classes=classes, png=_base64(image, transparency=0))

@@ -41,20 +41,13 @@ class Counters:
         times = partial(Histogram, buckets=_SECONDS, registry=all_of)
         sizes = partial(Histogram, buckets=_IMAGES, registry=all_of)
         gauge = partial(Gauge, registry=all_of)
-        model = ["model"]
         self.requests = Counter(
             "medduet_requests", "Predictions by status.", ["status"], registry=all_of
         )
         self.seconds = times("medduet_request_seconds", "From the start of a request to its end.")
         self.in_progress = gauge("medduet_requests_in_progress", "Requests that are not answered.")
-        self.queue = gauge("medduet_queue_images", "Images that wait.", model)
-        self.batch_images = sizes("medduet_batch_images", "Images per batch.", model)
-        self.batch_seconds = times("medduet_batch_seconds", "Time to compute a batch.", model)
-
-    def add_batch(self, model: str, images: int, seconds: float) -> None:
-        """Count a batch."""
-        self.batch_images.labels(model).observe(images)
-        self.batch_seconds.labels(model).observe(seconds)
+        self.queue = gauge("medduet_queue_images", "Images that wait.", ["model"])
+        self.batch_images = sizes("medduet_batch_images", "Images per batch.", ["model"])
 
 
 class Service:
@@ -75,10 +68,11 @@ class Service:
         with WorkerPool(workers, seconds=self.limits.timeout_s) as self._readers:
             await asyncio.to_thread(self._readers.call, kind_of, b"")  # starts the processes
             for name, each in self.served.items():
+                watch = self.counters.batch_images.labels(name).observe
                 predict, most = each.predictor.predict_pictures, each.predictor.batch_size
-                batcher = Batcher(predict, most, partial(self.counters.add_batch, name))
+                batcher = Batcher(predict, most, watch)
                 self.batchers[name] = batcher
-                self.counters.queue.labels(name).set_function(batcher.waiting)
+                self.counters.queue.labels(name).set_function(batcher.jobs.qsize)
             yield
             for batcher in self.batchers.values():
                 batcher.close()

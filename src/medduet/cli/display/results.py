@@ -23,11 +23,7 @@ if TYPE_CHECKING:
 
 Arguments = Mapping[str, Any]
 _MOST_FAILED = 5
-_STRESS = {
-    **{key: METRICS[key].name for key in ("accuracy", "balanced_error", "dice_nonempty", "ece")},
-    "be": "BE / baseline",
-    "rbe": "rBE / baseline",
-}
+_ONE_RUN_EACH = "One run each: differences between seeds are not taken into account."
 
 
 def _interval(row: Arguments, key: str, digits: int) -> str:
@@ -78,19 +74,19 @@ def _evaluation(metrics: Mapping[str, Any], arguments: Arguments) -> None:
 
 def _stress(record: Mapping[str, Any], arguments: Arguments) -> None:
     from medduet.evaluation.stress import stress_folder
-    from medduet.reports.stress import write_stress_page
+    from medduet.reports.stress import NAMES, write_stress_page
 
     name, split, clean = record["data"]["name"], record["split"], record["clean"]
     rows = {"clean": clean}
     rows |= {key: each | each["mean"] for key, each in record["corruptions"].items()}
     rows["mean"] = record | record["mean"]
-    shown = [key for key in _STRESS if isinstance(rows["mean"].get(key), float)]
+    shown = [key for key in NAMES if isinstance(rows["mean"].get(key), float)]
     title = f"{record['network']} on {name}, {split}, n = {clean['n']}: mean over five severities"
     cells = [
         [corruption, *("" if row.get(key) is None else f"{row[key]:.3f}" for key in shown)]
         for corruption, row in rows.items()
     ]
-    write_table(title, ["corruption"], [_STRESS[key] for key in shown], cells)
+    write_table(title, ["corruption"], [NAMES[key] for key in shown], cells)
     folder = arguments["out"] or stress_folder(arguments["path"], record)
     write_stress_page(record, folder)
     write(f"report: {folder / 'index.html'}")
@@ -163,8 +159,8 @@ def _comparison(comparison: Comparison, arguments: Arguments) -> None:
         ]
         rows.append([metric.name, *("" if "nan" in cell else cell for cell in cells)])
     right = ["a", "b", "a - b", "95% CI", "effect", "n", "test", "p", "p (Holm)"]
-    write_table(f"{comparison.data}, {comparison.split}", [""], right, rows)
-    write(*comparison.skipped, *comparison.notes, comparison.sentence)
+    write_table(f"{comparison.data}, test split", [""], right, rows)
+    write(*comparison.skipped, _ONE_RUN_EACH, comparison.sentence)
 
 
 def _predictions(record: PredictRecord, arguments: Arguments) -> int:
