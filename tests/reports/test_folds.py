@@ -11,8 +11,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 import medduet
 from medduet import RunConfig
-from medduet.reports.folds import CrossValidated, join_folds
-from medduet.reports.grouping import group_runs
+from medduet.reports.grouping import CrossValidated, group_runs, join_folds
 from medduet.reports.measures import measure
 from medduet.runs.folder import RunFolder, find_runs
 

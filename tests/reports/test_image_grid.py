@@ -39,16 +39,12 @@ def disc(n: int) -> np.ndarray:
 )
 def test_predictions(n: int, colour: bool, extras: str) -> None:
     picture, labels = images(n, colour), np.arange(n) % 3
-    figure = prediction_grid(
-        picture,
-        "A title",
-        LONG,
-        labels,
-        np.full((n, 3), [0.98, 0.01, 0.01]),
-        disc(n) if "t" in extras else None,
-        disc(n) if "p" in extras else None,
-        picture if "r" in extras else None,
-    )
+    samples = {"images": picture}
+    samples |= {"truth_masks": disc(n), "has_mask": np.ones(n, bool)} if "t" in extras else {}
+    samples |= {"predicted_masks": disc(n)} if "p" in extras else {}
+    samples |= {"reconstructions": picture} if "r" in extras else {}
+    shares = np.full((n, 3), [0.98, 0.01, 0.01])
+    figure = prediction_grid(samples, "A title", LONG, labels, shares)
     panels = {"": 1, "t": 1, "r": 2, "tp": 2, "tpr": 3}[extras]
     assert len(figure.axes) == n * panels
     right = labels == 0
@@ -64,23 +60,23 @@ def test_predictions(n: int, colour: bool, extras: str) -> None:
 
 def test_unknown_and_multi_label_truth() -> None:
     probability = np.array([[0.6, 0.4], [0.3, 0.7]])
-    figure = prediction_grid(images(2), "", ["a", "b"], np.array([-1, 1]), probability)
+    figure = prediction_grid({"images": images(2)}, "", ["a", "b"], np.array([-1, 1]), probability)
     assert {"unknown\n→ a 60%", "b\n→ b 70% ✓", "1 of 1 correct"} <= set(texts(figure))
     labels = np.array([[1, 0, 1], [0, 0, 0], [1, -1, 0], [-1, -1, -1]])
     predicted = np.array([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 0]], dtype=float)
-    figure = prediction_grid(images(4), "", ["a", "b", "c"], labels, predicted)
+    figure = prediction_grid({"images": images(4)}, "", ["a", "b", "c"], labels, predicted)
     headings = {"a + c\n→ a ✗", "none\n→ none ✓", "a\n→ a + b ✓", "unknown\n→ none"}
     assert {*headings, "2 of 3 correct"} <= set(texts(figure))
 
 
 def test_masks_without_labels() -> None:
-    masks = disc(3)
-    masks[0] = -1
-    figure = prediction_grid(images(3), "", truth_masks=masks, predicted_masks=disc(3) * 0)
+    samples = {"images": images(3), "truth_masks": disc(3), "predicted_masks": disc(3) * 0}
+    figure = prediction_grid(samples | {"has_mask": np.arange(3) > 0}, "")
     assert {"truth: unknown", "prediction: empty"} <= set(texts(figure))
     several = disc(2)
     several[:, 20:, :] = 3
-    figure = prediction_grid(images(2), "", truth_masks=several, predicted_masks=several)
+    samples = {"images": images(2), "truth_masks": several, "predicted_masks": several}
+    figure = prediction_grid(samples | {"has_mask": np.ones(2, bool)}, "")
     assert "truth" in texts(figure)
     assert all(len(axes.collections) == 2 for axes in figure.axes)
     assert inside(figure)

@@ -14,8 +14,7 @@ from statsmodels.stats.proportion import proportion_confint
 import medduet
 from medduet.reports.details import coverage
 from medduet.reports.figures import reliability
-from medduet.reports.folds import CrossValidated
-from medduet.reports.grouping import group_runs
+from medduet.reports.grouping import CrossValidated, group_runs
 from medduet.runs.folder import open_run
 from medduet.uncertainty.calibration import Calibration, calibration_summary
 from medduet.utils.files import write_json

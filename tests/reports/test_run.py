@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from medduet import RunRecord
-from medduet.reports.run import draw_run
+from medduet.reports.figures import draw_run
 
 FIGURES = {"confusion_matrix", "learning_curves", "predictions", "roc"}
 

@@ -21,9 +21,8 @@ from starlette.exceptions import HTTPException
 
 from medduet import Predictor
 from medduet.serve.app import create_app
-from medduet.serve.batcher import Batcher
 from medduet.serve.schemas import PredictionResponse
-from medduet.serve.service import CLIENT_GONE, Served
+from medduet.serve.service import CLIENT_GONE, Batcher, Served
 from medduet.serve.uploads import LARGEST, Limits, Room
 from medduet.utils.palette import mask_colors
 

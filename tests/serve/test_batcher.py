@@ -10,7 +10,7 @@ import pytest
 
 from medduet.data.reading.images import Picture
 from medduet.inference.predictor import Prediction
-from medduet.serve.batcher import Batcher
+from medduet.serve.service import Batcher
 
 
 class Network:

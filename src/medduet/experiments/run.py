@@ -24,7 +24,7 @@ from medduet.experiments.config import require_one
 from medduet.models.base import network_cost
 from medduet.models.inference import prepare_network
 from medduet.models.weights import WeightsReport
-from medduet.reports.run import draw_run
+from medduet.reports.figures import draw_run
 from medduet.runs.bundle import save_bundle
 from medduet.runs.environment import describe_data, describe_environment
 from medduet.runs.folder import RunFolder, validation_selected

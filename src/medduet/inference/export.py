@@ -233,24 +233,20 @@ def differences(
 ) -> dict[str, float]:
     """Return how far `predict` is from `reference` on images, see `ExportRecord`."""
     a, b = _heads(reference, images), _heads(predict, images)
-    found = {name: float(np.abs(a[name] - b[name]).max()) for name in a.keys() - {"mask"}}
+    found = {name: float(np.abs(a[name] - b[name]).max()) for name in a if name != "mask"}
     if "mask" in a:
         found["mask"] = float((a["mask"] != b["mask"]).mean())
     if "probability" in a:
         p, q = a["probability"], b["probability"]
-        differs = p.argmax(axis=1) != q.argmax(axis=1)
-        if multi_label:
-            differs = ((p > 0.5) != (q > 0.5)).any(axis=1)
-        found["class"] = float(differs.mean())
+        differs = (p > 0.5) != (q > 0.5) if multi_label else p.argmax(axis=1) != q.argmax(axis=1)
+        found["class"] = float(differs.reshape(len(p), -1).any(axis=1).mean())
     return found
 
 
 def largest(found: dict[str, float], precision: Precision) -> float:
     """Return the largest difference, NaN if one is; INT8 is judged by classes and masks alone."""
-    judged = {"probability", "mask", "reconstruction"}
-    if precision == "int8" and found.keys() & {"class", "mask"}:
-        judged = {"class", "mask"}
-    return float(np.max([found[name] for name in found.keys() & judged]))
+    coarse = found.keys() & {"class", "mask"} if precision == "int8" else set()
+    return float(np.max([found[name] for name in coarse or found.keys() - {"class"}]))
 
 
 def _heads(predict: Predict, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:

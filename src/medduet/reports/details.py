@@ -8,8 +8,7 @@ import pandas as pd
 
 from medduet.metrics.intervals import UNDEFINED, wilson
 from medduet.reports import figures, grid_figures
-from medduet.reports.folds import CrossValidated
-from medduet.reports.grouping import Group, Runs
+from medduet.reports.grouping import CrossValidated, Group, Runs
 from medduet.reports.page import Section, Table, brackets, numbers, say
 from medduet.runs.folder import RunFolder
 

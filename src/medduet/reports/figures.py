@@ -1,6 +1,7 @@
-"""Figures of a run, drawn from plain data: no model, no GPU, no images of the training set."""
+"""Figures of a run, drawn from its folder or plain data: no model, no GPU."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,10 @@ from sklearn.metrics import auc, roc_curve
 from medduet.metrics.intervals import wilson
 from medduet.metrics.names import metric_name
 from medduet.reports import style
-from medduet.reports.style import STYLE, WIDTH, panels, shorten
+from medduet.reports.image_grid import prediction_grid
+from medduet.reports.style import STYLE, WIDTH, panels, save, shorten
+from medduet.runs.folder import RunFolder
+from medduet.runs.predictions import Predictions
 from medduet.types import UNKNOWN_LABEL
 from medduet.utils.palette import BLUE, FAINT, GREY, INK, LINES, VERMILION
 
@@ -188,3 +192,43 @@ def _pooled(summaries: Sequence[Summary], kind: str) -> tuple[Any, Any, Any]:
     total = n.sum(axis=0)
     x, y = (np.nansum(n * mean, axis=0) / np.maximum(total, 1) for mean in means)
     return total, x, y
+
+
+def draw_run(path: Path) -> list[Path]:
+    """Draw the figures of the run in the folder `path` into ``figures/``; return their paths.
+
+    All but the curves show the epoch that validation selected.
+    """
+    run = RunFolder(path)
+    data, selected, other = run.data, run.validation_selected, run.test_selected
+    name, test, predictions = data["name"], selected["test"], run.predictions("test")
+    epochs = selected["selected_epoch"], other["selected_epoch"] if other else None
+    figures = {
+        "learning_curves": learning_curves(run.epochs, *epochs),
+        "predictions": _sheet(run.samples, predictions, data),
+    }
+    label, probability = predictions.label, predictions.probability
+    if label is not None and probability is not None:
+        if not data["multi_label"]:
+            matrix = {"": test["confusion_matrix"]}
+            figures["confusion_matrix"] = confusion(matrix, data["class_names"])
+        if test["auc"] is not None:
+            figures["roc"] = roc(label, probability, data["class_names"], test["auc_interval"])
+        if (calibration := test.get("calibration")) and calibration["n"]:
+            figures["reliability"] = reliability({name: ([calibration], 1)})
+    for key, figure in figures.items():
+        save(figure, path / "figures" / f"{key}.png")
+    return [path / "figures" / f"{key}.png" for key in figures]
+
+
+def _sheet(path: Path, predictions: Predictions, data: Any) -> Figure:
+    with np.load(path, allow_pickle=False) as samples:
+        arrays = dict(samples)
+    index, label, probability = arrays["index"], predictions.label, predictions.probability
+    return prediction_grid(
+        arrays,
+        f"{data['name']}, the first test images of each class",
+        data["class_names"],
+        None if label is None else label[index],
+        None if probability is None else probability[index],
+    )

@@ -1,6 +1,6 @@
 """Images in a grid, with their classes, outlines of masks, and predictions or versions beside."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,31 +103,28 @@ def _draw_panel(axes: Axes, panel: Panel, row: int, *, linewidth: float) -> None
 
 
 def prediction_grid(
-    images: NDArray[np.uint8],
+    samples: Mapping[str, NDArray[Any]],
     title: str,
     class_names: Sequence[str] = (),
     labels: NDArray[np.int64] | None = None,
     probability: NDArray[np.float64] | None = None,
-    truth_masks: NDArray[np.int64] | None = None,
-    predicted_masks: NDArray[np.int64] | None = None,
-    reconstructions: NDArray[np.uint8] | None = None,
 ) -> Figure:
-    """Draw N images, each with true and predicted class, outlines and reconstruction.
+    """Draw the N images of ``samples.npz``, with true and predicted class, and what else is there.
 
     Labels are ``(N,)`` or ``(N, K)`` of 0 and 1, -1 is unknown, and probabilities ``(N, K)``.
     """
-    several = any(masks is not None and masks.max() > 1 for masks in (truth_masks, predicted_masks))
-    panels = [
-        Panel(caption, images, masks, "" if several else color)
-        for caption, masks, color in (
-            ("truth", truth_masks, TRUTH),
-            ("prediction", predicted_masks, PREDICTION),
-        )
-        if masks is not None
-    ]
+    images, panels = samples["images"], []
+    several = any(samples[name].max() > 1 for name in samples if name.endswith("_masks"))
+    if "truth_masks" in samples:
+        known, truth = samples["has_mask"][:, None, None], samples["truth_masks"].astype(int)
+        masks = np.where(known, truth, UNKNOWN_MASK)
+        panels.append(Panel("truth", images, masks, "" if several else TRUTH))
+    if "predicted_masks" in samples:
+        color = "" if several else PREDICTION
+        panels.append(Panel("prediction", images, samples["predicted_masks"], color))
     panels = panels or [Panel("", images)]
-    if reconstructions is not None:
-        panels.append(Panel("reconstruction", reconstructions))
+    if "reconstructions" in samples:
+        panels.append(Panel("reconstruction", samples["reconstructions"]))
     if labels is None or probability is None:
         return image_grid(panels, [""] * len(images), title)
     predicted = probability.argmax(axis=1) if labels.ndim == 1 else (probability > 0.5).astype(int)

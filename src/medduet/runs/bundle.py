@@ -1,16 +1,20 @@
-"""A trained network with all that is needed to use it, in a folder without pickles."""
+"""A trained network and its card, with all that is needed to use it, in a folder without pickle."""
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard, ModelCardData
+
 from medduet._version import __version__
 from medduet.errors import ConfigError
+from medduet.metrics.names import METRICS
 from medduet.models.base import DuetNetwork
 from medduet.models.weights import load_network, save_network
-from medduet.runs.card import model_card
 from medduet.runs.config import BundleConfig
 from medduet.types import DenseLayout
 from medduet.utils.files import atomic_folder, finite, write_text
@@ -132,3 +136,51 @@ def _without_paths(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(("/", "~", "./", "../")):
         return Path(value).name
     return value
+
+
+_METRICS = ("accuracy", "auc", "dice", "dice_nonempty", "iou", "mse")
+
+
+def model_card(
+    config: BundleConfig, address: str = "path/of/this/folder", licence: str | None = None
+) -> str:
+    """Return the Markdown model card of a bundle, whose names may be a stranger's."""
+    template = resources.files("medduet") / "runs" / "templates" / "card.md"
+    tags = ["medical-imaging", "multi-task"]
+    tags += ["image-classification"] if config.class_names else []
+    tags += ["image-segmentation"] if config.mask_names else []
+    dataset = re.sub(r"[^\w.-]+", "-", config.data.name if config.data else "", flags=re.ASCII)
+    about = ModelCardData(
+        license=licence,
+        library_name="medduet",
+        tags=tags,
+        datasets=[dataset.strip("-.")] if dataset.strip("-.") else None,
+        ignore_metadata_errors=False,
+    )
+    card = ModelCard.from_template(
+        about,
+        template_str=template.read_text("utf-8"),
+        config=config,
+        address=address,
+        rows=list(_rows(config)),
+        escape=escape,
+    )
+    return f"{str(card).strip()}\n"
+
+
+def escape(text: object) -> str:
+    """Return any text as one line of Markdown that shows it as it is."""
+    line = re.sub(r"([\\`*_\[\]<>&|~$#:@!])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"(?i)\b(www)\.", r"\1\\.", line)
+
+
+def _rows(config: BundleConfig) -> Iterator[dict[str, Any]]:
+    for split in ("val", "test"):
+        summary = config.metrics.get(split, {})
+        for key in _METRICS:
+            if isinstance(value := summary.get(key), float):
+                n = summary["n"]
+                if key.startswith(("dice", "iou")):  # masks may be known of other images
+                    n = summary.get(f"{key}_n") or summary.get("dice_n") or n
+                row = {"key": key, "split": split, "n": n, "value": value}
+                yield row | {"name": METRICS[key].name}
