@@ -140,6 +140,7 @@ def test_masks(cache: Path) -> None:
     normal, lesion = np.flatnonzero(labels == 0), np.flatnonzero(labels > 0)
     masks[lesion[0]], masks[lesion[1]] = 0, 1
     masks[normal[0], 4:9, 4:9] = 1
+    masks[lesion[2:20], :3, :3] = 1
     known = np.arange(80) != lesion[30]
     found = audited(changed(images, train={"masks": masks, "has_mask": known}), cache)
     for kind, row in (
@@ -149,6 +150,7 @@ def test_masks(cache: Path) -> None:
         ("missing-masks", lesion[30]),
     ):
         assert found[kind].rows == [row], kind
+    assert set(lesion[2:20]) <= set(found["masks-at-the-border"].rows)
 
 
 def test_a_cleaned_split(leaky: ImageSet, cache: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from medduet.data.imageset import SPLITS, ImageSet, Split, iterate_chunks
 
 _BLACK, _CONSTANT = 8, 1.0  # the brightest grey level of a blank image, or the spread of all
 _EQUAL_CHANNELS = 2  # grey levels that channels of a grey image may differ by, as after JPEG
+_AT_BORDER = 0.1  # share of the masks
 _MAX_MARGIN = 0.10  # half of an interval, above which a class has too few test images
 _ALPHA, _MIN_CRAMERS_V = 0.05, 0.1  # small, by Cohen
 _NORMAL = re.compile(
@@ -128,7 +129,7 @@ def _add_missing(findings: Findings, what: str, counts: pd.DataFrame) -> None:
 
 
 def _statistics(pool: Split, classes: int, progress: Progress) -> pd.DataFrame:
-    """Return grey levels of each image, and the pixels of each mask class."""
+    """Return grey levels of each image, pixels of each mask class, and if any touch the border."""
     tables = []
     for rows, chunk in iterate_chunks(pool.images, progress, "check images"):
         values = grey(chunk).flatten(1).numpy()
@@ -140,6 +141,8 @@ def _statistics(pool: Split, classes: int, progress: Progress) -> pd.DataFrame:
             masks = pool.masks[rows]
             for number in range(classes):
                 table[number] = (masks == number).sum(axis=(1, 2))
+            sides = masks[:, [0, -1]].any(axis=(1, 2)), masks[:, :, [0, -1]].any(axis=(1, 2))
+            table["border"] = sides[0] | sides[1]
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
@@ -155,10 +158,13 @@ def _check_masks(findings: Findings, images: ImageSet, table: pd.DataFrame) -> N
         normal = np.isin(pool.labels, normal_classes)
         # A class without any mask is a normal one, whatever its name.
         unmasked = normal | ((pool.labels >= 0) & ~np.isin(pool.labels, pool.labels[filled]))
+    at_border = table["border"].to_numpy() & filled & ~full
+    often = at_border.sum() > _AT_BORDER * max(filled.sum(), 1)
     text = f" of class {', '.join(images.class_names[k] for k in normal_classes)}"
     findings.of_images("Empty masks", "note", known & ~filled & ~unmasked)
     findings.of_images("Masks without background", "warning", full)
     findings.of_images("Masks on normal images", "warning", filled & normal, text)
+    findings.of_images("Masks at the border", "note", at_border & often)
     findings.of_images("Missing masks", "note", ~known)
     present = (table[lesions] > 0).groupby(np.array(SPLITS)[findings.splits]).sum().T
     _add_missing(findings, "mask class", present.set_axis(images.mask_names[1:]))
