@@ -16,7 +16,7 @@ Sources: doi:10.1038/s41597-022-01721-8 (MedMNIST), doi:10.1038/s41597-024-04159
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 from math import prod
@@ -87,27 +87,22 @@ def _unpack(
     check_room(folder, total)
     seen = {name: np.zeros(256, bool) for name in SPLITS}  # which values masks have
     with counted(progress, f"unpack {path.name}", total) as count:
-
-        def write(
-            name: str,
-            resize: Callable[[NDArray[np.uint8], int, int], NDArray[np.uint8]],
-            colours: tuple[int, ...],
-            chunks: Iterable[NDArray[np.uint8]],
-        ) -> None:
-            with growing_array(folder / f"{name}.npy", (*sides, *colours)) as append:
-                for chunk in chunks:
-                    if sides != original:
-                        chunk = np.stack([resize(each, *sides) for each in chunk])
-                    append(chunk)
-                    count(chunk.nbytes)
-
         for name, split in splits.items():
             chunks = chain.from_iterable(map(archive.chunks, split.images))
-            images = (chunk.reshape(-1, *split.shape[1:]) for chunk in chunks)
-            write(f"{name}_images", resize_image, split.shape[3:], images)
+            pixels: dict[str, Iterable[NDArray[np.uint8]]] = {
+                "images": (chunk.reshape(-1, *split.shape[1:]) for chunk in chunks)
+            }
             if split.masks:
-                masks = _known_masks(archive, split, seen[name])
-                write(f"{name}_masks", resize_mask, (), masks)
+                pixels["masks"] = _known_masks(archive, split, seen[name])
+            for field, layer in pixels.items():
+                resize = resize_image if field == "images" else resize_mask
+                tail = *sides, *(split.shape[3:] if field == "images" else ())
+                with growing_array(folder / f"{name}_{field}.npy", tail) as append:
+                    for chunk in layer:
+                        if sides != original:
+                            chunk = np.stack([resize(each, *sides) for each in chunk])
+                        append(chunk)
+                        count(chunk.nbytes)
             for field, row in split.rows.items():
                 np.save(folder / f"{name}_{field}.npy", row)
     values = {name: set(np.flatnonzero(each).tolist()) for name, each in seen.items()}
