@@ -79,22 +79,3 @@ def test_too_few_validation_images_are_told(finished_run: RunRecord) -> None:
     assert honest["calibration_missing"] == why
     assert "calibration" not in honest["test"]
     assert not (finished_run.path / "figures" / "reliability.png").exists()
-
-
-def test_several_labels_are_calibrated_too(make_config: MakeConfig, tmp_path: Path) -> None:
-    rng, arrays = np.random.default_rng(0), {}
-    for split, count in (("train", 32), ("val", 30), ("test", 30)):
-        arrays[f"{split}_labels"] = rng.integers(0, 2, (count, 3)).astype(np.uint8)
-        shade = 80 * arrays[f"{split}_labels"][:, :1, None]
-        arrays[f"{split}_images"] = (shade + rng.integers(0, 90, (count, 16, 16))).astype(np.uint8)
-    np.savez(tmp_path / "many.npz", **arrays)
-    data = {"name": str(tmp_path / "many.npz"), "count": None, "size": 16}
-    config = make_config(tmp_path / "run", data=data, objective={"tasks": ["classify"]})
-    record = medduet.train(config)
-    test = record.metrics["test"]["calibration"]
-    assert test["ece_kind"].startswith("every label")
-    labels = arrays["test_labels"]
-    assert test["sets"]["0.90"]["n"] == labels.sum()
-    per_class = test["sets"]["0.90"]["per_class"].values()
-    assert [part["n"] for part in per_class] == labels.sum(axis=0).tolist()
-    assert (record.path / "figures" / "reliability.png").is_file()

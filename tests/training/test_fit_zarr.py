@@ -1,8 +1,7 @@
 """Training on a zarr store of a server: stopped, cut off, resumed, and against the array itself."""
 
 import json
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ import medduet
 from medduet import RunConfig
 from medduet.data import download
 from medduet.data.zarr_store import write_zarr
-from medduet.errors import DownloadError, Interrupted
-from medduet.training.reporter import Reporter
+from medduet.errors import DownloadError
 from medduet.training.state import load_checkpoint
 from medduet.utils.parsing import read_json
 
@@ -25,16 +23,6 @@ LONG = {
     "train": {"epochs": 4, "augment": "strong", "grad_clip": 1.0},
     "evaluate": {"select": "mse"},
 }
-
-
-class AtStep(Reporter):
-    def __init__(self, number: int, act: Callable[[], object]) -> None:
-        self.left, self.act = number, act
-
-    def step(self, images: int, losses: Callable[[], Mapping[str, float]]) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self.act()
 
 
 @pytest.fixture(scope="module")
@@ -56,22 +44,25 @@ def on(url: str, cache: Path) -> dict[str, Any]:
 
 
 def test_a_run_that_was_stopped_and_cut_off_ends_the_same(
-    make_config: MakeConfig, folder: Path, tmp_path: Path, serve: Callable[[Path], Any]
+    make_config: MakeConfig,
+    stop_after: Any,
+    listen_at: Any,
+    folder: Path,
+    tmp_path: Path,
+    serve: Callable[[Path], Any],
 ) -> None:
     server = serve(folder.parent)
     data = on(f"{server.address}/set.zarr", tmp_path / "cache")
     whole = medduet.train(make_config(tmp_path / "whole", data=data, **LONG)).path
-    run, stop = tmp_path / "run", threading.Event()
-    config = make_config(run, data=data | {"cache": str(tmp_path / "other")}, **LONG)
-    with pytest.raises(Interrupted):
-        medduet.train(config, reporter=AtStep(2, stop.set), stop=stop)
+    run = tmp_path / "run"
+    stop_after(3, make_config(run, data=data | {"cache": str(tmp_path / "other")}, **LONG))
 
     def die() -> None:
         server.dead = True
 
     server.asked.clear()
     with pytest.raises(DownloadError, match=f"answered 503 .* medduet train --resume {run}"):
-        medduet.train(resume=run, reporter=AtStep(4, die))
+        medduet.train(resume=run, reporter=listen_at(4, die))
     assert any("train/images/c" in name for name in server.asked)
     progress = load_checkpoint(run / "checkpoints" / "last.pt")["progress"]
     steps = (progress["epoch"] - 1) * 6 + progress["step"]

@@ -17,8 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from medduet.errors import ModelError
 from medduet.types import Outputs
 
-_ROW = torch.linspace
-
 
 class Normalize(nn.Module):
     """Scale uint8 images to [0, 1], then subtract the mean and divide by the standard deviation.
@@ -150,7 +148,7 @@ class NumbersOnCPU(TorchFunctionMode):
     """Keeps rows of numbers off ``meta``, where libraries could not read the rates of blocks."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        device = {"device": "cpu"} if func is _ROW else {}
+        device = {"device": "cpu"} if func is torch.linspace else {}
         return func(*args, **(kwargs or {}) | device)
 
 
