@@ -23,8 +23,6 @@ from medduet.models.inception import dense_inception_unet
 from medduet.models.unet import Sharpen, UNet, Upsampling
 
 TASK_PAPER = "Li, Li, Ting: A Study of Multi-Task Learning Using a VoVNet-OSA Block Enhanced U-Net"
-
-
 _PARTS = {"block", "stem", "pool", "enlarge", "skip"}
 """What a U-Net is made of, which makes it another network."""
 
@@ -123,7 +121,7 @@ def find_model(name: str) -> ModelSpec:
         return _timm_spec(name)
     if name.startswith("smp:"):
         return _smp_spec(name)
-    raise _unknown(name, name, {own: own for own in MODELS} | _timm_names("timm:"))
+    raise _unknown(name, name, {each: each for each in MODELS} | _timm_names("timm:"))
 
 
 def _unknown(name: str, typed: str, choices: Mapping[str, str]) -> ModelError:

@@ -12,7 +12,6 @@ is numpy, so that networks that run without torch have the statistics, too.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
@@ -35,27 +34,28 @@ _SMALL, _SMALLEST_SIDE = 1e-3, 8
 Array = NDArray[np.float64]
 
 
-def _decoder(kind: str) -> Callable[[Any], Array]:
-    def decode(value: Any) -> Array:
-        if isinstance(value, str):
-            value = np.frombuffer(base64.b64decode(value, altchars=b"-_", validate=True), kind)
-        if not isinstance(value, np.ndarray) or value.ndim != 1 or not value.size:
-            raise ValueError("expected an array in base64")
-        if not np.isfinite(value).all():
-            raise ValueError("expected finite numbers")
-        array: Array = value.astype(kind).astype(np.float64)  # as it is saved
-        return array
-
-    return decode
+def _decode(kind: str, value: Any) -> Array:
+    if isinstance(value, str):
+        value = np.frombuffer(base64.b64decode(value, altchars=b"-_", validate=True), kind)
+    if not isinstance(value, np.ndarray) or value.ndim != 1 or not value.size:
+        raise ValueError("expected an array in base64")
+    if not np.isfinite(value).all():
+        raise ValueError("expected finite numbers")
+    array: Array = value.astype(kind).astype(np.float64)  # as it is saved
+    return array
 
 
-def _encoder(kind: str) -> Callable[[Array], str]:
+def _encode(kind: str, value: Array) -> str:
     # No path begins like this, which what is sent to a hub would be shortened.
-    return lambda value: base64.urlsafe_b64encode(value.astype(kind).tobytes()).decode("ascii")
+    return base64.urlsafe_b64encode(value.astype(kind).tobytes()).decode("ascii")
 
 
-_Single = Annotated[Array, PlainValidator(_decoder("<f4")), PlainSerializer(_encoder("<f4"))]
-_Half = Annotated[Array, PlainValidator(_decoder("<f2")), PlainSerializer(_encoder("<f2"))]
+def _saved(kind: str) -> tuple[PlainValidator, PlainSerializer]:
+    return PlainValidator(partial(_decode, kind)), PlainSerializer(partial(_encode, kind))
+
+
+_Single = Annotated[Array, *_saved("<f4")]
+_Half = Annotated[Array, *_saved("<f2")]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _STRANGERS = ConfigDict(strict=True, extra="forbid", frozen=True)  # who wrote a bundle
