@@ -15,21 +15,25 @@ For each split of ``train``, ``val`` and ``test``:
 Sources: doi:10.1038/s41597-022-01721-8 (MedMNIST), doi:10.1038/s41597-024-04159-2 (MedSegBench).
 """
 
+import io
 import re
+import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_magic
 from numpy.typing import NDArray
 
-from medduet.data.archive import Archive
 from medduet.data.cache import Progress, cache_folder, counted, file_digests
-from medduet.data.imageset import SPLITS, ImageSet
+from medduet.data.imageset import SPLITS, ImageSet, rows_per_chunk
 from medduet.data.pixels import resize_image, resize_mask
+from medduet.data.reading.core import MAX_FRAME_PIXELS
 from medduet.data.store import check_room, growing_array, open_store, stored
 from medduet.errors import DataError, MissingFileError
 from medduet.types import UNKNOWN_LABEL
@@ -37,6 +41,10 @@ from medduet.utils.files import write_json
 
 MAX_CLASSES = 10_000
 MAX_MASK_CLASSES = 64
+_PIXELS = re.compile(r"(train|val|test)_(images|masks|label)(_C[0-9]{1,6})?")
+_ROWS = re.compile(r"(train|val|test)_(labels|has_mask|ids|groups)|(class|mask)_names")
+_MOST_ROWS = 16 << 20  # bytes of what is no image, unless the file itself is larger
+_MOST_CONTENTS = 1 << 20  # bytes of the zip's table of contents; a set has a few dozen arrays
 _FORMAT = "v4"  # part of each store's key; raise it when what `_unpack` writes changes
 
 
@@ -65,6 +73,97 @@ def open_npz(
     return ImageSet(name=path.stem, **fields, fingerprint=fingerprint)
 
 
+class _Archive(dict[str, NDArray[Any]]):
+    """The arrays of a stranger's file, read in constant memory; none of its headers is trusted.
+
+    Those of images and masks are empty shapes, see `chunks`: `numpy.load` would read them whole.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        with self._reading(), _Contents(path) as file:
+            members = zipfile.ZipFile(file).infolist()
+        for member in members:
+            key = member.filename.removesuffix(".npy")
+            if _PIXELS.fullmatch(key) or _ROWS.fullmatch(key):
+                with self._reading(key):
+                    self._add(key, member)
+
+    def __missing__(self, key: str) -> NoReturn:
+        self.need(False, key, "this key", ", ".join(self) or "no arrays")
+        raise AssertionError
+
+    def need(self, holds: object, key: str, expected: str, given: object) -> None:
+        """Raise a DataError that names the file and the key unless something `holds`."""
+        if not holds:
+            raise DataError(f"{self.path}: {key}: expected {expected}, given {given}")
+
+    def chunks(self, key: str) -> Iterator[NDArray[np.uint8]]:
+        """Yield the bytes of an array of images or masks, ``(n, ...)``, a few megabytes at once."""
+        length, *tail = self[key].shape
+        step = rows_per_chunk((length, *tail))
+        with (
+            self._reading(key),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(self._members[key]) as file,
+        ):
+            read_magic(file)
+            read_array_header_1_0(file)
+            for start in range(0, length, step):
+                rows = min(step, length - start)
+                yield np.ndarray((rows, *tail), np.uint8, file.read(rows * prod(tail)))
+
+    def _add(self, key: str, member: zipfile.ZipInfo) -> None:
+        """Check the header of an array, and read it unless it is of images."""
+        self.need(key not in self, key, "one array of this name", "several")
+        # Others can't be unpacked in constant memory; numpy doesn't write them.
+        known = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        self.need(known, key, "stored or deflated values", "another compression")
+        with zipfile.ZipFile(self.path) as archive, archive.open(member) as file:
+            version = read_magic(file)
+            self.need(version == (1, 0), key, "a .npy header of version 1", version)
+            shape, fortran, dtype = read_array_header_1_0(file)
+            self.need(not dtype.hasobject, key, "numbers or text", "pickled objects")
+            whole = len(shape) > 0 and min(shape) >= 0
+            self.need(whole, key, "an array with at least one axis", f"shape {shape}")
+            self.need(not fortran or len(shape) == 1, key, "C order", "Fortran order")
+            size, given = file.tell() + prod(shape) * dtype.itemsize, member.file_size
+            self.need(size == given, key, f"{size} bytes by its header", given)
+            limit = max(_MOST_ROWS, self.path.stat().st_size)
+            if pixels := _PIXELS.fullmatch(key):
+                size, limit = prod(shape[1:3]), MAX_FRAME_PIXELS
+            self.need(size <= limit, key, f"a size of at most {limit}", size)
+            self._members[key] = member
+            if pixels:
+                self[key] = np.broadcast_to(np.zeros((), dtype), shape)
+            else:
+                self[key] = np.ndarray(shape, dtype, file.read())
+
+    @contextmanager
+    def _reading(self, key: str = "") -> Iterator[None]:
+        try:
+            yield
+        except DataError:
+            raise
+        except Exception as error:  # Python's own parser reads headers, and fails in many ways
+            detail = " ".join(str(error).split()) or "it ends too early"
+            raise DataError(
+                f"{self.path}: {key}{': ' if key else ''}expected a whole .npz (zip) archive, "
+                f"given a truncated or damaged file or one of another kind ({detail})"
+            ) from error
+
+
+class _Contents(io.FileIO):
+    """A file of which no more is read at once than the table of contents of a set may take."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MOST_CONTENTS:
+            raise zipfile.BadZipFile(f"its table of contents has {size} bytes")
+        return super().read(size) or b""
+
+
 class _Split(NamedTuple):
     """Which arrays make a split, the shape of all its images, and what is known of each."""
 
@@ -77,7 +176,7 @@ class _Split(NamedTuple):
 def _unpack(
     path: Path, root: Path, digest: str, size: int | None, folder: Path, progress: Progress
 ) -> None:
-    archive = Archive(path)
+    archive = _Archive(path)
     splits = _find_splits(archive)
     class_names, multi_label = _class_names(archive, splits)
     original = splits["train"].shape[1:3]
@@ -121,7 +220,7 @@ def _unpack(
 
 
 def _known_masks(
-    archive: Archive, split: _Split, seen: NDArray[np.bool_]
+    archive: _Archive, split: _Split, seen: NDArray[np.bool_]
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the masks in chunks ``(n, H, W)``, unknown ones all zero; note the values in `seen`."""
     start, known = 0, split.rows.get("has_mask")
@@ -134,7 +233,7 @@ def _known_masks(
         yield masks
 
 
-def _find_splits(archive: Archive) -> dict[str, _Split]:
+def _find_splits(archive: _Archive) -> dict[str, _Split]:
     subsets = [
         sorted(int(m[1]) for key in archive if (m := re.fullmatch(rf"{split}_images_C(\d+)", key)))
         for split in SPLITS
@@ -183,7 +282,7 @@ def _find_splits(archive: Archive) -> dict[str, _Split]:
     return splits
 
 
-def _rows(archive: Archive, key: str, total: int, kinds: str) -> NDArray[Any]:
+def _rows(archive: _Archive, key: str, total: int, kinds: str) -> NDArray[Any]:
     values, expected = archive[key], {"U": "text", "iu": "integers", "b": "bool"}[kinds]
     fits = values.dtype.kind in kinds and values.shape == (total,)
     archive.need(fits, key, f"{expected} ({total},)", f"{values.dtype} {values.shape}")
@@ -195,7 +294,7 @@ def _rows(archive: Archive, key: str, total: int, kinds: str) -> NDArray[Any]:
     return values.astype(np.int64) if kinds == "iu" else values
 
 
-def _labels(archive: Archive, key: str, total: int) -> NDArray[np.int64]:
+def _labels(archive: _Archive, key: str, total: int) -> NDArray[np.int64]:
     labels = archive[key]
     fits = labels.dtype.kind in "iub" and labels.ndim <= 2 and 0 not in labels.shape[1:]
     expected = f"{total} integers (N,), (N, 1) or (N, K), one for each image"
@@ -208,7 +307,7 @@ def _labels(archive: Archive, key: str, total: int) -> NDArray[np.int64]:
     return labels.astype(np.int64).reshape(labels.shape if several else total)
 
 
-def _names(archive: Archive, key: str, default: list[str]) -> tuple[str, ...]:
+def _names(archive: _Archive, key: str, default: list[str]) -> tuple[str, ...]:
     if key not in archive:
         return tuple(default)
     names = _rows(archive, key, len(archive[key]), "U").tolist()
@@ -216,7 +315,7 @@ def _names(archive: Archive, key: str, default: list[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _class_names(archive: Archive, splits: dict[str, _Split]) -> tuple[tuple[str, ...], bool]:
+def _class_names(archive: _Archive, splits: dict[str, _Split]) -> tuple[tuple[str, ...], bool]:
     train = splits["train"].rows["labels"]
     several = train.ndim == 2
     number = train.shape[1] if several else int(train.max()) + 1
@@ -232,7 +331,7 @@ def _class_names(archive: Archive, splits: dict[str, _Split]) -> tuple[tuple[str
     return names, several
 
 
-def _mask_names(archive: Archive, values: dict[str, set[int]]) -> tuple[str, ...]:
+def _mask_names(archive: _Archive, values: dict[str, set[int]]) -> tuple[str, ...]:
     highest = {name: max(each) for name, each in values.items()}
     limits = f"mask classes 0 to {MAX_MASK_CLASSES - 1}, or only 0 and 255"
     archive.need(max(highest.values()) < MAX_MASK_CLASSES, "masks", limits, max(highest.values()))
