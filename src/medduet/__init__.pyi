@@ -23,9 +23,9 @@ from .errors import MissingFileError as MissingFileError
 from .errors import ModelError as ModelError
 from .errors import StorageError as StorageError
 from .errors import TrainingError as TrainingError
-from .evaluation.calibrate import calibrate_bundle as calibrate_bundle
 from .evaluation.ensemble import EnsembleRecord as EnsembleRecord
 from .evaluation.ensemble import ensemble as ensemble
+from .evaluation.evaluate import calibrate_bundle as calibrate_bundle
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.stress import stress as stress
 from .experiments.config import GridConfig as GridConfig

@@ -36,7 +36,7 @@ CLOCKS = ("seconds", "images_per_second", "peak_memory_gb")
 SERVER = """
 import json, os, signal, sys, time, traceback
 import medduet, medduet.experiments.run, medduet.inference.folder
-import medduet.inference.export, medduet.evaluation.calibrate
+import medduet.inference.export, medduet.evaluation.evaluate
 import kornia.augmentation, monai.losses, medduet.cli.display.progress, medduet.experiments.grid
 import medduet.evaluation.ensemble, medduet.reports.report
 from medduet.cli import main

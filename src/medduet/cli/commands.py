@@ -21,7 +21,7 @@ COMMANDS = {
     "evaluate": "evaluation.evaluate:evaluate",
     "stress": "evaluation.stress:stress",
     "predict": "inference.folder:predict_files",
-    "calibrate": "evaluation.calibrate:calibrate_bundle",
+    "calibrate": "evaluation.evaluate:calibrate_bundle",
     "ensemble": "evaluation.ensemble:ensemble",
     "export": "inference.export:export_bundle",
     "push": "runs.bundle:push",

@@ -1,4 +1,4 @@
-"""Evaluating finished networks on any images."""
+"""Finished networks on any images: evaluated, and calibrated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from medduet.data.splits import apply_split, read_split
 from medduet.errors import ConfigError
 from medduet.models.base import check_takes
 from medduet.models.inference import prepare_network
-from medduet.runs.bundle import ModelBundle, load_bundle
+from medduet.runs.bundle import ModelBundle, load_bundle, save_bundle
+from medduet.runs.config import DataRecord
 from medduet.runs.environment import describe_data
 from medduet.runs.folder import RunFolder, is_run
 from medduet.runs.images import in_classes_of, prepared_as
@@ -24,6 +25,7 @@ from medduet.runs.predictions import Predictions
 from medduet.training.fabric import launch_fabric
 from medduet.training.setup import check_same_images
 from medduet.training.validation import predict_split, summarize
+from medduet.uncertainty.calibration import Calibration
 from medduet.utils.files import write_json
 from medduet.utils.hub import bundle_folder, is_on_hub
 from medduet.utils.parsing import misread
@@ -165,3 +167,65 @@ def _check_fits(images: ImageSet, bundle: ModelBundle, path: Path) -> None:
             raise ConfigError(
                 f"{path} takes {expected} {what}{names}, but {images.name} has {given}"
             )
+
+
+def calibrate_bundle(
+    path: str | Path,
+    out: str | Path,
+    *,
+    data: DataConfig,
+    split: SplitName = "all",
+    device: Device = "auto",
+    progress: Progress = None,
+) -> Calibration:
+    """Write a bundle with the same weights, calibrated on images like those it will be used on.
+
+    Prediction sets hold what they promise on images like those they were fitted on. Where a network
+    is used in another place than it was trained, some hundred labelled images from there suffice.
+
+    Args:
+        path: a bundle, or a finished run.
+        out: the folder to write.
+        data: the images, with labels; none of them should be used to evaluate the result.
+        split: which of its splits; ``"all"`` for all of them together.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        progress: draws the progress of downloads and conversions.
+
+    Returns:
+        The new calibration.
+
+    Raises:
+        ConfigError: `out` is there already, the images or the network have no such classes, or the
+            network was trained on these images.
+        DataError: too few images with a label.
+        MedDuetError: see `medduet.evaluate`.
+    """
+    out = Path(out)
+    if out.exists():
+        raise ConfigError(f"{out} is there already: give another --out")
+    evaluator = Evaluator.open(path, data, device, progress)
+    images, bundle = evaluator.images, evaluator.bundle
+    trained_on = bundle.config.data or DataRecord()
+    # The same images, however they are split.
+    undivided = {images.fingerprint, images.info.get("undivided")} - {None}
+    is_same = bool(undivided & {trained_on.fingerprint, trained_on.info.get("undivided")})
+    if split in ("train", "all") and is_same:
+        raise ConfigError(
+            f"{path} was trained on these images, and is more confident on them than on others: "
+            "give --split val, or other images"
+        )
+    predictions = evaluator.predict(evaluator.split(split), thorough=False)
+    if predictions.label is None or predictions.probability is None:
+        raise ConfigError(f"{path} has no classes to calibrate, or {images.name} no labels")
+    calibration = Calibration.fit(
+        predictions.label, predictions.probability, bundle.config.multi_label
+    )
+    metrics = dict(bundle.config.metrics)
+    for name in {"val", "test"} & metrics.keys():  # what they say of the old calibration
+        metrics[name] = {key: each for key, each in metrics[name].items() if key != "calibration"}
+    source = {"name": images.name, "fingerprint": images.fingerprint, "split": split}
+    changes = {"calibration": calibration, "calibration_missing": None, "calibrated_on": source}
+    changes["metrics"] = metrics
+    if evaluator.fabric.is_global_zero:
+        save_bundle(out, bundle.network.cpu(), bundle.config.model_copy(update=changes))
+    return calibration
