@@ -11,8 +11,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 import medduet
 from medduet import RunConfig
-from medduet.reports.grouping import CrossValidated, group_runs, join_folds
-from medduet.reports.measures import measure
+from medduet.reports.grouping import CrossValidated, group_runs, join_folds, measure
 from medduet.runs.folder import RunFolder, find_runs
 
 FOLDS = 3

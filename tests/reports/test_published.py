@@ -1,7 +1,7 @@
 """Published numbers, as the paper and its rivals give them."""
 
 from medduet.data.medmnist import medmnist_sets
-from medduet.reports.published import all_published
+from medduet.reports.sections import all_published
 
 # Of VovUnet_Var, as two decimals of percent.
 INTERVALS = {

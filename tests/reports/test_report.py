@@ -17,8 +17,7 @@ import medduet
 from medduet.cli import main
 from medduet.metrics.paired import over_sets
 from medduet.metrics.roc import auc, auc_interval
-from medduet.reports.grouping import Group, group_runs
-from medduet.reports.measures import measure
+from medduet.reports.grouping import Group, group_runs, measure
 from medduet.reports.page import Section, Table, write_page
 from medduet.runs.folder import find_runs
 from medduet.utils.files import write_json

@@ -13,8 +13,7 @@ from medduet.metrics.intervals import UNDEFINED, Interval
 from medduet.metrics.names import METRICS
 from medduet.metrics.paired import OverSeeds, holm, mcnemar, over_images, over_seeds
 from medduet.metrics.roc import delong
-from medduet.reports.grouping import Group
-from medduet.reports.measures import COMPARED, RESAMPLES, image_scores
+from medduet.reports.grouping import COMPARED, RESAMPLES, Group, image_scores
 from medduet.runs.folder import RunFolder, open_run
 from medduet.runs.predictions import Predictions
 from medduet.utils.files import write_json

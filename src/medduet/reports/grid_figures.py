@@ -20,7 +20,7 @@ _ROW = 0.19  # inches of one bar
 def bars(cells: pd.DataFrame, label: str) -> Figure:
     """Draw a metric of every method on every data set, with 95% intervals and each seed.
 
-    `cells` are rows of `medduet.reports.measures.Measured`; the methods are sorted by their mean
+    `cells` are rows of `medduet.reports.grouping.Measured`; the methods are sorted by their mean
     over data sets.
     """
     means = cells.groupby("method", sort=False)["mean"].mean()

@@ -6,8 +6,7 @@ from pathlib import Path
 from medduet.errors import ConfigError, closest
 from medduet.reports import details, sections
 from medduet.reports.compare import differences
-from medduet.reports.grouping import group_runs
-from medduet.reports.measures import measure_all
+from medduet.reports.grouping import group_runs, measure_all
 from medduet.reports.page import say, write_page
 from medduet.runs.folder import find_runs
 from medduet.utils.locks import exclusive
