@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from math import prod
@@ -108,8 +108,20 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         total = sum(each.frames for each in facts.values())
         check_room(folder, total * sum(map(prod, tails.values())))
         jobs = {item: (item.path, item.masks, each) for item, each in facts.items()}
-        results = read(partial(read_pair, options=options), jobs)
-        frames, highest, digest = _write(results, tails, folder)
+        frames, highest, digest = dict[Item, int](), 0, hashlib.sha256()
+        with ExitStack() as stack:
+            append = {
+                name: stack.enter_context(growing_array(folder / f"all_{name}.npy", tail))
+                for name, tail in tails.items()
+            }
+            for item, (images, masks) in read(partial(read_pair, options=options), jobs):
+                if masks is None:
+                    masks = np.zeros(images.shape[:3], np.uint8)
+                highest = max(highest, int(masks.max()))
+                for name, pixels in zip(append, (images, masks), strict=False):
+                    append[name](pixels)
+                    digest.update(pixels.tobytes())
+                frames[item] = len(images)
     _check(faults, listing, config)
     if not frames:
         raise DataError(f"{listing.name}: none of its {len(items)} files can be read")
@@ -129,33 +141,6 @@ def _options(facts: Collection[Facts], config: DataConfig) -> ReadOptions:
     colour = any(each.channels == 3 for each in facts)
     channels = config.channels or (3 if colour else 1)
     return ReadOptions(config.size or size, config.fit, channels, config.window)
-
-
-def _write(
-    results: Iterable[tuple[Item, tuple[NDArray[np.uint8], NDArray[np.uint8] | None]]],
-    tails: Mapping[str, tuple[int, ...]],
-    folder: Path,
-) -> tuple[dict[Item, int], int, Any]:
-    """Write pixels into `folder` as they are read.
-
-    Returns the frames of each file, the highest mask class, and a digest of all pixels.
-    """
-    frames: dict[Item, int] = {}
-    highest, digest = 0, hashlib.sha256()
-    with ExitStack() as stack:
-        append = [
-            stack.enter_context(growing_array(folder / f"all_{name}.npy", tail))
-            for name, tail in tails.items()
-        ]
-        for item, (images, masks) in results:
-            if masks is None:
-                masks = np.zeros(images.shape[:3], np.uint8)
-            highest = max(highest, int(masks.max()))
-            for write, pixels in zip(append, (images, masks), strict=False):
-                write(pixels)
-                digest.update(pixels.tobytes())
-            frames[item] = len(images)
-    return frames, highest, digest
 
 
 def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[Any]]:
