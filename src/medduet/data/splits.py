@@ -191,21 +191,8 @@ def _make(
     images: ImageSet, split: NDArray[np.int64] | None, config: DataConfig, progress: Progress
 ) -> NDArray[np.int64]:
     """Return a new split of all images; or, of a given `split`, of the images of train alone."""
-    groups, labels = _groups(images, config, progress), images.pool().labels
-    if config.folds is not None:
-        parts = stratified_group_split(labels, groups, [1.0] * config.folds, config.seed)
-        # That part is test, the next one val, the others train.
-        return np.array([2, 1, *[0] * (config.folds - 2)])[(parts - config.fold) % config.folds]
-    if split is None:
-        return stratified_group_split(labels, groups, config.fractions, config.seed)
-    parts, train, shares = split.copy(), split == 0, config.fractions[:2]
-    parts[train] = stratified_group_split(labels[train], groups[train], shares, config.seed)
-    return parts
-
-
-def _groups(images: ImageSet, config: DataConfig, progress: Progress) -> NDArray[np.int64]:
     pool = images.pool()
-    partitions = [np.arange(len(pool), dtype=np.int64)]
+    labels, partitions = pool.labels, [np.arange(len(pool), dtype=np.int64)]
     if config.group_by == "given" and pool.groups is None:
         raise ConfigError(
             f"{images.name} knows no groups: give a table with a column group, or another "
@@ -217,4 +204,13 @@ def _groups(images: ImageSet, config: DataConfig, progress: Progress) -> NDArray
         from medduet.data.duplicates import find_duplicates
 
         partitions.append(find_duplicates(images, config.cache, progress).groups(len(pool)))
-    return merge_groups(*partitions)
+    groups = merge_groups(*partitions)
+    if config.folds is not None:
+        parts = stratified_group_split(labels, groups, [1.0] * config.folds, config.seed)
+        # That part is test, the next one val, the others train.
+        return np.array([2, 1, *[0] * (config.folds - 2)])[(parts - config.fold) % config.folds]
+    if split is None:
+        return stratified_group_split(labels, groups, config.fractions, config.seed)
+    parts, train, shares = split.copy(), split == 0, config.fractions[:2]
+    parts[train] = stratified_group_split(labels[train], groups[train], shares, config.seed)
+    return parts

@@ -22,11 +22,28 @@ _TEST, _DROPPED = len(SPLITS) - 1, -1
 
 def find_leaks(findings: Findings, duplicates: Duplicates | None, pool: Split) -> None:
     """Add the duplicates, if they were searched, and the groups that are in several splits."""
-    splits = findings.splits
-    for title, where in _presence(splits, duplicates, pool.groups).items():
+    splits, present = findings.splits, dict[str, NDArray[np.bool_]]()
+    own_split = splits[:, None] == np.arange(len(SPLITS))
+
+    def in_splits(groups: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return whether the group of each image is in train, val and test, ``(N, 3)``."""
+        anywhere = pd.DataFrame(own_split).groupby(groups).transform("any")
+        return np.asarray(anywhere, dtype=bool) & (groups >= 0)[:, None]
+
+    if duplicates is not None:
+        first = _first_copies(duplicates, len(splits))
+        copies, near = in_splits(first), np.zeros_like(own_split)
+        # Pairs name the first copy of an image only, and hold for all its copies.
+        one, two = duplicates.pairs[~duplicates.exact].T
+        np.logical_or.at(near, one, copies[two])
+        np.logical_or.at(near, two, copies[one])
+        present = {"Exact duplicates": copies, "Near-duplicates": near[first]}
+    if pool.groups is not None:
+        present["Groups"] = in_splits(pool.groups)
+    for title, where in present.items():
         leaked = np.flatnonzero(where[:, 0] & (splits > 0))
         text = f"; also in train: {per_split(leaked, splits)}" if len(leaked) else ""
-        across = (where & (splits[:, None] != np.arange(len(SPLITS)))).any(axis=1)
+        across = (where & ~own_split).any(axis=1)
         findings.of_images(f"{title} across splits", "leak", across, text)
 
 
@@ -61,27 +78,6 @@ def leak_warning(images: ImageSet, cache: Path | None = None) -> str | None:
     return f"warning: data leakage inflates the scores: medduet audit {source}. {leaks}"
 
 
-def _presence(
-    splits: NDArray[np.int64], duplicates: Duplicates | None, groups: NDArray[np.int64] | None
-) -> dict[str, NDArray[np.bool_]]:
-    """Return whether a copy of each image, or its group, is in train, val and test, ``(N, 3)``."""
-
-    def of_groups(groups: NDArray[np.int64]) -> NDArray[np.bool_]:
-        rows = pd.DataFrame(splits[:, None] == np.arange(len(SPLITS))).groupby(groups)
-        return np.asarray(rows.transform("any"), dtype=bool) & (groups >= 0)[:, None]
-
-    present = {}
-    if duplicates is not None:
-        first = _first_copies(duplicates, len(splits))
-        copies, near = of_groups(first), np.zeros((len(splits), len(SPLITS)), dtype=bool)
-        # Pairs name the first copy of an image only, and hold for all its copies.
-        one, two = duplicates.pairs[~duplicates.exact].T
-        np.logical_or.at(near, one, copies[two])
-        np.logical_or.at(near, two, copies[one])
-        present = {"Exact duplicates": copies, "Near-duplicates": near[first]}
-    return present if groups is None else present | {"Groups": of_groups(groups)}
-
-
 def _first_copies(duplicates: Duplicates, count: int) -> NDArray[np.int64]:
     """Return the first image with the same pixels, for each of `count` images."""
     first, exact = np.arange(count), duplicates.pairs[duplicates.exact]
@@ -104,6 +100,16 @@ def pair_table(pool: Split, images: pd.DataFrame, duplicates: Duplicates) -> pd.
     a, b = duplicates.pairs.T
     labels = pool.labels.reshape(len(pool), -1)
     labelled = (labels[a] != UNKNOWN_LABEL) & (labels[b] != UNKNOWN_LABEL)
+    masks_differ = np.zeros(len(a), dtype=bool)
+    if pool.masks is not None:
+        both = np.flatnonzero(pool.known_masks[duplicates.pairs].all(axis=1))
+        for start in range(0, len(both), _BLOCK):
+            block = both[start : start + _BLOCK]
+            one, two = (pool.masks[rows] for rows in duplicates.pairs[block].T)
+            intersection = ((one == two) & (one > 0)).sum(axis=(1, 2))
+            union = ((one > 0) | (two > 0)).sum(axis=(1, 2))
+            least = np.where(duplicates.exact[block], 1.0, _SIMILAR_MASKS)
+            masks_differ[block] = intersection < least * union
     index = pd.MultiIndex.from_arrays([a, b], names=["a", "b"])
     first, second = (images.iloc[rows].set_axis(index) for rows in (a, b))
     pairs = pd.concat([first.add_suffix("_a"), second.add_suffix("_b")], axis=1).assign(
@@ -111,25 +117,10 @@ def pair_table(pool: Split, images: pd.DataFrame, duplicates: Duplicates) -> pd.
         exact=duplicates.exact,
         across_splits=first["split"] != second["split"],
         labels_differ=((labels[a] != labels[b]) & labelled).any(axis=1),
-        masks_differ=_masks_differ(pool, duplicates),
+        masks_differ=masks_differ,
     )
     worst = ["across_splits", "labels_differ", "masks_differ", "exact", "similarity"]
     return pairs.sort_values(worst, ascending=False)
-
-
-def _masks_differ(pool: Split, duplicates: Duplicates) -> NDArray[np.bool_]:
-    differ = np.zeros(len(duplicates.pairs), dtype=bool)
-    if pool.masks is None:
-        return differ
-    both = np.flatnonzero(pool.known_masks[duplicates.pairs].all(axis=1))
-    for start in range(0, len(both), _BLOCK):
-        block = both[start : start + _BLOCK]
-        one, two = (pool.masks[rows] for rows in duplicates.pairs[block].T)
-        intersection = ((one == two) & (one > 0)).sum(axis=(1, 2))
-        union = ((one > 0) | (two > 0)).sum(axis=(1, 2))
-        least = np.where(duplicates.exact[block], 1.0, _SIMILAR_MASKS)
-        differ[block] = intersection < least * union
-    return differ
 
 
 # A split without leaks ---------------------------------------------------------------------------
