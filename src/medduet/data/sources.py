@@ -64,7 +64,16 @@ def open_images(
         chosen = data.model_dump(include={"size", "count", "channels"}, exclude_none=True)
         images = phantom_images(**chosen, seed=data.seed)
     elif kind == "MedMNIST":
-        images = _open_medmnist(data, progress)
+        size, entry = data.size or DEFAULT_SIZE, medmnist_sets()[data.name]
+        # The nearest published size that is not smaller.
+        published = next((each for each in entry.files if each >= size), max(entry.files))
+        path = fetch_medmnist(
+            data.name, published, cache=data.cache, mirror=data.mirror, progress=progress
+        )
+        images = open_npz(path, size=size, cache=data.cache, progress=progress)
+        index = {"medmnist": data.name, "task": entry.task, "licence": entry.licence}
+        info = {**images.info, **index, **entry.files[published]._asdict()}
+        images = replace(images, name=data.name, class_names=entry.class_names, info=info)
     elif kind == "npz":
         images = open_npz(Path(data.name), size=data.size, cache=data.cache, progress=progress)
     else:
@@ -104,16 +113,3 @@ def _check_options(data: DataConfig, kind: str) -> None:
     for name, expected in kinds.items():
         if getattr(data, name) and kind not in expected:
             raise ConfigError(f"{name} is for {' and '.join(expected)}, given with {data.name!r}")
-
-
-def _open_medmnist(data: DataConfig, progress: Progress) -> ImageSet:
-    size, entry = data.size or DEFAULT_SIZE, medmnist_sets()[data.name]
-    # The nearest published size that is not smaller.
-    published = next((each for each in entry.files if each >= size), max(entry.files))
-    path = fetch_medmnist(
-        data.name, published, cache=data.cache, mirror=data.mirror, progress=progress
-    )
-    images = open_npz(path, size=size, cache=data.cache, progress=progress)
-    index = {"medmnist": data.name, "task": entry.task, "licence": entry.licence}
-    info = {**images.info, **index, **entry.files[published]._asdict()}
-    return replace(images, name=data.name, class_names=entry.class_names, info=info)

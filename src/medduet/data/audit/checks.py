@@ -56,7 +56,13 @@ def audit(images: ImageSet, *, cache: Path | None = None, progress: Progress = N
     findings = Findings(split_numbers(images))
     table = pd.DataFrame({"image": pool.ids, "split": np.array(SPLITS)[findings.splits]})
     table["label"] = label_texts(pool.labels, images.class_names)
-    pairs, classes = pair_table(pool, table, duplicates), _class_counts(images)
+    pairs, counts = pair_table(pool, table, duplicates), {}
+    for name in SPLITS:
+        labels = images.split(name).labels
+        if not images.multi_label:
+            labels = labels[:, None] == np.arange(len(images.class_names))
+        counts[name] = (labels == 1).sum(axis=0)
+    classes = pd.DataFrame(counts, index=list(images.class_names))
     find_leaks(findings, duplicates, pool)
     find_repetitions(findings, duplicates, pool)
     differ = pairs.index[pairs["masks_differ"]].to_frame().to_numpy()
@@ -73,16 +79,6 @@ def audit(images: ImageSet, *, cache: Path | None = None, progress: Progress = N
         _check_masks(findings, images, statistics)
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Audit(images.name, images.fingerprint, tuple(findings), table, pairs, classes)
-
-
-def _class_counts(images: ImageSet) -> pd.DataFrame:
-    counts = {}
-    for name in SPLITS:
-        labels = images.split(name).labels
-        if not images.multi_label:
-            labels = labels[:, None] == np.arange(len(images.class_names))
-        counts[name] = (labels == 1).sum(axis=0)
-    return pd.DataFrame(counts, index=list(images.class_names))
 
 
 def _check_classes(findings: Findings, images: ImageSet, counts: pd.DataFrame) -> None:

@@ -30,7 +30,14 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
     # Pillow keeps the upper 8 bits: dark, if 12 are used; or what is none, of planes.
     if not deep and (";16" in str(image.tile) or max(_tag(image, _BITS, (8,))) > 8):
         raise refusal(path, "8 bits per colour or 16 bits of grey", "16 bits per colour")
-    pages = _count_pages(path, image) if kind == "TIFF" else 1
+    pages = 1
+    if kind == "TIFF":  # all pages must be alike
+        every = islice(ImageSequence.Iterator(image), MAX_FRAMES + 1)
+        kinds = [f"{x.height} x {x.width} {x.mode} {_tag(x, _BITS, (8,))}" for x in every]
+        if other := next((each for each in kinds if each != kinds[0]), None):
+            raise refusal(path, "pages of one size and kind", f"{kinds[0]} and {other}")
+        image.seek(0)
+        pages = len(kinds)
     height, width = image.height, image.width
     # Pillow has the size of a TIFF right before it is turned.
     if kind != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED:
@@ -81,13 +88,3 @@ def _is_colour(image: Image.Image) -> bool:
         colours = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         return bool((colours != colours[:, :1]).any())
     return not _is_deep(image) and image.mode not in ("1", "L", "LA", "La")
-
-
-def _count_pages(path: Path, image: Image.Image) -> int:
-    """Return how many pages a TIFF has, which all must be alike."""
-    pages = islice(ImageSequence.Iterator(image), MAX_FRAMES + 1)
-    kinds = [f"{x.height} x {x.width} {x.mode} {_tag(x, _BITS, (8,))}" for x in pages]
-    if other := next((kind for kind in kinds if kind != kinds[0]), None):
-        raise refusal(path, "pages of one size and kind", f"{kinds[0]} and {other}")
-    image.seek(0)
-    return len(kinds)
