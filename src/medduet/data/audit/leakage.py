@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -127,17 +128,22 @@ def pair_table(pool: Split, images: pd.DataFrame, duplicates: Duplicates) -> pd.
 
 
 def clean(
-    images: ImageSet, *, cache: Path | None = None, progress: Progress = None
+    images: ImageSet,
+    method: Literal["drop", "regroup"] = "drop",
+    *,
+    cache: Path | None = None,
+    progress: Progress = None,
 ) -> tuple[ImageSet, str]:
     """Return the set in a split without leaks, and a line of what was changed.
 
-    Images are left out of train and val, so that test stays as published: those that are in a later
-    split too, and of copies in one split all but the first, or all if their labels differ.
     Similarity by chance is estimated from the whole set, so the cleaned one is searched again,
     until an audit finds no leak in it.
 
     Args:
         images: the set.
+        method: ``"drop"`` leaves images out of train and val, so that test stays as published;
+            ``"regroup"`` keeps more: groups move to the last split that any of them was in. The
+            first of copies in one split stays (drop: not in test), none if their labels differ.
         cache: folder of cached searches for duplicates.
         progress: shows the progress of the searches.
 
@@ -154,18 +160,24 @@ def clean(
         groups = merge_groups(np.arange(count), duplicates.groups(count), pool.groups)
         last = np.full(count, _DROPPED)
         np.maximum.at(last, groups, splits)
-        after = np.where(splits < last[groups], _DROPPED, splits)
+        changed = _DROPPED if method == "drop" else last[groups]
+        after = np.where((splits < last[groups]) & (splits != _DROPPED), changed, splits)
         first, rows = _first_copies(duplicates, count), np.flatnonzero(after != _DROPPED)
-        rows = rows[after[rows] != _TEST]
+        if method == "drop":
+            rows = rows[after[rows] != _TEST]
         # Labels of all copies in a split, before the first one alone stays.
         wrong = _conflicting(first[rows] * len(SPLITS) + splits[rows], pool.labels[rows])
         repeated = pd.DataFrame({"first": first[rows], "split": after[rows]}).duplicated()
         after[rows[wrong | repeated]] = _DROPPED
         if (after == splits).all():
             break
-        splits, current = after, apply_split(images, after, {"cleaned": "drop"})
+        splits, current = after, apply_split(images, after, {"cleaned": method})
     dropped, kept = np.flatnonzero(splits == _DROPPED), np.flatnonzero(splits != _DROPPED)
-    if not len(dropped):
+    moved = kept[splits[kept] != before[kept]]
+    drop = f"dropped {len(dropped):,} ({per_split(dropped, before)})"
+    move = f"moved {len(moved):,} ({per_split(moved, before)}) to {per_split(moved, splits)}"
+    changes = [text for text, rows in ((drop, dropped), (move, moved)) if len(rows)]
+    if not changes:
         return current, "nothing to clean"
-    counts = f"dropped {len(dropped):,} ({per_split(dropped, before)})"
-    return current, f"{counts}; test unchanged; now {per_split(kept, splits)}"
+    changes += ["test unchanged"] * (method == "drop")
+    return current, "; ".join([*changes, f"now {per_split(kept, splits)}"])
