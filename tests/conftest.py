@@ -174,7 +174,7 @@ def make_config() -> Callable[..., RunConfig]:
 
     Each section is changed by keyword: ``make_config(out, train={"epochs": 1})``.
     """
-    from medduet.config import parse_config
+    from medduet.config import RunConfig, validate
 
     def make(out: Path, **changes: dict[str, Any]) -> RunConfig:
         sections: dict[str, dict[str, Any]] = {
@@ -191,7 +191,7 @@ def make_config() -> Callable[..., RunConfig]:
         }
         values = {name: section | changes.pop(name, {}) for name, section in sections.items()}
         assert not changes, f"no such section: {list(changes)}"
-        return parse_config(values | {"out": out}, "a test")
+        return validate(RunConfig, values | {"out": out}, "a test")
 
     return make
 

@@ -265,7 +265,7 @@ def load_recipe(name: str) -> RunConfig:
         >>> load_recipe("paper").train.cosine_epochs
         100
     """
-    return parse_config(read_recipe(name, ""), f"recipe {name}")
+    return validate(RunConfig, read_recipe(name, ""), f"recipe {name}")
 
 
 def read_recipe(name: str, kind: str) -> Any:
@@ -286,17 +286,8 @@ def read_recipe(name: str, kind: str) -> Any:
     return {} if values is None else values
 
 
-def parse_config(values: Any, origin: str) -> RunConfig:
-    """Check plain `values` (from YAML or JSON) and return them as a `RunConfig`.
-
-    Raises:
-        ConfigError: in one line, which key of `origin` is wrong and what was expected.
-    """
-    return validate(RunConfig, values, origin)
-
-
 def validate(kind: type[Settings], values: Any, origin: str) -> Settings:
-    """Check plain `values` and return them as settings of that `kind`; ConfigError as above."""
+    """Return plain `values` as settings; ConfigError says in one line what of `origin` is wrong."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:

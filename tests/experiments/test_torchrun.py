@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medduet.config import parse_config
+from medduet.config import RunConfig, validate
 
 
 @pytest.mark.slow
 def test_two_nodes_under_slurm_train_one_run(tmp_path: Path) -> None:
-    config = parse_config(
+    config = validate(
+        RunConfig,
         {
             "data": {"name": "phantom", "size": 16, "count": 40},
             "model": {"width": 2},

@@ -118,7 +118,7 @@ from pathlib import Path
 import medduet
 from safetensors.torch import save_file
 from medduet.cli import main
-from medduet.config import parse_config
+from medduet.config import RunConfig, validate
 from medduet.training.fabric import launch_fabric
 from medduet.training.loop import fit
 file, run, out = sys.argv[1], sys.argv[2], Path(sys.argv[3])
@@ -128,11 +128,12 @@ spec.loader.exec_module(tests)
 for name, words in EVALUATE.items():
     assert main(["evaluate", run, *words.split(), "--out", str(out / name)]) == 0
 settings = json.loads((out / "config.json").read_text())
-config = parse_config(settings, "test")
+config = validate(RunConfig, settings, "test")
 fabric = launch_fabric(config.train)
 for balance in BALANCES:
     objective = settings["objective"] | {"balance": balance}
-    changed = parse_config(settings | {"objective": objective, "out": str(out / balance)}, "test")
+    changes = {"objective": objective, "out": str(out / balance)}
+    changed = validate(RunConfig, settings | changes, "test")
     experiment = tests.plain_experiment(changed, fabric)
     fit(experiment)
     if fabric.is_global_zero:
@@ -141,7 +142,7 @@ for balance in BALANCES:
 # A process that has other images.
 settings["out"] = str(out / "never")
 settings["data"]["count"] += fabric.global_rank == 1
-config = parse_config(settings, "test")
+config = validate(RunConfig, settings, "test")
 errors = []
 for act in (lambda: medduet.train(config), lambda: medduet.evaluate(run, data=config.data)):
     try:

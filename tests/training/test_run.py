@@ -13,7 +13,7 @@ from sklearn.metrics import accuracy_score, roc_auc_score
 
 import medduet
 from medduet import ConfigError, MedDuetError, MissingFileError, RunConfig, RunRecord
-from medduet.config import parse_config
+from medduet.config import validate
 from medduet.runs.folder import RunFolder
 from medduet.training.reporter import Reporter
 from medduet.utils.parsing import read_json
@@ -49,7 +49,7 @@ def write_npz(
 
 def test_settings_and_environment(finished_run: RunRecord) -> None:
     saved = read_json(finished_run.path / "config.json")
-    assert parse_config(saved, "a test") == finished_run.config
+    assert validate(RunConfig, saved, "a test") == finished_run.config
     environment = read_json(finished_run.path / "environment.json")
     images = medduet.open_images("phantom", size=16, count=40)
     assert environment["data"]["fingerprint"] == images.fingerprint

@@ -53,11 +53,11 @@ def _unmet(extra: str) -> dict[str, str]:
     for each in map(Requirement, metadata.requires("medduet") or []):
         if each.marker is None or each.marker.evaluate({"extra": extra}):
             try:
-                given = metadata.version(each.name)
+                version = metadata.version(each.name)
             except metadata.PackageNotFoundError:
-                given = "none"
-            if given == "none" or not each.specifier.contains(given, prereleases=True):
-                unmet[each.name] = f"expected {each}, given {given}"
+                version = "none"
+            if version == "none" or not each.specifier.contains(version, prereleases=True):
+                unmet[each.name] = f"expected {each}, given {version}"
     return unmet
 
 

@@ -45,27 +45,26 @@ def signature_of(name: str) -> Callable[..., Any]:
     module, _, function = name.partition(":")
     spec = find_spec(f"medduet.{module}")
     assert spec is not None
-    wanted, kept = {function}, list[ast.stmt]()
+    needed, statements = {function}, list[ast.stmt]()
     for each in reversed(ast.parse(Path(str(spec.origin)).read_text("utf-8")).body):
         if isinstance(each, ast.FunctionDef) and each.name == function:
-            given = each.args
-            pairs = zip(given.kwonlyargs, given.kw_defaults, strict=True)
-            left = [pair for pair in pairs if pair[0].arg not in FILLED]
-            given.kwonlyargs, given.kw_defaults = [one for one, _ in left], [two for _, two in left]
+            pairs = zip(each.args.kwonlyargs, each.args.kw_defaults, strict=True)
+            typed = [(name, default) for name, default in pairs if name.arg not in FILLED]
+            each.args.kwonlyargs = [name for name, _ in typed]
+            each.args.kw_defaults = [default for _, default in typed]
             each.returns, each.body = None, each.body[:1]
         elif isinstance(each, ast.Import | ast.ImportFrom):
-            each.names = [alias for alias in each.names if (alias.asname or alias.name) in wanted]
+            each.names = [alias for alias in each.names if (alias.asname or alias.name) in needed]
             if not each.names:
                 continue
-        elif not isinstance(each, ast.Assign) or not _names(*each.targets) & wanted:
+        elif not isinstance(each, ast.Assign) or not _names(*each.targets) & needed:
             continue
-        wanted |= _names(each)
-        kept.insert(0, each)
+        needed |= _names(each)
+        statements.insert(0, each)
     space: dict[str, Any] = {"__name__": spec.name}
     future = ast.parse("from __future__ import annotations").body
-    exec(compile(ast.Module(future + kept, []), str(spec.origin), "exec"), space)
-    found: Callable[..., Any] = space[function]
-    return found
+    exec(compile(ast.Module(future + statements, []), str(spec.origin), "exec"), space)
+    return space[function]  # type: ignore[no-any-return]
 
 
 def _names(*nodes: ast.AST) -> set[str]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from pydantic import Field, field_validator, model_validator
 
-from medduet.config import Frozen, RunConfig, Settings, parse_config, read_recipe, validate
+from medduet.config import Frozen, RunConfig, Settings, read_recipe, validate
 from medduet.errors import ConfigError, MissingFileError, closest
 from medduet.utils.parsing import read_json
 
@@ -32,13 +32,13 @@ def by_path(config: Mapping[str, Any]) -> dict[str, Any]:
 def change(run: RunConfig, values: Mapping[str, Any], out: Path | None, origin: str) -> RunConfig:
     """Return the settings of `run` with `values`, by their path, in `out`; errors say `origin`."""
     settings = run.model_dump(mode="json")
-    known = by_path(settings)
+    paths = by_path(settings)
     for path, value in values.items():
-        if path not in known:
-            raise ConfigError(f"{origin}: unknown setting {path}: {closest(path, known)}")
+        if path not in paths:
+            raise ConfigError(f"{origin}: unknown setting {path}: {closest(path, paths)}")
         section, _, name = path.partition(".")
         settings[section][name] = value
-    return parse_config(settings | {"out": out}, origin)
+    return validate(RunConfig, settings | {"out": out}, origin)
 
 
 def require_one(config: object, resume: object, kind: str) -> None:

@@ -11,7 +11,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from medduet.config import RunConfig, parse_config
+from medduet.config import RunConfig, validate
 from medduet.errors import ConfigError, MissingFileError
 from medduet.runs.predictions import Predictions
 from medduet.utils.files import finite, sweep, write_json, write_text
@@ -94,7 +94,7 @@ class RunFolder:
 
     def run_config(self) -> RunConfig:
         """Return the settings of the run; ConfigError if they are those of another version."""
-        return parse_config(self.config, str(self.path / "config.json"))
+        return validate(RunConfig, self.config, str(self.path / "config.json"))
 
     @cached_property
     def metrics(self) -> Mapping[str, Any]:

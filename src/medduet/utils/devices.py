@@ -30,15 +30,15 @@ def find_device(device: str = "auto") -> torch.device:
     if not re.fullmatch(DEVICE, device):
         raise ConfigError(f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there = {"cuda": gpus > 0, "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = next(kind for kind in there if there[kind]) if device == "auto" else device
-    found = torch.device(kind)
-    if not there[found.type] or (found.index or 0) >= max(gpus, 1):
+    available = {"cuda": gpus > 0, "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = next(kind for kind in available if available[kind]) if device == "auto" else device
+    result = torch.device(kind)
+    if not available[result.type] or (result.index or 0) >= max(gpus, 1):
         raise ConfigError(
             f"--device {device}: torch finds no such device here, and {gpus} GPUs, counted from "
             "cuda:0; try --device cpu"
         )
-    return found
+    return result
 
 
 def best_precision(kind: str) -> Literal["32-true", "bf16-mixed"]:
@@ -70,8 +70,8 @@ def evaluation_batch_size(kind: str, height: int, width: int) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that there is no memory left, on a GPU or a CPU."""
-    told = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
-    return told or isinstance(error, MemoryError)
+    named = isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+    return named or isinstance(error, MemoryError)
 
 
 def free_memory(device: torch.device) -> None:
