@@ -28,8 +28,8 @@ def counted(progress: Progress, description: str, total: int) -> Iterator[Callab
 
 def cache_folder(cache: Path | None = None) -> Path:
     """Return the cache folder, not created: `cache`, ``$MEDDUET_CACHE`` or the user's own."""
-    chosen = cache or os.environ.get("MEDDUET_CACHE") or user_cache_path("medduet")
-    return Path(chosen).expanduser().absolute()
+    folder = cache or os.environ.get("MEDDUET_CACHE") or user_cache_path("medduet")
+    return Path(folder).expanduser().absolute()
 
 
 def file_digests(path: Path, cache: Path, progress: Progress = None) -> tuple[str, str]:

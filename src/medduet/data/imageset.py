@@ -15,7 +15,8 @@ from medduet.data.cache import Progress, counted
 from medduet.types import Batch
 
 SPLITS = ("train", "val", "test")
-_PIXELS = ("images", "masks")
+PIXELS = ("images", "masks")
+"""The fields of a `Split` that are too large to be read as a whole."""
 CHUNK_BYTES = 4 << 20
 
 
@@ -59,14 +60,14 @@ class Rows:
         rows, begin = self.rows[key], 0
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
         for part in self.parts:
-            here = (rows >= begin) & (rows < begin + len(part))
-            if here.any():
-                out[here] = part[rows[here] - begin]
+            in_part = (rows >= begin) & (rows < begin + len(part))
+            if in_part.any():
+                out[in_part] = part[rows[in_part] - begin]
             begin += len(part)
         return out
 
     def read_ahead(self, shards: Sequence[int]) -> None:
-        """Take note of the shards that are read next, in that order; here there are none."""
+        """Take note of the shards that are read next, in that order; memory maps have none."""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         return np.asarray(self[:], dtype=dtype)
@@ -128,7 +129,7 @@ class Split:
         taken: dict[str, Any] = {}
         for name, values in vars(self).items():
             if values is not None:
-                taken[name] = Rows([values], rows) if name in _PIXELS else values[rows]
+                taken[name] = Rows([values], rows) if name in PIXELS else values[rows]
         return Split(**taken)
 
     def batch(self, index: NDArray[np.int64]) -> Batch:
@@ -138,11 +139,9 @@ class Split:
         masks = None
         if self.masks is not None:
             masks = torch.from_numpy(np.asarray(self.masks[index])).long()
-        known = torch.full((len(index),), masks is not None)
-        if self.has_mask is not None:
-            known = torch.from_numpy(self.has_mask[index])
+        has_mask = torch.from_numpy(self.known_masks[index])
         labels = torch.from_numpy(self.labels[index])
-        return Batch(images, labels, masks, known, torch.from_numpy(index))
+        return Batch(images, labels, masks, has_mask, torch.from_numpy(index))
 
 
 @dataclass(frozen=True)
@@ -200,9 +199,8 @@ class ImageSet:
         fields: dict[str, Any] = {"has_mask": np.concatenate([part.known_masks for part in parts])}
         for field in ("images", "labels", "masks", "groups"):
             values: list[Any] = [getattr(part, field) for part in parts]
-            if not any(each is None for each in values):
-                lazy = field in _PIXELS
-                fields[field] = Rows(values, places) if lazy else np.concatenate(values)
+            if all(value is not None for value in values):
+                fields[field] = Rows(values, places) if field in PIXELS else np.concatenate(values)
         named, plain = [], []
         for name, part in zip(SPLITS, parts, strict=True):
             ids = part.ids if part.ids is not None else np.arange(len(part)).astype(np.str_)

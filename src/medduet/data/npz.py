@@ -18,13 +18,12 @@ Sources: doi:10.1038/s41597-022-01721-8 (MedMNIST), doi:10.1038/s41597-024-04159
 import io
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_magic
@@ -77,6 +76,7 @@ class _Archive(dict[str, NDArray[Any]]):
     """The arrays of a stranger's file, read in constant memory; none of its headers is trusted.
 
     Those of images and masks are empty shapes, see `chunks`: `numpy.load` would read them whole.
+    A last axis of length 1 is left out.
     """
 
     def __init__(self, path: Path) -> None:
@@ -91,54 +91,54 @@ class _Archive(dict[str, NDArray[Any]]):
                 with self._reading(key):
                     self._add(key, member)
 
-    def __missing__(self, key: str) -> NoReturn:
+    def __missing__(self, key: str) -> None:
         self.need(False, key, "this key", ", ".join(self) or "no arrays")
-        raise AssertionError
 
     def need(self, holds: object, key: str, expected: str, given: object) -> None:
         """Raise a DataError that names the file and the key unless something `holds`."""
         if not holds:
             raise DataError(f"{self.path}: {key}: expected {expected}, given {given}")
 
-    def chunks(self, key: str) -> Iterator[NDArray[np.uint8]]:
-        """Yield the bytes of an array of images or masks, ``(n, ...)``, a few megabytes at once."""
-        length, *tail = self[key].shape
-        step = rows_per_chunk((length, *tail))
-        with (
-            self._reading(key),
-            zipfile.ZipFile(self.path) as archive,
-            archive.open(self._members[key]) as file,
-        ):
-            read_magic(file)
-            read_array_header_1_0(file)
-            for start in range(0, length, step):
-                rows = min(step, length - start)
-                yield np.ndarray((rows, *tail), np.uint8, file.read(rows * prod(tail)))
+    def chunks(self, keys: list[str]) -> Iterator[NDArray[np.uint8]]:
+        """Yield images ``(n, H, W)`` or ``(n, H, W, 3)``, or masks, a few megabytes at once."""
+        for key in keys:
+            length, *tail = self[key].shape
+            step = rows_per_chunk((length, *tail))
+            with (
+                self._reading(key),
+                zipfile.ZipFile(self.path) as archive,
+                archive.open(self._members[key]) as file,
+            ):
+                read_magic(file)
+                read_array_header_1_0(file)
+                for start in range(0, length, step):
+                    rows = min(step, length - start)
+                    yield np.ndarray((rows, *tail), np.uint8, file.read(rows * prod(tail)))
 
     def _add(self, key: str, member: zipfile.ZipInfo) -> None:
         """Check the header of an array, and read it unless it is of images."""
         self.need(key not in self, key, "one array of this name", "several")
         # Others can't be unpacked in constant memory; numpy doesn't write them.
-        known = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        self.need(known, key, "stored or deflated values", "another compression")
+        streamed = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+        self.need(streamed, key, "stored or deflated values", "another compression")
         with zipfile.ZipFile(self.path) as archive, archive.open(member) as file:
             version = read_magic(file)
             self.need(version == (1, 0), key, "a .npy header of version 1", version)
             shape, fortran, dtype = read_array_header_1_0(file)
             self.need(not dtype.hasobject, key, "numbers or text", "pickled objects")
-            whole = len(shape) > 0 and min(shape) >= 0
-            self.need(whole, key, "an array with at least one axis", f"shape {shape}")
+            self.need(shape and min(shape) >= 0, key, "at least one axis", f"shape {shape}")
             self.need(not fortran or len(shape) == 1, key, "C order", "Fortran order")
-            size, given = file.tell() + prod(shape) * dtype.itemsize, member.file_size
-            self.need(size == given, key, f"{size} bytes by its header", given)
-            limit = max(_MOST_ROWS, self.path.stat().st_size)
-            if pixels := _PIXELS.fullmatch(key):
-                size, limit = prod(shape[1:3]), MAX_FRAME_PIXELS
-            self.need(size <= limit, key, f"a size of at most {limit}", size)
+            size, stored_size = file.tell() + prod(shape) * dtype.itemsize, member.file_size
+            self.need(size == stored_size, key, f"{size} bytes by its header", stored_size)
             self._members[key] = member
-            if pixels:
+            if _PIXELS.fullmatch(key):
+                pixels, most = prod(shape[1:3]), MAX_FRAME_PIXELS
+                self.need(pixels <= most, key, f"at most {most} pixels per image", pixels)
+                shape = shape[:3] if shape[3:] == (1,) else shape
                 self[key] = np.broadcast_to(np.zeros((), dtype), shape)
             else:
+                most = max(_MOST_ROWS, self.path.stat().st_size)
+                self.need(size <= most, key, f"at most {most} bytes", size)
                 self[key] = np.ndarray(shape, dtype, file.read())
 
     @contextmanager
@@ -184,52 +184,47 @@ def _unpack(
     layers = [x.shape[0] * (prod(x.shape[3:]) + bool(x.masks)) for x in splits.values()]
     total = sum(layers) * prod(sides)
     check_room(folder, total)
-    seen = {name: np.zeros(256, bool) for name in SPLITS}  # which values masks have
+    used = {name: np.zeros(256, bool) for name in SPLITS}  # which values masks have
     with counted(progress, f"unpack {path.name}", total) as count:
         for name, split in splits.items():
-            chunks = chain.from_iterable(map(archive.chunks, split.images))
-            pixels: dict[str, Iterable[NDArray[np.uint8]]] = {
-                "images": (chunk.reshape(-1, *split.shape[1:]) for chunk in chunks)
-            }
+            pixels = {"images": archive.chunks(split.images)}
             if split.masks:
-                pixels["masks"] = _known_masks(archive, split, seen[name])
-            for field, layer in pixels.items():
+                pixels["masks"] = _known_masks(archive, split, used[name])
+            for field, chunks in pixels.items():
                 resize = resize_image if field == "images" else resize_mask
                 tail = *sides, *(split.shape[3:] if field == "images" else ())
                 with growing_array(folder / f"{name}_{field}.npy", tail) as append:
-                    for chunk in layer:
+                    for chunk in chunks:
                         if sides != original:
-                            chunk = np.stack([resize(each, *sides) for each in chunk])
+                            chunk = np.stack([resize(image, *sides) for image in chunk])
                         append(chunk)
                         count(chunk.nbytes)
             for field, row in split.rows.items():
                 np.save(folder / f"{name}_{field}.npy", row)
-    values = {name: set(np.flatnonzero(each).tolist()) for name, each in seen.items()}
-    if set.union(*values.values()) in ({255}, {0, 255}):
-        values = {name: {value // 255 for value in each} for name, each in values.items()}
+    values = {name: np.flatnonzero(flags).tolist() for name, flags in used.items()}
+    if set().union(*values.values()) in ({255}, {0, 255}):
+        values = {name: [value // 255 for value in values[name]] for name in SPLITS}
         for name in SPLITS:
             file = folder / f"{name}_masks.npy"
             mapped = np.load(file, mmap_mode="r+", allow_pickle=False)
             np.floor_divide(mapped, 255, out=mapped)
     mask_names = _mask_names(archive, values) if splits["train"].masks else ()
-    names = {"class_names": class_names, "mask_names": mask_names, "multi_label": multi_label}
-    info = {"original_size": list(splits["train"].shape[1:3])}
-    write_json(folder / "meta.json", names | {"info": info})
+    meta = {"class_names": class_names, "mask_names": mask_names, "multi_label": multi_label}
+    write_json(folder / "meta.json", meta | {"info": {"original_size": list(original)}})
     if file_digests(path, root)[1] != digest:  # the store would lie under another's key
         raise DataError(f"{path} changed while it was read; try again")
 
 
 def _known_masks(
-    archive: _Archive, split: _Split, seen: NDArray[np.bool_]
+    archive: _Archive, split: _Split, used: NDArray[np.bool_]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the masks in chunks ``(n, H, W)``, unknown ones all zero; note the values in `seen`."""
-    start, known = 0, split.rows.get("has_mask")
-    for chunk in chain.from_iterable(map(archive.chunks, split.masks)):
-        masks = chunk.reshape(chunk.shape[:3])
-        if known is not None:
-            masks = masks * known[start : start + len(masks), None, None]
+    """Yield the masks in chunks ``(n, H, W)``, unknown ones all zero; note the values in `used`."""
+    start, has_mask = 0, split.rows.get("has_mask")
+    for masks in archive.chunks(split.masks):
+        if has_mask is not None:
+            masks = masks * has_mask[start : start + len(masks), None, None]
         start += len(masks)
-        seen |= np.bincount(masks.ravel(), minlength=256) > 0
+        used |= np.bincount(masks.ravel(), minlength=256) > 0
         yield masks
 
 
@@ -252,13 +247,12 @@ def _find_splits(archive: _Archive) -> dict[str, _Split]:
         masks = [f"{split}_{mask_base}{end}" for end in endings] if mask_base else []
         for key in images:
             shape, dtype = archive[key].shape, archive[key].dtype
-            known = 0 not in shape[1:] and (len(shape) == 3 or shape[3:] in ((1,), (3,)))
-            given = f"{dtype} {shape}"
-            archive.need(known and dtype == "u1", key, "uint8 (N, H, W) or (N, H, W, 3)", given)
+            fits = dtype == "u1" and 0 not in shape[1:] and (len(shape) == 3 or shape[3:] == (3,))
+            archive.need(fits, key, "uint8 (N, H, W) or (N, H, W, 3)", f"{dtype} {shape}")
             archive.need(shape[1:] == tail, key, f"images of {tail} as in train", shape[1:])
         for image_key, key in zip(images, masks, strict=bool(masks)):
             shape, mask = archive[image_key].shape[:3], archive[key]
-            fits = mask.dtype in (np.uint8, np.bool_) and mask.shape in (shape, (*shape, 1))
+            fits = mask.dtype in (np.uint8, np.bool_) and mask.shape == shape
             hint = "; class labels are called _labels" if mask_base == "label" else ""
             given = f"{mask.dtype} {mask.shape}{hint}"
             archive.need(fits, key, f"uint8 masks {shape} as {image_key}", given)
@@ -277,8 +271,7 @@ def _find_splits(archive: _Archive) -> dict[str, _Split]:
                 rows[field] = _rows(archive, key, total, kinds)
         alone = "has_mask" in rows and not masks
         archive.need(not alone, f"{split}_has_mask", f"also {split}_masks", "no masks")
-        tail_of_all = tail[:2] if tail[2:] == (1,) else tail
-        splits[split] = _Split(images, masks, (total, *tail_of_all), rows)
+        splits[split] = _Split(images, masks, (total, *tail), rows)
     return splits
 
 
@@ -302,8 +295,8 @@ def _labels(archive: _Archive, key: str, total: int) -> NDArray[np.int64]:
     several = labels.shape[1:] not in ((), (1,))
     top = 1 if several else MAX_CLASSES - 1
     for value in (int(labels.min()), int(labels.max())):
-        known = UNKNOWN_LABEL <= value <= top
-        archive.need(known, key, f"labels from 0 to {top}, or -1 for unknown", value)
+        fits = UNKNOWN_LABEL <= value <= top
+        archive.need(fits, key, f"labels from 0 to {top}, or -1 for unknown", value)
     return labels.astype(np.int64).reshape(labels.shape if several else total)
 
 
@@ -326,18 +319,18 @@ def _class_names(archive: _Archive, splits: dict[str, _Split]) -> tuple[tuple[st
         key, labels = f"{name}_labels", split.rows["labels"]
         same = labels.shape[1:] == train.shape[1:]
         archive.need(same, key, f"K as in train {train.shape[1:]}", labels.shape[1:])
-        known = f"labels from 0 to {len(names) - 1}, as in train or class_names, or -1 for unknown"
-        archive.need(several or labels.max() < len(names), key, known, labels.max())
+        expected = f"labels from 0 to {len(names) - 1}, as in train or class_names, or -1"
+        archive.need(several or labels.max() < len(names), key, expected, labels.max())
     return names, several
 
 
-def _mask_names(archive: _Archive, values: dict[str, set[int]]) -> tuple[str, ...]:
-    highest = {name: max(each) for name, each in values.items()}
-    limits = f"mask classes 0 to {MAX_MASK_CLASSES - 1}, or only 0 and 255"
-    archive.need(max(highest.values()) < MAX_MASK_CLASSES, "masks", limits, max(highest.values()))
+def _mask_names(archive: _Archive, values: dict[str, list[int]]) -> tuple[str, ...]:
+    highest = {name: values[name][-1] for name in SPLITS}
+    top, expected = max(highest.values()), f"mask classes 0 to {MAX_MASK_CLASSES - 1}, or 0 and 255"
+    archive.need(top < MAX_MASK_CLASSES, "masks", expected, top)
     default = ["background", *(f"mask {index}" for index in range(1, highest["train"] + 1))]
     names = _names(archive, "mask_names", default if len(default) > 2 else ["background", "lesion"])
     for name, value in highest.items():
-        classes = f"mask classes of 0 to {len(names) - 1}, as in train or mask_names"
-        archive.need(value < len(names), f"{name}_masks", classes, value)
+        expected = f"mask classes of 0 to {len(names) - 1}, as in train or mask_names"
+        archive.need(value < len(names), f"{name}_masks", expected, value)
     return names

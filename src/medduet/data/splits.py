@@ -81,7 +81,7 @@ def stratified_group_split(
 def merge_groups(*partitions: NDArray[np.int64] | None) -> NDArray[np.int64]:
     """Return groups ``(N,)`` of images that any partition puts together; negative is unknown."""
     ends = []
-    for numbers in (each for each in partitions if each is not None):
+    for numbers in (numbers for numbers in partitions if numbers is not None):
         rows = np.arange(len(numbers))
         first = pd.Series(rows).groupby(numbers).transform("first").to_numpy()
         ends.append([rows, np.where(numbers < 0, rows, first)])
@@ -122,8 +122,7 @@ def read_split(path: Path, images: ImageSet) -> NDArray[np.int64]:
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=["image", "split"])
     except ValueError as error:
-        text = f"{path}: expected a CSV with the columns image and split: {error}"
-        raise DataError(text) from error
+        raise DataError(f"{path}: expected a CSV with columns image and split: {error}") from error
     ids = pd.Index(images.pool().ids)
     if not ids.is_unique:
         raise DataError(f"{images.name} has several images of one id; {path} can't tell them apart")

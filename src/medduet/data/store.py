@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.format import write_array_header_1_0
 from numpy.typing import NDArray
 
-from medduet.data.imageset import SPLITS, Split
+from medduet.data.imageset import PIXELS, SPLITS, Split
 from medduet.errors import DataError, StorageError
 from medduet.utils.files import atomic_folder, sweep
 from medduet.utils.parsing import read_json
@@ -77,9 +77,9 @@ def open_store(folder: Path) -> dict[str, Any]:
 def open_split(folder: Path, name: str) -> Split:
     """Return the split `name` of the store in `folder`."""
     arrays: dict[str, Any] = {}
-    for field in (each.name for each in fields(Split)):
+    for field in (field.name for field in fields(Split)):
         path = folder / f"{name}_{field}.npy"
         if path.exists():
-            mapped = field in ("images", "masks")
-            arrays[field] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+            mode: Any = "r" if field in PIXELS else None
+            arrays[field] = np.load(path, mmap_mode=mode, allow_pickle=False)
     return Split(**arrays)

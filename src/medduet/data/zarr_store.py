@@ -28,7 +28,7 @@ from medduet.config import DataConfig
 from medduet.data.batches import WINDOW
 from medduet.data.cache import Progress, counted
 from medduet.data.download import read_url
-from medduet.data.imageset import SPLITS, ImageSet, Rows, Split
+from medduet.data.imageset import PIXELS, SPLITS, ImageSet, Rows, Split
 from medduet.data.store import check_room
 from medduet.errors import ConfigError, MissingFileError
 from medduet.utils.files import finite, storage_errors, sync, write_json
@@ -41,7 +41,6 @@ _DTYPES = {"images": "uint8", "masks": "uint8", "ids": "uint8", "has_mask": "boo
 _DTYPES |= {"labels": "int64", "groups": "int64"}
 _ABOUT = ("name", "class_names", "mask_names", "multi_label")
 _GROUP: dict[str, Any] = {"zarr_format": 3, "node_type": "group"}
-_PIXELS = ("images", "masks")
 
 
 def _metadata(field: str, shape: Sequence[int], shard: int, chunk: int) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def _metadata(field: str, shape: Sequence[int], shard: int, chunk: int) -> dict[
         shape=tuple(shape),
         dtype=_DTYPES[field],
         chunks=(chunk, *shape[1:]),
-        shards=(shard, *shape[1:]) if field in _PIXELS else None,
+        shards=(shard, *shape[1:]) if field in PIXELS else None,
         compressors=[ZstdCodec(level=3), Crc32cCodec()] if field == "masks" else [Crc32cCodec()],
     )
     return json.loads(json.dumps(array.metadata.to_dict()))  # type: ignore[no-any-return]
@@ -108,7 +107,7 @@ def _open_split(source: str, split: str, about: Any, arrays: Any, cache_gb: floa
             expected = tails.get(field, list(rows.shape[1:]) if field == "ids" else [])
             if list(rows.shape) != [count, *expected] or tail[2:] not in ([], [3]):
                 raise ValueError(f"{path} has the shape {rows.shape}")
-            fields[field] = rows if field in _PIXELS else rows[:]
+            fields[field] = rows if field in PIXELS else rows[:]
     if "ids" in fields:
         ids = np.ascontiguousarray(fields["ids"])
         fields["ids"] = np.char.decode(ids.view(f"S{ids.shape[1]}")[:, 0], "utf-8")
@@ -130,21 +129,21 @@ class ZarrRows(Rows):
     """An array of a store, which may be a stranger's: it is decoded by metadata of our own."""
 
     def __init__(
-        self, url: str, field: str, given: Any, highest: int | None, cache_gb: float
+        self, url: str, field: str, array: Any, highest: int | None, cache_gb: float
     ) -> None:
         self.url, self.field, self.highest = url, field, highest
-        self.shape, self.dtype = tuple(given["shape"]), np.dtype(_DTYPES[field])
-        rows = chunk = given["chunk_grid"]["configuration"]["chunk_shape"][0]
-        if field in _PIXELS:
-            chunk = given["codecs"][0]["configuration"]["chunk_shape"][0]
+        self.shape, self.dtype = tuple(array["shape"]), np.dtype(_DTYPES[field])
+        rows = chunk = array["chunk_grid"]["configuration"]["chunk_shape"][0]
+        if field in PIXELS:
+            chunk = array["codecs"][0]["configuration"]["chunk_shape"][0]
         self.metadata = _metadata(field, self.shape, rows, chunk)
         self.shard_rows, self.chunk_rows = rows, chunk
-        found, expected = (
-            " ".join(re.findall(r'"(?:name|data_type)": "([^"]*)"', json.dumps(array)))
-            for array in (given, self.metadata)
+        codecs, expected = (
+            " ".join(re.findall(r'"(?:name|data_type)": "([^"]*)"', json.dumps(metadata)))
+            for metadata in (array, self.metadata)
         )
-        if found != expected:
-            raise ValueError(f"{url}: expected {expected}, given {found[:300]}")
+        if codecs != expected:
+            raise ValueError(f"{url}: expected {expected}, given {codecs[:300]}")
         self._bytes = rows * prod(self.shape[1:]) * self.dtype.itemsize
         if self._bytes > _MOST_SHARD or len(self) / rows > _MOST_SHARDS:
             raise ValueError(f"{url}: expected shards of up to {_MOST_SHARD >> 30} GiB")
@@ -168,12 +167,12 @@ class ZarrRows(Rows):
         for number in needed:
             shard = self._shard(number)
             following = self._order.get(number, len(order)) + 1
-            for each in order[following : following + WINDOW]:
-                self._shard(each)
+            for next_number in order[following : following + WINDOW]:
+                self._shard(next_number)
             if shard.exception() is not None:
                 self._shard.cache_clear()  # so that it is tried again
-            here = shard_of == number
-            out[here] = shard.result()[positions[here] - number * self.shard_rows]
+            in_shard = shard_of == number
+            out[in_shard] = shard.result()[positions[in_shard] - number * self.shard_rows]
         return out
 
     def _read(self, number: int) -> NDArray[Any]:
@@ -185,12 +184,12 @@ class ZarrRows(Rows):
         most = self._bytes * 65 // 64 + 4096  # with checksums, the index and what zstd adds
         with misread(f"{self.url}/{key}"):
             content = _read_file(f"{self.url}/{key}", most)
-            if self.field in _PIXELS:
+            if self.field in PIXELS:
                 self._check_chunks(content, ceil((end - begin) / self.chunk_rows))
             # In memory, where no file can be missing: zarr would take it for zeros.
-            files = {_METADATA: json.dumps(self.metadata).encode(), key: content}
-            buffers = {name: Buffer.from_bytes(content) for name, content in files.items()}
-            values = np.asarray(zarr.open_array(buffers, mode="r")[begin:end])
+            metadata = Buffer.from_bytes(json.dumps(self.metadata).encode())
+            files = {_METADATA: metadata, key: Buffer.from_bytes(content)}
+            values = np.asarray(zarr.open_array(files, mode="r")[begin:end])
             if self.highest is not None and not -1 <= values.min() <= values.max() <= self.highest:
                 raise ValueError(f"values beyond {self.highest}")
             return values
@@ -228,7 +227,7 @@ def write_zarr(
             if field == "ids":
                 values = np.char.encode(values, "utf-8")[:, None].view(np.uint8)
             few = min(len(values), _CHUNK_ROWS)
-            parts = (rows, chunk) if field in _PIXELS else (few, few)
+            parts = (rows, chunk) if field in PIXELS else (few, few)
             fields[f"{name}/{field}"] = values
             nodes[f"{name}/{field}"] = _metadata(field, values.shape, *parts)
     # How the set was split would ask for the split to be made again.
@@ -275,8 +274,8 @@ def _write_array(path: Path, values: Any, count: Callable[[int], object]) -> Non
     step = (array.shards or array.chunks)[0]
     for number, start in enumerate(range(0, len(values), step)):
         file = path.joinpath("c", str(number), *"0" * (array.ndim - 1))
-        here = slice(start, min(start + step, len(values)))
+        rows = slice(start, min(start + step, len(values)))
         if not file.is_file():
-            array[here] = values[here]
+            array[rows] = values[rows]
             sync(file)
-        count((here.stop - start) * prod(array.shape[1:]) * array.dtype.itemsize)
+        count((rows.stop - start) * prod(array.shape[1:]) * array.dtype.itemsize)

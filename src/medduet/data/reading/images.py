@@ -1,6 +1,7 @@
 """Reads images and masks: a file is opened by what is in it; its ending may say something else."""
 
 import gzip
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -28,19 +29,14 @@ from medduet.errors import MissingFileError
 HEAD = 540
 """Bytes by which the kind of a file is told: the header of NIfTI-2."""
 _SIGNATURES = (
-    (128, b"DICM", "DICOM"),  # first: its preamble may be that of a TIFF
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"BM", "BMP"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (0, b"II+\0", "TIFF"),
-    (0, b"MM\0+", "TIFF"),
-    (8, b"WEBP", "WEBP"),
-    (344, b"n+1\0", "NIfTI"),
-    (4, b"n+2\0", "NIfTI"),
-    (0, b"\x08\x00", "DICOM"),  # without preamble: group 0008, with which a data set starts
-    (0, b"\x00\x08", "DICOM"),
+    (rb".{128}DICM", "DICOM"),  # first: its preamble may be that of a TIFF
+    (rb"\x89PNG\r\n\x1a\n", "PNG"),
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"BM", "BMP"),
+    (rb"II[*+]\0|MM\0[*+]", "TIFF"),
+    (rb".{8}WEBP", "WEBP"),
+    (rb".{344}n\+1\0|.{4}n\+2\0", "NIfTI"),
+    (rb"\x08\x00|\x00\x08", "DICOM"),  # without preamble: group 0008, with which a data set starts
 )
 _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 """Pixels of each side, and a difference of red, green and blue, that tell colour from grey."""
@@ -57,7 +53,7 @@ def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Source]:
         if file is None and not path.is_file():
             if path.exists():
                 raise refusal(path, "an image file", "a folder or a device")
-            raise MissingFileError(f"{path}: expected an image file, given nothing")
+            raise MissingFileError(f"{path}: expected an image file, but there is none")
         with path.open("rb") if file is None else nullcontext(file) as content:
             content.seek(0)
             head = content.read(HEAD)
@@ -67,19 +63,21 @@ def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Source]:
                 content = cast("BinaryIO", gzip.GzipFile(fileobj=content))  # unpacked as it is read
                 kind = "NIfTI" if kind_of(content.read(HEAD)) == "NIfTI" else None
             content.seek(0)
-            if kind is None:
-                given = f"a file that starts with {head[:8]!r}"
-                raise refusal(path, "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI", given)
-            if kind in ("DICOM", "NIfTI"):
-                yield (open_dicom if kind == "DICOM" else open_nifti)(path, content)
-            else:
-                yield open_raster(path, content, kind)
+            match kind:
+                case "DICOM":
+                    yield open_dicom(path, content)
+                case "NIfTI":
+                    yield open_nifti(path, content)
+                case None:
+                    expected = "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI"
+                    raise refusal(path, expected, f"a file that starts with {head[:8]!r}")
+                case _:
+                    yield open_raster(path, content, kind)
 
 
 def kind_of(head: bytes) -> str | None:
     """Return which kind of picture starts with `head`, its first `HEAD` bytes, or None."""
-    found = (kind for start, mark, kind in _SIGNATURES if head.startswith(mark, start))
-    return next(found, None)
+    return next((kind for mark, kind in _SIGNATURES if re.match(mark, head, re.DOTALL)), None)
 
 
 # Images ------------------------------------------------------------------------------------------
