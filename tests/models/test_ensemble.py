@@ -114,7 +114,7 @@ def test_members_that_don_t_fit() -> None:
     for other in (members(1, classes=2), members(1, dense=1), members(1, channels=2)):
         with pytest.raises(ModelError, match="same in_channels, num_classes, dense_channels"):
             Ensemble([*members(1), *other], **settings)
-    with pytest.raises(ModelError, match="1 to 64 members, but got 0"):
+    with pytest.raises(ModelError, match="1 to 64 members, given 0"):
         Ensemble([], **settings)
     with pytest.raises(ModelError, match="can't be a member"):
         Ensemble([Ensemble(members(1), **settings)], **settings)

@@ -101,7 +101,7 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     for change, words in (
         ({"network": config["network"] | {"name": "unt"}}, "closest are unet"),
         ({"network": config["network"] | {"width": 3}}, "don't fit"),
-        ({"version": 99}, "version 99"),
+        ({"version": 99}, "given 99"),
         ({"format": "other"}, "something else"),
     ):
         write_json(tmp_path / "a" / "config.json", config | change)

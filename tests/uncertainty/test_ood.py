@@ -99,7 +99,7 @@ def test_it_comes_back_from_json_as_it_was() -> None:
     assert np.shape(detector.features.directions) == (5, 70)
     back = OODDetector.model_validate_json(detector.model_dump_json())
     assert np.array_equal(detector.p_values(seen, new), back.p_values(seen, new))
-    with pytest.raises(ModelError, match="features of an image"):
+    with pytest.raises(ModelError, match="features for the OOD detector"):
         back.p_values(vectors(3, 1, 71), vectors(3))
 
 

@@ -31,15 +31,15 @@ def classification_loss(logits: Tensor, label: Tensor, class_weight: Tensor | No
     Takes logits ``(N, K)`` and labels ``(N,)`` int64, or ``(N, K)`` 0/1 for multi-label sets; -1 is
     unknown. `class_weight` ``(K,)`` is that of each class, or of its positive images (multi-label).
     """
-    labelled = label != UNKNOWN_LABEL
     weight = classification_weight(label, class_weight).to(logits.dtype)
-    label = label.clamp(min=0)
-    if label.ndim == 2:
-        each = F.binary_cross_entropy_with_logits(
-            logits, label.to(logits.dtype), pos_weight=class_weight, reduction="none"
-        )
-        return PerImage((each * labelled).sum(dim=1) / labelled.sum(dim=1).clamp(min=1), weight)
-    return PerImage(F.cross_entropy(logits, label, reduction="none"), weight)
+    target = label.clamp(min=0)
+    if label.ndim == 1:
+        return PerImage(F.cross_entropy(logits, target, reduction="none"), weight)
+    labelled = label != UNKNOWN_LABEL
+    losses = F.binary_cross_entropy_with_logits(
+        logits, target.to(logits.dtype), pos_weight=class_weight, reduction="none"
+    )
+    return PerImage((losses * labelled).sum(dim=1) / labelled.sum(dim=1).clamp(min=1), weight)
 
 
 def classification_weight(label: Tensor, class_weight: Tensor | None) -> Tensor:
@@ -70,12 +70,12 @@ def segmentation_loss(
     if layout.mask_channels == 1:
         target = mask.unsqueeze(1).to(logits.dtype)
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        of_dice = {"sigmoid": True}
+        options = {"sigmoid": True}
     else:
         target = mask.unsqueeze(1)
         cross_entropy = F.cross_entropy(logits, mask, reduction="none")
-        of_dice = {"softmax": True, "to_onehot_y": True, "include_background": False}
-    dice = DiceLoss(**of_dice, reduction="none")(logits, target)
+        options = {"softmax": True, "to_onehot_y": True, "include_background": False}
+    dice = DiceLoss(**options, reduction="none")(logits, target)
     loss = dice.flatten(1).mean(dim=1) + cross_entropy.flatten(1).mean(dim=1)
     return PerImage(loss, has_mask.to(loss.dtype))
 
@@ -120,11 +120,9 @@ class Objective(nn.Module):
 
         `weights` are the ``(T,)`` sums of the image weights of each term, over all processes.
         """
-        means = [
-            self.factors[task] * term.total() / weight.clamp(min=torch.finfo(weight.dtype).tiny)
-            for (task, term), weight in zip(terms.items(), weights, strict=True)
-        ]
-        return torch.stack(means)
+        weights = weights.clamp(min=torch.finfo(weights.dtype).tiny)
+        pairs = zip(terms.items(), weights, strict=True)
+        return torch.stack([self.factors[task] * term.total() / w for (task, term), w in pairs])
 
 
 def balanced_weights(label: Tensor, num_classes: int) -> Tensor:

@@ -147,8 +147,7 @@ def confidence(probability: Floats, multi_label: bool) -> Floats:
     """Return the confidence of predictions, ``(N,)``; multi-label, of each label ``(N, K)``."""
     if multi_label:
         return np.maximum(probability, 1 - probability)
-    largest: Floats = probability.max(axis=1)
-    return largest
+    return np.asarray(probability.max(axis=1))
 
 
 def _predicted(score: Floats, multi_label: bool) -> Integers:

@@ -25,12 +25,13 @@ def check_predictions(
     largest = 1 if multi_label else score.shape[1] - 1
     integer = np.issubdtype(truth.dtype, np.integer)
     if truth.size and not (integer and UNKNOWN_LABEL <= truth.min() <= truth.max() <= largest):
-        given = f"{truth.dtype} from {truth.min()} to {truth.max()}"
-        raise DataError(f"expected integer labels from {UNKNOWN_LABEL} to {largest}, given {given}")
+        values = f"{truth.dtype} from {truth.min()} to {truth.max()}"
+        raise DataError(f"expected integers from {UNKNOWN_LABEL} to {largest}, given {values}")
     if not np.isfinite(score).all():
         raise DataError("expected finite probabilities, given NaN or infinity")
     if in_unit_range and not ((score >= 0) & (score <= 1)).all():
-        raise DataError("expected probabilities from 0 to 1, given others")
+        values = f"{score.min():g} to {score.max():g}"
+        raise DataError(f"expected probabilities from 0 to 1, given {values}")
     return truth.astype(np.int64), score
 
 

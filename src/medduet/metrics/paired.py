@@ -88,16 +88,15 @@ def over_images(
     weight = np.ones_like(first) if weights is None else np.asarray(weights, dtype=np.float64)
     if weight.shape != first.shape:
         raise DataError(f"expected weights {first.shape} as the scores, given {weight.shape}")
-    apart, weight = (array.reshape(len(first), -1) for array in (first - second, weight))
-    # Rows that count nothing are no images of this comparison.
-    rows, columns = weight.any(axis=1), weight.any(axis=0)
+    difference, weight = (array.reshape(len(first), -1) for array in (first - second, weight))
+    rows, columns = weight.any(axis=1), weight.any(axis=0)  # images and columns that count
     weight, n = weight[rows][:, columns], int(rows.sum())
-    apart = np.where(weight > 0, np.round(apart[rows][:, columns], DECIMALS), 0.0)
+    difference = np.where(weight > 0, np.round(difference[rows][:, columns], DECIMALS), 0.0)
     if not n:
         return OverImages(_NAN, UNDEFINED, _NAN, _NAN, 0)
-    interval = bootstrap_mean(apart, weight, resamples=resamples, seed=seed)
+    interval = bootstrap_mean(difference, weight, resamples=resamples, seed=seed)
     # What each image adds to the mean over columns of their weighted means, times n.
-    share = n * (apart * weight / weight.sum(axis=0)).mean(axis=1)
+    share = n * (difference * weight / weight.sum(axis=0)).mean(axis=1)
     p = 1.0
     if share.any():
         p = stats.permutation_test(

@@ -22,7 +22,7 @@ def auc_per_class(
     truth, score = check_predictions(label, probability, multi_label)
     has, labelled = one_vs_rest(truth, score.shape[1])
     columns = zip(has.T, labelled.T, score.T, strict=True)
-    return [_area(positive[known], column[known]) for positive, known, column in columns]
+    return [_area(positive[rows], column[rows]) for positive, rows, column in columns]
 
 
 def auc(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:

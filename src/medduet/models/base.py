@@ -21,14 +21,14 @@ from medduet.types import Outputs
 class Normalize(nn.Module):
     """Scale uint8 images to [0, 1], then subtract the mean and divide by the standard deviation.
 
-    Takes ``(N, C, H, W)``, uint8 or float in [0, 1]; gives the same shape as float. Both are 0.5
-    unless `set` says otherwise.
+    Takes ``(N, C, H, W)``, uint8 or float in [0, 1]; gives the same shape as float. Mean and
+    deviation are 0.5 until `set` is called.
     """
 
     mean: Tensor
     std: Tensor
     memory_format: torch.memory_format | None = None
-    """In which the network computes: convolutions go on as their input is. ``None``: as given."""
+    """That of the network's feature maps, which follow their input; ``None`` leaves it as it is."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.full((1, channels, 1, 1), 0.5))
 
     def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Take over the mean and deviation of each channel, or their mean for another number."""
+        """Set mean and deviation per channel; their mean, if the number of channels differs."""
         for buffer, values in ((self.mean, mean), (self.std, std)):
             fits = len(values) == self.channels
             value = torch.tensor(values if fits else [sum(values) / len(values)])
@@ -51,7 +51,7 @@ class Normalize(nn.Module):
         """Return the normalised images."""
         if image.ndim != 4 or image.shape[1] != self.channels:
             raise ModelError(
-                f"expected images of shape (N, {self.channels}, H, W), but got "
+                f"expected images of shape (N, {self.channels}, H, W), given "
                 f"{tuple(image.shape)}: the network was built for {self.channels} channel(s)"
             )
         image = self.arranged(image)
@@ -137,7 +137,7 @@ class Features:
         self._recorded.features = inputs[0]
 
     def last(self) -> NDArray[np.float64] | None:
-        """Return it, ``(N, F)``; ``None`` if the network has no such layer."""
+        """Return the features ``(N, F)``; ``None`` if the network has no such layer."""
         if self._layer is None:
             return None
         recorded: Tensor = self._recorded.features
@@ -153,7 +153,7 @@ class NumbersOnCPU(TorchFunctionMode):
 
 
 def trace(network: DuetNetwork, n: int, height: int, width: int) -> tuple[Outputs, list[Tensor]]:
-    """Send the shape of n images alone through `network`; also return its parameters on meta."""
+    """Run `network` on n images of torch's ``meta``; also return its parameters there."""
     state = {
         name: torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
         for name, value in [*network.named_parameters(), *network.named_buffers()]
@@ -206,16 +206,14 @@ class Cost(NamedTuple):
 
 
 def network_cost(network: DuetNetwork, height: int, width: int) -> Cost:
-    """Return the cost of `network` for one image of ``height x width`` pixels, see `model_cost`."""
+    """Return the cost of `network` for one image of ``height x width`` pixels."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         trace(network, 1, height, width)
-    decoder = [id(module) for module in network.decoder_modules]
-    names = [name for name, module in network.named_modules() if id(module) in decoder]
-    counts, prefix = counter.get_flop_counts(), type(network).__name__
-    flops = counter.get_total_flops()
-    spent = sum(sum(counts[f"{prefix}.{name}"].values()) for name in names)
-    dense = {id(p) for module in network.decoder_modules for p in module.parameters()}
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    alone = sum(parameter.numel() for parameter in trained if id(parameter) not in dense)
-    total = sum(parameter.numel() for parameter in trained)
-    return Cost(total, flops / 2e9, alone, (flops - spent) / 2e9)
+    decoder, root = set(network.decoder_modules), type(network).__name__
+    names = [f"{root}.{name}" for name, module in network.named_modules() if module in decoder]
+    flops, counts = counter.get_total_flops(), counter.get_flop_counts()
+    flops_alone = flops - sum(sum(counts[name].values()) for name in names)
+    trained = {p for p in network.parameters() if p.requires_grad}
+    alone = trained - {p for module in decoder for p in module.parameters()}
+    total, total_alone = (sum(p.numel() for p in group) for group in (trained, alone))
+    return Cost(total, flops / 2e9, total_alone, flops_alone / 2e9)

@@ -70,7 +70,7 @@ class TimmNetwork(DuetNetwork):
 
         info = self.encoder.feature_info
         if not hasattr(self.encoder, "forward_intermediates"):
-            raise ModelError(f"timm:{name} gives no maps for a decoder: take smp:unet/tu-{name}")
+            raise ModelError(f"timm:{name} has no maps for a decoder: use smp:unet/tu-{name}")
         if self.equal_resolution:
             levels = {2 ** (part + 1): len(info) * (part + 1) // 4 - 1 for part in range(4)}
         else:
@@ -80,8 +80,10 @@ class TimmNetwork(DuetNetwork):
         channels = {stride: int(info[i]["num_chs"]) for stride, i in levels.items()}
         self.strides = [2**level for level in range(1, max(channels).bit_length())]
         if set(channels) - set(self.strides):
-            hint = "the decoder needs powers of 2: drop the dense task (--tasks classify)"
-            raise ModelError(f"timm:{name} has maps at the strides {list(channels)}, but {hint}")
+            raise ModelError(
+                f"expected strides that are powers of 2, given {list(channels)} of timm:{name}: "
+                "train without a dense task (--tasks classify)"
+            )
         self.skips = [stride in channels for stride in self.strides]
         depth = len(self.strides)
         self.decoder = UnetDecoder(
@@ -102,8 +104,8 @@ class TimmNetwork(DuetNetwork):
         """Return the parameters of timm's network but for its classifier."""
         classifier = self.encoder.get_classifier()
         heads = classifier if isinstance(classifier, tuple | list) else (classifier,)
-        excluded = {id(p) for head in heads if head is not None for p in head.parameters()}
-        return [p for p in self.encoder.parameters() if id(p) not in excluded]
+        excluded = {p for head in heads if head is not None for p in head.parameters()}
+        return [p for p in self.encoder.parameters() if p not in excluded]
 
     def forward(self, image: Tensor) -> Outputs:
         """Return the scores of both heads."""

@@ -41,15 +41,15 @@ class Ensemble(DuetNetwork):
     ) -> None:
         super().__init__()
         if not 1 <= len(members) <= MAX_MEMBERS:
-            raise ModelError(f"expected 1 to {MAX_MEMBERS} members, but got {len(members)}")
+            raise ModelError(f"expected 1 to {MAX_MEMBERS} members, given {len(members)}")
         if any(isinstance(member, Ensemble) for member in members):
             raise ModelError("an ensemble can't be a member of another: give its members")
         sizes = [{name: member.arguments[name] for name in _SHARED} for member in members]
-        fits = all(each == sizes[0] for each in sizes)
-        if not fits or not 0 <= mask_channels <= sizes[0]["dense_channels"]:
+        same = sizes.count(sizes[0]) == len(sizes)
+        if not same or not 0 <= mask_channels <= sizes[0]["dense_channels"]:
             raise ModelError(
                 f"expected members with the same {', '.join(_SHARED)} and mask_channels among the "
-                f"dense ones, but got {sizes} and {mask_channels=}"
+                f"dense ones, given {sizes} and {mask_channels=}"
             )
         self.members, self._networks = nn.ModuleList(members), list(members)
         self.encoder_modules = [part for member in members for part in member.encoder_modules]
@@ -135,13 +135,13 @@ class _Settings(BaseModel):
 def build_network(arguments: Any) -> DuetNetwork:
     """Build the network or the ensemble whose `DuetNetwork.arguments` these are.
 
-    They may be a stranger's: nothing is fetched, and on torch's ``meta`` no size costs memory.
+    They may be a stranger's: no weights are fetched, and on ``meta`` no size costs memory.
     """
     try:
         if "ensemble" not in arguments:
             return _build_one(arguments)
         settings = _Settings.model_validate(arguments)
-        members = [_build_one(each) for each in settings.ensemble[: MAX_MEMBERS + 1]]
+        members = [_build_one(member) for member in settings.ensemble[: MAX_MEMBERS + 1]]
         return Ensemble(members, **settings.model_dump(exclude={"ensemble"}))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -155,5 +155,5 @@ def build_network(arguments: Any) -> DuetNetwork:
 
 def _build_one(arguments: dict[str, Any]) -> DuetNetwork:
     if "pretrained" in arguments:
-        raise ModelError("the arguments of a network that was saved can't ask for other weights")
+        raise ModelError("a saved network can't ask for other weights: leave 'pretrained' out")
     return create_model(**arguments)

@@ -12,11 +12,11 @@ from medduet.utils.devices import best_memory_format, keep_freed_memory
 
 Precision = Literal["float32", "bfloat16"]
 DECLARED: Precision = "float32"
-"""What bundles are evaluated, calibrated and used in, unless they say otherwise."""
+"""The precision in which bundles are evaluated, calibrated and used by default."""
 
 
 class NetworkPrediction(NamedTuple):
-    """What a network says of N images; ``None`` where it has no such head."""
+    """What a network predicts for N images; ``None`` where it has no such head."""
 
     class_logits: Tensor | None
     dense: Tensor | None

@@ -24,7 +24,7 @@ from medduet.models.unet import Sharpen, UNet, Upsampling
 
 TASK_PAPER = "Li, Li, Ting: A Study of Multi-Task Learning Using a VoVNet-OSA Block Enhanced U-Net"
 _PARTS = {"block", "stem", "pool", "enlarge", "skip"}
-"""What a U-Net is made of, which makes it another network."""
+"""Parameters of `UNet` that are no options: each choice of them is a network with a name."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,11 @@ def adares_unet(
 ) -> UNet:
     """Build AdaResU-Net, doi:10.1016/j.neucom.2019.01.110."""
     if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ModelError(f"expected an odd kernel_size such as 3 or 5, but got {kernel_size}")
+        raise ModelError(f"expected an odd kernel_size such as 3 or 5, given {kernel_size}")
     if activation not in ACTIVATIONS:
         raise ModelError(f"unknown activation '{activation}': {closest(activation, ACTIVATIONS)}")
     if not 0 <= dropout < 1:
-        raise ModelError(f"expected a dropout of at least 0 and below 1, but got {dropout}")
+        raise ModelError(f"expected a dropout of at least 0 and below 1, given {dropout}")
     block: Block = partial(
         ResidualUnit, kernel_size=kernel_size, activation=activation, dropout=dropout
     )
@@ -84,7 +84,7 @@ MODELS: dict[str, ModelSpec] = {
         f"MobileViT-v2, arXiv:2206.02680; in the authors' code of {TASK_PAPER}",
     ),
     "sharp_unet": ModelSpec(
-        partial(UNet, block=double_conv, skip=Sharpen),
+        partial(_unet, skip=Sharpen),
         "U-Net whose skips pass a fixed sharpening kernel",
         "Sharp U-Net, doi:10.1016/j.combiomed.2021.104699",
     ),
@@ -114,14 +114,14 @@ PAPER_CLASSIFIERS = {f"timm:{x}": paper for paper, names in _CLASSIFIERS.items()
 
 
 def find_model(name: str) -> ModelSpec:
-    """Return what is known of one of `MODELS`, ``timm:NAME``, or ``smp:ARCHITECTURE/ENCODER``."""
+    """Return the entry of one of `MODELS`, ``timm:NAME``, or ``smp:ARCHITECTURE/ENCODER``."""
     if name in MODELS:
         return MODELS[name]
     if name.startswith("timm:"):
         return _timm_spec(name)
     if name.startswith("smp:"):
         return _smp_spec(name)
-    raise _unknown(name, name, {each: each for each in MODELS} | _timm_names("timm:"))
+    raise _unknown(name, name, {key: key for key in MODELS} | _timm_names("timm:"))
 
 
 def _unknown(name: str, typed: str, choices: Mapping[str, str]) -> ModelError:
@@ -146,7 +146,7 @@ def model_names(patterns: Sequence[str]) -> list[str]:
     libraries += [f"smp:{decoder}/{encoder}" for decoder in decoders for encoder in encoders]
     names = []
     for pattern in patterns:
-        # A library's networks are many, so they are meant only by a pattern that names it.
+        # The many networks of libraries are matched only by patterns that name the library.
         matching = fnmatch.filter([*MODELS, *(libraries if ":" in pattern else ())], pattern)
         if not matching and set(pattern) & set("*?["):
             raise ModelError(f"no network matches '{pattern}': try 'timm:*resnet*'")
@@ -196,18 +196,18 @@ def create_model(
         raise ModelError(f"{name} has no option '{unknown[0]}': {hint}")
     if pretrained and spec.licence is None:
         raise ModelError(
-            f"there are no pretrained weights for {name}: leave --model.pretrained out, or "
-            "take a network of which 'medduet models' names the licence of its weights"
+            f"{name} has no pretrained weights: leave --model.pretrained out, or choose a network "
+            "with a licence of weights in 'medduet models'"
         )
     heads = {"num_classes": num_classes, "dense_channels": dense_channels}
     sizes = {"in_channels": in_channels, **heads}
+    weights = {"pretrained": True} if pretrained else {}
     try:
         least = min(in_channels, options.get("width", 1), max(heads.values()))
         if least < 1 or min(heads.values()) < 0:
-            raise ModelError(f"expected positive sizes and a head, but got {sizes | options}")
-        fetched = {"pretrained": True} if pretrained else {}
-        network = spec.build(*sizes.values(), **options, **fetched)
-    except (TypeError, RuntimeError) as error:  # what libraries say of sizes they can't have
+            raise ModelError(f"expected positive sizes and a head, given {sizes | options}")
+        network = spec.build(*sizes.values(), **options, **weights)
+    except (TypeError, RuntimeError) as error:  # libraries raise these for sizes they don't take
         reason = str(error).strip().partition("\n")[0]  # torch adds a stack of its C++
         raise ModelError(f"{name} can't be built with {sizes | options}: {reason}") from error
     except OSError as error:
@@ -257,14 +257,14 @@ def _smp_spec(name: str) -> ModelSpec:
     architecture, _, encoder = name.removeprefix("smp:").partition("/")
     decoders, encoders = smp.MODEL_ARCHITECTURES_MAPPING, smp.encoders.encoders
     if architecture not in decoders:
-        raise _unknown(name, architecture, {each: f"smp:{each}/ENCODER" for each in decoders})
+        raise _unknown(name, architecture, {key: f"smp:{key}/ENCODER" for key in decoders})
     if encoder in encoders:
         licence = "not recorded" if encoders[encoder]["pretrained_settings"] else None
     elif encoder.startswith("tu-") and timm.is_model(encoder[3:].partition(".")[0]):
         licence = find_model(f"timm:{encoder[3:]}").licence
     else:
         names = [*encoders, *_timm_names("tu-").values()]
-        raise _unknown(name, encoder, {each: f"smp:{architecture}/{each}" for each in names})
+        raise _unknown(name, encoder, {key: f"smp:{architecture}/{key}" for key in names})
     title = decoders[architecture].__name__
     return ModelSpec(
         partial(SmpNetwork, architecture=architecture, encoder=encoder),

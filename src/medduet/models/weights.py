@@ -35,7 +35,7 @@ class WeightsReport:
     not_in_network: list[str]
 
     def summary(self) -> str:
-        """Return the counts in one line, with the first names of what was left."""
+        """Return the counts in one line, with the first names of what was not taken."""
         taken = len(self.matched) + len(self.adapted)
         total = taken + len(self.other_shape) + len(self.not_in_file)
         parts = [f"{self.path}: {taken} of {total} tensors taken"]
@@ -74,8 +74,8 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
     places = (folder / "bundle" / WEIGHTS, folder / WEIGHTS, folder)
     file = next((place for place in places if place.is_file()), None)
     if file is None:
-        expected = "a .safetensors file, a bundle or a finished run for --model.weights"
-        raise MissingFileError(f"expected {expected}, but there is none at {folder}")
+        expected = "a .safetensors file, a bundle or a finished run"
+        raise MissingFileError(f"expected {expected}, given {folder}: change --model.weights")
     try:
         tensors = load_file(file)
     except (SafetensorError, *_DAMAGE) as error:
@@ -97,9 +97,8 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
     taken |= {name: adapt_input_conv(channels, named[name]) for name in adapted}
     if not taken:
         raise ModelError(
-            f"none of the {len(tensors)} tensors in {file} fits {network.arguments['name']}: the "
-            f"file has {', '.join(sorted(tensors)[:3])} and so on, the network "
-            f"{', '.join(sorted(state)[:3])} and so on"
+            f"none of the {len(tensors)} tensors in {file} fits {network.arguments['name']}: "
+            f"expected {', '.join(sorted(state)[:3])}, ..., given {', '.join(sorted(tensors)[:3])}"
         )
     network.load_state_dict(taken, strict=False)
     normalization = getattr(network, "pretrained_normalization", None)
@@ -148,8 +147,8 @@ def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
     if not isinstance(config, dict) or config.get("format") != FORMAT or "network" not in config:
         raise ModelError(f"expected a {FORMAT} at {folder}, but config.json is something else")
     if config.get("version") != VERSION:
-        theirs = f"{folder} is of version {config.get('version')}, but this MedDuet reads"
-        raise ModelError(f"{theirs} version {VERSION}: install the one that wrote it")
+        versions = f"expected version {VERSION} of bundles, given {config.get('version')}"
+        raise ModelError(f"{versions}: install the MedDuet that wrote {folder}")
     if sha256(file) != config.get("weights_sha256"):
         raise ModelError(f"{file} is damaged, its SHA-256 differs: copy the whole folder again")
     try:
@@ -160,7 +159,7 @@ def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
             network = build_network(config["network"])
         network.load_state_dict(load_file(file))
     except (SafetensorError, *_DAMAGE) as error:
-        raise ModelError(f"{file} can't be taken over: {error}") from error
+        raise ModelError(f"{file} can't be loaded: {error}") from error
     network.eval()
     return network, config
 

@@ -69,7 +69,7 @@ class Calibration(BaseModel):
         if any(len(row) != classes for row in self.set_thresholds):
             raise ValueError(f"expected {classes} thresholds for each coverage, one per class")
         if (np.diff(self.set_thresholds, axis=0) > 0).any():
-            raise ValueError("a higher coverage needs a higher probability")
+            raise ValueError("expected thresholds that fall with the coverage")
         return self
 
     @classmethod
@@ -117,12 +117,12 @@ class Calibration(BaseModel):
         """Return the calibrated probabilities ``(N, K)`` of those of the network ``(N, K)``.
 
         Raises:
-            ModelError: another number of classes, or what is no probability.
+            ModelError: another number of classes, or values outside [0, 1].
         """
         return _scaled(self._checked(probability), self.temperature, self.multi_label)
 
     def sets(self, calibrated: ArrayLike, coverage: float) -> Booleans:
-        """Return which classes are in the set of each image, ``(N, K)``, from what is `calibrated`.
+        """Return which classes are in each image's set, ``(N, K)``, by calibrated probabilities.
 
         On images like those of the validation split the true class is in the set of at least a
         share `coverage`, 0.5 to 0.99, of the images of each class. A set always holds the most
@@ -130,8 +130,8 @@ class Calibration(BaseModel):
         probability; a set may be empty.
 
         Raises:
-            ConfigError: a coverage outside.
-            ModelError: another number of classes, or what is no probability.
+            ConfigError: another coverage.
+            ModelError: another number of classes, or values outside [0, 1].
         """
         if not PERCENT[0] <= 100 * coverage <= PERCENT[-1]:
             raise ConfigError(f"expected a coverage from 0.50 to 0.99, given {coverage:g}")
@@ -146,7 +146,8 @@ class Calibration(BaseModel):
         if p.ndim != 2 or p.shape[1] != classes:
             raise ModelError(f"expected probabilities (N, {classes}) to calibrate, given {p.shape}")
         if not ((p >= 0) & (p <= 1)).all():
-            raise ModelError("expected probabilities from 0 to 1, given others")
+            values = f"{p.min():g} to {p.max():g}"
+            raise ModelError(f"expected probabilities from 0 to 1, given {values}")
         return p
 
 
@@ -179,27 +180,28 @@ def _temperature(labels: NDArray[np.int64], logits: Floats, multi_label: bool) -
 def _set_thresholds(scores: list[Floats]) -> Floats:
     """Return `Calibration.set_thresholds`; `scores`: probability of the truth, falling, by class.
 
-    Of n scores the ``ceil((n + 1) * coverage)``-th largest one holds the promise, if there is one.
+    Classes with too few scores for a coverage share the threshold of all their scores.
     """
-    ascending = np.argsort([len(of) for of in scores], kind="stable").tolist()
+    smallest_first = np.argsort([len(column) for column in scores], kind="stable").tolist()
     thresholds = np.zeros((len(PERCENT), len(scores)))
     for row, percent in zip(thresholds, PERCENT, strict=True):
-
-        def place(n: int, percent: int = percent) -> int:
-            return min(-(-(n + 1) * percent // 100) - 1, n)
-
         pool, total = list[int](), 0
-        for k in ascending:
+        for k in smallest_first:
             n = len(scores[k])
-            if place(n) < n and (not pool or place(total) < total):
+            if _place(n, percent) < n and (not pool or _place(total, percent) < total):
                 break
             pool.append(k)
             total += n
         shared = np.sort(np.concatenate([*(scores[k] for k in pool), np.empty(0)]))[::-1]
-        for k, own in enumerate(scores):
-            of = np.append(shared if k in pool else own, 0.0)
-            row[k] = of[place(len(of) - 1)]
+        for k, class_scores in enumerate(scores):
+            falling = np.append(shared if k in pool else class_scores, 0.0)
+            row[k] = falling[_place(len(falling) - 1, percent)]
     return np.minimum.accumulate(thresholds, axis=0)
+
+
+def _place(n: int, percent: int) -> int:
+    """Return which of n falling scores holds the promise, from 0; n if they are too few."""
+    return min(-(-(n + 1) * percent // 100) - 1, n)
 
 
 def calibration_summary(

@@ -108,7 +108,7 @@ class Mahalanobis(BaseModel):
     def _fits_together(self) -> Mahalanobis:
         if len(self.variance) != len(self.directions):
             raise ValueError("expected one variance per direction")
-        if {each.shape for each in (self.scale, *self.directions)} != {self.mean.shape}:
+        if {vector.shape for vector in (self.scale, *self.directions)} != {self.mean.shape}:
             raise ValueError("expected mean, scale and directions of one length")
         if (self.scale <= 0).any():
             raise ValueError("expected a scale above 0")
@@ -142,8 +142,8 @@ class Mahalanobis(BaseModel):
         """Return the distances ``(N,)`` of vectors ``(N, F)``."""
         if vectors.shape[1:] != self.mean.shape:
             raise ModelError(
-                f"the OOD detector takes {len(self.mean)} features of an image, given "
-                f"{vectors.shape[1]}: it is that of another network"
+                f"expected {len(self.mean)} features for the OOD detector, given "
+                f"{vectors.shape[1]}: it was fitted for another network"
             )
         centred = (vectors - self.mean) / self.scale
         along = centred @ np.stack(self.directions).T
