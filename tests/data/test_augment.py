@@ -113,7 +113,7 @@ def test_where_left_and_right_differ_nothing_is_mirrored(side: str, where: str) 
     names = {where: ("other", side)}
     for name in ("light", "strong"):
         assert sides(name, "microscopy", TOP.T, **names)[1] == {-1}
-    with pytest.raises(ConfigError, match=f"--train.augment flip mirrors.*'{side}'.*give light"):
+    with pytest.raises(ConfigError, match=f"flip mirrors.*'{side}'.*use --train.augment light"):
         build_augmentation("flip", some_set(**names))
 
 

@@ -25,10 +25,10 @@ def build_augmentation(
     names = (*data.class_names, *data.mask_names)
     permitted = allowed(data.info, names, modality, channels=data.in_channels)
     if name == "flip" and not permitted.mirror:
-        sided = next(each for each in names if SIDE.search(each))
+        sided = next(name for name in names if SIDE.search(name))
         raise ConfigError(
             f"--train.augment flip mirrors images, but {data.name} has a class '{sided}': "
-            "give light, which leaves the mirror out here"
+            "use --train.augment light, which does not mirror them"
         )
     if name == "none":
         return None

@@ -53,8 +53,8 @@ def open_files(
         logger.warning("%s: left out %s", listing.name, _summary(meta["skipped"], meta["files"]))
     whole = open_split(folder, "all")
     nothing = whole.take(np.zeros(0, dtype=np.int64))
-    source = str(Path(config.name).expanduser().absolute())
-    info = {"source": source, "files": meta["files"], "skipped": meta["skipped"]}
+    info = {"source": str(Path(config.name).expanduser().absolute())}
+    info |= {key: meta[key] for key in ("files", "skipped")}
     images = ImageSet(
         name=listing.name,
         train=whole,
@@ -78,7 +78,7 @@ def _digest(listing: Listing, config: DataConfig) -> str:
 
     options = [config.size, config.channels, config.fit, config.window, config.skip_broken]
     rows = [
-        (item.name, *item[3:], [stamp(each) for each in (item.path, *item.masks)])
+        (item.name, *item[3:], [stamp(path) for path in (item.path, *item.masks)])
         for item in listing.items
     ]
     whole = json.dumps([options, listing.multi_label, listing.faults, rows])
@@ -105,9 +105,9 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         tails = {"images": (*options.sides, *(3,) * (options.channels == 3))}
         if any(item.masks for item in facts):
             tails["masks"] = options.sides
-        total = sum(each.frames for each in facts.values())
+        total = sum(header.frames for header in facts.values())
         check_room(folder, total * sum(map(prod, tails.values())))
-        jobs = {item: (item.path, item.masks, each) for item, each in facts.items()}
+        jobs = {item: (item.path, item.masks, header) for item, header in facts.items()}
         frames, highest, digest = dict[Item, int](), 0, hashlib.sha256()
         with ExitStack() as stack:
             append = {
@@ -115,8 +115,7 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
                 for name, tail in tails.items()
             }
             for item, (images, masks) in read(partial(read_pair, options=options), jobs):
-                if masks is None:
-                    masks = np.zeros(images.shape[:3], np.uint8)
+                masks = np.zeros(images.shape[:3], np.uint8) if masks is None else masks
                 highest = max(highest, int(masks.max()))
                 for name, pixels in zip(append, (images, masks), strict=False):
                     append[name](pixels)
@@ -136,10 +135,9 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
 
 def _options(facts: Collection[Facts], config: DataConfig) -> ReadOptions:
     """Return what files become; of their own size if all are small squares of one size."""
-    sides = {side for each in facts for side in (each.height, each.width)}
+    sides = {side for header in facts for side in (header.height, header.width)}
     size = sides.pop() if len(sides) == 1 and max(sides) <= DEFAULT_SIZE else DEFAULT_SIZE
-    colour = any(each.channels == 3 for each in facts)
-    channels = config.channels or (3 if colour else 1)
+    channels = config.channels or (3 if any(header.channels == 3 for header in facts) else 1)
     return ReadOptions(config.size or size, config.fit, channels, config.window)
 
 
@@ -148,10 +146,10 @@ def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[An
     classes = listing.class_names
 
     def label(item: Item) -> Any:
+        labels = item.labels
         if listing.multi_label:
-            known = item.labels is not None
-            return [int(x in (item.labels or ())) if known else UNKNOWN_LABEL for x in classes]
-        return classes.index(item.labels[0]) if item.labels else UNKNOWN_LABEL
+            return [UNKNOWN_LABEL if labels is None else int(x in labels) for x in classes]
+        return classes.index(labels[0]) if labels else UNKNOWN_LABEL
 
     rows = [(item, f"#{k + 1}" * (n > 1)) for item, n in frames.items() for k in range(n)]
     # The frames of one file belong together whether or not its patient is known.

@@ -141,11 +141,10 @@ CORRUPTIONS = {
 
 def corruptions_of(modality: Modality, channels: int) -> tuple[str, ...]:
     """Return the names of a modality's corruptions; of ``"auto"`` all but dark corners."""
-    out = ["saturation_up", "saturation_down"] if channels == 1 else []
-    if modality == "auto":
-        return tuple(name for name in CORRUPTIONS if name not in ["dark_corners", *out])
-    typical = [name for name, each in CORRUPTIONS.items() if each.modalities & {"all", modality}]
-    return tuple(name for name in typical if name not in out)
+    names = [name for name in CORRUPTIONS if name != "dark_corners"]
+    if modality != "auto":
+        names = [n for n, kind in CORRUPTIONS.items() if kind.modalities & {"all", modality}]
+    return tuple(n for n in names if channels == 3 or not n.startswith("saturation"))
 
 
 def corrupt(image: Tensor, name: str, severity: int, seed: int) -> Tensor:
@@ -183,11 +182,11 @@ def corrupt_randomly(names: Sequence[str]) -> Callable[[Batch], Batch]:
     def augment(batch: Batch) -> Batch:
         count, image = len(batch.image), batch.image.clone()
         chosen = torch.rand(count) < AUGMENTED_SHARE
-        way, severity = torch.randint(len(names), (count,)), torch.randint(1, 6, (count,))
-        drawn = torch.stack([way, severity, torch.randint(2**31, (count,))], dim=1).tolist()
+        limits = (0, len(names)), (1, 6), (0, 2**31)  # of corruption, severity and seed
+        drawn = [torch.randint(low, high, (count,)).tolist() for low, high in limits]
         for row in torch.nonzero(chosen)[:, 0].tolist():
-            number, level, seed = drawn[row]
-            image[row] = corrupt(image[row], names[number], level, seed)
+            number, severity, seed = (values[row] for values in drawn)
+            image[row] = corrupt(image[row], names[number], severity, seed)
         return batch._replace(image=image.float() / 255)
 
     return augment

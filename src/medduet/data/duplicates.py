@@ -107,10 +107,9 @@ def _near(vectors: Tensor, progress: Progress) -> tuple[NDArray[np.int64], NDArr
             product = vectors[start : start + _BLOCK] @ vectors[start:].T
             block = (product.triu(1) > THRESHOLD).nonzero() + start
             block = block[residual_correlation(vectors, vectors, block, mean) > bound]
-            found = block.numpy()
             values = product[tuple((block - start).T)].numpy()
-            kept = _limited(found, values)
-            pairs.append(found[kept])
+            kept = _limited(block.numpy(), values)
+            pairs.append(block.numpy()[kept])
             similarity.append(values[kept])
             advance(len(product))
     return np.concatenate(pairs), np.concatenate(similarity)

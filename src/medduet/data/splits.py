@@ -156,16 +156,16 @@ def arrange(
         raise ConfigError(f"--data.folds make a split: leave out --data.split {config.split}")
     if config.split == "given" and not has_split:
         raise ConfigError(
-            f"{images.name} gives no splits: name its folders train, val and test, or give "
+            f"{images.name} has no split: name its folders train, val and test, or use "
             "--data.split made"
         )
+    if saved is not None and not saved.is_file():
+        saved = None
+    plan: dict[str, Any] = {"seed": config.seed, "group_by": config.group_by}
     if config.split.endswith(".csv"):
         table = Path(config.split).expanduser().absolute()
-        note: dict[str, Any] = {"file": str(table)}
-        saved = saved if saved is not None and saved.is_file() else table
-        return apply_split(images, read_split(saved, images), note)
-    plan: dict[str, Any] = {"seed": config.seed, "group_by": config.group_by}
-    if config.folds is not None:
+        note, saved = dict[str, Any](file=str(table)), saved or table
+    elif config.folds is not None:
         note = {"made": plan | {"folds": config.folds, "fold": config.fold}}
     elif config.split == "made" or not has_split:
         note = {"made": plan | {"fractions": list(config.fractions)}}
@@ -178,11 +178,12 @@ def arrange(
     else:
         raise DataError(
             f"{images.name} has no images for {' and '.join(SPLITS[n] for n in sorted(missing))}: "
-            "expected train and test at least, or give --data.split made"
+            "expected train and test at least, or use --data.split made"
         )
-    if saved is not None and saved.is_file():
-        return apply_split(images, read_split(saved, images), note)
-    parts = _make(images, split if "given" in note else None, config, progress)
+    if saved is not None:
+        parts = read_split(saved, images)
+    else:
+        parts = _make(images, split if "given" in note else None, config, progress)
     return apply_split(images, parts, note)
 
 
@@ -194,7 +195,7 @@ def _make(
     labels, partitions = pool.labels, [np.arange(len(pool), dtype=np.int64)]
     if config.group_by == "given" and pool.groups is None:
         raise ConfigError(
-            f"{images.name} knows no groups: give a table with a column group, or another "
+            f"{images.name} has no groups: use a table with a column group, or another "
             "--data.group-by"
         )
     if config.group_by in ("auto", "given") and pool.groups is not None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from medduet.data.audit.findings import (
     SEVERITIES,
@@ -56,13 +57,11 @@ def audit(images: ImageSet, *, cache: Path | None = None, progress: Progress = N
     findings = Findings(split_numbers(images))
     table = pd.DataFrame({"image": pool.ids, "split": np.array(SPLITS)[findings.splits]})
     table["label"] = label_texts(pool.labels, images.class_names)
-    pairs, counts = pair_table(pool, table, duplicates), {}
-    for name in SPLITS:
-        labels = images.split(name).labels
-        if not images.multi_label:
-            labels = labels[:, None] == np.arange(len(images.class_names))
-        counts[name] = (labels == 1).sum(axis=0)
-    classes = pd.DataFrame(counts, index=list(images.class_names))
+    pairs, labels = pair_table(pool, table, duplicates), pool.labels
+    if not images.multi_label:
+        labels = labels[:, None] == np.arange(len(images.class_names))
+    members = pd.DataFrame(labels == 1, columns=list(images.class_names))
+    classes = members.groupby(table["split"]).sum().loc[list(SPLITS)].T.rename_axis(columns=None)
     find_leaks(findings, duplicates, pool)
     find_repetitions(findings, duplicates, pool)
     differ = pairs.index[pairs["masks_differ"]].to_frame().to_numpy()
@@ -83,19 +82,16 @@ def audit(images: ImageSet, *, cache: Path | None = None, progress: Progress = N
 
 def _check_classes(findings: Findings, images: ImageSet, counts: pd.DataFrame) -> None:
     _add_missing(findings, "class", counts)
-    few = []
-    for name, n in counts.loc[counts["test"] > 0, "test"].items():
-        interval = stats.binomtest(n // 2, n).proportion_ci(method="wilson")
-        margin = (interval.high - interval.low) / 2
-        if margin > _MAX_MARGIN:
-            few.append(f"{name} (n = {n}, ±{100 * margin:.1f})")
-    if few:
+    n = counts.loc[counts["test"] > 0, "test"]
+    low, high = proportion_confint(n // 2, n, method="wilson")
+    margins = 50 * (high - low)[high - low > 2 * _MAX_MARGIN]
+    if few := [f"{name} (n = {n[name]}, ±{margin:.1f})" for name, margin in margins.items()]:
         text = f"the 95% interval of a recall of 50% is wider than ±{100 * _MAX_MARGIN:.0f} "
         findings.of_set("Few test images", "note", f"{text}points for {', '.join(few)}.")
     tables = [counts]
     if images.multi_label:  # each class alone, against the images without it
-        known = {split: (images.split(split).labels >= 0).sum(axis=0) for split in SPLITS}
-        rest = pd.DataFrame(known, index=counts.index) - counts
+        labelled = {split: (images.split(split).labels >= 0).sum(axis=0) for split in SPLITS}
+        rest = pd.DataFrame(labelled, index=counts.index) - counts
         tables = [pd.concat([counts.loc[[name]], rest.loc[[name]]]) for name in counts.index]
     tests = []
     for table, (a, b) in product(tables, combinations(SPLITS, 2)):
@@ -119,8 +115,8 @@ def _check_classes(findings: Findings, images: ImageSet, counts: pd.DataFrame) -
 def _add_missing(findings: Findings, what: str, counts: pd.DataFrame) -> None:
     """Add the rows of `counts` without any image in a split (columns)."""
     for name, row in counts.iterrows():
-        if lacking := [split for split in SPLITS if not row[split]]:
-            text = f"{what} {name} has no image in {', '.join(lacking)}."
+        if empty := [split for split in SPLITS if not row[split]]:
+            text = f"{what} {name} has no image in {', '.join(empty)}."
             findings.of_set(f"Missing {what}", "warning", text)
 
 
@@ -144,23 +140,24 @@ def _statistics(pool: Split, classes: int, progress: Progress) -> pd.DataFrame:
 
 
 def _check_masks(findings: Findings, images: ImageSet, table: pd.DataFrame) -> None:
-    pool, known = images.pool(), images.pool().known_masks
+    labels, has_mask = images.pool().labels, images.pool().known_masks
     lesions = range(1, len(images.mask_names))
-    filled, full = known & table[lesions].any(axis=1).to_numpy(), known & (table[0] == 0).to_numpy()
+    filled = has_mask & table[lesions].any(axis=1).to_numpy()
+    full = has_mask & (table[0] == 0).to_numpy()
     normal_classes = [k for k, name in enumerate(images.class_names) if _NORMAL.search(name)]
     if images.multi_label:
-        normal = unmasked = (pool.labels[:, normal_classes] == 1).any(axis=1)
+        normal = unmasked = (labels[:, normal_classes] == 1).any(axis=1)
     else:
-        normal = np.isin(pool.labels, normal_classes)
+        normal = np.isin(labels, normal_classes)
         # A class without any mask is a normal one, whatever its name.
-        unmasked = normal | ((pool.labels >= 0) & ~np.isin(pool.labels, pool.labels[filled]))
+        unmasked = normal | ((labels >= 0) & ~np.isin(labels, labels[filled]))
     at_border = table["border"].to_numpy() & filled & ~full
     often = at_border.sum() > _AT_BORDER * max(filled.sum(), 1)
     text = f" of class {', '.join(images.class_names[k] for k in normal_classes)}"
-    findings.of_images("Empty masks", "note", known & ~filled & ~unmasked)
+    findings.of_images("Empty masks", "note", has_mask & ~filled & ~unmasked)
     findings.of_images("Masks without background", "warning", full)
     findings.of_images("Masks on normal images", "warning", filled & normal, text)
     findings.of_images("Masks at the border", "note", at_border & often)
-    findings.of_images("Missing masks", "note", ~known)
+    findings.of_images("Missing masks", "note", ~has_mask)
     present = (table[lesions] > 0).groupby(np.array(SPLITS)[findings.splits]).sum().T
     _add_missing(findings, "mask class", present.set_axis(images.mask_names[1:]))

@@ -88,9 +88,9 @@ class Audit:
     def record(self) -> dict[str, Any]:
         """Return everything but the pairs, ready for JSON, with every image of every finding."""
         sizes, findings = self.images["split"].value_counts(), []
-        for each in self.findings:
-            entry = {"kind": each.kind, "severity": each.severity, "message": each.message}
-            findings.append(entry | {"images": self.images.iloc[each.rows].to_dict("records")})
+        for finding in self.findings:
+            entry = {name: getattr(finding, name) for name in ("kind", "severity", "message")}
+            findings.append(entry | {"images": self.images.iloc[finding.rows].to_dict("records")})
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,

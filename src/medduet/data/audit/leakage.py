@@ -23,13 +23,13 @@ _TEST, _DROPPED = len(SPLITS) - 1, -1
 
 def find_leaks(findings: Findings, duplicates: Duplicates | None, pool: Split) -> None:
     """Add the duplicates, if they were searched, and the groups that are in several splits."""
-    splits, present = findings.splits, dict[str, NDArray[np.bool_]]()
+    splits, copied = findings.splits, dict[str, NDArray[np.bool_]]()
     own_split = splits[:, None] == np.arange(len(SPLITS))
 
     def in_splits(groups: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return whether the group of each image is in train, val and test, ``(N, 3)``."""
-        anywhere = pd.DataFrame(own_split).groupby(groups).transform("any")
-        return np.asarray(anywhere, dtype=bool) & (groups >= 0)[:, None]
+        present = pd.DataFrame(own_split).groupby(groups).transform("any")
+        return np.asarray(present, dtype=bool) & (groups >= 0)[:, None]
 
     if duplicates is not None:
         first = _first_copies(duplicates, len(splits))
@@ -38,13 +38,13 @@ def find_leaks(findings: Findings, duplicates: Duplicates | None, pool: Split) -
         one, two = duplicates.pairs[~duplicates.exact].T
         np.logical_or.at(near, one, copies[two])
         np.logical_or.at(near, two, copies[one])
-        present = {"Exact duplicates": copies, "Near-duplicates": near[first]}
+        copied = {"Exact duplicates": copies, "Near-duplicates": near[first]}
     if pool.groups is not None:
-        present["Groups"] = in_splits(pool.groups)
-    for title, where in present.items():
-        leaked = np.flatnonzero(where[:, 0] & (splits > 0))
+        copied["Groups"] = in_splits(pool.groups)
+    for title, present in copied.items():
+        leaked = np.flatnonzero(present[:, 0] & (splits > 0))
         text = f"; also in train: {per_split(leaked, splits)}" if len(leaked) else ""
-        across = (where & ~own_split).any(axis=1)
+        across = (present & ~own_split).any(axis=1)
         findings.of_images(f"{title} across splits", "leak", across, text)
 
 
@@ -89,8 +89,8 @@ def _first_copies(duplicates: Duplicates, count: int) -> NDArray[np.int64]:
 def _conflicting(groups: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Return the images of all groups whose labels differ; -1 is unknown and differs from none."""
     columns = pd.DataFrame(labels.reshape(len(labels), -1))
-    known = columns.where(columns != UNKNOWN_LABEL).groupby(groups)
-    return np.asarray((known.transform("nunique") > 1).any(axis=1))
+    numbers = columns.where(columns != UNKNOWN_LABEL).groupby(groups).transform("nunique")
+    return np.asarray((numbers > 1).any(axis=1))
 
 
 # Pairs -------------------------------------------------------------------------------------------

@@ -25,21 +25,24 @@ def open_dicom(path: Path, file: BinaryIO) -> Source:
     pixels = needed("pydicom.pixels", path)
     header = _read(path, file, stop_before_pixels=True)
     facts = _facts(path, header)
-
-    is_plain = facts.channels == 1 or header.PhotometricInterpretation == "PALETTE COLOR"
-    shape = (facts.height, facts.width, *(() if is_plain else (3,)))
+    by_palette = header.PhotometricInterpretation == "PALETTE COLOR"
+    shape = (facts.height, facts.width, *(3,) * (facts.channels == 3 and not by_palette))
 
     def frames(window: tuple[float, float] | None) -> Iterator[Frame]:
         for number, values in enumerate(pixels.iter_pixels(_read(path, file))):
             if values.shape != shape:
                 raise refusal(path, f"frames of {shape}", str(values.shape))
             if facts.channels == 1:
-                frame = _grey(pixels, header, number, values, window)
-            else:
-                frame = Frame(values if values.ndim == 3 else _palette(pixels, header, values))
-                if frame.values.dtype != np.uint8:
-                    raise refusal(path, "8 bits per colour", str(frame.values.dtype))
-            yield frame._replace(classes=values)
+                yield _grey(pixels, header, number, values, window)._replace(classes=values)
+                continue
+            colours = values
+            if by_palette:
+                colours = pixels.apply_color_lut(values, header)[..., :3]
+                if colours.dtype == np.uint16:
+                    colours = (colours >> 8).astype(np.uint8)
+            if colours.dtype != np.uint8:
+                raise refusal(path, "8 bits per colour", str(colours.dtype))
+            yield Frame(colours, classes=values)
 
     return Source(facts, frames)
 
@@ -68,32 +71,27 @@ def _facts(path: Path, header: Any) -> Facts:
     return checked(path, Facts(int(frames or 1), channels, int(rows), int(columns)))
 
 
-def _palette(pixels: Any, header: Any, values: NDArray[Any]) -> NDArray[Any]:
-    colours: NDArray[Any] = pixels.apply_color_lut(values, header)[..., :3]
-    return (colours >> 8).astype(np.uint8) if colours.dtype == np.uint16 else colours
-
-
 def _grey(
     pixels: Any, header: Any, number: int, values: NDArray[Any], window: tuple[float, float] | None
 ) -> Frame:
     """Return a grey frame as it is to be shown."""
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
     bits = int(header.get("BitsStored") or header.get("BitsAllocated") or 8)
-    as_it_is = values.dtype.kind == "u" and bits <= 8
-    if as_it_is:
+    unchanged = values.dtype.kind == "u" and bits <= 8
+    if unchanged:
         values = (values & ((1 << bits) - 1)).astype(np.uint8)
     rescale = _of_frame(header, number, "PixelValueTransformationSequence")
     slope = float(rescale.get("RescaleSlope") or 1)
     intercept = float(rescale.get("RescaleIntercept") or 0)
     if "ModalityLUTSequence" in header:
-        values, as_it_is = pixels.apply_modality_lut(values, header), False
+        values, unchanged = pixels.apply_modality_lut(values, header), False
     elif (slope, intercept) != (1, 0):
-        values, as_it_is = values * np.float32(slope) + np.float32(intercept), False
+        values, unchanged = values * np.float32(slope) + np.float32(intercept), False
     if window is not None:
         return Frame(values, window, inverted)
     if frame := _of_interest(pixels, header, number, values):
         return frame._replace(inverted=inverted)
-    if as_it_is:
+    if unchanged:
         return Frame((1 << bits) - 1 - values if inverted else values)
     # Of 8 bits that are rescaled, uint8 is left where a table of the modality gives it.
     return Frame(values.astype(np.float32) if values.itemsize == 1 else values, None, inverted)

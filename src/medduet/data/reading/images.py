@@ -156,15 +156,14 @@ def picture_of(
     image: NDArray[Any] | Image.Image, options: ReadOptions, name: str = "image"
 ) -> Picture:
     """Return an array ``(H, W)`` or ``(H, W, 3)`` of uint8, or an image of Pillow, as a picture."""
-    path = Path(name)
-    with errors_named(path):
+    with errors_named(path := Path(name)):
         if isinstance(image, Image.Image):
             image.load()  # a TIFF is turned by that
             image = values_of(ImageOps.exif_transpose(image))
         grey = image.ndim == 2 and image.dtype.kind in "buif"
         if not grey and (image.shape[2:] != (3,) or image.dtype != np.uint8):
-            given = f"{image.shape} of {image.dtype}"
-            raise refusal(path, "(H, W), or (H, W, 3) of uint8", given)
+            shape = f"{image.shape} of {image.dtype}"
+            raise refusal(path, "(H, W), or (H, W, 3) of uint8", shape)
         checked(path, Facts(1, 1 if grey else 3, *image.shape[:2]))
         values = image.astype(np.uint8) * 255 if image.dtype == np.bool_ else image
         return _pictures([Frame(values)], options)[0]
@@ -212,7 +211,7 @@ def read_mask(paths: Sequence[Path], like: Facts, options: ReadOptions) -> NDArr
 def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8]:
     with opened(path) as source:
         if source.facts._replace(channels=like.channels) != like:
-            shapes = [f"{each[0]} x {each[2]} x {each[3]}" for each in (like, source.facts)]
+            shapes = [f"{n} x {height} x {width}" for n, _, height, width in (like, source.facts)]
             raise refusal(path, f"a mask of {shapes[0]} (frames x height x width)", shapes[1])
         frames = [_integers(path, frame) for frame in source.frames(None)]
         values = np.unique(np.concatenate([np.unique(frame) for frame in frames]))

@@ -32,10 +32,10 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
         raise refusal(path, "8 bits per colour or 16 bits of grey", "16 bits per colour")
     pages = 1
     if kind == "TIFF":  # all pages must be alike
-        every = islice(ImageSequence.Iterator(image), MAX_FRAMES + 1)
-        kinds = [f"{x.height} x {x.width} {x.mode} {_tag(x, _BITS, (8,))}" for x in every]
-        if other := next((each for each in kinds if each != kinds[0]), None):
-            raise refusal(path, "pages of one size and kind", f"{kinds[0]} and {other}")
+        every_page = islice(ImageSequence.Iterator(image), MAX_FRAMES + 1)
+        kinds = [f"{x.height} x {x.width} {x.mode} {_tag(x, _BITS, (8,))}" for x in every_page]
+        if len(different := list(dict.fromkeys(kinds))) > 1:
+            raise refusal(path, "pages of one size and kind", " and ".join(different[:2]))
         image.seek(0)
         pages = len(kinds)
     height, width = image.height, image.width
