@@ -83,7 +83,6 @@ def cached_sizes(flag: str, cache: Path | None = None) -> list[int]:
 def fetch_medmnist(
     flag: str,
     size: int,
-    *,
     cache: Path | None = None,
     mirror: str | None = None,
     progress: Progress = None,

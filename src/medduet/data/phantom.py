@@ -50,8 +50,8 @@ def phantom_images(
         counts = count
     if size < 16 or min(counts) < 1 or channels not in (1, 3) or seed < 0:
         raise ConfigError(
-            "phantoms have a size of at least 16, a count of at least 10 in all, 1 or 3 channels "
-            f"and a seed of at least 0; given {size}, {count}, {channels} and {seed}"
+            "expected a size of at least 16, a count of at least 10, 1 or 3 channels and a seed of "
+            f"at least 0 for phantoms, given {size}, {count}, {channels} and {seed}"
         )
     digest = hashlib.sha256(f"phantom-1 {size} {counts} {channels} {seed}".encode())
     splits: dict[str, Any] = {}

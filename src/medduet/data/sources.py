@@ -33,13 +33,13 @@ def open_images(
             ``bloodmnist``, the path of an ``.npz``, of a folder or of a table of images, or
             the folder or URL of a zarr store, which ends in ``.zarr``.
         progress: makes a progress bar from a description and a number of bytes; silent without.
-        saved_split: file of a split that is used instead of making one, if it is there.
+        saved_split: file of a split that is used instead of making one, if it exists.
         options: further fields of `medduet.DataConfig`, if only the name was given.
 
     Raises:
         ConfigError: for an unknown name or an option that doesn't belong to the set.
         DownloadError: if a file could not be downloaded.
-        MissingFileError: if a file or folder isn't there.
+        MissingFileError: if a file or folder does not exist.
         DataError: if the content of the set contradicts itself, or can't be read.
 
     Example:
@@ -49,27 +49,24 @@ def open_images(
     if isinstance(data, str):
         data = validate(DataConfig, {"name": data, **options}, data or "data")
     elif options:
-        raise ConfigError(f"{', '.join(options)} given beside settings: put them into these")
+        raise ConfigError(f"{', '.join(options)} given beside a DataConfig: set them in it")
     if not data.name:
         raise ConfigError(
             "no data given: add --data bloodmnist (or another of 'medduet datasets'), "
             "--data FILE.npz, a folder of images, or phantom"
         )
-    kind, path = _kind(data), Path(data.name).expanduser()
+    kind, path, split = _kind(data), Path(data.name).expanduser(), None
     _check_options(data, kind)
-    split = None
     if kind == "zarr":
         return open_zarr(data)
     if kind == "phantom":
-        chosen = data.model_dump(include={"size", "count", "channels"}, exclude_none=True)
-        images = phantom_images(**chosen, seed=data.seed)
+        settings = data.model_dump(include={"size", "count", "channels"}, exclude_none=True)
+        images = phantom_images(**settings, seed=data.seed)
     elif kind == "MedMNIST":
         size, entry = data.size or DEFAULT_SIZE, medmnist_sets()[data.name]
         # The nearest published size that is not smaller.
-        published = next((each for each in entry.files if each >= size), max(entry.files))
-        path = fetch_medmnist(
-            data.name, published, cache=data.cache, mirror=data.mirror, progress=progress
-        )
+        published = next((side for side in entry.files if side >= size), max(entry.files))
+        path = fetch_medmnist(data.name, published, data.cache, data.mirror, progress)
         images = open_npz(path, size=size, cache=data.cache, progress=progress)
         index = {"medmnist": data.name, "task": entry.task, "licence": entry.licence}
         info = {**images.info, **index, **entry.files[published]._asdict()}
@@ -112,4 +109,4 @@ def _check_options(data: DataConfig, kind: str) -> None:
         kinds["seed"] = ("phantom", _FILES, "a split that is made")
     for name, expected in kinds.items():
         if getattr(data, name) and kind not in expected:
-            raise ConfigError(f"{name} is for {' and '.join(expected)}, given with {data.name!r}")
+            raise ConfigError(f"{name} is for {' and '.join(expected)}, not for {data.name!r}")

@@ -90,8 +90,8 @@ def open_zarr(data: DataConfig) -> ImageSet:
     resized = data.size is not None and images.size != (data.size, data.size)
     if resized or data.folds is not None or data.split not in ("auto", "given"):
         raise ConfigError(
-            f"{source} has the size {images.size} and the split that it was written with: leave "
-            "out --size, --data.split and --data.folds, or give them to 'medduet zarr'"
+            f"{source} keeps the size {images.size} and the split that it was written with: omit "
+            "--size, --data.split and --data.folds, or pass them to 'medduet zarr'"
         )
     return images
 
@@ -121,8 +121,9 @@ def _read_file(url: str, most: int) -> bytes:
         with Path(url).open("rb") as file:
             return file.read(most)
     except FileNotFoundError as error:
-        text = "copy the store again, or run its 'medduet zarr' again, which continues"
-        raise MissingFileError(f"the store is not complete, there is no {url}: {text}") from error
+        raise MissingFileError(
+            f"the store is incomplete, {url} is missing: copy it again, or run 'medduet zarr' again"
+        ) from error
 
 
 class ZarrRows(Rows):
@@ -216,7 +217,9 @@ def write_zarr(
     Train is dealt to shards at random; the same call continues where one was stopped.
     """
     if not 0 < shard_mb <= 2000 or not is_zarr(out.name):
-        raise ConfigError(f"expected --out NAME.zarr and --shard-mb up to 2000, not {out}")
+        raise ConfigError(
+            f"expected --out NAME.zarr and --shard-mb up to 2000, given {out} and {shard_mb:g}"
+        )
     row = prod(images.train.images.shape[1:])
     chunk = max(1, min(_CHUNK_BYTES, int(shard_mb * 1e6)) // row)
     rows = chunk * max(1, int(shard_mb * 1e6) // (chunk * row))

@@ -9,7 +9,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from medduet.data.imageset import SPLITS, ImageSet
-from medduet.types import UNKNOWN_LABEL
 
 Severity = Literal["leak", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("leak", "warning", "note")
@@ -111,10 +110,9 @@ def label_texts(labels: NDArray[np.int64], class_names: Sequence[str]) -> NDArra
         return np.full(len(labels), "", dtype=np.str_)
     if labels.ndim == 1:
         return np.array([*class_names, "unknown"], dtype=np.str_)[labels]  # -1 is the last one
-    names, nothing = np.array(class_names), np.array(["none", "unknown"])
-    texts = [" + ".join(names[row == 1]) for row in labels]
-    unknown = (labels == UNKNOWN_LABEL).all(axis=1)
-    return np.where(labels.max(axis=1) == 1, texts, nothing[unknown.astype(int)])
+    names = np.array(class_names)
+    texts = [" + ".join(names[row == 1]) or ("unknown" if row.max() else "none") for row in labels]
+    return np.array(texts, dtype=np.str_)
 
 
 def plural(count: int, noun: str) -> str:

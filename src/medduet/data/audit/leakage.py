@@ -93,9 +93,6 @@ def _conflicting(groups: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArra
     return np.asarray((numbers > 1).any(axis=1))
 
 
-# Pairs -------------------------------------------------------------------------------------------
-
-
 def pair_table(pool: Split, images: pd.DataFrame, duplicates: Duplicates) -> pd.DataFrame:
     """Return the pairs of duplicates as in `Audit.pairs`; `images` is `Audit.images`."""
     a, b = duplicates.pairs.T
@@ -122,9 +119,6 @@ def pair_table(pool: Split, images: pd.DataFrame, duplicates: Duplicates) -> pd.
     )
     worst = ["across_splits", "labels_differ", "masks_differ", "exact", "similarity"]
     return pairs.sort_values(worst, ascending=False)
-
-
-# A split without leaks ---------------------------------------------------------------------------
 
 
 def clean(

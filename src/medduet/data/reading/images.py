@@ -80,9 +80,6 @@ def kind_of(head: bytes) -> str | None:
     return next((kind for mark, kind in _SIGNATURES if re.match(mark, head, re.DOTALL)), None)
 
 
-# Images ------------------------------------------------------------------------------------------
-
-
 class Picture(NamedTuple):
     """One frame of a file: as a network takes it and, `whole`, at its own size; both uint8.
 
@@ -183,9 +180,6 @@ def _coloured(values: NDArray[Any]) -> float:
     return float((np.ptp(values[::rows, ::columns], axis=2) > _GREY_SPREAD).mean())
 
 
-# Masks -------------------------------------------------------------------------------------------
-
-
 def read_mask(paths: Sequence[Path], like: Facts, options: ReadOptions) -> NDArray[np.uint8]:
     """Read the masks of one image and unite them.
 
@@ -204,11 +198,11 @@ def read_mask(paths: Sequence[Path], like: Facts, options: ReadOptions) -> NDArr
     Raises:
         DataError: a file is no mask of this image, or MissingFileError, there is none.
     """
-    united: NDArray[np.uint8] = np.max([_read_one(x, like, options) for x in paths], axis=0)
+    united: NDArray[np.uint8] = np.max([_read_one_mask(x, like, options) for x in paths], axis=0)
     return united
 
 
-def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8]:
+def _read_one_mask(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8]:
     with opened(path) as source:
         if source.facts._replace(channels=like.channels) != like:
             shapes = [f"{n} x {height} x {width}" for n, _, height, width in (like, source.facts)]
@@ -218,8 +212,8 @@ def _read_one(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8
         classes = np.stack([fitted_mask(frame, options) for frame in frames])
         if values[0] >= 0 and values[-1] <= _MAX_CLASS:
             return classes.astype(np.uint8)
-        two = len(values) == 1 or (len(values) == 2 and values[0] < _WHITE)
-        if values[0] >= 0 and values[-1] >= _WHITE and (two or source.lossy):
+        black_and_white = len(values) == 1 or (len(values) == 2 and values[0] < _WHITE)
+        if values[0] >= 0 and values[-1] >= _WHITE and (black_and_white or source.lossy):
             return (classes >= _WHITE).astype(np.uint8)
         shown = ", ".join(map(str, values[:_SHOWN])) + ", ..." * (len(values) > _SHOWN)
         expected = f"classes of 0 to {_MAX_CLASS}, or black and white (0 and 255)"
