@@ -121,9 +121,8 @@ def _read_file(url: str, most: int) -> bytes:
         with Path(url).open("rb") as file:
             return file.read(most)
     except FileNotFoundError as error:
-        raise MissingFileError(
-            f"the store is incomplete, {url} is missing: copy it again, or run 'medduet zarr' again"
-        ) from error
+        hint = "copy the store again, or run its 'medduet zarr' again, which continues"
+        raise MissingFileError(f"{url} is missing: {hint}") from error
 
 
 class ZarrRows(Rows):
