@@ -33,7 +33,8 @@ def test_each_epoch_is_calibrated_on_val_and_judged_on_test(
     calibrated_run: RunRecord, selection: str
 ) -> None:
     run = open_run(calibrated_run.path)
-    val, test = (run.predictions(split, selection) for split in ("val", "test"))
+    suffix = "" if selection == "validation" else "-test-selected"
+    val, test = (run.predictions(f"{split}{suffix}") for split in ("val", "test"))
     calibration = Calibration.fit(val.label, val.probability)
     part = run.validation_selected if selection == "validation" else run.test_selected
     expected = calibration_summary(

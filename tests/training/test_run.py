@@ -62,7 +62,7 @@ def test_settings_and_environment(finished_run: RunRecord) -> None:
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_predictions_give_the_metrics(finished_run: RunRecord, split: str, selection: Any) -> None:
     run = RunFolder(finished_run.path)
-    said = run.predictions(split, selection)
+    said = run.predictions(split if selection == "validation" else f"{split}-test-selected")
     part = run.validation_selected if selection == "validation" else run.test_selected
     metrics = part[split]
     truth = medduet.open_images("phantom", size=16, count=40).split(split)

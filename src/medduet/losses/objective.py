@@ -108,12 +108,12 @@ class Objective(nn.Module):
 
     def weights(self, batch: Batch) -> Tensor:
         """Return ``(T,)`` the sum of the image weights of each term, which are known beforehand."""
-        sums = {
-            "classify": lambda: classification_weight(batch.label, self.class_weight),
-            "segment": lambda: batch.has_mask.float(),
-            "reconstruct": lambda: torch.ones_like(batch.has_mask, dtype=torch.float32),
+        weights = {
+            "classify": classification_weight(batch.label, self.class_weight),
+            "segment": batch.has_mask.float(),
+            "reconstruct": torch.ones_like(batch.has_mask, dtype=torch.float32),
         }
-        return torch.stack([sums[task]().sum() for task in self.tasks])
+        return torch.stack([weights[task].sum() for task in self.tasks])
 
     def losses(self, terms: Mapping[Task, PerImage], weights: Tensor) -> Tensor:
         """Return ``(T,)`` the mean loss of each term times its factor; zero where no image counts.

@@ -84,7 +84,7 @@ class TimmNetwork(DuetNetwork):
                 f"expected strides that are powers of 2, given {list(channels)} of timm:{name}: "
                 "train without a dense task (--tasks classify)"
             )
-        self.skips = [stride in channels for stride in self.strides]
+        self.skip_strides = list(channels)
         depth = len(self.strides)
         self.decoder = UnetDecoder(
             encoder_channels=[0, *(channels.get(stride, 0) for stride in self.strides)],
@@ -131,14 +131,10 @@ class TimmNetwork(DuetNetwork):
             for part in range(3):
                 size = height * 2 ** (3 - part), width * 2 ** (3 - part)
                 maps[part] = F.interpolate(maps[part], size=size, mode="bilinear")
-        skips = iter(maps)
-        levels = [x]
-        for stride, has_skip in zip(self.strides, self.skips, strict=True):
-            if has_skip:
-                levels.append(next(skips))
-            else:
-                sides = [round_up(side, stride) // stride for side in x.shape[-2:]]
-                levels.append(x.new_zeros(x.shape[0], 0, *sides))
+        levels, skips = [x], dict(zip(self.skip_strides, maps, strict=True))
+        for stride in self.strides:
+            sides = [round_up(side, stride) // stride for side in x.shape[-2:]]
+            levels.append(skips.get(stride, x.new_zeros(x.shape[0], 0, *sides)))
         return levels
 
 

@@ -55,7 +55,7 @@ def load_bundle(path: str | Path) -> ModelBundle:
 def load(path: str | Path) -> DuetNetwork:
     """Return the trained network of a bundle or run folder, in evaluation mode on the CPU.
 
-    It takes ``(N, C, H, W)`` images, uint8 or float in [0, 1], and gives `Outputs`. `path` is
+    It takes ``(N, C, H, W)`` images, uint8 or float in [0, 1], and returns `Outputs`. `path` is
     ``RUN/bundle`` or ``RUN``, or ``hf://OWNER/NAME[@REVISION]`` of the Hugging Face hub.
 
     Raises:
@@ -115,7 +115,7 @@ def push(
         api.create_repo(name, private=private or None, exist_ok=True)
         is_public = not api.model_info(name).private
     if private and is_public:
-        raise ConfigError(f"{name} exists and is public: leave --private out, or give another name")
+        raise ConfigError(f"{name} is public already: leave --private out, or give another name")
     message = f"{' '.join(config.network.name.split())} of MedDuet"
     files = [
         CommitOperationAdd(WEIGHTS, folder / WEIGHTS),
@@ -128,7 +128,7 @@ def push(
 
 
 def _without_paths(value: Any) -> Any:
-    """Return `value` with the last part alone of every path, and without names of single files."""
+    """Return `value` with every path cut to its last part, and without names of single files."""
     if isinstance(value, dict):
         return {key: _without_paths(item) for key, item in value.items() if key != "skipped"}
     if isinstance(value, list):
@@ -182,5 +182,5 @@ def _rows(config: BundleConfig) -> Iterator[dict[str, Any]]:
                 n = summary["n"]
                 if key.startswith(("dice", "iou")):  # masks may be known of other images
                     n = summary.get(f"{key}_n") or summary.get("dice_n") or n
-                row = {"key": key, "split": split, "n": n, "value": value}
-                yield row | {"name": METRICS[key].name}
+                row = {"key": key, "name": METRICS[key].name, "split": split}
+                yield row | {"n": n, "value": value}

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from medduet.data.reading.core import ReadOptions
 from medduet.errors import ModelError
+from medduet.types import DenseLayout
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.ood import OODDetector
 
@@ -108,20 +109,19 @@ class BundleConfig(_Strict):
     @model_validator(mode="after")
     def _fits_together(self) -> BundleConfig:
         layout, network, calibration = self.layout, self.network, self.calibration
-        facts: list[tuple[str, int, int]] = []  # a part, what it is of, and what it should be of
+        counts: list[tuple[str, int, int]] = []  # of what, how many, and how many there should be
         if self.preprocessing is not None:
-            facts.append(("channels", self.preprocessing.channels, network.in_channels))
-        if layout is not None:  # else nothing is known of the outputs, so they have no names either
-            masks = 1 if layout.mask_classes == 2 else layout.mask_classes
-            dense = masks + layout.image_channels
-            facts.append(("dense channels of the layout", dense, network.dense_channels))
+            counts.append(("channels", self.preprocessing.channels, network.in_channels))
+        if layout is not None:  # else the outputs have no names either
+            dense = DenseLayout(layout.mask_classes, layout.image_channels).channels
+            counts.append(("dense channels of the layout", dense, network.dense_channels))
             if network.num_classes:
-                facts.append(("class_names", len(self.class_names), network.num_classes))
+                counts.append(("class_names", len(self.class_names), network.num_classes))
             if layout.mask_classes:
-                facts.append(("mask_names", len(self.mask_names), layout.mask_classes))
-        for name, given, expected in facts:
-            if given != expected:
-                raise ValueError(f"expected {expected} {name}, given {given}")
+                counts.append(("mask_names", len(self.mask_names), layout.mask_classes))
+        for name, count, expected in counts:
+            if count != expected:
+                raise ValueError(f"expected {expected} {name}, given {count}")
         if calibration is not None:
             kind, classes = (len(calibration.counts), calibration.multi_label), network.num_classes
             if kind != (classes, self.multi_label):
@@ -130,7 +130,7 @@ class BundleConfig(_Strict):
 
     @classmethod
     def check(cls, values: Any, path: Path) -> BundleConfig:
-        """Return the content `values` of the file at `path`; ModelError if it can't be true."""
+        """Return the content `values` of the file at `path`; ModelError for other content."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:

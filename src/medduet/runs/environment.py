@@ -21,7 +21,7 @@ _LIBRARIES = ("torch", "lightning", "timm", "monai", "torchmetrics", "medmnist",
 def describe_environment(
     data: ImageSet, cost: Cost, fabric: Fabric, training: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the content of ``environment.json``; `training` is what settings of auto became."""
+    """Return the content of ``environment.json``; `training` has what ``auto`` was resolved to."""
     device = fabric.device
     return {
         "medduet": __version__,

@@ -22,7 +22,7 @@ _EXPECTED = "a finished run (a folder with config.json, metrics.json and predict
 
 
 class RunFolder:
-    """The files of one run, in a folder that need not exist yet; what is read is read once."""
+    """The files of one run, in a folder that need not exist yet; each is read once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +65,7 @@ class RunFolder:
         """Remove the checkpoints, the last one first: from then on the run is finished."""
         self.checkpoint("last").unlink(missing_ok=True)
         sweep(self.path)
-        # With whatever a kill in the middle of writing one has left there.
+        # The folder too, where a kill may have left a checkpoint half written.
         shutil.rmtree(self.checkpoint("last").parent, ignore_errors=True)
 
     @contextmanager
@@ -149,7 +149,7 @@ class RunFolder:
         return int(self.metrics.get("seed", self.config["train"]["seed"]))
 
     def predictions(self, split: str = "test") -> Predictions:
-        """Return the predictions of the validation-selected epoch for ``"val"`` or ``"test"``."""
+        """Return ``predictions/SPLIT.csv``: ``"val"``, ``"test"``, or their ``-test-selected``."""
         if split not in self._predictions:
             path = self.path / "predictions" / f"{split}.csv"
             self._predictions[split] = Predictions.from_csv(path)
@@ -169,8 +169,8 @@ def is_run(path: Path) -> bool:
 
 def numbered_folder(path: Path) -> Path:
     """Return `path`, with a number behind it if that is taken."""
-    others = (path.with_name(f"{path.name}-{number}") for number in count(2))
-    return next(each for each in chain([path], others) if not each.exists())
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(folder for folder in chain([path], numbered) if not folder.exists())
 
 
 def open_run(path: str | Path) -> RunFolder:

@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
-    """Return `config` with what it leaves open as a network's training images were prepared."""
+    """Return `config`, completed by how a network's training images were prepared."""
     settings: dict[str, Any] = {"size": config.size or max(preprocessing.size)}
     if is_files(config):
         settings |= {"fit": preprocessing.fit, "window": preprocessing.options.window}
@@ -36,11 +36,13 @@ def in_classes_of(images: ImageSet, class_names: Sequence[str]) -> ImageSet:
         return images
     if not set(names) & set(expected):
         if expected and names:
-            _LOG.warning("classes %s of %s are taken for %s in order", names, images.name, expected)
+            _LOG.warning("classes %s of %s are read as %s, in order", names, images.name, expected)
         return images
     if unexpected := sorted(set(names) - set(expected)):
-        texts = ", ".join(expected), ", ".join(unexpected)
-        raise ConfigError(f"expected classes of {texts[0]}; {images.name} also has {texts[1]}")
+        raise ConfigError(
+            f"expected the classes {', '.join(expected)}, given also {', '.join(unexpected)} in "
+            f"{images.name}"
+        )
     place = np.array([expected.index(name) for name in names], dtype=np.int64)
     splits: dict[str, Any] = {}
     for split in SPLITS:

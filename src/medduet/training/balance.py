@@ -81,7 +81,7 @@ class Balance(nn.Module):
 
     @torch.no_grad()
     def coefficients(self, losses: Tensor, labelled: Tensor, learning_rate: float) -> Tensor:
-        """Return ``(T,)`` by what each loss is multiplied; what is learned takes its step."""
+        """Return the factor of each loss ``(T,)``; learned ones take their step."""
         if self.name not in ("uncertainty", "dwa"):
             return torch.ones_like(losses)
         mean = torch.where(labelled, losses, 0).sum() / labelled.sum().clamp(min=1)
@@ -229,7 +229,7 @@ class Balancer(nn.Module):
         return shares
 
     def _broadcast(self, value: Tensor) -> None:
-        """Each process draws other random numbers and rounds its own way: the first one counts."""
+        """Take the first process's value: each draws other random numbers and rounds otherwise."""
         if self.fabric.world_size > 1:
             torch.distributed.broadcast(value, 0)
 

@@ -44,9 +44,8 @@ def evaluate_selected(
         metrics |= _evaluate_epoch(experiment, "best-test", "-test-selected")[0]
     honest, calibration = _evaluate_epoch(experiment, "best", "")
     honest = {"selection": "validation-selected", "selected_epoch": best} | honest
-    return metrics | (
-        {"validation_selected": honest} if protocol == "paper" else honest
-    ), calibration
+    metrics |= {"validation_selected": honest} if protocol == "paper" else honest
+    return metrics, calibration
 
 
 def _evaluate_epoch(

@@ -43,7 +43,7 @@ class StepMonitor:
             )
 
     def must_stop(self, stop_requests: Tensor) -> bool:
-        """Return after a step whether to stop: the same in all processes, some of which asked."""
+        """Return after a step whether to stop: the same in all processes."""
         self._steps += 1
         alone, is_due = self.fabric.world_size == 1, self._steps % self.interval == 0
         if is_due:

@@ -1,4 +1,4 @@
-"""What a run tells of itself while it goes on."""
+"""The progress that a run reports."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,4 +20,4 @@ class Reporter:
         """An epoch is done and saved; `row` is its line in ``epochs.jsonl``."""
 
     def message(self, text: str) -> None:
-        """Something that the user should know, in one line."""
+        """Show one line to the user."""

@@ -69,16 +69,16 @@ class TrainState:
                 f"weights are not finite after epoch {self.progress.epoch}, step "
                 f"{self.progress.step}: lower --lr, or set --train.grad-clip 1"
             )
-        own = {"sums": self.sums, "cpu": torch.get_rng_state()}
+        process = {"sums": self.sums, "cpu": torch.get_rng_state()}
         if fabric.device.type == "cuda":
-            own["cuda"] = torch.cuda.get_rng_state(fabric.device)
+            process["cuda"] = torch.cuda.get_rng_state(fabric.device)
         checkpoint = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "balancer": self.balancer.state_dict(),
             # Each process has its own generators, and in the middle of an epoch its own sums.
-            "own": fabric.all_gather(own),
+            "own": fabric.all_gather(process),
             "world_size": fabric.world_size,
             "progress": asdict(self.progress),
         }
@@ -95,7 +95,7 @@ class TrainState:
         state = load_checkpoint(path)
         if state["world_size"] != fabric.world_size:
             raise TrainingError(
-                f"{folder.path} was trained by {state['world_size']} process(es), this is one of "
+                f"expected {state['world_size']} process(es) as {folder.path} began with, given "
                 f"{fabric.world_size}: use torchrun --nproc-per-node {state['world_size']}"
             )
         for name in ("network", "optimizer", "scheduler", "balancer"):
@@ -104,11 +104,11 @@ class TrainState:
         self.progress = Progress(**state["progress"] | best)
         rank = fabric.global_rank if fabric.world_size > 1 else slice(None)
         # A clone: torch 2.14 refuses a row of several states, which begins within its memory.
-        own = {name: value[rank].clone() for name, value in state["own"].items()}
-        self.sums = own["sums"].to(fabric.device)
-        torch.set_rng_state(own["cpu"])
-        if fabric.device.type == "cuda" and "cuda" in own:
-            torch.cuda.set_rng_state(own["cuda"], fabric.device)
+        process = {name: value[rank].clone() for name, value in state["own"].items()}
+        self.sums = process["sums"].to(fabric.device)
+        torch.set_rng_state(process["cpu"])
+        if fabric.device.type == "cuda" and "cuda" in process:
+            torch.cuda.set_rng_state(process["cuda"], fabric.device)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

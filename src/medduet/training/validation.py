@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -79,15 +80,15 @@ def predict_split(
         len(split), batch_size, rank=fabric.global_rank, world_size=processes
     )
     with torch.inference_mode():
-        fed = load_batches(fabric, split, share)
-        pieces = [piece for batch in fed for piece in _in_pieces(predict, batch)]
+        batches = load_batches(fabric, split, share)
+        pieces = [piece for batch in batches for piece in _in_pieces(predict, batch)]
     network.train(was_training)
     shares: list[Any] = [pieces]
     if processes > 1:
         shares = [None] * processes
         torch.distributed.all_gather_object(shares, pieces)
     # Each process has a stretch of the split, the first one its beginning.
-    pieces = [piece for each in shares for piece in each]
+    pieces = list(chain.from_iterable(shares))
     scores = {name: torch.cat([piece[name] for piece in pieces]).numpy() for name in pieces[0]}
     return _predictions(split, scores, data)
 
@@ -103,8 +104,8 @@ def _in_pieces(
             raise
     free_memory(batch.image.device)
     half = len(batch.indices) // 2
-    halves = [batch.apply(itemgetter(part)) for part in (slice(half), slice(half, None))]
-    return [piece for each in halves for piece in _in_pieces(predict, each)]
+    halves = [batch.apply(itemgetter(rows)) for rows in (slice(half), slice(half, None))]
+    return [piece for part in halves for piece in _in_pieces(predict, part)]
 
 
 def _predictions(
@@ -112,16 +113,17 @@ def _predictions(
 ) -> Predictions:
     """Return the `scores` of each image, by name, with the truth."""
     arrays: dict[str, Any] = {"losses": {}}
-    known = split.known_masks
+    has_mask = split.known_masks
     for name, values in scores.items():
         kind, _, task = name.partition("_")
         if kind == "loss":
             arrays["losses"][task] = Loss(values, scores[f"weight_{task}"])
-        elif name in PER_MASK and known.any():
-            there = np.where(known[:, None], values, np.nan)
-            is_count = name.endswith("pixels")
-            arrays[name] = np.nan_to_num(there).astype(np.int64) if is_count else there
-            arrays |= {"has_mask": known, "mask_names": data.mask_names[1:]}
+        elif name in PER_MASK and has_mask.any():
+            if name.endswith("pixels"):
+                arrays[name] = np.where(has_mask[:, None], values, 0).astype(np.int64)
+            else:
+                arrays[name] = np.where(has_mask[:, None], values, np.nan)
+            arrays |= {"has_mask": has_mask, "mask_names": data.mask_names[1:]}
         elif name not in PER_MASK and kind != "weight":
             arrays[name] = values
     if "probability" in arrays:
@@ -153,7 +155,7 @@ def _dense_scores(
 
 
 def quick_metrics(predictions: Predictions) -> dict[str, float]:
-    """Return what is followed from epoch to epoch; each task's mean loss under the task's name."""
+    """Return the metrics of an epoch, and under the name of each task its mean loss."""
     quick: dict[str, float] = {}
     for task, loss in predictions.losses.items():
         total = float(loss.weight.sum())
@@ -215,10 +217,10 @@ def summarize(
 
 def mask_summary(predictions: Predictions, bootstrap: int) -> dict[str, Any]:
     """Return the metrics of the masks of images with a true mask."""
-    known: Any = predictions.has_mask
+    rows: Any = predictions.has_mask
     scores: Any = [getattr(predictions, name) for name in ("dice", "iou", "mask_present")]
-    dice, iou, present = (values[known] for values in scores)
-    hd95 = None if predictions.hd95 is None else predictions.hd95[known]
+    dice, iou, present = (values[rows] for values in scores)
+    hd95 = None if predictions.hd95 is None else predictions.hd95[rows]
     return metrics.segmentation_summary(
         dice, iou, hd95, present, predictions.mask_names, bootstrap=bootstrap
     )
