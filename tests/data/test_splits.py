@@ -92,7 +92,7 @@ def test_every_part_gets_something() -> None:
     groups = np.array([0] * 27 + [1, 2, 3])
     parts = stratified_group_split(np.zeros(30, dtype=np.int64), groups, SHARES, seed=0)
     assert set(parts) == {0, 1, 2}
-    with pytest.raises(DataError, match=r"each of 3 parts, given 2 group"):
+    with pytest.raises(DataError, match=r"at least 3 groups of images to split, given 2"):
         stratified_group_split(np.zeros(4, dtype=np.int64), np.array([0, 0, 1, 1]), SHARES, seed=0)
 
 

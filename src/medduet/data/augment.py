@@ -22,8 +22,8 @@ def build_augmentation(
     It takes uint8 images and gives float32 ones in [0, 1]; masks move along, by nearest pixel.
     Randomness comes from torch's global generator on the CPU.
     """
-    names = (*data.class_names, *data.mask_names)
-    permitted = allowed(data.info, names, modality, channels=data.in_channels)
+    names, modality = (*data.class_names, *data.mask_names), known_modality(data.info, modality)
+    permitted = allowed(modality, names, data.in_channels)
     if name == "flip" and not permitted.mirror:
         sided = next(name for name in names if SIDE.search(name))
         raise ConfigError(
@@ -33,8 +33,7 @@ def build_augmentation(
     if name == "none":
         return None
     if name == "corrupt":
-        kind = known_modality(data.info, modality)
-        return corrupt_randomly(corruptions_of(kind, data.in_channels))
+        return corrupt_randomly(corruptions_of(modality, data.in_channels))
     from medduet.data.augmentations import changes_of_look, moves, sequence
 
     move = sequence(moves(name, data.size, permitted))

@@ -129,9 +129,6 @@ def _limited(pairs: NDArray[np.int64], similarity: NDArray[np.float32]) -> NDArr
     return np.sort(kept)
 
 
-# How images are compared -------------------------------------------------------------------------
-
-
 def grey(pixels: NDArray[np.uint8]) -> Tensor:
     """Return ``(N, H, W)`` or ``(N, H, W, 3)`` as float32 ``(N, 1, H, W)``."""
     pixels = to_grey(pixels) if pixels.ndim == 4 else pixels

@@ -36,14 +36,11 @@ class Allowed(NamedTuple):
     hue: float = 0.0
 
 
-def allowed(
-    info: Mapping[str, Any], names: Iterable[str], modality: Modality = "auto", *, channels: int = 3
-) -> Allowed:
+def allowed(modality: Modality, names: Iterable[str], channels: int = 3) -> Allowed:
     """Return what may be done to images without making their truth wrong.
 
     Where the name of a class or mask class says left or right, that is neither mirror nor turn.
     """
-    modality = known_modality(info, modality)
     free = not any(SIDE.search(name) for name in names)
     hue = _HUE.get(modality, 0.0) if channels == 3 else 0.0
     return Allowed(free, free and modality in _WITHOUT_UPPER_SIDE, hue)

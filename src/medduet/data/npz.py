@@ -254,8 +254,8 @@ def _find_splits(archive: _Archive) -> dict[str, _Split]:
             shape, mask = archive[image_key].shape[:3], archive[key]
             fits = mask.dtype in (np.uint8, np.bool_) and mask.shape == shape
             hint = "; class labels are called _labels" if mask_base == "label" else ""
-            given = f"{mask.dtype} {mask.shape}{hint}"
-            archive.need(fits, key, f"uint8 masks {shape} as {image_key}", given)
+            layout = f"{mask.dtype} {mask.shape}{hint}"
+            archive.need(fits, key, f"uint8 masks {shape} as {image_key}", layout)
         counts = [len(archive[key]) for key in images]
         total = sum(counts)
         archive.need(total, images[0], "at least one image", "an empty split")

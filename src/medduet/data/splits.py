@@ -52,9 +52,8 @@ def stratified_group_split(
     share = np.asarray(fractions, dtype=np.float64) / sum(fractions)
     if len(sizes) < len(share):
         raise DataError(
-            f"expected at least one group of images for each of {len(share)} parts, given "
-            f"{len(sizes)} group(s); near-duplicates and patients stay together unless "
-            "--data.group-by none is given"
+            f"expected at least {len(share)} groups of images to split, given {len(sizes)}: "
+            "near-duplicates and patients stay together unless you use --data.group-by none"
         )
     classes = labels == 1 if labels.ndim == 2 else labels[:, None] == np.unique(labels)
     columns = np.column_stack([classes, np.ones(len(labels))]).astype(np.float64)
@@ -195,8 +194,7 @@ def _make(
     labels, partitions = pool.labels, [np.arange(len(pool), dtype=np.int64)]
     if config.group_by == "given" and pool.groups is None:
         raise ConfigError(
-            f"{images.name} has no groups: use a table with a column group, or another "
-            "--data.group-by"
+            f"{images.name} has no groups: add a column group, or omit --data.group-by"
         )
     if config.group_by in ("auto", "given") and pool.groups is not None:
         partitions.append(pool.groups)

@@ -21,6 +21,8 @@ from medduet.errors import DataError, StorageError
 from medduet.utils.files import atomic_folder, sweep
 from medduet.utils.parsing import read_json
 
+Append = Callable[[NDArray[np.uint8]], None]
+
 
 def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
     """Return the folder of the store `key`, which `build` fills, whole, if it isn't there yet."""
@@ -43,9 +45,7 @@ def check_room(folder: Path, total: int) -> None:
 
 
 @contextmanager
-def growing_array(
-    path: Path, tail: tuple[int, ...]
-) -> Iterator[Callable[[NDArray[np.uint8]], None]]:
+def growing_array(path: Path, tail: tuple[int, ...]) -> Iterator[Append]:
     """Give a function that appends chunks ``(n, *tail)`` to the uint8 ``.npy`` at `path`.
 
     They are written, not memory-mapped: a full disk then raises an error, not a bus error.

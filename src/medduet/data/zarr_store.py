@@ -217,7 +217,7 @@ def write_zarr(
     """
     if not 0 < shard_mb <= 2000 or not is_zarr(out.name):
         raise ConfigError(
-            f"expected --out NAME.zarr and --shard-mb up to 2000, given {out} and {shard_mb:g}"
+            f"expected --out NAME.zarr, --shard-mb up to 2000, given {out}, {shard_mb:g}"
         )
     row = prod(images.train.images.shape[1:])
     chunk = max(1, min(_CHUNK_BYTES, int(shard_mb * 1e6)) // row)

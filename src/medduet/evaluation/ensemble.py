@@ -9,7 +9,7 @@ import torch
 from medduet._version import __version__
 from medduet.config import DataConfig, Device, Modality, TestTime
 from medduet.data.cache import Progress
-from medduet.data.modality import allowed
+from medduet.data.modality import allowed, known_modality
 from medduet.errors import ConfigError
 from medduet.evaluation.evaluate import Evaluator
 from medduet.models.ensemble import Ensemble
@@ -129,7 +129,8 @@ def _task(config: BundleConfig) -> dict[str, Any]:
 
 def _check_views(tta: TestTime, config: BundleConfig, modality: Modality) -> None:
     data = config.data or DataRecord()
-    may = allowed(data.info, [*config.class_names, *config.mask_names], modality)
+    modality = known_modality(data.info, modality)
+    may = allowed(modality, [*config.class_names, *config.mask_names])
     name = data.name or "the data"
     if tta != "none" and not may.mirror:
         raise ConfigError(

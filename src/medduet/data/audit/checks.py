@@ -10,14 +10,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from medduet.data.audit.findings import (
-    SEVERITIES,
-    Audit,
-    Findings,
-    label_texts,
-    plural,
-    split_numbers,
-)
+from medduet.data.audit.findings import SEVERITIES, Audit, Findings, label_texts, plural
 from medduet.data.audit.leakage import find_leaks, find_repetitions, pair_table
 from medduet.data.cache import Progress
 from medduet.data.duplicates import find_duplicates, grey
@@ -53,8 +46,8 @@ def audit(images: ImageSet, *, cache: Path | None = None, progress: Progress = N
         >>> audit.leaks, [finding.kind for finding in audit.findings]
         ((), ['few-test-images'])
     """
-    duplicates, pool = find_duplicates(images, cache, progress), images.pool()
-    findings = Findings(split_numbers(images))
+    duplicates = find_duplicates(images, cache, progress)
+    findings, pool = Findings(images), images.pool()
     table = pd.DataFrame({"image": pool.ids, "split": np.array(SPLITS)[findings.splits]})
     table["label"] = label_texts(pool.labels, images.class_names)
     pairs, labels = pair_table(pool, table, duplicates), pool.labels

@@ -34,9 +34,9 @@ class Finding:
 class Findings(list[Finding]):
     """The findings so far; `splits` is the split of each image of the pool, ``(N,)``."""
 
-    def __init__(self, splits: NDArray[np.int64]) -> None:
+    def __init__(self, images: ImageSet) -> None:
         super().__init__()
-        self.splits = splits
+        self.splits = split_numbers(images)
 
     def of_set(self, title: str, severity: Severity, text: str, rows: Any = ()) -> None:
         """Add a finding about whole splits; its kind is the title in lower case."""

@@ -68,7 +68,7 @@ def find_repetitions(findings: Findings, duplicates: Duplicates, pool: Split) ->
 
 def leak_warning(images: ImageSet, cache: Path | None = None) -> str | None:
     """Return a line on the leaks of a set, or ``None``; large sets aren't searched."""
-    findings, duplicates = Findings(split_numbers(images)), None
+    findings, duplicates = Findings(images), None
     if len(findings.splits) <= MAX_SEARCHED or duplicates_file(images, cache).is_file():
         duplicates = find_duplicates(images, cache)
     find_leaks(findings, duplicates, images.pool())

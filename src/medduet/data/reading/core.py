@@ -102,7 +102,7 @@ def needed(module: str, path: Path) -> Any:
 
 
 @contextmanager
-def errors_named(path: Path) -> Iterator[None]:
+def errors_of(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong in the body into a DataError that names the file.
 
     Warnings are dropped: what they tell of is either refused or harmless.

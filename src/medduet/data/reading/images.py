@@ -11,15 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from medduet.data.reading.core import (
-    Facts,
-    Frame,
-    ReadOptions,
-    Source,
-    checked,
-    errors_named,
-    refusal,
-)
+from medduet.data.reading.core import Facts, Frame, ReadOptions, Source, checked, errors_of, refusal
 from medduet.data.reading.dicom import open_dicom
 from medduet.data.reading.nifti import open_nifti
 from medduet.data.reading.raster import open_raster, values_of
@@ -49,7 +41,7 @@ def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Source]:
 
     Whatever goes wrong with it in the body becomes a DataError.
     """
-    with errors_named(path):
+    with errors_of(path):
         if file is None and not path.is_file():
             if path.exists():
                 raise refusal(path, "an image file", "a folder or a device")
@@ -153,7 +145,7 @@ def picture_of(
     image: NDArray[Any] | Image.Image, options: ReadOptions, name: str = "image"
 ) -> Picture:
     """Return an array ``(H, W)`` or ``(H, W, 3)`` of uint8, or an image of Pillow, as a picture."""
-    with errors_named(path := Path(name)):
+    with errors_of(path := Path(name)):
         if isinstance(image, Image.Image):
             image.load()  # a TIFF is turned by that
             image = values_of(ImageOps.exif_transpose(image))
