@@ -1,5 +1,7 @@
 """Every image is trained on once per epoch and judged once, on any number of processes."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,18 +20,17 @@ from medduet.data.batches import (
     world_size=st.integers(1, 4),
     seed=st.integers(0, 5),
     epoch=st.integers(1, 5),
+    smallest=st.integers(1, 2),
 )
 def test_each_training_image_comes_once(
-    count: int, batch_size: int, world_size: int, seed: int, epoch: int
+    count: int, batch_size: int, world_size: int, seed: int, epoch: int, smallest: int
 ) -> None:
-    alone = train_batches(count, batch_size, seed=seed, epoch=epoch)
-    shares = [
-        train_batches(count, batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
-        for rank in range(world_size)
-    ]
+    deal = partial(train_batches, count, batch_size, seed=seed, epoch=epoch, smallest=smallest)
+    alone = deal()
+    shares = [deal(rank=rank, world_size=world_size) for rank in range(world_size)]
     assert len({len(share) for share in shares}) == 1, "a process would wait for ever"
     rest = count % batch_size
-    rest = rest if rest >= 2 * world_size else 0
+    rest = rest if rest >= smallest * world_size else 0
     assert len(shares[0]) == count // batch_size + (rest > 0)
     seen = np.concatenate([index for share in shares for index in share] or [np.array([])])
     assert len(set(seen.tolist())) == len(seen)

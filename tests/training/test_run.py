@@ -222,7 +222,6 @@ def test_any_tasks(
     pictures = {file.stem for file in (record.path / "figures").iterdir()}
     expected = {"learning_curves", "predictions"}
     expected |= {"confusion_matrix", "roc"} if "classify" in tasks else set()
-    expected |= {"balance"} if len(tasks) > 1 else set()
     assert pictures == expected
 
 

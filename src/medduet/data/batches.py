@@ -5,7 +5,6 @@ from numpy.typing import NDArray
 
 from medduet.types import UNKNOWN_LABEL
 
-MIN_BATCH = 2  # batch normalisation of a 1 x 1 map needs two images
 WINDOW = 2
 """Shards whose images are mixed; so many are read at a time."""
 
@@ -18,17 +17,19 @@ def train_batches(
     epoch: int,
     rank: int = 0,
     world_size: int = 1,
+    smallest: int = 1,
     shares: NDArray[np.float64] | None = None,
     shards: NDArray[np.int64] | None = None,
 ) -> list[NDArray[np.int64]]:
     """Return the image positions of each step of one epoch, for one process of `world_size`.
 
-    They depend on ``(seed, epoch)`` alone; a last batch too small for batch normalisation is left
-    out. With `shards` each process takes a stretch of shards, `WINDOW` of them shuffled together.
+    They depend on ``(seed, epoch)`` alone; a last batch with fewer than `smallest` images on each
+    process is left out. With `shards` each process takes a stretch of shards, `WINDOW` of them
+    shuffled together.
     """
     rng = np.random.default_rng([seed, epoch])
     whole, rest = divmod(count, batch_size)
-    rest = 0 if rest < MIN_BATCH * world_size else rest
+    rest = 0 if rest < smallest * world_size else rest
     if shards is None:
         order = rng.permutation(count) if shares is None else rng.choice(count, count, p=shares)
         starts = range(0, whole * batch_size + rest, batch_size)

@@ -152,7 +152,9 @@ class NumbersOnCPU(TorchFunctionMode):
         return func(*args, **(kwargs or {}) | device)
 
 
-def trace(network: DuetNetwork, n: int, height: int, width: int) -> tuple[Outputs, list[Tensor]]:
+def trace(
+    network: DuetNetwork, n: int, height: int, width: int, training: bool = False
+) -> tuple[Outputs, list[Tensor]]:
     """Run `network` on n images of torch's ``meta``; also return its parameters there."""
     state = {
         name: torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
@@ -160,12 +162,21 @@ def trace(network: DuetNetwork, n: int, height: int, width: int) -> tuple[Output
     }
     image = torch.zeros(n, network.normalize.channels, height, width, device="meta")
     was_training = network.training
-    network.eval()
+    network.train(training)
     try:
         outputs: Outputs = torch.func.functional_call(network, state, (image,))
     finally:
         network.train(was_training)
     return outputs, [state[name] for name, _ in network.named_parameters()]
+
+
+def trains_on_one(network: DuetNetwork, height: int, width: int) -> bool:
+    """Return whether batch normalisation is defined for one image: no map has a single pixel."""
+    try:
+        trace(network, 1, height, width, training=True)
+    except ValueError:
+        return False
+    return True
 
 
 def freeze_unused(network: DuetNetwork, side: int) -> None:

@@ -16,7 +16,7 @@ from medduet.data.augment import build_augmentation
 from medduet.data.batches import balanced_shares, train_batches
 from medduet.errors import DataError, DownloadError, Interrupted, MissingFileError, TrainingError
 from medduet.losses.objective import Objective
-from medduet.models.base import DuetNetwork
+from medduet.models.base import DuetNetwork, trains_on_one
 from medduet.training.balance import Balancer
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import all_sum, peak_memory
@@ -56,6 +56,7 @@ def fit(experiment: Experiment) -> Progress:
 def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
     """Return where training starts; `fused` optimizers update all weights in one pass."""
     config, fabric, network = experiment.config.train, experiment.fabric, experiment.network
+    smallest = 1 if trains_on_one(network, *experiment.data.size) else 2
     fabric.to_device(network)
     if config.sync_batch_norm and fabric.world_size > 1:
         for name, child in network.named_children():
@@ -82,6 +83,7 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
         sums=torch.zeros(2, len(objective.tasks), dtype=torch.float64, device=fabric.device),
         balancer=Balancer(experiment, optimizer),
         monitor=StepMonitor(fabric, experiment.stop),
+        smallest_batch=smallest,
         progress=Progress(micro_batch=config.micro_batch_size),
     )
 
@@ -109,6 +111,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
         epoch=progress.epoch,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
+        smallest=state.smallest_batch,
         shares=balanced_shares(train.labels) if config.sampling == "balanced" else None,
         shards=train.shard_sizes,
     )

@@ -59,6 +59,8 @@ class TrainState:
     """``(2, T)`` float64, losses and weights of each task over the epoch, on this process."""
     balancer: Balancer
     monitor: StepMonitor
+    smallest_batch: int = 1
+    """Images of a batch on one process that batch normalisation takes."""
     progress: Progress = field(default_factory=Progress)
 
     def save(self, folder: RunFolder, fabric: Fabric) -> None:
