@@ -110,7 +110,8 @@ def _check_seeds(
     seeds = seeds if seeds.ndim == 3 else seeds[None]
     for score in seeds:
         truth, _ = check_predictions(label, score, multi_label)
-    rows = np.atleast_2d((truth != UNKNOWN_LABEL).T).any(axis=0)
+    _, labelled = one_vs_rest(truth, seeds.shape[2])
+    rows = labelled.any(axis=1)
     return truth[rows], seeds[:, rows]
 
 

@@ -41,7 +41,7 @@ class Normalize(nn.Module):
         for buffer, values in ((self.mean, mean), (self.std, std)):
             fits = len(values) == self.channels
             value = torch.tensor(values if fits else [sum(values) / len(values)])
-            buffer.copy_(value.reshape(1, -1, 1, 1).expand_as(buffer))
+            buffer.copy_(value.reshape(1, -1, 1, 1))
 
     def invert(self, normalized: Tensor) -> Tensor:
         """Return normalised images ``(N, C, H, W)`` as they were, in [0, 1]."""

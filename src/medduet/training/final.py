@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from medduet.data.imageset import ImageSet, Split
 from medduet.errors import DataError
+from medduet.metrics.inputs import one_vs_rest
 from medduet.models.base import DuetNetwork, Features
 from medduet.models.inference import predict_batch
 from medduet.runs.folder import RunFolder
@@ -141,7 +142,7 @@ def choose_samples(
         >>> choose_samples(np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, -1]), 2).tolist()
         [0, 1, 2, 3, 6, 7, 8, 10]
     """
-    member = labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(num_classes)
+    member, _ = one_vs_rest(labels, num_classes)
     member = np.column_stack([member, ~member.any(axis=1)])
     turns = zip_longest(*(np.flatnonzero(images).tolist() for images in member.T))
     places = dict.fromkeys(place for turn in turns for place in turn if place is not None)

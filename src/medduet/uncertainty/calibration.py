@@ -18,7 +18,7 @@ from scipy.special import expit, log_softmax
 
 from medduet.errors import ConfigError, DataError, ModelError
 from medduet.metrics.classification import BINS, reliability
-from medduet.metrics.inputs import Booleans, Floats, check_predictions
+from medduet.metrics.inputs import Booleans, Floats, check_predictions, one_vs_rest
 from medduet.metrics.intervals import bounds, number, wilson
 from medduet.types import UNKNOWN_LABEL
 
@@ -95,15 +95,15 @@ class Calibration(BaseModel):
             DataError: fewer than 20 images with a known label, or only one class among them.
         """
         truth, p = check_predictions(label, probability, multi_label, in_unit_range=True)
-        labelled = truth != UNKNOWN_LABEL
-        n = int(labelled.reshape(len(labelled), -1).any(axis=1).sum())
+        has, answered = one_vs_rest(truth, p.shape[1])
+        n = int(answered.any(axis=1).sum())
         if n < FEWEST:
             raise DataError(f"expected {FEWEST} labelled images or more, given {n}")
+        labelled = truth != UNKNOWN_LABEL
         if len(np.unique(truth[labelled])) < 2:
             raise DataError("expected two classes among the labels, given one")
         temperature = _temperature(truth[labelled], _logits(p, multi_label)[labelled], multi_label)
         p = _scaled(p, temperature, multi_label)
-        has = truth == 1 if multi_label else truth[:, None] == np.arange(p.shape[1])
         scores = [np.sort(p[has[:, k], k])[::-1] for k in range(p.shape[1])]
         return cls(
             temperature=temperature,
@@ -158,8 +158,7 @@ def _logits(p: Floats, multi_label: bool) -> Floats:
 
 def _scaled(p: Floats, temperature: float, multi_label: bool) -> Floats:
     logits = _logits(p, multi_label) / temperature
-    scaled: Floats = expit(logits) if multi_label else np.exp(log_softmax(logits, axis=1))
-    return scaled
+    return np.asarray(expit(logits) if multi_label else np.exp(log_softmax(logits, axis=1)))
 
 
 def _temperature(labels: NDArray[np.int64], logits: Floats, multi_label: bool) -> float:
@@ -213,10 +212,10 @@ def calibration_summary(
     """
     several = calibration.multi_label
     truth, p = check_predictions(label, probability, several, in_unit_range=True)
-    rows = (truth != UNKNOWN_LABEL).reshape(len(truth), -1).any(axis=1)
-    truth, p = truth[rows], p[rows]
+    has, labelled = one_vs_rest(truth, p.shape[1])
+    rows = labelled.any(axis=1)
+    truth, p, has = truth[rows], p[rows], has[rows]
     calibrated = calibration.calibrate(p)
-    has = truth == 1 if several else truth[:, None] == np.arange(p.shape[1])
     summary: dict[str, Any] = {
         "n": len(truth),
         "temperature": calibration.temperature,

@@ -41,8 +41,7 @@ def _decode(kind: str, value: Any) -> Array:
         raise ValueError("expected an array in base64")
     if not np.isfinite(value).all():
         raise ValueError("expected finite numbers")
-    array: Array = value.astype(kind).astype(np.float64)  # as it is saved
-    return array
+    return np.asarray(value.astype(kind), dtype=np.float64)  # as it is saved
 
 
 def _encode(kind: str, value: Array) -> str:
@@ -149,8 +148,7 @@ class Mahalanobis(BaseModel):
         along = centred @ np.stack(self.directions).T
         residual = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0)
         residual = residual / (self.residual_variance or np.inf)
-        distances: Array = np.sqrt((along**2 / self.variance).sum(axis=1) + residual)
-        return distances
+        return np.asarray(np.sqrt((along**2 / self.variance).sum(axis=1) + residual))
 
 
 class OODDetector(BaseModel):
@@ -204,8 +202,7 @@ class OODDetector(BaseModel):
             rank = np.minimum(rank, weight * (1 + (val >= distance[:, None]).sum(axis=1)))
             among_val = (val >= val[:, None]).sum(axis=1)
             val_rank = np.minimum(val_rank, weight * (among_val + (distance[:, None] >= val)))
-        p: Array = (1 + (val_rank <= rank[:, None]).sum(axis=1)) / (1 + val_rank.shape[1])
-        return p
+        return np.asarray((1 + (val_rank <= rank[:, None]).sum(axis=1)) / (1 + val_rank.shape[1]))
 
     @property
     def smallest(self) -> float:
