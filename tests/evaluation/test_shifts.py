@@ -65,7 +65,7 @@ def test_other_images_put_right_what_the_sets_promise(run: Path, tmp_path: Path)
 
 
 def test_what_cannot_be_calibrated_is_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already exists"):
         medduet.calibrate_bundle(run, run, data=DataConfig(name="phantom"))
     out = tmp_path / "out"
     # Of the images that it was trained on a network is too sure.

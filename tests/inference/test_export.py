@@ -190,10 +190,10 @@ def test_settings_that_do_not_fit(
     save_network(tmp_path / "network", network)
     rgb = DataConfig(name="phantom", size=32, count=20, channels=3)
     for path, where, error, words, options in (
-        (bundle, tmp_path, ConfigError, "is there already", {}),
+        (bundle, tmp_path, ConfigError, "already exists", {}),
         (tmp_path / "network", out, ModelError, "does not say what its outputs mean", {}),
         (bundle, out, ConfigError, "given 4 of phantom with 3", {"data": rgb}),
-        (bundle, out, ConfigError, "give --data NAME", {"precision": "int8"}),
+        (bundle, out, ConfigError, "add --data NAME", {"precision": "int8"}),
         (bundle, out, ModelError, "tolerance is 0; ", {"count": 4, "tolerance": 0.0}),
     ):
         with pytest.raises(error, match=words):

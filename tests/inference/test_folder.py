@@ -136,9 +136,9 @@ def test_what_can_not_be_done(bundle: Path, folder: Path, tmp_path: Path) -> Non
     empty.mkdir()
     before = sorted(folder.rglob("*"))
     for sources, where, error, words in (
-        ([tmp_path / "nowhere"], out, MissingFileError, r"nowhere, .*there are none"),
-        ([empty], out, MissingFileError, "there are none"),
-        ([folder], folder, MissingFileError, "outside of "),
+        ([tmp_path / "nowhere"], out, MissingFileError, r"nowhere, .*found none"),
+        ([empty], out, MissingFileError, "found none"),
+        ([folder], folder, MissingFileError, "outside "),
         ([], out, ConfigError, "expected files or folders"),
         ([folder], bundle, ConfigError, "is a run or a bundle"),
     ):

@@ -69,7 +69,7 @@ def test_paths_files_arrays_and_pillow_give_the_same(
         np.testing.assert_array_equal(other.mask, first.mask)
     page = Image.fromarray(picture)
     page.save(tmp_path / "two.tif", save_all=True, append_images=[page])
-    with pytest.raises(DataError, match="several"):
+    with pytest.raises(DataError, match="expected one frame"):
         Predictor(own)(tmp_path / "two.tif")
     # Values that are not uint8 are shown from the smallest to the largest, as those of files are.
     assert (stretched.image.min(), stretched.image.max()) == (0, 255)
@@ -99,7 +99,7 @@ def test_what_is_asked_for(make_bundle: MakeBundle, tmp_path: Path, picture: np.
     answer = Predictor(dense)(picture)
     assert (answer.label, answer.probabilities) == (None, {})
     for options in ({"explain": True}, {"classify_only": True}, {"min_confidence": 0.5}):
-        with pytest.raises(ConfigError, match="no class head: leave --"):
+        with pytest.raises(ConfigError, match="no class head: omit --"):
             Predictor(dense, **options)
 
 

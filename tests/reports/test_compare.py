@@ -199,6 +199,7 @@ def test_the_command_prints_and_saves_it(
     shown = capsys.readouterr().out
     comparison = medduet.compare(a, b)
     assert comparison.sentence in shown
+    assert "One run each: differences between seeds are not taken into account." in shown
     assert "fakemnist, test split" in shown
     assert f"{comparison.rows[0].mean_a:.4f}" in shown
     written = read_json(out)

@@ -70,7 +70,7 @@ def test_folds_that_are_missing_are_told(runs: list[RunFolder]) -> None:
     joined, notes = join_folds([run for run in runs if "fold1" not in run.path.name])
     assert len(joined) == 4
     assert len(notes) == 2
-    assert "2 of 3 folds are finished once" in notes[0]
+    assert "2 of 3 folds are finished" in notes[0]
     assert not any(isinstance(run, CrossValidated) for run in joined)
 
 

@@ -17,17 +17,17 @@ from medduet import ConfigError, create_model
 from medduet.cli import main
 from medduet.runs.bundle import save_bundle
 from medduet.serve.schemas import Options, encode_prediction
-from medduet.serve.server import check_packages, named, opened
+from medduet.serve.server import check_packages, network_paths, open_network
 
 
 def test_networks_have_names(tmp_path: Path) -> None:
     (tmp_path / "a=b").mkdir()
-    paths = named([f"{tmp_path}/run/bundle/", f"{tmp_path}/a=b", f"x=y={tmp_path}"])
+    paths = network_paths([f"{tmp_path}/run/bundle/", f"{tmp_path}/a=b", f"x=y={tmp_path}"])
     assert list(paths) == ["run", "a=b", "x"]
     assert str(paths["x"]) == f"y={tmp_path}"
     for wrong in (["a/run", "b/run"], ["a=x", "a=y"], ["=x"], []):
         with pytest.raises(ConfigError, match="medduet serve"):
-            named(wrong)
+            network_paths(wrong)
 
 
 def test_what_can_t_be_explained_is_served_without(own: Path, tmp_path: Path) -> None:
@@ -39,14 +39,14 @@ def test_what_can_t_be_explained_is_served_without(own: Path, tmp_path: Path) ->
         "preprocessing": {"size": [32, 32], "channels": 1, "fit": "pad"},
     }
     save_bundle(tmp_path / "run" / "bundle", network, config | {"multi_label": False})
-    served = opened(tmp_path / "run", True)
+    served = open_network(tmp_path / "run", True)
     assert not served.explains
     assert "# vovunet\\_var" in served.card
     answer = served.predictor(np.zeros((20, 30), np.uint8))
     said = json.loads(encode_prediction("run", served.predictor, Options(), answer))
     assert (said["label"], said["probabilities"], said["heat"]) == (None, {}, None)
     assert said["mask"]["png"]
-    assert [opened(own, explain).explains for explain in (True, False)] == [True, False]
+    assert [open_network(own, explain).explains for explain in (True, False)] == [True, False]
 
 
 @pytest.mark.parametrize(

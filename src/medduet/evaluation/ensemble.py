@@ -26,8 +26,8 @@ class EnsembleRecord(NamedTuple):
     Attributes:
         path: its folder, a bundle.
         members: path of each member.
-        images: name of the set on which it was evaluated, if it was.
-        scores: then for ``"val"`` and ``"test"`` the metrics of each member, and of the ensemble.
+        images: name of the data set it was evaluated on, if it was.
+        scores: by ``"val"`` and ``"test"`` the metrics of each member, then of the ensemble.
     """
 
     path: Path
@@ -72,11 +72,9 @@ def ensemble(
     """
     out = Path(out)
     if out.exists():
-        raise ConfigError(f"{out} is there already: give another --out")
+        raise ConfigError(f"{out} already exists: give another --out")
     if len(paths) < 2 and tta == "none":
-        raise ConfigError(
-            f"expected several bundles or runs, given {len(paths)}: add more, or --tta flip"
-        )
+        raise ConfigError(f"expected two networks, given {len(paths)}: add more, or --tta flip")
     folders = [bundle_folder(path) for path in paths]
     members, names = [load_bundle(folder) for folder in folders], [str(path) for path in paths]
     _check_same(members, names)
@@ -90,8 +88,9 @@ def ensemble(
         evaluator = Evaluator.open((runs or folders)[0], data, device, progress)
         images, networks = evaluator.images.name, [*members, combined]
         for split in ("val", "test"):
-            predicted = [evaluator.of(each).predict(evaluator.split(split)) for each in networks]
-            scores[split] = [summarize(each, evaluator.config.evaluate) for each in predicted]
+            pool, config = evaluator.split(split), evaluator.config.evaluate
+            predictions = [evaluator.with_network(network).predict(pool) for network in networks]
+            scores[split] = [summarize(predicted, config) for predicted in predictions]
         trained_on = combined.config.data
         if trained_on is not None and evaluator.images.fingerprint == trained_on.fingerprint:
             combined.config.metrics |= {split: rows[-1] for split, rows in scores.items()}
@@ -106,19 +105,17 @@ def _check_same(members: Sequence[ModelBundle], paths: Sequence[str]) -> None:
     for number, (member, path) in enumerate(zip(members, paths, strict=True)):
         member.config.usable(path)
         if isinstance(member.network, Ensemble):
-            raise ConfigError(f"{path} is an ensemble already: give its members")
+            raise ConfigError(f"{path} is an ensemble: give its members instead")
         for name, value in _task(member.config).items():
             if value != first[name]:
-                raise ConfigError(
-                    f"expected members with the same {name}, but {paths[0]} has {first[name]} and "
-                    f"{path} {value}: they can't be one ensemble"
-                )
+                values = f"{first[name]} in {paths[0]} and {value} in {path}"
+                raise ConfigError(f"expected members with the same {name}, given {values}")
         if (twin := weights.index(weights[number])) < number:
-            raise ConfigError(f"{paths[twin]} and {path} are the same network: leave one out")
+            raise ConfigError(f"{paths[twin]} and {path} are the same network: omit one")
 
 
 def _task(config: BundleConfig) -> dict[str, Any]:
-    """Return what members must share; each normalises by its own mean and spread."""
+    """Return what members must share; normalisation is every member's own."""
     names = ("class_names", "mask_names", "multi_label", "layout", "precision")
     prepared = {"size", "channels", "fit", "window"}
     return {name: getattr(config, name) for name in names} | {
@@ -133,14 +130,10 @@ def _check_views(tta: TestTime, config: BundleConfig, modality: Modality) -> Non
     may = allowed(modality, [*config.class_names, *config.mask_names])
     name = data.name or "the data"
     if tta != "none" and not may.mirror:
-        raise ConfigError(
-            f"--tta {tta} mirrors images, but a class of {name} says left or right: leave it out"
-        )
+        raise ConfigError(f"--tta {tta} mirrors, but a class of {name} says left or right: omit it")
     if tta in ("flips", "turns") and not may.turn:
-        raise ConfigError(
-            f"--tta {tta} turns images upside down, but those of {name} may have an upper side: "
-            "give --tta flip, or --modality microscopy or dermoscopy if they have none"
-        )
+        hint = "give --tta flip, or --modality microscopy or dermoscopy if they have none"
+        raise ConfigError(f"--tta {tta} turns images, but {name} may have an upper side: {hint}")
 
 
 def _combined(members: Sequence[ModelBundle], tta: TestTime) -> ModelBundle:
@@ -151,7 +144,7 @@ def _combined(members: Sequence[ModelBundle], tta: TestTime) -> ModelBundle:
         mask_channels=members[0].layout.mask_channels,
         test_time=tta,
     ).eval()
-    metrics = [member.config.metrics for member in members]
+    records = [member.config.metrics for member in members]
     buffers = network.normalize.named_buffers()
     normalisation = {name: buffer.flatten().tolist() for name, buffer in buffers}
     assert first.preprocessing is not None
@@ -161,9 +154,9 @@ def _combined(members: Sequence[ModelBundle], tta: TestTime) -> ModelBundle:
         "weights_sha256": None,
         # Neither the numbers nor the calibration nor the detector of a member hold for all.
         "metrics": {
-            "seed": [each.get("seed") for each in metrics],
-            "selection": metrics[0].get("selection"),
-            "selected_epoch": [each.get("selected_epoch") for each in metrics],
+            "seed": [record.get("seed") for record in records],
+            "selection": records[0].get("selection"),
+            "selected_epoch": [record.get("selected_epoch") for record in records],
         },
         **dict.fromkeys(("calibration", "calibration_missing", "calibrated_on", "ood")),
         "members": [member.config.weights_sha256 for member in members],

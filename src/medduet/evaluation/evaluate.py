@@ -82,7 +82,7 @@ def evaluate(
 def check_out(path: str | Path, out: Path | None) -> None:
     """Raise `ConfigError` if results have no folder: those of a network of the hub need one."""
     if is_on_hub(path) and out is None:
-        raise ConfigError("a network of the hub has no folder for results: add --out DIR")
+        raise ConfigError("a network on the hub has no folder for results: add --out DIR")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Evaluator:
             config, saved = folder.run_config(), folder.split if data is None else None
         data = data or config.data
         if not data.name:
-            raise ConfigError(f"{path} is a bundle, which has no images: add --data NAME")
+            raise ConfigError(f"{path} is a bundle, which has no data set: add --data NAME")
         if saved is None:
             data = prepared_as(data, preprocessing)
         fabric = launch_fabric(config.train.model_copy(update={"device": device}))
@@ -121,9 +121,9 @@ class Evaluator:
         check_same_images(fabric, images)
         images = in_classes_of(images, bundle.config.class_names)
         _check_fits(images, bundle, path)
-        return cls(path, bundle, fabric, config, images).of(bundle)
+        return cls(path, bundle, fabric, config, images).with_network(bundle)
 
-    def of(self, bundle: ModelBundle) -> Evaluator:
+    def with_network(self, bundle: ModelBundle) -> Evaluator:
         """Bring another network to the device; ModelError if it does not take the images."""
         check_takes(bundle.network, *self.images.size)
         prepare_network(bundle.network, self.fabric.device, self.images.size)
@@ -157,16 +157,15 @@ def _same_pool(images: ImageSet, path: Path) -> bool:
 
 def _check_fits(images: ImageSet, bundle: ModelBundle, path: Path) -> None:
     network, masks = bundle.config.network, bundle.layout.mask_classes
-    for what, expected, given in (
+    for what, expected, actual in (
         ("channels", network.in_channels, images.in_channels),
         ("classes", network.num_classes, len(images.class_names)),
         ("mask classes", masks, len(images.mask_names) or masks),
     ):
-        if expected and expected != given:
+        if expected and expected != actual:
             names = f" ({', '.join(bundle.config.class_names)})" if what == "classes" else ""
-            raise ConfigError(
-                f"{path} takes {expected} {what}{names}, but {images.name} has {given}"
-            )
+            takes = f"{path} takes {expected} {what}{names}"
+            raise ConfigError(f"{takes}, but {images.name} has {actual}")
 
 
 def calibrate_bundle(
@@ -195,14 +194,14 @@ def calibrate_bundle(
         The new calibration.
 
     Raises:
-        ConfigError: `out` is there already, the images or the network have no such classes, or the
+        ConfigError: `out` exists, the images or the network have no such classes, or the
             network was trained on these images.
         DataError: too few images with a label.
         MedDuetError: see `medduet.evaluate`.
     """
     out = Path(out)
     if out.exists():
-        raise ConfigError(f"{out} is there already: give another --out")
+        raise ConfigError(f"{out} already exists: give another --out")
     evaluator = Evaluator.open(path, data, device, progress)
     images, bundle = evaluator.images, evaluator.bundle
     trained_on = bundle.config.data or DataRecord()
@@ -210,10 +209,7 @@ def calibrate_bundle(
     undivided = {images.fingerprint, images.info.get("undivided")} - {None}
     is_same = bool(undivided & {trained_on.fingerprint, trained_on.info.get("undivided")})
     if split in ("train", "all") and is_same:
-        raise ConfigError(
-            f"{path} was trained on these images, and is more confident on them than on others: "
-            "give --split val, or other images"
-        )
+        raise ConfigError(f"{path} was trained on these images: give --split val, or other images")
     predictions = evaluator.predict(evaluator.split(split), thorough=False)
     if predictions.label is None or predictions.probability is None:
         raise ConfigError(f"{path} has no classes to calibrate, or {images.name} no labels")
@@ -221,8 +217,8 @@ def calibrate_bundle(
         predictions.label, predictions.probability, bundle.config.multi_label
     )
     metrics = dict(bundle.config.metrics)
-    for name in {"val", "test"} & metrics.keys():  # what they say of the old calibration
-        metrics[name] = {key: each for key, each in metrics[name].items() if key != "calibration"}
+    for name in {"val", "test"} & metrics.keys():  # the old calibration no longer holds
+        metrics[name] = {k: value for k, value in metrics[name].items() if k != "calibration"}
     source = {"name": images.name, "fingerprint": images.fingerprint, "split": split}
     changes = {"calibration": calibration, "calibration_missing": None, "calibrated_on": source}
     changes["metrics"] = metrics

@@ -69,17 +69,14 @@ def stress(
     check_out(path, out)
     evaluator = Evaluator.open(path, data, device, progress)
     images, pool = evaluator.images, evaluator.split(split)
-    for setting in (data or evaluator.config.data, evaluator.config.data):
-        modality = setting.modality if modality == "auto" else modality
+    for config in filter(None, (data, evaluator.config.data)):
+        modality = config.modality if modality == "auto" else modality
     modality = known_modality(images.info, modality)
-    names = _checked(corruptions, images) or corruptions_of(modality, images.in_channels)
+    names = _check_names(corruptions, images) or corruptions_of(modality, images.in_channels)
     base = None if baseline is None else _read_baseline(Path(baseline), images, split, names)
-    clean = _measured(evaluator.predict(pool, thorough=False), evaluator)
+    clean = _measure(evaluator.predict(pool, thorough=False), evaluator)
     if not any(clean.get(name) is not None for name in MEASURED):
-        raise ConfigError(
-            f"{path} can't be evaluated on {images.name} ({split}): they have neither classes nor "
-            "masks in common"
-        )
+        raise ConfigError(f"{path} and {images.name} ({split}) share neither classes nor masks")
     results: dict[str, Any] = {}
     size = int(np.prod(pool.images.shape))
     with counted(progress, "stress", size * len(names) * len(SEVERITIES)) as count:
@@ -87,7 +84,7 @@ def stress(
             rows = {}
             for severity in SEVERITIES:
                 corrupted = corrupt_split(pool, name, severity)
-                row = _measured(evaluator.predict(corrupted, thorough=False), evaluator)
+                row = _measure(evaluator.predict(corrupted, thorough=False), evaluator)
                 if "balanced_error" in row:
                     row["rise"] = row["balanced_error"] - clean["balanced_error"]
                 rows[str(severity)] = row
@@ -101,7 +98,7 @@ def stress(
         "modality": modality,
         "clean": clean,
         "corruptions": results,
-        "mean": _mean([each["mean"] for each in results.values()]),
+        "mean": _mean([result["mean"] for result in results.values()]),
     }
     if base is not None:
         _compare(record, base)
@@ -116,17 +113,15 @@ def stress_folder(path: str | Path, record: Mapping[str, Any]) -> Path:
     return Path(path) / "stress" / f"{record['data']['name']}-{record['split']}"
 
 
-def _checked(names: Sequence[str], images: ImageSet) -> tuple[str, ...]:
+def _check_names(names: Sequence[str], images: ImageSet) -> tuple[str, ...]:
     possible = (*corruptions_of("auto", images.in_channels), "dark_corners")
     for name in set(names) - set(possible):
-        raise ConfigError(
-            f"unknown corruption '{name}' for images of {images.in_channels} channel(s): "
-            f"{closest(name, possible)}"
-        )
+        which = f"'{name}' for images of {images.in_channels} channel(s)"
+        raise ConfigError(f"unknown corruption {which}: {closest(name, possible)}")
     return tuple(dict.fromkeys(names))
 
 
-def _measured(predictions: Predictions, evaluator: Evaluator) -> dict[str, Any]:
+def _measure(predictions: Predictions, evaluator: Evaluator) -> dict[str, Any]:
     row: dict[str, Any] = {"n": len(predictions)}
     if predictions.has_mask is not None:
         summary = mask_summary(predictions, evaluator.config.evaluate.bootstrap)
@@ -155,7 +150,7 @@ def _read_baseline(
 ) -> dict[str, Any]:
     file = path / "stress.json" if path.is_dir() else path
     if not file.is_file():
-        raise MissingFileError(f"expected stress.json of medduet stress, but there is no {file}")
+        raise MissingFileError(f"expected stress.json of medduet stress, found no {file}")
     with misread(file, ConfigError):
         base: dict[str, Any] = read_json(file)
         same = (base["data"]["fingerprint"], base["split"]) == (images.fingerprint, split)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medduet._version import __version__
 from medduet.data.reading.core import needed
@@ -38,27 +39,29 @@ def write_dicom(
     image = needed("pydicom", source).dcmread(source, force=True)
     for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
         if not image.get(name):
-            raise DataError(f"{source}: expected {name}, without which no result can refer to it")
+            raise DataError(f"{source}: expected {name}, to which DICOM results refer")
     network, written = network[:64] or "network", []
     groups: list[tuple[Path, int | None, Sequence[Prediction]]] = [(stem, None, predictions)]
     if len(predictions) > 1 and not image.get("FrameOfReferenceUID"):
         # Where frames have no place in space, as in films, highdicom asks for one for each.
         folder = stem.with_name(source.name)
-        groups = [(folder / f"{n:04}", n, [each]) for n, each in enumerate(predictions, start=1)]
+        numbered = enumerate(predictions, start=1)
+        groups = [(folder / f"{n:04}", n, [prediction]) for n, prediction in numbered]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of values in the source that bend the standard
         try:
-            for place, frame, group in groups:
-                if any(each.mask is not None and each.mask.any() for each in group):
-                    data = _segmentation(image, group, network, mask_names, frame)
-                    written.append(_save(data, place.with_name(f"{place.name}-seg.dcm")))
-            if any(each.probabilities for each in predictions):
+            for target, frame, group in groups:
+                masks = [prediction.mask for prediction in group if prediction.mask is not None]
+                if np.any(masks):
+                    data = _segmentation(image, np.stack(masks), network, mask_names, frame)
+                    written.append(_save(data, target.with_name(f"{target.name}-seg.dcm")))
+            if any(prediction.probabilities for prediction in predictions):
                 data = _report(image, predictions, network)
                 written.append(_save(data, stem.with_name(f"{stem.name}-sr.dcm")))
         except (AttributeError, ValueError, TypeError, KeyError, IndexError) as error:
-            # highdicom raises these where the source lacks or contradicts what it needs.
+            # What highdicom raises where the source lacks or contradicts what it needs.
             reason = " ".join(str(error).split())[:200]
-            raise DataError(f"{source}: no result in DICOM can be made of it: {reason}") from error
+            raise DataError(f"{source}: can't be the source of DICOM results: {reason}") from error
     return written
 
 
@@ -85,7 +88,7 @@ def _instance(network: str, number: int) -> dict[str, Any]:
 
 def _segmentation(
     image: Any,
-    predictions: Sequence[Prediction],
+    masks: NDArray[np.uint8],
     network: str,
     mask_names: Sequence[str],
     frame: int | None,
@@ -101,14 +104,13 @@ def _segmentation(
         source.file_meta = image.file_meta
         del source.PixelData, source.NumberOfFrames, source.SOPClassUID  # shared with the image
         source.SOPClassUID = _ONE_FRAME
-    masks = np.stack([each.mask for each in predictions if each.mask is not None])
     present = [number for number in range(1, len(mask_names)) if (masks == number).any()]
     algorithm = hd.AlgorithmIdentificationSequence(
         name=network, family=codes.DCM.ArtificialIntelligence, version=__version__
     )
     segments = [
         hd.seg.SegmentDescription(
-            segment_number=place,
+            segment_number=segment,
             segment_label=mask_names[number][:64],
             segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
             segmented_property_type=codes.SCT.Lesion
@@ -117,7 +119,7 @@ def _segmentation(
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )
-        for place, number in enumerate(present, start=1)
+        for segment, number in enumerate(present, start=1)
     ]
     data = hd.seg.Segmentation(
         source_images=[source],
@@ -155,17 +157,16 @@ def _report(image: Any, predictions: Sequence[Prediction], network: str) -> Any:
         )
         measurements = [
             hd.sr.Measurement(
-                name=_code(f"probability-{place}", f"Probability of {name}"),
+                name=_code(f"probability-{k}", f"Probability of {name}"),
                 value=round(value, 6),
                 unit=codes.UCUM.NoUnits,
             )
-            for place, (name, value) in enumerate(prediction.probabilities.items())
+            for k, (name, value) in enumerate(prediction.probabilities.items())
         ]
         texts = [("class", "Predicted class", prediction.label or "none")]
         if prediction.prediction_set is not None:
-            texts.append(
-                ("set", "Prediction set", " or ".join(prediction.prediction_set) or "none")
-            )
+            classes = " or ".join(prediction.prediction_set) or "none"
+            texts.append(("set", "Prediction set", classes))
         if prediction.abstained:
             texts.append(("abstained", "Abstained", "confidence too low"))
         if prediction.is_ood:

@@ -16,8 +16,8 @@ from medduet.models.base import DuetNetwork
 from medduet.models.ensemble import Ensemble
 from medduet.models.inference import DECLARED, Precision, autocast
 
-_PROBE = (128, 192)  # sides by whose ratio a feature map (N, C, H, W) is told from other tensors
-_FEWEST = 4  # cells on the shorter side of a map that says where
+_PROBE = (128, 192)  # sides whose ratio distinguishes feature maps (N, C, H, W) from other tensors
+_MIN_CELLS = 4  # cells on the shorter side of a map that still localises
 
 
 class Explainer:
@@ -31,11 +31,10 @@ class Explainer:
     ) -> None:
         # Of an ensemble each member is asked about the upright image.
         members = network.members if isinstance(network, Ensemble) else [network]
-        self._scores = [_Score(cast(DuetNetwork, each), precision) for each in members]
-        layers = [_layer(score.network, size) for score in self._scores]
+        self._scores = [_Score(cast(DuetNetwork, member), precision) for member in members]
         self._maps = [
-            GradCAM(score, f"network.{layer}", postprocessing=_from_0_to_1)
-            for score, layer in zip(self._scores, layers, strict=True)
+            GradCAM(score, f"network.{_layer(score.network, size)}", postprocessing=_from_0_to_1)
+            for score in self._scores
         ]
         self._one_at_a_time = threading.Lock()
 
@@ -83,12 +82,12 @@ def _layer(network: DuetNetwork, size: tuple[int, int]) -> str:
     ]
     if not maps:
         raise ModelError(f"{network.arguments['name']} has no feature maps for Grad-CAM")
-    fine = [n for n, shape in _shapes(network, size) if n in maps and min(shape[2:]) >= _FEWEST]
+    fine = [n for n, shape in _shapes(network, size) if n in maps and min(shape[2:]) >= _MIN_CELLS]
     return (fine or maps)[-1]
 
 
 def _shapes(network: DuetNetwork, size: tuple[int, int]) -> list[tuple[str, tuple[int, ...]]]:
-    """Return what the layers give for one image, in the order in which they are done."""
+    """Return the shape of each layer's output for one image, in the order of computation."""
     shapes: list[tuple[str, tuple[int, ...]]] = []
 
     def note(name: str, module: nn.Module, inputs: object, output: object) -> None:

@@ -108,7 +108,7 @@ def export_bundle(
     """
     path, out = bundle_folder(path), Path(out)
     if out.exists():
-        raise ConfigError(f"{out} is there already: give another --out")
+        raise ConfigError(f"{out} already exists: give another --out")
     graph = NetworkGraph(path, classify_only=classify_only)
     name = graph.config.network.name
     if not fixed_size and any(part in name for part in _ONE_SIZE):
@@ -119,18 +119,18 @@ def export_bundle(
     limit = TOLERANCE[precision] if tolerance is None else tolerance
     with atomic_folder(out) as folder:
         _write_onnx(folder / FILE, graph, images, precision, size)
-        export = {
+        config = graph.config.to_json() | {"format": FORMAT, "weights_sha256": None}
+        config["export"] = {
             "precision": precision,
             "outputs": graph.outputs,
             "size": size,
             "min_side": graph.network.min_side,
             "sha256": sha256(folder / FILE),
         }
-        config = graph.config.to_json() | {"format": FORMAT, "weights_sha256": None}
-        write_json(folder / CONFIG, config | {"export": export})
+        write_json(folder / CONFIG, config)
         model = ExportedModel(folder)
-        found = _check(graph, model, pixels.contiguous().numpy(), precision, limit)
-        record = ExportRecord(out, images.name, len(pixels), found)
+        gaps = _check(graph, model, pixels.contiguous().numpy(), precision, limit)
+        record = ExportRecord(out, images.name, len(pixels), gaps)
         page = resources.files("medduet") / "inference" / "templates" / "onnx.md"
         text = page.read_text("utf-8").format(
             config=graph.config,
@@ -158,12 +158,12 @@ def _images(
         run = RunFolder.open(path)
         images = open_images(run.run_config().data, progress=progress, saved_split=run.split)
     elif precision == "int8":
-        raise ConfigError(f"INT8 needs real images, and {path} is a bundle: give --data NAME")
+        raise ConfigError(f"INT8 needs images, and {path} is a bundle: add --data NAME")
     else:
         images = phantom_images(max(16, *graph.preprocessing.size), (1, 1, 32), channels)
     if images.in_channels != channels or not len(images.test):
-        given = f"{len(images.test)} of {images.name} with {images.in_channels}"
-        raise ConfigError(f"expected test images with {channels} channel(s), given {given}")
+        test = f"{len(images.test)} of {images.name} with {images.in_channels}"
+        raise ConfigError(f"expected test images with {channels} channel(s), given {test}")
     return images
 
 
@@ -171,8 +171,7 @@ def _write_onnx(
     file: Path, graph: NetworkGraph, images: ImageSet, precision: Precision, size: list[int] | None
 ) -> None:
     """Write the graph, for any number of images and, without a `size`, for images of any size."""
-    onnx, name = need("onnx"), graph.config.network.name
-    need("onnxscript")
+    onnx, _ = need("onnx"), need("onnxscript")
     image = torch.zeros(2, graph.preprocessing.channels, *(size or _EXAMPLE), dtype=torch.uint8)
     dims = dict.fromkeys((0,) if size else (0, 2, 3), torch.export.Dim.DYNAMIC)
     try:
@@ -190,9 +189,10 @@ def _write_onnx(
                 onnx.save(_quantized(onnx.load(file), images), file)
     except (MedDuetError, OSError):
         raise
-    except Exception as error:  # the exporters have no common root for what can go wrong here
-        hint = "" if size else "; add --fixed-size, and it needs to fit one size only"
+    except Exception as error:  # the exporters' errors have no common base class
+        hint = "" if size else ": try --fixed-size"
         reason = " ".join(str(error).split())[:200]
+        name = graph.config.network.name
         raise ModelError(f"{name} can't be exported: {reason}{hint}") from error
 
 
@@ -219,13 +219,13 @@ def _check(
     if precision != "int8" and model.export.size is None:
         larger = np.pad(pixels[:2], [(0, 0), (0, 0), (0, 3), (0, 5)], mode="edge")
         trials.append((larger, "on images of another size: add --fixed-size"))
-    found = []
+    gaps = []
     for images, hint in trials:
-        found.append(differences(graph.predict, model, images, graph.config.multi_label))
-        if not (worst := largest(found[-1], precision)) <= tolerance:
-            gap = f"{worst:.2g}, and the tolerance is {tolerance:g}"
-            raise ModelError(f"{graph.config.network.name} differs from torch by {gap}; {hint}")
-    return found[0]
+        gaps.append(differences(graph.predict, model, images, graph.config.multi_label))
+        if not (worst := largest(gaps[-1], precision)) <= tolerance:
+            reason = f"{worst:.2g}, and the tolerance is {tolerance:g}"
+            raise ModelError(f"{graph.config.network.name} differs from torch by {reason}; {hint}")
+    return gaps[0]
 
 
 def differences(
@@ -233,26 +233,26 @@ def differences(
 ) -> dict[str, float]:
     """Return how far `predict` is from `reference` on images, see `ExportRecord`."""
     a, b = _heads(reference, images), _heads(predict, images)
-    found = {name: float(np.abs(a[name] - b[name]).max()) for name in a if name != "mask"}
+    gaps = {name: float(np.abs(a[name] - b[name]).max()) for name in a if name != "mask"}
     if "mask" in a:
-        found["mask"] = float((a["mask"] != b["mask"]).mean())
+        gaps["mask"] = float((a["mask"] != b["mask"]).mean())
     if "probability" in a:
         p, q = a["probability"], b["probability"]
         differs = (p > 0.5) != (q > 0.5) if multi_label else p.argmax(axis=1) != q.argmax(axis=1)
-        found["class"] = float(differs.reshape(len(p), -1).any(axis=1).mean())
-    return found
+        gaps["class"] = float(differs.reshape(len(p), -1).any(axis=1).mean())
+    return gaps
 
 
-def largest(found: dict[str, float], precision: Precision) -> float:
-    """Return the largest difference, NaN if one is; INT8 is judged by classes and masks alone."""
-    coarse = found.keys() & {"class", "mask"} if precision == "int8" else set()
-    return float(np.max([found[name] for name in coarse or found.keys() - {"class"}]))
+def largest(gaps: dict[str, float], precision: Precision) -> float:
+    """Return the largest difference, NaN if one is; of INT8 only classes and masks count."""
+    coarse = gaps.keys() & {"class", "mask"} if precision == "int8" else set()
+    return float(np.max([gaps[name] for name in coarse or gaps.keys() - {"class"}]))
 
 
 def _heads(predict: Predict, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     batches = [predict(images[start : start + _BATCH]) for start in range(0, len(images), _BATCH)]
     heads = zip(BatchPrediction._fields, zip(*batches, strict=True), strict=True)
-    return {name: np.concatenate(of) for name, of in heads if of[0] is not None}
+    return {name: np.concatenate(parts) for name, parts in heads if parts[0] is not None}
 
 
 @contextlib.contextmanager

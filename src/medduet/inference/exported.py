@@ -45,7 +45,7 @@ class ExportedModel:
     Raises:
         MissingFileError: there is no exported network.
         ModelError: it is damaged.
-        ConfigError: the runtime is not installed, or does not have that precision.
+        ConfigError: the runtime is not installed, or lacks that precision.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class ExportedModel:
         """Turn any error of a runtime into a ModelError."""
         try:
             yield
-        except Exception as error:  # they have no common root
+        except Exception as error:  # the runtimes' errors have no common base class
             raise ModelError(f"the network in {self._folder} can't be used: {error}") from error
 
 
@@ -140,10 +140,10 @@ def is_exported(path: str | Path) -> bool:
 def _read_config(folder: Path) -> tuple[BundleConfig, Export]:
     for name in (CONFIG, FILE):
         if not (folder / name).is_file():
-            raise MissingFileError(f"no {name} in {folder}: medduet export BUNDLE --out DIR")
+            raise MissingFileError(f"{folder} has no {name}: medduet export BUNDLE --out DIR")
     config = BundleConfig.check(read_object(folder / CONFIG, ModelError), folder / CONFIG)
     if config.format != FORMAT or config.export is None:
-        raise ModelError(f"expected a {FORMAT} at {folder}, but config.json is something else")
+        raise ModelError(f"expected an exported network, given {folder / CONFIG} of another kind")
     if sha256(folder / FILE) != config.export.sha256:
-        raise ModelError(f"{folder / FILE} is not what was exported: its SHA-256 differs")
+        raise ModelError(f"{folder / FILE} was changed since the export: its SHA-256 differs")
     return config, config.export

@@ -31,8 +31,8 @@ from medduet.utils.parsing import as_text, misread, read_object
 TABLE = "predictions.csv"
 Row = dict[str, Any]
 _JOURNAL = "done.jsonl"
-_TOGETHER = 16  # files whose frames are in memory together
-_FEW = 64  # files that one process has read before a second one has started
+_FILES_AT_ONCE = 16  # files whose frames are in memory together
+_ONE_PROCESS = 64  # files that one process has read before a second one has started
 _Done = dict[str, list[Row]]  # the rows of each file that is done, by its name in the table
 
 
@@ -97,7 +97,7 @@ def predict_files(
     out = _absolute(out)
     if (out / "config.json").is_file():
         raise ConfigError(f"{out} is a run or a bundle: give another --out")
-    root, files = _listed([_absolute(source) for source in sources], out)
+    root, files = _list_files([_absolute(source) for source in sources], out)
     options: dict[str, Any] = {
         "classify_only": classify_only,
         "explain": explain,
@@ -110,11 +110,11 @@ def predict_files(
     settings |= options
     with exclusive(out / ".lock") as alone:
         if not alone:
-            raise ConfigError(f"{holder(out / '.lock')} writes to {out}: give another --out")
+            raise ConfigError(f"{holder(out / '.lock')} is writing to {out}: give another --out")
         sweep(out)
-        if (note := out / "settings.json").is_file() and read_object(note) != settings:
+        if (saved := out / "settings.json").is_file() and read_object(saved) != settings:
             raise ConfigError(f"{out} is of another network, images or options: give another --out")
-        write_json(note, settings)
+        write_json(saved, settings)
         done = _read_journal(out / _JOURNAL, files)
         waiting = [file for file in files if file.name not in done]
         writer = ResultWriter(out, predictor, overlays, dicom)
@@ -125,7 +125,7 @@ def predict_files(
             rows = [row for file in files for row in done.get(file.name, [])]
             _write_table(out / TABLE, rows)
     if stop.is_set() and len(done) < len(files):
-        raise Interrupted(f"{len(done)} of {len(files)} files are done: the same command goes on")
+        raise Interrupted(f"{len(done)} of {len(files)} files are done: run it again to resume")
     return PredictRecord(
         out,
         images=sum("height" in row for row in rows),
@@ -135,7 +135,7 @@ def predict_files(
     )
 
 
-def _listed(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFile]]:
+def _list_files(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFile]]:
     """Return the folder that all sources share, and the files, named by their paths below it."""
     if not sources:
         raise ConfigError("expected files or folders: medduet predict BUNDLE PATH... --out DIR")
@@ -145,10 +145,11 @@ def _listed(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFile]]:
         if source.is_dir():
             inside = [path for path in images_and_masks(source)[0] if out not in path.parents]
         if not inside:
-            raise MissingFileError(f"expected images at {source}, outside of {out}; there are none")
+            raise MissingFileError(f"expected images in {source}, outside {out}, found none")
         paths |= dict.fromkeys(inside)
-    root = Path(os.path.commonpath([each if each.is_dir() else each.parent for each in sources]))
-    # Masks are named as their images, so that both are a set; unless two images are named so.
+    folders = [source if source.is_dir() else source.parent for source in sources]
+    root = Path(os.path.commonpath(folders))
+    # Masks have the names of their images, so that both are a set; unless two images share a name.
     stems = Counter((path.parent, stem_of(path)) for path in paths)
     twins = {folder for (folder, _), count in stems.items() if count > 1}
     files = []
@@ -177,10 +178,9 @@ def _read_journal(path: Path, files: Iterable[InputFile]) -> _Done:
         os.truncate(path, len(content) - len(half))
     with misread(path):
         entries = {entry["file"]: entry for entry in map(json.loads, lines)}
-        found = [(file, entries[file.name]) for file in files if file.name in entries]
-        return {
-            file.name: entry["rows"] for file, entry in found if entry["stamp"] == _stamp(file.path)
-        }
+        stamps = {file.name: _stamp(file.path) for file in files if file.name in entries}
+        unchanged = [name for name, stamp in stamps.items() if entries[name]["stamp"] == stamp]
+        return {name: entries[name]["rows"] for name in unchanged}
 
 
 def _write_table(path: Path, rows: Sequence[Row]) -> None:
@@ -207,10 +207,10 @@ def _predict(
         counted(progress, "predict", sum(size for size, _ in stamps)) as count,
         storage_errors(path),
         path.open("a", encoding="utf-8") as journal,
-        WorkerPool(None if len(files) > _FEW else 1) as pool,
+        WorkerPool(None if len(files) > _ONE_PROCESS else 1) as pool,
     ):
         read = partial(read_pictures, options=writer.predictor.options)
-        results = _predicted(writer.predictor, pool.map(read, [file.path for file in files]))
+        results = _predict_groups(writer.predictor, pool.map(read, [file.path for file in files]))
         for file, stamp, predictions in zip(files, stamps, results, strict=True):
             rows = done[file.name] = finite(writer.write(file, predictions))
             if not any(row.get("error") for row in rows):
@@ -222,12 +222,12 @@ def _predict(
                 break
 
 
-def _predicted(
+def _predict_groups(
     predictor: Predictor, read: Iterator[list[Picture] | str]
 ) -> Iterator[list[Prediction] | str]:
     """Yield the predictions file by file; frames of several files are computed together."""
-    while group := list(islice(read, min(_TOGETHER, predictor.batch_size))):
-        pictures = [each for file in group if not isinstance(file, str) for each in file]
+    while group := list(islice(read, min(_FILES_AT_ONCE, predictor.batch_size))):
+        pictures = [frame for file in group if not isinstance(file, str) for frame in file]
         predictions = iter(predictor.predict_pictures(pictures))
         for file in group:
             yield file if isinstance(file, str) else list(islice(predictions, len(file)))
@@ -256,7 +256,7 @@ class ResultWriter:
             return [{"file": file.name, "error": predictions.removeprefix(f"{file.path}: ")}]
         rows = []
         for number, prediction in enumerate(predictions, start=1):
-            # No other image can be called so: there is no folder of the name of a file.
+            # No other image has this stem: no folder has the name of a file.
             stem = file.stem if len(predictions) == 1 else f"{file.name}/{number:04}"
             rows.append({"file": file.name, "frame": number} | self._row(prediction, stem))
         if self.dicom:

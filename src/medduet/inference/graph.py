@@ -29,13 +29,13 @@ class NetworkGraph(nn.Module):
         layout, self.preprocessing = bundle.config.usable(path)
         self.layout, self.classify_only = bundle.layout, classify_only
         if classify_only and not self.config.network.num_classes:
-            raise ConfigError(f"{path} has no class head: leave --classify-only out")
+            raise ConfigError(f"{path} has no class head: omit --classify-only")
         heads = {
             "probability": self.config.network.num_classes,
             "mask": layout.mask_classes and not classify_only,
             "reconstruction": layout.image_channels and not classify_only,
         }
-        self.outputs = [name for name, is_there in heads.items() if is_there]
+        self.outputs = [name for name, channels in heads.items() if channels]
         self.eval()
         if device is not None:
             prepare_network(self.network, find_device(device), self.preprocessing.options.sides)

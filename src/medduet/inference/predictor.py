@@ -118,7 +118,7 @@ class Predictor:
         if is_exported(path):
             model = ExportedModel(path)
             if explain or device not in ("auto", "cpu"):
-                raise ConfigError(f"{path} is exported: it has no heat maps, and runs on the CPU")
+                raise ConfigError(f"{path} is exported, for the CPU and without heat maps")
             self._run: Callable[[NDArray[np.uint8]], BatchPrediction] = model
             if classify_only:
                 self._run = lambda image: BatchPrediction(model(image).probability)
@@ -131,9 +131,9 @@ class Predictor:
         self.options = self.config.usable(path)[1].options
         self.class_names, self.mask_names = self.config.class_names, self.config.mask_names
         if not self.class_names and (explain or min_confidence is not None):
-            raise ConfigError(f"{path} has no class head: leave --explain and --min-confidence out")
+            raise ConfigError(f"{path} has no class head: omit --explain and --min-confidence")
         if coverage is not None and self.config.calibration is None:
-            raise ConfigError(f"{path} is not calibrated: medduet calibrate, or no --coverage")
+            raise ConfigError(f"{path} is not calibrated: medduet calibrate, or omit --coverage")
         self.coverage = _COVERAGE if coverage is None else coverage
         self.min_confidence = min_confidence
         if self.config.calibration is not None:  # refuses a coverage out of range
@@ -153,7 +153,7 @@ class Predictor:
         """Return the prediction for one image; DataError if it can't be read, or has frames."""
         pictures = self.read(image)
         if len(pictures) > 1:
-            raise DataError(f"{image}: expected one image, given a file of several: use predict")
+            raise DataError(f"{image}: expected one frame, given {len(pictures)}: use predict")
         return self.predict_pictures(pictures)[0]
 
     def predict(self, images: Iterable[ImageLike]) -> Iterator[Prediction]:
@@ -176,10 +176,9 @@ class Predictor:
         self, pictures: Sequence[Picture], *, explain: bool = True
     ) -> list[Prediction]:
         """Return the predictions for frames that `read` gave; without `explain`, no heat maps."""
-        predictions: list[Prediction] = []
-        for start in range(0, len(pictures), self.batch_size):
-            predictions += self._predict_batch(pictures[start : start + self.batch_size], explain)
-        return predictions
+        size = self.batch_size
+        batches = (pictures[start : start + size] for start in range(0, len(pictures), size))
+        return [answer for batch in batches for answer in self._predict_batch(batch, explain)]
 
     def _predict_batch(self, pictures: Sequence[Picture], explain: bool) -> list[Prediction]:
         pixels = np.stack([picture.fitted for picture in pictures])
@@ -187,18 +186,15 @@ class Predictor:
         pixels = np.ascontiguousarray(pixels)
         batch = self._run(pixels)
         ood_p = self._ood_p(pictures, pixels)  # needs the features of the batch just computed
-        answers: list[dict[str, Any]] = [
-            {"image": picture.whole, "ood_p": p} for picture, p in zip(pictures, ood_p, strict=True)
-        ]
-        heatmaps: Any = None
-        if (p := batch.probability) is not None:
-            if not np.isfinite(p).all():
-                raise ModelError(f"{self.path}: probabilities are not finite: damaged weights")
-            answers = [a | b for a, b in zip(answers, self._classes(p), strict=True)]
-            if explain and self._explain is not None:
-                heatmaps = self._explain(pixels, p.argmax(axis=1))
-        for row, answer in enumerate(answers):
-            height, width = answer["image"].shape[:2]
+        p, heatmaps = batch.probability, None
+        if p is not None and not np.isfinite(p).all():
+            raise ModelError(f"{self.path}: probabilities are not finite: damaged weights")
+        if p is not None and explain and self._explain is not None:
+            heatmaps = self._explain(pixels, p.argmax(axis=1))
+        answers = [{} for _ in pictures] if p is None else self._classes(p)
+        for row, (picture, answer) in enumerate(zip(pictures, answers, strict=True)):
+            height, width = picture.whole.shape[:2]
+            answer |= {"image": picture.whole, "ood_p": ood_p[row]}
             if batch.mask is not None:
                 answer["mask"] = restore_mask(batch.mask[row], height, width, self.options)
             if heatmaps is not None:
@@ -219,19 +215,19 @@ class Predictor:
         """Return what `Prediction` says of the classes of each image."""
         multi_label, calibration = self.config.multi_label, self.config.calibration
         names = np.array(self.class_names)
-        sure = confidence(probability.astype(np.float64), multi_label)
-        sure = sure.reshape(len(probability), -1).min(axis=1)
+        confidences = confidence(probability.astype(np.float64), multi_label)
+        lowest = confidences.reshape(len(probability), -1).min(axis=1)
         rows: list[dict[str, Any]] = [
             {
                 "label": ", ".join(names[p > 0.5] if multi_label else names[[p.argmax()]]),
                 "probabilities": dict(zip(self.class_names, p.tolist(), strict=True)),
-                "abstained": self.min_confidence is not None and bool(s < self.min_confidence),
+                "abstained": self.min_confidence is not None and bool(c < self.min_confidence),
             }
-            for p, s in zip(probability, sure, strict=True)
+            for p, c in zip(probability, lowest, strict=True)
         ]
         if calibration is not None:
             sets = calibration.sets(probability, self.coverage)
             order = np.argsort(-probability, axis=1, kind="stable")
-            for row, held, ranked in zip(rows, sets, order, strict=True):
-                row["prediction_set"] = tuple(names[ranked[held[ranked]]].tolist())
+            for row, in_set, ranked in zip(rows, sets, order, strict=True):
+                row["prediction_set"] = tuple(names[ranked[in_set[ranked]]].tolist())
         return rows

@@ -49,7 +49,7 @@ def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
         findings=findings,
         pairs=pairs,
         pair_count=len(audit.pairs),
-        most=MAX_LISTED,
+        max_listed=MAX_LISTED,
         shorten=lambda text: shorten(text, _MAX_NAME),
     )
     write_text(out / "index.html", page)

@@ -27,16 +27,16 @@ def epochs_of(runs: Runs) -> pd.DataFrame:
     tables = []
     for group in runs.groups:
         for seed, run in group.runs.items():
-            place = {"dataset": group.dataset, "method": group.method, "seed": seed}
-            tables.append(figures.epoch_table(run.epochs).assign(**place))
+            keys = {"dataset": group.dataset, "method": group.method, "seed": seed}
+            tables.append(figures.epoch_table(run.epochs).assign(**keys))
     return pd.concat(tables, ignore_index=True)
 
 
 def training(runs: Runs, epochs: pd.DataFrame) -> Section:
     """Show the epochs: validation scores, task weights and gradient conflicts."""
     section = Section("Training")
-    shows = "Validation score, by which epochs are selected: mean and range over seeds"
-    section.figure("curves", grid_figures.curves(epochs, "val.score", "validation score"), shows)
+    caption = "Validation score, by which epochs are selected: mean and range over seeds"
+    section.figure("curves", grid_figures.curves(epochs, "val.score", "validation score"), caption)
     captions = {"conflict": "cosine of their gradients on the encoder; below 0: conflict"}
     folders = [run for group in runs.groups for run in group.runs.values()]
     if any(run.config["objective"].get("balance", "sum") != "sum" for run in folders):
@@ -55,10 +55,8 @@ def confusion(runs: Runs) -> Section:
     for dataset in runs.datasets:
         matrices = {}
         for group in runs.of(dataset):
-            tests = [run.validation_selected["test"] for run in group.runs.values()]
-            each = [test.get("confusion_matrix") for test in tests]
-            if None not in each:
-                matrices[group.method] = np.sum(each, axis=0)
+            if counts := group.values("confusion_matrix"):
+                matrices[group.method] = np.sum(counts, axis=0)
         if matrices:
             k = len(next(iter(matrices.values())))
             names = runs.of(dataset)[0].first.data.get("class_names") or range(k)
@@ -72,12 +70,15 @@ def calibration(runs: Runs) -> Section:
     section = Section("Calibration")
     rows: list[dict[str, Any]] = []
     for dataset in runs.datasets:
-        summaries = [(group, _summaries(group)) for group in runs.of(dataset)]
-        if groups := [(group, each) for group, each in summaries if each]:
-            diagrams = {group.method: (each, len(group.runs)) for group, each in groups}
-            shows = f"{dataset}: reliability diagrams, {groups[0][1][0]['ece_kind']}"
-            section.figure(f"reliability-{dataset}", figures.reliability(diagrams), shows)
-            rows += [row for group, each in groups for row in coverage(group, each)]
+        diagrams = {}
+        for group in runs.of(dataset):
+            if summaries := _summaries(group):
+                diagrams[group.method] = summaries, len(group.runs)
+                rows += coverage(group, summaries)
+        if diagrams:
+            kind = next(iter(diagrams.values()))[0][0]["ece_kind"]
+            caption = f"{dataset}: reliability diagrams, {kind}"
+            section.figure(f"reliability-{dataset}", figures.reliability(diagrams), caption)
     if rows:
         section.tables.append(coverage_table(pd.DataFrame(rows)))
     return section
@@ -89,7 +90,7 @@ def _summaries(group: Group) -> list[figures.Summary]:
     for run in group.runs.values():
         runs += run.folds if isinstance(run, CrossValidated) else [run]
     summaries = [run.validation_selected["test"].get("calibration") for run in runs]
-    return [each for each in summaries if each and each["n"]]
+    return [summary for summary in summaries if summary and summary["n"]]
 
 
 def coverage(group: Group, summaries: Sequence[figures.Summary]) -> list[dict[str, Any]]:
@@ -100,20 +101,20 @@ def coverage(group: Group, summaries: Sequence[figures.Summary]) -> list[dict[st
     """
     rows = []
     for target in summaries[0]["sets"]:
-        every = [each["sets"][target] for each in summaries]
-        for name in ("all", *every[0]["per_class"]):
-            part = every if name == "all" else [each["per_class"][name] for each in every]
-            weights = [each["n"] for each in part]
+        overall = [summary["sets"][target] for summary in summaries]
+        for name in ("all", *overall[0]["per_class"]):
+            sets = overall if name == "all" else [part["per_class"][name] for part in overall]
+            weights = [part["n"] for part in sets]
             if not any(weights):
                 continue
-            pairs = [[each["coverage"] or 0, each["size"] or 0] for each in part]
+            pairs = [[part["coverage"] or 0, part["size"] or 0] for part in sets]
             share, size = np.average(pairs, axis=0, weights=weights).tolist()
             n = round(sum(weights) / len(group.runs))
-            dependent = name == "all" and every[0]["coverage_interval"] is None
+            dependent = name == "all" and overall[0]["coverage_interval"] is None
             low, high = UNDEFINED if dependent else wilson(round(share * n), n)
-            place = {"dataset": group.dataset, "method": group.method, "target": float(target)}
-            place |= {"class": name, "coverage": share, "low": low, "high": high}
-            rows.append(place | {"size": size, "n": n})
+            keys = {"dataset": group.dataset, "method": group.method, "target": float(target)}
+            keys |= {"class": name, "coverage": share, "low": low, "high": high}
+            rows.append(keys | {"size": size, "n": n})
     return rows
 
 
@@ -138,14 +139,14 @@ def coverage_table(values: pd.DataFrame) -> Table:
 def costs(runs: Runs, epochs: pd.DataFrame) -> Section:
     """Show what each method costs: means over epochs and seeds."""
     columns = ["images_per_second", "seconds", "peak_memory_gb"]
-    known = epochs.reindex(columns=["dataset", "method", "seed", *columns])
-    by_method = known.groupby(["dataset", "method"], sort=False)  # in the order of runs.groups
+    table = epochs.reindex(columns=["dataset", "method", "seed", *columns])
+    by_method = table.groupby(["dataset", "method"], sort=False)  # in the order of runs.groups
     values = by_method[columns].mean().rename(columns={"seconds": "seconds_per_epoch"})
     values["minutes"] = by_method["seconds"].sum() / by_method["seed"].nunique() / 60
     environments = [group.first.environment for group in runs.groups]
     for key in ("parameters", "gmacs"):
-        values[key] = [each.get("network", {}).get(key) for each in environments]
-    values["machine"] = [_machine(each.get("machine", {})) for each in environments]
+        values[key] = [record.get("network", {}).get(key) for record in environments]
+    values["machine"] = [_machine(record.get("machine", {})) for record in environments]
     values = values.reset_index()
     shown = {"data set": values["dataset"], "method": values["method"]}
     for key, (label, spec) in _COSTS.items():
@@ -171,8 +172,8 @@ def provenance(runs: Runs) -> Section:
             fingerprint = str(run.data.get("fingerprint", ""))[:12]
             torch = run.environment.get("libraries", {}).get("torch", "?")
             versions = f"medduet {run.environment.get('medduet', '?')}, torch {torch}"
-            place = (group.dataset, group.method, str(seed), run.path.name)
-            rows.append((*place, images, fingerprint, versions))
+            keys = (group.dataset, group.method, str(seed), run.path.name)
+            rows.append((*keys, images, fingerprint, versions))
     columns = ["data set", "method", "seed", "run", "images (train / val / test)"]
     table = pd.DataFrame(rows, columns=[*columns, "data fingerprint", "versions"])
     return Section("Provenance", tables=[Table("runs", "All runs", table, table)])

@@ -18,7 +18,6 @@ from medduet.reports import style
 from medduet.reports.image_grid import prediction_grid
 from medduet.reports.style import STYLE, WIDTH, panels, save, shorten
 from medduet.runs.folder import RunFolder
-from medduet.runs.predictions import Predictions
 from medduet.types import UNKNOWN_LABEL
 from medduet.utils.palette import BLUE, FAINT, GREY, INK, LINES, VERMILION
 
@@ -48,9 +47,11 @@ def learning_curves(
     table = epoch_table(history)
     shown = {}
     for title, (parts, keys) in _LEARNING.items():
-        there = [key for key in keys if any(f"{part}.{key}" in table for part in parts)]
-        if there:  # with one task, its loss is the total
-            shown[title] = parts, there[1:] if there[0] == "loss" and len(there) == 2 else there
+        present = [key for key in keys if any(f"{part}.{key}" in table for part in parts)]
+        if present[0:1] == ["loss"] and len(present) == 2:
+            present = present[1:]  # with one task, its loss is the total
+        if present:
+            shown[title] = parts, present
     figure, grid = panels(list(shown), height=2.9, legend=0.3, share=False)
     for axes, (parts, keys) in zip(grid, shown.values(), strict=True):
         for index, key in enumerate(keys):
@@ -173,7 +174,7 @@ def reliability(diagrams: Mapping[str, tuple[Sequence[Summary], int]]) -> Figure
         whole = np.maximum(np.round(images), 1).astype(int).tolist()
         ends = [wilson(round(k * m), m) for k, m in zip(y.tolist(), whole, strict=True)]
         axes.vlines(x, *np.transpose(ends), color=BLUE, lw=0.9, alpha=0.5)
-        eces = (np.mean([each[f"ece_{kind}"] for each in summaries]) for kind in kinds)
+        eces = (np.mean([summary[f"ece_{kind}"] for summary in summaries]) for kind in kinds)
         text = "ECE {:.3f} → {:.3f}".format(*eces)
         axes.text(0.04, 0.96, text, transform=axes.transAxes, va="top", fontsize=8)
         axes.set(xlim=(lowest, 1), ylim=(0, 1), xlabel="confidence; larger points: more images")
@@ -186,7 +187,7 @@ def reliability(diagrams: Mapping[str, tuple[Sequence[Summary], int]]) -> Figure
 def _pooled(summaries: Sequence[Summary], kind: str) -> tuple[Any, Any, Any]:
     """Return n, mean confidence and accuracy of the bins of all runs together."""
     n, *means = (
-        np.array([each["reliability"][kind][name] for each in summaries], dtype=float)
+        np.array([summary["reliability"][kind][name] for summary in summaries], dtype=float)
         for name in ("n", "confidence", "frequency")
     )
     total = n.sum(axis=0)
@@ -203,11 +204,20 @@ def draw_run(path: Path) -> list[Path]:
     data, selected, other = run.data, run.validation_selected, run.test_selected
     name, test, predictions = data["name"], selected["test"], run.predictions("test")
     epochs = selected["selected_epoch"], other["selected_epoch"] if other else None
+    label, probability = predictions.label, predictions.probability
+    with np.load(run.samples, allow_pickle=False) as file:
+        samples = dict(file)
+    index = samples["index"]
     figures = {
         "learning_curves": learning_curves(run.epochs, *epochs),
-        "predictions": _sheet(run.samples, predictions, data),
+        "predictions": prediction_grid(
+            samples,
+            f"{name}, the first test images of each class",
+            data["class_names"],
+            None if label is None else label[index],
+            None if probability is None else probability[index],
+        ),
     }
-    label, probability = predictions.label, predictions.probability
     if label is not None and probability is not None:
         if not data["multi_label"]:
             matrix = {"": test["confusion_matrix"]}
@@ -219,16 +229,3 @@ def draw_run(path: Path) -> list[Path]:
     for key, figure in figures.items():
         save(figure, path / "figures" / f"{key}.png")
     return [path / "figures" / f"{key}.png" for key in figures]
-
-
-def _sheet(path: Path, predictions: Predictions, data: Any) -> Figure:
-    with np.load(path, allow_pickle=False) as samples:
-        arrays = dict(samples)
-    index, label, probability = arrays["index"], predictions.label, predictions.probability
-    return prediction_grid(
-        arrays,
-        f"{data['name']}, the first test images of each class",
-        data["class_names"],
-        None if label is None else label[index],
-        None if probability is None else probability[index],
-    )

@@ -79,9 +79,9 @@ def curves(epochs: pd.DataFrame, column: str, label: str) -> Figure:
 
     The rows of `epochs` have dataset, method, seed, epoch and numbers.
     """
-    known = epochs.dropna(subset=column)
-    methods = list(known["method"].unique())
-    sets = dict(list(known.groupby("dataset")))
+    epochs = epochs.dropna(subset=column)
+    methods = list(epochs["method"].unique())
+    sets = dict(list(epochs.groupby("dataset")))
     figure, grid = panels(list(sets))
     for axes, part in zip(grid, sets.values(), strict=True):
         for method, rows in part.groupby("method", sort=False):

@@ -17,10 +17,11 @@ from medduet.metrics.roc import auc_interval
 from medduet.runs.folder import RunFolder
 from medduet.runs.predictions import Predictions
 
-# Settings that don't change what is measured, or that are the data set or the seed.
+# Settings that don't change what is measured, or that are the data set, the network or the seed.
 _IGNORED = (
     "data",
     "out",
+    "model.name",
     "train.seed",
     "train.device",
     "objective.conflict_steps",
@@ -56,9 +57,8 @@ class Group:
 
     def values(self, metric: str) -> list[float]:
         """Return a test metric of each seed, validation-selected epoch; [] if one lacks it."""
-        parts = [self.runs[seed].validation_selected["test"] for seed in self.seeds]
-        found = [part.get(metric) for part in parts]
-        return [] if None in found else found
+        values = [self.runs[seed].validation_selected["test"].get(metric) for seed in self.seeds]
+        return [] if None in values else values
 
     def predictions(self) -> list[Predictions]:
         """Return the predictions on test of each seed at the validation-selected epoch."""
@@ -98,23 +98,21 @@ def group_runs(runs: Sequence[RunFolder], reference: str | None = None) -> Runs:
     for run, dataset, row in zip(runs, datasets, settings.to_dict("records"), strict=True):
         changes = {path: row[path] for path in varying if not pd.isna(row[path])}
         names = [run.model_name] * (several or not changes)
-        method = " · ".join(names + [_named(path, value) for path, value in changes.items()])
+        method = " · ".join(names + [_setting(path, value) for path, value in changes.items()])
         changed = sum(
             value != default.get(path) for path, value in changes.items() if path != _TASKS
         )
         order[method] = (method != reference, names[:1] != [REFERENCE], changed, method)
         group = groups.setdefault((dataset, method), Group(dataset, method))
         if run.seed in group.runs:
-            notes.append(
-                f"{run.path.name} duplicates {group.runs[run.seed].path.name} (same settings and "
-                "seed) and is ignored."
-            )
+            twin = group.runs[run.seed].path.name
+            notes.append(f"{run.path.name} duplicates {twin} (same settings and seed): ignored.")
         else:
             group.runs[run.seed] = run
     methods = sorted(order, key=order.__getitem__)
     keys = [(dataset, method) for dataset in sorted(set(datasets)) for method in methods]
-    found = [groups[key] for key in keys if key in groups]
-    return Runs(found, sorted(set(datasets)), methods, notes)
+    present = [groups[key] for key in keys if key in groups]
+    return Runs(present, sorted(set(datasets)), methods, notes)
 
 
 def _name_datasets(runs: Sequence[RunFolder]) -> list[str]:
@@ -131,23 +129,23 @@ def _name_datasets(runs: Sequence[RunFolder]) -> list[str]:
 
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings that can make a method, by path."""
-    flat = {
-        f"{section}.{key}": "+".join(value) if key == "tasks" else str(value)
+    return {
+        path: "+".join(value) if key == "tasks" else str(value)
         for section, values in config.items()
-        if section not in _IGNORED
-        for key, value in (values.items() if isinstance(values, Mapping) else ())
+        if section not in _IGNORED and isinstance(values, Mapping)
+        for key, value in values.items()
+        if (path := f"{section}.{key}") not in _IGNORED
     }
-    return {path: value for path, value in flat.items() if path not in (*_IGNORED, "model.name")}
 
 
-def _named(path: str, value: str) -> str:
+def _setting(path: str, value: str) -> str:
     if path in (_TASKS, "objective.balance"):
         return value
     return f"{path.partition('.')[2].replace('_', ' ')} {value}"
 
 
 class CrossValidated(RunFolder):
-    """All folds of one cross-validation with one seed, judged on all images together.
+    """All folds of one cross-validation with one seed, evaluated on all images together.
 
     Learning curves, samples and cost are those of the first fold.
     """
@@ -191,7 +189,7 @@ def join_folds(runs: Sequence[RunFolder]) -> tuple[list[RunFolder], list[str]]:
     """Return `runs` with the folds of each whole cross-validation as one, and notes on others."""
     experiments: dict[str, list[RunFolder]] = defaultdict(list)
     for run in runs:
-        experiments[_key(run)].append(run)
+        experiments[_experiment(run)].append(run)
     joined: list[RunFolder] = []
     notes: list[str] = []
     for folds in experiments.values():
@@ -202,14 +200,12 @@ def join_folds(runs: Sequence[RunFolder]) -> tuple[list[RunFolder], list[str]]:
             continue
         joined += folds
         if number:
-            notes.append(
-                f"{folds[0].path.name}: {len(by_fold)} of {number} folds are finished once; each "
-                "run stands for itself"
-            )
+            finished = f"{len(by_fold)} of {number} folds are finished"
+            notes.append(f"{folds[0].path.name}: {finished}; each counts as a run of its own.")
     return joined, notes
 
 
-def _key(run: RunFolder) -> str:
+def _experiment(run: RunFolder) -> str:
     """Return what the folds of one cross-validation have in common; other runs stand alone."""
     if not run.config["data"].get("folds"):
         return str(run.path)

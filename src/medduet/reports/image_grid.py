@@ -73,13 +73,13 @@ def image_grid(
     )
     for number, heading in enumerate(headings):
         framed = bool(wrong) and wrong[number]
-        axes = cards[number].subgridspec(1, per_card, wspace=0.03).subplots(squeeze=False)[0]
+        row = cards[number].subgridspec(1, per_card, wspace=0.03).subplots(squeeze=False)[0]
         text = "\n".join(shorten(line, int(14 * card)) for line in heading.split("\n"))
         look = {"fontsize": 8.5, "fontweight": "normal", "pad": 3}
-        axes[0].set_title(text, color=VERMILION if framed else INK, **look)
-        for each, panel in zip(axes, panels, strict=True):
-            _draw_panel(each, panel, number, linewidth=1.7 if per_card < 4 else 1.0)
-            each.spines[:].set(visible=framed, color=VERMILION, linewidth=2.2)
+        row[0].set_title(text, color=VERMILION if framed else INK, **look)
+        for axes, panel in zip(row, panels, strict=True):
+            _draw_panel(axes, panel, number, linewidth=1.7 if per_card < 4 else 1.0)
+            axes.spines[:].set(visible=framed, color=VERMILION, linewidth=2.2)
     return figure
 
 
@@ -116,8 +116,8 @@ def prediction_grid(
     images, panels = samples["images"], []
     several = any(samples[name].max() > 1 for name in samples if name.endswith("_masks"))
     if "truth_masks" in samples:
-        known, truth = samples["has_mask"][:, None, None], samples["truth_masks"].astype(int)
-        masks = np.where(known, truth, UNKNOWN_MASK)
+        has_mask, truth = samples["has_mask"][:, None, None], samples["truth_masks"].astype(int)
+        masks = np.where(has_mask, truth, UNKNOWN_MASK)
         panels.append(Panel("truth", images, masks, "" if several else TRUTH))
     if "predicted_masks" in samples:
         color = "" if several else PREDICTION

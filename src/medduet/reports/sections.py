@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +30,7 @@ Compared = Mapping[str, Sequence[Difference]]
 def summary(runs: Runs, compared: Compared, paths: Sequence[Path]) -> Section:
     """Summarise what the tests show, and what is missing."""
     families: dict[tuple[str, str], list[Difference]] = {}
-    for row in (row for rows in compared.values() for row in rows):
+    for row in chain.from_iterable(compared.values()):
         if row.metric in PRIMARY and not math.isnan(row.p):
             families.setdefault((row.dataset, row.metric), []).append(row)
     if sum(map(len, families.values())) > MOST_SENTENCES:
@@ -39,7 +40,7 @@ def summary(runs: Runs, compared: Compared, paths: Sequence[Path]) -> Section:
         ]
     else:
         text = [f"{row.dataset}. {describe(row)}" for rows in families.values() for row in rows]
-    return Section("Summary", [say("found", runs), *text, *runs.notes, *_missing(runs, paths)])
+    return Section("Summary", [say("overview", runs), *text, *runs.notes, *_missing(runs, paths)])
 
 
 def _title(metric: str) -> str:
@@ -88,8 +89,8 @@ def _official(runs: Runs) -> pd.DataFrame:
     """Return what is published on each data set that has the official size and splits."""
     table = all_published()
     facts = [
-        (each.get("name"), max(each.get("size", [0])), list(each.get("splits", {}).values()))
-        for each in (runs.of(dataset)[0].first.data for dataset in runs.datasets)
+        (data.get("name"), max(data.get("size", [0])), list(data.get("splits", {}).values()))
+        for data in (runs.of(dataset)[0].first.data for dataset in runs.datasets)
     ]
     keys = table[["dataset", "size", "splits"]].itertuples(index=False)
     return table[[tuple(row) in facts for row in keys]]

@@ -59,26 +59,18 @@ def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> Fa
         lifespan=service.lifespan,
     )
     app.state.service = service
-    app.middleware("http")(partial(_outermost, service.counters))
-    app.add_exception_handler(RequestValidationError, _wrong_option)
-    app.add_exception_handler(Exception, _failed)
-    _add_routes(app, service)
-    for address, name in _PAGE.items():
-        app.add_route(address, partial(_page, name))
-    return app
+    app.middleware("http")(partial(_finish, service.counters))
+    app.add_exception_handler(RequestValidationError, _invalid_option)
+    app.add_exception_handler(Exception, _internal_error)
+    for address, file in _PAGE.items():
+        app.add_route(address, partial(_page, file))
 
-
-def _add_routes(app: FastAPI, service: Service) -> None:
-    served = service.served
-
-    body = {"requestBody": _BODY}
-
-    @app.post("/predict", response_model=PredictionResponse, openapi_extra=body)
+    @app.post("/predict", response_model=PredictionResponse, openapi_extra={"requestBody": _BODY})
     async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
         """Predict the classes and the mask of an image."""
         name = next(iter(served)) if options.model is None else options.model
         if name not in served:
-            raise HTTPException(404, f"there is no model '{name}': {closest(name, served)}")
+            raise HTTPException(404, f"unknown model '{name}': {closest(name, served)}")
         if options.explain and not served[name].explains:
             raise HTTPException(422, f"{name} has no heat maps: omit explain")
         encode = partial(encode_prediction, name, served[name].predictor, options)
@@ -87,7 +79,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/models")
     def models() -> dict[str, Any]:
         """List the networks, their classes, and the limits."""
-        described = [_describe(name, each) for name, each in served.items()]
+        described = [_describe(name, network) for name, network in served.items()]
         return {"models": described, "least_side": LEAST_SIDE, **asdict(service.limits)}
 
     @app.get("/healthz")
@@ -103,13 +95,15 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         content = generate_latest(service.counters.registry)
         return Response(content, media_type=CONTENT_TYPE_LATEST)
 
-
-async def _page(name: str, request: Request) -> Response:
-    return FileResponse(Path(__file__).parent / "page" / name)
+    return app
 
 
-def _describe(name: str, each: Served) -> dict[str, Any]:
-    predictor = each.predictor
+async def _page(file: str, request: Request) -> Response:
+    return FileResponse(Path(__file__).parent / "page" / file)
+
+
+def _describe(name: str, network: Served) -> dict[str, Any]:
+    predictor = network.predictor
     colours = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in mask_colors(len(predictor.mask_names))]
     masks = zip(predictor.mask_names, colours, strict=False)
     return {
@@ -118,25 +112,25 @@ def _describe(name: str, each: Served) -> dict[str, Any]:
         "multi_label": predictor.config.multi_label,
         "masks": [{"name": mask, "colour": colour} for mask, colour in masks],
         "size": predictor.options.sides,
-        "explains": each.explains,  # by heat maps
-        "card": each.card,  # Markdown
+        "explains": network.explains,  # by heat maps
+        "card": network.card,  # Markdown
     }
 
 
-async def _wrong_option(request: Request, error: Exception) -> Response:
+async def _invalid_option(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"][1:])
-    return JSONResponse({"detail": f"{place}: {first['msg']}, given {first['input']}"}, 422)
+    option = ".".join(map(str, first["loc"][1:]))
+    return JSONResponse({"detail": f"{option}: {first['msg']}, given {first['input']}"}, 422)
 
 
-async def _outermost(
-    counters: Counters, request: Request, answer: RequestResponseEndpoint
+async def _finish(
+    counters: Counters, request: Request, call_next: RequestResponseEndpoint
 ) -> Response:
     """Add headers to every answer, and count those of predictions."""
     start, status = time.perf_counter(), 500
     try:
-        response = await answer(request)
+        response = await call_next(request)
         status = response.status_code
     finally:
         if request.url.path == "/predict":
@@ -148,5 +142,5 @@ async def _outermost(
     return response
 
 
-async def _failed(request: Request, error: Exception) -> Response:
+async def _internal_error(request: Request, error: Exception) -> Response:
     return JSONResponse({"detail": "the service failed; see its log"}, 500)

@@ -1,7 +1,6 @@
 """What the service answers, as JSON."""
 
 import base64
-import io
 from collections.abc import Sequence
 
 import matplotlib
@@ -11,10 +10,11 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from medduet.data.pixels import resize_image, resize_mask
+from medduet.inference.overlays import png
 from medduet.inference.predictor import Prediction, Predictor
 from medduet.utils.palette import HEAT, mask_colors
 
-_SAME = ("label", "probabilities", "prediction_set", "abstained", "ood_p", "is_ood")
+_COPIED = ("label", "probabilities", "prediction_set", "abstained", "ood_p", "is_ood")
 _HEAT_OPACITY = 0.85  # of the strongest place
 
 
@@ -86,7 +86,7 @@ def encode_prediction(
         coverage=None if prediction.prediction_set is None else predictor.coverage,
         height=height,
         width=width,
-        **{field: getattr(prediction, field) for field in _SAME},
+        **{field: getattr(prediction, field) for field in _COPIED},
     )
     if prediction.mask is not None and options.mask:
         response.mask = _mask(prediction.mask, predictor.mask_names, size)
@@ -117,5 +117,4 @@ def _heat(values: NDArray[np.float32], size: tuple[int, int]) -> str:
 
 
 def _base64(image: Image.Image, **options: int | bytes) -> str:
-    image.save(file := io.BytesIO(), "png", compress_level=3, **options)
-    return base64.b64encode(file.getbuffer()).decode("ascii")
+    return base64.b64encode(png(image, compress_level=3, **options)).decode("ascii")

@@ -64,10 +64,10 @@ def serve(
     from medduet.serve.uploads import Limits
 
     options = {"coverage": coverage, "min_confidence": min_confidence, "device": device}
-    paths = named(networks)
+    paths = network_paths(networks)
     limits = Limits(int(max_mb * 2**20), int(max_megapixels * 1e6), queue, timeout_s)
     with _listen(host, port) as listening:
-        served = {name: opened(path, explain, **options) for name, path in paths.items()}
+        served = {name: open_network(path, explain, **options) for name, path in paths.items()}
         config = uvicorn.Config(
             create_app(served, limits),
             log_level="warning",
@@ -81,7 +81,7 @@ def serve(
         if host not in _LOCAL:
             sys.stdout.write(f"warning: anyone who can reach {host} can use it\n")
         sys.stdout.flush()
-        with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is answered
+        with suppress(KeyboardInterrupt):  # raised by uvicorn again once all requests are answered
             uvicorn.Server(config).run([listening])
 
 
@@ -96,23 +96,23 @@ def check_packages() -> None:
         raise ConfigError(f"serving needs {', '.join(missing)}: pip install 'medduet[serve]'")
 
 
-def named(words: Sequence[str]) -> dict[str, Path]:
+def network_paths(networks: Sequence[str]) -> dict[str, Path]:
     """Return the paths of networks by their names; ConfigError for none, or two of one name."""
     paths: dict[str, Path] = {}
-    for word in words:
-        name, equals, path = word.partition("=")
-        if not equals or Path(word).exists():
-            path, whole = word, Path(word).resolve()
-            name = whole.parent.name if whole.name == "bundle" else whole.name
+    for network in networks:
+        name, equals, path = network.partition("=")
+        if not equals or Path(network).exists():
+            path, folder = network, Path(network).resolve()
+            name = folder.parent.name if folder.name == "bundle" else folder.name
         if not name or name in paths:
-            raise ConfigError(f"expected another name than '{name}': medduet serve NAME={path}")
+            raise ConfigError(f"expected a new name, given '{name}': medduet serve NAME={path}")
         paths[name] = Path(path)
     if not paths:
         raise ConfigError("expected one network or more: medduet serve BUNDLE")
     return paths
 
 
-def opened(path: Path, explain: bool, **options: Any) -> Served:
+def open_network(path: Path, explain: bool, **options: Any) -> Served:
     """Return a network, with heat maps if `explain` and it can."""
     from medduet.inference.predictor import Predictor
     from medduet.serve.service import Served
@@ -126,7 +126,7 @@ def opened(path: Path, explain: bool, **options: Any) -> Served:
         explain, predictor = False, Predictor(path, **options)
     folder = bundle_folder(path)
     cards = [folder / "bundle" / "README.md", folder / "README.md"]
-    card = next((each.read_text("utf-8", "replace") for each in cards if each.is_file()), "")
+    card = next((card.read_text("utf-8", "replace") for card in cards if card.is_file()), "")
     return Served(predictor, explain, card)
 
 

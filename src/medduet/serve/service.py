@@ -71,8 +71,7 @@ class Batcher:
                 batch.append(self.jobs.get_nowait())
             for explain in (False, True):
                 await self._compute([job for job in batch if job.explain == explain], explain)
-            # While the next picture is waited for, none of these is held in memory.
-            del batch
+            del batch  # so that no picture is held in memory while none comes
 
     async def _compute(self, jobs: list[_Job], explain: bool) -> None:
         jobs = [job for job in jobs if not job.future.done()]
@@ -113,14 +112,13 @@ class Counters:
     """Counts for Prometheus, in a registry of their own; no names of files or clients."""
 
     def __init__(self) -> None:
-        self.registry = all_of = CollectorRegistry()
-        ProcessCollector(registry=all_of)
-        times = partial(Histogram, buckets=_SECONDS, registry=all_of)
-        sizes = partial(Histogram, buckets=_IMAGES, registry=all_of)
-        gauge = partial(Gauge, registry=all_of)
-        self.requests = Counter(
-            "medduet_requests", "Predictions by status.", ["status"], registry=all_of
-        )
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        times = partial(Histogram, buckets=_SECONDS, registry=registry)
+        sizes = partial(Histogram, buckets=_IMAGES, registry=registry)
+        self.requests = counter("medduet_requests", "Predictions by status.", ["status"])
         self.seconds = times("medduet_request_seconds", "From the start of a request to its end.")
         self.in_progress = gauge("medduet_requests_in_progress", "Requests that are not answered.")
         self.queue = gauge("medduet_queue_images", "Images that wait.", ["model"])
@@ -144,10 +142,10 @@ class Service:
         workers = min(8, os.cpu_count() or 1)
         with WorkerPool(workers, seconds=self.limits.timeout_s) as self._readers:
             await asyncio.to_thread(self._readers.call, kind_of, b"")  # starts the processes
-            for name, each in self.served.items():
+            for name, network in self.served.items():
                 watch = self.counters.batch_images.labels(name).observe
-                predict, most = each.predictor.predict_pictures, each.predictor.batch_size
-                batcher = Batcher(predict, most, watch)
+                predictor = network.predictor
+                batcher = Batcher(predictor.predict_pictures, predictor.batch_size, watch)
                 self.batchers[name] = batcher
                 self.counters.queue.labels(name).set_function(batcher.jobs.qsize)
             yield
@@ -165,22 +163,22 @@ class Service:
             prediction = await self.batchers[name].predict(picture, explain)
             return await asyncio.to_thread(encode, prediction)
 
-        limit, arrived = f"{self.limits.timeout_s:g} seconds", False
+        seconds, arrived = self.limits.timeout_s, False
         try:
             with self.room.seat() as seat:
-                async with asyncio.timeout(self.limits.timeout_s):
+                async with asyncio.timeout(seconds):
                     content = await read_upload(request, seat)
                     arrived = True
-                    answer = await _unless_gone(request, work(content))
+                    body = await _unless_gone(request, work(content))
         except TimeoutError as error:
             if arrived:
-                raise HTTPException(504, f"the answer was not ready after {limit}") from error
-            raise HTTPException(408, f"expected the whole image within {limit}") from error
+                raise HTTPException(504, f"no answer within {seconds:g} seconds") from error
+            raise HTTPException(408, f"no complete image within {seconds:g} seconds") from error
         except ClientDisconnect:
-            answer = None
-        if answer is None:
+            body = None
+        if body is None:
             return Response(status_code=CLIENT_GONE)
-        return Response(answer, media_type="application/json")
+        return Response(body, media_type="application/json")
 
 
 async def _unless_gone(request: Request, work: Awaitable[str]) -> str | None:

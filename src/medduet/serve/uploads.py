@@ -30,7 +30,7 @@ _RAW = (
     "application/x-www-form-urlencoded",  # curl --data-binary without a header
 )
 _ENVELOPE = 1 << 16  # bytes of a form around its file
-_SENT = Path("image")  # what messages call it
+_UPLOAD = Path("image")  # what messages call it
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients get its errors
 
 
@@ -73,9 +73,9 @@ class Seat:
         """Note that the request holds more; HTTPException 429 if that is too much for all."""
         self.bytes += bytes
         self.pixels += pixels
-        held = sum(each.bytes for each in self.room.seats) / self.limits.max_bytes
-        decoded = sum(each.pixels for each in self.room.seats) / self.limits.max_pixels
-        if max(held, decoded) > LARGEST:
+        files = sum(seat.bytes for seat in self.room.seats) / self.limits.max_bytes
+        images = sum(seat.pixels for seat in self.room.seats) / self.limits.max_pixels
+        if max(files, images) > LARGEST:
             raise _busy("other large images are waiting")
 
 
@@ -92,14 +92,14 @@ async def read_upload(request: Request, seat: Seat) -> bytes:
 
     HTTPException 413 for a large one, 415 for another kind, 422 for a broken form.
     """
-    most = seat.limits.max_bytes
+    limit = seat.limits.max_bytes
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "multipart/form-data":
         if kind not in _RAW and not kind.startswith("image/"):
-            expected = f"expected {_KINDS}, as it is or as the field 'file' of a form"
+            expected = f"expected {_KINDS}, as the body or as the field 'file' of a form"
             raise HTTPException(415, f"{expected}, given {kind}")
-        return b"".join([chunk async for chunk in _body(request, most, seat)])
-    stream = _body(request, most + _ENVELOPE, seat)
+        return b"".join([chunk async for chunk in _body(request, limit, seat)])
+    stream = _body(request, limit + _ENVELOPE, seat)
     parser = _InMemory(
         request.headers, stream, max_files=1, max_fields=8, max_part_size=_ENVELOPE // 8
     )
@@ -109,20 +109,20 @@ async def read_upload(request: Request, seat: Seat) -> bytes:
     except MultiPartException as error:
         raise HTTPException(422, f"expected a form with one file: {error.message}") from error
     finally:
-        for begun in parser._files_to_close_on_error:  # all; one that did not end is in no form
-            begun.close()
+        for part in parser._files_to_close_on_error:  # all, even those that are in no form yet
+            part.close()
     if not isinstance(file, UploadFile):
         raise HTTPException(422, "expected the image as the field 'file' of the form")
-    if len(content) > most:
+    if len(content) > limit:
         raise _too_large(seat)
     return content
 
 
 async def _body(request: Request, allowed: int, seat: Seat) -> AsyncGenerator[bytes, None]:
-    """Give the body as it comes.
+    """Yield the body as it comes.
 
-    Of one that is too large the rest is dropped, up to four times of what is allowed: most clients
-    see the reason only when they have sent all.
+    The rest of one that is too large is dropped, up to four times the limit: most clients read the
+    answer only when they have sent everything.
     """
     total, over = 0, int(request.headers.get("content-length", 0)) > allowed
     if over and request.headers.get("expect", "").lower() == "100-continue":
@@ -151,12 +151,12 @@ async def decode(content: bytes, options: ReadOptions, seat: Seat, readers: Work
     if kind_of(content[:HEAD]) in (None, "NIfTI"):
         raise HTTPException(415, f"expected {_KINDS}, given one that starts with {content[:8]!r}")
     file = io.BytesIO(content)
-    facts = await asyncio.to_thread(readers.call, partial(probe, _SENT), file)
+    facts = await asyncio.to_thread(readers.call, partial(probe, _UPLOAD), file)
     if isinstance(facts, str):
         raise HTTPException(422, facts)
     frames, _, height, width = facts
-    if height * width > (most := seat.limits.max_pixels):
-        expected = f"expected at most {most / 1e6:g} megapixels"
+    if height * width > (limit := seat.limits.max_pixels):
+        expected = f"expected at most {limit / 1e6:g} megapixels"
         raise HTTPException(413, f"{expected}, given {height} x {width} pixels")
     if min(height, width) < LEAST_SIDE:
         expected = f"expected at least {LEAST_SIDE} x {LEAST_SIDE} pixels"
@@ -164,7 +164,7 @@ async def decode(content: bytes, options: ReadOptions, seat: Seat, readers: Work
     if frames > 1:
         raise HTTPException(422, f"expected one image, given a file of {frames} frames")
     seat.hold(pixels=height * width)
-    read = partial(read_pictures, _SENT, options)
+    read = partial(read_pictures, _UPLOAD, options)
     pictures = await asyncio.to_thread(readers.call, read, file)
     if isinstance(pictures, str):
         raise HTTPException(422, pictures)
