@@ -165,7 +165,7 @@ def test_other_answers_and_images_need_another_folder(
     ):
         with pytest.raises(ConfigError, match="of another network, images or options"):
             predict_files(network, [images], out, **options)
-    with exclusive(out / ".lock"), pytest.raises(ConfigError, match=r"process .* writes"):
+    with exclusive(out / ".lock"), pytest.raises(ConfigError, match=r"process .* is writing"):
         predict_files(bundle, [folder], out)
     predict_files(calibrated, [folder], tmp_path / "new", min_confidence=1.0)
     row = table(tmp_path / "new")[0]

@@ -171,9 +171,9 @@ def reliability(diagrams: Mapping[str, tuple[Sequence[Summary], int]]) -> Figure
             axes.plot(x, y, color=look["color"], lw=0.9, alpha=0.45)
             axes.scatter(x, y, 5 + 45 * np.sqrt(images / images.max()), clip_on=False, **look)
             lowest = min(lowest, np.floor(10 * x.min()) / 10)
-        whole = np.maximum(np.round(images), 1).astype(int).tolist()
-        ends = [wilson(round(k * m), m) for k, m in zip(y.tolist(), whole, strict=True)]
-        axes.vlines(x, *np.transpose(ends), color=BLUE, lw=0.9, alpha=0.5)
+        counts = np.maximum(np.round(images), 1).astype(int).tolist()
+        intervals = [wilson(round(p * m), m) for p, m in zip(y.tolist(), counts, strict=True)]
+        axes.vlines(x, *np.transpose(intervals), color=BLUE, lw=0.9, alpha=0.5)
         eces = (np.mean([summary[f"ece_{kind}"] for summary in summaries]) for kind in kinds)
         text = "ECE {:.3f} → {:.3f}".format(*eces)
         axes.text(0.04, 0.96, text, transform=axes.transAxes, va="top", fontsize=8)

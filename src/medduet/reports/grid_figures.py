@@ -119,7 +119,7 @@ def pareto(trials: Sequence[Mapping[str, Any]], cost: str, title: str) -> Figure
     front = table[table["front"].notna()].sort_values("front")
     axes.step(front[cost], front["score"], "-o", where="post", color=BLUE, label="Pareto front")
     text: Any = {"textcoords": "offset points", "color": VERMILION, "fontweight": "bold"}
-    for place in front[[cost, "score", "front"]].itertuples(index=False):
-        axes.annotate(str(place[2]), place[:2], xytext=(0, 6), ha="center", **text)
+    for *point, number in front[[cost, "score", "front"]].itertuples(index=False):
+        axes.annotate(str(number), point, xytext=(0, 6), ha="center", **text)
     axes.legend(loc="lower right")
     return figure

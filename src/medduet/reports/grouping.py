@@ -99,9 +99,7 @@ def group_runs(runs: Sequence[RunFolder], reference: str | None = None) -> Runs:
         changes = {path: row[path] for path in varying if not pd.isna(row[path])}
         names = [run.model_name] * (several or not changes)
         method = " · ".join(names + [_setting(path, value) for path, value in changes.items()])
-        changed = sum(
-            value != default.get(path) for path, value in changes.items() if path != _TASKS
-        )
+        changed = sum(v != default.get(k) for k, v in changes.items() if k != _TASKS)
         order[method] = (method != reference, names[:1] != [REFERENCE], changed, method)
         group = groups.setdefault((dataset, method), Group(dataset, method))
         if run.seed in group.runs:

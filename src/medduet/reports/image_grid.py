@@ -59,8 +59,8 @@ def image_grid(
     figure.text(0.02, 1 - 0.46 / height, subtitle, fontsize=8, color=GREY)
     if sum(len(name) + 8 for name, _ in outlines) < 85:
         handles = [Line2D([], [], color=color, label=name) for name, color in outlines]
-        place = (0.99, 1 - 0.28 / height)
-        figure.legend(handles=handles, loc="upper right", bbox_to_anchor=place, ncols=9)
+        anchor = (0.99, 1 - 0.28 / height)
+        figure.legend(handles=handles, loc="upper right", bbox_to_anchor=anchor, ncols=9)
     cards = figure.add_gridspec(
         rows,
         columns,

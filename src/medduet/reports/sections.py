@@ -58,9 +58,9 @@ def _missing(runs: Runs, paths: Sequence[Path]) -> list[str]:
         lines.append(f"Unfinished runs, ignored: {', '.join(unfinished)}.")
     for dataset in runs.datasets:
         counts = {group.method: len(group.runs) for group in runs.of(dataset)}
-        most = max(counts.values())
-        if fewer := [f"{method} ({n})" for method, n in counts.items() if n < most]:
-            lines.append(f"{dataset}: fewer than {most} seeds: {', '.join(fewer)}.")
+        largest = max(counts.values())
+        if fewer := [f"{method} ({n})" for method, n in counts.items() if n < largest]:
+            lines.append(f"{dataset}: fewer than {largest} seeds: {', '.join(fewer)}.")
     return lines
 
 

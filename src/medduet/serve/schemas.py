@@ -100,8 +100,7 @@ def encode_prediction(
 def _mask(values: NDArray[np.uint8], names: Sequence[str], size: tuple[int, int]) -> Mask:
     classes = [
         MaskClass(index=index, name=name, pixels=int((values == index).sum()))
-        for index, name in enumerate(names)
-        if index
+        for index, name in enumerate(names[1:], start=1)
     ]
     image = Image.fromarray(resize_mask(values, *size))
     image.putpalette(np.ravel(mask_colors(len(names))).tolist())
