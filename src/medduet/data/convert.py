@@ -175,7 +175,7 @@ def _check(faults: Sequence[Fault], listing: Listing, config: DataConfig) -> Non
     """
     remedy = "repair them, or leave them out with --data.skip-broken"
     if config.skip_broken:
-        remedy = "they may be whole, so they are not skipped: mend that, or take them out"
+        remedy = "they may be intact, so they are not skipped: fix the cause, or remove them"
         faults = [x for x in faults if isinstance(x[1], Transient) or "pip install" in x[1]]
     if faults:
         raise DataError(f"{listing.name}: {_summary(faults, len(listing.items))}; {remedy}")

@@ -17,7 +17,7 @@ RETRIES = 4
 """Further attempts after a failed one, after 1, 2, 3, ... seconds."""
 TIMEOUT = (10.0, 60.0)
 """Seconds to wait for a connection, and for the next bytes."""
-# No other attempt helps: a refusal, an address that is none, a library to install, no such file.
+# No other attempt helps: a refusal, an invalid address, a missing library, no such file.
 _REFUSED = {*range(400, 500)} - {408, 425, 429}
 _PERMANENT = (ValueError, ImportError, FileNotFoundError, PermissionError)
 _CHUNK_BYTES = 1 << 20

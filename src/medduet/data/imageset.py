@@ -16,7 +16,7 @@ from medduet.types import Batch
 
 SPLITS = ("train", "val", "test")
 PIXELS = ("images", "masks")
-"""The fields of a `Split` that are too large to be read as a whole."""
+"""Fields of a `Split` that may be too large to read as a whole."""
 CHUNK_BYTES = 4 << 20
 
 
@@ -134,11 +134,9 @@ class Split:
 
     def batch(self, index: NDArray[np.int64]) -> Batch:
         """Gather the images at `index` (``(n,)`` int64) into a `Batch` of uint8 tensors."""
-        images = torch.from_numpy(np.asarray(self.images[index]))
+        images = torch.from_numpy(self.images[index])
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
-        masks = None
-        if self.masks is not None:
-            masks = torch.from_numpy(np.asarray(self.masks[index])).long()
+        masks = None if self.masks is None else torch.from_numpy(self.masks[index]).long()
         has_mask = torch.from_numpy(self.known_masks[index])
         labels = torch.from_numpy(self.labels[index])
         return Batch(images, labels, masks, has_mask, torch.from_numpy(index))

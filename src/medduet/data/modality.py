@@ -46,6 +46,6 @@ def allowed(modality: Modality, names: Iterable[str], channels: int = 3) -> Allo
     return Allowed(free, free and modality in _WITHOUT_UPPER_SIDE, hue)
 
 
-def known_modality(info: Mapping[str, Any], modality: Modality = "auto") -> Modality:
-    """Return the modality; for ``"auto"`` that of the MedMNIST set of which `info` is known."""
+def known_modality(info: Mapping[str, Any], modality: Modality) -> Modality:
+    """Return the modality; for ``"auto"`` that of the MedMNIST set that `info` names, if any."""
     return _MEDMNIST.get(info.get("medmnist", ""), "auto") if modality == "auto" else modality

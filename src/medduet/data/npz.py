@@ -62,7 +62,7 @@ def open_npz(
     path = path.expanduser().absolute()
     root = cache_folder(cache)
     if not path.is_file():
-        raise MissingFileError(f"no file {path}")
+        raise MissingFileError(f"expected an .npz at {path}, but there is no such file")
     _, digest = file_digests(path, root, progress)
     unpack = partial(_unpack, path, root, digest, size, progress=progress)
     fields = open_store(stored(root, f"{digest}-{_FORMAT}-{size or 'own'}", unpack))
@@ -165,7 +165,7 @@ class _Contents(io.FileIO):
 
 
 class _Split(NamedTuple):
-    """Which arrays make a split, the shape of all its images, and what is known of each."""
+    """Which arrays make a split, the shape of all its images, and the fields with one row each."""
 
     images: list[str]
     masks: list[str]
@@ -212,7 +212,7 @@ def _unpack(
     meta = {"class_names": class_names, "mask_names": mask_names, "multi_label": multi_label}
     write_json(folder / "meta.json", meta | {"info": {"original_size": list(original)}})
     if file_digests(path, root)[1] != digest:  # the store would lie under another's key
-        raise DataError(f"{path} changed while it was read; try again")
+        raise DataError(f"{path} changed while it was read: try again")
 
 
 def _known_masks(

@@ -96,7 +96,7 @@ def _kind(data: DataConfig) -> str:
     if is_files(data):
         return _FILES
     if Path(data.name).is_file():
-        raise DataError(f"{data.name}: expected {_ACCEPTED}, given another file")
+        raise DataError(f"{data.name}: expected {_ACCEPTED}, given another kind of file")
     hint = closest(data.name, ["phantom", *medmnist_sets()], f"give the path of {_ACCEPTED}")
     raise ConfigError(f"unknown data set {data.name!r}: {hint}")
 

@@ -25,7 +25,7 @@ Append = Callable[[NDArray[np.uint8]], None]
 
 
 def stored(cache: Path, key: str, build: Callable[[Path], None]) -> Path:
-    """Return the folder of the store `key`, which `build` fills, whole, if it isn't there yet."""
+    """Return the folder of the store `key`; `build` fills it, whole, if it does not exist yet."""
     folder = cache / "store" / key
     if folder.is_dir():
         return folder
@@ -71,7 +71,7 @@ def open_store(folder: Path) -> dict[str, Any]:
         splits = {name: open_split(folder, name) for name in SPLITS}
         return {**splits, **names, "multi_label": meta["multi_label"], "info": meta["info"]}
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} is damaged ({error}); delete it and try again") from error
+        raise DataError(f"{folder} is damaged ({error}): delete it and try again") from error
 
 
 def open_split(folder: Path, name: str) -> Split:

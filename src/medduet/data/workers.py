@@ -102,7 +102,7 @@ class WorkerPool:
             # The system frees memory by SIGKILL.
             return Transient(reason) if error.exitcode == -signal.SIGKILL else reason
         except BrokenProcessPool as error:
-            raise DataError(f"the processes that read files don't start: {error}") from error
+            raise DataError(f"the processes that read files fail to start: {error}") from error
 
 
 class _Process(SpawnProcess):

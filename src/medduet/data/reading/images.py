@@ -188,7 +188,8 @@ def read_mask(paths: Sequence[Path], like: Facts, options: ReadOptions) -> NDArr
         Classes as uint8 ``(K, size, size)``, taken at the nearest pixel centres.
 
     Raises:
-        DataError: a file is no mask of this image, or MissingFileError, there is none.
+        DataError: a file is not a mask of this image.
+        MissingFileError: a file does not exist.
     """
     united: NDArray[np.uint8] = np.max([_read_one_mask(x, like, options) for x in paths], axis=0)
     return united

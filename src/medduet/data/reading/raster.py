@@ -27,7 +27,7 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
     # Here already, since Pillow decodes a PNG to look for EXIF behind its pixels.
     checked(path, Facts(1, 1, image.height, image.width))
     deep = _is_deep(image)
-    # Pillow keeps the upper 8 bits: dark, if 12 are used; or what is none, of planes.
+    # Pillow would keep the upper 8 bits, which is dark if 12 are used, and misread planes.
     if not deep and (";16" in str(image.tile) or max(_tag(image, _BITS, (8,))) > 8):
         raise refusal(path, "8 bits per colour or 16 bits of grey", "16 bits per colour")
     pages = 1
