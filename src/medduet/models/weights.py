@@ -19,7 +19,7 @@ from medduet.utils.parsing import read_json, sha256
 FORMAT = "medduet-bundle"
 VERSION = 1
 _DAMAGE = (OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What safetensors lets out beside its own error, as of types that torch doesn't have."""
+"""Raised by safetensors beside `SafetensorError`, as for types that torch doesn't have."""
 _PREFIXES = ("", "encoder.", "model.encoder.", "model.encoder.model.", "model.")
 
 

@@ -93,7 +93,7 @@ def push(
         name: of the repository, ``OWNER/NAME``.
         private: whether only you, or your organisation, may see it.
         licence: of the weights, in the hub's terms, such as ``"cc-by-nc-4.0"``.
-        notes: a Markdown file with which the card ends: images, population, truth.
+        notes: a Markdown file to append to the card, on images, population and truth.
 
     Returns the address, with the commit, that `medduet.load` takes.
 

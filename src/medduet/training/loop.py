@@ -89,7 +89,7 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
 
 
 def _parameter_groups(network: DuetNetwork, config: TrainConfig) -> list[dict[str, Any]]:
-    """Return what is trained; the encoder stands apart if it has a learning rate of its own."""
+    """Return the trained parameters, the encoder apart if it has another learning rate."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if config.encoder_learning_rate is None:
         return [{"params": trained}]

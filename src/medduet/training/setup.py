@@ -45,35 +45,37 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
     """Refuse what can't be learnt or selected on before anything is written."""
     objective, train, frozen = config.objective, config.train, config.model.freeze_encoder
     select, tasks, names = config.evaluate.select, objective.tasks, data.class_names
-    balance, draws = f"--balance {objective.balance}", train.sampling == "balanced"
+    balance, is_balanced = f"--balance {objective.balance}", train.sampling == "balanced"
     combines = Balance(objective.balance, len(tasks)).aggregator is not None
-    has = f"one class, {names[0]}" if names else "no classes (sub-folders, or a column 'label')"
+    classes = f"one class, {names[0]}" if names else "no classes (folders, or a column 'label')"
     lacking = {"classify": len(names) < 2, "segment": not data.mask_names, "reconstruct": False}
     possible = " ".join(task for task in tasks if not lacking[task]) or "reconstruct"
     needed = {"auto": tasks[0], "dice": "segment", "mse": "reconstruct"}.get(select, "classify")
     refusals = {
-        f"{data.name} has {has}, so there is nothing to classify: --tasks {possible}": (
+        f"{data.name} has {classes}, so there is nothing to classify: --tasks {possible}": (
             "classify" in tasks and lacking["classify"]
         ),
         f"{data.name} has no masks, so there is nothing to segment: --tasks {possible}": (
             "segment" in tasks and lacking["segment"]
         ),
-        f"--evaluate.select {select} needs the task {needed}, but --tasks {' '.join(tasks)}": (
+        f"--evaluate.select {select} needs the task {needed}, given {' '.join(tasks)}": (
             needed not in tasks
         ),
-        f"{balance} needs all images at a time: no --train.micro-batch-size": (
+        f"{balance} needs the whole batch at once: leave --train.micro-batch-size out": (
             train.micro_batch_size is not None and objective.balance != "sum"
         ),
-        f"{balance} combines gradients on the encoder, which is frozen": combines and frozen,
-        f"--train.sampling balanced draws each class as often, but there are {has}": (
-            draws and lacking["classify"]
+        f"{balance} combines the encoder's gradients: leave --model.freeze-encoder out": (
+            combines and frozen
         ),
-        "--train.sampling balanced draws images from everywhere, but shards are read one after "
-        "the other: give --objective.class-weights balanced instead": (
-            draws and data.train.shard_sizes is not None
+        f"expected several classes for --train.sampling balanced, given {classes}": (
+            is_balanced and lacking["classify"]
+        ),
+        "--train.sampling balanced needs images in any order, but shards are read one by one: "
+        "give --objective.class-weights balanced instead": (
+            is_balanced and data.train.shard_sizes is not None
         ),
         "--train.sampling balanced and --objective.class-weights balanced would count rare "
-        "classes twice: give one of them": draws and objective.class_weights == "balanced",
+        "classes twice: give one of them": is_balanced and objective.class_weights == "balanced",
     }
     for message, applies in refusals.items():
         if applies:

@@ -152,10 +152,10 @@ class Mahalanobis(BaseModel):
 
 
 class OODDetector(BaseModel):
-    """Tells images that are unlike those of the training; it stands in the bundle.
+    """Finds images that are unlike the training images; saved in the bundle.
 
-    It has the distances of `statistics`, and of what the class head takes, if there is one.
-    `stretched` images were made square so, and their sides are not seen afterwards.
+    `plain` measures `statistics`, `features` the input of the class head, if there is one. Images
+    that were `stretched` have lost the ratio of their sides.
     """
 
     model_config = _STRANGERS
@@ -182,7 +182,7 @@ class OODDetector(BaseModel):
         channels: int,
         stretched: bool = False,
     ) -> OODDetector:
-        """Return the detector from statistics ``(N, S)``, and what the class head takes."""
+        """Return the detector from `statistics` ``(N, S)`` and inputs of the class head."""
         features = None
         if train_features is not None and val_features is not None:
             most = max(1, min(DIRECTIONS, len(train_features) // 10))
@@ -191,7 +191,7 @@ class OODDetector(BaseModel):
         return cls(plain=plain, features=features, channels=channels, stretched=stretched)
 
     def p_values(self, features: Array | None, plain: Array) -> Array:
-        """Return the p-values ``(N,)`` of images by what the class head takes, and `statistics`."""
+        """Return p-values ``(N,)`` of images by inputs of the class head and `statistics`."""
         distances = [(1, self.plain, self.plain(plain))]
         if features is not None and self.features is not None:
             distances.append((HEAD, self.features, self.features(features)))
