@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medduet.config import DataConfig
 from medduet.data import download, medmnist
 from medduet.data.medmnist import RemoteFile, fetch_medmnist
 from medduet.data.sources import open_images
@@ -81,7 +82,7 @@ def server(
 
 
 def _fetch(cache: Path, **options: Any) -> Path:
-    return fetch_medmnist("bloodmnist", 28, cache=cache, **options)
+    return fetch_medmnist(DataConfig(name="bloodmnist", cache=cache, **options), 28)
 
 
 def _left(cache: Path) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from medduet.config import DataConfig
 from medduet.data.cache import Progress, cache_folder, file_digests
 from medduet.data.download import download
 from medduet.errors import DownloadError
@@ -80,24 +81,18 @@ def cached_sizes(flag: str, cache: Path | None = None) -> list[int]:
     return [size for size, file in files.items() if (folder / file.name).is_file()]
 
 
-def fetch_medmnist(
-    flag: str,
-    size: int,
-    cache: Path | None = None,
-    mirror: str | None = None,
-    progress: Progress = None,
-) -> Path:
-    """Return the path of the file of `flag` at a published size, downloaded if need be."""
-    file, root = medmnist_sets()[flag].files[size], cache_folder(cache)
+def fetch_medmnist(data: DataConfig, size: int, progress: Progress = None) -> Path:
+    """Return the path of a set's file at a published size, downloaded if it isn't cached."""
+    file, root = medmnist_sets()[data.name].files[size], cache_folder(data.cache)
     path = root / "medmnist" / file.name
     if path.is_file() and file_digests(path, root, progress)[0] == file.md5:
         return path
     damaged = f"{file.name} in the cache has the wrong MD5, and " if path.is_file() else ""
-    url = f"{mirror.rstrip('/')}/{file.name}" if mirror else file.url
+    url = f"{data.mirror.rstrip('/')}/{file.name}" if data.mirror else file.url
     try:
         return download(url, path, file.md5, progress)
     except DownloadError as error:
         raise DownloadError(
-            f"{damaged}{error}; try again, give a --data.mirror, or put the file (MD5 {file.md5}) "
+            f"{damaged}{error}: try again, use --data.mirror, or put the file (MD5 {file.md5}) "
             f"into {path.parent} by hand"
         ) from error

@@ -66,7 +66,7 @@ def open_images(
         size, entry = data.size or DEFAULT_SIZE, medmnist_sets()[data.name]
         # The nearest published size that is not smaller.
         published = next((side for side in entry.files if side >= size), max(entry.files))
-        path = fetch_medmnist(data.name, published, data.cache, data.mirror, progress)
+        path = fetch_medmnist(data, published, progress)
         images = open_npz(path, size=size, cache=data.cache, progress=progress)
         index = {"medmnist": data.name, "task": entry.task, "licence": entry.licence}
         info = {**images.info, **index, **entry.files[published]._asdict()}
