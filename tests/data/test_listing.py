@@ -84,6 +84,13 @@ def test_masks_beside_images_as_in_busi(folder: Make) -> None:
         ("train_images/a.png", "train_masks/a.png", "test_images/b.png", "test_masks/b.png"),
         ("train/a.png", "test/b.png", "masks/a.png", "masks/b.png"),
         ("train/a.png", "test/b.png", "masks/train/a.png", "masks/test/b.png"),
+        ("imagesTr/a_0000.png", "labelsTr/a.png", "imagesTs/b_0000.png", "labelsTs/b.png"),
+        (
+            *("X_Task1-2_Training_Input/a.jpg", "X_Task1_Training_GroundTruth/a_segmentation.png"),
+            *("X_Task1-2_Test_Input/b.jpg", "X_Task1_Test_GroundTruth/b_segmentation.png"),
+        ),
+        ("top/ill/x.png", "top/ill/x_mask.png", "top/well/y.png", "top/well/mask_y.png"),
+        ("a/b/images/ill/x.png", "a/b/gt/x.png", "a/b/images/well/y.png", "a/b/gt/y.png"),
     ],
 )
 def test_masks_in_a_parallel_folder(names: tuple[str, ...], folder: Make) -> None:
@@ -94,6 +101,29 @@ def test_masks_in_a_parallel_folder(names: tuple[str, ...], folder: Make) -> Non
     assert not listing.faults
 
 
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        *(("x.png", f"x{end}.png") for end in ("_Mask", "_segmentation", "-mask", "_gt", "_MASK")),
+        *(
+            ("x.png", f"x{end}.tif")
+            for end in ("_mask_left", "_mask_2", "_seg", ".label", "_gt (1)")
+        ),
+        *(("x.jpg", f"{start}x.png") for start in ("mask_", "Seg-", "GT_")),
+        *(("images/x.png", f"{folder}/x.png") for folder in ("labels", "gt", "Annotations", "SEG")),
+        ("imagesTr/x_0000.png", "labelsTr/x.png"),
+        ("ISIC_Task1-2_Training_Input/x.jpg", "ISIC_Task1_Training_GroundTruth/x_segmentation.png"),
+        ("caf\u00e9.png", "cafe\u0301_mask.png"),  # composed and decomposed letters
+    ],
+)
+def test_names_of_masks(image: str, mask: str, folder: Make) -> None:
+    root = folder(image, mask)
+    listing = list_folder(root)
+    ((name, item),) = _items(listing).items()
+    assert (name, item.labels, listing.faults) == (image, None, ())
+    assert item.masks == (root / mask,)
+
+
 def test_splits_classes_and_groups(folder: Make) -> None:
     names = ("train/ill/patient 1/a.png", "train/ill/patient 1/b.png", "train/well/patient 2/c.png")
     items = _items(list_folder(folder(*names, "validation/ill/d.png", "Test/well/e.png")))
@@ -102,6 +132,25 @@ def test_splits_classes_and_groups(folder: Make) -> None:
     assert items[names[0]].labels == ("ill",)
     assert items["validation/ill/d.png"].split == "val"
     assert items["Test/well/e.png"].group == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("a/1_mask.png", "a/2_mask.png"), r"called as masks are, such as a/1_mask\.png and a/2"),
+        (("top/1/a.png", "top/2/b.png"), "top may be those, with groups .* called 1, 2; or 1, 2"),
+        (
+            ("x/ill/a.png", "x/well/b.png", "y/ill/c.png", "y/well/d.png"),
+            "x, y may be .* ill, well",
+        ),
+        (("imagesTr/a_0000.png", "imagesTr/a_0001.png", "labelsTr/a.png"), "expected one channel"),
+    ],
+)
+def test_folders_that_can_be_read_in_two_ways(
+    names: tuple[str, ...], message: str, folder: Make
+) -> None:
+    with pytest.raises(DataError, match=message):
+        list_folder(folder(*names))
 
 
 _BESIDE = "one folder for each of train, val and test.*given"

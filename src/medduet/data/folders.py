@@ -1,12 +1,15 @@
 """How files and folders are named: which are images, which are masks, and which belong together.
 
-At any level there may be ``images`` and ``masks``, or ``X`` (or ``X_images``) and ``X_masks``; also
-``image``, ``img``, ``imgs`` and ``mask``. These words are left out of a path, and the folders that
-remain are the place of a file: ``ill/masks/a.png`` is at ``ill``. A mask belongs to the image of
-its name at its place, or else below it.
+A mask is called after its image, as ``X_mask``, ``X-Segmentation``, ``X_gt_2`` or ``mask_X``, or it
+lies in a folder for masks. At any level there may be ``images`` and ``masks`` (or ``labels``,
+``gt``, ...), or ``X`` (or ``X_images``) and ``X_masks``, or nnU-Net's ``imagesTr`` and
+``labelsTr``. These words are left out of a path, and the folders that remain are the place of a
+file: ``ill/masks/a.png`` is at ``ill``. A mask belongs to the image of its name at its place, or
+else below it.
 """
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +18,22 @@ from medduet.errors import DataError
 from medduet.utils.parsing import as_text
 
 _ENDING = re.compile(r"(?<=.)\.(png|jpe?g|tiff?|bmp|webp|dcm|dicom|ima|nii(\.gz)?)$", re.IGNORECASE)
-_MASK_FILE = re.compile(r"(?P<of>.+)_mask([_-]?\d+)?")
-_MASK_FOLDER = re.compile(r"((?P<of>.+)[_-])?masks?", re.IGNORECASE)
-_IMAGE_FOLDER = re.compile(r"((?P<of>.+)[_-])?(image|img)s?", re.IGNORECASE)
+_MASK = (
+    r"masks?|msks?|segs?|segm|segmentations?|gts?|ground[ _-]?truths?|labels?|annotations?|annots?"
+)
+_IMAGE = r"images?|imgs?|inputs?"
+_SPLIT = r"tr|train(ing)?|val(id(ation)?)?|ts|test(ing)?"
+_MASK_FILES = (
+    re.compile(rf"(?P<of>.+)[ _.-]({_MASK})([ _.-]*(\(?\d+\)?|left|right|l|r))?", re.IGNORECASE),
+    re.compile(rf"({_MASK})[ _.-](?P<of>.+)", re.IGNORECASE),
+)
+_MASK_FOLDER, _IMAGE_FOLDER = (
+    re.compile(rf"((?P<of>.+)[ _-])?({words})[ _-]?(?P<split>{_SPLIT})?", re.IGNORECASE)
+    for words in (_MASK, _IMAGE)
+)
+_SPLIT_LAST = re.compile(rf"(.*[ _-])?(?P<split>{_SPLIT})", re.IGNORECASE)
+CHANNEL = re.compile(r"(?P<of>.+)_(?P<number>\d{4})")
+"""Of nnU-Net: the image ``X_0000`` is the first channel of X, whose mask is called X."""
 
 Place = tuple[str, ...]
 
@@ -34,8 +50,8 @@ def is_image(path: Path) -> bool:
 
 
 def stem_of(path: Path) -> str:
-    """Return the name of an image file without its ending."""
-    return _ENDING.sub("", path.name)
+    """Return the name of an image file without its ending, its letters composed (NFC)."""
+    return unicodedata.normalize("NFC", _ENDING.sub("", path.name))
 
 
 def natural(name: str) -> list[tuple[int, int | str]]:
@@ -58,7 +74,12 @@ def images_and_masks(
         files |= candidates
     if odd := [as_text(path) for path in files if as_text(path) != str(path)]:
         raise DataError(f"{odd[0]}: expected a name in UTF-8, given other bytes: rename it")
-    named = {path: match for path in candidates if (match := _MASK_FILE.fullmatch(stem_of(path)))}
+    named = {
+        path: match
+        for path in candidates
+        for match in [next(filter(None, (x.fullmatch(stem_of(path)) for x in _MASK_FILES)), None)]
+        if match
+    }
     inside: dict[Place, set[str]] = defaultdict(set)  # what has images, "" for a folder itself
     for path, parts in files.items():
         for depth, name in enumerate(parts if path in named else (*parts, "")):
@@ -82,8 +103,11 @@ def _roles(folder: Path, names: set[str]) -> dict[str, tuple[str, bool]]:
 
     One that is called images, or something_masks, may be a class: those beside it tell.
     """
-    masks = {name: match["of"] or "" for name in names if (match := _MASK_FOLDER.fullmatch(name))}
-    images = {name: match["of"] or "" for name in names if (match := _IMAGE_FOLDER.fullmatch(name))}
+    masks, images = _named(_MASK_FOLDER, names), _named(_IMAGE_FOLDER, names)
+    if len(masks) == len(images) == 1 and len(names) == 2:
+        (of_mask,), (of_image,) = masks.values(), images.values()
+        if of_mask != of_image or _SPLIT_LAST.fullmatch(of_image):  # there is nothing to tell apart
+            masks, images = dict.fromkeys(masks, ""), dict.fromkeys(images, "")
     pictured = {"", *images.values(), *(names - masks.keys())}
     masks = {name: of for name, of in masks.items() if of in pictured}
     roles = {name: (masks.get(name, name), name in masks) for name in names}
@@ -99,12 +123,23 @@ def _roles(folder: Path, names: set[str]) -> dict[str, tuple[str, bool]]:
     return roles
 
 
+def _named(pattern: re.Pattern[str], names: set[str]) -> dict[str, str]:
+    """Return the folders that a pattern fits, and what their names say beside its words.
+
+    That is the split alone where it tells them apart: ISIC calls them otherwise for each task.
+    """
+    matches = {name: match for name in names if (match := pattern.fullmatch(name))}
+    of = {name: match["of"] or match["split"] or "" for name, match in matches.items()}
+    short = {name: _SPLIT_LAST.sub(r"\g<split>", text) for name, text in of.items()}
+    return short if len({*short.values()}) == len(short) else of
+
+
 def _walk(folder: Path, *above: Path | None) -> Iterator[Path]:
     """Yield the images in and under `folder`, in order, but not in the folders `above`."""
     if any(each is not None and each.samefile(folder) for each in above):
         return
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
-        if path.name.startswith("."):
+        if path.name.startswith((".", "__MACOSX")):
             continue
         if path.is_dir():
             yield from _walk(path, folder, *above)

@@ -10,20 +10,22 @@ Paths are relative to the table.
 """
 
 import csv
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from medduet.data.folders import Place, images_and_masks, natural, stem_of
+from medduet.data.folders import CHANNEL, Place, images_and_masks, natural, stem_of
 from medduet.data.imageset import SPLITS
 from medduet.errors import DataError, MissingFileError
 
 _SPLIT_OF = {
-    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("train", "training", "tr"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("test", "testing", "ts"), "test"),
 }
+_FEW = 10  # folders that may be classes
 _COLUMNS = {
     **dict.fromkeys(("path", "image", "file", "filename", "filepath"), "path"),
     **dict.fromkeys(("label", "class", "diagnosis"), "label"),
@@ -68,19 +70,39 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         if not folder.is_dir():
             raise MissingFileError(f"expected a folder at {folder}, given none")
     images, drawn = images_and_masks(root, masks)
+    if not images and drawn:
+        shown = " and ".join(str(each[0].relative_to(root)) for each in islice(drawn.values(), 2))
+        raise DataError(
+            f"{root}: expected images, but all files are called as masks are, such as {shown}: "
+            "give the folder above, with their images, or list both in a table (.csv)"
+        )
     if not images:
         raise DataError(
             f"{root}: expected images (PNG, JPEG, TIFF, DICOM, NIfTI, ...) in it or in sub-folders "
             "named after classes, there are none"
         )
+    images, drawn = _unwrapped(root, images, drawn)
     splits, items = _splits(root, images), []
     for path, place in images.items():
         inner = place[1:] if splits else place
         above = [each[:n] for each in (place, inner) for n in range(len(each), -1, -1)]
-        of_image = (drawn[up, stem_of(path)] for up in above if (up, stem_of(path)) in drawn)
+        match = CHANNEL.fullmatch(stem_of(path))
+        stems = [stem_of(path), *([match["of"]] if match else [])]
+        of_image = [(up, stem) for up in above for stem in stems if (up, stem) in drawn]
+        if match and of_image and of_image[0][1] != stems[0] and int(match["number"]):
+            raise DataError(f"{path}: expected one channel, {match['of']}_0000, given another")
         split = splits[place[0]] if splits else ""
         name, group = path.relative_to(root).as_posix(), "/".join(inner[1:])
-        items.append(Item(name, path, tuple(next(of_image, [])), inner[:1] or None, group, split))
+        items.append(
+            Item(
+                name,
+                path,
+                tuple(drawn[of_image[0]] if of_image else []),
+                inner[:1] or None,
+                group,
+                split,
+            )
+        )
     uses = Counter(mask for item in items for mask in item.masks)
     if shared := [mask for mask, count in uses.items() if count > 1]:
         raise DataError(
@@ -93,6 +115,34 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     )
     items.sort(key=lambda item: natural(item.name))
     return Listing(root.resolve().name, tuple(items), faults=alone)
+
+
+def _unwrapped(
+    root: Path, images: dict[Path, Place], drawn: dict[tuple[Place, str], list[Path]]
+) -> tuple[dict[Path, Place], dict[tuple[Place, str], list[Path]]]:
+    """Leave out a folder around all classes, as an unzipped archive is; DataError in doubt."""
+    parts: dict[str, set[str]] = defaultdict(set)  # below each first folder
+    for place in images.values():
+        parts[place[0] if place else ""] |= {*place[1:2]}
+    below = sorted({*chain(*parts.values())}, key=natural)
+    are_splits = len(parts) > 1 and {name.lower() for name in parts} & _SPLIT_OF.keys()
+    if are_splits or not below:
+        return images, drawn
+    numbered = all(any(map(str.isdigit, name)) for name in below)
+    deeper = any(len(place) > 2 for place in images.values())
+    wrapped = len(parts) == 1 and (len(below) > 1 or deeper)
+    if wrapped and not numbered:
+        inner = {(place[1:], of): paths for (place, of), paths in drawn.items()}
+        return _unwrapped(root, {path: place[1:] for path, place in images.items()}, inner)
+    repeated = len(parts) > 1 < len(below) and all(names == {*below} for names in parts.values())
+    if (wrapped and len(below) <= _FEW) or (repeated and not numbered):
+        outer, shown = (", ".join(sorted(x, key=natural)[:4]) for x in (parts, below))
+        raise DataError(
+            f"{root}: expected sub-folders that are classes, and {outer} may be those, with groups "
+            f"such as patients called {shown}; or {shown} are the classes: give the folder above "
+            "those, or a table (.csv) with the columns path, label and group"
+        )
+    return images, drawn
 
 
 def _splits(root: Path, images: Mapping[Path, Place]) -> dict[str, str]:
