@@ -10,5 +10,5 @@ from medduet.utils import devices
 def test_what_is_no_device_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="expected auto, cpu, cuda, cuda:N or mps"):
         devices.find_device(text)
-    with pytest.raises(ValueError, match=r"auto\|cpu\|cuda"):
+    with pytest.raises(ValueError, match="expected auto, cpu, cuda, cuda:N or mps"):
         TrainConfig(device=text)
