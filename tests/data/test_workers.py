@@ -119,5 +119,6 @@ def test_a_stopped_program_leaves_no_worker(
     assert len(workers) == 2
     time.sleep(1.5)  # they sleep
     process.send_signal(number)
-    process.communicate(timeout=20)
+    with process:
+        process.communicate(timeout=60)
     assert psutil.wait_procs(workers, timeout=8)[1] == []
