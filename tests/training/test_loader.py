@@ -31,15 +31,16 @@ def order(count: int) -> list[NDArray[np.int64]]:
     return [rows[start : start + 8] for start in range(0, count, 8)]
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("masks", ["known", "some", "none"])
-def test_batches_come_in_order(fabric: Fabric, split: Split, masks: str) -> None:
+def test_ways_agree(fabric: Fabric, split: Split, ahead: bool, masks: str) -> None:
     if masks == "some":
         split = replace(split, has_mask=np.arange(len(split)) % 2 > 0)
     if masks == "none":
         split = replace(split, masks=None)
     indices = order(len(split))
     for _ in range(2):  # epochs
-        found = list(load_batches(fabric, split, indices))
+        found = list(load_batches(fabric, split, indices, ahead))
         assert len(found) == len(indices)
         for batch, index in zip(found, indices, strict=True):
             for part, expected in zip(batch, split.batch(index), strict=True):
@@ -67,10 +68,11 @@ class Failing:
         return self.images[index]
 
 
-def test_what_is_missing_is_told_at_its_step(fabric: Fabric, split: Split) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_is_missing_is_told_at_its_step(fabric: Fabric, split: Split, ahead: bool) -> None:
     images, threads = Failing(np.asarray(split.images)), threading.active_count()
     broken = replace(split, images=images)  # type: ignore[arg-type]
-    batches = load_batches(fabric, broken, [np.array([start]) for start in range(0, 40, 4)])
+    batches = load_batches(fabric, broken, [np.array([start]) for start in range(0, 40, 4)], ahead)
     for step in range(5):
         assert int(next(batches).indices[0]) == 4 * step
         time.sleep(0.05)  # the thread is further on by now, but not too far
