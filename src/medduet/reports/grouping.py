@@ -114,10 +114,11 @@ def group_runs(runs: Sequence[RunFolder], reference: str | None = None) -> Runs:
 
 
 def _name_datasets(runs: Sequence[RunFolder]) -> list[str]:
-    """Name each run's data set, with size or fingerprint where names are the same."""
+    """Name each run's data set, with what tells it from others of that name."""
     names = pd.Series([run.data_name for run in runs])
     for facts in (
         [" x ".join(map(str, run.data.get("size", []))) for run in runs],
+        ["RGB" if run.data.get("channels") == 3 else "grey" for run in runs],
         [str(run.data.get("fingerprint", ""))[:8] for run in runs],
     ):
         several = pd.Series(facts).groupby(names).transform("nunique") > 1
