@@ -51,7 +51,7 @@ def take(address: str, given: argparse.Namespace) -> None:
             color_scheme="dark" if given.dark else "light",
         )
         page.goto(address)
-        page.wait_for_selector("#card *", state="attached")
+        page.wait_for_selector("#card-part:not([hidden])")
         upload = given.upload or {
             "name": "phantom.png",
             "mimeType": "image/png",

@@ -111,8 +111,8 @@ class DataConfig(Frozen):
 
     @model_validator(mode="after")
     def _are_shares_and_a_fold(self) -> DataConfig:
-        if min(self.fractions) <= 0:
-            raise ValueError("expected three shares above 0 for train, val and test")
+        if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError("expected three shares above 0 that add up to 1: train, val and test")
         if self.fold >= (self.folds or 1):
             raise ValueError(f"expected a fold below folds, which is {self.folds}")
         return self

@@ -10,6 +10,7 @@ import torch
 import medduet
 from medduet import ConfigError, DataConfig, RunConfig
 from medduet.cli import main
+from medduet.reports.stress import write_stress_page
 from medduet.utils.parsing import read_json
 
 
@@ -89,6 +90,9 @@ def test_it_breaks_where_it_has_to(run: Path, tmp_path: Path) -> None:
     means = [each["mean"]["ece"] for each in found["corruptions"].values()]
     assert found["mean"]["ece"] == pytest.approx(np.mean(means))
     assert read_json(tmp_path / "a" / "stress.json") == found
+    text = write_stress_page(found, tmp_path / "a").read_text()
+    assert f"(clean images {found['clean']['accuracy']:.3f})" in text
+    assert "increase in error" in text
 
     names = ["brightness_down", "defocus_blur"]  # no X-ray is out of focus
     again = medduet.stress(run, corruptions=names, device="cpu", out=tmp_path / "b")
@@ -99,3 +103,4 @@ def test_it_breaks_where_it_has_to(run: Path, tmp_path: Path) -> None:
     )
     assert again["corruptions"]["brightness_down"]["severities"] == dark["severities"]
     assert again["corruptions"]["brightness_down"]["be"] == again["be"] == again["rbe"] == 1
+    assert "(rBE) 1.000." in write_stress_page(again, tmp_path / "b").read_text()

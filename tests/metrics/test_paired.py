@@ -34,6 +34,11 @@ def test_mcnemar_is_statsmodels(counts: tuple[int, int, int, int]) -> None:
         assert test.p == pytest.approx(stats.binomtest(b, b + c).pvalue)
 
 
+def test_mcnemar_of_equals() -> None:
+    """As many images either way are no evidence, whatever statsmodels' correction makes of them."""
+    assert mcnemar(*answers(50, 13, 13, 9)).p == mcnemar(*answers(50, 3, 3, 9)).p == 1
+
+
 def test_mcnemar_s_interval_by_hand() -> None:
     # n = 98: shares (11 + 1) / 100 and (2 + 1) / 100; 0.09 +- 1.96 sqrt((0.15 - 0.0081) / 100).
     half = 1.959964 * math.sqrt(0.001419)

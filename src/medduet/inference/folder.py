@@ -24,6 +24,7 @@ from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
 from medduet.inference.overlays import heatmap_png, mask_png, overlay_png
 from medduet.inference.predictor import Prediction, Predictor
+from medduet.runs.folder import check_empty
 from medduet.utils.files import atomic_path, finite, storage_errors, sweep, write_json, write_text
 from medduet.utils.locks import exclusive, holder
 from medduet.utils.parsing import as_text, misread, read_object
@@ -112,7 +113,9 @@ def predict_files(
         if not alone:
             raise ConfigError(f"{holder(out / '.lock')} is writing to {out}: give another --out")
         sweep(out)
-        if (saved := out / "settings.json").is_file() and read_object(saved) != settings:
+        if not (saved := out / "settings.json").is_file():
+            check_empty(out)
+        elif read_object(saved) != settings:
             raise ConfigError(f"{out} is of another network, images or options: give another --out")
         write_json(saved, settings)
         done = _read_journal(out / _JOURNAL, files)

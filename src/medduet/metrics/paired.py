@@ -51,7 +51,8 @@ def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemar:
         raise DataError(f"expected bool (n,) twice, given {first.dtype} and {second.dtype}")
     b, c, n = int((first & ~second).sum()), int((second & ~first).sum()), len(first)
     table = [[int((first & second).sum()), b], [c, int((~first & ~second).sum())]]
-    p = float(_mcnemar(table, exact=b + c < EXACT_BELOW, correction=True).pvalue)
+    exact = b + c < EXACT_BELOW or b == c  # the correction is not for 0
+    p = float(_mcnemar(table, exact=exact, correction=True).pvalue)
     odds = b / c if c else (float("inf") if b else _NAN)
     share_b, share_c = (b + 1) / (n + 2), (c + 1) / (n + 2)
     centre = share_b - share_c

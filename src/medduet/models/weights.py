@@ -141,8 +141,12 @@ def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
         folder = folder / "bundle"
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            expected = f"expected a bundle or a finished run at {folder}"
-            raise MissingFileError(f"{expected}, but there is no {name}: give RUN/bundle")
+            expected = f"expected a run or a bundle at '{folder}'"
+            if not folder.exists():
+                raise MissingFileError(f"{expected}, but there is no such folder")
+            if (folder / "checkpoints").is_dir():
+                raise MissingFileError(f"{folder} is not finished: medduet train --resume {folder}")
+            raise MissingFileError(f"{expected}, but it has no {name}")
     config, file = read_json(folder / CONFIG, ModelError), folder / WEIGHTS
     if not isinstance(config, dict) or config.get("format") != FORMAT or "network" not in config:
         raise ModelError(f"expected a {FORMAT} at {folder}, but config.json is something else")

@@ -40,6 +40,7 @@ class RunFolder:
             raise ConfigError(f"expected a folder for the run, but {path} is a file: change --out")
         if (path / "config.json").exists():
             raise ConfigError(f"{path} holds a run already: medduet train --resume {path}")
+        check_empty(path)
         folder = cls(path)
         write_json(path / "config.json", config.model_dump(mode="json"))
         return folder
@@ -48,7 +49,7 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """Open an existing run folder; MissingFileError if there is no run in it."""
         if not (path / "config.json").is_file():
-            raise MissingFileError(f"expected a run folder, but {path} has no config.json")
+            raise MissingFileError(f"expected a run folder, but '{path}' has no config.json")
         return cls(path)
 
     def checkpoint(self, name: str) -> Path:
@@ -154,6 +155,12 @@ class RunFolder:
             path = self.path / "predictions" / f"{split}.csv"
             self._predictions[split] = Predictions.from_csv(path)
         return self._predictions[split]
+
+
+def check_empty(path: Path) -> None:
+    """Raise a ConfigError if a folder of results would be mixed with other files."""
+    if path.is_dir() and any(not inside.name.startswith(".") for inside in path.iterdir()):
+        raise ConfigError(f"{path} has other files in it: give another --out")
 
 
 def validation_selected(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
