@@ -131,7 +131,7 @@ def test_runs_of_one_network_are_named_after_their_folders(
     paths = [write_run(tmp_path / name, **classes(1)) for name in ("first", "second", "x/second")]
     comparison = medduet.compare(*paths[:2])
     assert (comparison.a, comparison.b) == ("first", "second")
-    assert "are about equal" in comparison.sentence
+    assert " differ by 0.0 points (" in comparison.sentence
     assert "; no significant difference (McNemar, Holm-corrected p = " in comparison.sentence
     assert medduet.compare(*paths[1:]).b == str(paths[2])
 

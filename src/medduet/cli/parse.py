@@ -173,4 +173,5 @@ def _one_line(box: str, program: str) -> str:
     hint = f"did you mean {' or '.join(flags[:3])}? " if flags else ""
     for pattern, replacement in _REWORDED:
         text = " ".join(re.sub(pattern, replacement, text).split()).rstrip(".")
+    text = re.sub(r"--[a-z][\w.]*", lambda match: match[0].replace("_", "-"), text)
     return f"{text}; {hint}all options: {program} --help"

@@ -173,7 +173,7 @@ def _check(faults: Sequence[Fault], listing: Listing, config: DataConfig) -> Non
     Only what is wrong with a file itself may be: the store is kept until a file changes, and what
     was left out because the machine was busy, or had a library missing, would stay out.
     """
-    remedy = "repair them, or leave them out with --data.skip-broken"
+    remedy = "repair or remove them, or leave them out with --data.skip-broken"
     if config.skip_broken:
         remedy = "they may be intact, so they are not skipped: fix the cause, or remove them"
         faults = [x for x in faults if isinstance(x[1], Transient) or "pip install" in x[1]]
@@ -185,4 +185,4 @@ def _summary(faults: Sequence[Fault], total: int) -> str:
     """Return in one line which files can't be read, and why."""
     shown = [reason if name in reason else f"{name}: {reason}" for name, reason in faults[:_SHOWN]]
     more = [f"and {len(faults) - _SHOWN} more"] * (len(faults) > _SHOWN)
-    return f"{len(faults)} of {total} files that can't be read: {'; '.join([*shown, *more])}"
+    return f"{len(faults)} of {total} files that can't be used: {'; '.join([*shown, *more])}"

@@ -13,7 +13,7 @@ from medduet.data.npz import open_npz
 from medduet.data.phantom import phantom_images
 from medduet.data.splits import arrange
 from medduet.data.zarr_store import is_zarr, open_zarr
-from medduet.errors import ConfigError, DataError, closest
+from medduet.errors import ConfigError, DataError, MissingFileError, closest
 
 _FILES = "a folder or table of images"
 _ACCEPTED = "an .npz, a .zarr, a folder of images or a table of them (.csv)"
@@ -97,6 +97,8 @@ def _kind(data: DataConfig) -> str:
         return _FILES
     if Path(data.name).is_file():
         raise DataError(f"{data.name}: expected {_ACCEPTED}, given another kind of file")
+    if "/" in data.name:
+        raise MissingFileError(f"expected a data set at {data.name}, but there is no such path")
     hint = closest(data.name, ["phantom", *medmnist_sets()], f"give the path of {_ACCEPTED}")
     raise ConfigError(f"unknown data set {data.name!r}: {hint}")
 

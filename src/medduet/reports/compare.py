@@ -139,10 +139,10 @@ def describe(row: Difference) -> str:
     better, worse, sign = (row.a, row.b, 1) if row.difference >= 0 else (row.b, row.a, -1)
     amount = f"{factor * abs(row.difference):.{digits}f}"
     low, high = sorted(sign * factor * bound for bound in row.interval)
-    ci = "" if math.isnan(low) else f"95% CI {low:.{digits}f} to {high:.{digits}f}, "
+    ci = "" if math.isnan(low) else f"95% CI {low:.{digits}f} to {high:.{digits}f}{unit}, "
     claim = f"{better} is {amount}{unit} higher than {worse}"
     if float(amount) == 0:
-        claim = f"{better} and {worse} are about equal"
+        claim = f"{row.a} and {row.b} differ by {amount}{unit}"
     claim = f"{METRICS[row.metric].name}: {claim} ({ci}n = {row.n})"
     if math.isnan(row.p_holm):
         return f"{claim}; too few images for a test."

@@ -205,6 +205,7 @@ def draw_run(path: Path) -> list[Path]:
     name, test, predictions = data["name"], selected["test"], run.predictions("test")
     epochs = selected["selected_epoch"], other["selected_epoch"] if other else None
     label, probability = predictions.label, predictions.probability
+    shown = probability if predictions.calibrated is None else predictions.calibrated
     with np.load(run.samples, allow_pickle=False) as file:
         samples = dict(file)
     index = samples["index"]
@@ -215,7 +216,7 @@ def draw_run(path: Path) -> list[Path]:
             f"{name}, the first test images of each class",
             data["class_names"],
             None if label is None else label[index],
-            None if probability is None else probability[index],
+            None if shown is None else shown[index],
         ),
     }
     if label is not None and probability is not None:
