@@ -44,13 +44,11 @@ from medduet.utils.files import write_json
 
 EXPORTS: dict[str, dict[str, Any]] = {
     "float32": {},
-    "float16": {"precision": "float16"},
     "int8": {"precision": "int8"},
 }
 SHAPE_GIVEN = ", shape given"
 WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "ONNX Runtime, float32": ("float32", {}),
-    "ONNX Runtime, float16 weights": ("float16", {}),
     "ONNX Runtime, INT8": ("int8", {}),
     "OpenVINO, float32": ("float32", {"runtime": "openvino"}),
     "OpenVINO, bfloat16": ("float32", {"runtime": "openvino", "precision": "bfloat16"}),
@@ -61,7 +59,6 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {
     "OpenVINO, INT8": ("int8", {"runtime": "openvino"}),
     f"OpenVINO, INT8{SHAPE_GIVEN}": ("int8", {"runtime": "openvino"}),
 }
-NOT_TIMED = "ONNX Runtime, float16 weights"  # computes in float32: only the file is smaller
 NOT_QUICK = "ONNX Runtime, INT8"
 EAGER, HALF = "torch, float32", "torch, bfloat16, channels last"
 HEADS = {False: "class and mask", True: "class alone"}
@@ -113,7 +110,7 @@ def speed(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             if alone:
                 ways = {EAGER: partial(in_torch, bundle, alone)} | ways
             for name, (kind, options) in WAYS.items():
-                if name != NOT_TIMED and not (given.quick and name == NOT_QUICK):
+                if not (given.quick and name == NOT_QUICK):
                     shape = (batch, size, size) if name.endswith(SHAPE_GIVEN) else None
                     path = exported(bundle, folder / f"{kind}-{alone}", kind, data, alone)
                     more = {"shape": shape, "threads": given.threads} | options

@@ -91,7 +91,7 @@ for token, error, words, call, *given in (
     ("", "MissingFileError", "repository user/name", medduet.load, "hf://a/b/c/d"),
     ("", "DownloadError", "does not allow that for me/new (401)", medduet.push, bundle, "me/new"),
     ("reader", "DownloadError", "for me/new (403)", medduet.push, bundle, "me/new"),
-    ("writer", "MissingFileError", "no config.json", medduet.push, "nothing", "me/new"),
+    ("writer", "MissingFileError", "no such folder", medduet.push, "nothing", "me/new"),
     ("writer", "ConfigError", "is public", medduet.push, bundle, "me/public", True),
 ):
     os.environ["HF_TOKEN"] = token

@@ -22,6 +22,7 @@ _REWORDED = (
     (r"For further information visit \S+|\d+ validation errors? for \w+ |Value error, ", ""),
     (r"^(Value error|Parsing error|Unrecognized options|Invalid choice) +", ""),
     (r"^Required options Missing from .*?: ", "missing: "),
+    (r"(--[\w-]+|[A-Z][A-Z_]+)( [A-Z|]+)? [^()]*\(required\)", r"\1"),
     (r"\[type=.*?, input_value=(.*?), input_type=\w+\]", r"(got \1)"),
     (r" \(got \{.*\}\)", ""),
     (

@@ -143,7 +143,9 @@ def _grid(record: GridRecord, arguments: Arguments) -> int:
 def _comparison(comparison: Comparison, arguments: Arguments) -> None:
     from medduet.reports.compare import shown_p
 
-    write(f"a: {comparison.a}  {comparison.path_a}", f"b: {comparison.b}  {comparison.path_b}")
+    for key in "ab":
+        name, path = getattr(comparison, key), getattr(comparison, f"path_{key}")
+        write(f"{key}: {name}" if name == path else f"{key}: {name}  {path}")
     rows = []
     for row in comparison.rows:
         metric = METRICS[row.metric]
