@@ -83,6 +83,17 @@ def test_a_folder(bundle: Path, folder: Path, tmp_path: Path) -> None:
     assert (overlay[mask == 1] != pixels(folder / "a.png")[mask == 1][:, None]).any(axis=1).all()
 
 
+def test_masks_are_left_out_where_they_have_an_image(
+    bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    for name in ("a_mask.png", "gt_9.png"):  # there is no image 9
+        shutil.copy(folder / "a.png", folder / name)
+    predict_files(bundle, [folder], tmp_path / "out", overlays=False)
+    files = {row["file"] for row in table(tmp_path / "out")}
+    assert "gt_9.png" in files
+    assert "a_mask.png" not in files
+
+
 def test_broken_files_are_told_and_the_rest_goes_on(
     bundle: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from medduet.config import Device
 from medduet.data.cache import Progress, counted
-from medduet.data.folders import images_and_masks, stem_of
+from medduet.data.folders import CHANNEL, images_and_masks, stem_of
 from medduet.data.reading.images import HEAD, Picture, kind_of, read_pictures
 from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
@@ -146,7 +146,13 @@ def _list_files(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFil
     for source in sources:
         inside = [source] if source.is_file() else []
         if source.is_dir():
-            inside = [path for path in images_and_masks(source)[0] if out not in path.parents]
+            images, masks = images_and_masks(source)
+            names = {stem_of(path) for path in images}
+            names |= {match["of"] for match in map(CHANNEL.fullmatch, names) if match}
+            # What is called as a mask is, but belongs to no image, may be one.
+            alone = [path for (_, of), group in masks.items() if of not in names for path in group]
+            alone = alone if images else []
+            inside = [path for path in (*images, *alone) if out not in path.parents]
         if not inside:
             raise MissingFileError(f"expected images in {source}, outside {out}, found none")
         paths |= dict.fromkeys(inside)
