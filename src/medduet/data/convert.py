@@ -51,10 +51,12 @@ def open_files(
     meta = read_json(folder / "meta.json")
     if meta["skipped"]:
         logger.warning("%s: left out %s", listing.name, _summary(meta["skipped"], meta["files"]))
+    for note in listing.notes:
+        logger.warning("%s: %s", listing.name, note)
     whole = open_split(folder, "all")
     nothing = whole.take(np.zeros(0, dtype=np.int64))
     info = {"source": str(Path(config.name).expanduser().absolute())}
-    info |= {key: meta[key] for key in ("files", "skipped")}
+    info |= {key: meta[key] for key in ("files", "skipped")} | {"notes": [*listing.notes]}
     images = ImageSet(
         name=listing.name,
         train=whole,

@@ -7,11 +7,12 @@ from typing import Any
 from medduet.config import DataConfig, validate
 from medduet.data.cache import Progress
 from medduet.data.imageset import ImageSet
-from medduet.data.listing import list_folder, list_table
+from medduet.data.listing import list_folder
 from medduet.data.medmnist import DEFAULT_SIZE, fetch_medmnist, medmnist_sets
 from medduet.data.npz import open_npz
 from medduet.data.phantom import phantom_images
 from medduet.data.splits import arrange
+from medduet.data.tables import list_table
 from medduet.data.zarr_store import is_zarr, open_zarr
 from medduet.errors import ConfigError, DataError, MissingFileError, closest
 
