@@ -24,7 +24,7 @@ PARAMETERS = [
     ("unet", (3, 3, 8), 31_045_963),
     ("sharp_unet", (3, 3, 8), 31_045_963),
     ("sharp_unet", (1, 1, 2), 31_038_531),
-    ("dense_inception_unet", (3, 3, 8), 9_945_371),
+    ("dense_inception_unet", (3, 3, 8), 10_592_731),
     ("adares_unet", (3, 3, 8), 8_118_411),
 ]
 # (network, dense channels, 10^9 multiply-accumulates at 3 x 224 x 224)

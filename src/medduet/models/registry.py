@@ -23,7 +23,7 @@ from medduet.models.inception import dense_inception_unet
 from medduet.models.unet import Sharpen, UNet, Upsampling
 
 TASK_PAPER = "Li, Li, Ting: A Study of Multi-Task Learning Using a VoVNet-OSA Block Enhanced U-Net"
-_PARTS = {"block", "stem", "pool", "enlarge", "skip"}
+_PARTS = {"block", "stem", "pool", "enlarge", "skip", "head"}
 """Parameters of `UNet` that are no options: each choice of them is a network with a name."""
 
 

@@ -35,6 +35,11 @@ def upsample(in_channels: int, out_channels: int, upsampling: Upsampling) -> nn.
     )
 
 
+def last_conv(in_channels: int, out_channels: int) -> nn.Module:
+    """Return a 1x1 convolution, the dense head of most."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=1)
+
+
 class Sharpen(nn.Module):
     """Depthwise 3x3 convolution with a fixed Laplacian, which is not saved."""
 
@@ -99,6 +104,7 @@ class UNet(DuetNetwork):
         pool: builds what halves height and width of a map with so many channels.
         enlarge: builds what doubles them; takes channels in, channels out, and `upsampling`.
         skip: builds what each skip passes through before it is joined.
+        head: builds the dense head; takes channels in, channels out.
     """
 
     min_side = MIN_SIDE
@@ -116,6 +122,7 @@ class UNet(DuetNetwork):
         pool: Callable[[int], nn.Module] = max_pool,
         enlarge: Enlarge = upsample,
         skip: Callable[[], nn.Module] = nn.Identity,
+        head: Block = last_conv,
     ) -> None:
         super().__init__()
         if upsampling not in get_args(Upsampling):
@@ -138,7 +145,7 @@ class UNet(DuetNetwork):
             for level in reversed(range(LEVELS)):
                 sizes = channels[level + 1], channels[level]
                 self.up.append(Up(*sizes, blocks[level], upsampling, enlarge, skip))
-            self.dense_head = nn.Conv2d(width, dense_channels, kernel_size=1)
+            self.dense_head = head(width, dense_channels)
         self.encoder_modules = [self.stem, self.down]
         self.decoder_modules = [*self.up, self.dense_head] if self.dense_head else []
 
