@@ -1,5 +1,6 @@
 """What every network promises, whoever wrote it."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,22 @@ def build(
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+FAMILIES = (
+    *("dla34", "dpn68", "efficientnet_lite0", "fbnetv3_b", "hardcorenas_a", "inception_next_tiny"),
+    *("mixnet_s", "mnasnet_100", "mobilenetv2_100", "mobilenetv4_conv_small", "rexnet_100"),
+    *("nfnet_l0", "vgg11_bn", "vit_tiny_patch16_224"),
+)
+
+
+@pytest.mark.parametrize("name", [*NAMES, *(f"timm:{name}" for name in FAMILIES)])
+def test_classes_start_about_as_likely(name: str) -> None:
+    network = create_model(name, in_channels=1, num_classes=3, **OPTIONS.get(name, {}))
+    with torch.no_grad():
+        scores = network(torch.rand(9, 1, 64, 64)).class_logits
+    loss = torch.nn.functional.cross_entropy(scores, torch.arange(9) % 3)
+    assert loss.item() == pytest.approx(math.log(3), abs=0.3)
 
 
 @pytest.mark.parametrize(("channels", "heads"), [(1, "both"), (3, "class"), (1, "dense")])

@@ -54,6 +54,8 @@ class TimmNetwork(DuetNetwork):
         self.pretrained_normalization = config["mean"], config["std"]
         if pretrained:
             self.normalize.set(*self.pretrained_normalization)
+        if not (pretrained and config["num_classes"] == num_classes):
+            _start_quiet(self.classifier)
         strides = [int(info["reduction"]) for info in self.encoder.feature_info]
         self.equal_resolution = len(set(strides)) == 1
         patch_size = getattr(getattr(self.encoder, "patch_embed", None), "patch_size", None)
@@ -168,6 +170,7 @@ class SmpNetwork(DuetNetwork):
         if not dense_channels:
             del self.model.decoder, self.model.segmentation_head
             self.decoder_modules = []
+        _start_quiet(self.classifier)
         self.multiple = int(self.model.encoder.output_stride)
         self.normalize = Normalize(in_channels)
         if pretrained:
@@ -196,6 +199,14 @@ class SmpNetwork(DuetNetwork):
         deepest = features[0][-1] if isinstance(features, tuple) else features[-1]
         scores: Tensor = self.model.classification_head(deepest)
         return scores
+
+
+def _start_quiet(classifier: nn.Module | None) -> None:
+    """Let all classes start about as likely: some of timm's heads start with scores of 10."""
+    if isinstance(classifier, nn.Linear | nn.Conv2d):
+        nn.init.normal_(classifier.weight, std=0.1 / classifier.weight[0].numel() ** 0.5)
+        if classifier.bias is not None:
+            nn.init.zeros_(classifier.bias)
 
 
 def pad_to(x: Tensor, multiple: int, at_least: int = 1) -> Tensor:
