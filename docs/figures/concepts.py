@@ -126,7 +126,7 @@ def empty_masks() -> Figure:
         (ill, mask, shifted, "lesion, found"),
         (ill, mask, none, "lesion, missed"),
         (well, none, none, "none, none drawn"),
-        (well, none, small, "none, 16 pixels drawn"),
+        (well, none, small, "none, false positive"),
     ]
     figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     for axis, (number, truth, drawn, title) in zip(figure.subplots(1, 4), cases, strict=True):
@@ -137,7 +137,8 @@ def empty_masks() -> Figure:
         pair = (torch.from_numpy(part[None].astype(np.int64)) for part in (drawn, truth))
         score = dice_per_class(*pair, num_classes=2).item()
         axis.set_title(title)
-        axis.set_xlabel(f"Dice {score:.2f}", fontsize=10)
+        named = "no Dice" if np.isnan(score) else f"Dice {score:.2f}"
+        axis.set_xlabel(named, fontsize=10)
         axis.set_xticks([]), axis.set_yticks([])
     figure.suptitle("truth blue, prediction orange", x=0.01, ha="left", fontsize=8, color=GREY)
     return figure

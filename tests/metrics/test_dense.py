@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_dice, compute_iou
+from monai.metrics import SSIMMetric, compute_dice, compute_iou
 from scipy import ndimage
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -18,7 +18,13 @@ from medduet.metrics.dense import (
     iou_per_class,
     reconstruction_errors,
 )
-from medduet.metrics.summaries import PSNR_CAP, reconstruction_summary, segmentation_summary
+from medduet.metrics.intervals import wilson
+from medduet.metrics.summaries import (
+    PSNR_CAP,
+    mean_over_classes,
+    reconstruction_summary,
+    segmentation_summary,
+)
 
 NAN = float("nan")
 
@@ -50,13 +56,12 @@ def test_overlap_equals_monai(num_classes: int) -> None:
         found = ours(predicted, truth, num_classes)
         assert found.shape == (8, num_classes - 1)
         assert found.dtype == torch.float64
-        expected = monai(*hot, include_background=False, ignore_empty=False).double()
-        if monai is compute_iou:
-            # MONAI gives NaN to an empty truth; the policy for that is ours.
-            both_empty = (hot[0] + hot[1]).sum((2, 3))[:, 1:] == 0
-            expected[both_empty] = 1
-            expected[(hot[1].sum((2, 3))[:, 1:] == 0) & ~both_empty] = 0
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        expected = monai(*hot, include_background=False).double()
+        # MONAI gives NaN to every empty truth; as in nnU-Net what is drawn there counts 0.
+        drawn = hot[0].sum((2, 3))[:, 1:] > 0
+        expected[expected.isnan() & drawn] = 0
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0, equal_nan=True)
+        assert found[3].isnan().all()
 
 
 @pytest.mark.parametrize("score", [dice_per_class, iou_per_class, hd95_per_class])
@@ -120,20 +125,20 @@ def test_reconstruction_equals_skimage(channels: int, side: int) -> None:
     target = torch.rand(3, channels, side, side + 3, generator=generator) * 2 - 1
     predicted = target + 0.2 * torch.randn(target.shape, generator=generator)
     found = reconstruction_errors(predicted, target)
+    monai = SSIMMetric(spatial_dims=2, data_range=2.0)(predicted + 1, target + 1)
+    torch.testing.assert_close(found["ssim"], monai.flatten(), atol=1e-5, rtol=0)
     for i in range(3):
         a, b = predicted[i].double().numpy() + 1, target[i].double().numpy() + 1
-        # torchmetrics averages over the whole image, mirrored at its border; skimage otherwise.
-        wide = [np.pad(x, ((0, 0), (5, 5), (5, 5)), mode="reflect") for x in (a, b)]
-        _, full = structural_similarity(
-            *wide,
+        similarity = structural_similarity(
+            a,
+            b,
             data_range=2.0,
             gaussian_weights=True,
             sigma=1.5,
             use_sample_covariance=False,
             channel_axis=0,
-            full=True,
         )
-        assert found["ssim"][i].item() == pytest.approx(full[:, 5:-5, 5:-5].mean(), abs=1e-5)
+        assert found["ssim"][i].item() == pytest.approx(similarity, abs=1e-5)
         assert found["mse"][i].item() == pytest.approx(np.mean((a - b) ** 2), rel=1e-5)
         assert found["psnr"][i].item() == pytest.approx(
             peak_signal_noise_ratio(b, a, data_range=2.0), rel=1e-5
@@ -153,23 +158,24 @@ def test_perfect_and_tiny_images() -> None:
 
 
 def test_segmentation_summary_by_hand() -> None:
-    dice = [[0.5, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
-    iou = [[0.4, 1.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]]
+    dice = [[0.5, NAN], [1.0, 0.0], [NAN, NAN], [0.0, NAN]]
+    iou = [[0.4, NAN], [1.0, 0.0], [NAN, NAN], [0.0, NAN]]
     hd95 = [[3.0, NAN], [1.0, NAN], [NAN, NAN], [NAN, NAN]]
     nonempty = [[True, False], [True, True], [False, False], [False, False]]
     found = segmentation_summary(dice, iou, hd95, nonempty, ["tumour", "cyst"])
     assert found["n"] == 4
-    assert found["dice"] == pytest.approx(5.5 / 8)
-    assert found["iou"] == pytest.approx(5.4 / 8)
-    assert found["dice_interval"] == list(bootstrap([0.75, 0.5, 1.0, 0.5]))
-    assert found["dice_nonempty"] == pytest.approx(0.5)
+    assert found["dice"] == pytest.approx((1.5 / 3 + 0) / 2)
+    assert found["iou"] == pytest.approx((1.4 / 3 + 0) / 2)
+    assert found["dice_nonempty"] == pytest.approx((1.5 / 2 + 0) / 2)
     assert found["dice_nonempty_n"] == 3
-    assert found["dice_nonempty_interval"] == pytest.approx([0.5, 0.5])
+    assert found["per_mask"]["tumour"]["dice_interval"] == list(bootstrap([0.5, 1.0, 0.0]))
     assert (found["hd95"], found["hd95_n"]) == (2.0, 2)
-    assert (found["empty_truth_n"], found["empty_correct"]) == (2, 0.5)
+    assert (found["empty_truth_n"], found["false_positives"]) == (2, 1)
+    assert found["false_positive_rate"] == 0.5
+    assert found["false_positive_rate_interval"] == list(wilson(1, 2))
     assert found["per_mask"]["cyst"]["dice_nonempty"] == 0.0
     assert found["per_mask"]["cyst"]["hd95"] is None
-    assert found["per_mask"]["tumour"]["dice"] == pytest.approx(2.5 / 4)
+    assert found["per_mask"]["tumour"]["dice"] == pytest.approx(1.5 / 3)
     json.dumps(found, allow_nan=False)
 
 
@@ -177,6 +183,16 @@ def bootstrap(values: list[float]) -> tuple[float, float]:
     draws = np.random.default_rng(0).integers(0, len(values), (1000, len(values)))
     low, high = np.percentile(np.array(values)[draws].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def test_drawing_nothing_is_no_score() -> None:
+    """Six classes, one of them in each image: who draws nothing is right about most pairs."""
+    truth = torch.zeros(12, 9, 9, dtype=torch.int64)
+    truth[:, 2:5, 2:5] = (torch.arange(12) % 6 + 1)[:, None, None]
+    one_right = torch.where(truth == 1, truth, 0)
+    for predicted, expected in ((torch.zeros_like(truth), 0.0), (one_right, 1 / 6), (truth, 1.0)):
+        dice = dice_per_class(predicted, truth, 7)
+        assert mean_over_classes(dice) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("names", [[], ["a"], ["a", "a"]])

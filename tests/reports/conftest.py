@@ -55,10 +55,8 @@ def _write_run(
     if dice is not None:
         there = np.ones_like(given["dice"]) if present is None else np.asarray(present)
         given |= {"iou": given["dice"], "hd95": given["dice"], "has_mask": np.ones(n, bool)}
-        given |= {
-            "truth_pixels": 10 * there.astype(int),
-            "predicted_pixels": 10 * there.astype(int),
-        }
+        drawn = ~np.isnan(given["dice"])
+        given |= {"truth_pixels": 10 * there.astype(int), "predicted_pixels": 10 * drawn}
     if mse is not None:
         given |= {"psnr": given["mse"], "ssim": given["mse"]}
     k = given["probability"].shape[1] if probability is not None else 0

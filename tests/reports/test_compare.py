@@ -30,7 +30,8 @@ def answers(seed: int, shift: float = 1.0) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     scores = np.exp(rng.normal(size=(N, 3)) + shift * np.eye(3)[label])
     present = label[:, None] > 0
-    dice = np.where(present, np.clip(rng.normal(0.6, 0.2, (N, 1)), 0, 1), rng.random((N, 1)) > 0.5)
+    nothing = np.where(rng.random((N, 1)) > 0.5, np.nan, 0)
+    dice = np.where(present, np.clip(rng.normal(0.6, 0.2, (N, 1)), 0, 1), nothing)
     return {
         "label": label,
         "probability": scores / scores.sum(axis=1, keepdims=True),
@@ -55,7 +56,7 @@ def test_every_row_is_its_test(write_run: WriteRun, tmp_path: Path) -> None:
     b = write_run(tmp_path / "b", model="vovunet_var", **other)
     comparison = medduet.compare(a, b)
     rows = {row.metric: row for row in comparison.rows}
-    assert list(rows) == ["accuracy", "auc", "dice_nonempty", "dice", "mse"]
+    assert list(rows) == ["accuracy", "auc", "dice_nonempty", "false_positive_rate", "mse"]
     metrics = [open_run(path).validation_selected["test"] for path in (a, b)]
     for key, row in rows.items():
         assert (row.mean_a, row.mean_b) == pytest.approx([part[key] for part in metrics])
@@ -65,7 +66,9 @@ def test_every_row_is_its_test(write_run: WriteRun, tmp_path: Path) -> None:
     assert (accuracy.p, accuracy.interval) == (by_mcnemar.p, by_mcnemar.interval)
     assert accuracy.effect == by_mcnemar.odds_ratio
     assert rows["auc"].p == delong(one["label"], one["probability"], other["probability"]).p
-    assert rows["dice"].p == over_images(one["dice"], other["dice"], resamples=2000).p
+    empty = ~one["present"][:, 0]
+    drawn = [~np.isnan(run["dice"][empty, 0]) for run in (one, other)]
+    assert rows["false_positive_rate"].interval == mcnemar(*drawn).interval
     lesion = one["present"][:, 0]
     of_lesions = over_images(one["dice"][lesion], other["dice"][lesion], resamples=2000)
     assert (rows["dice_nonempty"].p, rows["dice_nonempty"].n) == (of_lesions.p, 40)
@@ -101,7 +104,7 @@ def test_seeds_count_as_their_mean_and_methods_are_corrected(
     score: dict[str, Callable[[dict[str, Any]], Any]] = {
         "accuracy": lambda run: run["probability"].argmax(axis=1) == label,
         "auc": lambda run: run["probability"],
-        "dice": lambda run: run["dice"][:, 0],
+        "dice_nonempty": lambda run: run["dice"][run["present"]],
         "mse": lambda run: run["mse"],
     }
     for metric, of_run in score.items():
@@ -142,7 +145,7 @@ def test_what_one_run_lacks_is_skipped(write_run: WriteRun, tmp_path: Path) -> N
     only = {key: answers(2)[key] for key in ("dice", "present")}
     masks = write_run(tmp_path / "masks", tasks=["segment"], environment=environment, **only)
     comparison = medduet.compare(whole, masks)
-    assert [row.metric for row in comparison.rows] == ["dice_nonempty", "dice"]
+    assert [row.metric for row in comparison.rows] == ["dice_nonempty", "false_positive_rate"]
     assert comparison.skipped[0] == "accuracy: only whole has it"
     assert len(comparison.skipped) == 3
     mse = answers(1)["mse"]
@@ -182,7 +185,8 @@ def test_other_data_is_refused(write_run: WriteRun, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="on the same data in the same split"):
         medduet.compare(a, b)
     whole = write_run(tmp_path / "whole", **answers(1))
-    others = {"label": np.roll(answers(1)["label"], 1)}, {"present": np.ones((N, 1), bool)}
+    everywhere = {"present": np.ones((N, 1), bool), "dice": np.nan_to_num(answers(1)["dice"])}
+    others = {"label": np.roll(answers(1)["label"], 1)}, everywhere
     for number, other in enumerate(others):
         c = write_run(tmp_path / str(number), **(answers(1) | other))
         with pytest.raises(DataError, match="same images, labels and masks"):

@@ -51,7 +51,7 @@ def test_folds_become_one_run_for_each_method(runs: list[RunFolder]) -> None:
     assert test["n"] == 40
     assert test["accuracy"] == accuracy_score(label, probability.argmax(axis=1))
     assert test["auc"] == pytest.approx(roc_auc_score(label, probability, multi_class="ovr"))
-    assert test["dice"] == pytest.approx(np.concatenate([part.dice for part in parts]).mean())
+    assert test["dice"] == pytest.approx(np.nanmean(np.concatenate([part.dice for part in parts])))
 
 
 def test_a_report_judges_all_images_together(runs: list[RunFolder], tmp_path: Path) -> None:

@@ -48,12 +48,12 @@ def test_a_csv_gives_back_every_digit(tmp_path: Path) -> None:
     header = (tmp_path / "test.csv").read_text().splitlines()[0]
     assert header.startswith('index,image,label,predicted,"probability_a, b"')
     assert read.mask_present.any(axis=1).tolist() == [True, False, False]
-    assert np.isnan(read.mean_dice).tolist() == [False, True, False]
+    assert read.drawn.tolist() == [True, False, True]
     joined = Predictions.concatenate([read, read])
     assert (joined.index.tolist(), joined.label.tolist()) == (list(range(6)), [1, -1, 0] * 2)
     Predictions(np.arange(1), mse=np.array([0.1])).to_csv(tmp_path / "a")
     alone = Predictions.from_csv(tmp_path / "a")
-    assert (alone.mse.tolist(), alone.label, alone.correct, alone.mean_dice) == ([0.1], *[None] * 3)
+    assert (alone.mse.tolist(), alone.label, alone.correct, alone.dice) == ([0.1], *[None] * 3)
     assert Predictions.concatenate([read, alone]).label is None
 
 

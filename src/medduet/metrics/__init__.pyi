@@ -15,5 +15,6 @@ from .names import Metric as Metric
 from .roc import auc as auc
 from .roc import auc_interval as auc_interval
 from .summaries import PSNR_CAP as PSNR_CAP
+from .summaries import mean_over_classes as mean_over_classes
 from .summaries import reconstruction_summary as reconstruction_summary
 from .summaries import segmentation_summary as segmentation_summary

@@ -14,8 +14,8 @@ _SSIM_RADIUS, _RANGE = 5, 2.0
 def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     """Return the Dice score of every image and foreground class, ``2 |P and T| / (|P| + |T|)``.
 
-    An empty truth with an empty prediction counts 1; if only one of them is empty, 0. Masks are
-    ``(N, H, W)`` integer classes, 0 is background; scores are ``(N, num_classes - 1)`` float64.
+    NaN where both are empty; if only one of them is, 0. Masks are ``(N, H, W)`` integer classes, 0
+    is background; scores are ``(N, num_classes - 1)`` float64.
 
     Raises:
         DataError: for masks that are not integer, differ in shape or hold other values.
@@ -26,13 +26,13 @@ def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
         tensor([[0.5000]], dtype=torch.float64)
     """
     shared, both = _overlap(predicted, truth, num_classes)
-    return torch.where(both > 0, 2 * shared / both, 1.0)
+    return 2 * shared / both
 
 
 def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     """Return the intersection over union, ``|P and T| / |P or T|``; else as `dice_per_class`."""
     shared, both = _overlap(predicted, truth, num_classes)
-    return torch.where(both > 0, shared / (both - shared), 1.0)
+    return shared / (both - shared)
 
 
 def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
@@ -57,7 +57,8 @@ def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
 def reconstruction_errors(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Return how far each rebuilt image is from its target, both ``(N, C, H, W)``, -1 to 1.
 
-    SSIM (doi:10.1109/TIP.2003.819861) has a Gaussian window of 11 pixels, or the largest that fits.
+    SSIM (doi:10.1109/TIP.2003.819861) has a Gaussian window of 11 pixels, or the largest that fits,
+    where it lies within the image.
 
     Returns:
         ``mse``, ``psnr`` in dB (infinite for a perfect image) and ``ssim`` (NaN if a side is below
@@ -109,8 +110,12 @@ def _ssim(predicted: Tensor, target: Tensor) -> Tensor:
         return torch.full((len(predicted),), float("nan"))
     # torchmetrics takes the window's radius from sigma, as int(3.5 * sigma + 0.5).
     sigma = 1.5 if radius == _SSIM_RADIUS else radius / 3.5
-    ssim = structural_similarity_index_measure(
-        predicted, target, sigma=sigma, data_range=_RANGE, reduction="none"
+    _, maps = structural_similarity_index_measure(
+        *(predicted, target),
+        sigma=sigma,
+        data_range=_RANGE,
+        reduction="none",
+        return_full_image=True,
     )
-    assert isinstance(ssim, Tensor)
-    return ssim
+    # Where the window is whole: torchmetrics averages a border of mirrored pixels too.
+    return maps[:, :, radius:-radius, radius:-radius].mean(dim=(1, 2, 3))

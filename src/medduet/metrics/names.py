@@ -29,6 +29,7 @@ METRICS: dict[str, Metric] = {
         Metric("ece", "expected calibration error", "ECE", higher_is_better=False),
         Metric("dice", "Dice", "Dice"),
         Metric("dice_nonempty", "Dice, non-empty masks", "Dice⁺"),
+        Metric("false_positive_rate", "false-positive images", "FP", higher_is_better=False),
         Metric("iou", "IoU", "IoU"),
         Metric("hd95", "HD95 (pixels)", "HD95", higher_is_better=False, digits=2),
         Metric("mse", "MSE", "MSE", higher_is_better=False, digits=5),
@@ -36,8 +37,9 @@ METRICS: dict[str, Metric] = {
         Metric("ssim", "SSIM", "SSIM"),
     )
 }
-"""Every metric by its key; `dice_nonempty` is the mean over pairs of image and class whose true
-mask has any pixel."""
+"""Every metric by its key. `dice` leaves out pairs of image and class that are in neither mask,
+`dice_nonempty` all whose true mask is empty; `false_positive_rate` is the share of the images with
+an empty true mask in which something is drawn."""
 
 
 def metric_name(key: str) -> str:

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from medduet.errors import DataError
 from medduet.metrics.inputs import Booleans, Floats
-from medduet.metrics.intervals import CONFIDENCE, bootstrap_mean, bounds, nan_mean, number
+from medduet.metrics.intervals import CONFIDENCE, bootstrap_mean, bounds, nan_mean, number, wilson
 
 PSNR_CAP = 100.0
 """The PSNR in dB at which a perfect image, whose own is infinite, enters a mean."""
@@ -26,9 +26,10 @@ def segmentation_summary(
     """Return what the per-image mask scores say of a split with 95% intervals, ready for JSON.
 
     Takes ``(N, M)`` scores (`hd95` or ``None``), whether each true mask has any pixel, and M names.
-    ``dice_nonempty`` and ``hd95`` are means over pairs of image and class with a non-empty truth
-    (and prediction), of which there are ``..._n``; ``empty_correct`` is the share of the images
-    without any foreground that are predicted so. What is undefined is ``None``.
+    Scores are means over the images of a class, then over classes: ``dice`` and ``iou`` of those
+    whose truth or prediction has the class, ``dice_nonempty`` of those whose truth has it, and
+    ``hd95`` of those where both have it. Images without any foreground in which some is predicted
+    are the false positives. What is undefined is ``None``.
     """
     lesion = np.asarray(truth_nonempty, dtype=bool)
     distance = np.full(lesion.shape, np.nan) if hd95 is None else hd95
@@ -40,12 +41,16 @@ def segmentation_summary(
             f"given {sorted(shapes)} and {list(mask_names)}"
         )
     scores, empty = np.stack(measured), ~lesion.any(axis=1)
+    false = int((~np.isnan(scores[0][empty])).any(axis=1).sum())
+    interval = wilson(false, int(empty.sum()))
     return {
         "n": len(lesion),
         "confidence": CONFIDENCE,
         **_mask_scores(scores, lesion, bootstrap),
         "empty_truth_n": int(empty.sum()),
-        "empty_correct": number(nan_mean((scores[0][empty] == 1).all(axis=1))),
+        "false_positives": false,
+        "false_positive_rate": false / int(empty.sum()) if empty.any() else None,
+        "false_positive_rate_interval": bounds(interval),
         "per_mask": {
             str(name): _mask_scores(scores[:, :, [k]], lesion[:, [k]], bootstrap)
             for k, name in enumerate(mask_names)
@@ -60,20 +65,22 @@ def reconstruction_summary(errors: Mapping[str, ArrayLike]) -> dict[str, Any]:
     return {"n": len(psnr)} | {name: number(nan_mean(of)) for name, of in values.items()}
 
 
+def mean_over_classes(scores: ArrayLike) -> float:
+    """Return the mean over the images of each class, then over classes, of (N, M) with NaN."""
+    return nan_mean([nan_mean(column) for column in np.asarray(scores, dtype=np.float64).T])
+
+
 def _mask_scores(scores: Floats, lesion: Booleans, bootstrap: int) -> dict[str, Any]:
     dice, iou, hd95 = scores
-    has = lesion.any(axis=1)
-    pairs = lesion[has].sum(axis=1)
-    each, each_lesion = dice.mean(axis=1), (dice * lesion)[has].sum(axis=1) / pairs
-    interval = bootstrap_mean(each, resamples=bootstrap)
-    lesion_interval = bootstrap_mean(each_lesion, pairs, resamples=bootstrap)
-    return {
-        "dice": number(nan_mean(dice)),
-        "dice_interval": bounds(interval),
-        "dice_nonempty": number(nan_mean(dice[lesion])),
-        "dice_nonempty_interval": bounds(lesion_interval),
+    summary: dict[str, Any] = {}
+    for name, counts in (("dice", ~np.isnan(dice)), ("dice_nonempty", lesion)):
+        rows = counts.any(axis=1)
+        interval = bootstrap_mean(dice[rows], counts[rows], resamples=bootstrap)
+        mean = mean_over_classes(np.where(counts, dice, np.nan))
+        summary |= {name: number(mean), f"{name}_interval": bounds(interval)}
+    return summary | {
         "dice_nonempty_n": int(lesion.sum()),
-        "iou": number(nan_mean(iou)),
-        "hd95": number(nan_mean(hd95)),
+        "iou": number(mean_over_classes(iou)),
+        "hd95": number(mean_over_classes(hd95)),
         "hd95_n": int((~np.isnan(hd95)).sum()),
     }

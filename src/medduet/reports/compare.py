@@ -19,6 +19,8 @@ from medduet.runs.predictions import Predictions
 from medduet.utils.files import write_json
 from medduet.utils.parsing import misread
 
+PAIRED = tuple(metric for metric in COMPARED if metric != "dice")
+"""Metrics that count the same images whatever is predicted."""
 ALPHA = 0.05
 """A corrected p below this is called significant."""
 
@@ -74,7 +76,7 @@ def differences(groups: Sequence[Group]) -> list[Difference]:
     Holm's correction is over the methods of one metric. Only seeds in common count.
     """
     rows: list[Difference] = []
-    for metric in COMPARED:
+    for metric in PAIRED:
         having = [group for group in groups if group.values(metric)]
         others = [other for other in having[1:] if set(having[0].runs) & set(other.runs)]
         rows += _correct([_difference(metric, having[0], other) for other in others])
@@ -113,7 +115,8 @@ def _difference(metric: str, a: Group, b: Group) -> Difference:
 def _over_images(metric: str, a: Sequence[Predictions], b: Sequence[Predictions]) -> dict[str, Any]:
     """Test the mean over seeds over the images, which all seeds share.
 
-    AUC by DeLong; accuracy of one seed by McNemar; everything else by sign-flip permutation.
+    AUC by DeLong; accuracy and false positives of one seed by McNemar; everything else by
+    sign-flip permutation.
     """
     test: Any
     if metric == "auc":
@@ -122,7 +125,8 @@ def _over_images(metric: str, a: Sequence[Predictions], b: Sequence[Predictions]
         names = {"test": "DeLong", "effect_name": "z", "effect": test.z}
     else:
         (score_a, weights), (score_b, _) = image_scores(a, metric), image_scores(b, metric)
-        if metric == "accuracy" and len(a) == 1 and weights.ndim == 1:
+        shares = ("accuracy", "false_positive_rate")
+        if metric in shares and len(a) == 1 and weights.ndim == 1:
             test = mcnemar(score_a[weights > 0] > 0, score_b[weights > 0] > 0)
             names = {"test": "McNemar", "effect_name": "odds ratio", "effect": test.odds_ratio}
         else:
@@ -178,9 +182,10 @@ class Comparison:
 def compare(run_a: str | Path, run_b: str | Path, *, out: Path | None = None) -> Comparison:
     """Compare two finished runs on the images of the test split, with paired tests.
 
-    Accuracy by McNemar's test (multi-label: permutation), AUC by DeLong's, Dice and reconstruction
-    error by sign-flip permutation; Holm's correction over all of them. The epochs are those that
-    validation selected. The numbers are written to `out`, a .json file, too.
+    Accuracy and false-positive images by McNemar's test (multi-label: permutation), AUC by
+    DeLong's, Dice and reconstruction error by sign-flip permutation; Holm's correction over all of
+    them. The epochs are those that validation selected. The numbers are written to `out`, a .json
+    file, too.
 
     Raises:
         ConfigError: the same run twice, other data, or no metric that both have.
@@ -195,7 +200,7 @@ def compare(run_a: str | Path, run_b: str | Path, *, out: Path | None = None) ->
     _check_same_images(a, b)
     rows: list[Difference] = []
     skipped: list[str] = []
-    for metric in COMPARED:
+    for metric in PAIRED:
         having = [group for group in (a, b) if group.values(metric)]
         if len(having) == 2:
             rows.append(_difference(metric, a, b))

@@ -31,7 +31,7 @@ _IGNORED = (
 _TASKS = "objective.tasks"
 REFERENCE = "vovunet_var"
 """The default reference: the paper's own network."""
-COMPARED = ("accuracy", "auc", "dice_nonempty", "dice", "mse")
+COMPARED = ("accuracy", "auc", "dice_nonempty", "dice", "false_positive_rate", "mse")
 """Keys of the metrics of a report."""
 RESAMPLES = 2000
 Floats = NDArray[np.float64]
@@ -266,18 +266,21 @@ def measure(group: Group, metric: str) -> Measured | None:
 def image_scores(predictions: Sequence[Predictions], metric: str) -> tuple[Floats, Floats]:
     """Return the score of each image, mean over seeds, and its weight in the mean over images.
 
-    ``(n,)`` each, or ``(n, K)`` of several labels; not for the AUC. A pair of image and mask class
-    counts once, what is not labelled has weight 0.
+    ``(n,)`` each, or ``(n, K)`` of several labels or mask classes; not for the AUC. What is not
+    labelled or does not count has weight 0. Which images count for ``dice`` depends on what is
+    predicted, so it has columns for each seed.
     """
     first = predictions[0]
-    name = {"accuracy": "correct", "mse": "mse"}.get(metric, "dice")
-    score: Floats = np.mean([getattr(each, name) for each in predictions], axis=0)
+    if metric == "dice":
+        score: Floats = np.hstack([np.asarray(each.dice) for each in predictions])
+        return np.nan_to_num(score), (~np.isnan(score)).astype(float)
+    name = {"accuracy": "correct", "mse": "mse", "dice_nonempty": "dice"}.get(metric, "drawn")
+    score = np.mean([getattr(each, name) for each in predictions], axis=0)
+    weights = np.ones(len(score), dtype=bool)
     if metric == "accuracy":
-        return score, np.asarray(first.labelled, dtype=float)
-    if metric == "mse":
-        return score, np.ones(len(score))
-    counts = ~np.isnan(score)
-    if metric == "dice_nonempty":
-        counts &= np.asarray(first.mask_present)
-    weights = counts.sum(axis=1).astype(float)
-    return np.where(counts, score, 0.0).sum(axis=1) / np.maximum(weights, 1), weights
+        weights = np.asarray(first.labelled)
+    elif metric != "mse":
+        present = np.asarray(first.mask_present)
+        empty = np.asarray(first.has_mask) & ~present.any(axis=1)
+        weights = present if metric == "dice_nonempty" else empty
+    return np.nan_to_num(score), weights.astype(float)

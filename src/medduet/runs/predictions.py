@@ -47,7 +47,7 @@ class Predictions:
     probability: Floats | None = None  # (N, K), as trained
     calibrated: Floats | None = None  # (N, K), as the bundle predicts
     has_mask: NDArray[np.bool_] | None = None  # (N,)
-    dice: Floats | None = None  # (N, M), as those below
+    dice: Floats | None = None  # (N, M), as those below; NaN where both masks are empty
     iou: Floats | None = None
     hd95: Floats | None = None  # pixels; NaN where either mask is empty
     truth_pixels: NDArray[np.int64] | None = None
@@ -86,14 +86,14 @@ class Predictions:
         return correct_predictions(self.label, self.probability, self.multi_label)
 
     @property
-    def mean_dice(self) -> Floats | None:
-        """``(N,)`` Dice, mean over the mask classes; NaN where the true mask is unknown."""
-        return None if self.dice is None else self.dice.mean(axis=1)
-
-    @property
     def mask_present(self) -> NDArray[np.bool_] | None:
         """``(N, M)``, whether the true mask has any pixel of the class."""
         return None if self.truth_pixels is None else self.truth_pixels > 0
+
+    @property
+    def drawn(self) -> NDArray[np.bool_] | None:
+        """``(N,)``, whether the predicted mask has any foreground."""
+        return None if self.predicted_pixels is None else self.predicted_pixels.sum(axis=1) > 0
 
     def to_csv(self, path: Path) -> None:
         """Write one line per image; what has classes or masks as ``probability_CLASS``."""

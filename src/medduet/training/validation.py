@@ -160,12 +160,12 @@ def quick_metrics(predictions: Predictions) -> dict[str, float]:
     for task, loss in predictions.losses.items():
         total = float(loss.weight.sum())
         quick[task] = float((loss.value * loss.weight).sum()) / total if total else math.nan
-    label, probability, dice = predictions.label, predictions.probability, predictions.mean_dice
+    label, probability = predictions.label, predictions.probability
     if label is not None and probability is not None and (label != UNKNOWN_LABEL).any():
         for metric in (metrics.accuracy, metrics.auc, metrics.balanced_accuracy):
             quick[metric.__name__] = metric(label, probability, predictions.multi_label)
-    if dice is not None:
-        quick["dice"] = float(np.nanmean(dice))
+    if predictions.dice is not None:
+        quick["dice"] = metrics.mean_over_classes(predictions.dice)
     if predictions.mse is not None:
         quick["mse"] = float(predictions.mse.mean())
     return quick
