@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from medduet import ImageSet, open_images
-from medduet.data.attach import attach_masks
+from medduet.data.attach import attach
 from medduet.data.imageset import SPLITS
 
 
@@ -113,7 +113,7 @@ def match_table(images: ImageSet, folder: Path) -> None:
         for reduction in REDUCTIONS:
             target, out = folder / "target.npz", folder / "out.npz"
             write_target(target, images, reduction, side)
-            cells = judge(attach_masks(target, images, out), images, out, side)
+            cells = judge(attach(target, [images], out), images, out, side)
             print(f"| {side} | {reduction} | {cells} |", flush=True)
             clear(folder)
 
@@ -126,14 +126,14 @@ def absent_table(images: ImageSet, xrays: Path, folder: Path) -> None:
     for side in (28, 64):
         for reduction in REDUCTIONS:
             write_target(folder / "target.npz", images, reduction, side)
-            found = attach_masks(folder / "target.npz", source, folder / "out.npz")
+            found = attach(folder / "target.npz", [source], folder / "out.npz")
             matched = (found["state"] == "matched").to_numpy()
             ids, own = images.pool().ids, there & matched
             right = (found["source"].to_numpy()[own] == ids[own]).sum()
             cells = f"{right} of {there.sum()} | {(matched & ~there).sum()} | {(~there).sum()}"
             print(f"| BUSI at {side}, {reduction}, half of the source | {cells} |", flush=True)
             clear(folder)
-    found = attach_masks(xrays, images, folder / "out.npz")
+    found = attach(xrays, [images], folder / "out.npz")
     print(f"| chest X-rays at 28 | | {(found['state'] == 'matched').sum()} | {len(found)} |")
     print(f"\nhighest score of an X-ray: {found['score'].max():.2f}")
     clear(folder)

@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from medduet.errors import ConfigError, MissingFileError, closest
+from medduet.types import Fit
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Task = Literal["classify", "segment", "reconstruct"]
@@ -88,8 +89,8 @@ class DataConfig(Frozen):
     """1 (grey) or 3 (RGB), of phantoms and image files; None: grey if every file is."""
     masks: Path | None = None
     """Folder of the masks, for a folder of images; None: beside the images, or called masks."""
-    fit: Literal["pad", "stretch"] = "pad"
-    """Image files become square by black borders, or by stretching (as in MedMNIST)."""
+    fit: Fit = "pad"
+    """Image files become square by black borders, by stretching, or by their centre (MedMNIST)."""
     window: tuple[float, float] | None = None
     """Centre and width of the grey values shown, for DICOM, NIfTI and 16 bits; None: the file's."""
     skip_broken: bool = False

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:  # some of it is needed where torch is not
     from torch import Tensor
 
+Fit = Literal["pad", "stretch", "crop"]
+"""How an image becomes square: by black borders, by stretching, or by its centre."""
 UNKNOWN_LABEL = -1
 """The label of an image whose class is not known; it counts zero in every loss and metric."""
 

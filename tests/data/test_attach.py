@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from medduet import ImageSet, open_images
-from medduet.data.attach import attach_masks
+from medduet import DataConfig, DataError, ImageSet, open_images
+from medduet.data.attach import attach, attach_masks
 from medduet.data.imageset import SPLITS
 from medduet.data.phantom import phantom_images
 from medduet.errors import ConfigError
@@ -67,7 +68,7 @@ def test_each_image_gets_its_own_mask(how: str, phantoms: ImageSet, tmp_path: Pa
         return bilinear(images, side) if "torch" in how else by_pillow(images, side, how)
 
     small = written(tmp_path / "small.npz", phantoms, reduce)
-    table = attach_masks(small, shuffled(phantoms), tmp_path / "out.npz")
+    table = attach(small, [shuffled(phantoms)], tmp_path / "out.npz")
     assert (table["source"] == phantoms.pool().ids).all()
     assert (table["state"] == "matched").sum() >= 0.98 * COUNT
     out, known = open_images(str(tmp_path / "out.npz")), table["state"] == "matched"
@@ -82,7 +83,7 @@ def test_the_arrays_of_the_target_are_kept(
 ) -> None:
     known = ~np.isin(np.arange(len(phantoms.train)), [3, 5])
     source = replace(phantoms, train=replace(phantoms.train, has_mask=known))
-    table = attach_masks(target, source, tmp_path / "out.npz")
+    table = attach(target, [source], tmp_path / "out.npz")
     assert np.flatnonzero(table["state"] == "no mask").tolist() == [3, 5]
     with np.load(target) as old, np.load(tmp_path / "out.npz") as new:
         for key in old:
@@ -97,14 +98,14 @@ def test_images_that_are_not_in_the_source_get_none(
     phantoms: ImageSet, target: Path, tmp_path: Path
 ) -> None:
     half = shuffled(phantoms, COUNT // 2)
-    state = attach_masks(target, half, tmp_path / "out.npz")["state"]
+    state = attach(target, [half], tmp_path / "out.npz")["state"]
     there = np.isin(phantoms.pool().ids, half.pool().ids)
     assert (state[there] == "matched").mean() >= 0.97
     assert (state[~there] == "unmatched").all()
     with pytest.raises(ConfigError, match=r"out\.npz exists"):
-        attach_masks(target, half, tmp_path / "out.npz")
+        attach(target, [half], tmp_path / "out.npz")
     others = phantom_images(size=96, count=COUNT, seed=7)
-    found = attach_masks(target, others, tmp_path / "none.npz")
+    found = attach(target, [others], tmp_path / "none.npz")
     assert (found["state"] == "unmatched").all()
     assert not open_images(str(tmp_path / "none.npz")).train.known_masks.any()
 
@@ -121,7 +122,7 @@ def test_a_picture_with_two_masks_is_ambiguous(phantoms: ImageSet, tmp_path: Pat
     masks[sick[1]] = 1 - masks[sick[0]]
     source = replace(phantoms, train=replace(train, images=images, masks=masks))
     small = written(tmp_path / "small.npz", source, lambda x: by_pillow(x, 28))
-    table = attach_masks(small, source, tmp_path / "out.npz")
+    table = attach(small, [source], tmp_path / "out.npz")
     assert (table["state"][sick] == "ambiguous").all()
     assert {*table["rival"][sick], *table["source"][sick]} == {f"train/{x}" for x in sick}
     assert (table["state"][healthy] == "matched").all()
@@ -130,11 +131,48 @@ def test_a_picture_with_two_masks_is_ambiguous(phantoms: ImageSet, tmp_path: Pat
     assert known[healthy].all()
 
 
-def test_real_breastmnist(shared_data: Path, tmp_path: Path) -> None:
-    """The official set gets the masks of BUSI; most images were reduced alike, bit for bit."""
-    source = open_images(str(shared_data / "breastmnist_224_rebuilt.npz"))
-    attach_masks(shared_data / "breastmnist_64.npz", source, tmp_path / "out.npz")
-    out = open_images(str(tmp_path / "out.npz")).pool()
-    right = open_images(str(shared_data / "breastmnist_64_with_busi_masks.npz")).pool()
-    assert out.known_masks.sum() >= 620  # others are from another copy of BUSI
-    assert (out.masks[:] == right.masks[:]).mean(axis=(1, 2))[out.known_masks].min() > 0.99
+def wide_folder(folder: Path, images: ImageSet) -> Path:
+    """The pictures of a set, twice as wide, with noise on either side."""
+    rng, pool = np.random.default_rng(0), images.pool()
+    for number, (image, mask) in enumerate(zip(pool.images[:], pool.masks[:], strict=True)):
+        wide = rng.integers(0, 256, (96, 192), np.uint8)
+        wide[:, 48:144] = image
+        (folder / "a").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(wide).save(folder / "a" / f"p ({number}).png")
+        drawn = np.pad(mask * 255, ((0, 0), (48, 48)))
+        Image.fromarray(drawn).save(folder / "a" / f"p ({number})_mask.png")
+    return folder
+
+
+def test_centre_squares_of_wide_pictures(phantoms: ImageSet, target: Path, tmp_path: Path) -> None:
+    data = DataConfig(name=str(wide_folder(tmp_path / "wide", phantoms)), cache=tmp_path)
+    table = attach_masks(target, tmp_path / "out.npz", data=data)
+    assert table.attrs["view"] == "crop"
+    names = table["source"].str.extract(r"\((\d+)\)")[0].astype(int)
+    assert (names == np.arange(COUNT)).all()
+    assert (table["state"] == "matched").mean() >= 0.98
+    listed = table.assign(split=table["split"].str.upper(), image_id=names.map("p ({})".format))
+    listed.loc[3, "image_id"] = "another"
+    listed.to_csv(tmp_path / "index.csv", columns=["split", "index", "image_id"], index=False)
+    index, out = tmp_path / "index.csv", tmp_path / "listed.npz"
+    table = attach_masks(target, out, data=data, map=index)
+    assert np.flatnonzero(table["state"] != "matched").tolist() == [3]
+    assert table["state"][3] == "unmatched"
+    index.write_text("split,index\n")
+    with pytest.raises(DataError, match="the columns split, index, image_id"):
+        attach_masks(target, tmp_path / "no.npz", data=data, map=index)
+
+
+@pytest.mark.parametrize("name", ["breastmnist_64", "breastmnist"])
+def test_real_breastmnist(name: str, shared_data: Path, tmp_path: Path) -> None:
+    """The official set, which shows centre squares, gets the masks of BUSI as a folder."""
+    with ZipFile(shared_data / "busi_folder_128.zip") as archive:
+        archive.extractall(tmp_path)
+    data = DataConfig(name=str(tmp_path / "BUSI"), cache=tmp_path)
+    table = attach_masks(shared_data / f"{name}.npz", tmp_path / "out.npz", data=data)
+    right = open_images(str(shared_data / "breastmnist_64_with_busi_masks.npz"), cache=tmp_path)
+    names = [name.partition("/")[2] for name in right.pool().ids]
+    own = (table["source"].str.extract(r"/(.+)\.png")[0] == names).to_numpy()
+    matched = (table["state"] == "matched").to_numpy()
+    assert matched.sum() >= 770
+    assert own[matched].all()

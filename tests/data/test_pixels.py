@@ -32,6 +32,8 @@ def test_images_and_masks_are_resized_as_torch_does(size: tuple[int, int]) -> No
         ((16, 8), "pad", slice(6, 10), slice(0, 4)),  # 2 black columns on either side
         ((16, 8), "stretch", slice(6, 10), slice(1, 4)),
         ((8, 8), "pad", slice(3, 5), slice(1, 4)),
+        ((16, 8), "crop", slice(7, 9), slice(1, 4)),  # the 4 rows above and below are not seen
+        ((8, 24), "crop", slice(3, 5), slice(9, 12)),
     ],
 )
 def test_a_mask_returns_to_the_pixels_of_the_image(

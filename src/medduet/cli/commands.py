@@ -32,7 +32,7 @@ COMMANDS = {
     "compare": "reports.compare:compare",
     "preview": "reports.preview:preview",
     "audit": "cli.functions:audit",
-    "attach-masks": "cli.functions:attach_masks",
+    "attach-masks": "data.attach:attach_masks",
     "zarr": "cli.functions:zarr",
     "datasets": "cli.lists:datasets",
     "models": "cli.lists:models",

@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-import pandas as pd
 from pydantic import Field
 
 from medduet.config import DataConfig
-from medduet.data.attach import attach_masks as attach
 from medduet.data.audit.checks import audit as audit_images
 from medduet.data.audit.findings import Audit
 from medduet.data.audit.leakage import clean
@@ -56,26 +54,6 @@ def audit(
     cleaned, changes = clean(images, fix_by, cache=data.cache, progress=progress)
     write_split(fix, cleaned)
     return AuditRecord(findings, page, changes)
-
-
-def attach_masks(
-    target: Path, out: Path, *, data: DataConfig, progress: Progress = None
-) -> pd.DataFrame:
-    """Add the masks of the data set that another one was made from: BUSI's to BreastMNIST.
-
-    Images are matched by their content. Those without a certain match get no mask, and are listed
-    in a table (.csv) beside OUT.
-
-    Args:
-        target: The .npz without masks; its images, labels and splits are kept.
-        out: The .npz to write.
-        data: The data set with masks.
-        progress: draws the progress.
-    """
-    # Stretched, as MedMNIST's were; no split is needed, so no duplicates are searched.
-    data = data.model_copy(update={"fit": "stretch", "group_by": "none"})
-    source = open_images(data, progress=progress)
-    return attach(target, source, out, cache=data.cache, progress=progress)
 
 
 def zarr(

@@ -2,12 +2,16 @@
 
 MedMNIST's sets have labels and official splits, but no masks; some were made from sets that have
 them, such as BreastMNIST from BUSI. Thumbnails of both sets are compared each with each, without
-what all pictures have in common, and the most similar again at the size of the target. The filter
-that the target was reduced by is estimated from a sample.
+what all pictures have in common, and the most similar again at the size of the target. Each picture
+goes to the image that is most like it. The view (centre square or whole picture) and the filter by
+which the target was made are those that give the most similar images.
 """
 
 import shutil
-from pathlib import Path
+from collections.abc import Sequence
+from hashlib import sha256
+from operator import itemgetter
+from pathlib import Path, PurePosixPath
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
@@ -15,8 +19,12 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from medduet.config import DataConfig
 from medduet.data.cache import Progress, counted
 from medduet.data.duplicates import SIDE, chance_bound, mean_vector, unit_vectors
 from medduet.data.imageset import (
@@ -30,6 +38,7 @@ from medduet.data.imageset import (
 )
 from medduet.data.npz import open_npz
 from medduet.data.pixels import resize_mask
+from medduet.data.sources import open_images
 from medduet.errors import ConfigError, DataError
 from medduet.utils.files import atomic_path, write_text
 
@@ -41,11 +50,7 @@ _FILTERS: tuple[dict[str, Any], ...] = (
     {"mode": "nearest-exact"},
 )
 _MIN_SCORE = 0.95  # correlation, the mean of the source removed; less is another picture
-_MIN_MARGIN = 0.5  # share by which 1 - score is less than that of the next with another mask
-# Largest 1 - score of a match, as a multiple of what is typical of the set: all its images were
-# made alike, so what differs more is a near-duplicate of the source's.
-_MAX_DISTANCE = 6.0
-_ROUNDING = 1e-4  # 1 - score that grey levels of 8 bits alone may cause
+_MIN_MARGIN = 0.3  # share by which 1 - score is less than that of the next with another mask
 _CANDIDATES, _BLOCK = 8, 2048
 _SAMPLE, _SOURCE_SAMPLE = 100, 1000
 _QUANTILE = 0.9  # of the sample, since most of it may not be in the source
@@ -53,111 +58,175 @@ _QUANTILE = 0.9  # of the sample, since most of it may not be in the source
 
 def attach_masks(
     target: Path,
-    source: ImageSet,
     out: Path,
     *,
-    cache: Path | None = None,
+    data: DataConfig,
+    map: Path | None = None,  # noqa: A002  (as it is typed)
     progress: Progress = None,
 ) -> pd.DataFrame:
-    """Write the set in `target` once more, with the masks of the pictures it was made from.
+    """Add the masks of the data set that another one was made from: BUSI's to BreastMNIST.
 
-    Every array is kept as it is. ``{split}_masks`` are added, resized as the images were, and
-    ``{split}_has_mask``, which is false where no picture was found for certain.
+    Images are matched by their content. Those without a certain match get no mask, and are listed
+    in a table (.csv) beside OUT.
 
     Args:
-        target: ``.npz`` in the layout of MedMNIST, without masks.
-        source: set with masks, of which the target's images are reduced copies.
-        out: the ``.npz`` to write; the matches are written as a table beside it (``.csv``).
-        cache: folder of unpacked sets.
-        progress: shows the progress of reading and writing.
+        target: The .npz without masks; its images, labels and splits are kept.
+        out: The .npz to write.
+        data: The data set with masks.
+        map: Table (.csv) that names the picture of each image: split, index, image_id.
+        progress: draws the progress.
 
     Returns:
         The matches, a row per image: ``split``, ``index`` in it, ``state`` (matched, ambiguous,
-        unmatched or no mask), ``source``, the most similar image, ``score``, their correlation,
-        ``margin``, by what share 1 - score is less than that of the ``rival``, the next image
-        with another mask. Only ``matched`` ones get a mask.
+        unmatched or no mask), ``source``, the picture that it was given, ``score``, their
+        correlation, ``margin``, by what share 1 - score is less than that of the ``rival``, the
+        next picture with another mask. Only ``matched`` ones get a mask. Its attribute ``view`` is
+        ``"crop"`` (the target shows centre squares) or ``"stretch"`` (whole pictures).
 
     Raises:
         ConfigError: `out` is no ``.npz``, or it or the table exists.
         MissingFileError: there is no file `target`.
-        DataError: `target` is no set, or has masks; or `source` has none.
-
-    Example:
-        >>> import tempfile, medduet
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> images = medduet.open_images("phantom", size=64, count=20)
-        >>> arrays = {f"{name}_images": images.split(name).images[:, 1::2, 1::2] for name in SPLITS}
-        >>> labels = {f"{name}_labels": images.split(name).labels for name in SPLITS}
-        >>> np.savez(folder / "small.npz", **arrays, **labels)
-        >>> table = attach_masks(folder / "small.npz", images, folder / "out.npz", cache=folder)
-        >>> table["state"].value_counts().to_dict()
-        {'matched': 20}
+        DataError: `target` is no set, or has masks; or the data has none.
     """
-    table_path, pool = out.with_suffix(".csv"), source.pool()
+    _check_new(out)
+    sources = []
+    for fit in ("crop", "stretch"):
+        # No split is needed, so no duplicates are searched.
+        view = data.model_copy(update={"fit": fit, "group_by": "none"})
+        sources.append(open_images(view, progress=progress))
+        if "fit" not in sources[0].info:
+            break  # they are squares already
+    return attach(target, sources, out, listing=map, cache=data.cache, progress=progress)
+
+
+def _check_new(out: Path) -> None:
     if out.suffix != ".npz":
         raise ConfigError(f"expected the path of an .npz to write, given {out}: --out {out}.npz")
-    if existing := next((path for path in (out, table_path) if path.exists()), None):
+    if existing := next((path for path in (out, out.with_suffix(".csv")) if path.exists()), None):
         raise ConfigError(f"{existing} exists: delete it, or choose another --out")
-    if pool.masks is None or pool.ids is None:
-        raise DataError(f"expected a source with masks, given {source.name}, which has none")
+
+
+def attach(
+    target: Path,
+    sources: Sequence[ImageSet],
+    out: Path,
+    *,
+    listing: Path | None = None,
+    cache: Path | None = None,
+    progress: Progress = None,
+) -> pd.DataFrame:
+    """Write the set in `target` with the masks of `sources`, views of the same pictures."""
+    _check_new(out)
+    pools = [source.pool() for source in sources]
+    ids = pools[0].ids
+    if pools[0].masks is None or ids is None:
+        raise DataError(f"expected a source with masks, given {sources[0].name}, which has none")
     images = open_npz(target, cache=cache, progress=progress)
     if images.train.masks is not None:
         raise DataError(f"expected a set without masks, but {target} has masks")
-    table = _match(images.pool().images, pool, progress)
-    table["split"] = np.repeat(SPLITS, [len(images.split(name)) for name in SPLITS])
-    table["index"] = table.groupby("split").cumcount()
+    counts = [len(images.split(name)) for name in SPLITS]
+    places = pd.DataFrame({"split": np.repeat(SPLITS, counts)})
+    places["index"] = places.groupby("split").cumcount()
+    listed = None if listing is None else _listed(listing, places, ids)
+    table, pool = _match(images.pool().images, pools, listed, progress)
+    table = places.join(table)
     with atomic_path(out) as path:
         shutil.copyfile(target, path)
-        _add_masks(path, table, pool.masks, images.size, source.mask_names)
-    table["source"] = pool.ids[table["source"]]
-    table["rival"] = np.where(table["rival"] < 0, "", pool.ids[table["rival"]])
+        masks = pools[pool].masks
+        assert masks is not None
+        _add_masks(path, table, masks, images.size, sources[0].mask_names)
+    for column in ("source", "rival"):
+        table[column] = np.where(table[column] < 0, "", ids[table[column]])
     table = table[["split", "index", "state", "source", "score", "margin", "rival"]]
-    write_text(table_path, table.to_csv(index=False, float_format="%.6f"))
+    write_text(out.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6f"))
+    table.attrs["view"] = str(sources[pool].info.get("fit", "stretch"))
     return table
 
 
-def _match(target: Images, source: Split, progress: Progress) -> pd.DataFrame:
-    """Return ``source``, ``score``, ``margin``, ``rival`` (-1 without) and ``state`` of each."""
+def _listed(path: Path, places: pd.DataFrame, ids: NDArray[np.str_]) -> NDArray[np.int64]:
+    """Return the picture of each place that a table names, by its name with or without ending."""
+    try:
+        table = pd.read_csv(path, dtype=str).rename(columns=str.lower)
+        keys = zip(table["split"].str.lower(), table["index"].astype(int), strict=True)
+        names = dict(zip(keys, table["image_id"].str.strip(), strict=True))
+    except (OSError, KeyError, ValueError) as error:
+        columns = "expected a table with the columns split, index, image_id"
+        raise DataError(f"{columns} in {path}: {error!r}") from error
+    rows: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        whole = PurePosixPath(name)
+        rows |= dict.fromkeys((name, whole.name, whole.stem), row)
+    listed = (names.get(key, "") for key in places.itertuples(index=False, name=None))
+    pictures = np.array([rows.get(name, -1) for name in listed])
+    if (pictures < 0).all():
+        raise DataError(f"{path}: expected names of pictures of the data, such as {ids[0]}")
+    return pictures
+
+
+def _match(
+    target: Images,
+    pools: Sequence[Split],
+    listed: NDArray[np.int64] | None,
+    progress: Progress,
+) -> tuple[pd.DataFrame, int]:
+    """Return ``source``, ``score``, ``margin``, ``rival`` (-1 without) and ``state`` of each.
+
+    With them comes which of the pools is most like the target.
+    """
     size = int(target.shape[1]), int(target.shape[2])
     small = min(SIDE, size[0]), min(SIDE, size[1])
-    both = [iterate_chunks(images, progress, "read images") for images in (target, source.images)]
-    thumbnails, vectors = (torch.cat([unit_vectors(x, small) for _, x in each]) for each in both)
-    mean = mean_vector(vectors)
-    bound = chance_bound(thumbnails, vectors, mean, len(target) * len(source))
-    one, two = normalize(thumbnails - mean), normalize(vectors - mean)
-    blocks, count = torch.split(one, _BLOCK), min(_CANDIDATES, len(source))
-    candidates = torch.cat([(block @ two.T).topk(count).indices for block in blocks]).numpy()
-    sample = _spread(len(target), _SAMPLE)
-    shown, pictures = unit_vectors(target[sample], size), source.images[candidates[sample, 0]]
-
-    def similarity(resize: dict[str, Any]) -> float:
-        made = unit_vectors(pictures, size, **resize)
-        return float((made * shown).sum(dim=1).quantile(_QUANTILE))
-
-    table = _rank(target, source, max(_FILTERS, key=similarity), candidates, progress)
-    least = max(bound, _MIN_SCORE)
-    if (table["score"] >= least).any():
-        typical = max(float(1 - table["score"][table["score"] >= least].quantile(0.75)), _ROUNDING)
-        least = max(least, 1 - _MAX_DISTANCE * typical)
-    unknown = ~source.known_masks[table["source"]]
-    cases = [table["score"] < least, unknown, table["margin"] < _MIN_MARGIN]
+    thumbnails, sample = _vectors(target, small, progress), _spread(len(target), _SAMPLE)
+    shown = unit_vectors(target[sample], size)
+    tried, least = [], _MIN_SCORE
+    for number, pool in enumerate(pools):
+        if listed is not None:
+            candidates = np.maximum(listed, 0)[:, None]
+        else:
+            vectors = _vectors(pool.images, small, progress)
+            mean = mean_vector(vectors)
+            pairs = len(target) * len(pool)
+            least = max(least, chance_bound(thumbnails, vectors, mean, pairs))
+            one, two = normalize(thumbnails - mean), normalize(vectors - mean)
+            count = min(_CANDIDATES, len(pool))
+            blocks = [(block @ two.T).topk(count).indices for block in torch.split(one, _BLOCK)]
+            candidates = torch.cat(blocks).numpy()
+        pictures = pool.images[candidates[sample, 0]]
+        for resize in _FILTERS:
+            made = unit_vectors(pictures, size, **resize)
+            similarity = float((made * shown).sum(dim=1).quantile(_QUANTILE))
+            tried.append((similarity, number, resize, candidates))
+    _, number, resize, candidates = max(tried, key=itemgetter(0))
+    pool = pools[number]
+    score = _scores(target, pool, resize, candidates, progress)
+    if listed is None:
+        table = _assign(candidates, score, _mask_ids(pool, size), least)
+        missing = table["score"] < least
+    else:
+        table = pd.DataFrame({"source": listed, "score": score[:, 0], "margin": 1.0, "rival": -1})
+        missing = table["source"] < 0
+    unknown = ~pool.known_masks[table["source"]]
+    cases = [missing, unknown, table["margin"] < _MIN_MARGIN]
     table["state"] = np.select(cases, ["unmatched", "no mask", "ambiguous"], "matched")
-    return table
+    return table, number
 
 
 def _spread(count: int, most: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, count - 1, most).astype(np.int64))
 
 
-def _rank(
+def _vectors(images: Images, size: tuple[int, int], progress: Progress) -> Tensor:
+    chunks = iterate_chunks(images, progress, "read images")
+    return torch.cat([unit_vectors(chunk, size) for _, chunk in chunks])
+
+
+def _scores(
     target: Images,
     source: Split,
     resize: dict[str, Any],
     candidates: NDArray[np.int64],
     progress: Progress,
-) -> pd.DataFrame:
-    """Return the best of the candidates ``(N, k)``, and the next one whose mask is another."""
-    assert source.masks is not None
+) -> NDArray[np.float64]:
+    """Return the correlation of each image with each of its candidates, ``(N, k)``."""
     size = int(target.shape[1]), int(target.shape[2])
     sample = source.images[_spread(len(source), _SOURCE_SAMPLE)]
     mean = mean_vector(unit_vectors(sample, size, **resize))
@@ -167,22 +236,70 @@ def _rank(
             rows = candidates[start : start + step]
             one = unit_vectors(target[start : start + step], size)[:, None] - mean
             two = unit_vectors(source.images[rows.ravel()], size, **resize)
-            two = two.reshape(*rows.shape, -1) - mean
-            score = cosine_similarity(one, two, dim=2).numpy()
-            order = np.argsort(-score, axis=1, kind="stable")
-            rows, score = np.take_along_axis(rows, order, 1), np.take_along_axis(score, order, 1)
-            masks = resize_mask(source.masks[rows.ravel()], *size).reshape(*rows.shape, -1)
-            known = source.known_masks[rows]
-            other = (masks != masks[:, :1]).any(axis=2) | ~known | ~known[:, :1]
-            other[:, 0] = False
-            each, place, exists = np.arange(len(rows)), other.argmax(axis=1), other.any(axis=1)
-            distance = np.maximum(1 - score, 1e-6)
-            block = pd.DataFrame({"source": rows[:, 0], "score": score[:, 0]})
-            block["margin"] = np.where(exists, 1 - distance[:, 0] / distance[each, place], 1.0)
-            block["rival"] = np.where(exists, rows[each, place], -1)
-            blocks.append(block)
+            blocks.append(cosine_similarity(one, two.reshape(*rows.shape, -1) - mean, dim=2))
             advance(len(rows))
-    return pd.concat(blocks, ignore_index=True)
+    return torch.cat(blocks).double().numpy()
+
+
+def _mask_ids(source: Split, size: tuple[int, int]) -> NDArray[np.int64]:
+    """Return a number for each picture: that of the mask it has at that size, -1 if unknown."""
+    assert source.masks is not None
+    mask_ids: dict[bytes, int] = {}
+    numbers: list[int] = []
+    for _, chunk in iterate_chunks(source.masks):
+        digests = [sha256(mask.tobytes()).digest() for mask in resize_mask(chunk, *size)]
+        numbers += [mask_ids.setdefault(digest, len(mask_ids)) for digest in digests]
+    return np.where(source.known_masks, numbers, -1)
+
+
+def _assign(
+    candidates: NDArray[np.int64],
+    score: NDArray[np.float64],
+    mask_ids: NDArray[np.int64],
+    least: float,
+) -> pd.DataFrame:
+    """Give each picture to one image, so that all are as alike as possible, and say how certainly.
+
+    The margin is the share by which 1 - score is less than if the image had its rival: the picture
+    with another mask that is nearest, which its owner, if it has one, gives for the image's own.
+    """
+    (count, width), nothing = (
+        candidates.shape,
+        len(mask_ids) + np.arange(len(candidates))[:, None],
+    )
+    distance = np.maximum(1 - score, 1e-6)
+    # A score below the least is no match, however far below.
+    cost = np.minimum(np.column_stack([distance, np.ones(count)]), 1 - least)
+    columns = np.column_stack([candidates, nothing])
+    places = np.repeat(np.arange(count), width + 1), columns.ravel()
+    _, picture_of = min_weight_full_bipartite_matching(csr_array((cost.ravel(), places)))
+    taken = columns == picture_of[:, None]
+    chosen = np.where(taken[:, :width].any(axis=1), taken.argmax(axis=1), -1)
+    owner = np.full(len(mask_ids) + count, -1)
+    owner[picture_of] = np.arange(count)
+
+    def other_way(image: int, place: int) -> float:
+        """Return the share by which the distances are less than with that candidate."""
+        own, rival = candidates[image, [chosen[image], place]]
+        before, after = distance[image, [chosen[image], place]]
+        if (holder := owner[rival]) >= 0:
+            there = np.flatnonzero(candidates[holder] == own)
+            before += distance[holder, chosen[holder]]
+            after += distance[holder, there[0]] if len(there) else distance[holder].max()
+        return float(1 - before / after)
+
+    rows = []
+    for image in range(count):
+        picture = candidates[image, max(chosen[image], 0)]
+        different = (mask_ids[candidates[image]] != mask_ids[picture]) | (mask_ids[picture] < 0)
+        rivals = np.flatnonzero(different & (candidates[image] != picture)).tolist()
+        margin, rival = min(
+            ((other_way(image, q), candidates[image, q]) for q in rivals), default=(1.0, -1)
+        )
+        if chosen[image] < 0:  # others are more like all its candidates
+            margin = 0.0
+        rows.append((picture, score[image, max(chosen[image], 0)], margin, rival))
+    return pd.DataFrame(rows, columns=["source", "score", "margin", "rival"])
 
 
 def _add_masks(

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from medduet.data.reading.core import ReadOptions
 from medduet.errors import ModelError
-from medduet.types import DenseLayout
+from medduet.types import DenseLayout, Fit
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.ood import OODDetector
 
@@ -50,7 +50,7 @@ class Preprocessing(_Open):
 
     size: list[Side] = Field(min_length=2, max_length=2, strict=False)
     channels: Literal[1, 3]
-    fit: Literal["pad", "stretch"] = "stretch"
+    fit: Fit = "stretch"
     window: list[Finite] | None = Field(None, min_length=2, max_length=2, strict=False)
 
     @property

@@ -195,8 +195,9 @@ def _attached(table: DataFrame, arguments: Arguments) -> None:
     counts = table.groupby("split", sort=False)["state"].value_counts().unstack(fill_value=0)
     rows = [[str(split), *map(str, row)] for split, row in counts.iterrows()]
     write_table("masks", ["split"], list(counts.columns), rows)
+    view = {"crop": "the centre square of each picture"}.get(table.attrs["view"], "whole pictures")
     out = arguments["out"]
-    write(f"written: {out}", f"image by image: {out.with_suffix('.csv')}")
+    write(f"view: {view}", f"written: {out}", f"image by image: {out.with_suffix('.csv')}")
 
 
 def _checks(checks: Sequence[Check], arguments: Arguments) -> int:

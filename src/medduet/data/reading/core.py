@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from numpy.typing import NDArray
 
 from medduet.errors import DataError, MedDuetError, one_line
+from medduet.types import Fit
 
 MAX_FRAME_PIXELS = 1 << 26
 _MAX_FILE_PIXELS = 1 << 28
@@ -26,14 +27,15 @@ class ReadOptions(NamedTuple):
 
     Attributes:
         size: height and width of the result in pixels, two numbers or one for both.
-        fit: ``"pad"`` keeps the aspect and centres the image on black, ``"stretch"`` does not.
+        fit: ``"pad"`` centres the image on black, ``"crop"`` takes the largest centre of that
+            aspect, ``"stretch"`` changes the aspect.
         channels: 1 for grey, 3 for colour.
         window: centre and width of the values shown from black to white, instead of the file's
             own; for CT in Hounsfield units. Files of 8-bit PNG, JPEG and the like don't heed it.
     """
 
     size: int | tuple[int, int]
-    fit: Literal["pad", "stretch"] = "pad"
+    fit: Fit = "pad"
     channels: Literal[1, 3] = 1
     window: tuple[float, float] | None = None
 

@@ -42,14 +42,16 @@ def scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
 
 def fitted(values: NDArray[np.uint8], options: ReadOptions) -> NDArray[np.uint8]:
     """Return an image of the size and with the channels asked for."""
-    image = _padded(resize_image(values, *_inner(values.shape[:2], options)), options.sides)
+    values = values[_shown(values.shape, options)]
+    image = _padded(resize_image(values, *_inner(values.shape, options)), options.sides)
     grey = image.ndim == 2 and options.channels == 3
     return np.repeat(image[:, :, None], 3, axis=2) if grey else image
 
 
 def fitted_mask(values: NDArray[Any], options: ReadOptions) -> NDArray[Any]:
     """Return a mask ``(H, W)`` of the size asked for, placed as `fitted` places its image."""
-    return _padded(resize_mask(values, *_inner(values.shape[:2], options)), options.sides)
+    values = values[_shown(values.shape, options)]
+    return _padded(resize_mask(values, *_inner(values.shape, options)), options.sides)
 
 
 def restore_mask(
@@ -59,29 +61,45 @@ def restore_mask(
 
     Each class is resized bilinearly, and a pixel gets the class that is most of it.
     """
-    mask = _unpadded(mask, height, width, options)
-    if mask.shape == (height, width):
-        return mask
-    result = np.zeros((height, width), np.uint8)
-    most = np.zeros((height, width), np.float32)
+    whole = np.zeros((height, width), np.uint8)
+    result = whole[_shown(whole.shape, options)]
+    mask = _unpadded(mask, result.shape, options)
+    if mask.shape == result.shape:
+        result[:] = mask
+        return whole
+    most = np.zeros(result.shape, np.float32)
     for number in np.unique(mask):
-        share = resize_image((mask == number).astype(np.float32), height, width)
+        share = resize_image((mask == number).astype(np.float32), *result.shape)
         result[share > most] = number
         np.maximum(most, share, out=most)
-    return result
+    return whole
 
 
 def restore_map(
     values: NDArray[np.float32], height: int, width: int, options: ReadOptions
 ) -> NDArray[np.float32]:
     """Return a heat map of a fitted image, ``(S, S)``, at the image's original size."""
-    return resize_image(_unpadded(values, height, width, options), height, width)
+    whole = np.zeros((height, width), np.float32)
+    part = whole[_shown(whole.shape, options)]
+    part[:] = resize_image(_unpadded(values, part.shape, options), *part.shape)
+    return whole
+
+
+def _shown(shape: tuple[int, ...], options: ReadOptions) -> tuple[slice, slice]:
+    """Return the part of an image that is shown: all of it, unless it is cropped."""
+    (height, width), sides = shape[:2], options.sides
+    if options.fit != "crop":
+        return slice(None), slice(None)
+    rows = min(height, max(1, round(width * sides[0] / sides[1])))
+    columns = min(width, max(1, round(height * sides[1] / sides[0])))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return slice(top, top + rows), slice(left, left + columns)
 
 
 def _inner(shape: tuple[int, ...], options: ReadOptions) -> tuple[int, int]:
-    """Return height and width of the image within the square."""
-    (height, width), sides = shape, options.sides
-    if options.fit == "stretch":
+    """Return height and width of what is shown within the square."""
+    (height, width), sides = shape[:2], options.sides
+    if options.fit != "pad":
         return sides
     if height * sides[1] >= width * sides[0]:
         return sides[0], max(1, round(width * sides[0] / height))
@@ -95,8 +113,8 @@ def _padded(values: NDArray[Any], sides: tuple[int, int]) -> NDArray[Any]:
     return np.pad(values, around + [(0, 0)] * (values.ndim - 2)) if any(missing) else values
 
 
-def _unpadded(values: NDArray[Any], height: int, width: int, options: ReadOptions) -> NDArray[Any]:
+def _unpadded(values: NDArray[Any], shape: tuple[int, ...], options: ReadOptions) -> NDArray[Any]:
     """Return what `_padded` put into the middle."""
-    inner = _inner((height, width), options)
+    inner = _inner(shape, options)
     top, left = ((side - part) // 2 for side, part in zip(values.shape, inner, strict=True))
     return values[top : top + inner[0], left : left + inner[1]]
