@@ -12,6 +12,8 @@ Fit = Literal["pad", "stretch", "crop"]
 """How an image becomes square: by black borders, by stretching, or by its centre."""
 UNKNOWN_LABEL = -1
 """The label of an image whose class is not known; it counts zero in every loss and metric."""
+IGNORED_MASK = 255
+"""The mask class of pixels that count in no loss and no metric."""
 
 
 class Batch(NamedTuple):
