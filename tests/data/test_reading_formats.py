@@ -13,7 +13,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.images import opened, probe, read_images
+from medduet.data.reading.images import opened, probe, read_images, read_pictures
 from medduet.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -75,6 +75,46 @@ def test_more_than_8_bits_are_stretched_or_seen_through_a_window(
     low = float(values.min()) + 700
     window = ReadOptions(48, window=(low + 200, 400))
     assert near(read_images(path, window)[0], stretched(values, low, low + 400))
+
+
+BODY = RNG.integers(1000, 2000, (64, 64)).astype(np.uint16)
+DISC = BODY * (np.hypot(*np.mgrid[-32:32, -32:32]) < 15)
+
+
+def replaced(values: np.ndarray, count: int, *by: float) -> np.ndarray:
+    """`count` pixels in a block, or scattered if they get one value, with other values."""
+    values = values.astype(np.float32)
+    places = np.arange(2080, 2080 + count) if len(by) > 1 else np.arange(count) * 997 % 4096
+    values.flat[places] = np.linspace(by[0], by[-1], count)
+    return values.astype(np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        (BODY, None, None),
+        (replaced(BODY, 4, 65535), BODY.min(), BODY.max()),  # 0.1% are hot
+        (replaced(BODY + np.uint16(40000), 4, 0), 40000 + BODY.min(), 40000 + BODY.max()),  # dead
+        (replaced(DISC, 4, 65535), 0, DISC.max()),  # 17% are no background
+        (replaced(BODY, 8, 2500, 3900), None, None),  # small and bright, but no outlier
+        (replaced(BODY * 0, 8, 100, 65535), None, None),
+        (replaced(BODY * 0, 40, 100, 65535), None, None),  # 1% are no background
+        (replaced(BODY * 0 + 7, 3, 65535), None, None),
+        ((BODY > 1500) * np.uint16(300), None, None),
+    ],
+)
+def test_outliers_are_clipped_and_what_is_rare_is_not(
+    tmp_path: Path, values: np.ndarray, low: float | None, high: float | None
+) -> None:
+    Image.fromarray(values).save(path := tmp_path / "a.png")
+    (picture,) = read_pictures(path, ReadOptions(64))
+    assert (picture.whole == stretched(values, low, high)).all()
+    assert len(picture.remarks) == 1 + (low is not None)
+
+
+def test_a_file_of_one_value_is_black(tmp_path: Path) -> None:
+    Image.new("I;16", (4, 4), 500).save(path := tmp_path / "a.png")
+    assert not read_images(path, ReadOptions(4)).any()
 
 
 def test_values_that_are_no_numbers(tmp_path: Path) -> None:
@@ -290,6 +330,46 @@ def test_bright_is_white(tmp_path: Path, values: np.ndarray) -> None:
     expected = 255 - read_images(path, SAME)
     saved(dataset(values, PhotometricInterpretation="MONOCHROME1"), path)
     assert near(read_images(path, SAME), expected)
+
+
+SIGNED, AIR = (DEEP - 2000.0).astype(np.int16), np.hypot(*np.mgrid[-24:24, -24:24]) > 22
+INVERTED = {"PhotometricInterpretation": "MONOCHROME1"}
+
+
+@pytest.mark.parametrize(
+    ("values", "air", "padding", "changes"),
+    [
+        (SIGNED, -3000, {"Value": -3000}, {}),
+        (SIGNED, -3000, {"Value": (1 << 16) - 3000}, {}),  # as if it were unsigned
+        (SIGNED, -3000, {"Value": -3000}, {"RescaleSlope": "2", "RescaleIntercept": "-9"}),
+        (SIGNED, -3000, {"Value": -4000, "RangeLimit": -2900}, {}),
+        (SIGNED, 3000, {"Value": 3000, "RangeLimit": 2900}, INVERTED),
+        (SIGNED, 3000, {"Value": 3000}, {"WindowCenter": "0", "WindowWidth": "800"}),
+        (DEEP, 63000, {"Value": 63000}, {}),
+        (GREY // 2, 255, {"Value": 255}, {}),
+        (GREY // 2 + 1, 0, {"Value": 0}, INVERTED),
+    ],
+)
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+def test_padding_is_black_and_not_in_the_range(
+    tmp_path: Path,
+    values: np.ndarray,
+    air: int,
+    padding: dict[str, int],
+    changes: dict[str, str],
+    syntax: str,
+) -> None:
+    path = saved(dataset(np.where(AIR, values[24, 24], values), **changes), tmp_path / "a.dcm")
+    expected = np.where(AIR, 0, read_images(path, SAME)[0])
+    data = dataset(np.where(AIR, air, values).astype(values.dtype), syntax, **changes)
+    for name, value in padding.items():
+        data.add_new(f"PixelPadding{name}", "US" if value > 1 << 15 else "SS", value)
+    assert (read_images(saved(data, path), SAME)[0] == expected).all()
+
+
+def test_padding_that_no_pixel_can_have_is_none(tmp_path: Path) -> None:
+    path = saved(dataset(GREY, PixelPaddingValue=(1 << 16) - 2000), tmp_path / "a.dcm")
+    assert exact(path, GREY)
 
 
 def test_ways_to_store_colours(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -31,7 +32,7 @@ from medduet.utils.parsing import read_json
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 224
-_FORMAT = "files-3"  # part of each store's key; raise it when what `_build` writes changes
+_FORMAT = "files-4"  # part of each store's key; raise it when what `_build` writes changes
 _SHOWN = 5
 Fault = tuple[str, str]
 R = TypeVar("R")
@@ -51,12 +52,14 @@ def open_files(
     meta = read_json(folder / "meta.json")
     if meta["skipped"]:
         logger.warning("%s: left out %s", listing.name, _summary(meta["skipped"], meta["files"]))
-    for note in listing.notes:
+    files, notes = meta["files"], list(listing.notes)
+    notes += [f"{count} of {files} files {remark}" for remark, count in meta["remarks"].items()]
+    for note in notes:
         logger.warning("%s: %s", listing.name, note)
     whole = open_split(folder, "all")
     nothing = whole.take(np.zeros(0, dtype=np.int64))
     info = {"source": str(Path(config.name).expanduser().absolute())}
-    info |= {key: meta[key] for key in ("files", "skipped")} | {"notes": [*listing.notes]}
+    info |= {key: meta[key] for key in ("files", "skipped")} | {"notes": notes}
     images = ImageSet(
         name=listing.name,
         train=whole,
@@ -111,12 +114,14 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         check_room(folder, total * sum(map(prod, tails.values())))
         jobs = {item: (item.path, item.masks, header) for item, header in facts.items()}
         frames, highest, digest = dict[Item, int](), 0, hashlib.sha256()
+        counts = Counter[str]()
         with ExitStack() as stack:
             append = {
                 name: stack.enter_context(growing_array(folder / f"all_{name}.npy", tail))
                 for name, tail in tails.items()
             }
-            for item, (images, masks) in read(partial(read_pair, options=options), jobs):
+            for item, (images, masks, remarks) in read(partial(read_pair, options=options), jobs):
+                counts.update(remarks)
                 masks = np.zeros(images.shape[:3], np.uint8) if masks is None else masks
                 highest = max(highest, int(masks.max()))
                 for name, pixels in zip(append, (images, masks), strict=False):
@@ -131,7 +136,8 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         digest.update(array.tobytes())
     several = [f"mask {number}" for number in range(1, highest + 1)]
     classes = ["background", *(several if highest > 1 else ["lesion"])]
-    meta = {"files": len(items), "skipped": faults, "fingerprint": digest.hexdigest()}
+    meta = {"files": len(items), "skipped": faults, "remarks": counts}
+    meta |= {"fingerprint": digest.hexdigest()}
     write_json(folder / "meta.json", meta | {"mask_names": classes if "masks" in tails else []})
 
 

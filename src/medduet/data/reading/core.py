@@ -58,7 +58,7 @@ class Frame(NamedTuple):
     """One frame: ``(H, W)`` of any real type or ``(H, W, 3)`` uint8.
 
     Values outside of `window`, a centre and a width, are black or white. Without, uint8 is shown as
-    it is, all else from the smallest to the largest of the file; `inverted`, the smallest is white.
+    it is, all else over the range of the file; `inverted`, the smallest is white. NaN is black.
     `classes` are the values that are stored, if they are others, for masks.
     """
 

@@ -3,8 +3,10 @@
 Values are those after the modality's rescale. The first window or table of values of interest is
 applied, MONOCHROME1 is turned so that bright is white, and colours of any kind become RGB. Without
 a window, up to 8 bits that are not rescaled stay as they are; others are stretched over the file.
+Padding is no part of the range of a file, and black, as PixelMed shows it.
 
-Source: DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (modality), C.11.2 (values of interest).
+Source: DICOM PS3.3, C.7.5.1.1.2 (padding), C.7.6.3 (pixels), C.11.1 (modality), C.11.2 (values of
+interest).
 """
 
 from collections.abc import Iterator
@@ -33,7 +35,8 @@ def open_dicom(path: Path, file: BinaryIO) -> Source:
             if values.shape != shape:
                 raise refusal(path, f"frames of {shape}", str(values.shape))
             if facts.channels == 1:
-                yield _grey(pixels, header, number, values, window)._replace(classes=values)
+                shown = _grey(pixels, header, number, values, window)
+                yield _without_padding(header, values, shown)._replace(classes=values)
                 continue
             colours = values
             if by_palette:
@@ -95,6 +98,22 @@ def _grey(
         return Frame((1 << bits) - 1 - values if inverted else values)
     # Of 8 bits that are rescaled, uint8 is left where a table of the modality gives it.
     return Frame(values.astype(np.float32) if values.itemsize == 1 else values, None, inverted)
+
+
+def _without_padding(header: Any, stored: NDArray[Any], frame: Frame) -> Frame:
+    """Return a frame whose padding, which is a stored value or a range of them, is black."""
+    ends = [header.get(f"PixelPadding{name}") for name in ("Value", "RangeLimit")]
+    half = 1 << (8 * stored.itemsize - 1)
+    ends = [end for end in ends if end is not None and -half <= end < 2 * half]
+    if header.get("PixelPaddingValue") not in ends:
+        return frame
+    wrapped = np.array(ends).astype(stored.dtype)  # signed values may be written as unsigned
+    padding = (stored >= wrapped.min()) & (stored <= wrapped.max())
+    if not padding.any():
+        return frame
+    if padding.all() or (frame.window is None and frame.values.dtype == np.uint8):
+        return Frame(np.where(padding, 0, frame.values).astype(np.uint8))
+    return frame._replace(values=np.where(padding, np.float32(np.nan), frame.values))
 
 
 def _of_interest(pixels: Any, header: Any, number: int, values: NDArray[Any]) -> Frame | None:

@@ -76,11 +76,13 @@ class Picture(NamedTuple):
     """One frame of a file: as a network takes it and, `whole`, at its own size; both uint8.
 
     `coloured` is the share of pixels that are clearly no grey in the file, even if here they are.
+    `remarks` say how it is shown, as "have outliers, ..." does.
     """
 
     fitted: NDArray[np.uint8]
     whole: NDArray[np.uint8]
     coloured: float = 0.0
+    remarks: Sequence[str] = ()
 
 
 def probe(path: Path, file: BinaryIO | None = None) -> Facts:
@@ -113,8 +115,8 @@ def read_images(path: Path, options: ReadOptions) -> NDArray[np.uint8]:
     """Read the frames of a file, PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI.
 
     8 bits per value stay as they are. More are shown through the window of `options` or of the
-    file, or from the smallest to the largest value of the file. An image of the size asked for is
-    not changed; others are resized as `medduet.data.pixels` does.
+    file, or from the smallest to the largest value of the file that is no outlier. An image of the
+    size asked for is not changed; others are resized as `medduet.data.pixels` does.
 
     Returns:
         Images as uint8 ``(K, size, size)``, or ``(K, size, size, 3)`` with 3 channels.
@@ -135,10 +137,16 @@ def read_images(path: Path, options: ReadOptions) -> NDArray[np.uint8]:
 
 def read_pair(
     job: tuple[Path, Sequence[Path], Facts], options: ReadOptions
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Read a file, and its masks if it has any; its header said the facts of the job."""
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, Sequence[str]]:
+    """Read a file, and its masks if it has any; its header said the facts of the job.
+
+    The last are the remarks of `Picture`.
+    """
     path, masks, facts = job
-    return read_images(path, options), read_mask(masks, facts, options) if masks else None
+    pictures = read_pictures(path, options)
+    images = np.stack([picture.fitted for picture in pictures])
+    drawn = read_mask(masks, facts, options) if masks else None
+    return images, drawn, pictures[0].remarks
 
 
 def picture_of(
@@ -159,9 +167,10 @@ def picture_of(
 
 
 def _pictures(frames: Sequence[Frame], options: ReadOptions) -> list[Picture]:
+    images, remarks = levels(frames, options.channels)
     return [
-        Picture(fitted(whole, options), whole, _coloured(frame.values))
-        for frame, whole in zip(frames, levels(frames, options.channels), strict=True)
+        Picture(fitted(whole, options), whole, _coloured(frame.values), remarks)
+        for frame, whole in zip(frames, images, strict=True)
     ]
 
 
