@@ -89,6 +89,9 @@ class DataConfig(Frozen):
     """1 (grey) or 3 (RGB), of phantoms and image files; None: grey if every file is."""
     masks: Path | None = None
     """Folder of the masks, for a folder of images; None: beside the images, or called masks."""
+    mask_values: str | None = None
+    """What values of masks mean: 0:background,128:benign,255:malignant,254:ignore; *:NAME stands
+    for all others, #ff0000:NAME for a colour. None: decided from all masks, and told."""
     fit: Fit = "pad"
     """Image files become square by black borders, by stretching, or by their centre (MedMNIST)."""
     window: tuple[float, float] | None = None
@@ -109,6 +112,23 @@ class DataConfig(Frozen):
     """Seed of phantoms, and of a split that is made."""
     modality: Modality = "auto"
     """Kind of image, for augmentation. auto: MedMNIST's own; others are mirrored at most."""
+
+    @field_validator("mask_values")
+    @classmethod
+    def _name_values(cls, text: str | None) -> str | None:
+        pairs = [part.strip().partition(":") for part in (text or "").split(",")]
+        values = [value.strip().lower() for value, _, _ in pairs]
+        names = [name.strip() for *_, name in pairs]
+        values = [value if value[:1] in "#*" else value.lstrip("0") or "0" for value in values]
+        if text is not None and (
+            not all(re.fullmatch(r"\d{1,5}|#[0-9a-f]{6}|\*", value) for value in values)
+            or len(set(values)) < len(values)
+            or not all(names)
+            or "background" not in names
+            or not {*names} - {"background", "ignore"}
+        ):
+            raise ValueError("expected VALUE:NAME,... such as 0:background,128:benign,254:ignore")
+        return text and ",".join(map(":".join, zip(values, names, strict=True)))
 
     @model_validator(mode="after")
     def _are_shares_and_a_fold(self) -> DataConfig:

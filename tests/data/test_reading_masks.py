@@ -1,82 +1,251 @@
-"""Masks: the ways to write classes down."""
+"""Masks: what their values mean, decided over all masks of a set."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from medduet import ConfigError, open_images
+from medduet.config import DataConfig, validate
+from medduet.data.mask_values import Meaning, meaning_of
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.images import read_mask
+from medduet.data.reading.masks import mask_values, read_mask
 from medduet.errors import DataError
 
-SMALL, LIKE = ReadOptions(2), Facts(1, 3, 2, 2)
+SIDE = 20
+OPTIONS, LIKE = ReadOptions(SIDE), Facts(1, 3, SIDE, SIDE)
 
 
-def image_of(values: list, dtype: type = np.uint8) -> Image.Image:
-    return Image.fromarray(np.array(values, dtype))
+def drawn(*values: int, background: int = 0, dtype: Any = np.uint8) -> NDArray[Any]:
+    """Return a mask with a patch of 3 x 3 pixels of each value, from left to right."""
+    mask = np.full((SIDE, SIDE), background, dtype)
+    for number, value in enumerate(values):
+        mask[3 * (number // 6) + 1 : 3 * (number // 6) + 4, 3 * (number % 6) + 1 :][:, :3] = value
+    return mask
 
 
-PALETTE = Image.fromarray(np.array([[0, 1], [2, 2]], np.uint8), "P")
-PALETTE.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
-BLACK_AND_WHITE = "classes of 0 to 63, or black and white (0 and 255)"
+def palette(indices: NDArray[np.uint8], *colours: tuple[int, int, int]) -> Image.Image:
+    image = Image.fromarray(indices, "P")
+    image.putpalette([level for colour in colours for level in colour])
+    return image
+
+
+def blurred(mask: NDArray[np.uint8]) -> Image.Image:
+    image = Image.fromarray(mask)
+    return image.resize((60, 60)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+
+
+def on_transparent(mask: NDArray[np.uint8], colour: tuple[int, int, int]) -> Image.Image:
+    pixels = np.zeros((SIDE, SIDE, 4), np.uint8)
+    pixels[mask > 0] = (*colour, 255)
+    return Image.fromarray(pixels)
+
+
+def read(
+    folder: Path, masks: list[Any], stated: str | None = None, ending: str = ".png"
+) -> tuple[Meaning, list[NDArray[np.uint8]]]:
+    paths = [folder / f"{number}{ending}" for number in range(len(masks))]
+    for path, mask in zip(paths, masks, strict=True):
+        (mask if isinstance(mask, Image.Image) else Image.fromarray(mask)).save(path)
+    files = {path: mask_values(path, LIKE) for path in paths}
+    meaning = meaning_of("scans", files, stated)
+    return meaning, [read_mask([path], meaning.classes, OPTIONS)[0] for path in paths]
+
+
+BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)
+LESION, TWO = ["background", "lesion"], ["background", "mask 1", "mask 2"]
+BIG = np.pad(np.full((12, 12), 255, np.uint8), 4)
+KINDS: dict[str, tuple[list[Any], list[str], list[NDArray[Any]]]] = {
+    "black and white": ([drawn(255), drawn()], LESION, [drawn(1), drawn()]),
+    "0 and 1": ([drawn(1)], LESION, [drawn(1)]),
+    "0 and 37": ([drawn(37)], LESION, [drawn(1)]),
+    "all empty": ([drawn(), drawn()], LESION, [drawn(), drawn()]),
+    "16 bits": ([drawn(65535, dtype=np.uint16)], LESION, [drawn(1)]),
+    "one bit": ([drawn(1).astype(bool)], LESION, [drawn(1)]),
+    "floats": ([drawn(1, 2, dtype=np.float32)], TWO, [drawn(1, 2)]),
+    "grey as RGB": ([Image.fromarray(drawn(255)).convert("RGB")], LESION, [drawn(1)]),
+    "classes": ([drawn(1), drawn(2, 1)], TWO, [drawn(1), drawn(2, 1)]),
+    "classes with gaps": (
+        [drawn(3), drawn(7)],
+        ["background", "mask 3", "mask 7"],
+        [drawn(1), drawn(2)],
+    ),
+    "codes in different files": (
+        [drawn(128), drawn(255)],
+        ["background", "mask 128", "mask 255"],
+        [drawn(1), drawn(2)],
+    ),
+    "codes in one file": (
+        [drawn(85, 170, 255)],
+        ["background", "mask 85", "mask 170", "mask 255"],
+        [drawn(1, 2, 3)],
+    ),
+    "ignored": ([drawn(1, 2, 255), drawn(1)], TWO, [drawn(1, 2, 255), drawn(1)]),
+    "ignored beside one": ([drawn(1, 255)], LESION, [drawn(1, 255)]),
+    "soft edges": ([blurred(BIG), drawn()], LESION, [BIG // 255, drawn()]),
+    "one palette": ([palette(drawn(1, 2), BLACK, RED, GREEN)] * 2, TWO, [drawn(1, 2)] * 2),
+    "a palette per file": (
+        [palette(drawn(1), BLACK, RED), palette(drawn(1, background=2), GREEN, RED, BLACK)],
+        LESION,
+        [drawn(1), drawn(1)],
+    ),
+    "colours of palettes": (
+        [palette(drawn(1), BLACK, RED), palette(drawn(1), BLACK, GREEN)],
+        ["background", "mask #00ff00", "mask #ff0000"],
+        [drawn(2), drawn(1)],
+    ),
+    "palette of greys": ([palette(drawn(0, background=1), WHITE, BLACK)], LESION, [drawn(1)]),
+    "palette, black last": ([palette(drawn(0, background=1), RED, BLACK)], LESION, [drawn(1)]),
+    "colours": (
+        [palette(drawn(1, 2), BLACK, RED, GREEN).convert("RGB"), drawn()],
+        ["background", "mask #00ff00", "mask #ff0000"],
+        [drawn(2, 1), drawn()],
+    ),
+    "black on transparent": (
+        [on_transparent(drawn(1), BLACK), on_transparent(drawn(), BLACK)],
+        LESION,
+        [drawn(1), drawn()],
+    ),
+    "red on transparent": ([on_transparent(drawn(1), RED)] * 2, LESION, [drawn(1)] * 2),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_mean_what_the_field_means(tmp_path: Path, kind: str) -> None:
+    masks, names, expected = KINDS[kind]
+    ending = ".tif" if kind in ("floats", "16 bits") else ".png"
+    meaning, classes = read(tmp_path, masks, ending=ending)
+    assert meaning.mask_names == names
+    for result, truth in zip(classes, expected, strict=True):
+        np.testing.assert_array_equal(result, truth)
+
+
+@pytest.mark.parametrize("quality", [60, 90])
+def test_lossy_masks_are_black_and_white(tmp_path: Path, quality: int) -> None:
+    truth = [BIG // 255, drawn(), np.roll(BIG, 3, axis=1) // 255]
+    for number, mask in enumerate(truth):
+        Image.fromarray(mask * 255).save(tmp_path / f"{number}.jpg", quality=quality)
+    images = [Image.open(tmp_path / f"{number}.jpg") for number in range(3)]
+    assert len(np.unique(np.stack([np.asarray(image) for image in images]))) > 3
+    meaning, classes = read(tmp_path, images)
+    assert meaning.words == {"0 to 127": "background", "128 to 255": "lesion"}
+    assert all(map(np.array_equal, classes, truth))
+
+
+ASKED: dict[str, tuple[list[Any], str]] = {
+    "swapped": ([255 - drawn(255), 255 - drawn(255, 255)], "255:background,0:lesion"),
+    "more objects than masks": (
+        [drawn(*range(1, 13)), drawn(1, 2), drawn(1)],
+        "0:background,*:lesion",
+    ),
+    "objects in order": (
+        [drawn(*range(1, n)) for n in (2, 3, 4, 6, 7, 2, 3, 4)],
+        "numbers of objects",
+    ),
+    "no background": ([drawn(1, 2, background=3)], "none of them is 0"),
+    "full": ([drawn(background=255)], "none of them is 0"),
+    "1 and 255 apart": ([drawn(1), drawn(255)], "1 and 255 may be one class"),
+    "grey levels": ([np.arange(400, dtype=np.uint8).reshape(20, 20) // 2 * 2], "lie between"),
+    "a photograph": ([Image.effect_noise((20, 20), 90).convert("RGB").rotate(5)], "lie between"),
+    "too many colours": (
+        [Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 20, 3), np.uint8))],
+        "colours are classes if they are few",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_what_has_two_readings_is_asked(tmp_path: Path, kind: str) -> None:
+    masks, part = ASKED[kind]
+    with pytest.raises(DataError, match=r"scans: expected masks .*--data\.mask-values") as error:
+        read(tmp_path, masks)
+    assert part in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("image", "expected"),
+    ("masks", "stated", "names", "expected"),
     [
-        (image_of([[0, 1], [2, 63]]), [[0, 1], [2, 63]]),
-        (image_of([[0, 255], [255, 0]]), [[0, 1], [1, 0]]),
-        (image_of([[255, 255], [255, 255]]), [[1, 1], [1, 1]]),
-        (image_of([[0, 0], [0, 0]]), [[0, 0], [0, 0]]),
-        (image_of([[127, 128], [128, 128]]), [[0, 1], [1, 1]]),
-        (image_of([[0, 65535], [0, 0]], np.uint16), [[0, 1], [0, 0]]),
-        (image_of([[False, True], [True, True]], np.bool_), [[0, 1], [1, 1]]),
-        (image_of([[0, 255], [0, 0]]).convert("RGB"), [[0, 1], [0, 0]]),
-        (PALETTE, [[0, 1], [2, 2]]),
-    ],
-)
-def test_classes_and_black_and_white(
-    tmp_path: Path, image: Image.Image, expected: list[object]
-) -> None:
-    image.save(path := tmp_path / "a.png")
-    assert read_mask([path], LIKE, SMALL)[0].tolist() == expected
-
-
-@pytest.mark.parametrize(
-    ("image", "expected", "given"),
-    [
-        (image_of([[0, 128], [255, 0]]), BLACK_AND_WHITE, "values 0, 128, 255 up to 255"),
-        (image_of([[0, 100], [100, 0]]), BLACK_AND_WHITE, "values 0, 100 up to 100"),
-        (image_of([[200, 255], [255, 255]]), BLACK_AND_WHITE, "values 200, 255 up to 255"),
-        (image_of([[0, 0.5], [1, 1]], np.float32), "whole numbers", "0.5"),
-        (PALETTE.convert("RGB"), "a mask in grey or with a palette", "one with colours"),
         (
-            image_of([[0, 1, 0], [0, 0, 0]]),
-            "a mask of 1 x 2 x 2 (frames x height x width)",
-            "1 x 2 x 3",
+            [drawn(128, 255, 254)],
+            "0:background,128:benign,255:malignant,254:ignore",
+            ["background", "benign", "malignant"],
+            drawn(1, 2, 255),
+        ),
+        ([255 - drawn(255)], "255:background,0:lesion", LESION, drawn(1)),
+        (
+            [drawn(*range(1, 9))],
+            "0:background,*:nucleus",
+            ["background", "nucleus"],
+            drawn(*[1] * 8),
+        ),
+        ([drawn(1, 2, 3)], "0:background, 3:a, 1:b, 2:a", ["background", "a", "b"], drawn(2, 1, 1)),
+        (
+            [palette(drawn(1, 2), BLACK, RED, GREEN)],
+            "#000000:background,#FF0000:red,#00ff00:green",
+            ["background", "red", "green"],
+            drawn(1, 2),
         ),
     ],
 )
-def test_other_values_are_named(
-    tmp_path: Path, image: Image.Image, expected: str, given: str
+def test_what_is_stated_counts(
+    tmp_path: Path, masks: list[Any], stated: str, names: list[str], expected: NDArray[Any]
 ) -> None:
-    image.save(path := tmp_path / "a.tif")
-    with pytest.raises(DataError, match=re.escape(f"{path}: expected {expected}, given {given}")):
-        read_mask([path], LIKE, SMALL)
+    config = validate(DataConfig, {"name": "scans", "mask_values": stated}, "data")
+    meaning, classes = read(tmp_path, masks, config.mask_values)
+    assert meaning.mask_names == names
+    np.testing.assert_array_equal(classes[0], expected)
 
 
-def test_a_lossy_mask_is_black_and_white(tmp_path: Path) -> None:
-    truth = np.zeros((40, 40), np.uint8)
-    truth[9:30, 11:33] = 1
-    Image.fromarray(truth * 255).save(path := tmp_path / "a.jpg", quality=60)
-    assert len(np.unique(np.asarray(Image.open(path)))) > 2
-    assert (read_mask([path], Facts(1, 1, 40, 40), ReadOptions(40))[0] == truth).all()
+def test_what_is_not_stated_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=re.escape("1.png: expected the values 0, 1, given 7")):
+        read(tmp_path, [drawn(1), drawn(7)], "0:background,1:lesion")
+
+
+@pytest.mark.parametrize(
+    "stated", ["", "0", "0:background", "1:lesion", "0:background,0:lesion", "x:background,1:a"]
+)
+def test_a_statement_has_values_and_names(stated: str) -> None:
+    with pytest.raises(ConfigError, match="expected VALUE:NAME"):
+        validate(DataConfig, {"name": "scans", "mask_values": stated}, "data")
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (
+            drawn(1)[:, 1:],
+            "expected a mask of 1 x 20 x 20 (frames x height x width)",
+        ),
+        (drawn(1, dtype=np.float32) / 2, "expected whole numbers, given 0.5"),
+        (-drawn(1, dtype=np.float32), "expected classes from 0 on, given the value -1"),
+    ],
+)
+def test_no_mask_of_the_image(tmp_path: Path, mask: NDArray[Any], expected: str) -> None:
+    with pytest.raises(DataError, match=re.escape(f"0.tif: {expected}")):
+        read(tmp_path, [mask], ending=".tif")
 
 
 def test_several_masks_are_united(tmp_path: Path) -> None:
-    paths = [tmp_path / "a.png", tmp_path / "b.png"]
-    image_of([[0, 255], [0, 0]]).save(paths[0])
-    image_of([[2, 0], [0, 0]]).save(paths[1])
-    assert read_mask(paths, LIKE, SMALL)[0].tolist() == [[2, 1], [0, 0]]
+    meaning, _ = read(tmp_path, [drawn(0, 1), drawn(2, 0)])
+    paths = [tmp_path / "0.png", tmp_path / "1.png"]
+    assert (read_mask(paths, meaning.classes, OPTIONS)[0] == drawn(2, 1)).all()
+
+
+def test_a_set_keeps_what_values_mean(tmp_path: Path) -> None:
+    for number in range(9):
+        Image.effect_noise((SIDE, SIDE), 50).save(tmp_path / f"{number}.png")
+        Image.fromarray(drawn((128, 255)[number % 2])).save(tmp_path / f"{number}_mask.png")
+    images = open_images(str(tmp_path), cache=tmp_path / "cache")
+    assert images.info["mask_values"] == {
+        "0": "background",
+        "128": "mask 128",
+        "255": "mask 255",
+    }
+    stated = "0:background,128:benign,255:malignant"
+    images = open_images(str(tmp_path), cache=tmp_path / "cache", mask_values=stated)
+    assert images.mask_names == ("background", "benign", "malignant")

@@ -197,15 +197,18 @@ def read_zarr(folder: Path, content: bytes, name: str = "zarr.json") -> None:
 
 
 def read_picture(folder: Path, content: bytes) -> None:
+    from medduet.data.mask_values import meaning_of
     from medduet.data.reading.core import ReadOptions
-    from medduet.data.reading.images import probe, read_images, read_mask
+    from medduet.data.reading.images import probe, read_images
+    from medduet.data.reading.masks import mask_values, read_mask
 
     _put(folder, {"a.img": content})
     path, options = folder / "a.img", ReadOptions(16, "pad", 3)
     facts = probe(path)
     assert read_images(path, options).shape == (facts.frames, 16, 16, 3)
     with suppress(MedDuetError):  # most images are no masks
-        read_mask([path], facts, options)
+        meaning = meaning_of("fuzzed", {path: mask_values(path, facts)})
+        read_mask([path], meaning.classes, options)
 
 
 def read_upload(folder: Path, content: bytes) -> None:

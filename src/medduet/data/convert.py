@@ -19,8 +19,9 @@ from medduet.config import DataConfig
 from medduet.data.cache import Progress, cache_folder, counted
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
+from medduet.data.mask_values import meaning_of
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.images import probe, read_pair
+from medduet.data.reading.masks import MaskValues, probe_pair, read_pair
 from medduet.data.splits import NO_SPLIT
 from medduet.data.store import check_room, growing_array, open_split, stored
 from medduet.data.workers import Transient, WorkerPool
@@ -58,8 +59,8 @@ def open_files(
         logger.warning("%s: %s", listing.name, note)
     whole = open_split(folder, "all")
     nothing = whole.take(np.zeros(0, dtype=np.int64))
-    info = {"source": str(Path(config.name).expanduser().absolute())}
-    info |= {key: meta[key] for key in ("files", "skipped")} | {"notes": notes}
+    info = {key: meta[key] for key in ("files", "skipped", "mask_values")}
+    info |= {"source": str(Path(config.name).expanduser().absolute()), "notes": notes}
     images = ImageSet(
         name=listing.name,
         train=whole,
@@ -81,7 +82,8 @@ def _digest(listing: Listing, config: DataConfig) -> str:
         stat = path.stat() if path.exists() else None
         return [path.name, *([stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else ())]
 
-    options = [config.size, config.channels, config.fit, config.window, config.skip_broken]
+    fields = {"size", "channels", "fit", "window", "skip_broken", "mask_values"}
+    options = config.model_dump(include=fields)
     rows = [
         (item.name, *item[3:], [stamp(path) for path in (item.path, *item.masks)])
         for item in listing.items
@@ -105,26 +107,30 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
                 else:
                     yield item, result
 
-        facts = dict(read(probe, {item: item.path for item in items}))
+        facts, masks = dict[Item, Facts](), dict[Path, MaskValues]()
+        jobs = {item: (item.path, item.masks) for item in items}
+        for item, (header, values) in read(probe_pair, jobs):
+            facts[item] = header
+            masks |= zip(item.masks, values, strict=True)
         options = _options(facts.values(), config)
         tails = {"images": (*options.sides, *(3,) * (options.channels == 3))}
-        if any(item.masks for item in facts):
+        meaning = meaning_of(listing.name, masks, config.mask_values) if masks else None
+        if meaning:
             tails["masks"] = options.sides
         total = sum(header.frames for header in facts.values())
         check_room(folder, total * sum(map(prod, tails.values())))
-        jobs = {item: (item.path, item.masks, header) for item, header in facts.items()}
-        frames, highest, digest = dict[Item, int](), 0, hashlib.sha256()
-        counts = Counter[str]()
+        jobs = {item: jobs[item] for item in facts}
+        read_one = partial(read_pair, options=options, meaning=meaning.classes if meaning else None)
+        frames, remarks, digest = dict[Item, int](), Counter[str](), hashlib.sha256()
         with ExitStack() as stack:
             append = {
                 name: stack.enter_context(growing_array(folder / f"all_{name}.npy", tail))
                 for name, tail in tails.items()
             }
-            for item, (images, masks, remarks) in read(partial(read_pair, options=options), jobs):
-                counts.update(remarks)
-                masks = np.zeros(images.shape[:3], np.uint8) if masks is None else masks
-                highest = max(highest, int(masks.max()))
-                for name, pixels in zip(append, (images, masks), strict=False):
+            for item, (images, drawn, of_file) in read(read_one, jobs):
+                remarks.update(of_file)
+                drawn = np.zeros(images.shape[:3], np.uint8) if drawn is None else drawn
+                for name, pixels in zip(append, (images, drawn), strict=False):
                     append[name](pixels)
                     digest.update(pixels.tobytes())
                 frames[item] = len(images)
@@ -134,11 +140,11 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
     for name, array in _truth(frames, listing).items():
         np.save(folder / f"{name}.npy", array)
         digest.update(array.tobytes())
-    several = [f"mask {number}" for number in range(1, highest + 1)]
-    classes = ["background", *(several if highest > 1 else ["lesion"])]
-    meta = {"files": len(items), "skipped": faults, "remarks": counts}
-    meta |= {"fingerprint": digest.hexdigest()}
-    write_json(folder / "meta.json", meta | {"mask_names": classes if "masks" in tails else []})
+    meta = {"files": len(items), "skipped": faults, "remarks": remarks}
+    meta |= {"fingerprint": digest.hexdigest(), "mask_names": [], "mask_values": {}}
+    if meaning:
+        meta |= {"mask_names": meaning.mask_names, "mask_values": meaning.words}
+    write_json(folder / "meta.json", meta)
 
 
 def _options(facts: Collection[Facts], config: DataConfig) -> ReadOptions:

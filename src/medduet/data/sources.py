@@ -106,7 +106,9 @@ def _kind(data: DataConfig) -> str:
 
 def _check_options(data: DataConfig, kind: str) -> None:
     """Refuse options of one kind of set that are given for another."""
-    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(("masks", "window", "skip_broken"), (_FILES,))
+    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(
+        ("masks", "mask_values", "window", "skip_broken"), (_FILES,)
+    )
     kinds |= {"count": ("phantom",), "channels": ("phantom", _FILES)}
     if data.folds is None and data.split != "made":
         kinds["seed"] = ("phantom", _FILES, "a split that is made")

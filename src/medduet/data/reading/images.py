@@ -1,4 +1,4 @@
-"""Reads images and masks: a file is opened by what is in it; its ending may say something else."""
+"""Reads images: a file is opened by what is in it; its ending may say something else."""
 
 import gzip
 import re
@@ -15,7 +15,7 @@ from medduet.data.reading.core import Facts, Frame, ReadOptions, Source, checked
 from medduet.data.reading.dicom import open_dicom
 from medduet.data.reading.nifti import open_nifti
 from medduet.data.reading.raster import open_raster, values_of
-from medduet.data.reading.shape import fitted, fitted_mask, levels
+from medduet.data.reading.shape import fitted, levels
 from medduet.errors import MissingFileError
 
 HEAD = 540
@@ -32,7 +32,6 @@ _SIGNATURES = (
 )
 _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 """Pixels of each side, and a difference of red, green and blue, that tell colour from grey."""
-_MAX_CLASS, _WHITE, _SHOWN = 63, 128, 5
 
 
 @contextmanager
@@ -135,20 +134,6 @@ def read_images(path: Path, options: ReadOptions) -> NDArray[np.uint8]:
     return np.stack([picture.fitted for picture in read_pictures(path, options)])
 
 
-def read_pair(
-    job: tuple[Path, Sequence[Path], Facts], options: ReadOptions
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, Sequence[str]]:
-    """Read a file, and its masks if it has any; its header said the facts of the job.
-
-    The last are the remarks of `Picture`.
-    """
-    path, masks, facts = job
-    pictures = read_pictures(path, options)
-    images = np.stack([picture.fitted for picture in pictures])
-    drawn = read_mask(masks, facts, options) if masks else None
-    return images, drawn, pictures[0].remarks
-
-
 def picture_of(
     image: NDArray[Any] | Image.Image, options: ReadOptions, name: str = "image"
 ) -> Picture:
@@ -179,58 +164,3 @@ def _coloured(values: NDArray[Any]) -> float:
         return 0.0
     rows, columns = (max(1, side // _SAMPLED_SIDE) for side in values.shape[:2])
     return float((np.ptp(values[::rows, ::columns], axis=2) > _GREY_SPREAD).mean())
-
-
-def read_mask(paths: Sequence[Path], like: Facts, options: ReadOptions) -> NDArray[np.uint8]:
-    """Read the masks of one image and unite them.
-
-    Values up to 63 are classes. Others are black and white, and from 128 on 1, if there are at
-    most two of them or if the file is lossy. Where several masks meet, the highest class counts.
-    A palette of colours stands for the classes that its indices are.
-
-    Args:
-        paths: its mask files, each of all frames.
-        like: what the header of the image says; masks must have its frames and size.
-        options: as for the image; `channels` and `window` don't matter.
-
-    Returns:
-        Classes as uint8 ``(K, size, size)``, taken at the nearest pixel centres.
-
-    Raises:
-        DataError: a file is not a mask of this image.
-        MissingFileError: a file does not exist.
-    """
-    united: NDArray[np.uint8] = np.max([_read_one_mask(x, like, options) for x in paths], axis=0)
-    return united
-
-
-def _read_one_mask(path: Path, like: Facts, options: ReadOptions) -> NDArray[np.uint8]:
-    with opened(path) as source:
-        if source.facts._replace(channels=like.channels) != like:
-            shapes = [f"{n} x {height} x {width}" for n, _, height, width in (like, source.facts)]
-            raise refusal(path, f"a mask of {shapes[0]} (frames x height x width)", shapes[1])
-        frames = [_integers(path, frame) for frame in source.frames(None)]
-        values = np.unique(np.concatenate([np.unique(frame) for frame in frames]))
-        classes = np.stack([fitted_mask(frame, options) for frame in frames])
-        if values[0] >= 0 and values[-1] <= _MAX_CLASS:
-            return classes.astype(np.uint8)
-        black_and_white = len(values) == 1 or (len(values) == 2 and values[0] < _WHITE)
-        if values[0] >= 0 and values[-1] >= _WHITE and (black_and_white or source.lossy):
-            return (classes >= _WHITE).astype(np.uint8)
-        shown = ", ".join(map(str, values[:_SHOWN])) + ", ..." * (len(values) > _SHOWN)
-        expected = f"classes of 0 to {_MAX_CLASS}, or black and white (0 and 255)"
-        raise refusal(path, expected, f"values {shown} up to {values[-1]}")
-
-
-def _integers(path: Path, frame: Frame) -> NDArray[Any]:
-    """Return the values of a mask ``(H, W)`` as integers."""
-    values = frame.values if frame.classes is None else frame.classes
-    if values.ndim == 3:
-        if (values != values[:, :, :1]).any():
-            raise refusal(path, "a mask in grey or with a palette", "one with colours")
-        values = values[:, :, 0]
-    if values.dtype.kind == "f":
-        if not (whole := np.isfinite(values) & (values == np.rint(values))).all():
-            raise refusal(path, "whole numbers", f"{values[~whole][0]}")
-        values = np.clip(values, -1, 1 << 16).astype(np.int32)
-    return values

@@ -55,6 +55,8 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
                 values = np.repeat(values[:, :, None], 3, axis=2)
             # The indices of a palette of colours are the classes of masks that are kept so.
             classes = np.asarray(image) if image.mode == "P" and facts.channels == 3 else None
+            if image.has_transparency_data:
+                classes = _drawn(image, classes)
             yield Frame(values, window if deep else None, classes=classes)
 
     lossy = kind in ("JPEG", "WEBP") or _tag(image, _COMPRESSION, 0) in _JPEG_IN_TIFF
@@ -73,6 +75,14 @@ def values_of(image: Image.Image) -> NDArray[Any]:
         black = Image.new("RGBA", over.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, over).convert("RGB")
     return np.asarray(image.convert("RGB" if colour else "L"))
+
+
+def _drawn(image: Image.Image, classes: NDArray[Any] | None) -> NDArray[Any] | None:
+    """Return 255 where a mask in one colour, such as black, is not transparent; else `classes`."""
+    pixels = np.asarray(image.convert("RGBA"))
+    opaque = pixels[:, :, 3] >= 128
+    one_colour = len(np.unique(pixels[opaque][:, :3], axis=0)) < 2
+    return opaque * np.uint8(255) if one_colour and not opaque.all() else classes
 
 
 def _tag(image: Image.Image, number: int, default: Any) -> Any:
