@@ -53,7 +53,7 @@ def read(
         (mask if isinstance(mask, Image.Image) else Image.fromarray(mask)).save(path)
     files = {path: mask_values(path, LIKE) for path in paths}
     meaning = meaning_of("scans", files, stated)
-    return meaning, [read_mask([path], meaning.classes, OPTIONS)[0] for path in paths]
+    return meaning, [read_mask([path], meaning.classes, OPTIONS)[0][0] for path in paths]
 
 
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -233,7 +233,7 @@ def test_no_mask_of_the_image(tmp_path: Path, mask: NDArray[Any], expected: str)
 def test_several_masks_are_united(tmp_path: Path) -> None:
     meaning, _ = read(tmp_path, [drawn(0, 1), drawn(2, 0)])
     paths = [tmp_path / "0.png", tmp_path / "1.png"]
-    assert (read_mask(paths, meaning.classes, OPTIONS)[0] == drawn(2, 1)).all()
+    assert (read_mask(paths, meaning.classes, OPTIONS)[0][0] == drawn(2, 1)).all()
 
 
 def test_a_set_keeps_what_values_mean(tmp_path: Path) -> None:

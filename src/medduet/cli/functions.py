@@ -12,15 +12,17 @@ from medduet.data.audit.leakage import clean
 from medduet.data.cache import Progress
 from medduet.data.sources import open_images
 from medduet.data.splits import write_split
+from medduet.data.summary import data_summary
 from medduet.data.zarr_store import write_zarr
 from medduet.errors import ConfigError
 from medduet.reports.audit_page import write_audit
 
 
 class AuditRecord(NamedTuple):
-    """An audit, its page, and what a cleaned split changes."""
+    """An audit, its page, what was understood of the data, and what a cleaned split changes."""
 
     audit: Audit
+    summary: list[str]
     page: Path
     changes: str | None
 
@@ -50,10 +52,10 @@ def audit(
     findings = audit_images(images, cache=data.cache, progress=progress)
     page = write_audit(findings, images, out or Path("audits") / images.name)
     if fix is None:
-        return AuditRecord(findings, page, None)
+        return AuditRecord(findings, data_summary(images), page, None)
     cleaned, changes = clean(images, fix_by, cache=data.cache, progress=progress)
     write_split(fix, cleaned)
-    return AuditRecord(findings, page, changes)
+    return AuditRecord(findings, data_summary(images), page, changes)
 
 
 def zarr(

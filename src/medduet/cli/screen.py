@@ -8,10 +8,10 @@ from tabulate import tabulate
 from medduet.errors import one_line
 
 
-def write(*lines: str) -> None:
-    """Print each line."""
+def write(*lines: str, aligned: bool = False) -> None:
+    """Print each line; `aligned` ones keep their spaces, and have no codes already."""
     for line in lines:
-        sys.stdout.write(one_line(line) + "\n")
+        sys.stdout.write((line if aligned else one_line(line)) + "\n")
 
 
 def write_table(

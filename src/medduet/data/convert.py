@@ -53,14 +53,11 @@ def open_files(
     meta = read_json(folder / "meta.json")
     if meta["skipped"]:
         logger.warning("%s: left out %s", listing.name, _summary(meta["skipped"], meta["files"]))
-    files, notes = meta["files"], list(listing.notes)
-    notes += [f"{count} of {files} files {remark}" for remark, count in meta["remarks"].items()]
-    for note in notes:
-        logger.warning("%s: %s", listing.name, note)
     whole = open_split(folder, "all")
     nothing = whole.take(np.zeros(0, dtype=np.int64))
-    info = {key: meta[key] for key in ("files", "skipped", "mask_values")}
-    info |= {"source": str(Path(config.name).expanduser().absolute()), "notes": notes}
+    info = {key: meta[key] for key in ("files", "kinds", "skipped", "mask_values")}
+    info["source"] = str(Path(config.name).expanduser().absolute())
+    info["notes"] = [*listing.notes, *meta["notes"]]
     images = ImageSet(
         name=listing.name,
         train=whole,
@@ -107,10 +104,11 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
                 else:
                     yield item, result
 
-        facts, masks = dict[Item, Facts](), dict[Path, MaskValues]()
+        facts, masks, kinds = dict[Item, Facts](), dict[Path, MaskValues](), Counter[str]()
         jobs = {item: (item.path, item.masks) for item in items}
-        for item, (header, values) in read(probe_pair, jobs):
+        for item, (header, kind, values) in read(probe_pair, jobs):
             facts[item] = header
+            kinds[kind] += 1
             masks |= zip(item.masks, values, strict=True)
         options = _options(facts.values(), config)
         tails = {"images": (*options.sides, *(3,) * (options.channels == 3))}
@@ -122,25 +120,35 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         jobs = {item: jobs[item] for item in facts}
         read_one = partial(read_pair, options=options, meaning=meaning.classes if meaning else None)
         frames, remarks, digest = dict[Item, int](), Counter[str](), hashlib.sha256()
+        lossless: list[int] = []
         with ExitStack() as stack:
             append = {
                 name: stack.enter_context(growing_array(folder / f"all_{name}.npy", tail))
                 for name, tail in tails.items()
             }
-            for item, (images, drawn, of_file) in read(read_one, jobs):
-                remarks.update(of_file)
-                drawn = np.zeros(images.shape[:3], np.uint8) if drawn is None else drawn
-                for name, pixels in zip(append, (images, drawn), strict=False):
+            for item, pair in read(read_one, jobs):
+                remarks.update(pair.remarks)
+                lossless.append(pair.lossless_side)
+                drawn = (
+                    np.zeros(pair.images.shape[:3], np.uint8) if pair.masks is None else pair.masks
+                )
+                for name, pixels in zip(append, (pair.images, drawn), strict=False):
                     append[name](pixels)
                     digest.update(pixels.tobytes())
-                frames[item] = len(images)
+                frames[item] = len(pair.images)
     _check(faults, listing, config)
     if not frames:
         raise DataError(f"{listing.name}: none of its {len(items)} files can be read")
     for name, array in _truth(frames, listing).items():
         np.save(folder / f"{name}.npy", array)
         digest.update(array.tobytes())
-    meta = {"files": len(items), "skipped": faults, "remarks": remarks}
+    notes = [f"{count} of {len(frames)} files {remark}" for remark, count in remarks.items()]
+    if any(lossless):
+        lost, side = np.count_nonzero(lossless), max(lossless)
+        notes.append(
+            f"{lost} masks lose all pixels of a class at this size: --size {side} keeps them"
+        )
+    meta: dict[str, Any] = {"files": len(items), "kinds": kinds, "skipped": faults, "notes": notes}
     meta |= {"fingerprint": digest.hexdigest(), "mask_names": [], "mask_values": {}}
     if meaning:
         meta |= {"mask_names": meaning.mask_names, "mask_values": meaning.words}

@@ -29,6 +29,22 @@ def resize_mask(mask: NDArray[Any], height: int, width: int) -> NDArray[Any]:
     return mask[..., rows[:, None], columns]
 
 
+def side_that_keeps(mask: NDArray[Any], resized: NDArray[Any]) -> int:
+    """Return the side to which a mask can be resized without losing a class; 0 if none is lost.
+
+    Example:
+        >>> mask = np.zeros((90, 90), np.uint8)
+        >>> mask[10:13, 20:80] = 1
+        >>> side_that_keeps(mask, resize_mask(mask, 20, 20))
+        30
+    """
+    side = 0
+    for number in set(np.unique(mask).tolist()) - {0, *np.unique(resized).tolist()}:
+        rows, columns = np.nonzero(mask == number)
+        side = max(side, -(-max(mask.shape) // (1 + min(np.ptp(rows), np.ptp(columns)))))
+    return int(side)
+
+
 def to_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Convert RGB ``(..., W, 3)`` to grey ``(..., W)``, both uint8: luma of ITU-R 601."""
     rows = image.reshape(-1, *image.shape[-2:])

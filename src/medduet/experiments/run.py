@@ -19,6 +19,7 @@ from medduet.data.cache import Progress
 from medduet.data.imageset import ImageSet
 from medduet.data.sources import open_images
 from medduet.data.splits import write_split
+from medduet.data.summary import data_summary
 from medduet.errors import DownloadError, MedDuetError, StorageError, TrainingError
 from medduet.experiments.config import require_one
 from medduet.models.base import network_cost
@@ -163,17 +164,17 @@ def _begin(
         write_split(folder.split, data)
     environment = describe_environment(data, cost, experiment.fabric, choices)
     write_json(folder.path / "environment.json", environment)
-    counts = {split: len(data.split(split)) for split in ("train", "val", "test")}
     report = experiment.reporter.message
+    for line in data_summary(data):
+        report(line)
     report(
-        f"{data.name}, {', '.join(f'{n:,} {split}' for split, n in counts.items())}; "
         f"{config.model.name}, {cost.parameters:,} parameters, {choices['precision']} on "
         f"{experiment.fabric.device}; writing {folder.path}"
     )
-    if (size := config.train.batch_size) > counts["train"]:
+    if (size := config.train.batch_size) > (count := len(data.train)):
         report(
-            f"a batch of {size} holds all {counts['train']} training images, so an epoch is one "
-            "step: a smaller --batch-size makes more"
+            f"a batch of {size} holds all {count} training images, so an epoch is one step: a "
+            "smaller --batch-size makes more"
         )
     if (leaks := leak_warning(data, config.data.cache)) is not None:
         report(leaks)

@@ -69,7 +69,7 @@ def _evaluation(metrics: Mapping[str, Any], arguments: Arguments) -> None:
     split, name = metrics["split"], metrics["data"]["name"]
     _write_metrics(f"{name}, {split}, n = {metrics[split]['n']}", metrics[split])
     out = arguments["out"] or f"{arguments['path']}/evaluations/{name}-{split}"
-    write(f"written: {out}")
+    write(*metrics["data"]["info"].get("notes", ()), f"written: {out}")
 
 
 def _stress(record: Mapping[str, Any], arguments: Arguments) -> None:
@@ -181,6 +181,7 @@ def _predictions(record: PredictRecord, arguments: Arguments) -> int:
 
 def _audit(record: AuditRecord, arguments: Arguments) -> int:
     audit = record.audit
+    write(*record.summary, aligned=True)
     rows = [(each.severity, each.message) for each in audit.findings]
     write_table(f"audit of {audit.name}, {len(audit.images):,} images", ["", "finding"], [], rows)
     counts = ", ".join(f"{n} {name}{'s' * (n != 1)}" for name, n in audit.counts().items())

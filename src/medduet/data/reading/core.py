@@ -71,12 +71,15 @@ class Frame(NamedTuple):
 class Source(NamedTuple):
     """An open file: facts, and what yields its frames for a `ReadOptions.window`.
 
-    If it is lossy, neighbouring values may have been the same before compression.
+    If it is lossy, neighbouring values may have been the same before compression. `remarks` are
+    sentences without subject, such as "are turned".
     """
 
     facts: Facts
     frames: Callable[[tuple[float, float] | None], Iterator[Frame]]
     lossy: bool = False
+    remarks: tuple[str, ...] = ()
+    kind: str = ""
 
 
 def refusal(path: Path, expected: str, given: str) -> DataError:

@@ -56,14 +56,15 @@ def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Source]:
             content.seek(0)
             match kind:
                 case "DICOM":
-                    yield open_dicom(path, content)
+                    source = open_dicom(path, content)
                 case "NIfTI":
-                    yield open_nifti(path, content)
+                    source = open_nifti(path, content)
                 case None:
                     expected = "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI"
                     raise refusal(path, expected, f"a file that starts with {head[:8]!r}")
                 case _:
-                    yield open_raster(path, content, kind)
+                    source = open_raster(path, content, kind)
+            yield source._replace(kind=kind)
 
 
 def kind_of(head: bytes) -> str | None:
@@ -107,7 +108,7 @@ def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None
         frames = list(source.frames(options.window))
         if len(frames) != source.facts.frames:
             raise refusal(path, f"{source.facts.frames} frames", str(len(frames)))
-        return _pictures(frames, options)
+        return _pictures(frames, options, source.remarks)
 
 
 def read_images(path: Path, options: ReadOptions) -> NDArray[np.uint8]:
@@ -151,10 +152,12 @@ def picture_of(
         return _pictures([Frame(values)], options)[0]
 
 
-def _pictures(frames: Sequence[Frame], options: ReadOptions) -> list[Picture]:
-    images, remarks = levels(frames, options.channels)
+def _pictures(
+    frames: Sequence[Frame], options: ReadOptions, remarks: Sequence[str] = ()
+) -> list[Picture]:
+    images, more = levels(frames, options.channels)
     return [
-        Picture(fitted(whole, options), whole, _coloured(frame.values), remarks)
+        Picture(fitted(whole, options), whole, _coloured(frame.values), [*remarks, *more])
         for frame, whole in zip(frames, images, strict=True)
     ]
 

@@ -1,14 +1,15 @@
 """Reads masks: first which values a file has, then, with what they mean in the set, classes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medduet.data.pixels import side_that_keeps
 from medduet.data.reading.core import Facts, Frame, ReadOptions, refusal
-from medduet.data.reading.images import opened, probe, read_pictures
+from medduet.data.reading.images import opened, read_pictures
 from medduet.data.reading.shape import fitted_mask
 
 Integers = NDArray[np.int64]
@@ -55,26 +56,44 @@ class MaskClasses(NamedTuple):
         return self.classes[np.searchsorted(bounds, values, side="right")]
 
 
-def probe_pair(job: tuple[Path, Sequence[Path]]) -> tuple[Facts, list[MaskValues]]:
-    """Return what the header of an image says, and the values of its masks.
+class Pair(NamedTuple):
+    """The frames of a file and their masks, as `ReadOptions` ask for.
+
+    Attributes:
+        images: ``(K, H, W)`` or ``(K, H, W, 3)`` uint8.
+        masks: ``(K, H, W)`` uint8 classes; None without.
+        lossless_side: of images so large that no mask class vanishes; 0 if none does now.
+        remarks: as of `Picture`.
+    """
+
+    images: NDArray[np.uint8]
+    masks: NDArray[np.uint8] | None
+    lossless_side: int
+    remarks: Sequence[str]
+
+
+def probe_pair(job: tuple[Path, Sequence[Path]]) -> tuple[Facts, str, list[MaskValues]]:
+    """Return what the header of an image says, its kind, and the values of its masks.
 
     Raises:
         DataError: a file can't be read, or is no mask of this image.
         MissingFileError: a file does not exist.
     """
     path, masks = job
-    facts = probe(path)
-    return facts, [mask_values(mask, facts) for mask in masks]
+    with opened(path) as source:
+        facts, kind = source.facts, source.kind
+    return facts, kind, [mask_values(mask, facts) for mask in masks]
 
 
 def read_pair(
     job: tuple[Path, Sequence[Path]], options: ReadOptions, meaning: MaskClasses | None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, Sequence[str]]:
-    """Read a file, and its masks if it has any; the last are the remarks of `Picture`."""
-    path, masks = job
+) -> Pair:
+    """Read a file, and its masks if it has any."""
+    path, paths = job
     pictures = read_pictures(path, options)
-    drawn = read_mask(masks, meaning, options) if masks and meaning else None
-    return np.stack([picture.fitted for picture in pictures]), drawn, pictures[0].remarks
+    masks, side = read_mask(paths, meaning, options) if paths and meaning else (None, 0)
+    images = np.stack([picture.fitted for picture in pictures])
+    return Pair(images, masks, side, pictures[0].remarks)
 
 
 def mask_values(path: Path, like: Facts) -> MaskValues:
@@ -108,7 +127,7 @@ def _tally(path: Path, frame: Frame) -> Integers:
 
 def read_mask(
     paths: Sequence[Path], meaning: MaskClasses, options: ReadOptions
-) -> NDArray[np.uint8]:
+) -> tuple[NDArray[np.uint8], int]:
     """Read the masks of one image and unite them; where several meet, the highest class counts.
 
     Args:
@@ -117,19 +136,24 @@ def read_mask(
         options: as for the image; `channels` and `window` don't matter.
 
     Returns:
-        Classes as uint8 ``(K, size, size)``, taken at the nearest pixel centres.
+        Classes as uint8 ``(K, size, size)``, taken at the nearest pixel centres; and the size at
+        which no class would vanish, 0 if none does.
     """
-    masks = [np.stack([*_classes(path, meaning, options)]) for path in paths]
-    united: NDArray[np.uint8] = np.max(masks, axis=0)
-    return united
+    masks, sides = zip(*(_classes(path, meaning, options) for path in paths), strict=True)
+    return np.max(masks, axis=0), max(sides)
 
 
-def _classes(path: Path, meaning: MaskClasses, options: ReadOptions) -> Iterator[NDArray[np.uint8]]:
+def _classes(
+    path: Path, meaning: MaskClasses, options: ReadOptions
+) -> tuple[NDArray[np.uint8], int]:
+    masks, side = [], 0
     with opened(path) as source:
         for frame in source.frames(None):
             colours = _colours(frame) if meaning.by_colour else None
-            values = _integers(path, frame) if colours is None else colours
-            yield meaning.of(fitted_mask(values, options))
+            whole = meaning.of(_integers(path, frame) if colours is None else colours)
+            masks.append(fitted_mask(whole, options))
+            side = max(side, side_that_keeps(whole, masks[-1]))
+    return np.stack(masks), side
 
 
 def _integers(path: Path, frame: Frame) -> NDArray[Any]:

@@ -19,6 +19,7 @@ from medduet.data.reading.core import MAX_FRAMES, Facts, Frame, Source, checked,
 _ORIENTATION, _WHITE_IS_ZERO, _COMPRESSION, _BITS = 274, 262, 259, 258
 _JPEG_IN_TIFF = (6, 7)
 _TURNED = (5, 6, 7, 8)  # values of EXIF's orientation by which height and width change places
+_ARE_TURNED = "are turned upright, as EXIF says: their masks must be drawn on the upright images"
 
 
 def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
@@ -39,8 +40,9 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
         image.seek(0)
         pages = len(kinds)
     height, width = image.height, image.width
+    orientation = image.getexif().get(_ORIENTATION, 1)
     # Pillow has the size of a TIFF right before it is turned.
-    if kind != "TIFF" and image.getexif().get(_ORIENTATION) in _TURNED:
+    if kind != "TIFF" and orientation in _TURNED:
         height, width = width, height
     facts = checked(path, Facts(pages, 3 if _is_colour(image) else 1, height, width))
 
@@ -60,7 +62,7 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
             yield Frame(values, window if deep else None, classes=classes)
 
     lossy = kind in ("JPEG", "WEBP") or _tag(image, _COMPRESSION, 0) in _JPEG_IN_TIFF
-    return Source(facts, frames, lossy)
+    return Source(facts, frames, lossy, (_ARE_TURNED,) if 1 < orientation <= 8 else ())
 
 
 def values_of(image: Image.Image) -> NDArray[Any]:
