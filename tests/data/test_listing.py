@@ -34,13 +34,13 @@ def _masks(item: Item) -> list[str]:
 
 
 def test_sub_folders_are_classes(folder: Make) -> None:
-    root = folder("ill/b.png", "ill/a.JPG", "well/c.tiff", "well/notes.txt", "well/.hidden.png")
+    root = folder("ill/b.gif", "ill/a.JPG", "well/c.tiff", "well/notes.txt", "well/.hidden.png")
     (root / "well/IM0001").write_bytes(b"\0" * 128 + b"DICM")
     (root / "well/README").touch()
     listing = list_folder(root)
     assert listing.name == "set"
     assert [item.name for item in listing.items] == [
-        *("ill/a.JPG", "ill/b.png", "well/IM0001", "well/c.tiff")
+        *("ill/a.JPG", "ill/b.gif", "well/IM0001", "well/c.tiff")
     ]
     assert listing.class_names == ("ill", "well")
     assert [item.labels for item in listing.items] == [("ill",), ("ill",), ("well",), ("well",)]

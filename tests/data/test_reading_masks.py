@@ -115,10 +115,11 @@ KINDS: dict[str, tuple[list[Any], list[str], list[NDArray[Any]]]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_values_mean_what_the_field_means(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("ending", ["", ".gif"])
+def test_values_mean_what_the_field_means(tmp_path: Path, kind: str, ending: str) -> None:
     masks, names, expected = KINDS[kind]
-    ending = ".tif" if kind in ("floats", "16 bits") else ".png"
-    meaning, classes = read(tmp_path, masks, ending=ending)
+    exact = ".tif" if kind in ("floats", "16 bits") else ".png"
+    meaning, classes = read(tmp_path, masks, ending=ending or exact)
     assert meaning.mask_names == names
     for result, truth in zip(classes, expected, strict=True):
         np.testing.assert_array_equal(result, truth)

@@ -268,6 +268,7 @@ PARSERS: dict[str, Parser] = {
     "jpeg": _pillow("JPEG", {}, {"progressive": True}),
     "tiff": _pillow("TIFF", {"save_all": True}, *({"compression": x} for x in _COMPRESSIONS)),
     "bmp": _pillow("BMP"),
+    "gif": _pillow("GIF"),
     "webp": _pillow("WEBP"),
     "dicom": Parser(read_picture, _dicom),
     "nifti": Parser(

@@ -132,7 +132,7 @@ def test_each_wrong_file_has_a_message_and_the_api_a_page(
     page = visited.page
     files = {
         "notes.txt": (b"some words", "not an image that can be read"),
-        "scan.png": (b"%PDF-1.7 and so on", "PNG, JPEG, TIFF, BMP, WebP or DICOM"),
+        "scan.png": (b"%PDF-1.7 and so on", "PNG, JPEG, TIFF, BMP, GIF, WebP or DICOM"),
         "huge.png": (bytes(600_000), "expected at most 0.5 MB, given 0.572 MB"),
         "dot.png": (encoded(np.zeros((1, 1), np.uint8)), "at least 8 x 8 pixels, given 1 x 1"),
         "half.png": (encoded(picture(1))[:300], "can't be used"),

@@ -17,7 +17,7 @@ from pathlib import Path
 from medduet.errors import DataError
 from medduet.utils.parsing import as_text
 
-_ENDING = re.compile(r"(?<=.)\.(png|jpe?g|tiff?|bmp|webp|dcm|dicom|ima|nii(\.gz)?)$", re.IGNORECASE)
+_ENDING = re.compile(r"(?<=.)\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|ima|nii(\.gz)?)$", re.I)
 _MASK = (
     r"masks?|msks?|segs?|segm|segmentations?|gts?|ground[ _-]?truths?|labels?|annotations?|annots?"
 )

@@ -38,7 +38,7 @@ _INLINE = "; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'
 _FILE = {"type": "string", "format": "binary"}
 _FORM = {"type": "object", "required": ["file"], "properties": {"file": _FILE}}
 _BODY = {
-    "description": "PNG, JPEG, TIFF, BMP, WebP or DICOM: the file itself, or a form with it.",
+    "description": "PNG, JPEG, TIFF, BMP, GIF, WebP or DICOM: the file itself, or a form with it.",
     "required": True,
     "content": {
         "multipart/form-data": {"schema": _FORM},

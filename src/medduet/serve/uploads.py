@@ -22,7 +22,7 @@ from medduet.data.workers import WorkerPool
 
 LEAST_SIDE = 8  # of an image, in pixels
 LARGEST = 8  # so many of the largest files and images all requests may hold together
-_KINDS = "a PNG, JPEG, TIFF, BMP, WebP or DICOM file"
+_KINDS = "a PNG, JPEG, TIFF, BMP, GIF, WebP or DICOM file"
 _RAW = (
     "",
     "application/octet-stream",

@@ -124,4 +124,6 @@ def errors_of(path: Path) -> Iterator[None]:
         reason = str(error) or type(error).__name__
         if "missing dependencies" in reason:
             reason += '; pip install "medduet[medical]"'
+        if "imagecodecs" in reason:
+            reason += "; pip install imagecodecs"
         raise refusal(path, "a complete image file", f"one that can't be read: {reason}") from error

@@ -5,8 +5,7 @@ applied, MONOCHROME1 is turned so that bright is white, and colours of any kind 
 a window, up to 8 bits that are not rescaled stay as they are; others are stretched over the file.
 Padding is no part of the range of a file, and black, as PixelMed shows it.
 
-Source: DICOM PS3.3, C.7.5.1.1.2 (padding), C.7.6.3 (pixels), C.11.1 (modality), C.11.2 (values of
-interest).
+Source: DICOM PS3.3, C.7.5.1.1.2 (padding), C.7.6.3 (pixels), C.11.1 and 2 (modality, interest).
 """
 
 from collections.abc import Iterator
@@ -109,8 +108,6 @@ def _without_padding(header: Any, stored: NDArray[Any], frame: Frame) -> Frame:
         return frame
     wrapped = np.array(ends).astype(stored.dtype)  # signed values may be written as unsigned
     padding = (stored >= wrapped.min()) & (stored <= wrapped.max())
-    if not padding.any():
-        return frame
     if padding.all() or (frame.window is None and frame.values.dtype == np.uint8):
         return Frame(np.where(padding, 0, frame.values).astype(np.uint8))
     return frame._replace(values=np.where(padding, np.float32(np.nan), frame.values))

@@ -25,6 +25,7 @@ _SIGNATURES = (
     (rb"\x89PNG\r\n\x1a\n", "PNG"),
     (rb"\xff\xd8\xff", "JPEG"),
     (rb"BM", "BMP"),
+    (rb"GIF8[79]a", "GIF"),
     (rb"II[*+]\0|MM\0[*+]", "TIFF"),
     (rb".{8}WEBP", "WEBP"),
     (rb".{344}n\+1\0|.{4}n\+2\0", "NIfTI"),
@@ -60,7 +61,7 @@ def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Source]:
                 case "NIfTI":
                     source = open_nifti(path, content)
                 case None:
-                    expected = "PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI"
+                    expected = "PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM or NIfTI"
                     raise refusal(path, expected, f"a file that starts with {head[:8]!r}")
                 case _:
                     source = open_raster(path, content, kind)
@@ -112,7 +113,7 @@ def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None
 
 
 def read_images(path: Path, options: ReadOptions) -> NDArray[np.uint8]:
-    """Read the frames of a file, PNG, JPEG, TIFF, BMP, WebP, DICOM or NIfTI.
+    """Read the frames of a file, PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM or NIfTI.
 
     8 bits per value stay as they are. More are shown through the window of `options` or of the
     file, or from the smallest to the largest value of the file that is no outlier. An image of the

@@ -1,10 +1,11 @@
-"""PNG, JPEG, TIFF, BMP and WebP, by Pillow.
+"""PNG, JPEG, TIFF, BMP, GIF and WebP, by Pillow; TIFF that it reads wrongly, by tifffile.
 
 The rotation that EXIF tells of is applied. Palettes become the colours they stand for, and what is
 transparent lies on black. Pages of a TIFF are frames; of other animations only the first frame is
 read.
 """
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
-from medduet.data.reading.core import MAX_FRAMES, Facts, Frame, Source, checked, refusal
+from medduet.data.reading.core import MAX_FRAMES, Facts, Frame, Source, checked, needed, refusal
 
-_ORIENTATION, _WHITE_IS_ZERO, _COMPRESSION, _BITS = 274, 262, 259, 258
+_ORIENTATION, _WHITE_IS_ZERO, _COMPRESSION, _BITS, _NUMBERS = 274, 262, 259, 258, 339
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it tells what it mends itself
 _JPEG_IN_TIFF = (6, 7)
 _TURNED = (5, 6, 7, 8)  # values of EXIF's orientation by which height and width change places
 _ARE_TURNED = "are turned upright, as EXIF says: their masks must be drawn on the upright images"
@@ -24,7 +27,14 @@ _ARE_TURNED = "are turned upright, as EXIF says: their masks must be drawn on th
 
 def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
     """Return an open file of the kind that Pillow calls `kind`."""
-    image = Image.open(file, formats=[kind])
+    try:
+        image = Image.open(file, formats=[kind])
+        by_tifffile = isinstance(image, TiffImageFile) and _is_misread(image)
+    except UnidentifiedImageError:
+        if not (by_tifffile := kind == "TIFF"):
+            raise
+    if by_tifffile:
+        return _open_by_tifffile(path, file)
     # Here already, since Pillow decodes a PNG to look for EXIF behind its pixels.
     checked(path, Facts(1, 1, image.height, image.width))
     deep = _is_deep(image)
@@ -65,6 +75,23 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
     return Source(facts, frames, lossy, (_ARE_TURNED,) if 1 < orientation <= 8 else ())
 
 
+def _open_by_tifffile(path: Path, file: BinaryIO) -> Source:
+    file.seek(0)
+    pages = list(islice(needed("tifffile", path).TiffFile(file).pages, MAX_FRAMES + 1))
+    turns = [page.tags.valueof(_ORIENTATION, default=1) for page in pages]
+    kinds = {f"{page.shape} of {page.dtype}": page for page in pages}
+    numbers = all(x.ndim == 2 and x.dtype and x.dtype.kind in "iuf" for x in kinds.values())
+    if len(kinds) != 1 or {*turns} != {1} or not numbers:
+        found = " and ".join(kinds) or "none"
+        raise refusal(path, "upright pages of one size and one real number per pixel", found)
+
+    def frames(window: tuple[float, float] | None) -> Iterator[Frame]:
+        for page in pages:
+            yield Frame(page.asarray(maxworkers=1), window, page.photometric == 0)
+
+    return Source(checked(path, Facts(len(pages), 1, *pages[0].shape)), frames)
+
+
 def values_of(image: Image.Image) -> NDArray[Any]:
     """Return the pixels of an image: ``(H, W)``, or ``(H, W, 3)`` uint8."""
     if _is_deep(image):
@@ -89,6 +116,13 @@ def _drawn(image: Image.Image, classes: NDArray[Any] | None) -> NDArray[Any] | N
 
 def _tag(image: Image.Image, number: int, default: Any) -> Any:
     return getattr(image, "tag_v2", {}).get(number, default)
+
+
+def _is_misread(image: TiffImageFile) -> bool:
+    """Return whether Pillow takes numbers for others: int8, uint32, and those that are turned."""
+    unsigned = _tag(image, _NUMBERS, (1,))[0] in (1, 4)  # 4 is undefined
+    turned = _tag(image, _WHITE_IS_ZERO, 1) == 0 or image.tag_v2.prefix == b"MM"
+    return unsigned or turned if image.mode in ("I", "F") else not unsigned
 
 
 def _is_deep(image: Image.Image) -> bool:

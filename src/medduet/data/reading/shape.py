@@ -11,28 +11,21 @@ from medduet.data.reading.core import Frame, ReadOptions
 
 _TAIL, _MOST_OF_OTHERS, _REACH = 0.005, 0.05, 2.0
 _SAMPLE = 1 << 20
-_OWN_RANGE = (
-    "have more than 8 bits and no window: each is shown over its own range; "
-    "--data.window C W shows all alike"
-)
+_OWN_RANGE = "have more than 8 bits and no --data.window: each is shown over its own range"
 _OUTLIERS = "have outliers, such as hot pixels or markers, that are shown black or white"
 
 
 def levels(
     frames: Sequence[Frame], channels: Literal[1, 3]
 ) -> tuple[list[NDArray[np.uint8]], list[str]]:
-    """Return the frames of a file from 0 to 255 at their own size, grey for 1 channel.
-
-    And remarks on how they are shown, such as "have outliers, ...".
-    """
+    """Return the frames of a file from 0 to 255, grey for 1 channel, and remarks on how."""
     raw = [each.values for each in frames if each.window is None and each.values.dtype != np.uint8]
     low, high = value_range(raw) if raw else (0.0, 255.0)
     result = []
     for values, window, inverted, _ in frames:
-        shown = values
+        shown = 255 - values if inverted and values.dtype == np.uint8 else values
         if window is not None:
-            centre, width = window
-            shown = scaled(values, centre - width / 2, centre + width / 2, inverted)
+            shown = scaled(values, window[0] - window[1] / 2, window[0] + window[1] / 2, inverted)
         elif values.dtype != np.uint8:
             shown = scaled(values, low, high, inverted)
         result.append(to_grey(shown) if shown.ndim == 3 and channels == 1 else shown)
@@ -46,10 +39,7 @@ def value_range(frames: Sequence[NDArray[Any]]) -> tuple[float, float]:
     Outliers are farther from the middle 99% of the values than twice the range of these, in which
     are always the median, the background of a sparse image, and 90% of what differs from it.
     Percentiles themselves would clip what is small and bright; the extremes of MRI, CT and bone
-    scans were at most 1.4 of these ranges away.
-
-    Raises:
-        ValueError: no value is finite.
+    scans were at most 1.4 of these ranges away. ValueError if no value is finite.
     """
     step = sum(values.size for values in frames) // _SAMPLE | 1  # odd: no column of an image
     sample = np.concatenate([values[np.isfinite(values)][::step] for values in frames])
@@ -66,9 +56,7 @@ def value_range(frames: Sequence[NDArray[Any]]) -> tuple[float, float]:
     return min(extremes), max(extremes)
 
 
-def scaled(
-    values: NDArray[Any], low: float, high: float, inverted: bool = False
-) -> NDArray[np.uint8]:
+def scaled(values: NDArray[Any], low: float, high: float, inverted: bool) -> NDArray[np.uint8]:
     """Return values with `low` at 0 and `high` at 255, or `inverted`, clipped; NaN is 0."""
     result = (values - np.float64(low)) * (255 / (high - low) if high > low else 0)
     np.rint(result.clip(0, 255, out=result), out=result)
