@@ -101,9 +101,8 @@ def _facts(images: ImageSet) -> list[str]:
         facts.append(
             "mask values: " + ", ".join(f"{value} {name}" for value, name in values.items())
         )
-    if skipped := info.get("skipped"):
-        reasons = "; ".join(reason for _, reason in skipped[:2]) + "; ..." * (len(skipped) > 2)
-        facts.append(f"left out: {len(skipped)} of {info['files']} files: {reasons}")
+    if skipped := info.get("skipped"):  # opening the set has told which, and why
+        facts.append(f"left out: {len(skipped)} of {info['files']} files, see above")
     return facts + [f"note: {note}" for note in info.get("notes", ())]
 
 
