@@ -1,8 +1,13 @@
 from collections.abc import Callable
 from pathlib import Path
+from unicodedata import normalize
 
+import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
+import medduet
 from medduet.data.tables import list_table
 from medduet.errors import DataError
 
@@ -10,9 +15,14 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Callable[..., Path]:
-    def make(text: str) -> Path:
-        (tmp_path / "table.csv").write_text(text)
+def table(tmp_path: Path) -> Make:
+    """Write a table beside ``a.png`` to ``d.png``, and other files."""
+
+    def make(text: str | bytes, *names: str) -> Path:
+        for name in ("a.png", "b.png", "c.png", "d.png", *names):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        (tmp_path / "table.csv").write_bytes(text.encode() if isinstance(text, str) else text)
         return tmp_path / "table.csv"
 
     return make
@@ -25,7 +35,8 @@ def test_a_table(table: Make, tmp_path: Path) -> None:
             "a.png,ill,a_1.png|a_2.png,p1,train,40\n"
             "sub/b.dcm,well,,p1,valid,41\n"
             "c.png,?,,,test,42\n"
-            "d.png,,,,test,43\n"
+            "d.png,,,,test,43\n",
+            *("a_1.png", "a_2.png", "sub/b.dcm"),
         )
     )
     items = {item.name: item for item in listing.items}
@@ -35,19 +46,145 @@ def test_a_table(table: Make, tmp_path: Path) -> None:
     assert [item.split for item in items.values()] == ["train", "val", "test", "test"]
     assert items["a.png"].group == items["sub/b.dcm"].group == "p1"
     assert items["c.png"].labels is items["d.png"].labels is None
-    several = list_table(table("path,labels\na.png,x|y\nb.png,\nc.png,?\nd.png,y\n"))
-    assert several.multi_label
-    assert [item.labels for item in several.items] == [("x", "y"), (), None, ("y",)]
+    assert listing.notes == ("columns: not used: age", "2 of 4 images have no label")
+
+
+_ROWS = "path,label\na.png,Läsion\nb.png,klein\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(_ROWS.encode(name) for name in ("utf-8-sig", "utf-16", "cp1252")),
+        *(_ROWS.replace(",", mark).encode() for mark in (";", "\t", "|", " , ")),
+        *(_ROWS.replace("\n", end).encode() for end in ("\r\n", "\r", "\n\n", ",\n", ",,\n")),
+        f"{_ROWS},\n,,,\n".encode(),
+        normalize("NFD", _ROWS).encode(),
+        b'"path", "label"\n"a.png", "L\xc3\xa4sion"\n"b.png", "klein"\n',
+        ",path,label\n0,a.png,Läsion\n1,b.png,klein\n".encode(),
+        "Unnamed: 0;Image Name;DX\n0;a.png;Läsion\n1;b.png;klein\n".encode(),
+    ],
+)
+def test_ways_to_write_a_table(content: bytes, table: Make) -> None:
+    items = [(item.name, item.labels) for item in list_table(table(content)).items]
+    assert items == [("a.png", ("Läsion",)), ("b.png", ("klein",))]
+
+
+@pytest.mark.parametrize(
+    ("cell", "file"),
+    [
+        (r"imgs\x\1.png", "imgs/x/1.png"),
+        (r"imgs\1.png", "imgs\\1.png"),
+        (r"C:\Users\me\set\imgs\1.png", "imgs/1.png"),
+        ("/home/me/1.png", "imgs/1.png"),
+        ("ISIC_1", "images/part 1/ISIC_1.jpg"),
+        ("imgs/ISIC_1", "imgs/ISIC_1.jpg"),
+        ("IMG.PNG", "imgs/img.png"),
+        ("Läsion/é.png", normalize("NFD", "Läsion/é.png")),
+        (normalize("NFD", "é"), "sub/é.png"),
+        ("é/Å.png", normalize("NFD", "é") + "/Å.png"),
+    ],
+)
+def test_where_a_file_is(cell: str, file: str, table: Make, tmp_path: Path) -> None:
+    mask = "masks/ISIC_1.png"  # it is no second image of that name
+    (item,) = list_table(table(f"path,mask\n{cell},{mask}\n", file, mask)).items
+    assert (item.path, item.masks) == (tmp_path / file, (tmp_path / mask,))
+
+
+def test_files_that_are_not_there_are_named_with_their_line(table: Make) -> None:
+    listing = list_table(table('path,note,mask\na.png,"two\nlines",\n\nx/b.png,,\nc.png,,m.png\n'))
+    assert [item.name for item in listing.items] == ["a.png"]
+    reasons = [reason for _, reason in listing.faults]
+    assert reasons == ["line 5: there is no file x/b.png", "line 6: there is no file m.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("path,label\na.png,1.0\nb.png,2.0\nc.png,10\nd.png,NaN\n", ["1", "2", "10", None]),
+        ("path;label\na.png;1,0\nb.png;2,0\n", ["1", "2"]),
+        ("path,labels\na.png,x|y\nb.png,nan\nc.png,?\nd.png,\n", ["x|y", None, None, ""]),
+        ("Image Index,Finding Labels\na.png,x | y|x\nb.png,z\n", ["x|y", "z"]),
+        ("path,dx,label\na.png,x,u\nb.png,y,v\n", ["u", "v"]),
+        ("image,MEL,NV,UNK\na.png,0.0,1.0,0.0\nb.png,1.0,0.0,0.0\nc.png,,,\n", ["NV", "MEL", None]),
+        ("image;MEL;NV\na.png;0,0;1,0\nb.png;1,0;0,0\n", ["NV", "MEL"]),
+        ("path,MEL,NV,sex\na.png,False,True,1\nb.png,True,False,0\n", ["NV", "MEL"]),
+        ("path,x,y\na.png,1,1\nb.png,0,0\nc.png,,\nd.png,0,1\n", ["x|y", "", None, "y"]),
+        ("path,MEL,NV,dx\na.png,0,1,x\nb.png,1,0,y\n", ["x", "y"]),
+        ("path,smoker\na.png,1\nb.png,0\n", [None, None]),
+        ("path,sex,train\na.png,1,0\nb.png,0,1\n", [None, None]),
+    ],
+)
+def test_classes(text: str, labels: list[str | None], table: Make) -> None:
+    listing = list_table(table(text))
+    given = [None if item.labels is None else "|".join(item.labels) for item in listing.items]
+    assert given == labels
+    assert listing.multi_label == ("x|y" in labels)
+
+
+def test_what_is_missing_is_what_pandas_takes_for_it(table: Make) -> None:
+    words = ["NaN", "nan", "NA", "N/A", "n/a", "#N/A", "<NA>", "null", "NULL", "None", "none", "no"]
+    names = [f"{k}.png" for k in range(len(words))]
+    path = table("path,label\n" + "\n".join(map(",".join, zip(names, words, strict=True))), *names)
+    unknown = [item.labels is None for item in list_table(path).items]
+    assert unknown == pd.read_csv(path)["label"].isna().tolist()
+
+
+@pytest.mark.parametrize("name", ["PatientID", "patientid", "subject_id", "lesion_id", "Study"])
+def test_groups(name: str, table: Make) -> None:
+    listing = list_table(table(f"path,{name}\na.png,1\nb.png,1\nc.png,\nd.png,nan\n"))
+    assert [item.group for item in listing.items] == ["1", "1", "", ""]
+    assert listing.notes == (f"columns: {name} read as group",)
+
+
+def test_the_widest_group_is_taken_where_it_is_known(table: Make) -> None:
+    rows = "path,lesion_id,patient_id,study\na.png,x,1,m\nb.png,y,1,n\nc.png,z,,n\n"
+    listing = list_table(table(rows))
+    assert [item.group for item in listing.items] == ["1", "1", "n"]
+    assert listing.notes == ("columns: patient_id, study read as group; not used: lesion_id",)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,split\na.png,trian\n", "row 2: expected split train, val, test, given 'trian'"),
-        ("path\na.png\na.png\n", "row 3: expected the path of another image, given 'a.png'"),
+        ("path,split\na.png,trian\n", "line 2: expected split train, val, test, given 'trian'"),
+        ("path\na.png\n./a.png\n", r"line 3: .*one row per image"),
         ("path,split\na.png,train\nb.png,\n", "a split for every image or for none"),
+        ("path,label\n\na.png,carcinoma, in situ\n", "line 3: expected 2 cells, given 3.*quotes"),
+        ("path,label,age\na.png,x,1\nb.png,y\n", "line 3: expected 3 cells, given 2"),
+        ('path,label\na.png,"x\nb.png,y\n', "line 2: expected quotes around a whole cell"),
+        ("path,label\na.png,1\nb.png,0.73\n", r"line 3: .*given the number 0\.73: .*low and high"),
+        ("path,label\na.png,x|y\n", "line 2: expected one class.*call the column labels"),
+        ("path,labels\na.png,x;y\n", r"line 2: expected \| between"),
+        ("path,label\na.png,m/a.png\n", "line 2: .*call the column mask"),
+        ("path,label,labels\na.png,x,y\n", "one column of classes, given label, labels: keep one"),
+        ("path,label,label\na.png,x,y\n", "one column of classes, given label, label"),
+        ("path,dx,diagnosis\na.png,x,y\n", "given diagnosis, dx: keep one, called label"),
+        ("path,x,y\na.png,0,0\nb.png,0,1\nc.png,1,0\n", "line 2: expected a 1 in one of .* x, y"),
+        ("path,x,y\na.png,1,0\nb.png,0,1\nc.png,-1,0\n", "line 4: expected 0 or 1 .*given '-1'"),
+        ("a.png,x\nb.png,y\n", "a column path, named in the first line, given a.png, x"),
+        ("image\nold/f.png\n", "line 2: expected paths relative to the table.*old/f.png"),
+        ("image\ne\n", r"one file called e, given e\.jpg or sub/e\.png"),
+        (b"path\n\0\n", "expected text"),
     ],
 )
-def test_tables_that_are_none(text: str, message: str, table: Make) -> None:
+def test_tables_that_are_refused(text: str | bytes, message: str, table: Make) -> None:
     with pytest.raises(DataError, match=message):
-        list_table(table(text))
+        list_table(table(text, "e.jpg", "sub/e.png"))
+
+
+def test_how_a_table_was_read_is_noted(tmp_path: Path, cache: Path) -> None:
+    rng, rows = np.random.default_rng(0), ["image_id;dx;age", "nowhere;big;1"]
+    for k in range(40):
+        Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(tmp_path / f"{k}.png")
+        rows.append(f"{k};{('big', 'small', 'Big ')[k % 3]};{k}")
+    (tmp_path / "set.tsv").write_text("\n".join(rows))
+    images = medduet.open_images(str(tmp_path / "set.tsv"), cache=cache, skip_broken=True)
+    assert images.info["skipped"] == [["nowhere", "line 2: there is no file nowhere"]]
+    notes = [
+        "columns: image_id read as path; dx read as label; not used: age",
+        "classes that differ only in case or spacing: big (15), Big (13)",
+    ]
+    assert images.info["notes"] == notes
+    findings = medduet.audit(images, cache=cache).findings
+    assert [x.message for x in findings if x.kind == "reading"] == [f"Reading: {x}." for x in notes]

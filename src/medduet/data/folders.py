@@ -27,7 +27,7 @@ _MASK_FILES = (
     re.compile(rf"(?P<of>.+)[ _.-]({_MASK})([ _.-]*(\(?\d+\)?|left|right|l|r))?", re.IGNORECASE),
     re.compile(rf"({_MASK})[ _.-](?P<of>.+)", re.IGNORECASE),
 )
-_MASK_FOLDER, _IMAGE_FOLDER = (
+MASK_FOLDER, _IMAGE_FOLDER = (
     re.compile(rf"((?P<of>.+)[ _-])?({words})[ _-]?(?P<split>{_SPLIT})?", re.IGNORECASE)
     for words in (_MASK, _IMAGE)
 )
@@ -103,7 +103,7 @@ def _roles(folder: Path, names: set[str]) -> dict[str, tuple[str, bool]]:
 
     One that is called images, or something_masks, may be a class: those beside it tell.
     """
-    masks, images = _named(_MASK_FOLDER, names), _named(_IMAGE_FOLDER, names)
+    masks, images = _named(MASK_FOLDER, names), _named(_IMAGE_FOLDER, names)
     if len(masks) == len(images) == 1 and len(names) == 2:
         (of_mask,), (of_image,) = masks.values(), images.values()
         if of_mask != of_image or _SPLIT_LAST.fullmatch(of_image):  # there is nothing to tell apart

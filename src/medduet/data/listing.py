@@ -16,7 +16,7 @@ from medduet.errors import DataError, MissingFileError
 
 SPLIT_OF = {
     **dict.fromkeys(("train", "training", "tr"), "train"),
-    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
     **dict.fromkeys(("test", "testing", "ts"), "test"),
 }
 _FEW = 10  # folders that may be classes

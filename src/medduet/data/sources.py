@@ -85,7 +85,9 @@ def open_images(
 def is_files(data: DataConfig) -> bool:
     """Return whether the set is made of image files, in a folder or listed in a table."""
     path = Path(data.name).expanduser()
-    return not is_zarr(data.name) and (path.is_dir() or path.suffix.lower() == ".csv")
+    return not is_zarr(data.name) and (
+        path.is_dir() or path.suffix.lower() in (".csv", ".tsv", ".txt")
+    )
 
 
 def _kind(data: DataConfig) -> str:
