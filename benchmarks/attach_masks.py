@@ -51,7 +51,7 @@ def main(folder: str, answer: str, foreign: str, *targets: str) -> None:
     sources = views(folder)
     halves = [half(source) for source in sources]
     truth = stems(pd.Series(open_images(answer).pool().ids))
-    print("| target | source | images in it | right | wrong | of others | ambiguous | unmatched |")
+    print("| target | source | in it | right | wrong | of others | ambiguous | unmatched |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for target in targets:
         name = Path(target).stem
