@@ -1,4 +1,4 @@
-"""How well masks find their images: official BreastMNIST gets those of BUSI, a folder of its images.
+"""How well masks find their images: the official BreastMNIST gets those of BUSI, a folder.
 
 python benchmarks/attach_masks.py BUSI_FOLDER ANSWER.npz FOREIGN.npz breastmnist.npz ...
 
