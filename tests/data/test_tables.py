@@ -46,7 +46,7 @@ def test_a_table(table: Make, tmp_path: Path) -> None:
     assert [item.split for item in items.values()] == ["train", "val", "test", "test"]
     assert items["a.png"].group == items["sub/b.dcm"].group == "p1"
     assert items["c.png"].labels is items["d.png"].labels is None
-    assert listing.notes == ("columns: not used: age", "2 of 4 images have no label")
+    assert listing.notes == ("columns: not used: age",)
 
 
 _ROWS = "path,label\na.png,Läsion\nb.png,klein\n"
@@ -186,5 +186,3 @@ def test_how_a_table_was_read_is_noted(tmp_path: Path, cache: Path) -> None:
         "classes that differ only in case or spacing: big (15), Big (13)",
     ]
     assert images.info["notes"] == notes
-    findings = medduet.audit(images, cache=cache).findings
-    assert [x.message for x in findings if x.kind == "reading"] == [f"Reading: {x}." for x in notes]

@@ -20,7 +20,7 @@ from unicodedata import normalize
 from medduet.data.folders import MASK_FOLDER, stem_of
 from medduet.data.imageset import SPLITS
 from medduet.data.listing import SPLIT_OF, Item, Listing
-from medduet.errors import DataError, MissingFileError, one_line
+from medduet.errors import DataError, MissingFileError
 
 _COLUMNS = {  # in lower case, letters and digits alone, the best first
     "path": "path filepath imagepath imagefilepath image img filename imagefile imagename imageid "
@@ -40,6 +40,7 @@ _DECIMAL = re.compile(r"[-+]?\d*[.,]\d+(e[-+]?\d+)?", re.IGNORECASE)
 _DEEPEST = 4  # levels of folders that are searched for a name
 
 Labels = list[tuple[str, ...] | None]
+Roles = dict[str, list[int]]  # columns by what they say
 
 
 class _Table(NamedTuple):
@@ -104,7 +105,7 @@ def list_table(path: Path) -> Listing:
         raise table.error(f"paths relative to the table, but there is no file {names[0]}", 0)
     if len({bool(item.split) for item in items.values()}) > 1:
         raise table.error("a split for every image or for none, given it for some")
-    notes = tuple(one_line(note, 500) for note in table.notes)
+    notes = tuple(table.notes)
     return Listing(path.stem, tuple(items.values()), multi_label, tuple(faults), notes)
 
 
@@ -146,7 +147,7 @@ def _read(path: Path) -> _Table:
     return table
 
 
-def _roles(table: _Table) -> dict[str, list[int]]:
+def _roles(table: _Table) -> Roles:
     """Return the columns that are used, by what they say."""
     keys = [re.sub(r"[\W_]+", "", name).lower() for name in table.header]
     roles = {
@@ -172,7 +173,7 @@ def _roles(table: _Table) -> dict[str, list[int]]:
     return roles
 
 
-def _labels(table: _Table, roles: dict[str, list[int]]) -> tuple[Labels, bool]:
+def _labels(table: _Table, roles: Roles) -> tuple[Labels, bool]:
     """Return the classes of each row, and whether an image can have several."""
     several, labels = bool(roles["labels"]), Labels()
     if not (places := roles["label"] + roles["labels"]):
@@ -195,7 +196,7 @@ def _labels(table: _Table, roles: dict[str, list[int]]) -> tuple[Labels, bool]:
     return labels, several
 
 
-def _one_hot(table: _Table, roles: dict[str, list[int]]) -> tuple[Labels, bool]:
+def _one_hot(table: _Table, roles: Roles) -> tuple[Labels, bool]:
     """Return the classes of each row from columns of 0 and 1, if there are several."""
     bits = [[_BIT.get(x := _whole(cell).lower(), x) for cell in cells] for cells in table.cells]
     named = {i for i, name in enumerate(table.header) if name and name.lower() not in _NO_CLASS}
@@ -220,9 +221,7 @@ def _one_hot(table: _Table, roles: dict[str, list[int]]) -> tuple[Labels, bool]:
     return labels, several
 
 
-def _add_notes(
-    table: _Table, roles: dict[str, list[int]], labels: Labels, multi_label: bool
-) -> None:
+def _add_notes(table: _Table, roles: Roles, labels: Labels, multi_label: bool) -> None:
     """Note how columns are read, and what may be wrong with the classes."""
     used = {*chain(*roles.values())}
     rest = [i for i, name in enumerate(table.header) if i not in used and name]
@@ -233,13 +232,9 @@ def _add_notes(
     ]
     if said := said + [f"not used: {table.names(rest)}"] * bool(rest):
         table.notes.append(f"columns: {'; '.join(said)}")
-    none, unknown, n = labels.count(()), labels.count(None), len(labels)
     if multi_label:
         several = sum(len(names or ()) > 1 for names in labels)
-        having = f"{several} of {n} images have several classes, {none} have none"
-        table.notes.append(f"{having}, {unknown} unknown ones")
-    elif unknown and (unknown < n or roles["label"]):
-        table.notes.append(f"{unknown} of {n} images have no label")
+        table.notes.append(f"{several} images have several classes, {labels.count(())} have none")
     alike: dict[str, Counter[str]] = defaultdict(Counter)
     for name in chain(*filter(None, labels)):
         alike[re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", name).casefold()][name] += 1

@@ -69,8 +69,6 @@ def audit(images: ImageSet, *, cache: Path | None = None, progress: Progress = N
         findings.of_set("Grey stored as RGB", "note", text)
     if pool.masks is not None:
         _check_masks(findings, images, statistics)
-    for note in images.info.get("notes", ()):
-        findings.of_set("Reading", "note", f"{note}.")
     findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
     return Audit(images.name, images.fingerprint, tuple(findings), table, pairs, classes)
 
