@@ -180,6 +180,8 @@ class ObjectiveConfig(Frozen):
     """Factor of the reconstruction loss."""
     class_weights: Literal["none", "balanced"] = "none"
     """Whether rare classes of the train split count more in the classification loss."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each label that is spread over all classes in the classification loss."""
     balance: Annotated[Balance, _flag("balance")] = "sum"
     """How losses become one step: summed, weighted (uncertainty, dwa), or by their gradients."""
     conflict_steps: int = Field(1, ge=0)
@@ -213,12 +215,16 @@ class TrainConfig(Frozen):
     """Adam, or Adam with decoupled weight decay."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of the optimizer."""
+    warmup_epochs: int = Field(0, ge=0)
+    """First epochs, in which the rate rises to its value in equal steps."""
     cosine_epochs: int | None = Field(None, ge=1)
     """Epochs over which the cosine takes the rate to zero; None: all epochs. The paper: 100."""
     micro_batch_size: int | None = Field(None, ge=2)
     """Images computed at a time on each process, whose gradients add up; None: as memory allows."""
     grad_clip: float | None = Field(None, gt=0)
     """Largest norm of the gradient; larger ones are scaled down. None: no clipping."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Evaluate and keep a moving average of the weights; what it keeps per step, such as 0.99."""
     patience: int | None = Field(None, ge=1)
     """Stop after so many epochs without a better validation score; None: never."""
     augment: Augment = "none"

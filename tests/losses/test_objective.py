@@ -126,15 +126,19 @@ def random_logits(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_classification_equals_torchs(weighted: bool) -> None:
+def test_classification_equals_torchs(weighted: bool, smoothing: float) -> None:
     logits, label = random_logits(9, 4), torch.arange(9) % 4
     weight = torch.tensor([0.5, 2.0, 1.0, 0.1], dtype=torch.float64) if weighted else None
-    expected = nn.CrossEntropyLoss(weight)(logits, label)
-    assert mean(classification_loss(logits, label, weight)) == pytest.approx(expected.item())
+    plain = classification_loss(logits, label, weight if not smoothing else None, smoothing)
+    expected = nn.CrossEntropyLoss(None if smoothing else weight, label_smoothing=smoothing)
+    assert mean(plain) == pytest.approx(expected(logits, label).item())
     several = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (9, 4)))
-    expected = nn.BCEWithLogitsLoss(pos_weight=weight)(logits, several.double())
-    assert mean(classification_loss(logits, several, weight)) == pytest.approx(expected.item())
+    soft = several.double() * (1 - smoothing) + smoothing / 2
+    loss = nn.BCEWithLogitsLoss(pos_weight=weight)(logits, soft)
+    term = classification_loss(logits, several, weight, smoothing)
+    assert mean(term) == pytest.approx(loss.item())
 
 
 def test_unknown_labels_weigh_zero() -> None:

@@ -4,6 +4,7 @@ A stopped and resumed run must equal the uninterrupted one bit for bit, with aug
 that a generator that isn't restored shows.
 """
 
+import json
 import math
 import os
 import random
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import medduet
 from medduet import ConfigError, RunConfig, RunRecord, TrainingError
@@ -35,7 +37,9 @@ LONG = {
         "augment": "strong",
         "grad_clip": 1.0,
         "patience": 5,
+        "warmup_epochs": 2,
         "cosine_epochs": 100,
+        "ema": 0.7,
         "precision": "bf16-mixed",
     },
     "evaluate": {"select": "mse"},
@@ -249,6 +253,36 @@ def test_clipping_and_weight_decay(
     assert torch.equal(gradient, same)
     assert not torch.allclose(gradient, other)
     assert not torch.allclose(coupled, apart)
+
+
+def test_the_average_of_the_weights_is_evaluated(
+    make_config: MakeConfig, stop_after: Any, tmp_path: Path
+) -> None:
+    def weight(steps: int, ema: float | None) -> list[torch.Tensor]:
+        state = stop_after(steps, make_config(tmp_path / f"{steps}-{ema}", train={"ema": ema}))
+        names = ["class_head.weight", "stem.1.running_mean"]
+        network, average = state["network"], state["average"] or {}
+        return [network[x] for x in names] + [average.get(f"module.{x}") for x in names]
+
+    plain = [weight(steps, None)[:2] for steps in (1, 2, 3)]
+    *same, mean, running_mean = weight(3, 0.75)
+    assert all(map(torch.equal, same, plain[2]))  # it changes nothing of the training
+    for average, place in ((mean, 0), (running_mean, 1)):
+        first, second, third = (each[place] for each in plain)
+        expected = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
+        torch.testing.assert_close(average, expected)
+    record = medduet.train(make_config(tmp_path / "run", train={"ema": 0.75, "epochs": 1}))
+    kept = load_file(record.path / "bundle" / "model.safetensors")
+    assert not torch.equal(kept["class_head.weight"], plain[2][0])
+
+
+def test_the_rate_rises_and_falls(make_config: MakeConfig, tmp_path: Path) -> None:
+    train = {"epochs": 6, "warmup_epochs": 2, "learning_rate": 0.003}
+    record = medduet.train(make_config(tmp_path / "run", train=train))
+    rows = [json.loads(line) for line in (record.path / "epochs.jsonl").read_text().splitlines()]
+    cosine = [0.0015 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    rates = [row["learning_rate"] for row in rows]
+    np.testing.assert_allclose(rates, [0.001, 0.002, *cosine], rtol=1e-6)
 
 
 def test_seeds_matter_and_nothing_else_does(

@@ -25,19 +25,24 @@ class PerImage(NamedTuple):
         return (self.loss * self.weight).sum()
 
 
-def classification_loss(logits: Tensor, label: Tensor, class_weight: Tensor | None) -> PerImage:
+def classification_loss(
+    logits: Tensor, label: Tensor, class_weight: Tensor | None, smoothing: float = 0.0
+) -> PerImage:
     """Cross-entropy; for multi-label sets the mean binary cross-entropy over the known labels.
 
     Takes logits ``(N, K)`` and labels ``(N,)`` int64, or ``(N, K)`` 0/1 for multi-label sets; -1 is
     unknown. `class_weight` ``(K,)`` is that of each class, or of its positive images (multi-label).
+    With a `smoothing` s a label is ``1 - s`` of its class and ``s / K`` of all (arXiv:1512.00567).
     """
     weight = classification_weight(label, class_weight).to(logits.dtype)
     target = label.clamp(min=0)
     if label.ndim == 1:
-        return PerImage(F.cross_entropy(logits, target, reduction="none"), weight)
+        losses = F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
+        return PerImage(losses, weight)
     labelled = label != UNKNOWN_LABEL
+    soft = target.to(logits.dtype) * (1 - smoothing) + smoothing / 2
     losses = F.binary_cross_entropy_with_logits(
-        logits, target.to(logits.dtype), pos_weight=class_weight, reduction="none"
+        logits, soft, pos_weight=class_weight, reduction="none"
     )
     return PerImage((losses * labelled).sum(dim=1) / labelled.sum(dim=1).clamp(min=1), weight)
 
@@ -91,7 +96,7 @@ class Objective(nn.Module):
         super().__init__()
         self.tasks = config.tasks
         self.factors = {task: config.weight(task) for task in config.tasks}
-        self.layout = layout
+        self.layout, self.smoothing = layout, config.label_smoothing
         self.register_buffer("class_weight", class_weight)
 
     def forward(self, outputs: Outputs, batch: Batch, normalized: Tensor) -> dict[Task, PerImage]:
@@ -99,7 +104,9 @@ class Objective(nn.Module):
         terms: dict[Task, PerImage] = {}
         logits, dense = outputs
         if "classify" in self.tasks and logits is not None:
-            terms["classify"] = classification_loss(logits, batch.label, self.class_weight)
+            terms["classify"] = classification_loss(
+                logits, batch.label, self.class_weight, self.smoothing
+            )
         if "segment" in self.tasks and dense is not None and batch.mask is not None:
             terms["segment"] = segmentation_loss(dense, batch.mask, batch.has_mask, self.layout)
         if "reconstruct" in self.tasks and dense is not None:

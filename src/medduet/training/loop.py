@@ -4,12 +4,15 @@ import math
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medduet.config import TrainConfig
 from medduet.data.augment import build_augmentation
@@ -61,6 +64,10 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
     if config.sync_batch_norm and fabric.world_size > 1:
         for name, child in network.named_children():
             setattr(network, name, convert_sync_batchnorm(child))
+    average = None
+    if config.ema is not None:
+        average_fn = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
+        average = AveragedModel(network, multi_avg_fn=average_fn, use_buffers=True)
     if config.compile:
         network.compile()
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
@@ -70,22 +77,30 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
         weight_decay=config.weight_decay,
         fused=fused,
     )
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, T_max=config.cosine_epochs or config.epochs
-    )
     module, wrapped_optimizer = fabric.setup(network, optimizer)
     objective = experiment.objective.to(fabric.device)
     return TrainState(
         network=network,
         module=module,
         optimizer=wrapped_optimizer,
-        scheduler=scheduler,
+        scheduler=_schedule(optimizer, config),
+        average=average,
         sums=torch.zeros(2, len(objective.tasks), dtype=torch.float64, device=fabric.device),
         balancer=Balancer(experiment, optimizer),
         monitor=StepMonitor(fabric, experiment.stop),
         smallest_batch=smallest,
         progress=Progress(micro_batch=config.micro_batch_size),
     )
+
+
+def _schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRScheduler:
+    """Return the rate of each epoch: a linear rise, then a cosine."""
+    warmup, length = config.warmup_epochs, config.cosine_epochs or config.epochs
+    cosine = CosineAnnealingLR(optimizer, T_max=max(1, length - warmup))
+    if not warmup:
+        return cosine
+    rise = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+    return SequentialLR(optimizer, [rise, cosine], milestones=[warmup])
 
 
 def _parameter_groups(network: DuetNetwork, config: TrainConfig) -> list[dict[str, Any]]:
@@ -145,8 +160,9 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
         warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
         state.scheduler.step()
     # Each process has seen other images; all evaluate with the running means of the first.
-    for buffer in experiment.network.buffers():
+    for buffer in state.evaluated.buffers():
         buffer.copy_(fabric.broadcast(buffer))
+    experiment = replace(experiment, network=state.evaluated)
     means = _means(all_sum(fabric, state.sums), objective)
     row: dict[str, Any] = {
         "epoch": progress.epoch,

@@ -4,13 +4,15 @@ import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from medduet.errors import MissingFileError, TrainingError
+from medduet.models.base import DuetNetwork
 from medduet.runs.folder import RunFolder
 from medduet.training.balance import Balancer
 from medduet.training.monitor import StepMonitor
@@ -50,7 +52,7 @@ class Progress:
 class TrainState:
     """What changes while training goes on."""
 
-    network: nn.Module
+    network: DuetNetwork
     module: Any
     """What Fabric made of `network`, for the training step."""
     optimizer: torch.optim.Optimizer
@@ -59,9 +61,16 @@ class TrainState:
     """``(2, T)`` float64, losses and weights of each task over the epoch, on this process."""
     balancer: Balancer
     monitor: StepMonitor
+    average: AveragedModel | None = None
+    """Moving average of the weights and of batch normalisation's means."""
     smallest_batch: int = 1
     """Images of a batch on one process that batch normalisation takes."""
     progress: Progress = field(default_factory=Progress)
+
+    @property
+    def evaluated(self) -> DuetNetwork:
+        """The network that is evaluated and kept: the average, if there is one."""
+        return self.network if self.average is None else cast("DuetNetwork", self.average.module)
 
     def save(self, folder: RunFolder, fabric: Fabric) -> None:
         """Write the checkpoint, then the epochs' records; each is old or new, never half."""
@@ -79,6 +88,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "balancer": self.balancer.state_dict(),
+            "average": self.average and self.average.state_dict(),
             # Each process has its own generators, and in the middle of an epoch its own sums.
             "own": fabric.all_gather(process),
             "world_size": fabric.world_size,
@@ -102,6 +112,8 @@ class TrainState:
             )
         for name in ("network", "optimizer", "scheduler", "balancer"):
             getattr(self, name).load_state_dict(state[name])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         best = {name: Best(**state["progress"][name]) for name in ("best", "best_test")}
         self.progress = Progress(**state["progress"] | best)
         rank = fabric.global_rank if fabric.world_size > 1 else slice(None)

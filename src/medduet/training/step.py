@@ -29,6 +29,8 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
         assert norm is not None
         note("gradient", norm)
     state.optimizer.step()
+    if state.average is not None:
+        state.average.update_parameters(experiment.network)
     state.sums += sums
     state.optimizer.zero_grad()
     return state.monitor.must_stop(stop_requests)
