@@ -83,6 +83,7 @@ def test_ways_to_write_a_table(content: bytes, table: Make) -> None:
         ("Läsion/é.png", normalize("NFD", "Läsion/é.png")),
         (normalize("NFD", "é"), "sub/é.png"),
         ("é/Å.png", normalize("NFD", "é") + "/Å.png"),
+        ("1/2/3/4/5/é.png", normalize("NFD", "1/2/3/4/5/é.png")),
     ],
 )
 def test_where_a_file_is(cell: str, file: str, table: Make, tmp_path: Path) -> None:
@@ -92,10 +93,12 @@ def test_where_a_file_is(cell: str, file: str, table: Make, tmp_path: Path) -> N
 
 
 def test_files_that_are_not_there_are_named_with_their_line(table: Make) -> None:
-    listing = list_table(table('path,note,mask\na.png,"two\nlines",\n\nx/b.png,,\nc.png,,m.png\n'))
+    listing = list_table(
+        table('path,note,mask\na.png,"two\nlines",\n\nx/b.png,"a\nb",\nc.png,,m.png\n')
+    )
     assert [item.name for item in listing.items] == ["a.png"]
     reasons = [reason for _, reason in listing.faults]
-    assert reasons == ["line 5: there is no file x/b.png", "line 6: there is no file m.png"]
+    assert reasons == ["line 5: there is no file x/b.png", "line 7: there is no file m.png"]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +108,7 @@ def test_files_that_are_not_there_are_named_with_their_line(table: Make) -> None
         ("path;label\na.png;1,0\nb.png;2,0\n", ["1", "2"]),
         ("path,labels\na.png,x|y\nb.png,nan\nc.png,?\nd.png,\n", ["x|y", None, None, ""]),
         ("Image Index,Finding Labels\na.png,x | y|x\nb.png,z\n", ["x|y", "z"]),
-        ("path,dx,label\na.png,x,u\nb.png,y,v\n", ["u", "v"]),
+        ("path,dx,label\na.png,x,1.5 T\nb.png,y,v\n", ["1.5 T", "v"]),
         ("image,MEL,NV,UNK\na.png,0.0,1.0,0.0\nb.png,1.0,0.0,0.0\nc.png,,,\n", ["NV", "MEL", None]),
         ("image;MEL;NV\na.png;0,0;1,0\nb.png;1,0;0,0\n", ["NV", "MEL"]),
         ("path,MEL,NV,sex\na.png,False,True,1\nb.png,True,False,0\n", ["NV", "MEL"]),
@@ -164,6 +167,7 @@ def test_the_widest_group_is_taken_where_it_is_known(table: Make) -> None:
         ("path,x,y\na.png,1,0\nb.png,0,1\nc.png,-1,0\n", "line 4: expected 0 or 1 .*given '-1'"),
         ("a.png,x\nb.png,y\n", "a column path, named in the first line, given a.png, x"),
         ("image\nold/f.png\n", "line 2: expected paths relative to the table.*old/f.png"),
+        ("image\nx/a.png\ny/b.png\n", "line 2: expected paths relative"),
         ("image\ne\n", r"one file called e, given e\.jpg or sub/e\.png"),
         (b"path\n\0\n", "expected text"),
     ],
