@@ -150,7 +150,7 @@ def test_calibrate_and_stress(bundle: Path, data: DataConfig, tmp_path: Path) ->
     assert medduet.load_bundle(tmp_path / "new").config.calibration == calibration
 
     record = medduet.stress(
-        bundle, data=data, corruptions=["jpeg"], device="cpu", out=tmp_path / "stress"
+        bundle, data=data, corruptions=["jpeg_compression"], device="cpu", out=tmp_path / "stress"
     )
     summary = medduet.evaluate(bundle, data=data, out=tmp_path / "out", device="cpu")["test"]
     before, after = (summary["calibration"][key] for key in ("ece_before", "ece_after"))

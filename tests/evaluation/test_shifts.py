@@ -81,7 +81,7 @@ def test_it_breaks_where_it_has_to(run: Path, tmp_path: Path) -> None:
     found = medduet.stress(run, device="cpu", out=tmp_path / "a")
     assert found["modality"] == "xray"
     assert found["clean"]["balanced_error"] == 0
-    assert found["clean"]["n"] == found["corruptions"]["jpeg"]["severities"]["3"]["n"] == 200
+    assert found["clean"]["n"] == found["corruptions"]["pixelate"]["severities"]["3"]["n"] == 200
     dark = found["corruptions"]["brightness_down"]
     assert dark["severities"]["5"]["accuracy"] == dark["severities"]["5"]["balanced_error"] == 0.5
     assert found["corruptions"]["pixelate"]["mean"]["rise"] < 0.05 < dark["mean"]["rise"]
@@ -103,4 +103,6 @@ def test_it_breaks_where_it_has_to(run: Path, tmp_path: Path) -> None:
     )
     assert again["corruptions"]["brightness_down"]["severities"] == dark["severities"]
     assert again["corruptions"]["brightness_down"]["be"] == again["be"] == again["rbe"] == 1
+    with pytest.raises(ConfigError, match="strengths"):  # those of CT
+        medduet.stress(run, modality="ct", corruptions=names[:1], baseline=tmp_path / "a")
     assert "(rBE) 1.000." in write_stress_page(again, tmp_path / "b").read_text()

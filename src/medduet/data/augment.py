@@ -33,7 +33,7 @@ def build_augmentation(
     if name == "none":
         return None
     if name == "corrupt":
-        return corrupt_randomly(corruptions_of(modality, data.in_channels))
+        return corrupt_randomly(*corruptions_of(data, modality))
     from medduet.data.augmentations import changes_of_look, moves, sequence
 
     move = sequence(moves(name, data.size, permitted))

@@ -6,19 +6,19 @@ from typing import Any, NamedTuple
 
 from medduet.config import Modality
 
-_MEDMNIST: dict[str, Modality] = {
+MEDMNIST: dict[str, Modality] = {  # the first of a modality stands for it in `corruptions_of`
+    "pathmnist": "microscopy",
     "bloodmnist": "microscopy",
+    "tissuemnist": "microscopy",
     "breastmnist": "ultrasound",
     "chestmnist": "xray",
+    "pneumoniamnist": "xray",
     "dermamnist": "dermoscopy",
     "octmnist": "oct",
     "organamnist": "ct",
     "organcmnist": "ct",
     "organsmnist": "ct",
-    "pathmnist": "microscopy",
-    "pneumoniamnist": "xray",
     "retinamnist": "fundus",
-    "tissuemnist": "microscopy",
 }
 # Gravity, the probe or the anatomy fix what is up; only what lies under a microscope or on the skin
 # has no upper side. Hue varies with stain, skin and lamp, and means nothing elsewhere.
@@ -48,4 +48,4 @@ def allowed(modality: Modality, names: Iterable[str], channels: int = 3) -> Allo
 
 def known_modality(info: Mapping[str, Any], modality: Modality) -> Modality:
     """Return the modality; for ``"auto"`` that of the MedMNIST set that `info` names, if any."""
-    return _MEDMNIST.get(info.get("medmnist", ""), "auto") if modality == "auto" else modality
+    return MEDMNIST.get(info.get("medmnist", ""), "auto") if modality == "auto" else modality

@@ -54,12 +54,12 @@ def stress(
         progress: draws the progress.
 
     Returns:
-        The content of ``stress.json``: ``clean``; ``corruptions``, by name, with ``severities``
-        and their ``mean``; ``mean`` over the corruptions. Each has accuracy, balanced error (1 -
-        mean recall over classes), expected calibration error (calibrated, if the network is) and
-        Dice of images with a lesion, with n. ``rise`` is the balanced error less that of clean
-        images. With a baseline, ``be`` is the mean error of a corruption divided by the
-        baseline's, ``rbe`` the mean rise divided by the baseline's.
+        The content of ``stress.json``: ``strengths``, the list that they are of; ``clean``;
+        ``corruptions``, by name, with ``severities`` and their ``mean``; ``mean`` over the
+        corruptions. Each has accuracy, balanced error (1 - mean recall over classes), expected
+        calibration error (calibrated, if the network is) and Dice of images with a lesion, with n.
+        ``rise`` is the balanced error less that of clean images. With a baseline, ``be`` is the
+        mean error of a corruption divided by the baseline's, ``rbe`` the mean rise so divided.
 
     Raises:
         ConfigError: unknown corruptions, a baseline on other images, or nothing to evaluate.
@@ -72,8 +72,10 @@ def stress(
     for config in filter(None, (data, evaluator.config.data)):
         modality = config.modality if modality == "auto" else modality
     modality = known_modality(images.info, modality)
-    names = _check_names(corruptions, images) or corruptions_of(modality, images.in_channels)
-    base = None if baseline is None else _read_baseline(Path(baseline), images, split, names)
+    listing, usual = corruptions_of(images, modality)
+    names = _check_names(corruptions, images) or usual
+    same = {"split": split, "strengths": listing}
+    base = None if baseline is None else _read_baseline(Path(baseline), images, same, names)
     clean = _measure(evaluator.predict(pool, thorough=False), evaluator)
     if not any(clean.get(name) is not None for name in MEASURED):
         raise ConfigError(f"{path} and {images.name} ({split}) share neither classes nor masks")
@@ -83,7 +85,7 @@ def stress(
         for name in names:
             rows = {}
             for severity in SEVERITIES:
-                corrupted = corrupt_split(pool, name, severity)
+                corrupted = corrupt_split(pool, name, severity, listing)
                 row = _measure(evaluator.predict(corrupted, thorough=False), evaluator)
                 if "balanced_error" in row:
                     row["rise"] = row["balanced_error"] - clean["balanced_error"]
@@ -96,6 +98,7 @@ def stress(
         "data": describe_data(images),
         "split": split,
         "modality": modality,
+        "strengths": listing,
         "clean": clean,
         "corruptions": results,
         "mean": _mean([result["mean"] for result in results.values()]),
@@ -113,12 +116,12 @@ def stress_folder(path: str | Path, record: Mapping[str, Any]) -> Path:
     return Path(path) / "stress" / f"{record['data']['name']}-{record['split']}"
 
 
-def _check_names(names: Sequence[str], images: ImageSet) -> tuple[str, ...]:
-    possible = (*corruptions_of("auto", images.in_channels), "dark_corners")
+def _check_names(names: Sequence[str], images: ImageSet) -> list[str]:
+    possible = [name for name in CORRUPTIONS if images.in_channels == 3 or name != "saturate"]
     for name in set(names) - set(possible):
         which = f"'{name}' for images of {images.in_channels} channel(s)"
         raise ConfigError(f"unknown corruption {which}: {closest(name, possible)}")
-    return tuple(dict.fromkeys(names))
+    return list(dict.fromkeys(names))
 
 
 def _measure(predictions: Predictions, evaluator: Evaluator) -> dict[str, Any]:
@@ -146,18 +149,21 @@ def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _read_baseline(
-    path: Path, images: ImageSet, split: str, names: Sequence[str]
+    path: Path, images: ImageSet, same: Mapping[str, str], names: Sequence[str]
 ) -> dict[str, Any]:
     file = path / "stress.json" if path.is_dir() else path
     if not file.is_file():
         raise MissingFileError(f"expected stress.json of medduet stress, found no {file}")
     with misread(file, ConfigError):
         base: dict[str, Any] = read_json(file)
-        same = (base["data"]["fingerprint"], base["split"]) == (images.fingerprint, split)
+        alike = base["data"]["fingerprint"] == images.fingerprint and same.items() <= base.items()
         missing = sorted(set(names) - set(base["corruptions"]))
-    if not same or missing or "balanced_error" not in base["mean"]:
-        reason = f"lacks {', '.join(missing)}" if missing else "has other images, or no classes"
-        raise ConfigError(f"the baseline {file} {reason}: make it with the same --data and --split")
+    if not alike or missing or "balanced_error" not in base["mean"]:
+        reason = (
+            f"lacks {', '.join(missing)}" if missing else "has other images, strengths or classes"
+        )
+        options = "--data, --split and --modality"
+        raise ConfigError(f"the baseline {file} {reason}: make it anew with the same {options}")
     return base
 
 
