@@ -178,6 +178,8 @@ class ObjectiveConfig(Frozen):
     """Factor of the segmentation loss."""
     reconstruct_weight: float = Field(1.0, ge=0)
     """Factor of the reconstruction loss."""
+    ordinal: bool = False
+    """Whether classes are grades in their order, such as 0, 1, 2: learnt as in CORN."""
     class_weights: Literal["none", "balanced"] = "none"
     """Whether rare classes of the train split count more in the classification loss."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)

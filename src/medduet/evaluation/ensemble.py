@@ -90,7 +90,10 @@ def ensemble(
         for split in ("val", "test"):
             pool, config = evaluator.split(split), evaluator.config.evaluate
             predictions = [evaluator.with_network(network).predict(pool) for network in networks]
-            scores[split] = [summarize(predicted, config) for predicted in predictions]
+            scores[split] = [
+                summarize(predicted, config, ordinal=combined.config.network.ordinal)
+                for predicted in predictions
+            ]
         trained_on = combined.config.data
         if trained_on is not None and evaluator.images.fingerprint == trained_on.fingerprint:
             combined.config.metrics |= {split: rows[-1] for split, rows in scores.items()}

@@ -66,10 +66,11 @@ def evaluate(
     evaluator = Evaluator.open(path, data, device, progress)
     images, calibration = evaluator.images, evaluator.bundle.config.calibration
     predictions = evaluator.predict(evaluator.split(split))
+    ordinal = evaluator.bundle.config.network.ordinal
     metrics = {
         "split": split,
         "data": describe_data(images),
-        split: summarize(predictions, evaluator.config.evaluate, calibration),
+        split: summarize(predictions, evaluator.config.evaluate, calibration, ordinal),
     }
     if evaluator.fabric.is_global_zero:
         folder = RunFolder(out or evaluator.path / "evaluations" / f"{images.name}-{split}")
@@ -214,7 +215,10 @@ def calibrate_bundle(
     if predictions.label is None or predictions.probability is None:
         raise ConfigError(f"{path} has no classes to calibrate, or {images.name} no labels")
     calibration = Calibration.fit(
-        predictions.label, predictions.probability, bundle.config.multi_label
+        predictions.label,
+        predictions.probability,
+        bundle.config.multi_label,
+        bundle.config.network.ordinal,
     )
     metrics = dict(bundle.config.metrics)
     for name in {"val", "test"} & metrics.keys():  # the old calibration no longer holds

@@ -62,9 +62,13 @@ def classification_metrics(
     *,
     multi_label: bool,
     class_names: Sequence[str],
+    ordinal: bool = False,
     bootstrap: int = 1000,
 ) -> dict[str, Any]:
     """Return every classification metric of one split with 95% intervals, ready for JSON.
+
+    `ordinal` classes, which are grades, also get Cohen's kappa with quadratic weights and the mean
+    absolute error, in grades.
 
     The accuracy interval is Wilson's; multi-label accuracy is no proportion of independent trials,
     so there it is a bootstrap over images. That of the AUC is DeLong's on the logit scale. What is
@@ -107,6 +111,28 @@ def classification_metrics(
         cells = truth[labelled] * classes + _predicted(score[labelled], multi_label=False)
         matrix = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
         metrics["confusion_matrix"] = matrix.tolist()
+        if ordinal:
+            metrics |= _grade_metrics(matrix, bootstrap)
+    return metrics
+
+
+def _grade_metrics(matrix: Integers, resamples: int) -> dict[str, Any]:
+    """Return kappa and mean absolute error of a confusion matrix, with bootstrap intervals."""
+    grades = np.arange(len(matrix))
+    distance = np.abs(grades[:, None] - grades)
+    n, cells = int(matrix.sum()), matrix.ravel()
+    drawn = np.random.default_rng(0).multinomial(n, cells / max(n, 1), resamples)
+    tables = np.concatenate([cells[None], drawn]).reshape(-1, *matrix.shape)
+    with np.errstate(invalid="ignore"):
+        error = (tables * distance).sum(axis=(1, 2)) / n
+        chance = tables.sum(axis=2)[:, :, None] * tables.sum(axis=1)[:, None, :] / n
+        kappa = 1 - (tables * distance**2).sum(axis=(1, 2)) / (chance * distance**2).sum(
+            axis=(1, 2)
+        )
+    metrics: dict[str, Any] = {}
+    for name, values in (("quadratic_kappa", kappa), ("grade_error", error)):
+        interval = np.nanpercentile(values[1:], [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+        metrics |= {name: number(values[0]), f"{name}_interval": bounds(tuple(interval))}
     return metrics
 
 

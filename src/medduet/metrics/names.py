@@ -26,6 +26,8 @@ METRICS: dict[str, Metric] = {
         Metric("balanced_accuracy", "balanced accuracy", "bal. acc"),
         Metric("balanced_error", "balanced error", "bal. error", higher_is_better=False),
         Metric("macro_f1", "macro F1", "F1"),
+        Metric("quadratic_kappa", "quadratic kappa", "kappa"),
+        Metric("grade_error", "mean absolute error of the grade", "MAE", higher_is_better=False),
         Metric("ece", "expected calibration error", "ECE", higher_is_better=False),
         Metric("dice", "Dice", "Dice"),
         Metric("dice_nonempty", "Dice, non-empty masks", "Dice⁺"),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -84,6 +85,8 @@ class DuetNetwork(nn.Module, ABC):
     encoder_modules: list[nn.Module]  # what both heads share
     decoder_modules: list[nn.Module]  # what only the dense output needs
     min_side = 1
+    ordinal = False
+    """Whether classes are grades, for which the class head has one score less: `grade_scores`."""
     _encoder_is_frozen = False
 
     @property
@@ -99,7 +102,13 @@ class DuetNetwork(nn.Module, ABC):
                 f"{self.arguments['name']} was built without a class head, so it can't classify: "
                 "train it with --tasks classify segment"
             )
-        return class_logits
+        return grade_scores(class_logits) if self.ordinal else class_logits
+
+    def _outputs(self, class_logits: Tensor | None, dense: Tensor | None) -> Outputs:
+        """Return what `forward` gives, of the scores of the class head and the dense output."""
+        if self.ordinal and class_logits is not None:
+            class_logits = grade_scores(class_logits)
+        return Outputs(class_logits, dense)
 
     @abstractmethod
     def _classify(self, image: Tensor) -> Tensor | None:
@@ -123,6 +132,21 @@ class DuetNetwork(nn.Module, ABC):
             for module in self.encoder_modules:
                 module.eval()
         return self
+
+
+def grade_scores(logits: Tensor) -> Tensor:
+    """Return the log probabilities ``(N, K)`` of K ordered classes, of ``(N, K - 1)`` logits.
+
+    Score k decides whether an image that is above grade k - 1 is above grade k. Their cross-entropy
+    is CORN's loss (arXiv:2111.08851), each question weighed as often as it is asked.
+
+    Example:
+        >>> grade_scores(torch.zeros(1, 2)).exp()
+        tensor([[0.5000, 0.2500, 0.2500]])
+    """
+    logits = logits.float()
+    above = F.pad(F.logsigmoid(logits).cumsum(dim=1), (1, 0))
+    return above + F.pad(F.logsigmoid(-logits), (0, 1))
 
 
 class Features:

@@ -112,13 +112,13 @@ class TimmNetwork(DuetNetwork):
     def forward(self, image: Tensor) -> Outputs:
         """Return the scores of both heads."""
         if not self.decoder_modules:
-            return Outputs(self._classify(image), None)
+            return self._outputs(self._classify(image), None)
         height, width = image.shape[-2:]
         x = self._padded(image)
         deep, maps = self.encoder.forward_intermediates(x, indices=self.indices)
         class_logits = self.encoder.forward_head(deep) if self.has_class_head else None
         dense = self.dense_head(self.decoder(self._levels(x, maps)))
-        return Outputs(class_logits, dense[..., :height, :width])
+        return self._outputs(class_logits, dense[..., :height, :width])
 
     def _padded(self, image: Tensor) -> Tensor:
         return pad_to(self.normalize(image), self.multiple, self.min_padded)
@@ -186,11 +186,11 @@ class SmpNetwork(DuetNetwork):
     def forward(self, image: Tensor) -> Outputs:
         """Return the scores of both heads."""
         if not self.decoder_modules:
-            return Outputs(self._classify(image), None)
+            return self._outputs(self._classify(image), None)
         height, width = image.shape[-2:]
         outputs = self.model(pad_to(self.normalize(image), self.multiple))
         dense, class_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
-        return Outputs(class_logits, dense[..., :height, :width])
+        return self._outputs(class_logits, dense[..., :height, :width])
 
     def _classify(self, image: Tensor) -> Tensor | None:
         if self.model.classification_head is None:

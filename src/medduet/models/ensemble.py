@@ -71,6 +71,7 @@ class Ensemble(DuetNetwork):
             "test_time": test_time,
             "multi_label": multi_label,
             "mask_channels": mask_channels,
+            "ordinal": all(member.ordinal for member in members),
         }
 
     def forward(self, image: Tensor) -> Outputs:

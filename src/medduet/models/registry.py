@@ -162,6 +162,7 @@ def create_model(
     in_channels: int,
     num_classes: int,
     dense_channels: int = 0,
+    ordinal: bool = False,
     pretrained: bool = False,
     **options: Any,
 ) -> DuetNetwork:
@@ -172,6 +173,7 @@ def create_model(
         in_channels: channels C of the images.
         num_classes: classes K of the class head; 0 for none.
         dense_channels: channels D of the dense head; 0 for none, then the decoder is not built.
+        ordinal: whether classes are grades in their order, as in CORN.
         pretrained: fetch the encoder's weights (timm, smp), and normalise as they expect.
         **options: for U-Nets ``width`` and ``upsampling``, for timm and smp ``dropout``, for
             adares_unet all of these, ``kernel_size`` and ``activation``.
@@ -206,7 +208,10 @@ def create_model(
         least = min(in_channels, options.get("width", 1), max(heads.values()))
         if least < 1 or min(heads.values()) < 0:
             raise ModelError(f"expected positive sizes and a head, given {sizes | options}")
-        network = spec.build(*sizes.values(), **options, **weights)
+        if ordinal and num_classes < 2:
+            raise ModelError(f"expected several grades, given {num_classes} classes")
+        scores = num_classes - ordinal
+        network = spec.build(in_channels, scores, dense_channels, **options, **weights)
     except (TypeError, RuntimeError) as error:  # libraries raise these for sizes they don't take
         reason = str(error).strip().partition("\n")[0]  # torch adds a stack of its C++
         raise ModelError(f"{name} can't be built with {sizes | options}: {reason}") from error
@@ -215,7 +220,8 @@ def create_model(
             f"the weights of {name} could not be fetched from the Hugging Face hub: "
             f"{' '.join(str(error).split())}; connect, or give --model.weights FILE.safetensors"
         ) from error
-    network.arguments = {"name": name, **sizes, **options}
+    network.ordinal = ordinal
+    network.arguments = {"name": name, **sizes, **options} | ({"ordinal": True} if ordinal else {})
     return network
 
 

@@ -166,7 +166,7 @@ class UNet(DuetNetwork):
             dense = self.dense_head(dense)
             if dense.shape[-2:] != image.shape[-2:]:
                 dense = _resize(dense, image)
-        return Outputs(class_logits, dense)
+        return self._outputs(class_logits, dense)
 
     def _encode(self, image: Tensor) -> list[Tensor]:
         height, width = image.shape[-2:]

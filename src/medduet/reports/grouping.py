@@ -169,8 +169,10 @@ class CrossValidated(RunFolder):
         """The metrics of the images of all folds, each fold with the epoch it selected."""
         from medduet.training.validation import summarize  # torch: only where there are folds
 
+        ordinal = self.config["objective"].get("ordinal", False)
         together = {
-            split: summarize(self.predictions(split), EvaluateConfig()) for split in ("val", "test")
+            split: summarize(self.predictions(split), EvaluateConfig(), ordinal=ordinal)
+            for split in ("val", "test")
         }
         return {**self.folds[0].validation_selected, **together}
 

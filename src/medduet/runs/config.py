@@ -36,6 +36,7 @@ class NetworkArguments(_Open):
     in_channels: Count
     num_classes: Count
     dense_channels: Count = 0
+    ordinal: bool = False
 
 
 class Layout(_Strict):

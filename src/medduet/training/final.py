@@ -59,13 +59,14 @@ def _evaluate_epoch(
     for split in EVALUATED:
         temperature = None if calibration is None else calibration.temperature
         predictions = experiment.predict(split, thorough=True, temperature=temperature)
-        metrics[split] = summarize(predictions, experiment.config.evaluate, calibration)
+        ordinal = experiment.config.objective.ordinal
+        metrics[split] = summarize(predictions, experiment.config.evaluate, calibration, ordinal)
         label, probability = predictions.label, predictions.probability
         if split == "val":
             try:
                 if label is None or probability is None:
                     raise DataError("the network has no class head")
-                calibration = Calibration.fit(label, probability, predictions.multi_label)
+                calibration = Calibration.fit(label, probability, predictions.multi_label, ordinal)
                 predictions = replace(predictions, calibrated=calibration.calibrate(probability))
             except DataError as error:
                 metrics["calibration_missing"] = str(error)

@@ -55,6 +55,9 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
         f"{data.name} has {classes}, so there is nothing to classify: --tasks {possible}": (
             "classify" in tasks and lacking["classify"]
         ),
+        f"--objective.ordinal needs images of one grade each, of several, given {classes}": (
+            objective.ordinal and (data.multi_label or len(names) < 2 or "classify" not in tasks)
+        ),
         f"{data.name} has no masks, so there is nothing to segment: --tasks {possible}": (
             "segment" in tasks and lacking["segment"]
         ),
@@ -104,6 +107,7 @@ def build_network(
             in_channels=data.in_channels,
             num_classes=len(data.class_names) if "classify" in config.objective.tasks else 0,
             dense_channels=layout.channels,
+            ordinal=config.objective.ordinal,
             pretrained=model.pretrained and fresh,
             **model.options(),
         )

@@ -187,7 +187,10 @@ def selection_score(quick: Mapping[str, float], select: str) -> float:
 
 
 def summarize(
-    predictions: Predictions, config: EvaluateConfig, calibration: Calibration | None = None
+    predictions: Predictions,
+    config: EvaluateConfig,
+    calibration: Calibration | None = None,
+    ordinal: bool = False,
 ) -> dict[str, Any]:
     """Return the metrics of thorough `predictions` with their intervals, for ``metrics.json``.
 
@@ -208,6 +211,7 @@ def summarize(
             probability,
             multi_label=predictions.multi_label,
             class_names=names,
+            ordinal=ordinal,
             bootstrap=config.bootstrap,
         )
         if calibration is not None:

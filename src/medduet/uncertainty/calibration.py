@@ -43,6 +43,7 @@ class Calibration(BaseModel):
         counts: validation images of each of the K classes.
         n: validation images with a known label.
         multi_label: whether an image may carry several labels.
+        ordinal: whether classes are grades; sets are then ranges.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -60,6 +61,7 @@ class Calibration(BaseModel):
     counts: list[_Count] = Field(min_length=1, max_length=10_000)
     n: int = Field(ge=FEWEST, le=2**53)
     multi_label: bool = False
+    ordinal: bool = False
 
     @model_validator(mode="after")
     def _fits_together(self) -> Calibration:
@@ -74,7 +76,11 @@ class Calibration(BaseModel):
 
     @classmethod
     def fit(
-        cls, label: ArrayLike, probability: ArrayLike, multi_label: bool = False
+        cls,
+        label: ArrayLike,
+        probability: ArrayLike,
+        multi_label: bool = False,
+        ordinal: bool = False,
     ) -> Calibration:
         """Return the calibration that fits the predictions of a validation split.
 
@@ -90,6 +96,7 @@ class Calibration(BaseModel):
             label: ``(N,)`` int class, or ``(N, K)`` int of 0 and 1 if `multi_label`; -1 is unknown.
             probability: ``(N, K)`` float in [0, 1].
             multi_label: whether an image may carry several labels.
+            ordinal: whether classes are grades.
 
         Raises:
             DataError: fewer than 20 images with a known label, or only one class among them.
@@ -111,6 +118,7 @@ class Calibration(BaseModel):
             counts=has.sum(axis=0).tolist(),
             n=n,
             multi_label=multi_label,
+            ordinal=ordinal,
         )
 
     def calibrate(self, probability: ArrayLike) -> Floats:
@@ -126,8 +134,8 @@ class Calibration(BaseModel):
 
         On images like those of the validation split the true class is in the set of at least a
         share `coverage`, 0.5 to 0.99, of the images of each class. A set always holds the most
-        probable class. Multi-label sets: each label that an image has is in the set with that
-        probability; a set may be empty.
+        probable class, and of grades all between two that it holds. Multi-label sets: each label
+        that an image has is in the set with that probability; a set may be empty.
 
         Raises:
             ConfigError: another coverage.
@@ -139,6 +147,9 @@ class Calibration(BaseModel):
         chosen: Booleans = p >= self.set_thresholds[row]
         if not self.multi_label and len(p):
             np.put_along_axis(chosen, p.argmax(axis=1)[:, None], True, axis=1)
+        if self.ordinal:  # with all grades between two that are in it
+            after = np.logical_or.accumulate(chosen[:, ::-1], axis=1)[:, ::-1]
+            chosen = np.logical_or.accumulate(chosen, axis=1) & after
         return chosen
 
     def _checked(self, probability: ArrayLike) -> Floats:
