@@ -241,6 +241,13 @@ class TrainConfig(Frozen):
     """float32, or bfloat16 where that is safe; auto: bfloat16 if the machine has it."""
     compile: bool = False
     """Compile the network by torch.compile: a minute first, then faster, mostly on GPUs."""
+
+    @property
+    def remedy(self) -> str:
+        """What to do where losses are not finite."""
+        clip = ", or set --train.grad-clip 1" if self.grad_clip is None else ""
+        return f"lower --lr, which is {self.learning_rate:g}{clip}"
+
     deterministic: bool = False
     """GPUs: the same result each time, by slower kernels where need be; CPUs give it anyway."""
     sync_batch_norm: bool = False

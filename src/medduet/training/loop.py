@@ -87,7 +87,7 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
         average=average,
         sums=torch.zeros(2, len(objective.tasks), dtype=torch.float64, device=fabric.device),
         balancer=Balancer(experiment, optimizer),
-        monitor=StepMonitor(fabric, experiment.stop),
+        monitor=StepMonitor(fabric, experiment.stop, config.remedy),
         smallest_batch=smallest,
         progress=Progress(micro_batch=config.micro_batch_size),
     )
@@ -194,8 +194,8 @@ def _evaluate(experiment: Experiment, split: str, epoch: int) -> dict[str, float
     predictions = experiment.predict(split, thorough=False)
     if predictions.probability is not None and not np.isfinite(predictions.probability).all():
         raise TrainingError(
-            f"the network's outputs for {split} are not finite after epoch {epoch}: lower --lr, or "
-            "set --train.grad-clip 1"
+            f"the network's outputs for {split} are not finite after epoch {epoch}: "
+            f"{experiment.config.train.remedy}"
         )
     return _with_loss(quick_metrics(predictions), experiment.objective)
 

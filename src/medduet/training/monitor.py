@@ -19,8 +19,8 @@ class StepMonitor:
     On a GPU, what was noted in `interval` steps is checked together, and before anything is saved.
     """
 
-    def __init__(self, fabric: Fabric, stop: threading.Event) -> None:
-        self.fabric, self.stop = fabric, stop
+    def __init__(self, fabric: Fabric, stop: threading.Event, remedy: str = "lower --lr") -> None:
+        self.fabric, self.stop, self.remedy = fabric, stop, remedy
         self.interval = 1 if fabric.device.type == "cpu" else GPU_INTERVAL
         self._steps = 0
         self._noted: list[tuple[Tensor, tuple[str, int, int, Batch]]] = []
@@ -39,7 +39,7 @@ class StepMonitor:
             quantity, epoch, step, batch = noted[finite.index(False)][1]
             raise TrainingError(
                 f"the {quantity} is not finite in epoch {epoch}, step {step}, for the training "
-                f"images {batch.indices.tolist()}: lower --lr, or set --train.grad-clip 1"
+                f"images {batch.indices.tolist()}: {self.remedy}"
             )
 
     def must_stop(self, stop_requests: Tensor) -> bool:

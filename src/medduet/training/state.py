@@ -78,7 +78,7 @@ class TrainState:
         if not all(torch.isfinite(weight).all() for weight in self.network.parameters()):
             raise TrainingError(
                 f"weights are not finite after epoch {self.progress.epoch}, step "
-                f"{self.progress.step}: lower --lr, or set --train.grad-clip 1"
+                f"{self.progress.step}: {self.monitor.remedy}"
             )
         process = {"sums": self.sums, "cpu": torch.get_rng_state()}
         if fabric.device.type == "cuda":
