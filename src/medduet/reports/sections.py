@@ -73,12 +73,14 @@ def scores(runs: Runs, measured: pd.DataFrame) -> list[Section]:
         section.figure(metric, figure, f"{section.title} on the test split")
         section.tables.append(_score_table(metric, cells))
         if metric == "accuracy" and len(published := _official(runs)):
-            columns = ["dataset", "network", "accuracy", "low", "high", "protocol", "source"]
+            columns = ["dataset", "network", "accuracy", "low", "high", "auc", "protocol", "source"]
             shown = published[["dataset", "network", "protocol", "source"]]
             shown = shown.rename(columns={"dataset": "data set"})
             shares = numbers(published["accuracy"], ".2f") + brackets(published, ".2f")
             shown.insert(2, "accuracy, % (95% CI)", shares)
-            title = "Published test accuracy at 224 pixels; CI: for the number of test images"
+            auc = published["auc"].map(METRICS["auc"].format).where(published["auc"].notna(), "")
+            shown.insert(3, "AUC", auc)
+            title = "Published test accuracy; CI: for the number of test images"
             section.tables.append(Table("published", title, shown, published[columns]))
             section.text += published["notes"].explode().unique().tolist()
         sections.append(section)
@@ -211,19 +213,22 @@ def over_datasets(measured: pd.DataFrame) -> Section:
 
 
 def all_published() -> pd.DataFrame:
-    """Return every published test accuracy in percent, with its 95% Wilson interval.
+    """Return every published test accuracy in percent, with its 95% Wilson interval, and AUC.
 
     The interval is for the size of the test split: it covers neither the spread between seeds nor
     selection on test. Protocol is how the epoch was selected, notes are caveats of the set.
     """
     text = (resources.files("medduet") / "reports" / "published.yaml").read_text("utf-8")
     content = yaml.safe_load(text)
-    table = pd.DataFrame(content["tables"])
-    table = table.join(pd.DataFrame(table.pop("accuracy").tolist()))
-    about = ["network", "source", "protocol"]
-    table = table.melt(about, var_name="dataset", value_name="accuracy").dropna(ignore_index=True)
+    rows = [
+        {"dataset": dataset, "accuracy": accuracy, "auc": row.get("auc", {}).get(dataset)}
+        | {"size": content["size"]}
+        | {key: row[key] for key in ("network", "source", "protocol", "size") if key in row}
+        for row in content["tables"]
+        for dataset, accuracy in row["accuracy"].items()
+    ]
+    table = pd.DataFrame(rows)
     table["source"] = table["source"].map(content["sources"])
-    table["size"] = content["size"]
     table["splits"] = [list(content["sets"][name].values()) for name in table["dataset"]]
     notes = content["notes"]
     table["notes"] = [notes["all"] + notes.get(name, []) for name in table["dataset"]]
