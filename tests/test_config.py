@@ -30,7 +30,7 @@ def test_the_paper_s_recipe_is_the_paper_s() -> None:
 def test_honest_is_the_default_protocol() -> None:
     assert RunConfig().evaluate.protocol == "honest"
     honest = [load_recipe(name).evaluate.protocol for name in recipe_names() if name != "paper"]
-    assert honest == ["honest"] * 3
+    assert set(honest) == {"honest"}
     assert load_recipe("segment").objective.tasks == ("classify", "segment")
 
 

@@ -28,7 +28,7 @@ from medduet.types import Fit
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Task = Literal["classify", "segment", "reconstruct"]
-Select = Literal["auto", "accuracy", "balanced_accuracy", "auc", "dice", "mse"]
+Select = Literal["auto", "accuracy", "balanced_accuracy", "auc", "dice", "mse", "last"]
 Balance = Literal["sum", "uncertainty", "dwa", "pcgrad", "upgrad", "mgda"]
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 Augment = Literal["none", "flip", "light", "strong", "corrupt"]
@@ -225,6 +225,8 @@ class TrainConfig(Frozen):
     """Images computed at a time on each process, whose gradients add up; None: as memory allows."""
     grad_clip: float | None = Field(None, gt=0)
     """Largest norm of the gradient; larger ones are scaled down. None: no clipping."""
+    mask_ratio: float = Field(0.0, ge=0, lt=1)
+    """Share of the patches that are blanked in the input and then rebuilt, for pretraining."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Evaluate and keep a moving average of the weights; what it keeps per step, such as 0.99."""
     patience: int | None = Field(None, ge=1)
@@ -260,7 +262,8 @@ class EvaluateConfig(Frozen):
     protocol: Literal["honest", "paper"] = "honest"
     """honest: the epoch is selected on val. paper: also the best test epoch, labelled so."""
     select: Select = "auto"
-    """Validation metric of the selection; auto: mean of AUC and Dice, of those that apply."""
+    """Validation metric that selects the epoch; auto: mean of AUC and Dice, of those that apply;
+    last: the last epoch."""
     batch_size: int | None = Field(None, ge=1)
     """Images per step, over all processes together; None: as many pixels as the device takes."""
     bootstrap: int = Field(1000, ge=100)
@@ -284,7 +287,7 @@ def recipe_names(kind: str = "") -> list[str]:
 
     Example:
         >>> recipe_names(), recipe_names("search")
-        (['demo', 'honest', 'paper', 'segment'], ['adares'])
+        (['demo', 'honest', 'paper', 'pretrain', 'segment'], ['adares'])
     """
     folder = resources.files("medduet") / "recipes" / kind
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))

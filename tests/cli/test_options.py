@@ -12,6 +12,7 @@ Capture = pytest.CaptureFixture[str]
 WORDS = {
     "train": "honest --data nothing.npz",
     "demo": "--data nothing.npz",
+    "pretrain": "nothing.npz",
     "search": "adares --data nothing.npz",
     "benchmark": "paper",
     "compare": "nothing nowhere",

@@ -17,6 +17,7 @@ from medduet.errors import ConfigError
 
 COMMANDS = {
     "demo": "experiments.run:train",
+    "pretrain": "experiments.run:train",
     "train": "experiments.run:train",
     "evaluate": "evaluation.evaluate:evaluate",
     "stress": "evaluation.stress:stress",
@@ -40,6 +41,8 @@ COMMANDS = {
 }
 RECIPES = {"train": "", "search": "search", "benchmark": "grid"}
 """Commands whose first word is a recipe, and of which kind, see `recipe_names`."""
+_NAMED = ("demo", "pretrain")
+"""Commands that are trainings by the recipe of their name."""
 _LOADERS = {
     "": "config:load_recipe",
     "search": "experiments.config:load_search",
@@ -51,6 +54,7 @@ MedDuet trains networks that classify and segment medical images jointly.
 usage: medduet COMMAND ...
 
   demo                    train on synthetic phantoms for two minutes
+  pretrain DATA ...       learn from images without labels; then train with --model.weights
   train RECIPE ...        train, evaluate and save a network; --resume RUN continues a run
   evaluate PATH ...       evaluate a run or bundle on a split of a data set
   stress PATH ...         evaluate it on images corrupted at five severities
@@ -87,7 +91,7 @@ def run(name: str, words: list[str]) -> int:
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")  # of other libraries: a user can do nothing about them
         # What was typed is checked before torch is imported, which takes seconds.
-        if name in RECIPES or name == "demo":
+        if name in RECIPES or name in _NAMED:
             arguments = _with_recipe(name, words)
         else:
             arguments = parse(signature_of(COMMANDS[name]), words, f"medduet {name}")
@@ -123,8 +127,10 @@ def _with_recipe(name: str, words: list[str]) -> dict[str, Any]:
         program += f" --resume {words[1]}"
         arguments = parse(function, words[2:], program, omit=("config", "resume"))
         return {"resume": Path(words[1]), **arguments}
-    if name == "demo":
+    if name in _NAMED:
         recipe = name
+        if words and not words[0].startswith("-"):
+            words = ["--data", *words]
     elif words and not words[0].startswith("-"):
         recipe, words = words[0], words[1:]
         program += f" {recipe}"

@@ -55,9 +55,18 @@ def classification_weight(label: Tensor, class_weight: Tensor | None) -> Tensor:
     return labelled.float() if class_weight is None else labelled * class_weight[label.clamp(min=0)]
 
 
-def reconstruction_loss(image: Tensor, normalized: Tensor) -> PerImage:
-    """Mean squared error between ``(N, C, H, W)`` and the normalised input of the same shape."""
-    loss = F.mse_loss(image, normalized, reduction="none").mean(dim=(1, 2, 3))
+def reconstruction_loss(
+    image: Tensor, normalized: Tensor, hidden: Tensor | None = None
+) -> PerImage:
+    """Mean squared error between ``(N, C, H, W)`` and the normalised input of the same shape.
+
+    With `hidden` ``(N, 1, H, W)`` bool it is that of the hidden pixels alone.
+    """
+    loss = F.mse_loss(image, normalized, reduction="none")
+    if hidden is None:
+        loss = loss.mean(dim=(1, 2, 3))
+    else:
+        loss = (loss * hidden).sum(dim=(1, 2, 3)) / (hidden.sum(dim=(1, 2, 3)) * image.shape[1])
     return PerImage(loss, torch.ones_like(loss))
 
 
@@ -99,8 +108,13 @@ class Objective(nn.Module):
         self.layout, self.smoothing = layout, config.label_smoothing
         self.register_buffer("class_weight", class_weight)
 
-    def forward(self, outputs: Outputs, batch: Batch, normalized: Tensor) -> dict[Task, PerImage]:
-        """Return the loss of each image in each task; `normalized` as the network sees them."""
+    def forward(
+        self, outputs: Outputs, batch: Batch, normalized: Tensor, hidden: Tensor | None = None
+    ) -> dict[Task, PerImage]:
+        """Return the loss of each image in each task.
+
+        `normalized` are the images as the network sees them, `hidden` the pixels that it doesn't.
+        """
         terms: dict[Task, PerImage] = {}
         logits, dense = outputs
         if "classify" in self.tasks and logits is not None:
@@ -110,7 +124,7 @@ class Objective(nn.Module):
         if "segment" in self.tasks and dense is not None and batch.mask is not None:
             terms["segment"] = segmentation_loss(dense, batch.mask, batch.has_mask, self.layout)
         if "reconstruct" in self.tasks and dense is not None:
-            terms["reconstruct"] = reconstruction_loss(self.layout.image(dense), normalized)
+            terms["reconstruct"] = reconstruction_loss(self.layout.image(dense), normalized, hidden)
         return terms
 
     def weights(self, batch: Batch) -> Tensor:

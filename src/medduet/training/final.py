@@ -44,7 +44,9 @@ def evaluate_selected(
         metrics |= {"selection": "test-selected", "selected_epoch": progress.best_test.epoch}
         metrics |= _evaluate_epoch(experiment, "best-test", "-test-selected")[0]
     honest, calibration = _evaluate_epoch(experiment, "best", "")
-    honest = {"selection": "validation-selected", "selected_epoch": best} | honest
+    is_last = experiment.config.evaluate.select == "last"
+    selection = "last" if is_last else "validation-selected"
+    honest = {"selection": selection, "selected_epoch": best} | honest
     metrics |= {"validation_selected": honest} if protocol == "paper" else honest
     return metrics, calibration
 

@@ -174,7 +174,8 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
         "peak_memory_gb": peak_memory(fabric.device),
         "val": _evaluate(experiment, "val", progress.epoch),
     }
-    score = selection_score(row["val"], experiment.config.evaluate.select)
+    select = experiment.config.evaluate.select
+    score = progress.epoch if select == "last" else selection_score(row["val"], select)
     row["val"]["score"] = score
     _keep_best(experiment, "best", progress.best, progress.epoch, score)
     if experiment.config.evaluate.protocol == "paper":

@@ -50,13 +50,18 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
     classes = f"one class, {names[0]}" if names else "no classes (folders, or a column 'label')"
     lacking = {"classify": len(names) < 2, "segment": not data.mask_names, "reconstruct": False}
     possible = " ".join(task for task in tasks if not lacking[task]) or "reconstruct"
-    needed = {"auto": tasks[0], "dice": "segment", "mse": "reconstruct"}.get(select, "classify")
+    needed = {"auto": tasks[0], "last": tasks[0], "dice": "segment", "mse": "reconstruct"}.get(
+        select, "classify"
+    )
     refusals = {
         f"{data.name} has {classes}, so there is nothing to classify: --tasks {possible}": (
             "classify" in tasks and lacking["classify"]
         ),
         f"--objective.ordinal needs images of one grade each, of several, given {classes}": (
             objective.ordinal and (data.multi_label or len(names) < 2 or "classify" not in tasks)
+        ),
+        "--train.mask-ratio needs the task reconstruct: --tasks reconstruct": (
+            train.mask_ratio > 0 and "reconstruct" not in tasks
         ),
         f"{data.name} has no masks, so there is nothing to segment: --tasks {possible}": (
             "segment" in tasks and lacking["segment"]

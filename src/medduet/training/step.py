@@ -8,6 +8,7 @@ from operator import itemgetter
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from medduet.errors import TrainingError
 from medduet.training.experiment import Experiment
@@ -15,6 +16,8 @@ from medduet.training.fabric import all_sum
 from medduet.training.state import TrainState
 from medduet.types import Batch
 from medduet.utils.devices import free_memory, is_out_of_memory
+
+_PATCHES = 8
 
 
 def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
@@ -86,7 +89,8 @@ def _backward_once(
         has_more = number < len(micro_batches)
         with fabric.no_backward_sync(state.module, combines_gradients or has_more):
             normalized = experiment.network.normalize(micro.image)
-            terms = objective(state.module(micro.image), micro, normalized)
+            image, hidden = hide(micro.image, experiment.config.train.mask_ratio)
+            terms = objective(state.module(image), micro, normalized, hidden)
             all_totals = micro_totals = torch.stack([x.total().detach() for x in terms.values()])
             if not balancer.balance.is_sum:  # it needs the losses of all processes now
                 all_totals = all_sum(fabric, micro_totals)
@@ -98,6 +102,21 @@ def _backward_once(
     shared = all_sum(fabric, torch.cat([totals, stop_request]))
     note("loss", shared[:-1])
     return torch.stack([totals, weights]), shared[-1]
+
+
+def hide(image: Tensor, ratio: float) -> tuple[Tensor, Tensor | None]:
+    """Return ``(N, C, H, W)`` images with a share of their patches blanked, and which pixels are.
+
+    Patches have an eighth of each side, and all images have as many hidden (SimMIM,
+    arXiv:2111.09886).
+    """
+    if not ratio:
+        return image, None
+    order = torch.rand(len(image), _PATCHES**2).argsort(dim=1).argsort(dim=1)
+    patches = (order < max(1, round(ratio * _PATCHES**2))).view(-1, 1, _PATCHES, _PATCHES)
+    hidden = interpolate(patches.float(), size=image.shape[-2:]).to(image.device) > 0
+    grey = 127 if image.dtype == torch.uint8 else 0.5
+    return image.masked_fill(hidden, grey), hidden
 
 
 def split_batch(batch: Batch, most: int | None) -> list[Batch]:

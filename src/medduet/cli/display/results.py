@@ -213,6 +213,9 @@ next: medduet predict {result.path} IMAGES --out DIR"""
 _TEXTS = {
     "demo": _RUN,
     "train": _RUN,
+    "pretrain": """\
+run: {result.path}
+next: medduet train segment --data DATA --model.weights {result.path}""",
     "calibrate": """\
 temperature {result.temperature:.3g}, fitted on {result.n} images
 written: {arguments[out]}""",
