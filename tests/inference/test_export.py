@@ -1,5 +1,6 @@
 """An exported network predicts what the network does, for any number and size of images."""
 
+import json
 import os
 import subprocess
 import sys
@@ -67,6 +68,28 @@ def test_any_number_and_size(
     assert predicted.mask.shape == shape
     assert 0.1 < predicted.mask.mean() < 0.9, "a mask that can't be wrong"
     assert shape[0] == 1 or predicted.probability.std(axis=0).max() > 0.001
+
+
+def test_the_file_says_what_it_takes_and_gives(onnx: Path) -> None:
+    model = pytest.importorskip("onnx").load(onnx / "model.onnx")
+    assert (model.ir_version, model.opset_import[0].version) == (8, 18)  # of onnxruntime 1.15
+    tensors = {
+        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*model.graph.input, *model.graph.output)
+    }
+    assert tensors == {
+        "image": ["batch", 1, "height", "width"],
+        "probability": ["batch", 3],
+        "mask": ["batch", "height", "width"],
+    }
+    metadata = {prop.key: prop.value for prop in model.metadata_props}
+    assert json.loads(metadata["class_names"]) == ["class 0", "class 1", "class 2"]
+    assert json.loads(metadata["mask_names"]) == ["background", "lesion"]
+    assert json.loads(metadata["preprocessing"])["size"] == [32, 32]
+    assert metadata["medduet_version"] == medduet.__version__
+    content = (onnx / "model.onnx").read_bytes()
+    assert str(Path(medduet.__file__).parent).encode() not in content
+    assert "onnxruntime 1.15" in (onnx / "README.md").read_text()
 
 
 @pytest.mark.slow

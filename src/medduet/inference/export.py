@@ -6,6 +6,7 @@ temperature, softmax and threshold are part of the graph.
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
+from medduet._version import __version__
 from medduet.config import DataConfig
 from medduet.data.cache import Progress
 from medduet.data.imageset import ImageSet
@@ -39,6 +41,8 @@ TOLERANCE = {"float32": 1e-3, "int8": 0.05}
 _BATCH = 4
 _RANGES = 128  # images from which the ranges of INT8 are taken
 _EXAMPLE = [75, 101]  # sides that need the network's padding, so that it is part of the graph
+_OPSET, _IR = 18, 8  # older than the exporter's defaults, for runtimes that are installed already
+_DIMENSIONS = {0: "batch", 2: "height", 3: "width"}
 _ONE_SIZE = ("mobilevit", "swin")  # names of networks that compute by the size of the image
 
 
@@ -137,6 +141,8 @@ def export_bundle(
             precision=precision,
             size=graph.preprocessing.size,
             outputs=", ".join(graph.outputs),
+            opset=_OPSET,
+            ir=_IR,
             record=record,
         )
         write_text(folder / "README.md", text)
@@ -173,18 +179,25 @@ def _write_onnx(
     """Write the graph, for any number of images and, without a `size`, for images of any size."""
     onnx, _ = need("onnx"), need("onnxscript")
     image = torch.zeros(2, graph.preprocessing.channels, *(size or _EXAMPLE), dtype=torch.uint8)
-    dims = dict.fromkeys((0,) if size else (0, 2, 3), torch.export.Dim.DYNAMIC)
+    names = {0: "batch"} if size else _DIMENSIONS
+    dims = dict.fromkeys(names, torch.export.Dim.DYNAMIC)
     try:
         with _quiet():
-            torch.onnx.export(
+            program: Any = torch.onnx.export(
                 torch.export.export(graph, (image,), dynamic_shapes=(dims,)),
                 (),
-                file,
                 input_names=["image"],
                 output_names=graph.outputs,
+                dynamic_shapes=(names,),
+                opset_version=_OPSET,
                 dynamo=True,
-                external_data=False,
             )
+            # The exporter notes paths of this machine at every node.
+            need("onnx_ir.passes.common").ClearMetadataAndDocStringPass()(program.model)
+            program.model.ir_version = _IR
+            program.model.metadata_props.clear()
+            program.model.metadata_props.update(_metadata(graph))
+            program.save(file, external_data=False)
             if precision == "int8":
                 onnx.save(_quantized(onnx.load(file), images), file)
     except (MedDuetError, OSError):
@@ -194,6 +207,22 @@ def _write_onnx(
         reason = " ".join(str(error).split())[:200]
         name = graph.config.network.name
         raise ModelError(f"{name} can't be exported: {reason}{hint}") from error
+
+
+def _metadata(graph: NetworkGraph) -> dict[str, str]:
+    """Return what those need who have nothing but the file; what is no text, as JSON."""
+    config, preprocessing = graph.config, graph.preprocessing.model_dump(mode="json")
+    record = config.data
+    return {
+        "medduet_version": __version__,
+        "network": config.network.name,
+        "class_names": json.dumps(config.class_names),
+        "multi_label": json.dumps(config.multi_label),
+        "mask_names": json.dumps(config.mask_names),
+        "preprocessing": json.dumps(preprocessing),
+        "data_licence": str((record.info if record else {}).get("licence") or "not recorded"),
+        "intended_use": "For research. Not a medical device, not for diagnosis.",
+    }
 
 
 def _quantized(model: Any, images: ImageSet) -> Any:
