@@ -23,7 +23,8 @@ class Batch(NamedTuple):
         image: ``(N, C, H, W)`` uint8, 0 to 255; after augmentation float in [0, 1].
         label: ``(N,)`` int64 class index, or ``(N, K)`` int64 of 0 and 1 for multi-label sets;
             `UNKNOWN_LABEL` where it is not known.
-        mask: ``(N, H, W)`` int64 mask class, 0 is background; ``None`` if the set has no masks.
+        mask: ``(N, H, W)`` int64 mask class, 0 is background, `IGNORED_MASK` counts nowhere;
+            ``None`` if the set has no masks.
         has_mask: ``(N,)`` bool, whether the mask of the image is known.
         indices: ``(N,)`` int64, position of each image in its split.
     """

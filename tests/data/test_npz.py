@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from medduet import open_images
 from medduet.data.npz import open_npz
+from medduet.data.zarr_store import write_zarr
 from medduet.errors import DataError
 
 Arrays = dict[str, np.ndarray]
@@ -47,6 +49,34 @@ def test_unknown_labels_and_masks(arrays: Arrays, save: Save, cache: Path) -> No
     assert split.has_mask.tolist() == [True, False] * 6
     assert not split.masks[1::2].any()
     assert np.array_equal(split.masks[::2], arrays["train_masks"][::2])
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "stated", "expected"),
+    [
+        ([0, 1, 255], [0, 255], None, {"0": "background", "1": "lesion", "255": "ignore"}),
+        ([0, 255], [255], 255, {"0": "background", "1": "lesion", "255": "ignore"}),
+        ([0, 255], [0, 255], None, None),  # black and white
+        ([0, 1], [0, 255], None, "expected mask classes"),
+        ([0, 1, 255], [0, 200], None, "expected mask classes"),
+        ([0, 1], [0, 1], 254, r"ignored_mask: expected \[255\]"),
+    ],
+)
+def test_ignored_pixels(
+    arrays: Arrays, save: Save, cache: Path, train: Any, val: Any, stated: Any, expected: Any
+) -> None:
+    for name, values in (("train", train), ("val", val), ("test", val)):
+        arrays[f"{name}_masks"] = np.resize(np.uint8(values), arrays[f"{name}_masks"].shape)
+    path = save(arrays if stated is None else arrays | {"ignored_mask": np.array([stated])})
+    if isinstance(expected, str):
+        with pytest.raises(DataError, match=expected):
+            open_npz(path, cache=cache)
+        return
+    images = open_npz(path, cache=cache)
+    for opened in (images, open_images(str(write_zarr(images, cache / "set.zarr")))):
+        assert opened.info.get("mask_values") == expected
+        assert opened.mask_names == ("background", "lesion")
+        assert np.array_equal(opened.val.masks, arrays["val_masks"] // (1 if expected else 255))
 
 
 def test_medsegbench_masks_without_classes(arrays: Arrays, save: Save, cache: Path) -> None:
@@ -96,7 +126,7 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "mask size": ({"val_masks": np.zeros((4, 20, 25), U8)}, r"val_masks.*\(4, 20, 24\)"),
     "grey mask": (
         {"train_masks": np.full((12, 20, 24), 200, U8)},
-        "masks: expected mask classes 0 to 63, or 0 and 255, given 200",
+        "masks: expected mask classes 0 to 63 .*, or 0 and 255.*, given 200",
     ),
     "unseen mask": (
         {"test_masks": np.full((6, 20, 24), 2, U8)},

@@ -168,6 +168,22 @@ def test_reconstruction_equals_torchs() -> None:
     assert mean(term) == pytest.approx(nn.MSELoss()(image, target).item())
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_ignored_pixels_are_as_cut_off(classes: int) -> None:
+    layout, dense = DenseLayout(classes, 1), random_logits(3, 5, 6, 7).requires_grad_()
+    mask = torch.from_numpy(np.random.default_rng(1).integers(0, classes, (3, 6, 7)))
+    mask[0, :, 4:], mask[1] = 255, 255
+    term = segmentation_loss(dense, mask, torch.tensor([True, True, False]), layout)
+    rest = segmentation_loss(dense[:1, :, :, :4], mask[:1, :, :4], torch.tensor([True]), layout)
+    assert term.loss[0].item() == pytest.approx(rest.loss.item(), rel=1e-6)
+    assert term.weight.tolist() == [1, 0, 0]
+    batch = Batch(dense[:, :1], mask[:, 0, 0], mask, torch.tensor([True, True, False]), mask[0])
+    assert Objective(ObjectiveConfig(tasks=("segment",)), layout).weights(batch).item() == 1
+    term.loss.sum().backward()
+    drawn = dense.grad[:, : layout.mask_channels].abs().amax(dim=1)
+    assert torch.equal(drawn > 0, mask != 255)
+
+
 def test_binary_segmentation_by_hand() -> None:
     layout = DenseLayout(mask_classes=2, image_channels=1)
     dense = random_logits(3, 2, 4, 5)

@@ -51,7 +51,9 @@ def one_hot(mask: torch.Tensor, num_classes: int) -> torch.Tensor:
 @pytest.mark.parametrize("num_classes", [2, 3, 6])
 def test_overlap_equals_monai(num_classes: int) -> None:
     predicted, truth = masks(num_classes)
-    hot = one_hot(predicted, num_classes), one_hot(truth, num_classes)
+    truth[[0, 7], 3:9, 2:5] = 255  # ignored, which is as if there were background in both
+    rest = (torch.where(truth == 255, 0, mask) for mask in (predicted, truth))
+    hot = tuple(one_hot(mask, num_classes) for mask in rest)
     for ours, monai in ((dice_per_class, compute_dice), (iou_per_class, compute_iou)):
         found = ours(predicted, truth, num_classes)
         assert found.shape == (8, num_classes - 1)
@@ -78,6 +80,8 @@ def test_overlap_equals_monai(num_classes: int) -> None:
 def test_bad_masks(score: Any, predicted: torch.Tensor, words: str) -> None:
     with pytest.raises(DataError, match=words):
         score(predicted, torch.zeros(1, 4, 4, dtype=torch.int64), 2)
+    with pytest.raises(DataError):  # -1 of this type has the bits of 255
+        score(torch.zeros(1, 4, 4, dtype=torch.int8), torch.full((1, 4, 4), -1).to(torch.int8), 2)
 
 
 def hd95_by_hand(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -98,7 +102,9 @@ def test_hd95_by_hand(num_classes: int, side: int) -> None:
     yy, xx = np.mgrid[:side, : side + 2]
     for mask, centre in ((predicted, 4), (truth, 6)):
         mask[7] = torch.from_numpy(((yy - 4) ** 2 + (xx - centre) ** 2 < 9).astype(np.int64))
-    found = hd95_per_class(predicted, truth, num_classes)
+    ignored = truth.clone()
+    predicted[0, :4, 3:], truth[0, :4, 3:], ignored[0, :4, 3:] = 0, 0, 255
+    found = hd95_per_class(predicted, ignored, num_classes)
     expected = [
         [hd95_by_hand(p == c, t == c) for c in range(1, num_classes)]
         for p, t in zip(predicted.numpy(), truth.numpy(), strict=True)

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import same_color
 from matplotlib.figure import Figure
 
 from medduet.reports.image_grid import prediction_grid
+from medduet.utils.palette import TRUTH
 
 LONG = ["basophil", "immature granulocytes (myelocytes, metamyelocytes)", "platelet $x$"]
 
@@ -73,6 +75,10 @@ def test_masks_without_labels() -> None:
     samples = {"images": images(3), "truth_masks": disc(3), "predicted_masks": disc(3) * 0}
     figure = prediction_grid(samples | {"has_mask": np.arange(3) > 0}, "")
     assert {"truth: unknown", "prediction: empty"} <= set(texts(figure))
+    ignored = {"images": images(1), "truth_masks": disc(1) * 254 + 1, "has_mask": np.ones(1, bool)}
+    figure = prediction_grid(ignored, "")
+    assert {"ignored", "truth"} <= set(texts(figure))
+    assert same_color(figure.axes[0].collections[0].get_edgecolor(), TRUTH)
     several = disc(2)
     several[:, 20:, :] = 3
     samples = {"images": images(2), "truth_masks": several, "predicted_masks": several}

@@ -1,4 +1,4 @@
-"""Images with only a label or only a mask train the heads that they can, and are judged so."""
+"""Images with only a label, a mask or a part of one train what they can, and are judged so."""
 
 import math
 from collections.abc import Callable
@@ -7,10 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import f1_score
 
 import medduet
 from medduet import RunConfig, open_images
 from medduet.data.batches import train_batches
+from medduet.losses import objective
+from medduet.reports.audit_page import write_audit
+from medduet.reports.report import write_report
+from medduet.runs.folder import RunFolder
 from medduet.training.reporter import Reporter
 
 MakeConfig = Callable[..., RunConfig]
@@ -94,3 +99,38 @@ def test_known_halves_train_and_are_judged(
         assert found["mse"] > 0
     with np.load(record.path / "samples.npz") as samples:
         assert len(samples["index"]) == 8
+
+
+def test_ignored_pixels_count_nowhere(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As with wrong truth in the first five columns, and a loss that cuts them off."""
+    rng, losses, loss = np.random.default_rng(0), [], objective.segmentation_loss
+    for cut in (5, 0):
+        images, arrays = open_images("phantom", size=16, count=40), dict[str, Any]()
+        for name in ("train", "val", "test"):
+            for kind in ("images", "labels", "masks"):
+                arrays[f"{name}_{kind}"] = np.array(getattr(images.split(name), kind))
+            arrays[f"{name}_masks"] ^= 1  # so that something is drawn everywhere
+            strip = arrays[f"{name}_masks"][:, :, :5]
+            strip[:] = rng.integers(0, 2, strip.shape) if cut else 255
+        arrays["test_masks"][0] = 0 if cut else 255
+        np.savez(data := tmp_path / f"{cut}.npz", **arrays)
+        rest = lambda x, y, *z, cut=cut: loss(x[..., cut:], y[..., cut:], *z)  # noqa: E731
+        monkeypatch.setattr(objective, "segmentation_loss", rest)
+        changes = {"data": {"name": str(data), "count": None}, "train": {"learning_rate": 0.02}}
+        run = RunFolder(medduet.train(make_config(tmp_path / str(cut), **changes)).path)
+        losses.append([row["train"]["segment"] + row["val"]["loss"] for row in run.epochs])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    found = run.predictions("test")
+    assert np.flatnonzero(~found.has_mask).tolist() == [0]
+    with np.load(run.samples) as samples:
+        for row, index in enumerate(samples["index"]):
+            pair = [samples[f"{kind}_masks"][row, :, 5:].ravel() for kind in ("truth", "predicted")]
+            dice = f1_score(*pair, zero_division=np.nan) if index else np.nan
+            np.testing.assert_allclose(found.dice[index, 0], dice)
+            assert found.predicted_pixels[index, 0] == (pair[1].sum() if index else 0)
+        assert samples["predicted_masks"][:, :, :5].any()
+    audit = medduet.audit(images := open_images(str(data)))
+    assert write_audit(audit, images, tmp_path / "audit").is_file()
+    assert write_report([run.path], tmp_path / "report").is_file()

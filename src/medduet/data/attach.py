@@ -40,6 +40,7 @@ from medduet.data.npz import open_npz
 from medduet.data.pixels import resize_mask
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError, DataError
+from medduet.types import IGNORED_MASK
 from medduet.utils.files import atomic_path, write_text
 
 _FILTERS: tuple[dict[str, Any], ...] = (
@@ -313,6 +314,8 @@ def _add_masks(
             # Nearest neighbour keeps the area of small lesions best (benchmarks/attach_masks.py).
             resized[matched[places]] = resize_mask(chunk, *size)
         arrays[f"{name}_masks"] = resized
+        if (resized == IGNORED_MASK).any():
+            arrays["ignored_mask"] = np.array([IGNORED_MASK])
         arrays[f"{name}_has_mask"] = (rows["state"] == "matched").to_numpy()
     with ZipFile(path, "a") as archive:
         for key, array in arrays.items():

@@ -84,7 +84,8 @@ class Split:
     Attributes:
         images: ``(N, H, W)`` grey or ``(N, H, W, 3)`` RGB, uint8.
         labels: ``(N,)`` int64 class index, or ``(N, K)`` 0/1 for multi-label sets; -1 is unknown.
-        masks: ``(N, H, W)`` uint8 mask class, 0 is background; ``None`` without masks.
+        masks: ``(N, H, W)`` uint8 mask class, 0 is background, 255 is ignored; ``None`` without
+            masks.
         has_mask: ``(N,)`` bool, which masks are known; ``None`` means all of them (or, without
             masks, none).
         ids: ``(N,)`` text, what its owner calls each image, such as a file; ``None`` if unnamed.

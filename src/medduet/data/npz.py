@@ -5,7 +5,8 @@ For each split of ``train``, ``val`` and ``test``:
 - ``{split}_images`` uint8 ``(N, H, W)`` or ``(N, H, W, 3)``; ``{split}_labels`` integer ``(N,)``,
   ``(N, 1)``, or ``(N, K)`` of 0 and 1 for multi-label sets; -1 is unknown.
 - ``{split}_masks`` (in MedSegBench ``{split}_label``) uint8 ``(N, H, W)``, of which 255 is read as
-  1 where all are 0 or 255; ``{split}_has_mask`` bool ``(N,)`` if some are unknown.
+  1 where all are 0 or 255, and ignored where any mask has classes beside it or where there is
+  ``ignored_mask``, ``[255]``; ``{split}_has_mask`` bool ``(N,)`` if some are unknown.
 - ``{split}_ids`` text ``(N,)``; ``{split}_groups`` integers ``(N,)``, such as patients, or -1.
 - If every split has class subsets ``{split}_images_C1``, ``{split}_label_C1``, ``_C2``, ..., these
   are taken instead, one after the other, and the first is class 0.
@@ -31,20 +32,21 @@ from numpy.typing import NDArray
 
 from medduet.data.cache import Progress, cache_folder, counted, file_digests
 from medduet.data.imageset import SPLITS, ImageSet, rows_per_chunk
+from medduet.data.mask_values import IGNORE
 from medduet.data.pixels import resize_image, resize_mask
 from medduet.data.reading.core import MAX_FRAME_PIXELS
 from medduet.data.store import check_room, growing_array, open_store, stored
 from medduet.errors import DataError, MissingFileError
-from medduet.types import UNKNOWN_LABEL
+from medduet.types import IGNORED_MASK, UNKNOWN_LABEL
 from medduet.utils.files import write_json
 
 MAX_CLASSES = 10_000
 MAX_MASK_CLASSES = 64
 _PIXELS = re.compile(r"(train|val|test)_(images|masks|label)(_C[0-9]{1,6})?")
-_ROWS = re.compile(r"(train|val|test)_(labels|has_mask|ids|groups)|(class|mask)_names")
+_ROWS = re.compile(r"(train|val|test)_(labels|has_mask|ids|groups)|(class|mask)_names|ignored_mask")
 _MOST_ROWS = 16 << 20  # bytes of what is no image, unless the file itself is larger
 _MOST_CONTENTS = 1 << 20  # bytes of the zip's table of contents; a set has a few dozen arrays
-_FORMAT = "v4"  # part of each store's key; raise it when what `_unpack` writes changes
+_FORMAT = "v5"  # part of each store's key; raise it when what `_unpack` writes changes
 
 
 def open_npz(
@@ -184,7 +186,8 @@ def _unpack(
     layers = [x.shape[0] * (prod(x.shape[3:]) + bool(x.masks)) for x in splits.values()]
     total = sum(layers) * prod(sides)
     check_room(folder, total)
-    used = {name: np.zeros(256, bool) for name in SPLITS}  # which values masks have
+    # Which values masks have, and which those with 255.
+    used = {name: np.zeros((2, 256), bool) for name in SPLITS}
     with counted(progress, f"unpack {path.name}", total) as count:
         for name, split in splits.items():
             pixels = {"images": archive.chunks(split.images)}
@@ -201,8 +204,13 @@ def _unpack(
                         count(chunk.nbytes)
             for field, row in split.rows.items():
                 np.save(folder / f"{name}_{field}.npy", row)
-    values = {name: np.flatnonzero(flags).tolist() for name, flags in used.items()}
-    if set().union(*values.values()) in ({255}, {0, 255}):
+    values = {name: np.flatnonzero(flags[0]).tolist() for name, flags in used.items()}
+    beside = np.any([flags[1, 1:MAX_MASK_CLASSES] for flags in used.values()])
+    stated = archive.get("ignored_mask", np.zeros(0)).tolist()
+    archive.need(stated in ([], [IGNORED_MASK]), "ignored_mask", f"[{IGNORED_MASK}]", stated)
+    if ignores := bool(stated or beside):
+        values = {name: [x for x in values[name] if x != IGNORED_MASK] for name in SPLITS}
+    elif set().union(*values.values()) in ({255}, {0, 255}):
         values = {name: [value // 255 for value in values[name]] for name in SPLITS}
         for name in SPLITS:
             file = folder / f"{name}_masks.npy"
@@ -210,7 +218,11 @@ def _unpack(
             np.floor_divide(mapped, 255, out=mapped)
     mask_names = _mask_names(archive, values) if splits["train"].masks else ()
     meta = {"class_names": class_names, "mask_names": mask_names, "multi_label": multi_label}
-    write_json(folder / "meta.json", meta | {"info": {"original_size": list(original)}})
+    info: dict[str, Any] = {"original_size": list(original)}
+    if ignores:
+        numbered = {str(number): name for number, name in enumerate(mask_names)}
+        info["mask_values"] = numbered | {str(IGNORED_MASK): IGNORE}
+    write_json(folder / "meta.json", meta | {"info": info})
     if file_digests(path, root)[1] != digest:  # the store would lie under another's key
         raise DataError(f"{path} changed while it was read: try again")
 
@@ -224,7 +236,8 @@ def _known_masks(
         if has_mask is not None:
             masks = masks * has_mask[start : start + len(masks), None, None]
         start += len(masks)
-        used |= np.bincount(masks.ravel(), minlength=256) > 0
+        having = masks[(masks == IGNORED_MASK).any(axis=(1, 2))]
+        used |= [np.bincount(some.ravel(), minlength=256) > 0 for some in (masks, having)]
         yield masks
 
 
@@ -325,8 +338,9 @@ def _class_names(archive: _Archive, splits: dict[str, _Split]) -> tuple[tuple[st
 
 
 def _mask_names(archive: _Archive, values: dict[str, list[int]]) -> tuple[str, ...]:
-    highest = {name: values[name][-1] for name in SPLITS}
-    top, expected = max(highest.values()), f"mask classes 0 to {MAX_MASK_CLASSES - 1}, or 0 and 255"
+    highest = {name: max(values[name], default=0) for name in SPLITS}
+    top = max(highest.values())
+    expected = f"mask classes 0 to {MAX_MASK_CLASSES - 1} (255: ignored), or 0 and 255 in all masks"
     archive.need(top < MAX_MASK_CLASSES, "masks", expected, top)
     default = ["background", *(f"mask {index}" for index in range(1, highest["train"] + 1))]
     names = _names(archive, "mask_names", default if len(default) > 2 else ["background", "lesion"])

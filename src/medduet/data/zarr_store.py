@@ -29,8 +29,10 @@ from medduet.data.batches import WINDOW
 from medduet.data.cache import Progress, counted
 from medduet.data.download import read_url
 from medduet.data.imageset import PIXELS, SPLITS, ImageSet, Rows, Split
+from medduet.data.mask_values import IGNORE
 from medduet.data.store import check_room
 from medduet.errors import ConfigError, MissingFileError
+from medduet.types import IGNORED_MASK
 from medduet.utils.files import finite, storage_errors, sync, write_json
 from medduet.utils.parsing import misread, parse_json, read_json
 
@@ -98,12 +100,14 @@ def open_zarr(data: DataConfig) -> ImageSet:
 
 def _open_split(source: str, split: str, about: Any, arrays: Any, cache_gb: float) -> Split:
     count, *tail = list[int](arrays[f"{split}/images"]["shape"])
+    values = dict(about["info"].get("mask_values", {}))
     classes, multi, fields = len(about["class_names"]), about["multi_label"], dict[str, Any]()
     highest = {"masks": len(about["mask_names"]) - 1, "labels": 1 if multi else classes - 1}
     tails = {"images": tail, "masks": tail[:2], "labels": [classes] if multi else []}
     for field in _DTYPES:
         if (path := f"{split}/{field}") in arrays:
             rows = ZarrRows(f"{source}/{path}", field, arrays[path], highest.get(field), cache_gb)
+            rows.ignores = field == "masks" and IGNORE in values.values()
             expected = tails.get(field, list(rows.shape[1:]) if field == "ids" else [])
             if list(rows.shape) != [count, *expected] or tail[2:] not in ([], [3]):
                 raise ValueError(f"{path} has the shape {rows.shape}")
@@ -127,6 +131,8 @@ def _read_file(url: str, most: int) -> bytes:
 
 class ZarrRows(Rows):
     """An array of a store, which may be a stranger's: it is decoded by metadata of our own."""
+
+    ignores = False  # whether `IGNORED_MASK` may stand beside values up to the highest
 
     def __init__(
         self, url: str, field: str, array: Any, highest: int | None, cache_gb: float
@@ -190,8 +196,10 @@ class ZarrRows(Rows):
             metadata = Buffer.from_bytes(json.dumps(self.metadata).encode())
             files = {_METADATA: metadata, key: Buffer.from_bytes(content)}
             values = np.asarray(zarr.open_array(files, mode="r")[begin:end])
-            if self.highest is not None and not -1 <= values.min() <= values.max() <= self.highest:
-                raise ValueError(f"values beyond {self.highest}")
+            counted = np.where(values == IGNORED_MASK, 0, values) if self.ignores else values
+            top = self.highest
+            if top is not None and not -1 <= counted.min() <= counted.max() <= top:
+                raise ValueError(f"values beyond {top}")
             return values
 
     def _check_chunks(self, content: bytes, used: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medduet.config import ObjectiveConfig, Task
-from medduet.types import UNKNOWN_LABEL, Batch, DenseLayout, Outputs
+from medduet.types import IGNORED_MASK, UNKNOWN_LABEL, Batch, DenseLayout, Outputs
 
 
 class PerImage(NamedTuple):
@@ -76,22 +76,34 @@ def segmentation_loss(
     """Dice loss (MONAI) plus cross-entropy, binary or multi-class.
 
     The Dice term is ``1 - (2 |P T| + e) / (|P| + |T| + e)`` with e = 1e-5 per image and class, the
-    background left out. Takes the output ``(N, D, H, W)`` and the true mask ``(N, H, W)`` int64.
+    background left out. Takes the output ``(N, D, H, W)`` and the true mask ``(N, H, W)`` int64;
+    pixels of 255 are ignored.
     """
     from monai.losses import DiceLoss  # slow to import, and only masks need it
 
-    logits = layout.mask_logits(dense)
+    logits, counts = layout.mask_logits(dense), mask.unsqueeze(1) != IGNORED_MASK
+    target, counted = mask.unsqueeze(1).where(counts, 0), counts.to(logits.dtype)
     if layout.mask_channels == 1:
-        target = mask.unsqueeze(1).to(logits.dtype)
-        cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        options = {"sigmoid": True}
+        target = target.to(logits.dtype)
+        cross_entropy = F.binary_cross_entropy_with_logits(
+            logits, target, counted, reduction="none"
+        )
+        probability, options = logits.sigmoid(), {}
     else:
-        target = mask.unsqueeze(1)
-        cross_entropy = F.cross_entropy(logits, mask, reduction="none")
-        options = {"softmax": True, "to_onehot_y": True, "include_background": False}
-    dice = DiceLoss(**options, reduction="none")(logits, target)
-    loss = dice.flatten(1).mean(dim=1) + cross_entropy.flatten(1).mean(dim=1)
-    return PerImage(loss, has_mask.to(loss.dtype))
+        cross_entropy = F.cross_entropy(logits, mask, reduction="none", ignore_index=IGNORED_MASK)
+        probability = logits.softmax(dim=1)
+        options = {"to_onehot_y": True, "include_background": False}
+    # Not MaskedDiceLoss: before MONAI 1.6 it masks logits, of which 0 is no empty mask.
+    dice = DiceLoss(**options, reduction="none")(probability * counted, target)
+    # From the mean of all pixels to that of the counted: times 1 where none is ignored.
+    share = mask[0].numel() / counted.flatten(1).sum(dim=1).clamp(min=1)
+    loss = dice.flatten(1).mean(dim=1) + cross_entropy.flatten(1).mean(dim=1) * share
+    return PerImage(loss, segmentation_weight(mask, has_mask).to(loss.dtype))
+
+
+def segmentation_weight(mask: Tensor, has_mask: Tensor) -> Tensor:
+    """Return ``(N,)`` float, what each image weighs: 0 if the class of no pixel is known."""
+    return (has_mask & (mask != IGNORED_MASK).flatten(1).any(dim=1)).float()
 
 
 class Objective(nn.Module):
@@ -129,9 +141,10 @@ class Objective(nn.Module):
 
     def weights(self, batch: Batch) -> Tensor:
         """Return ``(T,)`` the sum of the image weights of each term, which are known beforehand."""
+        mask, has_mask = batch.mask, batch.has_mask
         weights = {
             "classify": classification_weight(batch.label, self.class_weight),
-            "segment": batch.has_mask.float(),
+            "segment": has_mask.float() if mask is None else segmentation_weight(mask, has_mask),
             "reconstruct": torch.ones_like(batch.has_mask, dtype=torch.float32),
         }
         return torch.stack([weights[task].sum() for task in self.tasks])

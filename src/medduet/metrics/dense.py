@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from medduet.errors import DataError
+from medduet.types import IGNORED_MASK
 
 _SSIM_RADIUS, _RANGE = 5, 2.0
 
@@ -15,7 +16,8 @@ def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
     """Return the Dice score of every image and foreground class, ``2 |P and T| / (|P| + |T|)``.
 
     NaN where both are empty; if only one of them is, 0. Masks are ``(N, H, W)`` integer classes, 0
-    is background; scores are ``(N, num_classes - 1)`` float64.
+    is background; scores are ``(N, num_classes - 1)`` float64. Pixels that are 255 in the truth are
+    ignored.
 
     Raises:
         DataError: for masks that are not integer, differ in shape or hold other values.
@@ -39,7 +41,7 @@ def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
     """Return the 95% Hausdorff distance (MONAI), in pixels; NaN where either mask is empty."""
     from monai.metrics import compute_hausdorff_distance  # slow to import, and few need it
 
-    _check_masks(predicted, truth, num_classes)
+    predicted, truth = counted_masks(predicted, truth, num_classes)
     classes = torch.arange(1, num_classes)[None, :, None, None]
     guess, real = (mask.detach().cpu()[:, None] == classes for mask in (predicted, truth))
     defined = guess.flatten(2).any(dim=2) & real.flatten(2).any(dim=2)
@@ -83,19 +85,23 @@ def _check_shapes(predicted: Tensor, truth: Tensor, shape: str) -> None:
         raise DataError(f"expected predicted and true of one shape {shape}, given {given}")
 
 
-def _check_masks(predicted: Tensor, truth: Tensor, num_classes: int) -> None:
+def counted_masks(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return both masks with background where the truth is ignored; raise as `dice_per_class`."""
     _check_shapes(predicted, truth, "(N, H, W)")
-    for mask in (predicted, truth):
+    ignored = (truth.long() == IGNORED_MASK) & (num_classes <= IGNORED_MASK)
+    masks = predicted.masked_fill(ignored, 0), truth.masked_fill(ignored, 0)
+    for mask in masks:
         if mask.is_floating_point() or mask.dtype == torch.bool:
             raise DataError(f"expected integer classes, given {mask.dtype}; type logits.argmax(1)")
         if mask.numel() and not (mask.min() >= 0 and mask.max() < num_classes):
             given = f"{int(mask.min())} to {int(mask.max())}"
             raise DataError(f"expected mask classes from 0 to {num_classes - 1}, given {given}")
+    return masks
 
 
 def _overlap(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Return ``(N, M)`` float64 pixel counts of ``P and T`` and of ``P`` plus ``T``."""
-    _check_masks(predicted, truth, num_classes)
+    predicted, truth = counted_masks(predicted, truth, num_classes)
     n, m = len(truth), num_classes
     image = torch.arange(n, device=truth.device)[:, None, None]
     cell = (image * m + truth.long()) * m + predicted.long()  # one-hot masks are 12 times slower

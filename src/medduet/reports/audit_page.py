@@ -13,6 +13,7 @@ from medduet.data.pixels import resize_image, resize_mask
 from medduet.inference.overlays import overlay_png
 from medduet.reports.page import render
 from medduet.reports.style import shorten
+from medduet.types import IGNORED_MASK
 from medduet.utils.files import write_json, write_text
 
 MAX_PAIRS = 30
@@ -63,6 +64,7 @@ def _pictures(
     pixels, masks = pool.images[rows], np.zeros((len(rows), *images.size), np.uint8)
     if outlined and pool.masks is not None:
         masks = pool.masks[rows]
+        masks[masks == IGNORED_MASK] = 0
     scale = _SIDE / max(images.size)
     height, width = (max(1, round(side * scale)) for side in images.size)
     for row, image, mask in zip(

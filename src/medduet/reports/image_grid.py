@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from medduet.data.audit.findings import label_texts
 from medduet.reports.style import STYLE, WIDTH, shorten
-from medduet.types import UNKNOWN_LABEL
-from medduet.utils.palette import GREY, INK, MASKS, PREDICTION, TRUTH, VERMILION
+from medduet.types import IGNORED_MASK, UNKNOWN_LABEL
+from medduet.utils.palette import GREY, INK, MASKS, PREDICTION, SILVER, TRUTH, VERMILION
 
 UNKNOWN_MASK = -1
 _TOP, _LINE = 0.6, 0.19  # inches: of the title, of a line of text
@@ -25,6 +25,7 @@ class Panel(NamedTuple):
     """The picture at one place of every card: ``(N, H, W)`` or ``(N, H, W, 3)`` uint8.
 
     Masks are ``(N, H, W)`` mask classes, -1 all over where unknown; no `color`: one of each class.
+    What is ignored has a dotted outline.
     """
 
     caption: str
@@ -57,8 +58,10 @@ def image_grid(
     figure = Figure(figsize=(WIDTH, height))
     figure.text(0.02, 1 - 0.27 / height, shorten(title, 68), fontsize=12, fontweight="bold")
     figure.text(0.02, 1 - 0.46 / height, subtitle, fontsize=8, color=GREY)
-    if sum(len(name) + 8 for name, _ in outlines) < 85:
-        handles = [Line2D([], [], color=color, label=name) for name, color in outlines]
+    handles = [Line2D([], [], color=color, label=name) for name, color in outlines]
+    if any(np.any(panel.masks == IGNORED_MASK) for panel in panels):
+        handles.append(Line2D([], [], color=SILVER, ls=":", label="ignored"))
+    if sum(len(str(handle.get_label())) + 8 for handle in handles) < 85:
         anchor = (0.99, 1 - 0.28 / height)
         figure.legend(handles=handles, loc="upper right", bbox_to_anchor=anchor, ncols=9)
     cards = figure.add_gridspec(
@@ -92,10 +95,11 @@ def _draw_panel(axes: Axes, panel: Panel, row: int, *, linewidth: float) -> None
         padded = np.pad(panel.masks[row], 1)
         grid = np.arange(-1, width + 1), np.arange(-1, height + 1)
         for k in np.unique(padded[padded > 0]).tolist():
-            color = panel.color or MASKS[(k - 1) % len(MASKS)]
-            outline = axes.contour(*grid, padded == k, [0.5], colors=color, linewidths=linewidth)
+            look: Any = {"colors": panel.color or MASKS[(k - 1) % len(MASKS)]}
+            look = {"colors": SILVER, "linestyles": "dotted"} if k == IGNORED_MASK else look
+            outline = axes.contour(*grid, padded == k, [0.5], linewidths=linewidth, **look)
             outline.set_path_effects([_HALO])
-        if padded.max() <= 0:
+        if not ((padded > 0) & (padded != IGNORED_MASK)).any():
             state = "unknown" if padded.min() == UNKNOWN_MASK else "empty"
             caption = f"{caption}: {state}" if caption else f"{state} mask"
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
@@ -114,7 +118,8 @@ def prediction_grid(
     Labels are ``(N,)`` or ``(N, K)`` of 0 and 1, -1 is unknown, and probabilities ``(N, K)``.
     """
     images, panels = samples["images"], []
-    several = any(samples[name].max() > 1 for name in samples if name.endswith("_masks"))
+    drawn = [samples[name] for name in samples if name.endswith("_masks")]
+    several = any(((masks > 1) & (masks != IGNORED_MASK)).any() for masks in drawn)
     if "truth_masks" in samples:
         has_mask, truth = samples["has_mask"][:, None, None], samples["truth_masks"].astype(int)
         masks = np.where(has_mask, truth, UNKNOWN_MASK)

@@ -16,7 +16,8 @@ from medduet import metrics
 from medduet.config import EvaluateConfig
 from medduet.data.batches import evaluation_batches
 from medduet.data.imageset import ImageSet, Split
-from medduet.losses.objective import Objective
+from medduet.losses.objective import Objective, segmentation_weight
+from medduet.metrics.dense import counted_masks
 from medduet.models.base import DuetNetwork
 from medduet.models.inference import (
     DECLARED,
@@ -109,11 +110,11 @@ def _in_pieces(
 
 
 def _predictions(
-    split: Split, scores: Mapping[str, NDArray[np.float64]], data: ImageSet
+    split: Split, scores: dict[str, NDArray[np.float64]], data: ImageSet
 ) -> Predictions:
     """Return the `scores` of each image, by name, with the truth."""
     arrays: dict[str, Any] = {"losses": {}}
-    has_mask = split.known_masks
+    has_mask = scores.pop("has_mask", split.known_masks) > 0
     for name, values in scores.items():
         kind, _, task = name.partition("_")
         if kind == "loss":
@@ -136,11 +137,13 @@ def _dense_scores(
 ) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
     if predicted.mask is not None and batch.mask is not None:
-        values["dice"] = metrics.dice_per_class(predicted.mask, batch.mask, classes)
-        values["iou"] = metrics.iou_per_class(predicted.mask, batch.mask, classes)
+        values["has_mask"] = segmentation_weight(batch.mask, batch.has_mask)
+        guess, truth = counted_masks(predicted.mask, batch.mask, classes)
+        values["dice"] = metrics.dice_per_class(guess, truth, classes)
+        values["iou"] = metrics.iou_per_class(guess, truth, classes)
         if thorough:
-            values["hd95"] = metrics.hd95_per_class(predicted.mask, batch.mask, classes)
-        for name, mask in (("truth_pixels", batch.mask), ("predicted_pixels", predicted.mask)):
+            values["hd95"] = metrics.hd95_per_class(guess, truth, classes)
+        for name, mask in (("truth_pixels", truth), ("predicted_pixels", guess)):
             counts = [(mask == label).sum(dim=(1, 2)) for label in range(1, classes)]
             values[name] = torch.stack(counts, dim=1)
     if predicted.reconstruction is not None:

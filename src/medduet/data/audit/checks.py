@@ -15,6 +15,7 @@ from medduet.data.audit.leakage import find_leaks, find_repetitions, pair_table
 from medduet.data.cache import Progress
 from medduet.data.duplicates import find_duplicates, grey
 from medduet.data.imageset import SPLITS, ImageSet, Split, iterate_chunks
+from medduet.types import IGNORED_MASK
 
 _BLACK, _CONSTANT = 8, 1.0  # the brightest grey level of a blank image, or the spread of all
 _EQUAL_CHANNELS = 2  # grey levels that channels of a grey image may differ by, as after JPEG
@@ -126,15 +127,16 @@ def _statistics(pool: Split, classes: int, progress: Progress) -> pd.DataFrame:
             masks = pool.masks[rows]
             for number in range(classes):
                 table[number] = (masks == number).sum(axis=(1, 2))
-            sides = masks[:, [0, -1]].any(axis=(1, 2)), masks[:, :, [0, -1]].any(axis=(1, 2))
+            lesion = (masks > 0) & (masks != IGNORED_MASK)
+            sides = lesion[:, [0, -1]].any(axis=(1, 2)), lesion[:, :, [0, -1]].any(axis=(1, 2))
             table["border"] = sides[0] | sides[1]
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 
 def _check_masks(findings: Findings, images: ImageSet, table: pd.DataFrame) -> None:
-    labels, has_mask = images.pool().labels, images.pool().known_masks
-    lesions = range(1, len(images.mask_names))
+    labels, lesions = images.pool().labels, range(1, len(images.mask_names))
+    has_mask = images.pool().known_masks & table[[0, *lesions]].any(axis=1).to_numpy()
     filled = has_mask & table[lesions].any(axis=1).to_numpy()
     full = has_mask & (table[0] == 0).to_numpy()
     normal_classes = [k for k, name in enumerate(images.class_names) if _NORMAL.search(name)]

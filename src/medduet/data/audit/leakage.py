@@ -13,7 +13,7 @@ from medduet.data.cache import Progress
 from medduet.data.duplicates import Duplicates, duplicates_file, find_duplicates
 from medduet.data.imageset import SPLITS, ImageSet, Split
 from medduet.data.splits import apply_split, merge_groups
-from medduet.types import UNKNOWN_LABEL
+from medduet.types import IGNORED_MASK, UNKNOWN_LABEL
 
 MAX_SEARCHED = 20_000  # images up to which training searches for duplicates, which takes seconds
 _SIMILAR_MASKS = 0.5  # intersection over union, below which masks of near-duplicates differ
@@ -104,6 +104,8 @@ def pair_table(pool: Split, images: pd.DataFrame, duplicates: Duplicates) -> pd.
         for start in range(0, len(both), _BLOCK):
             block = both[start : start + _BLOCK]
             one, two = (pool.masks[rows] for rows in duplicates.pairs[block].T)
+            ignored = (one == IGNORED_MASK) | (two == IGNORED_MASK)
+            one[ignored] = two[ignored] = 0
             intersection = ((one == two) & (one > 0)).sum(axis=(1, 2))
             union = ((one > 0) | (two > 0)).sum(axis=(1, 2))
             least = np.where(duplicates.exact[block], 1.0, _SIMILAR_MASKS)
