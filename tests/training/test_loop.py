@@ -193,7 +193,10 @@ def test_epochs_of_finished_runs(uninterrupted: Path, finished_run: RunRecord, e
     # LONG says 100 epochs, as the paper; the other run takes the default, its own 4.
     for run, first, period in ((uninterrupted, 1e-3, 100), (finished_run.path, 0.02, 4)):
         rows, metrics = epochs(run), read_json(run / "metrics.json")
-        rates = [first / 2 * (1 + math.cos(math.pi * i / period)) for i in range(len(rows))]
+        rise = 0 if run == finished_run.path else LONG["train"]["warmup_epochs"]
+        rates = [first * (i + 1) / (rise + 1) for i in range(rise)]
+        period -= rise
+        rates += [first / 2 * (1 + math.cos(math.pi * i / period)) for i in range(len(rows) - rise)]
         assert [row["learning_rate"] for row in rows] == pytest.approx(rates, rel=1e-9)
         for row in rows:
             for part in (row["train"], row["val"]):
