@@ -1,6 +1,7 @@
 """Each format: the pixels that were written, and its traps."""
 
 from collections.abc import Callable
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydicom.encaps import encapsulate
 
 from medduet.data.reading.core import Facts, ReadOptions
 from medduet.data.reading.images import opened, probe, read_images
-from medduet.data.reading.masks import mask_values
+from medduet.data.reading.masks import MaskClasses, mask_values, probe_pair, read_pair
 from medduet.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -433,3 +434,72 @@ def test_nifti_values(tmp_path: Path) -> None:
     image.set_data_dtype(np.int16)
     nib.save(image, path)
     assert near(read_images(path, ReadOptions(8)), expected)
+
+
+place, turn = nib.affines.from_matvec, nib.eulerangles.euler2mat
+PLACED = place(turn(0.3, -0.2, np.pi / 4) @ np.diag((0.7, 0.8, 2.5)), (-3, 5, 9))
+SHIFTED, NEAR = (place(np.eye(3), (shift, 0, 0)) @ PLACED for shift in (0.2, 0.001))
+TURNED = PLACED @ place(turn(np.radians(5)))
+VOLUME = RNG.integers(0, 2, (6, 7, 5)).astype(np.uint8)
+BASE = nib.Nifti1Image(VOLUME, None).header.get_base_affine()  # what is assumed without one
+ORDERS = [
+    np.stack(each, axis=1) for each in product(permutations(range(3)), product((1, -1), repeat=3))
+]
+
+
+def masked(image: Path, mask: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
+    """Return the frames of an image and of its mask."""
+    nib.save(mask, path := image.with_name("mask.nii.gz"))
+    facts, _, (values,) = probe_pair((image, [path]))
+    meaning = MaskClasses(values.values, values.values.astype(np.uint8))
+    pair = read_pair((image, [path]), ReadOptions((facts.height, facts.width)), meaning)
+    return pair.images, pair.masks
+
+
+@pytest.mark.parametrize(
+    ("affine", "of_mask"), [(np.eye(4), np.eye(4)), (PLACED, PLACED), (PLACED, NEAR), (None, BASE)]
+)
+def test_masks_are_turned_to_their_image(
+    tmp_path: Path, affine: np.ndarray | None, of_mask: np.ndarray
+) -> None:
+    nib.save(nib.Nifti1Image(VOLUME * 255, affine), path := tmp_path / "image.nii")
+    for order in ORDERS:
+        images, masks = masked(path, nib.Nifti1Image(VOLUME, of_mask).as_reoriented(order))
+        assert 0 < masks.mean() < 1
+        assert (images == masks * 255).all()
+
+
+THICKER = PLACED @ np.diag((1, 1, 1.1, 1))
+
+
+@pytest.mark.parametrize("affine", [None, np.eye(4), SHIFTED, TURNED, THICKER])
+def test_masks_on_another_grid_are_refused(tmp_path: Path, affine: np.ndarray | None) -> None:
+    path = saved_nifti(VOLUME, tmp_path / "image.nii", PLACED)
+    with pytest.raises(DataError, match=r"affine of its image, .*resample_from_to") as error:
+        masked(path, nib.Nifti1Image(VOLUME, affine))
+    assert "\n" not in str(error.value)
+
+
+def test_masks_of_pictures_lie_as_itk_has_them(tmp_path: Path) -> None:
+    Image.fromarray(VOLUME[0] * 255).save(path := tmp_path / "image.png")
+    drawn = nib.Nifti1Image(VOLUME[0].T[..., None], np.diag((-0.3, -0.3, 1, 1)))
+    for order in ORDERS:
+        images, masks = masked(path, drawn.as_reoriented(order))
+        assert (images == masks * 255).all()
+    with pytest.raises(DataError, match="save it as PNG"):
+        masked(path, nib.Nifti1Image(VOLUME[0].T, np.eye(4)))
+
+
+@pytest.mark.parametrize("frames", [1, 6])
+def test_masks_of_dicom_lie_where_its_planes_do(tmp_path: Path, frames: int) -> None:
+    planes = [pydicom.Dataset() for _ in range(frames)]  # sagittal, from left to right
+    for number, plane in enumerate(planes):
+        plane.PlanePositionSequence = [pydicom.Dataset()]
+        plane.PlanePositionSequence[0].ImagePositionPatient = [9 - 2 * number, 5, 3]
+    data = dataset(VOLUME[:frames].squeeze() * 255, PerFrameFunctionalGroupsSequence=planes)
+    data.ImageOrientationPatient, data.PixelSpacing = [0, 1, 0, 0, 0, -1], [0.5, 0.4]
+    affine = [[0, 0, 2, -9], [0, -0.4, 0, -5], [-0.5, 0, 0, 3], [0, 0, 0, 1]]
+    mask = nib.Nifti1Image(VOLUME[:frames].transpose(1, 2, 0), np.array(affine, float))
+    for order in ORDERS:
+        images, masks = masked(saved(data, tmp_path / "a.dcm"), mask.as_reoriented(order))
+        assert (images == masks * 255).all()

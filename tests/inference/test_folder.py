@@ -1,6 +1,7 @@
 """Predicting files and folders: the table, the pictures beside it, and what happens on the way."""
 
 import csv
+import itertools
 import os
 import shutil
 import threading
@@ -14,6 +15,8 @@ from PIL import Image
 import medduet
 from medduet import ConfigError, Interrupted, MissingFileError, Predictor, predict_files
 from medduet.cli import main
+from medduet.inference.exported import BatchPrediction
+from medduet.inference.graph import NetworkGraph
 from medduet.runs.bundle import save_bundle
 from medduet.utils.locks import exclusive
 
@@ -196,3 +199,41 @@ def test_nothing_is_written_outside(
     out = tmp_path / "out"
     assert [row["file"] for row in table(out)][:2] == ["project/here/\\xe9.png", "images/a.png"]
     assert sorted(folder.rglob("*")) == before
+
+
+def bright(graph: NetworkGraph, image: np.ndarray) -> BatchPrediction:
+    return BatchPrediction(np.full((len(image), 3), 1 / 3), (image[:, 0] > 127).astype(np.uint8))
+
+
+def test_masks_of_nifti_have_its_geometry(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nib = pytest.importorskip("nibabel")
+    monkeypatch.setattr(NetworkGraph, "predict", bright)
+    volume = np.random.default_rng(0).integers(0, 2, (32, 21, 5)).astype(np.int16)
+    turn = nib.eulerangles.euler2mat(0.2, -0.1, 0.3) @ np.diag((0.7, 0.8, 2.5))
+    affine = nib.affines.from_matvec(turn, (-30, 12, 250))
+    whole = nib.Nifti1Image(volume, affine)
+    orders = itertools.product(
+        itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)
+    )
+    (folder := tmp_path / "volumes").mkdir()
+    for number, order in enumerate(orders):
+        image = whole.as_reoriented(np.stack(order, axis=1))
+        values, kind = np.asarray(image.dataobj), (nib.Nifti1Image, nib.Nifti2Image)[number % 2]
+        image = kind(values[..., None] if number % 3 else values, image.affine)
+        image.set_qform(image.affine, code=1)
+        image.set_sform(image.affine, code=number % 2)
+        image.header.set_xyzt_units("mm", "sec")
+        image.header.set_slope_inter(*((0.5, -7) if number % 5 else (1, 0)))
+        nib.save(image, folder / f"{number}.nii{'.gz' * (number % 2)}")
+    predict_files(bundle, [folder], out := tmp_path / "out", overlays=False)
+    assert len({row["mask"] for row in table(out)}) == 48
+    assert not list(out.rglob("*.png"))
+    for path in folder.iterdir():
+        image, mask = nib.load(path), nib.load(out / "masks" / f"{path.name.split('.')[0]}.nii.gz")
+        assert mask.get_data_dtype() == np.uint8
+        assert (np.asarray(mask.dataobj) == (image.dataobj.get_unscaled() == 1)).all()
+        for name in ("dim", "pixdim", "sform_code", "qform_code", "xyzt_units", "srow_x"):
+            assert (mask.header[name] == image.header[name]).all()
+        assert (mask.affine == image.affine).all()

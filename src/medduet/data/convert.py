@@ -33,7 +33,7 @@ from medduet.utils.parsing import read_json
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 224
-_FORMAT = "files-4"  # part of each store's key; raise it when what `_build` writes changes
+_FORMAT = "files-5"  # part of each store's key; raise it when what `_build` writes changes
 _SHOWN = 5
 Fault = tuple[str, str]
 R = TypeVar("R")

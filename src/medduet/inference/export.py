@@ -42,7 +42,6 @@ _BATCH = 4
 _RANGES = 128  # images from which the ranges of INT8 are taken
 _EXAMPLE = [75, 101]  # sides that need the network's padding, so that it is part of the graph
 _OPSET, _IR = 18, 8  # older than the exporter's defaults, for runtimes that are installed already
-_DIMENSIONS = {0: "batch", 2: "height", 3: "width"}
 _ONE_SIZE = ("mobilevit", "swin")  # names of networks that compute by the size of the image
 
 
@@ -179,7 +178,7 @@ def _write_onnx(
     """Write the graph, for any number of images and, without a `size`, for images of any size."""
     onnx, _ = need("onnx"), need("onnxscript")
     image = torch.zeros(2, graph.preprocessing.channels, *(size or _EXAMPLE), dtype=torch.uint8)
-    names = {0: "batch"} if size else _DIMENSIONS
+    names = {0: "batch"} | ({} if size else {2: "height", 3: "width"})
     dims = dict.fromkeys(names, torch.export.Dim.DYNAMIC)
     try:
         with _quiet():
@@ -211,16 +210,12 @@ def _write_onnx(
 
 def _metadata(graph: NetworkGraph) -> dict[str, str]:
     """Return what those need who have nothing but the file; what is no text, as JSON."""
-    config, preprocessing = graph.config, graph.preprocessing.model_dump(mode="json")
-    record = config.data
-    return {
+    config = graph.config
+    parts = config.model_dump(include={"class_names", "multi_label", "mask_names", "preprocessing"})
+    return {name: json.dumps(value) for name, value in parts.items()} | {
         "medduet_version": __version__,
         "network": config.network.name,
-        "class_names": json.dumps(config.class_names),
-        "multi_label": json.dumps(config.multi_label),
-        "mask_names": json.dumps(config.mask_names),
-        "preprocessing": json.dumps(preprocessing),
-        "data_licence": str((record.info if record else {}).get("licence") or "not recorded"),
+        "data_licence": str((config.data and config.data.info.get("licence")) or "not recorded"),
         "intended_use": "For research. Not a medical device, not for diagnosis.",
     }
 

@@ -14,12 +14,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 from pydantic import Field
 
 from medduet.config import Device
 from medduet.data.cache import Progress, counted
 from medduet.data.folders import CHANNEL, images_and_masks, stem_of
-from medduet.data.reading.images import HEAD, Picture, kind_of, read_pictures
+from medduet.data.reading.images import HEAD, Picture, kind_of, opened, read_pictures
 from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
 from medduet.inference.overlays import heatmap_png, mask_png, overlay_png
@@ -263,16 +264,25 @@ class ResultWriter:
         """Write the pictures of a file, and return its rows; of a text, which is an error, one."""
         if isinstance(predictions, str):
             return [{"file": file.name, "error": predictions.removeprefix(f"{file.path}: ")}]
-        rows = []
+        rows, volume = [], self._volume(file, predictions)
         for number, prediction in enumerate(predictions, start=1):
             # No other image has this stem: no folder has the name of a file.
             stem = file.stem if len(predictions) == 1 else f"{file.name}/{number:04}"
-            rows.append({"file": file.name, "frame": number} | self._row(prediction, stem))
+            rows.append({"file": file.name, "frame": number} | self._row(prediction, stem, volume))
         if self.dicom:
             rows[0] |= self._dicom(file, predictions)
         return rows
 
-    def _row(self, prediction: Prediction, stem: str) -> Row:
+    def _volume(self, file: InputFile, predictions: list[Prediction]) -> str | None:
+        """Write the masks of a NIfTI file as one, and return its name; None for other files."""
+        masks = [prediction.mask for prediction in predictions if prediction.mask is not None]
+        with opened(file.path) as source:
+            if not masks or source.encode_mask is None:
+                return None
+            content = source.encode_mask(np.stack(masks))
+        return self._save("masks", f"{file.stem}.nii.gz", content)
+
+    def _row(self, prediction: Prediction, stem: str, volume: str | None) -> Row:
         image, mask, heatmap = prediction.image, prediction.mask, prediction.heatmap
         row: Row = {"height": image.shape[0], "width": image.shape[1]}
         if prediction.label is not None:
@@ -288,15 +298,15 @@ class ResultWriter:
         if mask is not None:
             for number, name in enumerate(self.predictor.mask_names[1:], start=1):
                 row[f"pixels_{name}"] = int((mask == number).sum())
-            row["mask"] = self._save("masks", stem, mask_png(mask))
+            row["mask"] = volume or self._save("masks", f"{stem}.png", mask_png(mask))
             if self.overlays:
-                row["overlay"] = self._save("overlays", stem, overlay_png(image, mask))
+                row["overlay"] = self._save("overlays", f"{stem}.png", overlay_png(image, mask))
         if heatmap is not None:
-            row["heatmap"] = self._save("heatmaps", stem, heatmap_png(image, heatmap))
+            row["heatmap"] = self._save("heatmaps", f"{stem}.png", heatmap_png(image, heatmap))
         return row
 
-    def _save(self, kind: str, stem: str, content: bytes) -> str:
-        name = f"{kind}/{stem}.png"
+    def _save(self, kind: str, file_name: str, content: bytes) -> str:
+        name = f"{kind}/{file_name}"
         with atomic_path(self.out / name) as temporary:
             temporary.write_bytes(content)
         return name

@@ -12,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from medduet.errors import DataError, MedDuetError, one_line
@@ -20,6 +21,9 @@ from medduet.types import Fit
 MAX_FRAME_PIXELS = 1 << 26
 _MAX_FILE_PIXELS = 1 << 28
 MAX_FRAMES = 1 << 12
+Affine = NDArray[np.float64]
+PICTURE: Affine = np.diag((-1.0, -1.0, 1.0, 1.0))
+"""Affine of files without one: columns go to the left, rows to posterior, frames to the head."""
 
 
 class ReadOptions(NamedTuple):
@@ -72,7 +76,9 @@ class Source(NamedTuple):
     """An open file: facts, and what yields its frames for a `ReadOptions.window`.
 
     If it is lossy, neighbouring values may have been the same before compression. `remarks` are
-    sentences without subject, such as "are turned".
+    sentences without subject, such as "are turned". `affine` leads from column, row and frame to mm
+    right, anterior, superior. `encode_mask` makes a file with the same geometry of masks
+    ``(K, H, W)``; None where PNG will do.
     """
 
     facts: Facts
@@ -80,6 +86,8 @@ class Source(NamedTuple):
     lossy: bool = False
     remarks: tuple[str, ...] = ()
     kind: str = ""
+    affine: Affine = PICTURE
+    encode_mask: Callable[[NDArray[np.uint8]], bytes] | None = None
 
 
 def refusal(path: Path, expected: str, given: str) -> DataError:

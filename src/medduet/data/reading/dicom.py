@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from medduet.data.reading.core import Facts, Frame, Source, checked, needed, refusal
+from medduet.data.reading.core import PICTURE, Facts, Frame, Source, checked, needed, refusal
 
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
@@ -46,7 +46,7 @@ def open_dicom(path: Path, file: BinaryIO) -> Source:
                 raise refusal(path, "8 bits per colour", str(colours.dtype))
             yield Frame(colours, classes=values)
 
-    return Source(facts, frames)
+    return Source(facts, frames, affine=_affine(header, facts.frames))
 
 
 def _read(path: Path, file: BinaryIO, **options: bool) -> Any:
@@ -71,6 +71,23 @@ def _facts(path: Path, header: Any) -> Facts:
         raise refusal(path, f"one of {', '.join(_GREYS + _COLOURS)}", str(photometric))
     channels = 3 if photometric in _COLOURS else 1
     return checked(path, Facts(int(frames or 1), channels, int(rows), int(columns)))
+
+
+def _affine(header: Any, frames: int) -> NDArray[np.float64]:
+    """Return where pixels are, if that is told and frames lie at equal distances."""
+    try:
+        planes = [_of_frame(header, n, "PlanePositionSequence") for n in range(frames)]
+        place = np.array([plane.ImagePositionPatient for plane in planes], float)
+        axes = _of_frame(header, 0, "PlaneOrientationSequence").ImageOrientationPatient
+        height, width = _of_frame(header, 0, "PixelMeasuresSequence").PixelSpacing
+        right, down = np.array(axes, float).reshape(2, 3)
+        step = (place[-1] - place[0]) / (frames - 1) if frames > 1 else np.cross(right, down)
+        affine = np.eye(4)
+        affine[:3] = np.stack([right * float(width), down * float(height), step, place[0]], axis=1)
+    except (AttributeError, TypeError, ValueError):  # none, or not such numbers
+        return PICTURE
+    is_even = np.allclose(place, place[0] + np.outer(np.arange(frames), step), atol=0.01)
+    return PICTURE @ affine if is_even and abs(np.linalg.det(affine)) > 1e-6 else PICTURE
 
 
 def _grey(

@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from medduet.data.reading.core import Facts, Frame, ReadOptions, Source, checked, errors_of, refusal
+from medduet.data.reading.core import (
+    PICTURE,
+    Affine,
+    Facts,
+    Frame,
+    ReadOptions,
+    Source,
+    checked,
+    errors_of,
+    refusal,
+)
 from medduet.data.reading.dicom import open_dicom
 from medduet.data.reading.nifti import open_nifti
 from medduet.data.reading.raster import open_raster, values_of
@@ -36,9 +46,10 @@ _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 
 
 @contextmanager
-def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Source]:
+def opened(path: Path, file: BinaryIO | None = None, like: Affine = PICTURE) -> Iterator[Source]:
     """Open the image file at `path`, or the open `file` that is called so; its header is checked.
 
+    NIfTI has the columns, rows and frames that are nearest to those of the affine `like`.
     Whatever goes wrong with it in the body becomes a DataError.
     """
     with errors_of(path):
@@ -59,7 +70,7 @@ def opened(path: Path, file: BinaryIO | None = None) -> Iterator[Source]:
                 case "DICOM":
                     source = open_dicom(path, content)
                 case "NIfTI":
-                    source = open_nifti(path, content)
+                    source = open_nifti(path, content, like)
                 case None:
                     expected = "PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM or NIfTI"
                     raise refusal(path, expected, f"a file that starts with {head[:8]!r}")

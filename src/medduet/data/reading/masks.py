@@ -1,6 +1,7 @@
 """Reads masks: first which values a file has, then, with what they mean in the set, classes."""
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.data.pixels import side_that_keeps
-from medduet.data.reading.core import Facts, Frame, ReadOptions, refusal
+from medduet.data.reading.core import PICTURE, Affine, Facts, Frame, ReadOptions, Source, refusal
 from medduet.data.reading.images import opened, read_pictures
 from medduet.data.reading.shape import fitted_mask
 
 Integers = NDArray[np.int64]
 _GREY = 0x010101
+_NEAR = 0.1  # of a voxel; headers round
 COLOURED = 1 << 24
 """Values of masks that are colours, red << 16 | green << 8 | blue, have this bit."""
 
@@ -81,8 +83,8 @@ def probe_pair(job: tuple[Path, Sequence[Path]]) -> tuple[Facts, str, list[MaskV
     """
     path, masks = job
     with opened(path) as source:
-        facts, kind = source.facts, source.kind
-    return facts, kind, [mask_values(mask, facts) for mask in masks]
+        facts, kind, affine = source.facts, source.kind, source.affine
+    return facts, kind, [mask_values(mask, facts, affine) for mask in masks]
 
 
 def read_pair(
@@ -91,17 +93,21 @@ def read_pair(
     """Read a file, and its masks if it has any."""
     path, paths = job
     pictures = read_pictures(path, options)
-    masks, side = read_mask(paths, meaning, options) if paths and meaning else (None, 0)
+    masks, side = None, 0
+    if paths and meaning:
+        with opened(path) as source:
+            masks, side = read_mask(paths, meaning, options, source.affine)
     images = np.stack([picture.fitted for picture in pictures])
     return Pair(images, masks, side, pictures[0].remarks)
 
 
-def mask_values(path: Path, like: Facts) -> MaskValues:
+def mask_values(path: Path, like: Facts, affine: Affine = PICTURE) -> MaskValues:
     """Return the values of a mask of an image with such facts (its channels don't matter)."""
-    with opened(path) as source:
+    with opened(path, like=affine) as source:
         if source.facts._replace(channels=like.channels) != like:
             shapes = [f"{n} x {height} x {width}" for n, _, height, width in (like, source.facts)]
             raise refusal(path, f"a mask of {shapes[0]} (frames x height x width)", shapes[1])
+        _check_grid(path, source, affine)
         tallies = [_tally(path, frame) for frame in source.frames(None)]
     values, colours, pixels, outermost = np.concatenate(tallies, axis=1)
     numbers, first, inverse = np.unique(values, return_index=True, return_inverse=True)
@@ -109,6 +115,35 @@ def mask_values(path: Path, like: Facts) -> MaskValues:
         raise refusal(path, "classes from 0 on", f"the value {numbers[0]}")
     total, edge = (np.bincount(inverse, of).astype(np.int64) for of in (pixels, outermost))
     return MaskValues(numbers, colours[first], total, edge, source.lossy)
+
+
+def _check_grid(path: Path, source: Source, image: Affine) -> None:
+    """Raise a DataError if the pixels of a mask lie elsewhere than those of its image.
+
+    ITK, and so ITK-SNAP and 3D Slicer, give masks of pictures the affine `PICTURE`.
+    """
+    mask, (frames, _, height, width) = source.affine, source.facts
+    if mask is PICTURE or (image is PICTURE and source.kind != "NIfTI"):
+        return
+    hint = (
+        "if only its affine was lost, save nibabel.Nifti1Image(mask.dataobj, image.affine), else "
+    )
+    hint += "nibabel.processing.resample_from_to(mask, image, order=0)"
+    spacing = np.linalg.norm(mask[:3, :3], axis=0)
+    if image is PICTURE:
+        image, hint = PICTURE * [*spacing, 1], "save it as PNG, or the image as NIfTI, too"
+    corners = np.array([*product((0, width - 1), (0, height - 1), (0, frames - 1), (1,))])
+    if np.abs((np.linalg.inv(image) @ mask - np.eye(4)) @ corners.T).max() <= _NEAR:
+        return
+    expected = np.linalg.norm(image[:3, :3], axis=0)
+    cosine = ((image[:3, :3] / expected * mask[:3, :3] / spacing).sum() - 1) / 2
+    degrees = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+    both = [
+        f"spacing {lengths.round(3).tolist()} and first pixel {affine[:3, 3].round(3).tolist()} mm"
+        for lengths, affine in ((expected, image), (spacing, mask))
+    ]
+    given = f"{both[1]}, turned by {degrees:.1f} degrees: {hint}"
+    raise refusal(path, f"the affine of its image, {both[0]}", given)
 
 
 def _tally(path: Path, frame: Frame) -> Integers:
@@ -126,7 +161,7 @@ def _tally(path: Path, frame: Frame) -> Integers:
 
 
 def read_mask(
-    paths: Sequence[Path], meaning: MaskClasses, options: ReadOptions
+    paths: Sequence[Path], meaning: MaskClasses, options: ReadOptions, affine: Affine = PICTURE
 ) -> tuple[NDArray[np.uint8], int]:
     """Read the masks of one image and unite them; where several meet, the highest class counts.
 
@@ -134,20 +169,21 @@ def read_mask(
         paths: its mask files, each of all frames.
         meaning: what their values mean.
         options: as for the image; `channels` and `window` don't matter.
+        affine: that of the image, to whose axes masks of NIfTI are turned.
 
     Returns:
         Classes as uint8 ``(K, size, size)``, taken at the nearest pixel centres; and the size at
         which no class would vanish, 0 if none does.
     """
-    masks, sides = zip(*(_classes(path, meaning, options) for path in paths), strict=True)
+    masks, sides = zip(*(_classes(path, meaning, options, affine) for path in paths), strict=True)
     return np.max(masks, axis=0), max(sides)
 
 
 def _classes(
-    path: Path, meaning: MaskClasses, options: ReadOptions
+    path: Path, meaning: MaskClasses, options: ReadOptions, affine: Affine
 ) -> tuple[NDArray[np.uint8], int]:
     masks, side = [], 0
-    with opened(path) as source:
+    with opened(path, like=affine) as source:
         for frame in source.frames(None):
             colours = _colours(frame) if meaning.by_colour else None
             whole = meaning.of(_integers(path, frame) if colours is None else colours)
@@ -163,9 +199,10 @@ def _integers(path: Path, frame: Frame) -> NDArray[Any]:
         packed = _packed(values)
         return packed if (values != values[:, :, :1]).any() else values[:, :, 0]
     if values.dtype.kind == "f":
-        if not (whole := np.isfinite(values) & (values == np.rint(values))).all():
+        # NIfTI may have been scaled to 16 bits.
+        if not (whole := np.isclose(values, np.rint(values), rtol=0, atol=0.01)).all():
             raise refusal(path, "whole numbers", f"{values[~whole][0]}")
-        values = np.clip(values, -1, 1 << 16)
+        values = np.rint(np.clip(values, -1, 1 << 16))
     return values.astype(np.int32)
 
 

@@ -2,23 +2,26 @@
 
 A volume is turned to the axes closest to right, anterior, superior; its frames are the slices from
 feet to head. They are seen as a radiologist sees them: anterior is up, and the right side of the
-patient is on the left of the image. So frame ``k`` is ``volume[::-1, ::-1, k].T``.
+patient is on the left of the image. So frame ``k`` is ``volume[::-1, ::-1, k].T``. A mask is turned
+to the axes of its image instead.
 """
 
+import gzip
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from medduet.data.reading.core import Facts, Frame, Source, checked, needed, refusal
+from medduet.data.reading.core import Affine, Facts, Frame, Source, checked, needed, refusal
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it tells what it mends itself
 
 
-def open_nifti(path: Path, file: BinaryIO) -> Source:
-    """Return an open NIfTI file, which may be unpacked as it is read."""
+def open_nifti(path: Path, file: BinaryIO, like: Affine) -> Source:
+    """Return an open NIfTI file, which may be unpacked as it is read, with axes `like` these."""
     nibabel = needed("nibabel", path)
     is_first = file.read(348).endswith(b"n+1\0")
     file.seek(0)
@@ -30,8 +33,9 @@ def open_nifti(path: Path, file: BinaryIO) -> Source:
     dtype = image.get_data_dtype()
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise refusal(path, "one real number per voxel", str(dtype))
-    orientation = nibabel.orientations.io_orientation(image.affine)
-    if not np.isfinite(image.affine).all() or sorted(orientation[:, 0]) != [0, 1, 2]:
+    affine, turns = image.affine, nibabel.orientations
+    orientation = turns.io_orientation(np.linalg.inv(like) @ affine)
+    if not np.isfinite(affine).all() or sorted(orientation[:, 0]) != [0, 1, 2]:
         raise refusal(path, "axes that point somewhere", "an affine that is flat or not finite")
     width, height, frames = (shape[list(orientation[:, 0]).index(axis)] for axis in range(3))
     facts = checked(path, Facts(frames, 1, height, width))
@@ -40,11 +44,21 @@ def open_nifti(path: Path, file: BinaryIO) -> Source:
     def decoded(window: tuple[float, float] | None) -> Iterator[Frame]:
         # As stored, not scaled to float64: eight times the memory, of a whole volume.
         volume = image.dataobj.get_unscaled().reshape(shape)
-        volume = nibabel.orientations.apply_orientation(volume, orientation)
+        volume = turns.apply_orientation(volume, orientation)
         for k in range(frames):
-            values = volume[::-1, ::-1, k].T
+            values = volume[:, :, k].T
             if (slope, intercept) != (1, 0):
                 values = (values * np.float64(slope) + np.float64(intercept)).astype(np.float32)
             yield Frame(values, window)
 
-    return Source(facts, decoded)
+    def encode_mask(masks: NDArray[np.uint8]) -> bytes:
+        back = turns.ornt_transform([[0, 1], [1, 1], [2, 1]], orientation)
+        volume = turns.apply_orientation(masks.T, back).reshape(image.shape)
+        header = image.header.copy()
+        header.set_data_dtype(np.uint8)
+        header["cal_min"] = header["cal_max"] = 0  # the window of the image
+        header.extensions.clear()  # which may name the patient
+        return gzip.compress(type(image)(volume, None, header).to_bytes(), mtime=0)
+
+    aligned = affine @ turns.inv_ornt_aff(orientation, shape)
+    return Source(facts, decoded, affine=aligned, encode_mask=encode_mask)
