@@ -439,67 +439,60 @@ def test_nifti_values(tmp_path: Path) -> None:
 place, turn = nib.affines.from_matvec, nib.eulerangles.euler2mat
 PLACED = place(turn(0.3, -0.2, np.pi / 4) @ np.diag((0.7, 0.8, 2.5)), (-3, 5, 9))
 SHIFTED, NEAR = (place(np.eye(3), (shift, 0, 0)) @ PLACED for shift in (0.2, 0.001))
-TURNED = PLACED @ place(turn(np.radians(5)))
+TURNED, THICKER = (PLACED @ place(x) for x in (turn(0.1), np.diag((1, 1, 1.1))))
 VOLUME = RNG.integers(0, 2, (6, 7, 5)).astype(np.uint8)
 BASE = nib.Nifti1Image(VOLUME, None).header.get_base_affine()  # what is assumed without one
-ORDERS = [
-    np.stack(each, axis=1) for each in product(permutations(range(3)), product((1, -1), repeat=3))
-]
+LPS = np.diag((-0.3, -0.3, 1, 1))
+SAGITTAL = np.array([[0, 0, 2, -9], [0, -0.4, 0, -5], [-0.5, 0, 0, 3], [0, 0, 0, 1]])
 
 
-def masked(image: Path, mask: nib.Nifti1Image) -> tuple[np.ndarray, np.ndarray]:
-    """Return the frames of an image and of its mask."""
-    nib.save(mask, path := image.with_name("mask.nii.gz"))
-    facts, _, (values,) = probe_pair((image, [path]))
-    meaning = MaskClasses(values.values, values.values.astype(np.uint8))
-    pair = read_pair((image, [path]), ReadOptions((facts.height, facts.width)), meaning)
-    return pair.images, pair.masks
-
-
-@pytest.mark.parametrize(
-    ("affine", "of_mask"), [(np.eye(4), np.eye(4)), (PLACED, PLACED), (PLACED, NEAR), (None, BASE)]
-)
-def test_masks_are_turned_to_their_image(
-    tmp_path: Path, affine: np.ndarray | None, of_mask: np.ndarray
-) -> None:
-    nib.save(nib.Nifti1Image(VOLUME * 255, affine), path := tmp_path / "image.nii")
-    for order in ORDERS:
-        images, masks = masked(path, nib.Nifti1Image(VOLUME, of_mask).as_reoriented(order))
-        assert 0 < masks.mean() < 1
-        assert (images == masks * 255).all()
-
-
-THICKER = PLACED @ np.diag((1, 1, 1.1, 1))
-
-
-@pytest.mark.parametrize("affine", [None, np.eye(4), SHIFTED, TURNED, THICKER])
-def test_masks_on_another_grid_are_refused(tmp_path: Path, affine: np.ndarray | None) -> None:
-    path = saved_nifti(VOLUME, tmp_path / "image.nii", PLACED)
-    with pytest.raises(DataError, match=r"affine of its image, .*resample_from_to") as error:
-        masked(path, nib.Nifti1Image(VOLUME, affine))
-    assert "\n" not in str(error.value)
-
-
-def test_masks_of_pictures_lie_as_itk_has_them(tmp_path: Path) -> None:
-    Image.fromarray(VOLUME[0] * 255).save(path := tmp_path / "image.png")
-    drawn = nib.Nifti1Image(VOLUME[0].T[..., None], np.diag((-0.3, -0.3, 1, 1)))
-    for order in ORDERS:
-        images, masks = masked(path, drawn.as_reoriented(order))
-        assert (images == masks * 255).all()
-    with pytest.raises(DataError, match="save it as PNG"):
-        masked(path, nib.Nifti1Image(VOLUME[0].T, np.eye(4)))
-
-
-@pytest.mark.parametrize("frames", [1, 6])
-def test_masks_of_dicom_lie_where_its_planes_do(tmp_path: Path, frames: int) -> None:
-    planes = [pydicom.Dataset() for _ in range(frames)]  # sagittal, from left to right
+def sagittal(path: Path, frames: int) -> None:
+    """Write planes from left to right; their rows go to feet, columns to posterior."""
+    planes = [pydicom.Dataset() for _ in range(frames)]
     for number, plane in enumerate(planes):
         plane.PlanePositionSequence = [pydicom.Dataset()]
         plane.PlanePositionSequence[0].ImagePositionPatient = [9 - 2 * number, 5, 3]
     data = dataset(VOLUME[:frames].squeeze() * 255, PerFrameFunctionalGroupsSequence=planes)
     data.ImageOrientationPatient, data.PixelSpacing = [0, 1, 0, 0, 0, -1], [0.5, 0.4]
-    affine = [[0, 0, 2, -9], [0, -0.4, 0, -5], [-0.5, 0, 0, 3], [0, 0, 0, 1]]
-    mask = nib.Nifti1Image(VOLUME[:frames].transpose(1, 2, 0), np.array(affine, float))
-    for order in ORDERS:
-        images, masks = masked(saved(data, tmp_path / "a.dcm"), mask.as_reoriented(order))
-        assert (images == masks * 255).all()
+    saved(data, path)
+
+
+def masked(path: Path, values: np.ndarray, affine: Any, turn: Any = None) -> Any:
+    """Return the frames of an image and of its mask, whose axes are turned."""
+    mask = nib.Nifti1Image(values, affine)
+    nib.save(mask if turn is None else mask.as_reoriented(turn), of_mask := path.with_name("m.nii"))
+    facts, _, (found,) = probe_pair((path, [of_mask]))
+    meaning = MaskClasses(found.values, found.values.astype(np.uint8))
+    return read_pair((path, [of_mask]), ReadOptions((facts.height, facts.width)), meaning)
+
+
+@pytest.mark.parametrize(
+    ("save", "values", "affine"),
+    [
+        (lambda path: saved_nifti(VOLUME * 255, path), VOLUME, np.eye(4)),
+        (lambda path: saved_nifti(VOLUME * 255, path, PLACED), VOLUME, NEAR),
+        (lambda path: nib.save(nib.Nifti1Image(VOLUME * 255, None), path), VOLUME, BASE),
+        # As ITK-SNAP writes masks of pictures.
+        (lambda path: Image.fromarray(VOLUME[0] * 255).save(path, "PNG"), VOLUME[:1].T, LPS),
+        (lambda path: sagittal(path, 1), VOLUME[:1].transpose(1, 2, 0), SAGITTAL),
+        (lambda path: sagittal(path, 6), VOLUME.transpose(1, 2, 0), SAGITTAL),
+    ],
+)
+def test_masks_are_turned_to_their_image(
+    tmp_path: Path, save: Callable[[Path], Any], values: np.ndarray, affine: np.ndarray
+) -> None:
+    save(path := tmp_path / "image.nii")
+    for each in product(permutations(range(3)), product((1, -1), repeat=3)):
+        pair = masked(path, values, affine, np.stack(each, axis=1))
+        assert 0 < pair.masks.mean() < 1
+        assert (pair.images == pair.masks * 255).all()
+
+
+@pytest.mark.parametrize("affine", [None, np.eye(4), SHIFTED, TURNED, THICKER])
+def test_masks_on_another_grid_are_refused(tmp_path: Path, affine: np.ndarray | None) -> None:
+    path = saved_nifti(VOLUME, tmp_path / "image.nii", PLACED)
+    with pytest.raises(DataError, match=r"affine of its image, .*resample_from_to"):
+        masked(path, VOLUME, affine)
+    Image.fromarray(VOLUME[0]).save(path, "PNG")
+    with pytest.raises(DataError, match="save it as PNG"):
+        masked(path, VOLUME[:1].T, affine)

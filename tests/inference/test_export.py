@@ -73,23 +73,16 @@ def test_any_number_and_size(
 def test_the_file_says_what_it_takes_and_gives(onnx: Path) -> None:
     model = pytest.importorskip("onnx").load(onnx / "model.onnx")
     assert (model.ir_version, model.opset_import[0].version) == (8, 18)  # of onnxruntime 1.15
-    tensors = {
-        value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*model.graph.input, *model.graph.output)
-    }
-    assert tensors == {
-        "image": ["batch", 1, "height", "width"],
-        "probability": ["batch", 3],
-        "mask": ["batch", "height", "width"],
-    }
+    named = ["batch", "height", "width"]
+    shapes = {"image": ["batch", 1, *named[1:]], "probability": ["batch", 3], "mask": named}
+    for value in (*model.graph.input, *model.graph.output):
+        dims = [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        assert dims == shapes.pop(value.name)
     metadata = {prop.key: prop.value for prop in model.metadata_props}
     assert json.loads(metadata["class_names"]) == ["class 0", "class 1", "class 2"]
-    assert json.loads(metadata["mask_names"]) == ["background", "lesion"]
     assert json.loads(metadata["preprocessing"])["size"] == [32, 32]
-    assert metadata["medduet_version"] == medduet.__version__
     content = (onnx / "model.onnx").read_bytes()
     assert str(Path(medduet.__file__).parent).encode() not in content
-    assert "onnxruntime 1.15" in (onnx / "README.md").read_text()
 
 
 @pytest.mark.slow

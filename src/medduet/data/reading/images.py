@@ -11,17 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from medduet.data.reading.core import (
-    PICTURE,
-    Affine,
-    Facts,
-    Frame,
-    ReadOptions,
-    Source,
-    checked,
-    errors_of,
-    refusal,
-)
+from medduet.data.reading.core import Facts, Frame, ReadOptions, Source, checked, errors_of, refusal
 from medduet.data.reading.dicom import open_dicom
 from medduet.data.reading.nifti import open_nifti
 from medduet.data.reading.raster import open_raster, values_of
@@ -46,10 +36,12 @@ _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 
 
 @contextmanager
-def opened(path: Path, file: BinaryIO | None = None, like: Affine = PICTURE) -> Iterator[Source]:
+def opened(
+    path: Path, file: BinaryIO | None = None, like: NDArray[np.float64] | None = None
+) -> Iterator[Source]:
     """Open the image file at `path`, or the open `file` that is called so; its header is checked.
 
-    NIfTI has the columns, rows and frames that are nearest to those of the affine `like`.
+    NIfTI has the columns, rows and frames that are nearest to those of the affine `like`, if given.
     Whatever goes wrong with it in the body becomes a DataError.
     """
     with errors_of(path):

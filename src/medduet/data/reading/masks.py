@@ -15,7 +15,6 @@ from medduet.data.reading.shape import fitted_mask
 
 Integers = NDArray[np.int64]
 _GREY = 0x010101
-_NEAR = 0.1  # of a voxel; headers round
 COLOURED = 1 << 24
 """Values of masks that are colours, red << 16 | green << 8 | blue, have this bit."""
 
@@ -133,8 +132,8 @@ def _check_grid(path: Path, source: Source, image: Affine) -> None:
     if image is PICTURE:
         image, hint = PICTURE * [*spacing, 1], "save it as PNG, or the image as NIfTI, too"
     corners = np.array([*product((0, width - 1), (0, height - 1), (0, frames - 1), (1,))])
-    if np.abs((np.linalg.inv(image) @ mask - np.eye(4)) @ corners.T).max() <= _NEAR:
-        return
+    if np.abs((np.linalg.inv(image) @ mask - np.eye(4)) @ corners.T).max() <= 0.1:
+        return  # headers are rounded to less than 0.1 voxel
     expected = np.linalg.norm(image[:3, :3], axis=0)
     cosine = ((image[:3, :3] / expected * mask[:3, :3] / spacing).sum() - 1) / 2
     degrees = np.degrees(np.arccos(np.clip(cosine, -1, 1)))

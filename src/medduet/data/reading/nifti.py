@@ -15,12 +15,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from medduet.data.reading.core import Affine, Facts, Frame, Source, checked, needed, refusal
+from medduet.data.reading.core import PICTURE, Facts, Frame, Source, checked, needed, refusal
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it tells what it mends itself
 
 
-def open_nifti(path: Path, file: BinaryIO, like: Affine) -> Source:
+def open_nifti(path: Path, file: BinaryIO, like: NDArray[np.float64] | None) -> Source:
     """Return an open NIfTI file, which may be unpacked as it is read, with axes `like` these."""
     nibabel = needed("nibabel", path)
     is_first = file.read(348).endswith(b"n+1\0")
@@ -34,7 +34,7 @@ def open_nifti(path: Path, file: BinaryIO, like: Affine) -> Source:
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise refusal(path, "one real number per voxel", str(dtype))
     affine, turns = image.affine, nibabel.orientations
-    orientation = turns.io_orientation(np.linalg.inv(like) @ affine)
+    orientation = turns.io_orientation(np.linalg.inv(PICTURE if like is None else like) @ affine)
     if not np.isfinite(affine).all() or sorted(orientation[:, 0]) != [0, 1, 2]:
         raise refusal(path, "axes that point somewhere", "an affine that is flat or not finite")
     width, height, frames = (shape[list(orientation[:, 0]).index(axis)] for axis in range(3))
