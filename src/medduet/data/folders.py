@@ -10,14 +10,31 @@ else below it.
 
 import re
 import unicodedata
-from collections import defaultdict
+import zlib
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
+from gzip import BadGzipFile
 from pathlib import Path
 
 from medduet.errors import DataError
+from medduet.utils.files import unpacked
 from medduet.utils.parsing import as_text
 
-_ENDING = re.compile(r"(?<=.)\.(png|jpe?g|tiff?|bmp|gif|webp|dcm|dicom|ima|nii(\.gz)?)$", re.I)
+_ENDING = re.compile(
+    r"(?<=.)\.(png|jpe?g|tiff?|bmp|gif|webp|(nii|(?P<dicom>dcm|dicom|ima))(\.gz)?)$", re.I
+)
+_OTHER_ENDING = re.compile(  # not worth a look at the content
+    r"\.(avi|bval|bvec|cfg|csv|docx?|h5|hdf5|html?|ini|ipynb|joblib|jsonl?|log|md|mha|mhd|mov|mp4|"
+    r"np[yz]|nrrd|parquet|pdf|pkl|pptx?|pth?|py|raw|rtf|sh|svg|tar|tgz|toml|tsv|txt|xlsx?|xml|ya?ml|"
+    r"zip)(\.gz)?$",
+    re.IGNORECASE,
+)
+_SOP_CLASS = re.compile(  # in the file's head, or in its data set: explicit, implicit or big-endian
+    rb"(?:\x02\0\x02\0UI..|\x08\0\x16\0(?:UI..|..\0\0)|\0\x08\0\x16UI..)([\d.]+)", re.DOTALL
+)
+_IMAGE_CLASS = re.compile("Image|Map Storage|US Volume")
+_MAY_BE_MASK = re.compile("image|Segmentation")
 _MASK = (
     r"masks?|msks?|segs?|segm|segmentations?|gts?|ground[ _-]?truths?|labels?|annotations?|annots?"
 )
@@ -38,15 +55,33 @@ CHANNEL = re.compile(r"(?P<of>.+)_(?P<number>\d{4})")
 Place = tuple[str, ...]
 
 
-def is_image(path: Path) -> bool:
-    """Return whether a file is an image by its ending, or a DICOM file without one."""
-    if _ENDING.search(path.name):
-        return True
-    # The last component of a UID, as in 1.2.840.10008, is no ending.
-    if (path.suffix and not path.suffix[1:].isdigit()) or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+def _kind_of(path: Path) -> str | None:
+    """Return "image", what a DICOM file has that is no image, as "RT Dose", or None for others.
+
+    Endings tell, and where they don't, or say DICOM, the content.
+    """
+    ending = _ENDING.search(path.name)
+    if ending and not ending["dicom"]:
+        return "image"
+    if _OTHER_ENDING.search(path.name):
+        return None
+    head = b""
+    # Where the name says it is an image, reading it tells what is wrong with it.
+    with suppress(EOFError, BadGzipFile, zlib.error, *[OSError] * bool(ending)):
+        if path.is_file():
+            with path.open("rb") as file:
+                head = unpacked(file).read(1024)
+    sop_class = _SOP_CLASS.search(head)
+    bare = head[:2] in (b"\x02\0", b"\x08\0", b"\0\x08") and sop_class
+    if not (ending or bare or head[128:132] == b"DICM"):
+        return None
+    with suppress(ImportError):
+        from pydicom.uid import UID
+
+        name = UID(sop_class[1].decode()).name if sop_class else ""
+        if name.endswith("Storage") and not _IMAGE_CLASS.search(name):
+            return None if "Directory" in name else name.removesuffix(" Storage")
+    return "image"
 
 
 def stem_of(path: Path) -> str:
@@ -61,17 +96,24 @@ def natural(name: str) -> list[tuple[int, int | str]]:
 
 def images_and_masks(
     root: Path, masks: Path | None = None
-) -> tuple[dict[Path, Place], dict[tuple[Place, str], list[Path]]]:
+) -> tuple[dict[Path, Place], dict[tuple[Place, str], list[Path]], list[str]]:
     """Return the place of each image, and the masks by their place and the name of their image.
 
-    `masks` is a folder of them, if names don't tell. What is hidden is left out. Links are
+    `masks` is a folder of them, if names don't tell. What is hidden is left out, and so is DICOM
+    that is no image, unless it is the segmentation of one by its name: sentences say so. Links are
     followed, but not in circles.
     """
-    files = {path: path.parent.relative_to(root).parts for path in _walk(root, masks)}
+    kinds = dict(_walk(root, masks))
+    files = {path: path.parent.relative_to(root).parts for path in kinds}
     candidates = dict(files)
     if masks is not None:  # as if they were in ROOT/masks
-        candidates = {x: ("masks", *x.parent.relative_to(masks).parts) for x in _walk(masks)}
+        kinds |= (kinds_of_masks := dict(_walk(masks)))
+        candidates = {x: ("masks", *x.parent.relative_to(masks).parts) for x in kinds_of_masks}
         files |= candidates
+    others = [path for path, kind in kinds.items() if not _MAY_BE_MASK.search(kind)]
+    for path in others:
+        del files[path]
+        candidates.pop(path, None)
     if odd := [as_text(path) for path in files if as_text(path) != str(path)]:
         raise DataError(f"{odd[0]}: expected a name in UTF-8, given other bytes: rename it")
     named = {
@@ -93,9 +135,17 @@ def images_and_masks(
         if path in named or any(is_mask for _, is_mask in along):
             of = named[path]["of"] if path in named else stem_of(path)
             drawn[place, of].append(path)
-        else:
+        elif kinds[path] == "image":
             images[path] = place
-    return images, drawn
+        else:
+            others.append(path)
+    stems = {CHANNEL.sub(r"\g<of>", stem_of(path)) for path in images} | {*map(stem_of, images)}
+    for key in [key for key in drawn if masks is None and key[1] not in stems]:
+        others += [path for path in drawn[key] if kinds[path] != "image"]
+        drawn[key] = [path for path in drawn[key] if kinds[path] == "image"]
+    counts = [f"{n} {kind}" for kind, n in Counter(kinds[path] for path in others).items()]
+    note = f"{len(others)} DICOM files are no images, and left out: {', '.join(counts)}"
+    return images, {key: paths for key, paths in drawn.items() if paths}, [note] * bool(others)
 
 
 def _roles(folder: Path, names: set[str]) -> dict[str, tuple[str, bool]]:
@@ -134,8 +184,8 @@ def _named(pattern: re.Pattern[str], names: set[str]) -> dict[str, str]:
     return short if len({*short.values()}) == len(short) else of
 
 
-def _walk(folder: Path, *above: Path | None) -> Iterator[Path]:
-    """Yield the images in and under `folder`, in order, but not in the folders `above`."""
+def _walk(folder: Path, *above: Path | None) -> Iterator[tuple[Path, str]]:
+    """Yield images, and DICOM, in and under `folder` in order, but not in those `above`."""
     if any(each is not None and each.samefile(folder) for each in above):
         return
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
@@ -143,5 +193,5 @@ def _walk(folder: Path, *above: Path | None) -> Iterator[Path]:
             continue
         if path.is_dir():
             yield from _walk(path, folder, *above)
-        elif is_image(path):
-            yield path
+        elif kind := _kind_of(path):
+            yield path, kind

@@ -59,7 +59,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     for folder in (root, masks or root):
         if not folder.is_dir():
             raise MissingFileError(f"expected a folder at {folder}, given none")
-    images, drawn = images_and_masks(root, masks)
+    images, drawn, notes = images_and_masks(root, masks)
     if not images and drawn:
         shown = " and ".join(str(each[0].relative_to(root)) for each in islice(drawn.values(), 2))
         raise DataError(
@@ -104,7 +104,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         (str(each), reason) for paths in drawn.values() for each in paths if not uses[each]
     )
     items.sort(key=lambda item: natural(item.name))
-    return Listing(root.resolve().name, tuple(items), faults=alone)
+    return Listing(root.resolve().name, tuple(items), faults=alone, notes=tuple(notes))
 
 
 def _unwrapped(

@@ -1,206 +1,317 @@
-"""Predictions for a DICOM image as DICOM: a segmentation, and a structured report.
+"""Predictions for series of DICOM images as DICOM: a segmentation, and a structured report.
 
 Source: DICOM PS3.3 A.51 (segmentation), PS3.16 TID 1500 (measurement report), by highdicom.
 """
 
+import json
 import re
-import warnings
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
 from medduet._version import __version__
-from medduet.data.reading.core import needed
-from medduet.errors import DataError
-from medduet.inference.predictor import Prediction
+from medduet.inference.codes import PRIVATE, class_code, private, segment_codes
+from medduet.inference.source import Frame, digest_of, read_frames
 from medduet.utils.files import atomic_path
 
-_MAKER, _SCHEME = "MedDuet", "99MEDDUET"
+_MAKER = "MedDuet"
 _ONE_FRAME = "1.2.840.10008.5.1.4.1.1.7"  # secondary capture, which has no mandatory modules
-_LESION = re.compile(r"lesion|tumou?r|mass|nodule|polyp|ulcer", re.IGNORECASE)
+_NOWHERE = ("1.1", (1, 0, 0, 0, 1, 0), (1, 1), 1)
+_SINGLE = {f"1.2.840.10008.5.1.4.1.1.{x}" for x in ("1", "2", "4", "6.1", "7", "128")}
+"""Classes of single images, to whose frames, if there are some, nothing may refer."""
+_FAILURES = (AttributeError, FileNotFoundError, IndexError, KeyError, TypeError, ValueError)
+_Files = Sequence[tuple[Path, str, Sequence[dict[str, Any]]]]
 
 
-def write_dicom(
-    source: Path,
-    predictions: Sequence[Prediction],
-    stem: Path,
-    *,
-    network: str,
-    mask_names: Sequence[str],
-) -> list[Path]:
-    """Write ``STEM-seg.dcm`` and ``STEM-sr.dcm`` for a DICOM file, and return the paths.
+@dataclass(frozen=True)
+class DicomWriter:
+    """Writes results in DICOM to the folder `out`; `seed` tells networks and options apart."""
 
-    Patient and study are those of `source`; DataError if it lacks what results refer to.
-    """
-    needed("highdicom", source)
-    image = needed("pydicom", source).dcmread(source, force=True)
-    for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
-        if not image.get(name):
-            raise DataError(f"{source}: expected {name}, to which DICOM results refer")
-    network, written = network[:64] or "network", []
-    groups: list[tuple[Path, int | None, Sequence[Prediction]]] = [(stem, None, predictions)]
-    if len(predictions) > 1 and not image.get("FrameOfReferenceUID"):
-        # Where frames have no place in space, as in films, highdicom asks for one for each.
-        folder = stem.with_name(source.name)
-        numbered = enumerate(predictions, start=1)
-        groups = [(folder / f"{n:04}", n, [prediction]) for n, prediction in numbered]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of values in the source that bend the standard
-        try:
-            for target, frame, group in groups:
-                masks = [prediction.mask for prediction in group if prediction.mask is not None]
-                if np.any(masks):
-                    data = _segmentation(image, np.stack(masks), network, mask_names, frame)
-                    written.append(_save(data, target.with_name(f"{target.name}-seg.dcm")))
-            if any(prediction.probabilities for prediction in predictions):
-                data = _report(image, predictions, network)
-                written.append(_save(data, stem.with_name(f"{stem.name}-sr.dcm")))
-        except (AttributeError, ValueError, TypeError, KeyError, IndexError) as error:
-            # What highdicom raises where the source lacks or contradicts what it needs.
-            reason = " ".join(str(error).split())[:200]
-            raise DataError(f"{source}: can't be the source of DICOM results: {reason}") from error
-    return written
+    out: Path
+    network: str
+    class_names: Sequence[str]
+    mask_names: Sequence[str]
+    codes: Mapping[str, Sequence[str]]
+    seed: str
+
+    def write(self, files: _Files, number: int = 0) -> tuple[list[str], str]:
+        """Write ``dicom/STEM-seg.dcm`` and ``dicom/STEM-sr.dcm`` on the files of a series.
+
+        Frames of other sizes or planes have a ``STEM-seg-2.dcm`` and so on.
+
+        Args:
+            files: paths, stems and rows; where images are several, STEM is the UID of the series.
+            number: of the series among those of its UID.
+
+        Returns:
+            The names of what is written, and why the rest is not.
+        """
+        images: dict[str, list[Frame]] = {}  # copies count once
+        for path, _, rows in files:
+            frames = read_frames(path, rows)
+            images.setdefault(frames[0].source.SOPInstanceUID, frames)
+        frames, stem = sorted(chain(*images.values()), key=_order), Path("dicom", files[0][1])
+        if len(images) > 1:
+            series = re.sub(r"[^\d.]", "", frames[0].source.SeriesInstanceUID)
+            stem = stem.with_name(f"{series}-{number}" if number else series)
+        groups: dict[Any, list[Frame]] = defaultdict(list)
+        for frame in frames:
+            groups[_plane(frame)].append(frame)
+        digests = sorted(digest_of(path) for path, *_ in files)
+        make = _Results(self, json.dumps([self.seed, __version__, sorted({*digests})]))
+        drawn = [group for group in groups.values() if self.present(group)]
+        jobs = [("seg", make.segmentation, group) for group in drawn]
+        if frames[0].row.get("label") is not None:
+            jobs.append(("sr", make.report, frames))
+        names, problems, counts = list[str](), list[str](), Counter[str]()
+        for kind, function, group in jobs:
+            counts[kind] += 1
+            last = f"-{counts[kind]}" if counts[kind] > 1 else ""
+            name = f"{stem.as_posix()}-{kind}{last}.dcm"
+            try:
+                data = function(group, counts[kind])
+                del data.InstanceCreationDate, data.InstanceCreationTime  # made again, it is equal
+                for item in data.ContributingEquipmentSequence:
+                    item.pop("ContributionDateTime", None)
+                with atomic_path(self.out / name) as temporary:
+                    data.save_as(temporary, enforce_file_format=True)
+                names.append(name)
+            except _FAILURES as error:
+                reason = " ".join(str(error).split())[:200]
+                problems.append(f"can't be the source of {name}: {reason}")
+        return names, "; ".join(problems)
+
+    def present(self, frames: Sequence[Frame]) -> list[int]:
+        """Return which mask classes are in the masks of frames."""
+        names = enumerate(self.mask_names)
+        return [n for n, x in names if n and any(frame.row.get(f"pixels_{x}") for frame in frames)]
 
 
-def _save(data: Any, path: Path) -> Path:
-    with atomic_path(path) as temporary:
-        data.save_as(temporary, enforce_file_format=True)
-    return path
+class _Results:
+    """Makes the results of a series; of an equal `seed` they are equal."""
+
+    def __init__(self, writer: DicomWriter, seed: str) -> None:
+        self.writer, self._seed = writer, seed
+
+    def _uid(self, *names: object) -> str:
+        from pydicom.uid import generate_uid
+
+        return str(generate_uid(entropy_srcs=[self._seed, json.dumps(names)]))
+
+    def _instance(self, source: Any, kind: str, number: int) -> dict[str, Any]:
+        from highdicom.coding_schemes import CodingSchemeIdentificationItem
+
+        schemes = {code[1] for code in self.writer.codes.values() if code[1].startswith("99")}
+        items = [CodingSchemeIdentificationItem(x, name=x) for x in sorted({PRIVATE, *schemes})]
+        return {
+            "series_instance_uid": self._uid(kind),
+            "series_number": 9001 if kind == "segmentation" else 9002,
+            "series_description": f"MedDuet {kind}; not for clinical use",
+            "sop_instance_uid": self._uid(kind, number),
+            "instance_number": number,
+            "manufacturer": _MAKER,
+            "manufacturer_model_name": self.writer.network,
+            "software_versions": __version__,
+            "device_serial_number": "0",
+            "content_date": source.ContentDate,
+            "content_time": source.ContentTime,
+            "coding_schemes": items,
+        }
+
+    def segmentation(self, frames: Sequence[Frame], number: int) -> Any:
+        """Return the segmentation of frames of one size, in parallel planes if these are known."""
+        import highdicom as hd
+
+        writer, first = self.writer, frames[0].source
+        present = writer.present(frames)
+        segment_of = np.zeros(256, np.uint8)
+        segment_of[present] = range(1, len(present) + 1)
+        gaps = np.diff([frame.position[-1] for frame in frames])
+        # Several segments at one place are what SimpleITK can't read.
+        flat = len(present) > 1 == sum(bool(writer.present([frame])) for frame in frames)
+        known = gaps.min(initial=1) > 1e-3 and not (flat and len(frames) == 1)
+        place = frames[0].plane if known else ()
+        gap = float(gaps.mean()) if gaps.size else place and place[3]
+        # highdicom takes frames without a place only alone: they get one until it is done.
+        reference, orientation, spacing, thickness = place if gap else _NOWHERE
+        masks, sources = np.zeros((len(frames), first.Rows, first.Columns), np.uint8), []
+        for n, frame in enumerate(frames):
+            if writer.present([frame]):  # else the memory is never touched
+                with Image.open(writer.out / frame.row["mask"]) as mask:
+                    masks[n] = segment_of[np.asarray(mask)]
+            sources.append(source := _single(frame, f"1.{n}"))
+            source.FrameOfReferenceUID, source.ImageOrientationPatient = reference, [*orientation]
+            source.ImagePositionPatient = [*frame.position[:3]] if gap else [0, 0, n]
+            source.PixelSpacing, source.SliceThickness = [*spacing], thickness or gap
+            source.SpacingBetweenSlices = gap or 1
+        data = hd.seg.Segmentation(
+            sources,
+            masks,
+            hd.seg.SegmentationTypeValues.BINARY,
+            [self._segment(n, writer.mask_names[k]) for n, k in enumerate(present, start=1)],
+            omit_empty_frames=not flat,
+            content_label="MEDDUET",
+            content_description="Predicted by a network; not for clinical use",
+            **self._instance(first, "segmentation", number),
+        )
+        data.SourceImageSequence = references = _references(frames)
+        data.ReferencedSeriesSequence[0].ReferencedInstanceSequence = references
+        items = data.PerFrameFunctionalGroupsSequence
+        origins = [x.DerivationImageSequence[0].SourceImageSequence[0] for x in items]
+        numbers = [int(x.ReferencedSOPInstanceUID[2:]) for x in origins]
+        for n, origin in zip(numbers, origins, strict=True):
+            origin.ReferencedSOPClassUID = frames[n].source.SOPClassUID
+            origin.ReferencedSOPInstanceUID = frames[n].source.SOPInstanceUID
+            if frame_numbers := _frame_numbers(frames[n]):
+                origin.ReferencedFrameNumber = frame_numbers
+        for dimension in (*data.DimensionIndexSequence, *data.DimensionOrganizationSequence):
+            dimension.DimensionOrganizationUID = self._uid("dimensions", number)
+        if not gap:
+            _forget_place(data)
+            one = len(references) == 1
+            data.PatientOrientation = first.get("PatientOrientation") if one else None
+        return data
+
+    def _segment(self, number: int, name: str) -> Any:
+        import highdicom as hd
+        from pydicom.sr.codedict import codes
+
+        network, ai = self.writer.network, codes.DCM.ArtificialIntelligence
+        return hd.seg.SegmentDescription(
+            number,
+            name[:64],
+            *segment_codes(name, self.writer.codes),
+            hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            hd.AlgorithmIdentificationSequence(network, ai, __version__),
+            tracking_id=name[:64],
+            tracking_uid=self._uid("segment", name),
+        )
+
+    def report(self, frames: Sequence[Frame], number: int) -> Any:
+        """Return the report on all frames."""
+        import highdicom as hd
+        from pydicom.sr.codedict import codes
+
+        network = self.writer.network
+        device = hd.sr.DeviceObserverIdentifyingAttributes(
+            self._uid("device"), name=_MAKER, model_name=network
+        )
+        observer = hd.sr.ObserverContext(codes.DCM.Device, device)
+        content = hd.sr.MeasurementReport(
+            hd.sr.ObservationContext(observer_device_context=observer),
+            private("Image classified by a network", "image"),
+            imaging_measurements=[self._measured(*x) for x in enumerate(frames, start=1)],
+            title=codes.DCM.ImagingMeasurementReport,
+        )
+        sources = [_single(frame, frame.source.SOPInstanceUID) for frame in frames]
+        instance = self._instance(frames[0].source, "report", number)
+        data = hd.sr.ComprehensiveSR(sources, content, **instance)
+        evidence = data.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0]
+        evidence.ReferencedSOPSequence = _references(frames)
+        return data
+
+    def _measured(self, number: int, frame: Frame) -> Any:
+        """Return what the report says of a frame."""
+        import highdicom as hd
+        from pydicom.sr.codedict import codes
+
+        row, names, own = frame.row, self.writer.class_names, self.writer.codes
+        classes = _named(row["label"], ", ", names)
+        answers = [("class", "Predicted class", class_code(x, own)) for x in classes]
+        if not classes:
+            answers.append(("class", "Predicted class", private("none", "none")))
+        in_set = _named(row.get("set", ""), ";", names)
+        answers += [("set", "Prediction set", class_code(x, own)) for x in in_set]
+        if row.get("abstained") == "yes":
+            answers.append(("abstained", "Abstained", private("confidence too low", "doubt")))
+        if row.get("warning"):
+            answers.append(("ood", "Warning", private("image out of distribution", "odd")))
+        source, one = frame.source, codes.UCUM.NoUnits
+        image = hd.sr.SourceImageForMeasurementGroup(
+            source.SOPClassUID, source.SOPInstanceUID, _frame_numbers(frame)
+        )
+        title = f"frame {frame.number}" if frame.number else f"image {number}"
+        uid = self._uid("image", source.SOPInstanceUID, frame.number)
+        return hd.sr.MeasurementsAndQualitativeEvaluations(
+            hd.sr.TrackingIdentifier(uid, title),
+            finding_type=codes.DCM.Finding,
+            algorithm_id=hd.sr.AlgorithmIdentification(self.writer.network, __version__),
+            source_images=[image],
+            measurements=[
+                hd.sr.Measurement(private(f"Probability of {x}"), row[f"p_{x}"], one) for x in names
+            ],
+            qualitative_evaluations=[
+                hd.sr.QualitativeEvaluation(private(meaning, key), value)
+                for key, meaning, value in answers
+            ],
+        )
 
 
-def _instance(network: str, number: int) -> dict[str, Any]:
-    import highdicom as hd
-
-    return {
-        "series_instance_uid": hd.UID(),
-        "series_number": number,
-        "sop_instance_uid": hd.UID(),
-        "instance_number": 1,
-        "manufacturer": _MAKER,
-        "manufacturer_model_name": network,
-        "software_versions": __version__,
-        "device_serial_number": "0",
-    }
+def _order(frame: Frame) -> tuple[Any, ...]:
+    source = frame.source
+    return frame.position[-1], source.InstanceNumber, source.SOPInstanceUID, frame.number
 
 
-def _segmentation(
-    image: Any,
-    masks: NDArray[np.uint8],
-    network: str,
-    mask_names: Sequence[str],
-    frame: int | None,
-) -> Any:
-    """Return the segmentation of all frames, or that of one `frame` of a film."""
-    import highdicom as hd
+def _plane(frame: Frame) -> tuple[Any, ...]:
+    """Return what is equal in all frames of a segmentation: their size, and planes in space."""
+    reference, orientation, spacing = frame.plane[:3] or ("", (), ())
+    size = frame.source.Rows, frame.source.Columns
+    return *size, reference, *(np.round(orientation, 3) + 0.0).tolist(), *spacing
+
+
+def _single(frame: Frame, uid: str) -> Any:
+    """Return a frame as highdicom takes those of any class: a single image."""
     from pydicom import Dataset
-    from pydicom.sr.codedict import codes
 
-    source = image
-    if frame is not None:  # as if it were a single image, which is what highdicom takes
-        source = Dataset(dict(image.items()))
-        source.file_meta = image.file_meta
-        del source.PixelData, source.NumberOfFrames, source.SOPClassUID  # shared with the image
-        source.SOPClassUID = _ONE_FRAME
-    present = [number for number in range(1, len(mask_names)) if (masks == number).any()]
-    algorithm = hd.AlgorithmIdentificationSequence(
-        name=network, family=codes.DCM.ArtificialIntelligence, version=__version__
-    )
-    segments = [
-        hd.seg.SegmentDescription(
-            segment_number=segment,
-            segment_label=mask_names[number][:64],
-            segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
-            segmented_property_type=codes.SCT.Lesion
-            if _LESION.search(mask_names[number])
-            else _code(f"mask-{number}", mask_names[number]),
-            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=algorithm,
+    source = Dataset(dict(frame.source.items()))
+    del source.SOPClassUID, source.SOPInstanceUID  # shared with the other frames
+    source.SOPClassUID, source.SOPInstanceUID = _ONE_FRAME, uid
+    return source
+
+
+def _frame_numbers(frame: Frame) -> list[int] | None:
+    is_listed = frame.number and frame.source.SOPClassUID not in _SINGLE
+    return [frame.number] if is_listed else None
+
+
+def _references(frames: Iterable[Frame]) -> list[Any]:
+    """Return references to the files of frames."""
+    from pydicom import Dataset
+
+    sources, references = {frame.source.SOPInstanceUID: frame.source for frame in frames}, []
+    for uid, source in sources.items():
+        references.append(reference := Dataset())
+        reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = (
+            source.SOPClassUID,
+            uid,
         )
-        for segment, number in enumerate(present, start=1)
-    ]
-    data = hd.seg.Segmentation(
-        source_images=[source],
-        pixel_array=np.stack([masks == number for number in present], axis=-1),
-        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=segments,
-        content_label="MEDDUET",
-        content_description="Predicted by a network; not for clinical use",
-        series_description="MedDuet segmentation",
-        **_instance(network, 9001),
-    )
-    if frame is not None:
-        derived = data.PerFrameFunctionalGroupsSequence[0].DerivationImageSequence[0]
-        origin = derived.SourceImageSequence[0]
-        origin.ReferencedFrameNumber = frame
-        for reference in (origin, data.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0]):
-            reference.ReferencedSOPClassUID = image.SOPClassUID
-    if "PatientOrientation" not in data and not image.get("FrameOfReferenceUID"):
-        data.PatientOrientation = image.get("PatientOrientation") or None
-    return data
+    return references
 
 
-def _report(image: Any, predictions: Sequence[Prediction], network: str) -> Any:
-    import highdicom as hd
-    from pydicom.sr.codedict import codes
-
-    device = hd.sr.DeviceObserverIdentifyingAttributes(
-        uid=hd.UID(), name=_MAKER, model_name=network
-    )
-    groups = []
-    for number, prediction in enumerate(predictions, start=1):
-        frame = [number] if len(predictions) > 1 else None
-        origin = hd.sr.SourceImageForMeasurementGroup(
-            image.SOPClassUID, image.SOPInstanceUID, referenced_frame_numbers=frame
-        )
-        measurements = [
-            hd.sr.Measurement(
-                name=_code(f"probability-{k}", f"Probability of {name}"),
-                value=round(value, 6),
-                unit=codes.UCUM.NoUnits,
-            )
-            for k, (name, value) in enumerate(prediction.probabilities.items())
-        ]
-        texts = [("class", "Predicted class", prediction.label or "none")]
-        if prediction.prediction_set is not None:
-            classes = " or ".join(prediction.prediction_set) or "none"
-            texts.append(("set", "Prediction set", classes))
-        if prediction.abstained:
-            texts.append(("abstained", "Abstained", "confidence too low"))
-        if prediction.is_ood:
-            texts.append(("ood", "Warning", "image out of distribution"))
-        groups.append(
-            hd.sr.MeasurementsAndQualitativeEvaluations(
-                tracking_identifier=hd.sr.TrackingIdentifier(hd.UID(), f"frame {number}"),
-                finding_type=codes.DCM.Finding,
-                algorithm_id=hd.sr.AlgorithmIdentification(name=network, version=__version__),
-                source_images=[origin],
-                measurements=measurements,
-                qualitative_evaluations=[
-                    hd.sr.QualitativeEvaluation(_code(key, name), _code(f"{key}-value", value))
-                    for key, name, value in texts
-                ],
-            )
-        )
-    content = hd.sr.MeasurementReport(
-        observation_context=hd.sr.ObservationContext(
-            observer_device_context=hd.sr.ObserverContext(codes.DCM.Device, device)
-        ),
-        procedure_reported=_code("image", "Image classified by a network"),
-        imaging_measurements=groups,
-        title=codes.DCM.ImagingMeasurementReport,
-    )
-    return hd.sr.ComprehensiveSR(
-        evidence=[image],
-        content=content,
-        series_description="MedDuet report; not for clinical use",
-        **_instance(network, 9002),
-    )
+def _forget_place(data: Any) -> None:
+    """Remove the place of all frames, whose order remains."""
+    shared, index = data.SharedFunctionalGroupsSequence[0], data.DimensionIndexSequence[1]
+    del data.FrameOfReferenceUID, data.PositionReferenceIndicator
+    del shared.PlaneOrientationSequence, shared.PixelMeasuresSequence
+    data.pop("DimensionOrganizationType", None)
+    index.DimensionDescriptionLabel = "In-Stack Position Number"
+    index.DimensionIndexPointer, index.FunctionalGroupPointer = 0x00209057, 0x00209111
+    for item in data.PerFrameFunctionalGroupsSequence:
+        del item.PlanePositionSequence
+        content = item.FrameContentSequence[0]
+        content.StackID, content.InStackPositionNumber = "1", content.DimensionIndexValues[1]
 
 
-def _code(value: str, meaning: str) -> Any:
-    import highdicom as hd
-
-    return hd.sr.CodedConcept(value=value[:16], scheme_designator=_SCHEME, meaning=meaning[:64])
+def _named(text: str, separator: str, names: Sequence[str]) -> list[str]:
+    """Return the names that are joined in a text."""
+    if text in names:
+        return [text]
+    text = f"{separator}{text}{separator}"
+    places = {text.find(f"{separator}{name}{separator}"): name for name in names}
+    return [places[place] for place in sorted(places) if place >= 0]

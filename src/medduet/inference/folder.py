@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import threading
-from collections import Counter
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +21,14 @@ from pydantic import Field
 from medduet.config import Device
 from medduet.data.cache import Progress, counted
 from medduet.data.folders import CHANNEL, images_and_masks, stem_of
-from medduet.data.reading.images import HEAD, Picture, kind_of, opened, read_pictures
+from medduet.data.reading.images import Picture, opened, read_pictures
 from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
+from medduet.inference.codes import read_codes
+from medduet.inference.dicom import DicomWriter
 from medduet.inference.overlays import heatmap_png, mask_png, overlay_png
 from medduet.inference.predictor import Prediction, Predictor
+from medduet.inference.source import series_of
 from medduet.runs.folder import check_empty
 from medduet.utils.files import atomic_path, finite, storage_errors, sweep, write_json, write_text
 from medduet.utils.locks import exclusive, holder
@@ -47,6 +51,7 @@ class PredictRecord:
         broken: what can't be read or written, and why.
         skipped: files that were done already.
         ood: images that are out of distribution.
+        notes: sentences on what is left out, and on DICOM results that are several.
     """
 
     path: Path
@@ -54,6 +59,7 @@ class PredictRecord:
     broken: dict[str, str]
     skipped: int
     ood: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def predict_files(
@@ -67,6 +73,7 @@ def predict_files(
     min_confidence: float | None = None,
     overlays: bool = True,
     dicom: bool = True,
+    codes: Path | None = None,
     device: Device = "auto",
     batch_size: Annotated[int, Field(ge=1)] | None = None,
     progress: Progress = None,
@@ -86,20 +93,22 @@ def predict_files(
         min_confidence: confidence below which the network abstains.
         overlays: whether to write the image with its mask over it.
         dicom: whether to write results in DICOM for DICOM files.
+        codes: a CSV with their codes of classes: name, value, scheme, meaning[, category].
         device: auto, cpu, cuda, cuda:1 or mps.
         batch_size: images that are computed together; ``None`` for as many as are worth it.
         progress: draws how many bytes of the files are done.
         stop: set it to stop after the current batch.
 
     Raises:
-        ConfigError: options that the network can't fulfil, or `out` has those of another one.
+        ConfigError: options that the network can't fulfil, or `out` has those of another one; or
+            `codes` is not as described.
         Interrupted: `stop` was set.
         MissingFileError: there is no network, or nothing at one of `sources`.
     """
     out = _absolute(out)
     if (out / "config.json").is_file():
         raise ConfigError(f"{out} is a run or a bundle: give another --out")
-    root, files = _list_files([_absolute(source) for source in sources], out)
+    root, files, notes = _list_files([_absolute(source) for source in sources], out)
     options: dict[str, Any] = {
         "classify_only": classify_only,
         "explain": explain,
@@ -110,6 +119,9 @@ def predict_files(
     network = hashlib.sha256(predictor.config.model_dump_json().encode()).hexdigest()
     settings = {"network": network, "images": as_text(root), "overlays": overlays, "dicom": dicom}
     settings |= options
+    names = [*predictor.class_names, *predictor.mask_names[1:]]
+    coded = {} if codes is None else read_codes(codes, names)
+    settings |= {"codes": {name: [*code] for name, code in coded.items()}} if coded else {}
     with exclusive(out / ".lock") as alone:
         if not alone:
             raise ConfigError(f"{holder(out / '.lock')} is writing to {out}: give another --out")
@@ -119,12 +131,20 @@ def predict_files(
         elif read_object(saved) != settings:
             raise ConfigError(f"{out} is of another network, images or options: give another --out")
         write_json(saved, settings)
-        done = _read_journal(out / _JOURNAL, files)
+        done, written = _read_journal(out / _JOURNAL, files)
         waiting = [file for file in files if file.name not in done]
-        writer = ResultWriter(out, predictor, overlays, dicom)
+        writer = ResultWriter(out, predictor, overlays)
         stop = stop or threading.Event()
         try:
             _predict(writer, waiting, done, progress, stop)
+            if dicom and len(done) == len(files):
+                seed = json.dumps([network, options, coded])
+                name = predictor.config.network.name[:64] or "network"
+                classes = predictor.class_names, predictor.mask_names
+                results = DicomWriter(out, name, *classes, coded, seed)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of values that bend the standard
+                    notes += _write_dicom(results, files, done, written, progress, stop)
         finally:
             rows = [row for file in files for row in done.get(file.name, [])]
             _write_table(out / TABLE, rows)
@@ -136,18 +156,24 @@ def predict_files(
         broken={row["file"]: row["error"] for row in rows if row.get("error")},
         skipped=len(files) - len(waiting),
         ood=sum(bool(row.get("warning")) for row in rows),
+        notes=tuple(notes),
     )
 
 
-def _list_files(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFile]]:
-    """Return the folder that all sources share, and the files, named by their paths below it."""
+def _list_files(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFile], list[str]]:
+    """Return the folder that all sources share, and the files, named by their paths below it.
+
+    The last are sentences on what is left out.
+    """
     if not sources:
         raise ConfigError("expected files or folders: medduet predict BUNDLE PATH... --out DIR")
     paths: dict[Path, None] = {}
+    notes: list[str] = []
     for source in sources:
         inside = [source] if source.is_file() else []
         if source.is_dir():
-            images, masks = images_and_masks(source)
+            images, masks, left_out = images_and_masks(source)
+            notes += left_out
             names = {stem_of(path) for path in images}
             names |= {match["of"] for match in map(CHANNEL.fullmatch, names) if match}
             # What is called as a mask is, but belongs to no image, may be one.
@@ -167,7 +193,7 @@ def _list_files(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFil
         name = path.relative_to(root)
         stem = name if path.parent in twins else name.with_name(stem_of(path))
         files.append(InputFile(path, as_text(name), as_text(stem)))
-    return root, files
+    return root, files, notes
 
 
 def _absolute(path: str | Path) -> Path:
@@ -180,17 +206,22 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns] if status else [0, 0]
 
 
-def _read_journal(path: Path, files: Iterable[InputFile]) -> _Done:
-    """Return what is done of files that are unchanged since; what a kill left half is removed."""
+def _read_journal(path: Path, files: Iterable[InputFile]) -> tuple[_Done, dict[str, list[str]]]:
+    """Return what is done of files that are unchanged since, and the results in DICOM.
+
+    What a kill left half is removed.
+    """
     content = path.read_bytes() if path.is_file() else b""
     *lines, half = content.split(b"\n")
     if half:
         os.truncate(path, len(content) - len(half))
     with misread(path):
-        entries = {entry["file"]: entry for entry in map(json.loads, lines)}
+        journal = [*map(json.loads, lines)]
+        written = {entry["series"]: entry["dicom"] for entry in journal if "series" in entry}
+        entries = {entry["file"]: entry for entry in journal if "file" in entry}
         stamps = {file.name: _stamp(file.path) for file in files if file.name in entries}
         unchanged = [name for name, stamp in stamps.items() if entries[name]["stamp"] == stamp]
-        return {name: entries[name]["rows"] for name in unchanged}
+        return {name: entries[name]["rows"] for name in unchanged}, written
 
 
 def _write_table(path: Path, rows: Sequence[Row]) -> None:
@@ -243,6 +274,46 @@ def _predict_groups(
             yield file if isinstance(file, str) else list(islice(predictions, len(file)))
 
 
+def _write_dicom(
+    writer: DicomWriter,
+    files: Sequence[InputFile],
+    done: _Done,
+    written: dict[str, list[str]],
+    progress: Progress,
+    stop: threading.Event,
+) -> list[str]:
+    """Write what was predicted of DICOM files, series by series, but not twice; return notes."""
+    groups: dict[tuple[str, int], list[InputFile]] = defaultdict(list)
+    readable = {file.path: file for file in files if "height" in done[file.name][0]}
+    for path, key in series_of(readable):
+        if isinstance(key, DataError):
+            done[readable[path].name][0]["error"] = str(key).removeprefix(f"{path}: ")
+        else:
+            groups[key].append(readable[path])
+    several, journal = 0, writer.out / _JOURNAL
+    with counted(progress, "dicom", len(groups)) as count, storage_errors(journal):
+        for key, group in groups.items():
+            if stop.is_set():
+                raise Interrupted("not all is written in DICOM: run it again to resume")
+            state = json.dumps([*key, *([file.name, *_stamp(file.path)] for file in group)])
+            names, problem = written.get(state, []), ""
+            if not (names and all((writer.out / name).is_file() for name in names)):
+                try:
+                    sources = [(file.path, file.stem, done[file.name]) for file in group]
+                    names, problem = writer.write(sources, key[1])
+                except DataError as error:
+                    problem = str(error).removeprefix(f"{group[0].path}: ")
+                if not problem:
+                    with journal.open("a", encoding="utf-8") as lines:
+                        lines.write(json.dumps({"series": state, "dicom": names}) + "\n")
+            for file in group:
+                done[file.name][0] |= {"dicom": ";".join(names), "error": problem}
+            several += sum(not name.endswith("-sr.dcm") for name in names) > 1
+            count(1)
+    note = f"{several} series with images of several sizes or planes have a segmentation for each"
+    return [note] * bool(several)
+
+
 class InputFile(NamedTuple):
     """A file to predict: its name in the table, and the stem of its outputs."""
 
@@ -258,7 +329,6 @@ class ResultWriter:
     out: Path
     predictor: Predictor
     overlays: bool
-    dicom: bool
 
     def write(self, file: InputFile, predictions: list[Prediction] | str) -> list[Row]:
         """Write the pictures of a file, and return its rows; of a text, which is an error, one."""
@@ -269,8 +339,6 @@ class ResultWriter:
             # No other image has this stem: no folder has the name of a file.
             stem = file.stem if len(predictions) == 1 else f"{file.name}/{number:04}"
             rows.append({"file": file.name, "frame": number} | self._row(prediction, stem, volume))
-        if self.dicom:
-            rows[0] |= self._dicom(file, predictions)
         return rows
 
     def _volume(self, file: InputFile, predictions: list[Prediction]) -> str | None:
@@ -310,17 +378,3 @@ class ResultWriter:
         with atomic_path(self.out / name) as temporary:
             temporary.write_bytes(content)
         return name
-
-    def _dicom(self, file: InputFile, predictions: list[Prediction]) -> Row:
-        from medduet.inference.dicom import write_dicom
-
-        with file.path.open("rb") as content:
-            if kind_of(content.read(HEAD)) != "DICOM":
-                return {}
-        network, names = self.predictor.config.network.name, self.predictor.mask_names
-        stem = self.out / "dicom" / file.stem
-        try:
-            written = write_dicom(file.path, predictions, stem, network=network, mask_names=names)
-        except DataError as error:
-            return {"error": str(error).removeprefix(f"{file.path}: ")}
-        return {"dicom": ";".join(path.relative_to(self.out).as_posix() for path in written)}

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import fcntl
 import glob
+import gzip
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from medduet.errors import MedDuetError, StorageError
 
@@ -133,6 +134,14 @@ def _is_near(name: str | bytes | Path, path: Path) -> bool:
     """Return whether a file is beside `path` or above it, and no source that was read."""
     there, folder = Path(os.fsdecode(name)).absolute(), path.absolute().parent
     return there.is_relative_to(folder) or folder.is_relative_to(there)
+
+
+def unpacked(file: BinaryIO) -> BinaryIO:
+    """Return an open file from its start; of gzip, one that is unpacked as it is read."""
+    file.seek(0)
+    is_packed = file.read(2) == b"\x1f\x8b"
+    file.seek(0)
+    return cast("BinaryIO", gzip.GzipFile(fileobj=file)) if is_packed else file
 
 
 def sync(path: Path) -> None:

@@ -170,6 +170,7 @@ def _predictions(record: PredictRecord, arguments: Arguments) -> int:
 
     skipped = f", {record.skipped} files done before" if record.skipped else ""
     write(f"{record.images} images{skipped}: {record.path / TABLE}")
+    write(*record.notes)
     if record.ood:
         write(f"out of distribution: {record.ood}, see the column warning")
     for name, reason in islice(record.broken.items(), _MOST_FAILED):

@@ -8,6 +8,7 @@ Padding is no part of the range of a file, and black, as PixelMed shows it.
 Source: DICOM PS3.3, C.7.5.1.1.2 (padding), C.7.6.3 (pixels), C.11.1 and 2 (modality, interest).
 """
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from medduet.data.reading.core import PICTURE, Facts, Frame, Source, checked, needed, refusal
 
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it tells what it mends itself
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 
@@ -24,13 +26,13 @@ _GREYS = ("MONOCHROME1", "MONOCHROME2")
 def open_dicom(path: Path, file: BinaryIO) -> Source:
     """Return an open DICOM file, with a preamble or without."""
     pixels = needed("pydicom.pixels", path)
-    header = _read(path, file, stop_before_pixels=True)
+    header = read_dataset(path, file, stop_before_pixels=True)
     facts = _facts(path, header)
     by_palette = header.PhotometricInterpretation == "PALETTE COLOR"
     shape = (facts.height, facts.width, *(3,) * (facts.channels == 3 and not by_palette))
 
     def frames(window: tuple[float, float] | None) -> Iterator[Frame]:
-        for number, values in enumerate(pixels.iter_pixels(_read(path, file))):
+        for number, values in enumerate(pixels.iter_pixels(read_dataset(path, file))):
             if values.shape != shape:
                 raise refusal(path, f"frames of {shape}", str(values.shape))
             if facts.channels == 1:
@@ -49,8 +51,8 @@ def open_dicom(path: Path, file: BinaryIO) -> Source:
     return Source(facts, frames, affine=_affine(header, facts.frames))
 
 
-def _read(path: Path, file: BinaryIO, **options: bool) -> Any:
-    """Return the data set of a file."""
+def read_dataset(path: Path, file: BinaryIO, **options: Any) -> Any:
+    """Return the data set of an open file; `options` are those of `pydicom.dcmread`."""
     pydicom = needed("pydicom", path)
     file.seek(0)
     data = pydicom.dcmread(file, force=True, **options)
@@ -76,10 +78,10 @@ def _facts(path: Path, header: Any) -> Facts:
 def _affine(header: Any, frames: int) -> NDArray[np.float64]:
     """Return where pixels are, if that is told and frames lie at equal distances."""
     try:
-        planes = [_of_frame(header, n, "PlanePositionSequence") for n in range(frames)]
+        planes = [of_frame(header, n, "PlanePositionSequence") for n in range(frames)]
         place = np.array([plane.ImagePositionPatient for plane in planes], float)
-        axes = _of_frame(header, 0, "PlaneOrientationSequence").ImageOrientationPatient
-        height, width = _of_frame(header, 0, "PixelMeasuresSequence").PixelSpacing
+        axes = of_frame(header, 0, "PlaneOrientationSequence").ImageOrientationPatient
+        height, width = of_frame(header, 0, "PixelMeasuresSequence").PixelSpacing
         right, down = np.array(axes, float).reshape(2, 3)
         step = (place[-1] - place[0]) / (frames - 1) if frames > 1 else np.cross(right, down)
         affine = np.eye(4)
@@ -99,7 +101,7 @@ def _grey(
     unchanged = values.dtype.kind == "u" and bits <= 8
     if unchanged:
         values = (values & ((1 << bits) - 1)).astype(np.uint8)
-    rescale = _of_frame(header, number, "PixelValueTransformationSequence")
+    rescale = of_frame(header, number, "PixelValueTransformationSequence")
     slope = float(rescale.get("RescaleSlope") or 1)
     intercept = float(rescale.get("RescaleIntercept") or 0)
     if "ModalityLUTSequence" in header:
@@ -137,7 +139,7 @@ def _of_interest(pixels: Any, header: Any, number: int, values: NDArray[Any]) ->
         whole = np.rint(values).astype(np.int32)
         highest = (1 << int(header.VOILUTSequence[0].LUTDescriptor[2])) - 1
         return Frame(pixels.apply_voi(whole, header, index=0), (highest / 2, highest))
-    voi = _of_frame(header, number, "FrameVOILUTSequence")
+    voi = of_frame(header, number, "FrameVOILUTSequence")
     if voi.get("WindowCenter") is None or not voi.get("WindowWidth"):
         return None
     # Not by pydicom's apply_windowing, which gives the same and takes as long as all else together.
@@ -153,7 +155,7 @@ def _of_interest(pixels: Any, header: Any, number: int, values: NDArray[Any]) ->
     return Frame(values, (centre, width))
 
 
-def _of_frame(header: Any, number: int, name: str) -> Any:
+def of_frame(header: Any, number: int, name: str) -> Any:
     """Return the item that holds what belongs to a frame: its own, the shared one or the file."""
     frames = header.get("PerFrameFunctionalGroupsSequence") or []
     shared = header.get("SharedFunctionalGroupsSequence") or []

@@ -1,11 +1,10 @@
 """Reads images: a file is opened by what is in it; its ending may say something else."""
 
-import gzip
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from medduet.data.reading.nifti import open_nifti
 from medduet.data.reading.raster import open_raster, values_of
 from medduet.data.reading.shape import fitted, levels
 from medduet.errors import MissingFileError
+from medduet.utils.files import unpacked
 
 HEAD = 540
 """Bytes by which the kind of a file is told: the header of NIfTI-2."""
@@ -29,7 +29,7 @@ _SIGNATURES = (
     (rb"II[*+]\0|MM\0[*+]", "TIFF"),
     (rb".{8}WEBP", "WEBP"),
     (rb".{344}n\+1\0|.{4}n\+2\0", "NIfTI"),
-    (rb"\x08\x00|\x00\x08", "DICOM"),  # without preamble: group 0008, with which a data set starts
+    (rb"[\x02\x08]\x00|\x00\x08", "DICOM"),  # without preamble: group 0002 or 0008, the first
 )
 _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 """Pixels of each side, and a difference of red, green and blue, that tell colour from grey."""
@@ -49,14 +49,12 @@ def opened(
             if path.exists():
                 raise refusal(path, "an image file", "a folder or a device")
             raise MissingFileError(f"{path}: expected an image file, but there is none")
-        with path.open("rb") if file is None else nullcontext(file) as content:
-            content.seek(0)
+        with path.open("rb") if file is None else nullcontext(file) as stored:
+            content = unpacked(stored)
             head = content.read(HEAD)
             kind = kind_of(head)
-            if head.startswith(b"\x1f\x8b"):
-                content.seek(0)
-                content = cast("BinaryIO", gzip.GzipFile(fileobj=content))  # unpacked as it is read
-                kind = "NIfTI" if kind_of(content.read(HEAD)) == "NIfTI" else None
+            if content is not stored and kind not in ("DICOM", "NIfTI"):
+                kind = None
             content.seek(0)
             match kind:
                 case "DICOM":
