@@ -124,9 +124,7 @@ def _check_grid(path: Path, source: Source, image: Affine) -> None:
     mask, (frames, _, height, width) = source.affine, source.facts
     if mask is PICTURE or (image is PICTURE and source.kind != "NIfTI"):
         return
-    hint = (
-        "if only its affine was lost, save nibabel.Nifti1Image(mask.dataobj, image.affine), else "
-    )
+    hint = "if its affine was lost, save nibabel.Nifti1Image(mask.dataobj, image.affine), else "
     hint += "nibabel.processing.resample_from_to(mask, image, order=0)"
     spacing = np.linalg.norm(mask[:3, :3], axis=0)
     if image is PICTURE:
