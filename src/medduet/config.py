@@ -91,7 +91,7 @@ class DataConfig(Frozen):
     """Folder of the masks, for a folder of images; None: beside the images, or called masks."""
     mask_values: str | None = None
     """What values of masks mean: 0:background,128:benign,255:malignant,254:ignore. A colour is
-    #ff0000:NAME, all other values are ``*:NAME``. None: decided from all masks, and told."""
+    #ff0000:NAME, all other values are `*:NAME`. None: decided from all masks, and told."""
     fit: Fit = "pad"
     """Image files become square by black borders, by stretching, or by their centre (MedMNIST)."""
     window: tuple[float, float] | None = None
