@@ -135,7 +135,7 @@ def bare_loops(predictor: Predictor, images: list[bytes], seconds: float) -> dic
     def rate(together: int) -> float:
         done, start, ring = 0, time.perf_counter(), itertools.cycle(images)
         while time.perf_counter() - start < seconds:
-            some = [next(predictor.read(io.BytesIO(next(ring)))) for _ in range(together)]
+            some = [predictor.read(io.BytesIO(next(ring)))[0] for _ in range(together)]
             predictor.predict_pictures(some)
             done += together
         return done / (time.perf_counter() - start)

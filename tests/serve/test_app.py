@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import os
 import queue
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -144,6 +146,115 @@ def test_each_refusal_has_its_status_and_reason(
         assert client.get(path).status_code == 404
     response = client.get("/predict")
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("kind", ["png", "gif", "webp", "tiff"])
+def test_pictures_that_are_several_are_refused(
+    client: TestClient, picture: Pixels, encoded: Encode, kind: str
+) -> None:
+    others = [Image.fromarray(picture(2)), Image.fromarray(picture(3))]
+    for more, status in (([], 200), (others, 422)):
+        content = encoded(picture(1), kind, save_all=True, append_images=more)
+        response = client.post("/predict", content=content)
+        assert response.status_code == status
+    assert "expected one image, given a" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("kind", ["dcm", "nii", "nii.gz"])
+def test_frames_have_an_answer_each(
+    client: TestClient, plain: Predictor, picture: Pixels, kind: str
+) -> None:
+    volume = np.stack([picture(number) for number in range(3)])
+    if kind == "dcm":
+        content = dicom_of(volume)
+    else:
+        nibabel = pytest.importorskip("nibabel")
+        content = nibabel.Nifti1Image(volume[:, ::-1, ::-1].T, np.eye(4)).to_bytes()
+        content = gzip.compress(content) if kind == "nii.gz" else content
+    answer = client.post("/predict?image=true", content=content).json()
+    for image, frame in zip(volume, answer["frames"], strict=True):
+        np.testing.assert_array_equal(values_of(frame["image"]), image)
+        assert frame["probabilities"] == pytest.approx(plain(image).probabilities, abs=1e-4)
+    with limited(plain, max_pixels=volume.size - 1) as small:
+        response = small.post("/predict", content=content)
+        assert response.status_code == 413
+        assert "given 3 frames of 50 x 75 pixels" in response.json()["detail"]
+
+
+def dicom_of(frames: np.ndarray) -> bytes:
+    """An ultrasound film as pydicom writes it."""
+    pydicom = pytest.importorskip("pydicom")
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.SOPClassUID, data.Modality = "1.2.840.10008.5.1.4.1.1.3.1", "US"
+    data.PatientID = data.StudyID = "1"
+    for name in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"):
+        setattr(data, name, pydicom.uid.generate_uid())
+    data.NumberOfFrames = len(frames)
+    syntax = pydicom.uid.ExplicitVRLittleEndian
+    data.set_pixel_data(frames, "MONOCHROME2", 8, generate_instance_uid=False)
+    data.file_meta.TransferSyntaxUID = syntax
+    data.save_as(file := io.BytesIO(), enforce_file_format=True)
+    return file.getvalue()
+
+
+def test_a_part_of_a_form_needs_no_file_name(
+    client: TestClient, picture: Pixels, encoded: Encode
+) -> None:
+    content = encoded(picture(1), "bmp")  # has every kind of byte
+    files = {"file": (None, content)}
+    answer = client.post("/predict", files=files).json()
+    assert answer == client.post("/predict", content=content).json()
+
+
+def test_every_address_answers_head_and_options(client: TestClient) -> None:
+    for path in ("/", "/page.js", "/models", "/healthz", "/metrics", "/docs", "/openapi.json"):
+        answer, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"] == answer.headers["content-type"]
+        options = client.options(path)
+        assert (options.status_code, options.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+    assert client.options("/predict").headers["allow"] == "POST, OPTIONS"
+    assert client.options("/nothing").status_code == 404
+
+
+@pytest.mark.parametrize("header", [{}, {"X-Forwarded-Prefix": "/p"}])
+def test_behind_a_proxy_links_stay_below_its_prefix(
+    client: TestClient, header: dict[str, str]
+) -> None:
+    for path, target in {"/docs/": "/docs", "/predict/?a=b": "/predict?a=b"}.items():
+        answer = client.get(path, headers=header, follow_redirects=False)
+        assert answer.status_code == 307
+        assert urljoin(f"https://a.org/p{path}", answer.headers["location"]) == (
+            f"https://a.org/p{target}"
+        )
+    if header:
+        assert client.get("/openapi.json", headers=header).json()["servers"] == [{"url": "/p"}]
+        assert "'/p/openapi.json'" in client.get("/docs", headers=header).text
+    evil = {"X-Forwarded-Prefix": "//evil.org"}
+    assert "evil" not in client.get("/docs", headers=evil).text
+
+
+def test_only_known_hosts_and_origins_are_served(plain: Predictor) -> None:
+    app = create_app({"busi": Served(plain)}, None, ["Imaging.org"], ["https://a.org"])
+    names = {"imaging.org:8000": 200, "LOCALHOST": 200, "[::1]:80": 200, "10.0.0.7:80": 200}
+    names |= {"evil.org": 400, "localhost.evil.org": 400, "10.0.0.7.evil.org": 400, "a_b": 400}
+    with TestClient(app) as client:
+        for name, status in names.items():
+            answer = client.get("/models", headers={"Host": name, "Origin": "https://a.org"})
+            assert answer.status_code == status, name
+            assert answer.headers["access-control-allow-origin"] == "https://a.org"
+        headers = {"Host": "localhost", "Origin": "https://evil.org"}
+        assert "access-control-allow-origin" not in client.get("/models", headers=headers).headers
+
+
+def test_the_schema_says_what_is_sent(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    (kind,) = paths["/metrics"]["get"]["responses"]["200"]["content"]
+    assert client.get("/metrics").headers["content-type"].startswith(kind)
+    responses = paths["/predict"]["post"]["responses"]
+    assert {*["400", "404", "408", "413", "415", "422", "429", "500", "504"]} <= {*responses}
+    assert responses["422"]["content"] == responses["404"]["content"]
 
 
 def test_a_file_has_at_most_so_many_bytes(
@@ -342,15 +453,27 @@ def test_no_file_is_written_and_nobody_is_asked(
 def test_a_network_that_fails_says_so(
     plain: Predictor, picture: Pixels, encoded: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("secret")
+    broken, predict = threading.Event(), plain.predict_pictures
+
+    def fail(*pictures: Any, **options: Any) -> Any:
+        if broken.is_set():
+            raise RuntimeError("secret")
+        return predict(*pictures, **options)
 
     monkeypatch.setattr(plain, "predict_pictures", fail)
     app = create_app({"busi": Served(plain)})
     with TestClient(app, raise_server_exceptions=False) as client:
+        assert client.get("/healthz").json() == {"status": "ok", "models": ["busi"], "failed": []}
+        broken.set()
         response = client.post("/predict", content=encoded(picture(1)))
         assert response.status_code == 500
         assert response.json() == {"detail": "the service failed; see its log"}
+        assert client.get("/healthz").json() == {
+            "status": "failed",
+            "models": ["busi"],
+            "failed": ["busi"],
+        }
+        broken.clear()
         assert client.get("/healthz").status_code == 200
         assert client.portal is not None
         client.portal.call(app.state.service.batchers["busi"].close)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -120,9 +121,16 @@ def test_a_dropped_image_shows_its_classes_and_the_mask(
     page.click("summary")
     assert EVIL in page.inner_text("#card")
     assert page.locator("[src=x]").count() == 0
+    volume = np.stack([picture(number).T for number in range(3)], axis=-1)
+    visited.drop("a.nii", nibabel.Nifti1Image(volume, np.diag([-1, -1, 1, 1])).to_bytes())
+    page.wait_for_selector("#frame-choice:visible")
+    for number in (2, 3):
+        assert page.inner_text("#frame-number") == f"{number} of 3"
+        page.locator("#frame").press("ArrowRight")
     noise = np.random.default_rng(0).integers(0, 255, (50, 75), np.uint8)
     visited.drop("noise.png", encoded(noise))
     page.wait_for_selector("#ood:visible")
+    assert page.locator("#frame-choice").is_hidden()
 
 
 def test_each_wrong_file_has_a_message_and_the_api_a_page(
@@ -132,7 +140,7 @@ def test_each_wrong_file_has_a_message_and_the_api_a_page(
     page = visited.page
     files = {
         "notes.txt": (b"some words", "not an image that can be read"),
-        "scan.png": (b"%PDF-1.7 and so on", "PNG, JPEG, TIFF, BMP, GIF, WebP or DICOM"),
+        "scan.png": (b"%PDF-1.7 and so on", "PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM or NIfTI"),
         "huge.png": (bytes(600_000), "expected at most 0.5 MB, given 0.572 MB"),
         "dot.png": (encoded(np.zeros((1, 1), np.uint8)), "at least 8 x 8 pixels, given 1 x 1"),
         "half.png": (encoded(picture(1))[:300], "can't be used"),

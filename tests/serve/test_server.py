@@ -16,7 +16,7 @@ import pytest
 from medduet import ConfigError, create_model
 from medduet.cli import main
 from medduet.runs.bundle import save_bundle
-from medduet.serve.schemas import Options, encode_prediction
+from medduet.serve.schemas import Options, encode_predictions
 from medduet.serve.server import check_packages, network_paths, open_network
 
 
@@ -43,7 +43,7 @@ def test_what_can_t_be_explained_is_served_without(own: Path, tmp_path: Path) ->
     assert not served.explains
     assert "# vovunet\\_var" in served.card
     answer = served.predictor(np.zeros((20, 30), np.uint8))
-    said = json.loads(encode_prediction("run", served.predictor, Options(), answer))
+    said = json.loads(encode_predictions("run", served.predictor, Options(), [answer]))
     assert (said["label"], said["probabilities"], said["heat"]) == (None, {}, None)
     assert said["mask"]["png"]
     assert [open_network(own, explain).explains for explain in (True, False)] == [True, False]
@@ -84,7 +84,9 @@ def test_what_was_asked_before_the_end_is_answered(
         port = re.findall(r"serving busi at http://0.0.0.0:(\d+)", service.stdout.readline())[0]
         assert "anyone who can reach 0.0.0.0" in service.stdout.readline()
         content = encoded(picture(1))
-        head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+        head = (
+            f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
         with socket.create_connection(("127.0.0.1", int(port)), timeout=60) as client:
             # Half of a request has come when the service is told to end.
             client.sendall(head.encode() + content[:100])

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medduet.errors import ConfigError
+from medduet.errors import ConfigError, ModelError
 from medduet.inference.exported import BatchPrediction
 from medduet.models.inference import predict_batch, prepare_network
 from medduet.runs.bundle import load_bundle
@@ -24,7 +24,7 @@ class NetworkGraph(nn.Module):
         self, path: str | Path, *, classify_only: bool = False, device: str | None = None
     ) -> None:
         super().__init__()
-        bundle = load_bundle(path)
+        self.path, bundle = path, load_bundle(path)
         self.network, self.config = bundle.network.requires_grad_(False), bundle.config
         layout, self.preprocessing = bundle.config.usable(path)
         self.layout, self.classify_only = bundle.layout, classify_only
@@ -51,6 +51,9 @@ class NetworkGraph(nn.Module):
             precision=self.config.precision,
             classify_only=self.classify_only,
         )
+        exporting, dense = torch.compiler.is_compiling(), predicted.dense
+        if not exporting and dense is not None and not dense.isfinite().all():  # else, empty masks
+            raise ModelError(f"{self.path}: masks are not finite: damaged weights")
         mask = None if predicted.mask is None else predicted.mask.to(torch.uint8)
         heads = (predicted.probability, mask, predicted.reconstruction)
         return [head for head in heads if head is not None]

@@ -1,15 +1,18 @@
 """The routes of the service."""
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
@@ -17,7 +20,13 @@ from starlette.middleware.base import RequestResponseEndpoint
 
 from medduet._version import __version__
 from medduet.errors import closest
-from medduet.serve.schemas import Options, PredictionResponse, encode_prediction
+from medduet.serve.schemas import (
+    FramesResponse,
+    Options,
+    PredictionResponse,
+    Refusal,
+    encode_predictions,
+)
 from medduet.serve.service import Counters, Served, Service
 from medduet.serve.uploads import LEAST_SIDE, Limits
 from medduet.utils.palette import mask_colors
@@ -38,18 +47,31 @@ _INLINE = "; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'
 _FILE = {"type": "string", "format": "binary"}
 _FORM = {"type": "object", "required": ["file"], "properties": {"file": _FILE}}
 _BODY = {
-    "description": "PNG, JPEG, TIFF, BMP, GIF, WebP or DICOM: the file itself, or a form with it.",
+    "description": "PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM or NIfTI: the file, or a form with it.",
     "required": True,
     "content": {
         "multipart/form-data": {"schema": _FORM},
         "application/octet-stream": {"schema": _FILE},
     },
 }
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refusal} for status in (404, 408, 413, 415, 422, 429, 500, 504)
+}
+_PREFIX = re.compile(r"(/[\w.~-]+)+")  # of a proxy
+_ADDRESS = re.compile(r"[\d.]+|\[[\da-f:.]+\]")
 _PAGE = {"/": "index.html", "/page.js": "page.js", "/page.css": "page.css"}
 
 
-def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> FastAPI:
-    """Return the service of networks by name as an ASGI application; the first is the default."""
+def create_app(
+    served: Mapping[str, Served],
+    limits: Limits | None = None,
+    hosts: Collection[str] = ("*",),
+    origins: Collection[str] = (),
+) -> FastAPI:
+    """Return the service of networks by name as an ASGI application; the first is the default.
+
+    It may be called by the names in `hosts`, "*" for any, and by pages of `origins`.
+    """
     service = Service(served, limits or Limits())
     app = FastAPIOffline(  # Swagger UI comes from this process, not from a CDN
         redoc_url=None,
@@ -57,15 +79,28 @@ def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> Fa
         version=__version__,
         description="Classes and masks of medical images. For research: not a medical device.",
         lifespan=service.lifespan,
+        responses={400: {"model": Refusal, "description": "The Host header has another name"}},
     )
     app.state.service = service
-    app.middleware("http")(partial(_finish, service.counters))
+    app.middleware("http")(partial(_finish, service.counters, {name.lower() for name in hosts}))
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
     app.add_exception_handler(RequestValidationError, _invalid_option)
     app.add_exception_handler(Exception, _internal_error)
     for address, file in _PAGE.items():
         app.add_route(address, partial(_page, file))
 
-    @app.post("/predict", response_model=PredictionResponse, openapi_extra={"requestBody": _BODY})
+    @app.post(
+        "/predict",
+        response_model=PredictionResponse | FramesResponse,
+        openapi_extra={"requestBody": _BODY},
+        responses=_REFUSALS,
+    )
     async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
         """Predict the classes and the mask of an image."""
         name = next(iter(served)) if options.model is None else options.model
@@ -73,7 +108,7 @@ def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> Fa
             raise HTTPException(404, f"unknown model '{name}': {closest(name, served)}")
         if options.explain and not served[name].explains:
             raise HTTPException(422, f"{name} has no heat maps: omit explain")
-        encode = partial(encode_prediction, name, served[name].predictor, options)
+        encode = partial(encode_predictions, name, served[name].predictor, options)
         return await service.answer(request, name, options.explain, encode)
 
     @app.get("/models")
@@ -82,14 +117,15 @@ def create_app(served: Mapping[str, Served], limits: Limits | None = None) -> Fa
         described = [_describe(name, network) for name, network in served.items()]
         return {"models": described, "least_side": LEAST_SIDE, **asdict(service.limits)}
 
-    @app.get("/healthz")
-    def healthz() -> JSONResponse:
-        """Check that all networks answer; 503 if one no longer does."""
-        dead = [name for name, batcher in service.batchers.items() if not batcher.alive]
-        health = {"status": "failed" if dead else "ok", "models": list(served)}
-        return JSONResponse(health, 503 if dead else 200)
+    @app.get("/healthz", responses={503: {"description": "A network doesn't"}})
+    async def healthz() -> JSONResponse:
+        """Check that all networks predict."""
+        failed = await service.failed()
+        status = "failed" if failed else "ok"
+        health = {"status": status, "models": list(served), "failed": failed}
+        return JSONResponse(health, 503 if failed else 200)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> Response:
         """Return counts in the text format of Prometheus."""
         content = generate_latest(service.counters.registry)
@@ -125,21 +161,51 @@ async def _invalid_option(request: Request, error: Exception) -> Response:
 
 
 async def _finish(
-    counters: Counters, request: Request, call_next: RequestResponseEndpoint
+    counters: Counters,
+    hosts: Collection[str],
+    request: Request,
+    call_next: RequestResponseEndpoint,
 ) -> Response:
-    """Add headers to every answer, and count those of predictions."""
-    start, status = time.perf_counter(), 500
+    """Heed proxies, answer HEAD and OPTIONS, add headers to every answer, count predictions."""
+    start, status, method, scope = time.perf_counter(), 500, request.method, request.scope
+    path, prefix = scope["path"], request.headers.get("x-forwarded-prefix", "").rstrip("/")
+    if _PREFIX.fullmatch(prefix):  # which the proxy may have left in the path
+        inside = f"{path}/".startswith(f"{prefix}/")
+        scope.update(root_path=prefix, path=path if inside else prefix + path)
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    scope["method"] = "GET" if method == "HEAD" else method
     try:
-        response = await call_next(request)
+        response = _refuse_host(request.headers.get("host", ""), hosts) or await call_next(request)
         status = response.status_code
     finally:
-        if request.url.path == "/predict":
+        scope["method"] = method  # of a HEAD, the server drops the body
+        if path == "/predict":
             counters.requests.labels(str(status)).inc()
             counters.seconds.observe(time.perf_counter() - start)
+    if status == 405:
+        allowed = "POST" if path == "/predict" else "GET, HEAD"
+        if method == "OPTIONS":
+            allowed, response = f"{allowed}, OPTIONS", Response(status_code=204)
+        response.headers["Allow"] = allowed
+    if location := response.headers.get("location"):  # with a slash more or less
+        url, up = urlsplit(location), len(path) - len(path.rstrip("/"))
+        target = path.strip("/").rpartition("/")[2]
+        # Relative, if the prefix of a proxy isn't known.
+        target = url.path if scope.get("root_path") else "../" * up + target + "/" * (not up)
+        response.headers["Location"] = url._replace(scheme="", netloc="", path=target).geturl()
     response.headers.update(_HEADERS)
-    if request.url.path == "/docs":
+    if path == "/docs":
         response.headers["Content-Security-Policy"] = _POLICY + _INLINE
     return response
+
+
+def _refuse_host(host: str, hosts: Collection[str]) -> Response | None:
+    """Refuse names that an attacker may have given this address (DNS rebinding)."""
+    name = re.sub(r":\d*$", "", host.lower())
+    if {"*", name} & {"", "localhost", *hosts} or _ADDRESS.fullmatch(name):
+        return None
+    expected = f"expected a name of this service, given '{name}'"
+    return JSONResponse({"detail": f"{expected}: medduet serve --host-name {name}"}, 400)
 
 
 async def _internal_error(request: Request, error: Exception) -> Response:

@@ -73,10 +73,30 @@ class PredictionResponse(BaseModel):
     image: str | None = Field(None, description="PNG of the image as it was read")
 
 
-def encode_prediction(
-    name: str, predictor: Predictor, options: Options, prediction: Prediction
+class FramesResponse(BaseModel):
+    """The predictions for the frames of a DICOM or NIfTI file, in order."""
+
+    frames: list[PredictionResponse]
+
+
+class Refusal(BaseModel):
+    """Why there is no answer, in one sentence."""
+
+    detail: str
+
+
+def encode_predictions(
+    name: str, predictor: Predictor, options: Options, predictions: Sequence[Prediction]
 ) -> str:
-    """Return the JSON of a prediction, see `PredictionResponse`."""
+    """Return the JSON of the predictions for a file, see `PredictionResponse`."""
+    frames = [_response(name, predictor, options, prediction) for prediction in predictions]
+    answer = frames[0] if len(frames) == 1 else FramesResponse(frames=frames)
+    return answer.model_dump_json()
+
+
+def _response(
+    name: str, predictor: Predictor, options: Options, prediction: Prediction
+) -> PredictionResponse:
     height, width = prediction.image.shape[:2]
     scale = min(1.0, options.side / max(height, width)) if options.side else 1.0
     size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -94,7 +114,7 @@ def encode_prediction(
         response.heat = _heat(prediction.heatmap, size)
     if options.image:
         response.image = _base64(Image.fromarray(resize_image(prediction.image, *size)))
-    return response.model_dump_json()
+    return response
 
 
 def _mask(values: NDArray[np.uint8], names: Sequence[str], size: tuple[int, int]) -> Mask:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
+from tyro.conf import UseAppendAction
 
 from medduet.config import Device
 from medduet.errors import ConfigError, ModelError
@@ -23,6 +24,8 @@ _NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometh
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 _GRACE_S = 5  # after the time of a request is over, to send its answer
 Positive = Annotated[float, Field(gt=0)]
+HostName = Annotated[str, Field(pattern=r"^(\*|[\w.-]+)$")]
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 
 
 def serve(
@@ -34,6 +37,8 @@ def serve(
     max_megapixels: Positive = 40,
     queue: Annotated[int, Field(ge=1)] = 64,
     timeout_s: Positive = 30,
+    host_name: Annotated[Sequence[HostName], UseAppendAction] = (),
+    cors: Annotated[Sequence[Origin], UseAppendAction] = (),
     explain: bool = True,
     coverage: float | None = None,
     min_confidence: float | None = None,
@@ -51,6 +56,8 @@ def serve(
         max_megapixels: Largest image in millions of pixels, each of which takes 32 bytes.
         queue: Requests that may wait at the same time.
         timeout_s: Seconds until a request is given up.
+        host_name: Name by which others call the service, such as a proxy's; * for any.
+        cors: Origin, as https://pacs.example.org, whose pages may use the service; * for any.
         explain: Offer heat maps (Grad-CAM), where the network can.
         coverage: Share of images whose true class is to be in the prediction set; default: 0.9,
             if the network is calibrated.
@@ -61,6 +68,7 @@ def serve(
     import uvicorn
 
     from medduet.serve.app import create_app
+    from medduet.serve.connections import ACCEPT_AT_ONCE, Connection, Server
     from medduet.serve.uploads import Limits
 
     options = {"coverage": coverage, "min_confidence": min_confidence, "device": device}
@@ -69,7 +77,10 @@ def serve(
     with _listen(host, port) as listening:
         served = {name: open_network(path, explain, **options) for name, path in paths.items()}
         config = uvicorn.Config(
-            create_app(served, limits),
+            create_app(served, limits, {host, socket.gethostname(), *host_name}, cors),
+            http=Connection,
+            ws="none",
+            backlog=ACCEPT_AT_ONCE,
             log_level="warning",
             access_log=False,  # it would name files of patients, where clients put them into URLs
             server_header=False,
@@ -82,7 +93,7 @@ def serve(
             sys.stdout.write(f"warning: anyone who can reach {host} can use it\n")
         sys.stdout.flush()
         with suppress(KeyboardInterrupt):  # raised by uvicorn again once all requests are answered
-            uvicorn.Server(config).run([listening])
+            Server(config).run([listening])
 
 
 def check_packages() -> None:

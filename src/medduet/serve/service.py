@@ -5,7 +5,9 @@ Requests that come at the same time are computed together.
 
 import asyncio
 import logging
+import math
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,17 +15,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from medduet.data.reading.images import Picture, kind_of
+from medduet.data.reading.images import Picture, kind_of, picture_of
 from medduet.data.workers import WorkerPool
 from medduet.inference.predictor import Prediction, Predictor
 from medduet.serve.uploads import Limits, Room, decode, read_upload
 
 _LINGER_S = 0.002  # so long a first picture waits for others
+_RECENT_S = 10  # so long a prediction shows that a network works
 _log = logging.getLogger(__name__)
 
 
@@ -45,6 +49,7 @@ class Batcher:
         self._predict, self._batch_size, self._watch = predict, batch_size, watch
         self.jobs: asyncio.Queue[_Job] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "medduet-batcher")
+        self._succeeded = -math.inf
         self._task = asyncio.create_task(self._work())
 
     @property
@@ -57,6 +62,15 @@ class Batcher:
         future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
         self.jobs.put_nowait(_Job(picture, explain, future))
         return await future
+
+    async def check(self, picture: Picture) -> None:
+        """Predict `picture` for a try, if the last prediction failed or is not recent."""
+        if not self.alive:
+            raise RuntimeError("no pictures are being predicted")
+        if time.monotonic() - self._succeeded > _RECENT_S:
+            compute = partial(self._predict, [picture], explain=False)
+            await asyncio.wrap_future(self._thread.submit(compute))
+            self._succeeded = time.monotonic()
 
     def close(self) -> None:
         """Take no more pictures, and end the thread."""
@@ -81,6 +95,7 @@ class Batcher:
         try:
             predictions = await asyncio.wrap_future(self._thread.submit(compute))
         except Exception as error:
+            self._succeeded = -math.inf
             if len(jobs) > 1:
                 _log.warning("a batch of %d failed and is computed one by one", len(jobs))
                 for job in jobs:
@@ -88,6 +103,7 @@ class Batcher:
             elif not jobs[0].future.done():
                 jobs[0].future.set_exception(error)
             return
+        self._succeeded = time.monotonic()
         self._watch(len(jobs))
         for job, prediction in zip(jobs, predictions, strict=True):
             if not job.future.done():
@@ -134,6 +150,10 @@ class Service:
         self.counters.in_progress.set_function(lambda: len(self.room.seats))
         self.batchers: dict[str, Batcher] = {}
         self._readers: WorkerPool
+        self._probes = {
+            name: picture_of(np.zeros((64, 64), np.uint8), network.predictor.options)
+            for name, network in served.items()
+        }
 
     @asynccontextmanager
     async def lifespan(self, app: FastAPI) -> AsyncIterator[None]:
@@ -148,20 +168,33 @@ class Service:
                 batcher = Batcher(predictor.predict_pictures, predictor.batch_size, watch)
                 self.batchers[name] = batcher
                 self.counters.queue.labels(name).set_function(batcher.jobs.qsize)
+            await self.failed()  # which logs them
             yield
             for batcher in self.batchers.values():
                 batcher.close()
 
+    async def failed(self) -> list[str]:
+        """Return the names of the networks that don't predict."""
+        failed = []
+        for name, batcher in self.batchers.items():
+            try:
+                async with asyncio.timeout(self.limits.timeout_s):
+                    await batcher.check(self._probes[name])
+            except Exception as error:  # whatever a network raises
+                _log.error("%s doesn't predict: %r", name, error)
+                failed.append(name)
+        return failed
+
     async def answer(
-        self, request: Request, name: str, explain: bool, encode: Callable[[Prediction], str]
+        self, request: Request, name: str, explain: bool, encode: Callable[[list[Prediction]], str]
     ) -> Response:
         """Read an upload and answer it by the network called `name`; `encode` makes the JSON."""
 
         async def work(content: bytes) -> str:
-            options = self.served[name].predictor.options
-            picture = await decode(content, options, seat, self._readers)
-            prediction = await self.batchers[name].predict(picture, explain)
-            return await asyncio.to_thread(encode, prediction)
+            options, predict = self.served[name].predictor.options, self.batchers[name].predict
+            pictures = await decode(content, options, seat, self._readers)
+            predictions = await asyncio.gather(*(predict(each, explain) for each in pictures))
+            return await asyncio.to_thread(encode, predictions)
 
         seconds, arrived = self.limits.timeout_s, False
         try:

@@ -5,28 +5,33 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import zlib
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from PIL import Image
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from medduet.data.reading.core import ReadOptions
-from medduet.data.reading.images import HEAD, Picture, kind_of, probe, read_pictures
+from medduet.data.reading.core import Facts, ReadOptions, refusal
+from medduet.data.reading.images import HEAD, Picture, kind_of, opened, read_pictures
 from medduet.data.workers import WorkerPool
 
 LEAST_SIDE = 8  # of an image, in pixels
 LARGEST = 8  # so many of the largest files and images all requests may hold together
-_KINDS = "a PNG, JPEG, TIFF, BMP, GIF, WebP or DICOM file"
+_KINDS = "a PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM or NIfTI file"
 _RAW = (
     "",
     "application/octet-stream",
     "application/dicom",
+    "application/gzip",
+    "application/x-gzip",
     "application/x-www-form-urlencoded",  # curl --data-binary without a header
 )
 _ENVELOPE = 1 << 16  # bytes of a form around its file
@@ -86,6 +91,14 @@ def _busy(reason: str) -> HTTPException:
 class _InMemory(MultiPartParser):
     spool_max_size = 0  # without a bound, so that no file is written; `_body` has one
 
+    def on_headers_finished(self) -> None:
+        """Take the field ``file`` as a file, if it has no file name, too."""
+        part = self._current_part
+        _, options = parse_options_header(part.content_disposition)
+        if options.get(b"name") == b"file" and b"filename" not in options:
+            part.content_disposition = (part.content_disposition or b"") + b'; filename="image"'
+        super().on_headers_finished()
+
 
 async def read_upload(request: Request, seat: Seat) -> bytes:
     """Return the file of a request: the field ``file`` of a form, or the body itself.
@@ -143,29 +156,52 @@ def _too_large(seat: Seat) -> HTTPException:
     return HTTPException(413, f"expected a file of at most {seat.limits.max_bytes / 2**20:g} MB")
 
 
-async def decode(content: bytes, options: ReadOptions, seat: Seat, readers: WorkerPool) -> Picture:
-    """Return the image in a file; its size is checked before it is decoded.
+def _kind_of(content: bytes) -> str | None:
+    head = content[:HEAD]
+    if head.startswith(b"\x1f\x8b"):
+        with suppress(zlib.error):
+            head = zlib.decompressobj(31).decompress(content[: 8 * HEAD], HEAD)
+        return "NIfTI" if kind_of(head) == "NIfTI" else None
+    return kind_of(head)
+
+
+def _probe(file: io.BytesIO) -> Facts:
+    """Return what the header says; DataError for a picture of several pages, or that moves."""
+    with opened(_UPLOAD, file) as source:
+        frames, kind = source.facts.frames, source.kind
+        file.seek(0)
+        raster = kind in ("PNG", "GIF", "WEBP") and Image.open(file, formats=[kind])
+        if getattr(raster, "is_animated", False):
+            raise refusal(_UPLOAD, "one image", "an animation")
+        if frames > 1 and kind not in ("DICOM", "NIfTI"):
+            raise refusal(_UPLOAD, "one image", f"a file of {frames} frames")
+        return source.facts
+
+
+async def decode(
+    content: bytes, options: ReadOptions, seat: Seat, readers: WorkerPool
+) -> list[Picture]:
+    """Return the frames of a file; their size is checked before they are decoded.
 
     HTTPException 413 for too many pixels, 415 for other files, 422 for what can't be used.
     """
-    if kind_of(content[:HEAD]) in (None, "NIfTI"):
+    if _kind_of(content) is None:
         raise HTTPException(415, f"expected {_KINDS}, given one that starts with {content[:8]!r}")
     file = io.BytesIO(content)
-    facts = await asyncio.to_thread(readers.call, partial(probe, _UPLOAD), file)
+    facts = await asyncio.to_thread(readers.call, _probe, file)
     if isinstance(facts, str):
         raise HTTPException(422, facts)
     frames, _, height, width = facts
-    if height * width > (limit := seat.limits.max_pixels):
+    size = f"{height} x {width}" if frames == 1 else f"{frames} frames of {height} x {width}"
+    if (pixels := frames * height * width) > (limit := seat.limits.max_pixels):
         expected = f"expected at most {limit / 1e6:g} megapixels"
-        raise HTTPException(413, f"{expected}, given {height} x {width} pixels")
+        raise HTTPException(413, f"{expected}, given {size} pixels")
     if min(height, width) < LEAST_SIDE:
         expected = f"expected at least {LEAST_SIDE} x {LEAST_SIDE} pixels"
-        raise HTTPException(422, f"{expected}, given {height} x {width}")
-    if frames > 1:
-        raise HTTPException(422, f"expected one image, given a file of {frames} frames")
-    seat.hold(pixels=height * width)
+        raise HTTPException(422, f"{expected}, given {size}")
+    seat.hold(pixels=pixels)
     read = partial(read_pictures, _UPLOAD, options)
     pictures = await asyncio.to_thread(readers.call, read, file)
     if isinstance(pictures, str):
         raise HTTPException(422, pictures)
-    return pictures[0]
+    return pictures

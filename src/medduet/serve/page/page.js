@@ -84,7 +84,7 @@ async function ask(file) {
   try {
     const response = await fetch("predict?" + options, { method: "POST", body, signal: current.signal });
     const answer = await response.json();
-    if (response.ok) show(answer, model, file.name);
+    if (response.ok) showFrames(answer.frames ?? [answer], model, file.name);
     else refuse(`${REASONS[response.status] ?? "The request failed"}: ${answer.detail}`);
   } catch (error) {
     if (error.name !== "AbortError") refuse("The service does not answer. Is it still running?");
@@ -100,6 +100,18 @@ const png = (base64) => "data:image/png;base64," + base64;
 function percent(share) {
   if (share > 0 && share < 0.001) return "< 0.1 %";
   return share < 1 && share > 0.999 ? "> 99.9 %" : (100 * share).toFixed(1) + " %";
+}
+
+function showFrames(answers, model, file) {
+  const slider = $("frame");
+  $("frame-choice").hidden = answers.length < 2;
+  slider.max = answers.length;
+  slider.value = Math.ceil(answers.length / 2);
+  slider.oninput = () => {
+    $("frame-number").textContent = `${slider.value} of ${answers.length}`;
+    show(answers[slider.value - 1], model, file);
+  };
+  slider.oninput();
 }
 
 function show(answer, model, file) {
