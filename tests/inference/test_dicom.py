@@ -15,7 +15,6 @@ from PIL import Image
 from medduet import ConfigError, Interrupted, predict_files
 from medduet.data.listing import list_folder
 from medduet.inference.codes import class_code, segment_codes
-from medduet.inference.folder import ResultWriter
 
 pydicom = pytest.importorskip("pydicom")
 highdicom = pytest.importorskip("highdicom")
@@ -69,26 +68,22 @@ def mask_of(out: Path, row: dict[str, str]) -> np.ndarray:
         return np.asarray(image)
 
 
-def write_series(folder: Path, n: int, **changes: Any) -> list[str]:
+def write_series(folder: Path, n: int) -> list[str]:
     """Write a series whose names are in another order than its slices; return UIDs by name."""
-    uids = [f"1.2.3.{n}" for n in range(1, n + 1)]
-    for k, uid in enumerate(uids):
-        position = {"ImagePositionPatient": [1.0, 2.0, -1.5 * k], "InstanceNumber": k + 1}
-        own = {"SOPInstanceUID": uid, "SeriesInstanceUID": "1.2.3", "StudyInstanceUID": "1.2"}
-        name = f"{(7 * k) % n}.dcm"
-        write_dicom(folder / name, seed=k, **own, **AXIAL, **position, **changes)
-    return [uids[k] for k in sorted(range(n), key=lambda k: (7 * k) % n)]
+    uids = {(7 * k) % n: f"1.2.3.{k}" for k in range(n)}
+    for k in range(n):
+        own = {"SOPInstanceUID": f"1.2.3.{k}", "SeriesInstanceUID": "1.2.3", "InstanceNumber": k}
+        own |= {"StudyInstanceUID": "1.2", "ImagePositionPatient": [1, 2, -1.5 * k]}
+        write_dicom(folder / f"{(7 * k) % n}.dcm", seed=k, **own, **AXIAL)
+    return [uids[name] for name in range(n)]
 
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_dicom_gives_dicom(bundle: Path, tmp_path: Path, frames: int) -> None:
-    scan, out = (
-        write_dicom(tmp_path / "scan.dcm", frames, PixelSpacing=[0.1, 0.1]),
-        tmp_path / "out",
-    )
+    scan = write_dicom(tmp_path / "scan.dcm", frames, PixelSpacing=[0.1, 0.1])
+    out = tmp_path / "out"
     assert not predict_files(bundle, [scan], out).broken
     rows = table(out)
-    assert len(rows) == frames
     assert rows[0]["dicom"] == "dicom/scan-seg.dcm;dicom/scan-sr.dcm"
     source, written = pydicom.dcmread(scan), highdicom.seg.segread(out / "dicom/scan-seg.dcm")
     assert (written.StudyInstanceUID, written.PatientID) == (source.StudyInstanceUID, "1")
@@ -96,61 +91,44 @@ def test_dicom_gives_dicom(bundle: Path, tmp_path: Path, frames: int) -> None:
     assert "PixelMeasuresSequence" not in written.SharedFunctionalGroupsSequence[0]
     masks = np.stack([mask_of(out, row) for row in rows])
     assert 0 < masks.sum() < masks.size
-    options = {"combine_segments": True, "ignore_spatial_locations": True}
-    if frames == 1:
-        pixels = written.get_pixels_by_source_instance([source.SOPInstanceUID], **options)
-    else:
-        numbers = range(1, frames + 1)
-        pixels = written.get_pixels_by_source_frame(source.SOPInstanceUID, numbers, **options)
-    np.testing.assert_array_equal(pixels, masks)
-    groups = highdicom.sr.srread(out / "dicom/scan-sr.dcm").content.get_image_measurement_groups()
-    assert len(groups) == frames
-    for group, row in zip(groups, rows, strict=True):
-        image = group.source_images[0]
+    np.testing.assert_array_equal(written.pixel_array.reshape(masks.shape), masks)
+    report = highdicom.sr.srread(out / "dicom/scan-sr.dcm")
+    groups = report.content.get_image_measurement_groups()
+    for n, (group, row) in enumerate(zip(groups, rows, strict=True)):
+        image, number = group.source_images[0], None if frames == 1 else n + 1
+        assert image.referenced_frame_numbers == (number and [number])
+        items = written.PerFrameFunctionalGroupsSequence[n].DerivationImageSequence
+        assert items[0].SourceImageSequence[0].get("ReferencedFrameNumber") == number
         assert image.referenced_sop_instance_uid == source.SOPInstanceUID
-        assert image.referenced_frame_numbers == (None if frames == 1 else [int(row["frame"])])
         values = [measurement.value for measurement in group.get_measurements()]
         assert values == [float(row[f"p_class {k}"]) for k in range(3)]
 
 
-def test_a_series_has_one_segmentation_and_one_report(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uids = write_series(tmp_path / "scans", 5)
-    first, again = tmp_path / "first", tmp_path / "again"
-    predict_files(bundle, [tmp_path / "scans"], first, batch_size=1)
+def test_a_series_has_one_segmentation_and_one_report(bundle: Path, tmp_path: Path) -> None:
+    scans, first, again = tmp_path / "scans", tmp_path / "first", tmp_path / "again"
+    uids, stop = write_series(scans, 5), threading.Event()
+    predict_files(bundle, [scans], first, batch_size=1)
     rows = table(first)
     assert {row["dicom"] for row in rows} == {"dicom/1.2.3-seg.dcm;dicom/1.2.3-sr.dcm"}
     written = highdicom.seg.segread(first / "dicom/1.2.3-seg.dcm")
     pixels = written.get_pixels_by_source_instance(uids, combine_segments=True)
     np.testing.assert_array_equal(pixels, [mask_of(first, row) for row in rows])
-    geometry = written.get_volume_geometry()
-    assert geometry.spacing == pytest.approx((1.5, 0.5, 0.7))
+    assert written.get_volume_geometry().spacing == pytest.approx((1.5, 0.5, 0.7))
     # Stopped and run again, and of files that are called otherwise, results are the same.
-    for path in sorted((tmp_path / "scans").iterdir()):
+    for path in sorted(scans.iterdir()):
         path.rename(path.with_name(f"x{9 - int(path.stem)}.dcm"))
-    stop = threading.Event()
-    original = ResultWriter.write
-
-    def write(self: Any, *arguments: Any) -> Any:
-        stop.set()
-        return original(self, *arguments)
-
-    monkeypatch.setattr(ResultWriter, "write", write)
+    stop.set()
     with pytest.raises(Interrupted):
-        predict_files(bundle, [tmp_path / "scans"], again, batch_size=1, stop=stop)
+        predict_files(bundle, [scans], again, batch_size=1, stop=stop)
     for _ in range(2):
-        predict_files(bundle, [tmp_path / "scans"], again, batch_size=1)
+        predict_files(bundle, [scans], again, batch_size=1)
     for name in ("1.2.3-seg.dcm", "1.2.3-sr.dcm"):
         assert (first / "dicom" / name).read_bytes() == (again / "dicom" / name).read_bytes()
     # Another file is one more slice, of another size, which has a segmentation of its own.
-    write_dicom(tmp_path / "scans/new.dcm", size=42, SeriesInstanceUID="1.2.3", **AXIAL)
-    record = predict_files(bundle, [tmp_path / "scans"], again, batch_size=1)
-    assert [note.partition(" ")[0] for note in record.notes] == ["1"]
+    write_dicom(scans / "new.dcm", size=42, SeriesInstanceUID="1.2.3", **AXIAL)
+    assert len(predict_files(bundle, [scans], again, batch_size=1).notes) == 1
     names = table(again)[-1]["dicom"].split(";")
-    assert len(names) == 3
-    sizes = {pydicom.dcmread(again / name).Rows for name in names[:2]}
-    assert sizes == {48, 42}
+    assert {pydicom.dcmread(again / name).get("Rows") for name in names} == {48, 42, None}
 
 
 CHARSETS = {
@@ -191,22 +169,21 @@ def test_patients_of_all_kinds(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_codes_of_classes_and_segments(bundle: Path, tmp_path: Path) -> None:
-    scan, codes = write_dicom(tmp_path / "scan.dcm"), tmp_path / "codes.csv"
-    for out, lines in (("own", []), ("given", ["class 0,C0,SCT,Zero", "lesion,L1,99LAB,Burn"])):
-        codes.write_text("\n".join(["name,value,scheme,meaning", *lines, "class 2,C2,RADLEX,Two"]))
-        predict_files(bundle, [scan], tmp_path / out, codes=codes)
-        report = highdicom.sr.srread(tmp_path / out / "dicom/scan-sr.dcm")
-        (group,) = report.content.get_image_measurement_groups()
-        label = table(tmp_path / out)[0]["label"]
-        value = group.get_qualitative_evaluations()[0].value
-        expected = {"class 0": "C0", "class 2": "C2"} if lines else {"class 2": "C2"}
-        assert value.value == expected.get(label, class_code(label, {}).value)
-        schemes = [x.CodingSchemeDesignator for x in report.CodingSchemeIdentificationSequence]
-        assert schemes == ["99LAB", "99MEDDUET"][-1 - bool(lines) :]
-        (segment,) = pydicom.dcmread(tmp_path / out / "dicom/scan-seg.dcm").SegmentSequence
-        kind = segment.SegmentedPropertyTypeCodeSequence[0].CodeValue
-        assert kind == ("L1" if lines else "52988006")  # SNOMED: lesion
-        assert segment.TrackingID == "lesion"
+    scan, codes, out = write_dicom(tmp_path / "scan.dcm"), tmp_path / "codes.csv", tmp_path / "out"
+    classes = [f"class {k},C{k},SCT,Class {k}," for k in range(3)]
+    lines = ["name,value,scheme,meaning,category", *classes, "lesion,L1,99LAB,Burn,Tissue"]
+    codes.write_text("\n".join(lines))
+    predict_files(bundle, [scan], out, codes=codes)
+    report = highdicom.sr.srread(out / "dicom/scan-sr.dcm")
+    (group,) = report.content.get_image_measurement_groups()
+    answer = group.get_qualitative_evaluations()[0].value
+    assert answer.value == f"C{table(out)[0]['label'][-1]}"
+    schemes = [x.CodingSchemeDesignator for x in report.CodingSchemeIdentificationSequence]
+    assert schemes == ["99LAB", "99MEDDUET"]
+    segment = highdicom.seg.segread(out / "dicom/scan-seg.dcm").get_segment_description(1)
+    assert segment.segmented_property_type.value == "L1"
+    assert segment.segmented_property_category.value == "85756007"
+    assert segment.tracking_id == "lesion"
     codes.write_text("name,value,scheme,meaning\nclass 9,C0,SCT,Zero")
     with pytest.raises(ConfigError, match="expected one of class 0, class 1, class 2, lesion"):
         predict_files(bundle, [scan], tmp_path / "other", codes=codes)
@@ -251,8 +228,7 @@ def test_images_are_found_by_content_and_others_left_out(bundle: Path, tmp_path:
     assert sorted((row["file"] for row in rows), key=str.lower) == names
     assert not record.broken
     assert listing.notes == record.notes
-    assert listing.notes[0].startswith("4 DICOM files")
-    assert "1 RT Dose" in listing.notes[0]
+    assert all(kind in record.notes[0] for kind in ("1 Segmentation", "1 RT Dose", "1 RT Struct"))
     # What is the same image has one segmentation.
     assert len(list((out / "dicom").iterdir())) == 4
     assert len({row["dicom"] for row in rows if row["file"] != "bare"}) == 1

@@ -24,17 +24,14 @@ from medduet.utils.parsing import as_text
 _ENDING = re.compile(
     r"(?<=.)\.(png|jpe?g|tiff?|bmp|gif|webp|(nii|(?P<dicom>dcm|dicom|ima))(\.gz)?)$", re.I
 )
-_OTHER_ENDING = re.compile(  # not worth a look at the content
-    r"\.(avi|bval|bvec|cfg|csv|docx?|h5|hdf5|html?|ini|ipynb|joblib|jsonl?|log|md|mha|mhd|mov|mp4|"
-    r"np[yz]|nrrd|parquet|pdf|pkl|pptx?|pth?|py|raw|rtf|sh|svg|tar|tgz|toml|tsv|txt|xlsx?|xml|ya?ml|"
-    r"zip)(\.gz)?$",
+_OTHER_ENDING = re.compile(  # whose content is not worth a look
+    r"\.(avi|bval|bvec|cfg|csv|docx?|h5|html?|ini|ipynb|jsonl?|log|md|mha|mhd|mov|mp4|np[yz]|nrrd|"
+    r"pdf|pkl|pptx?|pth?|py|raw|sh|svg|tar|toml|tsv|txt|xlsx?|xml|ya?ml|zip)(\.gz)?$",
     re.IGNORECASE,
 )
-_SOP_CLASS = re.compile(  # in the file's head, or in its data set: explicit, implicit or big-endian
+_SOP_CLASS = re.compile(  # of the file, or of a data set: explicit, implicit or big-endian
     rb"(?:\x02\0\x02\0UI..|\x08\0\x16\0(?:UI..|..\0\0)|\0\x08\0\x16UI..)([\d.]+)", re.DOTALL
 )
-_IMAGE_CLASS = re.compile("Image|Map Storage|US Volume")
-_MAY_BE_MASK = re.compile("image|Segmentation")
 _MASK = (
     r"masks?|msks?|segs?|segm|segmentations?|gts?|ground[ _-]?truths?|labels?|annotations?|annots?"
 )
@@ -56,30 +53,27 @@ Place = tuple[str, ...]
 
 
 def _kind_of(path: Path) -> str | None:
-    """Return "image", what a DICOM file has that is no image, as "RT Dose", or None for others.
+    """Return "image", what a DICOM file is else, such as "RT Dose", or None for other files.
 
     Endings tell, and where they don't, or say DICOM, the content.
     """
-    ending = _ENDING.search(path.name)
-    if ending and not ending["dicom"]:
-        return "image"
-    if _OTHER_ENDING.search(path.name):
-        return None
-    head = b""
+    ending, head = _ENDING.search(path.name), b""
+    if (ending and not ending["dicom"]) or _OTHER_ENDING.search(path.name):
+        return "image" if ending else None
     # Where the name says it is an image, reading it tells what is wrong with it.
     with suppress(EOFError, BadGzipFile, zlib.error, *[OSError] * bool(ending)):
         if path.is_file():
             with path.open("rb") as file:
                 head = unpacked(file).read(1024)
     sop_class = _SOP_CLASS.search(head)
-    bare = head[:2] in (b"\x02\0", b"\x08\0", b"\0\x08") and sop_class
+    bare = sop_class and head[:2] in (b"\x02\0", b"\x08\0", b"\0\x08")
     if not (ending or bare or head[128:132] == b"DICM"):
         return None
     with suppress(ImportError):
         from pydicom.uid import UID
 
         name = UID(sop_class[1].decode()).name if sop_class else ""
-        if name.endswith("Storage") and not _IMAGE_CLASS.search(name):
+        if name.endswith("Storage") and not re.search("Image|Map Storage|US Volume", name):
             return None if "Directory" in name else name.removesuffix(" Storage")
     return "image"
 
@@ -110,10 +104,6 @@ def images_and_masks(
         kinds |= (kinds_of_masks := dict(_walk(masks)))
         candidates = {x: ("masks", *x.parent.relative_to(masks).parts) for x in kinds_of_masks}
         files |= candidates
-    others = [path for path, kind in kinds.items() if not _MAY_BE_MASK.search(kind)]
-    for path in others:
-        del files[path]
-        candidates.pop(path, None)
     if odd := [as_text(path) for path in files if as_text(path) != str(path)]:
         raise DataError(f"{odd[0]}: expected a name in UTF-8, given other bytes: rename it")
     named = {
@@ -122,6 +112,12 @@ def images_and_masks(
         for match in [next(filter(None, (x.fullmatch(stem_of(path)) for x in _MASK_FILES)), None)]
         if match
     }
+    stems, others = {stem_of(path) for path in kinds if kinds[path] == "image"}, Counter[str]()
+    for path in [path for path in kinds if kinds[path] != "image"]:
+        of = named[path]["of"] if path in named else stem_of(path)
+        is_mask = path in named or any(map(MASK_FOLDER.fullmatch, candidates.get(path, ())))
+        if "Segmentation" not in kinds[path] or of not in stems or not is_mask:
+            others[kinds[path]] += files.pop(path) is not None
     inside: dict[Place, set[str]] = defaultdict(set)  # what has images, "" for a folder itself
     for path, parts in files.items():
         for depth, name in enumerate(parts if path in named else (*parts, "")):
@@ -135,17 +131,10 @@ def images_and_masks(
         if path in named or any(is_mask for _, is_mask in along):
             of = named[path]["of"] if path in named else stem_of(path)
             drawn[place, of].append(path)
-        elif kinds[path] == "image":
-            images[path] = place
         else:
-            others.append(path)
-    stems = {CHANNEL.sub(r"\g<of>", stem_of(path)) for path in images} | {*map(stem_of, images)}
-    for key in [key for key in drawn if masks is None and key[1] not in stems]:
-        others += [path for path in drawn[key] if kinds[path] != "image"]
-        drawn[key] = [path for path in drawn[key] if kinds[path] == "image"]
-    counts = [f"{n} {kind}" for kind, n in Counter(kinds[path] for path in others).items()]
-    note = f"{len(others)} DICOM files are no images, and left out: {', '.join(counts)}"
-    return images, {key: paths for key, paths in drawn.items() if paths}, [note] * bool(others)
+            images[path] = place
+    counts = ", ".join(f"{count} {kind}" for kind, count in others.items())
+    return images, drawn, [f"DICOM that is no image is left out: {counts}"] * bool(others)
 
 
 def _roles(folder: Path, names: set[str]) -> dict[str, tuple[str, bool]]:

@@ -25,7 +25,6 @@ from medduet.data.reading.images import Picture, opened, read_pictures
 from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
 from medduet.inference.codes import read_codes
-from medduet.inference.dicom import DicomWriter
 from medduet.inference.overlays import heatmap_png, mask_png, overlay_png
 from medduet.inference.predictor import Prediction, Predictor
 from medduet.inference.source import series_of
@@ -119,9 +118,9 @@ def predict_files(
     network = hashlib.sha256(predictor.config.model_dump_json().encode()).hexdigest()
     settings = {"network": network, "images": as_text(root), "overlays": overlays, "dicom": dicom}
     settings |= options
-    names = [*predictor.class_names, *predictor.mask_names[1:]]
-    coded = {} if codes is None else read_codes(codes, names)
-    settings |= {"codes": {name: [*code] for name, code in coded.items()}} if coded else {}
+    if codes is not None:
+        names = (*predictor.class_names, *predictor.mask_names[1:])
+        settings["codes"] = read_codes(codes, names)
     with exclusive(out / ".lock") as alone:
         if not alone:
             raise ConfigError(f"{holder(out / '.lock')} is writing to {out}: give another --out")
@@ -138,13 +137,9 @@ def predict_files(
         try:
             _predict(writer, waiting, done, progress, stop)
             if dicom and len(done) == len(files):
-                seed = json.dumps([network, options, coded])
-                name = predictor.config.network.name[:64] or "network"
-                classes = predictor.class_names, predictor.mask_names
-                results = DicomWriter(out, name, *classes, coded, seed)
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of values that bend the standard
-                    notes += _write_dicom(results, files, done, written, progress, stop)
+                    notes += _write_dicom(writer, settings, files, done, written, progress, stop)
         finally:
             rows = [row for file in files for row in done.get(file.name, [])]
             _write_table(out / TABLE, rows)
@@ -275,7 +270,8 @@ def _predict_groups(
 
 
 def _write_dicom(
-    writer: DicomWriter,
+    writer: ResultWriter,
+    settings: dict[str, Any],
     files: Sequence[InputFile],
     done: _Done,
     written: dict[str, list[str]],
@@ -290,6 +286,11 @@ def _write_dicom(
             done[readable[path].name][0]["error"] = str(key).removeprefix(f"{path}: ")
         else:
             groups[key].append(readable[path])
+    if not groups:
+        return []
+    from medduet.inference.dicom import DicomWriter  # which needs highdicom
+
+    results = DicomWriter(writer.out, writer.predictor, settings)
     several, journal = 0, writer.out / _JOURNAL
     with counted(progress, "dicom", len(groups)) as count, storage_errors(journal):
         for key, group in groups.items():
@@ -300,7 +301,7 @@ def _write_dicom(
             if not (names and all((writer.out / name).is_file() for name in names)):
                 try:
                     sources = [(file.path, file.stem, done[file.name]) for file in group]
-                    names, problem = writer.write(sources, key[1])
+                    names, problem = results.write(sources, key[1])
                 except DataError as error:
                     problem = str(error).removeprefix(f"{group[0].path}: ")
                 if not problem:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from medduet.data.reading.core import needed
-from medduet.data.reading.dicom import of_frame, read_dataset
+from medduet.data.reading.dicom import of_frame, plane_of, read_dataset
 from medduet.data.reading.images import HEAD, kind_of
 from medduet.errors import DataError
 from medduet.utils.files import unpacked
@@ -24,22 +24,36 @@ from medduet.utils.parsing import misread
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 _TEXTS = ("PatientName", "PatientID", "AccessionNumber", "StudyID", "ReferringPhysicianName")
 _NORMALISED = ("PatientBirthDate", "PatientSex", "StudyDate", "StudyTime")
-_LOSSY = [f"LossyImageCompression{x}" for x in ("", "Ratio", "Method")]
+_FURTHER = ["StudyDescription", "PatientOrientation"]
+_FURTHER += [f"LossyImageCompression{x}" for x in ("", "Ratio", "Method")]
 _DATES = ("%Y%m%d", "%Y.%m.%d", "%Y/%m/%d", "%Y-%m-%d")  # the second is that of ACR-NEMA
 _TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?")
 _SEXES = {"M": "M", "MALE": "M", "F": "F", "FEMALE": "F", "O": "O", "OTHER": "O"}
-_PLANE = {"PlaneOrientation": "ImageOrientationPatient", "PixelMeasures": "PixelSpacing"}
-_PLANE |= {"PlanePosition": "ImagePositionPatient"}
+_SINGLE = {f"1.2.840.10008.5.1.4.1.1.{x}" for x in ("1", "2", "4", "6.1", "7", "128")}
+"""Classes of single images, to whose frames, if there are some, nothing may refer."""
 
 
 class Frame(NamedTuple):
-    """A frame of a file; `number` counts from 1, and is 0 in a file of one."""
+    """A frame of a file; `number` counts from 1, and is 0 if nothing may refer to it."""
 
     source: Any  # the header, as far as results take it over
     number: int
     row: dict[str, Any]  # what was predicted
-    plane: tuple[Any, ...] = ()  # frame of reference, orientation, spacing, thickness, if known
+    plane: tuple[Any, ...] = ()  # frame of reference, orientation, spacing, thickness; if known
     position: tuple[float, ...] = (0.0,)  # in mm, the last along the normal of the plane
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """By what frames of a series are sorted, whatever their files are called."""
+        source = self.source
+        return self.position[-1], source.InstanceNumber, source.SOPInstanceUID, self.number
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What is equal in all frames of a segmentation: size, and planes in space."""
+        reference, orientation, spacing = self.plane[:3] or ("", (), ())
+        axes = tuple(np.round(orientation, 3) + 0.0)
+        return self.source.Rows, self.source.Columns, reference, axes, spacing
 
 
 def series_of(paths: Iterable[Path]) -> Iterator[tuple[Path, tuple[str, int] | DataError]]:
@@ -48,7 +62,7 @@ def series_of(paths: Iterable[Path]) -> Iterator[tuple[Path, tuple[str, int] | D
     That is a UID, and a number from 1 on for other images with the SOPInstanceUID of a former one.
     """
     firsts: dict[str, Path] = {}
-    numbers: dict[str, dict[str, int]] = defaultdict(dict)  # by SOPInstanceUID and content
+    copies: dict[str, dict[str, int]] = defaultdict(dict)  # by SOPInstanceUID and content
     for path in paths:
         try:
             with path.open("rb") as stored, misread(path):
@@ -57,15 +71,13 @@ def series_of(paths: Iterable[Path]) -> Iterator[tuple[Path, tuple[str, int] | D
                     continue
                 needed("highdicom", path)
                 header = read_dataset(path, file, specific_tags=[*_UIDS], stop_before_pixels=True)
-                if absent := [name for name in _UIDS if not header.get(name)]:
-                    raise DataError(f"{path}: expected {absent[0]}, to which DICOM results refer")
-            first, same = (
-                firsts.setdefault(header.SOPInstanceUID, path),
-                numbers[header.SOPInstanceUID],
-            )
-            for each in (first, path) if first != path else ():
-                same.setdefault(digest_of(each), len(same))
-            number = same[digest_of(path)] if same else 0
+            if absent := [name for name in _UIDS if not header.get(name)]:
+                raise DataError(f"{path}: expected {absent[0]}, to which DICOM results refer")
+            first, number = firsts.setdefault(header.SOPInstanceUID, path), 0
+            if first != path:
+                same = copies[header.SOPInstanceUID]
+                same.setdefault(digest_of(first), 0)
+                number = same.setdefault(digest_of(path), len(same))
             yield path, (str(header.SeriesInstanceUID), number)
         except DataError as error:
             yield path, error
@@ -83,29 +95,27 @@ def read_frames(path: Path, rows: Sequence[dict[str, Any]]) -> list[Frame]:
     with path.open("rb") as stored, misread(path):
         header = read_dataset(path, unpacked(stored), stop_before_pixels=True)
         source, several = _source(header), len(rows) > 1
-        places = (_place(header, n, several) for n in range(len(rows)))
+        numbered = several and header.SOPClassUID not in _SINGLE
+        located = not several or "PerFrameFunctionalGroupsSequence" in header
         return [
-            Frame(source, number * several, row, *place)
-            for number, (row, place) in enumerate(zip(rows, places, strict=True), start=1)
+            Frame(source, (n + 1) * numbered, row, *(_place(header, n) if located else ()))
+            for n, row in enumerate(rows)
         ]
 
 
-def _place(header: Any, number: int, several: bool) -> tuple[tuple[Any, ...], tuple[float, ...]]:
-    """Return plane and position of a frame, if the header tells all of it."""
-    if not several or "PerFrameFunctionalGroupsSequence" in header:
-        items = [of_frame(header, number, f"{name}Sequence") for name in _PLANE]
-        with suppress(TypeError, ValueError):
-            axes, spacing, position = (
-                np.array(x.get(y), float) for x, y in zip(items, _PLANE.values(), strict=True)
-            )
-            axes = axes.reshape(2, 3)
-            distance = float(np.cross(*axes) @ position)
-            square = np.allclose(axes @ axes.T, np.eye(2), atol=1e-3) and spacing.shape == (2,)
-            if square and np.isfinite(distance) and spacing.min() > 0:
-                thickness = float(items[1].get("SliceThickness") or 0)
-                plane = header.get("FrameOfReferenceUID"), (*axes.ravel(),), (*spacing,), thickness
-                return plane if plane[0] else (), (*position, distance)
-    return (), (0.0,)
+def _place(header: Any, number: int) -> tuple[tuple[Any, ...], ...]:
+    """Return plane and position of a frame; nothing if the header doesn't tell all of it."""
+    reference, plane = header.get("FrameOfReferenceUID"), plane_of(header, number)
+    if not reference or plane is None:
+        return ()
+    axes, spacing, position = plane
+    distance = np.cross(*axes) @ position
+    measures = of_frame(header, number, "PixelMeasuresSequence")
+    thickness = max(0.0, float(measures.get("SliceThickness") or 0))
+    square = np.allclose(axes @ axes.T, np.eye(2), atol=1e-3)
+    if not (square and np.isfinite(distance) and spacing.min() > 0):
+        return ()
+    return (reference, (*axes.ravel(),), (*spacing,), thickness), (*position, distance)
 
 
 def _source(header: Any) -> Any:
@@ -117,13 +127,12 @@ def _source(header: Any) -> Any:
     from pydicom.valuerep import validate_value
 
     source, text = Dataset(), {name: str(header.get(name) or "") for name in _NORMALISED}
-    further = (*_UIDS, *_TEXTS, *_LOSSY, "StudyDescription", "PatientOrientation")
-    elements = [header[name] for name in further if name in header]
+    elements = [header[name] for name in (*_UIDS, *_TEXTS, *_FURTHER) if name in header]
     for element in [*header.group_dataset(0x0010), *header.group_dataset(0x0012), *elements]:
         if element.VR == "PN":
             element.value = str(element.value)  # its bytes would be written as they are
-        with suppress(ValueError):
-            if element.keyword not in _TEXTS:
+        with suppress(TypeError, ValueError):
+            if element.keyword not in (*_UIDS, *_TEXTS):
                 validate_value(element.VR, element.value, config.RAISE)
             source.add(element)
     for name in _TEXTS:

@@ -77,19 +77,27 @@ def _facts(path: Path, header: Any) -> Facts:
 
 def _affine(header: Any, frames: int) -> NDArray[np.float64]:
     """Return where pixels are, if that is told and frames lie at equal distances."""
-    try:
-        planes = [of_frame(header, n, "PlanePositionSequence") for n in range(frames)]
-        place = np.array([plane.ImagePositionPatient for plane in planes], float)
-        axes = of_frame(header, 0, "PlaneOrientationSequence").ImageOrientationPatient
-        height, width = of_frame(header, 0, "PixelMeasuresSequence").PixelSpacing
-        right, down = np.array(axes, float).reshape(2, 3)
-        step = (place[-1] - place[0]) / (frames - 1) if frames > 1 else np.cross(right, down)
-        affine = np.eye(4)
-        affine[:3] = np.stack([right * float(width), down * float(height), step, place[0]], axis=1)
-    except (AttributeError, TypeError, ValueError):  # none, or not such numbers
+    planes = [plane for n in range(frames) if (plane := plane_of(header, n))]
+    if len(planes) < frames:
         return PICTURE
+    place, ((right, down), (height, width), _) = np.stack([x for *_, x in planes]), planes[0]
+    step = (place[-1] - place[0]) / (frames - 1) if frames > 1 else np.cross(right, down)
+    affine = np.eye(4)
+    affine[:3] = np.stack([right * width, down * height, step, place[0]], axis=1)
     is_even = np.allclose(place, place[0] + np.outer(np.arange(frames), step), atol=0.01)
     return PICTURE @ affine if is_even and abs(np.linalg.det(affine)) > 1e-6 else PICTURE
+
+
+def plane_of(header: Any, number: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]] | None:
+    """Return axes ``(2, 3)``, spacing ``(2,)`` and position ``(3,)`` of a frame, if it has them."""
+    try:
+        axes = of_frame(header, number, "PlaneOrientationSequence").ImageOrientationPatient
+        spacing = of_frame(header, number, "PixelMeasuresSequence").PixelSpacing
+        position = of_frame(header, number, "PlanePositionSequence").ImagePositionPatient
+        axes, spacing, position = (np.array(x, float) for x in (axes, spacing, position))
+        return axes.reshape(2, 3), spacing.reshape(2), position.reshape(3)
+    except (AttributeError, TypeError, ValueError):  # none, or not such numbers
+        return None
 
 
 def _grey(
