@@ -11,6 +11,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from email import message_from_bytes
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin
@@ -196,6 +197,35 @@ def dicom_of(frames: np.ndarray) -> bytes:
     data.file_meta.TransferSyntaxUID = syntax
     data.save_as(file := io.BytesIO(), enforce_file_format=True)
     return file.getvalue()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_dicom_is_answered_in_dicom_if_asked(
+    client: TestClient, plain: Predictor, picture: Pixels, encoded: Encode, count: int
+) -> None:
+    highdicom = pytest.importorskip("highdicom")
+    frames = np.stack([picture(number) for number in range(count)])
+    header = {"Accept": 'multipart/related; type="application/dicom", */*;q=0.1'}
+    answer = client.post("/predict", content=dicom_of(frames), headers=header)
+    head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
+    parts = message_from_bytes(head + answer.content).get_payload()
+    assert [part.get_content_type() for part in parts] == ["application/dicom"] * 2
+    files = [io.BytesIO(part.get_payload(decode=True)) for part in parts]
+    segmentation = highdicom.seg.segread(files[0])
+    drawn = np.zeros(len(plain.mask_names), int)
+    groups = segmentation.PerFrameFunctionalGroupsSequence
+    for group, frame in zip(groups, segmentation.pixel_array.reshape(-1, 50, 75), strict=True):
+        number = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        name = segmentation.get_segment_description(number).segment_label
+        drawn[plain.mask_names.index(name)] += frame.sum()
+    expected = np.bincount(np.ravel([plain(image).mask for image in frames]), minlength=len(drawn))
+    np.testing.assert_array_equal(drawn[1:], expected[1:])
+    report = highdicom.sr.srread(files[1])
+    assert len(report.content.get_image_measurement_groups()) == count
+    refused = client.post("/predict", content=encoded(frames[0]), headers=header)
+    assert refused.status_code == 406
+    header = {"Accept": "application/dicom+json, application/json"}
+    assert client.post("/predict", content=dicom_of(frames), headers=header).json()
 
 
 def test_a_part_of_a_form_needs_no_file_name(

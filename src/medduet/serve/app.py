@@ -20,6 +20,8 @@ from starlette.middleware.base import RequestResponseEndpoint
 
 from medduet._version import __version__
 from medduet.errors import closest
+from medduet.inference.predictor import Prediction
+from medduet.serve.dicom import encode_dicom, wants_dicom
 from medduet.serve.schemas import (
     FramesResponse,
     Options,
@@ -54,8 +56,10 @@ _BODY = {
         "application/octet-stream": {"schema": _FILE},
     },
 }
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Refusal} for status in (404, 408, 413, 415, 422, 429, 500, 504)
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"multipart/related": {"schema": _FILE}}},  # in DICOM
+    204: {"description": "In DICOM: neither classes nor a mask"},
+    **{s: {"model": Refusal} for s in (404, 406, 408, 413, 415, 422, 429, 500, 504)},
 }
 _PREFIX = re.compile(r"(/[\w.~-]+)+")  # of a proxy
 _ADDRESS = re.compile(r"[\d.]+|\[[\da-f:.]+\]")
@@ -99,7 +103,7 @@ def create_app(
         "/predict",
         response_model=PredictionResponse | FramesResponse,
         openapi_extra={"requestBody": _BODY},
-        responses=_REFUSALS,
+        responses=_ANSWERS,
     )
     async def predict(request: Request, options: Annotated[Options, Query()]) -> Response:
         """Predict the classes and the mask of an image."""
@@ -108,8 +112,15 @@ def create_app(
             raise HTTPException(404, f"unknown model '{name}': {closest(name, served)}")
         if options.explain and not served[name].explains:
             raise HTTPException(422, f"{name} has no heat maps: omit explain")
-        encode = partial(encode_predictions, name, served[name].predictor, options)
-        return await service.answer(request, name, options.explain, encode)
+        dicom, predictor = wants_dicom(request.headers.get("accept", "")), served[name].predictor
+
+        def encode(content: bytes, predictions: list[Prediction]) -> Response:
+            if dicom:
+                return encode_dicom(predictor, service.readers, content, predictions)
+            answer = encode_predictions(name, predictor, options, predictions)
+            return Response(answer, media_type="application/json")
+
+        return await service.answer(request, name, options.explain and not dicom, encode)
 
     @app.get("/models")
     def models() -> dict[str, Any]:

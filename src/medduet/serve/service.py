@@ -28,6 +28,7 @@ from medduet.serve.uploads import Limits, Room, decode, read_upload
 
 _LINGER_S = 0.002  # so long a first picture waits for others
 _RECENT_S = 10  # so long a prediction shows that a network works
+_Encode = Callable[[bytes, list[Prediction]], Response]
 _log = logging.getLogger(__name__)
 
 
@@ -149,7 +150,7 @@ class Service:
         self.room, self.counters = Room(limits), Counters()
         self.counters.in_progress.set_function(lambda: len(self.room.seats))
         self.batchers: dict[str, Batcher] = {}
-        self._readers: WorkerPool
+        self.readers: WorkerPool
         self._probes = {
             name: picture_of(np.zeros((64, 64), np.uint8), network.predictor.options)
             for name, network in served.items()
@@ -160,8 +161,8 @@ class Service:
         """Run threads and processes while the service does."""
         # Decoding is for the processor: more processes would only take memory.
         workers = min(8, os.cpu_count() or 1)
-        with WorkerPool(workers, seconds=self.limits.timeout_s) as self._readers:
-            await asyncio.to_thread(self._readers.call, kind_of, b"")  # starts the processes
+        with WorkerPool(workers, seconds=self.limits.timeout_s) as self.readers:
+            await asyncio.to_thread(self.readers.call, kind_of, b"")  # starts the processes
             for name, network in self.served.items():
                 watch = self.counters.batch_images.labels(name).observe
                 predictor = network.predictor
@@ -185,16 +186,14 @@ class Service:
                 failed.append(name)
         return failed
 
-    async def answer(
-        self, request: Request, name: str, explain: bool, encode: Callable[[list[Prediction]], str]
-    ) -> Response:
-        """Read an upload and answer it by the network called `name`; `encode` makes the JSON."""
+    async def answer(self, request: Request, name: str, explain: bool, encode: _Encode) -> Response:
+        """Read an upload and answer it by the network called `name`."""
 
-        async def work(content: bytes) -> str:
+        async def work(content: bytes) -> Response:
             options, predict = self.served[name].predictor.options, self.batchers[name].predict
-            pictures = await decode(content, options, seat, self._readers)
+            pictures = await decode(content, options, seat, self.readers)
             predictions = await asyncio.gather(*(predict(each, explain) for each in pictures))
-            return await asyncio.to_thread(encode, predictions)
+            return await asyncio.to_thread(encode, content, predictions)
 
         seconds, arrived = self.limits.timeout_s, False
         try:
@@ -202,19 +201,17 @@ class Service:
                 async with asyncio.timeout(seconds):
                     content = await read_upload(request, seat)
                     arrived = True
-                    body = await _unless_gone(request, work(content))
+                    response = await _unless_gone(request, work(content))
         except TimeoutError as error:
             if arrived:
                 raise HTTPException(504, f"no answer within {seconds:g} seconds") from error
             raise HTTPException(408, f"no complete image within {seconds:g} seconds") from error
         except ClientDisconnect:
-            body = None
-        if body is None:
-            return Response(status_code=CLIENT_GONE)
-        return Response(body, media_type="application/json")
+            response = None
+        return response or Response(status_code=CLIENT_GONE)
 
 
-async def _unless_gone(request: Request, work: Awaitable[str]) -> str | None:
+async def _unless_gone(request: Request, work: Awaitable[Response]) -> Response | None:
     """Return the result of `work`, or None if the client disconnects, which ends the work."""
     task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
     try:

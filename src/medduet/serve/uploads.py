@@ -22,10 +22,12 @@ from starlette.requests import Request
 from medduet.data.reading.core import Facts, ReadOptions, refusal
 from medduet.data.reading.images import HEAD, Picture, kind_of, opened, read_pictures
 from medduet.data.workers import WorkerPool
+from medduet.utils.files import unpacked
 
 LEAST_SIDE = 8  # of an image, in pixels
 LARGEST = 8  # so many of the largest files and images all requests may hold together
 _KINDS = "a PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM or NIfTI file"
+_VOLUMES = ("DICOM", "NIfTI")
 _RAW = (
     "",
     "application/octet-stream",
@@ -156,13 +158,13 @@ def _too_large(seat: Seat) -> HTTPException:
     return HTTPException(413, f"expected a file of at most {seat.limits.max_bytes / 2**20:g} MB")
 
 
-def _kind_of(content: bytes) -> str | None:
-    head = content[:HEAD]
-    if head.startswith(b"\x1f\x8b"):
-        with suppress(zlib.error):
-            head = zlib.decompressobj(31).decompress(content[: 8 * HEAD], HEAD)
-        return "NIfTI" if kind_of(head) == "NIfTI" else None
-    return kind_of(head)
+def kind_of_upload(content: bytes) -> str | None:
+    """Return the kind of a file; DICOM and NIfTI may be packed by gzip."""
+    with suppress(OSError, EOFError, zlib.error):
+        file = unpacked(stored := io.BytesIO(content))
+        kind = kind_of(file.read(HEAD))
+        return kind if file is stored or kind in _VOLUMES else None
+    return None
 
 
 def _probe(file: io.BytesIO) -> Facts:
@@ -173,7 +175,7 @@ def _probe(file: io.BytesIO) -> Facts:
         raster = kind in ("PNG", "GIF", "WEBP") and Image.open(file, formats=[kind])
         if getattr(raster, "is_animated", False):
             raise refusal(_UPLOAD, "one image", "an animation")
-        if frames > 1 and kind not in ("DICOM", "NIfTI"):
+        if frames > 1 and kind not in _VOLUMES:
             raise refusal(_UPLOAD, "one image", f"a file of {frames} frames")
         return source.facts
 
@@ -185,7 +187,7 @@ async def decode(
 
     HTTPException 413 for too many pixels, 415 for other files, 422 for what can't be used.
     """
-    if _kind_of(content) is None:
+    if kind_of_upload(content) is None:
         raise HTTPException(415, f"expected {_KINDS}, given one that starts with {content[:8]!r}")
     file = io.BytesIO(content)
     facts = await asyncio.to_thread(readers.call, _probe, file)

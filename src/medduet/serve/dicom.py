@@ -1,0 +1,74 @@
+"""Answers in DICOM: a segmentation and a structured report, as DICOMweb sends several files."""
+
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+from fastapi import Response
+from starlette.exceptions import HTTPException
+
+from medduet.data.workers import WorkerPool
+from medduet.errors import DataError
+from medduet.inference.dicom import DicomWriter
+from medduet.inference.folder import InputFile, ResultWriter
+from medduet.inference.predictor import Prediction, Predictor
+from medduet.inference.source import series_of
+from medduet.serve.uploads import kind_of_upload
+
+_NAMED = re.compile(r'(^|[\s,="])application/dicom($|[\s,;"])')
+_MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def wants_dicom(accept: str) -> bool:
+    """Return whether an ``Accept`` header asks for DICOM, alone or in ``multipart/related``."""
+    return "application/json" not in accept and _NAMED.search(accept.lower()) is not None
+
+
+def encode_dicom(
+    predictor: Predictor, readers: WorkerPool, content: bytes, predictions: Sequence[Prediction]
+) -> Response:
+    """Return the results for a DICOM file; HTTPException 406 for others, 422 for a useless one."""
+    if kind_of_upload(content) != "DICOM":
+        raise HTTPException(406, "expected a DICOM file: omit Accept: application/dicom")
+    config, classes = predictor.config, (predictor.class_names, predictor.mask_names)
+    network = sha256(config.model_dump_json().encode()).hexdigest()
+    seed = json.dumps([network, predictor.coverage, predictor.min_confidence])
+    with TemporaryDirectory(prefix="medduet-", dir=_MEMORY) as folder:
+        writer = DicomWriter(
+            Path(folder), config.network.name[:64] or "network", *classes, {}, seed
+        )
+        options = SimpleNamespace(
+            mask_names=predictor.mask_names, min_confidence=predictor.min_confidence
+        )
+        files = readers.call(partial(_results, writer, options), (content, predictions))
+    if isinstance(files, str):
+        raise HTTPException(422, files.replace(f"{folder}/", ""))
+    if not files:
+        return Response(status_code=204)
+    boundary = secrets.token_hex(16)
+    start = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+    body = b"".join(start + file + b"\r\n" for file in files) + f"--{boundary}--\r\n".encode()
+    kind = f'multipart/related; type="application/dicom"; boundary={boundary}'
+    return Response(body, media_type=kind)
+
+
+def _results(
+    writer: DicomWriter, options: Any, item: tuple[bytes, list[Prediction]]
+) -> list[bytes]:
+    file = InputFile(writer.out / "image", "image", "image")
+    file.path.write_bytes(item[0])
+    rows = ResultWriter(writer.out, options, overlays=False).write(file, item[1])
+    for _, series in series_of([file.path]):
+        if isinstance(series, DataError):
+            raise series
+    names, problem = writer.write([(file.path, file.stem, rows)])
+    if problem:
+        raise DataError(problem)
+    return [(writer.out / name).read_bytes() for name in names]
