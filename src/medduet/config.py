@@ -88,7 +88,7 @@ class DataConfig(Frozen):
     channels: Literal[1, 3] | None = None
     """1 (grey) or 3 (RGB), of phantoms and image files; None: grey if every file is."""
     masks: Path | None = None
-    """Folder of the masks, for a folder of images; None: beside the images, or called masks."""
+    """Their folder, or what they are called, as *_lesion.png or 'lung masks/*'; None: as usual."""
     mask_values: str | None = None
     """What values of masks mean: 0:background,128:benign,255:malignant,254:ignore. A colour is
     #ff0000:NAME, all other values are `*:NAME`. None: decided from all masks, and told."""

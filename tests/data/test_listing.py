@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from medduet.data.listing import Item, Listing, list_folder
-from medduet.errors import DataError
+from medduet.errors import DataError, MissingFileError
 
 Make = Callable[..., Path]
 
@@ -89,6 +89,9 @@ def test_masks_beside_images_as_in_busi(folder: Make) -> None:
             *("X_Task1-2_Training_Input/a.jpg", "X_Task1_Training_GroundTruth/a_segmentation.png"),
             *("X_Task1-2_Test_Input/b.jpg", "X_Task1_Test_GroundTruth/b_segmentation.png"),
         ),
+        ("Train_Data/a.png", "Train_GT/a.png", "Test_Data/b.png", "Test_GT/b.png"),
+        ("train/a.png", "trainannot/a.png", "test/b.png", "testannot/b.png"),
+        ("TrainSet/image/a.png", "TrainSet/mask/a.png", "TestSet/b.png", "TestSet/b_mask.png"),
         ("top/ill/x.png", "top/ill/x_mask.png", "top/well/y.png", "top/well/mask_y.png"),
         ("a/b/images/ill/x.png", "a/b/gt/x.png", "a/b/images/well/y.png", "a/b/gt/y.png"),
     ],
@@ -107,10 +110,13 @@ def test_masks_in_a_parallel_folder(names: tuple[str, ...], folder: Make) -> Non
         *(("x.png", f"x{end}.png") for end in ("_Mask", "_segmentation", "-mask", "_gt", "_MASK")),
         *(
             ("x.png", f"x{end}.tif")
-            for end in ("_mask_left", "_mask_2", "_seg", ".label", "_gt (1)")
+            for end in ("_mask_left", "_mask_2", "_seg", ".label", "_gt (1)", "_anno", "_manual1")
         ),
         *(("x.jpg", f"{start}x.png") for start in ("mask_", "Seg-", "GT_")),
         *(("images/x.png", f"{folder}/x.png") for folder in ("labels", "gt", "Annotations", "SEG")),
+        *(("images/x.png", f"{folder}/x.png") for folder in ("masks_png", "labelsBinary", "GT-ah")),
+        ("\u539f\u56fe/x.png", "\u63a9\u819c/x.png"),
+        ("JPEGImages/x.jpg", "SegmentationClass/x.png"),
         ("imagesTr/x_0000.png", "labelsTr/x.png"),
         ("ISIC_Task1-2_Training_Input/x.jpg", "ISIC_Task1_Training_GroundTruth/x_segmentation.png"),
         ("caf\u00e9.png", "cafe\u0301_mask.png"),  # composed and decomposed letters
@@ -124,6 +130,22 @@ def test_names_of_masks(image: str, mask: str, folder: Make) -> None:
     assert item.masks == (root / mask,)
 
 
+@pytest.mark.parametrize(
+    ("names", "masks"),
+    [
+        (("x.png", "x_wound.gif", "y_mask.png"), "*_wound.*"),
+        (("images/x.png", "lung masks/x.png", "infection masks/x.png"), "lung masks/*"),
+        (("ill/x.png", "ill/tumor/x_mask.png", "ill/mask/x.png"), "tumor/*"),
+    ],
+)
+def test_masks_that_are_called_otherwise(names: tuple[str, ...], masks: str, folder: Make) -> None:
+    root = folder(*names)
+    (item,) = list_folder(root, Path(masks)).items
+    assert (item.path, item.masks) == (root / names[0], (root / names[1],))
+    with pytest.raises(MissingFileError, match="of masks at lost"):
+        list_folder(root, Path("lost*"))
+
+
 def test_splits_classes_and_groups(folder: Make) -> None:
     names = ("train/ill/patient 1/a.png", "train/ill/patient 1/b.png", "train/well/patient 2/c.png")
     items = _items(list_folder(folder(*names, "validation/ill/d.png", "Test/well/e.png")))
@@ -132,6 +154,8 @@ def test_splits_classes_and_groups(folder: Make) -> None:
     assert items[names[0]].labels == ("ill",)
     assert items["validation/ill/d.png"].split == "val"
     assert items["Test/well/e.png"].group == ""
+    cases = list_folder(folder(*(f"cases/p{k}/scan.nii.gz" for k in range(3))) / "cases").items
+    assert [(item.labels, item.group) for item in cases] == [(None, f"p{k}") for k in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -165,6 +189,11 @@ _BESIDE = "one folder for each of train, val and test.*given"
             ("images/a.png", "masks/a.png", "more/b.png"),
             r"set/images: expected nothing but masks beside a folder of images, given more, too",
         ),
+        (
+            ("images/a.png", "mask/a_mask.png", "1st_manual/a.png"),
+            r"given 1st_manual, too: .* if it has the masks, add --data\.masks '1st_manual/\*'",
+        ),
+        (("images/21_train.tif", "masks/21_gt_a.gif"), "called as its image, given .*21_train"),
         (
             ("images/ill/1.png", "images/well/1.png", "masks/1.png"),
             r"1\.png: expected a mask of one image, given 2 images",

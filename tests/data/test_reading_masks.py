@@ -39,9 +39,9 @@ def blurred(mask: NDArray[np.uint8]) -> Image.Image:
     return image.resize((60, 60)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
 
 
-def on_transparent(mask: NDArray[np.uint8], colour: tuple[int, int, int]) -> Image.Image:
+def on_transparent(mask: NDArray[np.uint8], colour: tuple[int, ...]) -> Image.Image:
     pixels = np.zeros((SIDE, SIDE, 4), np.uint8)
-    pixels[mask > 0] = (*colour, 255)
+    pixels[mask > 0] = (*colour, 255)[:4]
     return Image.fromarray(pixels)
 
 
@@ -111,6 +111,7 @@ KINDS: dict[str, tuple[list[Any], list[str], list[NDArray[Any]]]] = {
         [drawn(1), drawn()],
     ),
     "red on transparent": ([on_transparent(drawn(1), RED)] * 2, LESION, [drawn(1)] * 2),
+    "half transparent": ([on_transparent(drawn(1), (*RED, 100))] * 2, LESION, [drawn(1)] * 2),
 }
 
 
@@ -139,6 +140,11 @@ def test_lossy_masks_are_black_and_white(tmp_path: Path, quality: int) -> None:
 
 ASKED: dict[str, tuple[list[Any], str]] = {
     "swapped": ([255 - drawn(255), 255 - drawn(255, 255)], "255:background,0:lesion"),
+    "some swapped": ([drawn(255), 255 - drawn(255)], "such as 1.png, most pixels"),
+    "cup, disc and background": ([drawn(0, 128, background=255)], "255:background,0:NAME1,128"),
+    "254 beside classes": ([drawn(1, 2, 254)], "1, 2 and 254 may be classes"),
+    "one value or two": ([drawn(1), drawn(255), drawn(1)], "(or 0:background,*:lesion)"),
+    "on white": ([palette(drawn(1, 2), WHITE, RED, GREEN).convert("RGB")], "#ffffff:background,#"),
     "more objects than masks": (
         [drawn(*range(1, 13)), drawn(1, 2), drawn(1)],
         "0:background,*:lesion",
@@ -166,6 +172,8 @@ def test_what_has_two_readings_is_asked(tmp_path: Path, kind: str) -> None:
         read(tmp_path, masks)
     assert part in str(error.value)
     assert "\n" not in str(error.value)
+    for stated in re.findall(r"(?:-values|\(or) ([^ )]+)", str(error.value)) or [""]:
+        assert read(tmp_path, masks, stated)  # it can be typed as it is
 
 
 @pytest.mark.parametrize(
@@ -186,6 +194,12 @@ def test_what_has_two_readings_is_asked(tmp_path: Path, kind: str) -> None:
         ),
         ([drawn(1, 2, 3)], "0:background, 3:a, 1:b, 2:a", ["background", "a", "b"], drawn(2, 1, 1)),
         (
+            [palette(drawn(1, 2, 3), BLACK, (0, 0, 2), (2, 0, 0), GREEN).convert("RGB")],
+            "#000000:background,#00ff00:green",
+            ["background", "green"],
+            drawn(0, 0, 1),
+        ),
+        (
             [palette(drawn(1, 2), BLACK, RED, GREEN)],
             "#000000:background,#FF0000:red,#00ff00:green",
             ["background", "red", "green"],
@@ -200,6 +214,17 @@ def test_what_is_stated_counts(
     meaning, classes = read(tmp_path, masks, config.mask_values)
     assert meaning.mask_names == names
     np.testing.assert_array_equal(classes[0], expected)
+
+
+def test_codes_of_16_bits_stay_apart(tmp_path: Path) -> None:
+    _, classes = read(tmp_path, [drawn(32767, 65535, dtype=np.uint16)])
+    np.testing.assert_array_equal(classes[0], drawn(1, 2))
+
+
+def test_lossy_values_are_stated_one_by_one(tmp_path: Path) -> None:
+    Image.fromarray(BIG).save(path := tmp_path / "0.jpg")
+    with pytest.raises(DataError, match=r"\* would be .*values 0:background,255:lesion"):
+        meaning_of("scans", {path: mask_values(path, LIKE)}, "0:background,*:lesion")
 
 
 def test_what_is_not_stated_is_named(tmp_path: Path) -> None:
@@ -250,3 +275,9 @@ def test_a_set_keeps_what_values_mean(tmp_path: Path) -> None:
     stated = "0:background,128:benign,255:malignant"
     images = open_images(str(tmp_path), cache=tmp_path / "cache", mask_values=stated)
     assert images.mask_names == ("background", "benign", "malignant")
+    for path in tmp_path.glob("*_mask.png"):
+        path.rename(path.with_name(path.name.replace("mask", "wound")))
+    with pytest.raises(DataError, match=r"9 of 18 that have few levels.*, such as ._wound\.png"):
+        open_images(str(tmp_path), cache=tmp_path / "cache")
+    images = open_images(str(tmp_path), cache=tmp_path / "cache", masks="*_wound.png")
+    assert images.mask_names == ("background", "mask 128", "mask 255")

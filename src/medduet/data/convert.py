@@ -21,7 +21,7 @@ from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
 from medduet.data.mask_values import meaning_of
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.masks import MaskValues, probe_pair, read_pair
+from medduet.data.reading.masks import LIKE_MASKS, MaskValues, probe_pair, read_pair
 from medduet.data.splits import NO_SPLIT
 from medduet.data.store import check_room, growing_array, open_split, stored
 from medduet.data.workers import Transient, WorkerPool
@@ -120,7 +120,7 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         jobs = {item: jobs[item] for item in facts}
         read_one = partial(read_pair, options=options, meaning=meaning.classes if meaning else None)
         frames, remarks, digest = dict[Item, int](), Counter[str](), hashlib.sha256()
-        lossless: list[int] = []
+        lossless, example = list[int](), ""
         with ExitStack() as stack:
             append = {
                 name: stack.enter_context(growing_array(folder / f"all_{name}.npy", tail))
@@ -128,6 +128,7 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
             }
             for item, pair in read(read_one, jobs):
                 remarks.update(pair.remarks)
+                example = item.name if LIKE_MASKS in pair.remarks else example
                 lossless.append(pair.lossless_side)
                 drawn = (
                     np.zeros(pair.images.shape[:3], np.uint8) if pair.masks is None else pair.masks
@@ -139,6 +140,13 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
     _check(faults, listing, config)
     if not frames:
         raise DataError(f"{listing.name}: none of its {len(items)} files can be read")
+    like_masks = remarks[LIKE_MASKS]
+    if len(frames) / 10 <= like_masks < len(frames) and Path(config.name).expanduser().is_dir():
+        raise DataError(
+            f"{listing.name}: expected images, given {like_masks} of {len(frames)} that "
+            f"{LIKE_MASKS}, such as {example}: say which are, as in --data.masks '*_lesion.png' or "
+            "'lung masks/*', and move others away; or list images and masks in a table (.csv)"
+        )
     for name, array in _truth(frames, listing).items():
         np.save(folder / f"{name}.npy", array)
         digest.update(array.tobytes())

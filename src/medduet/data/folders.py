@@ -12,12 +12,12 @@ import re
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from gzip import BadGzipFile
 from pathlib import Path
 
-from medduet.errors import DataError
+from medduet.errors import DataError, MissingFileError
 from medduet.utils.files import unpacked
 from medduet.utils.parsing import as_text
 
@@ -33,19 +33,23 @@ _SOP_CLASS = re.compile(  # of the file, or of a data set: explicit, implicit or
     rb"(?:\x02\0\x02\0UI..|\x08\0\x16\0(?:UI..|..\0\0)|\0\x08\0\x16UI..)([\d.]+)", re.DOTALL
 )
 _MASK = (
-    r"masks?|msks?|segs?|segm|segmentations?|gts?|ground[ _-]?truths?|labels?|annotations?|annots?"
+    r"masks?|masken?|msks?|segs?|segm|segmentations?|gts?|ground[ _-]?truths?|labels?|annots?"
+    r"|annos?|annotations?|ann(?=[ _-]dir)|manual|掩膜|掩码|标注|标签"
 )
-_IMAGE = r"images?|imgs?|inputs?"
+_IMAGE = r"images?|imgs?|inputs?|data|originals?|bild(er)?|图像|图片|原图"
 _SPLIT = r"tr|train(ing)?|val(id(ation)?)?|ts|test(ing)?"
 _MASK_FILES = (
     re.compile(rf"(?P<of>.+)[ _.-]({_MASK})([ _.-]*(\(?\d+\)?|left|right|l|r))?", re.IGNORECASE),
     re.compile(rf"({_MASK})[ _.-](?P<of>.+)", re.IGNORECASE),
+    re.compile(rf"(?P<of>)({_MASK})", re.IGNORECASE),
 )
+_START, _END = r"(?<![^\W\d_])", r"(?![^\W\d_])"  # no letter before, and after
 MASK_FOLDER, _IMAGE_FOLDER = (
-    re.compile(rf"((?P<of>.+)[ _-])?({words})[ _-]?(?P<split>{_SPLIT})?", re.IGNORECASE)
+    re.compile(rf"(?P<of>.*{_START}|{_SPLIT})({words}){_END}(?P<more>.*)", re.IGNORECASE)
     for words in (_MASK, _IMAGE)
 )
-_SPLIT_LAST = re.compile(rf"(.*[ _-])?(?P<split>{_SPLIT})", re.IGNORECASE)
+_INNER = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")  # JPEG|Images
+_SPLIT_WORD = re.compile(rf"{_START}({_SPLIT}){_END}", re.IGNORECASE)
 CHANNEL = re.compile(r"(?P<of>.+)_(?P<number>\d{4})")
 """Of nnU-Net: the image ``X_0000`` is the first channel of X, whose mask is called X."""
 
@@ -93,31 +97,39 @@ def images_and_masks(
 ) -> tuple[dict[Path, Place], dict[tuple[Place, str], list[Path]], list[str]]:
     """Return the place of each image, and the masks by their place and the name of their image.
 
-    `masks` is a folder of them, if names don't tell. What is hidden is left out, and so is DICOM
-    that is no image, unless it is the segmentation of one by its name: sentences say so. Links are
-    followed, but not in circles.
+    `masks` is a folder of them, or their names, as ``*_lesion.png`` or ``lung masks/*``; no others
+    are. What is hidden is left out, and so is DICOM that is no image, unless it is the segmentation
+    of one by its name: sentences say so. Links are followed, but not in circles.
     """
-    kinds = dict(_walk(root, masks))
+    folder = masks if masks and masks.is_dir() else None
+    kinds = dict(_walk(root, folder))
     files = {path: path.parent.relative_to(root).parts for path in kinds}
     candidates = dict(files)
-    if masks is not None:  # as if they were in ROOT/masks
-        kinds |= (kinds_of_masks := dict(_walk(masks)))
-        candidates = {x: ("masks", *x.parent.relative_to(masks).parts) for x in kinds_of_masks}
+    if folder:  # as if they were in ROOT/masks
+        kinds |= (kinds_of_masks := dict(_walk(folder)))
+        candidates = {x: ("masks", *x.parent.relative_to(folder).parts) for x in kinds_of_masks}
         files |= candidates
     if odd := [as_text(path) for path in files if as_text(path) != str(path)]:
         raise DataError(f"{odd[0]}: expected a name in UTF-8, given other bytes: rename it")
-    named = {
-        path: match
-        for path in candidates
-        for match in [next(filter(None, (x.fullmatch(stem_of(path)) for x in _MASK_FILES)), None)]
-        if match
-    }
+    every = [(path, words.fullmatch(stem_of(path))) for words in _MASK_FILES for path in candidates]
+    named = {path: match["of"] for path, match in reversed(every) if match}
     stems, others = {stem_of(path) for path in kinds if kinds[path] == "image"}, Counter[str]()
     for path in [path for path in kinds if kinds[path] != "image"]:
-        of = named[path]["of"] if path in named else stem_of(path)
+        of = named.get(path, stem_of(path))
         is_mask = path in named or any(map(MASK_FOLDER.fullmatch, candidates.get(path, ())))
         if "Segmentation" not in kinds[path] or of not in stems or not is_mask:
             others[kinds[path]] += files.pop(path) is not None
+    if masks and not folder:
+        start, _, end = stem_of(masks).removesuffix(".*").partition("*")
+        stem = {path: stem_of(path) for path in files if path.match(str(masks))}
+        chosen = {path: stem[path].removeprefix(start).removesuffix(end) for path in stem}
+        if not chosen:
+            raise MissingFileError(f"expected a folder, or names of files, of masks at {masks}")
+        called = named.keys() | {x for x in files if _named(MASK_FOLDER, files[x][-1:])}
+        files = {x: files[x] for x in files if x in chosen or x not in called}
+        files |= {x: files[x][: 1 - len(masks.parts) or None] for x in chosen}
+        named = chosen if start or end else {x: named.get(x, chosen[x]) for x in chosen}
+    files = {x: tuple(unicodedata.normalize("NFC", y) for y in files[x]) for x in files}
     inside: dict[Place, set[str]] = defaultdict(set)  # what has images, "" for a folder itself
     for path, parts in files.items():
         for depth, name in enumerate(parts if path in named else (*parts, "")):
@@ -129,8 +141,7 @@ def images_and_masks(
         along = [roles[parts[:depth]][name] for depth, name in enumerate(parts)]
         place = tuple(of for of, _ in along if of)
         if path in named or any(is_mask for _, is_mask in along):
-            of = named[path]["of"] if path in named else stem_of(path)
-            drawn[place, of].append(path)
+            drawn[place, named.get(path, stem_of(path))].append(path)
         else:
             images[path] = place
     counts = ", ".join(f"{count} {kind}" for kind, count in others.items())
@@ -142,10 +153,11 @@ def _roles(folder: Path, names: set[str]) -> dict[str, tuple[str, bool]]:
 
     One that is called images, or something_masks, may be a class: those beside it tell.
     """
-    masks, images = _named(MASK_FOLDER, names), _named(_IMAGE_FOLDER, names)
+    masks = _named(MASK_FOLDER, names)
+    images = _named(_IMAGE_FOLDER, names - masks.keys())
     if len(masks) == len(images) == 1 and len(names) == 2:
         (of_mask,), (of_image,) = masks.values(), images.values()
-        if of_mask != of_image or _SPLIT_LAST.fullmatch(of_image):  # there is nothing to tell apart
+        if of_mask != of_image or _SPLIT_WORD.search(of_image):  # there is nothing to tell apart
             masks, images = dict.fromkeys(masks, ""), dict.fromkeys(images, "")
     pictured = {"", *images.values(), *(names - masks.keys())}
     masks = {name: of for name, of in masks.items() if of in pictured}
@@ -155,22 +167,30 @@ def _roles(folder: Path, names: set[str]) -> dict[str, tuple[str, bool]]:
         if others and masks and not of:
             raise DataError(
                 f"{folder / name}: expected nothing but masks beside a folder of images, given "
-                f"{others[0] or 'images'}, too: move it, or list the images in a table (.csv)"
+                f"{others[0] or 'single files'}, too: move it, or list images in a table (.csv)"
+                + f"; or, if it has the masks, add --data.masks '{others[0]}/*'"
+                * bool(others[0])
             )
         if masks or not (of or others):
             roles[name] = of, False
     return roles
 
 
-def _named(pattern: re.Pattern[str], names: set[str]) -> dict[str, str]:
+def _named(pattern: re.Pattern[str], names: Iterable[str]) -> dict[str, str]:
     """Return the folders that a pattern fits, and what their names say beside its words.
 
     That is the split alone where it tells them apart: ISIC calls them otherwise for each task.
     """
-    matches = {name: match for name in names if (match := pattern.fullmatch(name))}
-    of = {name: match["of"] or match["split"] or "" for name, match in matches.items()}
-    short = {name: _SPLIT_LAST.sub(r"\g<split>", text) for name, text in of.items()}
+    matches = {name: pattern.fullmatch(_INNER.sub("_", name)) for name in names}
+    of = {x: (match["of"] + match["more"]).strip(" _-") for x, match in matches.items() if match}
+    short = {name: split_word(text) for name, text in of.items()}
     return short if len({*short.values()}) == len(short) else of
+
+
+def split_word(name: str) -> str:
+    """Return the word in the name of a folder that says train, val or test, or else the name."""
+    match = None if MASK_FOLDER.fullmatch(name) else _SPLIT_WORD.search(_INNER.sub("_", name))
+    return match[0] if match else name
 
 
 def _walk(folder: Path, *above: Path | None) -> Iterator[tuple[Path, str]]:
@@ -178,7 +198,7 @@ def _walk(folder: Path, *above: Path | None) -> Iterator[tuple[Path, str]]:
     if any(each is not None and each.samefile(folder) for each in above):
         return
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
-        if path.name.startswith((".", "__MACOSX")):
+        if path.name.startswith((".", "__MACOSX", "@eaDir")):
             continue
         if path.is_dir():
             yield from _walk(path, folder, *above)

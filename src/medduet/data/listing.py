@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from medduet.data.folders import CHANNEL, Place, images_and_masks, natural, stem_of
+from medduet.data.folders import CHANNEL, Place, images_and_masks, natural, split_word, stem_of
 from medduet.errors import DataError, MissingFileError
 
 SPLIT_OF = {
@@ -55,24 +55,21 @@ class Listing(NamedTuple):
 
 
 def list_folder(root: Path, masks: Path | None = None) -> Listing:
-    """List the images in and under `root`, and their masks, or those in the folder `masks`."""
-    for folder in (root, masks or root):
-        if not folder.is_dir():
-            raise MissingFileError(f"expected a folder at {folder}, given none")
+    """List the images in and under `root`, and their masks; `masks` as of `images_and_masks`."""
+    if not root.is_dir():
+        raise MissingFileError(f"expected a folder at {root}, given none")
     images, drawn, notes = images_and_masks(root, masks)
-    if not images and drawn:
-        shown = " and ".join(str(each[0].relative_to(root)) for each in islice(drawn.values(), 2))
-        raise DataError(
-            f"{root}: expected images, but all files are called as masks are, such as {shown}: "
-            "give the folder above, with their images, or list both in a table (.csv)"
-        )
     if not images:
+        names = " and ".join(str(each[0].relative_to(root)) for each in islice(drawn.values(), 2))
+        only = f"files that are called as masks are, such as {names}: give the folder above, too"
         raise DataError(
             f"{root}: expected images (PNG, JPEG, TIFF, DICOM, NIfTI, ...) in it or in sub-folders "
-            "named after classes, there are none"
+            f"named after classes, given {only if drawn else 'none'}"
         )
     images, drawn = _unwrapped(root, images, drawn)
     splits, items = _splits(root, images), []
+    folders = Counter(place[bool(splits) :][:1] for place in images.values())
+    cases = len(folders) > 2 and {*folders.values()} == {1}  # a folder for each image is no class
     for path, place in images.items():
         inner = place[1:] if splits else place
         above = [each[:n] for each in (place, inner) for n in range(len(each), -1, -1)]
@@ -82,18 +79,16 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         if match and of_image and of_image[0][1] != stems[0] and int(match["number"]):
             raise DataError(f"{path}: expected one channel, {match['of']}_0000, given another")
         split = splits[place[0]] if splits else ""
-        name, group = path.relative_to(root).as_posix(), "/".join(inner[1:])
-        items.append(
-            Item(
-                name,
-                path,
-                tuple(drawn[of_image[0]] if of_image else []),
-                inner[:1] or None,
-                group,
-                split,
-            )
-        )
+        name, group = path.relative_to(root).as_posix(), "/".join(inner[not cases :])
+        of_it, labels = tuple(drawn[of_image[0]]) if of_image else (), () if cases else inner[:1]
+        items.append(Item(name, path, of_it, labels or None, group, split))
     uses = Counter(mask for item in items for mask in item.masks)
+    if drawn and not uses:
+        raise DataError(
+            f"{next(iter(drawn.values()))[0]}: expected a mask that is called as its image, given "
+            f"images as {items[0].name}: rename masks, say which are, as in --data.masks "
+            "'*_lesion.png' or 'lung masks/*', or list both in a table (.csv)"
+        )
     if shared := [mask for mask, count in uses.items() if count > 1]:
         raise DataError(
             f"{shared[0]}: expected a mask of one image, given {uses[shared[0]]} images of this "
@@ -103,6 +98,8 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     alone = tuple(
         (str(each), reason) for paths in drawn.values() for each in paths if not uses[each]
     )
+    if united := sum(len(item.masks) > 1 for item in items):
+        notes.append(f"{united} images have several masks each, which are united")
     items.sort(key=lambda item: natural(item.name))
     return Listing(root.resolve().name, tuple(items), faults=alone, notes=tuple(notes))
 
@@ -115,13 +112,12 @@ def _unwrapped(
     for place in images.values():
         parts[place[0] if place else ""] |= {*place[1:2]}
     below = sorted({*chain(*parts.values())}, key=natural)
-    are_splits = len(parts) > 1 and {name.lower() for name in parts} & SPLIT_OF.keys()
+    are_splits = len(parts) > 1 and {split_word(name).lower() for name in parts} & SPLIT_OF.keys()
     if are_splits or not below:
         return images, drawn
     numbered = all(any(map(str.isdigit, name)) for name in below)
-    deeper = any(len(place) > 2 for place in images.values())
-    wrapped = len(parts) == 1 and (len(below) > 1 or deeper)
-    if wrapped and not numbered:
+    wrapped = len(parts) == 1 and all(len(place) > 1 for place in images.values())
+    if wrapped and (len(below) == 1 or not numbered):
         inner = {(place[1:], of): paths for (place, of), paths in drawn.items()}
         return _unwrapped(root, {path: place[1:] for path, place in images.items()}, inner)
     repeated = len(parts) > 1 < len(below) and all(names == {*below} for names in parts.values())
@@ -138,7 +134,8 @@ def _unwrapped(
 def _splits(root: Path, images: Mapping[Path, Place]) -> dict[str, str]:
     """Return the split that each first folder of a place stands for, if they are splits."""
     names = dict.fromkeys(place[0] if place else path.name for path, place in images.items())
-    splits = {name: SPLIT_OF[name.lower()] for name in names if name.lower() in SPLIT_OF}
+    words = {name: split_word(name).lower() for name in names}
+    splits = {name: SPLIT_OF[word] for name, word in words.items() if word in SPLIT_OF}
     different = len(set(splits.values()))
     if different < 2:  # one folder may be a class of that name
         return {}

@@ -26,7 +26,7 @@ BACKGROUND, IGNORE, OTHERS = "background", "ignore", "*"
 _MOST_CLASSES = 63
 _MOST_CODES, _LEAST_GAP = 16, 16  # beyond 63: how many, and how far apart
 _MOST_BETWEEN = 0.25  # share of the foreground with levels in between, if they are its edges
-_SWAPPED = 0.5, 0.9  # shares of all and of the outermost pixels that a lesion hardly has
+_AROUND = 0.5, 0.9  # shares of all and of the outermost pixels that a lesion has in few masks
 _NUMBERED = 5  # classes from which on 1; 1, 2; 1, 2, 3; ... in the files are objects
 
 
@@ -85,7 +85,7 @@ class _Masks:
     """The values of all masks of a set, and how many pixels have each."""
 
     def __init__(self, name: str, files: Mapping[Path, MaskValues], by_colour: bool) -> None:
-        self.name, self.by_colour, self.files = name, by_colour, list(files)
+        self.name, self.by_colour, self.files = name, by_colour, files
         every = list(files.values())
         parts = [file.colours if by_colour else file.values for file in every]
         self.parts = [set(part.tolist()) for part in parts]
@@ -94,11 +94,20 @@ class _Masks:
         self.pixels = np.bincount(inverse, np.concatenate([file.pixels for file in every]))
         self.outermost = np.bincount(inverse, np.concatenate([file.outermost for file in every]))
 
-    def ask(self, reason: str, example: str = "") -> NoReturn:
-        """Raise a DataError that says how to state what the values mean."""
+    def ask(self, reason: str) -> NoReturn:
+        """Raise a DataError that says how to state what the most frequent values mean."""
         texts = [_text(value) for value in self.values.tolist()]
-        named = zip(texts, [BACKGROUND, *(f"NAME{k}" for k in range(1, 4))], strict=False)
-        example = example or ",".join(map(":".join, named))
+        shades, most = self.values[:, None] >> (16, 8, 0) & 255, [int(self.outermost.argmax())]
+        apart = 4 * _LEAST_GAP if len(texts) > _MOST_CODES else 1  # of many, most are edges
+        for k in np.argsort(-self.pixels, kind="stable").tolist():
+            if len(most) < 4 and np.abs(shades[most] - shades[k]).max(axis=1).min() >= apart:
+                most.append(k)
+        names = [BACKGROUND, *(["lesion"] if len(most) == 2 else ["NAME1", "NAME2", "NAME3"])]
+        codes = zip((texts[k] for k in [most[0], *sorted(most[1:])]), names, strict=False)
+        named, others = ",".join(map(":".join, codes)), f"{texts[most[0]]}:{BACKGROUND},*:lesion"
+        few = len(texts) <= 4 or _is_soft(self.values.tolist())
+        example = f"{named} (or {others})" if few else others
+        example = named if len(texts) == 2 or self.lossy else example
         shown = ", ".join(texts if len(texts) <= 8 else [*texts[:5], "...", *texts[-2:]])
         raise DataError(
             f"{self.name}: expected masks that can be read in one way, given the values {shown}: "
@@ -129,6 +138,12 @@ def _halved(masks: _Masks) -> Meaning:
     if top <= _MOST_CLASSES:
         masks.ask("lossy compression, as in JPEG, changed them; save masks as PNG")
     foreground, sure = values >= top / 4, values >= 3 * top / 4
+    if (
+        not masks.lossy
+        and foreground.sum() == 1
+        and (low := values[~foreground & (values > 0)]).size
+    ):
+        masks.ask(f"{', '.join(map(str, low[-3:]))} and {top} may be classes, or edges of one")
     if masks.pixels[foreground & ~sure].sum() > _MOST_BETWEEN * masks.pixels[foreground].sum():
         masks.ask(f"too many pixels lie between 0 and {top} for edges")
     half = (top + 1) // 2
@@ -144,29 +159,30 @@ def _named(masks: _Masks, values: list[int], ignored: list[int] | None = None) -
     each = [part - {0, IGNORED_MASK} for part in masks.parts]
     in_order = all(part == {*range(1, len(part) + 1)} for part in each)
     if 2 < count < len(numbers) or len(numbers) > _MOST_CLASSES:
-        masks.ask(f"{len(numbers)} classes in {count} masks are many, {objects}", _ALL)
+        masks.ask(f"{len(numbers)} classes in {count} masks are many, {objects}")
     if len(numbers) >= _NUMBERED and in_order and len(set(map(len, each))) > 2:
-        masks.ask(f"1, 2, 3, ... in each file: {objects}", _ALL)
-    if len(numbers) == 1 and not ignored:
-        inside, outside = (
-            of[masks.values > (values[0] + values[1]) / 2].sum() / of.sum()
-            for of in (masks.pixels, masks.outermost)
-        )
-        if inside > _SWAPPED[0] and outside > _SWAPPED[1]:
-            dark, bright = map(_text, values)
-            masks.ask(
-                f"{inside:.0%} of all pixels are {bright}, and nearly all at the border, as if it "
-                "were the background",
-                f"{bright}:{BACKGROUND},{dark}:lesion (or {dark}:{BACKGROUND},{bright}:lesion)",
-            )
+        masks.ask(f"1, 2, 3, ... in each file: {objects}")
     several = len(numbers) > 1
     names = {value: f"mask {_text(value)}" if several else "lesion" for value in numbers or [1]}
-    return _meaning(
-        {values[0]: BACKGROUND, **names, **dict.fromkeys(ignored or [], IGNORE)}, masks.by_colour
-    )
+    words = {values[0]: BACKGROUND, **names, **dict.fromkeys(ignored or [], IGNORE)}
+    meaning = _meaning(words, masks.by_colour)
+    for value in [*words][1:]:
+        around = [path for path, file in masks.files.items() if _is_around(file, value, meaning)]
+        if len(around) > count / 10:
+            masks.ask(
+                f"in {len(around)} of {count} masks, such as {around[0].name}, most pixels, and "
+                f"nearly all at the border, are {_text(value)}, as if it were the background; if "
+                "it is not in other masks, invert these"
+            )
+    return meaning
 
 
-_ALL = f"0:{BACKGROUND},{OTHERS}:lesion"
+def _is_around(file: MaskValues, value: int, meaning: Meaning) -> bool:
+    """Return whether a mask has the class of `value` where the background is, but not all over."""
+    classes = meaning.classes.of(file.colours if meaning.classes.by_colour else file.values)
+    chosen = classes == meaning.classes.of(np.array([value]))
+    inside, outside = (of[chosen].sum() / of.sum() for of in (file.pixels, file.outermost))
+    return bool(_AROUND[0] < inside < 1 and outside > _AROUND[1])
 
 
 def _stated(name: str, files: Mapping[Path, MaskValues], words: dict[str, str]) -> Meaning:
@@ -174,8 +190,10 @@ def _stated(name: str, files: Mapping[Path, MaskValues], words: dict[str, str]) 
     by_colour = any(value >= COLOURED for value in named)
     masks = _Masks(name, files, by_colour)
     if not by_colour and _palettes_differ(files):
-        masks.ask("palettes differ or are colours, so name colours", f"#000000:{BACKGROUND},...")
+        _Masks(name, files, by_colour=True).ask("palettes differ or are colours, so name colours")
     missing = [value for value in masks.values.tolist() if value not in named]
+    if OTHERS in words and masks.lossy:
+        masks.ask(f"{OTHERS} would be what lossy compression made of others, too")
     if OTHERS in words:
         named |= dict.fromkeys(missing, words[OTHERS])
     elif missing and not masks.lossy and not _is_soft(masks.values.tolist()):

@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medduet.data.pixels import side_that_keeps
+from medduet.data.pixels import side_that_keeps, to_grey
 from medduet.data.reading.core import PICTURE, Affine, Facts, Frame, ReadOptions, Source, refusal
 from medduet.data.reading.images import opened, read_pictures
 from medduet.data.reading.shape import fitted_mask
 
 Integers = NDArray[np.int64]
-_GREY = 0x010101
+_GREY, _FEW_LEVELS = 0x010101, 8
+LIKE_MASKS = "have few levels of grey, as masks have"
 COLOURED = 1 << 24
 """Values of masks that are colours, red << 16 | green << 8 | blue, have this bit."""
 
@@ -52,6 +53,11 @@ class MaskClasses(NamedTuple):
 
     def of(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         """Return the class of each of `values`."""
+        if self.by_colour:
+            colours, inverse = np.unique(values, return_inverse=True)
+            rgb, own = (x[..., None] >> (16, 8, 0) & 255 for x in (colours[:, None], self.values))
+            nearest: NDArray[np.intp] = np.square(rgb - own).sum(axis=2).argmin(axis=1)[inverse]
+            return self.classes[nearest.reshape(values.shape)]
         # Halves are rounded up: of 0 and 255, 128 is nearer to 255.
         bounds = (self.values[1:] + self.values[:-1] + 1) // 2
         return self.classes[np.searchsorted(bounds, values, side="right")]
@@ -97,7 +103,18 @@ def read_pair(
         with opened(path) as source:
             masks, side = read_mask(paths, meaning, options, source.affine)
     images = np.stack([picture.fitted for picture in pictures])
-    return Pair(images, masks, side, pictures[0].remarks)
+    drawn = not paths and all(_has_few_levels(picture.whole) for picture in pictures)
+    return Pair(images, masks, side, [*pictures[0].remarks, *[LIKE_MASKS] * drawn])
+
+
+def _has_few_levels(values: NDArray[np.uint8]) -> bool:
+    """Return whether an image has few levels, but not one, or, as JPEG, nearly all at both ends."""
+    sample = values[:: len(values) // 256 + 1, :: values.shape[1] // 256 + 1]
+    grey = to_grey(sample) if sample.ndim == 3 else sample
+    levels, counts = np.unique(grey, return_counts=True)
+    between = counts[(levels >= 16) & (levels < 240)].sum()
+    few = len(levels) <= _FEW_LEVELS or (levels[-1] >= 240 and between < 0.02 * grey.size)
+    return bool(few and len(levels) > 1)
 
 
 def mask_values(path: Path, like: Facts, affine: Affine = PICTURE) -> MaskValues:
@@ -146,7 +163,7 @@ def _check_grid(path: Path, source: Source, image: Affine) -> None:
 def _tally(path: Path, frame: Frame) -> Integers:
     """Return values, colours, pixels and outermost pixels of one frame, ``(4, V)``."""
     stored, shown = _integers(path, frame), _colours(frame)
-    values, first, pixels = np.unique(stored, return_index=True, return_counts=True)
+    values, first, pixels = np.unique(stored.astype(int), return_index=True, return_counts=True)
     colours = values if shown is None else shown.ravel()[first]
     if shown is None or len(set(colours.tolist())) < len(colours):  # values tell more apart
         colours = np.where(values < 256, values * _GREY | COLOURED, values << 25)

@@ -109,7 +109,7 @@ def values_of(image: Image.Image) -> NDArray[Any]:
 def _drawn(image: Image.Image, classes: NDArray[Any] | None) -> NDArray[Any] | None:
     """Return 255 where a mask in one colour, such as black, is not transparent; else `classes`."""
     pixels = np.asarray(image.convert("RGBA"))
-    opaque = pixels[:, :, 3] >= 128
+    opaque = pixels[:, :, 3] > pixels[:, :, 3].max() // 2
     one_colour = len(np.unique(pixels[opaque][:, :3], axis=0)) < 2
     return opaque * np.uint8(255) if one_colour and not opaque.all() else classes
 
