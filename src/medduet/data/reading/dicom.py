@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medduet.data.reading.core import PICTURE, Facts, Frame, Source, checked, needed, refusal
 
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it tells what it mends itself
+logging.getLogger("pydicom").disabled = True  # it tells what it mends itself
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 
