@@ -21,31 +21,31 @@ from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
 from medduet._version import __version__
 from medduet.inference.codes import PRIVATE, class_code, private, segment_codes
-from medduet.inference.predictor import Predictor
 from medduet.inference.source import Frame, digest_of, read_frames
 from medduet.utils.files import atomic_path
 
 _NOWHERE = ("1.1", (1, 0, 0, 0, 1, 0), (1, 1), 1)
-_NOT_IN_RESULTS = ("images", "overlays", "dicom")
 _FAILURES = (AttributeError, FileNotFoundError, IndexError, KeyError, TypeError, ValueError)
 _File = tuple[Path, str, Sequence[dict[str, Any]]]
 
 
 class DicomWriter:
-    """Writes results to the folder `out`: of the same images, network and options the same."""
+    """Writes results to the folder `out`; `settings` tell networks and options apart, in UIDs."""
 
-    def __init__(self, out: Path, predictor: Predictor, settings: Mapping[str, Any]) -> None:
-        self.out, self.class_names, self.mask_names = (
-            out,
-            predictor.class_names,
-            predictor.mask_names,
-        )
-        self.network = predictor.config.network.name[:64] or "network"
-        self.codes: Mapping[str, Sequence[str]] = settings.get("codes", {})
-        others = {name: x for name, x in settings.items() if name not in _NOT_IN_RESULTS}
-        self.out, self.settings, self.seed = out, json.dumps([__version__, others]), ""
+    def __init__(
+        self,
+        out: Path,
+        network: str,
+        class_names: Sequence[str],
+        mask_names: Sequence[str],
+        codes: Mapping[str, Sequence[str]],
+        settings: str,
+    ) -> None:
+        self.out, self.network, self.codes = out, network[:64] or "network", codes
+        self.class_names, self.mask_names = class_names, mask_names
+        self.settings, self.seed = json.dumps([__version__, settings]), ""
 
-    def write(self, files: Sequence[_File], number: int) -> tuple[list[str], str]:
+    def write(self, files: Sequence[_File], number: int = 0) -> tuple[list[str], str]:
         """Write ``dicom/STEM-seg.dcm`` and ``dicom/STEM-sr.dcm`` on the files of a series.
 
         Frames of other sizes or planes have a ``STEM-seg-2.dcm`` and so on.

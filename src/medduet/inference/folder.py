@@ -36,6 +36,7 @@ from medduet.utils.parsing import as_text, misread, read_object
 TABLE = "predictions.csv"
 Row = dict[str, Any]
 _JOURNAL = "done.jsonl"
+_NOT_IN_DICOM = ("images", "overlays", "dicom")  # settings
 _FILES_AT_ONCE = 16  # files whose frames are in memory together
 _ONE_PROCESS = 64  # files that one process has read before a second one has started
 _Done = dict[str, list[Row]]  # the rows of each file that is done, by its name in the table
@@ -290,7 +291,10 @@ def _write_dicom(
         return []
     from medduet.inference.dicom import DicomWriter  # which needs highdicom
 
-    results = DicomWriter(writer.out, writer.predictor, settings)
+    seed = json.dumps([x for name, x in settings.items() if name not in _NOT_IN_DICOM])
+    predictor, network = writer.predictor, writer.predictor.config.network.name
+    classes = predictor.class_names, predictor.mask_names
+    results = DicomWriter(writer.out, network, *classes, settings.get("codes", {}), seed)
     several, journal = 0, writer.out / _JOURNAL
     with counted(progress, "dicom", len(groups)) as count, storage_errors(journal):
         for key, group in groups.items():

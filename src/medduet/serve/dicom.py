@@ -16,7 +16,6 @@ from starlette.exceptions import HTTPException
 
 from medduet.data.workers import WorkerPool
 from medduet.errors import DataError
-from medduet.inference.dicom import DicomWriter
 from medduet.inference.folder import InputFile, ResultWriter
 from medduet.inference.predictor import Prediction, Predictor
 from medduet.inference.source import series_of
@@ -41,9 +40,7 @@ def encode_dicom(
     network = sha256(config.model_dump_json().encode()).hexdigest()
     seed = json.dumps([network, predictor.coverage, predictor.min_confidence])
     with TemporaryDirectory(prefix="medduet-", dir=_MEMORY) as folder:
-        writer = DicomWriter(
-            Path(folder), config.network.name[:64] or "network", *classes, {}, seed
-        )
+        writer: tuple[Any, ...] = (Path(folder), config.network.name, *classes, {}, seed)
         options = SimpleNamespace(
             mask_names=predictor.mask_names, min_confidence=predictor.min_confidence
         )
@@ -60,15 +57,18 @@ def encode_dicom(
 
 
 def _results(
-    writer: DicomWriter, options: Any, item: tuple[bytes, list[Prediction]]
+    writer: tuple[Any, ...], options: Any, item: tuple[bytes, list[Prediction]]
 ) -> list[bytes]:
-    file = InputFile(writer.out / "image", "image", "image")
+    out = writer[0]
+    file = InputFile(out / "image", "image", "image")
     file.path.write_bytes(item[0])
-    rows = ResultWriter(writer.out, options, overlays=False).write(file, item[1])
+    rows = ResultWriter(out, options, overlays=False).write(file, item[1])
     for _, series in series_of([file.path]):
         if isinstance(series, DataError):
             raise series
-    names, problem = writer.write([(file.path, file.stem, rows)])
+    from medduet.inference.dicom import DicomWriter  # which needs highdicom
+
+    names, problem = DicomWriter(*writer).write([(file.path, file.stem, rows)])
     if problem:
         raise DataError(problem)
-    return [(writer.out / name).read_bytes() for name in names]
+    return [(out / name).read_bytes() for name in names]
