@@ -19,6 +19,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -38,6 +39,7 @@ Modality = Literal[
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
 _MOST_FINDINGS = 10
+_MOST_BYTES, _MOST_ALIASES = 1 << 16, 16  # of a recipe, in which aliases repeat values
 
 
 def _spelled(pattern: str, expected: str) -> AfterValidator:
@@ -129,6 +131,11 @@ class DataConfig(Frozen):
         ):
             raise ValueError("expected VALUE:NAME,... such as 0:background,128:benign,254:ignore")
         return text and ",".join(map(":".join, zip(values, names, strict=True)))
+
+    @field_validator("cache")
+    @classmethod
+    def _is_of_this_machine(cls, cache: Path | None, info: ValidationInfo) -> Path | None:
+        return None if info.context else cache
 
     @model_validator(mode="after")
     def _are_shares_and_a_fold(self) -> DataConfig:
@@ -316,6 +323,9 @@ def read_recipe(name: str, kind: str) -> Any:
         raise ConfigError(f"unknown recipe '{name}': {hint}")
     elif Path(name).is_file():
         content = Path(name).read_bytes()
+        if len(content) > _MOST_BYTES or len(re.findall(rb"[\s\[,]\*\w", content)) > _MOST_ALIASES:
+            most = f"{_MOST_BYTES >> 10} KB and {_MOST_ALIASES} aliases"
+            raise ConfigError(f"recipe {name}: expected at most {most}, given more")
     else:
         raise MissingFileError(f"expected a recipe at {name}, but there is no such file")
     try:
@@ -325,10 +335,13 @@ def read_recipe(name: str, kind: str) -> Any:
     return {} if values is None else values
 
 
-def validate(kind: type[Settings], values: Any, origin: str) -> Settings:
-    """Return plain `values` as settings; ConfigError says in one line what of `origin` is wrong."""
+def validate(kind: type[Settings], values: Any, origin: str, saved: bool = False) -> Settings:
+    """Return plain `values` as settings; ConfigError says in one line what of `origin` is wrong.
+
+    Those that are `saved` in a folder have no cache, which would be that of another machine.
+    """
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, context=saved)
     except ValidationError as error:
         raise ConfigError(f"{origin}: {describe(error, kind)}") from error
 

@@ -68,6 +68,11 @@ BOMBS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "a header of 2 GB": ("safetensors", lambda: tensors(2 * GB)),
     "offsets that overlap": ("safetensors", lambda: tensors(a=(0, 64), b=(32, 96))),
     "a bundle that is deep inside": (_BUNDLE, lambda: b'{"network": ' + DEEP),
+    "31 MB of brackets": (_BUNDLE, lambda: b'{"versions": [' + b"[]," * 10_000_000 + b"[]]}"),
+    "200,000 tensors": (
+        "safetensors",
+        lambda: tensors(**{f"t{n}": (0, 0) for n in range(200_000)}),
+    ),
     "a billion channels": (_BUNDLE, lambda: config("network", in_channels=10**9)),
     "images of 10**5": (_BUNDLE, lambda: config("preprocessing", size=[10**5, 10**5])),
     "1 GB of zeros": ("zarr masks", zeros_by_zstd),

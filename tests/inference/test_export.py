@@ -236,3 +236,22 @@ def test_threads_can_share_it_and_images_must_fit(onnx: Path, images: Images, ru
     with ThreadPoolExecutor(8) as pool:
         for number, predicted in enumerate(pool.map(model, inputs)):
             assert np.array_equal(predicted.mask, expected[number % 8])
+
+
+@pytest.mark.parametrize(
+    ("probability", "mask"),
+    [
+        (np.zeros((1, 3), np.int64), np.zeros((1, 32, 32), np.uint8)),
+        (np.zeros((1, 4), np.float32), np.zeros((1, 32, 32), np.uint8)),
+        ([np.zeros((1, 3), np.float32)], np.zeros((1, 32, 32), np.uint8)),
+        (np.zeros((1, 3), np.float32), np.zeros((1, 32, 32), np.int64)),
+        (np.zeros((1, 3), np.float32), np.zeros((1, 16, 16), np.uint8)),
+        (np.zeros((1, 3), np.float32), np.full((1, 32, 32), 2, np.uint8)),  # of no mask class
+        (np.zeros((1, 3), np.float32), None),
+    ],
+)
+def test_outputs_of_another_kind_are_refused(onnx: Path, probability: Any, mask: Any) -> None:
+    model = ExportedModel(onnx)
+    model._run = lambda image: [each for each in (probability, mask) if each is not None]
+    with pytest.raises(ModelError, match="can't be used: "):
+        model(np.zeros((1, 1, 32, 32), np.uint8))

@@ -1,14 +1,17 @@
 """The command line: reads what was typed, calls one function, prints."""
 
-import errno
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from typing import Any
 
 from medduet._version import __version__
 from medduet.cli.commands import COMMANDS, HELP, RECIPES, complete, is_first, run
-from medduet.errors import ConfigError, Interrupted, MedDuetError, StorageError, closest
+from medduet.cli.screen import Screen
+from medduet.errors import ConfigError, Interrupted, MedDuetError, closest
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -16,27 +19,54 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        code = _dispatch(*words)
-        sys.stdout.flush()
-        return code
-    except MedDuetError as error:
-        return _fail(error)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away, as in `medduet datasets | head -1`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _fail(StorageError(f"{error.filename or 'a disk'} is full: make room"))
-        if error.filename is None:
-            raise
-        reason = f"can't use {error.filename}: {error.strerror}; give another path"
-        return _fail(ConfigError(reason))
+    _open_streams()
+    screens: tuple[Any, Any] = Screen(sys.stdout), Screen(sys.stderr)
+    with redirect_stdout(screens[0]), redirect_stderr(screens[1]):
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        try:
+            code = _dispatch(*(sys.argv[1:] if arguments is None else arguments))
+            sys.stdout.flush()
+            return code
+        except MedDuetError as error:
+            return _fail(error)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except BrokenPipeError:  # the reader went away, as in `medduet datasets | head -1`
+            return 0
+        except (OSError, RuntimeError, ValueError) as error:
+            if (reason := _reason(error)) is None:
+                raise
+            return _fail(ConfigError(reason))
+        finally:
+            for stream in screens:
+                try:
+                    stream.flush()
+                except OSError:  # what can't be written would fail again at the exit
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _open_streams() -> None:
+    """Open standard streams that are closed, so that no file of ours gets their numbers."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
+        os.set_inheritable(number, True)
+    streams = (each or os.fdopen(os.dup(number), "w") for each in (sys.stdout, sys.stderr))
+    sys.stdout, sys.stderr = streams
+    os.close(number)
+
+
+def _reason(error: Exception) -> str | None:
+    """Return in one sentence what the system refuses; ``None`` for a defect of the program."""
+    match error:
+        case FileNotFoundError(filename=None):
+            return "the working directory was deleted: change to another one"
+        case OSError():
+            reason = f"{error.filename or 'a file'}: {error.strerror or error}"
+            return f"can't use {reason}; give another path, or make room"
+        case ValueError() if "embedded null" in str(error):
+            return "expected paths without the character NUL"
+        case RuntimeError() if "home directory" in str(error):
+            return "no home folder is known: set MEDDUET_CACHE, and write paths without ~"
+    return None
 
 
 def _dispatch(name: str = "--help", *words: str) -> int:
@@ -48,6 +78,7 @@ def _dispatch(name: str = "--help", *words: str) -> int:
     elif name == "--tyro-print-completion":
         complete(list(words))
     elif name in COMMANDS:
+        Path.cwd()  # an error where it was deleted: torch would end the process
         return run(name, list(words))
     else:
         raise ConfigError(f"unknown command '{name}': {closest(name, COMMANDS)}")
@@ -57,5 +88,6 @@ def _dispatch(name: str = "--help", *words: str) -> int:
 def _fail(error: MedDuetError) -> int:
     interrupted = isinstance(error, Interrupted)
     if is_first() or not interrupted:
-        sys.stderr.write(f"medduet: {error}\n")  # in one line
+        with suppress(OSError):
+            sys.stderr.write(f"medduet: {error}\n")  # in one line
     return INTERRUPTED if interrupted else USER_ERROR

@@ -1,11 +1,35 @@
 """Lines and tables on the screen; names in them may be a stranger's, and have no codes for it."""
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
 
 from tabulate import tabulate
 
 from medduet.errors import one_line
+
+
+class Screen:
+    """A stream whose texts have no codes for the terminal; standard output has no colours."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text` as far as it can be seen; bars write their moves of the cursor alone."""
+        body = text.strip("\r")
+        if not re.fullmatch(r"(\n|\x1b\[A)*", body):
+            seen = (each if each.isprintable() or each in "\n\t" else "?" for each in body)
+            text = text.replace(body, "".join(seen))
+        return self.stream.write(text)
+
+    def isatty(self) -> bool:
+        """Return whether bars can be drawn, and texts coloured."""
+        return self is sys.stderr and self.stream.isatty()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def write(*lines: str, aligned: bool = False) -> None:

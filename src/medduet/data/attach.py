@@ -42,6 +42,7 @@ from medduet.data.sources import open_images
 from medduet.errors import ConfigError, DataError
 from medduet.types import IGNORED_MASK
 from medduet.utils.files import atomic_path, write_text
+from medduet.utils.parsing import csv_text, read_csv
 
 _FILTERS: tuple[dict[str, Any], ...] = (
     {"mode": "bilinear", "antialias": True},
@@ -139,7 +140,7 @@ def attach(
     for column in ("source", "rival"):
         table[column] = np.where(table[column] < 0, "", ids[table[column]])
     table = table[["split", "index", "state", "source", "score", "margin", "rival"]]
-    write_text(out.with_suffix(".csv"), table.to_csv(index=False, float_format="%.6f"))
+    write_text(out.with_suffix(".csv"), csv_text(table, float_format="%.6f"))
     table.attrs["view"] = str(sources[pool].info.get("fit", "stretch"))
     return table
 
@@ -147,7 +148,7 @@ def attach(
 def _listed(path: Path, places: pd.DataFrame, ids: NDArray[np.str_]) -> NDArray[np.int64]:
     """Return the picture of each place that a table names, by its name with or without ending."""
     try:
-        table = pd.read_csv(path, dtype=str).rename(columns=str.lower)
+        table = read_csv(path).rename(columns=str.lower)
         keys = zip(table["split"].str.lower(), table["index"].astype(int), strict=True)
         names = dict(zip(keys, table["image_id"].str.strip(), strict=True))
     except (OSError, KeyError, ValueError) as error:

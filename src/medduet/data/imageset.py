@@ -12,12 +12,14 @@ import torch
 from numpy.typing import NDArray
 
 from medduet.data.cache import Progress, counted
+from medduet.errors import DataError
 from medduet.types import Batch
 
 SPLITS = ("train", "val", "test")
 PIXELS = ("images", "masks")
 """Fields of a `Split` that may be too large to read as a whole."""
 CHUNK_BYTES = 4 << 20
+MAX_CLASSES = 10_000
 
 
 def rows_per_chunk(shape: tuple[int, ...]) -> int:
@@ -166,6 +168,12 @@ class ImageSet:
     multi_label: bool
     fingerprint: str
     info: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        for names in (self.class_names, self.mask_names):
+            if not len({*names}) == len(names) <= MAX_CLASSES:
+                expected = f"{self.name}: expected up to {MAX_CLASSES:,} different names"
+                raise DataError(f"{expected}, given {len(names):,}: {', '.join(names[:20])}")
 
     @property
     def in_channels(self) -> int:

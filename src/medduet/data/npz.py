@@ -31,7 +31,7 @@ from numpy.lib.format import read_array_header_1_0, read_magic
 from numpy.typing import NDArray
 
 from medduet.data.cache import Progress, cache_folder, counted, file_digests
-from medduet.data.imageset import SPLITS, ImageSet, rows_per_chunk
+from medduet.data.imageset import MAX_CLASSES, SPLITS, ImageSet, rows_per_chunk
 from medduet.data.mask_values import IGNORE
 from medduet.data.pixels import resize_image, resize_mask
 from medduet.data.reading.core import MAX_FRAME_PIXELS
@@ -40,7 +40,6 @@ from medduet.errors import DataError, MissingFileError
 from medduet.types import IGNORED_MASK, UNKNOWN_LABEL
 from medduet.utils.files import write_json
 
-MAX_CLASSES = 10_000
 MAX_MASK_CLASSES = 64
 _PIXELS = re.compile(r"(train|val|test)_(images|masks|label)(_C[0-9]{1,6})?")
 _ROWS = re.compile(r"(train|val|test)_(labels|has_mask|ids|groups)|(class|mask)_names|ignored_mask")

@@ -19,8 +19,9 @@ from scipy.sparse.csgraph import connected_components
 from medduet.config import DataConfig
 from medduet.data.cache import Progress
 from medduet.data.imageset import SPLITS, ImageSet
-from medduet.errors import ConfigError, DataError, MissingFileError
+from medduet.errors import ConfigError, DataError
 from medduet.utils.files import write_text
+from medduet.utils.parsing import csv_text, read_csv
 
 NO_SPLIT = 3
 """The given split of an image that has none."""
@@ -111,15 +112,13 @@ def write_split(path: Path, images: ImageSet) -> None:
     pool = images.pool()
     names = np.repeat(SPLITS, [len(images.split(name)) for name in SPLITS])
     table = pd.DataFrame({"image": pool.ids, "split": names})
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    write_text(path, csv_text(table))
 
 
 def read_split(path: Path, images: ImageSet) -> NDArray[np.int64]:
     """Read which split each image of the pool of `images` is in; those not listed are left out."""
-    if not path.is_file():
-        raise MissingFileError(f"expected a split at {path}, but there is no such file")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=["image", "split"])
+        table = read_csv(path, usecols=["image", "split"])
     except ValueError as error:
         raise DataError(f"{path}: expected a CSV with columns image and split: {error}") from error
     ids = pd.Index(images.pool().ids)

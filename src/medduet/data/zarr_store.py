@@ -34,6 +34,7 @@ from medduet.data.store import check_room
 from medduet.errors import ConfigError, MissingFileError
 from medduet.types import IGNORED_MASK
 from medduet.utils.files import finite, storage_errors, sync, write_json
+from medduet.utils.locks import result_folder
 from medduet.utils.parsing import misread, parse_json, read_json
 
 _METADATA, _PLAN = "zarr.json", "plan.json"
@@ -121,12 +122,11 @@ def _open_split(source: str, split: str, about: Any, arrays: Any, cache_gb: floa
 def _read_file(url: str, most: int) -> bytes:
     if "://" in url:
         return read_url(url, most)
-    try:
-        with Path(url).open("rb") as file:
-            return file.read(most)
-    except FileNotFoundError as error:
+    if not Path(url).is_file():
         hint = "copy the store again, or run its 'medduet zarr' again, which continues"
-        raise MissingFileError(f"{url} is missing: {hint}") from error
+        raise MissingFileError(f"{url} is missing: {hint}")
+    with Path(url).open("rb") as file:
+        return file.read(most)
 
 
 class ZarrRows(Rows):
@@ -249,7 +249,7 @@ def write_zarr(
     group = json.loads(json.dumps(finite(group), default=str))
     total = sum(prod(v.shape) * v.dtype.itemsize for v in fields.values())
     with storage_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
+        result_folder(out).mkdir(parents=True, exist_ok=True)
         if not any(out.iterdir()):
             write_json(out / _PLAN, group)
         if not (out / _PLAN).is_file() or read_json(out / _PLAN) != group:

@@ -28,6 +28,7 @@ from medduet.training.validation import predict_split, summarize
 from medduet.uncertainty.calibration import Calibration
 from medduet.utils.files import write_json
 from medduet.utils.hub import bundle_folder, is_on_hub
+from medduet.utils.locks import result_folder
 from medduet.utils.parsing import misread
 
 SplitName = Literal["train", "val", "test", "all"]
@@ -65,6 +66,8 @@ def evaluate(
     check_out(path, out)
     evaluator = Evaluator.open(path, data, device, progress)
     images, calibration = evaluator.images, evaluator.bundle.config.calibration
+    name = f"evaluations/{images.name}-{split}"
+    folder = RunFolder(result_folder(out) if out else result_folder(evaluator.path, name))
     predictions = evaluator.predict(evaluator.split(split))
     ordinal = evaluator.bundle.config.network.ordinal
     metrics = {
@@ -73,7 +76,6 @@ def evaluate(
         split: summarize(predictions, evaluator.config.evaluate, calibration, ordinal),
     }
     if evaluator.fabric.is_global_zero:
-        folder = RunFolder(out or evaluator.path / "evaluations" / f"{images.name}-{split}")
         folder.write_predictions(split, predictions)
         write_json(folder.metrics_path, metrics)
     evaluator.fabric.barrier()

@@ -18,6 +18,7 @@ from medduet.runs.environment import describe_data
 from medduet.runs.predictions import Predictions
 from medduet.training.validation import mask_summary
 from medduet.utils.files import write_json
+from medduet.utils.locks import result_folder
 from medduet.utils.parsing import misread, read_json
 
 MEASURED = ("accuracy", "balanced_error", "dice_nonempty", "ece")
@@ -106,14 +107,14 @@ def stress(
     if base is not None:
         _compare(record, base)
     if evaluator.fabric.is_global_zero:
-        write_json((out or stress_folder(evaluator.path, record)) / "stress.json", record)
+        write_json((out or stress_folder(path, record)) / "stress.json", record)
     evaluator.fabric.barrier()
     return record
 
 
 def stress_folder(path: str | Path, record: Mapping[str, Any]) -> Path:
     """Return the folder of the results of a bundle or run, unless another one was asked for."""
-    return Path(path) / "stress" / f"{record['data']['name']}-{record['split']}"
+    return result_folder(Path(path), f"stress/{record['data']['name']}-{record['split']}")
 
 
 def _check_names(names: Sequence[str], images: ImageSet) -> list[str]:

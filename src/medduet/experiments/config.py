@@ -32,7 +32,7 @@ def by_path(config: Mapping[str, Any]) -> dict[str, Any]:
 def change(run: RunConfig, values: Mapping[str, Any], out: Path | None, origin: str) -> RunConfig:
     """Return the settings of `run` with `values`, by their path, in `out`; errors say `origin`."""
     settings = run.model_dump(mode="json")
-    paths = by_path(settings)
+    paths = by_path(settings).keys() - {"data.cache"}  # which is the machine's
     for path, value in values.items():
         if path not in paths:
             raise ConfigError(f"{origin}: unknown setting {path}: {closest(path, paths)}")
@@ -52,7 +52,7 @@ def read_settings(kind: type[Settings], path: Path, name: str) -> Settings:
     file = path / f"{name}.json"
     if not file.is_file():
         raise MissingFileError(f"expected the folder of a {name}, but {path} has no {file.name}")
-    return validate(kind, read_json(file), str(file))
+    return validate(kind, read_json(file), str(file), saved=True)
 
 
 class Cell(Frozen):

@@ -24,7 +24,7 @@ from medduet.experiments.config import (
     require_one,
 )
 from medduet.utils.files import sweep, write_json
-from medduet.utils.locks import exclusive
+from medduet.utils.locks import exclusive, result_folder
 from medduet.utils.parsing import read_json
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def benchmark(
     config = config.choose(datasets=datasets, networks=networks, variants=variants)
     if config.out is None:
         raise ConfigError("no folder given: add --out FOLDER")
-    folder, stop = GridFolder(config.out), stop or threading.Event()
+    folder, stop = GridFolder(result_folder(config.out)), stop or threading.Event()
     cells = config.cells(folder.path)
     _check_made_alike(folder, cells)
     with exclusive(folder.path / ".lock", wait=True):

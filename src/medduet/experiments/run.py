@@ -96,7 +96,7 @@ def train(
         resume = config.out
     folder = None if resume is None else RunFolder.open(Path(resume))
     if folder is not None:
-        config = folder.run_config()
+        config = config or folder.run_config()
         if folder.finished:
             if folder.checkpoint("last").parent.exists():
                 folder.finish()  # what a kill in the middle of its last step has left
@@ -187,7 +187,8 @@ def _was_restarted(config: RunConfig) -> bool:
     """Return whether torchrun starts this again after a process of the run has died."""
     if config.out is None or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) < 1:
         return False
-    return (config.out / "config.json").is_file() and RunFolder(config.out).run_config() == config
+    saved = config.out / "config.json"
+    return saved.is_file() and read_json(saved) == config.model_dump(mode="json")
 
 
 def _create_folder(fabric: Fabric, config: RunConfig, data: ImageSet) -> RunFolder:

@@ -21,7 +21,7 @@ from medduet.reports.style import save
 from medduet.runs.folder import RunFolder, numbered_folder
 from medduet.training.reporter import Reporter
 from medduet.utils.files import write_json, write_text
-from medduet.utils.locks import exclusive, holder
+from medduet.utils.locks import exclusive, holder, result_folder
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -83,7 +83,7 @@ def search(
     else:
         path = Path(str(resume))
         config = read_settings(SearchConfig, path, "search")
-    with exclusive(path / "lock") as alone:
+    with exclusive(result_folder(path) / "lock") as alone:
         if not alone:
             raise ConfigError(
                 f"{holder(path / 'lock')} works on the search in {path}: wait for it, or stop it"
@@ -117,12 +117,14 @@ def _create_folder(config: SearchConfig) -> Path:
 def _open_study(path: Path) -> Study:
     try:
         import optuna
-        from optuna.storages.journal import JournalFileBackend, JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
     except ImportError as error:
         raise ConfigError("optuna is missing: pip install 'medduet[search]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    journal = str(path / "study.jsonl")
+    lock = JournalFileOpenLock(journal)  # the default one is a link
     return optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(path / "study.jsonl"))),
+        storage=JournalStorage(JournalFileBackend(journal, lock)),
         study_name="medduet",
         directions=["maximize", "minimize"],
         load_if_exists=True,

@@ -108,7 +108,15 @@ class ExportedModel:
             raise ModelError(f"expected {images}, given {image.shape} of {image.dtype}")
         with self._errors():
             outputs = self._run(np.ascontiguousarray(image))
-        heads = dict(zip(self.export.outputs, outputs, strict=True))
+            heads = dict(zip(self.export.outputs, outputs, strict=True))
+            layouts = {"probability": (network.num_classes,), "mask": sides}
+            layouts["reconstruction"] = (network.in_channels, *sides)
+            for name, head in heads.items():
+                kind, shape = "uint8" if name == "mask" else "float", (len(image), *layouts[name])
+                if not (head.dtype.name.startswith(kind) and head.shape == shape):
+                    raise ValueError(f"expected {name} {shape} of {kind}, given {head.dtype}")
+                if name == "mask" and not (head <= max(len(self.config.mask_names) - 1, 0)).all():
+                    raise ValueError("its masks have values beyond its mask_names")
         return BatchPrediction(**heads)
 
     @contextmanager

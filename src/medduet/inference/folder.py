@@ -30,8 +30,8 @@ from medduet.inference.predictor import Prediction, Predictor
 from medduet.inference.source import series_of
 from medduet.runs.folder import check_empty
 from medduet.utils.files import atomic_path, finite, storage_errors, sweep, write_json, write_text
-from medduet.utils.locks import exclusive, holder
-from medduet.utils.parsing import as_text, misread, read_object
+from medduet.utils.locks import exclusive, holder, result_folder
+from medduet.utils.parsing import as_text, csv_text, misread, parse_json, read_object
 
 TABLE = "predictions.csv"
 Row = dict[str, Any]
@@ -122,7 +122,7 @@ def predict_files(
     if codes is not None:
         names = (*predictor.class_names, *predictor.mask_names[1:])
         settings["codes"] = read_codes(codes, names)
-    with exclusive(out / ".lock") as alone:
+    with exclusive(result_folder(out) / ".lock") as alone:
         if not alone:
             raise ConfigError(f"{holder(out / '.lock')} is writing to {out}: give another --out")
         sweep(out)
@@ -212,7 +212,7 @@ def _read_journal(path: Path, files: Iterable[InputFile]) -> tuple[_Done, dict[s
     if half:
         os.truncate(path, len(content) - len(half))
     with misread(path):
-        journal = [*map(json.loads, lines)]
+        journal = [*map(parse_json, map(bytes.decode, lines))]
         written = {entry["series"]: entry["dicom"] for entry in journal if "series" in entry}
         entries = {entry["file"]: entry for entry in journal if "file" in entry}
         stamps = {file.name: _stamp(file.path) for file in files if file.name in entries}
@@ -226,7 +226,7 @@ def _write_table(path: Path, rows: Sequence[Row]) -> None:
     names = dict.fromkeys(["file", *chain.from_iterable(rows)])
     columns = [*(name for name in names if name != "error"), "error"]
     table = pd.DataFrame(rows, columns=columns, dtype=object)
-    write_text(path, table.to_csv(index=False, lineterminator="\n"))
+    write_text(path, csv_text(table))
 
 
 def _predict(

@@ -16,6 +16,7 @@ from medduet.utils.files import atomic_path, write_json
 from medduet.utils.hub import CONFIG, WEIGHTS, bundle_folder
 from medduet.utils.parsing import read_json, sha256
 
+_MOST_HEADER = 4 << 20  # bytes; those of large networks have 0.2 MB
 FORMAT = "medduet-bundle"
 VERSION = 1
 _DAMAGE = (OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -76,6 +77,7 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
     if file is None:
         expected = "a .safetensors file, a bundle or a finished run"
         raise MissingFileError(f"expected {expected}, given {folder}: change --model.weights")
+    _check_header(file)
     try:
         tensors = load_file(file)
     except (SafetensorError, *_DAMAGE) as error:
@@ -168,8 +170,15 @@ def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
     return network, config
 
 
+def _check_header(path: Path) -> None:
+    with path.open("rb") as file:
+        if int.from_bytes(file.read(8), "little") > _MOST_HEADER:
+            raise ModelError(f"{path}: expected a header of up to {_MOST_HEADER >> 20} MB")
+
+
 def _check_shapes(network: DuetNetwork, path: Path) -> None:
     """Raise `ModelError` unless the file has the tensors of `network`, by its header alone."""
+    _check_header(path)
     with safe_open(path, framework="pt") as file:
         in_file = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     expected = {name: list(value.shape) for name, value in network.state_dict().items()}

@@ -15,6 +15,7 @@ from medduet.reports.page import render
 from medduet.reports.style import shorten
 from medduet.types import IGNORED_MASK
 from medduet.utils.files import write_json, write_text
+from medduet.utils.parsing import csv_text
 
 MAX_PAIRS = 30
 MAX_PICTURES = 6
@@ -31,7 +32,7 @@ def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
     record = audit.record()
     write_json(out / "audit.json", record)
     flags = dict.fromkeys(["exact", "across_splits", "labels_differ", "masks_differ"], int)
-    table = audit.pairs.astype(flags).to_csv(index=False, float_format="%.4f", lineterminator="\n")
+    table = csv_text(audit.pairs.astype(flags), float_format="%.4f")
     write_text(out / "duplicates.csv", table)
     findings, pairs = [], []
     for finding, entry in zip(audit.findings, record["findings"], strict=True):

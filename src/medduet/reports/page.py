@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from medduet._version import __version__
 from medduet.reports.style import save, slug
 from medduet.utils.files import sweep, write_text
+from medduet.utils.locks import result_folder
+from medduet.utils.parsing import csv_text
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("medduet.reports"),
@@ -44,7 +46,7 @@ class Table(NamedTuple):
             latex = latex.replace(sign, command)
         escaped = self.shown.replace(r"\|", r"\\|", regex=True)
         return {
-            "csv": self.values.to_csv(index=False, lineterminator="\n"),
+            "csv": csv_text(self.values),
             "md": f"{escaped.to_markdown(index=False, disable_numparse=True)}\n",
             "tex": latex,
         }
@@ -81,7 +83,7 @@ def write_page(out: Path, title: str, sections: Sequence[Section], command: str)
 
     Files of an earlier page there are removed, and nothing else. Empty sections are left out.
     """
-    page = out / "index.html"
+    page = result_folder(out) / "index.html"
     sweep(page)
     earlier = page.is_file() and _MARK in page.read_text("utf-8", errors="replace")
     for folder in (out / "tables", out / "figures"):

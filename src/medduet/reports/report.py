@@ -9,7 +9,7 @@ from medduet.reports.compare import differences
 from medduet.reports.grouping import group_runs, measure_all
 from medduet.reports.page import say, write_page
 from medduet.runs.folder import find_runs
-from medduet.utils.locks import exclusive
+from medduet.utils.locks import exclusive, result_folder
 from medduet.utils.parsing import misread
 
 
@@ -39,7 +39,7 @@ def write_report(
     if not paths:
         raise ConfigError("expected folders of runs: medduet report DIR ...")
     finished = find_runs(paths)
-    out = out or Path(paths[0]) / "report"
+    out = result_folder(out) if out else result_folder(Path(paths[0]), "report")
     with misread(f"a run in {', '.join(map(str, paths))}"):
         runs = group_runs(finished, reference)
         if reference is not None and reference not in runs.methods:

@@ -19,7 +19,7 @@ from medduet.runs.config import BundleConfig
 from medduet.types import DenseLayout
 from medduet.utils.files import atomic_folder, finite, write_text
 from medduet.utils.hub import CARD, CONFIG, WEIGHTS, asking_hub, bundle_folder
-from medduet.utils.parsing import read_text
+from medduet.utils.parsing import misread, read_bytes
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def push(
     values = _without_paths(config.to_json())
     card = model_card(BundleConfig.check(values, folder / CONFIG), f"hf://{name}", licence)
     if notes is not None:
-        card = f"{card}\n{read_text(Path(notes))}"
+        with misread(notes):
+            card = f"{card}\n{read_bytes(Path(notes)).decode()}"
     api = HfApi(library_name="medduet", library_version=__version__)
     with asking_hub(name):
         api.create_repo(name, private=private or None, exist_ok=True)

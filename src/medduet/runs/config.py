@@ -120,6 +120,9 @@ class BundleConfig(_Strict):
                 counts.append(("class_names", len(self.class_names), network.num_classes))
             if layout.mask_classes:
                 counts.append(("mask_names", len(self.mask_names), layout.mask_classes))
+        for names in (self.class_names, self.mask_names):
+            if len({*names}) < len(names):
+                raise ValueError(f"expected different names, given {', '.join(names[:20])}")
         for name, count, expected in counts:
             if count != expected:
                 raise ValueError(f"expected {expected} {name}, given {count}")

@@ -15,8 +15,8 @@ from medduet.config import RunConfig, validate
 from medduet.errors import ConfigError, MissingFileError
 from medduet.runs.predictions import Predictions
 from medduet.utils.files import finite, sweep, write_json, write_text
-from medduet.utils.locks import exclusive, holder
-from medduet.utils.parsing import misread, read_object, read_objects
+from medduet.utils.locks import exclusive, holder, result_folder
+from medduet.utils.parsing import misread, parse_json, read_bytes, read_object
 
 _EXPECTED = "a finished run (a folder with config.json, metrics.json and predictions/)"
 
@@ -72,7 +72,7 @@ class RunFolder:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Be the only process that trains this run, and remove what killed ones have left."""
-        lock = self.path / "checkpoints" / "lock"
+        lock = result_folder(self.path) / "checkpoints" / "lock"
         with exclusive(lock) as alone:
             if not alone:
                 raise ConfigError(f"{self.path} is being trained by {holder(lock)}: wait for it")
@@ -95,7 +95,7 @@ class RunFolder:
 
     def run_config(self) -> RunConfig:
         """Return the settings of the run; ConfigError if they are those of another version."""
-        return validate(RunConfig, self.config, str(self.path / "config.json"))
+        return validate(RunConfig, self.config, str(self.path / "config.json"), saved=True)
 
     @cached_property
     def metrics(self) -> Mapping[str, Any]:
@@ -112,7 +112,9 @@ class RunFolder:
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of ``epochs.jsonl``; none without the file."""
         path = self.path / "epochs.jsonl"
-        return read_objects(path) if path.is_file() else []
+        with misread(path):
+            lines = read_bytes(path).decode().splitlines() if path.is_file() else []
+            return [row | {} for row in parse_json(f"[{','.join(lines)}]")]
 
     @property
     def validation_selected(self) -> Mapping[str, Any]:

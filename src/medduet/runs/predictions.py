@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medduet.errors import DataError, MissingFileError
+from medduet.errors import DataError
 from medduet.metrics.classification import correct_predictions
 from medduet.types import UNKNOWN_LABEL
 from medduet.utils.files import write_text
-from medduet.utils.parsing import misread
+from medduet.utils.parsing import csv_text, misread, read_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,18 +109,16 @@ class Predictions:
                 columns["image" if name == "ids" else name] = array
         if "has_mask" in columns:
             columns["has_mask"] = columns["has_mask"].astype(int)
-        write_text(path, pd.DataFrame(columns).to_csv(index=False, lineterminator="\n"))
+        write_text(path, csv_text(pd.DataFrame(columns)))
 
     @classmethod
     def from_csv(cls, path: Path) -> Predictions:
         """Read what `to_csv` wrote; MissingFileError or DataError if it is no such table."""
         import pandas as pd
 
-        if not path.is_file():
-            raise MissingFileError(f"expected predictions at {path}, but there is no such file")
         with misread(path), np.errstate(invalid="raise"):  # a label that is no number
             # As text: Python reads each number as it was written, pandas would round some.
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            table = read_csv(path)
             if "index" not in table or not len(table) or not isinstance(table.index, pd.RangeIndex):
                 raise DataError(f"expected a column index and one line per image in {path}")
             return cls._from_table(table)

@@ -8,6 +8,7 @@ import gzip
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -78,7 +79,7 @@ def sweep(path: Path) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
     try:
         yield handle
     finally:
@@ -86,7 +87,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -121,8 +122,13 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         code, text = getattr(error, "errno", None), str(error)
-        if code in _FULL or "No space left" in text or "os error 28" in text:
-            reason = "the disk is full: make room"
+        if of_rust := re.search(r"os error (\d+)", text):
+            code = int(of_rust[1])
+        elif re.search(r"No space left|requested and \d+ written", text):  # numpy says the latter
+            code = errno.ENOSPC
+        if code in _FULL:
+            full = "the disk is full" if code == errno.ENOSPC else os.strerror(code)
+            reason = f"{full}: make room"
         elif code in _FORBIDDEN and _is_near(getattr(error, "filename", None) or path, path):
             reason = f"{os.strerror(code)}: give a folder that can be written"
         else:

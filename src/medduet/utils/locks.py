@@ -1,13 +1,29 @@
-"""Lock files: which process works on something."""
+"""Folders of results: what may lie in them, and which process writes there."""
 
 import fcntl
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 
+from medduet.errors import ConfigError
 from medduet.utils.files import storage_errors
+
+
+def result_folder(folder: Path, name: str = "") -> Path:
+    """Return ``folder/name``; ConfigError if a link, pipe or device in `folder` leads elsewhere."""
+    place = folder / name
+    above = [place, *place.parents][: len(Path(name).parts)]  # `folder` itself may be a link
+    inside = (Path(up, each) for up, *names in os.walk(place) for each in chain(*names))
+    for path in chain(reversed(above), inside):
+        with suppress(FileNotFoundError):  # of another process
+            if stat.S_IFMT(path.lstat().st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+                expected = f"expected folders and files in {folder}, given another kind"
+                raise ConfigError(f"{expected} (a link, a pipe, a device): remove {path}")
+    return place
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Reading JSON that may come from a stranger, tables, and texts."""
+"""Reading what may come from a stranger: JSON, texts, and tables, which are also written here."""
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,18 +14,16 @@ from typing import Any
 from medduet.errors import DataError, MedDuetError, MissingFileError
 
 MAX_JSON = 32 << 20
-"""Bytes of a JSON file. In memory it may take twenty times as much."""
-_MAX_DEPTH = 100
-_MISREAD = (
-    *(ArithmeticError, AssertionError, AttributeError),
-    *(LookupError, RuntimeError, TypeError, ValueError),
-)
+"""Bytes of a JSON file, of which most are in long texts."""
+_MAX_DEPTH, _MAX_VALUES = 100, 1 << 20
+_MAX_CSV, _MAX_COLUMNS = 1 << 30, 1 << 15
+_FORMULA = r"(^|;)(?='*[-=+@\t\r\n＝＋－＠])(?!^[-+]?(\d+(\.\d+)?(e[-+]?\d+)?|inf)$)"
 
 
 def read_json(path: Path, error: type[MedDuetError] = DataError) -> Any:
     """Read the JSON file at `path`, which may come from a stranger; `error` if it is none."""
     try:
-        return parse_json(_text(path))
+        return parse_json(read_bytes(path).decode())
     except ValueError as reason:
         raise error(f"{path} is not JSON: {reason}") from reason
 
@@ -37,19 +36,10 @@ def read_object(path: Path, error: type[MedDuetError] = DataError) -> dict[str, 
     return value
 
 
-def read_objects(path: Path) -> list[dict[str, Any]]:
-    """Read the JSON objects in the lines of the file at `path`; DataError if they are none."""
-    try:
-        values = [parse_json(line) for line in _text(path).splitlines()]
-    except ValueError as reason:
-        raise DataError(f"{path} is damaged: {reason}") from reason
-    if not all(isinstance(value, dict) for value in values):
-        raise DataError(f"{path} is damaged: expected a JSON object in each line")
-    return values
-
-
 def parse_json(text: str) -> Any:
     """Return the value of a JSON text, which may be a stranger's; ValueError if it is not sound."""
+    if sum(map(text.count, "[{,")) > _MAX_VALUES:
+        raise ValueError(f"more than {_MAX_VALUES:,} values")
     try:
         value = json.loads(text)
     except RecursionError as error:
@@ -68,10 +58,13 @@ def _check_depth(value: Any, levels: int) -> None:
             _check_depth(item, levels - 1)
 
 
-def _text(path: Path) -> str:
-    if path.stat().st_size > MAX_JSON:
-        raise ValueError(f"it has more than {MAX_JSON >> 20} MB")
-    return path.read_text(encoding="utf-8")
+def read_bytes(path: Path, most: int = MAX_JSON) -> bytes:
+    """Return what a file contains; MissingFileError, or ValueError if that is above `most`."""
+    if not path.is_file():  # a pipe would be waited for, a device has no end
+        raise MissingFileError(f"expected a file at {path}, but there is none")
+    if path.stat().st_size > most:
+        raise ValueError(f"it has more than {most >> 20} MB")
+    return path.read_bytes()
 
 
 @contextmanager
@@ -79,29 +72,40 @@ def misread(source: str | Path, error: type[MedDuetError] = DataError) -> Iterat
     """Turn the errors of values in a stranger's file that are not as expected into `error`."""
     try:
         yield
-    except MedDuetError:
+    except (MedDuetError, OSError, ImportError, MemoryError):
         raise
-    except _MISREAD as e:
+    except Exception as e:
         raise error(f"{source} is not as MedDuet writes it: {e!r}") from e
-
-
-def read_text(path: Path) -> str:
-    """Return the text in the file at `path`; MissingFileError or DataError if there is none."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise MissingFileError(f"expected a text file, but there is no {path}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not text in UTF-8: {error}") from error
 
 
 def csv_rows(path: Path) -> Iterator[list[str]]:
     """Yield the rows of the CSV file at `path`; DataError if it is no CSV in UTF-8."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            yield from csv.reader(file)
+        text = read_bytes(path).decode("utf-8-sig")
+        yield from csv.reader(io.StringIO(text, newline=""))
     except (ValueError, csv.Error) as error:
         raise DataError(f"{path} can't be read as a table: {error}") from error
+
+
+def csv_text(table: Any, **options: Any) -> str:
+    """Return a DataFrame as CSV in which an apostrophe keeps texts from being formulas."""
+    mixed = [name for name, cells in table.items() if cells.dtype.kind == "O"]
+    texts = [name for name in mixed if any(isinstance(cell, str) for cell in table[name])]
+    table = table.replace(dict.fromkeys(texts, _FORMULA), r"\1'", regex=True)
+    options |= {"index": False, "lineterminator": "\n"}
+    text = str(table.to_csv(**options))
+    return str(table.to_csv(quoting=csv.QUOTE_NONNUMERIC, **options)) if "\r" in text else text
+
+
+def read_csv(path: Path, **options: Any) -> Any:
+    """Return a DataFrame of texts, as it was for `csv_text`; ValueError if it is none."""
+    import pandas as pd
+
+    content = io.BytesIO(read_bytes(path, _MAX_CSV))
+    if content.readline().count(b",") > _MAX_COLUMNS or content.seek(0):
+        raise ValueError(f"it has more than {_MAX_COLUMNS:,} columns")
+    table = pd.read_csv(content, dtype=str, keep_default_na=False, **options)
+    return table.replace({"image": f"(^|;)'{_FORMULA[5:]}"}, r"\1", regex=True)
 
 
 def sha256(path: Path) -> str:
