@@ -55,8 +55,8 @@ def meaning_of(name: str, files: Mapping[Path, MaskValues], stated: str | None =
         DataError: they can be read in two ways, or are not what is stated.
 
     Example:
-        >>> one, zero = np.array([1, 1]), np.array([0, 0])
-        >>> file = MaskValues(np.array([0, 128]), one, one, zero, lossy=False)
+        >>> values, counts = np.array([0, 128]), np.array([9, 1])
+        >>> file = MaskValues(values, COLOURED + 0x010101 * values, counts, counts, lossy=False)
         >>> meaning_of("scans", {Path("a.png"): file}).words
         {'0': 'background', '128': 'lesion'}
     """

@@ -34,7 +34,7 @@ def side_that_keeps(mask: NDArray[Any], resized: NDArray[Any]) -> int:
 
     Example:
         >>> mask = np.zeros((90, 90), np.uint8)
-        >>> mask[10:13, 20:80] = 1
+        >>> mask[7:10, 20:80] = 1
         >>> side_that_keeps(mask, resize_mask(mask, 20, 20))
         30
     """

@@ -54,8 +54,6 @@ class TimmNetwork(DuetNetwork):
         self.pretrained_normalization = config["mean"], config["std"]
         if pretrained:
             self.normalize.set(*self.pretrained_normalization)
-        if not (pretrained and config["num_classes"] == num_classes):
-            _start_quiet(self.classifier)
         strides = [int(info["reduction"]) for info in self.encoder.feature_info]
         self.equal_resolution = len(set(strides)) == 1
         patch_size = getattr(getattr(self.encoder, "patch_embed", None), "patch_size", None)
@@ -66,6 +64,8 @@ class TimmNetwork(DuetNetwork):
         if dense_channels:
             self._build_decoder(name, dense_channels)
         freeze_unused(self, config["input_size"][-1])
+        if not (pretrained and config["num_classes"] == num_classes):
+            _start_quiet(self.classifier)
 
     def _build_decoder(self, name: str, dense_channels: int) -> None:
         from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder

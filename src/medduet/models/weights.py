@@ -173,7 +173,10 @@ def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
 def _check_header(path: Path) -> None:
     with path.open("rb") as file:
         if int.from_bytes(file.read(8), "little") > _MOST_HEADER:
-            raise ModelError(f"{path}: expected a header of up to {_MOST_HEADER >> 20} MB")
+            raise ModelError(
+                f"{path} is not a safetensors file, or has a header of more than "
+                f"{_MOST_HEADER >> 20} MB"
+            )
 
 
 def _check_shapes(network: DuetNetwork, path: Path) -> None:
