@@ -17,6 +17,7 @@ from medduet.cli import main
 from medduet.data import download
 from medduet.data.batches import WINDOW, train_batches
 from medduet.data.imageset import SPLITS
+from medduet.data.summary import data_summary
 from medduet.data.zarr_store import write_zarr
 from medduet.errors import ConfigError, DataError, DownloadError, MissingFileError
 
@@ -184,6 +185,17 @@ def test_no_shard_is_read_twice_in_an_epoch(written: Path, serve: Serve, world_s
         assert set(shards_of(server).values()) == {1}
         assert len(shards_of(server)) <= 9 / world_size + 2 * WINDOW
     assert sorted(seen) == list(range(42))
+
+
+def test_the_first_lines_of_a_training_fetch_one_shard_of_masks(
+    written: Path, serve: Serve
+) -> None:
+    server = serve(written.parent)
+    images = medduet.open_images(f"{server.address}/set.zarr", cache_gb=0)
+    server.asked.clear()
+    assert any(line.strip().startswith("(looked at)") for line in data_summary(images))
+    fetched = {place for place in server.asked if "/c/" in place}
+    assert len(fetched) == 3, fetched  # of masks, in each split
 
 
 def test_a_server_that_fails_and_comes_back(written: Path, serve: Serve) -> None:

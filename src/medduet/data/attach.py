@@ -265,10 +265,8 @@ def _assign(
     The margin is the share by which 1 - score is less than if the image had its rival: the picture
     with another mask that is nearest, which its owner, if it has one, gives for the image's own.
     """
-    (count, width), nothing = (
-        candidates.shape,
-        len(mask_ids) + np.arange(len(candidates))[:, None],
-    )
+    count, width = candidates.shape
+    nothing = len(mask_ids) + np.arange(count)[:, None]
     distance = np.maximum(1 - score, 1e-6)
     # A score below the least is no match, however far below.
     cost = np.minimum(np.column_stack([distance, np.ones(count)]), 1 - least)
@@ -282,12 +280,12 @@ def _assign(
 
     def other_way(image: int, place: int) -> float:
         """Return the share by which the distances are less than with that candidate."""
-        own, rival = candidates[image, [chosen[image], place]]
+        picture, rival = candidates[image, [chosen[image], place]]
         before, after = distance[image, [chosen[image], place]]
         if (holder := owner[rival]) >= 0:
-            there = np.flatnonzero(candidates[holder] == own)
+            swapped = distance[holder, candidates[holder] == picture]
             before += distance[holder, chosen[holder]]
-            after += distance[holder, there[0]] if len(there) else distance[holder].max()
+            after += swapped[0] if len(swapped) else distance[holder].max()
         return float(1 - before / after)
 
     rows = []

@@ -138,11 +138,8 @@ def _halved(masks: _Masks) -> Meaning:
     if top <= _MOST_CLASSES:
         masks.ask("lossy compression, as in JPEG, changed them; save masks as PNG")
     foreground, sure = values >= top / 4, values >= 3 * top / 4
-    if (
-        not masks.lossy
-        and foreground.sum() == 1
-        and (low := values[~foreground & (values > 0)]).size
-    ):
+    low = values[~foreground & (values > 0)]
+    if len(low) and foreground.sum() == 1 and not masks.lossy:
         masks.ask(f"{', '.join(map(str, low[-3:]))} and {top} may be classes, or edges of one")
     if masks.pixels[foreground & ~sure].sum() > _MOST_BETWEEN * masks.pixels[foreground].sum():
         masks.ask(f"too many pixels lie between 0 and {top} for edges")

@@ -11,7 +11,7 @@ from medduet.errors import one_line
 from medduet.types import IGNORED_MASK, UNKNOWN_LABEL
 
 _MOST_CLASSES = 40
-_MOST_MASKS = 10_000  # of each split whose pixels are counted
+_MOST_MASKS = 10_000  # of each split whose pixels are counted; of shards, only the first one's
 
 
 def data_summary(images: ImageSet) -> list[str]:
@@ -68,13 +68,15 @@ def _mask_rows(names: Sequence[str], splits: Sequence[Split]) -> list[list[Any]]
     if any(unknown := [int((~split.known_masks).sum()) for split in splits]):
         rows.append(["  mask unknown", *unknown])
     if any(len(each) < count for each, count in zip(counts, rows[0][1:], strict=True)):
-        rows.append([f"  (looked at: {_MOST_MASKS:,} of each split)"])
+        rows.append(["  (looked at)", *map(len, counts)])
     return rows
 
 
 def _mask_counts(split: Split) -> NDArray[np.int64]:
     """Return how many pixels of known masks have each value, ``(N, 256)``, of a sample if many."""
     rows = np.flatnonzero(split.known_masks)
+    if split.shard_sizes is not None:  # a start must not fetch all of them from a server
+        rows = rows[rows < split.shard_sizes[0]]
     if split.masks is None or not len(rows):
         return np.zeros((0, 256), np.int64)
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MOST_MASKS)).astype(np.int64)]

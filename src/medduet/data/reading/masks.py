@@ -55,8 +55,8 @@ class MaskClasses(NamedTuple):
         """Return the class of each of `values`."""
         if self.by_colour:
             colours, inverse = np.unique(values, return_inverse=True)
-            rgb, own = (x[..., None] >> (16, 8, 0) & 255 for x in (colours[:, None], self.values))
-            nearest: NDArray[np.intp] = np.square(rgb - own).sum(axis=2).argmin(axis=1)[inverse]
+            rgb, codes = (x[..., None] >> (16, 8, 0) & 255 for x in (colours[:, None], self.values))
+            nearest: NDArray[np.intp] = np.square(rgb - codes).sum(axis=2).argmin(axis=1)[inverse]
             return self.classes[nearest.reshape(values.shape)]
         # Halves are rounded up: of 0 and 255, 128 is nearer to 255.
         bounds = (self.values[1:] + self.values[:-1] + 1) // 2
