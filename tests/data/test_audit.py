@@ -157,23 +157,17 @@ def test_masks(cache: Path) -> None:
     assert len(border & {*lesion[40:58]}) < 9
 
 
-@pytest.mark.parametrize("method", ["drop", "regroup"])
-def test_a_cleaned_split(leaky: ImageSet, method: Any, cache: Path, tmp_path: Path) -> None:
+def test_a_cleaned_split(leaky: ImageSet, cache: Path, tmp_path: Path) -> None:
     groups = {"train": np.arange(80), "val": 100 + np.arange(24), "test": 200 + np.arange(40)}
     groups["train"][10] = groups["val"][10] = groups["test"][10] = 999
     images = changed(leaky, **{name: {"groups": g} for name, g in groups.items()})
-    cleaned, changes = clean(images, method, cache=cache)
+    cleaned, changes = clean(images, cache=cache)
     write_split(tmp_path / "clean.csv", cleaned)
     assert not medduet.audit(cleaned, cache=cache).leaks
     # Leaks of train: 0, 1, 10; val: 0, 2, 3 (copies with different labels), 10; test: 1, 10.
-    # Of copies in one split, now or before, the first one stays: test 30 and 31, regrouped.
     expected = np.repeat([0, 1, 2], [80, 24, 40])
-    if method == "drop":
-        expected[[0, 1, 10, 82, 83, 90]] = -1
-        assert changes.startswith("dropped 6 (3 train, 3 val); test unchanged; now 77 train")
-    else:
-        expected[0], expected[[1, 10, 90]], expected[[80, 82, 83, 135]] = 1, 2, -1
-        assert "moved 4 (3 train, 1 val) to 1 val, 3 test; now 77 train" in changes
+    expected[[0, 1, 10, 82, 83, 90]] = -1
+    assert changes.startswith("dropped 6 (3 train, 3 val); test unchanged; now 77 train")
     assert read_split(tmp_path / "clean.csv", images).tolist() == expected.tolist()
 
 

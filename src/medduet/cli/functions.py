@@ -1,7 +1,7 @@
 """Commands on data sets that are made of several library functions."""
 
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -33,7 +33,6 @@ def audit(
     out: Path | None = None,
     strict: bool = False,
     fix: Path | None = None,
-    fix_by: Literal["drop", "regroup"] = "drop",
     progress: Progress = None,
 ) -> AuditRecord:
     """Check a data set for leaks between splits, label errors and odd images.
@@ -42,8 +41,7 @@ def audit(
         data: Which images; DATA comes first.
         out: Folder for index.html, audit.json and duplicates.csv; default: audits/NAME.
         strict: Exit with code 1 if there is a leak.
-        fix: Write a split without leaks to this .csv, for --data.split.
-        fix_by: drop: leave images out of train and val, test stays; regroup: move groups.
+        fix: Write a split without leaks to this .csv, for --data.split; test stays as it is.
         progress: draws the progress.
     """
     if fix is not None and fix.suffix != ".csv":
@@ -53,7 +51,7 @@ def audit(
     page = write_audit(findings, images, out or Path("audits") / images.name)
     if fix is None:
         return AuditRecord(findings, data_summary(images), page, None)
-    cleaned, changes = clean(images, fix_by, cache=data.cache, progress=progress)
+    cleaned, changes = clean(images, cache=data.cache, progress=progress)
     write_split(fix, cleaned)
     return AuditRecord(findings, data_summary(images), page, changes)
 

@@ -24,11 +24,6 @@ from medduet.utils.parsing import as_text
 _ENDING = re.compile(
     r"(?<=.)\.(png|jpe?g|tiff?|bmp|gif|webp|(nii|(?P<dicom>dcm|dicom|ima))(\.gz)?)$", re.I
 )
-_OTHER_ENDING = re.compile(  # whose content is not worth a look
-    r"\.(avi|bval|bvec|cfg|csv|docx?|h5|html?|ini|ipynb|jsonl?|log|md|mha|mhd|mov|mp4|np[yz]|nrrd|"
-    r"pdf|pkl|pptx?|pth?|py|raw|sh|svg|tar|toml|tsv|txt|xlsx?|xml|ya?ml|zip)(\.gz)?$",
-    re.IGNORECASE,
-)
 _SOP_CLASS = re.compile(  # of the file, or of a data set: explicit, implicit or big-endian
     rb"(?:\x02\0\x02\0UI..|\x08\0\x16\0(?:UI..|..\0\0)|\0\x08\0\x16UI..)([\d.]+)", re.DOTALL
 )
@@ -62,8 +57,8 @@ def _kind_of(path: Path) -> str | None:
     Endings tell, and where they don't, or say DICOM, the content.
     """
     ending, head = _ENDING.search(path.name), b""
-    if (ending and not ending["dicom"]) or _OTHER_ENDING.search(path.name):
-        return "image" if ending else None
+    if ending and not ending["dicom"]:
+        return "image"
     # Where the name says it is an image, reading it tells what is wrong with it.
     with suppress(EOFError, BadGzipFile, zlib.error, *[OSError] * bool(ending)):
         if path.is_file():

@@ -9,8 +9,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medduet.errors import ConfigError
-from medduet.utils.parsing import csv_rows
+from medduet.errors import ConfigError, DataError
+from medduet.utils.parsing import read_csv
 
 PRIVATE = "99MEDDUET"
 _TYPES = {
@@ -28,9 +28,12 @@ _NOT_SO = {"no", "non", "not", "normal", "background"}
 
 def read_codes(path: Path, names: Collection[str]) -> dict[str, list[str]]:
     """Return value, scheme, meaning and category ("" if not said) of `names` from a CSV."""
-    rows = [[cell.strip() for cell in row] for row in csv_rows(path) if any(row)]
+    try:
+        rows = read_csv(path, header=None).map(str.strip).to_numpy().tolist()
+    except ValueError as error:
+        raise DataError(f"{path} can't be read as a table: {error}") from error
     columns = ["name", "value", "scheme", "meaning", "category"]
-    for number, row in enumerate(rows or [[]]):
+    for number, row in enumerate(rows):
         expected = f"expected {','.join(columns[:4])}[,category]"
         fits = row in (columns, columns[:4])
         if number:

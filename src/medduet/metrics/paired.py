@@ -117,7 +117,6 @@ class OverSeeds(NamedTuple):
     difference: float
     interval: Interval
     p: float
-    p_wilcoxon: float
     d_z: float
     n: int
 
@@ -129,13 +128,11 @@ def over_seeds(a: ArrayLike, b: ArrayLike) -> OverSeeds:
         raise DataError("expected finite scores (n,), one per seed; leave out incomplete seeds")
     differences, n = np.round(first - second, DECIMALS), len(first)
     mean = float(differences.mean())
-    p_wilcoxon = _wilcoxon(differences)[0] if n > 1 else _NAN
     if n < 2 or np.ptp(differences) == 0:
-        return OverSeeds(mean, UNDEFINED, _NAN, p_wilcoxon, _NAN, n)
+        return OverSeeds(mean, UNDEFINED, _NAN, _NAN, n)
     test = stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(CONFIDENCE)
-    interval = float(low), float(high)
-    return OverSeeds(mean, interval, float(test.pvalue), p_wilcoxon, _effect(differences), n)
+    return OverSeeds(mean, (low, high), float(test.pvalue), _effect(differences), n)
 
 
 class PairOverSets(NamedTuple):

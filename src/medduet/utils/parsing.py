@@ -78,15 +78,6 @@ def misread(source: str | Path, error: type[MedDuetError] = DataError) -> Iterat
         raise error(f"{source} is not as MedDuet writes it: {e!r}") from e
 
 
-def csv_rows(path: Path) -> Iterator[list[str]]:
-    """Yield the rows of the CSV file at `path`; DataError if it is no CSV in UTF-8."""
-    try:
-        text = read_bytes(path).decode("utf-8-sig")
-        yield from csv.reader(io.StringIO(text, newline=""))
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"{path} can't be read as a table: {error}") from error
-
-
 def csv_text(table: Any, **options: Any) -> str:
     """Return a DataFrame as CSV in which an apostrophe keeps texts from being formulas."""
     mixed = [name for name, cells in table.items() if cells.dtype.kind == "O"]

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -124,22 +123,16 @@ def pair_table(pool: Split, images: pd.DataFrame, duplicates: Duplicates) -> pd.
 
 
 def clean(
-    images: ImageSet,
-    method: Literal["drop", "regroup"] = "drop",
-    *,
-    cache: Path | None = None,
-    progress: Progress = None,
+    images: ImageSet, *, cache: Path | None = None, progress: Progress = None
 ) -> tuple[ImageSet, str]:
     """Return the set in a split without leaks, and a line of what was changed.
 
-    Similarity by chance is estimated from the whole set, so the cleaned one is searched again,
-    until an audit finds no leak in it.
+    What leaks is left out of train and val, so that test stays as published. Of copies in one of
+    them the first stays, or none if their labels differ. Similarity by chance is estimated from
+    the whole set, so the cleaned one is searched again, until an audit finds no leak in it.
 
     Args:
         images: the set.
-        method: ``"drop"`` leaves images out of train and val, so that test stays as published;
-            ``"regroup"`` keeps more: groups move to the last split that any of them was in. The
-            first of copies in one split stays (drop: not in test), none if their labels differ.
         cache: folder of cached searches for duplicates.
         progress: shows the progress of the searches.
 
@@ -156,24 +149,18 @@ def clean(
         groups = merge_groups(np.arange(count), duplicates.groups(count), pool.groups)
         last = np.full(count, _DROPPED)
         np.maximum.at(last, groups, splits)
-        changed = _DROPPED if method == "drop" else last[groups]
-        after = np.where((splits < last[groups]) & (splits != _DROPPED), changed, splits)
+        after = np.where(splits < last[groups], _DROPPED, splits)
         first, rows = _first_copies(duplicates, count), np.flatnonzero(after != _DROPPED)
-        if method == "drop":
-            rows = rows[after[rows] != _TEST]
+        rows = rows[after[rows] != _TEST]
         # Labels of all copies in a split, before the first one alone stays.
         wrong = _conflicting(first[rows] * len(SPLITS) + splits[rows], pool.labels[rows])
         repeated = pd.DataFrame({"first": first[rows], "split": after[rows]}).duplicated()
         after[rows[wrong | repeated]] = _DROPPED
         if (after == splits).all():
             break
-        splits, current = after, apply_split(images, after, {"cleaned": method})
+        splits, current = after, apply_split(images, after, {"cleaned": "drop"})
     dropped, kept = np.flatnonzero(splits == _DROPPED), np.flatnonzero(splits != _DROPPED)
-    moved = kept[splits[kept] != before[kept]]
-    drop = f"dropped {len(dropped):,} ({per_split(dropped, before)})"
-    move = f"moved {len(moved):,} ({per_split(moved, before)}) to {per_split(moved, splits)}"
-    changes = [text for text, rows in ((drop, dropped), (move, moved)) if len(rows)]
-    if not changes:
+    if not len(dropped):
         return current, "nothing to clean"
-    changes += ["test unchanged"] * (method == "drop")
-    return current, "; ".join([*changes, f"now {per_split(kept, splits)}"])
+    lost = f"dropped {len(dropped):,} ({per_split(dropped, before)})"
+    return current, f"{lost}; test unchanged; now {per_split(kept, splits)}"

@@ -143,21 +143,14 @@ def _check_grid(path: Path, source: Source, image: Affine) -> None:
         return
     hint = "if its affine was lost, save nibabel.Nifti1Image(mask.dataobj, image.affine), else "
     hint += "nibabel.processing.resample_from_to(mask, image, order=0)"
-    spacing = np.linalg.norm(mask[:3, :3], axis=0)
     if image is PICTURE:
-        image, hint = PICTURE * [*spacing, 1], "save it as PNG, or the image as NIfTI, too"
+        image = PICTURE * [*np.linalg.norm(mask[:3, :3], axis=0), 1]
+        hint = "save it as PNG, or the image as NIfTI, too"
     corners = np.array([*product((0, width - 1), (0, height - 1), (0, frames - 1), (1,))])
     if np.abs((np.linalg.inv(image) @ mask - np.eye(4)) @ corners.T).max() <= 0.1:
         return  # headers are rounded to less than 0.1 voxel
-    expected = np.linalg.norm(image[:3, :3], axis=0)
-    cosine = ((image[:3, :3] / expected * mask[:3, :3] / spacing).sum() - 1) / 2
-    degrees = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
-    both = [
-        f"spacing {lengths.round(3).tolist()} and first pixel {affine[:3, 3].round(3).tolist()} mm"
-        for lengths, affine in ((expected, image), (spacing, mask))
-    ]
-    given = f"{both[1]}, turned by {degrees:.1f} degrees: {hint}"
-    raise refusal(path, f"the affine of its image, {both[0]}", given)
+    expected, given = (affine[:3].round(3).tolist() for affine in (image, mask))
+    raise refusal(path, f"the affine of its image, {expected}", f"{given}: {hint}")
 
 
 def _tally(path: Path, frame: Frame) -> Integers:
