@@ -221,7 +221,8 @@ class FolderServer(http.server.ThreadingHTTPServer):
 
     Attributes:
         asked: the name of each file that was asked for, in order.
-        failures: the statuses with which the next requests are answered.
+        failures: how the next requests are answered: with a status, or a file that is cut, wrong
+            (all zeros), or comes too late.
         dead: whether every request is answered with 503.
     """
 
@@ -229,7 +230,7 @@ class FolderServer(http.server.ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked = folder, list[str]()
-        self.failures, self.dead = list[int](), False
+        self.failures, self.dead = list[int | str](), False
         super().__init__(("127.0.0.1", 0), _FolderHandler)
 
     @property
@@ -247,10 +248,19 @@ class _FolderHandler(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         server = self.server
         server.asked.append(self.path.lstrip("/"))
-        if server.dead or server.failures:
-            self.send_error(503 if server.dead else server.failures.pop(0))
+        self.failure = 503 if server.dead else server.failures.pop(0) if server.failures else 200
+        if isinstance(self.failure, int) and self.failure != 200:
+            self.send_error(self.failure)
         else:
             super().do_GET()
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        content = source.read()
+        if self.failure == "late":
+            time.sleep(2)
+        if self.failure == "wrong":
+            content = bytes(len(content))
+        outputfile.write(content[: len(content) // 2] if self.failure == "cut" else content)
 
     def log_message(self, *arguments: Any) -> None: ...
 

@@ -158,6 +158,9 @@ def test_splits_classes_and_groups(folder: Make) -> None:
     assert [(item.labels, item.group) for item in cases] == [(None, f"p{k}") for k in range(3)]
 
 
+_BESIDE = "one folder for each of train, val and test.*given"
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -168,21 +171,6 @@ def test_splits_classes_and_groups(folder: Make) -> None:
             "x, y may be .* ill, well",
         ),
         (("imagesTr/a_0000.png", "imagesTr/a_0001.png", "labelsTr/a.png"), "expected one channel"),
-    ],
-)
-def test_folders_that_can_be_read_in_two_ways(
-    names: tuple[str, ...], message: str, folder: Make
-) -> None:
-    with pytest.raises(DataError, match=message):
-        list_folder(folder(*names))
-
-
-_BESIDE = "one folder for each of train, val and test.*given"
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
         (("train/a.png", "test/b.png", "more/c.png"), _BESIDE),
         (("train/a.png", "val_masks/a.png", "test/b.png"), _BESIDE),
         (

@@ -152,29 +152,13 @@ def test_bad_content_is_one_clear_line_and_leaves_nothing(
     assert left_in(cache) == []
 
 
-def _without_crc(whole: bytes) -> bytes:
-    """Change a checksum of pixels, as a pixel can't be in deflate."""
-    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+def test_a_changed_checksum(arrays: Arrays, tmp_path: Path, cache: Path) -> None:
+    """A pixel can't be changed in deflate; tests/fuzz changes all else."""
+    path = _zip(tmp_path, arrays, zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(path) as archive:
         recorded = archive.getinfo("val_images.npy").CRC.to_bytes(4, "little")
-    return whole.replace(recorded, bytes(byte ^ 1 for byte in recorded))
-
-
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda whole: b"not an archive",
-        lambda whole: b"",
-        lambda whole: whole[: len(whole) // 2],
-        lambda whole: whole[1:],  # members then begin before the file
-        _without_crc,
-    ],
-)
-def test_damaged_files(
-    arrays: Arrays, tmp_path: Path, cache: Path, compression: int, damage: Callable[[bytes], bytes]
-) -> None:
-    path = _zip(tmp_path, arrays, compression)
-    path.write_bytes(damage(path.read_bytes()))
+    changed = bytes(byte ^ 1 for byte in recorded)
+    path.write_bytes(path.read_bytes().replace(recorded, changed))
     with pytest.raises(DataError, match=r"set\.npz: .*expected a whole \.npz"):
         open_npz(path, cache=cache)
 
@@ -204,9 +188,7 @@ def _shape(shape: str) -> bytes:
 @pytest.mark.parametrize(
     ("member", "expected"),
     [
-        (b"PNG", "damaged"),
         (_member(b"{'descr': '|u1'"), "damaged"),  # numpy: TokenError
-        (_member(b"  1\n 2"), "damaged"),  # numpy: IndentationError
         (_shape("9000000,2,2"), ".* bytes by its header"),
         (_shape("-1,2,2"), "expected at least one axis"),
     ],
@@ -218,17 +200,12 @@ def test_headers_are_not_trusted(
         open_npz(_zip(tmp_path, arrays, train_images=member), cache=cache)
 
 
-@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_compressions_without_bounds_are_refused(
-    arrays: Arrays, tmp_path: Path, cache: Path, compression: int
-) -> None:
-    with pytest.raises(DataError, match="stored or deflated"):
-        open_npz(_zip(tmp_path, arrays, compression), cache=cache)
-
-
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_two_members_of_one_name(arrays: Arrays, save: Save, cache: Path) -> None:
-    path = save(arrays)
+def test_members_without_bounds_or_twice(arrays: Arrays, tmp_path: Path, cache: Path) -> None:
+    for compression in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with pytest.raises(DataError, match="stored or deflated"):
+            open_npz(_zip(tmp_path, arrays, compression), cache=cache)
+    path = _zip(tmp_path, arrays)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("val_labels.npy", b"second")
     with pytest.raises(DataError, match="val_labels: expected one array"):

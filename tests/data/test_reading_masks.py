@@ -221,13 +221,10 @@ def test_codes_of_16_bits_stay_apart(tmp_path: Path) -> None:
     np.testing.assert_array_equal(classes[0], drawn(1, 2))
 
 
-def test_lossy_values_are_stated_one_by_one(tmp_path: Path) -> None:
+def test_what_is_stated_must_be_all(tmp_path: Path) -> None:
     Image.fromarray(BIG).save(path := tmp_path / "0.jpg")
     with pytest.raises(DataError, match=r"\* would be .*values 0:background,255:lesion"):
         meaning_of("scans", {path: mask_values(path, LIKE)}, "0:background,*:lesion")
-
-
-def test_what_is_not_stated_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=re.escape("1.png: expected the values 0, 1, given 7")):
         read(tmp_path, [drawn(1), drawn(7)], "0:background,1:lesion")
 

@@ -146,12 +146,9 @@ def images_of(arrays: Any) -> Any:
     ("change", "expected"),
     [
         (lambda arrays: images_of(arrays).update(shape=[42, 10**9, 10**9]), "train/images: "),
-        (lambda arrays: images_of(arrays).update(shape=[10**17, 16, 16]), "train/images: "),
         (lambda arrays: images_of(arrays).update(shape=[41, 16, 16]), "has the shape (42, 16, 16)"),
-        (lambda arrays: arrays["val/masks"].update(shape=[6, 8, 8]), "has the shape (6, 8, 8)"),
         (lambda arrays: arrays.pop("val/labels"), "labels"),
         (lambda arrays: images_of(arrays)["codecs"].append({"name": "pickle"}), "crc32c pickle"),
-        (lambda arrays: images_of(arrays)["codecs"][0].update(name="gzip"), "regular default gzip"),
         (lambda arrays: arrays["train/ids"].update(data_type="object"), "given object"),
     ],
 )

@@ -3,17 +3,19 @@
 Kinds, strengths per MedMNIST set and formulas are those of the package medmnistc 0.1.0 (Di Salvo et
 al., arXiv:2406.17536), whose images are 224 pixels wide: pixels are the same there, and at other
 sizes lengths are scaled. ``docs/stress.md`` says what differs. But for the zoom of ``zoom_blur``
-nothing moves, so that masks stay true.
+nothing moves, so that masks stay true. ``corruptions.yaml`` has kinds and strengths.
 """
 
 import io
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from torch import Generator, Tensor
@@ -30,75 +32,21 @@ AUGMENTED_SHARE = 0.5
 """Of the training images, those that the augmentation corrupts."""
 _COLOUR = ("pathmnist", "bloodmnist", "dermamnist", "retinamnist")
 _SIDE = 224
-_KINDS = {
-    "digital": "pixelate jpeg_compression",
-    "noise": "gaussian_noise speckle_noise impulse_noise shot_noise",
-    "blur": "defocus_blur motion_blur zoom_blur gaussian_blur",
-    "color": "brightness_up brightness_down contrast_up contrast_down saturate",
-    "task-specific": "stain_deposit bubble black_corner characters gamma_corr_up gamma_corr_down",
-}
-# At each severity: the share of a side's pixels that are left; the quality of JPEG; of noise the
-# standard deviation (of a factor for speckle), the share of pixels, and photons where it is white;
-# of blurs, in pixels of an image 224 wide: radius and softening, radius and standard deviation,
-# last zoom and its step, size of the kernel; factors; what saturation gains; marks and their size;
-# largest radius and number of bubbles; radius that is seen, in halves of a side; words, letters and
-# the size of the font; exponents. Then the sets.
-_TABLE = """
-pixelate 0.3 0.25 0.2 0.15 0.1 oct breast chest | 0.7 0.6 0.5 0.4 0.35 organa mri
-pixelate 0.8 0.7 0.6 0.5 0.4 pneumonia | 0.4 0.3 0.2 0.15 0.1 tissue | 0.8 0.6 0.5 0.4 0.35 retina
-pixelate 0.6 0.5 0.4 0.3 0.25 blood | 0.7 0.5 0.4 0.3 0.25 derma | 0.8 0.6 0.4 0.3 0.25 path
-jpeg_compression 50 30 15 10 7 path blood breast chest pneumonia mri organa | 25 20 15 10 7 tissue
-jpeg_compression 30 25 20 10 5 retina | 30 20 15 10 7 derma | 30 15 10 7 5 oct
-gaussian_noise 0.04 0.08 0.12 0.16 0.2 retina organa mri | 0.04 0.08 0.12 0.18 0.26 derma chest
-gaussian_noise 0.04 0.05 0.06 0.07 0.08 pneumonia
-speckle_noise 0.05 0.15 0.2 0.35 0.45 derma chest | 0.1 0.15 0.2 0.25 0.3 retina breast
-speckle_noise 0.05 0.07 0.1 0.15 0.2 pneumonia | 0.05 0.1 0.2 0.3 0.4 organa mri
-speckle_noise 0.15 0.3 0.4 0.5 0.6 oct
-impulse_noise 0.005 0.01 0.013 0.017 0.02 pneumonia | 0.01 0.03 0.06 0.09 0.17 derma chest
-impulse_noise 0.01 0.02 0.03 0.05 0.08 organa mri | 0.01 0.015 0.02 0.025 0.03 tissue
-shot_noise 300 200 150 100 80 pneumonia | 200 100 50 25 15 organa mri | 60 25 18 10 5 derma chest
-defocus_blur 4,0.1 5,0.2 6,0.3 7,0.4 8,0.5 derma retina | 0.5,0.6 1,0.5 1.5,0.1 2,0.5 2.5,0.1 oct
-defocus_blur 2,0.01 3,0.1 4,0.1 5,0.1 6,0.1 blood | 3,0.1 4,0.1 5,0.2 6,0.2 7,0.3 path
-motion_blur 5,5 9,7 9,10 13,10 17,12 breast mri | 10,5 15,5 15,8 15,12 20,15 derma
-motion_blur 8,5 15,5 15,8 15,12 20,15 retina | 10,3 15,5 15,8 15,12 20,15 oct
-motion_blur 5,5 10,5 15,5 15,8 15,12 path | 3,3 5,5 10,5 10,7 10,9 blood
-zoom_blur 1.11,0.01 1.16,0.01 1.21,0.02 1.26,0.02 1.31,0.03 derma
-gaussian_blur 3 5 7 9 11 chest pneumonia | 11 13 15 17 21 organa mri | 13 15 17 21 25 tissue
-brightness_up 1.1 1.2 1.3 1.4 1.5 derma chest pneumonia | 1.2 1.3 1.4 1.5 1.6 organa mri
-brightness_up 1.1 1.15 1.2 1.22 1.25 path | 1.1 1.2 1.3 1.35 1.4 blood | 1.3 1.4 1.5 1.6 1.7 tissue
-brightness_up 1.4 1.5 1.6 1.8 2 breast
-brightness_down 0.9 0.8 0.7 0.6 0.5 blood derma retina chest pneumonia | 0.85 0.8 0.75 0.72 0.7 path
-brightness_down 0.8 0.75 0.7 0.65 0.6 organa mri | 0.55 0.5 0.45 0.4 0.3 breast
-brightness_down 0.8 0.7 0.6 0.5 0.4 tissue
-contrast_up 1.1 1.2 1.3 1.4 1.6 path tissue derma chest pneumonia | 1.3 1.4 1.6 1.7 1.8 organa mri
-contrast_up 1.1 1.15 1.2 1.25 1.3 blood
-contrast_down 0.9 0.8 0.7 0.6 0.4 tissue retina breast chest pneumonia | 0.9 0.8 0.7 0.6 0.5 blood
-contrast_down 0.8 0.7 0.6 0.55 0.5 path organa mri | 0.8 0.7 0.6 0.5 0.4 derma
-contrast_down 0.6 0.4 0.3 0.2 0.15 oct
-saturate 0.05 0.1 0.15 0.17 0.2 blood | 0.05 0.1 0.15 0.2 0.25 path
-stain_deposit 1,24 2,24 3,24 3,24 3,30 blood | 1,24 2,24 3,24 4,24 5,30 path
-bubble 7,15 10,15 12,15 15,20 17,25 path | 5,10 7,10 10,10 12,12 15,12 blood
-black_corner 1.1 1.05 1 0.9 0.95 derma
-characters 1,6,0.14 2,7,0.15 3,8,0.16 4,9,0.17 6,10,0.18 derma
-gamma_corr_up 1.1 1.2 1.3 1.4 1.6 chest pneumonia | 1.3 1.4 1.6 1.8 2 organa mri
-gamma_corr_down 0.9 0.8 0.7 0.6 0.4 chest pneumonia organa mri
-"""
 _DEFAULTS = ("dermamnist", "chestmnist", "pathmnist")  # for a kind that the list lacks
 
 
 class Corruption(NamedTuple):
-    """One way in which an image is corrupted: its kind, and by list the levels per severity."""
+    """One way in which an image is corrupted: its kind, and by set the level of each severity."""
 
     kind: str
     levels: dict[str, list[list[float]]]
 
 
-CORRUPTIONS = {n: Corruption(kind, {}) for kind, names in _KINDS.items() for n in names.split()}
-for _name, _rows in (line.split(maxsplit=1) for line in _TABLE.strip().splitlines()):
-    for _words in map(str.split, _rows.split("|")):
-        _levels = [[float(number) for number in word.split(",")] for word in _words[:5]]
-        for _set in _words[5:]:
-            CORRUPTIONS[_name].levels["mri" if _set == "mri" else f"{_set}mnist"] = _levels
+CORRUPTIONS = {
+    name: Corruption(kind, {x: np.reshape(each, (5, -1)).tolist() for x, each in levels.items()})
+    for kind, names in yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text()).items()
+    for name, levels in names.items()
+}
 
 
 def corruptions_of(data: ImageSet, modality: Modality) -> tuple[str, list[str]]:

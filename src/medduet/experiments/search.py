@@ -143,15 +143,12 @@ class _Search:
         trials = self.study.get_trials(deepcopy=False)
         return [trial for trial in trials if trial.state.is_finished()]
 
-    def folder(self, number: int) -> Path:
-        return self.path / "trials" / f"{number:04d}"
-
     def run_trial(self, progress: Progress, stop: threading.Event) -> None:
         """Run the next trial, or continue the one that was interrupted."""
         from optuna.trial import TrialState
 
         trial, config = self._sample(), self.config
-        out = self.folder(trial.number)
+        out = self.path / "trials" / f"{trial.number:04d}"
         begun = (out / "config.json").is_file()
         state, result = TrialState.FAIL, None
         try:
@@ -162,19 +159,19 @@ class _Search:
                 progress=progress,
                 stop=stop,
             )
-            if (score := _best_score(out)) == float("-inf"):
-                raise TrainingError("the validation score is undefined")
-            state = TrialState.COMPLETE
-            result = [score, RunFolder(out).environment["network"][config.cost]]
+            facts = _facts(RunFolder(out))
+            state, result = TrialState.COMPLETE, [facts["score"], facts[config.cost]]
         except Interrupted as error:
             raise Interrupted(
                 f"stopped in trial {trial.number + 1} of {config.trials}; continue with: "
                 f"medduet search --resume {self.path}"
             ) from error
         except (ModelError, TrainingError) as error:
-            trial.set_user_attr("error", str(error))
+            facts = {"error": str(error)}
+        for name, value in facts.items():
+            trial.set_user_attr(name, value)
         self.study.tell(trial.number, result, state=state)
-        self.reporter.message(_line(self._row(self.ended()[-1]), config))
+        self.reporter.message(_line(_row(self.ended()[-1]), config))
 
     def _sample(self) -> Trial:
         import optuna
@@ -200,7 +197,7 @@ class _Search:
     def write(self) -> SearchRecord:
         """Write all trials, the figure, and the recipes of the front."""
         path, config = self.path, self.config
-        trials = [self._row(trial) for trial in self.ended()]
+        trials = [_row(trial) for trial in self.ended()]
         # Of trials with equal values the first is taken.
         best = {tuple(trial.values): trial.number for trial in reversed(self.study.best_trials)}
         front = sorted(best, key=lambda values: values[1])  # by cost
@@ -218,26 +215,21 @@ class _Search:
             save(pareto(trials, config.cost, config.run.data.name), path / "pareto.png")
         return SearchRecord(path, config, trials)
 
-    def _row(self, trial: FrozenTrial) -> dict[str, Any]:
-        folder = self.folder(trial.number)
-        row: dict[str, Any] = {
-            "number": trial.number + 1,
-            "state": "finished" if trial.values else "failed",
-            "values": dict(trial.params),
-            **trial.user_attrs,
-        }
-        if network := RunFolder(folder).environment.get("network"):
-            row |= {name: network[name] for name in ("parameters", "gmacs")}
-        if epochs := RunFolder(folder).epochs:
-            seconds = round(sum(epoch["seconds"] for epoch in epochs), 1)
-            row |= {"seconds": seconds, "score": _best_score(folder)}
-        return row
+
+def _facts(run: RunFolder) -> dict[str, Any]:
+    """Return the best validation score of a run, its cost and its seconds."""
+    scores = [row["val"]["score"] for row in run.epochs if row["val"]["score"] is not None]
+    if not scores:
+        raise TrainingError("the validation score is undefined")
+    cost = {name: run.environment["network"][name] for name in ("parameters", "gmacs")}
+    seconds = round(sum(row["seconds"] for row in run.epochs), 1)
+    return {"score": max(scores), **cost, "seconds": seconds}
 
 
-def _best_score(path: Path) -> float:
-    """Return the best validation score of a run; -inf if all are undefined."""
-    scores = [row["val"]["score"] for row in RunFolder(path).epochs]
-    return max((score for score in scores if score is not None), default=float("-inf"))
+def _row(trial: FrozenTrial) -> dict[str, Any]:
+    state = "finished" if trial.values else "failed"
+    values = dict(trial.params)
+    return {"number": trial.number + 1, "state": state, "values": values, **trial.user_attrs}
 
 
 def shown_values(trial: Mapping[str, Any]) -> str:

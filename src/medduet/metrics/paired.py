@@ -132,7 +132,8 @@ def over_seeds(a: ArrayLike, b: ArrayLike) -> OverSeeds:
         return OverSeeds(mean, UNDEFINED, _NAN, _NAN, n)
     test = stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(CONFIDENCE)
-    return OverSeeds(mean, (low, high), float(test.pvalue), _effect(differences), n)
+    interval = float(low), float(high)
+    return OverSeeds(mean, interval, float(test.pvalue), _effect(differences), n)
 
 
 class PairOverSets(NamedTuple):
