@@ -9,7 +9,7 @@ import re
 import reprlib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import tyro
 import yaml
@@ -28,17 +28,25 @@ from medduet.errors import ConfigError, MissingFileError, closest
 from medduet.types import Fit
 
 Settings = TypeVar("Settings", bound=BaseModel)
+Value = TypeVar("Value")
+# What a recipe may leave open, as None, is filled by `experiments.plan` before anything reads it.
+if TYPE_CHECKING:
+    Planned = Annotated[Value, None]
+else:
+    Planned = Value | None
 Task = Literal["classify", "segment", "reconstruct"]
 Select = Literal["auto", "accuracy", "balanced_accuracy", "auc", "dice", "mse", "last"]
 Balance = Literal["sum", "uncertainty", "dwa", "pcgrad", "upgrad", "mgda"]
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 Augment = Literal["none", "flip", "light", "strong", "corrupt"]
 TestTime = Literal["none", "flip", "flips", "turns"]
+Preset = Literal["fast", "balanced", "best"]
 Modality = Literal[
     "auto", "xray", "ultrasound", "ct", "mri", "fundus", "oct", "dermoscopy", "microscopy"
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
 _MOST_FINDINGS = 10
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _MOST_BYTES, _MOST_ALIASES = 1 << 16, 16  # of a recipe, in which aliases repeat values
 
 
@@ -53,6 +61,7 @@ def _spelled(pattern: str, expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+TimeBudget = Annotated[str, _spelled(r"[1-9]\d*[smh]", "seconds, minutes or hours: 90s, 45m, 2h")]
 DEVICE = r"auto|cpu|cuda(:\d+)?|mps"
 Device = Annotated[str, _spelled(DEVICE, "auto, cpu, cuda, cuda:N or mps")]
 """A device as it is typed; `utils.devices.find_device` looks for it."""
@@ -108,6 +117,8 @@ class DataConfig(Frozen):
     """Cross-validation: parts of equal size, each of them test once; see the recipe cross."""
     fold: int = Field(0, ge=0)
     """Which of the parts is test; the next one is val."""
+    keep_test: bool = False
+    """Make folds of train and val alone: the part is val, and test stays."""
     group_by: Literal["auto", "given", "duplicates", "none"] = "auto"
     """What stays together when a split is made: groups given, near-duplicates; auto: both."""
     seed: int = Field(0, ge=0)
@@ -147,9 +158,9 @@ class DataConfig(Frozen):
 
 
 class ModelConfig(Frozen):
-    """The network. What is None is the network's own choice."""
+    """The network. What is None is the network's own choice, or decided with its name."""
 
-    name: Annotated[str, _flag("model")] = "vovunet_var"
+    name: Annotated[Planned[str], _flag("model")] = "vovunet_var"
     """A name from `medduet models`, timm:NAME, or smp:DECODER/ENCODER."""
     width: int | None = Field(None, ge=1)
     """U-Nets: channels of the first level, twice as many in each below. None: 64 for most."""
@@ -177,7 +188,7 @@ class ModelConfig(Frozen):
 class ObjectiveConfig(Frozen):
     """What is learnt."""
 
-    tasks: Annotated[tuple[Task, ...], _flag("tasks")] = ("classify", "reconstruct")
+    tasks: Annotated[Planned[tuple[Task, ...]], _flag("tasks")] = ("classify", "reconstruct")
     """Any of classify, segment (needs masks) and reconstruct (the image itself)."""
     classify_weight: float = Field(1.0, ge=0)
     """Factor of the classification loss."""
@@ -198,7 +209,9 @@ class ObjectiveConfig(Frozen):
 
     @field_validator("tasks")
     @classmethod
-    def _some_tasks_once(cls, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+    def _some_tasks_once(cls, tasks: tuple[Task, ...] | None) -> tuple[Task, ...] | None:
+        if tasks is None:
+            return None
         if not tasks or len(set(tasks)) < len(tasks):
             raise ValueError(f"expected at least one task of {', '.join(TASKS)}, each once")
         return tuple(task for task in TASKS if task in tasks)
@@ -212,14 +225,18 @@ class ObjectiveConfig(Frozen):
 class TrainConfig(Frozen):
     """How the network is fitted."""
 
-    epochs: Annotated[int, _flag("epochs")] = Field(10, ge=1)
+    preset: Annotated[Preset, _flag("preset")] = "balanced"
+    """How long what is open (None) is trained; best: an ensemble over five folds of train + val."""
+    time_budget: Annotated[TimeBudget | None, _flag("time-budget")] = None
+    """Longest time of training, such as 90m or 2h: epochs that are open follow it."""
+    epochs: Annotated[Planned[int], _flag("epochs")] = Field(10, ge=1)
     """Passes over the train split."""
-    batch_size: Annotated[int, _flag("batch-size")] = Field(16, ge=2)
+    batch_size: Annotated[Planned[int], _flag("batch-size")] = Field(16, ge=2)
     """Images per step, over all processes together."""
-    learning_rate: Annotated[float, _flag("lr")] = Field(1e-4, gt=0)
-    """Learning rate of the first epoch."""
+    learning_rate: Annotated[Planned[float], _flag("lr")] = Field(1e-4, gt=0)
+    """Largest learning rate."""
     encoder_learning_rate: float | None = Field(None, gt=0)
-    """That of the encoder, where it is to be another one; it falls along the same cosine."""
+    """That of the encoder; None: a fifth where its weights were trained before, else the same."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Adam, or Adam with decoupled weight decay."""
     weight_decay: float = Field(0.0, ge=0)
@@ -234,11 +251,11 @@ class TrainConfig(Frozen):
     """Largest norm of the gradient; larger ones are scaled down. None: no clipping."""
     mask_ratio: float = Field(0.0, ge=0, lt=1)
     """Share of the patches that are blanked in the input and then rebuilt, for pretraining."""
-    ema: float | None = Field(None, gt=0, lt=1)
-    """Evaluate and keep a moving average of the weights; what it keeps per step, such as 0.99."""
+    ema: Planned[float] = Field(0.0, ge=0, lt=1)
+    """Evaluate and keep a moving average of the weights; its decay per step, such as 0.99."""
     patience: int | None = Field(None, ge=1)
     """Stop after so many epochs without a better validation score; None: never."""
-    augment: Augment = "none"
+    augment: Planned[Augment] = "none"
     """flip: mirror; light: move, brightness; strong: bend, noise, blur; corrupt: as in stress."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     """shuffle: each image once per epoch; balanced: drawn so that each class is as likely."""
@@ -250,6 +267,12 @@ class TrainConfig(Frozen):
     """float32, or bfloat16 where that is safe; auto: bfloat16 if the machine has it."""
     compile: bool = False
     """Compile the network by torch.compile: a minute first, then faster, mostly on GPUs."""
+
+    @property
+    def budget_seconds(self) -> float:
+        """The longest time of training in seconds."""
+        budget = self.time_budget
+        return float("inf") if budget is None else int(budget[:-1]) * _SECONDS[budget[-1]]
 
     @property
     def remedy(self) -> str:
@@ -294,7 +317,7 @@ def recipe_names(kind: str = "") -> list[str]:
 
     Example:
         >>> recipe_names(), recipe_names("search")
-        (['demo', 'honest', 'paper', 'pretrain', 'segment'], ['adares'])
+        (['auto', 'demo', 'paper', 'pretrain'], ['adares'])
     """
     folder = resources.files("medduet") / "recipes" / kind
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))

@@ -149,6 +149,10 @@ def arrange(
     `split` ``(N,)`` is what their files say, or `NO_SPLIT`; ``None`` if they are in it already.
     `saved` is the file of a split that was made by these settings before, if it is there.
     """
+    if config.folds is not None and config.keep_test:
+        one_split = {"folds": None, "fold": 0, "keep_test": False}
+        images = arrange(images, split, config.model_copy(update=one_split), progress)
+        return _folded(images, config, progress, saved)
     has_split = split is None or bool((split != NO_SPLIT).any())
     if config.folds is not None and config.split not in ("auto", "made"):
         raise ConfigError(f"--data.folds make a split: leave out --data.split {config.split}")
@@ -185,12 +189,26 @@ def arrange(
     return apply_split(images, parts, note)
 
 
-def _make(
-    images: ImageSet, split: NDArray[np.int64] | None, config: DataConfig, progress: Progress
-) -> NDArray[np.int64]:
-    """Return a new split of all images; or, of a given `split`, of the images of train alone."""
+def _folded(
+    images: ImageSet, config: DataConfig, progress: Progress, saved: Path | None
+) -> ImageSet:
+    """Return the images with a fold of train and val as val; test stays as it is."""
+    made = config.model_dump(include={"seed", "group_by", "folds", "fold", "keep_test"})
+    if saved is not None and saved.is_file():
+        return apply_split(images, read_split(saved, images), {"made": made})
+    assert config.folds is not None
+    count, labels = len(images.train) + len(images.val), images.pool().labels
+    groups = _groups(images, config, progress)[:count]
+    fold = stratified_group_split(labels[:count], groups, [1.0] * config.folds, config.seed)
+    parts = np.full(len(labels), 2)
+    parts[:count] = fold == config.fold
+    return apply_split(images, parts, {"made": made})
+
+
+def _groups(images: ImageSet, config: DataConfig, progress: Progress) -> NDArray[np.int64]:
+    """Return the group ``(N,)`` of each image of the pool; what has the same stays together."""
     pool = images.pool()
-    labels, partitions = pool.labels, [np.arange(len(pool), dtype=np.int64)]
+    partitions = [np.arange(len(pool), dtype=np.int64)]
     if config.group_by == "given" and pool.groups is None:
         raise ConfigError(
             f"{images.name} has no groups: add a column group, or omit --data.group-by"
@@ -201,7 +219,14 @@ def _make(
         from medduet.data.duplicates import find_duplicates
 
         partitions.append(find_duplicates(images, config.cache, progress).groups(len(pool)))
-    groups = merge_groups(*partitions)
+    return merge_groups(*partitions)
+
+
+def _make(
+    images: ImageSet, split: NDArray[np.int64] | None, config: DataConfig, progress: Progress
+) -> NDArray[np.int64]:
+    """Return a new split of all images; or, of a given `split`, of the images of train alone."""
+    labels, groups = images.pool().labels, _groups(images, config, progress)
     if config.folds is not None:
         parts = stratified_group_split(labels, groups, [1.0] * config.folds, config.seed)
         # That part is test, the next one val, the others train.

@@ -117,6 +117,7 @@ def _split(note: Any) -> str:
         return f"from {note['file']}"
     made = note["made"]
     how = f"fold {made['fold']} of {made['folds']}" if "folds" in made else "made"
+    how += " of train and val" * made.get("keep_test", False)
     kept = {
         "auto": "groups and near-duplicates stay together",
         "given": "groups stay together",

@@ -82,7 +82,7 @@ def ensemble(
     if modality == "auto" and runs:
         modality = RunFolder.open(runs[0]).run_config().data.modality
     _check_views(tta, members[0].config, modality)
-    combined = _combined(members, tta)
+    combined = combine(members, tta)
     images, scores = "", {}
     if evaluate and (data is not None or runs):
         evaluator = Evaluator.open((runs or folders)[0], data, device, progress)
@@ -139,7 +139,8 @@ def _check_views(tta: TestTime, config: BundleConfig, modality: Modality) -> Non
         raise ConfigError(f"--tta {tta} turns images, but {name} may have an upper side: {hint}")
 
 
-def _combined(members: Sequence[ModelBundle], tta: TestTime) -> ModelBundle:
+def combine(members: Sequence[ModelBundle], tta: TestTime) -> ModelBundle:
+    """Return members of one task as one bundle, on the CPU, without calibration or scores."""
     first = members[0].config
     network = Ensemble(
         [member.network for member in members],

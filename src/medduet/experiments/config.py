@@ -41,6 +41,16 @@ def change(run: RunConfig, values: Mapping[str, Any], out: Path | None, origin: 
     return validate(RunConfig, settings | {"out": out}, origin)
 
 
+def differing(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Return by their path the settings that a run was begun with otherwise: saved, and now.
+
+    What is None in `config` may have been decided when the run began, or be of a newer version.
+    """
+    old, new = by_path(saved), by_path(config.model_dump(mode="json"))
+    both = {name: (old[name], new[name]) for name in new.keys() & old.keys()}
+    return {name: (a, b) for name, (a, b) in both.items() if a != b and b is not None}
+
+
 def require_one(config: object, resume: object, kind: str) -> None:
     """Raise ConfigError unless there is either the settings or a folder to resume."""
     if (config is None) == (resume is None):

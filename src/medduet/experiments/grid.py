@@ -19,7 +19,7 @@ from medduet.experiments.config import (
     Cell,
     EngineConfig,
     GridConfig,
-    by_path,
+    differing,
     read_settings,
     require_one,
 )
@@ -147,12 +147,10 @@ def _check_made_alike(folder: GridFolder, cells: list[Cell]) -> None:
         made = folder.run(cell.name).path / "config.json"
         if not made.is_file():
             continue
-        old, new = by_path(read_json(made)), by_path(cell.run.model_dump(mode="json"))
-        for name in new.keys() & old.keys() - _FREE:  # an older version may not have had it
-            before, now = old[name], new[name]
-            if name in _PATHS:
-                before, now = (each and Path(each).name for each in (before, now))
-            if before != now:
+        for name, (before, now) in differing(read_json(made), cell.run).items():
+            if name in _PATHS and before and Path(before).name == Path(now).name:
+                continue
+            if name not in _FREE:
                 raise ConfigError(
                     f"{made.parent} was made with {name} {before}, but the grid has {now}: give "
                     "another --out, the same settings, or remove that folder"

@@ -3,7 +3,7 @@
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,9 @@ from medduet.data.sources import open_images
 from medduet.data.splits import write_split
 from medduet.data.summary import data_summary
 from medduet.errors import DownloadError, MedDuetError, StorageError, TrainingError
-from medduet.experiments.config import require_one
+from medduet.experiments.config import differing, require_one
+from medduet.experiments.folds import train_folds
+from medduet.experiments.plan import Decision, is_open, plan
 from medduet.models.base import network_cost
 from medduet.models.inference import prepare_network
 from medduet.models.weights import WeightsReport
@@ -109,6 +111,7 @@ def train(
     with fabric.rank_zero_first():
         data = open_images(config.data, progress=progress, saved_split=saved_split)
     check_same_images(fabric, data, folder)
+    config, decisions = plan(config, data, fabric) if is_open(config) else (config, [])
     check_settings(config, data)
     layout = dense_layout(config, data)
     # A checkpoint replaces whatever weights training once started from.
@@ -117,7 +120,8 @@ def train(
         network, weights = build_network(config, data, layout, fresh)
     precision = str(fabric.strategy.precision.precision)
     memory_format = prepare_network(network, fabric.device, data.size, precision)
-    choices = {"precision": precision, "memory_format": memory_format}
+    choices: dict[str, Any] = {"precision": precision, "memory_format": memory_format}
+    choices["decisions"] = [decision._asdict() for decision in decisions]
     folder = folder or _create_folder(fabric, config, data)
     objective = build_objective(config, data, layout)
     stop = stop or threading.Event()
@@ -142,7 +146,10 @@ def _run(
     fabric, folder = experiment.fabric, experiment.folder
     if fabric.is_global_zero:
         _begin(experiment, choices, weights)
-    metrics, calibration = evaluate_selected(experiment, fit(experiment))
+    if experiment.config.train.preset == "best":
+        experiment, metrics, calibration = train_folds(experiment, _train_member(experiment))
+    else:
+        metrics, calibration = evaluate_selected(experiment, fit(experiment))
     if fabric.is_global_zero:
         config = _bundle_config(experiment, metrics, calibration)
         save_bundle(folder.bundle, experiment.network, config)
@@ -152,6 +159,17 @@ def _run(
         folder.finish()
     fabric.barrier()
     return metrics
+
+
+def _train_member(experiment: Experiment) -> Callable[[RunConfig], object]:
+    """Return what trains a member of an ensemble, or goes on with it."""
+
+    def train_member(config: RunConfig) -> object:
+        begun = config.out is not None and (config.out / "config.json").is_file()
+        new = {"resume": config.out} if begun else {"config": config}
+        return train(**new, reporter=experiment.reporter, stop=experiment.stop)
+
+    return train_member
 
 
 def _begin(
@@ -165,8 +183,10 @@ def _begin(
     environment = describe_environment(data, cost, experiment.fabric, choices)
     write_json(folder.path / "environment.json", environment)
     report = experiment.reporter.message
-    for line in data_summary(data):
+    for line in data_summary(data) * (not config.data.keep_test):  # a member's are the ensemble's
         report(line)
+    for decision in choices["decisions"]:
+        report(str(Decision(**decision)))
     report(
         f"{config.model.name}, {cost.parameters:,} parameters, {choices['precision']} on "
         f"{experiment.fabric.device}; writing {folder.path}"
@@ -188,7 +208,7 @@ def _was_restarted(config: RunConfig) -> bool:
     if config.out is None or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) < 1:
         return False
     saved = config.out / "config.json"
-    return saved.is_file() and read_json(saved) == config.model_dump(mode="json")
+    return saved.is_file() and not differing(read_json(saved), config)
 
 
 def _create_folder(fabric: Fabric, config: RunConfig, data: ImageSet) -> RunFolder:

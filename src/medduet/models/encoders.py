@@ -4,6 +4,7 @@ import inspect
 from functools import lru_cache
 from typing import Any
 
+import requests
 import timm
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -223,6 +224,23 @@ def pad_to(x: Tensor, multiple: int, at_least: int = 1) -> Tensor:
 def round_up(side: int, multiple: int) -> int:
     """Return the next multiple; ONNX rounds quotients of negative numbers otherwise than Python."""
     return (side + multiple - 1) // multiple * multiple
+
+
+def weights_at_hand(name: str) -> bool:
+    """Return whether the pretrained weights of ``timm:NAME`` are in the hub's cache, or reachable.
+
+    Asked with a short patience: timm itself would try for a minute where there is no network.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repository = timm.get_pretrained_cfg(name.removeprefix("timm:")).hf_hub_id
+    if isinstance(try_to_load_from_cache(repository, "model.safetensors"), str):
+        return True
+    address = f"{constants.ENDPOINT}/{repository}/resolve/main/model.safetensors"
+    try:
+        return not constants.HF_HUB_OFFLINE and requests.head(address, timeout=5).ok
+    except requests.RequestException:
+        return False
 
 
 @lru_cache

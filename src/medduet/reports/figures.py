@@ -210,7 +210,6 @@ def draw_run(path: Path) -> list[Path]:
         samples = dict(file)
     index = samples["index"]
     figures = {
-        "learning_curves": learning_curves(run.epochs, *epochs),
         "predictions": prediction_grid(
             samples,
             f"{name}, the first test images of each class",
@@ -219,6 +218,8 @@ def draw_run(path: Path) -> list[Path]:
             None if shown is None else shown[index],
         ),
     }
+    if run.epochs:  # an ensemble has those of its members
+        figures["learning_curves"] = learning_curves(run.epochs, *epochs)
     if label is not None and probability is not None:
         if not data["multi_label"]:
             matrix = {"": test["confusion_matrix"]}

@@ -54,13 +54,28 @@ def evaluate_selected(
 def _evaluate_epoch(
     experiment: Experiment, checkpoint: str, suffix: str
 ) -> tuple[dict[str, Any], Calibration | None]:
+    path = experiment.folder.checkpoint(checkpoint)
+    experiment.network.load_state_dict(load_checkpoint(path))
+    return evaluate_network(experiment, suffix)
+
+
+def evaluate_network(
+    experiment: Experiment, suffix: str = "", held_out: Predictions | None = None
+) -> tuple[dict[str, Any], Calibration | None]:
+    """Evaluate the network as it is, write its predictions, and calibrate it on val.
+
+    In place of those for val may be the predictions `held_out` for images that no weight was
+    fitted on. Returns metrics by split, and the calibration, see `evaluate_selected`.
+    """
     folder = experiment.folder
-    experiment.network.load_state_dict(load_checkpoint(folder.checkpoint(checkpoint)))
     metrics: dict[str, Any] = {}
     calibration = None
     for split in EVALUATED:
         temperature = None if calibration is None else calibration.temperature
-        predictions = experiment.predict(split, thorough=True, temperature=temperature)
+        if split == "val" and held_out is not None:
+            predictions = held_out
+        else:
+            predictions = experiment.predict(split, thorough=True, temperature=temperature)
         ordinal = experiment.config.objective.ordinal
         metrics[split] = summarize(predictions, experiment.config.evaluate, calibration, ordinal)
         label, probability = predictions.label, predictions.probability
@@ -74,7 +89,8 @@ def _evaluate_epoch(
                 metrics["calibration_missing"] = str(error)
         if experiment.fabric.is_global_zero:
             folder.write_predictions(f"{split}{suffix}", predictions)
-            _write_medmnist(experiment, split, suffix, predictions, metrics[split])
+            if predictions is not held_out:
+                _write_medmnist(experiment, split, suffix, predictions, metrics[split])
     return metrics, calibration
 
 

@@ -42,7 +42,9 @@ def fit(experiment: Experiment) -> Progress:
         state = new_state(experiment)
         state.restore(experiment.folder, fabric)
         while (done := state.progress.epoch - 1) < config.epochs:
-            if done - state.progress.best.epoch >= patience:
+            spent = sum(row["seconds"] for row in state.progress.history)
+            out_of_time = done > 0 and spent * (done + 1) / done > config.budget_seconds
+            if done - state.progress.best.epoch >= patience or out_of_time:
                 break
             try:
                 _train_epoch(experiment, state)
@@ -59,20 +61,21 @@ def fit(experiment: Experiment) -> Progress:
 def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
     """Return where training starts; `fused` optimizers update all weights in one pass."""
     config, fabric, network = experiment.config.train, experiment.fabric, experiment.network
+    model = experiment.config.model
     smallest = 1 if trains_on_one(network, *experiment.data.size) else 2
     fabric.to_device(network)
     if config.sync_batch_norm and fabric.world_size > 1:
         for name, child in network.named_children():
             setattr(network, name, convert_sync_batchnorm(child))
     average = None
-    if config.ema is not None:
+    if config.ema:
         average_fn = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
         average = AveragedModel(network, multi_avg_fn=average_fn, use_buffers=True)
     if config.compile:
         network.compile()
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     optimizer = optimizer_class(
-        _parameter_groups(network, config),
+        _parameter_groups(network, config, model.pretrained or model.weights is not None),
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         fused=fused,
@@ -103,16 +106,21 @@ def _schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRSchedu
     return SequentialLR(optimizer, [rise, cosine], milestones=[warmup])
 
 
-def _parameter_groups(network: DuetNetwork, config: TrainConfig) -> list[dict[str, Any]]:
+def _parameter_groups(
+    network: DuetNetwork, config: TrainConfig, pretrained: bool
+) -> list[dict[str, Any]]:
     """Return the trained parameters, the encoder apart if it has another learning rate."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if config.encoder_learning_rate is None:
-        return [{"params": trained}]
+    rate = config.encoder_learning_rate
+    if rate is None:
+        if not pretrained:
+            return [{"params": trained}]
+        rate = config.learning_rate / 5
     shared = set(network.encoder_parameters())
     encoder = [parameter for parameter in trained if parameter in shared]
     return [
         {"params": [parameter for parameter in trained if parameter not in shared]},
-        {"params": encoder, "lr": config.encoder_learning_rate},
+        {"params": encoder, "lr": rate},
     ]
 
 

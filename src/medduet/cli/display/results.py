@@ -56,7 +56,9 @@ def _write_metrics(title: str, row: Arguments) -> None:
 def _run(record: RunRecord, arguments: Arguments) -> None:
     selected = record.metrics.get("validation_selected")
     for block in filter(None, (record.metrics, selected)):
-        title = f"test split, n = {block['test']['n']}: epoch {block['selected_epoch']}"
+        epochs = block["selected_epoch"]  # several of an ensemble
+        epochs = ", ".join(map(str, epochs)) if isinstance(epochs, list) else epochs
+        title = f"test split, n = {block['test']['n']}: epoch {epochs}"
         _write_metrics(f"{title}, {block['selection']}", block["test"])
     if (missing := block.get("calibration_missing")) and "accuracy" in block["test"]:
         write(

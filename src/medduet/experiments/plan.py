@@ -1,0 +1,180 @@
+"""What a recipe leaves open, decided from the images and the machine, with a reason for each."""
+
+import math
+import time
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+
+from medduet.config import Augment, Preset, RunConfig, Task
+from medduet.data.augment import build_augmentation
+from medduet.data.imageset import ImageSet
+from medduet.data.modality import allowed, known_modality
+from medduet.errors import ConfigError, ModelError, one_line
+from medduet.experiments.config import by_path, change
+from medduet.experiments.folds import FOLDS
+from medduet.models.encoders import weights_at_hand
+from medduet.models.inference import prepare_network
+from medduet.training.setup import build_network, build_objective, dense_layout
+from medduet.utils.hub import CONFIG, bundle_folder
+from medduet.utils.parsing import read_json
+
+PRETRAINED, PLAIN = "timm:mobilenetv2_100", "vovunet_var"
+"""The networks that are chosen where ImageNet's weights can be had, and where they can't."""
+_IMAGES: dict[Preset, int] = {"fast": 10_000, "balanced": 40_000, "best": 40_000}
+_EPOCHS: dict[Preset, tuple[int, int]] = {"fast": (5, 30), "balanced": (12, 80), "best": (12, 80)}
+"""Images that a network sees in all, and the fewest and most epochs."""
+_SHARE = 0.85
+"""Of a time budget for epochs; the rest is for evaluation, figures and what was not foreseen."""
+_STEPS = 4  # that are timed; the first one, which is slower, is not counted
+_OPTIONS = ("width", "upsampling", "kernel_size", "activation", "dropout")
+_AVERAGED = 0.05
+_FEW = 10
+"""Epochs below which a budget is called short."""
+
+
+class Decision(NamedTuple):
+    """A setting that was open, by its path, what it became, and why."""
+
+    setting: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        value = " ".join(self.value) if isinstance(self.value, tuple) else self.value
+        return one_line(f"{self.setting} {value}: {self.reason}", 300)
+
+
+def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, list[Decision]]:
+    """Return the settings with what is open (``None``) filled, and what was decided.
+
+    What is set already stays, and the rest is decided for it. The time of a step is measured on the
+    device, where the number of epochs depends on it.
+    """
+    settings, changes = by_path(config.model_dump()), dict[str, Any]()
+    decisions: list[Decision] = []
+
+    def decide(setting: str, value: Any, reason: str) -> Any:
+        if settings[setting] is None:
+            settings[setting] = changes[setting] = value
+            decisions.append(Decision(setting, value, reason))
+        return settings[setting]
+
+    if settings["model.name"] is None:
+        name, options, reason = _network(config)
+        decide("model.name", name, reason)
+        changes |= {f"model.{option}": value for option, value in options.items()}
+    decide("objective.tasks", *_tasks(data))
+    count, preset = len(data.train), config.train.preset
+    batch = decide("train.batch_size", *_batch_size(count))
+    reached = f"for batches of {batch} with {settings['train.optimizer']}"
+    decide("train.learning_rate", 1e-3 if batch <= 32 else 2e-3, reached)
+    decide("train.augment", *_augment(data, config))
+    fewest, most = _EPOCHS[preset]
+    epochs = min(max(round(_IMAGES[preset] / count), fewest), most)
+    why = f"{epochs * count:,} images seen (preset {preset})"
+    if settings["train.epochs"] is None:
+        filled = _filled(config, changes | {"train.epochs": epochs, "train.ema": 0})
+        seconds = fabric.broadcast(_seconds_per_epoch(filled, data, fabric))
+        budget = config.train.budget_seconds * _SHARE / (FOLDS if preset == "best" else 1)
+        if (affordable := int(budget / seconds) if budget < float("inf") else epochs) < epochs:
+            why = f"as many as {config.train.time_budget} allow, of {epochs} wished"
+            why += "; a smaller --size allows more" * (affordable < _FEW)
+            epochs = max(1, affordable)
+        decide("train.epochs", epochs, f"{why}; about {_duration(seconds)} each")
+    steps = settings["train.epochs"] * math.ceil(count / batch)
+    decay = round(1 - 1 / max(_AVERAGED * steps, 1), 4)
+    decide("train.ema", decay, f"averages about {_AVERAGED:.0%} of {steps:,} steps")
+    return _filled(config, changes), decisions
+
+
+def _network(config: RunConfig) -> tuple[str, dict[str, Any], str]:
+    """Return the name of a network, further settings of it, and the reason."""
+    if config.model.weights is not None:
+        path = bundle_folder(config.model.weights)
+        saved = next((p for p in (path / "bundle" / CONFIG, path / CONFIG) if p.is_file()), None)
+        if saved is None:
+            raise ConfigError(f"{path} does not say whose weights these are: add --model NAME")
+        arguments = read_json(saved, ModelError).get("network", {})
+        options = {name: arguments[name] for name in _OPTIONS if name in arguments}
+        return arguments.get("name", ""), options, f"that of {path}"
+    if config.model.width is not None:
+        return PLAIN, {}, "the U-Net that takes a width"
+    if weights_at_hand(PRETRAINED):
+        return PRETRAINED, {"pretrained": True}, "small, and starts from ImageNet's weights"
+    reason = "of width 16, from scratch: the hub with ImageNet's weights can't be reached"
+    return PLAIN, {"width": 16}, reason
+
+
+def _tasks(data: ImageSet) -> tuple[tuple[Task, ...], str]:
+    if not data.mask_names:
+        return ("classify",), "classes, and no masks"
+    if len(data.class_names) < 2:
+        return ("segment",), "masks, and no classes"
+    return ("classify", "segment"), "classes and masks"
+
+
+def _batch_size(count: int) -> tuple[int, str]:
+    sizes = (16, 2_000), (32, 10_000), (64, 40_000), (128, float("inf"))
+    size = next(size for size, most in sizes if count < most)
+    return size, f"{count:,} training images, so {math.ceil(count / size):,} steps per epoch"
+
+
+def _augment(data: ImageSet, config: RunConfig) -> tuple[Augment, str]:
+    modality = known_modality(data.info, config.data.modality)
+    may = allowed(modality, [*data.class_names, *data.mask_names], data.in_channels)
+    moves = "mirrored, " if may.mirror else "not mirrored, as a class says left or right, "
+    moves += "turned" if may.turn else "not turned, as it may have an upper side"
+    return "light", f"modality {modality}: {moves}"
+
+
+def _seconds_per_epoch(config: RunConfig, data: ImageSet, fabric: Fabric) -> float:
+    """Return about how long an epoch takes: a few steps are made and thrown away."""
+    train, device = config.train, fabric.device
+    layout = dense_layout(config, data)
+    sketch = config.model_copy(
+        update={"model": config.model.model_copy(update={"pretrained": False, "weights": None})}
+    )
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        network, _ = build_network(sketch, data, layout, fresh=True)
+        precision = str(fabric.strategy.precision.precision)
+        prepare_network(network, device, data.size, precision)
+        objective = build_objective(config, data, layout).to(device)
+        rows = np.arange(min(train.batch_size // fabric.world_size or 1, len(data.train)))
+        batch = data.train.batch(rows).apply(lambda tensor: tensor.to(device))
+        augment = build_augmentation(train.augment, data, config.data.modality)
+        network.train()
+        times = []
+        for _ in range(_STEPS):
+            started = time.perf_counter()
+            moved = augment(batch) if augment else batch
+            with fabric.autocast():
+                terms = objective(network(moved.image), moved, network.normalize(moved.image))
+            losses = objective.losses(terms, objective.weights(moved).to(device))
+            loss = losses.sum()
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss.item()  # waits for a GPU
+            times.append(time.perf_counter() - started)
+    steps = math.ceil(len(data.train) / train.batch_size)
+    per_image = median(times[1:]) / train.batch_size
+    return median(times[1:]) * steps + per_image * len(data.val) / 3
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def is_open(config: RunConfig) -> bool:
+    """Return whether a setting is left to `plan`."""
+    sections = config.model, config.objective, config.train
+    names = ("name", "tasks", "epochs", "batch_size", "learning_rate", "augment", "ema")
+    return any(getattr(section, name, 0) is None for section in sections for name in names)
+
+
+def _filled(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    return change(config, changes, config.out, "plan")

@@ -1,0 +1,74 @@
+"""The preset ``best``: every image of train and val is held out once, and test never seen."""
+
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import medduet
+from medduet import DataConfig, ModelConfig, RunConfig, TrainConfig
+from medduet.errors import Interrupted
+from medduet.experiments.folds import FOLDS
+from medduet.runs.bundle import load_bundle
+from medduet.runs.folder import RunFolder
+from medduet.training.reporter import Reporter
+
+
+class StopInFold(Reporter):
+    """Asks for a stop when a member begins."""
+
+    def __init__(self, fold: int) -> None:
+        self.stop, self.fold = threading.Event(), fold
+
+    def message(self, text: str) -> None:
+        if text.startswith(f"fold {self.fold} of"):
+            self.stop.set()
+
+
+def best(out: Path) -> RunConfig:
+    config = medduet.load_recipe("demo")
+    changes = {
+        "data": DataConfig(name="phantom", size=16, count=80),
+        "model": ModelConfig(width=3),
+        "train": TrainConfig(epochs=2, learning_rate=1e-3, preset="best"),
+        "out": out,
+    }
+    return config.model_copy(update=changes)
+
+
+@pytest.mark.slow
+def test_best_is_an_ensemble_over_folds(tmp_path: Path) -> None:
+    out, reporter = tmp_path / "run", StopInFold(3)
+    with pytest.raises(Interrupted):
+        medduet.train(best(out), reporter=reporter, stop=reporter.stop)
+    weights = out / "folds/fold0/bundle/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    record = medduet.train(resume=out)
+    assert weights.stat().st_mtime_ns == before, "a finished member was trained again"
+    assert RunFolder(out).finished
+    data = medduet.open_images("phantom", size=16, count=80)
+    splits = [
+        medduet.open_images("phantom", size=16, count=80, folds=FOLDS, fold=fold, keep_test=True)
+        for fold in range(FOLDS)
+    ]
+    held_out = np.concatenate([images.val.ids for images in splits])
+    assert len(held_out) == len({*held_out}) == len(data.train) + len(data.val)
+    for images in splits:
+        assert np.array_equal(images.test.images[:], data.test.images)
+    assert record.metrics["val"]["n"] == len(held_out)
+    assert record.metrics["test"]["n"] == len(data.test)
+    bundle = load_bundle(out)
+    assert len(bundle.network.arguments["ensemble"]) == FOLDS
+    assert bundle.network.arguments["test_time"] == "flip"
+    assert bundle.config.calibration is not None
+    assert sum(bundle.config.calibration.counts) == len(held_out)
+    again = medduet.evaluate(out)["test"]
+    assert again["accuracy"] == record.metrics["test"]["accuracy"]
+    assert again["dice"] == pytest.approx(record.metrics["test"]["dice"], abs=1e-6)
+    seeds = {
+        json.loads((out / f"folds/fold{k}/config.json").read_text())["train"]["seed"]
+        for k in range(FOLDS)
+    }
+    assert len(seeds) == FOLDS
