@@ -294,8 +294,9 @@ def converge(data: Path | None, scale: Scale, device: str, deadline: float) -> l
         if data is not None:
             images = medduet.DataConfig(name=str(data))
         with tempfile.TemporaryDirectory() as folder:
-            config = medduet.load_recipe("segment").model_copy(
+            config = medduet.RunConfig().model_copy(
                 update={
+                    "objective": medduet.ObjectiveConfig(tasks=("classify", "segment")),
                     "data": images,
                     "model": medduet.ModelConfig(width=scale.width),
                     "train": medduet.TrainConfig(

@@ -72,7 +72,7 @@ def one(point: Point) -> None:
     count = -(-point.batch * (WARM + point.steps + 1) * 10 // 7)
     out = Path(os.environ["SCALING_OUT"])
     data = medduet.DataConfig(name="phantom", size=point.side, channels=3, count=count)
-    config = medduet.load_recipe("honest").model_copy(
+    config = medduet.RunConfig().model_copy(
         update={
             "data": data,
             "model": medduet.ModelConfig(width=point.width),

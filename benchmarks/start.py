@@ -3,7 +3,7 @@
     python -m benchmarks.start [--rounds 5] [--quick]
 
 Each time in a fresh process, from its start on, the system's page cache being warm. Training is
-`medduet train honest` on a generated PneumoniaMNIST of 28 pixels, at the network's full width; the
+`medduet train auto` on a generated PneumoniaMNIST of 28 pixels, at the network's full width; the
 first time, its file is unpacked and searched for images that several splits share.
 """
 
@@ -71,10 +71,10 @@ def train(started: float, words: list[str]) -> None:
 
 def main(rounds: int) -> None:
     found: dict[str, list[dict[str, float]]] = {"first": [], "later": []}
-    helps: dict[str, list[float]] = {"--help": [], "train honest --help": []}
+    helps: dict[str, list[float]] = {"--help": [], "train auto --help": []}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        words = ["train", "honest", "--data", str(generate(root, SETS[0])), "--device", "cpu"]
+        words = ["train", "auto", "--data", str(generate(root, SETS[0])), "--device", "cpu"]
         words += ["--data.cache", str(root / "cache"), "--out", str(root / "run")]
         for number in range(rounds + 1):  # the first round fills the page cache
             for typed, times in helps.items():

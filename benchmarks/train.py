@@ -113,7 +113,7 @@ def ours(root: Path, size: int, batch: int) -> None:
 
     file = f"{FLAGS[size]}.npz" if size == 28 else f"{FLAGS[size]}_{size}.npz"
     with tempfile.TemporaryDirectory() as folder:
-        config = medduet.load_recipe("honest").model_copy(
+        config = medduet.RunConfig().model_copy(
             update={
                 "data": medduet.DataConfig(name=str(root / file), cache=root / "cache"),
                 "train": medduet.TrainConfig(batch_size=batch, device="cpu"),

@@ -106,7 +106,7 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def medduet_command(fork_server: list[str]) -> list[str]:
-    """The first words of `medduet` as a process: ``[*medduet_command, "train", "honest"]``."""
+    """The first words of `medduet` as a process: ``[*medduet_command, "train", "auto"]``."""
     return [*fork_server, "medduet"]
 
 

@@ -31,7 +31,6 @@ def test_honest_is_the_default_protocol() -> None:
     assert RunConfig().evaluate.protocol == "honest"
     honest = [load_recipe(name).evaluate.protocol for name in recipe_names() if name != "paper"]
     assert set(honest) == {"honest"}
-    assert load_recipe("segment").objective.tasks == ("classify", "segment")
 
 
 def test_a_recipe_of_ones_own(tmp_path: Path) -> None:

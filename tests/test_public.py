@@ -39,7 +39,7 @@ from medduet.cli import main
 assert main(["--help"]) == 0
 assert main(["--version"]) == 0
 try:
-    main(["train", "honest", "--help"])
+    main(["train", "auto", "--help"])
 except SystemExit as stop:
     assert not stop.code
 heavy = {"torch", "lightning", "monai", "kornia", "timm", "medmnist", "matplotlib", "scipy"}

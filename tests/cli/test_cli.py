@@ -32,7 +32,7 @@ def set_npz(tmp_path: Path) -> Path:
 def test_the_issue_s_example(set_npz: Path, capsys: Capture) -> None:
     run = set_npz.parent / "RUN"
     words = (
-        f"train honest --data {set_npz} --size 64 --model vovunet_var --model.width 2 "
+        f"train auto --data {set_npz} --size 64 --model vovunet_var --model.width 2 "
         f"--tasks classify segment --epochs 1 --lr 1e-3 --seed 0 --out {run}"
     )
     assert main(words.split()) == 0
@@ -67,7 +67,7 @@ def test_short_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         "--batch-size 6 --lr 3e-4 --seed 9 --device cpu --precision bf16-mixed "
         f"--out {tmp_path / 'run'} --model.width 5 --train.grad-clip None --data.count 30"
     )
-    for words in (["demo"], ["train", "honest"]):
+    for words in (["demo"], ["train", "auto"]):
         assert main([*words, *flags.split()]) == 2
         config, before = seen.pop(), medduet.load_recipe(words[-1])
         data = before.data.model_copy(update={"name": "phantom", "size": 48, "count": 30})
@@ -83,22 +83,22 @@ def test_short_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 MISTAKES = [
     ("trian", ["unknown command 'trian'", "train"]),
     ("train papr", ["unknown recipe 'papr'", "paper"]),
-    ("train", ["expected a recipe", "honest"]),
-    ("train honest", ["--data"]),
-    ("train honest --data phantom --epoch 3", ["--epoch", "--epochs"]),
-    ("train honest --data blodmnist", ["blodmnist", "bloodmnist"]),
-    ("train honest --data no.npz", ["no.npz"]),
-    ("train honest --data phantom --model vovunet", ["vovunet", "vovunet_var"]),
-    ("train honest --data phantom --tasks clasify", ["clasify", "classify"]),
+    ("train", ["expected a recipe", "auto"]),
+    ("train auto", ["--data"]),
+    ("train auto --data phantom --epoch 3", ["--epoch", "--epochs"]),
+    ("train auto --data blodmnist", ["blodmnist", "bloodmnist"]),
+    ("train auto --data no.npz", ["no.npz"]),
+    ("train auto --data phantom --model vovunet", ["vovunet", "vovunet_var"]),
+    ("train auto --data phantom --tasks clasify", ["clasify", "classify"]),
     (
-        "train honest --data phantom --device cpu:3",
+        "train auto --data phantom --device cpu:3",
         ["expected auto, cpu, ", "given 'cpu:3'"],
     ),
     (
         "evaluate nothing --device gpu",
         ["expected auto, cpu, cuda, cuda:N or mps, given gpu"],
     ),
-    ("train honest --data phantom --data.split x", ["split: expected auto, given, made or a .csv"]),
+    ("train auto --data phantom --data.split x", ["split: expected auto, given, made or a .csv"]),
     ("train --resume nothing", ["nothing", "config.json"]),
     ("evaluate", ["missing: PATH"]),
     ("evaluate nothing --size 64", ["expected --data NAME with options of the data (size)"]),
@@ -151,7 +151,7 @@ def test_help(capsys: Capture) -> None:
 
 
 def test_help_imports_no_torch() -> None:
-    for command in ("evaluate", "audit", "train honest"):
+    for command in ("evaluate", "audit", "train auto"):
         run = "try: medduet.cli.main(sys.argv[1:])\nfinally: print(*sys.modules)"
         script = f"import sys, medduet.cli\n{run}"
         words = [sys.executable, "-c", script, *command.split(), "--help"]

@@ -48,7 +48,7 @@ def test_a_set_with_leaks(leaky: Path, capsys: Capture) -> None:
 
 
 def test_training_on_leaks_says_so(leaky: Path, tmp_path: Path, capsys: Capture) -> None:
-    words = f"train honest --data {leaky} --model.width 2 --tasks classify --epochs 1 --out"
+    words = f"train auto --data {leaky} --model.width 2 --tasks classify --epochs 1 --out"
     assert main([*words.split(), str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
     assert f"warning: data leakage inflates the scores: medduet audit {leaky}. Exact" in said

@@ -10,7 +10,7 @@ from medduet.cli.commands import COMMANDS
 
 Capture = pytest.CaptureFixture[str]
 WORDS = {
-    "train": "honest --data nothing.npz",
+    "train": "auto --data nothing.npz",
     "demo": "--data nothing.npz",
     "pretrain": "nothing.npz",
     "search": "adares --data nothing.npz",

@@ -56,7 +56,7 @@ def test_files_give_the_batches_of_the_set(phantoms: ImageSet, tmp_path: Path) -
         assert one.has_mask.all()
         names = [images.class_names[label] for label in one.label]
         assert names == [phantoms.class_names[label] for label in two.label]
-    words = f"train segment --data {root} --model.width 2 --epochs 1"
+    words = f"train auto --data {root} --model.width 2 --epochs 1"
     assert main([*words.split(), "--out", str(tmp_path / "run")]) == 0
     table = (tmp_path / "run" / "predictions" / "test.csv").read_text().splitlines()
     assert len(table) == len(phantoms.test) + 1

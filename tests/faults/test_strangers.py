@@ -138,7 +138,7 @@ def test_names_have_no_codes_for_the_terminal(images: Path, capsys: Capture) -> 
     few = "--data.skip-broken --model.width 2 --epochs 1 --evaluate.bootstrap 100"
     for words in (
         ["audit", data, "--data.skip-broken", "--out", images.with_name("audit")],
-        ["train", "honest", "--data", data, "--out", out, *few.split()],
+        ["train", "auto", "--data", data, "--out", out, *few.split()],
         ["predict", out, data, "--out", images.with_name("out")],
         ["train", recipe, "--help"],
     ):

@@ -124,7 +124,7 @@ def test_pretrained_weights_come_from_the_hub(hub: Any, timm_file: Path, tmp_pat
 import torch, medduet
 from safetensors.torch import load_file
 from medduet.cli import main
-assert main("train segment --data phantom --data.count 40 --size 32 --epochs 1 --model "
+assert main("train auto --data phantom --data.count 40 --size 32 --epochs 1 --model "
             "timm:{ENCODER} --model.pretrained --model.freeze-encoder --out RUN".split()) == 0
 file = load_file({str(timm_file)!r})
 network = medduet.load("RUN")
@@ -154,7 +154,7 @@ except DownloadError as error:
     assert "someone/net" in str(error) and "\\n" not in str(error)
 else:
     raise AssertionError
-sys.exit(main("train honest --data phantom --data.count 40 --size 32 --model timm:{ENCODER} "
+sys.exit(main("train auto --data phantom --data.count 40 --size 32 --model timm:{ENCODER} "
               "--model.pretrained --out RUN".split()))
 """
     done = hub.run(code, HF_HUB_OFFLINE="1")

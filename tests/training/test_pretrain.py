@@ -44,7 +44,7 @@ def test_it_learns_and_training_starts_from_it(
     losses = [row["train"]["reconstruct"] for row in RunFolder(out).epochs]
     assert losses[-1] < 0.6 * losses[0]
     assert read_json(out / "metrics.json")["selected_epoch"] == 12
-    again = ["train", "segment", "--data", "phantom", *words, "--epochs", "1"]
+    again = ["train", "auto", "--data", "phantom", *words, "--epochs", "1"]
     assert main([*again, "--model.weights", str(out), "--out", str(tmp_path / "run")]) == 0
     taken = read_json(tmp_path / "run" / "weights.json")
     assert taken["not_in_file"] == ["class_head.weight", "class_head.bias"]

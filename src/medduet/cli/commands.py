@@ -78,11 +78,11 @@ usage: medduet COMMAND ...
 
 RECIPE is {", ".join(recipe_names())} (of search: {", ".join(recipe_names("search"))}), GRID is
 {", ".join(recipe_names("grid"))}, or the path of a .yaml file.
-Options of a command: medduet COMMAND --help, such as medduet train honest --help
+Options of a command: medduet COMMAND --help, such as medduet train auto --help
 Completion for bash, fish and zsh: medduet --tyro-print-completion SHELL
 
   medduet train paper --data bloodmnist
-  medduet train segment --data set.npz --size 64 --epochs 12 --out RUN
+  medduet train auto --data FOLDER --time-budget 1h --out RUN
 """
 
 

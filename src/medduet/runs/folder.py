@@ -206,6 +206,6 @@ def find_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
     if not finished:
         raise MissingFileError(
             f"expected {_EXPECTED} under {', '.join(map(str, paths))}, but there is none: 'medduet "
-            "train honest --data NAME --out RUN' makes one, 'medduet train --resume RUN' ends one"
+            "train auto --data NAME --out RUN' makes one, 'medduet train --resume RUN' ends one"
         )
     return [open_run(finished[resolved]) for resolved in sorted(finished)]

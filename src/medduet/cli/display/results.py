@@ -218,7 +218,7 @@ _TEXTS = {
     "train": _RUN,
     "pretrain": """\
 run: {result.path}
-next: medduet train segment --data DATA --model.weights {result.path}""",
+next: medduet train auto --data DATA --model.weights {result.path}""",
     "calibrate": """\
 temperature {result.temperature:.3g}, fitted on {result.n} images
 written: {arguments[out]}""",
