@@ -203,22 +203,12 @@ def dataset(values: np.ndarray, syntax: str = EXPLICIT, **changes: Any) -> pydic
     """One grey frame (H, W), several (K, H, W), or one of colours (H, W, 3)."""
     data = pydicom.Dataset()
     data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = syntax
     data.SOPClassUID, data.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.7", "1.2.3"
-    colours = values.shape[-1] == 3
-    data.SamplesPerPixel = 3 if colours else 1
-    data.PhotometricInterpretation = "RGB" if colours else "MONOCHROME2"
-    if colours:
-        data.PlanarConfiguration = 0
-    elif values.ndim == 3:
-        data.NumberOfFrames = len(values)
-    data.Rows, data.Columns = values.shape[:2] if colours else values.shape[-2:]
-    bits = values.itemsize * 8
-    data.BitsAllocated, data.BitsStored, data.HighBit = bits, bits, bits - 1
-    data.PixelRepresentation = int(values.dtype.kind == "i")
-    order = ">" if syntax == BIG else "<"
-    data.PixelData = values.astype(values.dtype.newbyteorder(order)).tobytes()
-    data["PixelData"].VR = "OW" if bits > 8 else "OB"
+    kind = "RGB" if values.shape[-1] == 3 else "MONOCHROME2"
+    data.set_pixel_data(values, kind, values.itemsize * 8, generate_instance_uid=False)
+    data.file_meta.TransferSyntaxUID = syntax
+    if syntax == BIG:
+        data.PixelData = values.byteswap().tobytes()
     for name, value in changes.items():
         setattr(data, name, value)
     return data

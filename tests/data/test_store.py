@@ -31,16 +31,13 @@ def test_a_set_is_unpacked_by_two_at_once(
     assert len(left_in(cache)) == 1
 
 
-@pytest.mark.parametrize(
-    ("number", "reason"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "Permission denied")]
-)
 def test_a_full_disk_is_one_line_and_leaves_nothing(
-    arrays: Arrays, save: Save, cache: Path, left_in: LeftIn, waiting: Any, number: int, reason: str
+    arrays: Arrays, save: Save, cache: Path, left_in: LeftIn, waiting: Any
 ) -> None:
     def fail() -> None:
-        raise OSError(number, os.strerror(number))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(StorageError, match=f"{reason}.*MEDDUET_CACHE"):
+    with pytest.raises(StorageError, match=r"disk is full.*MEDDUET_CACHE"):
         open_npz(save(arrays), cache=cache, progress=waiting(fail))
     assert left_in(cache) == []
 

@@ -48,9 +48,6 @@ def test_it_counts_what_there_is(scans: Path, tmp_path: Path) -> None:
     assert "left out: 1 of 18 files, see above" in lines
     assert "mask values: 0 background, 255 lesion" in lines
     assert "split: made, seed 0; groups and near-duplicates stay together" in lines
-
-
-def test_what_would_be_kept_is_kept(scans: Path, tmp_path: Path) -> None:
     images = open_images(str(scans), cache=tmp_path / "cache", size=50, skip_broken=True)
     assert images.pool().masks[:].any(axis=(1, 2)).sum() == 16
 

@@ -34,11 +34,6 @@ def test_mcnemar_is_statsmodels(counts: tuple[int, int, int, int]) -> None:
         assert test.p == pytest.approx(stats.binomtest(b, b + c).pvalue)
 
 
-def test_mcnemar_of_equals() -> None:
-    """As many images either way are no evidence, whatever statsmodels' correction makes of them."""
-    assert mcnemar(*answers(50, 13, 13, 9)).p == mcnemar(*answers(50, 3, 3, 9)).p == 1
-
-
 def test_mcnemar_s_interval_by_hand() -> None:
     # n = 98: shares (11 + 1) / 100 and (2 + 1) / 100; 0.09 +- 1.96 sqrt((0.15 - 0.0081) / 100).
     half = 1.959964 * math.sqrt(0.001419)
@@ -46,7 +41,9 @@ def test_mcnemar_s_interval_by_hand() -> None:
     assert interval == pytest.approx((0.09 - half, 0.09 + half), abs=1e-7)
 
 
-def test_mcnemar_without_any_disagreement() -> None:
+def test_mcnemar_of_equals() -> None:
+    # As many images either way are no evidence, whatever statsmodels' correction makes of them.
+    assert mcnemar(*answers(50, 13, 13, 9)).p == mcnemar(*answers(50, 3, 3, 9)).p == 1
     test = mcnemar(*answers(5, 0, 0, 5))
     assert (test.p, test.difference) == (1.0, 0.0)
     assert math.isnan(test.odds_ratio)

@@ -10,6 +10,7 @@ from sklearn.covariance import LedoitWolf
 from medduet import ModelError
 from medduet.data.reading.images import Picture
 from medduet.runs.config import BundleConfig
+from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.ood import OOD_P, Mahalanobis, OODDetector, statistics
 
 
@@ -104,20 +105,33 @@ def test_it_comes_back_from_json_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("place", "value", "message"),
     [
-        (("plain", "mean"), "????"),
-        (("plain", "scale"), "AADAfw=="),
-        (("plain", "variance", 0), 0.0),
-        (("plain", "val_distances"), [1.0]),
+        ("ood plain mean", "????", "ood: "),
+        ("ood plain scale", "AADAfw==", "ood: "),
+        ("ood plain variance", [0.0] * 12, "ood: "),
+        ("ood plain val_distances", [1.0], "ood: "),
+        ("calibration temperature", 0.0, "temperature: Input should be greater"),
+        ("calibration counts", [21, 90, 1], "90 of 60 images"),
+        ("calibration set_thresholds", [[float("nan")] * 2] * 50, "set_thresholds"),
+        ("calibration set_thresholds", [[0.1] * 2] * 49 + [[1.0] * 2], "fall with the coverage"),
+        ("calibration multi_label", True, "not that of a network with 2 classes"),
     ],
 )
-def test_what_is_damaged_is_refused_in_one_line(place: tuple[Any, ...], value: Any) -> None:
-    saved = part = fitted().model_dump(mode="json")
-    for key in place[:-1]:
+def test_what_is_damaged_is_refused_in_one_line(place: str, value: Any, message: str) -> None:
+    share = np.random.default_rng(0).dirichlet(np.ones(2), 60)
+    calibration = Calibration.fit(np.arange(60) % 2, share).model_dump(mode="json")
+    config: Any = {
+        "network": {"in_channels": 1, "num_classes": 2},
+        "class_names": ["a", "b"],
+        "layout": {"mask_classes": 0, "image_channels": 0},
+        "ood": fitted().model_dump(mode="json"),
+        "calibration": calibration,
+    }
+    part, (*path, last) = config, place.split()
+    for key in path:
         part = part[key]
-    part[place[-1]] = value
-    config = {"network": {"in_channels": 1, "num_classes": 2}, "ood": saved}
-    with pytest.raises(ModelError, match="ood: ") as found:
+    part[last] = value
+    with pytest.raises(ModelError, match=message) as found:
         BundleConfig.check(config, Path("config.json"))
     assert "\n" not in str(found.value)
