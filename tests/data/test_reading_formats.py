@@ -9,12 +9,13 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from fuzz_samples import probe, read_images
 from PIL import Image, ImageOps
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.images import opened, probe, read_images
+from medduet.data.reading.images import opened
 from medduet.data.reading.masks import MaskClasses, mask_values, probe_pair, read_pair
 from medduet.errors import DataError
 

@@ -199,13 +199,12 @@ def read_zarr(folder: Path, content: bytes, name: str = "zarr.json") -> None:
 def read_picture(folder: Path, content: bytes) -> None:
     from medduet.data.mask_values import meaning_of
     from medduet.data.reading.core import ReadOptions
-    from medduet.data.reading.images import probe, read_images
     from medduet.data.reading.masks import probe_pair, read_pair
 
     _put(folder, {"a.img": content})
     path, options = folder / "a.img", ReadOptions(16, "pad", 3)
-    facts = probe(path)
-    assert read_images(path, options).shape == (facts.frames, 16, 16, 3)
+    facts = samples.probe(path)
+    assert samples.read_images(path, options).shape == (facts.frames, 16, 16, 3)
     with suppress(MedDuetError):  # most images are no masks
         meaning = meaning_of("fuzzed", {path: probe_pair((path, [path]))[2][0]})
         read_pair((path, [path]), options, meaning.classes)

@@ -10,9 +10,23 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from medduet.data.reading.core import Facts, ReadOptions
+from medduet.data.reading.images import opened, read_pictures
+
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (40, 36), np.uint8)
 COLOUR = RNG.integers(0, 256, (40, 36, 3), np.uint8)
+
+
+def probe(path: Path, file: io.BytesIO | None = None) -> Facts:
+    """Return what the header of a file says."""
+    with opened(path, file) as source:
+        return source.facts
+
+
+def read_images(path: Path, options: ReadOptions) -> np.ndarray:
+    """Return the frames of a file as a network takes them."""
+    return np.stack([picture.fitted for picture in read_pictures(path, options)])
 
 
 def by_pillow(array: np.ndarray, kind: str, **options: Any) -> bytes:

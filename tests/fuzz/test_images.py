@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.images import probe, read_pictures
+from medduet.data.reading.images import read_pictures
 from medduet.data.workers import WorkerPool
 from medduet.errors import DataError
 
@@ -71,10 +71,10 @@ def test_a_bomb_costs_its_reader_at_most() -> None:
             assert isinstance(reason, str), name
             assert reason.isprintable(), name
         content = io.BytesIO(samples.by_pillow(samples.GREY, "PNG"))
-        assert pool.call(partial(probe, Path("image")), content) == Facts(1, 1, 40, 36)
+        assert pool.call(partial(samples.probe, Path("image")), content) == Facts(1, 1, 40, 36)
 
 
 def test_what_a_file_says_is_one_printable_line() -> None:
     content = samples.dicom().replace(b"MONOCHROME2", b"MONO\n\x1b[31m2")
     with pytest.raises(DataError, match=r"^a: .*given MONO \?\[31m2$"):
-        probe(Path("a"), io.BytesIO(content))
+        samples.probe(Path("a"), io.BytesIO(content))

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fuzz_samples import read_images
 from numpy.typing import NDArray
 from PIL import Image
 
 import medduet
 from medduet import ConfigError, DataError, Predictor, create_model
 from medduet.data.reading.core import ReadOptions
-from medduet.data.reading.images import read_images
 from medduet.inference.explain import Explainer
 from medduet.models.ensemble import Ensemble
 from medduet.runs.bundle import save_bundle

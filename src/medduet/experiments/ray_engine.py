@@ -122,9 +122,8 @@ def _run(here: Path, folder: Path, cell: Cell, stop_file: Path) -> Outcome:
     stop, ended = threading.Event(), threading.Event()
 
     def poll() -> None:
-        while not stop_file.exists():
-            if ended.wait(_POLL):
-                return
+        while not stop_file.exists() and not ended.wait(_POLL):
+            pass
         stop.set()
 
     with suppress(OSError):  # a node that doesn't see the folder in which the grid was started

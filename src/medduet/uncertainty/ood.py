@@ -116,23 +116,21 @@ class Mahalanobis(BaseModel):
     @classmethod
     def fit(cls, train: Array, val: Array, most: int, *, rescale: bool) -> Mahalanobis:
         """Return the distance in `most` directions, after each feature is divided by its spread."""
-        from sklearn.covariance import ledoit_wolf_shrinkage
+        from sklearn.covariance import LedoitWolf
 
         mean = train.mean(axis=0)
         scale = np.maximum(train.std(axis=0), _SMALL) if rescale else np.ones(len(mean))
         centred = (train - mean) / scale
-        shrinkage = float(ledoit_wolf_shrinkage(centred, assume_centered=True))
-        _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
-        variance = sizes**2 / len(train)
-        average, kept = max(variance.sum() / len(mean), 1e-12), min(most, len(variance))
-        left, floor = len(mean) - kept, shrinkage * average
-        residual = (1 - shrinkage) * variance[kept:].sum() / left + floor if left else None
+        shrunk = LedoitWolf(assume_centered=True).fit(centred).covariance_
+        variance, directions = (array[..., ::-1] for array in np.linalg.eigh(shrunk))
+        least = 1e-6 * max(variance.mean(), 1e-12)
+        others = variance[most:]
         distance = cls(
             mean=mean,
             scale=scale,
-            directions=list(directions[:kept]),
-            variance=((1 - shrinkage) * variance[:kept] + floor + 1e-6 * average).tolist(),
-            residual_variance=None if residual is None else float(max(residual, 1e-6 * average)),
+            directions=list(directions.T[:most]),
+            variance=(np.maximum(variance[:most], 0) + least).tolist(),
+            residual_variance=max(float(others.mean()), least) if len(others) else None,
             val_distances=[0.0],
         )
         return distance.model_copy(update={"val_distances": distance(val).tolist()})

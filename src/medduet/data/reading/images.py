@@ -87,41 +87,12 @@ class Picture(NamedTuple):
     remarks: Sequence[str] = ()
 
 
-def probe(path: Path, file: BinaryIO | None = None) -> Facts:
-    """Return what the header of a file, or of an open `file`, says; nothing is decoded.
-
-    Raises:
-        DataError: it is not an image that can be read, or larger than the limits.
-        MissingFileError: there is no such file.
-
-    Example:
-        >>> import io
-        >>> Image.new("RGB", (30, 20)).save(file := io.BytesIO(), "png")
-        >>> probe(Path("a.png"), file)
-        Facts(frames=1, channels=3, height=20, width=30)
-    """
-    with opened(path, file) as source:
-        return source.facts
-
-
 def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None) -> list[Picture]:
-    """Read the frames of a file, or of an open `file`, and keep their own size, too."""
-    with opened(path, file) as source:
-        frames = list(source.frames(options.window))
-        if len(frames) != source.facts.frames:
-            raise refusal(path, f"{source.facts.frames} frames", str(len(frames)))
-        return _pictures(frames, options, source.remarks)
-
-
-def read_images(path: Path, options: ReadOptions) -> NDArray[np.uint8]:
-    """Read the frames of a file, PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM or NIfTI.
+    """Read the frames of a file, or of an open `file`, of any kind that `opened` knows.
 
     8 bits per value stay as they are. More are shown through the window of `options` or of the
     file, or from the smallest to the largest value of the file that is no outlier. An image of the
     size asked for is not changed; others are resized as `medduet.data.pixels` does.
-
-    Returns:
-        Images as uint8 ``(K, size, size)``, or ``(K, size, size, 3)`` with 3 channels.
 
     Raises:
         DataError: names the file, what was expected and what was given.
@@ -131,10 +102,14 @@ def read_images(path: Path, options: ReadOptions) -> NDArray[np.uint8]:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.png"
         >>> Image.new("L", (4, 2), 9).save(path)
-        >>> read_images(path, ReadOptions(size=4)).tolist()
-        [[[0, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9], [0, 0, 0, 0]]]
+        >>> read_pictures(path, ReadOptions(size=4))[0].fitted.tolist()
+        [[0, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9], [0, 0, 0, 0]]
     """
-    return np.stack([picture.fitted for picture in read_pictures(path, options)])
+    with opened(path, file) as source:
+        frames = list(source.frames(options.window))
+        if len(frames) != source.facts.frames:
+            raise refusal(path, f"{source.facts.frames} frames", str(len(frames)))
+        return _pictures(frames, options, source.remarks)
 
 
 def picture_of(
