@@ -12,7 +12,7 @@ from medduet import DataConfig, ModelConfig, RunConfig, TrainConfig
 from medduet.errors import Interrupted
 from medduet.experiments.folds import FOLDS
 from medduet.runs.bundle import load_bundle
-from medduet.runs.folder import RunFolder
+from medduet.runs.folder import RunFolder, find_runs, open_run
 from medduet.training.reporter import Reporter
 
 
@@ -63,6 +63,9 @@ def test_best_is_an_ensemble_over_folds(tmp_path: Path) -> None:
     assert len(bundle.network.arguments["ensemble"]) == FOLDS
     assert bundle.network.arguments["test_time"] == "flip"
     assert bundle.config.calibration is not None
+    assert [run.path for run in find_runs([tmp_path])] == [out]  # the report has no members
+    assert len(find_runs([out / "folds"])) == FOLDS
+    assert open_run(out).seed == 0
     assert sum(bundle.config.calibration.counts) == len(held_out)
     again = medduet.evaluate(out)["test"]
     assert again["accuracy"] == record.metrics["test"]["accuracy"]

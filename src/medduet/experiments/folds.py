@@ -9,7 +9,7 @@ from medduet.data.modality import allowed, known_modality
 from medduet.evaluation.ensemble import combine
 from medduet.models.inference import prepare_network
 from medduet.runs.bundle import load_bundle
-from medduet.runs.folder import RunFolder
+from medduet.runs.folder import MEMBERS, RunFolder
 from medduet.runs.predictions import Predictions
 from medduet.training.experiment import Experiment
 from medduet.training.final import evaluate_network
@@ -32,7 +32,7 @@ def train_folds(
         ``None`` for the reason in ``calibration_missing``.
     """
     config, data = experiment.config, experiment.data
-    runs = [RunFolder(experiment.folder.path / "folds" / f"fold{fold}") for fold in range(FOLDS)]
+    runs = [RunFolder(experiment.folder.path / MEMBERS / f"fold{fold}") for fold in range(FOLDS)]
     for fold, run in enumerate(runs):
         experiment.reporter.message(f"fold {fold + 1} of {FOLDS}: {run.path}")
         train_member(_member(config, run, fold))
@@ -43,7 +43,9 @@ def train_folds(
     experiment = replace(experiment, network=bundle.network)
     held_out = Predictions.concatenate([run.predictions("val") for run in runs])
     metrics, calibration = evaluate_network(experiment, "", held_out)
-    return experiment, {**bundle.config.metrics, **metrics}, calibration
+    chosen = {name: bundle.config.metrics[name] for name in ("selection", "selected_epoch")}
+    about = {"protocol": config.evaluate.protocol, "seed": config.train.seed}
+    return experiment, about | chosen | metrics, calibration
 
 
 def _member(config: RunConfig, run: RunFolder, fold: int) -> RunConfig:

@@ -218,7 +218,7 @@ def draw_run(path: Path) -> list[Path]:
             None if shown is None else shown[index],
         ),
     }
-    if run.epochs:  # an ensemble has those of its members
+    if isinstance(epochs[0], int):  # an ensemble has several
         figures["learning_curves"] = learning_curves(run.epochs, *epochs)
     if label is not None and probability is not None:
         if not data["multi_label"]:

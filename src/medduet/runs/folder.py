@@ -19,6 +19,8 @@ from medduet.utils.locks import exclusive, holder, result_folder
 from medduet.utils.parsing import misread, parse_json, read_bytes, read_object
 
 _EXPECTED = "a finished run (a folder with config.json, metrics.json and predictions/)"
+MEMBERS = "folds"
+"""Folder, in that of an ensemble over folds, of the runs of its members."""
 
 
 class RunFolder:
@@ -110,8 +112,10 @@ class RunFolder:
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:
-        """The lines of ``epochs.jsonl``; none without the file."""
+        """The lines of ``epochs.jsonl``, or those of all members; none without the file."""
         path = self.path / "epochs.jsonl"
+        if (members := self.path / MEMBERS).is_dir():
+            return [row for folder in sorted(members.iterdir()) for row in RunFolder(folder).epochs]
         with misread(path):
             lines = read_bytes(path).decode().splitlines() if path.is_file() else []
             return [row | {} for row in parse_json(f"[{','.join(lines)}]")]
@@ -201,7 +205,8 @@ def find_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
         if not top.is_dir():
             raise MissingFileError(f"expected a folder of runs, but {top} is not there")
         for folder in (file.parent for file in top.rglob("config.json")):
-            if RunFolder(folder).finished:
+            is_member = folder.parent.name == MEMBERS and folder.parent != top
+            if RunFolder(folder).finished and not is_member:
                 finished.setdefault(folder.resolve(), folder)
     if not finished:
         raise MissingFileError(
