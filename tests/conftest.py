@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-import numpy as np
 import pytest
 import yaml
 from filelock import FileLock
@@ -130,42 +129,6 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}")
     return folder
-
-
-@pytest.fixture(scope="session")
-def lossless_jpeg() -> Callable[[np.ndarray], bytes]:
-    """Encode grey pixels (H, W), uint8 or uint16, as lossless JPEG: process 14, first predictor.
-
-    Source: ITU-T T.81, annex H. All 17 categories of differences get codes of five bits.
-    """
-
-    def segment(marker: int, content: bytes) -> bytes:
-        return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2, "big") + content
-
-    def encode(values: np.ndarray) -> bytes:
-        bits, (height, width) = 8 * values.itemsize, values.shape
-        wide = values.astype(np.int64)
-        predicted = np.roll(wide, 1, axis=1)  # the pixel to the left; in the first column above
-        predicted[:, 0] = np.roll(wide[:, 0], 1)
-        predicted[0, 0] = 1 << (bits - 1)
-        scan = ""
-        for difference in ((wide - predicted + 2**15) % 2**16 - 2**15).ravel().tolist():
-            category = abs(difference).bit_length()
-            scan += f"{category:05b}"
-            if 0 < category < 16:  # the only one of category 16 is -32768
-                low = difference if difference > 0 else difference + (1 << category) - 1
-                scan += f"{low:0{category}b}"
-        scan += "1" * (-len(scan) % 8)
-        content = int(scan, 2).to_bytes(len(scan) // 8, "big").replace(b"\xff", b"\xff\0")
-        table = bytes([0, 0, 0, 0, 0, 17, *[0] * 11, *range(17)])
-        size = height.to_bytes(2, "big") + width.to_bytes(2, "big")
-        frame = bytes([bits]) + size + bytes([1, 1, 0x11, 0])
-        start = segment(0xC4, table) + segment(0xC3, frame)
-        return (
-            b"\xff\xd8" + start + segment(0xDA, bytes([1, 1, 0, 1, 0, 0])) + content + b"\xff\xd9"
-        )
-
-    return encode
 
 
 @pytest.fixture(scope="session")
