@@ -30,7 +30,8 @@ def data_summary(images: ImageSet) -> list[str]:
     title += ("grey" if images.in_channels == 1 else "RGB") + f" (files: {kinds})" * bool(kinds)
     rows: list[list[Any]] = [["", *SPLITS], ["images", *map(len, splits)]]
     names = images.class_names[:_MOST_CLASSES]
-    rows += [[f"  {name}", *(_with_label(x, k) for x in splits)] for k, name in enumerate(names)]
+    for k, name in enumerate(names):
+        rows.append([f"  {one_line(name, 60)}", *(_with_label(x, k) for x in splits)])
     if more := len(images.class_names) - len(names):
         rows.append([f"  and {more} more classes"])
     unlabelled = [int((x.labels.reshape(len(x), -1) == UNKNOWN_LABEL).all(1).sum()) for x in splits]
@@ -38,13 +39,10 @@ def data_summary(images: ImageSet) -> list[str]:
         rows.append(["  class unknown", *unlabelled])
     if images.mask_names:
         rows += _mask_rows(images.mask_names, splits)
-    cells = [[one_line(str(cell), 60) for cell in row] for row in rows]
-    indents = ["  " * str(row[0]).startswith(" ") for row in rows]
-    first = max(len(indent + cell[0]) for indent, cell in zip(indents, cells, strict=True))
-    table = []
-    for indent, (name, *counts) in zip(indents, cells, strict=True):
+    first, table = max(len(row[0]) for row in rows), []
+    for name, *counts in rows:
         numbers = "".join(f"{count:>9}" for count in counts[:3])
-        table.append("  ".join([f"{indent + name:<{first}}{numbers}", *counts[3:]]).rstrip())
+        table.append("  ".join([f"{name:<{first}}{numbers}", *counts[3:]]).rstrip())
     return [one_line(title, 500), *table, *(one_line(fact, 500) for fact in _facts(images))]
 
 
@@ -63,7 +61,9 @@ def _mask_rows(names: Sequence[str], splits: Sequence[Split]) -> list[list[Any]]
         pixels = sum(int(each[:, number].sum()) for each in counts)
         if pixels or name != "ignored":
             shown = [int((each[:, number] > 0).sum()) for each in counts]
-            rows.append([f"  {name}", *shown, f"{pixels / max(total, 1):.2%} of pixels"])
+            rows.append(
+                [f"  {one_line(name, 60)}", *shown, f"{pixels / max(total, 1):.2%} of pixels"]
+            )
     rows.append(["  none of these", *(int((~each[:, 1:].any(axis=1)).sum()) for each in counts)])
     if any(unknown := [int((~split.known_masks).sum()) for split in splits]):
         rows.append(["  mask unknown", *unknown])

@@ -36,17 +36,13 @@ class SearchRecord:
 
     That has ``number``, ``state``, ``score`` (validation), ``parameters``, ``gmacs``, ``seconds``,
     ``values`` of the settings, ``error``; on the Pareto front ``front`` (1: cheapest), ``recipe``.
+    `front` are those that no other beats in both score and cost, the cheapest first.
     """
 
     path: Path
     config: SearchConfig
     trials: list[dict[str, Any]]
-
-    @property
-    def front(self) -> list[dict[str, Any]]:
-        """The trials that no other beats in both score and cost, the cheapest first."""
-        chosen = [trial for trial in self.trials if trial.get("front")]
-        return sorted(chosen, key=lambda trial: int(trial["front"]))
+    front: list[dict[str, Any]]
 
 
 def search(
@@ -200,10 +196,9 @@ class _Search:
         trials = [_row(trial) for trial in self.ended()]
         # Of trials with equal values the first is taken.
         best = {tuple(trial.values): trial.number for trial in reversed(self.study.best_trials)}
-        front = sorted(best, key=lambda values: values[1])  # by cost
+        front = [trials[best[values]] for values in sorted(best, key=lambda values: values[1])]
         shutil.rmtree(path / "recipes", ignore_errors=True)
-        for place, values in enumerate(front, start=1):
-            trial = trials[best[values]]
+        for place, trial in enumerate(front, start=1):
             recipe = path / "recipes" / f"front-{place}.yaml"
             trial |= {"front": place, "recipe": str(recipe)}
             run = change(config.run, trial["values"], path, _ORIGIN).model_dump(
@@ -213,7 +208,7 @@ class _Search:
         write_json(path / "trials.json", trials)
         if best:
             save(pareto(trials, config.cost, config.run.data.name), path / "pareto.png")
-        return SearchRecord(path, config, trials)
+        return SearchRecord(path, config, trials, front)
 
 
 def _facts(run: RunFolder) -> dict[str, Any]:
