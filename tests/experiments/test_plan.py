@@ -15,7 +15,7 @@ from medduet.experiments.grid import benchmark
 from medduet.experiments.plan import Decision, is_open, plan
 
 
-def decided(monkeypatch: pytest.MonkeyPatch, seconds: float = 2.0, **sections: Any) -> Any:
+def decided(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.125, **sections: Any) -> Any:
     """Return the settings, and by their path the decisions, for phantoms of a machine so fast."""
     monkeypatch.setattr(planning, "_seconds_per_epoch", lambda *arguments: seconds)
     monkeypatch.setattr(planning, "weights_at_hand", lambda name: True)
@@ -37,8 +37,9 @@ def test_decides_all_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.train.epochs == 80  # 40,000 images would be 571
     assert config.train.batch_size == 16
     assert 0.9 < config.train.ema < 0.99
+    assert config.data.size == 64
     assert {*decisions} == {
-        *("model.name", "objective.tasks", "train.batch_size", "train.learning_rate"),
+        *("model.name", "data.size", "objective.tasks", "train.batch_size", "train.learning_rate"),
         *("train.augment", "train.epochs", "train.ema"),
     }
     assert str(decisions["train.epochs"]).endswith("(preset balanced); about 2 s each")
@@ -65,6 +66,7 @@ def test_a_time_budget_decides_the_epochs(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_width_means_a_u_net(monkeypatch: pytest.MonkeyPatch) -> None:
     config, _ = decided(monkeypatch, model={"width": 4})
     assert (config.model.name, config.model.pretrained) == ("vovunet_var", False)
+    assert config.data.size is None
 
 
 def test_the_time_of_an_epoch_is_measured() -> None:

@@ -31,7 +31,8 @@ _SHARE = 0.85
 """Of a time budget for epochs; the rest is for evaluation, figures and what was not foreseen."""
 _STEPS = 4  # that are timed; the first one, which is slower, is not counted
 _OPTIONS = ("width", "upsampling", "kernel_size", "activation", "dropout")
-_AVERAGED = 0.05
+_AVERAGED = 0.05  # the share of all steps
+_SIDE = 64  # to which smaller images are enlarged for pretrained encoders
 _FEW = 10
 """Epochs below which a budget is called short."""
 
@@ -67,6 +68,10 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
         name, options, reason = _network(config)
         decide("model.name", name, reason)
         changes |= {f"model.{option}": value for option, value in options.items()}
+    pretrained = changes.get("model.pretrained") or config.model.pretrained or config.model.weights
+    if pretrained and max(data.size) < _SIDE and data.train.shard_sizes is None:
+        reason = f"enlarged from {max(data.size)}, since pretrained kernels halve it five times"
+        decide("data.size", _SIDE, reason)
     decide("objective.tasks", *_tasks(data))
     count, preset = len(data.train), config.train.preset
     batch = decide("train.batch_size", *_batch_size(count))
@@ -78,7 +83,8 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
     why = f"{epochs * count:,} images seen (preset {preset})"
     if settings["train.epochs"] is None:
         filled = _filled(config, changes | {"train.epochs": epochs, "train.ema": 0})
-        seconds = fabric.broadcast(_seconds_per_epoch(filled, data, fabric))
+        larger = ((changes.get("data.size") or max(data.size)) / max(data.size)) ** 2
+        seconds = fabric.broadcast(larger * _seconds_per_epoch(filled, data, fabric))
         budget = config.train.budget_seconds * _SHARE / (FOLDS if preset == "best" else 1)
         if (affordable := int(budget / seconds) if budget < float("inf") else epochs) < epochs:
             why = f"as many as {config.train.time_budget} allow, of {epochs} wished"

@@ -111,7 +111,11 @@ def train(
     with fabric.rank_zero_first():
         data = open_images(config.data, progress=progress, saved_split=saved_split)
     check_same_images(fabric, data, folder)
-    config, decisions = plan(config, data, fabric) if is_open(config) else (config, [])
+    decisions: list[Decision] = []
+    if is_open(config):
+        config, decisions = plan(config, data, fabric)
+        with fabric.rank_zero_first():  # perhaps in another size now
+            data = open_images(config.data, progress=progress)
     check_settings(config, data)
     layout = dense_layout(config, data)
     # A checkpoint replaces whatever weights training once started from.
