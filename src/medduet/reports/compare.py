@@ -56,19 +56,6 @@ class Difference:
         """Whether the test over images rejects at 5% after Holm's correction."""
         return self.p_holm < ALPHA
 
-    @property
-    def evidence(self) -> str:
-        """Which test rejects: over ``"images"``, over ``"seeds"``, ``"both"`` or ``"none"``."""
-        by_seeds = ("images", "both") if self.significant else ("none", "seeds")
-        return by_seeds[self.p_seeds_holm < ALPHA]
-
-    @property
-    def scale(self) -> tuple[int, int, str]:
-        """Factor, decimals and unit by which the difference is shown."""
-        if self.metric == "accuracy":
-            return 100, 1, " points"
-        return 1, METRICS[self.metric].digits - 1, ""
-
 
 def differences(groups: Sequence[Group]) -> list[Difference]:
     """Compare, on each metric, the first group that has it with every other one that has it.
@@ -139,14 +126,14 @@ def _over_images(metric: str, a: Sequence[Predictions], b: Sequence[Predictions]
 
 def describe(row: Difference) -> str:
     """Return a comparison as one sentence, which never says that there is no difference."""
-    factor, digits, unit = row.scale
+    digits = METRICS[row.metric].digits - 1
     better, worse, sign = (row.a, row.b, 1) if row.difference >= 0 else (row.b, row.a, -1)
-    amount = f"{factor * abs(row.difference):.{digits}f}"
-    low, high = sorted(sign * factor * bound for bound in row.interval)
-    ci = "" if math.isnan(low) else f"95% CI {low:.{digits}f} to {high:.{digits}f}{unit}, "
-    claim = f"{better} is {amount}{unit} higher than {worse}"
+    amount = f"{abs(row.difference):.{digits}f}"
+    low, high = sorted(sign * bound for bound in row.interval)
+    ci = "" if math.isnan(low) else f"95% CI {low:.{digits}f} to {high:.{digits}f}, "
+    claim = f"{better} is {amount} higher than {worse}"
     if float(amount) == 0:
-        claim = f"{row.a} and {row.b} differ by {amount}{unit}"
+        claim = f"{row.a} and {row.b} differ by {amount}"
     claim = f"{METRICS[row.metric].name}: {claim} ({ci}n = {row.n})"
     if math.isnan(row.p_holm):
         return f"{claim}; too few images for a test."
@@ -198,25 +185,20 @@ def compare(run_a: str | Path, run_b: str | Path, *, out: Path | None = None) ->
     names = _names(*runs)
     a, b = (Group(runs[0].data_name, name, {0: run}) for name, run in zip(names, runs, strict=True))
     _check_same_images(a, b)
-    rows: list[Difference] = []
-    skipped: list[str] = []
-    for metric in PAIRED:
-        having = [group for group in (a, b) if group.values(metric)]
-        if len(having) == 2:
-            rows.append(_difference(metric, a, b))
-        elif having:
-            skipped.append(f"{METRICS[metric].name}: only {having[0].method} has it")
-    if not rows:
+    measured = {each.method: {x for x in PAIRED if each.values(x)} for each in (a, b)}
+    both = set.intersection(*measured.values())
+    if not both:
         tasks = "; ".join(", ".join(run.tasks) for run in runs)
         raise ConfigError(f"expected runs with a task in common, given {tasks}")
-    rows = _correct(rows)
-    also = [
-        f"{METRICS[row.metric].name} ({names[row.difference < 0]} higher)"
-        for row in rows[1:]
-        if row.significant
+    rows = _correct([_difference(metric, a, b) for metric in PAIRED if metric in both])
+    skipped = [
+        f"{METRICS[metric].name}: only {method} has it"
+        for method, metrics in measured.items()
+        for metric in PAIRED
+        if metric in metrics - both
     ]
-    sentence = describe(rows[0]) + (f" Also significant: {', '.join(also)}." if also else "")
     paths = str(runs[0].path), str(runs[1].path)
+    sentence = describe(rows[0])
     comparison = Comparison(*names, *paths, a.dataset, tuple(rows), tuple(skipped), sentence)
     if out is not None:
         write_json(out, asdict(comparison))

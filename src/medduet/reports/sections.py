@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path
 
 import pandas as pd
@@ -14,13 +14,13 @@ from medduet.metrics.intervals import CONFIDENCE
 from medduet.metrics.names import METRICS
 from medduet.metrics.paired import over_sets as compare_over_sets
 from medduet.reports import grid_figures
-from medduet.reports.compare import ALPHA, Difference, describe, shown_p
+from medduet.reports.compare import ALPHA, Difference, shown_p
 from medduet.reports.grouping import Runs
 from medduet.reports.page import Section, Table, brackets, numbers, say
 from medduet.reports.style import slug
 from medduet.utils.parsing import read_object
 
-FEW_SETS, MOST_SENTENCES = 8, 6
+FEW_SETS = 8
 PRIMARY = ("accuracy", "auc", "dice_nonempty")
 """Metrics of the summary and of the comparison over data sets: there larger is better."""
 Compared = Mapping[str, Sequence[Difference]]
@@ -29,17 +29,11 @@ Compared = Mapping[str, Sequence[Difference]]
 
 def summary(runs: Runs, compared: Compared, paths: Sequence[Path]) -> Section:
     """Summarise what the tests show, and what is missing."""
-    families: dict[tuple[str, str], list[Difference]] = {}
-    for row in chain.from_iterable(compared.values()):
-        if row.metric in PRIMARY and not math.isnan(row.p):
-            families.setdefault((row.dataset, row.metric), []).append(row)
-    if sum(map(len, families.values())) > MOST_SENTENCES:
-        text = [
-            say("family", rows, METRICS[metric].name, ALPHA) + "."
-            for (_, metric), rows in families.items()
-        ]
-    else:
-        text = [f"{row.dataset}. {describe(row)}" for rows in families.values() for row in rows]
+    rows = [row for row in chain(*compared.values()) if row.metric in PRIMARY and row.p >= 0]
+    text = [
+        say("family", list(family), METRICS[metric].name, ALPHA) + "."
+        for (_, metric), family in groupby(rows, key=lambda row: (row.dataset, row.metric))
+    ]
     return Section("Summary", [say("overview", runs), *text, *runs.notes, *_missing(runs, paths)])
 
 
@@ -126,14 +120,12 @@ def selection(runs: Runs) -> Section:
         by_method = seeds.groupby(["dataset", "method"], sort=False)
         values = by_method.mean().assign(low=by_method["bias"].min(), high=by_method["bias"].max())
         values = values.reset_index()
-        points = 100 * values[["bias", "low", "high"]]
-        bias = numbers(points["bias"], "+.1f") + brackets(points, "+.1f")
         shown = {
             "data set": values["dataset"],
             "method": values["method"],
             "validation-selected": numbers(values["validation_selected"], ".3f"),
             "test-selected": numbers(values["test_selected"], ".3f"),
-            "bias in points (range over seeds)": bias,
+            "bias (range over seeds)": numbers(values["bias"], "+.3f") + brackets(values, "+.3f"),
         }
         title = "Test accuracy by how the epoch was selected"
         section.tables.append(Table("selection", title, pd.DataFrame(shown), values))
@@ -149,31 +141,22 @@ def paired(compared: Compared) -> Section:
         seeds = pd.DataFrame(values.pop("seeds").tolist())
         seeds[["low", "high"]] = seeds.pop("interval").tolist()
         values = values.join(seeds.add_prefix("seed_"))
-        values["significant_over"] = [row.evidence for row in rows]
         shown = {
             "metric": values["metric"].map(lambda metric: METRICS[metric].name),
             "method": values["method"],
-            "difference (95% CI)": map(_scaled, rows),
+            "difference (95% CI)": numbers(values["difference"], "+.4f") + brackets(values, ".4f"),
             "test": values["test"],
             "p": _p(values["p"]),
             "p (Holm)": _p(values["p_holm"]),
             "p over seeds": _p(values["seed_p"]),
             "p over seeds (Holm)": _p(values["p_seeds_holm"]),
             "d_z over seeds": numbers(values["seed_d_z"], "+.1f"),
-            "significant over": values["significant_over"],
             "n": numbers(values["n"], "d"),
         }
         title = f"{dataset}: {' or '.join(values['reference'].unique())} minus method"
         table = Table(f"paired-{slug(dataset)}", title, pd.DataFrame(shown), values)
         section.tables.append(table)
     return section
-
-
-def _scaled(row: Difference) -> str:
-    factor, digits, unit = row.scale
-    low, high = (factor * bound for bound in row.interval)
-    interval = "" if math.isnan(low) else f" ({low:.{digits}f} to {high:.{digits}f})"
-    return f"{factor * row.difference:+.{digits}f}{unit}{interval}"
 
 
 def _p(values: Iterable[float]) -> list[str]:
