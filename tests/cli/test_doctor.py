@@ -36,6 +36,7 @@ def test_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "cache").exists(), "looking changes nothing"
     free = shutil.disk_usage(tmp_path).free / 2**30
     assert float(found["free disk, cache"][1].split()[0]) == pytest.approx(free, abs=0.5)
-    found = by_name(examine(Path("/proc/cache")))
+    monkeypatch.setenv("MEDDUET_CACHE", "/proc/cache")
+    found = by_name(examine())
     assert found["cache folder"][0] == "bad"
     assert "set MEDDUET_CACHE to another folder" in found["cache folder"][1]

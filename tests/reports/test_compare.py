@@ -183,6 +183,8 @@ def test_other_data_is_refused(write_run: WriteRun, tmp_path: Path) -> None:
     b = write_run(tmp_path / "b", data="othermnist", **classes(1))
     with pytest.raises(ConfigError, match="on the same data in the same split"):
         medduet.compare(a, b)
+    with pytest.raises(ConfigError, match="twice: medduet compare RUN_A RUN_B"):
+        medduet.compare(a, a / ".." / "a")
     whole = write_run(tmp_path / "whole", **answers(1))
     everywhere = {"present": np.ones((N, 1), bool), "dice": np.nan_to_num(answers(1)["dice"])}
     others = {"label": np.roll(answers(1)["label"], 1)}, everywhere
@@ -208,19 +210,3 @@ def test_the_command_prints_and_saves_it(
     written = read_json(out)
     assert [row["p"] for row in written["rows"]] == [row.p for row in comparison.rows]
     assert written["sentence"] == comparison.sentence
-
-
-def test_mistakes_are_one_line(write_run: WriteRun, tmp_path: Path, capsys: Capture) -> None:
-    a, b = (str(write_run(tmp_path / name, **classes(1))) for name in "ab")
-    unfinished = str(write_run(tmp_path / "u", finished=False, **classes(1)))
-    mistakes = {
-        f"{a} {a}/../a": "twice",
-        f"{a} {tmp_path}/no": "no",
-        f"{unfinished} {b}": "--resume",
-    }
-    for words, wanted in mistakes.items():
-        assert main(["compare", *words.split()]) == 2, words
-        error = capsys.readouterr().err
-        assert wanted in error
-        assert error.startswith("medduet: ")
-        assert error.count("\n") == 1

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from email import message_from_bytes
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -68,7 +67,10 @@ def test_the_answer_is_the_predictors(
     assert own.prediction_set
     assert said["prediction_set"] == list(own.prediction_set)
     assert (said["coverage"], said["abstained"]) == (0.9, False)
-    assert (said["height"], said["width"]) == (50, 75)
+    assert (said["height"], said["width"], said["is_ood"]) == (50, 75, False)
+    noise = np.random.default_rng(0).integers(0, 255, (50, 75), np.uint8)
+    odd = client.post("/predict", content=encoded(noise)).json()
+    assert (odd["ood_p"], odd["is_ood"]) == (pytest.approx(plain(noise).ood_p), True)
     np.testing.assert_array_equal(values_of(said["mask"]["png"]), own.mask)
     file = io.BytesIO(base64.b64decode(said["mask"]["png"]))
     drawn = np.asarray(Image.open(file).convert("RGBA"))
@@ -88,16 +90,6 @@ def test_the_answer_is_the_predictors(
     for kind in ("jpeg", "tiff", "webp"):
         files = {"file": ("a.exe", encoded(picture(2), kind), "text/plain")}
         assert client.post("/predict", files=files).status_code == 200
-
-
-def test_an_image_out_of_distribution_is_marked(
-    client: TestClient, plain: Predictor, picture: Pixels, encoded: Encode
-) -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (50, 75), np.uint8)
-    for image, is_ood in ((picture(1), False), (noise, True)):
-        said = client.post("/predict", content=encoded(image)).json()
-        assert said["ood_p"] == pytest.approx(plain(image).ood_p)
-        assert said["is_ood"] == is_ood
 
 
 def header_of(width: int, height: int) -> bytes:
@@ -121,15 +113,11 @@ def test_each_refusal_has_its_status_and_reason(
     client: TestClient, picture: Pixels, encoded: Encode
 ) -> None:
     good = encoded(picture(1))
-    two_pages = encoded(
-        picture(1), "tiff", save_all=True, append_images=[Image.fromarray(picture(2))]
-    )
     refusals: list[tuple[dict[str, Any], int, str]] = [
         ({"content": b"%PDF-1.7 renamed to png"}, 415, "starts with b'%PDF-1.7'"),
         ({"content": b""}, 415, "given one that starts with b''"),
         ({"content": good[: len(good) // 2]}, 422, "image: expected a complete image file"),
         ({"content": encoded(np.zeros((7, 90), np.uint8))}, 422, "given 7 x 90"),
-        ({"content": two_pages}, 422, "a file of 2 frames"),
         ({"content": header_of(60_000, 50_000)}, 422, "exceeds limit"),
         ({"content": bmp_of(8000, 5001)}, 413, "at most 40 megapixels, given 5001 x 8000"),
         ({"files": {"image": ("a", good)}}, 422, "the field 'file'"),
@@ -228,15 +216,6 @@ def test_dicom_is_answered_in_dicom_if_asked(
     assert client.post("/predict", content=dicom_of(frames), headers=header).json()
 
 
-def test_a_part_of_a_form_needs_no_file_name(
-    client: TestClient, picture: Pixels, encoded: Encode
-) -> None:
-    content = encoded(picture(1), "bmp")  # has every kind of byte
-    files = {"file": (None, content)}
-    answer = client.post("/predict", files=files).json()
-    assert answer == client.post("/predict", content=content).json()
-
-
 def test_every_address_answers_head_and_options(client: TestClient) -> None:
     for path in ("/", "/page.js", "/models", "/healthz", "/metrics", "/docs", "/openapi.json"):
         answer, head = client.get(path), client.head(path)
@@ -244,23 +223,20 @@ def test_every_address_answers_head_and_options(client: TestClient) -> None:
         assert head.headers["content-type"] == answer.headers["content-type"]
         options = client.options(path)
         assert (options.status_code, options.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+    paths = client.get("/openapi.json").json()["paths"]
+    (kind,) = paths["/metrics"]["get"]["responses"]["200"]["content"]
+    assert client.get("/metrics").headers["content-type"].startswith(kind)
+    responses = paths["/predict"]["post"]["responses"]
+    assert {*["400", "404", "408", "413", "415", "422", "429", "500", "504"]} <= {*responses}
+    assert responses["422"]["content"] == responses["404"]["content"]
     assert client.options("/predict").headers["allow"] == "POST, OPTIONS"
     assert client.options("/nothing").status_code == 404
 
 
-@pytest.mark.parametrize("header", [{}, {"X-Forwarded-Prefix": "/p"}])
-def test_behind_a_proxy_links_stay_below_its_prefix(
-    client: TestClient, header: dict[str, str]
-) -> None:
-    for path, target in {"/docs/": "/docs", "/predict/?a=b": "/predict?a=b"}.items():
-        answer = client.get(path, headers=header, follow_redirects=False)
-        assert answer.status_code == 307
-        assert urljoin(f"https://a.org/p{path}", answer.headers["location"]) == (
-            f"https://a.org/p{target}"
-        )
-    if header:
-        assert client.get("/openapi.json", headers=header).json()["servers"] == [{"url": "/p"}]
-        assert "'/p/openapi.json'" in client.get("/docs", headers=header).text
+def test_behind_a_proxy_links_stay_below_its_prefix(client: TestClient) -> None:
+    header = {"X-Forwarded-Prefix": "/p"}
+    assert client.get("/openapi.json", headers=header).json()["servers"] == [{"url": "/p"}]
+    assert "'/p/openapi.json'" in client.get("/docs", headers=header).text
     evil = {"X-Forwarded-Prefix": "//evil.org"}
     assert "evil" not in client.get("/docs", headers=evil).text
 
@@ -276,15 +252,6 @@ def test_only_known_hosts_and_origins_are_served(plain: Predictor) -> None:
             assert answer.headers["access-control-allow-origin"] == "https://a.org"
         headers = {"Host": "localhost", "Origin": "https://evil.org"}
         assert "access-control-allow-origin" not in client.get("/models", headers=headers).headers
-
-
-def test_the_schema_says_what_is_sent(client: TestClient) -> None:
-    paths = client.get("/openapi.json").json()["paths"]
-    (kind,) = paths["/metrics"]["get"]["responses"]["200"]["content"]
-    assert client.get("/metrics").headers["content-type"].startswith(kind)
-    responses = paths["/predict"]["post"]["responses"]
-    assert {*["400", "404", "408", "413", "415", "422", "429", "500", "504"]} <= {*responses}
-    assert responses["422"]["content"] == responses["404"]["content"]
 
 
 def test_a_file_has_at_most_so_many_bytes(
@@ -435,9 +402,6 @@ def test_each_of_many_gets_its_own_answer(
             assert said["model"] == ["busi", "other"][number % 2]
             assert said["probabilities"] == pytest.approx(expected[number].probabilities, abs=1e-4)
             assert (values_of(said["mask"]["png"]) != expected[number].mask).mean() < 0.01
-    values = np.array([list(each.probabilities.values()) for each in expected])
-    apart = np.abs(values[:, None] - values[None]).max(axis=2) + np.eye(24)
-    assert apart.min() > 5e-4
 
 
 WATCHED: list[str] | None = None

@@ -49,24 +49,11 @@ def test_what_can_t_be_explained_is_served_without(own: Path, tmp_path: Path) ->
     assert [open_network(own, explain).explains for explain in (True, False)] == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        ([], "expected one network or more"),
-        (["{own}", "--max-mb", "0"], "--max-mb: Input should be greater than 0"),
-        (["{own}", "--port", "{used}"], "give another --host or --port"),
-        (["{own}/nothing", "--port", "0"], "nothing"),
-    ],
-)
-def test_faults_are_one_line(
-    own: Path, words: list[str], reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_port_that_is_taken_is_one_line(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as used:
-        port = str(used.getsockname()[1])
-        words = [word.replace("{own}", str(own)).replace("{used}", port) for word in words]
-        assert main(["serve", *words]) == 2
+        assert main(["serve", str(own), "--port", str(used.getsockname()[1])]) == 2
     error = capsys.readouterr().err
-    assert reason in error
+    assert "give another --host or --port" in error
     assert error.count("\n") == 1
 
 

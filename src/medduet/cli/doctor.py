@@ -20,12 +20,8 @@ Check = tuple[str, str, str]
 """What is checked; good, bad, or missing (an extra that is not installed); and what to do."""
 
 
-def examine(cache: Path | None = None) -> list[Check]:
-    """Check versions, devices, the cache, the disk and extras; nothing is downloaded or changed.
-
-    Args:
-        cache: Folder of downloads and unpacked sets; default: the one that would be used.
-    """
+def examine() -> list[Check]:
+    """Check versions, devices, the cache, the disk and extras; nothing is downloaded or changed."""
     python = f"Python {platform.python_version()} on {platform.platform()}"
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     device = ("device", "good", ", ".join(gpus) or f"{os.cpu_count()} CPU cores, no GPU")
@@ -44,7 +40,7 @@ def examine(cache: Path | None = None) -> list[Check]:
         wrong = ", ".join(_unmet(extra).keys() - _unmet(""))
         text = f"without {wrong}: pip install 'medduet[{extra}]'" if wrong else "installed"
         checks.append((f"extra {extra}", "missing" if wrong else "good", text))
-    return [*checks, *_folders(cache_folder(cache))]
+    return [*checks, *_folders(cache_folder())]
 
 
 def _unmet(extra: str) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """What there is to choose from, on the screen."""
 
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -14,16 +13,12 @@ from medduet.errors import ModelError
 _MOST_COSTS = 40  # networks; each is built to count, which takes up to a second
 
 
-def datasets(cache: Path | None = None) -> None:
-    """List the data sets available by name.
-
-    Args:
-        cache: Folder of downloads and unpacked arrays.
-    """
+def datasets() -> None:
+    """List the data sets available by name."""
     rows = [("phantom", "", "", "generated", "4", "1 or 3")]
     for flag, info in medmnist_sets().items():
         multi = "*" if info.task.startswith("multi-label") else ""
-        cached = ", ".join(map(str, cached_sizes(flag, cache))) or "no"
+        cached = ", ".join(map(str, cached_sizes(flag))) or "no"
         counts = "/".join(map(str, info.samples)), f"{len(info.class_names)}{multi}"
         rows.append((flag, info.licence, cached, *counts, str(info.in_channels)))
     right = ["train/val/test", "classes", "channels"]
@@ -33,7 +28,7 @@ def datasets(cache: Path | None = None) -> None:
         "* multi-label.",
         "Or a folder of images with a sub-folder for each class, a .csv of paths and labels, or an "
         ".npz in the layout of MedMNIST (with {split}_masks, if there are masks) or MedSegBench.",
-        f"Cache: {cache_folder(cache)}",
+        f"Cache: {cache_folder()}",
     )
 
 

@@ -43,7 +43,6 @@ def ensemble(
     tta: TestTime = "none",
     data: DataConfig | None = None,
     modality: Modality = "auto",
-    evaluate: bool = True,
     device: Device = "auto",
     progress: Progress = None,
 ) -> EnsembleRecord:
@@ -58,7 +57,6 @@ def ensemble(
         tta: views of each image: ``"none"``, ``"flip"``, ``"flips"`` or ``"turns"``.
         data: images to evaluate members and ensemble on; ``None`` for those of the first run.
         modality: what the images show; ``"auto"`` for that of the run.
-        evaluate: whether to evaluate them on validation and test, if there are images.
         device: auto, cpu, cuda, cuda:1 or mps.
         progress: draws the progress of downloads and conversions.
 
@@ -84,7 +82,7 @@ def ensemble(
     _check_views(tta, members[0].config, modality)
     combined = combine(members, tta)
     images, scores = "", {}
-    if evaluate and (data is not None or runs):
+    if data is not None or runs:
         evaluator = Evaluator.open((runs or folders)[0], data, device, progress)
         images, networks = evaluator.images.name, [*members, combined]
         for split in ("val", "test"):

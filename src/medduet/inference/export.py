@@ -42,7 +42,6 @@ _BATCH = 4
 _RANGES = 128  # images from which the ranges of INT8 are taken
 _EXAMPLE = [75, 101]  # sides that need the network's padding, so that it is part of the graph
 _OPSET, _IR = 18, 8  # older than the exporter's defaults, for runtimes that are installed already
-_ONE_SIZE = ("mobilevit", "swin")  # names of networks that compute by the size of the image
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,6 @@ def export_bundle(
     if out.exists():
         raise ConfigError(f"{out} already exists: give another --out")
     graph = NetworkGraph(path, classify_only=classify_only)
-    name = graph.config.network.name
-    if not fixed_size and any(part in name for part in _ONE_SIZE):
-        raise ModelError(f"{name} computes by the size of the image: add --fixed-size")
     images = _images(path, graph, data, precision, progress)
     pixels = images.test.batch(np.arange(len(images.test))[: count or None]).image
     size = graph.preprocessing.size if fixed_size else None

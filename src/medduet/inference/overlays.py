@@ -13,11 +13,11 @@ from medduet.utils.palette import HEAT, mask_color, mask_colors
 _FILL, _HEAT = 0.35, 0.6
 
 
-def mask_png(mask: NDArray[np.uint8]) -> bytes:
+def mask_png(mask: NDArray[np.uint8], **options: int | bytes) -> bytes:
     """Return a mask ``(H, W)`` as PNG whose values are the classes and whose palette shows them."""
     image = Image.fromarray(mask).convert("P")
     image.putpalette(np.ravel(mask_colors(256)).tolist())
-    return png(image)
+    return png(image, **options)
 
 
 def overlay_png(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> bytes:
@@ -46,5 +46,5 @@ def _rgb(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 def png(image: Image.Image, **options: int | bytes) -> bytes:
     """Return an image as a PNG file, with Pillow's `options`."""
-    image.save(file := io.BytesIO(), "png", **options)
+    image.save(file := io.BytesIO(), "png", compress_level=3, **options)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""The sections of a report that describe methods: training, errors, cost and provenance."""
+"""The sections of a report that describe methods: training, calibration, cost, provenance."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from medduet.metrics.intervals import UNDEFINED, wilson
-from medduet.reports import figures, grid_figures
+from medduet.reports import grid_figures
+from medduet.reports.figures import epoch_table
 from medduet.reports.grouping import CrossValidated, Group, Runs
 from medduet.reports.page import Section, Table, brackets, numbers, say
 from medduet.runs.folder import RunFolder
@@ -28,7 +29,7 @@ def epochs_of(runs: Runs) -> pd.DataFrame:
     for group in runs.groups:
         for seed, run in group.runs.items():
             keys = {"dataset": group.dataset, "method": group.method, "seed": seed}
-            tables.append(figures.epoch_table(run.epochs).assign(**keys))
+            tables.append(epoch_table(run.epochs).assign(**keys))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -49,42 +50,25 @@ def training(runs: Runs, epochs: pd.DataFrame) -> Section:
     return section
 
 
-def confusion(runs: Runs) -> Section:
-    """Show which classes are mistaken for which."""
-    section = Section("Confusion matrices")
-    for dataset in runs.datasets:
-        matrices = {}
-        for group in runs.of(dataset):
-            if counts := group.values("confusion_matrix"):
-                matrices[group.method] = np.sum(counts, axis=0)
-        if matrices:
-            k = len(next(iter(matrices.values())))
-            names = runs.of(dataset)[0].first.data.get("class_names") or range(k)
-            figure = figures.confusion(matrices, list(map(str, names)))
-            section.figure(f"confusion-{dataset}", figure, f"{dataset}, sum over seeds")
-    return section
-
-
 def calibration(runs: Runs) -> Section:
-    """Show reliability diagrams and the coverage of prediction sets."""
+    """Show the calibration error and the coverage of prediction sets."""
     section = Section("Calibration")
-    rows: list[dict[str, Any]] = []
-    for dataset in runs.datasets:
-        diagrams = {}
-        for group in runs.of(dataset):
-            if summaries := _summaries(group):
-                diagrams[group.method] = summaries, len(group.runs)
-                rows += coverage(group, summaries)
-        if diagrams:
-            kind = next(iter(diagrams.values()))[0][0]["ece_kind"]
-            caption = f"{dataset}: reliability diagrams, {kind}"
-            section.figure(f"reliability-{dataset}", figures.reliability(diagrams), caption)
+    errors, rows = list[dict[str, Any]](), list[dict[str, Any]]()
+    for group in runs.groups:
+        if summaries := _summaries(group):
+            rows += coverage(group, summaries)
+            ece = [np.mean([x[f"ece_{kind}"] for x in summaries]) for kind in ("before", "after")]
+            keys = {"data set": group.dataset, "method": group.method}
+            errors.append(keys | {"uncalibrated": ece[0], "calibrated": ece[1]})
     if rows:
-        section.tables.append(coverage_table(pd.DataFrame(rows)))
+        table = pd.DataFrame(errors)
+        shown = table.assign(**{x: numbers(table[x], ".3f") for x in list(table)[2:]})
+        title = "Expected calibration error on test, mean over seeds"
+        section.tables = [Table("ece", title, shown, table), coverage_table(pd.DataFrame(rows))]
     return section
 
 
-def _summaries(group: Group) -> list[figures.Summary]:
+def _summaries(group: Group) -> list[Mapping[str, Any]]:
     """Return the calibration on test of the runs of a group that are calibrated."""
     runs: list[RunFolder] = []
     for run in group.runs.values():
@@ -93,7 +77,7 @@ def _summaries(group: Group) -> list[figures.Summary]:
     return [summary for summary in summaries if summary and summary["n"]]
 
 
-def coverage(group: Group, summaries: Sequence[figures.Summary]) -> list[dict[str, Any]]:
+def coverage(group: Group, summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return target and empirical coverage on test: means over seeds, overall and per class.
 
     They are weighted by images, at the n of one seed, since seeds share their images; there is no

@@ -21,15 +21,11 @@ from medduet.runs.folder import RunFolder
 from medduet.types import UNKNOWN_LABEL
 from medduet.utils.palette import BLUE, FAINT, GREY, INK, LINES, VERMILION
 
-_SMALL = 5  # classes of a matrix that is one of several and still has its counts written in
-# By the title of a panel: parts of an epoch's record, and numbers in them.
-_LEARNING: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
-    "Training loss": (["train"], ["loss", "classify", "segment", "reconstruct"]),
-    "Score": (["val", "test"], ["accuracy", "auc", "dice", "iou", "ssim"]),
-    "Reconstruction error": (["val", "test"], ["mse"]),
+_LEARNING = {
+    "Training loss": ("train", ["loss", "classify", "segment", "reconstruct"]),
+    "Score": ("val", ["accuracy", "auc", "dice", "iou", "ssim"]),
+    "Reconstruction error": ("val", ["mse"]),
 }
-Summary = Mapping[str, Any]
-"""What `medduet.uncertainty.calibration.calibration_summary` returns."""
 
 
 def epoch_table(history: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -45,30 +41,24 @@ def learning_curves(
 ) -> Figure:
     """Draw losses, scores and reconstruction error by ``epochs.jsonl``; mark selected epochs."""
     table = epoch_table(history)
-    shown = {}
-    for title, (parts, keys) in _LEARNING.items():
-        present = [key for key in keys if any(f"{part}.{key}" in table for part in parts)]
-        if present[0:1] == ["loss"] and len(present) == 2:
-            present = present[1:]  # with one task, its loss is the total
-        if present:
-            shown[title] = parts, present
+    shown = {
+        title: (split, present)
+        for title, (split, keys) in _LEARNING.items()
+        if (present := [key for key in keys if f"{split}.{key}" in table])
+    }
     figure, grid = panels(list(shown), height=2.9, legend=0.3, share=False)
-    for axes, (parts, keys) in zip(grid, shown.values(), strict=True):
-        for index, key in enumerate(keys):
+    for axes, (split, keys) in zip(grid, shown.values(), strict=True):
+        for key, color in zip(keys, LINES, strict=False):
             label = "total" if key == "loss" else metric_name(key)
-            look: dict[str, Any] = {"color": LINES[index % 8], "label": label}
-            for column in (f"{part}.{key}" for part in parts if f"{part}.{key}" in table):
-                # Dashes show curves of the same height through one another.
-                dashes = style.DASHES[index % 3] if len(parts) == 1 else "-"
-                look["ls"] = "--" if column.startswith("test.") else dashes
-                marker = "o" if table[column].count() < 3 else ""
-                axes.plot(table["epoch"], table[column], marker=marker, **look)
-                look |= {"label": "_", "lw": 1.2}
+            looks: Any = {split: {"label": label}, "test": {"label": f"{label}, test", "ls": "--"}}
+            for part, look in looks.items():
+                if f"{part}.{key}" in table:
+                    values = table[f"{part}.{key}"]
+                    marker = "o" if values.count() < 3 else ""
+                    axes.plot(table["epoch"], values, color=color, marker=marker, **look)
         style.epoch_axis(axes)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, handlelength=2.4)
     lines: list[dict[str, Any]] = []
-    if any(column.startswith("test.") for column in table):
-        lines = [{"label": "validation", "color": INK}, {"label": "test", "color": INK, "ls": "--"}]
     for rule, epoch, color, ls in (
         ("selected", selected_epoch, GREY, "-."),
         ("test-selected", test_selected_epoch, VERMILION, ":"),
@@ -82,34 +72,30 @@ def learning_curves(
 
 
 @rc_context(STYLE)
-def confusion(matrices: Mapping[str, ArrayLike], class_names: Sequence[str]) -> Figure:
-    """Draw how often each true class (row) was predicted as each class (column), by title.
+def confusion(counts: ArrayLike, class_names: Sequence[str]) -> Figure:
+    """Draw how often each true class (row) was predicted as each class (column).
 
-    Colours are shares of the row; numbers are counts, left out of several large matrices.
+    Colours are shares of the row, numbers are counts.
     """
-    k, single = len(class_names), len(matrices) == 1
-    side = min(max(0.52 * k, 2.2), WIDTH - 2.4) if single else 1.5
-    height = side + (0.3 if single else 0.8)
-    figure, grid = panels(list(matrices), columns=4, height=height, legend=0.9)
+    matrix, k = np.asarray(counts), len(class_names)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = min(max(0.52 * k, 2.2), WIDTH - 2.4)
+    figure, (axes,) = panels([""], height=side + 0.3, legend=0.9)
     figure.set_layout_engine("compressed")
-    names = [shorten(name, 22 if single else 16) for name in class_names]
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    text: Any = {"ha": "center", "va": "center"}
+    text["fontsize"] = min(9.0, 72 * side / k / (0.75 * max(len(str(matrix.max())), 3)))
+    for (row, column), count in np.ndenumerate(matrix):
+        color = "white" if share[row, column] > 0.55 else INK if count else GREY
+        axes.text(column, row, str(count), color=color, **text)
+    names = [shorten(name, 22) for name in class_names]
     slanted: Any = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-    for axes, counts in zip(grid, matrices.values(), strict=True):
-        matrix = np.asarray(counts)
-        share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-        image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        text: Any = {"ha": "center", "va": "center"}
-        text["fontsize"] = min(9.0, 72 * side / k / (0.75 * max(len(str(matrix.max())), 3)))
-        for (row, column), count in np.ndenumerate(matrix if single or k <= _SMALL else []):
-            color = "white" if share[row, column] > 0.55 else INK if count else GREY
-            axes.text(column, row, str(count), color=color, **text)
-        axes.set_xlabel("predicted class")
-        axes.set_xticks(range(k), names, **(slanted if k > 3 or not single else {}))
-        axes.set_yticks(range(k), names)
-        axes.tick_params(length=0, labelsize=8 if single else 6.5)
-        axes.spines[:].set_visible(False)
-    grid[0].set_ylabel("true class")
-    bar = figure.colorbar(image, ax=grid, format=PercentFormatter(1.0))
+    axes.set(xlabel="predicted class", ylabel="true class")
+    axes.set_xticks(range(k), names, **(slanted if k > 3 else {}))
+    axes.set_yticks(range(k), names)
+    axes.tick_params(length=0, labelsize=8)
+    axes.spines[:].set_visible(False)
+    bar = figure.colorbar(image, ax=axes, format=PercentFormatter(1.0))
     bar.set_label("share of the true class")
     bar.outline.set_visible(False)
     return figure
@@ -148,51 +134,29 @@ def roc(
 
 
 @rc_context(STYLE)
-def reliability(diagrams: Mapping[str, tuple[Sequence[Summary], int]]) -> Figure:
-    """Draw accuracy over confidence, before and after calibration, by title.
+def reliability(summary: Mapping[str, Any], title: str) -> Figure:
+    """Draw accuracy over confidence with 95% Wilson intervals, before and after calibration.
 
-    A diagram has the summaries of its runs, whose bins are pooled, and the number of seeds. The
-    95% Wilson intervals are at the n of one seed, since seeds share their images.
+    `summary` is what `medduet.uncertainty.calibration.calibration_summary` returns.
     """
-    kinds: dict[str, dict[str, Any]] = {
-        "before": {"color": VERMILION, "marker": "s", "label": "uncalibrated"},
-        "after": {"color": BLUE, "marker": "o", "label": "calibrated"},
-    }
-    figure, grid = panels(list(diagrams), height=3.3)
-    figure.set_figwidth(WIDTH * min(max(len(diagrams), 2), 3) / 3)
-    ideal: dict[str, Any] = {"color": GREY, "lw": 1.0, "ls": "--", "label": "perfectly calibrated"}
-    for axes, (summaries, seeds) in zip(grid, diagrams.values(), strict=True):
-        axes.plot([0, 1], [0, 1], **ideal)
-        lowest = 0.9
-        for kind, look in kinds.items():
-            n, confidence, accuracy = _pooled(summaries, kind)
-            filled = n > 0
-            x, y, images = confidence[filled], accuracy[filled], n[filled] / seeds
-            axes.plot(x, y, color=look["color"], lw=0.9, alpha=0.45)
-            axes.scatter(x, y, 5 + 45 * np.sqrt(images / images.max()), clip_on=False, **look)
-            lowest = min(lowest, np.floor(10 * x.min()) / 10)
-        counts = np.maximum(np.round(images), 1).astype(int).tolist()
-        intervals = [wilson(round(p * m), m) for p, m in zip(y.tolist(), counts, strict=True)]
-        axes.vlines(x, *np.transpose(intervals), color=BLUE, lw=0.9, alpha=0.5)
-        eces = (np.mean([summary[f"ece_{kind}"] for summary in summaries]) for kind in kinds)
-        text = "ECE {:.3f} → {:.3f}".format(*eces)
-        axes.text(0.04, 0.96, text, transform=axes.transAxes, va="top", fontsize=8)
-        axes.set(xlim=(lowest, 1), ylim=(0, 1), xlabel="confidence; larger points: more images")
-        axes.grid()
-    grid[0].set_ylabel("accuracy")
-    style.legend_below(figure, [*kinds.values(), ideal])
+    figure, (axes,) = panels([title], height=3.3)
+    figure.set_figwidth(WIDTH * 2 / 3)
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1.0, ls="--", label="perfectly calibrated")
+    looks = {"before": ("uncalibrated", VERMILION, "s"), "after": ("calibrated", BLUE, "o")}
+    for kind, (name, color, marker) in looks.items():
+        bins = summary["reliability"][kind]
+        n, x, y = (np.array(bins[key], float) for key in ("n", "confidence", "frequency"))
+        n, x, y = n[n > 0], x[n > 0], y[n > 0]
+        label = f"{name}, ECE {summary[f'ece_{kind}']:.3f}"
+        look: Any = {"color": color, "marker": marker, "clip_on": False, "label": label}
+        axes.scatter(x, y, 5 + 45 * np.sqrt(n / n.max()), **look)
+        intervals = [wilson(round(p * m), int(m)) for p, m in zip(y, n, strict=True)]
+        axes.vlines(x, *np.transpose(intervals), color=color, lw=0.9, alpha=0.5)
+    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    axes.set_xlabel("confidence; larger points: more images")
+    axes.grid()
+    axes.legend(loc="upper left")
     return figure
-
-
-def _pooled(summaries: Sequence[Summary], kind: str) -> tuple[Any, Any, Any]:
-    """Return n, mean confidence and accuracy of the bins of all runs together."""
-    n, *means = (
-        np.array([summary["reliability"][kind][name] for summary in summaries], dtype=float)
-        for name in ("n", "confidence", "frequency")
-    )
-    total = n.sum(axis=0)
-    x, y = (np.nansum(n * mean, axis=0) / np.maximum(total, 1) for mean in means)
-    return total, x, y
 
 
 def draw_run(path: Path) -> list[Path]:
@@ -222,12 +186,11 @@ def draw_run(path: Path) -> list[Path]:
         figures["learning_curves"] = learning_curves(run.epochs, *epochs)
     if label is not None and probability is not None:
         if not data["multi_label"]:
-            matrix = {"": test["confusion_matrix"]}
-            figures["confusion_matrix"] = confusion(matrix, data["class_names"])
+            figures["confusion_matrix"] = confusion(test["confusion_matrix"], data["class_names"])
         if test["auc"] is not None:
             figures["roc"] = roc(label, probability, data["class_names"], test["auc_interval"])
         if (calibration := test.get("calibration")) and calibration["n"]:
-            figures["reliability"] = reliability({name: ([calibration], 1)})
+            figures["reliability"] = reliability(calibration, name)
     for key, figure in figures.items():
         save(figure, path / "figures" / f"{key}.png")
     return [path / "figures" / f"{key}.png" for key in figures]

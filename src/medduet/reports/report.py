@@ -56,7 +56,6 @@ def write_report(
                 sections.paired(compared),
                 sections.over_datasets(measured),
                 details.training(runs, epochs),
-                details.confusion(runs),
                 details.calibration(runs),
                 details.costs(runs, epochs),
                 details.provenance(runs),

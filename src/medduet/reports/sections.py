@@ -134,29 +134,34 @@ def selection(runs: Runs) -> Section:
 
 def paired(compared: Compared) -> Section:
     """Show the tests on the same images."""
-    section = Section("Paired tests")
-    for dataset, rows in compared.items():
-        values = pd.DataFrame(rows).rename(columns={"a": "reference", "b": "method"})
-        values[["low", "high"]] = values.pop("interval").tolist()
-        seeds = pd.DataFrame(values.pop("seeds").tolist())
-        seeds[["low", "high"]] = seeds.pop("interval").tolist()
-        values = values.join(seeds.add_prefix("seed_"))
-        shown = {
-            "metric": values["metric"].map(lambda metric: METRICS[metric].name),
-            "method": values["method"],
-            "difference (95% CI)": numbers(values["difference"], "+.4f") + brackets(values, ".4f"),
-            "test": values["test"],
-            "p": _p(values["p"]),
-            "p (Holm)": _p(values["p_holm"]),
-            "p over seeds": _p(values["seed_p"]),
-            "p over seeds (Holm)": _p(values["p_seeds_holm"]),
-            "d_z over seeds": numbers(values["seed_d_z"], "+.1f"),
-            "n": numbers(values["n"], "d"),
-        }
-        title = f"{dataset}: {' or '.join(values['reference'].unique())} minus method"
-        table = Table(f"paired-{slug(dataset)}", title, pd.DataFrame(shown), values)
-        section.tables.append(table)
-    return section
+    return Section("Paired tests", tables=[paired_table(*each) for each in compared.items()])
+
+
+def paired_table(dataset: str, rows: Sequence[Difference]) -> Table:
+    """Return the table of the comparisons on one data set."""
+    values = pd.DataFrame(rows).rename(columns={"a": "reference", "b": "method"})
+    values[["low", "high"]] = values.pop("interval").tolist()
+    seeds = pd.DataFrame(values.pop("seeds").tolist())
+    seeds[["low", "high"]] = seeds.pop("interval").tolist()
+    values = values.join(seeds.add_prefix("seed_"))
+    effect = (values["effect_name"] + " ").where(values["effect"].notna(), "")
+    shown = {
+        "metric": values["metric"].map(lambda metric: METRICS[metric].name),
+        "method": values["method"],
+        "reference": numbers(values["mean_a"], ".4f"),
+        "its mean": numbers(values["mean_b"], ".4f"),
+        "difference (95% CI)": numbers(values["difference"], "+.4f") + brackets(values, "+.4f"),
+        "effect": effect + numbers(values["effect"], ".2f"),
+        "test": values["test"],
+        "p": _p(values["p"]),
+        "p (Holm)": _p(values["p_holm"]),
+        "p over seeds": _p(values["seed_p"]),
+        "p over seeds (Holm)": _p(values["p_seeds_holm"]),
+        "d_z over seeds": numbers(values["seed_d_z"], "+.1f"),
+        "n": numbers(values["n"], "d"),
+    }
+    title = f"{dataset}: {' or '.join(values['reference'].unique())} minus method"
+    return Table(f"paired-{slug(dataset)}", title, pd.DataFrame(shown), values)
 
 
 def _p(values: Iterable[float]) -> list[str]:

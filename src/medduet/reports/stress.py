@@ -28,11 +28,12 @@ def write_stress_page(record: Mapping[str, Any], out: Path) -> Path:
 
 
 def stress_table(record: Mapping[str, Any]) -> Table:
-    """Return the table of every corruption and severity, the clean images first."""
+    """Return the table of every corruption and severity, clean images first, the mean last."""
     rows = [{"corruption": "clean", "severity": "0"} | record["clean"]]
     for name, entry in record["corruptions"].items():
         parts = {**entry["severities"], "mean": entry | entry["mean"]}
         rows += [{"corruption": name, "severity": key} | part for key, part in parts.items()]
+    rows.append({**record, **record["mean"], "corruption": "mean", "severity": "mean"})
     values = pd.DataFrame(rows, dtype=object)
     if "accuracy_interval" in values:
         values["accuracy_low"] = values["accuracy_interval"].str[0]

@@ -10,9 +10,9 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from medduet.data.pixels import resize_image, resize_mask
-from medduet.inference.overlays import png
+from medduet.inference.overlays import mask_png, png
 from medduet.inference.predictor import Prediction, Predictor
-from medduet.utils.palette import HEAT, mask_colors
+from medduet.utils.palette import HEAT
 
 _COPIED = ("label", "probabilities", "prediction_set", "abstained", "ood_p", "is_ood")
 _HEAT_OPACITY = 0.85  # of the strongest place
@@ -113,7 +113,7 @@ def _response(
     if prediction.heatmap is not None:
         response.heat = _heat(prediction.heatmap, size)
     if options.image:
-        response.image = _base64(Image.fromarray(resize_image(prediction.image, *size)))
+        response.image = _base64(png(Image.fromarray(resize_image(prediction.image, *size))))
     return response
 
 
@@ -122,9 +122,7 @@ def _mask(values: NDArray[np.uint8], names: Sequence[str], size: tuple[int, int]
         MaskClass(index=index, name=name, pixels=int((values == index).sum()))
         for index, name in enumerate(names[1:], start=1)
     ]
-    image = Image.fromarray(resize_mask(values, *size))
-    image.putpalette(np.ravel(mask_colors(len(names))).tolist())
-    return Mask(classes=classes, png=_base64(image, transparency=0))
+    return Mask(classes=classes, png=_base64(mask_png(resize_mask(values, *size), transparency=0)))
 
 
 def _heat(values: NDArray[np.float32], size: tuple[int, int]) -> str:
@@ -132,8 +130,9 @@ def _heat(values: NDArray[np.float32], size: tuple[int, int]) -> str:
     image = Image.fromarray(resize_image(levels, *size))
     steps = np.arange(256)
     image.putpalette(matplotlib.colormaps[HEAT](steps, bytes=True)[:, :3].tobytes())
-    return _base64(image, transparency=np.rint(steps * _HEAT_OPACITY).astype(np.uint8).tobytes())
+    opacity = np.rint(steps * _HEAT_OPACITY).astype(np.uint8).tobytes()
+    return _base64(png(image, transparency=opacity))
 
 
-def _base64(image: Image.Image, **options: int | bytes) -> str:
-    return base64.b64encode(png(image, compress_level=3, **options)).decode("ascii")
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

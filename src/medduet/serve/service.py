@@ -53,11 +53,6 @@ class Batcher:
         self._succeeded = -math.inf
         self._task = asyncio.create_task(self._work())
 
-    @property
-    def alive(self) -> bool:
-        """Whether pictures are being predicted."""
-        return not self._task.done() and not self._task.cancelling()
-
     async def predict(self, picture: Picture, explain: bool = False) -> Prediction:
         """Wait for the prediction of a picture, with a heat map if asked to `explain`."""
         future: asyncio.Future[Prediction] = asyncio.get_running_loop().create_future()
@@ -66,7 +61,7 @@ class Batcher:
 
     async def check(self, picture: Picture) -> None:
         """Predict `picture` for a try, if the last prediction failed or is not recent."""
-        if not self.alive:
+        if self._task.done():
             raise RuntimeError("no pictures are being predicted")
         if time.monotonic() - self._succeeded > _RECENT_S:
             compute = partial(self._predict, [picture], explain=False)

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 from PIL import Image
-from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -28,14 +27,6 @@ LEAST_SIDE = 8  # of an image, in pixels
 LARGEST = 8  # so many of the largest files and images all requests may hold together
 _KINDS = "a PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM or NIfTI file"
 _VOLUMES = ("DICOM", "NIfTI")
-_RAW = (
-    "",
-    "application/octet-stream",
-    "application/dicom",
-    "application/gzip",
-    "application/x-gzip",
-    "application/x-www-form-urlencoded",  # curl --data-binary without a header
-)
 _ENVELOPE = 1 << 16  # bytes of a form around its file
 _UPLOAD = Path("image")  # what messages call it
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients get its errors
@@ -93,26 +84,14 @@ def _busy(reason: str) -> HTTPException:
 class _InMemory(MultiPartParser):
     spool_max_size = 0  # without a bound, so that no file is written; `_body` has one
 
-    def on_headers_finished(self) -> None:
-        """Take the field ``file`` as a file, if it has no file name, too."""
-        part = self._current_part
-        _, options = parse_options_header(part.content_disposition)
-        if options.get(b"name") == b"file" and b"filename" not in options:
-            part.content_disposition = (part.content_disposition or b"") + b'; filename="image"'
-        super().on_headers_finished()
-
 
 async def read_upload(request: Request, seat: Seat) -> bytes:
     """Return the file of a request: the field ``file`` of a form, or the body itself.
 
-    HTTPException 413 for a large one, 415 for another kind, 422 for a broken form.
+    HTTPException 413 for a large one, 422 for a broken form.
     """
     limit = seat.limits.max_bytes
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        if kind not in _RAW and not kind.startswith("image/"):
-            expected = f"expected {_KINDS}, as the body or as the field 'file' of a form"
-            raise HTTPException(415, f"{expected}, given {kind}")
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return b"".join([chunk async for chunk in _body(request, limit, seat)])
     stream = _body(request, limit + _ENVELOPE, seat)
     parser = _InMemory(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from medduet.cli.screen import write, write_table
+from medduet.cli.screen import write, write_frame, write_table
 from medduet.metrics.names import METRICS
 
 if TYPE_CHECKING:
@@ -76,22 +76,14 @@ def _evaluation(metrics: Mapping[str, Any], arguments: Arguments) -> None:
 
 def _stress(record: Mapping[str, Any], arguments: Arguments) -> None:
     from medduet.evaluation.stress import stress_folder
-    from medduet.reports.stress import NAMES, write_stress_page
+    from medduet.reports.stress import stress_table, write_stress_page
 
-    name, split, clean = record["data"]["name"], record["split"], record["clean"]
-    rows = {"clean": clean}
-    rows |= {key: each | each["mean"] for key, each in record["corruptions"].items()}
-    rows["mean"] = record | record["mean"]
-    shown = [key for key in NAMES if isinstance(rows["mean"].get(key), float)]
-    title = f"{record['network']} on {name}, {split}, n = {clean['n']}: mean over five severities"
-    cells = [
-        [corruption, *("" if row.get(key) is None else f"{row[key]:.3f}" for key in shown)]
-        for corruption, row in rows.items()
-    ]
-    write_table(title, ["corruption"], [NAMES[key] for key in shown], cells)
+    table, n = stress_table(record).shown, record["clean"]["n"]
+    table = table[table["severity"].isin(["0", "mean"])].drop(columns=["severity", "n"])
+    title = f"{record['network']} on {record['data']['name']}, {record['split']}, n = {n}"
+    write_frame(f"{title}: mean over five severities", table)
     folder = arguments["out"] or stress_folder(arguments["path"], record)
-    write_stress_page(record, folder)
-    write(f"report: {folder / 'index.html'}")
+    write(f"report: {write_stress_page(record, folder)}")
 
 
 def _ensemble(record: EnsembleRecord, arguments: Arguments) -> None:
@@ -143,27 +135,12 @@ def _grid(record: GridRecord, arguments: Arguments) -> int:
 
 
 def _comparison(comparison: Comparison, arguments: Arguments) -> None:
-    from medduet.reports.compare import shown_p
+    from medduet.reports.sections import paired_table
 
-    for key in "ab":
-        name, path = getattr(comparison, key), getattr(comparison, f"path_{key}")
-        write(f"{key}: {name}" if name == path else f"{key}: {name}  {path}")
-    rows = []
-    for row in comparison.rows:
-        metric = METRICS[row.metric]
-        digits = metric.digits
-        cells = [
-            *(f"{mean:.{digits}f}" for mean in (row.mean_a, row.mean_b)),
-            f"{row.difference:+.{digits}f}",
-            " to ".join(f"{bound:+.{digits}f}" for bound in row.interval),
-            f"{row.effect_name} {row.effect:.2f}",
-            str(row.n),
-            row.test,
-            *(shown_p(p).removeprefix("= ") for p in (row.p, row.p_holm)),
-        ]
-        rows.append([metric.name, *("" if "nan" in cell else cell for cell in cells)])
-    right = ["a", "b", "a - b", "95% CI", "effect", "n", "test", "p", "p (Holm)"]
-    write_table(f"{comparison.data}, test split", [""], right, rows)
+    table = paired_table(comparison.data, comparison.rows)
+    write(f"a: {comparison.a}  {comparison.path_a}", f"b: {comparison.b}  {comparison.path_b}")
+    shown = table.shown.rename(columns={"reference": "a", "its mean": "b"}).drop(columns="method")
+    write_frame(f"{comparison.data}, test split", shown.loc[:, (shown != "").any()])
     write(*comparison.skipped, _ONE_RUN_EACH, comparison.sentence)
 
 
@@ -197,8 +174,7 @@ def _audit(record: AuditRecord, arguments: Arguments) -> int:
 
 def _attached(table: DataFrame, arguments: Arguments) -> None:
     counts = table.groupby("split", sort=False)["state"].value_counts().unstack(fill_value=0)
-    rows = [[str(split), *map(str, row)] for split, row in counts.iterrows()]
-    write_table("masks", ["split"], list(counts.columns), rows)
+    write_frame("masks", counts.astype(str).reset_index())
     view = {"crop": "the centre square of each picture"}.get(table.attrs["view"], "whole pictures")
     out = arguments["out"]
     write(f"view: {view}", f"written: {out}", f"image by image: {out.with_suffix('.csv')}")
