@@ -1,5 +1,6 @@
 """Every command computes the same predictions for the same images."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,9 @@ import torch
 
 import medduet
 from medduet import DataConfig, ExportedModel, Predictor
-from medduet.runs.bundle import save_bundle
 from medduet.runs.predictions import Predictions
 from medduet.uncertainty.calibration import Calibration
 
-CLASSES = ["a", "b", "c"]
 COUNT = 30
 
 
@@ -38,36 +37,15 @@ def data(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> DataCo
 
 
 @pytest.fixture(scope="module")
-def bundle(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibrated bundle whose probabilities and masks differ from image to image."""
-    torch.manual_seed(0)
-    network = medduet.create_model(
-        "vovunet_var", in_channels=1, num_classes=3, dense_channels=1, width=4
-    )
-    pixels = torch.from_numpy(images)[:, None]
-    with torch.no_grad():
-        for _ in range(10):
-            network.train()(pixels)
-        class_logits, dense = network.eval()(pixels)
-        scale = 3 / class_logits.std(dim=0).max()
-        network.class_head.bias.copy_((network.class_head.bias - class_logits.mean(dim=0)) * scale)
-        network.class_head.weight.mul_(scale)
-        network.dense_head.bias -= dense.median()
     rng = np.random.default_rng(1)
     share = rng.dirichlet([1, 1, 1], 200)
     label = (share.cumsum(axis=1) < rng.random((200, 1))).sum(axis=1)
     calibration = Calibration.fit(label, share**2 / (share**2).sum(axis=1, keepdims=True))
     assert calibration.temperature > 1.5
     path = tmp_path_factory.mktemp("made") / "bundle"
-    config = {
-        "class_names": CLASSES,
-        "mask_names": ["background", "lesion"],
-        "layout": {"mask_classes": 2, "image_channels": 0},
-        "preprocessing": {"size": [32, 32], "channels": 1},
-        "calibration": calibration.model_dump(mode="json"),
-    }
-    save_bundle(path, network, config)
-    return path
+    return make_bundle(path, calibration=calibration.model_dump(mode="json"))
 
 
 @pytest.fixture(scope="module")

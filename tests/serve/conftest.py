@@ -7,14 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-import medduet
-from medduet import create_model
 from medduet.data.reading.core import ReadOptions
 from medduet.data.reading.images import picture_of
-from medduet.runs.bundle import save_bundle
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.ood import OODDetector, statistics
 
@@ -35,33 +31,18 @@ def seen(first: int, last: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def own(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose answers differ from image to image; one class is named by a stranger."""
-    torch.manual_seed(0)
-    layout = medduet.DenseLayout(3, 0)
-    network = create_model(
-        "vovunet_var", in_channels=1, num_classes=3, dense_channels=layout.channels, width=4
-    ).train()
-    with torch.no_grad():
-        for _ in range(20):
-            network(torch.rand(8, 1, 32, 32))
-        for module in network.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.weight *= 100  # so that no two answers are alike
     share = np.random.default_rng(0).dirichlet(np.ones(3), 200)
     label = np.random.default_rng(1).integers(0, 3, 200)
-    path = tmp_path_factory.mktemp("served") / "busi"
-    config = {
-        "class_names": ["benign", "malignant", EVIL],
-        "mask_names": ["background", "lesion", EVIL],
-        "multi_label": False,
-        "calibration": Calibration.fit(label, share).model_dump(mode="json"),
-        "ood": OODDetector.fit(seen(0, 60), seen(60, 120), channels=1).model_dump(mode="json"),
-        "layout": layout._asdict(),
-        "preprocessing": {"size": [32, 32], "channels": 1, "fit": "pad", "window": None},
-    }
-    save_bundle(path, network.eval(), config)
-    return path
+    return make_bundle(
+        tmp_path_factory.mktemp("served") / "busi",
+        layout=(3, 0),
+        class_names=["benign", "malignant", EVIL],
+        mask_names=["background", "lesion", EVIL],
+        calibration=Calibration.fit(label, share).model_dump(mode="json"),
+        ood=OODDetector.fit(seen(0, 60), seen(60, 120), channels=1).model_dump(mode="json"),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -152,14 +152,13 @@ def _surroundings(function: Callable[..., Any], stack: ExitStack) -> dict[str, A
     """Return the arguments of a function that the command line itself fills: screen and signals."""
     from medduet.cli.display import progress
 
-    reporter, screen = progress.ConsoleReporter(enabled=is_first()), progress.GridScreen()
+    reporter = progress.ConsoleReporter(enabled=is_first())
     stack.callback(reporter.close)
-    stack.callback(screen.close)
     names = inspect.signature(function).parameters
     filled = {
         "progress": progress.draw_progress if is_first() else None,
         "reporter": reporter,
-        "watch": screen.watch,
+        "watch": progress.GridScreen().watch,
         "stop": _stop_on_signals(stack) if "stop" in names else None,
     }
     return {name: value for name, value in filled.items() if name in names}

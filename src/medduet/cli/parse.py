@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args, get_type_hints
 
@@ -17,24 +18,9 @@ from medduet.config import DataConfig, describe
 from medduet.errors import ConfigError
 
 FILLED = ("progress", "reporter", "stop", "watch")  # by the command line itself
-_REWORDED = (
-    (r"(Argument helptext:|Got errors:|For full helptext|Are you sure).*", ""),
-    (r"For further information visit \S+|\d+ validation errors? for \w+ |Value error, ", ""),
-    (r"^(Value error|Parsing error|Unrecognized options|Invalid choice) +", ""),
-    (r"^Required options Missing from .*?: ", "missing: "),
-    (r"(--[\w-]+|[A-Z][A-Z_]+)( [A-Z|]+)? [^()]*\(required\)", r"\1"),
-    (r"\[type=.*?, input_value=(.*?), input_type=\w+\]", r"(got \1)"),
-    (r" \(got \{.*\}\)", ""),
-    (
-        r"^Error parsing config\.([\w.]+): (\w+) ([A-Z].*|expected .*) \(got (.*)\) *$",
-        r"--\1.\2: \3, given \4",
-    ),
-    (r"^Error parsing config\.([\w.]+):", r"--\1:"),
-    (
-        r"^Error parsing (--[^ :]*): (?:invalid literal for int|could not convert string to float|"
-        r"no type matching \S+ could be instantiated from)[^'\[]*[\['\"]*(.*?)['\"\]]* *$",
-        r"expected a number after \1, given \2",
-    ),
+_PYDANTIC = re.compile(
+    r"Error parsing config\.(\S+): .*? for \w+ ([a-z]\S* )?(?:Value error, )?(.*?) \[type=.*?"
+    r"input_value=(.*?), input_type.*"
 )
 
 
@@ -99,7 +85,7 @@ def parse(
         raise ConfigError(_one_line(box.getvalue(), program)) from None
     except ValidationError as error:  # of settings without a prefix
         text = describe(error).removeprefix("top level: ")
-        raise ConfigError(_one_line(text, program)) from error
+        raise ConfigError(f"{text}; all options: {program} --help") from error
 
 
 def parser_of(
@@ -165,14 +151,18 @@ def _check(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, An
 
 
 def _one_line(box: str, program: str) -> str:
-    """Return the text of tyro's error box in one line."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()]
-    text = " ".join(line for line in lines if line.strip("-|+ "))  # of boxes in ASCII
+    """Return the text of tyro's error box, up to its first rule, in one line."""
+    lines = [line.strip("│|─ ") for line in box.splitlines()[1:]]
+    text = _PYDANTIC.sub(_of_option, " ".join(takewhile(lambda line: line.strip("-"), lines)))
     # Of the options that tyro thinks were meant, only the names.
-    text, _, near = text.partition("Perhaps you meant:")
-    flags = list(dict.fromkeys(re.findall(r"--[a-z][\w.-]*", near)))
-    hint = f"did you mean {' or '.join(flags[:3])}? " if flags else ""
-    for pattern, replacement in _REWORDED:
-        text = " ".join(re.sub(pattern, replacement, text).split()).rstrip(".")
-    text = re.sub(r"--[a-z][\w.]*", lambda match: match[0].replace("_", "-"), text)
-    return f"{text}; {hint}all options: {program} --help"
+    flags = re.findall(r"--[a-z][\w.-]*", box.partition("Perhaps you meant:")[2])
+    hint = f"; did you mean {' or '.join([*dict.fromkeys(flags)][:3])}?" if flags else ""
+    text = re.sub(r"--[a-z][\w.]*", lambda match: match[0].replace("_", "-"), text.rstrip("."))
+    return f"{text}{hint}; all options: {program} --help"
+
+
+def _of_option(match: re.Match[str]) -> str:
+    """Return what pydantic says of a setting as what is wrong with an option."""
+    section, name, message, value = match.groups("")
+    given = "" if value.startswith("{") else f", given {value}"
+    return f"--{section}{name and '.'}{name.strip()}: {message}{given}"

@@ -133,14 +133,17 @@ def predict_files(
         write_json(saved, settings)
         done, written = _read_journal(out / _JOURNAL, files)
         waiting = [file for file in files if file.name not in done]
-        writer = ResultWriter(out, predictor, overlays)
+        abstains = min_confidence is not None
+        writer = ResultWriter(out, predictor.mask_names, abstains, overlays)
         stop = stop or threading.Event()
         try:
-            _predict(writer, waiting, done, progress, stop)
+            _predict(predictor, writer, waiting, done, progress, stop)
             if dicom and len(done) == len(files):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of values that bend the standard
-                    notes += _write_dicom(writer, settings, files, done, written, progress, stop)
+                    notes += _write_dicom(
+                        predictor, out, settings, files, done, written, progress, stop
+                    )
         finally:
             rows = [row for file in files for row in done.get(file.name, [])]
             _write_table(out / TABLE, rows)
@@ -230,6 +233,7 @@ def _write_table(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _predict(
+    predictor: Predictor,
     writer: ResultWriter,
     files: Sequence[InputFile],
     done: _Done,
@@ -246,8 +250,8 @@ def _predict(
         path.open("a", encoding="utf-8") as journal,
         WorkerPool(None if len(files) > _ONE_PROCESS else 1) as pool,
     ):
-        read = partial(read_pictures, options=writer.predictor.options)
-        results = _predict_groups(writer.predictor, pool.map(read, [file.path for file in files]))
+        read = partial(read_pictures, options=predictor.options)
+        results = _predict_groups(predictor, pool.map(read, [file.path for file in files]))
         for file, stamp, predictions in zip(files, stamps, results, strict=True):
             rows = done[file.name] = finite(writer.write(file, predictions))
             if not any(row.get("error") for row in rows):
@@ -271,7 +275,8 @@ def _predict_groups(
 
 
 def _write_dicom(
-    writer: ResultWriter,
+    predictor: Predictor,
+    out: Path,
     settings: dict[str, Any],
     files: Sequence[InputFile],
     done: _Done,
@@ -292,17 +297,16 @@ def _write_dicom(
     from medduet.inference.dicom import DicomWriter  # which needs highdicom
 
     seed = json.dumps([x for name, x in settings.items() if name not in _NOT_IN_DICOM])
-    predictor, network = writer.predictor, writer.predictor.config.network.name
-    classes = predictor.class_names, predictor.mask_names
-    results = DicomWriter(writer.out, network, *classes, settings.get("codes", {}), seed)
-    several, journal = 0, writer.out / _JOURNAL
+    network, classes = predictor.config.network.name, (predictor.class_names, predictor.mask_names)
+    results = DicomWriter(out, network, *classes, settings.get("codes", {}), seed)
+    several, journal = 0, out / _JOURNAL
     with counted(progress, "dicom", len(groups)) as count, storage_errors(journal):
         for key, group in groups.items():
             if stop.is_set():
                 raise Interrupted("not all is written in DICOM: run it again to resume")
             state = json.dumps([*key, *([file.name, *_stamp(file.path)] for file in group)])
             names, problem = written.get(state, []), ""
-            if not (names and all((writer.out / name).is_file() for name in names)):
+            if not (names and all((out / name).is_file() for name in names)):
                 try:
                     sources = [(file.path, file.stem, done[file.name]) for file in group]
                     names, problem = results.write(sources, key[1])
@@ -332,7 +336,8 @@ class ResultWriter:
     """Writes the predictions of files to the folder `out`."""
 
     out: Path
-    predictor: Predictor
+    mask_names: Sequence[str]
+    abstains: bool
     overlays: bool
 
     def write(self, file: InputFile, predictions: list[Prediction] | str) -> list[Row]:
@@ -363,13 +368,13 @@ class ResultWriter:
             row |= {f"p_{name}": round(p, 6) for name, p in prediction.probabilities.items()}
             if prediction.prediction_set is not None:
                 row["set"] = ";".join(prediction.prediction_set)
-            if self.predictor.min_confidence is not None:
+            if self.abstains:
                 row["abstained"] = "yes" if prediction.abstained else "no"
         if prediction.ood_p is not None:
             row["ood_p"] = round(prediction.ood_p, 6)
             row["warning"] = "out of distribution" if prediction.is_ood else ""
         if mask is not None:
-            for number, name in enumerate(self.predictor.mask_names[1:], start=1):
+            for number, name in enumerate(self.mask_names[1:], start=1):
                 row[f"pixels_{name}"] = int((mask == number).sum())
             row["mask"] = volume or self._save("masks", f"{stem}.png", mask_png(mask))
             if self.overlays:

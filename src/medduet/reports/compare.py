@@ -171,16 +171,13 @@ def compare(run_a: str | Path, run_b: str | Path, *, out: Path | None = None) ->
 
     Accuracy and false-positive images by McNemar's test (multi-label: permutation), AUC by
     DeLong's, Dice and reconstruction error by sign-flip permutation; Holm's correction over all of
-    them. The epochs are those that validation selected. The numbers are written to `out`, a .json
-    file, too.
+    them. The epochs are those that validation selected. The numbers are written to `out`, as JSON.
 
     Raises:
-        ConfigError: the same run twice, other data, or no metric that both have.
+        ConfigError: other data, or no metric that both have.
         MissingFileError: a folder without a finished run.
         DataError: files that can't be read, or that hold other labels.
     """
-    if out is not None and out.suffix != ".json":
-        raise ConfigError(f"--out takes the path of a .json file, given {out}")
     runs = open_run(run_a), open_run(run_b)
     names = _names(*runs)
     a, b = (Group(runs[0].data_name, name, {0: run}) for name, run in zip(names, runs, strict=True))
@@ -208,10 +205,6 @@ def compare(run_a: str | Path, run_b: str | Path, *, out: Path | None = None) ->
 def _check_same_images(a: Group, b: Group) -> None:
     """Raise an error unless two runs were judged on the same images, labels and masks."""
     first, second = a.first, b.first
-    if first.path.resolve() == second.path.resolve():
-        raise ConfigError(
-            f"expected two runs, given {first.path} twice: medduet compare RUN_A RUN_B"
-        )
     if first.data.get("fingerprint") != second.data.get("fingerprint"):
         given = f"{first.data_name} in {first.path}, {second.data_name} in {second.path}"
         raise ConfigError(f"expected two runs on the same data in the same split, given {given}")

@@ -36,8 +36,6 @@ def write_report(
         ConfigError: no such reference.
         DataError: the files of a run can't be read.
     """
-    if not paths:
-        raise ConfigError("expected folders of runs: medduet report DIR ...")
     finished = find_runs(paths)
     out = result_folder(out) if out else result_folder(Path(paths[0]), "report")
     with misread(f"a run in {', '.join(map(str, paths))}"):

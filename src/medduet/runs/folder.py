@@ -209,8 +209,6 @@ def find_runs(paths: Sequence[str | Path]) -> list[RunFolder]:
             if RunFolder(folder).finished and not is_member:
                 finished.setdefault(folder.resolve(), folder)
     if not finished:
-        raise MissingFileError(
-            f"expected {_EXPECTED} under {', '.join(map(str, paths))}, but there is none: 'medduet "
-            "train auto --data NAME --out RUN' makes one, 'medduet train --resume RUN' ends one"
-        )
+        places = ", ".join(map(str, paths)) or "folders that are named"
+        raise MissingFileError(f"expected {_EXPECTED} in {places}: medduet train --resume RUN")
     return [open_run(finished[resolved]) for resolved in sorted(finished)]

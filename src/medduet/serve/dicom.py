@@ -8,7 +8,6 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 from fastapi import Response
@@ -40,11 +39,10 @@ def encode_dicom(
     network = sha256(config.model_dump_json().encode()).hexdigest()
     seed = json.dumps([network, predictor.coverage, predictor.min_confidence])
     with TemporaryDirectory(prefix="medduet-", dir=_MEMORY) as folder:
-        writer: tuple[Any, ...] = (Path(folder), config.network.name, *classes, {}, seed)
-        options = SimpleNamespace(
-            mask_names=predictor.mask_names, min_confidence=predictor.min_confidence
-        )
-        files = readers.call(partial(_results, writer, options), (content, predictions))
+        abstains = predictor.min_confidence is not None
+        results = ResultWriter(Path(folder), predictor.mask_names, abstains, overlays=False)
+        writer: tuple[Any, ...] = (config.network.name, *classes, {}, seed)
+        files = readers.call(partial(_results, results, writer), (content, predictions))
     if isinstance(files, str):
         raise HTTPException(422, files.replace(f"{folder}/", ""))
     if not files:
@@ -57,18 +55,17 @@ def encode_dicom(
 
 
 def _results(
-    writer: tuple[Any, ...], options: Any, item: tuple[bytes, list[Prediction]]
+    results: ResultWriter, writer: tuple[Any, ...], item: tuple[bytes, list[Prediction]]
 ) -> list[bytes]:
-    out = writer[0]
-    file = InputFile(out / "image", "image", "image")
+    out, file = results.out, InputFile(results.out / "image", "image", "image")
     file.path.write_bytes(item[0])
-    rows = ResultWriter(out, options, overlays=False).write(file, item[1])
+    rows = results.write(file, item[1])
     for _, series in series_of([file.path]):
         if isinstance(series, DataError):
             raise series
     from medduet.inference.dicom import DicomWriter  # which needs highdicom
 
-    names, problem = DicomWriter(*writer).write([(file.path, file.stem, rows)])
+    names, problem = DicomWriter(out, *writer).write([(file.path, file.stem, rows)])
     if problem:
         raise DataError(problem)
     return [(out / name).read_bytes() for name in names]

@@ -60,19 +60,21 @@ class Room:
             self.seats.remove(seat)
 
 
+@dataclass(eq=False)
 class Seat:
     """What one request holds in memory."""
 
-    def __init__(self, room: Room) -> None:
-        self.room, self.limits = room, room.limits
-        self.bytes = self.pixels = 0
+    room: Room
+    bytes: int = 0
+    pixels: int = 0
 
     def hold(self, *, bytes: int = 0, pixels: int = 0) -> None:  # noqa: A002
         """Note that the request holds more; HTTPException 429 if that is too much for all."""
         self.bytes += bytes
         self.pixels += pixels
-        files = sum(seat.bytes for seat in self.room.seats) / self.limits.max_bytes
-        images = sum(seat.pixels for seat in self.room.seats) / self.limits.max_pixels
+        seats, limits = self.room.seats, self.room.limits
+        files = sum(seat.bytes for seat in seats) / limits.max_bytes
+        images = sum(seat.pixels for seat in seats) / limits.max_pixels
         if max(files, images) > LARGEST:
             raise _busy("other large images are waiting")
 
@@ -90,7 +92,7 @@ async def read_upload(request: Request, seat: Seat) -> bytes:
 
     HTTPException 413 for a large one, 422 for a broken form.
     """
-    limit = seat.limits.max_bytes
+    limit = seat.room.limits.max_bytes
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         return b"".join([chunk async for chunk in _body(request, limit, seat)])
     stream = _body(request, limit + _ENVELOPE, seat)
@@ -134,7 +136,9 @@ async def _body(request: Request, allowed: int, seat: Seat) -> AsyncGenerator[by
 
 
 def _too_large(seat: Seat) -> HTTPException:
-    return HTTPException(413, f"expected a file of at most {seat.limits.max_bytes / 2**20:g} MB")
+    return HTTPException(
+        413, f"expected a file of at most {seat.room.limits.max_bytes / 2**20:g} MB"
+    )
 
 
 def kind_of_upload(content: bytes) -> str | None:
@@ -174,7 +178,7 @@ async def decode(
         raise HTTPException(422, facts)
     frames, _, height, width = facts
     size = f"{height} x {width}" if frames == 1 else f"{frames} frames of {height} x {width}"
-    if (pixels := frames * height * width) > (limit := seat.limits.max_pixels):
+    if (pixels := frames * height * width) > (limit := seat.room.limits.max_pixels):
         expected = f"expected at most {limit / 1e6:g} megapixels"
         raise HTTPException(413, f"{expected}, given {size} pixels")
     if min(height, width) < LEAST_SIDE:

@@ -25,19 +25,10 @@ def draw_progress(description: str, total: int, **options: Any) -> tqdm[Never]:
     return tqdm(desc=description, total=total or None, **defaults | options)
 
 
-class Screen:
-    """Has a bar, sooner or later."""
+class ConsoleReporter(Reporter):
+    """Draws a progress bar for training and one line per epoch, if it is `enabled`."""
 
     _bar: tqdm[Never] | None = None
-
-    def close(self) -> None:
-        """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
-
-
-class ConsoleReporter(Screen, Reporter):
-    """Draws a progress bar for training and one line per epoch, if it is `enabled`."""
 
     def __init__(self, enabled: bool = True) -> None:
         self._enabled, self._epochs, self._read = enabled, 0, 0.0
@@ -69,31 +60,32 @@ class ConsoleReporter(Screen, Reporter):
         if self._bar is not None and row["epoch"] == self._epochs:
             self._bar.set_description("evaluating")
 
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
     def message(self, text: str) -> None:
         """Print the line."""
         if self._enabled:
             tqdm.write(text, file=sys.stderr)
 
 
-class GridScreen(Screen):
-    """Prints a line for each cell that ends, above a bar with the counts of all."""
+class GridScreen:
+    """Prints a line for each cell that ends."""
 
-    _ended = frozenset[str]()
+    _ended: set[str] | None = None
 
     def watch(self, states: Mapping[str, CellState]) -> None:
-        """Show the cells as they are now."""
-        counts = Counter(state.state for state in states.values())
-        text = ", ".join(f"{count} {state}" for state, count in counts.items())
-        settled = ("finished", "failed")
-        ended = frozenset(name for name, each in states.items() if each.state in settled)
-        if self._bar is None:
-            tqdm.write(f"{len(states)} cells: {text}", file=sys.stderr)
-            self._bar, self._ended = draw_progress("", len(states), unit="cell"), ended
-        for name in sorted(ended - self._ended):
-            tqdm.write(_cell_line(name, states[name]), file=sys.stderr)
+        """Show what has changed."""
+        ended = {name for name, each in states.items() if each.state in ("finished", "failed")}
+        if self._ended is None:
+            counts = Counter(state.state for state in states.values())
+            text = ", ".join(f"{count} {state}" for state, count in counts.items())
+            sys.stderr.write(f"{len(states)} cells: {text}\n")
+        for name in sorted(ended - (ended if self._ended is None else self._ended)):
+            sys.stderr.write(f"{_cell_line(name, states[name])}\n")
         self._ended = ended
-        self._bar.set_description(text, refresh=False)
-        self._bar.update(len(ended) - self._bar.n)
 
 
 def _cell_line(name: str, state: CellState) -> str:

@@ -33,14 +33,15 @@ def _interval(row: Arguments, key: str, digits: int) -> str:
     return f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
 
 
-def _write_metrics(title: str, row: Arguments) -> None:
-    """Print the metrics of one split."""
-    rows = [
-        (metric.name, metric.format(row[key]), _interval(row, key, metric.digits))
-        for key, metric in METRICS.items()
-        if isinstance(row.get(key), float)
-    ]
-    calibration = row.get("calibration") or {}
+def _write_metrics(title: str, columns: Mapping[str, Arguments]) -> None:
+    """Print the metrics of one split, of one network or several, with intervals of the last."""
+    last = [*columns.values()][-1]
+    rows = []
+    for key, metric in METRICS.items():
+        if all(isinstance(each.get(key), float) for each in columns.values()):
+            values = [metric.format(each[key]) for each in columns.values()]
+            rows.append((metric.name, *values, _interval(last, key, metric.digits)))
+    calibration = last.get("calibration") or {}
     sets = calibration.get("sets", {}).get("0.90", {})
     for name, value, interval in (
         ("ECE, uncalibrated", calibration.get("ece_before"), ""),
@@ -50,7 +51,7 @@ def _write_metrics(title: str, row: Arguments) -> None:
     ):
         if value is not None:
             rows.append((name, f"{value:.3f}", interval))
-    write_table(title, ["metric"], ["value", "95% interval"], rows)
+    write_table(title, ["metric"], [*columns, "95% interval"], rows)
 
 
 def _run(record: RunRecord, arguments: Arguments) -> None:
@@ -59,7 +60,7 @@ def _run(record: RunRecord, arguments: Arguments) -> None:
         epochs = block["selected_epoch"]  # several of an ensemble
         epochs = ", ".join(map(str, epochs)) if isinstance(epochs, list) else epochs
         title = f"test split, n = {block['test']['n']}: epoch {epochs}"
-        _write_metrics(f"{title}, {block['selection']}", block["test"])
+        _write_metrics(f"{title}, {block['selection']}", {"value": block["test"]})
     if (missing := block.get("calibration_missing")) and "accuracy" in block["test"]:
         write(
             f"not calibrated on the validation split: {missing}; --data.fractions 0.6 0.2 0.2 puts "
@@ -69,7 +70,7 @@ def _run(record: RunRecord, arguments: Arguments) -> None:
 
 def _evaluation(metrics: Mapping[str, Any], arguments: Arguments) -> None:
     split, name = metrics["split"], metrics["data"]["name"]
-    _write_metrics(f"{name}, {split}, n = {metrics[split]['n']}", metrics[split])
+    _write_metrics(f"{name}, {split}, n = {metrics[split]['n']}", {"value": metrics[split]})
     out = arguments["out"] or f"{arguments['path']}/evaluations/{name}-{split}"
     write(*metrics["data"]["info"].get("notes", ()), f"written: {out}")
 
@@ -89,15 +90,8 @@ def _stress(record: Mapping[str, Any], arguments: Arguments) -> None:
 def _ensemble(record: EnsembleRecord, arguments: Arguments) -> None:
     numbers = [str(number) for number in range(1, len(record.members) + 1)]
     for split, scores in record.scores.items():
-        rows = []
-        for key, metric in METRICS.items():
-            if all(isinstance(score.get(key), float) for score in scores):
-                *members, whole = [score[key] for score in scores]
-                values = [*members, sum(members) / len(members), whole]
-                interval = _interval(scores[-1], key, metric.digits)
-                rows.append([metric.name, *map(metric.format, values), interval])
-        right = [*numbers, "mean of these", "ensemble", "95% interval"]
-        write_table(f"{record.images}, {split}, n = {scores[-1]['n']}", ["metric"], right, rows)
+        columns = dict(zip([*numbers, "ensemble"], scores, strict=True))
+        _write_metrics(f"{record.images}, {split}, n = {scores[-1]['n']}", columns)
     write(*(f"{number}: {name}" for number, name in zip(numbers, record.members, strict=True)))
 
 
