@@ -1,5 +1,7 @@
 """Figures say what they should, lie within the paper, and are the same every time."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -7,8 +9,10 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 from matplotlib.figure import Figure
+from PIL import Image
 
-from medduet.reports.figures import confusion, learning_curves, roc
+from medduet import RunRecord
+from medduet.reports.figures import confusion, draw_run, learning_curves, roc
 
 HISTORY = [
     {
@@ -88,3 +92,23 @@ def test_roc_of_many_classes(multi_label: bool) -> None:
     lines = figure.axes[0].lines[1:]
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 19
     assert inside(figure)
+
+
+def test_figures_redraw_from_the_folder_alone(finished_run: RunRecord, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished_run.path, copy)
+    for name in ("figures", "bundle"):
+        shutil.rmtree(copy / name)
+    (copy / "predictions" / "test-test-selected.csv").unlink()  # shown nowhere
+    written = draw_run(copy)
+    assert {path.stem for path in written} == {
+        "confusion_matrix",
+        "learning_curves",
+        "predictions",
+        "roc",
+    }
+    for path in written:
+        drawn = np.asarray(Image.open(path).convert("RGB"))
+        assert min(drawn.shape[:2]) > 200
+        assert drawn.std() > 5, f"{path.name} is blank"
+        assert path.read_bytes() == (finished_run.path / "figures" / path.name).read_bytes()

@@ -148,8 +148,8 @@ def paired_table(dataset: str, rows: Sequence[Difference]) -> Table:
     shown = {
         "metric": values["metric"].map(lambda metric: METRICS[metric].name),
         "method": values["method"],
-        "reference": numbers(values["mean_a"], ".4f"),
-        "its mean": numbers(values["mean_b"], ".4f"),
+        "reference's mean": numbers(values["mean_a"], ".4f"),
+        "method's mean": numbers(values["mean_b"], ".4f"),
         "difference (95% CI)": numbers(values["difference"], "+.4f") + brackets(values, "+.4f"),
         "effect": effect + numbers(values["effect"], ".2f"),
         "test": values["test"],

@@ -133,7 +133,8 @@ def _comparison(comparison: Comparison, arguments: Arguments) -> None:
 
     table = paired_table(comparison.data, comparison.rows)
     write(f"a: {comparison.a}  {comparison.path_a}", f"b: {comparison.b}  {comparison.path_b}")
-    shown = table.shown.rename(columns={"reference": "a", "its mean": "b"}).drop(columns="method")
+    shown = table.shown.drop(columns="method")
+    shown = shown.rename(columns={"reference's mean": "a", "method's mean": "b"})
     write_frame(f"{comparison.data}, test split", shown.loc[:, (shown != "").any()])
     write(*comparison.skipped, _ONE_RUN_EACH, comparison.sentence)
 
