@@ -110,7 +110,7 @@ MISTAKES = [
     ("serve nothing --port 0", ["nothing"]),
     ("audit phantom --fix split.txt", ["expected --fix FILE.csv, given split.txt"]),
     ("preview phantom --out a.jpg", [".png"]),
-    ("demo --epochs tre", ["Error parsing --epochs", "'tre'"]),
+    ("demo --epochs tre", ["expected a number after --epochs", "given tre"]),
 ]
 
 

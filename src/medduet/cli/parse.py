@@ -7,7 +7,6 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, cast, get_args, get_type_hints
 
@@ -18,9 +17,14 @@ from medduet.config import DataConfig, describe
 from medduet.errors import ConfigError
 
 FILLED = ("progress", "reporter", "stop", "watch")  # by the command line itself
+# What is reworded: errors of pydantic, and of numbers.
 _PYDANTIC = re.compile(
     r"Error parsing config\.(\S+): .*? for \w+ ([a-z]\S* )?(?:Value error, )?(.*?) \[type=.*?"
     r"input_value=(.*?), input_type.*"
+)
+_NUMBER = re.compile(
+    r"Error parsing (\S+): (?:invalid literal|could not convert|no type matching)"
+    r"[^'\[]*['\[]+([^']*).*"
 )
 
 
@@ -151,9 +155,12 @@ def _check(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, An
 
 
 def _one_line(box: str, program: str) -> str:
-    """Return the text of tyro's error box, up to its first rule, in one line."""
-    lines = [line.strip("│|─ ") for line in box.splitlines()[1:]]
-    text = _PYDANTIC.sub(_of_option, " ".join(takewhile(lambda line: line.strip("-"), lines)))
+    """Return in one line what is between the title of tyro's error box and its next rule."""
+    lines = [line.strip("│|─ ") for line in box.splitlines()]
+    rules = [number for number, line in enumerate(lines) if number > 1 and not line.strip("-")]
+    start = 2 if not lines[1].strip("-") else 1
+    text = _PYDANTIC.sub(_of_option, " ".join(lines[start : min(rules, default=len(lines))]))
+    text = _NUMBER.sub(r"expected a number after \1, given \2", text)
     # Of the options that tyro thinks were meant, only the names.
     flags = re.findall(r"--[a-z][\w.-]*", box.partition("Perhaps you meant:")[2])
     hint = f"; did you mean {' or '.join([*dict.fromkeys(flags)][:3])}?" if flags else ""
