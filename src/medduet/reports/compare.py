@@ -14,7 +14,7 @@ from medduet.metrics.names import METRICS
 from medduet.metrics.paired import OverSeeds, holm, mcnemar, over_images, over_seeds
 from medduet.metrics.roc import delong
 from medduet.reports.grouping import COMPARED, RESAMPLES, Group, image_scores
-from medduet.runs.folder import RunFolder, open_run
+from medduet.runs.folder import open_run
 from medduet.runs.predictions import Predictions
 from medduet.utils.files import write_json
 from medduet.utils.parsing import misread
@@ -150,15 +150,13 @@ def shown_p(p: float) -> str:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs on the same images, named after their networks, or else their folders.
+    """Two runs, by their paths, on the same images.
 
     `rows` are the metrics that both have, `skipped` those that one has alone.
     """
 
     a: str
     b: str
-    path_a: str
-    path_b: str
     data: str
     rows: tuple[Difference, ...]
     skipped: tuple[str, ...]
@@ -179,24 +177,21 @@ def compare(run_a: str | Path, run_b: str | Path, *, out: Path | None = None) ->
         DataError: files that can't be read, or that hold other labels.
     """
     runs = open_run(run_a), open_run(run_b)
-    names = _names(*runs)
-    a, b = (Group(runs[0].data_name, name, {0: run}) for name, run in zip(names, runs, strict=True))
+    a, b = (Group(runs[0].data_name, str(run.path), {0: run}) for run in runs)
     _check_same_images(a, b)
-    measured = {each.method: {x for x in PAIRED if each.values(x)} for each in (a, b)}
-    both = set.intersection(*measured.values())
-    if not both:
+    measured = [{metric for metric in PAIRED if each.values(metric)} for each in (a, b)]
+    if not (both := set.intersection(*measured)):
         tasks = "; ".join(", ".join(run.tasks) for run in runs)
         raise ConfigError(f"expected runs with a task in common, given {tasks}")
     rows = _correct([_difference(metric, a, b) for metric in PAIRED if metric in both])
     skipped = [
-        f"{METRICS[metric].name}: only {method} has it"
-        for method, metrics in measured.items()
+        f"{METRICS[metric].name}: only {each.method} has it"
+        for each, metrics in zip((a, b), measured, strict=True)
         for metric in PAIRED
         if metric in metrics - both
     ]
-    paths = str(runs[0].path), str(runs[1].path)
-    sentence = describe(rows[0])
-    comparison = Comparison(*names, *paths, a.dataset, tuple(rows), tuple(skipped), sentence)
+    about = a.dataset, tuple(rows), tuple(skipped), describe(rows[0])
+    comparison = Comparison(a.method, b.method, *about)
     if out is not None:
         write_json(out, asdict(comparison))
     return comparison
@@ -216,11 +211,3 @@ def _check_same_images(a: Group, b: Group) -> None:
                 f"expected the same images, labels and masks, but predictions of {first.path} and "
                 f"{second.path} have others; train both on the same file"
             )
-
-
-def _names(a: RunFolder, b: RunFolder) -> tuple[str, str]:
-    """Return what distinguishes two runs: their networks, or else their folders."""
-    for names in ((a.model_name, b.model_name), (a.path.resolve().name, b.path.resolve().name)):
-        if names[0] != names[1]:
-            return names
-    return str(a.path), str(b.path)

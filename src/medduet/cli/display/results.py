@@ -132,7 +132,7 @@ def _comparison(comparison: Comparison, arguments: Arguments) -> None:
     from medduet.reports.sections import paired_table
 
     table = paired_table(comparison.data, comparison.rows)
-    write(f"a: {comparison.a}  {comparison.path_a}", f"b: {comparison.b}  {comparison.path_b}")
+    write(f"a: {comparison.a}", f"b: {comparison.b}")
     shown = table.shown.drop(columns="method")
     shown = shown.rename(columns={"reference's mean": "a", "method's mean": "b"})
     write_frame(f"{comparison.data}, test split", shown.loc[:, (shown != "").any()])
