@@ -88,6 +88,8 @@ class DataConfig(Frozen):
     size: Annotated[Size | None, _flag("size")] = None
     """Side of the images in pixels; None: an .npz's own, 28 for MedMNIST, and of files theirs if
     all are equal squares of up to 224, else 224."""
+    medmnist_size: Literal[28, 64, 128, 224] | None = None
+    """Which of MedMNIST's files to resize; None: the smallest that is not smaller than size."""
     cache: Path | None = None
     """Where downloads and unpacked arrays live; else $MEDDUET_CACHE, else ~/.cache/medduet."""
     mirror: str | None = None

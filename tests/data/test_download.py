@@ -94,6 +94,13 @@ def test_mirror(server: Any, cache: Path) -> None:
     assert server.asked == ["bloodmnist.npz"]
 
 
+def test_a_small_file_is_enlarged_where_that_is_asked_for(server: Any, cache: Path) -> None:
+    data = DataConfig(name="bloodmnist", cache=cache, size=40, medmnist_size=28)
+    assert open_images(data).size == (40, 40)
+    assert _left(cache) == ["bloodmnist.npz"]  # not the file of 64 pixels
+    assert open_images(data.model_copy(update={"size": None})).size == (28, 28)
+
+
 def test_a_file_put_there_by_hand_needs_no_network(
     server: Any, original: Path, cache: Path
 ) -> None:

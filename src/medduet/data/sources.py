@@ -64,9 +64,9 @@ def open_images(
         settings = data.model_dump(include={"size", "count", "channels"}, exclude_none=True)
         images = phantom_images(**settings, seed=data.seed)
     elif kind == "MedMNIST":
-        size, entry = data.size or DEFAULT_SIZE, medmnist_sets()[data.name]
-        # The nearest published size that is not smaller.
-        published = next((side for side in entry.files if side >= size), max(entry.files))
+        size, entry = data.size or data.medmnist_size or DEFAULT_SIZE, medmnist_sets()[data.name]
+        nearest = next((side for side in entry.files if side >= size), max(entry.files))
+        published: int = data.medmnist_size or nearest
         path = fetch_medmnist(data, published, progress)
         images = open_npz(path, size=size, cache=data.cache, progress=progress)
         index = {"medmnist": data.name, "task": entry.task, "licence": entry.licence}
@@ -112,6 +112,7 @@ def _check_options(data: DataConfig, kind: str) -> None:
         ("masks", "mask_values", "window", "skip_broken"), (_FILES,)
     )
     kinds |= {"count": ("phantom",), "channels": ("phantom", _FILES)}
+    kinds |= {"medmnist_size": ("MedMNIST",)}
     if data.folds is None and data.split != "made":
         kinds["seed"] = ("phantom", _FILES, "a split that is made")
     for name, expected in kinds.items():

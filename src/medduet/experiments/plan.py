@@ -70,7 +70,7 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
         changes |= {f"model.{option}": value for option, value in options.items()}
     pretrained = changes.get("model.pretrained") or config.model.pretrained or config.model.weights
     if pretrained and max(data.size) < _SIDE and data.train.shard_sizes is None:
-        reason = f"enlarged from {max(data.size)}, since pretrained kernels halve it five times"
+        reason = f"a pretrained encoder halves it five times: {max(data.size)} are too few"
         decide("data.size", _SIDE, reason)
     decide("objective.tasks", *_tasks(data))
     count, preset = len(data.train), config.train.preset
