@@ -84,7 +84,7 @@ class DataConfig(Frozen):
     """Where the images come from."""
 
     name: Annotated[str, _flag("data")] = ""
-    """A MedMNIST flag (bloodmnist), an .npz, a .zarr, a folder or .csv of images, phantom."""
+    """A MedMNIST flag, an .npz, a .zarr, a folder or .csv of images, phantom or phantom3d."""
     size: Annotated[Size | None, _flag("size")] = None
     """Side of the images in pixels; None: an .npz's own, 28 for MedMNIST, and of files theirs if
     all are equal squares of up to 224, else 224."""

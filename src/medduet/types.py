@@ -15,9 +15,14 @@ UNKNOWN_LABEL = -1
 IGNORED_MASK = 255
 """The mask class of pixels that count in no loss and no metric."""
 
+KINDS = {2: "images", 3: "volumes"}
+"""What data are called, by their spatial dimensions."""
+
 
 class Batch(NamedTuple):
-    """Some images of one split, with whatever truth is known of them.
+    """Some images, or volumes, of one split, with whatever truth is known of them.
+
+    Volumes have ``D, H, W`` where shapes say ``H, W``, here and everywhere.
 
     Attributes:
         image: ``(N, C, H, W)`` uint8, 0 to 255; after augmentation float in [0, 1].

@@ -124,6 +124,8 @@ def attach(
     if pools[0].masks is None or ids is None:
         raise DataError(f"expected a source with masks, given {sources[0].name}, which has none")
     images = open_npz(target, cache=cache, progress=progress)
+    for image_set in (images, *sources):
+        image_set.expect_images("medduet attach-masks")
     if images.train.masks is not None:
         raise DataError(f"expected a set without masks, but {target} has masks")
     counts = [len(images.split(name)) for name in SPLITS]
@@ -136,7 +138,8 @@ def attach(
         shutil.copyfile(target, path)
         masks = pools[pool].masks
         assert masks is not None
-        _add_masks(path, table, masks, images.size, sources[0].mask_names)
+        height, width = images.size
+        _add_masks(path, table, masks, (height, width), sources[0].mask_names)
     for column in ("source", "rival"):
         table[column] = np.where(table[column] < 0, "", ids[table[column]])
     table = table[["split", "index", "state", "source", "score", "margin", "rival"]]

@@ -1,6 +1,7 @@
 """Augmentation of whole batches, image and mask together, as far as the kind of image allows."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -34,9 +35,11 @@ def build_augmentation(
         return None
     if name == "corrupt":
         return corrupt_randomly(*corruptions_of(data, modality))
-    from medduet.data.augmentations import changes_of_look, moves, sequence
+    from medduet.data.augmentations import changes_of_look, move_volumes, moves, sequence
 
-    move = sequence(moves(name, data.size, permitted))
+    move: Callable[..., Any] = move_volumes(name, permitted)
+    if data.dims == 2:
+        move = sequence(moves(name, data.size, permitted))
     looks = changes_of_look(name, data.size, permitted)
     look = sequence(looks) if looks else None
 
@@ -44,7 +47,9 @@ def build_augmentation(
         image = batch.image.float() / 255
         # Looks come first: a brighter image must not brighten what comes in from outside.
         if look is not None:
-            image = look(image, data_keys=["input"]).clamp(0, 1)
+            # The slices of a volume are one image: these change each value by itself.
+            flat = image.flatten(2, -2)
+            image = look(flat, data_keys=["input"]).clamp(0, 1).reshape(image.shape)
         if batch.mask is None:
             return batch._replace(image=move(image, data_keys=["input"]).clamp(0, 1))
         image, mask = move(image, batch.mask.unsqueeze(1).to(image.dtype))

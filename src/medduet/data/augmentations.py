@@ -7,7 +7,7 @@ or a calliper hides tissue just so, and a network is to conclude from what surro
 a hole would say that hidden tissue is background.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import kornia.augmentation as K
@@ -58,7 +58,29 @@ def sequence(transforms: Sequence[Any]) -> K.AugmentationSequential:
     return K.AugmentationSequential(*transforms, data_keys=["input", "mask"], extra_args=nearest)
 
 
-def moves(name: Augment, size: tuple[int, int], allowed: Allowed) -> list[Any]:
+def move_volumes(name: Augment, allowed: Allowed) -> Callable[..., Any]:
+    """Return what moves volumes, and masks alike, turned about all three axes.
+
+    It takes what `sequence` takes, and stands for it: kornia's moves no masks of volumes.
+    """
+    flips = (K.RandomHorizontalFlip3D, K.RandomVerticalFlip3D, K.RandomDepthicalFlip3D)
+    chosen = [flip(p=0.5) for flip in flips[: 3 if allowed.turn else int(allowed.mirror)]]
+    if name != "flip":
+        angle, scale = (15.0, 0.15) if name == "light" else (25.0, 0.25)
+        chosen.append(K.RandomAffine3D(angle, (0.1,) * 3, scale=(1 - scale, 1 + scale), p=0.8))
+
+    def move(image: Tensor, mask: Tensor | None = None, data_keys: Any = None) -> Any:
+        for transform in chosen:
+            image = transform(image)
+            if mask is not None:
+                nearest = {"params": transform._params, "resample": Resample.NEAREST}
+                mask = transform(mask, **nearest)
+        return image if mask is None else (image, mask)
+
+    return move
+
+
+def moves(name: Augment, size: tuple[int, ...], allowed: Allowed) -> list[Any]:
     """Return what moves image and mask, for images of ``size`` (height, width)."""
     chosen: list[Any] = [K.RandomHorizontalFlip(p=0.5)] if allowed.mirror else []
     if name == "flip":
@@ -79,17 +101,21 @@ def moves(name: Augment, size: tuple[int, int], allowed: Allowed) -> list[Any]:
     ]
 
 
-def changes_of_look(name: Augment, size: tuple[int, int], allowed: Allowed) -> list[Any]:
-    """Return what changes the values of an image and leaves all where it is."""
+def changes_of_look(name: Augment, size: tuple[int, ...], allowed: Allowed) -> list[Any]:
+    """Return what changes the values of an image and leaves all where it is.
+
+    Of volumes it is what knows no neighbours: no blur, and no rectangles that are blanked.
+    """
     if name == "flip":
         return []
     if name == "light":
         return [K.ColorJiggle(brightness=0.2, contrast=0.2, p=0.5)]
     saturation = 0.2 if allowed.hue else 0.0
-    return [
+    looks = [
         K.ColorJiggle(0.15, 0.25, saturation=saturation, hue=allowed.hue, p=0.8),
         K.RandomGamma((0.75, 1.35), p=0.4),
         K.RandomGaussianBlur((7, 7), (0.1, max(0.5, min(size) / 128)), p=0.3),
         K.RandomGaussianNoise(std=0.04, p=0.4),
         K.RandomErasing((0.01, 0.05), (0.4, 2.5), p=0.3),
     ]
+    return looks if len(size) == 2 else looks[:2] + looks[3:4]

@@ -60,6 +60,7 @@ def corruptions_of(data: ImageSet, modality: Modality) -> tuple[str, list[str]]:
         >>> corruptions_of(open_images("phantom", channels=1), "xray")[0]
         'chestmnist'
     """
+    data.expect_images("corruptions")
     modality, listing = known_modality(data.info, modality), data.info.get("medmnist", "")
     if MEDMNIST.get(listing) != modality or listing not in CORRUPTIONS["pixelate"].levels:
         listing = next((name for name, each in MEDMNIST.items() if each == modality), modality)

@@ -9,6 +9,7 @@ and time that grows with the square of their number (``benchmarks/duplicates.py`
 import hashlib
 from contextlib import suppress
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from scipy.stats import norm
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, interpolate, normalize
+from torch.nn.functional import adaptive_avg_pool3d, cosine_similarity, interpolate, normalize
 
 from medduet.data.cache import Progress, cache_folder, counted
-from medduet.data.imageset import Images, ImageSet, iterate_chunks
+from medduet.data.imageset import Images, ImageSet, iterate_chunks, spatial_size
 from medduet.data.pixels import to_grey
 from medduet.utils.files import atomic_path
 
 SIDE = 32  # of thumbnails in pixels, unless the images are smaller
+SIDE_OF_VOLUMES = 10  # about as many numbers
 THRESHOLD = 0.95  # correlation of thumbnails above which two images may be the same picture
 MAX_PAIRS_PER_IMAGE = 20  # the most similar ones, beside those that join a group
 _BLOCK = 256
@@ -78,15 +80,17 @@ def duplicates_file(images: ImageSet, cache: Path | None) -> Path:
 
 
 def search_duplicates(images: Images, progress: Progress = None) -> Duplicates:
-    """Compare all images, ``(N, H, W)`` or ``(N, H, W, 3)`` uint8, with each other."""
-    count, side = len(images), min(SIDE, *images.shape[1:3])
-    first, vectors = np.empty(count, dtype=np.int64), torch.empty(count, side * side)
+    """Compare all images, ``(N, H, W)``, ``(N, H, W, 3)`` or volumes, uint8, with each other."""
+    sides = spatial_size(images.shape)
+    count, side = len(images), min(SIDE if len(sides) == 2 else SIDE_OF_VOLUMES, *sides)
+    thumbnail = (side,) * len(sides)
+    first, vectors = np.empty(count, dtype=np.int64), torch.empty(count, prod(thumbnail))
     seen: dict[bytes, int] = {}
     for rows, chunk in iterate_chunks(images, progress, "read images"):
         for row, image in enumerate(chunk, rows.start):
             digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
             first[row] = seen.setdefault(digest, row)
-        vectors[rows] = unit_vectors(chunk, (side, side))
+        vectors[rows] = unit_vectors(chunk, thumbnail)
     is_first = first == np.arange(count)
     copies = np.flatnonzero(~is_first)
     distinct = np.flatnonzero(is_first & vectors.any(dim=1).numpy())
@@ -130,17 +134,20 @@ def _limited(pairs: NDArray[np.int64], similarity: NDArray[np.float32]) -> NDArr
 
 
 def grey(pixels: NDArray[np.uint8]) -> Tensor:
-    """Return ``(N, H, W)`` or ``(N, H, W, 3)`` as float32 ``(N, 1, H, W)``."""
-    pixels = to_grey(pixels) if pixels.ndim == 4 else pixels
+    """Return ``(N, H, W)``, ``(N, H, W, 3)`` or ``(N, D, H, W)`` as float32 ``(N, 1, ...)``."""
+    pixels = to_grey(pixels) if pixels.ndim == 4 and pixels.shape[3] == 3 else pixels
     return torch.from_numpy(pixels.astype(np.float32))[:, None]
 
 
-def unit_vectors(pixels: NDArray[np.uint8], size: tuple[int, int], **resize: Any) -> Tensor:
+def unit_vectors(pixels: NDArray[np.uint8], size: tuple[int, ...], **resize: Any) -> Tensor:
     """Return images at a size as vectors ``(N, D)`` of mean 0 and length 1, or 0 for flat ones."""
     images = grey(pixels)
-    if images.shape[2:] != size:
+    if len(size) == 3:
+        images = adaptive_avg_pool3d(images, size)
+    elif images.shape[2:] != size:
         images = interpolate(images, size, **(resize or _SMOOTH)).clamp(0, 255)
-    centred = images.flatten(1) - images.mean(dim=(1, 2, 3))[:, None]
+    mean = images.mean(dim=tuple(range(1, images.ndim)))
+    centred = images.flatten(1) - mean[:, None]
     return normalize(centred) * (centred.square().mean(dim=1).sqrt() >= _FLAT)[:, None]
 
 

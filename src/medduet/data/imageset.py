@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from medduet.data.cache import Progress, counted
-from medduet.errors import DataError
+from medduet.errors import ConfigError, DataError
 from medduet.types import Batch
 
 SPLITS = ("train", "val", "test")
@@ -20,6 +20,16 @@ PIXELS = ("images", "masks")
 """Fields of a `Split` that may be too large to read as a whole."""
 CHUNK_BYTES = 4 << 20
 MAX_CLASSES = 10_000
+
+
+def spatial_size(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the sides of images of a `shape` ``(N, H, W)``, ``(N, H, W, 3)`` or ``(N, D, H, W)``.
+
+    Example:
+        >>> spatial_size((10, 64, 48, 3)), spatial_size((10, 16, 64, 48))
+        ((64, 48), (16, 64, 48))
+    """
+    return shape[1:-1] if len(shape) > 3 and shape[-1] == 3 else shape[1:]
 
 
 def rows_per_chunk(shape: tuple[int, ...]) -> int:
@@ -84,7 +94,7 @@ class Split:
     """The images of one split, usually memory-mapped.
 
     Attributes:
-        images: ``(N, H, W)`` grey or ``(N, H, W, 3)`` RGB, uint8.
+        images: ``(N, H, W)`` grey or ``(N, H, W, 3)`` RGB, uint8; ``(N, D, H, W)`` volumes.
         labels: ``(N,)`` int64 class index, or ``(N, K)`` 0/1 for multi-label sets; -1 is unknown.
         masks: ``(N, H, W)`` uint8 mask class, 0 is background, 255 is ignored; ``None`` without
             masks.
@@ -138,7 +148,8 @@ class Split:
     def batch(self, index: NDArray[np.int64]) -> Batch:
         """Gather the images at `index` (``(n,)`` int64) into a `Batch` of uint8 tensors."""
         images = torch.from_numpy(self.images[index])
-        images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        has_channels = images.ndim > 1 + len(spatial_size(self.images.shape))
+        images = images.movedim(-1, 1) if has_channels else images.unsqueeze(1)
         masks = None if self.masks is None else torch.from_numpy(self.masks[index]).long()
         has_mask = torch.from_numpy(self.known_masks[index])
         labels = torch.from_numpy(self.labels[index])
@@ -178,12 +189,22 @@ class ImageSet:
     @property
     def in_channels(self) -> int:
         """Channels of the images, 1 or 3."""
-        return 1 if self.train.images.ndim == 3 else self.train.images.shape[-1]
+        return 3 if self.train.images.ndim > 1 + self.dims else 1
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the images in pixels."""
-        return int(self.train.images.shape[1]), int(self.train.images.shape[2])
+    def size(self) -> tuple[int, ...]:
+        """Height and width of the images in pixels; depth, height and width of volumes."""
+        return spatial_size(self.train.images.shape)
+
+    @property
+    def dims(self) -> int:
+        """Spatial dimensions: 2 for images, 3 for volumes."""
+        return len(self.size)
+
+    def expect_images(self, use: str) -> None:
+        """Raise `ConfigError` for volumes, which `use` does not take."""
+        if self.dims == 3:
+            raise ConfigError(f"{use}: expected images, given volumes, {self.name}")
 
     def split(self, name: str) -> Split:
         """Return the split called `name` (``train``, ``val`` or ``test``)."""

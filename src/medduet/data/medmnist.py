@@ -1,4 +1,4 @@
-"""The index of the twelve MedMNIST 2D sets, from the `medmnist` package, without importing it.
+"""The index of the MedMNIST sets, from the `medmnist` package, without importing it.
 
 Importing `medmnist` takes seconds (torchvision, pandas, scikit-learn) and creates a folder in the
 home directory, so its ``info.py`` is parsed and only the literal ``INFO`` is read.
@@ -48,11 +48,11 @@ class MedMNISTInfo(NamedTuple):
 
 @remember
 def medmnist_sets() -> Mapping[str, MedMNISTInfo]:
-    """Return the MedMNIST 2D sets by flag.
+    """Return the MedMNIST sets by flag.
 
     Example:
         >>> sorted(medmnist_sets())[:3], len(medmnist_sets())
-        (['bloodmnist', 'breastmnist', 'chestmnist'], 12)
+        (['adrenalmnist3d', 'bloodmnist', 'breastmnist'], 18)
     """
     text = Path(str(distribution("medmnist").locate_file("medmnist/info.py"))).read_text("utf-8")
     entries = next(
@@ -68,10 +68,13 @@ def medmnist_sets() -> Mapping[str, MedMNISTInfo]:
             in_channels=entry["n_channels"],
             samples=tuple(entry["n_samples"][split] for split in ("train", "val", "test")),
             licence=entry["license"],
-            files={s: RemoteFile(entry[f"url{e}"], entry[f"MD5{e}"]) for s, e in endings.items()},
+            files={  # volumes are published at 28 and 64 only
+                size: RemoteFile(entry[f"url{end}"], entry[f"MD5{end}"])
+                for size, end in endings.items()
+                if f"url{end}" in entry
+            },
         )
         for flag, entry in entries.items()
-        if "url_224" in entry  # the 3D sets are published at 28 and 64 only
     }
 
 

@@ -20,6 +20,8 @@ MEDMNIST: dict[str, Modality] = {  # the first of a modality stands for it in `c
     "organsmnist": "ct",
     "retinamnist": "fundus",
 }
+MEDMNIST_3D: dict[str, Modality] = {"synapsemnist3d": "microscopy", "vesselmnist3d": "mri"}
+MEDMNIST_3D |= {f"{organ}mnist3d": "ct" for organ in ("adrenal", "fracture", "nodule", "organ")}
 # Gravity, the probe or the anatomy fix what is up; only what lies under a microscope or on the skin
 # has no upper side. Hue varies with stain, skin and lamp, and means nothing elsewhere.
 _WITHOUT_UPPER_SIDE = ("dermoscopy", "microscopy")
@@ -48,4 +50,5 @@ def allowed(modality: Modality, names: Iterable[str], channels: int = 3) -> Allo
 
 def known_modality(info: Mapping[str, Any], modality: Modality) -> Modality:
     """Return the modality; for ``"auto"`` that of the MedMNIST set that `info` names, if any."""
-    return MEDMNIST.get(info.get("medmnist", ""), "auto") if modality == "auto" else modality
+    known = MEDMNIST | MEDMNIST_3D
+    return known.get(info.get("medmnist", ""), "auto") if modality == "auto" else modality

@@ -2,8 +2,9 @@
 
 For each split of ``train``, ``val`` and ``test``:
 
-- ``{split}_images`` uint8 ``(N, H, W)`` or ``(N, H, W, 3)``; ``{split}_labels`` integer ``(N,)``,
-  ``(N, 1)``, or ``(N, K)`` of 0 and 1 for multi-label sets; -1 is unknown.
+- ``{split}_images`` uint8 ``(N, H, W)`` or ``(N, H, W, 3)``, or volumes ``(N, D, H, W)``, whose
+  masks have three sides, too; ``{split}_labels`` integer ``(N,)``, ``(N, 1)``, or ``(N, K)`` of 0
+  and 1 for multi-label sets; -1 is unknown.
 - ``{split}_masks`` (in MedSegBench ``{split}_label``) uint8 ``(N, H, W)``, of which 255 is read as
   1 where all are 0 or 255, and ignored where any mask has classes beside it or where there is
   ``ignored_mask``, ``[255]``; ``{split}_has_mask`` bool ``(N,)`` if some are unknown.
@@ -31,7 +32,7 @@ from numpy.lib.format import read_array_header_1_0, read_magic
 from numpy.typing import NDArray
 
 from medduet.data.cache import Progress, cache_folder, counted, file_digests
-from medduet.data.imageset import MAX_CLASSES, SPLITS, ImageSet, rows_per_chunk
+from medduet.data.imageset import MAX_CLASSES, SPLITS, ImageSet, rows_per_chunk, spatial_size
 from medduet.data.mask_values import IGNORE
 from medduet.data.pixels import resize_image, resize_mask
 from medduet.data.reading.core import MAX_FRAME_PIXELS
@@ -67,7 +68,7 @@ def open_npz(
     _, digest = file_digests(path, root, progress)
     unpack = partial(_unpack, path, root, digest, size, progress=progress)
     fields = open_store(stored(root, f"{digest}-{_FORMAT}-{size or 'own'}", unpack))
-    resized = size is not None and fields["info"]["original_size"] != [size, size]
+    resized = size is not None and {*fields["info"]["original_size"]} != {size}
     fields["info"] |= {"source": str(path), "sha256": digest}
     fingerprint = f"{digest}-{size}" if resized else digest
     return ImageSet(name=path.stem, **fields, fingerprint=fingerprint)
@@ -101,7 +102,7 @@ class _Archive(dict[str, NDArray[Any]]):
             raise DataError(f"{self.path}: {key}: expected {expected}, given {given}")
 
     def chunks(self, keys: list[str]) -> Iterator[NDArray[np.uint8]]:
-        """Yield images ``(n, H, W)`` or ``(n, H, W, 3)``, or masks, a few megabytes at once."""
+        """Yield images ``(n, ...)``, or masks, a few megabytes at once."""
         for key in keys:
             length, *tail = self[key].shape
             step = rows_per_chunk((length, *tail))
@@ -133,9 +134,9 @@ class _Archive(dict[str, NDArray[Any]]):
             self.need(size == stored_size, key, f"{size} bytes by its header", stored_size)
             self._members[key] = member
             if _PIXELS.fullmatch(key):
-                pixels, most = prod(shape[1:3]), MAX_FRAME_PIXELS
+                pixels, most = prod(spatial_size(shape)), MAX_FRAME_PIXELS
                 self.need(pixels <= most, key, f"at most {most} pixels per image", pixels)
-                shape = shape[:3] if shape[3:] == (1,) else shape
+                shape = shape[:-1] if len(shape) > 3 and shape[-1] == 1 else shape
                 self[key] = np.broadcast_to(np.zeros((), dtype), shape)
             else:
                 most = max(_MOST_ROWS, self.path.stat().st_size)
@@ -180,9 +181,10 @@ def _unpack(
     archive = _Archive(path)
     splits = _find_splits(archive)
     class_names, multi_label = _class_names(archive, splits)
-    original = splits["train"].shape[1:3]
-    sides = original if size is None else (size, size)
-    layers = [x.shape[0] * (prod(x.shape[3:]) + bool(x.masks)) for x in splits.values()]
+    original = spatial_size(splits["train"].shape)
+    sides = original if size is None else (size,) * len(original)
+    channels = splits["train"].shape[1 + len(original) :]
+    layers = [x.shape[0] * (prod(channels) + bool(x.masks)) for x in splits.values()]
     total = sum(layers) * prod(sides)
     check_room(folder, total)
     # Which values masks have, and which those with 255.
@@ -194,7 +196,7 @@ def _unpack(
                 pixels["masks"] = _known_masks(archive, split, used[name])
             for field, chunks in pixels.items():
                 resize = resize_image if field == "images" else resize_mask
-                tail = *sides, *(split.shape[3:] if field == "images" else ())
+                tail = *sides, *(channels if field == "images" else ())
                 with growing_array(folder / f"{name}_{field}.npy", tail) as append:
                     for chunk in chunks:
                         if sides != original:
@@ -229,13 +231,14 @@ def _unpack(
 def _known_masks(
     archive: _Archive, split: _Split, used: NDArray[np.bool_]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the masks in chunks ``(n, H, W)``, unknown ones all zero; note the values in `used`."""
+    """Yield the masks in chunks ``(n, ...)``, unknown ones all zero; note the values in `used`."""
     start, has_mask = 0, split.rows.get("has_mask")
     for masks in archive.chunks(split.masks):
         if has_mask is not None:
-            masks = masks * has_mask[start : start + len(masks), None, None]
+            known = has_mask[start : start + len(masks)]
+            masks = masks * known.reshape(-1, *[1] * (masks.ndim - 1))
         start += len(masks)
-        having = masks[(masks == IGNORED_MASK).any(axis=(1, 2))]
+        having = masks[(masks == IGNORED_MASK).reshape(len(masks), -1).any(axis=1)]
         used |= [np.bincount(some.ravel(), minlength=256) > 0 for some in (masks, having)]
         yield masks
 
@@ -259,11 +262,15 @@ def _find_splits(archive: _Archive) -> dict[str, _Split]:
         masks = [f"{split}_{mask_base}{end}" for end in endings] if mask_base else []
         for key in images:
             shape, dtype = archive[key].shape, archive[key].dtype
-            fits = dtype == "u1" and 0 not in shape[1:] and (len(shape) == 3 or shape[3:] == (3,))
-            archive.need(fits, key, "uint8 (N, H, W) or (N, H, W, 3)", f"{dtype} {shape}")
+            # A last axis of 2 or 4 has channels that are neither grey nor RGB.
+            fits = len(shape) == 3 or (len(shape) == 4 and shape[3] not in (2, 4))
+            fits = fits and dtype == "u1" and 0 not in shape[1:]
+            layouts = "uint8 (N, H, W) or (N, H, W, 3), or volumes (N, D, H, W)"
+            archive.need(fits, key, layouts, f"{dtype} {shape}")
             archive.need(shape[1:] == tail, key, f"images of {tail} as in train", shape[1:])
         for image_key, key in zip(images, masks, strict=bool(masks)):
-            shape, mask = archive[image_key].shape[:3], archive[key]
+            mask, shape = archive[key], archive[image_key].shape
+            shape = (shape[0], *spatial_size(shape))
             fits = mask.dtype in (np.uint8, np.bool_) and mask.shape == shape
             hint = "; class labels are called _labels" if mask_base == "label" else ""
             layout = f"{mask.dtype} {mask.shape}{hint}"

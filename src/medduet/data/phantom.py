@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from medduet.data.imageset import SPLITS, ImageSet, Split
+from medduet.data.phantom3d import draw_volume
 from medduet.errors import ConfigError
 
 CLASS_NAMES = ("normal", "smooth", "spiculated", "ring")
@@ -22,7 +23,11 @@ Floats = NDArray[np.float32]
 
 
 def phantom_images(
-    size: int = 64, count: int | tuple[int, int, int] = 500, channels: int = 1, seed: int = 0
+    size: int = 64,
+    count: int | tuple[int, int, int] = 500,
+    channels: int = 1,
+    seed: int = 0,
+    dims: int = 2,
 ) -> ImageSet:
     """Generate a set of phantoms of four balanced classes, with masks.
 
@@ -38,6 +43,7 @@ def phantom_images(
         count: images in train, val and test; or their total, which is split 70/10/20.
         channels: 1 for grey, 3 for RGB (a stained look, the same lesions).
         seed: the data seed; the same arguments give the same bytes.
+        dims: 3 for volumes, of one to three lesions of one kind, see `medduet.data.phantom3d`.
 
     Example:
         >>> images = phantom_images(size=32, count=20)
@@ -48,27 +54,29 @@ def phantom_images(
         counts = (count - count // 10 - count // 5, count // 10, count // 5)
     else:
         counts = count
-    if size < 16 or min(counts) < 1 or channels not in (1, 3) or seed < 0:
+    if size < 16 or min(counts) < 1 or channels not in (1, 3)[: 4 - dims] or seed < 0:
         raise ConfigError(
             "expected a size of at least 16, a count of at least 10, 1 or 3 channels and a seed of "
             f"at least 0 for phantoms, given {size}, {count}, {channels} and {seed}"
         )
-    digest = hashlib.sha256(f"phantom-1 {size} {counts} {channels} {seed}".encode())
+    name = {2: "phantom", 3: "phantom3d"}[dims]
+    digest = hashlib.sha256(f"{name}-1 {size} {counts} {channels} {seed}".encode())
     splits: dict[str, Any] = {}
-    for number, (name, length) in enumerate(zip(SPLITS, counts, strict=True)):
-        split = _split(length, size, channels, np.random.default_rng([seed, number]))
-        splits[name] = split
+    for number, (split_name, length) in enumerate(zip(SPLITS, counts, strict=True)):
+        rng = np.random.default_rng([seed, number])
+        split = _split(length, size, channels, rng) if dims == 2 else _volumes(length, size, rng)
+        splits[split_name] = split
         for array in (split.images, split.labels, split.masks):
             digest.update(np.asarray(array).tobytes())
     options = {"size": size, "count": list(counts), "channels": channels, "seed": seed}
     return ImageSet(
-        name="phantom",
+        name=name,
         **splits,
         class_names=CLASS_NAMES,
         mask_names=("background", "lesion"),
         multi_label=False,
         fingerprint=digest.hexdigest(),
-        info={"source": "phantom", **options, "licence": "MIT"},
+        info={"source": name, **options, "licence": "MIT"},
     )
 
 
@@ -82,6 +90,15 @@ def _split(length: int, size: int, channels: int, rng: np.random.Generator) -> S
         coloured = grey if channels == 1 else _stain(grey, rng)
         images[part] = np.rint(coloured * 255)
     return Split(images, labels, masks)
+
+
+def _volumes(length: int, size: int, rng: np.random.Generator) -> Split:
+    labels = rng.permutation(np.arange(length, dtype=np.int64) % len(CLASS_NAMES))
+    volumes, masks = np.empty((2, length, size, size, size), np.uint8)
+    for row, label in enumerate(labels):
+        volume, masks[row] = draw_volume(CLASS_NAMES[label], size, rng)
+        volumes[row] = np.rint(volume * 255)
+    return Split(volumes, labels, masks)
 
 
 class _Canvas:

@@ -10,23 +10,36 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medduet.types import IGNORED_MASK
+
 Pixel = TypeVar("Pixel", np.uint8, np.float32)
 
 
-def resize_image(image: NDArray[Pixel], height: int, width: int) -> NDArray[Pixel]:
-    """Resize an image, ``(H, W)`` or ``(H, W, 3)`` uint8, or ``(H, W)`` float32, bilinearly."""
+def resize_image(image: NDArray[Pixel], *sides: int) -> NDArray[Pixel]:
+    """Resize an image, ``(H, W)`` or ``(H, W, 3)`` uint8, or ``(H, W)`` float32, bilinearly.
+
+    Volumes ``(D, H, W)`` are resized slice by slice, then along the depth.
+    """
+    if len(sides) == 3:
+        slices = np.stack([resize_image(layer, *sides[1:]) for layer in image])
+        flat = slices.reshape(len(slices), sides[1] * sides[2])
+        return resize_image(flat, sides[0], flat.shape[1]).reshape(sides)
+    height, width = sides
     if image.shape[:2] == (height, width):
         return image
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def resize_mask(mask: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Resize a mask ``(..., H, W)`` to the nearest pixel centres, as ``nearest-exact`` of torch."""
-    rows, columns = (
+def resize_mask(mask: NDArray[Any], *sides: int) -> NDArray[Any]:
+    """Resize a mask ``(..., H, W)`` to the nearest pixel centres, as ``nearest-exact`` of torch.
+
+    Three `sides` are those of a volume ``(..., D, H, W)``.
+    """
+    places = [
         (2 * np.arange(new) + 1) * old // (2 * new)
-        for new, old in zip((height, width), mask.shape[-2:], strict=True)
-    )
-    return mask[..., rows[:, None], columns]
+        for new, old in zip(sides, mask.shape[-len(sides) :], strict=True)
+    ]
+    return mask[(..., *np.ix_(*places))]
 
 
 def side_that_keeps(mask: NDArray[Any], resized: NDArray[Any]) -> int:
@@ -43,6 +56,18 @@ def side_that_keeps(mask: NDArray[Any], resized: NDArray[Any]) -> int:
         rows, columns = np.nonzero(mask == number)
         side = max(side, -(-max(mask.shape) // (1 + min(np.ptp(rows), np.ptp(columns)))))
     return int(side)
+
+
+def shown_slices(volumes: NDArray[Any], masks: NDArray[Any] | None) -> tuple[NDArray[Any], ...]:
+    """Return rows and slices, by which to index ``(N, D, ...)``, of volumes in a figure.
+
+    That is the slice with most of the mask, and the middle one where there is none.
+    """
+    slices = np.full(len(volumes), volumes.shape[1] // 2)
+    if masks is not None:
+        area = ((masks > 0) & (masks != IGNORED_MASK)).sum(axis=(2, 3))
+        slices = np.where(area.any(axis=1), area.argmax(axis=1), slices)
+    return np.arange(len(volumes)), slices
 
 
 def to_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from medduet.data.tables import list_table
 from medduet.data.zarr_store import is_zarr, open_zarr
 from medduet.errors import ConfigError, DataError, MissingFileError, closest
 
+PHANTOMS = {"phantom": 2, "phantom3d": 3}  # with their spatial dimensions
 _FILES = "a folder or table of images"
 _ACCEPTED = "an .npz, a .zarr, a folder of images or a table of them (.csv)"
 
@@ -30,7 +31,7 @@ def open_images(
     """Open a set, downloading, unpacking or converting it at the first time.
 
     Args:
-        data: its settings; or its name alone: ``phantom``, a MedMNIST 2D flag such as
+        data: its settings; or its name alone: ``phantom``, ``phantom3d``, a MedMNIST flag such as
             ``bloodmnist``, the path of an ``.npz``, of a folder or of a table of images, or
             the folder or URL of a zarr store, which ends in ``.zarr``.
         progress: makes a progress bar from a description and a number of bytes; silent without.
@@ -54,19 +55,21 @@ def open_images(
     if not data.name:
         raise ConfigError(
             "no data given: add --data bloodmnist (or another of 'medduet datasets'), "
-            "--data FILE.npz, a folder of images, or phantom"
+            "--data FILE.npz, a folder of images, phantom or phantom3d"
         )
     kind, path, split = _kind(data), Path(data.name).expanduser(), None
     _check_options(data, kind)
     if kind == "zarr":
         return open_zarr(data)
-    if kind == "phantom":
+    if kind in PHANTOMS:
         settings = data.model_dump(include={"size", "count", "channels"}, exclude_none=True)
-        images = phantom_images(**settings, seed=data.seed)
+        images = phantom_images(**settings, seed=data.seed, dims=PHANTOMS[kind])
     elif kind == "MedMNIST":
         size, entry = data.size or data.medmnist_size or DEFAULT_SIZE, medmnist_sets()[data.name]
         nearest = next((side for side in entry.files if side >= size), max(entry.files))
         published: int = data.medmnist_size or nearest
+        if published not in entry.files:
+            raise ConfigError(f"{data.name} is published at {', '.join(map(str, entry.files))}")
         path = fetch_medmnist(data, published, progress)
         images = open_npz(path, size=size, cache=data.cache, progress=progress)
         index = {"medmnist": data.name, "task": entry.task, "licence": entry.licence}
@@ -92,8 +95,8 @@ def is_files(data: DataConfig) -> bool:
 
 def _kind(data: DataConfig) -> str:
     """Return what kind of set the name is of; an error with the closest names if of none."""
-    if data.name in ("phantom", *medmnist_sets()):
-        return "phantom" if data.name == "phantom" else "MedMNIST"
+    if data.name in (*PHANTOMS, *medmnist_sets()):
+        return data.name if data.name in PHANTOMS else "MedMNIST"
     if is_zarr(data.name) or data.name.lower().endswith(".npz"):
         return "zarr" if is_zarr(data.name) else "npz"
     if is_files(data):
@@ -102,7 +105,7 @@ def _kind(data: DataConfig) -> str:
         raise DataError(f"{data.name}: expected {_ACCEPTED}, given another kind of file")
     if "/" in data.name:
         raise MissingFileError(f"expected a data set at {data.name}, but there is no such path")
-    hint = closest(data.name, ["phantom", *medmnist_sets()], f"give the path of {_ACCEPTED}")
+    hint = closest(data.name, [*PHANTOMS, *medmnist_sets()], f"give the path of {_ACCEPTED}")
     raise ConfigError(f"unknown data set {data.name!r}: {hint}")
 
 
@@ -111,10 +114,10 @@ def _check_options(data: DataConfig, kind: str) -> None:
     kinds: dict[str, tuple[str, ...]] = dict.fromkeys(
         ("masks", "mask_values", "window", "skip_broken"), (_FILES,)
     )
-    kinds |= {"count": ("phantom",), "channels": ("phantom", _FILES)}
+    kinds |= {"count": (*PHANTOMS,), "channels": ("phantom", _FILES)}
     kinds |= {"medmnist_size": ("MedMNIST",)}
     if data.folds is None and data.split != "made":
-        kinds["seed"] = ("phantom", _FILES, "a split that is made")
+        kinds["seed"] = (*PHANTOMS, _FILES, "a split that is made")
     for name, expected in kinds.items():
         if getattr(data, name) and kind not in expected:
             raise ConfigError(f"{name} is for {' and '.join(expected)}, not for {data.name!r}")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from medduet.data.imageset import SPLITS, ImageSet, Split, iterate_chunks
 from medduet.errors import one_line
-from medduet.types import IGNORED_MASK, UNKNOWN_LABEL
+from medduet.types import IGNORED_MASK, KINDS, UNKNOWN_LABEL
 
 _MOST_CLASSES = 40
 _MOST_MASKS = 10_000  # of each split whose pixels are counted; of shards, only the first one's
@@ -24,11 +24,11 @@ def data_summary(images: ImageSet) -> list[str]:
         ('phantom: 20 images of 16 x 16, grey', ['images', '14', '2', '4'])
     """
     info, splits = images.info, [images.split(name) for name in SPLITS]
-    height, width = images.size
+    noun, size = KINDS[images.dims], " x ".join(map(str, images.size))
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in info.get("kinds", {}).items())
-    title = f"{images.name}: {sum(map(len, splits)):,} images of {height} x {width}, "
+    title = f"{images.name}: {sum(map(len, splits)):,} {noun} of {size}, "
     title += ("grey" if images.in_channels == 1 else "RGB") + f" (files: {kinds})" * bool(kinds)
-    rows: list[list[Any]] = [["", *SPLITS], ["images", *map(len, splits)]]
+    rows: list[list[Any]] = [["", *SPLITS], [noun, *map(len, splits)]]
     names = images.class_names[:_MOST_CLASSES]
     for k, name in enumerate(names):
         rows.append([f"  {one_line(name, 60)}", *(_with_label(x, k) for x in splits)])

@@ -223,6 +223,7 @@ def write_zarr(
 
     Train is dealt to shards at random; the same call continues where one was stopped.
     """
+    images.expect_images("medduet zarr")
     if not 0 < shard_mb <= 2000 or not is_zarr(out.name):
         raise ConfigError(
             f"expected --out NAME.zarr, --shard-mb up to 2000, given {out}, {shard_mb:g}"

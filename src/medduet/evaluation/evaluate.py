@@ -161,6 +161,7 @@ def _same_pool(images: ImageSet, path: Path) -> bool:
 def _check_fits(images: ImageSet, bundle: ModelBundle, path: Path) -> None:
     network, masks = bundle.config.network, bundle.layout.mask_classes
     for what, expected, actual in (
+        ("spatial dimensions", network.dims, images.dims),
         ("channels", network.in_channels, images.in_channels),
         ("classes", network.num_classes, len(images.class_names)),
         ("mask classes", masks, len(images.mask_names) or masks),

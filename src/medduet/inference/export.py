@@ -31,6 +31,7 @@ from medduet.inference.exported import CONFIG, FILE, FORMAT, BatchPrediction, Ex
 from medduet.inference.graph import NetworkGraph
 from medduet.runs.folder import RunFolder, is_run
 from medduet.runs.images import prepared_as
+from medduet.types import KINDS
 from medduet.utils.files import atomic_folder, write_json, write_text
 from medduet.utils.hub import bundle_folder
 from medduet.utils.parsing import sha256
@@ -40,7 +41,9 @@ Predict = Callable[[NDArray[np.uint8]], BatchPrediction]
 TOLERANCE = {"float32": 1e-3, "int8": 0.05}
 _BATCH = 4
 _RANGES = 128  # images from which the ranges of INT8 are taken
-_EXAMPLE = [75, 101]  # sides that need the network's padding, so that it is part of the graph
+# Sides that need the network's padding, so that it is part of the graph.
+_EXAMPLE = {2: [75, 101], 3: [37, 43, 51]}
+_SIDES = {2: ["height", "width"], 3: ["depth", "height", "width"]}
 _OPSET, _IR = 18, 8  # older than the exporter's defaults, for runtimes that are installed already
 
 
@@ -152,7 +155,7 @@ def _images(
     progress: Progress,
 ) -> ImageSet:
     """Return the images to compare on: `data`, or those of the run, or phantoms."""
-    channels = graph.preprocessing.channels
+    channels, dims = graph.preprocessing.channels, graph.network.dims
     if data is not None:
         images = open_images(prepared_as(data, graph.preprocessing), progress=progress)
     elif is_run(path):
@@ -161,10 +164,12 @@ def _images(
     elif precision == "int8":
         raise ConfigError(f"INT8 needs images, and {path} is a bundle: add --data NAME")
     else:
-        images = phantom_images(max(16, *graph.preprocessing.size), (1, 1, 32), channels)
-    if images.in_channels != channels or not len(images.test):
-        test = f"{len(images.test)} of {images.name} with {images.in_channels}"
-        raise ConfigError(f"expected test images with {channels} channel(s), given {test}")
+        size, count = max(16, *graph.preprocessing.size), 32 if dims == 2 else 8
+        images = phantom_images(size, (1, 1, count), channels, dims=dims)
+    if (images.dims, images.in_channels) != (dims, channels) or not len(images.test):
+        kind, test = KINDS[images.dims], f"{len(images.test)} of {images.name}"
+        expected = f"expected test {KINDS[dims]} with {channels} channel(s)"
+        raise ConfigError(f"{expected}, given {test}, {kind} with {images.in_channels}")
     return images
 
 
@@ -173,13 +178,14 @@ def _write_onnx(
 ) -> None:
     """Write the graph, for any number of images and, without a `size`, for images of any size."""
     onnx, _ = need("onnx"), need("onnxscript")
-    image = torch.zeros(2, graph.preprocessing.channels, *(size or _EXAMPLE), dtype=torch.uint8)
-    names = {0: "batch"} | ({} if size else {2: "height", 3: "width"})
-    dims = dict.fromkeys(names, torch.export.Dim.DYNAMIC)
+    dims, channels = graph.network.dims, graph.preprocessing.channels
+    image = torch.zeros(2, channels, *(size or _EXAMPLE[dims]), dtype=torch.uint8)
+    names = {0: "batch"} | ({} if size else dict(enumerate(_SIDES[dims], start=2)))
+    free = dict.fromkeys(names, torch.export.Dim.DYNAMIC)
     try:
         with _quiet():
             program: Any = torch.onnx.export(
-                torch.export.export(graph, (image,), dynamic_shapes=(dims,)),
+                torch.export.export(graph, (image,), dynamic_shapes=(free,)),
                 (),
                 input_names=["image"],
                 output_names=graph.outputs,
@@ -237,7 +243,8 @@ def _check(
     """Compare the exported network with torch, and once more on another size if it takes others."""
     trials = [(pixels, "--tolerance if that is good enough")]
     if precision != "int8" and model.export.size is None:
-        larger = np.pad(pixels[:2], [(0, 0), (0, 0), (0, 3), (0, 5)], mode="edge")
+        borders = [(0, 0), (0, 0), (0, 3), (0, 5), (0, 2)][: pixels.ndim]
+        larger = np.pad(pixels[:2], borders, mode="edge")
         trials.append((larger, "on images of another size: add --fixed-size"))
     gaps = []
     for images, hint in trials:

@@ -23,7 +23,7 @@ class BatchPrediction(NamedTuple):
 
     Attributes:
         probability: ``(N, K)`` float, 0 to 1, calibrated if the bundle is.
-        mask: ``(N, H, W)`` uint8 mask class, 0 is background.
+        mask: ``(N, H, W)`` uint8 mask class, 0 is background; ``D, H, W`` of volumes, as below.
         reconstruction: ``(N, C, H, W)`` float32 image, where 0 is black and 1 is white.
     """
 
@@ -98,12 +98,13 @@ class ExportedModel:
         self._run = lambda image: list(compiled.create_infer_request().infer(image).values())
 
     def __call__(self, image: NDArray[np.uint8]) -> BatchPrediction:
-        """Return the predictions for images ``(N, C, H, W)``, uint8; ModelError if others."""
+        """Return the predictions for images ``(N, C, ...)``, uint8; ModelError if others."""
         network, size, least = self.config.network, self.export.size, self.export.min_side
         sides = tuple(image.shape[2:])
-        fits = sides == tuple(size) if size else len(sides) == 2 and min(sides) >= least
+        fits = sides == tuple(size) if size else len(sides) == network.dims and min(sides) >= least
         if image.dtype != np.uint8 or image.shape[1:2] != (network.in_channels,) or not fits:
-            expected = f"{size[0]}, {size[1]}" if size else f"H >= {least}, W >= {least}"
+            free = [f"{side} >= {least}" for side in "DHW"[-network.dims :]]
+            expected = ", ".join(map(str, size or free))
             images = f"images (N, {network.in_channels}, {expected}) of uint8"
             raise ModelError(f"expected {images}, given {image.shape} of {image.dtype}")
         with self._errors():

@@ -69,11 +69,11 @@ def reconstruction_loss(
 
     With `hidden` ``(N, 1, H, W)`` bool it is that of the hidden pixels alone.
     """
-    loss = F.mse_loss(image, normalized, reduction="none")
+    loss, axes = F.mse_loss(image, normalized, reduction="none"), tuple(range(1, image.ndim))
     if hidden is None:
-        loss = loss.mean(dim=(1, 2, 3))
+        loss = loss.mean(dim=axes)
     else:
-        loss = (loss * hidden).sum(dim=(1, 2, 3)) / (hidden.sum(dim=(1, 2, 3)) * image.shape[1])
+        loss = (loss * hidden).sum(dim=axes) / (hidden.sum(dim=axes) * image.shape[1])
     return PerImage(loss, torch.ones_like(loss))
 
 

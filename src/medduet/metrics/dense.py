@@ -15,9 +15,9 @@ _SSIM_RADIUS, _RANGE = 5, 2.0
 def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     """Return the Dice score of every image and foreground class, ``2 |P and T| / (|P| + |T|)``.
 
-    NaN where both are empty; if only one of them is, 0. Masks are ``(N, H, W)`` integer classes, 0
-    is background; scores are ``(N, num_classes - 1)`` float64. Pixels that are 255 in the truth are
-    ignored.
+    NaN where both are empty; if only one of them is, 0. Masks are ``(N, H, W)``, or of volumes
+    ``(N, D, H, W)``, integer classes, 0 is background; scores are ``(N, num_classes - 1)`` float64.
+    Pixels that are 255 in the truth are ignored.
 
     Raises:
         DataError: for masks that are not integer, differ in shape or hold other values.
@@ -38,11 +38,14 @@ def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
 
 
 def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Return the 95% Hausdorff distance (MONAI), in pixels; NaN where either mask is empty."""
+    """Return the 95% Hausdorff distance (MONAI), in pixels; NaN where either mask is empty.
+
+    Of volumes it is in voxels, that is, for voxels that are cubes.
+    """
     from monai.metrics import compute_hausdorff_distance  # slow to import, and few need it
 
     predicted, truth = counted_masks(predicted, truth, num_classes)
-    classes = torch.arange(1, num_classes)[None, :, None, None]
+    classes = torch.arange(1, num_classes).reshape(1, -1, *[1] * (truth.ndim - 1))
     guess, real = (mask.detach().cpu()[:, None] == classes for mask in (predicted, truth))
     defined = guess.flatten(2).any(dim=2) & real.flatten(2).any(dim=2)
     distance = torch.full(defined.shape, float("nan"), dtype=torch.float64)
@@ -57,10 +60,10 @@ def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
 
 
 def reconstruction_errors(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Return how far each rebuilt image is from its target, both ``(N, C, H, W)``, -1 to 1.
+    """Return how far each rebuilt image is from its target, both ``(N, C, ...)``, -1 to 1.
 
     SSIM (doi:10.1109/TIP.2003.819861) has a Gaussian window of 11 pixels, or the largest that fits,
-    where it lies within the image.
+    where it lies within the image; of volumes it is the mean over the slices.
 
     Returns:
         ``mse``, ``psnr`` in dB (infinite for a perfect image) and ``ssim`` (NaN if a side is below
@@ -71,7 +74,7 @@ def reconstruction_errors(predicted: Tensor, target: Tensor) -> dict[str, Tensor
         >>> round(reconstruction_errors(target + 0.2, target)["psnr"].item(), 2)
         20.0
     """
-    _check_shapes(predicted, target, "(N, C, H, W)")
+    _check_shapes(predicted, target, "(N, C, H, W)", "(N, C, D, H, W)")
     guess, real = predicted.detach().float(), target.detach().float()
     mse = (guess - real).square().flatten(1).mean(dim=1)
     psnr = 10 * torch.log10(_RANGE**2 / mse)
@@ -79,15 +82,16 @@ def reconstruction_errors(predicted: Tensor, target: Tensor) -> dict[str, Tensor
     return {"mse": mse.cpu(), "psnr": psnr.cpu(), "ssim": ssim.cpu()}
 
 
-def _check_shapes(predicted: Tensor, truth: Tensor, shape: str) -> None:
-    if predicted.shape != truth.shape or predicted.ndim != len(shape.split()):
+def _check_shapes(predicted: Tensor, truth: Tensor, *shapes: str) -> None:
+    if predicted.shape != truth.shape or all(predicted.ndim != len(x.split()) for x in shapes):
         given = f"{tuple(predicted.shape)} and {tuple(truth.shape)}"
+        shape = " or ".join(shapes)
         raise DataError(f"expected predicted and true of one shape {shape}, given {given}")
 
 
 def counted_masks(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
     """Return both masks with background where the truth is ignored; raise as `dice_per_class`."""
-    _check_shapes(predicted, truth, "(N, H, W)")
+    _check_shapes(predicted, truth, "(N, H, W)", "(N, D, H, W)")
     ignored = (truth.long() == IGNORED_MASK) & (num_classes <= IGNORED_MASK)
     masks = predicted.masked_fill(ignored, 0), truth.masked_fill(ignored, 0)
     for mask in masks:
@@ -103,7 +107,7 @@ def _overlap(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor
     """Return ``(N, M)`` float64 pixel counts of ``P and T`` and of ``P`` plus ``T``."""
     predicted, truth = counted_masks(predicted, truth, num_classes)
     n, m = len(truth), num_classes
-    image = torch.arange(n, device=truth.device)[:, None, None]
+    image = torch.arange(n, device=truth.device).reshape(-1, *[1] * (truth.ndim - 1))
     cell = (image * m + truth.long()) * m + predicted.long()  # one-hot masks are 12 times slower
     table = torch.bincount(cell.flatten(), minlength=n * m * m).reshape(n, m, m).cpu().double()
     shared = table.diagonal(dim1=1, dim2=2)
@@ -111,6 +115,9 @@ def _overlap(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor
 
 
 def _ssim(predicted: Tensor, target: Tensor) -> Tensor:
+    if predicted.ndim == 5:
+        slices = (x.movedim(2, 1).flatten(0, 1) for x in (predicted, target))
+        return _ssim(*slices).reshape(len(predicted), -1).mean(dim=1)
     radius = min(_SSIM_RADIUS, (min(predicted.shape[-2:]) - 1) // 2)
     if radius < 1 or not len(predicted):
         return torch.full((len(predicted),), float("nan"))

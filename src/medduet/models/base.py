@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,14 +17,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from medduet.errors import ModelError
-from medduet.types import Outputs
+from medduet.types import KINDS, Outputs
 
 
 class Normalize(nn.Module):
     """Scale uint8 images to [0, 1], then subtract the mean and divide by the standard deviation.
 
-    Takes ``(N, C, H, W)``, uint8 or float in [0, 1]; gives the same shape as float. Mean and
-    deviation are 0.5 until `set` is called.
+    Takes ``(N, C, H, W)``, or of volumes ``(N, C, D, H, W)``, uint8 or float in [0, 1]; gives the
+    same shape as float. Mean and deviation are 0.5 until `set` is called.
     """
 
     mean: Tensor
@@ -31,18 +32,18 @@ class Normalize(nn.Module):
     memory_format: torch.memory_format | None = None
     """That of the network's feature maps, which follow their input; ``None`` leaves it as it is."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dims: int = 2) -> None:
         super().__init__()
-        self.channels = channels
-        self.register_buffer("mean", torch.full((1, channels, 1, 1), 0.5))
-        self.register_buffer("std", torch.full((1, channels, 1, 1), 0.5))
+        self.channels, self.dims = channels, dims
+        self.register_buffer("mean", torch.full((1, channels, *[1] * dims), 0.5))
+        self.register_buffer("std", torch.full((1, channels, *[1] * dims), 0.5))
 
     def set(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Set mean and deviation per channel; their mean, if the number of channels differs."""
         for buffer, values in ((self.mean, mean), (self.std, std)):
             fits = len(values) == self.channels
             value = torch.tensor(values if fits else [sum(values) / len(values)])
-            buffer.copy_(value.reshape(1, -1, 1, 1))
+            buffer.copy_(value.reshape(1, -1, *buffer.shape[2:]))
 
     def invert(self, normalized: Tensor) -> Tensor:
         """Return normalised images ``(N, C, H, W)`` as they were, in [0, 1]."""
@@ -50,9 +51,10 @@ class Normalize(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the normalised images."""
-        if image.ndim != 4 or image.shape[1] != self.channels:
+        if image.ndim != 2 + self.dims or image.shape[1] != self.channels:
+            kind, sides = KINDS[self.dims], ", ".join("DHW"[-self.dims :])
             raise ModelError(
-                f"expected images of shape (N, {self.channels}, H, W), given "
+                f"expected {kind} of shape (N, {self.channels}, {sides}), given "
                 f"{tuple(image.shape)}: the network was built for {self.channels} channel(s)"
             )
         image = self.arranged(image)
@@ -62,13 +64,14 @@ class Normalize(nn.Module):
         return image.to(self.mean.dtype).div_(255).sub_(self.mean).div_(self.std)
 
     def arranged(self, image: Tensor) -> Tensor:
-        """Return images ``(N, C, H, W)`` in the memory format that was set."""
+        """Return images ``(N, C, ...)`` in the memory format that was set."""
         if self.memory_format is None:
             return image
-        _, channels, height, width = image.shape
+        _, channels, *sides = image.shape
         if channels == 1:  # both formats are the same bytes, and torch goes by the strides
-            step = 1 if self.memory_format == torch.channels_last else height * width
-            return image.contiguous().as_strided(image.shape, (height * width, step, width, 1))
+            pixels, *steps = (prod(sides[axis:]) for axis in range(len(sides) + 1))
+            step = pixels if self.memory_format == torch.contiguous_format else 1
+            return image.contiguous().as_strided(image.shape, (pixels, step, *steps))
         return image.contiguous(memory_format=self.memory_format)
 
 
@@ -90,12 +93,17 @@ class DuetNetwork(nn.Module, ABC):
     _encoder_is_frozen = False
 
     @property
+    def dims(self) -> int:
+        """Spatial dimensions of what it takes: 2 for images, 3 for volumes."""
+        return self.normalize.dims
+
+    @property
     def classifier(self) -> nn.Module | None:
         """The last layer of the class head; ``None`` without one, or if it has several."""
         return None
 
     def classify(self, image: Tensor) -> Tensor:
-        """Return the `class_logits` ``(N, K)`` of ``(N, C, H, W)`` images; no decoder is run."""
+        """Return the `class_logits` ``(N, K)`` of ``(N, C, ...)`` images; no decoder is run."""
         class_logits = self._classify(image)
         if class_logits is None:
             raise ModelError(
@@ -177,14 +185,14 @@ class NumbersOnCPU(TorchFunctionMode):
 
 
 def trace(
-    network: DuetNetwork, n: int, height: int, width: int, training: bool = False
+    network: DuetNetwork, n: int, *sides: int, training: bool = False
 ) -> tuple[Outputs, list[Tensor]]:
     """Run `network` on n images of torch's ``meta``; also return its parameters there."""
     state = {
         name: torch.empty_like(value, device="meta", requires_grad=value.requires_grad)
         for name, value in [*network.named_parameters(), *network.named_buffers()]
     }
-    image = torch.zeros(n, network.normalize.channels, height, width, device="meta")
+    image = torch.zeros(n, network.normalize.channels, *sides, device="meta")
     was_training = network.training
     network.train(training)
     try:
@@ -194,10 +202,10 @@ def trace(
     return outputs, [state[name] for name, _ in network.named_parameters()]
 
 
-def trains_on_one(network: DuetNetwork, height: int, width: int) -> bool:
+def trains_on_one(network: DuetNetwork, *sides: int) -> bool:
     """Return whether batch normalisation is defined for one image: no map has a single pixel."""
     try:
-        trace(network, 1, height, width, training=True)
+        trace(network, 1, *sides, training=True)
     except ValueError:
         return False
     return True
@@ -219,15 +227,16 @@ def freeze_unused(network: DuetNetwork, side: int) -> None:
             parameter.requires_grad_(False)
 
 
-def check_takes(network: DuetNetwork, height: int, width: int) -> None:
-    """Raise `ModelError` if `network` does not take images of ``height x width`` pixels."""
+def check_takes(network: DuetNetwork, *sides: int) -> None:
+    """Raise `ModelError` if `network` does not take images, or volumes, of these sides."""
     try:
         with torch.no_grad():
-            trace(network, 2, height, width)
+            trace(network, 2, *sides)
     except (AssertionError, RuntimeError) as error:
         raise ModelError(
-            f"{network.arguments['name']} does not take images of {height} x {width} pixels: "
-            f"{' '.join(str(error).split())}; give another --size, or another --model"
+            f"{network.arguments['name']} does not take {KINDS[len(sides)]} of "
+            f"{' x '.join(map(str, sides))} pixels: {' '.join(str(error).split())}; give another "
+            "--size, or another --model"
         ) from error
 
 
@@ -240,10 +249,10 @@ class Cost(NamedTuple):
     gmacs_alone: float
 
 
-def network_cost(network: DuetNetwork, height: int, width: int) -> Cost:
-    """Return the cost of `network` for one image of ``height x width`` pixels."""
+def network_cost(network: DuetNetwork, *sides: int) -> Cost:
+    """Return the cost of `network` for one image, or volume, of these sides."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        trace(network, 1, height, width)
+        trace(network, 1, *sides)
     decoder, root = set(network.decoder_modules), type(network).__name__
     names = [f"{root}.{name}" for name, module in network.named_modules() if module in decoder]
     flops, counts = counter.get_total_flops(), counter.get_flop_counts()

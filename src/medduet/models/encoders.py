@@ -114,12 +114,11 @@ class TimmNetwork(DuetNetwork):
         """Return the scores of both heads."""
         if not self.decoder_modules:
             return self._outputs(self._classify(image), None)
-        height, width = image.shape[-2:]
         x = self._padded(image)
         deep, maps = self.encoder.forward_intermediates(x, indices=self.indices)
         class_logits = self.encoder.forward_head(deep) if self.has_class_head else None
         dense = self.dense_head(self.decoder(self._levels(x, maps)))
-        return self._outputs(class_logits, dense[..., :height, :width])
+        return self._outputs(class_logits, dense[(..., *map(slice, image.shape[2:]))])
 
     def _padded(self, image: Tensor) -> Tensor:
         return pad_to(self.normalize(image), self.multiple, self.min_padded)
@@ -136,7 +135,7 @@ class TimmNetwork(DuetNetwork):
                 maps[part] = F.interpolate(maps[part], size=size, mode="bilinear")
         levels, skips = [x], dict(zip(self.skip_strides, maps, strict=True))
         for stride in self.strides:
-            sides = [round_up(side, stride) // stride for side in x.shape[-2:]]
+            sides = [round_up(side, stride) // stride for side in x.shape[2:]]
             levels.append(skips.get(stride, x.new_zeros(x.shape[0], 0, *sides)))
         return levels
 
@@ -188,10 +187,9 @@ class SmpNetwork(DuetNetwork):
         """Return the scores of both heads."""
         if not self.decoder_modules:
             return self._outputs(self._classify(image), None)
-        height, width = image.shape[-2:]
         outputs = self.model(pad_to(self.normalize(image), self.multiple))
         dense, class_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
-        return self._outputs(class_logits, dense[..., :height, :width])
+        return self._outputs(class_logits, dense[(..., *map(slice, image.shape[2:]))])
 
     def _classify(self, image: Tensor) -> Tensor | None:
         if self.model.classification_head is None:
@@ -211,14 +209,15 @@ def _start_quiet(classifier: nn.Module | None) -> None:
 
 
 def pad_to(x: Tensor, multiple: int, at_least: int = 1) -> Tensor:
-    """Pad ``(N, C, H, W)`` with zeros at the right and bottom."""
+    """Pad ``(N, C, ...)`` with zeros at the end of each side."""
     # torch.export follows sizes through sym_max, not through max.
-    sides: list[Any] = [torch.sym_max(side, at_least) for side in x.shape[-2:]]
-    height, width = (round_up(side, multiple) for side in sides)
+    sides: list[Any] = [torch.sym_max(side, at_least) for side in x.shape[2:]]
+    sides = [round_up(side, multiple) for side in sides]
     # An exported network is for every size, whether the one that it is made with fits or not.
-    if not torch.compiler.is_exporting() and (height, width) == tuple(x.shape[-2:]):
+    if not torch.compiler.is_exporting() and sides == list(x.shape[2:]):
         return x
-    return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+    missing = [new - old for new, old in zip(sides, x.shape[2:], strict=True)]
+    return F.pad(x, [rows for last in reversed(missing) for rows in (0, last)])
 
 
 def round_up(side: int, multiple: int) -> int:

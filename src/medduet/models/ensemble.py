@@ -17,7 +17,7 @@ from medduet.models.registry import create_model
 from medduet.types import Outputs
 
 MAX_MEMBERS = 64
-_SHARED = ("in_channels", "num_classes", "dense_channels")
+_SHARED = ("in_channels", "num_classes", "dense_channels", "dims")
 _TURNS = {"none": 1, "flip": 1, "flips": 2, "turns": 4}
 
 
@@ -28,7 +28,8 @@ class Ensemble(DuetNetwork):
     `class_logits` is the mean of the members', and so for the mask at each pixel, whose scores are
     the first `mask_channels` of the dense ones. Reconstructions are averaged as images. Views are
     ``"none"``, ``"flip"`` (left and right exchanged, 2 views), ``"flips"`` (upside down, too, 4) or
-    ``"turns"`` (by 90 degrees, too, 8); dense outputs are turned back first.
+    ``"turns"`` (by 90 degrees, too, 8), of volumes slice by slice; dense outputs are turned back
+    first.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Ensemble(DuetNetwork):
         self.members, self._networks = nn.ModuleList(members), list(members)
         self.encoder_modules = [part for member in members for part in member.encoder_modules]
         self.decoder_modules = [part for member in members for part in member.decoder_modules]
-        self.normalize = Normalize(sizes[0]["in_channels"])
+        self.normalize = Normalize(sizes[0]["in_channels"], members[0].dims)
         self.normalize.load_state_dict(members[0].normalize.state_dict())
         self.multi_label, self.mask_channels = multi_label, mask_channels
         flips = (False,) if test_time == "none" else (False, True)
@@ -84,7 +85,7 @@ class Ensemble(DuetNetwork):
                 if scores is not None:
                     class_logits.append(scores)
                 if dense is not None:
-                    dense = torch.rot90(_mirrored(dense, mirrored), -quarters, (2, 3))
+                    dense = torch.rot90(_mirrored(dense, mirrored), -quarters, (-2, -1))
                     masks.append(dense[:, : self.mask_channels])
                     if dense.shape[1] > self.mask_channels:
                         images.append(member.normalize.invert(dense[:, self.mask_channels :]))
@@ -108,11 +109,11 @@ class Ensemble(DuetNetwork):
 
     def _view(self, image: Tensor, quarters: int, mirrored: bool) -> Tensor:
         """Return a view in the memory format that was set for the ensemble, not for its members."""
-        return self.normalize.arranged(_mirrored(torch.rot90(image, quarters, (2, 3)), mirrored))
+        return self.normalize.arranged(_mirrored(torch.rot90(image, quarters, (-2, -1)), mirrored))
 
 
 def _mirrored(image: Tensor, mirrored: bool) -> Tensor:
-    return image.flip(3) if mirrored else image
+    return image.flip(-1) if mirrored else image
 
 
 def _mean_scores(scores: Sequence[Tensor], sigmoid: bool) -> Tensor:

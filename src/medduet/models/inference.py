@@ -70,16 +70,17 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 def prepare_network(
-    network: DuetNetwork, device: torch.device, size: tuple[int, int], precision: str = "32-true"
+    network: DuetNetwork, device: torch.device, size: tuple[int, ...], precision: str = "32-true"
 ) -> str:
     """Bring a network to a device, in evaluation mode, and return the memory format chosen.
 
-    For images of `size` (height, width); `precision` is called as Lightning calls it.
+    For images of `size`, such as (height, width); `precision` is called as Lightning calls it.
     """
     network.to(device).eval()
     chosen = best_memory_format(device.type, precision, max(size))
-    last = chosen == "channels_last"
-    network.normalize.memory_format = torch.channels_last if last else torch.contiguous_format
+    last = torch.channels_last if len(size) == 2 else torch.channels_last_3d
+    is_last = chosen == "channels_last"
+    network.normalize.memory_format = last if is_last else torch.contiguous_format
     if device.type == "cpu":
         keep_freed_memory()
     return chosen

@@ -21,6 +21,7 @@ from medduet.models.blocks import (
 )
 from medduet.models.inception import dense_inception_unet
 from medduet.models.unet import Sharpen, UNet, Upsampling
+from medduet.types import KINDS
 
 TASK_PAPER = "Li, Li, Ting: A Study of Multi-Task Learning Using a VoVNet-OSA Block Enhanced U-Net"
 _PARTS = {"block", "stem", "pool", "enlarge", "skip", "head"}
@@ -162,6 +163,7 @@ def create_model(
     in_channels: int,
     num_classes: int,
     dense_channels: int = 0,
+    dims: int = 2,
     ordinal: bool = False,
     pretrained: bool = False,
     **options: Any,
@@ -173,6 +175,7 @@ def create_model(
         in_channels: channels C of the images.
         num_classes: classes K of the class head; 0 for none.
         dense_channels: channels D of the dense head; 0 for none, then the decoder is not built.
+        dims: 2 for images; 3 for volumes, ``(N, C, D, H, W)``, see `medduet.models.volumes`.
         ordinal: whether classes are grades in their order, as in CORN.
         pretrained: fetch the encoder's weights (timm, smp), and normalise as they expect.
         **options: for U-Nets ``width`` and ``upsampling``, for timm and smp ``dropout``, for
@@ -201,8 +204,11 @@ def create_model(
             f"{name} has no pretrained weights: leave --model.pretrained out, or choose a network "
             "with a licence of weights in 'medduet models'"
         )
+    if dims not in KINDS or (pretrained and dims == 3):
+        expected = "expected dims of 2, or of 3 without --model.pretrained (weights are for images)"
+        raise ModelError(f"{expected}, given {dims}")
     heads = {"num_classes": num_classes, "dense_channels": dense_channels}
-    sizes = {"in_channels": in_channels, **heads}
+    sizes = {"in_channels": in_channels, **heads, "dims": dims}
     weights = {"pretrained": True} if pretrained else {}
     try:
         least = min(in_channels, options.get("width", 1), max(heads.values()))
@@ -222,6 +228,10 @@ def create_model(
         ) from error
     network.ordinal = ordinal
     network.arguments = {"name": name, **sizes, **options} | ({"ordinal": True} if ordinal else {})
+    if dims == 3:
+        from medduet.models.volumes import turn_into_3d  # slow to import
+
+        turn_into_3d(network)
     return network
 
 

@@ -10,12 +10,12 @@ from torch.nn import functional as F
 from medduet.errors import ModelError, closest
 from medduet.models.base import DuetNetwork, Normalize
 from medduet.models.blocks import Block, double_conv
-from medduet.types import Outputs
+from medduet.types import KINDS, Outputs
 
 Upsampling = Literal["transpose", "bilinear"]
 LEVELS = 4
 MIN_SIDE = 2**LEVELS
-"""The smallest height and width in pixels that a U-Net takes."""
+"""The smallest side in pixels that a U-Net takes."""
 Enlarge = Callable[[int, int, Upsampling], nn.Module]
 """Builds what doubles height and width: channels in, channels out, how."""
 
@@ -53,9 +53,9 @@ class Sharpen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sharpened map."""
-        channels = x.shape[1]
-        kernel = self.kernel.to(x.dtype).expand(channels, 1, 3, 3)
-        return F.conv2d(x, kernel, padding=1, groups=channels)
+        channels, convolve = x.shape[1], F.conv2d if x.ndim == 4 else F.conv3d
+        kernel = self.kernel.to(x.dtype).expand(channels, *self.kernel.shape[1:])
+        return convolve(x, kernel, padding=1, groups=channels)
 
 
 class Up(nn.Module):
@@ -82,11 +82,11 @@ class Up(nn.Module):
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Return the map of this level."""
         deep = self.upsample(deep)
-        rows, columns = skip.shape[-2] - deep.shape[-2], skip.shape[-1] - deep.shape[-1]
-        if max(abs(rows), abs(columns)) > 1:
+        missing = [new - old for new, old in zip(skip.shape[2:], deep.shape[2:], strict=True)]
+        if max(abs(rows) for rows in missing) > 1:
             deep = _resize(deep, skip)
         else:
-            deep = F.pad(deep, (0, columns, 0, rows))
+            deep = F.pad(deep, [rows for last in reversed(missing) for rows in (0, last)])
         fused: Tensor = self.block(torch.cat([self.skip(skip), deep], dim=1))
         return fused
 
@@ -164,16 +164,17 @@ class UNet(DuetNetwork):
             for up in self.up:
                 dense = up(dense, maps.pop())
             dense = self.dense_head(dense)
-            if dense.shape[-2:] != image.shape[-2:]:
+            if dense.shape[2:] != image.shape[2:]:
                 dense = _resize(dense, image)
         return self._outputs(class_logits, dense)
 
     def _encode(self, image: Tensor) -> list[Tensor]:
-        height, width = image.shape[-2:]
-        if height < MIN_SIDE or width < MIN_SIDE:
+        sides = image.shape[2:]
+        if any(side < MIN_SIDE for side in sides):
+            least, given = (" x ".join(map(str, x)) for x in ([MIN_SIDE] * len(sides), sides))
             raise ModelError(
-                f"expected images of at least {MIN_SIDE} x {MIN_SIDE} pixels, but got "
-                f"{height} x {width}: resize them (--size {MIN_SIDE} or more)"
+                f"expected {KINDS[len(sides)]} of at least {least} pixels, but got {given}: resize "
+                f"them (--size {MIN_SIDE} or more)"
             )
         maps = [self.stem(self.normalize(image))]
         for down in self.down:
@@ -181,11 +182,13 @@ class UNet(DuetNetwork):
         return maps
 
     def _class_scores(self, deepest: Tensor) -> Tensor | None:
-        return None if self.class_head is None else self.class_head(deepest.mean(dim=(2, 3)))
+        sides = tuple(range(2, deepest.ndim))
+        return None if self.class_head is None else self.class_head(deepest.mean(dim=sides))
 
     def _classify(self, image: Tensor) -> Tensor | None:
         return self._class_scores(self._encode(image)[-1])
 
 
 def _resize(x: Tensor, like: Tensor) -> Tensor:
-    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+    mode = "bilinear" if x.ndim == 4 else "trilinear"
+    return F.interpolate(x, size=like.shape[2:], mode=mode, align_corners=False)

@@ -11,6 +11,7 @@ from medduet.config import Augment, DataConfig
 from medduet.data.audit.findings import label_texts
 from medduet.data.augment import build_augmentation
 from medduet.data.cache import Progress
+from medduet.data.pixels import shown_slices
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError
 from medduet.reports.image_grid import UNKNOWN_MASK, Panel, image_grid
@@ -76,7 +77,11 @@ def _panel(caption: str, batch: Batch) -> Panel:
     image, masks = batch.image, None
     if image.is_floating_point():
         image = (image * 255).round().to(torch.uint8)
-    pixels = image[:, 0] if image.shape[1] == 1 else image.permute(0, 2, 3, 1)
+    pixels = (image[:, 0] if image.shape[1] == 1 else image.movedim(1, -1)).numpy()
     if batch.mask is not None:
-        masks = torch.where(batch.has_mask[:, None, None], batch.mask, UNKNOWN_MASK).numpy()
-    return Panel(caption, pixels.numpy(), masks)
+        has_mask = batch.has_mask.reshape(-1, *[1] * (batch.mask.ndim - 1))
+        masks = torch.where(has_mask, batch.mask, UNKNOWN_MASK).numpy()
+    if image.ndim == 5:
+        places = shown_slices(pixels, masks)
+        pixels, masks = pixels[places], None if masks is None else masks[places]
+    return Panel(caption, pixels, masks)

@@ -36,6 +36,7 @@ class NetworkArguments(_Open):
     in_channels: Count
     num_classes: Count
     dense_channels: Count = 0
+    dims: Literal[2, 3] = 2
     ordinal: bool = False
 
 
@@ -49,14 +50,19 @@ class Layout(_Strict):
 class Preprocessing(_Open):
     """How images become the network's input, see `medduet.data.reading.core.ReadOptions`."""
 
-    size: list[Side] = Field(min_length=2, max_length=2, strict=False)
+    size: list[Side] = Field(min_length=2, max_length=3, strict=False)
     channels: Literal[1, 3]
     fit: Fit = "stretch"
     window: list[Finite] | None = Field(None, min_length=2, max_length=2, strict=False)
 
     @property
     def options(self) -> ReadOptions:
-        """What files are read to."""
+        """What files are read to; `ModelError` if that is not images."""
+        if len(self.size) == 3:
+            raise ModelError(
+                "expected a network for images, given one for volumes: they are read "
+                "from an .npz, see medduet evaluate"
+            )
         window = None if self.window is None else (self.window[0], self.window[1])
         return ReadOptions((self.size[0], self.size[1]), self.fit, self.channels, window)
 
@@ -72,11 +78,11 @@ class DataRecord(_Open):
 
 
 class Export(_Open):
-    """An exported network; `size` is that of images, height and width, if it takes no other."""
+    """An exported network; `size` is that of images, such as height and width, if it is fixed."""
 
     precision: Literal["float32", "int8"]
     outputs: list[Literal["probability", "mask", "reconstruction"]] = Field(min_length=1)
-    size: list[Side] | None = Field(None, min_length=2, max_length=2)
+    size: list[Side] | None = Field(None, min_length=2, max_length=3)
     min_side: Count = 1
     sha256: str
 
@@ -113,6 +119,7 @@ class BundleConfig(_Strict):
         counts: list[tuple[str, int, int]] = []  # of what, how many, and how many there should be
         if self.preprocessing is not None:
             counts.append(("channels", self.preprocessing.channels, network.in_channels))
+            counts.append(("sides of the size", len(self.preprocessing.size), network.dims))
         if layout is not None:  # else the outputs have no names either
             dense = DenseLayout(layout.mask_classes, layout.image_channels).channels
             counts.append(("dense channels of the layout", dense, network.dense_channels))

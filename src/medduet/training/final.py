@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from medduet.data.imageset import ImageSet, Split
+from medduet.data.pixels import shown_slices
 from medduet.errors import DataError
 from medduet.metrics.inputs import one_vs_rest
 from medduet.models.base import DuetNetwork, Features
@@ -171,7 +172,10 @@ def choose_samples(
 def write_samples(
     folder: RunFolder, network: DuetNetwork, data: ImageSet, layout: DenseLayout
 ) -> None:
-    """Write ``samples.npz`` of the test split, from which figures redraw without the data."""
+    """Write ``samples.npz`` of the test split, from which figures redraw without the data.
+
+    Of volumes it has one slice each, see `shown_slices`.
+    """
     index = choose_samples(data.test.labels, len(data.class_names))
     batch = data.test.batch(index)
     network.eval()
@@ -185,7 +189,10 @@ def write_samples(
         arrays["has_mask"] = batch.has_mask.numpy()
     if predicted.reconstruction is not None:
         scaled = predicted.reconstruction.cpu().clamp(0, 1) * 255
-        image = scaled.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        image = scaled.round().to(torch.uint8).movedim(1, -1).numpy()
         arrays["reconstructions"] = image[..., 0] if image.shape[-1] == 1 else image
+    if data.dims == 3:
+        places = shown_slices(arrays["images"], arrays.get("truth_masks"))
+        arrays = {name: x[places] if x.ndim > 1 else x for name, x in arrays.items()}
     with atomic_path(folder.samples) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)

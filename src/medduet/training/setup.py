@@ -112,6 +112,7 @@ def build_network(
             in_channels=data.in_channels,
             num_classes=len(data.class_names) if "classify" in config.objective.tasks else 0,
             dense_channels=layout.channels,
+            dims=data.dims,
             ordinal=config.objective.ordinal,
             pretrained=model.pretrained and fresh,
             **model.options(),

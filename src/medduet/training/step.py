@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
+from math import prod
 from operator import itemgetter
 
 import torch
@@ -137,9 +138,10 @@ def hide(image: Tensor, ratio: float) -> tuple[Tensor, Tensor | None]:
     """
     if not ratio:
         return image, None
-    order = torch.rand(len(image), _PATCHES**2).argsort(dim=1).argsort(dim=1)
-    patches = (order < max(1, round(ratio * _PATCHES**2))).view(-1, 1, _PATCHES, _PATCHES)
-    hidden = interpolate(patches.float(), size=image.shape[-2:]).to(image.device) > 0
+    grid = [_PATCHES] * (image.ndim - 2)
+    order = torch.rand(len(image), prod(grid)).argsort(dim=1).argsort(dim=1)
+    patches = (order < max(1, round(ratio * prod(grid)))).view(-1, 1, *grid)
+    hidden = interpolate(patches.float(), size=image.shape[2:]).to(image.device) > 0
     grey = 127 if image.dtype == torch.uint8 else 0.5
     return image.masked_fill(hidden, grey), hidden
 

@@ -76,7 +76,7 @@ def predict_split(
     was_training, processes = network.training, fabric.world_size
     network.eval()
     if batch_size is None:
-        batch_size = processes * evaluation_batch_size(fabric.device.type, *split.images.shape[1:3])
+        batch_size = processes * evaluation_batch_size(fabric.device.type, *data.size)
     share = evaluation_batches(
         len(split), batch_size, rank=fabric.global_rank, world_size=processes
     )
@@ -144,7 +144,7 @@ def _dense_scores(
         if thorough:
             values["hd95"] = metrics.hd95_per_class(guess, truth, classes)
         for name, mask in (("truth_pixels", truth), ("predicted_pixels", guess)):
-            counts = [(mask == label).sum(dim=(1, 2)) for label in range(1, classes)]
+            counts = [(mask == label).flatten(1).sum(dim=1) for label in range(1, classes)]
             values[name] = torch.stack(counts, dim=1)
     if predicted.reconstruction is not None:
         # Whatever the network normalises with, errors are on the paper's scale of -1 to 1.
@@ -153,7 +153,7 @@ def _dense_scores(
         if thorough:
             values |= metrics.reconstruction_errors(image, target)
         else:
-            values["mse"] = (image - target).square().mean(dim=(1, 2, 3))
+            values["mse"] = (image - target).square().mean(dim=tuple(range(1, image.ndim)))
     return values
 
 

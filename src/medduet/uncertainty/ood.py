@@ -63,8 +63,13 @@ _STRANGERS = ConfigDict(strict=True, extra="forbid", frozen=True)  # who wrote a
 def statistics(image: NDArray[np.uint8]) -> Array:
     """Return simple statistics ``(N, S)`` of images ``(N, C, H, W)`` as the network takes them.
 
-    Brightness, contrast, black and white, differences of neighbours, halves and centre, colour.
+    Brightness, contrast, black and white, differences of neighbours, halves and centre, colour. Of
+    volumes ``(N, C, D, H, W)`` it is the mean over the slices.
     """
+    if image.ndim == 5:
+        slices = np.moveaxis(image, 2, 1)
+        of_slices = statistics(slices.reshape(-1, *slices.shape[2:]))
+        return np.asarray(of_slices.reshape(*slices.shape[:2], -1).mean(axis=1))
     if min(image.shape[2:]) < _SMALLEST_SIDE:
         image = image.repeat(_SMALLEST_SIDE, axis=2).repeat(_SMALLEST_SIDE, axis=3)
     pixels = image.astype(np.float64) / 255

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import re
 from contextlib import suppress
+from math import prod
 from typing import TYPE_CHECKING, Literal
 
 from medduet.config import DEVICE
@@ -62,10 +63,10 @@ def best_memory_format(
     return "channels_last" if last else "contiguous"
 
 
-def evaluation_batch_size(kind: str, height: int, width: int) -> int:
+def evaluation_batch_size(kind: str, *sides: int) -> int:
     """Return how many images of that size are evaluated at a time: 16 of 224 pixels on a CPU."""
     pixels, most = (128 * 224**2, 2048) if kind == "cuda" else (16 * 224**2, 256)
-    return max(1, min(most, pixels // (height * width)))
+    return max(1, min(most, pixels // prod(sides)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -120,16 +120,17 @@ def _statistics(pool: Split, classes: int, progress: Progress) -> pd.DataFrame:
     for rows, chunk in iterate_chunks(pool.images, progress, "check images"):
         values = grey(chunk).flatten(1).numpy()
         table = pd.DataFrame({"max": values.max(axis=1), "std": values.std(axis=1)})
-        if chunk.ndim == 4:
+        if chunk.ndim == 4 and chunk.shape[3] == 3:
             channels = np.ascontiguousarray(np.moveaxis(chunk, 3, 0))  # reduced 20 times faster
             table["color"] = (channels.max(axis=0) - channels.min(axis=0)).max(axis=(1, 2))
         if pool.masks is not None:
             masks = pool.masks[rows]
             for number in range(classes):
-                table[number] = (masks == number).sum(axis=(1, 2))
+                table[number] = (masks == number).reshape(len(masks), -1).sum(axis=1)
             lesion = (masks > 0) & (masks != IGNORED_MASK)
-            sides = lesion[:, [0, -1]].any(axis=(1, 2)), lesion[:, :, [0, -1]].any(axis=(1, 2))
-            table["border"] = sides[0] | sides[1]
+            inner = lesion[(slice(None), *[slice(1, -1)] * (lesion.ndim - 1))]
+            axes = tuple(range(1, lesion.ndim))
+            table["border"] = lesion.sum(axis=axes) > inner.sum(axis=axes)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 

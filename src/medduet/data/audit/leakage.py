@@ -105,8 +105,9 @@ def pair_table(pool: Split, images: pd.DataFrame, duplicates: Duplicates) -> pd.
             one, two = (pool.masks[rows] for rows in duplicates.pairs[block].T)
             ignored = (one == IGNORED_MASK) | (two == IGNORED_MASK)
             one[ignored] = two[ignored] = 0
-            intersection = ((one == two) & (one > 0)).sum(axis=(1, 2))
-            union = ((one > 0) | (two > 0)).sum(axis=(1, 2))
+            axes = tuple(range(1, one.ndim))
+            intersection = ((one == two) & (one > 0)).sum(axis=axes)
+            union = ((one > 0) | (two > 0)).sum(axis=axes)
             least = np.where(duplicates.exact[block], 1.0, _SIMILAR_MASKS)
             masks_differ[block] = intersection < least * union
     index = pd.MultiIndex.from_arrays([a, b], names=["a", "b"])

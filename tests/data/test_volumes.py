@@ -1,0 +1,165 @@
+"""Sets of volumes: opened, resized, augmented, summarised, audited, or refused in one line."""
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import medduet
+from medduet import open_images
+from medduet.data.attach import attach
+from medduet.data.augment import build_augmentation
+from medduet.data.medmnist import medmnist_sets
+from medduet.data.npz import open_npz
+from medduet.data.pixels import resize_image, resize_mask, shown_slices
+from medduet.data.summary import data_summary
+from medduet.data.zarr_store import write_zarr
+from medduet.errors import ConfigError, DataError
+from medduet.types import Batch
+from medduet.uncertainty.ood import statistics
+
+SHAPE = (16, 20, 24)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    rng, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 12), ("val", 4), ("test", 4)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, *SHAPE), dtype=np.uint8)
+        arrays[f"{split}_masks"] = rng.integers(0, 2, (count, *SHAPE), dtype=np.uint8) * 255
+        arrays[f"{split}_labels"] = np.arange(count)[:, None] % 2
+    np.savez(tmp_path / "set.npz", **arrays)
+    return tmp_path / "set.npz"
+
+
+def test_an_npz_of_volumes(file: Path, tmp_path: Path) -> None:
+    images = open_npz(file, cache=tmp_path)
+    assert (images.size, images.dims, images.in_channels) == (SHAPE, 3, 1)
+    batch = images.train.batch(np.array([3, 1]))
+    with np.load(file) as arrays:
+        assert np.array_equal(batch.image[:, 0], arrays["train_images"][[3, 1]])
+        assert np.array_equal(batch.mask, arrays["train_masks"][[3, 1]] // 255)
+    assert data_summary(images)[0] == "set: 20 volumes of 16 x 20 x 24, grey"
+    assert images.info["original_size"] == list(SHAPE)
+
+
+def test_volumes_of_another_size(file: Path, tmp_path: Path) -> None:
+    images, small = (open_npz(file, cache=tmp_path, size=size) for size in (None, 8))
+    assert small.size == (8, 8, 8)
+    assert small.fingerprint != images.fingerprint
+    assert abs(small.train.images[0].mean() - images.train.images[0].mean()) < 2
+    assert small.train.masks.shape == (12, 8, 8, 8)
+
+
+def test_sides_are_not_mistaken_by_the_resizers() -> None:
+    depth, height, width = np.indices((4, 6, 8)).astype(np.uint8)
+    for ramp, axis in ((depth, 0), (height, 1), (width, 2)):
+        resized = resize_image(ramp * 30, 8, 12, 16)
+        assert resized.shape == (8, 12, 16)
+        assert (np.diff(resized.astype(int), axis=axis) >= 0).all()
+        assert resized.std(axis=axis).max() > 0
+        assert np.array_equal(resize_mask(resize_mask(ramp, 8, 12, 16), 4, 6, 8), ramp)
+
+
+@pytest.mark.parametrize(
+    ("shape", "given"), [((12, 16, 16, 4), "16, 16, 4"), ((12, 8, 8, 8, 3), "8, 3"), ((12, 8), "8")]
+)
+def test_other_axes_are_refused(shape: tuple[int, ...], given: str, tmp_path: Path) -> None:
+    arrays = {f"{split}_images": np.zeros(shape, np.uint8) for split in ("train", "val", "test")}
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(DataError, match=rf"volumes \(N, D, H, W\).*{given}"):
+        open_npz(tmp_path / "set.npz", cache=tmp_path / "cache")
+
+
+def test_masks_on_another_grid_are_refused(file: Path, tmp_path: Path) -> None:
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    arrays["val_masks"] = arrays["val_masks"][:, :8]
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(DataError, match=r"val_masks: expected uint8 masks \(4, 16, 20, 24\)"):
+        open_npz(tmp_path / "other.npz", cache=tmp_path)
+
+
+def test_the_six_sets_of_medmnist() -> None:
+    volumes = {name: info for name, info in medmnist_sets().items() if name.endswith("3d")}
+    assert set(volumes) == {
+        f"{name}mnist3d" for name in ("organ", "nodule", "adrenal", "fracture", "vessel", "synapse")
+    }
+    assert all(list(info.files) == [28, 64] for info in volumes.values())
+    assert volumes["adrenalmnist3d"].samples == (1188, 98, 298)
+    assert volumes["adrenalmnist3d"].files[28].md5 == "bbd3c5a5576322bc4cdfea780653b1ce"
+    assert volumes["organmnist3d"].files[64].name == "organmnist3d_64.npz"
+
+
+def test_phantoms_are_the_same_bytes_and_balanced() -> None:
+    first, again = (open_images("phantom3d", size=20, count=40) for _ in range(2))
+    assert first.fingerprint == again.fingerprint
+    assert first.size == (20, 20, 20)
+    labels, masks = first.train.labels, first.train.masks
+    assert np.bincount(labels).tolist() == [7, 7, 7, 7]
+    assert np.array_equal(masks.any(axis=(1, 2, 3)), labels > 0)
+    inside, outside = first.train.images[masks > 0], first.train.images[masks == 0]
+    assert inside.std() > 1.5 * outside.std()
+    with pytest.raises(ConfigError, match="channels is for"):
+        open_images("phantom3d", size=20, count=40, channels=3)
+
+
+@pytest.mark.parametrize("name", ["flip", "light", "strong"])
+def test_masks_move_with_their_volumes(name: str) -> None:
+    data = open_images("phantom3d", size=24, count=10)
+    mask = torch.zeros(12, 24, 20, 16, dtype=torch.int64)
+    mask[:, 6:15, 4:11, 3:10] = 1
+    volume = (mask[:, None] * 255).to(torch.uint8)
+    batch = Batch(volume, torch.zeros(12), mask, torch.ones(12) > 0, torch.arange(12))
+    torch.manual_seed(0)
+    moved = build_augmentation(name, data)(batch)
+    assert moved.image.shape == volume.shape
+    assert moved.mask.unique().tolist() == [0, 1]
+    bright = [moved.image[:, 0][moved.mask == k].mean() for k in (0, 1)]
+    assert bright[1] - bright[0] > 0.5
+    changed = (moved.mask != mask).flatten(1).any(dim=1)
+    assert changed.any()
+    if name == "flip":
+        assert not changed.all()
+        assert torch.equal(moved.mask[changed], mask[changed].flip(3))
+    else:  # turned or moved out of each plane
+        assert not torch.equal(moved.mask.any(dim=3).any(dim=2), mask.any(dim=3).any(dim=2))
+
+
+def test_the_slice_that_is_shown() -> None:
+    masks = np.zeros((3, 6, 4, 4), np.uint8)
+    masks[0, 1, 1:] = masks[1, 2, 2:] = 1
+    masks[1, 4] = 255
+    assert shown_slices(masks, masks)[1].tolist() == [1, 2, 3]
+    assert shown_slices(masks, None)[1].tolist() == [3, 3, 3]
+
+
+def test_duplicates_and_audit() -> None:
+    data = open_images("phantom3d", size=20, count=20)
+    data.test.images[1] = data.train.images[2]
+    noisy = data.train.images[5].astype(int) + np.random.default_rng(0).integers(-3, 4, (20,) * 3)
+    data.val.images[0] = noisy.clip(0, 255)
+    kinds = {finding.kind for finding in medduet.audit(data).findings}
+    assert {"exact-duplicates-across-splits", "near-duplicates-across-splits"} <= kinds
+
+
+def test_statistics_are_means_over_slices() -> None:
+    volume = np.random.default_rng(0).integers(0, 256, (2, 1, 3, 16, 12), dtype=np.uint8)
+    by_slice = np.stack([statistics(volume[:, :, k]) for k in range(3)])
+    np.testing.assert_allclose(statistics(volume), by_slice.mean(axis=0))
+
+
+def test_what_takes_images_alone_says_so(file: Path, tmp_path: Path) -> None:
+    data = open_images("phantom3d", size=16, count=10)
+    with pytest.raises(ConfigError, match="expected images, given volumes"):
+        build_augmentation("corrupt", data)
+    with pytest.raises(ConfigError, match="medduet zarr: expected images, given volumes"):
+        write_zarr(data, tmp_path / "set.zarr")
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(tmp_path / "bare.npz", "w") as bare:
+        for name in archive.namelist():
+            if "masks" not in name:
+                bare.writestr(name, archive.read(name))
+    with pytest.raises(ConfigError, match="attach-masks: expected images, given volumes"):
+        attach(tmp_path / "bare.npz", [open_npz(file, cache=tmp_path)], tmp_path / "out.npz")
