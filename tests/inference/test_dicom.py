@@ -210,17 +210,16 @@ def test_segments_follow_their_name(name: str, category: str, kind: str | None) 
 def test_images_are_found_by_content_and_others_left_out(bundle: Path, tmp_path: Path) -> None:
     scans, out = tmp_path / "scans", tmp_path / "out"
     scan = write_dicom(scans / "a.dcm")
-    for name in ("Doe.Jane", "x.MR", "IM1", "1.2.840", ".hidden.dcm"):
+    for name in ("Doe.Jane", "x.MR", "IM1", "1.2.840", "notes.txt", ".hidden.dcm"):
         shutil.copy(scan, scans / name)
     (scans / "z.dcm.gz").write_bytes(gzip.compress(scan.read_bytes()))
     (scans / "bare").write_bytes(scan.read_bytes()[132:])
-    (scans / "notes.txt").write_bytes(scan.read_bytes())
     (scans / "README").write_text("not DICOM")
     classes = {"SEG": "66.4", "dose.dcm": "481.2", "r.sr": "88.33", "rt": "481.3"}
     for name, number in classes.items():
         write_dicom(scans / name, SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{number}")
     write_dicom(scans / "DICOMDIR", SOPClassUID="1.2.840.10008.1.3.10")
-    names = ["1.2.840", "a.dcm", "bare", "Doe.Jane", "IM1", "x.MR", "z.dcm.gz"]
+    names = ["1.2.840", "a.dcm", "bare", "Doe.Jane", "IM1", "notes.txt", "x.MR", "z.dcm.gz"]
     listing = list_folder(scans)
     assert sorted((item.name for item in listing.items), key=str.lower) == names
     record = predict_files(bundle, [scans], out)
