@@ -65,7 +65,7 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
         return settings[setting]
 
     if settings["model.name"] is None:
-        name, options, reason = _network(config)
+        name, options, reason = _network(config, data)
         decide("model.name", name, reason)
         changes |= {f"model.{option}": value for option, value in options.items()}
     pretrained = changes.get("model.pretrained") or config.model.pretrained or config.model.weights
@@ -97,7 +97,7 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
     return _filled(config, changes), decisions
 
 
-def _network(config: RunConfig) -> tuple[str, dict[str, Any], str]:
+def _network(config: RunConfig, data: ImageSet) -> tuple[str, dict[str, Any], str]:
     """Return the name of a network, further settings of it, and the reason."""
     if config.model.weights is not None:
         path = bundle_folder(config.model.weights)
@@ -109,6 +109,8 @@ def _network(config: RunConfig) -> tuple[str, dict[str, Any], str]:
         return arguments.get("name", ""), options, f"that of {path}"
     if config.model.width is not None:
         return PLAIN, {}, "the U-Net that takes a width"
+    if data.dims == 3:
+        return PLAIN, {"width": 16}, "of width 16, from scratch: ImageNet has no volumes"
     if weights_at_hand(PRETRAINED):
         return PRETRAINED, {"pretrained": True}, "small, and starts from ImageNet's weights"
     reason = "of width 16, from scratch: the hub with ImageNet's weights can't be reached"
