@@ -216,6 +216,15 @@ def test_dicom_is_answered_in_dicom_if_asked(
     assert client.post("/predict", content=dicom_of(frames), headers=header).json()
 
 
+def test_a_part_of_a_form_needs_no_file_name(
+    client: TestClient, picture: Pixels, encoded: Encode
+) -> None:
+    content = encoded(picture(1), "bmp")  # has every kind of byte
+    files = {"file": (None, content)}
+    answer = client.post("/predict", files=files).json()
+    assert answer == client.post("/predict", content=content).json()
+
+
 def test_every_address_answers_head_and_options(client: TestClient) -> None:
     for path in ("/", "/page.js", "/models", "/healthz", "/metrics", "/docs", "/openapi.json"):
         answer, head = client.get(path), client.head(path)

@@ -1,5 +1,6 @@
 """Clients that are slow, silent or many, against a server that may open 64 files."""
 
+import logging
 import socket
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 
 import pytest
+
+from medduet.serve.connections import is_first
 
 SERVER = """
 import asyncio, resource, socket, uvicorn
@@ -88,3 +91,13 @@ def test_a_header_must_be_complete_in_time(port: int, before: bytes) -> None:
             time.sleep(0.2)
     assert 1 < time.monotonic() - start < 10
     assert ask(port, "/slow").endswith(b"ok")  # an answer may take longer
+
+
+def test_a_message_is_logged_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, logged = 6e8, list[tuple[str, float]]()
+    monkeypatch.setattr(time, "time", lambda: now)
+    for now in (6e8, 6e8 + 30, 6e8 + 61):
+        for message in ("accept() failed\nof socket 1", "accept() failed\nof socket 2", "other"):
+            if is_first(logging.makeLogRecord({"msg": message})):
+                logged.append((message[-1], now))
+    assert logged == [("1", 6e8), ("r", 6e8), ("1", 6e8 + 61), ("r", 6e8 + 61)]

@@ -1,9 +1,13 @@
 """Limits of connections, which uvicorn lacks: in number, and in time without a request."""
 
 import asyncio
+import logging
 import resource
 import socket
-from functools import cache
+import time
+from collections.abc import Iterator
+from functools import cache, lru_cache
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -74,10 +78,23 @@ def most_connections() -> int:
 
 
 class Server(uvicorn.Server):
-    """Accepts a few connections at a time, while many may wait."""
+    """Accepts a few connections at a time, while many may wait, and logs nothing without end."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen."""
+        for name in ("asyncio", "uvicorn.error", "medduet.serve.service"):
+            logging.getLogger(name).addFilter(is_first)
         await super().startup(sockets)
         for each in sockets or ():
             each.listen(_BACKLOG)
+
+
+def is_first(record: logging.LogRecord) -> bool:
+    """Return whether a message is the first in this minute: clients may cause any number."""
+    error = repr(record.exc_info and record.exc_info[1])
+    return next(_counts(str(record.msg).partition("\n")[0], error, time.time() // 60)) == 0
+
+
+@lru_cache(64)
+def _counts(message: str, error: str, minute: float) -> Iterator[int]:
+    return count()

@@ -81,7 +81,7 @@ def serve(
             http=Connection,
             ws="none",
             backlog=ACCEPT_AT_ONCE,
-            log_level="error",  # what clients send wrongly would fill the log
+            log_level="warning",
             access_log=False,  # it would name files of patients, where clients put them into URLs
             server_header=False,
             timeout_graceful_shutdown=int(timeout_s) + _GRACE_S,

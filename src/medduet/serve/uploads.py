@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from PIL import Image
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -85,6 +86,14 @@ def _busy(reason: str) -> HTTPException:
 
 class _InMemory(MultiPartParser):
     spool_max_size = 0  # without a bound, so that no file is written; `_body` has one
+
+    def on_headers_finished(self) -> None:
+        """Take the field ``file`` as a file, if it has no file name, too."""
+        part = self._current_part
+        _, options = parse_options_header(part.content_disposition)
+        if options.get(b"name") == b"file" and b"filename" not in options:
+            part.content_disposition = (part.content_disposition or b"") + b'; filename="image"'
+        super().on_headers_finished()
 
 
 async def read_upload(request: Request, seat: Seat) -> bytes:
