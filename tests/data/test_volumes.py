@@ -1,6 +1,5 @@
 """Sets of volumes: opened, resized, augmented, summarised, audited, or refused in one line."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +8,14 @@ import torch
 
 import medduet
 from medduet import open_images
-from medduet.data.attach import attach
 from medduet.data.augment import build_augmentation
 from medduet.data.medmnist import medmnist_sets
 from medduet.data.npz import open_npz
-from medduet.data.pixels import resize_image, resize_mask, shown_slices
+from medduet.data.pixels import resize_image, resize_mask
 from medduet.data.summary import data_summary
 from medduet.data.zarr_store import write_zarr
 from medduet.errors import ConfigError, DataError
 from medduet.types import Batch
-from medduet.uncertainty.ood import statistics
 
 SHAPE = (16, 20, 24)
 
@@ -42,15 +39,9 @@ def test_an_npz_of_volumes(file: Path, tmp_path: Path) -> None:
         assert np.array_equal(batch.image[:, 0], arrays["train_images"][[3, 1]])
         assert np.array_equal(batch.mask, arrays["train_masks"][[3, 1]] // 255)
     assert data_summary(images)[0] == "set: 20 volumes of 16 x 20 x 24, grey"
-    assert images.info["original_size"] == list(SHAPE)
-
-
-def test_volumes_of_another_size(file: Path, tmp_path: Path) -> None:
-    images, small = (open_npz(file, cache=tmp_path, size=size) for size in (None, 8))
-    assert small.size == (8, 8, 8)
+    small = open_npz(file, cache=tmp_path, size=8)
+    assert small.train.images.shape == small.train.masks.shape == (12, 8, 8, 8)
     assert small.fingerprint != images.fingerprint
-    assert abs(small.train.images[0].mean() - images.train.images[0].mean()) < 2
-    assert small.train.masks.shape == (12, 8, 8, 8)
 
 
 def test_sides_are_not_mistaken_by_the_resizers() -> None:
@@ -73,15 +64,6 @@ def test_other_axes_are_refused(shape: tuple[int, ...], given: str, tmp_path: Pa
         open_npz(tmp_path / "set.npz", cache=tmp_path / "cache")
 
 
-def test_masks_on_another_grid_are_refused(file: Path, tmp_path: Path) -> None:
-    with np.load(file) as archive:
-        arrays = dict(archive)
-    arrays["val_masks"] = arrays["val_masks"][:, :8]
-    np.savez(tmp_path / "other.npz", **arrays)
-    with pytest.raises(DataError, match=r"val_masks: expected uint8 masks \(4, 16, 20, 24\)"):
-        open_npz(tmp_path / "other.npz", cache=tmp_path)
-
-
 def test_the_six_sets_of_medmnist() -> None:
     volumes = {name: info for name, info in medmnist_sets().items() if name.endswith("3d")}
     assert set(volumes) == {
@@ -90,7 +72,6 @@ def test_the_six_sets_of_medmnist() -> None:
     assert all(list(info.files) == [28, 64] for info in volumes.values())
     assert volumes["adrenalmnist3d"].samples == (1188, 98, 298)
     assert volumes["adrenalmnist3d"].files[28].md5 == "bbd3c5a5576322bc4cdfea780653b1ce"
-    assert volumes["organmnist3d"].files[64].name == "organmnist3d_64.npz"
 
 
 def test_phantoms_are_the_same_bytes_and_balanced() -> None:
@@ -100,8 +81,6 @@ def test_phantoms_are_the_same_bytes_and_balanced() -> None:
     labels, masks = first.train.labels, first.train.masks
     assert np.bincount(labels).tolist() == [7, 7, 7, 7]
     assert np.array_equal(masks.any(axis=(1, 2, 3)), labels > 0)
-    inside, outside = first.train.images[masks > 0], first.train.images[masks == 0]
-    assert inside.std() > 1.5 * outside.std()
     with pytest.raises(ConfigError, match="channels is for"):
         open_images("phantom3d", size=20, count=40, channels=3)
 
@@ -128,14 +107,6 @@ def test_masks_move_with_their_volumes(name: str) -> None:
         assert not torch.equal(moved.mask.any(dim=3).any(dim=2), mask.any(dim=3).any(dim=2))
 
 
-def test_the_slice_that_is_shown() -> None:
-    masks = np.zeros((3, 6, 4, 4), np.uint8)
-    masks[0, 1, 1:] = masks[1, 2, 2:] = 1
-    masks[1, 4] = 255
-    assert shown_slices(masks, masks)[1].tolist() == [1, 2, 3]
-    assert shown_slices(masks, None)[1].tolist() == [3, 3, 3]
-
-
 def test_duplicates_and_audit() -> None:
     data = open_images("phantom3d", size=20, count=20)
     data.test.images[1] = data.train.images[2]
@@ -145,21 +116,9 @@ def test_duplicates_and_audit() -> None:
     assert {"exact-duplicates-across-splits", "near-duplicates-across-splits"} <= kinds
 
 
-def test_statistics_are_means_over_slices() -> None:
-    volume = np.random.default_rng(0).integers(0, 256, (2, 1, 3, 16, 12), dtype=np.uint8)
-    by_slice = np.stack([statistics(volume[:, :, k]) for k in range(3)])
-    np.testing.assert_allclose(statistics(volume), by_slice.mean(axis=0))
-
-
-def test_what_takes_images_alone_says_so(file: Path, tmp_path: Path) -> None:
+def test_what_takes_images_alone_says_so(tmp_path: Path) -> None:
     data = open_images("phantom3d", size=16, count=10)
     with pytest.raises(ConfigError, match="expected images, given volumes"):
         build_augmentation("corrupt", data)
     with pytest.raises(ConfigError, match="medduet zarr: expected images, given volumes"):
         write_zarr(data, tmp_path / "set.zarr")
-    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(tmp_path / "bare.npz", "w") as bare:
-        for name in archive.namelist():
-            if "masks" not in name:
-                bare.writestr(name, archive.read(name))
-    with pytest.raises(ConfigError, match="attach-masks: expected images, given volumes"):
-        attach(tmp_path / "bare.npz", [open_npz(file, cache=tmp_path)], tmp_path / "out.npz")

@@ -210,3 +210,20 @@ def test_multi_class_segmentation_by_hand() -> None:
     shared, both = (p * t).sum(axis=(2, 3)), p.sum(axis=(2, 3)) + t.sum(axis=(2, 3))
     dice = 1 - (2 * shared + EPSILON) / (both + EPSILON)
     np.testing.assert_allclose(term.loss, dice[:, 1:].mean(axis=1) + entropy, rtol=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_losses_do_not_depend_on_where_voxels_are(classes: int) -> None:
+    torch.manual_seed(0)
+    layout, known = DenseLayout(classes, 1), torch.tensor([True, True, True, False])
+    dense, image = torch.randn(4, layout.channels, 4, 6, 5), torch.rand(4, 1, 4, 6, 5)
+    mask = torch.randint(0, classes, (4, 4, 6, 5))
+    mask[1], mask[2, :2] = 0, 255
+    flat = [x.reshape(*x.shape[:-3], 8, 15) for x in (dense, mask, image)]
+    for loss, inputs in (
+        (segmentation_loss, [(dense, mask, known, layout), (*flat[:2], known, layout)]),
+        (reconstruction_loss, [(dense[:, -1:], image), (flat[0][:, -1:], flat[2])]),
+    ):
+        volume, plane = (loss(*each) for each in inputs)
+        torch.testing.assert_close(volume.loss, plane.loss)
+        assert torch.equal(volume.weight, plane.weight)

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from medduet import ModelError, create_model, load
-from medduet.models.base import network_cost
 from medduet.models.ensemble import Ensemble
 from medduet.models.weights import save_network
 
@@ -34,23 +33,12 @@ def test_three_different_sides(name: str) -> None:
     with torch.inference_mode():
         scores, dense = network(volume)
         torch.testing.assert_close(network.classify(volume), scores)
+        network.normalize.memory_format = torch.channels_last_3d
+        torch.testing.assert_close(network(volume).dense, dense, atol=1e-4, rtol=1e-3)
     assert network.dims == network.arguments["dims"] == 3
     assert (scores.shape, dense.shape) == ((2, 3), (2, 2, 17, 22, 19))
     assert (scores[0] - scores[1]).abs().max() > 0
     assert 0.01 < dense.std() < 10
-
-
-@pytest.mark.parametrize("name", ["vovunet_var", "timm:resnet18"])
-def test_the_heads_of_a_volume_see_its_whole_depth(name: str) -> None:
-    torch.manual_seed(0)
-    network = create_model(name, **HEADS, dims=3, **NETWORKS[name]).eval().double()
-    volume = torch.rand(1, 1, 32, 32, 32, dtype=torch.float64)
-    other = volume.clone()
-    other[:, :, :4] = 0
-    with torch.inference_mode():
-        differences = [(a - b).abs() for a, b in zip(network(volume), network(other), strict=True)]
-    assert differences[0].max() > 1e-12
-    assert differences[1][:, :, :4].mean() > 10 * differences[1][:, :, -4:].mean()
 
 
 @pytest.mark.parametrize(
@@ -117,21 +105,3 @@ def test_ensembles_turn_volumes_within_their_slices() -> None:
     other = create_model("unet", **HEADS, width=2)
     with pytest.raises(ModelError, match="members with the same"):
         Ensemble([members[0], other], multi_label=False, mask_channels=1)
-
-
-def test_cost_of_a_convolution() -> None:
-    costs = [
-        network_cost(create_model("unet", **HEADS, dims=d, width=2), *[32] * d) for d in (2, 3)
-    ]
-    assert costs[1].parameters > 2 * costs[0].parameters
-    assert costs[1].gmacs > 32 * costs[0].gmacs
-
-
-def test_both_memory_formats_compute_the_same() -> None:
-    network = create_model("vovunet_var", **HEADS, dims=3, width=4).eval()
-    volume, outputs = torch.rand(2, 1, 16, 18, 20), []
-    for chosen in (None, torch.contiguous_format, torch.channels_last_3d):
-        network.normalize.memory_format = chosen
-        outputs.append(network(volume))
-    for other in outputs[1:]:
-        torch.testing.assert_close(other.dense, outputs[0].dense, atol=1e-5, rtol=1e-4)

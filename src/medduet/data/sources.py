@@ -63,7 +63,8 @@ def open_images(
         return open_zarr(data)
     if kind in PHANTOMS:
         settings = data.model_dump(include={"size", "count", "channels"}, exclude_none=True)
-        images = phantom_images(**settings, seed=data.seed, dims=PHANTOMS[kind])
+        fewer = {"size": 32, "count": 200} if kind == "phantom3d" else {}
+        images = phantom_images(**fewer | settings, seed=data.seed, dims=PHANTOMS[kind])
     elif kind == "MedMNIST":
         size, entry = data.size or data.medmnist_size or DEFAULT_SIZE, medmnist_sets()[data.name]
         nearest = next((side for side in entry.files if side >= size), max(entry.files))
