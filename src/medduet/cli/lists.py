@@ -16,6 +16,7 @@ _MOST_COSTS = 40  # networks; each is built to count, which takes up to a second
 def datasets() -> None:
     """List the data sets available by name."""
     rows = [("phantom", "", "", "generated", "4", "1 or 3")]
+    rows.append(("phantom3d", "", "", "generated", "4", "1"))
     for flag, info in medmnist_sets().items():
         multi = "*" if info.task.startswith("multi-label") else ""
         cached = ", ".join(map(str, cached_sizes(flag))) or "no"
@@ -24,8 +25,8 @@ def datasets() -> None:
     right = ["train/val/test", "classes", "channels"]
     write_table("data sets for --data", ["name", "licence", "cached"], right, rows)
     write(
-        "Sizes: MedMNIST at 28, 64, 128 and 224 pixels, others resized; phantom at any. "
-        "* multi-label.",
+        "Sizes: MedMNIST at 28, 64, 128 and 224 pixels (volumes: 28, 64), others resized; phantoms "
+        "at any. * multi-label.",
         "Or a folder of images with a sub-folder for each class, a .csv of paths and labels, or an "
         ".npz in the layout of MedMNIST (with {split}_masks, if there are masks) or MedSegBench.",
         f"Cache: {cache_folder()}",
