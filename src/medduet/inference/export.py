@@ -167,9 +167,8 @@ def _images(
         size, count = max(16, *graph.preprocessing.size), 32 if dims == 2 else 8
         images = phantom_images(size, (1, 1, count), channels, dims=dims)
     if (images.dims, images.in_channels) != (dims, channels) or not len(images.test):
-        kind, test = KINDS[images.dims], f"{len(images.test)} of {images.name}"
-        expected = f"expected test {KINDS[dims]} with {channels} channel(s)"
-        raise ConfigError(f"{expected}, given {test}, {kind} with {images.in_channels}")
+        test = f"{len(images.test)} of {images.name} with {images.in_channels} in {images.dims}D"
+        raise ConfigError(f"expected test {KINDS[dims]} with {channels} channel(s), given {test}")
     return images
 
 
