@@ -107,7 +107,7 @@ class ExportedModel:
         size = (count, network.in_channels, *(sides if shape is None else shape[1:]))
         noise = np.random.default_rng(0).integers(0, 256, size, np.uint8)
         blocks = noise[
-            np.ix_(*(np.arange(side) // step for side, step in zip(size, (1, 1, 4, 4, 4))))
+            np.ix_(*(np.arange(n) // (4 if axis > 1 else 1) for axis, n in enumerate(size)))
         ]
         run, openvino = self._run, [self(noise), self(blocks)]
         self._start_onnxruntime(threads)
