@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from email import message_from_bytes
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -242,10 +243,19 @@ def test_every_address_answers_head_and_options(client: TestClient) -> None:
     assert client.options("/nothing").status_code == 404
 
 
-def test_behind_a_proxy_links_stay_below_its_prefix(client: TestClient) -> None:
-    header = {"X-Forwarded-Prefix": "/p"}
-    assert client.get("/openapi.json", headers=header).json()["servers"] == [{"url": "/p"}]
-    assert "'/p/openapi.json'" in client.get("/docs", headers=header).text
+@pytest.mark.parametrize("header", [{}, {"X-Forwarded-Prefix": "/p"}])
+def test_behind_a_proxy_links_stay_below_its_prefix(
+    client: TestClient, header: dict[str, str]
+) -> None:
+    for path, target in {"/docs/": "/docs", "/predict/?a=b": "/predict?a=b"}.items():
+        answer = client.get(path, headers=header, follow_redirects=False)
+        assert answer.status_code == 307
+        assert urljoin(f"https://a.org/p{path}", answer.headers["location"]) == (
+            f"https://a.org/p{target}"
+        )
+    if header:
+        assert client.get("/openapi.json", headers=header).json()["servers"] == [{"url": "/p"}]
+        assert "'/p/openapi.json'" in client.get("/docs", headers=header).text
     evil = {"X-Forwarded-Prefix": "//evil.org"}
     assert "evil" not in client.get("/docs", headers=evil).text
 

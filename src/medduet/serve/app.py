@@ -7,6 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -78,7 +79,6 @@ def create_app(
     service = Service(served, limits or Limits())
     app = FastAPIOffline(  # Swagger UI comes from this process, not from a CDN
         redoc_url=None,
-        redirect_slashes=False,  # they would lose the prefix of a proxy
         title="MedDuet",
         version=__version__,
         description="Classes and masks of medical images. For research: not a medical device.",
@@ -198,6 +198,12 @@ async def _finish(
         if method == "OPTIONS":
             allowed, response = f"{allowed}, OPTIONS", Response(status_code=204)
         response.headers["Allow"] = allowed
+    if location := response.headers.get("location"):  # with a slash more or less
+        url, up = urlsplit(location), len(path) - len(path.rstrip("/"))
+        target = path.strip("/").rpartition("/")[2]
+        # Relative, if the prefix of a proxy isn't known.
+        target = url.path if scope.get("root_path") else "../" * up + target + "/" * (not up)
+        response.headers["Location"] = url._replace(scheme="", netloc="", path=target).geturl()
     response.headers.update(_HEADERS)
     if path == "/docs":
         response.headers["Content-Security-Policy"] = _POLICY + _INLINE
