@@ -162,8 +162,9 @@ def test_published_numbers_stand_beside_official_sets_alone(
     assert not (page.parent / "tables" / "published.csv").exists()
     splits = {"train": 546, "val": 78, "test": 156}
     for model in ("vovunet_var", "unet_var"):
-        given = {"data": "breastmnist", "model": model, "size": 224, **answers(0, 1.0)}
-        write_run(tmp_path / model, environment={"data": {"splits": splits}}, **given)
+        given = {"data": "breastmnist", "model": model, "size": 64, **answers(0, 1.0)}
+        facts = {"splits": splits, "info": {"original_size": [224, 224]}}  # that of the file
+        write_run(tmp_path / model, environment={"data": facts}, **given)
     write_run(tmp_path / "mine", data="mine", **answers(1, 1.0))
     official = medduet.write_report([tmp_path])
     assert set(table(official, "accuracy")["dataset"]) == {"breastmnist", "mine"}

@@ -82,12 +82,11 @@ def scores(runs: Runs, measured: pd.DataFrame) -> list[Section]:
 
 
 def _official(runs: Runs) -> pd.DataFrame:
-    """Return what is published on each data set that has the official size and splits."""
-    table = all_published()
-    facts = [
-        (data.get("name"), max(data.get("size", [0])), list(data.get("splits", {}).values()))
-        for data in (runs.of(dataset)[0].first.data for dataset in runs.datasets)
-    ]
+    """Return what is published on each data set whose file has the official size and splits."""
+    table, facts = all_published(), []
+    for data in (runs.of(dataset)[0].first.data for dataset in runs.datasets):
+        size = data.get("info", {}).get("original_size") or data.get("size", [0])
+        facts.append((data.get("name"), max(size), list(data.get("splits", {}).values())))
     keys = table[["dataset", "size", "splits"]].itertuples(index=False)
     return table[[tuple(row) in facts for row in keys]]
 
