@@ -113,7 +113,7 @@ def train(
     check_same_images(fabric, data, folder)
     decisions: list[Decision] = []
     if is_open(config):
-        config, decisions = plan(config, data, fabric)
+        config, decisions = fabric.broadcast(plan(config, data, fabric))
         with fabric.rank_zero_first():  # perhaps in another size now
             data = open_images(config.data, progress=progress)
     check_settings(config, data)
@@ -170,6 +170,7 @@ def _train_member(experiment: Experiment) -> Callable[[RunConfig], object]:
 
     def train_member(config: RunConfig) -> object:
         begun = config.out is not None and (config.out / "config.json").is_file()
+        begun = experiment.fabric.broadcast(begun)  # another process may already have begun it
         new = {"resume": config.out} if begun else {"config": config}
         return train(**new, reporter=experiment.reporter, stop=experiment.stop)
 
