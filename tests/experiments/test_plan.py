@@ -13,6 +13,17 @@ from medduet.config import validate
 from medduet.experiments import plan as planning
 from medduet.experiments.grid import benchmark
 from medduet.experiments.plan import Decision, is_open, plan
+from medduet.training.reporter import Reporter
+
+
+class Messages(Reporter):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
 
 
 def decided(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.125, **sections: Any) -> Any:
@@ -108,7 +119,10 @@ def test_weights_name_their_network(tmp_path: Path) -> None:
     values["data"] |= {"name": "phantom", "size": 16, "count": 40}
     values["model"] |= {"weights": tmp_path / "first"}
     values["train"] |= {"epochs": 1, "augment": "none"}
-    record = medduet.train(validate(RunConfig, values | {"out": tmp_path / "second"}, "a test"))
+    config = validate(RunConfig, values | {"out": tmp_path / "second"}, "a test")
+    reporter = Messages()
+    record = medduet.train(config, reporter=reporter)
+    assert "learning rate of the encoder: 0.0002 (the rest: 0.001)" in reporter.messages
     assert (record.config.model.name, record.config.model.width) == ("unet_var", 3)
     environment = json.loads((tmp_path / "second" / "environment.json").read_text())
     first = Decision(**environment["training"]["decisions"][0])

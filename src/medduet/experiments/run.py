@@ -42,6 +42,7 @@ from medduet.training.setup import (
     check_same_images,
     check_settings,
     dense_layout,
+    encoder_rate,
 )
 from medduet.uncertainty.calibration import Calibration
 from medduet.utils.devices import is_out_of_memory
@@ -203,6 +204,8 @@ def _begin(
         )
     if (leaks := leak_warning(data, config.data.cache)) is not None:
         report(leaks)
+    if (rate := encoder_rate(config)) is not None:
+        report(f"learning rate of the encoder: {rate:g} (the rest: {config.train.learning_rate:g})")
     if weights is not None:
         report(weights.summary())
         write_json(folder.path / "weights.json", asdict(weights))

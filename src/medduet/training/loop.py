@@ -25,6 +25,7 @@ from medduet.training.experiment import Experiment
 from medduet.training.fabric import all_sum, peak_memory
 from medduet.training.loader import load_batches
 from medduet.training.monitor import StepMonitor
+from medduet.training.setup import encoder_rate
 from medduet.training.state import Best, Progress, TrainState, save_checkpoint
 from medduet.training.step import train_step
 from medduet.training.validation import quick_metrics, selection_score
@@ -61,7 +62,6 @@ def fit(experiment: Experiment) -> Progress:
 def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
     """Return where training starts; `fused` optimizers update all weights in one pass."""
     config, fabric, network = experiment.config.train, experiment.fabric, experiment.network
-    model = experiment.config.model
     smallest = 1 if trains_on_one(network, *experiment.data.size) else 2
     fabric.to_device(network)
     if config.sync_batch_norm and fabric.world_size > 1:
@@ -75,7 +75,7 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
         network.compile()
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     optimizer = optimizer_class(
-        _parameter_groups(network, config, model.pretrained or model.weights is not None),
+        _parameter_groups(network, encoder_rate(experiment.config)),
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         fused=fused,
@@ -106,16 +106,11 @@ def _schedule(optimizer: torch.optim.Optimizer, config: TrainConfig) -> LRSchedu
     return SequentialLR(optimizer, [rise, cosine], milestones=[warmup])
 
 
-def _parameter_groups(
-    network: DuetNetwork, config: TrainConfig, pretrained: bool
-) -> list[dict[str, Any]]:
-    """Return the trained parameters, the encoder apart if it has another learning rate."""
+def _parameter_groups(network: DuetNetwork, rate: float | None) -> list[dict[str, Any]]:
+    """Return the trained parameters, those of the encoder apart if it has a `rate` of its own."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    rate = config.encoder_learning_rate
     if rate is None:
-        if not pretrained:
-            return [{"params": trained}]
-        rate = config.learning_rate / 5
+        return [{"params": trained}]
     shared = set(network.encoder_parameters())
     encoder = [parameter for parameter in trained if parameter in shared]
     return [

@@ -124,6 +124,13 @@ def build_network(
     return network, report
 
 
+def encoder_rate(config: RunConfig) -> float | None:
+    """Return the learning rate of the encoder, where it is not that of the rest."""
+    was_trained = config.model.pretrained or config.model.weights is not None
+    fifth = config.train.learning_rate / 5 if was_trained else None
+    return config.train.encoder_learning_rate or fifth
+
+
 def build_objective(config: RunConfig, data: ImageSet, layout: DenseLayout) -> Objective:
     """Return the losses, with the class weights that `config` asks for."""
     weights = None
