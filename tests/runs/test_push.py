@@ -48,7 +48,7 @@ assert main("ensemble hf://me/net --tta flip --out ensemble".split()) == 0
 """
     done = hub.run(code, HF_TOKEN="writer")
     assert done.returncode == 0, done.stderr
-    assert "expected a text file, but there is no" in done.stderr
+    assert "expected a file at" in done.stderr
     repository = hub.root / "me" / "net"
     card = (repository / "README.md").read_text()
     assert card.endswith("\n\n## From the authors\n\nOf one ward, 2019 to 2023.\n")

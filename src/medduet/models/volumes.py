@@ -69,7 +69,7 @@ def turn_into_3d(network: DuetNetwork) -> None:
     Example:
         >>> from medduet import create_model
         >>> network = create_model("unet_var", in_channels=1, num_classes=2, width=2, dims=3)
-        >>> network(torch.zeros(1, 1, 16, 20, 24)).class_logits.shape
+        >>> network.eval()(torch.zeros(1, 1, 16, 20, 24)).class_logits.shape
         torch.Size([1, 2])
     """
     for module in network.modules():
