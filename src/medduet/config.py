@@ -156,6 +156,8 @@ class DataConfig(Frozen):
             raise ValueError("expected three shares above 0 that add up to 1: train, val and test")
         if self.fold >= (self.folds or 1):
             raise ValueError(f"expected a fold below folds, which is {self.folds}")
+        if self.keep_test and self.folds is None:
+            raise ValueError("expected folds with keep_test: add --data.folds 5")
         return self
 
 

@@ -13,6 +13,7 @@ from medduet.config import validate
 from medduet.experiments import plan as planning
 from medduet.experiments.grid import benchmark
 from medduet.experiments.plan import Decision, is_open, plan
+from medduet.runs.folder import RunFolder
 from medduet.training.reporter import Reporter
 
 
@@ -72,6 +73,20 @@ def test_a_time_budget_decides_the_epochs(monkeypatch: pytest.MonkeyPatch) -> No
     config, decisions = decided(monkeypatch, train={"time_budget": "100s", "preset": "best"})
     assert config.train.epochs == 8  # a fifth of the time for each member
     assert decisions["train.epochs"].reason.count("a smaller --size allows more") == 1
+
+
+def test_training_ends_within_its_budget(tmp_path: Path) -> None:
+    config = medduet.load_recipe("demo").model_copy(
+        update={
+            "data": DataConfig(name="phantom", size=16, count=40),
+            "model": medduet.ModelConfig(width=2),
+            "train": medduet.TrainConfig(epochs=200, time_budget="1s"),
+            "out": tmp_path / "run",
+        }
+    )
+    epochs = RunFolder(medduet.train(config).path).epochs
+    assert 1 <= len(epochs) < 200
+    assert len(epochs) == 1 or sum(row["seconds"] for row in epochs) <= 1.5
 
 
 def test_a_width_means_a_u_net(monkeypatch: pytest.MonkeyPatch) -> None:

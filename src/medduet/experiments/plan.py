@@ -18,6 +18,7 @@ from medduet.experiments.config import by_path, change
 from medduet.experiments.folds import FOLDS
 from medduet.models.encoders import weights_at_hand
 from medduet.models.inference import prepare_network
+from medduet.models.registry import find_model
 from medduet.training.setup import build_network, build_objective, dense_layout
 from medduet.utils.hub import CONFIG, bundle_folder
 from medduet.utils.parsing import read_json
@@ -29,8 +30,11 @@ _EPOCHS: dict[Preset, tuple[int, int]] = {"fast": (5, 30), "balanced": (12, 80),
 """Images that a network sees in all, and the fewest and most epochs."""
 _SHARE = 0.85
 """Of a time budget for epochs; the rest is for evaluation, figures and what was not foreseen."""
+_OPEN = (
+    *("model.name", "objective.tasks", "train.epochs", "train.batch_size"),
+    *("train.learning_rate", "train.augment", "train.ema"),
+)
 _STEPS = 4  # that are timed; the first one, which is slower, is not counted
-_OPTIONS = ("width", "upsampling", "kernel_size", "activation", "dropout")
 _AVERAGED = 0.05  # the share of all steps
 _SIDE = 64  # to which smaller images are enlarged for pretrained encoders
 _FEW = 10
@@ -105,8 +109,9 @@ def _network(config: RunConfig, data: ImageSet) -> tuple[str, dict[str, Any], st
         if saved is None:
             raise ConfigError(f"{path} does not say whose weights these are: add --model NAME")
         arguments = read_json(saved, ModelError).get("network", {})
-        options = {name: arguments[name] for name in _OPTIONS if name in arguments}
-        return arguments.get("name", ""), options, f"that of {path}"
+        name = str(arguments.get("name", ""))
+        options = {key: arguments[key] for key in find_model(name).options & arguments.keys()}
+        return name, options, f"that of {path}"
     if config.model.width is not None:
         return PLAIN, {}, "the U-Net that takes a width"
     if data.dims == 3:
@@ -179,9 +184,8 @@ def _duration(seconds: float) -> str:
 
 def is_open(config: RunConfig) -> bool:
     """Return whether a setting is left to `plan`."""
-    sections = config.model, config.objective, config.train
-    names = ("name", "tasks", "epochs", "batch_size", "learning_rate", "augment", "ema")
-    return any(getattr(section, name, 0) is None for section in sections for name in names)
+    settings = by_path(config.model_dump())
+    return any(settings[name] is None for name in _OPEN)
 
 
 def _filled(config: RunConfig, changes: dict[str, Any]) -> RunConfig:

@@ -114,9 +114,11 @@ def train(
     check_same_images(fabric, data, folder)
     decisions: list[Decision] = []
     if is_open(config):
+        opened = config.data
         config, decisions = fabric.broadcast(plan(config, data, fabric))
-        with fabric.rank_zero_first():  # perhaps in another size now
-            data = open_images(config.data, progress=progress)
+        if config.data != opened:  # in another size now
+            with fabric.rank_zero_first():
+                data = open_images(config.data, progress=progress)
     check_settings(config, data)
     layout = dense_layout(config, data)
     # A checkpoint replaces whatever weights training once started from.

@@ -43,9 +43,7 @@ def fit(experiment: Experiment) -> Progress:
         state = new_state(experiment)
         state.restore(experiment.folder, fabric)
         while (done := state.progress.epoch - 1) < config.epochs:
-            spent = sum(row["seconds"] for row in state.progress.history)
-            out_of_time = done > 0 and spent * (done + 1) / done > config.budget_seconds
-            if done - state.progress.best.epoch >= patience or out_of_time:
+            if done - state.progress.best.epoch >= patience or _out_of_time(experiment, state):
                 break
             try:
                 _train_epoch(experiment, state)
@@ -57,6 +55,16 @@ def fit(experiment: Experiment) -> Progress:
                 raise
             _end_epoch(experiment, state)
     return state.progress
+
+
+def _out_of_time(experiment: Experiment, state: TrainState) -> bool:
+    """Return whether another epoch would exceed the time budget, by the first process's clock."""
+    config, history = experiment.config.train, state.progress.history
+    if config.time_budget is None or not history:
+        return False
+    spent = sum(row["seconds"] for row in history)
+    late = spent * (1 + 1 / len(history)) > config.budget_seconds
+    return bool(experiment.fabric.broadcast(late))
 
 
 def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
