@@ -47,7 +47,7 @@ def differing(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[An
     What is None in `config` may have been decided when the run began, or be of a newer version.
     """
     old, new = by_path(saved), by_path(config.model_dump(mode="json"))
-    both = {name: (old[name], new[name]) for name in new.keys() & old.keys()}
+    both = {name: (old[name], new[name]) for name in new if name in old}
     return {name: (a, b) for name, (a, b) in both.items() if a != b and b is not None}
 
 
