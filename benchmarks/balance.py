@@ -21,13 +21,13 @@ import torch
 from lightning.fabric import Fabric
 
 from medduet import ConfigError, create_model
-from medduet.config import Balance, ObjectiveConfig, RunConfig
+from medduet.config import ObjectiveConfig, RunConfig
 from medduet.losses.objective import Objective
 from medduet.runs.folder import RunFolder
 from medduet.training.experiment import Experiment
 from medduet.training.loop import new_state
 from medduet.training.step import train_step
-from medduet.types import Batch, DenseLayout
+from medduet.types import Balance, Batch, DenseLayout
 
 PAIRS, BATCH, SIZE = 6, 16, 64
 NETWORK = {"in_channels": 1, "num_classes": 3, "dense_channels": 1, "width": 16}

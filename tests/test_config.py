@@ -10,7 +10,7 @@ from medduet import ConfigError, MissingFileError, RunConfig, load_recipe, recip
 
 def test_the_paper_s_recipe_is_the_paper_s() -> None:
     config = load_recipe("paper")
-    assert config.data.size == 224
+    assert config.data.size == (224,)
     assert (config.model.name, config.model.width) == ("vovunet_var", None)  # its own: 64
     assert config.objective.tasks == ("classify", "reconstruct")
     assert (config.objective.classify_weight, config.objective.reconstruct_weight) == (1, 1)

@@ -9,13 +9,14 @@ import re
 import reprlib
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -25,7 +26,7 @@ from pydantic import (
 )
 
 from medduet.errors import ConfigError, MissingFileError, closest
-from medduet.types import Fit
+from medduet.types import TASKS, Augment, Balance, Fit, Modality, Precision, Preset, Select, Task
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Value = TypeVar("Value")
@@ -34,17 +35,6 @@ if TYPE_CHECKING:
     Planned = Annotated[Value, None]
 else:
     Planned = Value | None
-Task = Literal["classify", "segment", "reconstruct"]
-Select = Literal["auto", "accuracy", "balanced_accuracy", "auc", "dice", "mse", "last"]
-Balance = Literal["sum", "uncertainty", "dwa", "pcgrad", "upgrad", "mgda"]
-Precision = Literal["auto", "32-true", "bf16-mixed"]
-Augment = Literal["none", "flip", "light", "strong", "corrupt"]
-TestTime = Literal["none", "flip", "flips", "turns"]
-Preset = Literal["fast", "balanced", "best"]
-Modality = Literal[
-    "auto", "xray", "ultrasound", "ct", "mri", "fundus", "oct", "dermoscopy", "microscopy"
-]
-TASKS: tuple[Task, ...] = get_args(Task)
 _MOST_FINDINGS = 10
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _MOST_BYTES, _MOST_ALIASES = 1 << 16, 16  # of a recipe, in which aliases repeat values
@@ -68,6 +58,11 @@ Device = Annotated[str, _spelled(DEVICE, "auto, cpu, cuda, cuda:N or mps")]
 SplitSource = Annotated[str, _spelled(r"auto|given|made|.+\.csv", "auto, given, made or a .csv")]
 Size = Annotated[int, Field(ge=1)]
 """Side of the images in pixels."""
+_several = BeforeValidator(lambda value: (value,) if isinstance(value, int | float) else value)
+Sides = Annotated[tuple[Size, ...], _several, Field(min_length=1, max_length=3)]
+"""Height and width, depth before them for volumes, or one number for all."""
+Spacing = Annotated[tuple[Annotated[float, Field(gt=0)], ...], _several, Field(max_length=3)]
+"""Likewise, the distance of pixels in mm."""
 
 
 def _flag(name: str) -> Any:
@@ -85,9 +80,13 @@ class DataConfig(Frozen):
 
     name: Annotated[str, _flag("data")] = ""
     """A MedMNIST flag, an .npz, a .zarr, a folder or .csv of images, phantom or phantom3d."""
-    size: Annotated[Size | None, _flag("size")] = None
-    """Side of the images in pixels; None: an .npz's own, 28 for MedMNIST, and of files theirs if
-    all are equal squares of up to 224, else 224."""
+    size: Annotated[Sides | None, _flag("size")] = None
+    """Side of the images in pixels, or height and width (of volumes depth, height, width). None: an
+    .npz's own, 28 for MedMNIST; of files theirs if all are equal squares of up to 224, else 224."""
+    dims: Literal[2, 3] | None = None
+    """2: files of several slices are loose images; 3: volumes. None: volumes if all are such."""
+    spacing: Annotated[Spacing | None, _flag("spacing")] = None
+    """Volumes: distance of slices, rows and columns in mm. None: the median of the set."""
     medmnist_size: Literal[28, 64, 128, 224] | None = None
     """Which of MedMNIST's files to resize; None: the smallest that is not smaller than size."""
     cache: Path | None = None
@@ -235,6 +234,8 @@ class TrainConfig(Frozen):
     """Longest time of training, such as 90m or 2h: epochs that are open follow it."""
     epochs: Annotated[Planned[int], _flag("epochs")] = Field(10, ge=1)
     """Passes over the train split."""
+    patch: Annotated[Sides | None, _flag("patch")] = None
+    """Sides of patches that are trained on; predicted is by windows. None: images as a whole."""
     batch_size: Annotated[Planned[int], _flag("batch-size")] = Field(16, ge=2)
     """Images per step, over all processes together."""
     learning_rate: Annotated[Planned[float], _flag("lr")] = Field(1e-4, gt=0)

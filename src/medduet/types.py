@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:  # some of it is needed where torch is not
     from torch import Tensor
 
 Fit = Literal["pad", "stretch", "crop"]
 """How an image becomes square: by black borders, by stretching, or by its centre."""
+Task = Literal["classify", "segment", "reconstruct"]
+Select = Literal["auto", "accuracy", "balanced_accuracy", "auc", "dice", "mse", "last"]
+Balance = Literal["sum", "uncertainty", "dwa", "pcgrad", "upgrad", "mgda"]
+Precision = Literal["auto", "32-true", "bf16-mixed"]
+Augment = Literal["none", "flip", "light", "strong", "corrupt"]
+TestTime = Literal["none", "flip", "flips", "turns"]
+Preset = Literal["fast", "balanced", "best"]
+Modality = Literal[
+    "auto", "xray", "ultrasound", "ct", "mri", "fundus", "oct", "dermoscopy", "microscopy"
+]
+TASKS: tuple[Task, ...] = get_args(Task)
 UNKNOWN_LABEL = -1
 """The label of an image whose class is not known; it counts zero in every loss and metric."""
 IGNORED_MASK = 255

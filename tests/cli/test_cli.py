@@ -41,7 +41,7 @@ def test_the_issue_s_example(set_npz: Path, capsys: Capture) -> None:
     assert f"run: {run}\n" in shown.out
     assert "epoch   1/1" in shown.err
     config = read_json(run / "config.json")
-    assert (config["data"]["size"], config["train"]["learning_rate"]) == (64, 1e-3)
+    assert (config["data"]["size"], config["train"]["learning_rate"]) == ([64], 1e-3)
     assert config["objective"]["tasks"] == ["classify", "segment"]
     assert main(["evaluate", str(run), "--split", "val"]) == 0
     shown = capsys.readouterr().out
@@ -70,7 +70,7 @@ def test_short_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for words in (["demo"], ["train", "auto"]):
         assert main([*words, *flags.split()]) == 2
         config, before = seen.pop(), medduet.load_recipe(words[-1])
-        data = before.data.model_copy(update={"name": "phantom", "size": 48, "count": 30})
+        data = before.data.model_copy(update={"name": "phantom", "size": (48,), "count": 30})
         train = {"epochs": 3, "batch_size": 6, "learning_rate": 3e-4, "seed": 9, "device": "cpu"}
         train |= {"precision": "bf16-mixed", "grad_clip": None}
         assert config.data == data

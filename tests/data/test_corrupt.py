@@ -13,7 +13,6 @@ from scipy import ndimage
 from torch import Tensor
 
 from medduet import Batch, open_images
-from medduet.config import Modality
 from medduet.data.augment import build_augmentation
 from medduet.data.corruptions import (
     CORRUPTIONS,
@@ -22,6 +21,7 @@ from medduet.data.corruptions import (
     corrupt_split,
     corruptions_of,
 )
+from medduet.types import Modality
 
 GREY = np.array([0.299, 0.587, 0.114])
 

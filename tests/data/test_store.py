@@ -52,7 +52,7 @@ def test_a_set_is_resized_as_pillow_does(
         if channels == 3:
             arrays[f"{split}_images"] = np.stack([grey, 255 - grey, grey // 2], axis=-1)
         arrays[f"{split}_masks"] = 5 * arrays[f"{split}_masks"]
-    images = open_npz(save(arrays), cache=cache, size=size)
+    images = open_npz(save(arrays), cache=cache, size=(size,))
     assert images.size == (size, size)
     assert images.info["original_size"] == [20, 24]
     for field, how in (("images", Image.Resampling.BILINEAR), ("masks", Image.Resampling.NEAREST)):

@@ -39,7 +39,7 @@ def test_an_npz_of_volumes(file: Path, tmp_path: Path) -> None:
         assert np.array_equal(batch.image[:, 0], arrays["train_images"][[3, 1]])
         assert np.array_equal(batch.mask, arrays["train_masks"][[3, 1]] // 255)
     assert data_summary(images)[0] == "set: 20 volumes of 16 x 20 x 24, grey"
-    small = open_npz(file, cache=tmp_path, size=8)
+    small = open_npz(file, cache=tmp_path, size=(8,))
     assert small.train.images.shape == small.train.masks.shape == (12, 8, 8, 8)
     assert small.fingerprint != images.fingerprint
 

@@ -183,7 +183,7 @@ def read_npz(folder: Path, content: bytes) -> None:
     from medduet.data.npz import open_npz
 
     _put(folder, {"set.npz": content})
-    _read_splits(open_npz(folder / "set.npz", size=8, cache=folder / "cache"))
+    _read_splits(open_npz(folder / "set.npz", size=(8,), cache=folder / "cache"))
 
 
 def read_zarr(folder: Path, content: bytes, name: str = "zarr.json") -> None:

@@ -5,24 +5,27 @@ from typing import Any
 
 import torch
 
-from medduet.config import Augment, Modality
 from medduet.data.corruptions import corrupt_randomly, corruptions_of
 from medduet.data.imageset import ImageSet
 from medduet.data.modality import SIDE, allowed, known_modality
 from medduet.errors import ConfigError
-from medduet.types import Batch
+from medduet.types import Augment, Batch, Modality
 
 Augmentation = Callable[[Batch], Batch]
 
 
 def build_augmentation(
-    name: Augment, data: ImageSet, modality: Modality = "auto"
+    name: Augment,
+    data: ImageSet,
+    modality: Modality = "auto",
+    size: tuple[int, ...] | None = None,
 ) -> Augmentation | None:
     """Return the augmentation for batches of `data`, or ``None`` for ``"none"``.
 
     It takes uint8 images and gives float32 ones in [0, 1]; masks move along, by nearest pixel.
-    Randomness comes from torch's global generator on the CPU.
+    Randomness comes from torch's global generator on the CPU. `size` is that of patches.
     """
+    size = size or data.size
     names, modality = (*data.class_names, *data.mask_names), known_modality(data.info, modality)
     permitted = allowed(modality, names, data.in_channels)
     if name == "flip" and not permitted.mirror:
@@ -39,8 +42,8 @@ def build_augmentation(
 
     move: Callable[..., Any] = move_volumes(name, permitted)
     if data.dims == 2:
-        move = sequence(moves(name, data.size, permitted))
-    looks = changes_of_look(name, data.size, permitted)
+        move = sequence(moves(name, size, permitted))
+    looks = changes_of_look(name, size, permitted)
     look = sequence(looks) if looks else None
 
     def augment(batch: Batch) -> Batch:

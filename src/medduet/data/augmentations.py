@@ -16,8 +16,8 @@ from kornia.constants import DataKey, Resample
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
-from medduet.config import Augment
 from medduet.data.modality import Allowed
+from medduet.types import Augment
 
 
 class Elastic(K.RandomElasticTransform):

@@ -20,6 +20,7 @@ from medduet.data.cache import Progress, cache_folder, counted
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
 from medduet.data.mask_values import meaning_of
+from medduet.data.pixels import for_each_axis
 from medduet.data.reading.core import Facts, ReadOptions
 from medduet.data.reading.masks import LIKE_MASKS, MaskValues, probe_pair, read_pair
 from medduet.data.splits import NO_SPLIT
@@ -166,9 +167,10 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
 def _options(facts: Collection[Facts], config: DataConfig) -> ReadOptions:
     """Return what files become; of their own size if all are small squares of one size."""
     sides = {side for header in facts for side in (header.height, header.width)}
-    size = sides.pop() if len(sides) == 1 and max(sides) <= DEFAULT_SIZE else DEFAULT_SIZE
+    side = sides.pop() if len(sides) == 1 and max(sides) <= DEFAULT_SIZE else DEFAULT_SIZE
+    height, width = for_each_axis(config.size or (side,), 2)
     channels = config.channels or (3 if any(header.channels == 3 for header in facts) else 1)
-    return ReadOptions(config.size or size, config.fit, channels, config.window)
+    return ReadOptions((height, width), config.fit, channels, config.window)
 
 
 def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[Any]]:

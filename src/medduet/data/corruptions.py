@@ -22,10 +22,9 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 from torchvision.transforms.functional import rgb_to_grayscale
 
-from medduet.config import Modality
 from medduet.data.imageset import Images, ImageSet, Rows, Split
 from medduet.data.modality import MEDMNIST, known_modality
-from medduet.types import Batch
+from medduet.types import Batch, Modality
 
 SEVERITIES = (1, 2, 3, 4, 5)
 AUGMENTED_SHARE = 0.5

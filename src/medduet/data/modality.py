@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from medduet.config import Modality
+from medduet.types import Modality
 
 MEDMNIST: dict[str, Modality] = {  # the first of a modality stands for it in `corruptions_of`
     "pathmnist": "microscopy",

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from medduet.data.cache import Progress, cache_folder, counted, file_digests
 from medduet.data.imageset import MAX_CLASSES, SPLITS, ImageSet, rows_per_chunk, spatial_size
 from medduet.data.mask_values import IGNORE
-from medduet.data.pixels import resize_image, resize_mask
+from medduet.data.pixels import for_each_axis, resize_image, resize_mask
 from medduet.data.reading.core import MAX_FRAME_PIXELS
 from medduet.data.store import check_room, growing_array, open_store, stored
 from medduet.errors import DataError, MissingFileError
@@ -50,7 +50,11 @@ _FORMAT = "v5"  # part of each store's key; raise it when what `_unpack` writes 
 
 
 def open_npz(
-    path: Path, *, size: int | None = None, cache: Path | None = None, progress: Progress = None
+    path: Path,
+    *,
+    size: tuple[int, ...] | None = None,
+    cache: Path | None = None,
+    progress: Progress = None,
 ) -> ImageSet:
     """Open the set in the ``.npz`` file at `path`.
 
@@ -67,10 +71,12 @@ def open_npz(
         raise MissingFileError(f"expected an .npz at {path}, but there is no such file")
     _, digest = file_digests(path, root, progress)
     unpack = partial(_unpack, path, root, digest, size, progress=progress)
-    fields = open_store(stored(root, f"{digest}-{_FORMAT}-{size or 'own'}", unpack))
-    resized = size is not None and {*fields["info"]["original_size"]} != {size}
+    name = "own" if size is None else "x".join(map(str, size))
+    fields = open_store(stored(root, f"{digest}-{_FORMAT}-{name}", unpack))
+    original = tuple(fields["info"]["original_size"])
+    resized = size is not None and for_each_axis(size, len(original)) != original
     fields["info"] |= {"source": str(path), "sha256": digest}
-    fingerprint = f"{digest}-{size}" if resized else digest
+    fingerprint = f"{digest}-{name}" if resized else digest
     return ImageSet(name=path.stem, **fields, fingerprint=fingerprint)
 
 
@@ -176,13 +182,18 @@ class _Split(NamedTuple):
 
 
 def _unpack(
-    path: Path, root: Path, digest: str, size: int | None, folder: Path, progress: Progress
+    path: Path,
+    root: Path,
+    digest: str,
+    size: tuple[int, ...] | None,
+    folder: Path,
+    progress: Progress,
 ) -> None:
     archive = _Archive(path)
     splits = _find_splits(archive)
     class_names, multi_label = _class_names(archive, splits)
     original = spatial_size(splits["train"].shape)
-    sides = original if size is None else (size,) * len(original)
+    sides = original if size is None else for_each_axis(size, len(original))
     channels = splits["train"].shape[1 + len(original) :]
     layers = [x.shape[0] * (prod(channels) + bool(x.masks)) for x in splits.values()]
     total = sum(layers) * prod(sides)

@@ -10,9 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medduet.errors import ConfigError
 from medduet.types import IGNORED_MASK
 
 Pixel = TypeVar("Pixel", np.uint8, np.float32)
+Number = TypeVar("Number", int, float)
+
+
+def for_each_axis(values: tuple[Number, ...], dims: int, name: str = "size") -> tuple[Number, ...]:
+    """Return a value for each of `dims` axes, of as many or of one for all.
+
+    Example:
+        >>> for_each_axis((64,), 3), for_each_axis((48, 64), 2)
+        ((64, 64, 64), (48, 64))
+    """
+    if len(values) not in (1, dims):
+        given = " ".join(map(str, values))
+        raise ConfigError(f"expected a {name} of one number or {dims} for {dims}D, given {given}")
+    return values if len(values) == dims else values * dims
 
 
 def resize_image(image: NDArray[Pixel], *sides: int) -> NDArray[Pixel]:

@@ -11,6 +11,7 @@ from medduet.data.listing import list_folder
 from medduet.data.medmnist import DEFAULT_SIZE, fetch_medmnist, medmnist_sets
 from medduet.data.npz import open_npz
 from medduet.data.phantom import phantom_images
+from medduet.data.pixels import for_each_axis
 from medduet.data.splits import arrange
 from medduet.data.tables import list_table
 from medduet.data.zarr_store import is_zarr, open_zarr
@@ -62,12 +63,14 @@ def open_images(
     if kind == "zarr":
         return open_zarr(data)
     if kind in PHANTOMS:
-        settings = data.model_dump(include={"size", "count", "channels"}, exclude_none=True)
+        settings = data.model_dump(include={"count", "channels"}, exclude_none=True)
         fewer = {"size": 32, "count": 200} if kind == "phantom3d" else {}
+        if data.size is not None:
+            (settings["size"],) = for_each_axis(data.size, 1)
         images = phantom_images(**fewer | settings, seed=data.seed, dims=PHANTOMS[kind])
     elif kind == "MedMNIST":
-        size, entry = data.size or data.medmnist_size or DEFAULT_SIZE, medmnist_sets()[data.name]
-        nearest = next((side for side in entry.files if side >= size), max(entry.files))
+        size, entry = data.size or (data.medmnist_size or DEFAULT_SIZE,), medmnist_sets()[data.name]
+        nearest = next((side for side in entry.files if side >= max(size)), max(entry.files))
         published: int = data.medmnist_size or nearest
         if published not in entry.files:
             raise ConfigError(f"{data.name} is published at {', '.join(map(str, entry.files))}")

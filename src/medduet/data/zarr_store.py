@@ -30,6 +30,7 @@ from medduet.data.cache import Progress, counted
 from medduet.data.download import read_url
 from medduet.data.imageset import PIXELS, SPLITS, ImageSet, Rows, Split
 from medduet.data.mask_values import IGNORE
+from medduet.data.pixels import for_each_axis
 from medduet.data.store import check_room
 from medduet.errors import ConfigError, MissingFileError
 from medduet.types import IGNORED_MASK
@@ -90,7 +91,7 @@ def open_zarr(data: DataConfig) -> ImageSet:
             fingerprint=hashlib.sha256(content).hexdigest(),
             info={**about["info"], "source": source},
         )
-    resized = data.size is not None and images.size != (data.size, data.size)
+    resized = data.size is not None and images.size != for_each_axis(data.size, images.dims)
     if resized or data.folds is not None or data.split not in ("auto", "given"):
         raise ConfigError(
             f"{source} keeps the size {images.size} and the split that it was written with: omit "

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from medduet._version import __version__
-from medduet.config import DataConfig, Device, Modality, TestTime
+from medduet.config import DataConfig, Device
 from medduet.data.cache import Progress
 from medduet.data.modality import allowed, known_modality
 from medduet.errors import ConfigError
@@ -17,6 +17,7 @@ from medduet.runs.bundle import ModelBundle, load_bundle, save_bundle
 from medduet.runs.config import BundleConfig, DataRecord, NetworkArguments
 from medduet.runs.folder import RunFolder, is_run
 from medduet.training.validation import summarize
+from medduet.types import Modality, TestTime
 from medduet.utils.hub import bundle_folder
 
 
@@ -118,7 +119,7 @@ def _check_same(members: Sequence[ModelBundle], paths: Sequence[str]) -> None:
 def _task(config: BundleConfig) -> dict[str, Any]:
     """Return what members must share; normalisation is every member's own."""
     names = ("class_names", "mask_names", "multi_label", "layout", "precision")
-    prepared = {"size", "channels", "fit", "window"}
+    prepared = {"size", "channels", "fit", "window", "patch"}
     return {name: getattr(config, name) for name in names} | {
         "preprocessing": config.preprocessing and config.preprocessing.model_dump(include=prepared),
         "images and split": config.data and config.data.fingerprint,

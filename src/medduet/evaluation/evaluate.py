@@ -128,7 +128,7 @@ class Evaluator:
 
     def with_network(self, bundle: ModelBundle) -> Evaluator:
         """Bring another network to the device; ModelError if it does not take the images."""
-        check_takes(bundle.network, *self.images.size)
+        check_takes(bundle.network, *bundle.network.sides_at_once(self.images.size))
         prepare_network(bundle.network, self.fabric.device, self.images.size)
         return replace(self, bundle=bundle)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from medduet import metrics
-from medduet.config import DataConfig, Device, Modality
+from medduet.config import DataConfig, Device
 from medduet.data.cache import Progress, counted
 from medduet.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt_split, corruptions_of
 from medduet.data.imageset import ImageSet
@@ -17,6 +17,7 @@ from medduet.evaluation.evaluate import Evaluator, SplitName, check_out
 from medduet.runs.environment import describe_data
 from medduet.runs.predictions import Predictions
 from medduet.training.validation import mask_summary
+from medduet.types import Modality
 from medduet.utils.files import write_json
 from medduet.utils.locks import result_folder
 from medduet.utils.parsing import misread, read_json

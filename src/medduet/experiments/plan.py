@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
-from medduet.config import Augment, Preset, RunConfig, Task
+from medduet.config import RunConfig
 from medduet.data.augment import build_augmentation
 from medduet.data.imageset import ImageSet
 from medduet.data.modality import allowed, known_modality
+from medduet.data.patches import patches_and_views
 from medduet.errors import ConfigError, ModelError, one_line
 from medduet.experiments.config import by_path, change
 from medduet.experiments.folds import FOLDS
@@ -20,6 +21,7 @@ from medduet.models.encoders import weights_at_hand
 from medduet.models.inference import prepare_network
 from medduet.models.registry import find_model
 from medduet.training.setup import build_network, build_objective, dense_layout
+from medduet.types import Augment, Preset, Task
 from medduet.utils.hub import CONFIG, bundle_folder
 from medduet.utils.parsing import read_json
 
@@ -49,7 +51,7 @@ class Decision(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        value = " ".join(self.value) if isinstance(self.value, tuple) else self.value
+        value = " ".join(map(str, self.value)) if isinstance(self.value, tuple) else self.value
         return one_line(f"{self.setting} {value}: {self.reason}", 300)
 
 
@@ -75,7 +77,7 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
     pretrained = changes.get("model.pretrained") or config.model.pretrained or config.model.weights
     if pretrained and max(data.size) < _SIDE and data.train.shard_sizes is None:
         reason = f"a pretrained encoder halves it five times: {max(data.size)} are too few"
-        decide("data.size", _SIDE, reason)
+        decide("data.size", (_SIDE,), reason)
     decide("objective.tasks", *_tasks(data))
     count, preset = len(data.train), config.train.preset
     batch = decide("train.batch_size", *_batch_size(count))
@@ -87,7 +89,7 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
     why = f"{epochs * count:,} images seen (preset {preset})"
     if settings["train.epochs"] is None:
         filled = _filled(config, changes | {"train.epochs": epochs, "train.ema": 0})
-        larger = ((changes.get("data.size") or max(data.size)) / max(data.size)) ** 2
+        larger = (max(changes.get("data.size") or data.size) / max(data.size)) ** data.dims
         seconds = fabric.broadcast(larger * _seconds_per_epoch(filled, data, fabric))
         budget = config.train.budget_seconds * _SHARE / (FOLDS if preset == "best" else 1)
         if (affordable := int(budget / seconds) if budget < float("inf") else epochs) < epochs:
@@ -158,7 +160,9 @@ def _seconds_per_epoch(config: RunConfig, data: ImageSet, fabric: Fabric) -> flo
         objective = build_objective(config, data, layout).to(device)
         rows = np.arange(min(train.batch_size // fabric.world_size or 1, len(data.train)))
         batch = data.train.batch(rows).apply(lambda tensor: tensor.to(device))
-        augment = build_augmentation(train.augment, data, config.data.modality)
+        sides = network.sides_at_once(data.size)
+        batch = patches_and_views(batch, sides, "classify" in objective.tasks)
+        augment = build_augmentation(train.augment, data, config.data.modality, sides)
         network.train()
         times = []
         for _ in range(_STEPS):

@@ -185,7 +185,7 @@ def _begin(
 ) -> None:
     """Write what the run begins with, and report it."""
     config, data, folder = experiment.config, experiment.data, experiment.folder
-    cost = network_cost(experiment.network, *data.size)
+    cost = network_cost(experiment.network, *experiment.network.sides_at_once(data.size))
     if "split" in data.info:
         write_split(folder.split, data)
     environment = describe_environment(data, cost, experiment.fabric, choices)
@@ -244,6 +244,7 @@ def _bundle_config(
         "layout": layout._asdict(),
         "preprocessing": {
             "size": list(data.size),
+            "patch": network.patch and list(network.patch),
             "channels": data.in_channels,
             "resize": "antialiased bilinear",
             "fit": data.info.get("fit", "stretch"),

@@ -115,6 +115,8 @@ def export_bundle(
     if out.exists():
         raise ConfigError(f"{out} already exists: give another --out")
     graph = NetworkGraph(path, classify_only=classify_only)
+    if graph.network.patch is not None:
+        raise ConfigError(f"{path} predicts by windows, which ONNX can't: train without --patch")
     images = _images(path, graph, data, precision, progress)
     pixels = images.test.batch(np.arange(len(images.test))[: count or None]).image
     size = graph.preprocessing.size if fixed_size else None

@@ -128,6 +128,8 @@ class Predictor:
 
             graph = NetworkGraph(path, classify_only=classify_only, device=device)
             self._run, self.config = graph.predict, graph.config
+            if explain and graph.network.patch is not None:
+                raise ConfigError(f"{path} predicts by windows, of which there are no heat maps")
         self.options = self.config.usable(path)[1].options
         self.class_names, self.mask_names = self.config.class_names, self.config.mask_names
         if not self.class_names and (explain or min_confidence is not None):

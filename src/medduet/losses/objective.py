@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medduet.config import ObjectiveConfig, Task
-from medduet.types import IGNORED_MASK, UNKNOWN_LABEL, Batch, DenseLayout, Outputs
+from medduet.config import ObjectiveConfig
+from medduet.types import IGNORED_MASK, UNKNOWN_LABEL, Batch, DenseLayout, Outputs, Task
 
 
 class PerImage(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -16,8 +16,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from medduet.data.patches import view
 from medduet.errors import ModelError
 from medduet.types import KINDS, Outputs
+
+_WINDOW_PIXELS = 1 << 19  # of windows that are computed together
 
 
 class Normalize(nn.Module):
@@ -82,12 +85,13 @@ class DuetNetwork(nn.Module, ABC):
     reconstruction; `arguments` are what `medduet.create_model` built it from, ready for JSON.
     """
 
-    __call__: Callable[..., Outputs]  # torch says that a module returns Any
     normalize: Normalize
     arguments: dict[str, Any]
     encoder_modules: list[nn.Module]  # what both heads share
     decoder_modules: list[nn.Module]  # what only the dense output needs
     min_side = 1
+    patch: tuple[int, ...] | None = None
+    """Sides of the patches it was trained on, as it predicts larger images, see `__call__`."""
     ordinal = False
     """Whether classes are grades, for which the class head has one score less: `grade_scores`."""
     _encoder_is_frozen = False
@@ -97,6 +101,37 @@ class DuetNetwork(nn.Module, ABC):
         """Spatial dimensions of what it takes: 2 for images, 3 for volumes."""
         return self.normalize.dims
 
+    def __call__(self, image: Tensor) -> Outputs:
+        """Return the outputs for ``(N, C, ...)`` images.
+
+        Of images larger than the patches of the training, the class is that of a `view` of the
+        whole, as in training, and the dense output is put together from windows, which overlap by
+        half and count less towards their border (Gaussian, as in nnU-Net).
+        """
+        sides = tuple(image.shape[2:])
+        if self.training or self.patch is None or (window := self.sides_at_once(sides)) == sides:
+            outputs: Outputs = super().__call__(image)
+            return outputs
+        from monai.inferers import sliding_window_inference  # slow to import
+
+        dense = None
+        if self.arguments["dense_channels"]:
+            dense = sliding_window_inference(
+                image.float() / 255 if image.dtype == torch.uint8 else image,
+                window,
+                max(1, _WINDOW_PIXELS // prod(window)),
+                lambda part: super(DuetNetwork, self).__call__(part).dense,
+                overlap=0.5,
+                mode="gaussian",
+            )
+        # Last, for whoever records what the class head has seen.
+        class_logits = self.classify(image) if self.arguments["num_classes"] else None
+        return Outputs(class_logits, dense)
+
+    def sides_at_once(self, size: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the sides of what is computed at once of images of a `size`: a patch, or all."""
+        return tuple(map(min, size, self.patch or size))
+
     @property
     def classifier(self) -> nn.Module | None:
         """The last layer of the class head; ``None`` without one, or if it has several."""
@@ -104,6 +139,8 @@ class DuetNetwork(nn.Module, ABC):
 
     def classify(self, image: Tensor) -> Tensor:
         """Return the `class_logits` ``(N, K)`` of ``(N, C, ...)`` images; no decoder is run."""
+        if not self.training and self.patch is not None:
+            image = view(image, self.sides_at_once(tuple(image.shape[2:])))
         class_logits = self._classify(image)
         if class_logits is None:
             raise ModelError(

@@ -10,11 +10,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medduet.config import TestTime
 from medduet.errors import MedDuetError, ModelError
 from medduet.models.base import DuetNetwork, Normalize
 from medduet.models.registry import create_model
-from medduet.types import Outputs
+from medduet.types import Outputs, TestTime
 
 MAX_MEMBERS = 64
 _SHARED = ("in_channels", "num_classes", "dense_channels", "dims")
@@ -62,6 +61,7 @@ class Ensemble(DuetNetwork):
         turns = range(0, 4, 4 // _TURNS[test_time])  # in quarters
         self.views = [(quarters, mirrored) for quarters in turns for mirrored in flips]
         self.min_side = max(member.min_side for member in members)
+        self.patch = members[0].patch
         counts = Counter(member.arguments["name"] for member in members)
         names = " and ".join(f"{count} {name}" for name, count in counts.items())
         views = "" if test_time == "none" else f", test-time {test_time}"

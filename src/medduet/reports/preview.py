@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from medduet.config import Augment, DataConfig
+from medduet.config import DataConfig
 from medduet.data.audit.findings import label_texts
 from medduet.data.augment import build_augmentation
 from medduet.data.cache import Progress
@@ -17,7 +17,7 @@ from medduet.errors import ConfigError
 from medduet.reports.image_grid import UNKNOWN_MASK, Panel, image_grid
 from medduet.reports.style import save, slug
 from medduet.training.final import choose_samples
-from medduet.types import Batch
+from medduet.types import Augment, Batch
 from medduet.utils.palette import MASKS
 
 _VERSIONS = 3

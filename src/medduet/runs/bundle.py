@@ -48,8 +48,11 @@ def save_bundle(path: Path, network: DuetNetwork, config: BundleConfig | Mapping
 def load_bundle(path: str | Path) -> ModelBundle:
     """Read the bundle in the folder or run folder `path`, or at ``hf://OWNER/NAME``; see `load`."""
     folder = bundle_folder(path)
-    network, config = load_network(folder)
-    return ModelBundle(network, BundleConfig.check(config, folder / CONFIG))
+    network, values = load_network(folder)
+    config = BundleConfig.check(values, folder / CONFIG)
+    if config.preprocessing is not None and config.preprocessing.patch is not None:
+        network.patch = tuple(config.preprocessing.patch)
+    return ModelBundle(network, config)
 
 
 def load(path: str | Path) -> DuetNetwork:

@@ -54,6 +54,7 @@ class Preprocessing(_Open):
     channels: Literal[1, 3]
     fit: Fit = "stretch"
     window: list[Finite] | None = Field(None, min_length=2, max_length=2, strict=False)
+    patch: list[Side] | None = Field(None, min_length=2, max_length=3, strict=False)
 
     @property
     def options(self) -> ReadOptions:
@@ -119,7 +120,9 @@ class BundleConfig(_Strict):
         counts: list[tuple[str, int, int]] = []  # of what, how many, and how many there should be
         if self.preprocessing is not None:
             counts.append(("channels", self.preprocessing.channels, network.in_channels))
-            counts.append(("sides of the size", len(self.preprocessing.size), network.dims))
+            for name in ("size", "patch"):
+                if sides := getattr(self.preprocessing, name):
+                    counts.append((f"sides of the {name}", len(sides), network.dims))
         if layout is not None:  # else the outputs have no names either
             dense = DenseLayout(layout.mask_classes, layout.image_channels).channels
             counts.append(("dense channels of the layout", dense, network.dense_channels))

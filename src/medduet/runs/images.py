@@ -19,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 
 def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
     """Return `config`, completed by how a network's training images were prepared."""
-    settings: dict[str, Any] = {"size": config.size or max(preprocessing.size)}
+    settings: dict[str, Any] = {"size": config.size or tuple(preprocessing.size)}
     if is_files(config):
         settings |= {"fit": preprocessing.fit, "window": preprocessing.options.window}
         settings["channels"] = config.channels or preprocessing.channels

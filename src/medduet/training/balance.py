@@ -18,10 +18,10 @@ from torchjd import aggregation
 from torchjd.aggregation import WeightedAggregator
 from torchjd.linalg import DualConeProjector, PSDMatrix
 
-from medduet.config import Task
 from medduet.losses.objective import PerImage
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import all_sum, gradients_by_hand
+from medduet.types import Task
 
 _TEMPERATURE = 2.0  # of dynamic weight averaging, as in its paper
 _REGULARISATION = 1e-4  # of the Gramian, TorchJD's own

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from medduet.config import TrainConfig
 from medduet.data.augment import build_augmentation
 from medduet.data.batches import balanced_shares, train_batches
+from medduet.data.patches import patches_and_views
 from medduet.errors import DataError, DownloadError, Interrupted, MissingFileError, TrainingError
 from medduet.losses.objective import Objective
 from medduet.models.base import DuetNetwork, trains_on_one
@@ -70,7 +71,7 @@ def _out_of_time(experiment: Experiment, state: TrainState) -> bool:
 def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
     """Return where training starts; `fused` optimizers update all weights in one pass."""
     config, fabric, network = experiment.config.train, experiment.fabric, experiment.network
-    smallest = 1 if trains_on_one(network, *experiment.data.size) else 2
+    smallest = 1 if trains_on_one(network, *network.sides_at_once(experiment.data.size)) else 2
     fabric.to_device(network)
     if config.sync_batch_norm and fabric.world_size > 1:
         for name, child in network.named_children():
@@ -144,11 +145,14 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
     if not batches:
         raise TrainingError(f"{experiment.data.name} has too few training images, {len(train)}")
     reporter.begin_epoch(progress.epoch, config.epochs, len(batches))
-    augment = build_augmentation(config.augment, experiment.data, experiment.config.data.modality)
+    sides = experiment.network.sides_at_once(experiment.data.size)
+    modality = experiment.config.data.modality
+    augment = build_augmentation(config.augment, experiment.data, modality, sides)
     state.module.train()
     started = time.perf_counter()
     for batch in load_batches(fabric, train, batches[progress.step :]):
-        must_stop = train_step(experiment, state, augment(batch) if augment else batch)
+        part = patches_and_views(batch, sides, "classify" in experiment.objective.tasks)
+        must_stop = train_step(experiment, state, augment(part) if augment else part)
         progress.step += 1
         now = time.perf_counter()
         progress.seconds, started = progress.seconds + now - started, now

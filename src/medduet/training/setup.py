@@ -6,6 +6,7 @@ from lightning.fabric import Fabric
 from medduet.config import RunConfig
 from medduet.data.augment import build_augmentation
 from medduet.data.imageset import ImageSet
+from medduet.data.pixels import for_each_axis
 from medduet.errors import ConfigError
 from medduet.losses.objective import Objective, balanced_weights
 from medduet.models.base import DuetNetwork, check_takes
@@ -63,6 +64,9 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
         "--train.mask-ratio needs the task reconstruct: --tasks reconstruct": (
             train.mask_ratio > 0 and "reconstruct" not in tasks
         ),
+        "--patch is for masks, and the class is learnt from whole images: give --size instead": (
+            train.patch is not None and tasks == ("classify",)
+        ),
         f"{data.name} has no masks, so there is nothing to segment: --tasks {possible}": (
             "segment" in tasks and lacking["segment"]
         ),
@@ -117,7 +121,9 @@ def build_network(
             pretrained=model.pretrained and fresh,
             **model.options(),
         )
-    check_takes(network, *data.size)
+    if config.train.patch is not None:
+        network.patch = for_each_axis(config.train.patch, data.dims, "patch")
+    check_takes(network, *network.sides_at_once(data.size))
     report = load_weights(network, model.weights) if fresh and model.weights else None
     if model.freeze_encoder:
         network.freeze_encoder()
