@@ -42,24 +42,13 @@ from medduet.inference.graph import NetworkGraph
 from medduet.runs.bundle import save_bundle
 from medduet.utils.files import write_json
 
-EXPORTS: dict[str, dict[str, Any]] = {
-    "float32": {},
-    "int8": {"precision": "int8"},
-}
 SHAPE_GIVEN = ", shape given"
-WAYS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ONNX Runtime, float32": ("float32", {}),
-    "ONNX Runtime, INT8": ("int8", {}),
-    "OpenVINO, float32": ("float32", {"runtime": "openvino"}),
-    "OpenVINO, bfloat16": ("float32", {"runtime": "openvino", "precision": "bfloat16"}),
-    f"OpenVINO, bfloat16{SHAPE_GIVEN}": (
-        "float32",
-        {"runtime": "openvino", "precision": "bfloat16"},
-    ),
-    "OpenVINO, INT8": ("int8", {"runtime": "openvino"}),
-    f"OpenVINO, INT8{SHAPE_GIVEN}": ("int8", {"runtime": "openvino"}),
+WAYS: dict[str, dict[str, Any]] = {
+    "ONNX Runtime, float32": {},
+    "OpenVINO, float32": {"runtime": "openvino"},
+    "OpenVINO, bfloat16": {"runtime": "openvino", "precision": "bfloat16"},
+    f"OpenVINO, bfloat16{SHAPE_GIVEN}": {"runtime": "openvino", "precision": "bfloat16"},
 }
-NOT_QUICK = "ONNX Runtime, INT8"
 EAGER, HALF = "torch, float32", "torch, bfloat16, channels last"
 HEADS = {False: "class and mask", True: "class alone"}
 
@@ -78,7 +67,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    names = ("torch", "onnxruntime", "openvino", "nncf")
+    names = ("torch", "onnxruntime", "openvino")
     found: dict[str, Any] = {
         "versions": {name: importlib.metadata.version(name) for name in names},
         "processor": torch.backends.cpu.get_cpu_capability(),
@@ -109,12 +98,11 @@ def speed(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             }
             if alone:
                 ways = {EAGER: partial(in_torch, bundle, alone)} | ways
-            for name, (kind, options) in WAYS.items():
-                if not (given.quick and name == NOT_QUICK):
-                    shape = (batch, size, size) if name.endswith(SHAPE_GIVEN) else None
-                    path = exported(bundle, folder / f"{kind}-{alone}", kind, data, alone)
-                    more = {"shape": shape, "threads": given.threads} | options
-                    ways[name] = partial(ExportedModel, path, **more)
+            path = exported(bundle, folder / f"onnx-{alone}", data, alone)
+            for name, options in WAYS.items():
+                shape = (batch, size, size) if name.endswith(SHAPE_GIVEN) else None
+                more = {"shape": shape, "threads": given.threads} | options
+                ways[name] = partial(ExportedModel, path, **more)
             print(f"\nvovunet_var, width {width}, {heads}, {batch} x 3 x {size} x {size}\n")
             print(f"| | ms | middle half | {EAGER}, both heads | middle half | times as fast |")
             print("| --- | --- | --- | --- | --- | --- |")
@@ -145,10 +133,10 @@ def untrained(path: Path, size: int, width: int) -> Path:
     return path
 
 
-def exported(bundle: Path, path: Path, kind: str, data: DataConfig, alone: bool) -> Path:
+def exported(bundle: Path, path: Path, data: DataConfig, alone: bool) -> Path:
     if not path.exists():
         options = {"classify_only": alone, "data": data, "count": 2, "tolerance": float("inf")}
-        export_bundle(bundle, path, **EXPORTS[kind], **options)
+        export_bundle(bundle, path, **options)
     return path
 
 
@@ -192,9 +180,9 @@ def agree(bundle: Path, name: str, folder: Path) -> list[dict[str, Any]]:
     for alone, heads in HEADS.items():
         reference = in_torch(bundle, alone)
         ways: dict[str, Predict] = {HALF: in_torch(bundle, alone, half=True)}
-        for way, (kind, options) in WAYS.items():
+        path = exported(bundle, folder / f"onnx-{alone}", data, alone)
+        for way, options in WAYS.items():
             if not way.endswith(SHAPE_GIVEN):
-                path = exported(bundle, folder / f"{kind}-{alone}", kind, data, alone)
                 try:
                     ways[way] = ExportedModel(path, **options)
                 except ConfigError as error:  # the processor can't compute so

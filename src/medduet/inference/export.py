@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -36,11 +36,8 @@ from medduet.utils.files import atomic_folder, write_json, write_text
 from medduet.utils.hub import bundle_folder
 from medduet.utils.parsing import sha256
 
-Precision = Literal["float32", "int8"]
 Predict = Callable[[NDArray[np.uint8]], BatchPrediction]
-TOLERANCE = {"float32": 1e-3, "int8": 0.05}
 _BATCH = 4
-_RANGES = 128  # images from which the ranges of INT8 are taken
 # Sides that need the network's padding, so that it is part of the graph.
 _EXAMPLE = {2: [75, 101], 3: [37, 43, 51]}
 _SIDES = {2: ["height", "width"], 3: ["depth", "height", "width"]}
@@ -74,11 +71,10 @@ def export_bundle(
     out: str | Path,
     *,
     classify_only: bool = False,
-    precision: Precision = "float32",
     fixed_size: bool = False,
     data: DataConfig | None = None,
     count: Annotated[int, Field(ge=0)] = 64,
-    tolerance: float | None = None,
+    tolerance: float = 1e-3,
     progress: Progress = None,
 ) -> ExportRecord:
     """Write the network of a bundle or run as ONNX, see `ExportedModel`, and compare the two.
@@ -87,11 +83,10 @@ def export_bundle(
         path: the bundle or the run, or ``hf://OWNER/NAME``.
         out: the folder to write.
         classify_only: leave decoder, mask and reconstruction out.
-        precision: ``"int8"`` is faster, with ranges from 128 images of the training split.
         fixed_size: take images of the size of the training alone; the number stays free.
         data: on which images to compare; ``None`` for those of the run, or else phantoms.
         count: number of images of the test split to compare on, 0 for all.
-        tolerance: largest difference, 0 to 1; ``None`` for 0.001, INT8 0.05 (classes, masks).
+        tolerance: largest difference from torch, 0 to 1.
         progress: draws the progress of downloads and conversions.
 
     Raises:
@@ -117,15 +112,14 @@ def export_bundle(
     graph = NetworkGraph(path, classify_only=classify_only)
     if graph.network.patch is not None:
         raise ConfigError(f"{path} predicts by windows, which ONNX can't: train without --patch")
-    images = _images(path, graph, data, precision, progress)
+    images = _images(path, graph, data, progress)
     pixels = images.test.batch(np.arange(len(images.test))[: count or None]).image
     size = graph.preprocessing.size if fixed_size else None
-    limit = TOLERANCE[precision] if tolerance is None else tolerance
     with atomic_folder(out) as folder:
-        _write_onnx(folder / FILE, graph, images, precision, size)
+        _write_onnx(folder / FILE, graph, size)
         config = graph.config.to_json() | {"format": FORMAT, "weights_sha256": None}
         config["export"] = {
-            "precision": precision,
+            "precision": "float32",
             "outputs": graph.outputs,
             "size": size,
             "min_side": graph.network.min_side,
@@ -133,12 +127,11 @@ def export_bundle(
         }
         write_json(folder / CONFIG, config)
         model = ExportedModel(folder)
-        gaps = _check(graph, model, pixels.contiguous().numpy(), precision, limit)
+        gaps = _check(graph, model, pixels.contiguous().numpy(), tolerance)
         record = ExportRecord(out, images.name, len(pixels), gaps)
         page = resources.files("medduet") / "inference" / "templates" / "onnx.md"
         text = page.read_text("utf-8").format(
             config=graph.config,
-            precision=precision,
             size=graph.preprocessing.size,
             outputs=", ".join(graph.outputs),
             opset=_OPSET,
@@ -150,11 +143,7 @@ def export_bundle(
 
 
 def _images(
-    path: Path,
-    graph: NetworkGraph,
-    data: DataConfig | None,
-    precision: Precision,
-    progress: Progress,
+    path: Path, graph: NetworkGraph, data: DataConfig | None, progress: Progress
 ) -> ImageSet:
     """Return the images to compare on: `data`, or those of the run, or phantoms."""
     channels, dims = graph.preprocessing.channels, graph.network.dims
@@ -163,8 +152,6 @@ def _images(
     elif is_run(path):
         run = RunFolder.open(path)
         images = open_images(run.run_config().data, progress=progress, saved_split=run.split)
-    elif precision == "int8":
-        raise ConfigError(f"INT8 needs images, and {path} is a bundle: add --data NAME")
     else:
         size, count = max(16, *graph.preprocessing.size), 32 if dims == 2 else 8
         images = phantom_images(size, (1, 1, count), channels, dims=dims)
@@ -174,11 +161,10 @@ def _images(
     return images
 
 
-def _write_onnx(
-    file: Path, graph: NetworkGraph, images: ImageSet, precision: Precision, size: list[int] | None
-) -> None:
+def _write_onnx(file: Path, graph: NetworkGraph, size: list[int] | None) -> None:
     """Write the graph, for any number of images and, without a `size`, for images of any size."""
-    onnx, _ = need("onnx"), need("onnxscript")
+    for module in ("onnx", "onnxscript"):  # which the exporter imports when it is called
+        need(module)
     dims, channels = graph.network.dims, graph.preprocessing.channels
     image = torch.zeros(2, channels, *(size or _EXAMPLE[dims]), dtype=torch.uint8)
     names = {0: "batch"} | ({} if size else dict(enumerate(_SIDES[dims], start=2)))
@@ -200,8 +186,6 @@ def _write_onnx(
             program.model.metadata_props.clear()
             program.model.metadata_props.update(_metadata(graph))
             program.save(file, external_data=False)
-            if precision == "int8":
-                onnx.save(_quantized(onnx.load(file), images), file)
     except (MedDuetError, OSError):
         raise
     except Exception as error:  # the exporters' errors have no common base class
@@ -223,34 +207,19 @@ def _metadata(graph: NetworkGraph) -> dict[str, str]:
     }
 
 
-def _quantized(model: Any, images: ImageSet) -> Any:
-    """Return an ONNX model in INT8, with ranges from images of the training split."""
-    nncf, split = need("nncf"), images.train
-    rows = np.unique(np.linspace(0, len(split) - 1, _RANGES).round().astype(np.int64))
-    ranges = nncf.Dataset(
-        rows.tolist(),
-        lambda row: {"image": split.batch(np.array([row])).image.contiguous().numpy()},
-    )
-    return nncf.quantize(model, ranges, subset_size=len(rows))
-
-
 def _check(
-    graph: NetworkGraph,
-    model: ExportedModel,
-    pixels: NDArray[np.uint8],
-    precision: Precision,
-    tolerance: float,
+    graph: NetworkGraph, model: ExportedModel, pixels: NDArray[np.uint8], tolerance: float
 ) -> dict[str, float]:
     """Compare the exported network with torch, and once more on another size if it takes others."""
     trials = [(pixels, "--tolerance if that is good enough")]
-    if precision != "int8" and model.export.size is None:
+    if model.export.size is None:
         borders = [(0, 0), (0, 0), (0, 3), (0, 5), (0, 2)][: pixels.ndim]
         larger = np.pad(pixels[:2], borders, mode="edge")
         trials.append((larger, "on images of another size: add --fixed-size"))
     gaps = []
     for images, hint in trials:
         gaps.append(differences(graph.predict, model, images, graph.config.multi_label))
-        if not (worst := largest(gaps[-1], precision)) <= tolerance:
+        if not (worst := largest(gaps[-1])) <= tolerance:
             reason = f"{worst:.2g}, and the tolerance is {tolerance:g}"
             raise ModelError(f"{graph.config.network.name} differs from torch by {reason}; {hint}")
     return gaps[0]
@@ -271,10 +240,9 @@ def differences(
     return gaps
 
 
-def largest(gaps: dict[str, float], precision: Precision) -> float:
-    """Return the largest difference, NaN if one is; of INT8 only classes and masks count."""
-    coarse = gaps.keys() & {"class", "mask"} if precision == "int8" else set()
-    return float(np.max([gaps[name] for name in coarse or gaps.keys() - {"class"}]))
+def largest(gaps: dict[str, float]) -> float:
+    """Return the largest difference, NaN if one is; a tie may be another class."""
+    return float(np.max([gaps[name] for name in gaps.keys() - {"class"}]))
 
 
 def _heads(predict: Predict, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
