@@ -90,7 +90,7 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("balance", ["sum", "dwa"])
+@pytest.mark.parametrize("balance", ["sum", "uncertainty"])
 def test_a_step_waits_for_nothing(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, balance: str
 ) -> None:

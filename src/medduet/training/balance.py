@@ -23,7 +23,6 @@ from medduet.training.experiment import Experiment
 from medduet.training.fabric import all_sum, gradients_by_hand
 from medduet.types import Task
 
-_TEMPERATURE = 2.0  # of dynamic weight averaging, as in its paper
 _REGULARISATION = 1e-4  # of the Gramian, TorchJD's own
 
 
@@ -45,7 +44,6 @@ class _Projector(DualConeProjector):
 AGGREGATORS: dict[str, Callable[[], WeightedAggregator]] = {
     "pcgrad": aggregation.PCGrad,
     "upgrad": lambda: aggregation.UPGrad(projector=_Projector()),
-    "mgda": aggregation.MGDA,
 }
 """The rules that combine the gradients of the tasks."""
 
@@ -53,13 +51,12 @@ AGGREGATORS: dict[str, Callable[[], WeightedAggregator]] = {
 class Balance(nn.Module):
     """The rule by which the losses of several tasks, or their gradients, become one.
 
-    ``"uncertainty"`` learns a coefficient for each loss (arXiv:1705.07115), ``"dwa"`` compares the
-    losses of the last two epochs (arXiv:1803.10704). A task without labels in a batch enters it
-    with its last loss. `AGGREGATORS` combine the gradients of the tasks that have labels.
+    ``"uncertainty"`` learns a coefficient for each loss (arXiv:1705.07115). A task without labels
+    in a batch enters it with its last loss. `AGGREGATORS` combine the gradients of the tasks that
+    have labels.
     """
 
     _last: Tensor
-    _sum: Tensor
 
     def __init__(
         self,
@@ -75,25 +72,16 @@ class Balance(nn.Module):
         self._log_variance = nn.Parameter(torch.zeros(tasks, device=device))
         self._optimizer = optimizer([self._log_variance])
         self.register_buffer("_last", torch.full((tasks,), torch.nan, device=device))
-        self.register_buffer("_sum", torch.zeros(tasks, device=device))
-        self._batches = 0
-        self._averages: list[Tensor] = []  # of the last two epochs
 
     @torch.no_grad()
     def coefficients(self, losses: Tensor, labelled: Tensor, learning_rate: float) -> Tensor:
         """Return the factor of each loss ``(T,)``; learned ones take their step."""
-        if self.name not in ("uncertainty", "dwa"):
+        if self.name != "uncertainty":
             return torch.ones_like(losses)
         mean = torch.where(labelled, losses, 0).sum() / labelled.sum().clamp(min=1)
         unseen = torch.where(mean > 0, mean, 1.0)
         last = torch.where(self._last.isnan(), unseen, self._last)
         self._last = torch.where(labelled, losses, last)
-        if self.name == "dwa":
-            self._sum, self._batches = self._sum + self._last, self._batches + 1
-            if len(self._averages) < 2:
-                return torch.ones_like(losses)
-            rates = self._averages[1] / self._averages[0]
-            return len(losses) * torch.softmax(rates / _TEMPERATURE, dim=0)
         # The loss is the sum of exp(-s) L / 2 + s / 2, for s the logarithm of the variance.
         shares = 0.5 * torch.exp(-self._log_variance)
         self._log_variance.grad = 0.5 - shares * self._last
@@ -101,12 +89,6 @@ class Balance(nn.Module):
             group["lr"] = learning_rate
         self._optimizer.step()
         return shares
-
-    def end_epoch(self) -> None:
-        """Let dynamic weight averaging compare the losses of the epoch with those before."""
-        if self._batches:
-            self._averages = [*self._averages, self._sum / self._batches][-2:]
-            self._sum, self._batches = torch.zeros_like(self._sum), 0
 
     @torch.no_grad()
     def aggregate(self, matrix: Tensor, labelled: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,13 +103,10 @@ class Balance(nn.Module):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what a resumed run needs beside the tensors."""
-        progress = {"batches": self._batches, "averages": self._averages}
-        return progress | {"optimizer": self._optimizer.state_dict()}
+        return {"optimizer": self._optimizer.state_dict()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Go back to what `get_extra_state` gave."""
-        self._batches = state["batches"]
-        self._averages = [average.to(self._last.device) for average in state["averages"]]
         self._optimizer.load_state_dict(state["optimizer"])
 
 
@@ -248,8 +227,7 @@ class Balancer(nn.Module):
         }
 
     def end_epoch(self) -> None:
-        """End the epoch of the rule, and forget the sums."""
-        self.balance.end_epoch()
+        """Forget the sums of the epoch."""
         self.weights.zero_()
         self.conflict.zero_()
 
