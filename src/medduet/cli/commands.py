@@ -68,7 +68,7 @@ usage: medduet COMMAND ...
   search RECIPE ...       search for accurate, small networks; --resume SEARCH continues it
   report DIR ...          write a page, tables and figures on finished runs
   compare RUN_A RUN_B     compare two runs on the same images, with paired tests
-  preview DATA ...        draw images with their masks, and how augmentation changes them
+  preview DATA ...        draw images with their classes and masks
   audit DATA ...          check a data set for leaks, label errors and odd images
   attach-masks TARGET ... add the masks of the data set that another one was made from
   zarr DATA ...           write a zarr store, for data sets larger than one disk
