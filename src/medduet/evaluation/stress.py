@@ -12,7 +12,7 @@ from medduet.data.cache import Progress, counted
 from medduet.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt_split, corruptions_of
 from medduet.data.imageset import ImageSet
 from medduet.data.modality import known_modality
-from medduet.errors import ConfigError, MissingFileError, closest
+from medduet.errors import ConfigError, closest
 from medduet.evaluation.evaluate import Evaluator, SplitName, check_out
 from medduet.runs.environment import describe_data
 from medduet.runs.predictions import Predictions
@@ -20,7 +20,6 @@ from medduet.training.validation import mask_summary
 from medduet.types import Modality
 from medduet.utils.files import write_json
 from medduet.utils.locks import result_folder
-from medduet.utils.parsing import misread, read_json
 
 MEASURED = ("accuracy", "balanced_error", "dice_nonempty", "ece")
 
@@ -32,7 +31,6 @@ def stress(
     split: SplitName = "test",
     corruptions: Sequence[str] = (),
     modality: Modality = "auto",
-    baseline: str | Path | None = None,
     device: Device = "auto",
     out: Path | None = None,
     progress: Progress = None,
@@ -49,8 +47,6 @@ def stress(
         split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` of them together.
         corruptions: their names, see `medduet.data.corruptions`; none for those of the modality.
         modality: what the images show; ``"auto"`` for what the run or a MedMNIST set says.
-        baseline: ``stress.json``, or its folder, of the network to compare with: errors are then
-            also given as shares of its errors.
         device: auto, cpu, cuda, cuda:1 or mps.
         out: folder to write; ``None`` for ``PATH/stress/DATA-SPLIT``.
         progress: draws the progress.
@@ -60,12 +56,11 @@ def stress(
         ``corruptions``, by name, with ``severities`` and their ``mean``; ``mean`` over the
         corruptions. Each has accuracy, balanced error (1 - mean recall over classes), expected
         calibration error (calibrated, if the network is) and Dice of images with a lesion, with n.
-        ``rise`` is the balanced error less that of clean images. With a baseline, ``be`` is the
-        mean error of a corruption divided by the baseline's, ``rbe`` the mean rise so divided.
+        ``rise`` is the balanced error less that of clean images.
 
     Raises:
-        ConfigError: unknown corruptions, a baseline on other images, or nothing to evaluate.
-        MissingFileError: there is no bundle at `path`, or no baseline.
+        ConfigError: unknown corruptions, or nothing to evaluate.
+        MissingFileError: there is no bundle at `path`.
         ModelError: the bundle is damaged.
     """
     check_out(path, out)
@@ -76,8 +71,6 @@ def stress(
     modality = known_modality(images.info, modality)
     listing, usual = corruptions_of(images, modality)
     names = _check_names(corruptions, images) or usual
-    same = {"split": split, "strengths": listing}
-    base = None if baseline is None else _read_baseline(Path(baseline), images, same, names)
     clean = _measure(evaluator.predict(pool, thorough=False), evaluator)
     if not any(clean.get(name) is not None for name in MEASURED):
         raise ConfigError(f"{path} and {images.name} ({split}) share neither classes nor masks")
@@ -105,8 +98,6 @@ def stress(
         "corruptions": results,
         "mean": _mean([result["mean"] for result in results.values()]),
     }
-    if base is not None:
-        _compare(record, base)
     if evaluator.fabric.is_global_zero:
         write_json((out or stress_folder(path, record)) / "stress.json", record)
     evaluator.fabric.barrier()
@@ -148,32 +139,3 @@ def _measure(predictions: Predictions, evaluator: Evaluator) -> dict[str, Any]:
 def _mean(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     names = [name for name in (*MEASURED, "rise") if rows[0].get(name) is not None]
     return {name: float(np.mean([row[name] for row in rows])) for name in names}
-
-
-def _read_baseline(
-    path: Path, images: ImageSet, same: Mapping[str, str], names: Sequence[str]
-) -> dict[str, Any]:
-    file = path / "stress.json" if path.is_dir() else path
-    if not file.is_file():
-        raise MissingFileError(f"expected stress.json of medduet stress, found no {file}")
-    with misread(file, ConfigError):
-        base: dict[str, Any] = read_json(file)
-        alike = base["data"]["fingerprint"] == images.fingerprint and same.items() <= base.items()
-        alike = alike and set(names) <= set(base["corruptions"])
-    if not alike or "balanced_error" not in base["mean"]:
-        reason = "other images, corruptions, strengths or classes"
-        options = "--data, --split, --corruptions and --modality"
-        raise ConfigError(f"{file} has {reason}: make it anew with the same {options}")
-    return base
-
-
-def _compare(record: dict[str, Any], base: Mapping[str, Any]) -> None:
-    """Add the errors as shares of those of a baseline; ``None`` where that has none."""
-    record["baseline"] = {"network": base["network"], "clean": base["clean"]}
-    for key, error in (("be", "balanced_error"), ("rbe", "rise")):
-        shares = []
-        for name, row in record["corruptions"].items():
-            baseline = base["corruptions"][name]["mean"][error]
-            row[key] = row["mean"][error] / baseline if baseline > 0 else None
-            shares += [] if row[key] is None else [row[key]]
-        record[key] = float(np.mean(shares)) if shares else None

@@ -14,8 +14,7 @@ from medduet.reports.page import Section, Table, numbers, say, write_page
 from medduet.reports.style import DASHES, STYLE, legend_below, panels
 from medduet.utils.palette import GREY, LINES
 
-NAMES = {key: METRICS[key].name for key in MEASURED}
-NAMES |= {"rise": "increase in error", "be": "BE", "rbe": "rBE"}
+NAMES = {key: METRICS[key].name for key in MEASURED} | {"rise": "increase in error"}
 
 
 def write_stress_page(record: Mapping[str, Any], out: Path) -> Path:
@@ -31,9 +30,9 @@ def stress_table(record: Mapping[str, Any]) -> Table:
     """Return the table of every corruption and severity, clean images first, the mean last."""
     rows = [{"corruption": "clean", "severity": "0"} | record["clean"]]
     for name, entry in record["corruptions"].items():
-        parts = {**entry["severities"], "mean": entry | entry["mean"]}
+        parts = {**entry["severities"], "mean": entry["mean"]}
         rows += [{"corruption": name, "severity": key} | part for key, part in parts.items()]
-    rows.append({**record, **record["mean"], "corruption": "mean", "severity": "mean"})
+    rows.append({"corruption": "mean", "severity": "mean"} | record["mean"])
     values = pd.DataFrame(rows, dtype=object)
     if "accuracy_interval" in values:
         values["accuracy_low"] = values["accuracy_interval"].str[0]
