@@ -16,13 +16,13 @@ from torchjd import aggregation
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from medduet import RunConfig, TrainingError
-from medduet.config import Balance as Names
 from medduet.data.batches import train_batches
 from medduet.errors import Interrupted
 from medduet.training.balance import AGGREGATORS, Balance
 from medduet.training.experiment import Experiment
 from medduet.training.loop import fit, new_state
 from medduet.training.step import train_step
+from medduet.types import Balance as Names
 from medduet.types import Batch, Outputs
 
 MakeConfig = Callable[..., RunConfig]

@@ -1,16 +1,15 @@
 """The sections of a report that describe methods: training, calibration, cost, provenance."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from medduet.metrics.intervals import UNDEFINED, wilson
 from medduet.reports import grid_figures
 from medduet.reports.figures import epoch_table
 from medduet.reports.grouping import CrossValidated, Group, Runs
-from medduet.reports.page import Section, Table, brackets, numbers, say
+from medduet.reports.page import Section, Table, numbers, say
 from medduet.runs.folder import RunFolder
 
 _COSTS = {
@@ -51,20 +50,18 @@ def training(runs: Runs, epochs: pd.DataFrame) -> Section:
 
 
 def calibration(runs: Runs) -> Section:
-    """Show the calibration error and the coverage of prediction sets."""
-    section = Section("Calibration")
-    errors, rows = list[dict[str, Any]](), list[dict[str, Any]]()
+    """Show the calibration error."""
+    section, errors = Section("Calibration"), list[dict[str, Any]]()
     for group in runs.groups:
         if summaries := _summaries(group):
-            rows += coverage(group, summaries)
             ece = [np.mean([x[f"ece_{kind}"] for x in summaries]) for kind in ("before", "after")]
             keys = {"data set": group.dataset, "method": group.method}
             errors.append(keys | {"uncalibrated": ece[0], "calibrated": ece[1]})
-    if rows:
+    if errors:
         table = pd.DataFrame(errors)
         shown = table.assign(**{x: numbers(table[x], ".3f") for x in list(table)[2:]})
         title = "Expected calibration error on test, mean over seeds"
-        section.tables = [Table("ece", title, shown, table), coverage_table(pd.DataFrame(rows))]
+        section.tables.append(Table("ece", title, shown, table))
     return section
 
 
@@ -75,49 +72,6 @@ def _summaries(group: Group) -> list[Mapping[str, Any]]:
         runs += run.folds if isinstance(run, CrossValidated) else [run]
     summaries = [run.validation_selected["test"].get("calibration") for run in runs]
     return [summary for summary in summaries if summary and summary["n"]]
-
-
-def coverage(group: Group, summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return target and empirical coverage on test: means over seeds, overall and per class.
-
-    They are weighted by images, at the n of one seed, since seeds share their images; there is no
-    interval where an image has several labels.
-    """
-    rows = []
-    for target in summaries[0]["sets"]:
-        overall = [summary["sets"][target] for summary in summaries]
-        for name in ("all", *overall[0]["per_class"]):
-            sets = overall if name == "all" else [part["per_class"][name] for part in overall]
-            weights = [part["n"] for part in sets]
-            if not any(weights):
-                continue
-            pairs = [[part["coverage"] or 0, part["size"] or 0] for part in sets]
-            share, size = np.average(pairs, axis=0, weights=weights).tolist()
-            n = round(sum(weights) / len(group.runs))
-            dependent = name == "all" and overall[0]["coverage_interval"] is None
-            low, high = UNDEFINED if dependent else wilson(round(share * n), n)
-            keys = {"dataset": group.dataset, "method": group.method, "target": float(target)}
-            keys |= {"class": name, "coverage": share, "low": low, "high": high}
-            rows.append(keys | {"size": size, "n": n})
-    return rows
-
-
-def coverage_table(values: pd.DataFrame) -> Table:
-    """Return the table of the rows of `coverage`; of the classes it shows the lowest alone."""
-    overall = values["class"] == "all"
-    classes = values[~overall].groupby(["dataset", "method", "target"])["coverage"]
-    rows = values[overall | values.index.isin(classes.idxmin())]
-    shown = {
-        "data set": rows["dataset"],
-        "method": rows["method"],
-        "target": numbers(rows["target"], ".2f"),
-        "class": rows["class"],
-        "coverage": numbers(rows["coverage"], ".3f") + brackets(rows, ".3f"),
-        "mean set size": numbers(rows["size"], ".2f"),
-        "n": numbers(rows["n"], "d"),
-    }
-    title = "Coverage of conformal prediction sets on test, mean over seeds (95% Wilson CI)"
-    return Table("coverage", title, pd.DataFrame(shown), values)
 
 
 def costs(runs: Runs, epochs: pd.DataFrame) -> Section:
