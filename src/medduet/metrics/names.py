@@ -1,4 +1,4 @@
-"""The one table of metrics: key, names, direction and digits, wherever they appear."""
+"""The one table of metrics: key, names and digits, wherever they appear."""
 
 import math
 from typing import NamedTuple
@@ -10,7 +10,6 @@ class Metric(NamedTuple):
     key: str
     name: str
     short: str  # for progress lines and narrow columns
-    higher_is_better: bool = True
     digits: int = 4
 
     def format(self, value: float | None) -> str:
@@ -24,17 +23,17 @@ METRICS: dict[str, Metric] = {
         Metric("accuracy", "accuracy", "acc"),
         Metric("auc", "AUC", "AUC"),
         Metric("balanced_accuracy", "balanced accuracy", "bal. acc"),
-        Metric("balanced_error", "balanced error", "bal. error", higher_is_better=False),
+        Metric("balanced_error", "balanced error", "bal. error"),
         Metric("macro_f1", "macro F1", "F1"),
         Metric("quadratic_kappa", "quadratic kappa", "kappa"),
-        Metric("grade_error", "mean absolute error of the grade", "MAE", higher_is_better=False),
-        Metric("ece", "expected calibration error", "ECE", higher_is_better=False),
+        Metric("grade_error", "mean absolute error of the grade", "MAE"),
+        Metric("ece", "expected calibration error", "ECE"),
         Metric("dice", "Dice", "Dice"),
         Metric("dice_nonempty", "Dice, non-empty masks", "Dice⁺"),
-        Metric("false_positive_rate", "false-positive images", "FP", higher_is_better=False),
+        Metric("false_positive_rate", "false-positive images", "FP"),
         Metric("iou", "IoU", "IoU"),
-        Metric("hd95", "HD95 (pixels)", "HD95", higher_is_better=False, digits=2),
-        Metric("mse", "MSE", "MSE", higher_is_better=False, digits=5),
+        Metric("hd95", "HD95 (pixels)", "HD95", digits=2),
+        Metric("mse", "MSE", "MSE", digits=5),
         Metric("psnr", "PSNR (dB)", "PSNR", digits=2),
         Metric("ssim", "SSIM", "SSIM"),
     )
