@@ -36,7 +36,7 @@ import medduet
 from medduet import cli
 
 WIDTH = "84"
-RECIPE_OF = {"train": "auto", "search": "adares", "benchmark": "tasks"}
+RECIPE_OF = {"train": "auto", "benchmark": "tasks"}
 """Commands whose help needs a recipe, and the one that is shown."""
 PAGES = {
     "README": "index",

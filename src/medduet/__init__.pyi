@@ -29,15 +29,11 @@ from .evaluation.evaluate import calibrate_bundle as calibrate_bundle
 from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.stress import stress as stress
 from .experiments.config import GridConfig as GridConfig
-from .experiments.config import SearchConfig as SearchConfig
 from .experiments.config import load_grid as load_grid
-from .experiments.config import load_search as load_search
 from .experiments.grid import GridRecord as GridRecord
 from .experiments.grid import benchmark as benchmark
 from .experiments.run import RunRecord as RunRecord
 from .experiments.run import train as train
-from .experiments.search import SearchRecord as SearchRecord
-from .experiments.search import search as search
 from .inference.export import ExportRecord as ExportRecord
 from .inference.export import export_bundle as export_bundle
 from .inference.exported import BatchPrediction as BatchPrediction

@@ -320,11 +320,11 @@ class RunConfig(Frozen):
 
 
 def recipe_names(kind: str = "") -> list[str]:
-    """Return the names of the recipes of MedDuet, for runs, a ``"search"`` or a ``"grid"``.
+    """Return the names of the recipes of MedDuet, for runs or a ``"grid"``.
 
     Example:
-        >>> recipe_names(), recipe_names("search")
-        (['auto', 'demo', 'paper', 'pretrain'], ['adares'])
+        >>> recipe_names()
+        ['auto', 'demo', 'paper', 'pretrain']
     """
     folder = resources.files("medduet") / "recipes" / kind
     return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))

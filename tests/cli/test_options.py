@@ -13,7 +13,6 @@ WORDS = {
     "train": "auto --data nothing.npz",
     "demo": "--data nothing.npz",
     "pretrain": "nothing.npz",
-    "search": "adares --data nothing.npz",
     "benchmark": "paper",
     "compare": "nothing nowhere",
     "predict": "nothing nothing.png --out OUT",
@@ -40,7 +39,7 @@ def test_wrong_values(
     monkeypatch.setenv("COLUMNS", "80")  # in one column
     words = [command, *WORDS.get(command, "nothing").split()]
     with pytest.raises(SystemExit):
-        main([*words[: 2 if command in ("train", "search", "benchmark") else 1], "--help"])
+        main([*words[: 2 if command in ("train", "benchmark") else 1], "--help"])
     options = re.findall(r"(--[a-z][\w.-]*) ([{\[A-Z].*?)(?=,|  |│|\n)", capsys.readouterr().out)
     for name, kind in options:
         if name.startswith("--run."):

@@ -26,7 +26,7 @@ from medduet.cli import main
 from medduet.cli.screen import Screen
 from medduet.data.splits import read_split, write_split
 from medduet.errors import StorageError
-from medduet.experiments.config import GridConfig, read_settings
+from medduet.experiments.config import read_grid
 from medduet.models.weights import save_network
 from medduet.runs.config import BundleConfig
 from medduet.runs.folder import RunFolder
@@ -45,7 +45,6 @@ PLACES = {
     "report {run}": "report report/.lock report/figures",
     "report {run} --out {out}": ".lock tables",
     "benchmark --resume {run}": "runs cells cells/a.log",
-    "search --resume {run}": "lock study.jsonl trials",
 }
 LINKS = [(words, name) for words, names in PLACES.items() for name in names.split()]
 FORMULAS = ["=1+1", "'=1", "''-x", "-1", "+a.png", "@x", "a;=b", "\tx", "\rx", "'x", "＝1", "-1+'!"]
@@ -76,11 +75,9 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(finished_run: RunRecord, tmp_path: Path) -> Path:
-    """A copy, which is also the folder of a grid and of a search."""
+    """A copy, which is also the folder of a grid."""
     path = Path(shutil.copytree(finished_run.path, tmp_path / "run"))
-    settings: dict[str, Any] = {"run": {"data": {"name": "phantom"}}}
-    write_json(path / "grid.json", settings)
-    write_json(path / "search.json", settings | {"space": {"model.width": {"choices": [2, 3]}}})
+    write_json(path / "grid.json", {"run": {"data": {"name": "phantom"}}})
     return path
 
 
@@ -122,7 +119,7 @@ def test_a_folder_does_not_choose_the_cache(run: Path, capsys: Capture) -> None:
     assert (data.cache, data.cache_gb) == (None, 3)
     grid = {"run": {"data": config["data"]}, "variants": {"a": {"data.cache": "/elsewhere"}}}
     write_json(run / "grid.json", grid)
-    assert read_settings(GridConfig, run, "grid").run.data.cache is None
+    assert read_grid(run).run.data.cache is None
     assert main(["benchmark", "--resume", str(run)]) == 2
     assert "unknown setting data.cache" in capsys.readouterr().err
 

@@ -28,7 +28,6 @@ COMMANDS = {
     "push": "runs.bundle:push",
     "serve": "serve.server:serve",
     "benchmark": "experiments.grid:benchmark",
-    "search": "experiments.search:search",
     "report": "reports.report:write_report",
     "compare": "reports.compare:compare",
     "preview": "reports.preview:preview",
@@ -39,13 +38,12 @@ COMMANDS = {
     "models": "cli.lists:models",
     "doctor": "cli.doctor:examine",
 }
-RECIPES = {"train": "", "search": "search", "benchmark": "grid"}
+RECIPES = {"train": "", "benchmark": "grid"}
 """Commands whose first word is a recipe, and of which kind, see `recipe_names`."""
 _NAMED = ("demo", "pretrain")
 """Commands that are trainings by the recipe of their name."""
 _LOADERS = {
     "": "config:load_recipe",
-    "search": "experiments.config:load_search",
     "grid": "experiments.config:load_grid",
 }
 HELP = f"""\
@@ -65,7 +63,6 @@ usage: medduet COMMAND ...
   push PATH OWNER/NAME    upload a network to the Hugging Face hub; hf://OWNER/NAME reads it
   serve PATH ...          serve networks over HTTP, with a web page
   benchmark GRID ...      train a grid of runs; --resume GRID continues it
-  search RECIPE ...       search for accurate, small networks; --resume SEARCH continues it
   report DIR ...          write a page, tables and figures on finished runs
   compare RUN_A RUN_B     compare two runs on the same images, with paired tests
   preview DATA ...        draw images with their classes and masks
@@ -76,8 +73,8 @@ usage: medduet COMMAND ...
   models                  list the networks available by name
   doctor                  check versions, devices, disk and extras
 
-RECIPE is {", ".join(recipe_names())} (of search: {", ".join(recipe_names("search"))}), GRID is
-{", ".join(recipe_names("grid"))}, or the path of a .yaml file.
+RECIPE is {", ".join(recipe_names())}, GRID is {", ".join(recipe_names("grid"))},
+or the path of a .yaml file.
 Options of a command: medduet COMMAND --help, such as medduet train auto --help
 Completion for bash, fish and zsh: medduet --tyro-print-completion SHELL
 

@@ -1,1 +1,1 @@
-"""Grids of runs and searches, on this machine or on a Ray cluster."""
+"""Grids of runs, on this machine or on a Ray cluster."""

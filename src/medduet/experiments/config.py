@@ -1,4 +1,4 @@
-"""Settings of many runs at once: grids, whose cells are all run, and searches, which choose."""
+"""Settings of many runs at once: grids."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from medduet.config import Frozen, RunConfig, Settings, read_recipe, validate
+from medduet.config import Frozen, RunConfig, read_recipe, validate
 from medduet.errors import ConfigError, MissingFileError, closest
 from medduet.utils.parsing import read_json
 
@@ -57,12 +57,12 @@ def require_one(config: object, resume: object, kind: str) -> None:
         raise ConfigError(f"expected either the settings of a new {kind} or a folder to resume")
 
 
-def read_settings(kind: type[Settings], path: Path, name: str) -> Settings:
-    """Return the settings in ``NAME.json`` of the folder of a grid or search."""
-    file = path / f"{name}.json"
+def read_grid(path: Path) -> GridConfig:
+    """Return the settings of the grid in a folder."""
+    file = path / "grid.json"
     if not file.is_file():
-        raise MissingFileError(f"expected the folder of a {name}, but {path} has no {file.name}")
-    return validate(kind, read_json(file), str(file), saved=True)
+        raise MissingFileError(f"expected the folder of a grid, but {path} has no {file.name}")
+    return validate(GridConfig, read_json(file), str(file), saved=True)
 
 
 class Cell(Frozen):
@@ -163,64 +163,6 @@ class EngineConfig(Frozen):
     """ray: CPU cores that are reserved for each cell."""
     gpus_per_cell: float | None = Field(None, ge=0)
     """ray: GPUs likewise; None: one, if the cluster has any."""
-
-
-class Choices(Frozen):
-    """A setting that a search takes from a list."""
-
-    choices: tuple[bool | int | float | str, ...] = Field(min_length=2)
-
-
-class Range(Frozen):
-    """A number that a search takes from a range; with `log` its logarithm is drawn evenly."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Range:
-        if not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError(f"expected low < high (and 0 < low with log), got {self}")
-        return self
-
-
-class SearchConfig(Frozen):
-    """Everything that decides what a search does."""
-
-    run: RunConfig = RunConfig()
-    """What all trials share."""
-    space: tyro.conf.Suppress[dict[str, Choices | Range]] = Field(default={}, min_length=1)
-    """What they differ in, by the path of the setting, such as model.width."""
-    trials: int = Field(32, ge=1)
-    """Trials in all, those that fail included."""
-    population: int = Field(8, ge=2)
-    """Trials in each generation of NSGA-II; the first generation is drawn at random."""
-    cost: Literal["parameters", "gmacs"] = "parameters"
-    """What is to be small: parameters, or operations of the forward pass for one image."""
-    search_seed: int = Field(0, ge=0)
-    """Seed of the search; that of training is --seed."""
-    out: Path | None = None
-    """Folder of the search; None: searches/DATA, with a number behind it if that is taken."""
-
-    @field_validator("space")
-    @classmethod
-    def _only_settings(cls, space: dict[str, Choices | Range]) -> dict[str, Choices | Range]:
-        paths = by_path(RunConfig().model_dump(exclude={"evaluate"}))
-        for path in space:
-            if path not in paths:
-                raise ValueError(f"unknown setting {path}: {closest(path, paths)}")
-        return space
-
-
-def load_search(name: str) -> SearchConfig:
-    """Return the search recipe called `name`, or in the YAML file there; errors as `load_recipe`.
-
-    Example:
-        >>> load_search("adares").run.model.name
-        'adares_unet'
-    """
-    return validate(SearchConfig, read_recipe(name, "search"), f"search recipe {name}")
 
 
 def load_grid(name: str) -> GridConfig:

@@ -20,7 +20,7 @@ from medduet.experiments.config import (
     EngineConfig,
     GridConfig,
     differing,
-    read_settings,
+    read_grid,
     require_one,
 )
 from medduet.utils.files import sweep, write_json
@@ -105,7 +105,7 @@ def benchmark(
                 "--resume continues the grid as it is: to change it, give its recipe again with "
                 f"--out {resume}"
             )
-        config = read_settings(GridConfig, Path(resume), "grid")
+        config = read_grid(Path(resume))
         config = config.model_copy(update={"out": Path(resume)})
     assert config is not None
     config = config.choose(datasets=datasets, networks=networks, variants=variants)

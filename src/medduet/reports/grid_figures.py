@@ -1,17 +1,17 @@
 """Figures of many runs: data sets as panels, methods as rows, lines or points."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from medduet.metrics.paired import OverSets
 from medduet.reports import style
 from medduet.reports.style import STYLE, panels, shorten
-from medduet.utils.palette import BLUE, FAINT, GREY, INK, VERMILION
+from medduet.utils.palette import BLUE, FAINT, INK, VERMILION
 
 _ROW = 0.19  # inches of one bar
 
@@ -95,31 +95,4 @@ def curves(epochs: pd.DataFrame, column: str, label: str) -> Figure:
     grid[0].set_ylabel(label)
     names = (shorten(method, style.LONGEST) for method in methods)
     style.legend_below(figure, ({"label": n} | style.line_look(i) for i, n in enumerate(names)))
-    return figure
-
-
-@rc_context(STYLE)
-def pareto(trials: Sequence[Mapping[str, Any]], cost: str, title: str) -> Figure:
-    """Draw score over cost of all trials of a search, and the Pareto front.
-
-    The trials are those of `medduet.SearchRecord`; `cost` is ``"parameters"`` or ``"gmacs"``.
-    """
-    figure, (axes,) = panels([f"{title}, {len(trials)} trials"], height=3.8, legend=0)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(EngFormatter() if cost == "parameters" else "{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    label = "parameters" if cost == "parameters" else "GMAC for one image"
-    axes.set(xlabel=label, ylabel="validation score")
-    axes.margins(0.12)
-    axes.grid()
-    table = pd.DataFrame(trials, columns=["score", cost, "front"], dtype=object)
-    table = table.dropna(subset=["score", cost])
-    axes.scatter(table[cost], table["score"], s=26, c=GREY, label="finished")
-    front = table[table["front"].notna()].sort_values("front")
-    axes.step(front[cost], front["score"], "-o", where="post", color=BLUE, label="Pareto front")
-    text: Any = {"textcoords": "offset points", "color": VERMILION, "fontweight": "bold"}
-    for *point, number in front[[cost, "score", "front"]].itertuples(index=False):
-        axes.annotate(str(number), point, xytext=(0, 6), ha="center", **text)
-    axes.legend(loc="lower right")
     return figure

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from medduet.evaluation.ensemble import EnsembleRecord
     from medduet.experiments.grid import GridRecord
     from medduet.experiments.run import RunRecord
-    from medduet.experiments.search import SearchRecord
     from medduet.inference.folder import PredictRecord
     from medduet.reports.compare import Comparison
 
@@ -93,24 +92,6 @@ def _ensemble(record: EnsembleRecord, arguments: Arguments) -> None:
         columns = dict(zip([*numbers, "ensemble"], scores, strict=True))
         _write_metrics(f"{record.images}, {split}, n = {scores[-1]['n']}", columns)
     write(*(f"{number}: {name}" for number, name in zip(numbers, record.members, strict=True)))
-
-
-def _search(record: SearchRecord, arguments: Arguments) -> None:
-    from medduet.experiments.search import shown_values
-
-    rows = [
-        (
-            str(trial["front"]),
-            shown_values(trial),
-            f"{trial['score']:.4f}",
-            f"{trial['parameters']:,}",
-            f"{trial['gmacs']:.3f}",
-        )
-        for trial in record.front
-    ]
-    right = ["validation score", "parameters", "GMAC"]
-    title = f"Pareto front of {len(record.trials)} trials"
-    write_table(title, ["recipe", "settings"], right, rows)
 
 
 def _grid(record: GridRecord, arguments: Arguments) -> int:
@@ -195,10 +176,6 @@ temperature {result.temperature:.3g}, fitted on {result.n} images
 written: {arguments[out]}""",
     "ensemble": "written: {result.path}",
     "export": "{result}\nwritten: {result.path}",
-    "search": """\
-search: {result.path}
-report: {result.path}/pareto.png
-next: medduet train {result.path}/recipes/front-1.yaml --out RUN""",
     "push": "pushed, next: medduet.load('{result}')",
     "report": "report: {result}",
     "preview": "report: {result}",
@@ -212,7 +189,6 @@ _SHOWN: dict[str, Callable[..., int | None]] = {
     "predict": _predictions,
     "ensemble": _ensemble,
     "benchmark": _grid,
-    "search": _search,
     "compare": _comparison,
     "audit": _audit,
     "attach-masks": _attached,
