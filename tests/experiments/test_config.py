@@ -70,7 +70,7 @@ def test_the_grid_of_the_paper_is_the_papers() -> None:
     cells = load_grid("paper").cells(OUT)
     assert len({cell.run.data.name for cell in cells}) == 9
     assert {cell.run.evaluate.protocol for cell in cells} == {"paper"}
-    assert {cell.run.data.size for cell in cells} == {224}
+    assert {cell.run.data.size for cell in cells} == {(224,)}
     ours = [cell for cell in cells if cell.run.model.name == "vovunet_var"]
     others = [cell for cell in cells if cell.run.model.name == "timm:resnet18"]
     assert {(c.run.train.epochs, c.run.train.cosine_epochs) for c in ours} == {(10, 100)}

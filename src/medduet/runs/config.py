@@ -81,7 +81,7 @@ class DataRecord(_Open):
 class Export(_Open):
     """An exported network; `size` is that of images, such as height and width, if it is fixed."""
 
-    precision: Literal["float32", "int8"]
+    precision: Literal["float32"]
     outputs: list[Literal["probability", "mask", "reconstruction"]] = Field(min_length=1)
     size: list[Side] | None = Field(None, min_length=2, max_length=3)
     min_side: Count = 1
