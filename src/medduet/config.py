@@ -206,7 +206,7 @@ class ObjectiveConfig(Frozen):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of each label that is spread over all classes in the classification loss."""
     balance: Annotated[Balance, _flag("balance")] = "sum"
-    """How losses become one step: summed, weighted (uncertainty), or by their gradients."""
+    """How losses are added: as they are (sum), or by weights that are learnt (uncertainty)."""
     conflict_steps: int = Field(1, ge=0)
     """First steps of each epoch at which the angle between the tasks' gradients is measured."""
 

@@ -12,7 +12,7 @@ Fit = Literal["pad", "stretch", "crop"]
 """How an image becomes square: by black borders, by stretching, or by its centre."""
 Task = Literal["classify", "segment", "reconstruct"]
 Select = Literal["auto", "accuracy", "balanced_accuracy", "auc", "dice", "mse", "last"]
-Balance = Literal["sum", "uncertainty", "pcgrad", "upgrad"]
+Balance = Literal["sum", "uncertainty"]
 Precision = Literal["auto", "32-true", "bf16-mixed"]
 Augment = Literal["none", "flip", "light", "strong", "corrupt"]
 TestTime = Literal["none", "flip", "flips", "turns"]

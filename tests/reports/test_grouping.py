@@ -78,10 +78,10 @@ def test_the_reference_comes_first_then_the_papers_network_then_the_defaults(
         make(model, model=model)
     assert grouped(tmp_path).methods == ["vovunet_var", "adares_unet", "unet_var"]
     assert grouped(tmp_path, "unet_var").methods[0] == "unet_var"
-    for balance in ("pcgrad", "sum", "upgrad"):
+    for balance in ("pcgrad", "sum", "uncertainty"):  # the first is of an older version
         make(f"with-{balance}", model="unet_var", changes={"objective": {"balance": balance}})
     names = [name for name in grouped(tmp_path).methods if name.startswith("unet_var · ")]
-    assert [name.partition(" · ")[2] for name in names] == ["sum", "pcgrad", "upgrad"]
+    assert [name.partition(" · ")[2] for name in names] == ["sum", "pcgrad", "uncertainty"]
 
 
 def test_data_sets_of_one_name_are_told_apart(make: Make, tmp_path: Path) -> None:

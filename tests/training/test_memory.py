@@ -131,7 +131,7 @@ def test_less_memory_makes_smaller_micro_batches_and_says_so(
 
 
 @pytest.mark.parametrize(
-    ("most", "balance", "told"), [(1, "sum", "with 2 images"), (4, "pcgrad", "with 8 images")]
+    ("most", "balance", "told"), [(1, "sum", "with 2 images"), (4, "uncertainty", "with 8 images")]
 )
 def test_memory_that_does_not_suffice_ends_the_run(
     make_config: MakeConfig, no_memory: Any, tmp_path: Path, most: int, balance: str, told: str

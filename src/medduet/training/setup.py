@@ -13,7 +13,6 @@ from medduet.models.base import DuetNetwork, check_takes
 from medduet.models.registry import create_model
 from medduet.models.weights import WeightsReport, load_weights
 from medduet.runs.folder import RunFolder
-from medduet.training.balance import Balance
 from medduet.training.fabric import all_sum
 from medduet.types import DenseLayout
 from medduet.utils.parsing import misread, read_json
@@ -44,10 +43,9 @@ def check_same_images(fabric: Fabric, data: ImageSet, folder: RunFolder | None =
 
 def check_settings(config: RunConfig, data: ImageSet) -> None:
     """Refuse what can't be learnt or selected on before anything is written."""
-    objective, train, frozen = config.objective, config.train, config.model.freeze_encoder
+    objective, train = config.objective, config.train
     select, tasks, names = config.evaluate.select, objective.tasks, data.class_names
     balance, is_balanced = f"--balance {objective.balance}", train.sampling == "balanced"
-    combines = Balance(objective.balance, len(tasks)).aggregator is not None
     classes = f"one class, {names[0]}" if names else "no classes (folders, or a column 'label')"
     lacking = {"classify": len(names) < 2, "segment": not data.mask_names, "reconstruct": False}
     possible = " ".join(task for task in tasks if not lacking[task]) or "reconstruct"
@@ -75,9 +73,6 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
         ),
         f"{balance} needs the whole batch at once: leave --train.micro-batch-size out": (
             train.micro_batch_size is not None and objective.balance != "sum"
-        ),
-        f"{balance} combines the encoder's gradients: leave --model.freeze-encoder out": (
-            combines and frozen
         ),
         f"expected several classes for --train.sampling balanced, given {classes}": (
             is_balanced and lacking["classify"]

@@ -82,14 +82,13 @@ def _backward_once(
     the tasks is measured on the first micro-batch.
     """
     fabric, objective, balancer = experiment.fabric, experiment.objective, state.balancer
-    combines_gradients = balancer.balance.aggregator is not None  # of all processes, itself
     weights = objective.weights(batch)
     all_weights = all_sum(fabric, weights)
     totals = torch.zeros_like(weights)
     micro_batches = split_batch(batch, state.progress.micro_batch)
     for number, micro in enumerate(micro_batches, start=1):
         has_more = number < len(micro_batches)
-        with fabric.no_backward_sync(state.module, combines_gradients or has_more):
+        with fabric.no_backward_sync(state.module, has_more):
             micro, partners, share = mix(micro, experiment.config.train.mixup)
             normalized = experiment.network.normalize(micro.image)
             image, hidden = hide(micro.image, experiment.config.train.mask_ratio)
@@ -103,7 +102,7 @@ def _backward_once(
                 all_totals = all_sum(fabric, micro_totals)
                 note("loss", all_totals)
             step = state.progress.step if number == 1 else sys.maxsize
-            balancer.backward(terms, all_weights, all_totals, step, note)
+            balancer.backward(terms, all_weights, all_totals, step)
         totals += micro_totals
     stop_request = torch.full_like(weights[:1], float(state.monitor.stop.is_set()))
     shared = all_sum(fabric, torch.cat([totals, stop_request]))
