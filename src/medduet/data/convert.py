@@ -22,9 +22,10 @@ from medduet.data.listing import Item, Listing
 from medduet.data.mask_values import meaning_of
 from medduet.data.pixels import for_each_axis
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.masks import LIKE_MASKS, MaskValues, probe_pair, read_pair
+from medduet.data.reading.masks import LIKE_MASKS, MaskValues, Probe, probe_pair, read_pair
 from medduet.data.splits import NO_SPLIT
 from medduet.data.store import check_room, growing_array, open_split, stored
+from medduet.data.volumes import volume_options, with_series
 from medduet.data.workers import Transient, WorkerPool
 from medduet.errors import DataError
 from medduet.types import UNKNOWN_LABEL
@@ -34,7 +35,7 @@ from medduet.utils.parsing import read_json
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 224
-_FORMAT = "files-5"  # part of each store's key; raise it when what `_build` writes changes
+_FORMAT = "files-6"  # part of each store's key; raise it when what `_build` writes changes
 _SHOWN = 5
 Fault = tuple[str, str]
 R = TypeVar("R")
@@ -48,7 +49,7 @@ def open_files(
     Every image becomes uint8 of one size, grey if all files are grey (or ``config.channels`` says
     so). Each frame of a file is an image; those of one file are one group. All are in train.
     """
-    root = cache_folder(config.cache)
+    root, listing = cache_folder(config.cache), with_series(listing, config)
     build = partial(_build, listing, config, progress)
     folder = stored(root, f"{_digest(listing, config)}-{_FORMAT}", build)
     meta = read_json(folder / "meta.json")
@@ -56,7 +57,7 @@ def open_files(
         logger.warning("%s: left out %s", listing.name, _summary(meta["skipped"], meta["files"]))
     whole = open_split(folder, "all")
     nothing = whole.take(np.zeros(0, dtype=np.int64))
-    info = {key: meta[key] for key in ("files", "kinds", "skipped", "mask_values")}
+    info = {key: meta[key] for key in ("files", "kinds", "skipped", "mask_values", "spacing")}
     info["source"] = str(Path(config.name).expanduser().absolute())
     info["notes"] = [*listing.notes, *meta["notes"]]
     images = ImageSet(
@@ -77,10 +78,12 @@ def _digest(listing: Listing, config: DataConfig) -> str:
     """Return what tells one state of the files from another without reading them."""
 
     def stamp(path: Path) -> list[str | int]:
+        if path.is_dir():
+            return [x for file in sorted(path.iterdir()) for x in stamp(file)]
         stat = path.stat() if path.exists() else None
         return [path.name, *([stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else ())]
 
-    fields = {"size", "channels", "fit", "window", "skip_broken", "mask_values"}
+    fields = {"size", "channels", "fit", "window", "skip_broken", "mask_values", "dims", "spacing"}
     options = config.model_dump(include=fields)
     rows = [
         (item.name, *item[3:], [stamp(path) for path in (item.path, *item.masks)])
@@ -105,20 +108,21 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
                 else:
                     yield item, result
 
-        facts, masks, kinds = dict[Item, Facts](), dict[Path, MaskValues](), Counter[str]()
+        probes, masks, kinds = dict[Item, Probe](), dict[Path, MaskValues](), Counter[str]()
         jobs = {item: (item.path, item.masks) for item in items}
-        for item, (header, kind, values) in read(probe_pair, jobs):
-            facts[item] = header
-            kinds[kind] += 1
-            masks |= zip(item.masks, values, strict=True)
-        options = _options(facts.values(), config)
+        for item, probe in read(probe_pair, jobs):
+            probes[item] = probe
+            kinds[probe.kind] += 1
+            masks |= zip(item.masks, probe.masks, strict=True)
+        options, size_notes = _options(listing.name, {x.name: probes[x] for x in probes}, config)
         tails = {"images": (*options.sides, *(3,) * (options.channels == 3))}
         meaning = meaning_of(listing.name, masks, config.mask_values) if masks else None
         if meaning:
             tails["masks"] = options.sides
-        total = sum(header.frames for header in facts.values())
+        volumes = len(options.sides) == 3
+        total = len(probes) if volumes else sum(x.facts.frames for x in probes.values())
         check_room(folder, total * sum(map(prod, tails.values())))
-        jobs = {item: jobs[item] for item in facts}
+        jobs = {item: jobs[item] for item in probes}
         read_one = partial(read_pair, options=options, meaning=meaning.classes if meaning else None)
         frames, remarks, digest = dict[Item, int](), Counter[str](), hashlib.sha256()
         lossless, example = list[int](), ""
@@ -131,9 +135,9 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
                 remarks.update(pair.remarks)
                 example = item.name if LIKE_MASKS in pair.remarks else example
                 lossless.append(pair.lossless_side)
-                drawn = (
-                    np.zeros(pair.images.shape[:3], np.uint8) if pair.masks is None else pair.masks
-                )
+                drawn = pair.masks
+                if drawn is None:
+                    drawn = np.zeros((len(pair.images), *options.sides), np.uint8)
                 for name, pixels in zip(append, (pair.images, drawn), strict=False):
                     append[name](pixels)
                     digest.update(pixels.tobytes())
@@ -151,7 +155,8 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
     for name, array in _truth(frames, listing).items():
         np.save(folder / f"{name}.npy", array)
         digest.update(array.tobytes())
-    notes = [f"{count} of {len(frames)} files {remark}" for remark, count in remarks.items()]
+    notes = [*size_notes]
+    notes += [f"{count} of {len(frames)} files {remark}" for remark, count in remarks.items()]
     if any(lossless):
         lost, side = np.count_nonzero(lossless), max(lossless)
         notes.append(
@@ -159,13 +164,31 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         )
     meta: dict[str, Any] = {"files": len(items), "kinds": kinds, "skipped": faults, "notes": notes}
     meta |= {"fingerprint": digest.hexdigest(), "mask_names": [], "mask_values": {}}
+    meta["spacing"] = options.spacing
     if meaning:
         meta |= {"mask_names": meaning.mask_names, "mask_values": meaning.words}
     write_json(folder / "meta.json", meta)
 
 
-def _options(facts: Collection[Facts], config: DataConfig) -> ReadOptions:
-    """Return what files become; of their own size if all are small squares of one size."""
+def _options(
+    name: str, probes: Mapping[str, Probe], config: DataConfig
+) -> tuple[ReadOptions, list[str]]:
+    """Return what files become, images or volumes, and sentences on how that was decided."""
+    flat = [file for file, probe in probes.items() if not probe.are_slices]
+    dims = config.dims or (2 if flat else 3)
+    if flat and (dims == 3 or len(flat) < len(probes)) and config.dims != 2:
+        raise DataError(
+            f"{name}: expected volumes or images alone, given {len(flat)} of {len(probes)} files "
+            f"with one slice, such as {flat[0]}: --data.dims 2 takes every slice as an image"
+        )
+    if dims == 3:
+        return volume_options([*probes.values()], config)
+    notes = ["every slice of a file is an image"] * (len(flat) < len(probes))
+    return _image_options([probe.facts for probe in probes.values()], config), notes
+
+
+def _image_options(facts: Collection[Facts], config: DataConfig) -> ReadOptions:
+    """Return what images become; of their own size if all are small squares of one size."""
     sides = {side for header in facts for side in (header.height, header.width)}
     side = sides.pop() if len(sides) == 1 and max(sides) <= DEFAULT_SIZE else DEFAULT_SIZE
     height, width = for_each_axis(config.size or (side,), 2)

@@ -22,7 +22,8 @@ from medduet.utils.files import unpacked
 from medduet.utils.parsing import as_text
 
 _ENDING = re.compile(
-    r"(?<=.)\.(png|jpe?g|tiff?|bmp|gif|webp|(nii|(?P<dicom>dcm|dicom|ima))(\.gz)?)$", re.I
+    r"(?<=.)\.(png|jpe?g|tiff?|bmp|gif|webp|mh[ad]|nrrd|(nii|(?P<dicom>dcm|dicom|ima))(\.gz)?)$",
+    re.IGNORECASE,
 )
 _SOP_CLASS = re.compile(  # of the file, or of a data set: explicit, implicit or big-endian
     rb"(?:\x02\0\x02\0UI..|\x08\0\x16\0(?:UI..|..\0\0)|\0\x08\0\x16UI..)([\d.]+)", re.DOTALL

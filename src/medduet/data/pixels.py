@@ -68,8 +68,8 @@ def side_that_keeps(mask: NDArray[Any], resized: NDArray[Any]) -> int:
     """
     side = 0
     for number in set(np.unique(mask).tolist()) - {0, *np.unique(resized).tolist()}:
-        rows, columns = np.nonzero(mask == number)
-        side = max(side, -(-max(mask.shape) // (1 + min(np.ptp(rows), np.ptp(columns)))))
+        thinnest = min(map(np.ptp, np.nonzero(mask == number)))
+        side = max(side, -(-max(mask.shape) // (1 + thinnest)))
     return int(side)
 
 

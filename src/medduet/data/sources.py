@@ -118,6 +118,7 @@ def _check_options(data: DataConfig, kind: str) -> None:
     kinds: dict[str, tuple[str, ...]] = dict.fromkeys(
         ("masks", "mask_values", "window", "skip_broken"), (_FILES,)
     )
+    kinds |= dict.fromkeys(("dims", "spacing"), (_FILES,))
     kinds |= {"count": (*PHANTOMS,), "channels": ("phantom", _FILES)}
     kinds |= {"medmnist_size": ("MedMNIST",)}
     if data.folds is None and data.split != "made":

@@ -119,7 +119,7 @@ def _check_same(members: Sequence[ModelBundle], paths: Sequence[str]) -> None:
 def _task(config: BundleConfig) -> dict[str, Any]:
     """Return what members must share; normalisation is every member's own."""
     names = ("class_names", "mask_names", "multi_label", "layout", "precision")
-    prepared = {"size", "channels", "fit", "window", "patch"}
+    prepared = {"size", "channels", "fit", "window", "patch", "spacing"}
     return {name: getattr(config, name) for name in names} | {
         "preprocessing": config.preprocessing and config.preprocessing.model_dump(include=prepared),
         "images and split": config.data and config.data.fingerprint,

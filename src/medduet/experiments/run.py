@@ -245,6 +245,7 @@ def _bundle_config(
         "preprocessing": {
             "size": list(data.size),
             "patch": network.patch and list(network.patch),
+            "spacing": data.info.get("spacing"),
             "channels": data.in_channels,
             "resize": "antialiased bilinear",
             "fit": data.info.get("fit", "stretch"),

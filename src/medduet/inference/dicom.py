@@ -120,8 +120,11 @@ class DicomWriter:
         masks, sources = np.zeros((len(frames), first.Rows, first.Columns), np.uint8), []
         for n, frame in enumerate(frames):
             if self._present([frame]):  # else the memory is never touched
-                with Image.open(self.out / frame.row["mask"]) as mask:
-                    masks[n] = segment_of[np.asarray(mask)]
+                mask = frame.row["mask"]  # a file, or of a volume its pixels
+                if isinstance(mask, str):
+                    with Image.open(self.out / mask) as picture:
+                        mask = np.asarray(picture)
+                masks[n] = segment_of[mask]
             sources.append(source := _single(frame.source, f"1.{n}"))
             source.FrameOfReferenceUID, source.ImageOrientationPatient = reference, [*orientation]
             source.PixelSpacing, source.SliceThickness = [*spacing], thickness or 1

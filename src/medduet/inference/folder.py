@@ -13,28 +13,27 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import numpy as np
 from pydantic import Field
 
 from medduet.config import Device
 from medduet.data.cache import Progress, counted
 from medduet.data.folders import CHANNEL, images_and_masks, stem_of
-from medduet.data.reading.images import Picture, opened, read_pictures
+from medduet.data.reading.images import Picture, read_pictures
 from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
 from medduet.inference.codes import read_codes
-from medduet.inference.overlays import heatmap_png, mask_png, overlay_png
 from medduet.inference.predictor import Prediction, Predictor
+from medduet.inference.results import InputFile, ResultWriter, Row
 from medduet.inference.source import series_of
+from medduet.inference.volumes import joined, slices_of
 from medduet.runs.folder import check_empty
-from medduet.utils.files import atomic_path, finite, storage_errors, sweep, write_json, write_text
+from medduet.utils.files import finite, storage_errors, sweep, write_json, write_text
 from medduet.utils.locks import exclusive, holder, result_folder
 from medduet.utils.parsing import as_text, csv_text, misread, parse_json, read_object
 
 TABLE = "predictions.csv"
-Row = dict[str, Any]
 _JOURNAL = "done.jsonl"
 _NOT_IN_DICOM = ("images", "overlays", "dicom")  # settings
 _FILES_AT_ONCE = 16  # files whose frames are in memory together
@@ -116,6 +115,8 @@ def predict_files(
         "min_confidence": min_confidence,
     }
     predictor = Predictor(path, **options, device=device, batch_size=batch_size)
+    if len(predictor.options.sides) == 3:
+        files = _named(root, joined([file.path for file in files]))
     network = hashlib.sha256(predictor.config.model_dump_json().encode()).hexdigest()
     settings = {"network": network, "images": as_text(root), "overlays": overlays, "dicom": dicom}
     settings |= options
@@ -184,6 +185,11 @@ def _list_files(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFil
         paths |= dict.fromkeys(inside)
     folders = [source if source.is_dir() else source.parent for source in sources]
     root = Path(os.path.commonpath(folders))
+    return root, _named(root, list(paths)), notes
+
+
+def _named(root: Path, paths: Sequence[Path]) -> list[InputFile]:
+    """Return files, or folders of a series, by their names below `root`."""
     # Masks have the names of their images, so that both are a set; unless two images share a name.
     stems = Counter((path.parent, stem_of(path)) for path in paths)
     twins = {folder for (folder, _), count in stems.items() if count > 1}
@@ -191,8 +197,10 @@ def _list_files(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFil
     for path in paths:
         name = path.relative_to(root)
         stem = name if path.parent in twins else name.with_name(stem_of(path))
+        if path == root:
+            name = stem = Path(root.name)
         files.append(InputFile(path, as_text(name), as_text(stem)))
-    return root, files, notes
+    return files
 
 
 def _absolute(path: str | Path) -> Path:
@@ -287,11 +295,13 @@ def _write_dicom(
     """Write what was predicted of DICOM files, series by series, but not twice; return notes."""
     groups: dict[tuple[str, int], list[InputFile]] = defaultdict(list)
     readable = {file.path: file for file in files if "height" in done[file.name][0]}
-    for path, key in series_of(readable):
+    series = {path: file for path, file in readable.items() if path.is_dir()}
+    for path, key in series_of(readable.keys() - series.keys()):
         if isinstance(key, DataError):
             done[readable[path].name][0]["error"] = str(key).removeprefix(f"{path}: ")
         else:
             groups[key].append(readable[path])
+    groups |= {(file.name, 0): [file] for file in series.values()}
     if not groups:
         return []
     from medduet.inference.dicom import DicomWriter  # which needs highdicom
@@ -309,6 +319,11 @@ def _write_dicom(
             if not (names and all((out / name).is_file() for name in names)):
                 try:
                     sources = [(file.path, file.stem, done[file.name]) for file in group]
+                    if (path := group[0].path) in series:
+                        (row,) = done[group[0].name]
+                        mask = out / row["mask"] if "mask" in row else None
+                        slices = slices_of(path, row, mask, predictor.mask_names)
+                        sources = [(each, group[0].stem, [of_it]) for each, of_it in slices]
                     names, problem = results.write(sources, key[1])
                 except DataError as error:
                     problem = str(error).removeprefix(f"{group[0].path}: ")
@@ -321,70 +336,3 @@ def _write_dicom(
             count(1)
     note = f"{several} series with images of several sizes or planes have a segmentation for each"
     return [note] * bool(several)
-
-
-class InputFile(NamedTuple):
-    """A file to predict: its name in the table, and the stem of its outputs."""
-
-    path: Path
-    name: str
-    stem: str
-
-
-@dataclass(frozen=True)
-class ResultWriter:
-    """Writes the predictions of files to the folder `out`."""
-
-    out: Path
-    mask_names: Sequence[str]
-    abstains: bool
-    overlays: bool
-
-    def write(self, file: InputFile, predictions: list[Prediction] | str) -> list[Row]:
-        """Write the pictures of a file, and return its rows; of a text, which is an error, one."""
-        if isinstance(predictions, str):
-            return [{"file": file.name, "error": predictions.removeprefix(f"{file.path}: ")}]
-        rows, volume = [], self._volume(file, predictions)
-        for number, prediction in enumerate(predictions, start=1):
-            # No other image has this stem: no folder has the name of a file.
-            stem = file.stem if len(predictions) == 1 else f"{file.name}/{number:04}"
-            rows.append({"file": file.name, "frame": number} | self._row(prediction, stem, volume))
-        return rows
-
-    def _volume(self, file: InputFile, predictions: list[Prediction]) -> str | None:
-        """Write the masks of a NIfTI file as one, and return its name; None for other files."""
-        masks = [prediction.mask for prediction in predictions if prediction.mask is not None]
-        with opened(file.path) as source:
-            if not masks or source.encode_mask is None:
-                return None
-            content = source.encode_mask(np.stack(masks))
-        return self._save("masks", f"{file.stem}.nii.gz", content)
-
-    def _row(self, prediction: Prediction, stem: str, volume: str | None) -> Row:
-        image, mask, heatmap = prediction.image, prediction.mask, prediction.heatmap
-        row: Row = {"height": image.shape[0], "width": image.shape[1]}
-        if prediction.label is not None:
-            row["label"] = prediction.label
-            row |= {f"p_{name}": round(p, 6) for name, p in prediction.probabilities.items()}
-            if prediction.prediction_set is not None:
-                row["set"] = ";".join(prediction.prediction_set)
-            if self.abstains:
-                row["abstained"] = "yes" if prediction.abstained else "no"
-        if prediction.ood_p is not None:
-            row["ood_p"] = round(prediction.ood_p, 6)
-            row["warning"] = "out of distribution" if prediction.is_ood else ""
-        if mask is not None:
-            for number, name in enumerate(self.mask_names[1:], start=1):
-                row[f"pixels_{name}"] = int((mask == number).sum())
-            row["mask"] = volume or self._save("masks", f"{stem}.png", mask_png(mask))
-            if self.overlays:
-                row["overlay"] = self._save("overlays", f"{stem}.png", overlay_png(image, mask))
-        if heatmap is not None:
-            row["heatmap"] = self._save("heatmaps", f"{stem}.png", heatmap_png(image, heatmap))
-        return row
-
-    def _save(self, kind: str, file_name: str, content: bytes) -> str:
-        name = f"{kind}/{file_name}"
-        with atomic_path(self.out / name) as temporary:
-            temporary.write_bytes(content)
-        return name

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -37,7 +38,7 @@ class Prediction:
     """A network's prediction for one image; ``None`` where it has none.
 
     Attributes:
-        image: uint8 ``(H, W)`` or ``(H, W, 3)``, the image as it was read.
+        image: uint8 ``(H, W)`` or ``(H, W, 3)``, the image as it was read; or ``(D, H, W)``.
         label: the likeliest class; of multi-label sets those above 0.5, with commas between.
         probabilities: of each class, 0 to 1; calibrated if the network was.
         prediction_set: the classes that hold the true one with the chosen coverage, if calibrated.
@@ -45,6 +46,7 @@ class Prediction:
         mask: ``(H, W)`` uint8 mask class at the image's own size, 0 is background.
         heatmap: ``(H, W)`` float32, 0 to 1: evidence for `label` at each place (Grad-CAM).
         ood_p: p-value of the image being like those of the training; 0.05 or less is a warning.
+        spacing: distance of slices, rows and columns of a volume in mm.
     """
 
     image: NDArray[np.uint8] = field(repr=False)
@@ -55,6 +57,7 @@ class Prediction:
     mask: NDArray[np.uint8] | None = field(default=None, repr=False)
     heatmap: NDArray[np.float32] | None = field(default=None, repr=False)
     ood_p: float | None = None
+    spacing: tuple[float, ...] = ()
 
     @property
     def is_ood(self) -> bool:
@@ -140,16 +143,20 @@ class Predictor:
         self.min_confidence = min_confidence
         if self.config.calibration is not None:  # refuses a coverage out of range
             self.config.calibration.sets(np.empty((0, len(self.class_names))), self.coverage)
-        height, width = self.options.sides
+        sides = self.options.sides
         if explain:
+            if len(sides) == 3:
+                raise ConfigError(f"{path} is for volumes, of which there are no heat maps")
             from medduet.inference.explain import Explainer
 
-            self._explain = Explainer(graph.network, (height, width), self.config.precision)
+            self._explain = Explainer(graph.network, (sides[0], sides[1]), self.config.precision)
         if self.config.ood is not None and not is_exported(path):
             from medduet.models.base import Features
 
             self._features = Features(graph.network)  # the explainer has a copy without it
-        self.batch_size = batch_size or max(1, min(256, _PIXELS_PER_BATCH // (height * width)))
+        self.batch_size = batch_size or max(1, min(256, _PIXELS_PER_BATCH // prod(sides)))
+        if len(sides) == 3:  # volumes differ in size
+            self.batch_size = 1
 
     def __call__(self, image: ImageLike) -> Prediction:
         """Return the prediction for one image; DataError if it can't be read, or has frames."""
@@ -184,7 +191,8 @@ class Predictor:
 
     def _predict_batch(self, pictures: Sequence[Picture], explain: bool) -> list[Prediction]:
         pixels = np.stack([picture.fitted for picture in pictures])
-        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+        grey = pixels.ndim == 1 + len(self.options.sides)
+        pixels = pixels[:, None] if grey else pixels.transpose(0, 3, 1, 2)
         pixels = np.ascontiguousarray(pixels)
         batch = self._run(pixels)
         ood_p = self._ood_p(pictures, pixels)  # needs the features of the batch just computed
@@ -195,12 +203,13 @@ class Predictor:
             heatmaps = self._explain(pixels, p.argmax(axis=1))
         answers = [{} for _ in pictures] if p is None else self._classes(p)
         for row, (picture, answer) in enumerate(zip(pictures, answers, strict=True)):
-            height, width = picture.whole.shape[:2]
-            answer |= {"image": picture.whole, "ood_p": ood_p[row]}
+            shape = picture.whole.shape[: len(self.options.sides)]
+            answer |= {"image": picture.whole, "ood_p": ood_p[row], "spacing": picture.spacing}
             if batch.mask is not None:
-                answer["mask"] = restore_mask(batch.mask[row], height, width, self.options)
+                mask, spacing = batch.mask[row], picture.spacing
+                answer["mask"] = restore_mask(mask, shape, self.options, spacing)
             if heatmaps is not None:
-                answer["heatmap"] = restore_map(heatmaps[row], height, width, self.options)
+                answer["heatmap"] = restore_map(heatmaps[row], shape, self.options)
         return [Prediction(**answer) for answer in answers]
 
     def _ood_p(self, pictures: Sequence[Picture], pixels: NDArray[np.uint8]) -> list[float | None]:

@@ -55,17 +55,14 @@ class Preprocessing(_Open):
     fit: Fit = "stretch"
     window: list[Finite] | None = Field(None, min_length=2, max_length=2, strict=False)
     patch: list[Side] | None = Field(None, min_length=2, max_length=3, strict=False)
+    spacing: list[Finite] | None = Field(None, min_length=3, max_length=3, strict=False)
 
     @property
     def options(self) -> ReadOptions:
-        """What files are read to; `ModelError` if that is not images."""
-        if len(self.size) == 3:
-            raise ModelError(
-                "expected a network for images, given one for volumes: they are read "
-                "from an .npz, see medduet evaluate"
-            )
+        """What files are read to."""
         window = None if self.window is None else (self.window[0], self.window[1])
-        return ReadOptions((self.size[0], self.size[1]), self.fit, self.channels, window)
+        spacing = None if self.spacing is None else tuple(self.spacing)
+        return ReadOptions(tuple(self.size), self.fit, self.channels, window, spacing)
 
 
 class DataRecord(_Open):

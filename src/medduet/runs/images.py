@@ -23,6 +23,8 @@ def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
     if is_files(config):
         settings |= {"fit": preprocessing.fit, "window": preprocessing.options.window}
         settings["channels"] = config.channels or preprocessing.channels
+        settings["dims"] = len(preprocessing.size)
+        settings["spacing"] = preprocessing.options.spacing
     return config.model_copy(update=settings)
 
 

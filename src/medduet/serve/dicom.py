@@ -15,8 +15,8 @@ from starlette.exceptions import HTTPException
 
 from medduet.data.workers import WorkerPool
 from medduet.errors import DataError
-from medduet.inference.folder import InputFile, ResultWriter
 from medduet.inference.predictor import Prediction, Predictor
+from medduet.inference.results import InputFile, ResultWriter
 from medduet.inference.source import series_of
 from medduet.serve.uploads import kind_of_upload
 

@@ -214,6 +214,6 @@ class OODDetector(BaseModel):
 
     def odd(self, picture: Picture) -> bool:
         """Whether a picture is in colour where training had grey, or too long to be made square."""
-        height, width = picture.whole.shape[:2]
+        height, width = picture.whole.shape[-2:] if picture.spacing else picture.whole.shape[:2]
         long = self.stretched and max(height, width) > LONGEST * min(height, width)
         return long or (self.channels == 1 and picture.coloured > COLOURFUL)

@@ -30,22 +30,26 @@ class ReadOptions(NamedTuple):
     """What a file is to become.
 
     Attributes:
-        size: height and width of the result in pixels, two numbers or one for both.
+        size: height and width of the result in pixels, two numbers or one for both; three are
+            those of a volume that all slices of a file make.
         fit: ``"pad"`` centres the image on black, ``"crop"`` takes the largest centre of that
             aspect, ``"stretch"`` changes the aspect.
         channels: 1 for grey, 3 for colour.
         window: centre and width of the values shown from black to white, instead of the file's
             own; for CT in Hounsfield units. Files of 8-bit PNG, JPEG and the like don't heed it.
+        spacing: of the slices, rows and columns of volumes in mm, whose sides then are `size` or
+            more; ``None`` to fit them into `size`.
     """
 
-    size: int | tuple[int, int]
+    size: int | tuple[int, ...]
     fit: Fit = "pad"
     channels: Literal[1, 3] = 1
     window: tuple[float, float] | None = None
+    spacing: tuple[float, ...] | None = None
 
     @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width of the result in pixels."""
+    def sides(self) -> tuple[int, ...]:
+        """Height and width of the result in pixels, before them the depth of volumes."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
@@ -78,7 +82,8 @@ class Source(NamedTuple):
     If it is lossy, neighbouring values may have been the same before compression. `remarks` are
     sentences without subject, such as "are turned". `affine` leads from column, row and frame to mm
     right, anterior, superior. `encode_mask` makes a file with the same geometry of masks
-    ``(K, H, W)``; None where PNG will do.
+    ``(K, H, W)``; None where PNG will do. Frames `are_slices` if they make a volume. `paths` are
+    the files of a series, in the order of the frames.
     """
 
     facts: Facts
@@ -88,6 +93,18 @@ class Source(NamedTuple):
     kind: str = ""
     affine: Affine = PICTURE
     encode_mask: Callable[[NDArray[np.uint8]], bytes] | None = None
+    are_slices: bool = False
+    paths: tuple[Path, ...] = ()
+
+
+def spacing_of(affine: Affine) -> tuple[float, ...]:
+    """Return the distance of frames, rows and columns in mm.
+
+    Example:
+        >>> spacing_of(np.diag((0.5, 0.5, 3.0, 1.0)))
+        (3.0, 0.5, 0.5)
+    """
+    return tuple(np.linalg.norm(affine[:3, 2::-1], axis=0).tolist())
 
 
 def refusal(path: Path, expected: str, given: str) -> DataError:

@@ -48,7 +48,9 @@ def open_dicom(path: Path, file: BinaryIO) -> Source:
                 raise refusal(path, "8 bits per colour", str(colours.dtype))
             yield Frame(colours, classes=values)
 
-    return Source(facts, frames, affine=_affine(header, facts.frames))
+    affine = _affine(header, facts.frames)
+    are_slices = facts.frames > 1 and affine is not PICTURE  # else it may be a film
+    return Source(facts, frames, affine=affine, are_slices=are_slices)
 
 
 def read_dataset(path: Path, file: BinaryIO, **options: Any) -> Any:

@@ -10,10 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from medduet.data.reading.core import Facts, Frame, ReadOptions, Source, checked, errors_of, refusal
+from medduet.data.reading.core import (
+    Facts,
+    Frame,
+    ReadOptions,
+    Source,
+    checked,
+    errors_of,
+    refusal,
+    spacing_of,
+)
 from medduet.data.reading.dicom import open_dicom
+from medduet.data.reading.itk import as_nifti
 from medduet.data.reading.nifti import open_nifti
 from medduet.data.reading.raster import open_raster, values_of
+from medduet.data.reading.series import open_series
 from medduet.data.reading.shape import fitted, levels
 from medduet.errors import MissingFileError
 from medduet.utils.files import unpacked
@@ -29,6 +40,8 @@ _SIGNATURES = (
     (rb"II[*+]\0|MM\0[*+]", "TIFF"),
     (rb".{8}WEBP", "WEBP"),
     (rb".{344}n\+1\0|.{4}n\+2\0", "NIfTI"),
+    (rb"NRRD\d{4}", "NRRD"),
+    (rb"(ObjectType|NDims|Comment)\s*=", "MetaImage"),
     (rb"[\x02\x08]\x00|\x00\x08", "DICOM"),  # without preamble: group 0002 or 0008, the first
 )
 _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
@@ -41,13 +54,17 @@ def opened(
 ) -> Iterator[Source]:
     """Open the image file at `path`, or the open `file` that is called so; its header is checked.
 
-    NIfTI has the columns, rows and frames that are nearest to those of the affine `like`, if given.
+    A folder is one DICOM series. NIfTI, MetaImage and NRRD have the columns, rows and frames that
+    are nearest to those of the affine `like`, if given.
     Whatever goes wrong with it in the body becomes a DataError.
     """
     with errors_of(path):
+        if file is None and path.is_dir():
+            yield open_series(path)._replace(kind="DICOM")
+            return
         if file is None and not path.is_file():
             if path.exists():
-                raise refusal(path, "an image file", "a folder or a device")
+                raise refusal(path, "an image file", "a device")
             raise MissingFileError(f"{path}: expected an image file, but there is none")
         with path.open("rb") if file is None else nullcontext(file) as stored:
             content = unpacked(stored)
@@ -61,8 +78,10 @@ def opened(
                     source = open_dicom(path, content)
                 case "NIfTI":
                     source = open_nifti(path, content, like)
+                case "MetaImage" | "NRRD":
+                    source = open_nifti(path, as_nifti(path), like)
                 case None:
-                    expected = "PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM or NIfTI"
+                    expected = "PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM, NIfTI, MetaImage or NRRD"
                     raise refusal(path, expected, f"a file that starts with {head[:8]!r}")
                 case _:
                     source = open_raster(path, content, kind)
@@ -78,17 +97,19 @@ class Picture(NamedTuple):
     """One frame of a file: as a network takes it and, `whole`, at its own size; both uint8.
 
     `coloured` is the share of pixels that are clearly no grey in the file, even if here they are.
-    `remarks` say how it is shown, as "have outliers, ..." does.
+    `remarks` say how it is shown, as "have outliers, ..." does. `spacing` is that of a volume's
+    slices, rows and columns in mm.
     """
 
     fitted: NDArray[np.uint8]
     whole: NDArray[np.uint8]
     coloured: float = 0.0
     remarks: Sequence[str] = ()
+    spacing: tuple[float, ...] = ()
 
 
 def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None) -> list[Picture]:
-    """Read the frames of a file, or of an open `file`, of any kind that `opened` knows.
+    """Read the frames, or the one volume, of a file, or of an open one, of any kind as `opened`.
 
     8 bits per value stay as they are. More are shown through the window of `options` or of the
     file, or from the smallest to the largest value of the file that is no outlier. An image of the
@@ -109,14 +130,24 @@ def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None
         frames = list(source.frames(options.window))
         if len(frames) != source.facts.frames:
             raise refusal(path, f"{source.facts.frames} frames", str(len(frames)))
-        return _pictures(frames, options, source.remarks)
+        return _pictures(frames, options, source.remarks, spacing_of(source.affine))
 
 
 def picture_of(
     image: NDArray[Any] | Image.Image, options: ReadOptions, name: str = "image"
 ) -> Picture:
-    """Return an array ``(H, W)`` or ``(H, W, 3)`` of uint8, or an image of Pillow, as a picture."""
+    """Return an array ``(H, W)`` or ``(H, W, 3)`` of uint8, or an image of Pillow, as a picture.
+
+    A volume is an array ``(D, H, W)`` of voxels of the spacing in `options`.
+    """
     with errors_of(path := Path(name)):
+        if len(options.sides) == 3:
+            volume = np.asarray(image)
+            if volume.ndim != 3 or volume.dtype.kind not in "buif":
+                raise refusal(path, "a volume (D, H, W)", f"{volume.shape} of {volume.dtype}")
+            checked(path, Facts(len(volume), 1, *volume.shape[1:]))
+            spacing = options.spacing or (1.0, 1.0, 1.0)
+            return _pictures([Frame(each) for each in volume], options, (), spacing)[0]
         if isinstance(image, Image.Image):
             image.load()  # a TIFF is turned by that
             image = values_of(ImageOps.exif_transpose(image))
@@ -130,9 +161,15 @@ def picture_of(
 
 
 def _pictures(
-    frames: Sequence[Frame], options: ReadOptions, remarks: Sequence[str] = ()
+    frames: Sequence[Frame],
+    options: ReadOptions,
+    remarks: Sequence[str] = (),
+    spacing: tuple[float, ...] = (),
 ) -> list[Picture]:
     images, more = levels(frames, options.channels)
+    if len(options.sides) == 3:
+        volume = np.stack(images)
+        return [Picture(fitted(volume, options, spacing), volume, 0, [*remarks, *more], spacing)]
     return [
         Picture(fitted(whole, options), whole, _coloured(frame.values), [*remarks, *more])
         for frame, whole in zip(frames, images, strict=True)

@@ -9,7 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.data.pixels import side_that_keeps, to_grey
-from medduet.data.reading.core import PICTURE, Affine, Facts, Frame, ReadOptions, Source, refusal
+from medduet.data.reading.core import (
+    PICTURE,
+    Affine,
+    Facts,
+    Frame,
+    ReadOptions,
+    Source,
+    refusal,
+    spacing_of,
+)
 from medduet.data.reading.images import opened, read_pictures
 from medduet.data.reading.shape import fitted_mask
 
@@ -67,7 +76,7 @@ class Pair(NamedTuple):
     """The frames of a file and their masks, as `ReadOptions` ask for.
 
     Attributes:
-        images: ``(K, H, W)`` or ``(K, H, W, 3)`` uint8.
+        images: ``(K, H, W)`` or ``(K, H, W, 3)`` uint8; or one volume ``(1, D, H, W)``.
         masks: ``(K, H, W)`` uint8 classes; None without.
         lossless_side: of images so large that no mask class vanishes; 0 if none does now.
         remarks: as of `Picture`.
@@ -79,8 +88,18 @@ class Pair(NamedTuple):
     remarks: Sequence[str]
 
 
-def probe_pair(job: tuple[Path, Sequence[Path]]) -> tuple[Facts, str, list[MaskValues]]:
-    """Return what the header of an image says, its kind, and the values of its masks.
+class Probe(NamedTuple):
+    """What the header of an image says, see `Source`, and the values of its masks."""
+
+    facts: Facts
+    kind: str
+    spacing: tuple[float, ...]
+    are_slices: bool
+    masks: list[MaskValues]
+
+
+def probe_pair(job: tuple[Path, Sequence[Path]]) -> Probe:
+    """Return what the header of an image says, and the values of its masks.
 
     Raises:
         DataError: a file can't be read, or is no mask of this image.
@@ -88,8 +107,9 @@ def probe_pair(job: tuple[Path, Sequence[Path]]) -> tuple[Facts, str, list[MaskV
     """
     path, masks = job
     with opened(path) as source:
-        facts, kind, affine = source.facts, source.kind, source.affine
-    return facts, kind, [mask_values(mask, facts, affine) for mask in masks]
+        facts, affine = source.facts, source.affine
+        about = facts, source.kind, spacing_of(affine), source.are_slices
+    return Probe(*about, [mask_values(mask, facts, affine) for mask in masks])
 
 
 def read_pair(
@@ -179,8 +199,8 @@ def read_mask(
         affine: that of the image, to whose axes masks of NIfTI are turned.
 
     Returns:
-        Classes as uint8 ``(K, size, size)``, taken at the nearest pixel centres; and the size at
-        which no class would vanish, 0 if none does.
+        Classes as uint8 ``(K, size, size)``, or of a volume ``(1, D, H, W)``, taken at the nearest
+        pixel centres; and the size at which no class would vanish, 0 if none does.
     """
     masks, sides = zip(*(_classes(path, meaning, options, affine) for path in paths), strict=True)
     return np.max(masks, axis=0), max(sides)
@@ -189,14 +209,15 @@ def read_mask(
 def _classes(
     path: Path, meaning: MaskClasses, options: ReadOptions, affine: Affine
 ) -> tuple[NDArray[np.uint8], int]:
-    masks, side = [], 0
+    whole = []
     with opened(path, like=affine) as source:
         for frame in source.frames(None):
             colours = _colours(frame) if meaning.by_colour else None
-            whole = meaning.of(_integers(path, frame) if colours is None else colours)
-            masks.append(fitted_mask(whole, options))
-            side = max(side, side_that_keeps(whole, masks[-1]))
-    return np.stack(masks), side
+            whole.append(meaning.of(_integers(path, frame) if colours is None else colours))
+    if len(options.sides) == 3:
+        whole = [np.stack(whole)]
+    masks = [fitted_mask(mask, options, spacing_of(affine)) for mask in whole]
+    return np.stack(masks), max(map(side_that_keeps, whole, masks))
 
 
 def _integers(path: Path, frame: Frame) -> NDArray[Any]:

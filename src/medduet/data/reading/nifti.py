@@ -61,4 +61,5 @@ def open_nifti(path: Path, file: BinaryIO, like: NDArray[np.float64] | None) -> 
         return gzip.compress(type(image)(volume, None, header).to_bytes(), mtime=0)
 
     aligned = affine @ turns.inv_ornt_aff(orientation, shape)
-    return Source(facts, decoded, affine=aligned, encode_mask=encode_mask)
+    several = frames > 1
+    return Source(facts, decoded, affine=aligned, encode_mask=encode_mask, are_slices=several)

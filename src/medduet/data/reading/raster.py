@@ -72,7 +72,8 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
             yield Frame(values, window if deep else None, classes=classes)
 
     lossy = kind in ("JPEG", "WEBP") or _tag(image, _COMPRESSION, 0) in _JPEG_IN_TIFF
-    return Source(facts, frames, lossy, (_ARE_TURNED,) if 1 < orientation <= 8 else ())
+    remarks = (_ARE_TURNED,) if 1 < orientation <= 8 else ()
+    return Source(facts, frames, lossy, remarks, are_slices=facts.frames > 1 == facts.channels)
 
 
 def _open_by_tifffile(path: Path, file: BinaryIO) -> Source:
@@ -89,7 +90,8 @@ def _open_by_tifffile(path: Path, file: BinaryIO) -> Source:
         for page in pages:
             yield Frame(page.asarray(maxworkers=1), window, page.photometric == 0)
 
-    return Source(checked(path, Facts(len(pages), 1, *pages[0].shape)), frames)
+    facts = checked(path, Facts(len(pages), 1, *pages[0].shape))
+    return Source(facts, frames, are_slices=len(pages) > 1)
 
 
 def values_of(image: Image.Image) -> NDArray[Any]:

@@ -11,6 +11,7 @@ from medduet.data.reading.core import Frame, ReadOptions
 
 _TAIL, _MOST_OF_OTHERS, _REACH = 0.005, 0.05, 2.0
 _SAMPLE = 1 << 20
+Spacing = tuple[float, ...]  # of the slices, rows and columns of a volume in mm
 _OWN_RANGE = "have more than 8 bits and no --data.window: each is shown over its own range"
 _OUTLIERS = "have outliers, such as hot pixels or markers, that are shown black or white"
 
@@ -67,30 +68,34 @@ def scaled(values: NDArray[Any], low: float, high: float, inverted: bool) -> NDA
     return result.astype(np.uint8)
 
 
-def fitted(values: NDArray[np.uint8], options: ReadOptions) -> NDArray[np.uint8]:
-    """Return an image of the size and with the channels asked for."""
+def fitted(
+    values: NDArray[np.uint8], options: ReadOptions, spacing: Spacing = ()
+) -> NDArray[np.uint8]:
+    """Return an image of the size and with the channels asked for; or a volume of a `spacing`."""
     values = values[_shown(values.shape, options)]
-    image = _padded(resize_image(values, *_inner(values.shape, options)), options.sides)
+    inner = _inner(values.shape, options, spacing)
+    image = _padded(resize_image(values, *inner), options.sides)
     grey = image.ndim == 2 and options.channels == 3
     return np.repeat(image[:, :, None], 3, axis=2) if grey else image
 
 
-def fitted_mask(values: NDArray[Any], options: ReadOptions) -> NDArray[Any]:
+def fitted_mask(values: NDArray[Any], options: ReadOptions, spacing: Spacing = ()) -> NDArray[Any]:
     """Return a mask ``(H, W)`` of the size asked for, placed as `fitted` places its image."""
     values = values[_shown(values.shape, options)]
-    return _padded(resize_mask(values, *_inner(values.shape, options)), options.sides)
+    inner = _inner(values.shape, options, spacing)
+    return _padded(resize_mask(values, *inner), options.sides)
 
 
 def restore_mask(
-    mask: NDArray[np.uint8], height: int, width: int, options: ReadOptions
+    mask: NDArray[np.uint8], shape: tuple[int, ...], options: ReadOptions, spacing: Spacing = ()
 ) -> NDArray[np.uint8]:
-    """Return a mask of a fitted image, ``(S, S)`` of classes, at the image's original size.
+    """Return a mask of a fitted image, ``(S, S)`` of classes, in the image's original `shape`.
 
     Each class is resized bilinearly, and a pixel gets the class that is most of it.
     """
-    whole = np.zeros((height, width), np.uint8)
+    whole = np.zeros(shape, np.uint8)
     result = whole[_shown(whole.shape, options)]
-    mask = _unpadded(mask, result.shape, options)
+    mask = _unpadded(mask, result.shape, options, spacing)
     if mask.shape == result.shape:
         result[:] = mask
         return whole
@@ -103,45 +108,54 @@ def restore_mask(
 
 
 def restore_map(
-    values: NDArray[np.float32], height: int, width: int, options: ReadOptions
+    values: NDArray[np.float32], shape: tuple[int, ...], options: ReadOptions
 ) -> NDArray[np.float32]:
-    """Return a heat map of a fitted image, ``(S, S)``, at the image's original size."""
-    whole = np.zeros((height, width), np.float32)
+    """Return a heat map of a fitted image, ``(S, S)``, in the image's original `shape`."""
+    whole = np.zeros(shape, np.float32)
     part = whole[_shown(whole.shape, options)]
     part[:] = resize_image(_unpadded(values, part.shape, options), *part.shape)
     return whole
 
 
-def _shown(shape: tuple[int, ...], options: ReadOptions) -> tuple[slice, slice]:
+def _shown(shape: tuple[int, ...], options: ReadOptions) -> tuple[slice, ...]:
     """Return the part of an image that is shown: all of it, unless it is cropped."""
     (height, width), sides = shape[:2], options.sides
-    if options.fit != "crop":
-        return slice(None), slice(None)
+    if options.fit != "crop" or len(sides) == 3:
+        return (slice(None),)
     rows = min(height, max(1, round(width * sides[0] / sides[1])))
     columns = min(width, max(1, round(height * sides[1] / sides[0])))
     top, left = (height - rows) // 2, (width - columns) // 2
     return slice(top, top + rows), slice(left, left + columns)
 
 
-def _inner(shape: tuple[int, ...], options: ReadOptions) -> tuple[int, int]:
-    """Return height and width of what is shown within the square."""
-    (height, width), sides = shape[:2], options.sides
+def _inner(shape: tuple[int, ...], options: ReadOptions, spacing: Spacing = ()) -> tuple[int, ...]:
+    """Return height and width of what is shown within the square; or the sides of a volume."""
+    sides = options.sides
+    if len(sides) == 3 and (options.spacing or options.fit != "stretch"):
+        extent = np.multiply(shape, spacing or 1)
+        step = np.array(options.spacing or (extent / sides).max())
+        return tuple(np.maximum(np.rint(extent / step), 1).astype(int).tolist())
     if options.fit != "pad":
         return sides
+    height, width = shape[:2]
     if height * sides[1] >= width * sides[0]:
         return sides[0], max(1, round(width * sides[0] / height))
     return max(1, round(height * sides[1] / width)), sides[1]
 
 
-def _padded(values: NDArray[Any], sides: tuple[int, int]) -> NDArray[Any]:
+def _padded(values: NDArray[Any], sides: tuple[int, ...]) -> NDArray[Any]:
     """Return values in the middle of a black square."""
-    missing = [side - length for side, length in zip(sides, values.shape[:2], strict=True)]
+    lengths = values.shape[: len(sides)]
+    missing = [max(0, side - length) for side, length in zip(sides, lengths, strict=True)]
     around = [(each // 2, each - each // 2) for each in missing]
-    return np.pad(values, around + [(0, 0)] * (values.ndim - 2)) if any(missing) else values
+    around += [(0, 0)] * (values.ndim - len(sides))
+    return np.pad(values, around) if any(missing) else values
 
 
-def _unpadded(values: NDArray[Any], shape: tuple[int, ...], options: ReadOptions) -> NDArray[Any]:
+def _unpadded(
+    values: NDArray[Any], shape: tuple[int, ...], options: ReadOptions, spacing: Spacing = ()
+) -> NDArray[Any]:
     """Return what `_padded` put into the middle."""
-    inner = _inner(shape, options)
-    top, left = ((side - part) // 2 for side, part in zip(values.shape, inner, strict=True))
-    return values[top : top + inner[0], left : left + inner[1]]
+    inner = _inner(shape, options, spacing)
+    starts = [(side - part) // 2 for side, part in zip(values.shape, inner, strict=True)]
+    return values[tuple(slice(x, x + part) for x, part in zip(starts, inner, strict=True))]

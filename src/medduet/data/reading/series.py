@@ -1,0 +1,92 @@
+"""A DICOM series in a folder of its own: a file for each slice, which are sorted by position."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medduet.data.reading.core import PICTURE, Frame, Source, refusal
+from medduet.data.reading.dicom import open_dicom, plane_of, read_dataset
+from medduet.errors import DataError
+from medduet.utils.files import unpacked
+
+_NO_IMAGES = ("SEG", "SR", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "KO", "REG")
+_MOST_UNEVEN, _TILTED = 0.05, 0.5  # of the distance of slices; degrees
+_TAGS = ["SeriesInstanceUID", "SeriesDescription", "Modality", "Rows", "Columns"]
+_TAGS += ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "NumberOfFrames"]
+
+
+def open_series(folder: Path) -> Source:
+    """Return the volume that the slices in a folder make, from the first along their normal on.
+
+    Raises:
+        DataError: they are of several series, have no place or size in common, or some are missing.
+    """
+    headers = {path: header for path in sorted(folder.iterdir()) if (header := _header(path))}
+    headers = {path: x for path, x in headers.items() if x.get("Modality") not in _NO_IMAGES}
+    series = Counter(str(x.get("SeriesInstanceUID")) for x in headers.values())
+    if len(series) != 1:
+        several = ", ".join(f"{uid} ({count} files)" for uid, count in series.most_common(3))
+        raise refusal(folder, "one DICOM series", f"{several or 'none'}: give a folder for each")
+    planes = {path: plane_of(x, 0) for path, x in headers.items()}
+    placed = {path: plane for path, plane in planes.items() if plane is not None}
+    if len(placed) < len(headers) or len(headers) < 2:
+        lacking = next((path.name for path in headers if path not in placed), "one slice alone")
+        raise refusal(folder, "slices with position, orientation and spacing", lacking)
+    axes, spacing, _ = next(iter(placed.values()))
+    alike = all(np.allclose(x[0], axes, atol=1e-3) for x in placed.values())
+    if not alike or len({(x.get("Rows"), x.get("Columns")) for x in headers.values()}) > 1:
+        raise refusal(folder, "slices of one size in parallel", "several: a folder for each")
+    normal = np.cross(*axes)
+    paths = sorted(placed, key=lambda path: float(normal @ placed[path][2]))
+    places = np.stack([placed[path][2] for path in paths])
+    gaps = np.diff(places @ normal)
+    step = (places[-1] - places[0]) / (len(paths) - 1)
+    if (uneven := np.abs(gaps - np.median(gaps)) > _MOST_UNEVEN * np.median(gaps)).any():
+        k = int(np.flatnonzero(uneven)[0])
+        between = f"{gaps[k]:.3g} mm between {paths[k].name} and {paths[k + 1].name}"
+        raise refusal(folder, f"slices {np.median(gaps):.3g} mm apart, none missing", between)
+    affine = np.eye(4)
+    columns = [axes[0] * spacing[1], axes[1] * spacing[0], step, places[0]]
+    affine[:3] = np.stack(columns, axis=1)
+    tilt = np.degrees(np.arccos(min(1.0, float(normal @ step / np.linalg.norm(step)))))
+    remark = f"have slices that are tilted by {tilt:.1f} degrees, which is left as it is"
+
+    def frames(window: tuple[float, float] | None) -> Iterator[Frame]:
+        for path in paths:
+            with path.open("rb") as stored:
+                yield from open_dicom(path, unpacked(stored)).frames(window)
+
+    with paths[0].open("rb") as stored:
+        facts = open_dicom(paths[0], unpacked(stored)).facts
+    facts = facts._replace(frames=len(paths))
+    remarks = (remark,) * (tilt > _TILTED)
+    place: dict[str, Any] = {"affine": PICTURE @ affine, "are_slices": True, "paths": tuple(paths)}
+    return Source(facts, frames, remarks=remarks, **place)
+
+
+def is_series(paths: Sequence[Path]) -> bool:
+    """Return whether files are slices of one series, judged by the first two of them."""
+    first, second = (*map(_header, paths[:2]), None, None)[:2]
+    if first is None or second is None:
+        return False
+    uids = [header.get("SeriesInstanceUID") for header in (first, second)]
+    places = [header.get("ImagePositionPatient") for header in (first, second)]
+    return uids[0] == uids[1] and None not in places and places[0] != places[1]
+
+
+def _header(path: Path) -> Any:
+    """Return what tells the place of a DICOM file; None for files of other kinds."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as stored:
+            file = unpacked(stored)
+            head = file.read(132)
+            if head[128:] != b"DICM" and head[:2] not in (b"\x02\0", b"\x08\0", b"\0\x08"):
+                return None
+            return read_dataset(path, file, specific_tags=_TAGS, stop_before_pixels=True)
+    except (DataError, OSError, EOFError):
+        return None

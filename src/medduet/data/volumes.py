@@ -1,0 +1,78 @@
+"""Files of several slices as volumes: which belong together, and the voxels they all become."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medduet.config import DataConfig
+from medduet.data.listing import Item, Listing
+from medduet.data.pixels import for_each_axis
+from medduet.data.reading.core import ReadOptions
+from medduet.data.reading.masks import Probe
+from medduet.data.reading.series import is_series
+
+_ANISOTROPIC, _LOW = 3.0, 10  # times the other distances; percentile
+
+
+def with_series(listing: Listing, config: DataConfig) -> Listing:
+    """Return the listing with folders of DICOM slices, if it has nothing else, as one item each."""
+    folders = defaultdict[Path, list[Item]](list)
+    for item in listing.items if config.dims != 2 else ():
+        folders[item.path.parent].append(item)
+    slices = all(len(items) > 1 and not items[0].masks for items in folders.values())
+    if not folders or not slices:
+        return listing
+    if not all(is_series([item.path for item in items]) for items in folders.values()):
+        return listing
+    items = []
+    for folder, (first, *_) in folders.items():
+        name = str(Path(first.name).parent)
+        items.append(first._replace(name=listing.name if name == "." else name, path=folder))
+    note = f"{len(items)} folders of DICOM slices, each a volume (--data.dims 2: loose images)"
+    return listing._replace(items=tuple(items), notes=(*listing.notes, note))
+
+
+def volume_options(probes: Sequence[Probe], config: DataConfig) -> tuple[ReadOptions, list[str]]:
+    """Return what volumes become, and sentences that say so.
+
+    Without a size that is voxels of one spacing, by default the median of the set, with black
+    around all that are smaller than the largest one.
+    """
+    shapes = np.array([(x.facts.frames, x.facts.height, x.facts.width) for x in probes])
+    spacings = np.array([probe.spacing for probe in probes])
+    sides, target = config.size and for_each_axis(config.size, 3), None
+    how = "fitted into" if config.fit == "pad" else "stretched to"
+    if config.spacing is not None or sides is None:
+        target = config.spacing and for_each_axis(config.spacing, 3, "spacing")
+        of_set = "" if target else ", the median of the set"
+        target = target or common_spacing(spacings, shapes)
+        largest = np.maximum(np.rint(shapes * spacings / target), 1).max(axis=0)
+        sides = tuple(np.maximum(largest, sides or 1).astype(int).tolist())
+        how = f"in voxels of {' x '.join(f'{x:.3g}' for x in target)} mm{of_set}, within"
+    note = f"{len(probes)} volumes (slices, rows, columns) {how} {' x '.join(map(str, sides))}"
+    return ReadOptions(sides, config.fit, 1, config.window, target), [note]
+
+
+def common_spacing(spacings: NDArray[np.float64], shapes: NDArray[np.int64]) -> tuple[float, ...]:
+    """Return the spacing to which volumes are resampled, of spacings and shapes ``(N, 3)``.
+
+    It is the median, but of an axis with thick slices the 10th percentile, as in nnU-Net: one whose
+    spacing is more than 3 times that of the others, and which has less than a third of the voxels.
+
+    Example:
+        >>> spacings = np.array([(1.0, 1, 1), (1.2, 1, 1), (5.0, 1, 1)])
+        >>> common_spacing(spacings, np.full((3, 3), 64))
+        (1.2, 1.0, 1.0)
+    """
+    target = np.median(spacings, axis=0)
+    worst = int(target.argmax())
+    others = [axis for axis in range(3) if axis != worst]
+    voxels = np.median(shapes * spacings / target, axis=0)
+    thick = target[worst] > _ANISOTROPIC * target[others].max()
+    if thick and voxels[worst] * _ANISOTROPIC < voxels[others].min():
+        lower = float(np.percentile(spacings[:, worst], _LOW))
+        target[worst] = max(lower, target[others].max())
+    return tuple(target.tolist())

@@ -1,0 +1,100 @@
+"""What is written of predicted volumes: their masks as NIfTI, volumes in ml, largest diameters."""
+
+import gzip
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import label
+from scipy.spatial import ConvexHull, QhullError
+from scipy.spatial.distance import pdist
+
+from medduet.data.reading.core import Affine, needed
+from medduet.data.reading.images import opened
+from medduet.data.reading.series import is_series
+
+_MM3_PER_ML, _FEW_POINTS = 1000, 1000
+
+
+def joined(paths: Sequence[Path]) -> list[Path]:
+    """Return files, and of folders with the slices of a DICOM series only the folder."""
+    result = list[Path]()
+    for folder, group in groupby(paths, key=lambda path: path.parent):
+        files = list(group)
+        result += [folder] if is_series(files) else files
+    return result
+
+
+def measures(
+    mask: NDArray[np.uint8], spacing: Sequence[float], names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the volume of each mask class in ml, and the largest diameter of its largest part.
+
+    Args:
+        mask: ``(D, H, W)`` classes.
+        spacing: of slices, rows and columns in mm.
+        names: of the mask classes, background first.
+
+    Returns:
+        ``ml_NAME`` and ``mm_NAME``, 0 without such voxels; and ``mm_error``, by how much a diameter
+        between the centres of voxels may be too short, the diagonal of a voxel.
+
+    Example:
+        >>> mask = np.zeros((4, 8, 8), np.uint8)
+        >>> mask[1:3, 2:5, 2:5] = 1
+        >>> measures(mask, (3.0, 1.0, 1.0), ["background", "lesion"])
+        {'ml_lesion': 0.054, 'mm_lesion': 4.12, 'mm_error': 3.32}
+    """
+    row: dict[str, Any] = {}
+    for number, name in enumerate(names[1:], start=1):
+        inside = mask == number
+        volume = float(np.count_nonzero(inside) * np.prod(spacing)) / _MM3_PER_ML
+        row |= {f"ml_{name}": round(volume, 3), f"mm_{name}": round(_diameter(inside, spacing), 2)}
+    return row | {"mm_error": round(float(np.linalg.norm(spacing)), 2)}
+
+
+def _diameter(inside: NDArray[np.bool_], spacing: Sequence[float]) -> float:
+    """Return the largest distance in mm between voxels of the largest part that hangs together."""
+    parts, count = label(inside)
+    if not count:
+        return 0.0
+    largest = np.argwhere(parts == np.bincount(parts.ravel())[1:].argmax() + 1)
+    # The first and last voxel of each line along the columns hold all corners of the hull.
+    _, first = np.unique(largest[:, :2], axis=0, return_index=True)
+    ends = np.concatenate([largest[first], largest[np.append(first[1:], len(largest)) - 1]])
+    points = np.unique(ends, axis=0) * np.asarray(spacing)
+    if len(points) > _FEW_POINTS:
+        try:
+            points = points[ConvexHull(points).vertices]
+        except QhullError:  # all in one plane
+            points = points[:: len(points) // _FEW_POINTS + 1]
+    return float(pdist(points).max(initial=0.0))
+
+
+def nifti_mask(masks: NDArray[np.uint8], affine: Affine) -> bytes:
+    """Return masks ``(D, H, W)`` as a file of NIfTI, with columns, rows and slices as its axes."""
+    nibabel = needed("nibabel", Path("a mask"))
+    content: bytes = nibabel.Nifti1Image(masks.T, affine).to_bytes()
+    return gzip.compress(content, mtime=0)
+
+
+def slices_of(
+    folder: Path, row: dict[str, Any], mask: Path | None, names: Sequence[str]
+) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the files of a DICOM series in order, each with a row for `DicomWriter`.
+
+    `row` is that of the volume in the table, and `mask` the file that `nifti_mask` made.
+    """
+    with opened(folder) as source:
+        paths = source.paths
+    if mask is None:
+        return [(path, row) for path in paths]
+    masks = np.asarray(needed("nibabel", mask).load(mask).dataobj).T
+    rows = []
+    for path, drawn in zip(paths, masks, strict=True):
+        counts = {f"pixels_{x}": int((drawn == n).sum()) for n, x in enumerate(names) if n}
+        rows.append((path, row | counts | {"mask": drawn}))
+    return rows
