@@ -235,6 +235,40 @@ def write_bundle(
     return folder
 
 
+def write_series(folder: Path, volume: np.ndarray, **changes: Any) -> list[Path]:
+    """Write a slice per file, whose names say nothing of their order."""
+    pydicom = pytest.importorskip("pydicom")
+    folder.mkdir(parents=True)
+    paths = []
+    names = np.random.default_rng(0).permutation(len(volume))
+    for number, values in enumerate(volume):
+        data = pydicom.Dataset()
+        data.file_meta = pydicom.dataset.FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+        data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{number + 1}"
+        data.StudyInstanceUID, data.SeriesInstanceUID, data.Modality = "1.2", "1.2.3", "CT"
+        data.Rows, data.Columns = values.shape
+        data.PixelSpacing, data.ImageOrientationPatient = [0.5, 0.5], [1, 0, 0, 0, 1, 0]
+        data.ImagePositionPatient = [-7, 3, 11 + 3 * number]
+        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+        data.BitsAllocated = data.BitsStored = 16
+        data.HighBit, data.PixelRepresentation = 15, 1
+        data.PixelData = values.astype("<i2").tobytes()
+        data.FrameOfReferenceUID, data.PatientID, data.InstanceNumber = "1.9", "x", number + 1
+        for name, change in changes.items():
+            setattr(data, name, change(number))
+        data.save_as(path := folder / f"{names[number]}.dcm", enforce_file_format=True)
+        paths.append(path)
+    return paths
+
+
+@pytest.fixture(scope="session")
+def save_series() -> Callable[..., list[Path]]:
+    """Return `write_series`."""
+    return write_series
+
+
 @pytest.fixture(scope="session")
 def make_bundle() -> Callable[..., Path]:
     """A function that writes a small network whose predictions differ from image to image."""

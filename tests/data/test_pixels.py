@@ -42,8 +42,8 @@ def test_a_mask_returns_to_the_pixels_of_the_image(
     options = ReadOptions(8, fit)  # type: ignore[arg-type]
     square, expected = np.zeros((8, 8), np.uint8), np.zeros(shape, np.uint8)
     square[3:5, 1:4] = expected[rows, columns] = 2
-    np.testing.assert_array_equal(restore_mask(square, *shape, options), expected)
-    heat = restore_map(square.astype(np.float32), *shape, options)
+    np.testing.assert_array_equal(restore_mask(square, shape, options), expected)
+    heat = restore_map(square.astype(np.float32), shape, options)
     np.testing.assert_array_equal(heat > 1, expected > 0)
 
 
@@ -56,6 +56,6 @@ def test_an_image_and_its_mask_lie_upon_each_other(shape: tuple[int, int], fit: 
     options = ReadOptions(64, fit)  # type: ignore[arg-type]
     small = fitted_mask(mask, options)
     assert ((fitted(255 * mask, options) > 127) == small).mean() > 0.98
-    back = restore_mask(small, height, width, options)
+    back = restore_mask(small, (height, width), options)
     assert back.shape == shape
     assert min(shape) < 20 or (back == mask).mean() > 0.97

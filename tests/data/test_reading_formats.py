@@ -439,7 +439,7 @@ def masked(path: Path, values: np.ndarray, affine: Any, turn: Any = None) -> Any
     """Return the frames of an image and of its mask, whose axes are turned."""
     mask = nib.Nifti1Image(values, affine)
     nib.save(mask if turn is None else mask.as_reoriented(turn), of_mask := path.with_name("m.nii"))
-    facts, _, (found,) = probe_pair((path, [of_mask]))
+    facts, *_, (found,) = probe_pair((path, [of_mask]))
     meaning = MaskClasses(found.values, found.values.astype(np.uint8))
     return read_pair((path, [of_mask]), ReadOptions((facts.height, facts.width)), meaning)
 

@@ -175,13 +175,13 @@ def _options(
 ) -> tuple[ReadOptions, list[str]]:
     """Return what files become, images or volumes, and sentences on how that was decided."""
     flat = [file for file, probe in probes.items() if not probe.are_slices]
-    dims = config.dims or (2 if flat else 3)
+    dims = config.dims or (2 if flat or not probes else 3)
     if flat and (dims == 3 or len(flat) < len(probes)) and config.dims != 2:
         raise DataError(
             f"{name}: expected volumes or images alone, given {len(flat)} of {len(probes)} files "
             f"with one slice, such as {flat[0]}: --data.dims 2 takes every slice as an image"
         )
-    if dims == 3:
+    if dims == 3 and probes:
         return volume_options([*probes.values()], config)
     notes = ["every slice of a file is an image"] * (len(flat) < len(probes))
     return _image_options([probe.facts for probe in probes.values()], config), notes

@@ -13,8 +13,10 @@ from medduet.data.pixels import for_each_axis
 from medduet.data.reading.core import ReadOptions
 from medduet.data.reading.masks import Probe
 from medduet.data.reading.series import is_series
+from medduet.errors import DataError
 
 _ANISOTROPIC, _LOW = 3.0, 10  # times the other distances; percentile
+_SMALLEST = 16  # side that U-Nets take
 
 
 def with_series(listing: Listing, config: DataConfig) -> Listing:
@@ -42,7 +44,13 @@ def volume_options(probes: Sequence[Probe], config: DataConfig) -> tuple[ReadOpt
     around all that are smaller than the largest one.
     """
     shapes = np.array([(x.facts.frames, x.facts.height, x.facts.width) for x in probes])
-    spacings = np.array([probe.spacing for probe in probes])
+    without = [probe.kind for probe in probes if not probe.spacing]
+    if 0 < len(without) < len(probes):
+        raise DataError(
+            f"expected the spacing of all volumes, or of none, given none in {len(without)} of "
+            f"{len(probes)} files, such as {without[0]}: save them as NIfTI with their affine"
+        )
+    spacings = np.array([probe.spacing or (1.0, 1.0, 1.0) for probe in probes])
     sides, target = config.size and for_each_axis(config.size, 3), None
     how = "fitted into" if config.fit == "pad" else "stretched to"
     if config.spacing is not None or sides is None:
@@ -50,8 +58,9 @@ def volume_options(probes: Sequence[Probe], config: DataConfig) -> tuple[ReadOpt
         of_set = "" if target else ", the median of the set"
         target = target or common_spacing(spacings, shapes)
         largest = np.maximum(np.rint(shapes * spacings / target), 1).max(axis=0)
-        sides = tuple(np.maximum(largest, sides or 1).astype(int).tolist())
+        sides = tuple(np.maximum(largest, sides or _SMALLEST).astype(int).tolist())
         how = f"in voxels of {' x '.join(f'{x:.3g}' for x in target)} mm{of_set}, within"
+        how = "of unknown spacing, within" if without else how
     note = f"{len(probes)} volumes (slices, rows, columns) {how} {' x '.join(map(str, sides))}"
     return ReadOptions(sides, config.fit, 1, config.window, target), [note]
 

@@ -89,7 +89,10 @@ class Pair(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What the header of an image says, see `Source`, and the values of its masks."""
+    """What the header of an image says, see `Source`, and the values of its masks.
+
+    `spacing` is empty where the file has none.
+    """
 
     facts: Facts
     kind: str
@@ -108,7 +111,8 @@ def probe_pair(job: tuple[Path, Sequence[Path]]) -> Probe:
     path, masks = job
     with opened(path) as source:
         facts, affine = source.facts, source.affine
-        about = facts, source.kind, spacing_of(affine), source.are_slices
+        spacing = () if affine is PICTURE else spacing_of(affine)
+        about = facts, source.kind, spacing, source.are_slices
     return Probe(*about, [mask_values(mask, facts, affine) for mask in masks])
 
 
@@ -123,7 +127,10 @@ def read_pair(
         with opened(path) as source:
             masks, side = read_mask(paths, meaning, options, source.affine)
     images = np.stack([picture.fitted for picture in pictures])
-    drawn = not paths and all(_has_few_levels(picture.whole) for picture in pictures)
+    whole = [picture.whole for picture in pictures]
+    if len(options.sides) == 3:
+        whole = [volume.reshape(-1, volume.shape[2]) for volume in whole]
+    drawn = not paths and all(map(_has_few_levels, whole))
     return Pair(images, masks, side, [*pictures[0].remarks, *[LIKE_MASKS] * drawn])
 
 

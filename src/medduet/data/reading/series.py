@@ -62,7 +62,7 @@ def open_series(folder: Path) -> Source:
     with paths[0].open("rb") as stored:
         facts = open_dicom(paths[0], unpacked(stored)).facts
     facts = facts._replace(frames=len(paths))
-    remarks = (remark,) * (tilt > _TILTED)
+    remarks = (remark,) if tilt > _TILTED else ()
     place: dict[str, Any] = {"affine": PICTURE @ affine, "are_slices": True, "paths": tuple(paths)}
     return Source(facts, frames, remarks=remarks, **place)
 

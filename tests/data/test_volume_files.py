@@ -1,0 +1,181 @@
+"""Volumes from NIfTI, MetaImage, NRRD, TIFF and DICOM series, of any spacing and orientation."""
+
+from collections.abc import Callable
+from itertools import permutations, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medduet import DataError, open_images
+
+nib = pytest.importorskip("nibabel")
+sitk = pytest.importorskip("SimpleITK")
+
+SaveSeries = Callable[..., list[Path]]
+RNG = np.random.default_rng(0)
+VOLUME = RNG.integers(0, 200, (16, 20, 18)).astype(np.int16)  # slices, rows, columns
+VOLUME[1:3, 2:5, 3:9] = 255
+MASK = (VOLUME == 255).astype(np.uint8)
+PLACED = np.array([[-0.5, 0, 0, 7], [0, -0.5, 0, -3], [0, 0, 3, 11], [0, 0, 0, 1]])
+"""Spacing 3 mm between slices and 0.5 within; columns to the left, rows to posterior."""
+
+
+def save_nifti(
+    path: Path, volume: np.ndarray, affine: np.ndarray = PLACED, turn: Any = None
+) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(volume.T, affine)
+    nib.save(image if turn is None else image.as_reoriented(turn), path)
+
+
+def test_all_orientations_are_one(tmp_path: Path, cache: Path) -> None:
+    turns = product(permutations(range(3)), product((1, -1), repeat=3))
+    for number, turn in enumerate(turns):
+        axes = np.stack(turn, axis=1)
+        save_nifti(tmp_path / "set" / f"{number}.nii.gz", VOLUME, turn=axes)
+        save_nifti(tmp_path / "set" / f"{number}_mask.nii", MASK, turn=axes)
+    images = open_images(str(tmp_path / "set"), cache=cache, split="made", group_by="none")
+    assert images.size == VOLUME.shape
+    assert images.info["spacing"] == [3, 0.5, 0.5]
+    pool = images.pool()
+    assert len(pool) == 48
+    assert (pool.masks[:] == MASK).all()
+    volumes = pool.images[:]
+    assert (volumes == volumes[:1]).all()
+    assert np.array_equal(volumes[0] == 255, MASK)
+
+
+def test_one_spacing_and_one_size(tmp_path: Path, cache: Path) -> None:
+    """Lesions keep their size in mm, at the middle of what is there, whatever the voxels were."""
+    for number, (step, side) in enumerate([(1.0, 24), (1.0, 20), (0.5, 40), (2.0, 8)]):
+        ball = np.linalg.norm(np.indices((side,) * 3) - (side - 1) / 2, axis=0) * step < 5
+        affine = np.diag((step, step, step, 1))
+        save_nifti(tmp_path / f"{number}.nii.gz", np.float32(ball * 3 + 1), affine)
+        save_nifti(tmp_path / f"{number}_mask.nii.gz", np.uint8(ball), affine)
+    images = open_images(str(tmp_path), cache=cache, split="made", group_by="none")
+    assert images.size == (24, 24, 24)  # all but the last are 20 mm or 24
+    note = "4 volumes (slices, rows, columns) in voxels of 1 x 1 x 1 mm, the median of the set"
+    assert note in images.info["notes"][0]
+    for mask in images.pool().masks[:]:
+        assert np.allclose(mask.sum(), 4 / 3 * np.pi * 5**3, rtol=0.2)
+        assert np.allclose(np.argwhere(mask).mean(axis=0), 11.5, atol=0.6)
+    halves = open_images(str(tmp_path), cache=cache, spacing=(2,), split="made", group_by="none")
+    assert halves.size == (16, 16, 16)  # what networks take at least
+    fitted = open_images(str(tmp_path), cache=cache, size=16, split="made", group_by="none")
+    assert fitted.size == (16, 16, 16)
+    assert fitted.info["spacing"] is None
+
+
+def itk_series(folder: Path) -> Any:
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    return reader.Execute()
+
+
+@pytest.mark.parametrize("ending", ["nii.gz", "mha", "mhd", "nrrd"])
+def test_a_series_with_a_mask_from_itk(
+    tmp_path: Path, cache: Path, save_series: SaveSeries, ending: str
+) -> None:
+    """SimpleITK reads the same volume, and a mask that it writes lies on the same voxels."""
+    rows = ["path,label,mask"]
+    for number in range(10):
+        save_series(
+            folder := tmp_path / "scans" / f"case {number}", np.roll(VOLUME, number, axis=1)
+        )
+        image = itk_series(folder)
+        assert np.array_equal(sitk.GetArrayFromImage(image), np.roll(VOLUME, number, axis=1))
+        mask = sitk.Cast(image == 255, sitk.sitkUInt8)
+        sitk.WriteImage(mask, str(tmp_path / f"mask{number}.{ending}"))
+        rows.append(f"scans/case {number},{number % 2},mask{number}.{ending}")
+    (tmp_path / "set.csv").write_text("\n".join(rows))
+    images = open_images(str(tmp_path / "set.csv"), cache=cache)
+    assert images.size == VOLUME.shape
+    assert images.info["spacing"] == [3, 0.5, 0.5]
+    pool = images.pool()
+    assert ((pool.images[:] == 255) == pool.masks[:]).all()
+    assert images.class_names == ("0", "1")
+
+
+def test_folders_of_slices_are_volumes(
+    tmp_path: Path, cache: Path, save_series: SaveSeries
+) -> None:
+    for number in range(10):
+        save_series(tmp_path / f"{'ab'[number % 2]}" / f"case {number}", VOLUME)
+    images = open_images(str(tmp_path), cache=cache, group_by="given")
+    assert (images.size, len(images.pool()), images.class_names) == (VOLUME.shape, 10, ("a", "b"))
+    assert "10 folders of DICOM slices, each a volume" in images.info["notes"][0]
+    loose = open_images(str(tmp_path), cache=cache, dims=2, size=12, group_by="given")
+    assert (loose.size, len(loose.pool())) == ((12, 12), 160)
+
+
+SERIES: list[tuple[dict[str, Callable[[int], Any]], str]] = [
+    (
+        {"SeriesInstanceUID": lambda k: f"1.2.{k % 2 + 3}"},
+        r"one DICOM series, given 1.2.\d \(8 f",
+    ),
+    ({"ImagePositionPatient": lambda k: [0, 0, 3 * k + 3 * (k > 2)]}, "none missing, given 6 mm"),
+    ({"ImagePositionPatient": lambda k: [0, 0, k // 2]}, "none missing, given"),
+    ({"ImagePositionPatient": lambda k: None}, "slices with position, orientation and spacing"),
+    (
+        {"ImageOrientationPatient": lambda k: [1, 0, 0, 0, 1, 0] if k else [0, 1, 0, 0, 0, 1]},
+        "in par",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), SERIES)
+def test_series_that_make_no_volume(
+    tmp_path: Path,
+    cache: Path,
+    save_series: SaveSeries,
+    changes: dict[str, Callable[[int], Any]],
+    message: str,
+) -> None:
+    save_series(tmp_path / "case", VOLUME, **changes)
+    (tmp_path / "set.csv").write_text("path\ncase\n")
+    with pytest.raises(DataError, match=message):
+        open_images(str(tmp_path / "set.csv"), cache=cache)
+
+
+def test_a_tilted_gantry_is_told(tmp_path: Path, cache: Path, save_series: SaveSeries) -> None:
+    tilted = {"ImagePositionPatient": lambda k: [0, k, 3 * k]}
+    for number in range(10):
+        save_series(tmp_path / f"case {number}", VOLUME, **tilted)
+    images = open_images(str(tmp_path), cache=cache, group_by="none")
+    assert "10 of 10 files have slices that are tilted by 18.4 degrees" in str(images.info["notes"])
+
+
+def test_images_and_volumes_in_one_folder(tmp_path: Path, cache: Path) -> None:
+    pages = [Image.fromarray(np.uint8(x)) for x in VOLUME]
+    for name in "abc":
+        pages[0].save(tmp_path / f"{name}.tif", save_all=True, append_images=pages[1:])
+    images = open_images(str(tmp_path), cache=cache, group_by="none")
+    assert (images.size, images.info["spacing"]) == (VOLUME.shape, [1, 1, 1])
+    assert "of unknown spacing" in images.info["notes"][0]
+    save_nifti(tmp_path / "placed.nii", VOLUME)
+    with pytest.raises(DataError, match="given none in 3 of 4 files, such as TIFF: save them as"):
+        open_images(str(tmp_path), cache=cache)
+    save_nifti(tmp_path / "one.nii", VOLUME[:1])
+    with pytest.raises(DataError, match=r"1 of 5 files with one slice, such as one.nii: --data.di"):
+        open_images(str(tmp_path), cache=cache)
+    assert len(open_images(str(tmp_path), cache=cache, dims=2, group_by="none").pool()) == 65
+    for name in ("one.nii", "a.tif", "b.tif", "c.tif"):
+        (tmp_path / name).unlink()
+    save_nifti(tmp_path / "time.nii", np.zeros((*VOLUME.shape, 2)))
+    with pytest.raises(DataError, match="expected a volume of 3 axes, given one of 2 x 18"):
+        open_images(str(tmp_path), cache=cache)
+
+
+def test_files_outside_are_not_read(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(720))
+    folder = tmp_path / "set"
+    folder.mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(VOLUME), str(folder / "a.mhd"))
+    text = (folder / "a.mhd").read_text()
+    for name in ("../secret", str(tmp_path / "secret"), "LIST"):
+        (folder / "a.mhd").write_text(text.replace("a.raw", name))
+        with pytest.raises(DataError, match="voxels in it, or in a file beside it"):
+            open_images(str(folder), cache=cache)

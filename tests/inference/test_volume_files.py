@@ -1,0 +1,154 @@
+"""Volumes predicted from files: masks where their image is, as others read them."""
+
+import csv
+from collections.abc import Callable
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import medduet
+from medduet import ConfigError, RunConfig, predict_files
+from medduet.inference.exported import BatchPrediction
+from medduet.inference.graph import NetworkGraph
+
+hd = pytest.importorskip("highdicom")
+nib = pytest.importorskip("nibabel")
+sitk = pytest.importorskip("SimpleITK")
+pydicom = pytest.importorskip("pydicom")
+
+AFFINE = np.array([[-0.5, 0.1, 0, 7], [-0.1, -0.5, 0, -3], [0, 0, 3, 11], [0, 0, 0, 1]])
+SPACING = (3.0, 0.51, 0.51)
+
+
+def scan(number: int = 0) -> np.ndarray:
+    """Return slices, rows and columns with one bright block, which is the lesion."""
+    volume = np.random.default_rng(number).integers(0, 100, (8, 20, 24)).astype(np.int16)
+    volume[1:4, 2 + number % 3 : 8, 3:12] += 150
+    return volume
+
+
+@pytest.fixture(scope="module")
+def run(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train on NIfTI files with masks."""
+    root = tmp_path_factory.mktemp("volumes")
+    for number in range(12):
+        folder = root / "set" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        volume = scan(number)
+        nib.save(nib.Nifti1Image(volume.T, AFFINE), folder / f"{number}.nii.gz")
+        mask = nib.Nifti1Image(np.uint8(volume >= 150).T, AFFINE)
+        nib.save(mask, folder / f"{number}_mask.nii.gz")
+    config = make_config(
+        root / "run",
+        data={"name": str(root / "set"), "size": None, "count": None, "group_by": "none"},
+        train={"epochs": 2, "patch": 16},
+        objective={"tasks": ["classify", "segment"]},
+    )
+    return medduet.train(config).path
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the network be right, so that only places can be wrong."""
+
+    def predict(graph: NetworkGraph, image: np.ndarray) -> BatchPrediction:
+        return BatchPrediction(np.array([[0.25, 0.75]]), np.uint8(image[:, 0] >= 130))
+
+    monkeypatch.setattr(NetworkGraph, "predict", predict)
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
+
+
+def test_a_run_on_files(run: Path, tmp_path: Path) -> None:
+    bundle = medduet.runs.bundle.load_bundle(run)
+    assert bundle.config.preprocessing.size == [16, 20, 24]
+    assert np.allclose(bundle.config.preprocessing.spacing, SPACING, rtol=1e-2)
+    data = medduet.RunConfig().data.model_copy(
+        update={"name": str(run.parent / "set"), "group_by": "none"}
+    )
+    again = medduet.evaluate(run, data=data, out=tmp_path / "again")["test"]
+    assert again["n"] > 0
+    record = predict_files(run, [run.parent / "set"], tmp_path / "out")
+    assert (record.images, record.broken) == (12, {})
+    answer = medduet.Predictor(run)(scan())
+    assert answer.mask.shape == (8, 20, 24)
+    for option in ({"explain": True}, {"explain": True, "classify_only": True}):
+        with pytest.raises(ConfigError, match="of which there are no heat maps"):
+            medduet.Predictor(run, **option)
+
+
+@pytest.mark.usefixtures("exact")
+def test_all_orientations_get_their_mask_back(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    image = nib.Nifti1Image(scan().T, AFFINE)
+    turns = product(permutations(range(3)), product((1, -1), repeat=3))
+    for number, turn in enumerate(turns):
+        nib.save(image.as_reoriented(np.stack(turn, axis=1)), tmp_path / "in" / f"{number}.nii.gz")
+    record = predict_files(run, [tmp_path / "in"], out := tmp_path / "out", overlays=False)
+    assert (record.images, record.broken) == (48, {})
+    for number in range(48):
+        source, mask = (
+            sitk.ReadImage(str(folder / f"{number}.nii.gz"))
+            for folder in (tmp_path / "in", out / "masks")
+        )
+        for name in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            assert np.allclose(getattr(source, name)(), getattr(mask, name)(), atol=1e-4)
+        assert np.array_equal(sitk.GetArrayFromImage(source) >= 150, sitk.GetArrayFromImage(mask))
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("ending", ["mha", "nrrd", "tif"])
+def test_other_files(run: Path, tmp_path: Path, ending: str) -> None:
+    image = sitk.GetImageFromArray(scan())
+    if ending != "tif":
+        image.SetSpacing(SPACING[::-1])
+        image.SetOrigin((1, 2, 3))
+    sitk.WriteImage(image, path := str(tmp_path / f"a.{ending}"))
+    predict_files(run, [path], out := tmp_path / "out")
+    mask = sitk.ReadImage(str(out / "masks" / "a.nii.gz"))
+    if ending != "tif":
+        assert np.array_equal(sitk.GetArrayFromImage(mask), scan() >= 150)
+        assert np.allclose(mask.GetSpacing(), image.GetSpacing(), atol=1e-4)
+        assert np.allclose(mask.GetOrigin(), image.GetOrigin())
+        (row,) = rows_of(out)
+        voxels = int((scan() >= 150).sum())
+        assert (row["file"], row["label"], row["slices"]) == (f"a.{ending}", "b", "8")
+        assert int(row["pixels_lesion"]) == voxels
+        assert float(row["ml_lesion"]) == pytest.approx(voxels * np.prod(SPACING) / 1000, abs=1e-3)
+        corner = np.multiply((2, 5, 8), SPACING)  # between the centres of its outermost voxels
+        assert float(row["mm_lesion"]) == pytest.approx(np.linalg.norm(corner), abs=0.01)
+        assert float(row["mm_error"]) == pytest.approx(np.linalg.norm(SPACING), abs=0.01)
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_series_becomes_one_segmentation(
+    run: Path, tmp_path: Path, save_series: Callable[..., list[Path]]
+) -> None:
+    paths = save_series(folder := tmp_path / "study" / "ct", scan())
+    record = predict_files(run, [tmp_path / "study"], out := tmp_path / "out")
+    assert (record.images, record.broken) == (1, {})
+    (row,) = rows_of(out)
+    assert (row["file"], row["mask"]) == ("ct", "masks/ct.nii.gz")
+    segmentation, report = row["dicom"].split(";")
+    data = hd.seg.segread(out / segmentation)
+    truth = scan() >= 150
+    order = [paths[k] for k in np.flatnonzero(truth.any(axis=(1, 2)))]
+    assert data.NumberOfFrames == len(order) == 3
+    uids = [pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in order]
+    pixels = data.get_pixels_by_source_instance(uids, segment_numbers=[1])[..., 0]
+    assert np.array_equal(pixels, truth[truth.any(axis=(1, 2))])
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    series, mask = reader.Execute(), sitk.ReadImage(str(out / "masks" / "ct.nii.gz"))
+    for name in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+        assert np.allclose(getattr(series, name)(), getattr(mask, name)(), atol=1e-4)
+    assert np.array_equal(sitk.GetArrayFromImage(mask), truth)
+    itk = sitk.ReadImage(str(out / segmentation), sitk.sitkUInt8)
+    nearest = sitk.Resample(itk, series, sitk.Transform(), sitk.sitkNearestNeighbor)
+    assert np.array_equal(sitk.GetArrayFromImage(nearest) > 0, truth)
+    assert pydicom.dcmread(out / report).SOPClassUID.name == "Comprehensive SR Storage"
+    assert predict_files(run, [tmp_path / "study"], out).skipped == 1
