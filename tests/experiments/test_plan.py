@@ -35,7 +35,8 @@ def decided(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.125, **sections:
     for section, changes in sections.items():
         values[section] |= changes
     config = validate(RunConfig, values, "a test")
-    data = medduet.open_images(DataConfig(name="phantom", size=16, count=100))
+    size = 16 if config.model.width is None else 64
+    data = medduet.open_images(DataConfig(name="phantom", size=size, count=100))
     filled, decisions = plan(config, data, Fabric(accelerator="cpu", devices=1))
     assert not is_open(filled)
     return filled, {decision.setting: decision for decision in decisions}
@@ -55,6 +56,19 @@ def test_decides_all_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
         *("train.augment", "train.epochs", "train.ema"),
     }
     assert str(decisions["train.epochs"]).endswith("(preset balanced); about 2 s each")
+
+
+@pytest.mark.parametrize(
+    ("memory", "patch", "batch"), [(8 << 30, None, 16), (32 << 20, None, 9), (7 << 20, (32, 48), 2)]
+)
+def test_patches_and_batches_fit_into_the_memory(
+    monkeypatch: pytest.MonkeyPatch, memory: int, patch: tuple[int, ...] | None, batch: int
+) -> None:
+    monkeypatch.setattr(planning, "total_memory", lambda device: memory)
+    config, decisions = decided(monkeypatch, model={"width": 2, "name": "unet_var"})
+    assert (config.train.patch, config.train.batch_size) == (patch, batch)
+    if patch:
+        assert decisions["train.patch"].reason == "two whole images take more than half of 0 GB"
 
 
 def test_what_is_typed_stays(monkeypatch: pytest.MonkeyPatch) -> None:

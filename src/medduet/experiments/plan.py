@@ -14,14 +14,17 @@ from medduet.data.augment import build_augmentation
 from medduet.data.imageset import ImageSet
 from medduet.data.modality import allowed, known_modality
 from medduet.data.patches import patches_and_views
+from medduet.data.pixels import for_each_axis
 from medduet.errors import ConfigError, ModelError, one_line
 from medduet.experiments.config import by_path, change
 from medduet.experiments.folds import FOLDS
+from medduet.models.base import DuetNetwork, activation_bytes
 from medduet.models.encoders import weights_at_hand
 from medduet.models.inference import prepare_network
 from medduet.models.registry import find_model
 from medduet.training.setup import build_network, build_objective, dense_layout
-from medduet.types import Augment, Preset, Task
+from medduet.types import KINDS, Augment, DenseLayout, Preset, Task
+from medduet.utils.devices import total_memory
 from medduet.utils.hub import CONFIG, bundle_folder
 from medduet.utils.parsing import read_json
 
@@ -39,6 +42,8 @@ _OPEN = (
 _STEPS = 4  # that are timed; the first one, which is slower, is not counted
 _AVERAGED = 0.05  # the share of all steps
 _SIDE = 64  # to which smaller images are enlarged for pretrained encoders
+_MEMORY_SHARE, _GRADIENTS, _SHORTEST = 0.5, 2, 32
+"""Of all memory for a step; gradients take as much as maps; the shortest side of patches."""
 _FEW = 10
 """Epochs below which a budget is called short."""
 
@@ -65,7 +70,7 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
     decisions: list[Decision] = []
 
     def decide(setting: str, value: Any, reason: str) -> Any:
-        if settings[setting] is None:
+        if settings[setting] is None and value is not None:
             settings[setting] = changes[setting] = value
             decisions.append(Decision(setting, value, reason))
         return settings[setting]
@@ -80,7 +85,11 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
         decide("data.size", (_SIDE,), reason)
     decide("objective.tasks", *_tasks(data))
     count, preset = len(data.train), config.train.preset
-    batch = decide("train.batch_size", *_batch_size(count))
+    size = for_each_axis(changes.get("data.size", data.size), data.dims)
+    fitting = fabric.broadcast(_fitting(_filled(config, changes), data, size, fabric.device))
+    if "segment" in settings["objective.tasks"]:
+        decide("train.patch", *fitting.patch)
+    batch = decide("train.batch_size", *_batch_size(count, fitting.images))
     reached = f"for batches of {batch} with {settings['train.optimizer']}"
     decide("train.learning_rate", 1e-3 if batch <= 32 else 2e-3, reached)
     decide("train.augment", *_augment(data, config))
@@ -132,10 +141,39 @@ def _tasks(data: ImageSet) -> tuple[tuple[Task, ...], str]:
     return ("classify", "segment"), "classes and masks"
 
 
-def _batch_size(count: int) -> tuple[int, str]:
-    sizes = (16, 2_000), (32, 10_000), (64, 40_000), (128, float("inf"))
+def _batch_size(count: int, fitting: int) -> tuple[int, str]:
+    sizes = (4, 100), (8, 400), (16, 2_000), (32, 10_000), (64, 40_000), (128, float("inf"))
     size = next(size for size, most in sizes if count < most)
-    return size, f"{count:,} training images, so {math.ceil(count / size):,} steps per epoch"
+    why = f"{count:,} training images, so {math.ceil(count / size):,} steps per epoch"
+    if fitting < size:
+        size, why = max(2, fitting), "what fits into half of the memory"
+    return size, why
+
+
+class _Fitting(NamedTuple):
+    """How many images, or patches of them, half of the memory holds in a step of training."""
+
+    images: int
+    patch: tuple[tuple[int, ...] | None, str]
+
+
+def _fitting(
+    config: RunConfig, data: ImageSet, size: tuple[int, ...], device: torch.device
+) -> _Fitting:
+    """Shrink the longest side, as nnU-Net's planner does, until two images fit."""
+    network = _sketch(config, data, dense_layout(config, data))
+    memory = total_memory(device) * _MEMORY_SHARE
+    sides = list(network.sides_at_once(size))
+    while True:
+        each = _GRADIENTS * activation_bytes(network, *sides)
+        images = int(memory / each)
+        views = 2 if tuple(sides) != size else 1  # of the whole, beside the patches
+        if images >= 2 * views or max(sides) <= _SHORTEST:
+            break
+        longest = sides.index(max(sides))
+        sides[longest] = max(_SHORTEST, (sides[longest] - 1) // 16 * 16)
+    reason = f"two whole {KINDS[data.dims]} take more than half of {memory * 2 / 2**30:.0f} GB"
+    return _Fitting(images // views, (tuple(sides) if views == 2 else None, reason))
 
 
 def _augment(data: ImageSet, config: RunConfig) -> tuple[Augment, str]:
@@ -146,15 +184,19 @@ def _augment(data: ImageSet, config: RunConfig) -> tuple[Augment, str]:
     return "light", f"modality {modality}: {moves}"
 
 
+def _sketch(config: RunConfig, data: ImageSet, layout: DenseLayout) -> DuetNetwork:
+    """Return the network without weights from elsewhere."""
+    plain = {"pretrained": False, "weights": None}
+    config = config.model_copy(update={"model": config.model.model_copy(update=plain)})
+    return build_network(config, data, layout, fresh=True)[0]
+
+
 def _seconds_per_epoch(config: RunConfig, data: ImageSet, fabric: Fabric) -> float:
     """Return about how long an epoch takes: a few steps are made and thrown away."""
     train, device = config.train, fabric.device
     layout = dense_layout(config, data)
-    sketch = config.model_copy(
-        update={"model": config.model.model_copy(update={"pretrained": False, "weights": None})}
-    )
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        network, _ = build_network(sketch, data, layout, fresh=True)
+        network = _sketch(config, data, layout)
         precision = str(fabric.strategy.precision.precision)
         prepare_network(network, device, data.size, precision)
         objective = build_objective(config, data, layout).to(device)

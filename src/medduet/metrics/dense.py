@@ -1,6 +1,7 @@
 """How well masks are drawn and images rebuilt, image by image."""
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,10 +38,12 @@ def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     return shared / (both - shared)
 
 
-def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+def hd95_per_class(
+    predicted: Tensor, truth: Tensor, num_classes: int, spacing: Sequence[float] | None = None
+) -> Tensor:
     """Return the 95% Hausdorff distance (MONAI), in pixels; NaN where either mask is empty.
 
-    Of volumes it is in voxels, that is, for voxels that are cubes.
+    With a `spacing`, of slices, rows and columns in mm, it is in mm.
     """
     from monai.metrics import compute_hausdorff_distance  # slow to import, and few need it
 
@@ -54,7 +57,8 @@ def hd95_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
         with warnings.catch_warnings():
             # MONAI 1.6 warns of its own deprecated argument.
             warnings.simplefilter("ignore", FutureWarning)
-            hd95 = compute_hausdorff_distance(*outlines, include_background=True, percentile=95)
+            options = {"include_background": True, "percentile": 95, "spacing": spacing}
+            hd95 = compute_hausdorff_distance(*outlines, **options)
         distance[defined] = hd95[:, 0].double()
     return distance
 

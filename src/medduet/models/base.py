@@ -239,6 +239,24 @@ def trace(
     return outputs, [state[name] for name, _ in network.named_parameters()]
 
 
+def activation_bytes(network: DuetNetwork, *sides: int) -> int:
+    """Return about how many bytes the maps of one image, or volume, take in a step of training."""
+    sizes: list[int] = []
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel() * 4)
+
+    leaves = [module for module in network.modules() if not [*module.children()]]
+    hooks = [leaf.register_forward_hook(count) for leaf in leaves]
+    try:
+        trace(network, 2, *sides, training=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(sizes) // 2
+
+
 def trains_on_one(network: DuetNetwork, *sides: int) -> bool:
     """Return whether batch normalisation is defined for one image: no map has a single pixel."""
     try:

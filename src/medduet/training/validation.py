@@ -1,7 +1,7 @@
 """Evaluating a network on a split, image by image, on any number of processes."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -61,7 +61,8 @@ def predict_split(
             temperature=temperature or 1.0,
             precision=precision,
         )
-        values = _dense_scores(network, predicted, batch, layout.mask_classes, thorough)
+        spacing = data.info.get("spacing")
+        values = _dense_scores(network, predicted, batch, layout.mask_classes, thorough, spacing)
         if predicted.class_logits is not None and predicted.probability is not None:
             values["probability"] = class_probability(predicted.class_logits, data.multi_label)
             if temperature is not None:
@@ -133,7 +134,12 @@ def _predictions(
 
 
 def _dense_scores(
-    network: DuetNetwork, predicted: NetworkPrediction, batch: Batch, classes: int, thorough: bool
+    network: DuetNetwork,
+    predicted: NetworkPrediction,
+    batch: Batch,
+    classes: int,
+    thorough: bool,
+    spacing: Sequence[float] | None,
 ) -> dict[str, Tensor]:
     values: dict[str, Tensor] = {}
     if predicted.mask is not None and batch.mask is not None:
@@ -142,7 +148,7 @@ def _dense_scores(
         values["dice"] = metrics.dice_per_class(guess, truth, classes)
         values["iou"] = metrics.iou_per_class(guess, truth, classes)
         if thorough:
-            values["hd95"] = metrics.hd95_per_class(guess, truth, classes)
+            values["hd95"] = metrics.hd95_per_class(guess, truth, classes, spacing)
         for name, mask in (("truth_pixels", truth), ("predicted_pixels", guess)):
             counts = [(mask == label).flatten(1).sum(dim=1) for label in range(1, classes)]
             values[name] = torch.stack(counts, dim=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import re
 from contextlib import suppress
 from math import prod
@@ -67,6 +68,15 @@ def evaluation_batch_size(kind: str, *sides: int) -> int:
     """Return how many images of that size are evaluated at a time: 16 of 224 pixels on a CPU."""
     pixels, most = (128 * 224**2, 2048) if kind == "cuda" else (16 * 224**2, 256)
     return max(1, min(most, pixels // prod(sides)))
+
+
+def total_memory(device: torch.device) -> int:
+    """Return the bytes of memory of a GPU, or of this machine."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
