@@ -48,7 +48,7 @@ def test_decides_all_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.model.name == planning.PRETRAINED
     assert config.model.pretrained
     assert config.train.epochs == 80  # 40,000 images would be 571
-    assert config.train.batch_size == 16
+    assert config.train.batch_size == 4
     assert 0.9 < config.train.ema < 0.99
     assert config.data.size == (64,)
     assert {*decisions} == {
@@ -59,7 +59,7 @@ def test_decides_all_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "patch", "batch"), [(8 << 30, None, 16), (32 << 20, None, 9), (7 << 20, (32, 48), 2)]
+    ("memory", "patch", "batch"), [(8 << 30, None, 4), (12 << 20, None, 3), (7 << 20, (32, 48), 2)]
 )
 def test_patches_and_batches_fit_into_the_memory(
     monkeypatch: pytest.MonkeyPatch, memory: int, patch: tuple[int, ...] | None, batch: int

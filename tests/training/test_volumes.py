@@ -10,6 +10,7 @@ import medduet
 from medduet import ModelError, RunConfig, RunRecord
 from medduet.config import DataConfig
 from medduet.runs.bundle import load_bundle
+from medduet.serve.server import open_network
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_evaluated_calibrated_and_exported(run: RunRecord, tmp_path: Path) -> No
 
 
 def test_images_and_volumes_are_not_mistaken(run: RunRecord) -> None:
-    with pytest.raises(ModelError, match="expected a network for images, given one for volumes"):
-        medduet.Predictor(run.path)
+    with pytest.raises(ModelError, match="is for volumes: expected a network for images"):
+        open_network(run.path, explain=True)
     with pytest.raises(medduet.ConfigError, match=r"takes 3 spatial dimensions.*phantom has 2"):
         medduet.evaluate(run.path, data=DataConfig(name="phantom", count=20))

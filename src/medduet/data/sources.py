@@ -66,7 +66,9 @@ def open_images(
         settings = data.model_dump(include={"count", "channels"}, exclude_none=True)
         fewer = {"size": 32, "count": 200} if kind == "phantom3d" else {}
         if data.size is not None:
-            (settings["size"],) = for_each_axis(data.size, 1)
+            settings["size"], *others = {*for_each_axis(data.size, PHANTOMS[kind])}
+            if others:
+                raise ConfigError(f"expected one --size for {data.name}, given {data.size}")
         images = phantom_images(**fewer | settings, seed=data.seed, dims=PHANTOMS[kind])
     elif kind == "MedMNIST":
         size, entry = data.size or (data.medmnist_size or DEFAULT_SIZE,), medmnist_sets()[data.name]
