@@ -19,7 +19,9 @@ _LOG = logging.getLogger(__name__)
 
 def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
     """Return `config`, completed by how a network's training images were prepared."""
-    settings: dict[str, Any] = {"size": config.size or tuple(preprocessing.size)}
+    sides = dict.fromkeys(preprocessing.size)  # one number where all are equal, whatever the axes
+    size = tuple(sides) if len(sides) == 1 else tuple(preprocessing.size)
+    settings: dict[str, Any] = {"size": config.size or size}
     if is_files(config):
         settings |= {"fit": preprocessing.fit, "window": preprocessing.options.window}
         settings["channels"] = config.channels or preprocessing.channels
