@@ -61,11 +61,15 @@ def _diameter(inside: NDArray[np.bool_], spacing: Sequence[float]) -> float:
     parts, count = label(inside)
     if not count:
         return 0.0
-    largest = np.argwhere(parts == np.bincount(parts.ravel())[1:].argmax() + 1)
+    sizes = np.zeros(count + 1, np.int64)
+    for each in parts:  # of all at once, bincount would take eight bytes of each voxel
+        sizes += np.bincount(each.ravel(), minlength=count + 1)
+    largest = parts == sizes[1:].argmax() + 1
     # The first and last voxel of each line along the columns hold all corners of the hull.
-    _, first = np.unique(largest[:, :2], axis=0, return_index=True)
-    ends = np.concatenate([largest[first], largest[np.append(first[1:], len(largest)) - 1]])
-    points = np.unique(ends, axis=0) * np.asarray(spacing)
+    lines = np.nonzero(largest.any(axis=2))
+    first, last = largest.argmax(axis=2), largest.shape[2] - 1 - largest[..., ::-1].argmax(axis=2)
+    ends = np.concatenate([np.stack([*lines, end[lines]], axis=1) for end in (first, last)])
+    points = ends * np.asarray(spacing)
     if len(points) > _FEW_POINTS:
         try:
             points = points[ConvexHull(points).vertices]
