@@ -37,7 +37,7 @@ def test_the_issue_s_example(set_npz: Path, capsys: Capture) -> None:
     )
     assert main(words.split()) == 0
     shown = capsys.readouterr()
-    assert "epoch 1, last" in shown.out
+    assert "validation-selected" in shown.out
     assert f"run: {run}\n" in shown.out
     assert "epoch   1/1" in shown.err
     config = read_json(run / "config.json")

@@ -47,7 +47,7 @@ def test_decides_all_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.objective.tasks == ("classify", "segment")
     assert config.model.name == planning.PRETRAINED
     assert config.model.pretrained
-    assert config.train.epochs == 80  # 20,000 images would be 286
+    assert config.train.epochs == 80  # 40,000 images would be 571
     assert config.train.batch_size == 4
     assert 0.9 < config.train.ema < 0.99
     assert config.data.size == (64,)

@@ -30,8 +30,8 @@ from medduet.utils.parsing import read_json
 
 PRETRAINED, PLAIN = "timm:mobilenetv2_100", "vovunet_var"
 """The networks that are chosen where ImageNet's weights can be had, and where they can't."""
-_IMAGES: dict[Preset, int] = {"fast": 10_000, "balanced": 20_000, "best": 20_000}
-_EPOCHS: dict[Preset, tuple[int, int]] = {"fast": (5, 30), "balanced": (10, 80), "best": (10, 80)}
+_IMAGES: dict[Preset, int] = {"fast": 10_000, "balanced": 40_000, "best": 40_000}
+_EPOCHS: dict[Preset, tuple[int, int]] = {"fast": (5, 30), "balanced": (12, 80), "best": (12, 80)}
 """Images that a network sees in all, and the fewest and most epochs."""
 _SHARE = 0.85
 """Of a time budget for epochs; the rest is for evaluation, figures and what was not foreseen."""
