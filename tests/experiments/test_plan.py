@@ -11,6 +11,7 @@ import medduet
 from medduet import DataConfig, RunConfig
 from medduet.config import validate
 from medduet.experiments import plan as planning
+from medduet.experiments.config import differing
 from medduet.experiments.grid import benchmark
 from medduet.experiments.plan import Decision, is_open, plan
 from medduet.runs.folder import RunFolder
@@ -165,3 +166,6 @@ def test_a_grid_goes_on_with_what_was_decided(grids: Any, tmp_path: Path) -> Non
     assert benchmark(grid).count("finished") == 2  # None agrees with what it became
     with pytest.raises(medduet.errors.ConfigError, match=r"train\.epochs 3, but the grid has 4"):
         benchmark(grids.small(tmp_path, variants={"auto": {"train.epochs": 4}}))
+    saved = {"model": {"name": "timm:resnet18", "pretrained": True, "width": 3}}
+    assert not differing(saved, RunConfig(model=medduet.ModelConfig(name=None)))
+    assert differing(saved, RunConfig(model=medduet.ModelConfig(name="timm:resnet18")))

@@ -44,9 +44,12 @@ def change(run: RunConfig, values: Mapping[str, Any], out: Path | None, origin: 
 def differing(saved: Mapping[str, Any], config: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Return by their path the settings that a run was begun with otherwise: saved, and now.
 
-    What is None in `config` may have been decided when the run began, or be of a newer version.
+    What is None in `config` may have been decided when the run began, or be of a newer version;
+    with the network goes whether it is pretrained.
     """
     old, new = by_path(saved), by_path(config.model_dump(mode="json"))
+    if new["model.name"] is None:
+        new["model.pretrained"] = None
     both = {name: (old[name], new[name]) for name in new if name in old}
     return {name: (a, b) for name, (a, b) in both.items() if a != b and b is not None}
 
