@@ -107,6 +107,7 @@ def test_folders_of_slices_are_volumes(
     images = open_images(str(tmp_path), cache=cache, group_by="given")
     assert (images.size, len(images.pool()), images.class_names) == (VOLUME.shape, 10, ("a", "b"))
     assert "10 folders of DICOM slices, each a volume" in images.info["notes"][0]
+    assert len(np.unique(images.pool().groups)) == 10
     loose = open_images(str(tmp_path), cache=cache, dims=2, size=12, group_by="given")
     assert (loose.size, len(loose.pool())) == ((12, 12), 160)
 
@@ -117,7 +118,7 @@ SERIES: list[tuple[dict[str, Callable[[int], Any]], str]] = [
         r"one DICOM series, given 1.2.\d \(8 f",
     ),
     ({"ImagePositionPatient": lambda k: [0, 0, 3 * k + 3 * (k > 2)]}, "none missing, given 6 mm"),
-    ({"ImagePositionPatient": lambda k: [0, 0, k // 2]}, "none missing, given"),
+    ({"ImagePositionPatient": lambda k: [0, 0, k // 2]}, "several at one, as over time"),
     ({"ImagePositionPatient": lambda k: None}, "slices with position, orientation and spacing"),
     (
         {"ImageOrientationPatient": lambda k: [1, 0, 0, 0, 1, 0] if k else [0, 1, 0, 0, 0, 1]},
@@ -138,6 +139,27 @@ def test_series_that_make_no_volume(
     (tmp_path / "set.csv").write_text("path\ncase\n")
     with pytest.raises(DataError, match=message):
         open_images(str(tmp_path / "set.csv"), cache=cache)
+
+
+def test_slices_with_windows_of_their_own(
+    tmp_path: Path, cache: Path, save_series: SaveSeries
+) -> None:
+    windows = {"WindowCenter": lambda k: 100 + k, "WindowWidth": lambda k: 300}
+    for number in range(10):
+        save_series(tmp_path / f"case {number}", np.full_like(VOLUME, 90), **windows)
+    images = open_images(str(tmp_path), cache=cache, group_by="none")
+    assert len(np.unique(images.train.images[:])) == 1
+    assert "windows of their own: the median is used" in str(images.info["notes"])
+
+
+def test_slices_with_labels_of_their_own_stay_images(
+    tmp_path: Path, cache: Path, save_series: SaveSeries
+) -> None:
+    paths = save_series(tmp_path / "case", VOLUME)
+    rows = [f"case/{path.name},{number % 2}" for number, path in enumerate(paths)]
+    (tmp_path / "set.csv").write_text("\n".join(["path,label", *rows]))
+    images = open_images(str(tmp_path / "set.csv"), cache=cache, group_by="none", size=20)
+    assert (images.dims, len(images.pool())) == (2, 16)
 
 
 def test_a_tilted_gantry_is_told(tmp_path: Path, cache: Path, save_series: SaveSeries) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import medduet
 from medduet import ConfigError, RunConfig, predict_files
@@ -110,7 +111,9 @@ def test_other_files(run: Path, tmp_path: Path, ending: str) -> None:
     sitk.WriteImage(image, path := str(tmp_path / f"a.{ending}"))
     predict_files(run, [path], out := tmp_path / "out")
     mask = sitk.ReadImage(str(out / "masks" / "a.nii.gz"))
-    if ending != "tif":
+    if ending == "tif":  # of which no spacing is known
+        assert "ml_lesion" not in rows_of(out)[0]
+    else:
         assert np.array_equal(sitk.GetArrayFromImage(mask), scan() >= 150)
         assert np.allclose(mask.GetSpacing(), image.GetSpacing(), atol=1e-4)
         assert np.allclose(mask.GetOrigin(), image.GetOrigin())
@@ -152,3 +155,37 @@ def test_a_series_becomes_one_segmentation(
     assert np.array_equal(sitk.GetArrayFromImage(nearest) > 0, truth)
     assert pydicom.dcmread(out / report).SOPClassUID.name == "Comprehensive SR Storage"
     assert predict_files(run, [tmp_path / "study"], out).skipped == 1
+    assert predict_files(run, [folder], tmp_path / "alone").images == 1
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_sagittal_series(
+    run: Path, tmp_path: Path, save_series: Callable[..., list[Path]]
+) -> None:
+    """It is predicted as the NIfTI file of the same series is, and its mask lies on its slices."""
+    volume = np.full((20, 30, 16), 20, np.int16)
+    volume[3:8, 10:25, 2:6] = 200
+    turned = {
+        "ImageOrientationPatient": lambda k: [0, 1, 0, 0, 0, -1],
+        "ImagePositionPatient": lambda k: [40 - 3 * k, -5, 9],
+    }
+    paths = save_series(tmp_path / "in" / "ct", volume, **turned)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "in" / "ct")))
+    sitk.WriteImage(reader.Execute(), str(tmp_path / "in" / "same.nii.gz"))
+    record = predict_files(run, [tmp_path / "in"], out := tmp_path / "out")
+    assert (record.images, record.broken) == (2, {})
+    one, two = rows_of(out)
+    for name in ("slices", "height", "width", "spacing", "ml_lesion", "mm_lesion"):
+        assert one[name] == two[name]
+    segmentation = hd.seg.segread(out / one["dicom"].split(";")[0])
+    uids = [pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in paths[3:8]]
+    pixels = segmentation.get_pixels_by_source_instance(uids, segment_numbers=[1])[..., 0]
+    truth = volume[3:8] > 100  # whose rows of 0.5 mm the network has seen in voxels of 3 mm
+    assert 2 * (pixels * truth).sum() / (pixels.sum() + truth.sum()) > 0.85
+
+
+def test_what_is_no_volume(run: Path, tmp_path: Path) -> None:
+    Image.fromarray(np.uint8(scan()[0])).save(tmp_path / "a.png")
+    record = predict_files(run, [tmp_path / "a.png"], tmp_path / "out")
+    assert "expected a volume of several slices" in record.broken["a.png"]

@@ -260,10 +260,11 @@ def _find(table: _Table, images: list[str], masks: list[str]) -> list[dict[str, 
 
     def candidates(path: Path, of_masks: bool) -> list[Path]:
         for file in (root / normalize(form, str(path)) for form in ("NFC", "NFD")):
-            there = os.path.isfile if of_masks else os.path.exists  # or the folder of a series
-            if there(file):  # no error if no file can be called so
+            if os.path.isfile(file):  # noqa: PTH113 - no error if no file can be called so
                 return [file]
         hits = sorted(below().get(path.as_posix().casefold(), ()))
+        if not hits and not of_masks and (root / path).is_dir():  # of a DICOM series
+            return [root / path]
         folders = [hit.relative_to(root).parts[:-1] for hit in hits]
         drawn = [any(map(MASK_FOLDER.fullmatch, names)) for names in folders]
         return [

@@ -20,19 +20,23 @@ _SMALLEST = 16  # side that U-Nets take
 
 
 def with_series(listing: Listing, config: DataConfig) -> Listing:
-    """Return the listing with folders of DICOM slices, if it has nothing else, as one item each."""
+    """Return the listing of a folder with DICOM series, one in each folder, as one item each.
+
+    It stays as it is if there is something else, or masks, or folders without a series.
+    """
+    if config.dims == 2 or not Path(config.name).is_dir():
+        return listing  # a table lists the folder of a series itself, or means its slices
     folders = defaultdict[Path, list[Item]](list)
-    for item in listing.items if config.dims != 2 else ():
+    for item in listing.items:
         folders[item.path.parent].append(item)
-    slices = all(len(items) > 1 and not items[0].masks for items in folders.values())
-    if not folders or not slices:
-        return listing
-    if not all(is_series([item.path for item in items]) for items in folders.values()):
+    drawn = any(item.masks for item in listing.items)
+    if drawn or not all(is_series([x.path for x in items]) for items in folders.values()):
         return listing
     items = []
     for folder, (first, *_) in folders.items():
-        name = str(Path(first.name).parent)
-        items.append(first._replace(name=listing.name if name == "." else name, path=folder))
+        name, above = str(Path(first.name).parent), first.group.rpartition("/")[0]
+        name = listing.name if name == "." else name
+        items.append(first._replace(name=name, path=folder, group=above or first.group))
     note = f"{len(items)} folders of DICOM slices, each a volume (--data.dims 2: loose images)"
     return listing._replace(items=tuple(items), notes=(*listing.notes, note))
 
@@ -43,7 +47,7 @@ def volume_options(probes: Sequence[Probe], config: DataConfig) -> tuple[ReadOpt
     Without a size that is voxels of one spacing, by default the median of the set, with black
     around all that are smaller than the largest one.
     """
-    shapes = np.array([(x.facts.frames, x.facts.height, x.facts.width) for x in probes])
+    shapes = np.array([probe.shape for probe in probes])
     without = [probe.kind for probe in probes if not probe.spacing]
     if 0 < len(without) < len(probes):
         raise DataError(
@@ -51,6 +55,8 @@ def volume_options(probes: Sequence[Probe], config: DataConfig) -> tuple[ReadOpt
             f"{len(probes)} files, such as {without[0]}: save them as NIfTI with their affine"
         )
     spacings = np.array([probe.spacing or (1.0, 1.0, 1.0) for probe in probes])
+    if config.fit == "crop" or config.channels == 3:
+        raise DataError("volumes are grey, padded or stretched: omit --data.fit and channels")
     sides, target = config.size and for_each_axis(config.size, 3), None
     how = "fitted into" if config.fit == "pad" else "stretched to"
     if config.spacing is not None or sides is None:

@@ -87,8 +87,7 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
     count, preset = len(data.train), config.train.preset
     size = for_each_axis(changes.get("data.size", data.size), data.dims)
     fitting = fabric.broadcast(_fitting(_filled(config, changes), data, size, fabric.device))
-    if "segment" in settings["objective.tasks"]:
-        decide("train.patch", *fitting.patch)
+    decide("train.patch", *fitting.patch)
     batch = decide("train.batch_size", *_batch_size(count, fitting.images))
     reached = f"for batches of {batch} with {settings['train.optimizer']}"
     decide("train.learning_rate", 1e-3 if batch <= 32 else 2e-3, reached)
@@ -146,7 +145,9 @@ def _batch_size(count: int, fitting: int) -> tuple[int, str]:
     size = next(size for size, most in sizes if count < most)
     why = f"{count:,} training images, so {math.ceil(count / size):,} steps per epoch"
     if fitting < size:
-        size, why = max(2, fitting), "what fits into half of the memory"
+        why = "what fits into half of the memory"
+        why += ", or not even that: a smaller --size is needed" * (fitting < 2)
+        size = max(2, fitting)
     return size, why
 
 
@@ -161,14 +162,15 @@ def _fitting(
     config: RunConfig, data: ImageSet, size: tuple[int, ...], device: torch.device
 ) -> _Fitting:
     """Shrink the longest side, as nnU-Net's planner does, until two images fit."""
-    network = _sketch(config, data, dense_layout(config, data))
+    layout = dense_layout(config, data)
+    network = _sketch(config, data, layout)
     memory = total_memory(device) * _MEMORY_SHARE
     sides = list(network.sides_at_once(size))
     while True:
         each = _GRADIENTS * activation_bytes(network, *sides)
         images = int(memory / each)
         views = 2 if tuple(sides) != size else 1  # of the whole, beside the patches
-        if images >= 2 * views or max(sides) <= _SHORTEST:
+        if images >= 2 * views or max(sides) <= _SHORTEST or not layout.mask_classes:
             break
         longest = sides.index(max(sides))
         sides[longest] = max(_SHORTEST, (sides[longest] - 1) // 16 * 16)

@@ -25,9 +25,9 @@ from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
 from medduet.inference.codes import read_codes
 from medduet.inference.predictor import Prediction, Predictor
-from medduet.inference.results import InputFile, ResultWriter, Row
+from medduet.inference.results import ResultWriter, Row
 from medduet.inference.source import series_of
-from medduet.inference.volumes import joined, slices_of
+from medduet.inference.volumes import InputFile, joined, slices_of
 from medduet.runs.folder import check_empty
 from medduet.utils.files import finite, storage_errors, sweep, write_json, write_text
 from medduet.utils.locks import exclusive, holder, result_folder
@@ -195,10 +195,11 @@ def _named(root: Path, paths: Sequence[Path]) -> list[InputFile]:
     twins = {folder for (folder, _), count in stems.items() if count > 1}
     files = []
     for path in paths:
+        if path == root:  # the folder of a series
+            files.append(InputFile(path, as_text(root.name), as_text(root.name)))
+            continue
         name = path.relative_to(root)
         stem = name if path.parent in twins else name.with_name(stem_of(path))
-        if path == root:
-            name = stem = Path(root.name)
         files.append(InputFile(path, as_text(name), as_text(stem)))
     return files
 
@@ -208,7 +209,10 @@ def _absolute(path: str | Path) -> Path:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Return what tells one state of a file from another; zeros if it is gone."""
+    """Return what tells one state of a file, or of a series, from another; zeros if it is gone."""
+    if path.is_dir():
+        sizes, times = zip(*map(_stamp, path.iterdir()), strict=True)
+        return [sum(sizes), max(times)]
     status = path.stat() if path.exists() else None
     return [status.st_size, status.st_mtime_ns] if status else [0, 0]
 
@@ -318,12 +322,13 @@ def _write_dicom(
             names, problem = written.get(state, []), ""
             if not (names and all((out / name).is_file() for name in names)):
                 try:
-                    sources = [(file.path, file.stem, done[file.name]) for file in group]
-                    if (path := group[0].path) in series:
-                        (row,) = done[group[0].name]
-                        mask = out / row["mask"] if "mask" in row else None
-                        slices = slices_of(path, row, mask, predictor.mask_names)
-                        sources = [(each, group[0].stem, [of_it]) for each, of_it in slices]
+                    sources = []
+                    for file in group:
+                        rows = done[file.name]
+                        if "slices" in rows[0]:
+                            sources += slices_of(file, rows[0], out, predictor.mask_names)
+                        else:
+                            sources.append((file.path, file.stem, rows))
                     names, problem = results.write(sources, key[1])
                 except DataError as error:
                     problem = str(error).removeprefix(f"{group[0].path}: ")

@@ -46,7 +46,7 @@ class Prediction:
         mask: ``(H, W)`` uint8 mask class at the image's own size, 0 is background.
         heatmap: ``(H, W)`` float32, 0 to 1: evidence for `label` at each place (Grad-CAM).
         ood_p: p-value of the image being like those of the training; 0.05 or less is a warning.
-        spacing: distance of slices, rows and columns of a volume in mm.
+        spacing: distance of slices, rows and columns of a volume in mm, empty if it is not known.
     """
 
     image: NDArray[np.uint8] = field(repr=False)
@@ -57,7 +57,7 @@ class Prediction:
     mask: NDArray[np.uint8] | None = field(default=None, repr=False)
     heatmap: NDArray[np.float32] | None = field(default=None, repr=False)
     ood_p: float | None = None
-    spacing: tuple[float, ...] = ()
+    spacing: tuple[float, ...] | None = None
 
     @property
     def is_ood(self) -> bool:
@@ -207,7 +207,7 @@ class Predictor:
             answer |= {"image": picture.whole, "ood_p": ood_p[row], "spacing": picture.spacing}
             if batch.mask is not None:
                 mask, spacing = batch.mask[row], picture.spacing
-                answer["mask"] = restore_mask(mask, shape, self.options, spacing)
+                answer["mask"] = restore_mask(mask, shape, self.options, spacing or ())
             if heatmaps is not None:
                 answer["heatmap"] = restore_map(heatmaps[row], shape, self.options)
         return [Prediction(**answer) for answer in answers]

@@ -6,25 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from medduet.data.reading.images import opened
 from medduet.inference.overlays import heatmap_png, mask_png, overlay_png
 from medduet.inference.predictor import Prediction
-from medduet.inference.volumes import measures, nifti_mask
+from medduet.inference.volumes import InputFile, measures, nifti_mask
 from medduet.utils.files import atomic_path
 
 Row = dict[str, Any]
-
-
-class InputFile(NamedTuple):
-    """A file to predict: its name in the table, and the stem of its outputs."""
-
-    path: Path
-    name: str
-    stem: str
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ class ResultWriter:
     def _row(self, prediction: Prediction, stem: str, volume: str | None) -> Row:
         image, mask, heatmap = prediction.image, prediction.mask, prediction.heatmap
         row: Row = {"height": image.shape[0], "width": image.shape[1]}
-        if spacing := prediction.spacing:
+        if (spacing := prediction.spacing) is not None:
             row = dict(zip(("slices", "height", "width"), image.shape, strict=True))
             row["spacing"] = " ".join(f"{x:.6g}" for x in spacing)
         if prediction.label is not None:
@@ -77,8 +69,8 @@ class ResultWriter:
         if mask is not None:
             for number, name in enumerate(self.mask_names[1:], start=1):
                 row[f"pixels_{name}"] = int((mask == number).sum())
-            if spacing:
-                row |= measures(mask, spacing, self.mask_names)
+            if spacing is not None:
+                row |= measures(mask, spacing, self.mask_names) if spacing else {}
                 most = (mask > 0).sum(axis=(1, 2)).argmax()
                 image, mask = image[most], mask[most]
             row["mask"] = volume or self._save("masks", f"{stem}.png", mask_png(mask))

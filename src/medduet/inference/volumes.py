@@ -2,9 +2,8 @@
 
 import gzip
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +11,29 @@ from scipy.ndimage import label
 from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import pdist
 
-from medduet.data.reading.core import Affine, needed
+from medduet.data.reading.core import Affine, needed, turned
 from medduet.data.reading.images import opened
 from medduet.data.reading.series import is_series
+
+
+class InputFile(NamedTuple):
+    """A file to predict, or a folder: its name in the table, and the stem of its outputs."""
+
+    path: Path
+    name: str
+    stem: str
+
 
 _MM3_PER_ML, _FEW_POINTS = 1000, 1000
 
 
 def joined(paths: Sequence[Path]) -> list[Path]:
     """Return files, and of folders with the slices of a DICOM series only the folder."""
-    result = list[Path]()
-    for folder, group in groupby(paths, key=lambda path: path.parent):
-        files = list(group)
-        result += [folder] if is_series(files) else files
-    return result
+    folders: dict[Path, list[Path]] = {}
+    for path in paths:
+        folders.setdefault(path.parent, []).append(path)
+    groups = [[folder] if is_series(files) else files for folder, files in folders.items()]
+    return [path for group in groups for path in group]
 
 
 def measures(
@@ -79,26 +87,28 @@ def _diameter(inside: NDArray[np.bool_], spacing: Sequence[float]) -> float:
 
 
 def nifti_mask(masks: NDArray[np.uint8], affine: Affine) -> bytes:
-    """Return masks ``(D, H, W)`` as a file of NIfTI, with columns, rows and slices as its axes."""
+    """Return masks of a volume, as it is `turned`, as NIfTI with the axes of its file again."""
     nibabel = needed("nibabel", Path("a mask"))
-    content: bytes = nibabel.Nifti1Image(masks.T, affine).to_bytes()
+    content: bytes = nibabel.Nifti1Image(turned(masks, affine, back=True).T, affine).to_bytes()
     return gzip.compress(content, mtime=0)
 
 
 def slices_of(
-    folder: Path, row: dict[str, Any], mask: Path | None, names: Sequence[str]
-) -> list[tuple[Path, dict[str, Any]]]:
-    """Return the files of a DICOM series in order, each with a row for `DicomWriter`.
+    file: InputFile, row: dict[str, Any], out: Path, names: Sequence[str]
+) -> list[tuple[Path, str, list[dict[str, Any]]]]:
+    """Return the files of a DICOM volume, their stem, and a row for each frame, for `DicomWriter`.
 
-    `row` is that of the volume in the table, and `mask` the file that `nifti_mask` made.
+    `row` is that of the volume in the table; its mask is in the folder `out`.
     """
-    with opened(folder) as source:
-        paths = source.paths
-    if mask is None:
-        return [(path, row) for path in paths]
-    masks = np.asarray(needed("nibabel", mask).load(mask).dataobj).T
-    rows = []
-    for path, drawn in zip(paths, masks, strict=True):
-        counts = {f"pixels_{x}": int((drawn == n).sum()) for n, x in enumerate(names) if n}
-        rows.append((path, row | counts | {"mask": drawn}))
-    return rows
+    with opened(file.path) as source:
+        paths, frames = source.paths, source.facts.frames
+    rows = [row] * frames
+    if "mask" in row:
+        masks = np.asarray(needed("nibabel", file.path).load(out / row["mask"]).dataobj).T
+        rows = []
+        for drawn in masks:
+            counts = {f"pixels_{x}": int((drawn == n).sum()) for n, x in enumerate(names) if n}
+            rows.append(row | counts | {"mask": drawn})
+    if not paths:
+        return [(file.path, file.stem, rows)]
+    return [(path, file.stem, [of_it]) for path, of_it in zip(paths, rows, strict=True)]

@@ -214,6 +214,7 @@ class OODDetector(BaseModel):
 
     def odd(self, picture: Picture) -> bool:
         """Whether a picture is in colour where training had grey, or too long to be made square."""
-        height, width = picture.whole.shape[-2:] if picture.spacing else picture.whole.shape[:2]
+        is_volume = picture.spacing is not None
+        height, width = picture.whole.shape[-2:] if is_volume else picture.whole.shape[:2]
         long = self.stretched and max(height, width) > LONGEST * min(height, width)
         return long or (self.channels == 1 and picture.coloured > COLOURFUL)

@@ -107,6 +107,38 @@ def spacing_of(affine: Affine) -> tuple[float, ...]:
     return tuple(np.linalg.norm(affine[:3, 2::-1], axis=0).tolist())
 
 
+def turned(volume: NDArray[Any], affine: Affine, back: bool = False) -> NDArray[Any]:
+    """Return a volume ``(D, H, W)`` with its columns to the left, rows to posterior, slices up.
+
+    These are its axes that are nearest to those; `back`, it has the axes of the `affine` again.
+    """
+    if affine is PICTURE:
+        return volume
+    turns, orientation = _orientation(affine)
+    if back:
+        orientation = turns.ornt_transform([[0, 1], [1, 1], [2, 1]], orientation)
+    return np.asarray(turns.apply_orientation(volume.T, orientation).T)
+
+
+def turned_sides(sides: tuple[float, ...], affine: Affine) -> tuple[float, ...]:
+    """Return numbers for slices, rows and columns in the order that `turned` gives them.
+
+    Example:
+        >>> sagittal = PICTURE[:, [1, 2, 0, 3]]
+        >>> turned_sides((3.0, 1.0, 0.5), sagittal)
+        (1.0, 0.5, 3.0)
+    """
+    if affine is PICTURE:
+        return sides
+    places = _orientation(affine)[1][::-1, 0].astype(int)
+    return tuple(side for _, side in sorted(zip(places, sides, strict=True), reverse=True))
+
+
+def _orientation(affine: Affine) -> tuple[Any, NDArray[np.float64]]:
+    turns = needed("nibabel", Path("a volume")).orientations
+    return turns, turns.io_orientation(np.linalg.inv(PICTURE) @ affine)
+
+
 def refusal(path: Path, expected: str, given: str) -> DataError:
     """Return the error of a file, in one line without codes for the terminal of what it says."""
     return DataError(f"{path}: expected {expected}, given {one_line(given, 500)}")

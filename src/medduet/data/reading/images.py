@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from medduet.data.reading.core import (
+    PICTURE,
+    Affine,
     Facts,
     Frame,
     ReadOptions,
@@ -19,6 +21,8 @@ from medduet.data.reading.core import (
     errors_of,
     refusal,
     spacing_of,
+    turned,
+    turned_sides,
 )
 from medduet.data.reading.dicom import open_dicom
 from medduet.data.reading.itk import as_nifti
@@ -98,14 +102,14 @@ class Picture(NamedTuple):
 
     `coloured` is the share of pixels that are clearly no grey in the file, even if here they are.
     `remarks` say how it is shown, as "have outliers, ..." does. `spacing` is that of a volume's
-    slices, rows and columns in mm.
+    slices, rows and columns in mm, as it is `turned`; empty if it is not known.
     """
 
     fitted: NDArray[np.uint8]
     whole: NDArray[np.uint8]
     coloured: float = 0.0
     remarks: Sequence[str] = ()
-    spacing: tuple[float, ...] = ()
+    spacing: tuple[float, ...] | None = None
 
 
 def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None) -> list[Picture]:
@@ -130,7 +134,9 @@ def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None
         frames = list(source.frames(options.window))
         if len(frames) != source.facts.frames:
             raise refusal(path, f"{source.facts.frames} frames", str(len(frames)))
-        return _pictures(frames, options, source.remarks, spacing_of(source.affine))
+        if len(options.sides) == 3 and not source.are_slices:
+            raise refusal(path, "a volume of several slices", "one image, or a film")
+        return _pictures(frames, options, source.remarks, source.affine)
 
 
 def picture_of(
@@ -146,8 +152,8 @@ def picture_of(
             if volume.ndim != 3 or volume.dtype.kind not in "buif":
                 raise refusal(path, "a volume (D, H, W)", f"{volume.shape} of {volume.dtype}")
             checked(path, Facts(len(volume), 1, *volume.shape[1:]))
-            spacing = options.spacing or (1.0, 1.0, 1.0)
-            return _pictures([Frame(each) for each in volume], options, (), spacing)[0]
+            affine = PICTURE * [*(options.spacing or (1.0, 1.0, 1.0))[::-1], 1.0]
+            return _pictures([Frame(each) for each in volume], options, (), affine)[0]
         if isinstance(image, Image.Image):
             image.load()  # a TIFF is turned by that
             image = values_of(ImageOps.exif_transpose(image))
@@ -164,12 +170,20 @@ def _pictures(
     frames: Sequence[Frame],
     options: ReadOptions,
     remarks: Sequence[str] = (),
-    spacing: tuple[float, ...] = (),
+    affine: Affine = PICTURE,
 ) -> list[Picture]:
-    images, more = levels(frames, options.channels)
     if len(options.sides) == 3:
-        volume = np.stack(images)
-        return [Picture(fitted(volume, options, spacing), volume, 0, [*remarks, *more], spacing)]
+        windows = [frame.window for frame in frames if frame.window is not None]
+        if len({*windows}) > 1:
+            centre, width = np.median(windows, axis=0).tolist()
+            frames = [frame._replace(window=(centre, width)) for frame in frames]
+            remarks = [*remarks, "have slices with windows of their own: the median is used"]
+        images, more = levels(frames, 1)
+        volume, spacing = turned(np.stack(images), affine), turned_sides(spacing_of(affine), affine)
+        small = fitted(volume, options, spacing)
+        known = () if affine is PICTURE else spacing
+        return [Picture(small, volume, 0, [*remarks, *more], known)]
+    images, more = levels(frames, options.channels)
     return [
         Picture(fitted(whole, options), whole, _coloured(frame.values), [*remarks, *more])
         for frame, whole in zip(frames, images, strict=True)

@@ -18,6 +18,8 @@ from medduet.data.reading.core import (
     Source,
     refusal,
     spacing_of,
+    turned,
+    turned_sides,
 )
 from medduet.data.reading.images import opened, read_pictures
 from medduet.data.reading.shape import fitted_mask
@@ -91,11 +93,13 @@ class Pair(NamedTuple):
 class Probe(NamedTuple):
     """What the header of an image says, see `Source`, and the values of its masks.
 
-    `spacing` is empty where the file has none.
+    `shape` and `spacing` are those of slices, rows and columns, as they are `turned`; the spacing
+    is empty where the file has none.
     """
 
     facts: Facts
     kind: str
+    shape: tuple[float, ...]
     spacing: tuple[float, ...]
     are_slices: bool
     masks: list[MaskValues]
@@ -111,8 +115,9 @@ def probe_pair(job: tuple[Path, Sequence[Path]]) -> Probe:
     path, masks = job
     with opened(path) as source:
         facts, affine = source.facts, source.affine
-        spacing = () if affine is PICTURE else spacing_of(affine)
-        about = facts, source.kind, spacing, source.are_slices
+        spacing = () if affine is PICTURE else turned_sides(spacing_of(affine), affine)
+        shape = turned_sides((facts.frames, facts.height, facts.width), affine)
+        about = facts, source.kind, shape, spacing, source.are_slices
     return Probe(*about, [mask_values(mask, facts, affine) for mask in masks])
 
 
@@ -222,8 +227,9 @@ def _classes(
             colours = _colours(frame) if meaning.by_colour else None
             whole.append(meaning.of(_integers(path, frame) if colours is None else colours))
     if len(options.sides) == 3:
-        whole = [np.stack(whole)]
-    masks = [fitted_mask(mask, options, spacing_of(affine)) for mask in whole]
+        whole = [turned(np.stack(whole), affine)]
+    spacing = turned_sides(spacing_of(affine), affine)
+    masks = [fitted_mask(mask, options, spacing) for mask in whole]
     return np.stack(masks), max(map(side_that_keeps, whole, masks))
 
 

@@ -14,6 +14,7 @@ from medduet.utils.files import unpacked
 
 _NO_IMAGES = ("SEG", "SR", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "KO", "REG")
 _MOST_UNEVEN, _TILTED = 0.05, 0.5  # of the distance of slices; degrees
+_SAMPLED = 8  # files by which folders of slices are told
 _TAGS = ["SeriesInstanceUID", "SeriesDescription", "Modality", "Rows", "Columns"]
 _TAGS += ["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "NumberOfFrames"]
 
@@ -44,6 +45,8 @@ def open_series(folder: Path) -> Source:
     places = np.stack([placed[path][2] for path in paths])
     gaps = np.diff(places @ normal)
     step = (places[-1] - places[0]) / (len(paths) - 1)
+    if np.median(gaps) < 1e-3:
+        raise refusal(folder, "slices at different places", "several at one, as over time")
     if (uneven := np.abs(gaps - np.median(gaps)) > _MOST_UNEVEN * np.median(gaps)).any():
         k = int(np.flatnonzero(uneven)[0])
         between = f"{gaps[k]:.3g} mm between {paths[k].name} and {paths[k + 1].name}"
@@ -68,13 +71,15 @@ def open_series(folder: Path) -> Source:
 
 
 def is_series(paths: Sequence[Path]) -> bool:
-    """Return whether files are slices of one series, judged by the first two of them."""
-    first, second = (*map(_header, paths[:2]), None, None)[:2]
-    if first is None or second is None:
-        return False
-    uids = [header.get("SeriesInstanceUID") for header in (first, second)]
-    places = [header.get("ImagePositionPatient") for header in (first, second)]
-    return uids[0] == uids[1] and None not in places and places[0] != places[1]
+    """Return whether there are several slices of one series among files, by a few of them."""
+    places: dict[Any, Any] = {}
+    for path in paths[:: len(paths) // _SAMPLED + 1]:
+        if (header := _header(path)) is None or not header.get("ImagePositionPatient"):
+            continue
+        uid, place = header.get("SeriesInstanceUID"), header.ImagePositionPatient
+        if places.setdefault(uid, place) != place:
+            return True
+    return False
 
 
 def _header(path: Path) -> Any:
