@@ -206,7 +206,7 @@ def read_picture(folder: Path, content: bytes) -> None:
     facts = samples.probe(path)
     assert samples.read_images(path, options).shape == (facts.frames, 16, 16, 3)
     with suppress(MedDuetError):  # most images are no masks
-        meaning = meaning_of("fuzzed", {path: probe_pair((path, [path]))[2][0]})
+        meaning = meaning_of("fuzzed", {path: probe_pair((path, [path])).masks[0]})
         read_pair((path, [path]), options, meaning.classes)
 
 
