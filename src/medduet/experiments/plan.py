@@ -86,9 +86,10 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
     decide("objective.tasks", *_tasks(data))
     count, preset = len(data.train), config.train.preset
     size = for_each_axis(changes.get("data.size", data.size), data.dims)
-    fitting = fabric.broadcast(_fitting(_filled(config, changes), data, size, fabric.device))
-    decide("train.patch", *fitting.patch)
-    batch = decide("train.batch_size", *_batch_size(count, fitting.images))
+    fitting = _fitting(_filled(config, changes), data, size, fabric.device)
+    images, patch, reason = fabric.broadcast(fitting)  # machines may differ in memory
+    decide("train.patch", patch, reason)
+    batch = decide("train.batch_size", *_batch_size(count, images))
     reached = f"for batches of {batch} with {settings['train.optimizer']}"
     decide("train.learning_rate", 1e-3 if batch <= 32 else 2e-3, reached)
     decide("train.augment", *_augment(data, config))
@@ -151,17 +152,14 @@ def _batch_size(count: int, fitting: int) -> tuple[int, str]:
     return size, why
 
 
-class _Fitting(NamedTuple):
-    """How many images, or patches of them, half of the memory holds in a step of training."""
-
-    images: int
-    patch: tuple[tuple[int, ...] | None, str]
-
-
 def _fitting(
     config: RunConfig, data: ImageSet, size: tuple[int, ...], device: torch.device
-) -> _Fitting:
-    """Shrink the longest side, as nnU-Net's planner does, until two images fit."""
+) -> tuple[int, tuple[int, ...] | None, str]:
+    """Return how many images half of the memory holds in a step, or patches, and why these.
+
+    The longest side is shrunk, as by nnU-Net's planner, until two fit; the patch is ``None`` where
+    whole images do.
+    """
     layout = dense_layout(config, data)
     network = _sketch(config, data, layout)
     memory = total_memory(device) * _MEMORY_SHARE
@@ -175,7 +173,7 @@ def _fitting(
         longest = sides.index(max(sides))
         sides[longest] = max(_SHORTEST, (sides[longest] - 1) // 16 * 16)
     reason = f"two whole {KINDS[data.dims]} take more than half of {memory * 2 / 2**30:.0f} GB"
-    return _Fitting(images // views, (tuple(sides) if views == 2 else None, reason))
+    return images // views, tuple(sides) if views == 2 else None, reason
 
 
 def _augment(data: ImageSet, config: RunConfig) -> tuple[Augment, str]:

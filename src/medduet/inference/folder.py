@@ -25,9 +25,9 @@ from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
 from medduet.inference.codes import read_codes
 from medduet.inference.predictor import Prediction, Predictor
-from medduet.inference.results import ResultWriter, Row
+from medduet.inference.results import InputFile, ResultWriter, Row
 from medduet.inference.source import series_of
-from medduet.inference.volumes import InputFile, joined, slices_of
+from medduet.inference.volumes import joined, slices_of
 from medduet.runs.folder import check_empty
 from medduet.utils.files import finite, storage_errors, sweep, write_json, write_text
 from medduet.utils.locks import exclusive, holder, result_folder
@@ -326,7 +326,9 @@ def _write_dicom(
                     for file in group:
                         rows = done[file.name]
                         if "slices" in rows[0]:
-                            sources += slices_of(file, rows[0], out, predictor.mask_names)
+                            sources += slices_of(
+                                file.path, file.stem, rows[0], out, predictor.mask_names
+                            )
                         else:
                             sources.append((file.path, file.stem, rows))
                     names, problem = results.write(sources, key[1])

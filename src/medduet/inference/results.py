@@ -6,17 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from medduet.data.reading.images import opened
 from medduet.inference.overlays import heatmap_png, mask_png, overlay_png
 from medduet.inference.predictor import Prediction
-from medduet.inference.volumes import InputFile, measures, nifti_mask
+from medduet.inference.volumes import measures, nifti_mask
 from medduet.utils.files import atomic_path
 
 Row = dict[str, Any]
+
+
+class InputFile(NamedTuple):
+    """A file to predict, or a folder: its name in the table, and the stem of its outputs."""
+
+    path: Path
+    name: str
+    stem: str
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import gzip
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +14,6 @@ from scipy.spatial.distance import pdist
 from medduet.data.reading.core import Affine, needed, turned
 from medduet.data.reading.images import opened
 from medduet.data.reading.series import is_series
-
-
-class InputFile(NamedTuple):
-    """A file to predict, or a folder: its name in the table, and the stem of its outputs."""
-
-    path: Path
-    name: str
-    stem: str
-
 
 _MM3_PER_ML, _FEW_POINTS = 1000, 1000
 
@@ -94,21 +85,21 @@ def nifti_mask(masks: NDArray[np.uint8], affine: Affine) -> bytes:
 
 
 def slices_of(
-    file: InputFile, row: dict[str, Any], out: Path, names: Sequence[str]
+    source_path: Path, stem: str, row: dict[str, Any], out: Path, names: Sequence[str]
 ) -> list[tuple[Path, str, list[dict[str, Any]]]]:
     """Return the files of a DICOM volume, their stem, and a row for each frame, for `DicomWriter`.
 
     `row` is that of the volume in the table; its mask is in the folder `out`.
     """
-    with opened(file.path) as source:
+    with opened(source_path) as source:
         paths, frames = source.paths, source.facts.frames
     rows = [row] * frames
     if "mask" in row:
-        masks = np.asarray(needed("nibabel", file.path).load(out / row["mask"]).dataobj).T
+        masks = np.asarray(needed("nibabel", source_path).load(out / row["mask"]).dataobj).T
         rows = []
         for drawn in masks:
             counts = {f"pixels_{x}": int((drawn == n).sum()) for n, x in enumerate(names) if n}
             rows.append(row | counts | {"mask": drawn})
     if not paths:
-        return [(file.path, file.stem, rows)]
-    return [(path, file.stem, [of_it]) for path, of_it in zip(paths, rows, strict=True)]
+        return [(source_path, stem, rows)]
+    return [(path, stem, [of_it]) for path, of_it in zip(paths, rows, strict=True)]

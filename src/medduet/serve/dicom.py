@@ -16,9 +16,8 @@ from starlette.exceptions import HTTPException
 from medduet.data.workers import WorkerPool
 from medduet.errors import DataError
 from medduet.inference.predictor import Prediction, Predictor
-from medduet.inference.results import ResultWriter
+from medduet.inference.results import InputFile, ResultWriter
 from medduet.inference.source import series_of
-from medduet.inference.volumes import InputFile
 from medduet.serve.uploads import kind_of_upload
 
 _NAMED = re.compile(r'(^|[\s,="])application/dicom($|[\s,;"])')
