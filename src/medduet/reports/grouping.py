@@ -24,7 +24,6 @@ _IGNORED = (
     "model.name",
     "train.seed",
     "train.device",
-    "objective.conflict_steps",
     "evaluate.bootstrap",
     "evaluate.batch_size",
 )

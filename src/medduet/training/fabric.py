@@ -5,12 +5,10 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
-from lightning.fabric import Fabric, wrappers
+from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
@@ -80,16 +78,6 @@ def all_sum(fabric: Fabric, value: Tensor) -> Tensor:
     total = fabric.all_reduce(value.clone(), reduce_op="sum")  # which it changes in place
     assert isinstance(total, Tensor)
     return total
-
-
-@contextmanager
-def gradients_by_hand() -> Iterator[None]:
-    """Let `torch.autograd.grad` through a module of Fabric's, which mixed precision forbids."""
-    before, wrappers._in_fabric_backward = wrappers._in_fabric_backward, True
-    try:
-        yield
-    finally:
-        wrappers._in_fabric_backward = before
 
 
 def peak_memory(device: torch.device) -> float:

@@ -21,7 +21,6 @@ from medduet.data.patches import patches_and_views
 from medduet.errors import DataError, DownloadError, Interrupted, MissingFileError, TrainingError
 from medduet.losses.objective import Objective
 from medduet.models.base import DuetNetwork, trains_on_one
-from medduet.training.balance import Balancer
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import all_sum, peak_memory
 from medduet.training.loader import load_batches
@@ -83,14 +82,17 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
     if config.compile:
         network.compile()
     optimizer_class = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    objective = experiment.objective.to(fabric.device)
+    groups = _parameter_groups(network, encoder_rate(experiment.config))
+    if objective.log_variance is not None:
+        groups.append({"params": [objective.log_variance], "weight_decay": 0.0})
     optimizer = optimizer_class(
-        _parameter_groups(network, encoder_rate(experiment.config)),
+        groups,
         lr=config.learning_rate,
         weight_decay=config.weight_decay,
         fused=fused,
     )
     module, wrapped_optimizer = fabric.setup(network, optimizer)
-    objective = experiment.objective.to(fabric.device)
     return TrainState(
         network=network,
         module=module,
@@ -98,7 +100,7 @@ def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
         scheduler=_schedule(optimizer, config),
         average=average,
         sums=torch.zeros(2, len(objective.tasks), dtype=torch.float64, device=fabric.device),
-        balancer=Balancer(experiment, optimizer),
+        objective=objective,
         monitor=StepMonitor(fabric, experiment.stop, config.remedy),
         smallest_batch=smallest,
         progress=Progress(micro_batch=config.micro_batch_size),
@@ -185,7 +187,7 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
         "seconds": round(progress.seconds, 3),
         "images_per_second": round(len(experiment.data.train) / max(progress.seconds, 1e-9), 2),
         "train": _with_loss(means, objective),
-        **state.balancer.summary(),
+        **({"weights": weights} if (weights := objective.learnt_weights()) else {}),
         "peak_memory_gb": peak_memory(fabric.device),
         "val": _evaluate(experiment, "val", progress.epoch),
     }
@@ -201,7 +203,6 @@ def _end_epoch(experiment: Experiment, state: TrainState) -> None:
     progress.history.append(row)
     progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, 0.0
     state.sums = torch.zeros_like(state.sums)
-    state.balancer.end_epoch()
     state.save(experiment.folder, fabric)
     experiment.reporter.end_epoch(row)
 

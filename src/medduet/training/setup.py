@@ -45,7 +45,7 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
     """Refuse what can't be learnt or selected on before anything is written."""
     objective, train = config.objective, config.train
     select, tasks, names = config.evaluate.select, objective.tasks, data.class_names
-    balance, is_balanced = f"--balance {objective.balance}", train.sampling == "balanced"
+    is_balanced = train.sampling == "balanced"
     classes = f"one class, {names[0]}" if names else "no classes (folders, or a column 'label')"
     lacking = {"classify": len(names) < 2, "segment": not data.mask_names, "reconstruct": False}
     possible = " ".join(task for task in tasks if not lacking[task]) or "reconstruct"
@@ -70,9 +70,6 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
         ),
         f"--evaluate.select {select} needs the task {needed}, given {' '.join(tasks)}": (
             needed not in tasks
-        ),
-        f"{balance} needs the whole batch at once: leave --train.micro-batch-size out": (
-            train.micro_batch_size is not None and objective.balance != "sum"
         ),
         f"expected several classes for --train.sampling balanced, given {classes}": (
             is_balanced and lacking["classify"]

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from medduet.errors import MissingFileError, TrainingError
+from medduet.losses.objective import Objective
 from medduet.models.base import DuetNetwork
 from medduet.runs.folder import RunFolder
-from medduet.training.balance import Balancer
 from medduet.training.monitor import StepMonitor
 from medduet.utils.files import atomic_path
 
@@ -59,7 +59,8 @@ class TrainState:
     scheduler: torch.optim.lr_scheduler.LRScheduler
     sums: Tensor
     """``(2, T)`` float64, losses and weights of each task over the epoch, on this process."""
-    balancer: Balancer
+    objective: Objective
+    """Which may learn the weights of its terms."""
     monitor: StepMonitor
     average: AveragedModel | None = None
     """Moving average of the weights and of batch normalisation's means."""
@@ -87,7 +88,7 @@ class TrainState:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "balancer": self.balancer.state_dict(),
+            "objective": self.objective.state_dict(),
             "average": self.average and self.average.state_dict(),
             # Each process has its own generators, and in the middle of an epoch its own sums.
             "own": fabric.all_gather(process),
@@ -110,7 +111,7 @@ class TrainState:
                 f"expected {state['world_size']} process(es) as {folder.path} began with, given "
                 f"{fabric.world_size}: use torchrun --nproc-per-node {state['world_size']}"
             )
-        for name in ("network", "optimizer", "scheduler", "balancer"):
+        for name in ("network", "optimizer", "scheduler", "objective"):
             getattr(self, name).load_state_dict(state[name])
         if self.average is not None:
             self.average.load_state_dict(state["average"])

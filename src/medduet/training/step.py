@@ -27,6 +27,9 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
     config, progress = experiment.config.train, state.progress
     note = partial(state.monitor.note, epoch=progress.epoch, step=progress.step + 1, batch=batch)
     sums, stop_requests = _backward(experiment, state, batch, note)
+    variance = experiment.objective.log_variance
+    if variance is not None and variance.grad is not None:  # Fabric averages the network's alone
+        variance.grad = all_sum(experiment.fabric, variance.grad) / experiment.fabric.world_size
     if config.grad_clip is not None:
         norm = experiment.fabric.clip_gradients(
             *(state.module, state.optimizer), max_norm=config.grad_clip, error_if_nonfinite=False
@@ -49,7 +52,7 @@ def _backward(
     Returns the sums ``(2, T)`` of the weighted losses and of the weights of each task on this
     process, and on how many processes training was asked to stop.
     """
-    progress, can_split = state.progress, state.balancer.balance.is_sum
+    progress = state.progress
     while True:
         try:
             return _backward_once(experiment, state, batch, note)
@@ -58,7 +61,7 @@ def _backward(
                 raise
             images = min(len(batch.image), progress.micro_batch or sys.maxsize)
             # Several processes can't agree on it in the middle of a step.
-            if images < 4 or not can_split or experiment.fabric.world_size > 1:
+            if images < 4 or experiment.fabric.world_size > 1:
                 raise TrainingError(
                     f"out of memory with {images} images at a time: give a smaller --batch-size, "
                     "--train.micro-batch-size, --size or --model.width"
@@ -78,14 +81,14 @@ def _backward_once(
 ) -> tuple[Tensor, Tensor]:
     """Add up the gradients of micro-batches, divided by the weights of the whole batch.
 
-    What is noted is summed over all processes, so that all come to the same end. The angle between
-    the tasks is measured on the first micro-batch.
+    What is noted is summed over all processes, so that all come to the same end.
     """
-    fabric, objective, balancer = experiment.fabric, experiment.objective, state.balancer
+    fabric, objective = experiment.fabric, experiment.objective
     weights = objective.weights(batch)
     all_weights = all_sum(fabric, weights)
     totals = torch.zeros_like(weights)
     micro_batches = split_batch(batch, state.progress.micro_batch)
+    part = 1 / len(micro_batches) / fabric.world_size
     for number, micro in enumerate(micro_batches, start=1):
         has_more = number < len(micro_batches)
         with fabric.no_backward_sync(state.module, has_more):
@@ -97,13 +100,9 @@ def _backward_once(
             if partners is not None:
                 others = objective(outputs, partners, normalized, hidden)
                 terms = {task: terms[task].mixed(others[task], share) for task in terms}
-            all_totals = micro_totals = torch.stack([x.total().detach() for x in terms.values()])
-            if not balancer.balance.is_sum:  # it needs the losses of all processes now
-                all_totals = all_sum(fabric, micro_totals)
-                note("loss", all_totals)
-            step = state.progress.step if number == 1 else sys.maxsize
-            balancer.backward(terms, all_weights, all_totals, step)
-        totals += micro_totals
+            # Processes average their gradients; times their number they become the global mean.
+            fabric.backward(objective.loss(terms, all_weights, part) * fabric.world_size)
+        totals += torch.stack([term.total().detach() for term in terms.values()])
     stop_request = torch.full_like(weights[:1], float(state.monitor.stop.is_set()))
     shared = all_sum(fabric, torch.cat([totals, stop_request]))
     note("loss", shared[:-1])

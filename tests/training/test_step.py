@@ -1,22 +1,18 @@
-"""Learnt weights against numbers by hand; the backward pass; and going on."""
+"""A step against a plain loop, what is unknown or not finite, and going on within an epoch."""
 
 import copy
 import math
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from medduet import RunConfig, TrainingError
 from medduet.data.batches import train_batches
 from medduet.errors import Interrupted
-from medduet.training.balance import Balance
 from medduet.training.experiment import Experiment
 from medduet.training.loop import fit, new_state
 from medduet.training.step import train_step
@@ -35,42 +31,6 @@ def make_batch() -> Batch:
     return Batch(image, torch.arange(8) % 4, mask, torch.arange(8) < 6, torch.arange(8))
 
 
-# Rules ----------------------------------------------------------------------------------------
-
-BOTH = torch.tensor([True, True])
-FIRST = torch.tensor([True, False])
-
-
-def coefficients(balance: Balance, *losses: float, known: Tensor = BOTH) -> list[float]:
-    return balance.coefficients(torch.tensor(losses), known, 0.1).tolist()
-
-
-@pytest.mark.parametrize("name", get_args(Names))
-def test_one_task_is_always_the_sum(name: str) -> None:
-    balance = Balance(name, 1)
-    assert balance.is_sum
-    assert balance.coefficients(torch.tensor([3.0]), BOTH[:1], 0.1).tolist() == [1.0]
-
-
-def test_uncertainty() -> None:
-    balance = Balance("uncertainty", 2, partial(torch.optim.SGD, lr=9.0))
-    expected, losses = [0.0, 0.0], [2.0, 0.5]
-    for _ in range(3):
-        # s = sum of exp(-v) L / 2 + v / 2, and v takes a step of the rate that is given.
-        shares = [0.5 * math.exp(-v) for v in expected]
-        assert coefficients(balance, *losses) == pytest.approx(shares)
-        pairs = zip(shares, losses, expected, strict=True)
-        expected = [v - 0.1 * (0.5 - share * loss) for share, loss, v in pairs]
-
-
-def test_an_unknown_task_enters_with_its_last_loss() -> None:
-    known, unknown = Balance("uncertainty", 2), Balance("uncertainty", 2)
-    for balance, losses, mask in ((known, (2.0, 3.0), BOTH), (unknown, (2.0, 0.0), FIRST)):
-        coefficients(balance, 1.0, 3.0)
-        assert coefficients(balance, *losses, known=mask)
-    assert coefficients(known, 2.0, 3.0) == coefficients(unknown, 2.0, 3.0)
-
-
 # One step ---------------------------------------------------------------------------------------
 
 
@@ -87,38 +47,10 @@ def test_the_sum_is_what_a_plain_loop_does(
         terms = objective(plain(batch.image), batch, plain.normalize(batch.image))
         weights = torch.stack([term.weight.sum() for term in terms.values()])
         optimizer.zero_grad()
-        objective.losses(terms, weights).sum().backward()
+        objective.loss(terms, weights).backward()
         optimizer.step()
     for found, expected in zip(experiment.network.parameters(), plain.parameters(), strict=True):
         assert torch.equal(found, expected)
-    assert state.balancer.summary()["weights"] == dict.fromkeys(objective.tasks, 1.0)
-
-
-def test_the_gradients_are_those_of_the_weighted_sum_and_their_angle_is_measured(
-    make_config: MakeConfig, make_experiment: MakeExperiment, tmp_path: Path
-) -> None:
-    config = make_config(tmp_path, objective=TWO | {"balance": "uncertainty", "segment_weight": 2})
-    experiment, batch = make_experiment(config), make_batch()
-    batch = batch._replace(mask=1 - batch.mask)  # of which the gradients are in conflict
-    network, objective = copy.deepcopy(experiment.network), experiment.objective
-    state = new_state(experiment)
-    state.optimizer.step = state.optimizer.zero_grad = lambda: None
-    train_step(experiment, state, batch)
-
-    terms = objective(network(batch.image), batch, network.normalize(batch.image))
-    losses = objective.losses(terms, torch.stack([t.weight.sum() for t in terms.values()]))
-    shared = list(network.features.parameters())
-    gradients = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in losses]
-    first, second = (torch.cat([part.flatten() for part in parts]) for parts in gradients)
-    (0.5 * losses.sum()).backward()  # exp(-s) / 2 for s = 0, at the first step
-    for found, expected in zip(experiment.network.parameters(), network.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, expected.grad)
-    cosine = cosine_similarity(first, second, dim=0).item()
-    assert cosine < -0.05
-    assert state.balancer.summary() == {
-        "weights": {"classify": 0.5, "segment": 1.0},
-        "conflict": {"classify-segment": pytest.approx(cosine, rel=1e-4)},
-    }
 
 
 def test_unknown_masks_count_nowhere(
@@ -130,9 +62,6 @@ def test_unknown_masks_count_nowhere(
         experiment = make_experiment(make_config(tmp_path, objective=TWO | {"balance": name}))
         state = new_state(experiment)
         train_step(experiment, state, batch)
-        summary = state.balancer.summary()
-        assert summary["conflict"] == {"classify-segment": None}
-        assert summary["weights"]["segment"] is None
         assert all(value.isfinite().all() for value in experiment.network.parameters())
 
 
