@@ -1,18 +1,15 @@
-"""Does a network notice that an image is none of its kind? Reads finished runs on BUSI.
+"""Is an image noticed that is none of its kind? The detector sees images alone, no network.
 
-    OMP_NUM_THREADS=1 medduet benchmark benchmarks/grids/ood.yaml --out GRID
-    OMP_NUM_THREADS=1 python -m benchmarks.ood GRID CHEST.npz
+    python -m benchmarks.ood busi_seg_64.npz CHEST.npz       # in its own size
+    python -m benchmarks.ood busi_seg_224.npz CHEST.npz 28
 
-Each run is asked about the test images that it was judged on, which it should not flag, and about
-images of other kinds: chest X-rays (resized), noise, gradients, coloured noise, and copies of its
-own images: tinted, turned by 90 degrees, upside down, negative, four times as wide as high, noisy,
-dark, and unsharp as the X-rays are. Printed are the share that is flagged, mean over the seeds,
-with its Wilson interval at the n of one of them, and the range over seeds; then the same for each
-of the two distances alone.
+The detector of the first set is asked about its test images, which it should not flag, and about
+images of other kinds: those of the second set (resized), noise, gradients, coloured noise, and
+copies of its own: tinted, turned by 90 degrees, upside down, negative, four times as wide as high,
+noisy, dark, and unsharp as images of 28 pixels are.
 """
 
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -20,8 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import medduet
+from medduet.data.reading.core import ReadOptions
+from medduet.data.reading.images import picture_of
 from medduet.metrics.intervals import wilson
-from medduet.runs.folder import RunFolder, find_runs
 from medduet.uncertainty.ood import OOD_P, OODDetector, statistics
 
 COUNT = 156
@@ -72,54 +70,24 @@ def other_kinds(own: Images, chest: Images) -> dict[str, Images]:
     return kinds | {name: [make(image) for image in own] for name, make in made.items()}
 
 
-def flagged(predictor: medduet.Predictor, images: Images) -> dict[str, NDArray[np.bool_]]:
-    """Return which images are flagged: as predict does, and by each distance alone."""
-    answers = list(predictor.predict(images))
-    known, fitted = predictor.config.ood, [next(iter(predictor.read(each))) for each in images]
-    found = {"both": np.array([answer.is_ood for answer in answers])}
-    stack = np.stack([picture.fitted for picture in fitted])[:, None]
-    found["plain statistics"] = known.p_values(None, statistics(stack)) <= OOD_P
-    predictor._run(stack)
-    alone = OODDetector(plain=known.features)
-    found["class head"] = alone.p_values(None, predictor._features()) <= OOD_P
-    return found
-
-
-def main(folder: str, chest_file: str) -> None:
+def main(file: str, chest_file: str, size: str | None = None) -> None:
     with np.load(chest_file) as arrays:
         chest = list(arrays["test_images"])[:COUNT]
-    found = defaultdict(list)
-    for run in find_runs([folder]):
-        found[run.data["size"][0]].append(run)
-    for side, runs in found.items():
-        print(f"## {side} pixels\n")
-        show(runs, chest)
-
-
-def show(runs: list[RunFolder], chest: Images) -> None:
-    told: dict[str, dict[str, list[NDArray[np.bool_]]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        config = run.config["data"]
-        data = medduet.DataConfig(name=config["name"], size=config["size"])
-        own = list(medduet.open_images(data).test.images[:])
-        predictor = medduet.Predictor(run.path, device="cpu")
-        for kind, images in other_kinds(own, chest).items():
-            for how, those in flagged(predictor, images).items():
-                told[how][kind].append(those)
-    count = len(predictor.config.ood.plain.val_distances)
-    print(f"{len(runs)} networks; validation images: {count}\n")
-    for how, kinds in told.items():
-        print(f"| images, flagged by {how} | n x seeds | flagged (95% interval) | over seeds |")
-        print("| --- | --- | --- | --- |")
-        for kind, rows in kinds.items():
-            n, share = len(rows[0]), [float(row.mean()) for row in rows]
-            # The seeds share the images: the interval is that of one of them.
-            low, high = wilson(round(np.mean(share) * n), n)
-            print(
-                f"| {kind} | {n} x {len(rows)} | {np.mean(share):.3f} ({low:.3f} to {high:.3f}) "
-                f"| {min(share):.3f} to {max(share):.3f} |"
-            )
-        print()
+    data = medduet.open_images(medduet.DataConfig(name=file, size=size and (int(size),)))
+    train, val = (
+        statistics(split.batch(np.arange(len(split))).image.numpy())
+        for split in (data.train, data.val)
+    )
+    detector = OODDetector.fit(train, val, channels=data.in_channels, stretched=True)
+    options = ReadOptions(data.size, "stretch", data.in_channels)
+    print(f"{len(data.val)} validation images of {data.size[0]} pixels\n")
+    print("| images | n | flagged (95% interval) |\n| --- | --- | --- |")
+    for kind, images in other_kinds(list(data.test.images[:]), chest).items():
+        pictures = [picture_of(image, options) for image in images]
+        p = detector.p_values(statistics(np.stack([x.fitted for x in pictures])[:, None]))
+        flagged = (p <= OOD_P) | [detector.odd(picture) for picture in pictures]
+        low, high = wilson(int(flagged.sum()), len(flagged))
+        print(f"| {kind} | {len(flagged)} | {flagged.mean():.3f} ({low:.3f} to {high:.3f}) |")
 
 
 if __name__ == "__main__":

@@ -43,10 +43,10 @@ def run(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPath
 
 def test_other_images_are_flagged_and_own_ones_are_not(run: Path) -> None:
     known = load_bundle(run).config.ood
-    assert known.features.mean.shape == (32,)
+    assert known.mean.shape == (10,)
     assert known.stretched
-    assert len(known.plain.val_distances) == 60
-    assert len(json.dumps(read_json(run / "bundle" / "config.json")["ood"])) < 20_000
+    assert len(known.val_distances) == 60
+    assert len(json.dumps(read_json(run / "bundle" / "config.json")["ood"])) < 4_000
     predictor = Predictor(run, batch_size=7)
     own = list(predictor.predict(images(80, 9)))
     assert sum(answer.is_ood for answer in own) <= 10
@@ -56,16 +56,14 @@ def test_other_images_are_flagged_and_own_ones_are_not(run: Path) -> None:
     one = images(1, 9)[0]
     in_colour, long = np.stack([one, one // 2, one // 4], axis=2), np.repeat(one, 4, axis=1)
     assert all(predictor(other).is_ood for other in (NOISE, one[::-1], in_colour, long))
-    explained = Predictor(run, explain=True)(NOISE)  # has a copy of the network
-    assert explained.heatmap is not None
-    assert explained.is_ood
     assert predictor(np.stack([one] * 3, axis=2)).ood_p == own[0].ood_p
     assert "flagged" in (run / "bundle" / "README.md").read_text()
 
 
-def test_exported_networks_look_at_statistics_alone(run: Path, tmp_path: Path) -> None:
+def test_exported_networks_have_the_same_detector(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     medduet.export_bundle(run, tmp_path / "onnx", count=4)
-    predictor = Predictor(tmp_path / "onnx")
-    assert predictor(NOISE).ood_p == pytest.approx(1 / 61)
-    assert not predictor(images(1, 9)[0]).is_ood
+    predictors = Predictor(run), Predictor(tmp_path / "onnx")
+    for image in (NOISE, *images(5, 9)):
+        first, second = (predictor(image).ood_p for predictor in predictors)
+        assert first == second

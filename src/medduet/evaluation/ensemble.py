@@ -155,13 +155,13 @@ def combine(members: Sequence[ModelBundle], tta: TestTime) -> ModelBundle:
         "network": NetworkArguments.model_validate(network.arguments),
         "preprocessing": first.preprocessing.model_copy(update=normalisation),
         "weights_sha256": None,
-        # Neither the numbers nor the calibration nor the detector of a member hold for all.
+        # Neither the numbers nor the calibration of a member hold for all; its detector does.
         "metrics": {
             "seed": [record.get("seed") for record in records],
             "selection": records[0].get("selection"),
             "selected_epoch": [record.get("selected_epoch") for record in records],
         },
-        **dict.fromkeys(("calibration", "calibration_missing", "calibrated_on", "ood")),
+        **dict.fromkeys(("calibration", "calibration_missing", "calibrated_on")),
         "members": [member.config.weights_sha256 for member in members],
         "versions": {"medduet": __version__, "torch": torch.__version__},
     }

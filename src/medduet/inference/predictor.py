@@ -25,7 +25,6 @@ from medduet.uncertainty.ood import OOD_P, statistics
 
 if TYPE_CHECKING:
     from medduet.inference.explain import Explainer
-    from medduet.models.base import Features
 
 ImageLike = str | Path | BinaryIO | Image.Image | NDArray[Any]
 """An image: the path of a file, an open file, a PIL image, or ``(H, W)`` or ``(H, W, 3)``."""
@@ -117,7 +116,6 @@ class Predictor:
             raise ConfigError(f"expected --min-confidence of 0 to 1, given {min_confidence:g}")
         self.path = path
         self._explain: Explainer | None = None
-        self._features: Features | None = None
         if is_exported(path):
             model = ExportedModel(path)
             if explain or device not in ("auto", "cpu"):
@@ -150,10 +148,6 @@ class Predictor:
             from medduet.inference.explain import Explainer
 
             self._explain = Explainer(graph.network, (sides[0], sides[1]), self.config.precision)
-        if self.config.ood is not None and not is_exported(path):
-            from medduet.models.base import Features
-
-            self._features = Features(graph.network)  # the explainer has a copy without it
         self.batch_size = batch_size or max(1, min(256, _PIXELS_PER_BATCH // prod(sides)))
         if len(sides) == 3:  # volumes differ in size
             self.batch_size = 1
@@ -195,8 +189,7 @@ class Predictor:
         pixels = pixels[:, None] if grey else pixels.transpose(0, 3, 1, 2)
         pixels = np.ascontiguousarray(pixels)
         batch = self._run(pixels)
-        ood_p = self._ood_p(pictures, pixels)  # needs the features of the batch just computed
-        p, heatmaps = batch.probability, None
+        ood_p, p, heatmaps = self._ood_p(pictures, pixels), batch.probability, None
         if p is not None and not np.isfinite(p).all():
             raise ModelError(f"{self.path}: probabilities are not finite: damaged weights")
         if p is not None and explain and self._explain is not None:
@@ -213,12 +206,11 @@ class Predictor:
         return [Prediction(**answer) for answer in answers]
 
     def _ood_p(self, pictures: Sequence[Picture], pixels: NDArray[np.uint8]) -> list[float | None]:
-        """Return the p-values of images on which the network was just run in this thread."""
+        """Return how like the training images these are, as p-values."""
         detector = self.config.ood
         if detector is None:
             return [None] * len(pictures)
-        features = None if self._features is None else self._features.last()
-        p = detector.p_values(features, statistics(pixels))
+        p = detector.p_values(statistics(pixels))
         odd = [detector.odd(picture) for picture in pictures]
         return [float(value) for value in np.where(odd, detector.smallest, p)]
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -192,25 +189,6 @@ def grade_scores(logits: Tensor) -> Tensor:
     logits = logits.float()
     above = F.pad(F.logsigmoid(logits).cumsum(dim=1), (1, 0))
     return above + F.pad(F.logsigmoid(-logits), (0, 1))
-
-
-class Features:
-    """Records the input of a network's last class layer in the last batch, for each thread."""
-
-    def __init__(self, network: DuetNetwork) -> None:
-        self._recorded, self._layer = threading.local(), network.classifier
-        if self._layer is not None:
-            self._layer.register_forward_pre_hook(self._keep)
-
-    def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._recorded.features = inputs[0]
-
-    def last(self) -> NDArray[np.float64] | None:
-        """Return the features ``(N, F)``; ``None`` if the network has no such layer."""
-        if self._layer is None:
-            return None
-        recorded: Tensor = self._recorded.features
-        return recorded.detach().flatten(1).double().cpu().numpy()
 
 
 class NumbersOnCPU(TorchFunctionMode):

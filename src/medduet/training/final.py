@@ -13,7 +13,7 @@ from medduet.data.imageset import ImageSet, Split
 from medduet.data.pixels import shown_slices
 from medduet.errors import DataError
 from medduet.metrics.inputs import one_vs_rest
-from medduet.models.base import DuetNetwork, Features
+from medduet.models.base import DuetNetwork
 from medduet.models.inference import predict_batch
 from medduet.runs.folder import RunFolder
 from medduet.runs.predictions import Predictions
@@ -115,42 +115,29 @@ def _write_medmnist(
 
 
 def fit_ood_detector(experiment: Experiment) -> OODDetector | None:
-    """Return the out-of-distribution detector of the network; ``None`` for too few images."""
+    """Return the out-of-distribution detector; ``None`` for too few images."""
     data = experiment.data
     if min(len(data.train), len(data.val)) < FEWEST:
         return None
-    train, train_features = _statistics(experiment, data.train)
-    val, val_features = _statistics(experiment, data.val)
     return OODDetector.fit(
-        *(train, val, train_features, val_features),
+        *(_statistics(experiment, split) for split in (data.train, data.val)),
         channels=data.in_channels,
         stretched=data.info.get("fit", "stretch") == "stretch",
     )
 
 
-def _statistics(experiment: Experiment, split: Split) -> tuple[Any, Any]:
-    """Return statistics ``(N, S)`` and features ``(N, F)`` or ``None`` of images of a split.
+def _statistics(experiment: Experiment, split: Split) -> Any:
+    """Return the statistics ``(N, S)`` of images of a split.
 
     Of large splits they are `MOST` images at equal distances; of shards the first ones.
     """
-    fabric, network, count = experiment.fabric, experiment.network, min(len(split), MOST)
+    fabric, count = experiment.fabric, min(len(split), MOST)
     last = (len(split) if split.shard_sizes is None else count) - 1
     index = np.linspace(0, last, count).round().astype(np.int64)
     size = evaluation_batch_size(fabric.device.type, *experiment.data.size)
     batches = [index[start : start + size] for start in range(0, count, size)]
-    multi_label, layout = experiment.data.multi_label, experiment.objective.layout
-    plain, features = list[Any](), list[Any]()
-    network.eval()
-    recorder = Features(network)
-    with torch.inference_mode():
-        for batch in load_batches(fabric, split, batches):
-            plain.append(statistics(batch.image.cpu().numpy()))
-            if network.classifier is not None:  # as predictors compute
-                predict_batch(
-                    network, batch.image, layout, multi_label=multi_label, classify_only=True
-                )
-                features.append(recorder.last())
-    return np.concatenate(plain), np.concatenate(features) if features else None
+    loaded = load_batches(fabric, split, batches)
+    return np.concatenate([statistics(batch.image.cpu().numpy()) for batch in loaded])
 
 
 def choose_samples(

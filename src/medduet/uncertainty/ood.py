@@ -1,12 +1,10 @@
 """Out-of-distribution detection: how unlike an image is to the training images, as a p-value.
 
-Two distances are taken: of the features that the class head takes, and of simple statistics of the
-image. Each is Mahalanobis' with shrinkage (Ledoit and Wolf, 2004; Lee et al., 2018,
-arXiv:1807.03888, here without classes), fitted on training images. An image's rank is the better
-of its two among the validation images, of which that of the class head counts as `HEAD` times as
-many; its p-value is the share of all these, itself included, that rank as well (conformal): of
-images like those of the validation split, a share p at most has a p-value of p or less. All of it
-is numpy, so that networks that run without torch have the statistics, too.
+Simple statistics of the image are taken, and their Mahalanobis distance with shrinkage (Ledoit and
+Wolf, 2004) from those of training images. The p-value is the share of the validation images, the
+image itself included, that are as far (conformal): of images like those of the validation split, a
+share p at most has a p-value of p or less. All of it is numpy, so that networks that run without
+torch have it, too.
 """
 
 from __future__ import annotations
@@ -24,40 +22,29 @@ from medduet.errors import ModelError
 
 OOD_P = 0.05  # up to which an image is called out of distribution
 FEWEST, MOST = 20, 2000  # images of each split that a detector needs, and is fitted on
-DIRECTIONS = 32
-# The class head has a fifth of the false alarms: it sees less than the statistics, which would
-# otherwise lose half of theirs to it; docs/results.md has both.
-HEAD = 4
 LONGEST, COLOURFUL = 3.0, 0.1  # ratio of sides; share of coloured pixels where training had grey
 _SMALL, _SMALLEST_SIDE = 1e-3, 8
 
 Array = NDArray[np.float64]
 
 
-def _decode(kind: str, value: Any) -> Array:
+def _decode(value: Any) -> Array:
     if isinstance(value, str):
-        value = np.frombuffer(base64.b64decode(value, altchars=b"-_", validate=True), kind)
+        value = np.frombuffer(base64.b64decode(value, altchars=b"-_", validate=True), "<f4")
     if not isinstance(value, np.ndarray) or value.ndim != 1 or not value.size:
         raise ValueError("expected an array in base64")
     if not np.isfinite(value).all():
         raise ValueError("expected finite numbers")
-    return np.asarray(value.astype(kind), dtype=np.float64)  # as it is saved
+    return np.asarray(value.astype(np.float32), dtype=np.float64)  # as it is saved
 
 
-def _encode(kind: str, value: Array) -> str:
+def _encode(value: Array) -> str:
     # No path begins like this, which what is sent to a hub would be shortened.
-    return base64.urlsafe_b64encode(value.astype(kind).tobytes()).decode("ascii")
+    return base64.urlsafe_b64encode(value.astype("<f4").tobytes()).decode("ascii")
 
 
-def _saved(kind: str) -> tuple[PlainValidator, PlainSerializer]:
-    return PlainValidator(partial(_decode, kind)), PlainSerializer(partial(_encode, kind))
-
-
-_Single = Annotated[Array, *_saved("<f4")]
-_Half = Annotated[Array, *_saved("<f2")]
-_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Saved = Annotated[Array, PlainValidator(_decode), PlainSerializer(_encode)]
 _Distance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-_STRANGERS = ConfigDict(strict=True, extra="forbid", frozen=True)  # who wrote a bundle
 
 
 def statistics(image: NDArray[np.uint8]) -> Array:
@@ -94,123 +81,68 @@ def statistics(image: NDArray[np.uint8]) -> Array:
     return np.stack(values, axis=1)
 
 
-class Mahalanobis(BaseModel):
-    """Mahalanobis distances of vectors ``(N, F)`` from training images, and of validation images.
-
-    Along each of D directions of the largest variance it is shrunk; all others share one.
-    """
-
-    model_config = _STRANGERS
-    mean: _Single
-    scale: _Single
-    directions: list[_Half] = Field(min_length=1)
-    variance: list[_Positive]
-    residual_variance: _Positive | None
-    val_distances: list[_Distance] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Mahalanobis:
-        if len(self.variance) != len(self.directions):
-            raise ValueError("expected one variance per direction")
-        if {vector.shape for vector in (self.scale, *self.directions)} != {self.mean.shape}:
-            raise ValueError("expected mean, scale and directions of one length")
-        if (self.scale <= 0).any():
-            raise ValueError("expected a scale above 0")
-        return self
-
-    @classmethod
-    def fit(cls, train: Array, val: Array, most: int, *, rescale: bool) -> Mahalanobis:
-        """Return the distance in `most` directions, after each feature is divided by its spread."""
-        from sklearn.covariance import LedoitWolf
-
-        mean = train.mean(axis=0)
-        scale = np.maximum(train.std(axis=0), _SMALL) if rescale else np.ones(len(mean))
-        centred = (train - mean) / scale
-        shrunk = LedoitWolf(assume_centered=True).fit(centred).covariance_
-        variance, directions = (array[..., ::-1] for array in np.linalg.eigh(shrunk))
-        least = 1e-6 * max(variance.mean(), 1e-12)
-        others = variance[most:]
-        distance = cls(
-            mean=mean,
-            scale=scale,
-            directions=list(directions.T[:most]),
-            variance=(np.maximum(variance[:most], 0) + least).tolist(),
-            residual_variance=max(float(others.mean()), least) if len(others) else None,
-            val_distances=[0.0],
-        )
-        return distance.model_copy(update={"val_distances": distance(val).tolist()})
-
-    def __call__(self, vectors: Array) -> Array:
-        """Return the distances ``(N,)`` of vectors ``(N, F)``."""
-        if vectors.shape[1:] != self.mean.shape:
-            raise ModelError(
-                f"expected {len(self.mean)} features for the OOD detector, given "
-                f"{vectors.shape[1]}: it was fitted for another network"
-            )
-        centred = (vectors - self.mean) / self.scale
-        along = centred @ np.stack(self.directions).T
-        residual = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0)
-        residual = residual / (self.residual_variance or np.inf)
-        return np.asarray(np.sqrt((along**2 / self.variance).sum(axis=1) + residual))
-
-
 class OODDetector(BaseModel):
     """Finds images that are unlike the training images; saved in the bundle.
 
-    `plain` measures `statistics`, `features` the input of the class head, if there is one. Images
-    that were `stretched` have lost the ratio of their sides.
+    `whitening` ``(S * S)`` makes of the `statistics`, less their `mean` ``(S,)``, a vector whose
+    length is the distance. Images that were `stretched` have lost the ratio of their sides.
     """
 
-    model_config = _STRANGERS
-    plain: Mahalanobis
-    features: Mahalanobis | None = None
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)  # who wrote a bundle
+    mean: _Saved
+    whitening: _Saved
+    val_distances: list[_Distance] = Field(min_length=1)
     channels: int = 3
     stretched: bool = False
 
     @model_validator(mode="after")
     def _fits_together(self) -> OODDetector:
-        features = self.features
-        if features and len(features.val_distances) != len(self.plain.val_distances):
-            raise ValueError("expected distances of the same validation images")
+        if len(self.whitening) != len(self.mean) ** 2:
+            raise ValueError("expected a whitening matrix of the length of mean")
         return self
 
     @classmethod
     def fit(
-        cls,
-        train: Array,
-        val: Array,
-        train_features: Array | None = None,
-        val_features: Array | None = None,
-        *,
-        channels: int,
-        stretched: bool = False,
+        cls, train: Array, val: Array, *, channels: int, stretched: bool = False
     ) -> OODDetector:
-        """Return the detector from `statistics` ``(N, S)`` and inputs of the class head."""
-        features = None
-        if train_features is not None and val_features is not None:
-            most = max(1, min(DIRECTIONS, len(train_features) // 10))
-            features = Mahalanobis.fit(train_features, val_features, most, rescale=False)
-        plain = Mahalanobis.fit(train, val, train.shape[1], rescale=True)
-        return cls(plain=plain, features=features, channels=channels, stretched=stretched)
+        """Return the detector from `statistics` ``(N, S)`` of images of train and val."""
+        from sklearn.covariance import LedoitWolf
 
-    def p_values(self, features: Array | None, plain: Array) -> Array:
-        """Return p-values ``(N,)`` of images by inputs of the class head and `statistics`."""
-        distances = [(1, self.plain, self.plain(plain))]
-        if features is not None and self.features is not None:
-            distances.append((HEAD, self.features, self.features(features)))
-        rank = np.full(len(plain), np.inf)
-        val_rank = np.full((len(plain), len(self.plain.val_distances)), np.inf)
-        for weight, fitted, distance in distances:
-            val = np.array(fitted.val_distances)
-            rank = np.minimum(rank, weight * (1 + (val >= distance[:, None]).sum(axis=1)))
-            among_val = (val >= val[:, None]).sum(axis=1)
-            val_rank = np.minimum(val_rank, weight * (among_val + (distance[:, None] >= val)))
-        return np.asarray((1 + (val_rank <= rank[:, None]).sum(axis=1)) / (1 + val_rank.shape[1]))
+        mean, scale = train.mean(axis=0), np.maximum(train.std(axis=0), _SMALL)
+        centred = (train - mean) / scale
+        shrunk = LedoitWolf(assume_centered=True).fit(centred).covariance_
+        variance, directions = np.linalg.eigh(shrunk)
+        variance = np.maximum(variance, 0) + 1e-6 * max(variance.mean(), 1e-12)
+        whitening = (directions / np.sqrt(variance) / scale[:, None]).ravel()
+        detector = cls(
+            mean=mean,
+            whitening=whitening,
+            val_distances=[0.0],
+            channels=channels,
+            stretched=stretched,
+        )
+        return detector.model_copy(update={"val_distances": detector.distances(val).tolist()})
+
+    def distances(self, vectors: Array) -> Array:
+        """Return the distances ``(N,)`` of `statistics` ``(N, S)`` from the training images."""
+        if vectors.shape[1:] != self.mean.shape:
+            raise ModelError(
+                f"expected {len(self.mean)} statistics for the OOD detector, given "
+                f"{vectors.shape[1]}: it was fitted for images of other channels"
+            )
+        whitening = self.whitening.reshape(len(self.mean), -1)
+        return np.asarray(np.linalg.norm((vectors - self.mean) @ whitening, axis=1))
+
+    def p_values(self, vectors: Array) -> Array:
+        """Return p-values ``(N,)`` of images by their `statistics` ``(N, S)``."""
+        val = np.array(self.val_distances)
+        further = (val >= self.distances(vectors)[:, None]).sum(axis=1)
+        return np.asarray((1 + further) / (1 + len(val)))
 
     @property
     def smallest(self) -> float:
         """The smallest p-value that there is."""
-        return 1 / (1 + len(self.plain.val_distances))
+        return 1 / (1 + len(self.val_distances))
 
     def odd(self, picture: Picture) -> bool:
         """Whether a picture is in colour where training had grey, or too long to be made square."""
