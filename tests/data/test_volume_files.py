@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from medduet import DataError, open_images
+from medduet.utils.files import write_json
 
 nib = pytest.importorskip("nibabel")
 sitk = pytest.importorskip("SimpleITK")
@@ -67,6 +68,45 @@ def test_one_spacing_and_one_size(tmp_path: Path, cache: Path) -> None:
     fitted = open_images(str(tmp_path), cache=cache, size=16, split="made", group_by="none")
     assert fitted.size == (16, 16, 16)
     assert fitted.info["spacing"] is None
+
+
+def test_nnunets_layout_has_names_a_window_and_images_without_masks(
+    tmp_path: Path, cache: Path
+) -> None:
+    values = RNG.normal(0, 300, (12, *VOLUME.shape)).astype(np.int16)
+    masks = np.zeros(values.shape, np.uint8)
+    masks[:, 2:9, 4:12, 5:14] = 1
+    masks[:, 4:6, 6:9, 7:10] = 2
+    for number, (volume, mask) in enumerate(zip(values, masks, strict=True)):
+        part = "Ts" if number > 9 else "Tr"
+        save_nifti(tmp_path / f"images{part}" / f"case_{number}_0000.nii.gz", volume)
+        if part == "Tr":
+            save_nifti(tmp_path / "labelsTr" / f"case_{number}.nii.gz", mask)
+    options = {"cache": cache, "group_by": "none"}
+    described = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1, "tumour": 2}}
+    former = {"modality": {"0": "CT"}, "labels": {"0": "nothing", "1": "organ", "2": "tumour"}}
+    for about in (described, former):
+        write_json(tmp_path / "dataset.json", about)
+        images = open_images(str(tmp_path), **options)
+        assert images.mask_names == ("background", "organ", "tumour")
+        assert len(images.pool()) == 10
+        notes = " ".join(images.info["notes"])
+        assert "2 images of test have neither class nor mask, and are left out" in notes
+        low, high = np.percentile(values[:10][masks[:10] > 0], (0.5, 99.5))
+        centre, width = images.info["window"]
+        assert [centre - width / 2, centre + width / 2] == pytest.approx([low, high], abs=15)
+        shown = np.clip((values[:10] - centre) / width + 0.5, 0, 1) * 255
+        found = images.pool().images[:].astype(float)  # in the order of splits
+        assert np.abs(np.sort(found, axis=0) - np.sort(shown, axis=0)).max() <= 0.51
+    assert f"CT: {centre - width / 2:.0f} is black and {centre + width / 2:.0f} white" in notes
+    typed = open_images(str(tmp_path), window=(40, 400), modality="mri", **options)
+    assert (typed.info["window"], typed.info["modality"]) == ([40, 400], "mri")
+    assert open_images(str(tmp_path), modality="mri", **options).info["window"] is None
+    write_json(tmp_path / "dataset.json", {**described, "labels": {"whole": [1, 2], "core": 2}})
+    assert open_images(str(tmp_path), **options).mask_names == ("background", "mask 1", "mask 2")
+    write_json(tmp_path / "dataset.json", {**described, "channel_names": {"0": "T1", "1": "T2"}})
+    with pytest.raises(DataError, match="images of one channel, given 2: T1, T2"):
+        open_images(str(tmp_path), **options)
 
 
 def itk_series(folder: Path) -> Any:

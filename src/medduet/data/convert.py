@@ -22,20 +22,27 @@ from medduet.data.listing import Item, Listing
 from medduet.data.mask_values import meaning_of
 from medduet.data.pixels import for_each_axis
 from medduet.data.reading.core import Facts, ReadOptions
-from medduet.data.reading.masks import LIKE_MASKS, MaskValues, Probe, probe_pair, read_pair
+from medduet.data.reading.masks import (
+    LIKE_MASKS,
+    MaskValues,
+    Probe,
+    foreground,
+    probe_pair,
+    read_pair,
+)
 from medduet.data.splits import NO_SPLIT
 from medduet.data.store import check_room, growing_array, open_split, stored
-from medduet.data.volumes import volume_options, with_series
+from medduet.data.volumes import common_window, volume_options, with_series
 from medduet.data.workers import Transient, WorkerPool
 from medduet.errors import DataError
-from medduet.types import UNKNOWN_LABEL
+from medduet.types import UNKNOWN_LABEL, Modality
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 224
-_FORMAT = "files-6"  # part of each store's key; raise it when what `_build` writes changes
+_FORMAT = "files-7"  # part of each store's key; raise it when what `_build` writes changes
 _SHOWN = 5
 Fault = tuple[str, str]
 R = TypeVar("R")
@@ -57,7 +64,8 @@ def open_files(
         logger.warning("%s: left out %s", listing.name, _summary(meta["skipped"], meta["files"]))
     whole = open_split(folder, "all")
     nothing = whole.take(np.zeros(0, dtype=np.int64))
-    info = {key: meta[key] for key in ("files", "kinds", "skipped", "mask_values", "spacing")}
+    kept = "files", "kinds", "skipped", "mask_values", "spacing", "window", "modality"
+    info = {key: meta[key] for key in kept}
     info["source"] = str(Path(config.name).expanduser().absolute())
     info["notes"] = [*listing.notes, *meta["notes"]]
     images = ImageSet(
@@ -69,7 +77,7 @@ def open_files(
         mask_names=tuple(meta["mask_names"]),
         multi_label=listing.multi_label,
         fingerprint=meta["fingerprint"],
-        info=info | {"fit": config.fit, "window": config.window},
+        info=info | {"fit": config.fit},
     )
     return images, np.load(folder / "given.npy", allow_pickle=False)
 
@@ -89,7 +97,8 @@ def _digest(listing: Listing, config: DataConfig) -> str:
         (item.name, *item[3:], [stamp(path) for path in (item.path, *item.masks)])
         for item in listing.items
     ]
-    whole = json.dumps([options, listing.multi_label, listing.faults, rows])
+    listed = listing.multi_label, listing.faults, listing.mask_values
+    whole = json.dumps([options, listed, _modality(listing, config), rows])
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
@@ -116,14 +125,21 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
             masks |= zip(item.masks, probe.masks, strict=True)
         options, size_notes = _options(listing.name, {x.name: probes[x] for x in probes}, config)
         tails = {"images": (*options.sides, *(3,) * (options.channels == 3))}
-        meaning = meaning_of(listing.name, masks, config.mask_values) if masks else None
+        stated = config.mask_values or listing.mask_values
+        meaning = meaning_of(listing.name, masks, stated) if masks else None
         if meaning:
             tails["masks"] = options.sides
-        volumes = len(options.sides) == 3
+        classes, volumes = meaning and meaning.classes, len(options.sides) == 3
         total = len(probes) if volumes else sum(x.facts.frames for x in probes.values())
         check_room(folder, total * sum(map(prod, tails.values())))
         jobs = {item: jobs[item] for item in probes}
-        read_one = partial(read_pair, options=options, meaning=meaning.classes if meaning else None)
+        modality = _modality(listing, config, probes.values())
+        if volumes and modality == "ct" and options.window is None:
+            learnt = [jobs[item] for item in jobs if item.split in ("", "train")]
+            sampled = pool.map(partial(foreground, meaning=classes), learnt)
+            window, more = common_window([x for x in sampled if not isinstance(x, str)])
+            options, size_notes = options._replace(window=window), [*size_notes, *more]
+        read_one = partial(read_pair, options=options, meaning=classes)
         frames, remarks, digest = dict[Item, int](), Counter[str](), hashlib.sha256()
         lossless, example = list[int](), ""
         with ExitStack() as stack:
@@ -164,10 +180,18 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         )
     meta: dict[str, Any] = {"files": len(items), "kinds": kinds, "skipped": faults, "notes": notes}
     meta |= {"fingerprint": digest.hexdigest(), "mask_names": [], "mask_values": {}}
-    meta["spacing"] = options.spacing
+    meta |= {"spacing": options.spacing, "window": options.window, "modality": modality}
     if meaning:
         meta |= {"mask_names": meaning.mask_names, "mask_values": meaning.words}
     write_json(folder / "meta.json", meta)
+
+
+def _modality(listing: Listing, config: DataConfig, probes: Collection[Probe] = ()) -> Modality:
+    """Return what images show: as it is typed, or said of the set, or by all files alike."""
+    of_files = {probe.modality for probe in probes}
+    known: list[Modality] = [config.modality, listing.modality]
+    known += of_files if len(of_files) == 1 else []
+    return next((each for each in known if each != "auto"), "auto")
 
 
 def _options(

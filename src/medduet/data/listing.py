@@ -5,6 +5,7 @@ valid, validation, testing) are splits, those below them classes, and those belo
 as patients. How masks are named, `medduet.data.folders` says.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from itertools import chain, islice
@@ -13,6 +14,8 @@ from typing import NamedTuple
 
 from medduet.data.folders import CHANNEL, Place, images_and_masks, natural, split_word, stem_of
 from medduet.errors import DataError, MissingFileError
+from medduet.types import Modality
+from medduet.utils.parsing import read_json
 
 SPLIT_OF = {
     **dict.fromkeys(("train", "training", "tr"), "train"),
@@ -20,6 +23,7 @@ SPLIT_OF = {
     **dict.fromkeys(("test", "testing", "ts"), "test"),
 }
 _FEW = 10  # folders that may be classes
+_MODALITIES: dict[str, Modality] = {"ct": "ct", "mri": "mri", "mr": "mri"}
 
 
 class Item(NamedTuple):
@@ -39,7 +43,8 @@ class Item(NamedTuple):
 class Listing(NamedTuple):
     """The files of a set; `faults` are those that can't be used, and why.
 
-    `notes` are sentences on how it was read, for the first lines of a training.
+    `notes` are sentences on how it was read, for the first lines of a training. `mask_values` (as
+    of `medduet.DataConfig`) and `modality` are what the set says of itself.
     """
 
     name: str
@@ -47,6 +52,8 @@ class Listing(NamedTuple):
     multi_label: bool = False
     faults: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    mask_values: str | None = None
+    modality: Modality = "auto"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -100,8 +107,39 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     )
     if united := sum(len(item.masks) > 1 for item in items):
         notes.append(f"{united} images have several masks each, which are united")
+    known = {item.split for item in items if item.masks or item.labels}
+    without = {item.split for item in items if item.split not in known}
+    if "train" in known and without:
+        count = sum(item.split in without for item in items)
+        names = " and ".join(sorted(without))
+        notes.append(f"{count} images of {names} have neither class nor mask, and are left out")
+        items = [item for item in items if item.split in known]
+        if len(known) == 1:  # nothing is divided any more
+            items = [item._replace(split="") for item in items]
     items.sort(key=lambda item: natural(item.name))
-    return Listing(root.resolve().name, tuple(items), faults=alone, notes=tuple(notes))
+    values, modality = _described(root)
+    notes += ["names of masks are those of dataset.json"] * bool(values)
+    about = root.resolve().name, tuple(items)
+    return Listing(*about, False, alone, tuple(notes), values, modality)
+
+
+def _described(root: Path) -> tuple[str | None, Modality]:
+    """Return what values of masks mean, and the modality, by nnU-Net's ``dataset.json``, if any."""
+    path = root / "dataset.json"
+    about = read_json(path, DataError) if path.is_file() else {}
+    labels, channels = about.get("labels"), about.get("channel_names", about.get("modality"))
+    if not (isinstance(labels, dict) and isinstance(channels, dict)):
+        return None, "auto"  # of something else
+    if len(channels) > 1:
+        given = ", ".join(map(str, channels.values()))
+        raise DataError(f"{path}: expected images of one channel, given {len(channels)}: {given}")
+    modality = _MODALITIES.get(str(*channels.values()).lower(), "auto")
+    pairs = [(k, v) if k.isdecimal() else (v, k) for k, v in labels.items()]  # version 1, or 2
+    if not all(str(value).isdecimal() for value, _ in pairs):
+        return None, modality  # regions, of several values each
+    names = {int(value): re.sub(r"[,:]", " ", str(name)) for value, name in pairs}
+    names |= {0: "background"}
+    return ",".join(f"{value}:{name}" for value, name in sorted(names.items())), modality
 
 
 def _unwrapped(

@@ -49,6 +49,7 @@ def allowed(modality: Modality, names: Iterable[str], channels: int = 3) -> Allo
 
 
 def known_modality(info: Mapping[str, Any], modality: Modality) -> Modality:
-    """Return the modality; for ``"auto"`` that of the MedMNIST set that `info` names, if any."""
+    """Return the modality; for ``"auto"`` what `info` says: of files, or of a MedMNIST set."""
     known = MEDMNIST | MEDMNIST_3D
-    return known.get(info.get("medmnist", ""), "auto") if modality == "auto" else modality
+    told: Modality = info.get("modality", "auto")
+    return known.get(info.get("medmnist", ""), told) if modality == "auto" else modality

@@ -17,6 +17,7 @@ from medduet.errors import DataError
 
 _ANISOTROPIC, _LOW = 3.0, 10  # times the other distances; percentile
 _SMALLEST = 16  # side that U-Nets take
+_SHOWN = 0.5, 99.5  # percentiles of the foreground of CT that are black and white
 
 
 def with_series(listing: Listing, config: DataConfig) -> Listing:
@@ -69,6 +70,27 @@ def volume_options(probes: Sequence[Probe], config: DataConfig) -> tuple[ReadOpt
         how = "of unknown spacing, within" if without else how
     note = f"{len(probes)} volumes (slices, rows, columns) {how} {' x '.join(map(str, sides))}"
     return ReadOptions(sides, config.fit, 1, config.window, target), [note]
+
+
+def common_window(
+    samples: Sequence[NDArray[np.float32]],
+) -> tuple[tuple[float, float] | None, list[str]]:
+    """Return the window, centre and width, that all volumes of CT share, and notes.
+
+    It reaches from the percentile 0.5 to 99.5 of values of the foreground, at which nnU-Net clips,
+    if these differ.
+
+    Example:
+        >>> common_window([np.arange(1001, dtype=np.float32) - 500])[0]
+        (0.0, 990.0)
+    """
+    values = [sample for sample in samples if sample.size] or [np.zeros(1)]
+    low, high = np.rint(np.percentile(np.concatenate(values), _SHOWN)).tolist()
+    if low == high:
+        return None, []
+    shown = "percentiles 0.5 and 99.5 of the foreground"
+    note = f"CT: {low:.0f} is black and {high:.0f} white, {shown} of all volumes"
+    return ((low + high) / 2, high - low), [note]
 
 
 def common_spacing(spacings: NDArray[np.float64], shapes: NDArray[np.int64]) -> tuple[float, ...]:

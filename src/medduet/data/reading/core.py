@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.errors import DataError, MedDuetError, one_line
-from medduet.types import Fit
+from medduet.types import Fit, Modality
 
 MAX_FRAME_PIXELS = 1 << 26
 _MAX_FILE_PIXELS = 1 << 28
@@ -83,7 +83,7 @@ class Source(NamedTuple):
     sentences without subject, such as "are turned". `affine` leads from column, row and frame to mm
     right, anterior, superior. `encode_mask` makes a file with the same geometry of masks
     ``(K, H, W)``; None where PNG will do. Frames `are_slices` if they make a volume. `paths` are
-    the files of a series, in the order of the frames.
+    the files of a series, in the order of the frames. `modality` is that of DICOM.
     """
 
     facts: Facts
@@ -95,6 +95,7 @@ class Source(NamedTuple):
     encode_mask: Callable[[NDArray[np.uint8]], bytes] | None = None
     are_slices: bool = False
     paths: tuple[Path, ...] = ()
+    modality: Modality = "auto"
 
 
 def spacing_of(affine: Affine) -> tuple[float, ...]:

@@ -17,10 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.data.reading.core import PICTURE, Facts, Frame, Source, checked, needed, refusal
+from medduet.types import Modality
 
 logging.getLogger("pydicom").disabled = True  # it tells what it mends itself
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
+_MODALITIES: dict[str, Modality] = {"CT": "ct", "MR": "mri", "OPT": "oct", "SM": "microscopy"}
+_MODALITIES |= {"US": "ultrasound", "CR": "xray", "DX": "xray", "MG": "xray"}
 
 
 def open_dicom(path: Path, file: BinaryIO) -> Source:
@@ -50,7 +53,8 @@ def open_dicom(path: Path, file: BinaryIO) -> Source:
 
     affine = _affine(header, facts.frames)
     are_slices = facts.frames > 1 and affine is not PICTURE  # else it may be a film
-    return Source(facts, frames, affine=affine, are_slices=are_slices)
+    modality = _MODALITIES.get(header.get("Modality", ""), "auto")
+    return Source(facts, frames, affine=affine, are_slices=are_slices, modality=modality)
 
 
 def read_dataset(path: Path, file: BinaryIO, **options: Any) -> Any:

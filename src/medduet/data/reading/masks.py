@@ -23,9 +23,10 @@ from medduet.data.reading.core import (
 )
 from medduet.data.reading.images import opened, read_pictures
 from medduet.data.reading.shape import fitted_mask
+from medduet.types import IGNORED_MASK, Modality
 
 Integers = NDArray[np.int64]
-_GREY, _FEW_LEVELS = 0x010101, 8
+_GREY, _FEW_LEVELS, _FROM_EACH = 0x010101, 8, 10_000
 LIKE_MASKS = "have few levels of grey, as masks have"
 COLOURED = 1 << 24
 """Values of masks that are colours, red << 16 | green << 8 | blue, have this bit."""
@@ -102,6 +103,7 @@ class Probe(NamedTuple):
     shape: tuple[float, ...]
     spacing: tuple[float, ...]
     are_slices: bool
+    modality: Modality
     masks: list[MaskValues]
 
 
@@ -117,7 +119,7 @@ def probe_pair(job: tuple[Path, Sequence[Path]]) -> Probe:
         facts, affine = source.facts, source.affine
         spacing = () if affine is PICTURE else turned_sides(spacing_of(affine), affine)
         shape = turned_sides((facts.frames, facts.height, facts.width), affine)
-        about = facts, source.kind, shape, spacing, source.are_slices
+        about = facts, source.kind, shape, spacing, source.are_slices, source.modality
     return Probe(*about, [mask_values(mask, facts, affine) for mask in masks])
 
 
@@ -137,6 +139,27 @@ def read_pair(
         whole = [volume.reshape(-1, volume.shape[2]) for volume in whole]
     drawn = not paths and all(map(_has_few_levels, whole))
     return Pair(images, masks, side, [*pictures[0].remarks, *[LIKE_MASKS] * drawn])
+
+
+def foreground(
+    job: tuple[Path, Sequence[Path]], meaning: MaskClasses | None
+) -> NDArray[np.float32]:
+    """Return values of a volume, up to 10,000: in its masks, or, of a set without, above the least.
+
+    There are none of 8 bits, which are shown as they are.
+    """
+    path, paths = job
+    with opened(path) as source:
+        frames = source.frames((0.0, 1.0))  # any window but the file's own
+        values = np.stack([frame.values for frame in frames])
+    if values.dtype == np.uint8 or (meaning and not paths):
+        return np.zeros(0, np.float32)
+    inside = np.isfinite(values) & (values > np.nanmin(values))
+    if meaning:
+        masks = (np.stack(_whole(mask, meaning, source.affine)) for mask in paths)
+        inside &= np.any([(mask > 0) & (mask != IGNORED_MASK) for mask in masks], axis=0)
+    chosen = values[inside].astype(np.float32)
+    return np.random.default_rng(0).permutation(chosen)[:_FROM_EACH]
 
 
 def _has_few_levels(values: NDArray[np.uint8]) -> bool:
@@ -221,16 +244,22 @@ def read_mask(
 def _classes(
     path: Path, meaning: MaskClasses, options: ReadOptions, affine: Affine
 ) -> tuple[NDArray[np.uint8], int]:
-    whole = []
-    with opened(path, like=affine) as source:
-        for frame in source.frames(None):
-            colours = _colours(frame) if meaning.by_colour else None
-            whole.append(meaning.of(_integers(path, frame) if colours is None else colours))
+    whole = _whole(path, meaning, affine)
     if len(options.sides) == 3:
         whole = [turned(np.stack(whole), affine)]
     spacing = turned_sides(spacing_of(affine), affine)
     masks = [fitted_mask(mask, options, spacing) for mask in whole]
     return np.stack(masks), max(map(side_that_keeps, whole, masks))
+
+
+def _whole(path: Path, meaning: MaskClasses, affine: Affine) -> list[NDArray[np.uint8]]:
+    """Return the classes of a mask, frame by frame."""
+    whole = []
+    with opened(path, like=affine) as source:
+        for frame in source.frames(None):
+            colours = _colours(frame) if meaning.by_colour else None
+            whole.append(meaning.of(_integers(path, frame) if colours is None else colours))
+    return whole
 
 
 def _integers(path: Path, frame: Frame) -> NDArray[Any]:

@@ -63,11 +63,11 @@ def open_series(folder: Path) -> Source:
                 yield from open_dicom(path, unpacked(stored)).frames(window)
 
     with paths[0].open("rb") as stored:
-        facts = open_dicom(paths[0], unpacked(stored)).facts
-    facts = facts._replace(frames=len(paths))
+        first = open_dicom(paths[0], unpacked(stored))
+    facts = first.facts._replace(frames=len(paths))
     remarks = (remark,) if tilt > _TILTED else ()
     place: dict[str, Any] = {"affine": PICTURE @ affine, "are_slices": True, "paths": tuple(paths)}
-    return Source(facts, frames, remarks=remarks, **place)
+    return Source(facts, frames, remarks=remarks, modality=first.modality, **place)
 
 
 def is_series(paths: Sequence[Path]) -> bool:
