@@ -84,7 +84,7 @@ def common_window(
         >>> common_window([np.arange(1001, dtype=np.float32) - 500])[0]
         (0.0, 990.0)
     """
-    values = [sample for sample in samples if sample.size] or [np.zeros(1)]
+    values = [sample for sample in samples if sample.size] or [np.zeros(1, np.float32)]
     low, high = np.rint(np.percentile(np.concatenate(values), _SHOWN)).tolist()
     if low == high:
         return None, []
