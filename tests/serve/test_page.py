@@ -1,6 +1,7 @@
 """What people see: the page in a real browser, with a real server behind it."""
 
 import base64
+import io
 import os
 import shutil
 import subprocess
@@ -11,6 +12,11 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+from medduet import Predictor, create_model
+from medduet.runs.bundle import save_bundle
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page needs playwright")
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -19,8 +25,27 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 
 @pytest.fixture(scope="module")
-def address(own: Path, medduet_command: list[str]) -> Iterator[str]:
-    command = [*medduet_command, "serve", str(own), f"other={own}"]
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle for volumes of 2 x 1 x 1 mm."""
+    network = create_model(
+        "unet_var", in_channels=1, num_classes=2, dense_channels=3, dims=3, width=2
+    )
+    noise = torch.randint(0, 255, (1, 1, 16, 24, 32), dtype=torch.uint8)
+    with torch.no_grad():  # each class is the most likely one somewhere
+        network.dense_head.bias -= network.eval()(noise).dense.mean((0, 2, 3, 4))
+    about = {
+        "class_names": ["normal", "ill"],
+        "mask_names": ["background", "lesion", "vessel"],
+        "layout": {"mask_classes": 3, "image_channels": 0},
+        "preprocessing": {"size": [16, 24, 32], "channels": 1, "fit": "pad", "spacing": [2, 1, 1]},
+    }
+    save_bundle(folder := tmp_path_factory.mktemp("deep") / "deep", network, about)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(own: Path, deep: Path, medduet_command: list[str]) -> Iterator[str]:
+    command = [*medduet_command, "serve", str(own), f"other={own}", str(deep)]
     options = ["--port", "0", "--max-mb", "0.5"]
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as service:
         assert service.stdout is not None
@@ -131,6 +156,42 @@ def test_a_dropped_image_shows_its_classes_and_the_mask(
     visited.drop("noise.png", encoded(noise))
     page.wait_for_selector("#ood:visible")
     assert page.locator("#frame-choice").is_hidden()
+
+
+def test_a_volume_is_shown_slice_by_slice(visit: Visit, deep: Path, tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(0, 255, (30, 20, 12), np.uint8)  # x, y, z
+    image = nibabel.Nifti1Image(voxels, np.diag([-1, -1, 2, 1]))
+    nibabel.save(image, tmp_path / "scan.nii")
+    expected = Predictor(deep)(tmp_path / "scan.nii")
+    assert expected.mask is not None
+    shares = [(expected.mask[8] == number).mean() for number in (1, 2)]
+    assert min(shares) > 0
+    visited = visit()
+    page = visited.page
+    page.select_option("#model", "deep")
+    assert page.locator("#explain-choice").is_hidden()
+    with page.expect_response("**/predict?*") as answered:
+        visited.drop("scan.nii", image.to_bytes())
+    page.wait_for_selector("#frame-choice:visible")
+    assert page.inner_text("#frame-choice").split() == ["Slice", "6", "of", "12"]
+    for _ in range(3):
+        page.locator("#frame").press("ArrowRight")
+    assert page.inner_text("#label") == expected.label
+    ml = [round((expected.mask == number).sum() * 2 / 1000, 3) for number in (1, 2)]
+    parts = zip(("lesion", "vessel"), ml, shares, strict=True)
+    told = [f"{name}: {volume:g} ml; {100 * x:.1f} % of the slice" for name, volume, x in parts]
+    assert page.locator("#areas li").all_inner_texts() == told
+    frames = answered.value.json()["frames"]
+    assert frames[0]["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+    for k, frame in enumerate(frames):
+        drawn = [
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+            for content in (frame["image"], frame["mask"]["png"])
+        ]
+        assert np.array_equal(drawn, [expected.image[k], expected.mask[k]])
+    visited.drop("one.nii", nibabel.Nifti1Image(voxels[..., :1], np.eye(4)).to_bytes())
+    page.wait_for_selector("#error:visible")
+    assert "expected a volume of several slices" in page.inner_text("[role=alert]")
 
 
 def test_each_wrong_file_has_a_message_and_the_api_a_page(

@@ -35,6 +35,8 @@ def encode_dicom(
     """Return the results for a DICOM file; HTTPException 406 for others, 422 for a useless one."""
     if kind_of_upload(content) != "DICOM":
         raise HTTPException(406, "expected a DICOM file: omit Accept: application/dicom")
+    if len(predictor.options.sides) == 3:
+        raise HTTPException(406, "volumes are answered in JSON: omit Accept: application/dicom")
     config, classes = predictor.config, (predictor.class_names, predictor.mask_names)
     network = sha256(config.model_dump_json().encode()).hexdigest()
     seed = json.dumps([network, predictor.coverage, predictor.min_confidence])

@@ -1,7 +1,9 @@
 """What the service answers, as JSON."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -12,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from medduet.data.pixels import resize_image, resize_mask
 from medduet.inference.overlays import mask_png, png
 from medduet.inference.predictor import Prediction, Predictor
+from medduet.inference.volumes import measures
 from medduet.utils.palette import HEAT
 
 _COPIED = ("label", "probabilities", "prediction_set", "abstained", "ood_p", "is_ood")
@@ -41,6 +44,7 @@ class MaskClass(BaseModel):
     index: int
     name: str
     pixels: int = Field(description="number of pixels of the class")
+    ml: float | None = Field(None, description="of a volume with a spacing, in all its slices")
 
 
 class Mask(BaseModel):
@@ -74,7 +78,7 @@ class PredictionResponse(BaseModel):
 
 
 class FramesResponse(BaseModel):
-    """The predictions for the frames of a DICOM or NIfTI file, in order."""
+    """The predictions for the frames of a DICOM or NIfTI file, or a volume's slices, in order."""
 
     frames: list[PredictionResponse]
 
@@ -89,13 +93,31 @@ def encode_predictions(
     name: str, predictor: Predictor, options: Options, predictions: Sequence[Prediction]
 ) -> str:
     """Return the JSON of the predictions for a file, see `PredictionResponse`."""
-    frames = [_response(name, predictor, options, prediction) for prediction in predictions]
+    frames = []
+    for prediction in predictions:
+        ml: dict[str, Any] = {}
+        if prediction.mask is not None and prediction.spacing:
+            ml = measures(prediction.mask, prediction.spacing, predictor.mask_names)
+        is_volume = prediction.spacing is not None
+        slices = _slices(prediction) if is_volume else [prediction]
+        frames += [_response(name, predictor, options, each, ml) for each in slices]
     answer = frames[0] if len(frames) == 1 else FramesResponse(frames=frames)
     return answer.model_dump_json()
 
 
+def _slices(volume: Prediction) -> Iterator[Prediction]:
+    """Yield what is predicted of a volume for each of its slices."""
+    for k, image in enumerate(volume.image):
+        mask = None if volume.mask is None else volume.mask[k]
+        yield replace(volume, image=image, mask=mask)
+
+
 def _response(
-    name: str, predictor: Predictor, options: Options, prediction: Prediction
+    name: str,
+    predictor: Predictor,
+    options: Options,
+    prediction: Prediction,
+    ml: Mapping[str, float],
 ) -> PredictionResponse:
     height, width = prediction.image.shape[:2]
     scale = min(1.0, options.side / max(height, width)) if options.side else 1.0
@@ -109,7 +131,7 @@ def _response(
         **{field: getattr(prediction, field) for field in _COPIED},
     )
     if prediction.mask is not None and options.mask:
-        response.mask = _mask(prediction.mask, predictor.mask_names, size)
+        response.mask = _mask(prediction.mask, predictor.mask_names, size, ml)
     if prediction.heatmap is not None:
         response.heat = _heat(prediction.heatmap, size)
     if options.image:
@@ -117,9 +139,19 @@ def _response(
     return response
 
 
-def _mask(values: NDArray[np.uint8], names: Sequence[str], size: tuple[int, int]) -> Mask:
+def _mask(
+    values: NDArray[np.uint8],
+    names: Sequence[str],
+    size: tuple[int, int],
+    ml: Mapping[str, float],
+) -> Mask:
     classes = [
-        MaskClass(index=index, name=name, pixels=int((values == index).sum()))
+        MaskClass(
+            index=index,
+            name=name,
+            pixels=int((values == index).sum()),
+            ml=ml.get(f"ml_{name}"),
+        )
         for index, name in enumerate(names[1:], start=1)
     ]
     return Mask(classes=classes, png=_base64(mask_png(resize_mask(values, *size), transparency=0)))

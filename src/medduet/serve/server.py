@@ -135,8 +135,6 @@ def open_network(path: Path, explain: bool, **options: Any) -> Served:
         if not explain:
             raise
         explain, predictor = False, Predictor(path, **options)
-    if len(predictor.options.sides) == 3:
-        raise ModelError(f"{path} is for volumes: expected a network for images; see predict")
     folder = bundle_folder(path)
     cards = [folder / "bundle" / "README.md", folder / "README.md"]
     card = next((card.read_text("utf-8", "replace") for card in cards if card.is_file()), "")

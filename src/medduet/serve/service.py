@@ -146,9 +146,10 @@ class Service:
         self.counters.in_progress.set_function(lambda: len(self.room.seats))
         self.batchers: dict[str, Batcher] = {}
         self.readers: WorkerPool
+        options = {name: network.predictor.options for name, network in served.items()}
         self._probes = {
-            name: picture_of(np.zeros((64, 64), np.uint8), network.predictor.options)
-            for name, network in served.items()
+            name: picture_of(np.zeros((64,) * len(each.sides), np.uint8), each)
+            for name, each in options.items()
         }
 
     @asynccontextmanager

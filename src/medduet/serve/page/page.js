@@ -19,6 +19,10 @@ function network() {
   return service.models.find((each) => each.name === $("model").value) ?? service.models[0];
 }
 
+function isVolume(model) {
+  return model.size.length === 3;
+}
+
 // Models ------------------------------------------------------------------------------------------
 
 async function start() {
@@ -77,7 +81,7 @@ async function ask(file) {
   $("status").textContent = "Analysing " + file.name + " …";
   const model = network();
   const options = new URLSearchParams({
-    model: model.name, image: true, side: SIDE, explain: model.explains && $("explain").checked,
+    model: model.name, image: true, side: isVolume(model) ? SIDE / 2 : SIDE, explain: model.explains && $("explain").checked,
   });
   const body = new FormData();
   body.append("file", file, "image"); // what the file is called, which may be a patient, stays here
@@ -105,6 +109,7 @@ function percent(share) {
 function showFrames(answers, model, file) {
   const slider = $("frame");
   $("frame-choice").hidden = answers.length < 2;
+  $("frame-name").textContent = isVolume(model) ? "Slice" : "Frame";
   slider.max = answers.length;
   slider.value = Math.ceil(answers.length / 2);
   slider.oninput = () => {
@@ -178,7 +183,9 @@ function area(each, answer, model) {
   const colour = element("span", "", "colour");
   colour.style.backgroundColor = model.masks[each.index].colour;
   const share = each.pixels / (answer.width * answer.height);
-  item.append(colour, element("span", `${each.name}: ${percent(share)} of the image`));
+  const volume = each.ml === null ? "" : `${each.ml} ml; `;
+  const whole = isVolume(model) ? "slice" : "image";
+  item.append(colour, element("span", `${each.name}: ${volume}${percent(share)} of the ${whole}`));
   return item;
 }
 
