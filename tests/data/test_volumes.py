@@ -11,7 +11,7 @@ from medduet import open_images
 from medduet.data.augment import build_augmentation
 from medduet.data.medmnist import medmnist_sets
 from medduet.data.npz import open_npz
-from medduet.data.pixels import resize_image, resize_mask
+from medduet.data.pixels import resize_image, resize_mask, three_planes
 from medduet.data.summary import data_summary
 from medduet.data.zarr_store import write_zarr
 from medduet.errors import ConfigError, DataError
@@ -42,6 +42,18 @@ def test_an_npz_of_volumes(file: Path, tmp_path: Path) -> None:
     small = open_npz(file, cache=tmp_path, size=(8,))
     assert small.train.images.shape == small.train.masks.shape == (12, 8, 8, 8)
     assert small.fingerprint != images.fingerprint
+
+
+def test_three_planes_show_the_same_point() -> None:
+    volume = np.zeros((2, *SHAPE), np.uint8)
+    volume[0, 3, 5, 7] = volume[1, 8, 10, 12] = 9  # of the second one the middle
+    mask = (volume == 9) & (np.arange(2) == 0)[:, None, None, None]
+    picture, drawn = three_planes(mask, volume, mask)
+    assert picture.shape == (2, 20 + 16, 24 + 16)
+    assert np.argwhere(picture[0]).tolist() == [[5, 7], [5, 24 + 3], [20 + 16 - 1 - 3, 7]]
+    assert np.argwhere(picture[1]).tolist() == [[10, 12], [10, 24 + 8], [20 + 16 - 1 - 8, 12]]
+    assert np.array_equal(drawn[0], picture[0] == 9)
+    assert not drawn[1].any()
 
 
 def test_sides_are_not_mistaken_by_the_resizers() -> None:

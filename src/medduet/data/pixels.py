@@ -73,16 +73,28 @@ def side_that_keeps(mask: NDArray[Any], resized: NDArray[Any]) -> int:
     return int(side)
 
 
-def shown_slices(volumes: NDArray[Any], masks: NDArray[Any] | None) -> tuple[NDArray[Any], ...]:
-    """Return rows and slices, by which to index ``(N, D, ...)``, of volumes in a figure.
+def three_planes(masks: NDArray[Any] | None, *volumes: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return a picture ``(N, H + D, W + D)`` of each of `volumes` ``(N, D, H, W)``.
 
-    That is the slice with most of the mask, and the middle one where there is none.
+    Beside the axial slice is the sagittal one, below it the coronal one with the last slice up, and
+    0 in the corner. Each is that with most of `masks`, or the middle one without a mask.
     """
-    slices = np.full(len(volumes), volumes.shape[1] // 2)
+    count, depth, height, width = volumes[0].shape
+    middles = np.tile([depth // 2, height // 2, width // 2], (count, 1))
     if masks is not None:
-        area = ((masks > 0) & (masks != IGNORED_MASK)).sum(axis=(2, 3))
-        slices = np.where(area.any(axis=1), area.argmax(axis=1), slices)
-    return np.arange(len(volumes)), slices
+        inside = (masks > 0) & (masks != IGNORED_MASK)
+        areas = (inside.sum(axis=axes) for axes in ((2, 3), (1, 3), (1, 2)))
+        largest = np.stack([area.argmax(axis=1) for area in areas], axis=1)
+        middles = np.where(inside.any(axis=(1, 2, 3))[:, None], largest, middles)
+    pictures = []
+    for volume in volumes:
+        picture = np.zeros((count, height + depth, width + depth), volume.dtype)
+        for whole, drawn, (z, y, x) in zip(volume, picture, middles, strict=True):
+            drawn[:height, :width] = whole[z]
+            drawn[:height, width:] = whole[:, :, x].T
+            drawn[height:, :width] = whole[::-1, y]
+        pictures.append(picture)
+    return pictures
 
 
 def to_grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from medduet.data.audit.findings import Audit
 from medduet.data.imageset import ImageSet
-from medduet.data.pixels import resize_image, resize_mask, shown_slices
+from medduet.data.pixels import resize_image, resize_mask, three_planes
 from medduet.inference.overlays import overlay_png
 from medduet.reports.page import render
 from medduet.reports.style import shorten
@@ -67,8 +67,7 @@ def _pictures(
         masks = pool.masks[rows]
         masks[masks == IGNORED_MASK] = 0
     if images.dims == 3:
-        places = shown_slices(pixels, masks)
-        pixels, masks = pixels[places], masks[places]
+        pixels, masks = three_planes(masks, pixels, masks)
     scale = _SIDE / max(masks.shape[1:])
     height, width = (max(1, round(side * scale)) for side in masks.shape[1:])
     for row, image, mask in zip(

@@ -9,7 +9,7 @@ from pydantic import Field
 from medduet.config import DataConfig
 from medduet.data.audit.findings import label_texts
 from medduet.data.cache import Progress
-from medduet.data.pixels import shown_slices
+from medduet.data.pixels import three_planes
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError
 from medduet.reports.image_grid import UNKNOWN_MASK, Panel, image_grid
@@ -50,8 +50,8 @@ def preview(
         has_mask = images.known_masks[index].reshape(-1, *[1] * image_set.dims)
         masks = np.where(has_mask, images.masks[index].astype(int), UNKNOWN_MASK)
     if image_set.dims == 3:
-        places = shown_slices(pixels, masks)
-        pixels, masks = pixels[places], None if masks is None else masks[places]
+        pixels, *drawn = three_planes(masks, pixels, *([] if masks is None else [masks]))
+        masks = next(iter(drawn), None)
     figure = image_grid(
         [Panel("", pixels, masks)],
         label_texts(images.labels[index], image_set.class_names).tolist(),

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from medduet.data.imageset import ImageSet, Split
-from medduet.data.pixels import shown_slices
+from medduet.data.pixels import three_planes
 from medduet.errors import DataError
 from medduet.metrics.inputs import one_vs_rest
 from medduet.models.base import DuetNetwork
@@ -161,7 +161,7 @@ def write_samples(
 ) -> None:
     """Write ``samples.npz`` of the test split, from which figures redraw without the data.
 
-    Of volumes it has one slice each, see `shown_slices`.
+    Of volumes it has `three_planes` of each.
     """
     index = choose_samples(data.test.labels, len(data.class_names))
     batch = data.test.batch(index)
@@ -179,7 +179,8 @@ def write_samples(
         image = scaled.round().to(torch.uint8).movedim(1, -1).numpy()
         arrays["reconstructions"] = image[..., 0] if image.shape[-1] == 1 else image
     if data.dims == 3:
-        places = shown_slices(arrays["images"], arrays.get("truth_masks"))
-        arrays = {name: x[places] if x.ndim > 1 else x for name, x in arrays.items()}
+        volumes = {name: x for name, x in arrays.items() if x.ndim > 1}
+        pictures = three_planes(arrays.get("truth_masks"), *volumes.values())
+        arrays |= zip(volumes, pictures, strict=True)
     with atomic_path(folder.samples) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
