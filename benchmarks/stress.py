@@ -1,4 +1,4 @@
-"""What corruption does to networks, and what training on it changes: the grid of grids/stress.yaml.
+"""What corruption does to networks, and what augmentation changes: the grid of grids/stress.yaml.
 
     OMP_NUM_THREADS=1 medduet benchmark benchmarks/grids/stress.yaml --out GRID
     OMP_NUM_THREADS=1 python -m benchmarks.stress GRID

@@ -261,7 +261,7 @@ class TrainConfig(Frozen):
     patience: int | None = Field(None, ge=1)
     """Stop after so many epochs without a better validation score; None: never."""
     augment: Planned[Augment] = "none"
-    """flip: mirror; light: move, brightness; strong: bend, noise, blur; corrupt: as in stress."""
+    """flip: mirror; light: move, brightness; strong: bend, noise, blur."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
     """shuffle: each image once per epoch; balanced: drawn so that each class is as likely."""
     seed: Annotated[int, _flag("seed")] = Field(0, ge=0)

@@ -9,6 +9,7 @@ import torch
 import medduet
 from medduet import open_images
 from medduet.data.augment import build_augmentation
+from medduet.data.corruptions import corruptions_of
 from medduet.data.medmnist import medmnist_sets
 from medduet.data.npz import open_npz
 from medduet.data.pixels import resize_image, resize_mask, three_planes
@@ -130,7 +131,7 @@ def test_duplicates_and_audit() -> None:
 
 def test_what_takes_images_alone_says_so(tmp_path: Path) -> None:
     data = open_images("phantom3d", size=16, count=10)
-    with pytest.raises(ConfigError, match="expected images, given volumes"):
-        build_augmentation("corrupt", data)
+    with pytest.raises(ConfigError, match="corruptions: expected images, given volumes"):
+        corruptions_of(data, "auto")
     with pytest.raises(ConfigError, match="medduet zarr: expected images, given volumes"):
         write_zarr(data, tmp_path / "set.zarr")

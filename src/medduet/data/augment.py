@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from medduet.data.corruptions import corrupt_randomly, corruptions_of
 from medduet.data.imageset import ImageSet
 from medduet.data.modality import SIDE, allowed, known_modality
 from medduet.errors import ConfigError
@@ -36,8 +35,6 @@ def build_augmentation(
         )
     if name == "none":
         return None
-    if name == "corrupt":
-        return corrupt_randomly(*corruptions_of(data, modality))
     from medduet.data.augmentations import changes_of_look, move_volumes, moves, sequence
 
     move: Callable[..., Any] = move_volumes(name, permitted)

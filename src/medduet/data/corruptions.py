@@ -8,7 +8,7 @@ nothing moves, so that masks stay true. ``corruptions.yaml`` has kinds and stren
 
 import io
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +24,9 @@ from torchvision.transforms.functional import rgb_to_grayscale
 
 from medduet.data.imageset import Images, ImageSet, Rows, Split
 from medduet.data.modality import MEDMNIST, known_modality
-from medduet.types import Batch, Modality
+from medduet.types import Modality
 
 SEVERITIES = (1, 2, 3, 4, 5)
-AUGMENTED_SHARE = 0.5
-"""Of the training images, those that the augmentation corrupts."""
 _COLOUR = ("pathmnist", "bloodmnist", "dermamnist", "retinamnist")
 _SIDE = 224
 _DEFAULTS = ("dermamnist", "chestmnist", "pathmnist")  # for a kind that the list lacks
@@ -236,19 +234,3 @@ class _CorruptedRows(Rows):
 def corrupt_split(split: Split, name: str, severity: int, listing: str = "auto") -> Split:
     """Return a split whose images are corrupted as they are read, to the same pixels each time."""
     return replace(split, images=_CorruptedRows(split.images, name, severity, listing))
-
-
-def corrupt_randomly(listing: str, names: Sequence[str]) -> Callable[[Batch], Batch]:
-    """Return an augmentation that corrupts `AUGMENTED_SHARE` of the images, each in one way."""
-
-    def augment(batch: Batch) -> Batch:
-        count, image = len(batch.image), batch.image.clone()
-        chosen = torch.rand(count) < AUGMENTED_SHARE
-        limits = (0, len(names)), (1, 6), (0, 2**31)  # of corruption, severity and seed
-        drawn = [torch.randint(low, high, (count,)).tolist() for low, high in limits]
-        for row in torch.nonzero(chosen)[:, 0].tolist():
-            number, severity, seed = (values[row] for values in drawn)
-            image[row] = corrupt(image[row], names[number], severity, seed, listing)
-        return batch._replace(image=image.float() / 255)
-
-    return augment
