@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from medduet.errors import DataError
 from medduet.types import IGNORED_MASK
@@ -66,8 +65,8 @@ def hd95_per_class(
 def reconstruction_errors(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
     """Return how far each rebuilt image is from its target, both ``(N, C, ...)``, -1 to 1.
 
-    SSIM (doi:10.1109/TIP.2003.819861) has a Gaussian window of 11 pixels, or the largest that fits,
-    where it lies within the image; of volumes it is the mean over the slices.
+    SSIM (MONAI's, doi:10.1109/TIP.2003.819861) has a Gaussian window of 11 pixels, or the largest
+    that fits, where it lies within the image; of volumes it is the mean over the slices.
 
     Returns:
         ``mse``, ``psnr`` in dB (infinite for a perfect image) and ``ssim`` (NaN if a side is below
@@ -122,17 +121,12 @@ def _ssim(predicted: Tensor, target: Tensor) -> Tensor:
     if predicted.ndim == 5:
         slices = (x.movedim(2, 1).flatten(0, 1) for x in (predicted, target))
         return _ssim(*slices).reshape(len(predicted), -1).mean(dim=1)
+    from monai.metrics.regression import compute_ssim_and_cs  # slow to import
+
     radius = min(_SSIM_RADIUS, (min(predicted.shape[-2:]) - 1) // 2)
     if radius < 1 or not len(predicted):
         return torch.full((len(predicted),), float("nan"))
-    # torchmetrics takes the window's radius from sigma, as int(3.5 * sigma + 0.5).
-    sigma = 1.5 if radius == _SSIM_RADIUS else radius / 3.5
-    _, maps = structural_similarity_index_measure(
-        *(predicted, target),
-        sigma=sigma,
-        data_range=_RANGE,
-        reduction="none",
-        return_full_image=True,
-    )
-    # Where the window is whole: torchmetrics averages a border of mirrored pixels too.
-    return maps[:, :, radius:-radius, radius:-radius].mean(dim=(1, 2, 3))
+    window, sigma = [2 * radius + 1] * 2, 1.5 if radius == _SSIM_RADIUS else radius / 3.5
+    maps, _ = compute_ssim_and_cs(predicted, target, 2, window, [sigma] * 2, _RANGE)
+    mean: Tensor = maps.mean(dim=(1, 2, 3))
+    return mean

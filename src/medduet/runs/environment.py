@@ -15,7 +15,7 @@ from medduet._version import __version__
 from medduet.data.imageset import SPLITS, ImageSet
 from medduet.models.base import Cost
 
-_LIBRARIES = ("torch", "lightning", "timm", "monai", "torchmetrics", "medmnist", "numpy", "scipy")
+_LIBRARIES = ("torch", "lightning", "timm", "monai", "medmnist", "numpy", "scipy")
 
 
 def describe_environment(
