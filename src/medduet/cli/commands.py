@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from medduet.cli.parse import parse, parser_of, signature_of
-from medduet.config import recipe_names
+from medduet.config import load_recipe, recipe_names
 from medduet.errors import ConfigError
+from medduet.experiments.config import load_grid
 
 COMMANDS = {
     "demo": "experiments.run:train",
@@ -42,10 +43,6 @@ RECIPES = {"train": "", "benchmark": "grid"}
 """Commands whose first word is a recipe, and of which kind, see `recipe_names`."""
 _NAMED = ("demo", "pretrain")
 """Commands that are trainings by the recipe of their name."""
-_LOADERS = {
-    "": "config:load_recipe",
-    "grid": "experiments.config:load_grid",
-}
 HELP = f"""\
 MedDuet trains networks that classify and segment medical images jointly.
 
@@ -134,14 +131,15 @@ def _with_recipe(name: str, words: list[str]) -> dict[str, Any]:
     else:
         names = ", ".join(recipe_names(kind))
         raise ConfigError(f"expected a recipe after '{name}': {names}, or a .yaml file")
-    config = _load(_LOADERS[kind])(recipe)
-    if kind == "grid" and config.out is None:
+    if not kind:
+        return parse(function, words, program, default=load_recipe(recipe), omit=("resume",))
+    config = load_grid(recipe)
+    if config.out is None:
         config = config.model_copy(update={"out": Path("grids") / Path(recipe).stem})
     arguments = parse(function, words, program, default=config, omit=("resume",))
-    if kind == "grid":
-        axes = {axis: tuple(arguments.pop(axis)) for axis in ("datasets", "networks", "variants")}
-        arguments["config"] = arguments["config"].choose(**axes)
-        arguments["config"].check_axes(config)
+    axes = {axis: tuple(arguments.pop(axis)) for axis in ("datasets", "networks", "variants")}
+    arguments["config"] = arguments["config"].choose(**axes)
+    arguments["config"].check_axes(config)
     return arguments
 
 
