@@ -65,7 +65,7 @@ def test_every_row_is_its_test(write_run: WriteRun, tmp_path: Path) -> None:
     right = [x["probability"].argmax(axis=1) == x["label"] for x in (one, other)]
     by_mcnemar, accuracy = mcnemar(*right), rows["accuracy"]
     assert (accuracy.p, accuracy.interval) == (by_mcnemar.p, by_mcnemar.interval)
-    assert accuracy.effect == by_mcnemar.odds_ratio
+    assert accuracy.effect == by_mcnemar.effect
     assert rows["auc"].p == delong(one["label"], one["probability"], other["probability"]).p
     empty = ~one["present"][:, 0]
     drawn = [~np.isnan(run["dice"][empty, 0]) for run in (one, other)]

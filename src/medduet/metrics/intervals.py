@@ -1,6 +1,6 @@
 """How sure a measured number is: intervals for a proportion and for a mean."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,6 +13,19 @@ UNDEFINED: Interval = (float("nan"), float("nan"))
 CONFIDENCE = 0.95
 Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 _CHUNK_ELEMENTS = 1_000_000
+
+
+class PairedTest(NamedTuple):
+    """How two networks differ on the same n images, or methods over n seeds; NaN if undefined.
+
+    `effect` is Cohen's d_z, of DeLong's test z, of McNemar's the odds ratio.
+    """
+
+    difference: float
+    interval: Interval
+    p: float
+    effect: float
+    n: int
 
 
 def wilson(successes: int, n: int) -> Interval:

@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 
 from medduet.errors import DataError
 from medduet.metrics.inputs import Floats
-from medduet.metrics.intervals import CONFIDENCE, UNDEFINED, Interval, Z, bootstrap_mean
+from medduet.metrics.intervals import CONFIDENCE, UNDEFINED, PairedTest, Z, bootstrap_mean
 
 EXACT_BELOW = 25
 """McNemar's test is exact for fewer images than this on which only one network is right."""
@@ -20,30 +20,17 @@ DECIMALS = 12
 _NAN = float("nan")
 
 
-class McNemar(NamedTuple):
-    """Which of two networks is right on more images: a alone on b of n, the other on c.
-
-    `p` is exact for ``b + c`` below `EXACT_BELOW`, else chi-squared with continuity correction.
-    """
-
-    difference: float
-    interval: Interval
-    p: float
-    b: int
-    c: int
-    odds_ratio: float
-    n: int
-
-
-def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemar:
+def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> PairedTest:
     """Test whether two networks are right ``(n,)`` bool on equally many of the same images.
 
-    The test is statsmodels'; the interval that of Bonett and Price, doi:10.3102/1076998611411915.
+    The test is statsmodels', exact if one alone is right on fewer images than `EXACT_BELOW`, else
+    chi-squared with continuity correction; the odds ratio that of these images. The interval is
+    that of Bonett and Price, doi:10.3102/1076998611411915.
 
     Example:
         >>> test = mcnemar([True] * 9 + [False], [True] * 3 + [False] * 6 + [True])
-        >>> test.b, test.c, round(test.p, 3), test.odds_ratio
-        (6, 1, 0.125, 6.0)
+        >>> test.difference, round(test.p, 3), test.effect
+        (0.5, 0.125, 6.0)
     """
     first, second = np.asarray(right_a), np.asarray(right_b)
     _check_pairs(first, second)
@@ -58,17 +45,7 @@ def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> McNemar:
     centre = share_b - share_c
     half = Z * float(np.sqrt((share_b + share_c - centre**2) / (n + 2)))
     interval = (max(centre - half, -1.0), min(centre + half, 1.0))
-    return McNemar((b - c) / n, interval, p, b, c, odds, n)
-
-
-class OverImages(NamedTuple):
-    """The mean difference over n images, with its sign-flip `p` and Cohen's `d_z`."""
-
-    difference: float
-    interval: Interval
-    p: float
-    d_z: float
-    n: int
+    return PairedTest((b - c) / n, interval, p, odds, n)
 
 
 def over_images(
@@ -78,7 +55,7 @@ def over_images(
     *,
     resamples: int = 9999,
     seed: int = 0,
-) -> OverImages:
+) -> PairedTest:
     """Compare two scores ``(n,)`` or ``(n, K)`` of the same images, such as Dice.
 
     If the networks are equally good, either could have had either score of an image: the
@@ -94,7 +71,7 @@ def over_images(
     weight, n = weight[rows][:, columns], int(rows.sum())
     difference = np.where(weight > 0, np.round(difference[rows][:, columns], DECIMALS), 0.0)
     if not n:
-        return OverImages(_NAN, UNDEFINED, _NAN, _NAN, 0)
+        return PairedTest(_NAN, UNDEFINED, _NAN, _NAN, 0)
     interval = bootstrap_mean(difference, weight, resamples=resamples, seed=seed)
     # What each image adds to the mean over columns of their weighted means, times n.
     share = n * (difference * weight / weight.sum(axis=0)).mean(axis=1)
@@ -108,32 +85,25 @@ def over_images(
             batch=max(1, 1_000_000 // n),
             rng=np.random.default_rng(seed),
         ).pvalue
-    return OverImages(float(share.mean()), interval, float(p), _effect(share), n)
+    return PairedTest(float(share.mean()), interval, float(p), _effect(share), n)
 
 
-class OverSeeds(NamedTuple):
-    """The mean difference over n seeds, with the paired t test (NaN if it has no spread)."""
+def over_seeds(a: ArrayLike, b: ArrayLike) -> PairedTest:
+    """Compare two methods by their scores ``(n,)`` with the same seeds in the same order.
 
-    difference: float
-    interval: Interval
-    p: float
-    d_z: float
-    n: int
-
-
-def over_seeds(a: ArrayLike, b: ArrayLike) -> OverSeeds:
-    """Compare two methods by their scores ``(n,)`` with the same seeds in the same order."""
+    By the paired t test, whose `p` is NaN if the differences have no spread.
+    """
     first, second = _check_pairs(a, b)
     if first.ndim != 1 or not np.isfinite(first - second).all():
         raise DataError("expected finite scores (n,), one per seed; leave out incomplete seeds")
     differences, n = np.round(first - second, DECIMALS), len(first)
     mean = float(differences.mean())
     if n < 2 or np.ptp(differences) == 0:
-        return OverSeeds(mean, UNDEFINED, _NAN, _NAN, n)
+        return PairedTest(mean, UNDEFINED, _NAN, _NAN, n)
     test = stats.ttest_1samp(differences, 0.0)
     low, high = test.confidence_interval(CONFIDENCE)
     interval = float(low), float(high)
-    return OverSeeds(mean, interval, float(test.pvalue), _effect(differences), n)
+    return PairedTest(mean, interval, float(test.pvalue), _effect(differences), n)
 
 
 class PairOverSets(NamedTuple):

@@ -1,14 +1,12 @@
 """Area under the ROC curve: its interval, and DeLong's test between two networks."""
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.special import expit, logit
 
 from medduet.metrics.inputs import Booleans, Floats, Integers, check_predictions, one_vs_rest
-from medduet.metrics.intervals import CONFIDENCE, UNDEFINED, Interval, Z
+from medduet.metrics.intervals import CONFIDENCE, UNDEFINED, Interval, PairedTest, Z
 from medduet.types import UNKNOWN_LABEL
 
 _NAN = float("nan")
@@ -59,18 +57,7 @@ def auc_interval(label: ArrayLike, probability: ArrayLike, multi_label: bool = F
     return float(low), float(high)
 
 
-class DeLong(NamedTuple):
-    """Which of two networks has the larger AUC, on n images; undefined numbers are NaN."""
-
-    difference: float
-    standard_error: float
-    interval: Interval
-    z: float
-    p: float
-    n: int
-
-
-def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike) -> DeLong:
+def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike) -> PairedTest:
     """Test whether two networks have the same AUC on the same images.
 
     Takes labels as `accuracy` does, and of each network ``(N, K)`` probabilities, or ``(S, N, K)``
@@ -99,7 +86,7 @@ def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike)
         z = difference / error
         p = float(2 * stats.norm.sf(abs(z)))
     interval = difference - Z * error, difference + Z * error
-    return DeLong(difference, error, interval, z, p, len(truth))
+    return PairedTest(difference, interval, p, z, len(truth))
 
 
 def _check_seeds(

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from medduet.errors import ConfigError, DataError
-from medduet.metrics.intervals import UNDEFINED, Interval
+from medduet.metrics.intervals import UNDEFINED, Interval, PairedTest
 from medduet.metrics.names import METRICS
-from medduet.metrics.paired import OverSeeds, holm, mcnemar, over_images, over_seeds
+from medduet.metrics.paired import holm, mcnemar, over_images, over_seeds
 from medduet.metrics.roc import delong
 from medduet.reports.grouping import COMPARED, RESAMPLES, Group, image_scores
 from medduet.runs.folder import open_run
@@ -46,7 +46,7 @@ class Difference:
     effect_name: str
     effect: float
     n: int
-    seeds: OverSeeds
+    seeds: PairedTest
     consistent: bool
     p_holm: float = float("nan")
     p_seeds_holm: float = float("nan")
@@ -105,23 +105,23 @@ def _over_images(metric: str, a: Sequence[Predictions], b: Sequence[Predictions]
     AUC by DeLong; accuracy and false positives of one seed by McNemar; everything else by
     sign-flip permutation.
     """
-    test: Any
     if metric == "auc":
         sides = [np.array([each.probability for each in side]) for side in (a, b)]
-        test = delong(np.asarray(a[0].label), *sides)
-        names = {"test": "DeLong", "effect_name": "z", "effect": test.z}
+        names, test = ("DeLong", "z"), delong(np.asarray(a[0].label), *sides)
     else:
         (score_a, weights), (score_b, _) = image_scores(a, metric), image_scores(b, metric)
         shares = ("accuracy", "false_positive_rate")
         if metric in shares and len(a) == 1 and weights.ndim == 1:
-            test = mcnemar(score_a[weights > 0] > 0, score_b[weights > 0] > 0)
-            names = {"test": "McNemar", "effect_name": "odds ratio", "effect": test.odds_ratio}
+            right_a, right_b = (score[weights > 0] > 0 for score in (score_a, score_b))
+            names, test = ("McNemar", "odds ratio"), mcnemar(right_a, right_b)
         else:
             test = over_images(score_a, score_b, weights, resamples=RESAMPLES)
-            names = {"test": "permutation", "effect_name": "d_z", "effect": test.d_z}
+            names = ("permutation", "d_z")
             if test.p == 1 and not test.difference:
                 test = test._replace(interval=UNDEFINED)
-    return names | {"interval": test.interval, "p": test.p, "n": test.n}
+    about = {"test": names[0], "effect_name": names[1]} | test._asdict()
+    del about["difference"]  # which is that of the means over seeds
+    return about
 
 
 def describe(row: Difference) -> str:

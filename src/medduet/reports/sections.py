@@ -140,7 +140,7 @@ def paired_table(dataset: str, rows: Sequence[Difference]) -> Table:
     """Return the table of the comparisons on one data set."""
     values = pd.DataFrame(rows).rename(columns={"a": "reference", "b": "method"})
     values[["low", "high"]] = values.pop("interval").tolist()
-    seeds = pd.DataFrame(values.pop("seeds").tolist())
+    seeds = pd.DataFrame(values.pop("seeds").tolist()).rename(columns={"effect": "d_z"})
     seeds[["low", "high"]] = seeds.pop("interval").tolist()
     values = values.join(seeds.add_prefix("seed_"))
     effect = (values["effect_name"] + " ").where(values["effect"].notna(), "")
