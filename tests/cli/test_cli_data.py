@@ -39,7 +39,7 @@ def test_a_set_with_leaks(leaky: Path, capsys: Capture) -> None:
     assert [f["kind"] for f in record["findings"] if f["severity"] == "leak"] == [
         "exact-duplicates-across-splits"
     ]
-    with (out / "duplicates.csv").open(newline="") as file:
+    with (out / "tables" / "duplicates.csv").open(newline="") as file:
         pairs = [(row["image_a"], row["image_b"], row["exact"]) for row in csv.DictReader(file)]
     assert pairs == [("train/0", "test/0", "1"), ("train/1", "test/1", "1")]
     again = [*words, "--strict", "--data.split", str(fix)]

@@ -39,7 +39,7 @@ def audit(
 
     Args:
         data: Which images; DATA comes first.
-        out: Folder for index.html, audit.json and duplicates.csv; default: audits/NAME.
+        out: Folder for index.html, its tables and figures, and audit.json; default: audits/NAME.
         strict: Exit with code 1 if there is a leak.
         fix: Write a split without leaks to this .csv, for --data.split; test stays as it is.
         progress: draws the progress.

@@ -1,79 +1,58 @@
-"""The report of an audit: a page with the images side by side, ``audit.json``, a table of pairs."""
+"""The report of an audit: a page with its findings and the images side by side, ``audit.json``."""
 
-import base64
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
-from medduet.data.audit.findings import Audit
+from medduet.data.audit.findings import Audit, plural
 from medduet.data.imageset import ImageSet
-from medduet.data.pixels import resize_image, resize_mask, three_planes
-from medduet.inference.overlays import overlay_png
-from medduet.reports.page import render
+from medduet.reports.image_grid import image_grid, panel_of
+from medduet.reports.page import Section, Table, numbers, write_page
 from medduet.reports.style import shorten
-from medduet.types import IGNORED_MASK
-from medduet.utils.files import write_json, write_text
-from medduet.utils.parsing import csv_text
+from medduet.utils.files import write_json
 
 MAX_PAIRS = 30
-MAX_PICTURES = 6
-MAX_LISTED = 12
-"""Images that are listed under a finding; all of them are in ``audit.json``."""
-_SIDE = 192  # pixels of the longer side of a picture
-_MAX_NAME = 60  # characters
-_OUTLINED = ("masks-without-background", "masks-on-normal-images")
-_SHOWN = ("blank-images", *_OUTLINED)
+MAX_PICTURES = 8
 
 
 def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
-    """Write ``index.html``, which needs no other file, ``audit.json`` and ``duplicates.csv``."""
-    record = audit.record()
+    """Write ``index.html``, which needs no other file, its tables and figures, and ``audit.json``.
+
+    All pairs of duplicates are in ``tables/duplicates.csv``.
+    """
+    record, pool = audit.record(), images.pool()
+    counts = ", ".join(plural(count, severity) for severity, count in audit.counts().items())
+    text = f"{counts}. Leaks inflate test scores; check warnings before training."
+    sections = [Section("Findings", [text]), Section("Images")]
+    for finding in filter(lambda finding: len(finding.rows), audit.findings):
+        rows, title = finding.rows[:MAX_PICTURES], finding.message.partition(":")[0]
+        names = audit.images["image"].iloc[rows].tolist()
+        figure = image_grid([panel_of(images, pool, rows)], names, title, f"the first {len(rows)}")
+        sections[1].figure(finding.kind, figure, finding.message)
+    if findings := record["findings"]:
+        values = pd.DataFrame(findings).assign(images=[len(each["images"]) for each in findings])
+        title = "Findings, leaks first; audit.json has all images of each"
+        shown = values[["severity", "message"]]
+        sections[0].tables.append(Table("findings", title, shown, values))
+    if len(pairs := audit.pairs.head(MAX_PAIRS)):
+        panels = [panel_of(images, pool, np.array(rows)) for rows in zip(*pairs.index, strict=True)]
+        headings = (pairs["image_a"] + "\n" + pairs["image_b"]).tolist()
+        caption = f"{len(pairs)} of {len(audit.pairs):,} pairs, the worst first"
+        section = Section("Duplicates and near-duplicates")
+        section.figure("duplicates", image_grid(panels, headings, caption, columns=2), caption)
+        values = audit.pairs.assign(similarity=numbers(audit.pairs["similarity"], ".4f"))
+        values = values.astype(dict.fromkeys(list(values)[-4:], int))
+        title = f"{caption}; similarity is the correlation of thumbnails"
+        shown = values.head(MAX_PAIRS).astype(str).map(lambda cell: shorten(cell, 60))
+        section.tables.append(Table("duplicates", title, shown, values))
+        sections.append(section)
+    if len(audit.classes):
+        shares = audit.classes / pd.Series(record["images"])
+        shown = audit.classes.map("{:,}".format) + shares.map(" ({:.1%})".format)
+        shown, values = (each.reset_index(names="class") for each in (shown, audit.classes))
+        table = Table("classes", "Images of each class", shown, values)
+        sections.append(Section("Class distribution", tables=[table]))
+    page = write_page(out, f"Audit of {audit.name}", sections, "medduet audit")
     write_json(out / "audit.json", record)
-    flags = dict.fromkeys(["exact", "across_splits", "labels_differ", "masks_differ"], int)
-    table = csv_text(audit.pairs.astype(flags), float_format="%.4f")
-    write_text(out / "duplicates.csv", table)
-    findings, pairs = [], []
-    for finding, entry in zip(audit.findings, record["findings"], strict=True):
-        rows = finding.rows[: MAX_PICTURES if finding.kind in _SHOWN else 0]
-        pictures = _pictures(audit, images, rows, finding.kind in _OUTLINED)
-        findings.append(entry | {"pictures": pictures})
-    for pair_rows, pair in audit.pairs.head(MAX_PAIRS).iterrows():
-        pictures = _pictures(audit, images, np.array(pair_rows), pair["masks_differ"])
-        pairs.append(pair.to_dict() | {"pictures": pictures})
-    page = render(
-        "audit.html",
-        title=f"Audit of {audit.name}",
-        command="medduet audit",
-        record=record,
-        counts=audit.counts(),
-        findings=findings,
-        pairs=pairs,
-        pair_count=len(audit.pairs),
-        max_listed=MAX_LISTED,
-        shorten=lambda text: shorten(text, _MAX_NAME),
-    )
-    write_text(out / "index.html", page)
-    return out / "index.html"
-
-
-def _pictures(
-    audit: Audit, images: ImageSet, rows: NDArray[np.int64], outlined: bool
-) -> list[dict[str, Any]]:
-    pool, pictures = images.pool(), []
-    pixels, masks = pool.images[rows], np.zeros((len(rows), *images.size), np.uint8)
-    if outlined and pool.masks is not None:
-        masks = pool.masks[rows]
-        masks[masks == IGNORED_MASK] = 0
-    if images.dims == 3:
-        pixels, masks = three_planes(masks, pixels, masks)
-    scale = _SIDE / max(masks.shape[1:])
-    height, width = (max(1, round(side * scale)) for side in masks.shape[1:])
-    for row, image, mask in zip(
-        audit.images.iloc[rows].to_dict("records"), pixels, masks, strict=True
-    ):
-        png = overlay_png(resize_image(image, height, width), resize_mask(mask, height, width))
-        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        pictures.append({**row, "source": source, "empty_mask": outlined and not mask.any()})
-    return pictures
+    return page

@@ -11,6 +11,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from medduet.data.audit.findings import label_texts
+from medduet.data.imageset import ImageSet, Split
+from medduet.data.pixels import three_planes
 from medduet.reports.style import STYLE, WIDTH, shorten
 from medduet.types import IGNORED_MASK, UNKNOWN_LABEL
 from medduet.utils.palette import GREY, INK, MASKS, PREDICTION, SILVER, TRUTH, VERMILION
@@ -34,6 +36,18 @@ class Panel(NamedTuple):
     color: str = ""
 
 
+def panel_of(images: ImageSet, split: Split, rows: NDArray[np.int64]) -> Panel:
+    """Return the panel of some images of a split with their masks; of volumes, three planes."""
+    pixels, masks = split.images[rows], None
+    if split.masks is not None:
+        has_mask = split.known_masks[rows].reshape(-1, *[1] * images.dims)
+        masks = np.where(has_mask, split.masks[rows].astype(int), UNKNOWN_MASK)
+    if images.dims == 3:
+        pixels, *drawn = three_planes(masks, pixels, *([] if masks is None else [masks]))
+        masks = next(iter(drawn), None)
+    return Panel("", pixels, masks)
+
+
 @rc_context(STYLE)
 def image_grid(
     panels: Sequence[Panel],
@@ -43,13 +57,14 @@ def image_grid(
     *,
     wrong: Sequence[bool] = (),
     outlines: Sequence[tuple[str, str]] = (),
+    columns: int = 0,
 ) -> Figure:
     """Draw N cards, each with a heading above its panels from left to right.
 
     Those that are `wrong` are framed. `outlines` are for a legend, if there is room.
     """
     per_card = len(panels)
-    columns = 4 if per_card < 3 else 2
+    columns = columns or (4 if per_card < 3 else 2)
     rows, lines = -(-len(headings) // columns), max(text.count("\n") + 1 for text in headings)
     card = 0.96 * WIDTH / (columns + _GUTTER * (columns - 1))
     picture = card / per_card * panels[0].images.shape[1] / panels[0].images.shape[2]

@@ -100,7 +100,8 @@ def write_page(out: Path, title: str, sections: Sequence[Section], command: str)
         for name, figure, _ in section.figures
     }
     values = {"title": title, "sections": sections, "sources": sources, "command": command}
-    write_text(page, render("report.html", slug=slug, **values))
+    template = _TEMPLATES.get_template("report.html")
+    write_text(page, template.render(slug=slug, version=__version__, **values))
     return page
 
 
@@ -111,11 +112,6 @@ def _source(figure: Figure, path: Path) -> str:
         figure.set_layout_engine("none")  # laid out once for both
     content = path.with_name(f"{path.name}.svg").read_bytes()
     return f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
-
-
-def render(template: str, **values: Any) -> str:
-    """Return an HTML template of this package filled with `values`, which are escaped."""
-    return _TEMPLATES.get_template(template).render(**values, version=__version__)
 
 
 def say(macro: str, *values: Any) -> str:

@@ -9,10 +9,9 @@ from pydantic import Field
 from medduet.config import DataConfig
 from medduet.data.audit.findings import label_texts
 from medduet.data.cache import Progress
-from medduet.data.pixels import three_planes
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError
-from medduet.reports.image_grid import UNKNOWN_MASK, Panel, image_grid
+from medduet.reports.image_grid import image_grid, panel_of
 from medduet.reports.style import save, slug
 from medduet.training.final import choose_samples
 from medduet.utils.palette import MASKS
@@ -45,15 +44,8 @@ def preview(
     index = choose_samples(images.labels, len(image_set.class_names), count)
     if images.labels.ndim == 1:
         index = index[np.argsort(images.labels[index], kind="stable")]
-    pixels, masks = images.images[index], None
-    if images.masks is not None:
-        has_mask = images.known_masks[index].reshape(-1, *[1] * image_set.dims)
-        masks = np.where(has_mask, images.masks[index].astype(int), UNKNOWN_MASK)
-    if image_set.dims == 3:
-        pixels, *drawn = three_planes(masks, pixels, *([] if masks is None else [masks]))
-        masks = next(iter(drawn), None)
     figure = image_grid(
-        [Panel("", pixels, masks)],
+        [panel_of(image_set, images, index)],
         label_texts(images.labels[index], image_set.class_names).tolist(),
         f"{image_set.name}: {len(index)} of {len(images):,} images of {split}",
         outlines=list(zip(image_set.mask_names[1:], MASKS, strict=False)),
