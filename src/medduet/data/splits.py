@@ -149,10 +149,10 @@ def arrange(
     `split` ``(N,)`` is what their files say, or `NO_SPLIT`; ``None`` if they are in it already.
     `saved` is the file of a split that was made by these settings before, if it is there.
     """
-    if config.folds is not None and config.keep_test:
+    if config.keep_test:  # folds of train and val, in whatever split the images are without folds
         one_split = {"folds": None, "fold": 0, "keep_test": False}
         images = arrange(images, split, config.model_copy(update=one_split), progress)
-        return _folded(images, config, progress, saved)
+        split, config = None, config.model_copy(update={"split": "made"})
     has_split = split is None or bool((split != NO_SPLIT).any())
     if config.folds is not None and config.split not in ("auto", "made"):
         raise ConfigError(f"--data.folds make a split: leave out --data.split {config.split}")
@@ -168,7 +168,7 @@ def arrange(
         table = Path(config.split).expanduser().absolute()
         note, saved = dict[str, Any](file=str(table)), saved or table
     elif config.folds is not None:
-        note = {"made": plan | {"folds": config.folds, "fold": config.fold}}
+        note = {"made": plan | config.model_dump(include={"folds", "fold", "keep_test"})}
     elif config.split == "made" or not has_split:
         note = {"made": plan | {"fractions": list(config.fractions)}}
     elif split is None:
@@ -187,22 +187,6 @@ def arrange(
     else:
         parts = _make(images, split if "given" in note else None, config, progress)
     return apply_split(images, parts, note)
-
-
-def _folded(
-    images: ImageSet, config: DataConfig, progress: Progress, saved: Path | None
-) -> ImageSet:
-    """Return the images with a fold of train and val as val; test stays as it is."""
-    made = config.model_dump(include={"seed", "group_by", "folds", "fold", "keep_test"})
-    if saved is not None and saved.is_file():
-        return apply_split(images, read_split(saved, images), {"made": made})
-    assert config.folds is not None
-    count, labels = len(images.train) + len(images.val), images.pool().labels
-    groups = _groups(images, config, progress)[:count]
-    fold = stratified_group_split(labels[:count], groups, [1.0] * config.folds, config.seed)
-    parts = np.full(len(labels), 2)
-    parts[:count] = fold == config.fold
-    return apply_split(images, parts, {"made": made})
 
 
 def _groups(images: ImageSet, config: DataConfig, progress: Progress) -> NDArray[np.int64]:
@@ -228,9 +212,14 @@ def _make(
     """Return a new split of all images; or, of a given `split`, of the images of train alone."""
     labels, groups = images.pool().labels, _groups(images, config, progress)
     if config.folds is not None:
-        parts = stratified_group_split(labels, groups, [1.0] * config.folds, config.seed)
-        # That part is test, the next one val, the others train.
-        return np.array([2, 1, *[0] * (config.folds - 2)])[(parts - config.fold) % config.folds]
+        count = len(images.train) + len(images.val) if config.keep_test else len(labels)
+        equal, first = [1.0] * config.folds, [1] if config.keep_test else [2, 1]
+        folds = stratified_group_split(labels[:count], groups[:count], equal, config.seed)
+        # That fold is test, the next one val, the others train; val, if test is kept.
+        numbers = np.array(first + [0] * (config.folds - len(first)))
+        parts = np.full(len(labels), 2)
+        parts[:count] = numbers[(folds - config.fold) % config.folds]
+        return parts
     if split is None:
         return stratified_group_split(labels, groups, config.fractions, config.seed)
     parts, train, shares = split.copy(), split == 0, config.fractions[:2]
