@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medduet.errors import ConfigError, DataError
+from medduet.errors import ConfigError
 from medduet.metrics.intervals import UNDEFINED, Interval, PairedTest
 from medduet.metrics.names import METRICS
 from medduet.metrics.paired import holm, mcnemar, over_images, over_seeds
@@ -174,7 +174,7 @@ def compare(run_a: str | Path, run_b: str | Path, *, out: Path | None = None) ->
     Raises:
         ConfigError: other data, or no metric that both have.
         MissingFileError: a folder without a finished run.
-        DataError: files that can't be read, or that hold other labels.
+        DataError: files that can't be read.
     """
     runs = open_run(run_a), open_run(run_b)
     a, b = (Group(runs[0].data_name, str(run.path), {0: run}) for run in runs)
@@ -198,16 +198,8 @@ def compare(run_a: str | Path, run_b: str | Path, *, out: Path | None = None) ->
 
 
 def _check_same_images(a: Group, b: Group) -> None:
-    """Raise an error unless two runs were judged on the same images, labels and masks."""
+    """Raise ConfigError unless two runs were evaluated on the same images, labels and masks."""
     first, second = a.first, b.first
     if first.data.get("fingerprint") != second.data.get("fingerprint"):
         given = f"{first.data_name} in {first.path}, {second.data_name} in {second.path}"
         raise ConfigError(f"expected two runs on the same data in the same split, given {given}")
-    (one,), (other,) = a.predictions(), b.predictions()
-    for name in ("index", "label", "truth_pixels"):
-        ours, theirs = getattr(one, name), getattr(other, name)
-        if ours is not None and theirs is not None and not np.array_equal(ours, theirs):
-            raise DataError(
-                f"expected the same images, labels and masks, but predictions of {first.path} and "
-                f"{second.path} have others; train both on the same file"
-            )
