@@ -32,10 +32,7 @@ def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> PairedTest:
         >>> test.difference, round(test.p, 3), test.effect
         (0.5, 0.125, 6.0)
     """
-    first, second = np.asarray(right_a), np.asarray(right_b)
-    _check_pairs(first, second)
-    if first.dtype != bool or second.dtype != bool or first.ndim != 1:
-        raise DataError(f"expected bool (n,) twice, given {first.dtype} and {second.dtype}")
+    first, second = (scores > 0 for scores in _check_pairs(right_a, right_b))
     b, c, n = int((first & ~second).sum()), int((second & ~first).sum()), len(first)
     table = [[int((first & second).sum()), b], [c, int((~first & ~second).sum())]]
     exact = b + c < EXACT_BELOW or b == c  # the correction is not for 0
@@ -64,8 +61,6 @@ def over_images(
     """
     first, second = _check_pairs(a, b)
     weight = np.ones_like(first) if weights is None else np.asarray(weights, dtype=np.float64)
-    if weight.shape != first.shape:
-        raise DataError(f"expected weights {first.shape} as the scores, given {weight.shape}")
     difference, weight = (array.reshape(len(first), -1) for array in (first - second, weight))
     rows, columns = weight.any(axis=1), weight.any(axis=0)  # images and columns that count
     weight, n = weight[rows][:, columns], int(rows.sum())
@@ -94,8 +89,6 @@ def over_seeds(a: ArrayLike, b: ArrayLike) -> PairedTest:
     By the paired t test, whose `p` is NaN if the differences have no spread.
     """
     first, second = _check_pairs(a, b)
-    if first.ndim != 1 or not np.isfinite(first - second).all():
-        raise DataError("expected finite scores (n,), one per seed; leave out incomplete seeds")
     differences, n = np.round(first - second, DECIMALS), len(first)
     mean = float(differences.mean())
     if n < 2 or np.ptp(differences) == 0:
@@ -106,20 +99,10 @@ def over_seeds(a: ArrayLike, b: ArrayLike) -> PairedTest:
     return PairedTest(mean, interval, float(test.pvalue), _effect(differences), n)
 
 
-class PairOverSets(NamedTuple):
-    """Two methods (their columns) over all sets; `effect` is the rank-biserial correlation."""
-
-    first: int
-    second: int
-    difference: float
-    p: float
-    p_holm: float
-    effect: float
-
-
 class OverSets(NamedTuple):
     """Several methods over several data sets, as Demsar 2006 (JMLR 7:1-30) compares them.
 
+    The pairs are those of `itertools.combinations`, the effect is the rank-biserial correlation.
     In Nemenyi's test at 5% mean ranks (1 is best) must differ by the `critical_difference`;
     `smallest_p` is the least that any pair's p can be with so few sets.
     """
@@ -127,7 +110,7 @@ class OverSets(NamedTuple):
     mean_ranks: tuple[float, ...]
     friedman_p: float
     critical_difference: float
-    pairs: tuple[PairOverSets, ...]
+    pairs: tuple[PairedTest, ...]
     smallest_p: float
     smallest_p_holm: float
     sets: int
@@ -136,31 +119,24 @@ class OverSets(NamedTuple):
 def over_sets(scores: ArrayLike) -> OverSets:
     """Compare methods over data sets: Friedman, Nemenyi, and Wilcoxon for every pair.
 
-    The tests are scipy's, Holm's correction is statsmodels'. Takes ``(sets, methods)`` finite
-    scores, larger is better, of at least one set and two methods; DataError for others.
+    The tests are scipy's. Takes finite scores ``(sets, methods)``, at least ``(1, 2)``; larger is
+    better.
     """
     score: Floats = np.asarray(scores, dtype=np.float64).round(DECIMALS)
-    if score.ndim != 2 or len(score) < 1 or score.shape[1] < 2 or not np.isfinite(score).all():
-        raise DataError("expected finite scores (sets, methods >= 2): leave incomplete ones out")
     sets, methods = score.shape
     friedman_p = _NAN
     if methods > 2:
         differ = np.ptp(score, axis=1).any()
         friedman_p = float(stats.friedmanchisquare(*score.T).pvalue) if differ else 1.0
-    couples = list(combinations(range(methods), 2))
-    tests = [_wilcoxon(np.round(score[:, i] - score[:, j], DECIMALS)) for i, j in couples]
-    corrected = holm([p for p, _ in tests])
+    pairs = [_wilcoxon(np.round(a - b, DECIMALS)) for a, b in combinations(score.T, 2)]
     q = float(stats.studentized_range.ppf(CONFIDENCE, methods, np.inf)) / np.sqrt(2)
     return OverSets(
         mean_ranks=tuple(stats.rankdata(-score, axis=1).mean(axis=0).tolist()),
         friedman_p=friedman_p,
         critical_difference=float(q * np.sqrt(methods * (methods + 1) / (6 * sets))),
-        pairs=tuple(
-            PairOverSets(i, j, float((score[:, i] - score[:, j]).mean()), p, p_holm, effect)
-            for (i, j), (p, effect), p_holm in zip(couples, tests, corrected, strict=True)
-        ),
+        pairs=tuple(pairs),
         smallest_p=2.0 ** (1 - sets),
-        smallest_p_holm=min(1.0, 2.0 ** (1 - sets) * len(couples)),
+        smallest_p_holm=min(1.0, 2.0 ** (1 - sets) * len(pairs)),
         sets=sets,
     )
 
@@ -186,11 +162,13 @@ def _effect(differences: Floats) -> float:
     return float(differences.mean()) / spread if spread else _NAN
 
 
-def _wilcoxon(differences: Floats) -> tuple[float, float]:
-    """Return p and rank-biserial correlation of rounded differences, so that equal ones tie."""
+def _wilcoxon(differences: Floats) -> PairedTest:
+    """Test rounded differences, so that equal ones tie; the effect is rank-biserial."""
+    mean, n = float(differences.mean()), len(differences)
     if not differences.any():
-        return 1.0, 0.0
+        return PairedTest(mean, UNDEFINED, 1.0, 0.0, n)
     p = float(stats.wilcoxon(differences).pvalue)
     differences = differences[differences != 0]
     ranks = stats.rankdata(np.abs(differences))
-    return p, float((ranks * np.sign(differences)).sum() / ranks.sum())
+    effect = float((ranks * np.sign(differences)).sum() / ranks.sum())
+    return PairedTest(mean, UNDEFINED, p, effect, n)

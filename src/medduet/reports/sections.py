@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
-from itertools import chain, groupby
+from itertools import chain, combinations, groupby
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from medduet.metrics.intervals import CONFIDENCE
 from medduet.metrics.names import METRICS
+from medduet.metrics.paired import holm
 from medduet.metrics.paired import over_sets as compare_over_sets
 from medduet.reports import grid_figures
 from medduet.reports.compare import ALPHA, Difference, shown_p
@@ -184,9 +185,9 @@ def over_datasets(measured: pd.DataFrame) -> Section:
         section.text.append(say("over_sets", over, result, friedman, FEW_SETS, incomplete))
         figure = grid_figures.ranks(result, methods)
         section.figure(f"ranks-{metric}", figure, f"Mean ranks by {METRICS[metric].name}")
-        values = pd.DataFrame(result.pairs).rename(columns={"effect": "rank_biserial"})
-        for side in ("first", "second"):
-            values[side] = values[side].map(methods.__getitem__)
+        values = pd.DataFrame(combinations(methods, 2), columns=["first", "second"])
+        values = values.join(pd.DataFrame(result.pairs).drop(columns=["interval", "n"]))
+        values = values.rename(columns={"effect": "rank_biserial"}).assign(p_holm=holm(values["p"]))
         shown = {
             "pair": values["first"] + " − " + values["second"],
             "mean difference": numbers(values["difference"], "+.3f"),
