@@ -1,10 +1,11 @@
 """What training costs against the side of the images, the batch, the width, their number, ranks.
 
-    python -m benchmarks.scaling [--quick] [--rounds 5] [--out FILE.json]
+    python -m benchmarks.scaling [--quick] [--rounds 5] [--out FILE.json] [--only 'volume side']
 
-`medduet.train` on phantoms of three channels, VovUnet_Var with class and reconstruction, all else
-as it comes, on the CPU. Each point is a fresh process and they take turns. One thing changes at a
-time; the power with which the cost grows is by least squares on the logarithms of the medians.
+`medduet.train` on phantoms of three channels, or volumes of one, VovUnet_Var with class and
+reconstruction, all else as it comes, on the CPU. Each point is a fresh process and they take turns.
+One thing changes at a time; the power with which the cost grows is by least squares on the
+logarithms of the medians.
 """
 
 import argparse
@@ -25,17 +26,19 @@ from benchmarks.turns import Runs, in_turns, machine, span
 
 
 class Point(NamedTuple):
-    """What is trained: side in pixels, batch, width, steps that count, ranks."""
+    """What is trained: side in pixels, batch, width, steps that count, ranks, dimensions."""
 
     side: int = 64
     batch: int = 16
     width: int = 16
     steps: int = 6
     ranks: int = 1
+    dims: int = 2
 
 
 SERIES: dict[str, tuple[str, list[Point]]] = {
     "image side": ("side", [Point(side=side) for side in (32, 64, 128, 256)]),
+    "volume side": ("side", [Point(side, 2, 8, dims=3) for side in (16, 24, 32, 48)]),
     "batch": ("batch", [Point(batch=batch) for batch in (4, 8, 16, 32, 64)]),
     "width": ("width", [Point(width=width) for width in (8, 16, 32, 64)]),
     "images in an epoch": (
@@ -71,7 +74,8 @@ def one(point: Point) -> None:
 
     count = -(-point.batch * (WARM + point.steps + 1) * 10 // 7)
     out = Path(os.environ["SCALING_OUT"])
-    data = medduet.DataConfig(name="phantom", size=point.side, channels=3, count=count)
+    images = {"name": "phantom", "channels": 3} if point.dims == 2 else {"name": "phantom3d"}
+    data = medduet.DataConfig(**images, size=point.side, count=count)
     config = medduet.RunConfig().model_copy(
         update={
             "data": data,
@@ -112,10 +116,10 @@ def slope(values: list[int], costs: list[float]) -> float:
     return float(np.polyfit(np.log(values), np.log(costs), 1)[0])
 
 
-def main(quick: bool, rounds: int, out: Path | None) -> None:
+def main(quick: bool, rounds: int, out: Path | None, only: str | None) -> None:
     print(machine(), flush=True)
     found: dict[str, Runs] = {}
-    series = QUICK if quick else SERIES
+    series = QUICK if quick else {x: SERIES[x] for x in ([only] if only else SERIES)}
     for title, (_, points) in series.items():
         found[title] = in_turns(
             "benchmarks.scaling", {str(list(point)): list(point) for point in points}, rounds
@@ -139,6 +143,7 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="two short series")
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--out", type=Path, help="also write all numbers as JSON")
+    parser.add_argument("--only", choices=SERIES, help="one of the series")
     parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--rank", nargs="+", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -147,4 +152,4 @@ if __name__ == "__main__":
     elif chosen.rank:
         in_ranks(chosen.rank)
     else:
-        main(chosen.quick, chosen.rounds or (2 if chosen.quick else 5), chosen.out)
+        main(chosen.quick, chosen.rounds or (2 if chosen.quick else 5), chosen.out, chosen.only)

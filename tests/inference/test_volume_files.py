@@ -73,6 +73,9 @@ def test_a_run_on_files(run: Path, tmp_path: Path) -> None:
     )
     again = medduet.evaluate(run, data=data, out=tmp_path / "again")["test"]
     assert again["n"] > 0
+    for option, value in (("spacing", (2.0,)), ("window", (40.0, 400.0))):
+        with pytest.raises(ConfigError, match=rf"{option} of the training.*omit --data.{option}"):
+            medduet.evaluate(run, data=data.model_copy(update={option: value}))
     record = predict_files(run, [run.parent / "set"], tmp_path / "out")
     assert (record.images, record.broken) == (12, {})
     answer = medduet.Predictor(run)(scan())

@@ -9,6 +9,7 @@ import numpy as np
 
 from medduet.config import DataConfig
 from medduet.data.imageset import SPLITS, ImageSet
+from medduet.data.pixels import for_each_axis
 from medduet.data.sources import is_files
 from medduet.errors import ConfigError
 from medduet.runs.config import Preprocessing
@@ -18,11 +19,20 @@ _LOG = logging.getLogger(__name__)
 
 
 def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
-    """Return `config`, completed by how a network's training images were prepared."""
+    """Return `config`, completed by how a network's training images were prepared.
+
+    Raises:
+        ConfigError: it has another window or spacing.
+    """
     sides = dict.fromkeys(preprocessing.size)  # one number where all are equal, whatever the axes
     size = tuple(sides) if len(sides) == 1 else tuple(preprocessing.size)
     settings: dict[str, Any] = {"size": config.size or size}
     if is_files(config):
+        spacing = config.spacing and for_each_axis(config.spacing, 3, "spacing")
+        for name, given in (("window", config.window), ("spacing", spacing)):
+            if given not in (None, own := getattr(preprocessing.options, name)):
+                expected = f"expected the {name} of the training, {own}, given {given}"
+                raise ConfigError(f"{expected}: omit --data.{name}")
         settings |= {"fit": preprocessing.fit, "window": preprocessing.options.window}
         settings["channels"] = config.channels or preprocessing.channels
         settings["dims"] = len(preprocessing.size)
