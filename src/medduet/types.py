@@ -104,6 +104,14 @@ class DenseLayout(NamedTuple):
         """Return the ``(N, image_channels, H, W)`` reconstruction in ``(N, D, H, W)``."""
         return dense[:, self.mask_channels :]
 
+    def mask_probability(self, dense: Tensor) -> Tensor:
+        """Return ``(N, mask_classes, H, W)`` of a dense output, of the background first."""
+        logits = self.mask_logits(dense)
+        if self.mask_channels > 1:
+            return logits.softmax(dim=1)
+        signs = logits.new_tensor([-1.0, 1.0]).view(2, *[1] * (logits.ndim - 2))
+        return (signs * logits).sigmoid()
+
     def mask(self, dense: Tensor) -> Tensor:
         """Return the predicted mask ``(N, H, W)`` int64 of a dense output ``(N, D, H, W)``."""
         logits = self.mask_logits(dense)

@@ -86,6 +86,23 @@ def test_a_folder(bundle: Path, folder: Path, tmp_path: Path) -> None:
     assert (overlay[mask == 1] != pixels(folder / "a.png")[mask == 1][:, None]).any(axis=1).all()
 
 
+def test_probabilities_of_mask_classes(bundle: Path, tmp_path: Path) -> None:
+    sides = Predictor(bundle).options.sides
+    noise = np.random.default_rng(0).integers(0, 255, (2, *sides), np.uint8)
+    for name, image in zip("ab", noise, strict=True):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    predict_files(
+        bundle, [tmp_path / "a.png", tmp_path / "b.png"], tmp_path / "out", probabilities=True
+    )
+    for name in "ab":
+        maps = np.load(tmp_path / "out" / "probabilities" / f"{name}.npy").astype(float)
+        mask = pixels(tmp_path / "out" / "masks" / f"{name}.png")
+        assert np.allclose(maps.sum(axis=0), 1, atol=2e-3)
+        assert (maps.argmax(axis=0) == mask).mean() > 0.99  # float16 may tie
+    with pytest.raises(ConfigError, match="no masks are predicted by .*: omit --probabilities"):
+        Predictor(bundle, classify_only=True, probabilities=True)
+
+
 def test_masks_are_left_out_where_they_have_an_image(
     bundle: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -104,6 +104,20 @@ def test_all_orientations_get_their_mask_back(run: Path, tmp_path: Path) -> None
         assert np.array_equal(sitk.GetArrayFromImage(source) >= 150, sitk.GetArrayFromImage(mask))
 
 
+def test_probabilities_lie_where_the_mask_does(run: Path, tmp_path: Path) -> None:
+    image = nib.Nifti1Image(scan(3).T, AFFINE).as_reoriented([[2, -1], [0, 1], [1, -1]])
+    nib.save(image, tmp_path / "scan.nii.gz")
+    predict_files(run, [tmp_path / "scan.nii.gz"], out := tmp_path / "out", probabilities=True)
+    mask = nib.load(out / "masks" / "scan.nii.gz")
+    maps = nib.load(out / "probabilities" / "scan.nii.gz")
+    assert maps.shape == (*image.shape, 2)
+    assert np.allclose(maps.affine, image.affine, atol=1e-4)
+    values = maps.get_fdata()
+    assert np.allclose(values.sum(axis=-1), 1, atol=1e-5)
+    assert np.array_equal(values[..., 1] > 0.5, np.asarray(mask.dataobj) == 1)  # 1 voxel is 1 voxel
+    assert 0 < values[..., 1].min() < values[..., 1].max() < 1
+
+
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("ending", ["mha", "nrrd", "tif"])
 def test_other_files(run: Path, tmp_path: Path, ending: str) -> None:

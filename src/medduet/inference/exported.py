@@ -25,11 +25,13 @@ class BatchPrediction(NamedTuple):
         probability: ``(N, K)`` float, 0 to 1, calibrated if the bundle is.
         mask: ``(N, H, W)`` uint8 mask class, 0 is background; ``D, H, W`` of volumes, as below.
         reconstruction: ``(N, C, H, W)`` float32 image, where 0 is black and 1 is white.
+        mask_probability: ``(N, K, H, W)`` float32 of the mask classes, where it is asked for.
     """
 
     probability: NDArray[np.floating[Any]] | None = None
     mask: NDArray[np.uint8] | None = None
     reconstruction: NDArray[np.float32] | None = None
+    mask_probability: NDArray[np.float32] | None = None
 
 
 class ExportedModel:

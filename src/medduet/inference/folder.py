@@ -35,7 +35,7 @@ from medduet.utils.parsing import as_text, csv_text, misread, parse_json, read_o
 
 TABLE = "predictions.csv"
 _JOURNAL = "done.jsonl"
-_NOT_IN_DICOM = ("images", "overlays", "dicom")  # settings
+_NOT_IN_DICOM = ("images", "overlays", "dicom", "probabilities")  # settings
 _FILES_AT_ONCE = 16  # files whose frames are in memory together
 _ONE_PROCESS = 64  # files that one process has read before a second one has started
 _Done = dict[str, list[Row]]  # the rows of each file that is done, by its name in the table
@@ -68,6 +68,7 @@ def predict_files(
     *,
     classify_only: bool = False,
     explain: bool = False,
+    probabilities: bool = False,
     coverage: float | None = None,
     min_confidence: float | None = None,
     overlays: bool = True,
@@ -88,6 +89,7 @@ def predict_files(
         out: the folder to write.
         classify_only: predict classes alone; the decoder is not run.
         explain: also write heat maps (Grad-CAM).
+        probabilities: also write those of the mask classes: (K, H, W) in .npy, volumes as NIfTI.
         coverage: share of images whose class is to be in the prediction set; ``None`` for 0.9.
         min_confidence: confidence below which the network abstains.
         overlays: whether to write the image with its mask over it.
@@ -111,6 +113,7 @@ def predict_files(
     options: dict[str, Any] = {
         "classify_only": classify_only,
         "explain": explain,
+        "probabilities": probabilities,
         "coverage": coverage,
         "min_confidence": min_confidence,
     }

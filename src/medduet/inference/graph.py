@@ -21,19 +21,27 @@ class NetworkGraph(nn.Module):
     """
 
     def __init__(
-        self, path: str | Path, *, classify_only: bool = False, device: str | None = None
+        self,
+        path: str | Path,
+        *,
+        classify_only: bool = False,
+        probabilities: bool = False,
+        device: str | None = None,
     ) -> None:
         super().__init__()
         self.path, bundle = path, load_bundle(path)
         self.network, self.config = bundle.network.requires_grad_(False), bundle.config
         layout, self.preprocessing = bundle.config.usable(path)
         self.layout, self.classify_only = bundle.layout, classify_only
+        if probabilities and (classify_only or not layout.mask_classes):
+            raise ConfigError(f"no masks are predicted by {path}: omit --probabilities")
         if classify_only and not self.config.network.num_classes:
             raise ConfigError(f"{path} has no class head: omit --classify-only")
         heads = {
             "probability": self.config.network.num_classes,
             "mask": layout.mask_classes and not classify_only,
             "reconstruction": layout.image_channels and not classify_only,
+            "mask_probability": probabilities and layout.mask_classes,
         }
         self.outputs = [name for name, channels in heads.items() if channels]
         self.eval()
@@ -55,7 +63,9 @@ class NetworkGraph(nn.Module):
         if not exporting and dense is not None and not dense.isfinite().all():  # else, empty masks
             raise ModelError(f"{self.path}: masks are not finite: damaged weights")
         mask = None if predicted.mask is None else predicted.mask.to(torch.uint8)
-        heads = (predicted.probability, mask, predicted.reconstruction)
+        heads = [predicted.probability, mask, predicted.reconstruction]
+        if dense is not None and "mask_probability" in self.outputs:
+            heads.append(self.layout.mask_probability(dense))
         return [head for head in heads if head is not None]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:

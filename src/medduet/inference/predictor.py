@@ -43,6 +43,7 @@ class Prediction:
         prediction_set: the classes that hold the true one with the chosen coverage, if calibrated.
         abstained: whether the confidence is below the one asked for.
         mask: ``(H, W)`` uint8 mask class at the image's own size, 0 is background.
+        mask_probability: ``(K, H, W)`` float32 of the mask classes, where it is asked for.
         heatmap: ``(H, W)`` float32, 0 to 1: evidence for `label` at each place (Grad-CAM).
         ood_p: p-value of the image being like those of the training; 0.05 or less is a warning.
         spacing: distance of slices, rows and columns of a volume in mm, empty if it is not known.
@@ -54,6 +55,7 @@ class Prediction:
     prediction_set: tuple[str, ...] | None = None
     abstained: bool = False
     mask: NDArray[np.uint8] | None = field(default=None, repr=False)
+    mask_probability: NDArray[np.float32] | None = field(default=None, repr=False)
     heatmap: NDArray[np.float32] | None = field(default=None, repr=False)
     ood_p: float | None = None
     spacing: tuple[float, ...] | None = None
@@ -73,6 +75,7 @@ class Predictor:
         path: a bundle, a run, or a network that `medduet.export_bundle` wrote.
         classify_only: predict classes alone; the decoder is not run.
         explain: also compute heat maps by Grad-CAM; not for exported networks.
+        probabilities: also those of the mask classes at each place; not for exported networks.
         coverage: share, 0.5 to 0.99, of images whose class is to be in the set; ``None`` for 0.9.
         min_confidence: confidence below which it abstains.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``cpu`` for exported networks.
@@ -107,6 +110,7 @@ class Predictor:
         *,
         classify_only: bool = False,
         explain: bool = False,
+        probabilities: bool = False,
         coverage: float | None = None,
         min_confidence: float | None = None,
         device: str = "auto",
@@ -118,8 +122,9 @@ class Predictor:
         self._explain: Explainer | None = None
         if is_exported(path):
             model = ExportedModel(path)
-            if explain or device not in ("auto", "cpu"):
-                raise ConfigError(f"{path} is exported, for the CPU and without heat maps")
+            if explain or probabilities or device not in ("auto", "cpu"):
+                reason = "for the CPU, without heat maps and probabilities of masks"
+                raise ConfigError(f"{path} is exported, {reason}")
             self._run: Callable[[NDArray[np.uint8]], BatchPrediction] = model
             if classify_only:
                 self._run = lambda image: BatchPrediction(model(image).probability)
@@ -127,7 +132,8 @@ class Predictor:
         else:
             from medduet.inference.graph import NetworkGraph
 
-            graph = NetworkGraph(path, classify_only=classify_only, device=device)
+            wanted = {"classify_only": classify_only, "probabilities": probabilities}
+            graph = NetworkGraph(path, **wanted, device=device)
             self._run, self.config = graph.predict, graph.config
             if explain and graph.network.patch is not None:
                 raise ConfigError(f"{path} predicts by windows, of which there are no heat maps")
@@ -201,6 +207,10 @@ class Predictor:
             if batch.mask is not None:
                 mask, spacing = batch.mask[row], picture.spacing
                 answer["mask"] = restore_mask(mask, shape, self.options, spacing or ())
+            if (maps := batch.mask_probability) is not None:
+                whole = shape, self.options, picture.spacing or ()
+                restored = [restore_map(each, *whole) for each in maps[row]]
+                answer["mask_probability"] = np.stack(restored)
             if heatmaps is not None:
                 answer["heatmap"] = restore_map(heatmaps[row], shape, self.options)
         return [Prediction(**answer) for answer in answers]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import numpy as np
 from medduet.data.reading.images import opened
 from medduet.inference.overlays import heatmap_png, mask_png, overlay_png
 from medduet.inference.predictor import Prediction
-from medduet.inference.volumes import measures, nifti_mask
+from medduet.inference.volumes import measures, nifti_of
 from medduet.utils.files import atomic_path
 
 Row = dict[str, Any]
@@ -51,11 +52,13 @@ class ResultWriter:
         """Write the masks of a volume or NIfTI file as one, and return its name; else None."""
         masks = [prediction.mask for prediction in predictions if prediction.mask is not None]
         with opened(file.path) as source:
-            if not masks or (source.encode_mask is None and masks[0].ndim == 2):
+            if not masks or (source.encode is None and masks[0].ndim == 2):
                 return None
             frames = masks[0] if masks[0].ndim == 3 else np.stack(masks)
-            encode = source.encode_mask or partial(nifti_mask, affine=source.affine)
+            encode = source.encode or partial(nifti_of, affine=source.affine)
             content = encode(frames)
+            if frames is masks[0] and (maps := predictions[0].mask_probability) is not None:
+                self._save("probabilities", f"{file.stem}.nii.gz", encode(maps))
         return self._save("masks", f"{file.stem}.nii.gz", content)
 
     def _row(self, prediction: Prediction, stem: str, volume: str | None) -> Row:
@@ -84,6 +87,9 @@ class ResultWriter:
             row["mask"] = volume or self._save("masks", f"{stem}.png", mask_png(mask))
             if self.overlays:
                 row["overlay"] = self._save("overlays", f"{stem}.png", overlay_png(image, mask))
+        if (maps := prediction.mask_probability) is not None and spacing is None:
+            np.save(content := BytesIO(), maps.astype(np.float16))
+            self._save("probabilities", f"{stem}.npy", content.getvalue())
         if heatmap is not None:
             row["heatmap"] = self._save("heatmaps", f"{stem}.png", heatmap_png(image, heatmap))
         return row

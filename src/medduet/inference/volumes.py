@@ -77,10 +77,13 @@ def _diameter(inside: NDArray[np.bool_], spacing: Sequence[float]) -> float:
     return float(pdist(points).max(initial=0.0))
 
 
-def nifti_mask(masks: NDArray[np.uint8], affine: Affine) -> bytes:
-    """Return masks of a volume, as it is `turned`, as NIfTI with the axes of its file again."""
+def nifti_of(values: NDArray[Any], affine: Affine) -> bytes:
+    """Return a mask ``(D, H, W)``, as its volume is `turned`, as NIfTI with the axes of the file.
+
+    Of ``(K, D, H, W)``, such as probabilities, the K are its fourth axis.
+    """
     nibabel = needed("nibabel", Path("a mask"))
-    content: bytes = nibabel.Nifti1Image(turned(masks, affine, back=True).T, affine).to_bytes()
+    content: bytes = nibabel.Nifti1Image(turned(values, affine, back=True).T, affine).to_bytes()
     return gzip.compress(content, mtime=0)
 
 

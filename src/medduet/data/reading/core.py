@@ -81,9 +81,10 @@ class Source(NamedTuple):
 
     If it is lossy, neighbouring values may have been the same before compression. `remarks` are
     sentences without subject, such as "are turned". `affine` leads from column, row and frame to mm
-    right, anterior, superior. `encode_mask` makes a file with the same geometry of masks
-    ``(K, H, W)``; None where PNG will do. Frames `are_slices` if they make a volume. `paths` are
-    the files of a series, in the order of the frames. `modality` is that of DICOM.
+    right, anterior, superior. `encode` makes a file with the same geometry of masks
+    ``(D, H, W)``, or of ``(K, D, H, W)``; None where PNG will do. Frames `are_slices` if they make
+    a volume. `paths` are the files of a series, in the order of the frames. `modality` is that of
+    DICOM.
     """
 
     facts: Facts
@@ -92,7 +93,7 @@ class Source(NamedTuple):
     remarks: tuple[str, ...] = ()
     kind: str = ""
     affine: Affine = PICTURE
-    encode_mask: Callable[[NDArray[np.uint8]], bytes] | None = None
+    encode: Callable[[NDArray[Any]], bytes] | None = None
     are_slices: bool = False
     paths: tuple[Path, ...] = ()
     modality: Modality = "auto"

@@ -10,7 +10,7 @@ import gzip
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,15 +51,16 @@ def open_nifti(path: Path, file: BinaryIO, like: NDArray[np.float64] | None) -> 
                 values = (values * np.float64(slope) + np.float64(intercept)).astype(np.float32)
             yield Frame(values, window)
 
-    def encode_mask(masks: NDArray[np.uint8]) -> bytes:
+    def encode(values: NDArray[Any]) -> bytes:
         back = turns.ornt_transform([[0, 1], [1, 1], [2, 1]], orientation)
-        volume = turns.apply_orientation(masks.T, back).reshape(image.shape)
+        volume = turns.apply_orientation(values.T, back)
+        volume = volume.reshape(*image.shape, *values.shape[:-3])
         header = image.header.copy()
-        header.set_data_dtype(np.uint8)
+        header.set_data_dtype(values.dtype)
         header["cal_min"] = header["cal_max"] = 0  # the window of the image
         header.extensions.clear()  # which may name the patient
         return gzip.compress(type(image)(volume, None, header).to_bytes(), mtime=0)
 
     aligned = affine @ turns.inv_ornt_aff(orientation, shape)
     several = frames > 1
-    return Source(facts, decoded, affine=aligned, encode_mask=encode_mask, are_slices=several)
+    return Source(facts, decoded, affine=aligned, encode=encode, are_slices=several)

@@ -108,12 +108,12 @@ def restore_mask(
 
 
 def restore_map(
-    values: NDArray[np.float32], shape: tuple[int, ...], options: ReadOptions
+    values: NDArray[np.float32], shape: tuple[int, ...], options: ReadOptions, spacing: Spacing = ()
 ) -> NDArray[np.float32]:
-    """Return a heat map of a fitted image, ``(S, S)``, in the image's original `shape`."""
+    """Return a map of numbers of a fitted image, ``(S, S)``, in the image's original `shape`."""
     whole = np.zeros(shape, np.float32)
     part = whole[_shown(whole.shape, options)]
-    part[:] = resize_image(_unpadded(values, part.shape, options), *part.shape)
+    part[:] = resize_image(_unpadded(values, part.shape, options, spacing), *part.shape)
     return whole
 
 
