@@ -99,7 +99,7 @@ def test_probabilities_of_mask_classes(bundle: Path, tmp_path: Path) -> None:
         mask = pixels(tmp_path / "out" / "masks" / f"{name}.png")
         assert np.allclose(maps.sum(axis=0), 1, atol=2e-3)
         assert (maps.argmax(axis=0) == mask).mean() > 0.99  # float16 may tie
-    with pytest.raises(ConfigError, match="no masks are predicted by .*: omit --probabilities"):
+    with pytest.raises(ConfigError, match=r"no masks are predicted by .*: omit --probabilities"):
         Predictor(bundle, classify_only=True, probabilities=True)
 
 
