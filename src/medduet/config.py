@@ -254,8 +254,6 @@ class TrainConfig(Frozen):
     """Largest norm of the gradient; larger ones are scaled down. None: no clipping."""
     mask_ratio: float = Field(0.0, ge=0, lt=1)
     """Share of the patches that are blanked in the input and then rebuilt, for pretraining."""
-    mixup: float = Field(0.0, ge=0)
-    """Mix pairs of images, and their losses, by shares from Beta(mixup, mixup); 0: none."""
     ema: Planned[float] = Field(0.0, ge=0, lt=1)
     """Evaluate and keep a moving average of the weights; its decay per step, such as 0.99."""
     patience: int | None = Field(None, ge=1)

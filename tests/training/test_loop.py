@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import medduet
@@ -26,9 +25,7 @@ from medduet import ConfigError, RunConfig, RunRecord, TrainingError
 from medduet.cli import main
 from medduet.cli.display.progress import ConsoleReporter
 from medduet.data.batches import train_batches
-from medduet.losses.objective import classification_loss
 from medduet.training.state import load_checkpoint, save_checkpoint
-from medduet.training.step import mix
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json
 
@@ -43,7 +40,6 @@ LONG = {
         "warmup_epochs": 2,
         "cosine_epochs": 100,
         "ema": 0.7,
-        "mixup": 0.4,
         "precision": "bf16-mixed",
     },
     "evaluate": {"select": "mse"},
@@ -315,21 +311,3 @@ def test_class_weights_reach_the_loss(
     each = 30 / (4 * np.bincount(label))
     assert len(set(each)) == 2
     assert float(sums[1, 0]) == pytest.approx(each[label[batch]].sum())
-
-
-def test_mixed_images_have_mixed_losses() -> None:
-    images = medduet.open_images("phantom", size=16, count=31)
-    batch = images.train.batch(np.arange(6))
-    torch.manual_seed(1)
-    assert mix(batch, 0) == (batch, None, 1.0)
-    mixed, partners, share = mix(batch, 0.4)
-    assert partners is not None
-    assert 0.5 <= share < 1
-    assert sorted(partners.indices.tolist()) == batch.indices.tolist() != partners.indices.tolist()
-    whole = share * batch.image / 255 + (1 - share) * partners.image / 255
-    torch.testing.assert_close(mixed.image, whole)
-    logits = torch.randn(6, 4)
-    losses, others = (classification_loss(logits, x.label, None) for x in (batch, partners))
-    soft = share * F.one_hot(batch.label, 4) + (1 - share) * F.one_hot(partners.label, 4)
-    expected = F.cross_entropy(logits, soft, reduction="sum")  # of what the images are mixed from
-    torch.testing.assert_close(losses.mixed(others, share).total(), expected)

@@ -24,13 +24,6 @@ class PerImage(NamedTuple):
         """Return the weighted sum, a scalar."""
         return (self.loss * self.weight).sum()
 
-    def mixed(self, other: "PerImage", share: float) -> "PerImage":
-        """Return `share` of this and the rest of `other`, which has the same sum of weights."""
-        return PerImage(
-            share * self.loss * self.weight + (1 - share) * other.loss * other.weight,
-            torch.ones_like(self.loss),
-        )
-
 
 def classification_loss(
     logits: Tensor, label: Tensor, class_weight: Tensor | None, smoothing: float = 0.0

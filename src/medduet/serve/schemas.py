@@ -1,9 +1,8 @@
 """What the service answers, as JSON."""
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -95,12 +94,15 @@ def encode_predictions(
     """Return the JSON of the predictions for a file, see `PredictionResponse`."""
     frames = []
     for prediction in predictions:
-        ml: dict[str, Any] = {}
+        slices = [prediction] if prediction.spacing is None else _slices(prediction)
+        answers = [_response(name, predictor, options, each) for each in slices]
         if prediction.mask is not None and prediction.spacing:
             ml = measures(prediction.mask, prediction.spacing, predictor.mask_names)
-        is_volume = prediction.spacing is not None
-        slices = _slices(prediction) if is_volume else [prediction]
-        frames += [_response(name, predictor, options, each, ml) for each in slices]
+            for drawn in (
+                each for answer in answers if answer.mask for each in answer.mask.classes
+            ):
+                drawn.ml = ml[f"ml_{drawn.name}"]
+        frames += answers
     answer = frames[0] if len(frames) == 1 else FramesResponse(frames=frames)
     return answer.model_dump_json()
 
@@ -113,11 +115,7 @@ def _slices(volume: Prediction) -> Iterator[Prediction]:
 
 
 def _response(
-    name: str,
-    predictor: Predictor,
-    options: Options,
-    prediction: Prediction,
-    ml: Mapping[str, float],
+    name: str, predictor: Predictor, options: Options, prediction: Prediction
 ) -> PredictionResponse:
     height, width = prediction.image.shape[:2]
     scale = min(1.0, options.side / max(height, width)) if options.side else 1.0
@@ -131,7 +129,7 @@ def _response(
         **{field: getattr(prediction, field) for field in _COPIED},
     )
     if prediction.mask is not None and options.mask:
-        response.mask = _mask(prediction.mask, predictor.mask_names, size, ml)
+        response.mask = _mask(prediction.mask, predictor.mask_names, size)
     if prediction.heatmap is not None:
         response.heat = _heat(prediction.heatmap, size)
     if options.image:
@@ -139,19 +137,9 @@ def _response(
     return response
 
 
-def _mask(
-    values: NDArray[np.uint8],
-    names: Sequence[str],
-    size: tuple[int, int],
-    ml: Mapping[str, float],
-) -> Mask:
+def _mask(values: NDArray[np.uint8], names: Sequence[str], size: tuple[int, int]) -> Mask:
     classes = [
-        MaskClass(
-            index=index,
-            name=name,
-            pixels=int((values == index).sum()),
-            ml=ml.get(f"ml_{name}"),
-        )
+        MaskClass(index=index, name=name, pixels=int((values == index).sum()))
         for index, name in enumerate(names[1:], start=1)
     ]
     return Mask(classes=classes, png=_base64(mask_png(resize_mask(values, *size), transparency=0)))

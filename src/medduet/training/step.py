@@ -9,7 +9,6 @@ from operator import itemgetter
 
 import torch
 from torch import Tensor
-from torch.distributions import Beta
 from torch.nn.functional import interpolate
 
 from medduet.errors import TrainingError
@@ -92,14 +91,10 @@ def _backward_once(
     for number, micro in enumerate(micro_batches, start=1):
         has_more = number < len(micro_batches)
         with fabric.no_backward_sync(state.module, has_more):
-            micro, partners, share = mix(micro, experiment.config.train.mixup)
             normalized = experiment.network.normalize(micro.image)
             image, hidden = hide(micro.image, experiment.config.train.mask_ratio)
             outputs = state.module(image)
             terms = objective(outputs, micro, normalized, hidden)
-            if partners is not None:
-                others = objective(outputs, partners, normalized, hidden)
-                terms = {task: terms[task].mixed(others[task], share) for task in terms}
             # Processes average their gradients; times their number they become the global mean.
             fabric.backward(objective.loss(terms, all_weights, part) * fabric.world_size)
         totals += torch.stack([term.total().detach() for term in terms.values()])
@@ -107,25 +102,6 @@ def _backward_once(
     shared = all_sum(fabric, torch.cat([totals, stop_request]))
     note("loss", shared[:-1])
     return torch.stack([totals, weights]), shared[-1]
-
-
-def mix(batch: Batch, alpha: float) -> tuple[Batch, Batch | None, float]:
-    """Return a batch of mixed images, with the truth of each, that of its partner, and the share.
-
-    An image is ``share`` of its own and the rest of its partner, another image of the batch; one
-    share is drawn per batch, from Beta(`alpha`, `alpha`), and at least a half (mixup,
-    arXiv:1710.09412). Without `alpha` nothing is mixed.
-    """
-    if not alpha:
-        return batch, None, 1.0
-    concentration = torch.tensor(alpha)
-    share = float(Beta(concentration, concentration).sample())
-    share = max(share, 1 - share)
-    partners = batch.apply(itemgetter(torch.randperm(len(batch.image)).to(batch.image.device)))
-    image, other = (
-        x.float() / 255 if x.dtype == torch.uint8 else x for x in (batch[0], partners[0])
-    )
-    return batch._replace(image=share * image + (1 - share) * other), partners, share
 
 
 def hide(image: Tensor, ratio: float) -> tuple[Tensor, Tensor | None]:
