@@ -14,9 +14,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from medduet.errors import DataError
 from medduet.metrics.dense import (
     dice_per_class,
-    hd95_per_class,
     iou_per_class,
     reconstruction_errors,
+    surface_distances,
 )
 from medduet.metrics.intervals import wilson
 from medduet.metrics.summaries import (
@@ -66,7 +66,7 @@ def test_overlap_equals_monai(num_classes: int) -> None:
         assert found[3].isnan().all()
 
 
-@pytest.mark.parametrize("score", [dice_per_class, iou_per_class, hd95_per_class])
+@pytest.mark.parametrize("score", [dice_per_class, iou_per_class, surface_distances])
 @pytest.mark.parametrize(
     ("predicted", "words"),
     [
@@ -84,41 +84,43 @@ def test_bad_masks(score: Any, predicted: torch.Tensor, words: str) -> None:
         score(torch.zeros(1, 4, 4, dtype=torch.int8), torch.full((1, 4, 4), -1).to(torch.int8), 2)
 
 
-def hd95_by_hand(predicted: np.ndarray, truth: np.ndarray) -> float:
+def by_hand(predicted: np.ndarray, truth: np.ndarray, percentile: int) -> float:
     if not predicted.any() or not truth.any():
         return NAN
     edges = [mask & ~ndimage.binary_erosion(mask) for mask in (predicted, truth)]
     away = [ndimage.distance_transform_edt(~edge) for edge in edges]
-    return max(
-        np.percentile(away[1][edges[0]], 95, method="linear"),
-        np.percentile(away[0][edges[1]], 95, method="linear"),
-    )
+    there, back = away[1][edges[0]], away[0][edges[1]]
+    if not percentile:
+        return float(np.concatenate([there, back]).mean())
+    return max(np.percentile(x, percentile, method="linear") for x in (there, back))
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])
 @pytest.mark.parametrize("side", [9, 32])
-def test_hd95_by_hand(num_classes: int, side: int) -> None:
+def test_distances_by_hand(num_classes: int, side: int) -> None:
     predicted, truth = masks(num_classes, side)
     yy, xx = np.mgrid[:side, : side + 2]
     for mask, centre in ((predicted, 4), (truth, 6)):
         mask[7] = torch.from_numpy(((yy - 4) ** 2 + (xx - centre) ** 2 < 9).astype(np.int64))
     ignored = truth.clone()
     predicted[0, :4, 3:], truth[0, :4, 3:], ignored[0, :4, 3:] = 0, 0, 255
-    found = hd95_per_class(predicted, ignored, num_classes)
-    expected = [
-        [hd95_by_hand(p == c, t == c) for c in range(1, num_classes)]
-        for p, t in zip(predicted.numpy(), truth.numpy(), strict=True)
-    ]
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
-    assert found[1:4].isnan().all()
-    assert found[5, 0] == 0
+    distances = surface_distances(predicted, ignored, num_classes)
+    for found, percentile in ((distances["hd95"], 95), (distances["assd"], 0)):
+        expected = [
+            [by_hand(p == c, t == c, percentile) for c in range(1, num_classes)]
+            for p, t in zip(predicted.numpy(), truth.numpy(), strict=True)
+        ]
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+        assert found[1:4].isnan().all()
+        assert found[5, 0] == 0
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_no_image_at_all(num_classes: int) -> None:
     empty = torch.zeros(0, 8, 8, dtype=torch.int64)
-    for score in (dice_per_class, iou_per_class, hd95_per_class):
-        assert score(empty, empty, num_classes).shape == (0, num_classes - 1)
+    scores = [score(empty, empty, num_classes) for score in (dice_per_class, iou_per_class)]
+    for found in (*scores, *surface_distances(empty, empty, num_classes).values()):
+        assert found.shape == (0, num_classes - 1)
     errors = reconstruction_errors(torch.zeros(0, 1, 8, 8), torch.zeros(0, 1, 8, 8))
     assert all(error.shape == (0,) for error in errors.values())
     assert reconstruction_summary(errors) == {"n": 0, "mse": None, "psnr": None, "ssim": None}
@@ -168,14 +170,14 @@ def test_segmentation_summary_by_hand() -> None:
     iou = [[0.4, NAN], [1.0, 0.0], [NAN, NAN], [0.0, NAN]]
     hd95 = [[3.0, NAN], [1.0, NAN], [NAN, NAN], [NAN, NAN]]
     nonempty = [[True, False], [True, True], [False, False], [False, False]]
-    found = segmentation_summary(dice, iou, hd95, nonempty, ["tumour", "cyst"])
+    found = segmentation_summary(dice, iou, hd95, dice, nonempty, ["tumour", "cyst"])
     assert found["n"] == 4
     assert found["dice"] == pytest.approx((1.5 / 3 + 0) / 2)
     assert found["iou"] == pytest.approx((1.4 / 3 + 0) / 2)
     assert found["dice_nonempty"] == pytest.approx((1.5 / 2 + 0) / 2)
     assert found["dice_nonempty_n"] == 3
     assert found["per_mask"]["tumour"]["dice_interval"] == list(bootstrap([0.5, 1.0, 0.0]))
-    assert (found["hd95"], found["hd95_n"]) == (2.0, 2)
+    assert (found["hd95"], found["hd95_n"], found["assd"]) == (2.0, 2, found["dice"])
     assert (found["empty_truth_n"], found["false_positives"]) == (2, 1)
     assert found["false_positive_rate"] == 0.5
     assert found["false_positive_rate_interval"] == list(wilson(1, 2))
@@ -201,12 +203,6 @@ def test_drawing_nothing_is_no_score() -> None:
         assert mean_over_classes(dice) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("names", [[], ["a"], ["a", "a"]])
-def test_summary_refuses(names: list[str]) -> None:
-    with pytest.raises(DataError, match="one distinct name per column"):
-        segmentation_summary(np.ones((1, 2)), np.ones((1, 2)), None, np.ones((1, 2)), names)
-
-
 def masks_of_volumes(*sides: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     truth, guess = torch.randint(0, 3, (2, 4, *sides), generator=generator)
@@ -227,9 +223,14 @@ def test_hd95_is_measured_along_the_depth() -> None:
     truth = torch.zeros(1, 20, 12, 12, dtype=torch.int64)
     guess = truth.clone()
     truth[0, 3:6, 4:8, 4:8] = guess[0, 8:11, 4:8, 4:8] = 1
-    assert hd95_per_class(guess, truth, 2).item() == 5
-    assert hd95_per_class(truth, truth, 2).item() == 0
-    assert hd95_per_class(truth, torch.zeros_like(truth), 2).isnan().all()
+    found = surface_distances(guess, truth, 2)
+    assert found["hd95"].item() == 5
+    assert found["assd"].item() == 4
+    in_mm = surface_distances(guess, truth, 2, (2.0, 1.0, 1.0))
+    assert in_mm["hd95"].item() == 10
+    assert in_mm["assd"].item() == 8
+    assert surface_distances(truth, truth, 2)["hd95"].item() == 0
+    assert surface_distances(truth, torch.zeros_like(truth), 2)["assd"].isnan().all()
 
 
 def test_ssim_of_volumes_is_scikit_image_s_of_their_slices() -> None:

@@ -5,9 +5,9 @@ from .classification import classification_metrics as classification_metrics
 from .classification import correct_predictions as correct_predictions
 from .classification import reliability as reliability
 from .dense import dice_per_class as dice_per_class
-from .dense import hd95_per_class as hd95_per_class
 from .dense import iou_per_class as iou_per_class
 from .dense import reconstruction_errors as reconstruction_errors
+from .dense import surface_distances as surface_distances
 from .intervals import bootstrap_mean as bootstrap_mean
 from .intervals import wilson as wilson
 from .names import METRICS as METRICS

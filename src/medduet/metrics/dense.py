@@ -1,7 +1,8 @@
 """How well masks are drawn and images rebuilt, image by image."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -37,29 +38,35 @@ def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     return shared / (both - shared)
 
 
-def hd95_per_class(
+def surface_distances(
     predicted: Tensor, truth: Tensor, num_classes: int, spacing: Sequence[float] | None = None
-) -> Tensor:
-    """Return the 95% Hausdorff distance (MONAI), in pixels; NaN where either mask is empty.
+) -> dict[str, Tensor]:
+    """Return ``hd95`` and ``assd`` (MONAI) of masks as `dice_per_class` takes them.
 
-    With a `spacing`, of slices, rows and columns in mm, it is in mm.
+    These are the 95% Hausdorff and the average symmetric distance of their outlines in pixels, with
+    a `spacing` of slices, rows and columns in mm; NaN where either mask is empty.
     """
-    from monai.metrics import compute_hausdorff_distance  # slow to import, and few need it
+    from monai import metrics  # slow to import, and few need it
 
     predicted, truth = counted_masks(predicted, truth, num_classes)
     classes = torch.arange(1, num_classes).reshape(1, -1, *[1] * (truth.ndim - 1))
     guess, real = (mask.detach().cpu()[:, None] == classes for mask in (predicted, truth))
     defined = guess.flatten(2).any(dim=2) & real.flatten(2).any(dim=2)
-    distance = torch.full(defined.shape, float("nan"), dtype=torch.float64)
-    if defined.any():
-        outlines = guess[defined][:, None], real[defined][:, None]
-        with warnings.catch_warnings():
-            # MONAI 1.6 warns of its own deprecated argument.
-            warnings.simplefilter("ignore", FutureWarning)
-            options = {"include_background": True, "percentile": 95, "spacing": spacing}
-            hd95 = compute_hausdorff_distance(*outlines, **options)
-        distance[defined] = hd95[:, 0].double()
-    return distance
+    measures: dict[str, Callable[..., Tensor]] = {
+        "hd95": partial(metrics.compute_hausdorff_distance, percentile=95),
+        "assd": partial(metrics.compute_average_surface_distance, symmetric=True),
+    }
+    distances = {}
+    for name, measure in measures.items():
+        distances[name] = torch.full(defined.shape, float("nan"), dtype=torch.float64)
+        if defined.any():
+            outlines = guess[defined][:, None], real[defined][:, None]
+            with warnings.catch_warnings():
+                # MONAI 1.6 warns of its own deprecated argument.
+                warnings.simplefilter("ignore", FutureWarning)
+                found = measure(*outlines, include_background=True, spacing=spacing)
+            distances[name][defined] = found[:, 0].double()
+    return distances
 
 
 def reconstruction_errors(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:

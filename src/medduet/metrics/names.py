@@ -33,6 +33,7 @@ METRICS: dict[str, Metric] = {
         Metric("false_positive_rate", "false-positive images", "FP"),
         Metric("iou", "IoU", "IoU"),
         Metric("hd95", "HD95 (pixels or mm)", "HD95", digits=2),
+        Metric("assd", "surface distance (pixels or mm)", "ASSD", digits=2),
         Metric("mse", "MSE", "MSE", digits=5),
         Metric("psnr", "PSNR (dB)", "PSNR", digits=2),
         Metric("ssim", "SSIM", "SSIM"),

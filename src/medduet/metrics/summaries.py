@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medduet.errors import DataError
 from medduet.metrics.inputs import Booleans, Floats
 from medduet.metrics.intervals import CONFIDENCE, bootstrap_mean, bounds, nan_mean, number, wilson
 
@@ -18,6 +17,7 @@ def segmentation_summary(
     dice: ArrayLike,
     iou: ArrayLike,
     hd95: ArrayLike | None,
+    assd: ArrayLike | None,
     truth_nonempty: ArrayLike,
     mask_names: Sequence[str],
     *,
@@ -25,21 +25,15 @@ def segmentation_summary(
 ) -> dict[str, Any]:
     """Return what the per-image mask scores say of a split with 95% intervals, ready for JSON.
 
-    Takes ``(N, M)`` scores (`hd95` or ``None``), whether each true mask has any pixel, and M names.
-    Scores are means over the images of a class, then over classes: ``dice`` and ``iou`` of those
-    whose truth or prediction has the class, ``dice_nonempty`` of those whose truth has it, and
-    ``hd95`` of those where both have it. Images without any foreground in which some is predicted
-    are the false positives. What is undefined is ``None``.
+    Takes ``(N, M)`` scores, distances or ``None``, whether each true mask has any pixel, and M
+    names. Scores are means over the images of a class, then over classes: ``dice`` and ``iou`` of
+    those whose truth or prediction has the class, ``dice_nonempty`` of those whose truth has it,
+    ``hd95`` and ``assd`` of those where both have it. Images without any foreground in which some
+    is predicted are the false positives. What is undefined is ``None``.
     """
     lesion = np.asarray(truth_nonempty, dtype=bool)
-    distance = np.full(lesion.shape, np.nan) if hd95 is None else hd95
-    measured = [np.asarray(values, dtype=np.float64) for values in (dice, iou, distance)]
-    shapes = {lesion.shape, *(values.shape for values in measured)}
-    if shapes != {(len(lesion), len(set(mask_names)))} or not mask_names:
-        raise DataError(
-            "expected dice, iou, hd95 and truth_nonempty (N, M) with one distinct name per column, "
-            f"given {sorted(shapes)} and {list(mask_names)}"
-        )
+    distances = (np.full(lesion.shape, np.nan) if x is None else x for x in (hd95, assd))
+    measured = [np.asarray(values, dtype=np.float64) for values in (dice, iou, *distances)]
     scores, empty = np.stack(measured), ~lesion.any(axis=1)
     false = int((~np.isnan(scores[0][empty])).any(axis=1).sum())
     interval = wilson(false, int(empty.sum()))
@@ -71,7 +65,7 @@ def mean_over_classes(scores: ArrayLike) -> float:
 
 
 def _mask_scores(scores: Floats, lesion: Booleans, bootstrap: int) -> dict[str, Any]:
-    dice, iou, hd95 = scores
+    dice, iou, hd95, assd = scores
     summary: dict[str, Any] = {}
     for name, counts in (("dice", ~np.isnan(dice)), ("dice_nonempty", lesion)):
         rows = counts.any(axis=1)
@@ -82,5 +76,6 @@ def _mask_scores(scores: Floats, lesion: Booleans, bootstrap: int) -> dict[str, 
         "dice_nonempty_n": int(lesion.sum()),
         "iou": number(mean_over_classes(iou)),
         "hd95": number(mean_over_classes(hd95)),
+        "assd": number(mean_over_classes(assd)),
         "hd95_n": int((~np.isnan(hd95)).sum()),
     }

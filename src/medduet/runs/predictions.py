@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Floats = NDArray[np.float64]
-PER_MASK = ("dice", "iou", "hd95", "truth_pixels", "predicted_pixels")
+PER_MASK = ("dice", "iou", "hd95", "assd", "truth_pixels", "predicted_pixels")
 """The scores of each image and mask class."""
 _CLASSES = ("label", "predicted", "probability", "calibrated")
 
@@ -49,7 +49,8 @@ class Predictions:
     has_mask: NDArray[np.bool_] | None = None  # (N,)
     dice: Floats | None = None  # (N, M), as those below; NaN where both masks are empty
     iou: Floats | None = None
-    hd95: Floats | None = None  # pixels; NaN where either mask is empty
+    hd95: Floats | None = None  # pixels or mm; NaN where either mask is empty
+    assd: Floats | None = None
     truth_pixels: NDArray[np.int64] | None = None
     predicted_pixels: NDArray[np.int64] | None = None
     mse: Floats | None = None  # (N,), on a scale of -1 to 1; psnr in dB

@@ -148,7 +148,7 @@ def _dense_scores(
         values["dice"] = metrics.dice_per_class(guess, truth, classes)
         values["iou"] = metrics.iou_per_class(guess, truth, classes)
         if thorough:
-            values["hd95"] = metrics.hd95_per_class(guess, truth, classes, spacing)
+            values |= metrics.surface_distances(guess, truth, classes, spacing)
         for name, mask in (("truth_pixels", truth), ("predicted_pixels", guess)):
             counts = [(mask == label).flatten(1).sum(dim=1) for label in range(1, classes)]
             values[name] = torch.stack(counts, dim=1)
@@ -231,9 +231,9 @@ def summarize(
 def mask_summary(predictions: Predictions, bootstrap: int) -> dict[str, Any]:
     """Return the metrics of the masks of images with a true mask."""
     rows: Any = predictions.has_mask
-    scores: Any = [getattr(predictions, name) for name in ("dice", "iou", "mask_present")]
-    dice, iou, present = (values[rows] for values in scores)
-    hd95 = None if predictions.hd95 is None else predictions.hd95[rows]
-    return metrics.segmentation_summary(
-        dice, iou, hd95, present, predictions.mask_names, bootstrap=bootstrap
-    )
+    names = "dice", "iou", "hd95", "assd", "mask_present"
+    known = [getattr(predictions, name) for name in names]
+    scores: list[Any] = [x if x is None else x[rows] for x in known]
+    dice, iou, hd95, assd, drawn = scores
+    masks = predictions.mask_names
+    return metrics.segmentation_summary(dice, iou, hd95, assd, drawn, masks, bootstrap=bootstrap)
