@@ -22,13 +22,14 @@ def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
     All pairs of duplicates are in ``tables/duplicates.csv``.
     """
     record, pool = audit.record(), images.pool()
+    names = (audit.images["image"] + ": " + audit.images["label"]).str.removesuffix(": ").to_numpy()
     counts = ", ".join(plural(count, severity) for severity, count in audit.counts().items())
     text = f"{counts}. Leaks inflate test scores; check warnings before training."
     sections = [Section("Findings", [text]), Section("Images")]
     for finding in filter(lambda finding: len(finding.rows), audit.findings):
         rows, title = finding.rows[:MAX_PICTURES], finding.message.partition(":")[0]
-        names = audit.images["image"].iloc[rows].tolist()
-        figure = image_grid([panel_of(images, pool, rows)], names, title, f"the first {len(rows)}")
+        shown = f"the first {len(rows)}"
+        figure = image_grid([panel_of(images, pool, rows)], names[rows].tolist(), title, shown)
         sections[1].figure(finding.kind, figure, finding.message)
     if findings := record["findings"]:
         values = pd.DataFrame(findings).assign(images=[len(each["images"]) for each in findings])
@@ -37,7 +38,7 @@ def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:
         sections[0].tables.append(Table("findings", title, shown, values))
     if len(pairs := audit.pairs.head(MAX_PAIRS)):
         panels = [panel_of(images, pool, np.array(rows)) for rows in zip(*pairs.index, strict=True)]
-        headings = (pairs["image_a"] + "\n" + pairs["image_b"]).tolist()
+        headings = ["\n".join(names[list(rows)]) for rows in pairs.index]
         caption = f"{len(pairs)} of {len(audit.pairs):,} pairs, the worst first"
         section = Section("Duplicates and near-duplicates")
         section.figure("duplicates", image_grid(panels, headings, caption, columns=2), caption)
