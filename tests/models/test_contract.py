@@ -1,7 +1,6 @@
 """What every network promises, whoever wrote it."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from medduet import MODELS, DuetNetwork, ModelError, create_model, load
-from medduet.models.base import Features
 from medduet.models.weights import save_network
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -186,32 +184,3 @@ def test_without_a_dense_head_it_is_timm_s_own(name: str) -> None:
         both = build(f"timm:{name}", 3, 5, 1).eval()
         both.encoder.load_state_dict(network.encoder.state_dict())
         torch.testing.assert_close(both(image).class_logits, expected)
-
-
-@pytest.mark.parametrize("dense_channels", [0, 1])
-@pytest.mark.parametrize("name", ["unet_var", "timm:mobilenetv3_small_050", "smp:unet/resnet18"])
-def test_the_head_makes_its_scores_of_them(name: str, dense_channels: int) -> None:
-    torch.manual_seed(0)
-    network = create_model(name, in_channels=1, num_classes=3, dense_channels=dense_channels).eval()
-    seen, image = Features(network), torch.rand(2, 1, 64, 64)
-    with torch.inference_mode():
-        for scores in (network(image).class_logits, network.classify(image)):
-            found = torch.from_numpy(seen.last()).float()
-            assert found.ndim == 2
-            torch.testing.assert_close(network.classifier(found), scores)
-
-
-def test_each_thread_has_its_own() -> None:
-    network = create_model("unet_var", in_channels=1, num_classes=2, width=2).eval()
-    seen = Features(network)
-
-    def look(count: int) -> set[int]:
-        shapes = set()
-        for _ in range(30):
-            with torch.inference_mode():
-                network.classify(torch.zeros(count, 1, 16, 16))
-            shapes.add(len(seen.last()))
-        return shapes
-
-    with ThreadPoolExecutor(3) as pool:
-        assert list(pool.map(look, (1, 2, 3))) == [{1}, {2}, {3}]

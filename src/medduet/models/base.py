@@ -129,11 +129,6 @@ class DuetNetwork(nn.Module, ABC):
         """Return the sides of what is computed at once of images of a `size`: a patch, or all."""
         return tuple(map(min, size, self.patch or size))
 
-    @property
-    def classifier(self) -> nn.Module | None:
-        """The last layer of the class head; ``None`` without one, or if it has several."""
-        return None
-
     def classify(self, image: Tensor) -> Tensor:
         """Return the `class_logits` ``(N, K)`` of ``(N, C, ...)`` images; no decoder is run."""
         if not self.training and self.patch is not None:

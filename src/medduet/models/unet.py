@@ -149,11 +149,6 @@ class UNet(DuetNetwork):
         self.encoder_modules = [self.stem, self.down]
         self.decoder_modules = [*self.up, self.dense_head] if self.dense_head else []
 
-    @property
-    def classifier(self) -> nn.Module | None:
-        """The linear layer on the deepest map, averaged."""
-        return self.class_head
-
     def forward(self, image: Tensor) -> Outputs:
         """Return the scores of both heads."""
         maps = self._encode(image)
