@@ -108,6 +108,8 @@ class DataConfig(Frozen):
     """Image files become square by black borders, by stretching, or by their centre (MedMNIST)."""
     window: tuple[float, float] | None = None
     """Centre and width of the grey values shown, for DICOM, NIfTI and 16 bits; None: the file's."""
+    own_windows: bool = False
+    """Show each volume of CT by its own window, or range, instead of one over the set."""
     skip_broken: bool = False
     """Leave image files out that can't be read, instead of stopping."""
     split: SplitSource = "auto"

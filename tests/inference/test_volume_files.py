@@ -13,6 +13,7 @@ import medduet
 from medduet import ConfigError, RunConfig, predict_files
 from medduet.inference.exported import BatchPrediction
 from medduet.inference.graph import NetworkGraph
+from medduet.runs.images import prepared_as
 
 hd = pytest.importorskip("highdicom")
 nib = pytest.importorskip("nibabel")
@@ -73,6 +74,8 @@ def test_a_run_on_files(run: Path, tmp_path: Path) -> None:
     )
     again = medduet.evaluate(run, data=data, out=tmp_path / "again")["test"]
     assert again["n"] > 0
+    ct = prepared_as(data.model_copy(update={"modality": "ct"}), bundle.config.preprocessing)
+    assert medduet.open_images(ct).info["window"] is None  # as in training
     for option, value in (("spacing", (2.0,)), ("window", (40.0, 400.0))):
         with pytest.raises(ConfigError, match=rf"{option} of the training.*omit --data.{option}"):
             medduet.evaluate(run, data=data.model_copy(update={option: value}))

@@ -63,7 +63,7 @@ def test_damaged_weights(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"version": 99}, "version 1 of bundles, given 99"),
+        ({"version": 99}, "version 2 of bundles, given 99"),
         ({"network": ARGUMENTS | {"width": 4}}, "don't fit the network"),
         ({"network": ARGUMENTS | {"name": "os.system"}}, r"unknown network 'os\.system'"),
         ({"network": ["vovunet_var"]}, "arguments of the network can't be used"),

@@ -92,7 +92,7 @@ def _digest(listing: Listing, config: DataConfig) -> str:
         return [path.name, *([stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else ())]
 
     fields = {"size", "channels", "fit", "window", "skip_broken", "mask_values", "dims", "spacing"}
-    options = config.model_dump(include=fields)
+    options = config.model_dump(include=fields | {"own_windows"})
     rows = [
         (item.name, *item[3:], [stamp(path) for path in (item.path, *item.masks)])
         for item in listing.items
@@ -134,11 +134,12 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         check_room(folder, total * sum(map(prod, tails.values())))
         jobs = {item: jobs[item] for item in probes}
         modality = _modality(listing, config, probes.values())
-        if volumes and modality == "ct" and options.window is None:
-            learnt = [jobs[item] for item in jobs if item.split in ("", "train")]
-            sampled = pool.map(partial(foreground, meaning=classes), learnt)
-            window, more = common_window([x for x in sampled if not isinstance(x, str)])
-            options, size_notes = options._replace(window=window), [*size_notes, *more]
+        if volumes and modality == "ct" and not (options.window or config.own_windows):
+            learnt = {item: jobs[item] for item in jobs if item.split in ("", "train")}
+            sampled = dict(read(partial(foreground, meaning=classes), learnt))
+            window, more = common_window([*sampled.values()])
+            options, size_notes = options._replace(window=window), [*size_notes, more]
+            jobs = {item: jobs[item] for item in jobs if item in sampled or item not in learnt}
         read_one = partial(read_pair, options=options, meaning=classes)
         frames, remarks, digest = dict[Item, int](), Counter[str](), hashlib.sha256()
         lossless, example = list[int](), ""

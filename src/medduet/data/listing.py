@@ -109,13 +109,11 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         notes.append(f"{united} images have several masks each, which are united")
     known = {item.split for item in items if item.masks or item.labels}
     without = {item.split for item in items if item.split not in known}
-    if "train" in known and without:
+    if known == {"train"} and without:
         count = sum(item.split in without for item in items)
         names = " and ".join(sorted(without))
         notes.append(f"{count} images of {names} have neither class nor mask, and are left out")
-        items = [item for item in items if item.split in known]
-        if len(known) == 1:  # nothing is divided any more
-            items = [item._replace(split="") for item in items]
+        items = [item._replace(split="") for item in items if item.split in known]
     items.sort(key=lambda item: natural(item.name))
     values, modality = _described(root)
     notes += ["names of masks are those of dataset.json"] * bool(values)
@@ -127,13 +125,11 @@ def _described(root: Path) -> tuple[str | None, Modality]:
     """Return what values of masks mean, and the modality, by nnU-Net's ``dataset.json``, if any."""
     path = root / "dataset.json"
     about = read_json(path, DataError) if path.is_file() else {}
+    about = about if isinstance(about, dict) else {}
     labels, channels = about.get("labels"), about.get("channel_names", about.get("modality"))
     if not (isinstance(labels, dict) and isinstance(channels, dict)):
         return None, "auto"  # of something else
-    if len(channels) > 1:
-        given = ", ".join(map(str, channels.values()))
-        raise DataError(f"{path}: expected images of one channel, given {len(channels)}: {given}")
-    modality = _MODALITIES.get(str(*channels.values()).lower(), "auto")
+    modality = _MODALITIES.get(" ".join(map(str, channels.values())).lower(), "auto")
     pairs = [(k, v) if k.isdecimal() else (v, k) for k, v in labels.items()]  # version 1, or 2
     if not all(str(value).isdecimal() for value, _ in pairs):
         return None, modality  # regions, of several values each

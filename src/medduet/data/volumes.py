@@ -74,23 +74,24 @@ def volume_options(probes: Sequence[Probe], config: DataConfig) -> tuple[ReadOpt
 
 def common_window(
     samples: Sequence[NDArray[np.float32]],
-) -> tuple[tuple[float, float] | None, list[str]]:
-    """Return the window, centre and width, that all volumes of CT share, and notes.
+) -> tuple[tuple[float, float] | None, str]:
+    """Return the window, centre and width, that all volumes of CT share, and a note.
 
-    It reaches from the percentile 0.5 to 99.5 of values of the foreground, at which nnU-Net clips,
-    if these differ.
+    It reaches from the percentile 0.5 to 99.5 of values of the foreground, at which nnU-Net clips;
+    ``None`` where these are equal, or there are no values.
 
     Example:
         >>> common_window([np.arange(1001, dtype=np.float32) - 500])[0]
         (0.0, 990.0)
     """
     values = [sample for sample in samples if sample.size] or [np.zeros(1, np.float32)]
-    low, high = np.rint(np.percentile(np.concatenate(values), _SHOWN)).tolist()
+    ends = np.percentile(np.concatenate(values), _SHOWN)
+    low, high = (float(f"{end:.4g}") for end in ends)
     if low == high:
-        return None, []
+        return None, "CT: each volume by its own window or range, as no values tell a common one"
     shown = "percentiles 0.5 and 99.5 of the foreground"
-    note = f"CT: {low:.0f} is black and {high:.0f} white, {shown} of all volumes"
-    return ((low + high) / 2, high - low), [note]
+    note = f"CT: {low:g} is black and {high:g} white, {shown} of all volumes"
+    return ((low + high) / 2, high - low), note
 
 
 def common_spacing(spacings: NDArray[np.float64], shapes: NDArray[np.int64]) -> tuple[float, ...]:

@@ -211,6 +211,8 @@ class Predictor:
                 whole = shape, self.options, picture.spacing or ()
                 restored = [restore_map(each, *whole) for each in maps[row]]
                 answer["mask_probability"] = np.stack(restored)
+                # What is cropped is background, as in the mask.
+                answer["mask_probability"][0] += 1 - sum(restored)
             if heatmaps is not None:
                 answer["heatmap"] = restore_map(heatmaps[row], shape, self.options)
         return [Prediction(**answer) for answer in answers]

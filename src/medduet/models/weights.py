@@ -18,7 +18,7 @@ from medduet.utils.parsing import read_json, sha256
 
 _MOST_HEADER = 4 << 20  # bytes; those of large networks have 0.2 MB
 FORMAT = "medduet-bundle"
-VERSION = 1
+VERSION = 2
 _DAMAGE = (OSError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """Raised by safetensors beside `SafetensorError`, as for types that torch doesn't have."""
 _PREFIXES = ("", "encoder.", "model.encoder.", "model.encoder.model.", "model.")

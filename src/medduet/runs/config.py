@@ -92,7 +92,7 @@ class BundleConfig(_Strict):
     """
 
     format: str = "medduet-bundle"
-    version: int = 1
+    version: int = 2
     weights_sha256: str | None = None
     network: NetworkArguments
     class_names: list[Name] = Field([], max_length=10_000)

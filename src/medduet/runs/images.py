@@ -37,6 +37,8 @@ def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
         settings["channels"] = config.channels or preprocessing.channels
         settings["dims"] = len(preprocessing.size)
         settings["spacing"] = preprocessing.options.spacing
+        is_volume = len(preprocessing.size) == 3
+        settings["own_windows"] = is_volume and preprocessing.window is None  # and none of these
     return config.model_copy(update=settings)
 
 

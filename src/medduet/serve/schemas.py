@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from medduet.data.pixels import resize_image, resize_mask
 from medduet.inference.overlays import mask_png, png
 from medduet.inference.predictor import Prediction, Predictor
-from medduet.inference.volumes import measures
 from medduet.utils.palette import HEAT
 
 _COPIED = ("label", "probabilities", "prediction_set", "abstained", "ood_p", "is_ood")
@@ -97,11 +96,11 @@ def encode_predictions(
         slices = [prediction] if prediction.spacing is None else _slices(prediction)
         answers = [_response(name, predictor, options, each) for each in slices]
         if prediction.mask is not None and prediction.spacing:
-            ml = measures(prediction.mask, prediction.spacing, predictor.mask_names)
+            voxel = float(np.prod(prediction.spacing)) / 1000
             for drawn in (
                 each for answer in answers if answer.mask for each in answer.mask.classes
             ):
-                drawn.ml = ml[f"ml_{drawn.name}"]
+                drawn.ml = round(np.count_nonzero(prediction.mask == drawn.index) * voxel, 3)
         frames += answers
     answer = frames[0] if len(frames) == 1 else FramesResponse(frames=frames)
     return answer.model_dump_json()

@@ -76,7 +76,8 @@ class TrainState:
     def save(self, folder: RunFolder, fabric: Fabric) -> None:
         """Write the checkpoint, then the epochs' records; each is old or new, never half."""
         self.monitor.check()
-        if not all(torch.isfinite(weight).all() for weight in self.network.parameters()):
+        weights = *self.network.parameters(), *self.objective.parameters()
+        if not all(torch.isfinite(weight).all() for weight in weights):
             raise TrainingError(
                 f"weights are not finite after epoch {self.progress.epoch}, step "
                 f"{self.progress.step}: {self.monitor.remedy}"

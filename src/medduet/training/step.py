@@ -27,14 +27,17 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
     note = partial(state.monitor.note, epoch=progress.epoch, step=progress.step + 1, batch=batch)
     sums, stop_requests = _backward(experiment, state, batch, note)
     variance = experiment.objective.log_variance
-    if variance is not None and variance.grad is not None:  # Fabric averages the network's alone
-        variance.grad = all_sum(experiment.fabric, variance.grad) / experiment.fabric.world_size
+    own, fabric = None if variance is None else variance.grad, experiment.fabric
+    if variance is not None:
+        variance.grad = None  # the norm is that of the network
     if config.grad_clip is not None:
-        norm = experiment.fabric.clip_gradients(
+        norm = fabric.clip_gradients(
             *(state.module, state.optimizer), max_norm=config.grad_clip, error_if_nonfinite=False
         )
         assert norm is not None
         note("gradient", norm)
+    if variance is not None and own is not None:  # Fabric averages the network's alone
+        variance.grad = all_sum(fabric, own) / fabric.world_size
     state.optimizer.step()
     if state.average is not None:
         state.average.update_parameters(experiment.network)

@@ -150,8 +150,10 @@ def foreground(
     """
     path, paths = job
     with opened(path) as source:
-        frames = source.frames((0.0, 1.0))  # any window but the file's own
-        values = np.stack([frame.values for frame in frames])
+        frames = [frame.values for frame in source.frames((0.0, 1.0))]  # by no window of its own
+    if len({frame.dtype for frame in frames}) > 1:  # those of uint8 are padding alone
+        frames = [np.where(x.dtype == np.uint8, np.float32(np.nan), x) for x in frames]
+    values = np.stack(frames)
     if values.dtype == np.uint8 or (meaning and not paths):
         return np.zeros(0, np.float32)
     inside = np.isfinite(values) & (values > np.nanmin(values))
