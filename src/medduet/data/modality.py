@@ -51,5 +51,5 @@ def allowed(modality: Modality, names: Iterable[str], channels: int = 3) -> Allo
 def known_modality(info: Mapping[str, Any], modality: Modality) -> Modality:
     """Return the modality; for ``"auto"`` what `info` says: of files, or of a MedMNIST set."""
     known = MEDMNIST | MEDMNIST_3D
-    told: Modality = info.get("modality", "auto")
-    return known.get(info.get("medmnist", ""), told) if modality == "auto" else modality
+    of_files: Modality = info.get("modality", "auto")
+    return known.get(info.get("medmnist", ""), of_files) if modality == "auto" else modality

@@ -90,7 +90,7 @@ def common_window(
     if low == high:
         return None, "CT: each volume by its own window or range, as no values tell a common one"
     shown = "percentiles 0.5 and 99.5 of the foreground"
-    note = f"CT: {low:g} is black and {high:g} white, {shown} of all volumes"
+    note = f"CT: {low:g} is black and {high:g} white in all volumes, {shown}"
     return ((low + high) / 2, high - low), note
 
 

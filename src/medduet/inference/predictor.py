@@ -132,8 +132,8 @@ class Predictor:
         else:
             from medduet.inference.graph import NetworkGraph
 
-            wanted = {"classify_only": classify_only, "probabilities": probabilities}
-            graph = NetworkGraph(path, **wanted, device=device)
+            heads = {"classify_only": classify_only, "probabilities": probabilities}
+            graph = NetworkGraph(path, **heads, device=device)
             self._run, self.config = graph.predict, graph.config
             if explain and graph.network.patch is not None:
                 raise ConfigError(f"{path} predicts by windows, of which there are no heat maps")

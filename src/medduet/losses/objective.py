@@ -115,6 +115,7 @@ class Objective(nn.Module):
 
     class_weight: Tensor | None
     log_variance: nn.Parameter | None
+    used: Tensor
 
     def __init__(
         self, config: ObjectiveConfig, layout: DenseLayout, class_weight: Tensor | None = None
@@ -127,6 +128,8 @@ class Objective(nn.Module):
         learns = config.balance == "uncertainty" and len(self.tasks) > 1
         zeros = nn.Parameter(torch.zeros(len(self.tasks))) if learns else None
         self.register_parameter("log_variance", zeros)
+        used = torch.tensor([factor > 0 for factor in self.factors.values()])
+        self.register_buffer("used", used, persistent=False)
 
     def forward(
         self, outputs: Outputs, batch: Batch, normalized: Tensor, hidden: Tensor | None = None
@@ -168,9 +171,8 @@ class Objective(nn.Module):
         losses = torch.stack([self.factors[task] * term.total() / w for (task, term), w in pairs])
         if self.log_variance is None:
             return losses.sum()
-        active = (weights > 0) & (weights.new_tensor(list(self.factors.values())) > 0)
         scaled = torch.exp(-self.log_variance) * losses
-        return (scaled + share * self.log_variance * active).sum() / 2
+        return (scaled + share * self.log_variance * (self.used & (weights > 0))).sum() / 2
 
     @torch.no_grad()
     def learnt_weights(self) -> dict[Task, float]:

@@ -29,9 +29,9 @@ def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
     settings: dict[str, Any] = {"size": config.size or size}
     if is_files(config):
         spacing = config.spacing and for_each_axis(config.spacing, 3, "spacing")
-        for name, given in (("window", config.window), ("spacing", spacing)):
-            if given not in (None, own := getattr(preprocessing.options, name)):
-                expected = f"expected the {name} of the training, {own}, given {given}"
+        for name, typed in (("window", config.window), ("spacing", spacing)):
+            if typed not in (None, trained := getattr(preprocessing.options, name)):
+                expected = f"expected the {name} of the training, {trained}, given {typed}"
                 raise ConfigError(f"{expected}: omit --data.{name}")
         settings |= {"fit": preprocessing.fit, "window": preprocessing.options.window}
         settings["channels"] = config.channels or preprocessing.channels

@@ -95,12 +95,13 @@ def encode_predictions(
     for prediction in predictions:
         slices = [prediction] if prediction.spacing is None else _slices(prediction)
         answers = [_response(name, predictor, options, each) for each in slices]
-        if prediction.mask is not None and prediction.spacing:
+        masks = [answer.mask for answer in answers if answer.mask is not None]
+        if masks and prediction.spacing:
             voxel = float(np.prod(prediction.spacing)) / 1000
-            for drawn in (
-                each for answer in answers if answer.mask for each in answer.mask.classes
-            ):
-                drawn.ml = round(np.count_nonzero(prediction.mask == drawn.index) * voxel, 3)
+            for of_class in zip(*(mask.classes for mask in masks), strict=True):
+                ml = round(sum(each.pixels for each in of_class) * voxel, 3)
+                for each in of_class:
+                    each.ml = ml
         frames += answers
     answer = frames[0] if len(frames) == 1 else FramesResponse(frames=frames)
     return answer.model_dump_json()

@@ -27,7 +27,7 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
     note = partial(state.monitor.note, epoch=progress.epoch, step=progress.step + 1, batch=batch)
     sums, stop_requests = _backward(experiment, state, batch, note)
     variance = experiment.objective.log_variance
-    own, fabric = None if variance is None else variance.grad, experiment.fabric
+    slope, fabric = None if variance is None else variance.grad, experiment.fabric
     if variance is not None:
         variance.grad = None  # the norm is that of the network
     if config.grad_clip is not None:
@@ -36,8 +36,8 @@ def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
         )
         assert norm is not None
         note("gradient", norm)
-    if variance is not None and own is not None:  # Fabric averages the network's alone
-        variance.grad = all_sum(fabric, own) / fabric.world_size
+    if variance is not None and slope is not None:  # Fabric averages the network's alone
+        variance.grad = all_sum(fabric, slope) / fabric.world_size
     state.optimizer.step()
     if state.average is not None:
         state.average.update_parameters(experiment.network)

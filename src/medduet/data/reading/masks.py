@@ -152,7 +152,7 @@ def foreground(
     with opened(path) as source:
         frames = [frame.values for frame in source.frames((0.0, 1.0))]  # by no window of its own
     if len({frame.dtype for frame in frames}) > 1:  # those of uint8 are padding alone
-        frames = [np.where(x.dtype == np.uint8, np.float32(np.nan), x) for x in frames]
+        frames = [np.full_like(x, np.nan, "f4") if x.dtype == np.uint8 else x for x in frames]
     values = np.stack(frames)
     if values.dtype == np.uint8 or (meaning and not paths):
         return np.zeros(0, np.float32)

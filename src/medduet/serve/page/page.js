@@ -81,7 +81,10 @@ async function ask(file) {
   $("status").textContent = "Analysing " + file.name + " …";
   const model = network();
   const options = new URLSearchParams({
-    model: model.name, image: true, side: isVolume(model) ? SIDE / 2 : SIDE, explain: model.explains && $("explain").checked,
+    model: model.name,
+    image: true,
+    side: isVolume(model) ? SIDE / 2 : SIDE,
+    explain: model.explains && $("explain").checked,
   });
   const body = new FormData();
   body.append("file", file, "image"); // what the file is called, which may be a patient, stays here
