@@ -26,7 +26,18 @@ from pydantic import (
 )
 
 from medduet.errors import ConfigError, MissingFileError, closest
-from medduet.types import TASKS, Augment, Balance, Fit, Modality, Precision, Preset, Select, Task
+from medduet.types import (
+    TASKS,
+    Augment,
+    Balance,
+    Fit,
+    Modality,
+    Precision,
+    Preset,
+    Select,
+    Task,
+    Window,
+)
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Value = TypeVar("Value")
@@ -106,10 +117,11 @@ class DataConfig(Frozen):
     #ff0000:NAME, all other values are `*:NAME`. None: decided from all masks, and told."""
     fit: Fit = "pad"
     """Image files become square by black borders, by stretching, or by their centre (MedMNIST)."""
-    window: tuple[float, float] | None = None
-    """Centre and width of the grey values shown, for DICOM, NIfTI and 16 bits; None: the file's."""
+    window: Window | None = None
+    """Centre and width of the grey values shown, for DICOM, NIfTI and 16 bits; zscore: mean and 8
+    standard deviations of each; None: the file's, and of volumes of CT or MR as is usual."""
     own_windows: bool = False
-    """Show each volume of CT by its own window, or range, instead of one over the set."""
+    """Show each volume of CT or MR by its own window, or range, instead of as is usual."""
     skip_broken: bool = False
     """Leave image files out that can't be read, instead of stopping."""
     split: SplitSource = "auto"

@@ -101,11 +101,43 @@ def test_nnunets_layout_has_names_a_window_and_images_without_masks(
     assert f"CT: {centre - width / 2:g} is black and {centre + width / 2:g} white" in notes
     typed = open_images(str(tmp_path), window=(40, 400), modality="mri", **options)
     assert (typed.info["window"], typed.info["modality"]) == ([40, 400], "mri")
-    assert open_images(str(tmp_path), modality="mri", **options).info["window"] is None
+    own = open_images(str(tmp_path), modality="mri", own_windows=True, **options)
+    assert own.info["window"] is None
     write_json(tmp_path / "dataset.json", {**described, "labels": {"whole": [1, 2], "core": 2}})
     assert open_images(str(tmp_path), **options).mask_names == ("background", "mask 1", "mask 2")
     write_json(tmp_path / "dataset.json", ["of something else"])
     assert open_images(str(tmp_path), **options).info["modality"] == "auto"
+
+
+def test_mr_is_shown_by_its_z_score(tmp_path: Path, cache: Path) -> None:
+    """Scanners multiply and shift values as they like; air is the least value, and not counted."""
+    body = np.pad(np.random.default_rng(1).gamma(4, 50, (14, 18, 16)), 1).astype(np.float32)
+    body[3, 3, 3:6] = 3000
+    for number, (factor, offset) in enumerate([(1, 0), (7, 30), (0.01, -5)]):
+        save_nifti(tmp_path / f"{number}.nii.gz", body * factor + offset)
+    images = open_images(
+        str(tmp_path),
+        cache=cache,
+        split="made",
+        group_by="none",
+        modality="mri",
+        spacing=(3, 0.5, 0.5),
+    )
+    assert "MR: each volume is shown by its z-score, from -4 to 4" in images.info["notes"]
+    assert images.info["window"] == "zscore"
+    tissue = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "0.nii.gz")))
+    score = (body - tissue[tissue > 0].mean()) / tissue[tissue > 0].std()
+    for volume in images.pool().images[:]:
+        assert np.abs(volume / 255 * 8 - 4 - score.clip(-4, 4)).max() <= 0.017
+
+
+def test_levels_of_thick_slices_are_told(tmp_path: Path, cache: Path) -> None:
+    thick = np.diag((-3, -0.5, 0.5, 1))  # as of sagittal slices
+    for number in range(3):
+        save_nifti(tmp_path / f"{number}.nii.gz", np.roll(VOLUME, number, axis=2), thick)
+    images = open_images(str(tmp_path), cache=cache, split="made", group_by="none")
+    assert images.info["spacing"] == [0.5, 0.5, 3]
+    assert "levels of U-Nets that leave thick axes alone: 0 0 2" in images.info["notes"]
 
 
 def itk_series(folder: Path) -> Any:

@@ -84,8 +84,50 @@ def test_kernels_keep_the_variance_of_their_sums() -> None:
     assert {((3, 3), (3, 3, 3)), ((1, 3), (1, 1, 3)), ((3, 1), (3, 3, 1))} <= shapes
 
 
+@pytest.mark.parametrize("upsampling", ["transpose", "bilinear"])
+@pytest.mark.parametrize("name", list(NETWORKS)[:6])
+def test_thick_slices_are_left_alone_at_first(name: str, upsampling: str) -> None:
+    options = {"width": 4, "upsampling": upsampling}
+    network = create_model(name, **HEADS, dims=3, flat_levels=(2, 0, 1), **options).eval()
+    with torch.no_grad():
+        maps = network._encode(torch.rand(1, 1, 16, 64, 64))  # type: ignore[operator]
+        assert [tuple(each.shape[2:]) for each in maps] == [
+            *((16, 64, 64), (16, 32, 64), (16, 16, 32), (8, 8, 16), (4, 4, 8))
+        ]
+        assert network(torch.rand(2, 1, 17, 30, 19)).dense.shape == (2, 2, 17, 30, 19)
+        plain = create_model(name, **HEADS, dims=3, flat_levels=(4, 0, 0), **options).eval()
+        volume = torch.rand(1, 1, 16, 32, 32)
+        changed = volume.clone()
+        changed[:, :, 9:] = 0
+        slices = [stage(plain.normalize(x)) for x in (volume, changed) for stage in [plain.stem]]  # type: ignore[operator]
+    torch.testing.assert_close(slices[0][:, :, :9], slices[1][:, :, :9])
+    assert network.arguments["flat_levels"] == [2, 0, 1]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_gradients_in_bfloat16_are_those_of_float32(depth: int) -> None:
+    """In oneDNN's own gradient of two slices is memory of something else."""
+    torch.manual_seed(0)
+    network = create_model("unet", **HEADS, dims=3, width=4)
+    (conv,) = [
+        m for m in network.modules() if getattr(m, "weight", torch.zeros(0)).shape[:1] == (64,)
+    ][:1]
+    x = torch.randn(4, conv.in_channels, depth, 5, 5)
+    gradients = []
+    for enabled in (False, True):
+        conv.weight.grad = None
+        full = [torch.full((2**k,), torch.nan) for k in range(8, 22)]
+        del full
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            conv(x).float().square().sum().backward()
+        gradients.append(conv.weight.grad.clone())
+    error = (gradients[1] - gradients[0]).abs().max() / gradients[0].abs().max()
+    assert error < 0.05
+
+
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
-    network = create_model("sharp_unet", **HEADS, dims=3, width=2, ordinal=True).eval()
+    sizes = {"dims": 3, "width": 2, "flat_levels": (1, 0, 0)}
+    network = create_model("sharp_unet", **HEADS, **sizes, ordinal=True).eval()
     network.normalize.set([0.3], [0.2])
     save_network(tmp_path, network)
     again, volume = load(tmp_path), torch.rand(1, 1, 16, 16, 20)

@@ -42,7 +42,7 @@ from medduet.utils.parsing import read_json
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 224
-_FORMAT = "files-7"  # part of each store's key; raise it when what `_build` writes changes
+_FORMAT = "files-8"  # part of each store's key; raise it when what `_build` writes changes
 _SHOWN = 5
 Fault = tuple[str, str]
 R = TypeVar("R")
@@ -134,7 +134,11 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         check_room(folder, total * sum(map(prod, tails.values())))
         jobs = {item: jobs[item] for item in probes}
         modality = _modality(listing, config, probes.values())
-        if volumes and modality == "ct" and not (options.window or config.own_windows):
+        usual = volumes and not (options.window or config.own_windows)
+        if usual and modality == "mri":
+            options = options._replace(window="zscore")
+            size_notes = [*size_notes, "MR: each volume is shown by its z-score, from -4 to 4"]
+        if usual and modality == "ct":
             learnt = {item: jobs[item] for item in jobs if item.split in ("", "train")}
             sampled = dict(read(partial(foreground, meaning=classes), learnt))
             window, more = common_window([*sampled.values()])

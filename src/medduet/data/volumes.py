@@ -17,6 +17,7 @@ from medduet.errors import DataError
 
 _ANISOTROPIC, _LOW = 3.0, 10  # times the other distances; percentile
 _SMALLEST = 16  # side that U-Nets take
+_MOST_FLAT, _TOLERANCE = 4, 0.01  # levels that leave an axis alone; of the ratio of spacings
 _SHOWN = 0.5, 99.5  # percentiles of the foreground of CT that are black and white
 
 
@@ -68,8 +69,10 @@ def volume_options(probes: Sequence[Probe], config: DataConfig) -> tuple[ReadOpt
         sides = tuple(np.maximum(largest, sides or _SMALLEST).astype(int).tolist())
         how = f"in voxels of {' x '.join(f'{x:.3g}' for x in target)} mm{of_set}, within"
         how = "of unknown spacing, within" if without else how
-    note = f"{len(probes)} volumes (slices, rows, columns) {how} {' x '.join(map(str, sides))}"
-    return ReadOptions(sides, config.fit, 1, config.window, target), [note]
+    notes = [f"{len(probes)} volumes (slices, rows, columns) {how} {' x '.join(map(str, sides))}"]
+    if any(flat := flat_levels(target)):
+        notes.append(f"levels of U-Nets that leave thick axes alone: {' '.join(map(str, flat))}")
+    return ReadOptions(sides, config.fit, 1, config.window, target), notes
 
 
 def common_window(
@@ -92,6 +95,17 @@ def common_window(
     shown = "percentiles 0.5 and 99.5 of the foreground"
     note = f"CT: {low:g} is black and {high:g} white in all volumes, {shown}"
     return ((low + high) / 2, high - low), note
+
+
+def flat_levels(spacing: Sequence[float] | None) -> tuple[int, ...]:
+    """Return how often a network halves the other axes first, until voxels are about cubes.
+
+    Example:
+        >>> flat_levels((5.0, 1.0, 1.2))
+        (2, 0, 0)
+    """
+    ratios = np.divide(spacing or (1.0, 1.0, 1.0), min(spacing or (1.0,)))
+    return tuple(int(level) for level in np.log2(ratios + _TOLERANCE).clip(max=_MOST_FLAT))
 
 
 def common_spacing(spacings: NDArray[np.float64], shapes: NDArray[np.int64]) -> tuple[float, ...]:

@@ -164,6 +164,7 @@ def create_model(
     num_classes: int,
     dense_channels: int = 0,
     dims: int = 2,
+    flat_levels: Sequence[int] = (0, 0, 0),
     ordinal: bool = False,
     pretrained: bool = False,
     **options: Any,
@@ -176,6 +177,8 @@ def create_model(
         num_classes: classes K of the class head; 0 for none.
         dense_channels: channels D of the dense head; 0 for none, then the decoder is not built.
         dims: 2 for images; 3 for volumes, ``(N, C, D, H, W)``, see `medduet.models.volumes`.
+        flat_levels: volumes: how many first levels of a U-Net leave each axis alone, as (1, 0, 0)
+            where slices are twice as thick as pixels are wide.
         ordinal: whether classes are grades in their order, as in CORN.
         pretrained: fetch the encoder's weights (timm, smp), and normalise as they expect.
         **options: for U-Nets ``width`` and ``upsampling``, for timm and smp ``dropout``, for
@@ -231,7 +234,8 @@ def create_model(
     if dims == 3:
         from medduet.models.volumes import turn_into_3d  # slow to import
 
-        turn_into_3d(network)
+        turn_into_3d(network, flat_levels)
+        network.arguments |= {"flat_levels": list(flat_levels)} if any(flat_levels) else {}
     return network
 
 

@@ -1,7 +1,7 @@
 """The U-Net that takes a block, with a head for the class and a head for the dense output."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +162,12 @@ class UNet(DuetNetwork):
             if dense.shape[2:] != image.shape[2:]:
                 dense = _resize(dense, image)
         return self._outputs(class_logits, dense)
+
+    def level(self, number: int) -> list[nn.Module]:
+        """Return what works on the maps of a level, 0 the finest, and between it and the next."""
+        down: Any = self.down
+        block = down[number - 1][1] if number else self.stem
+        return [block, down[number][0], *self.up[-1 - number :][:1]]
 
     def _encode(self, image: Tensor) -> list[Tensor]:
         sides = image.shape[2:]

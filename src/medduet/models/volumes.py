@@ -4,10 +4,14 @@ A kernel of ``h x w`` becomes one of ``h x h x w``, so that pairs such as 1x3 an
 cube; strides and padding likewise. Kernels are drawn anew with the variance of those that the
 network began with, divided by ``h`` for what they sum up more. All else is that of the network for
 images: layers, their order, names and channels.
+
+Where slices are thick, the first levels of a U-Net neither pool nor convolve over them, as in
+nnU-Net (doi:10.1038/s41592-020-01008-z), so that its deeper maps are of about cubic voxels.
 """
 
-from math import sqrt
-from typing import Any
+from collections.abc import Sequence
+from math import prod, sqrt
+from typing import Any, cast
 
 import torch
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
@@ -19,10 +23,11 @@ from torch.overrides import TorchFunctionMode
 
 from medduet.errors import ModelError
 from medduet.models.base import DuetNetwork, Normalize, trace
-from medduet.models.unet import Sharpen
+from medduet.models.unet import Sharpen, UNet
 
 _TRIAL = (64, 80, 96)  # three sides that differ, so that no two of them can be mistaken
 _SIZES = ("kernel_size", "stride", "padding", "dilation", "output_padding", "output_size")
+_FLAT = {"padding": 0, "output_padding": 0}  # along axes that are left alone; other sizes are 1
 
 
 class BatchNormAct3d(BatchNormAct2d):  # type: ignore[misc]
@@ -51,6 +56,21 @@ class UnetDecoder3d(UnetDecoder):  # type: ignore[misc]
         return x
 
 
+class Conv3d(nn.Conv3d):
+    """A convolution whose gradient is right on CPUs, too.
+
+    That of oneDNN in bfloat16 is memory of something else where there are fewer slices than rows of
+    the kernel, as of 2 with kernels of 3 (torch 2.14 on a CPU with avx512_bf16).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map, computed in float32 where there are few slices in training."""
+        if not self.training or x.device.type != "cpu" or x.shape[2] >= self.kernel_size[0]:
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
 _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {  # with the same attributes
     BatchNormAct2d: BatchNormAct3d,
     UnetDecoder: UnetDecoder3d,
@@ -58,10 +78,15 @@ _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {  # with the same attri
 _LAYERS = "Conv ConvTranspose BatchNorm Dropout MaxPool AvgPool AdaptiveMaxPool AdaptiveAvgPool"
 for _layer in _LAYERS.split():
     _COUNTERPARTS[getattr(nn, f"{_layer}2d")] = getattr(nn, f"{_layer}3d")
+_COUNTERPARTS[nn.Conv2d] = Conv3d
 
 
-def turn_into_3d(network: DuetNetwork) -> None:
+def turn_into_3d(network: DuetNetwork, flat_levels: Sequence[int] = (0, 0, 0)) -> None:
     """Let `network`, built for images, take volumes ``(N, C, D, H, W)`` instead.
+
+    Args:
+        network: is changed in place.
+        flat_levels: how many first levels of a U-Net leave each axis alone.
 
     Raises:
         ModelError: it has layers without a counterpart, such as those of transformers.
@@ -72,8 +97,13 @@ def turn_into_3d(network: DuetNetwork) -> None:
         >>> network.eval()(torch.zeros(1, 1, 16, 20, 24)).class_logits.shape
         torch.Size([1, 2])
     """
+    level_of: dict[nn.Module, int] = {}
+    if isinstance(network, UNet):
+        for level in range(max(flat_levels)):
+            for part in network.level(level):
+                level_of |= dict.fromkeys(part.modules(), level)
     for module in network.modules():
-        _turn(module)
+        _turn(module, [level_of.get(module, max(flat_levels)) < count for count in flat_levels])
     try:
         with torch.no_grad(), _NoPlanes():
             trace(network, 2, *_TRIAL)
@@ -85,22 +115,29 @@ def turn_into_3d(network: DuetNetwork) -> None:
         ) from error
 
 
-def _turn(module: nn.Module) -> None:
-    """Make one layer three-dimensional; whoever holds it still does."""
+def _turn(module: nn.Module, flat: Sequence[bool]) -> None:
+    """Make one layer three-dimensional, but along `flat` axes; whoever holds it still does."""
     module.__class__ = _COUNTERPARTS.get(type(module), type(module))
     for name in _SIZES if type(module) in _COUNTERPARTS.values() else ():
-        if isinstance(size := getattr(module, name, None), tuple):
-            setattr(module, name, (size[0], *size))
+        size = getattr(module, name, None)
+        size = (size, size) if isinstance(size, int) and any(flat) else size
+        if isinstance(size, tuple):
+            sizes = zip((size[0], *size), flat, strict=True)
+            setattr(
+                module, name, tuple(_FLAT.get(name, 1) if left else side for side, left in sizes)
+            )
     if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-        flat = module.weight
-        spread = flat.detach().square().mean().sqrt() / sqrt(flat.shape[2])
-        kernel = spread * torch.randn(*flat.shape[:3], *flat.shape[2:], device=flat.device)
-        module.weight = nn.Parameter(kernel, requires_grad=flat.requires_grad)
-    elif isinstance(module, nn.Upsample) and module.mode == "bilinear":
-        module.mode = "trilinear"
+        plane, more = module.weight, prod(module.kernel_size) / module.weight[0, 0].numel()
+        spread = plane.detach().square().mean().sqrt() / sqrt(more)
+        kernel = torch.randn(*plane.shape[:2], *module.kernel_size, device=plane.device)
+        module.weight = nn.Parameter(spread * kernel, requires_grad=plane.requires_grad)
+    elif isinstance(module, nn.Upsample):
+        module.mode, scale = module.mode.replace("bi", "tri"), cast(float, module.scale_factor)
+        module.scale_factor = tuple(1.0 if left else scale for left in flat)
     elif isinstance(module, Sharpen):
-        module.kernel = torch.full((1, 1, 3, 3, 3), -1.0)
-        module.kernel[0, 0, 1, 1, 1] = 26.0
+        module.kernel, part = torch.zeros(1, 1, 3, 3, 3), (slice(0, 3), slice(1, 2))
+        module.kernel[0, 0][tuple(part[left] for left in flat)] = -1.0
+        module.kernel[0, 0, 1, 1, 1] -= module.kernel.sum()
     elif isinstance(module, Normalize):
         module.dims, module.mean, module.std = 3, module.mean[..., None], module.std[..., None]
     elif isinstance(module, FastAdaptiveAvgPool | FastAdaptiveMaxPool):

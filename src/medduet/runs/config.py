@@ -53,16 +53,15 @@ class Preprocessing(_Open):
     size: list[Side] = Field(min_length=2, max_length=3, strict=False)
     channels: Literal[1, 3]
     fit: Fit = "stretch"
-    window: list[Finite] | None = Field(None, min_length=2, max_length=2, strict=False)
+    window: Annotated[tuple[Finite, Finite], Field(strict=False)] | Literal["zscore"] | None = None
     patch: list[Side] | None = Field(None, min_length=2, max_length=3, strict=False)
     spacing: list[Finite] | None = Field(None, min_length=3, max_length=3, strict=False)
 
     @property
     def options(self) -> ReadOptions:
         """What files are read to."""
-        window = None if self.window is None else (self.window[0], self.window[1])
         spacing = None if self.spacing is None else tuple(self.spacing)
-        return ReadOptions(tuple(self.size), self.fit, self.channels, window, spacing)
+        return ReadOptions(tuple(self.size), self.fit, self.channels, self.window, spacing)
 
 
 class DataRecord(_Open):

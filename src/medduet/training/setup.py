@@ -7,6 +7,7 @@ from medduet.config import RunConfig
 from medduet.data.augment import build_augmentation
 from medduet.data.imageset import ImageSet
 from medduet.data.pixels import for_each_axis
+from medduet.data.volumes import flat_levels
 from medduet.errors import ConfigError
 from medduet.losses.objective import Objective, balanced_weights
 from medduet.models.base import DuetNetwork, check_takes
@@ -109,6 +110,7 @@ def build_network(
             num_classes=len(data.class_names) if "classify" in config.objective.tasks else 0,
             dense_channels=layout.channels,
             dims=data.dims,
+            flat_levels=flat_levels(data.info.get("spacing")),
             ordinal=config.objective.ordinal,
             pretrained=model.pretrained and fresh,
             **model.options(),

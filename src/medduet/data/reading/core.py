@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medduet.errors import DataError, MedDuetError, one_line
-from medduet.types import Fit, Modality
+from medduet.types import Fit, Modality, Window
 
 MAX_FRAME_PIXELS = 1 << 26
 _MAX_FILE_PIXELS = 1 << 28
@@ -36,7 +36,8 @@ class ReadOptions(NamedTuple):
             aspect, ``"stretch"`` changes the aspect.
         channels: 1 for grey, 3 for colour.
         window: centre and width of the values shown from black to white, instead of the file's
-            own; for CT in Hounsfield units. Files of 8-bit PNG, JPEG and the like don't heed it.
+            own; for CT in Hounsfield units. ``"zscore"``: from 4 standard deviations below the mean
+            of a file's foreground to 4 above. 8 bits of PNG, JPEG and the like don't heed it.
         spacing: of the slices, rows and columns of volumes in mm, whose sides then are `size` or
             more; ``None`` to fit them into `size`.
     """
@@ -44,7 +45,7 @@ class ReadOptions(NamedTuple):
     size: int | tuple[int, ...]
     fit: Fit = "pad"
     channels: Literal[1, 3] = 1
-    window: tuple[float, float] | None = None
+    window: Window | None = None
     spacing: tuple[float, ...] | None = None
 
     @property

@@ -29,7 +29,7 @@ from medduet.data.reading.itk import as_nifti
 from medduet.data.reading.nifti import open_nifti
 from medduet.data.reading.raster import open_raster, values_of
 from medduet.data.reading.series import open_series
-from medduet.data.reading.shape import fitted, levels
+from medduet.data.reading.shape import fitted, levels, standardised
 from medduet.errors import MissingFileError
 from medduet.utils.files import unpacked
 
@@ -48,6 +48,7 @@ _SIGNATURES = (
     (rb"(ObjectType|NDims|Comment)\s*=", "MetaImage"),
     (rb"[\x02\x08]\x00|\x00\x08", "DICOM"),  # without preamble: group 0002 or 0008, the first
 )
+_ANY = 0.0, 1.0  # a window, so that that of the file is not applied
 _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 """Pixels of each side, and a difference of red, green and blue, that tell colour from grey."""
 
@@ -131,7 +132,7 @@ def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None
         [[0, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9], [0, 0, 0, 0]]
     """
     with opened(path, file) as source:
-        frames = list(source.frames(options.window))
+        frames = list(source.frames(_ANY if options.window == "zscore" else options.window))
         if len(frames) != source.facts.frames:
             raise refusal(path, f"{source.facts.frames} frames", str(len(frames)))
         if len(options.sides) == 3 and not source.are_slices:
@@ -172,6 +173,7 @@ def _pictures(
     remarks: Sequence[str] = (),
     affine: Affine = PICTURE,
 ) -> list[Picture]:
+    frames = standardised(frames) if options.window == "zscore" else frames
     if len(options.sides) == 3:
         windows = [frame.window for frame in frames if frame.window is not None]
         if len({*windows}) > 1:

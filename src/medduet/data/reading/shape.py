@@ -10,7 +10,7 @@ from medduet.data.pixels import resize_image, resize_mask, to_grey
 from medduet.data.reading.core import Frame, ReadOptions
 
 _TAIL, _MOST_OF_OTHERS, _REACH = 0.005, 0.05, 2.0
-_SAMPLE = 1 << 20
+_SAMPLE, _DEVIATIONS = 1 << 20, 8
 Spacing = tuple[float, ...]  # of the slices, rows and columns of a volume in mm
 _OWN_RANGE = "have more than 8 bits and no --data.window: each is shown over its own range"
 _OUTLIERS = "have outliers, such as hot pixels or markers, that are shown black or white"
@@ -42,10 +42,7 @@ def value_range(frames: Sequence[NDArray[Any]]) -> tuple[float, float]:
     Percentiles themselves would clip what is small and bright; the extremes of MRI, CT and bone
     scans were at most 1.4 of these ranges away. ValueError if no value is finite.
     """
-    step = sum(values.size for values in frames) // _SAMPLE | 1  # odd: no column of an image
-    sample = np.concatenate([values[np.isfinite(values)][::step] for values in frames])
-    if not sample.size:
-        raise ValueError("none of its values is a finite number")
+    sample = _sample(frames)
     low = high = median = float(np.median(sample))
     if (others := sample[sample != median].astype(np.float64)).size:
         tail = min(_TAIL * sample.size / others.size, _MOST_OF_OTHERS)
@@ -55,6 +52,29 @@ def value_range(frames: Sequence[NDArray[Any]]) -> tuple[float, float]:
     inside = (values[(values >= low - reach) & (values <= high + reach)] for values in frames)
     extremes = [float(x) for values in inside if values.size for x in (values.min(), values.max())]
     return min(extremes), max(extremes)
+
+
+def standardised(frames: Sequence[Frame]) -> Sequence[Frame]:
+    """Return frames that are shown from 4 standard deviations below their mean to 4 above.
+
+    Both are those of what is above the least value, as air is; 8 bits stay as they are.
+    """
+    raw = [frame.values for frame in frames if frame.values.dtype != np.uint8]
+    if not raw:
+        return frames
+    sample = _sample(raw).astype(np.float64)
+    inside = sample[sample > sample.min()] if np.ptp(sample) else sample
+    window = float(inside.mean()), _DEVIATIONS * float(inside.std())
+    return [x if x.values.dtype == np.uint8 else x._replace(window=window) for x in frames]
+
+
+def _sample(frames: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return finite values of a file, about a million of them at most."""
+    step = sum(values.size for values in frames) // _SAMPLE | 1  # odd: no column of an image
+    sample = np.concatenate([values[np.isfinite(values)][::step] for values in frames])
+    if not sample.size:
+        raise ValueError("none of its values is a finite number")
+    return sample
 
 
 def scaled(values: NDArray[Any], low: float, high: float, inverted: bool) -> NDArray[np.uint8]:
