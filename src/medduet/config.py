@@ -115,8 +115,9 @@ class DataConfig(Frozen):
     mask_values: str | None = None
     """What values of masks mean: 0:background,128:benign,255:malignant,254:ignore. A colour is
     #ff0000:NAME, all other values are `*:NAME`. None: decided from all masks, and told."""
-    fit: Fit = "pad"
-    """Image files become square by black borders, by stretching, or by their centre (MedMNIST)."""
+    fit: Fit | Literal["longest"] = "pad"
+    """Image files become square by black borders, by stretching, or by their centre (MedMNIST);
+    longest: size is that of the longest side, and borders are no wider than the set needs."""
     window: Window | None = None
     """Centre and width of the grey values shown, for DICOM, NIfTI and 16 bits; zscore: mean and 8
     standard deviations of each; None: the file's, and of volumes of CT or MR as is usual."""

@@ -178,3 +178,17 @@ def test_partial_truth(root: Path, cache: Path) -> None:
     assert (pool.labels[kind != "smooth"] >= 0).all()
     assert np.array_equal(pool.known_masks, kind != "ring")
     assert pool.masks[:][kind == "ring"].max() == 0
+
+
+def test_the_longest_side_without_wider_borders_than_needed(tmp_path: Path, cache: Path) -> None:
+    for number, size in enumerate([(100, 60), (100, 41), (200, 90)]):
+        Image.new("L", size, 50 + number).save(tmp_path / f"{number}.png")
+    images = open_images(
+        str(tmp_path), cache=cache, fit="longest", size=50, split="made", group_by="none"
+    )
+    assert (images.size, images.info["fit"]) == ((30, 50), "pad")
+    filled = (images.pool().images[:] > 0).sum(axis=(1, 2))
+    assert sorted(filled) == [50 * 20, 50 * 22, 50 * 30]
+    Image.new("L", (60, 100), 9).save(tmp_path / "upright.png")
+    options = {"fit": "longest", "size": 50, "split": "made", "group_by": "none"}
+    assert open_images(str(tmp_path), cache=cache, **options).size == (50, 50)

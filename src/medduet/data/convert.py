@@ -30,6 +30,7 @@ from medduet.data.reading.masks import (
     probe_pair,
     read_pair,
 )
+from medduet.data.reading.shape import inner_sides
 from medduet.data.splits import NO_SPLIT
 from medduet.data.store import check_room, growing_array, open_split, stored
 from medduet.data.volumes import common_window, volume_options, with_series
@@ -64,7 +65,7 @@ def open_files(
         logger.warning("%s: left out %s", listing.name, _summary(meta["skipped"], meta["files"]))
     whole = open_split(folder, "all")
     nothing = whole.take(np.zeros(0, dtype=np.int64))
-    kept = "files", "kinds", "skipped", "mask_values", "spacing", "window", "modality"
+    kept = "files", "kinds", "skipped", "mask_values", "fit", "spacing", "window", "modality"
     info = {key: meta[key] for key in kept}
     info["source"] = str(Path(config.name).expanduser().absolute())
     info["notes"] = [*listing.notes, *meta["notes"]]
@@ -77,7 +78,7 @@ def open_files(
         mask_names=tuple(meta["mask_names"]),
         multi_label=listing.multi_label,
         fingerprint=meta["fingerprint"],
-        info=info | {"fit": config.fit},
+        info=info,
     )
     return images, np.load(folder / "given.npy", allow_pickle=False)
 
@@ -185,7 +186,8 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         )
     meta: dict[str, Any] = {"files": len(items), "kinds": kinds, "skipped": faults, "notes": notes}
     meta |= {"fingerprint": digest.hexdigest(), "mask_names": [], "mask_values": {}}
-    meta |= {"spacing": options.spacing, "window": options.window, "modality": modality}
+    meta |= {"fit": options.fit, "spacing": options.spacing, "window": options.window}
+    meta |= {"modality": modality}
     if meaning:
         meta |= {"mask_names": meaning.mask_names, "mask_values": meaning.words}
     write_json(folder / "meta.json", meta)
@@ -222,7 +224,11 @@ def _image_options(facts: Collection[Facts], config: DataConfig) -> ReadOptions:
     side = sides.pop() if len(sides) == 1 and max(sides) <= DEFAULT_SIZE else DEFAULT_SIZE
     height, width = for_each_axis(config.size or (side,), 2)
     channels = config.channels or (3 if any(header.channels == 3 for header in facts) else 1)
-    return ReadOptions((height, width), config.fit, channels, config.window)
+    if config.fit != "longest":
+        return ReadOptions((height, width), config.fit, channels, config.window)
+    around = ReadOptions((height, width), "pad", channels, config.window)
+    shapes = [inner_sides((header.height, header.width), around) for header in facts]
+    return around._replace(size=tuple(np.max(shapes or [around.sides], axis=0).tolist()))
 
 
 def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[Any]]:

@@ -57,7 +57,7 @@ def volume_options(probes: Sequence[Probe], config: DataConfig) -> tuple[ReadOpt
             f"{len(probes)} files, such as {without[0]}: save them as NIfTI with their affine"
         )
     spacings = np.array([probe.spacing or (1.0, 1.0, 1.0) for probe in probes])
-    if config.fit == "crop" or config.channels == 3:
+    if config.fit == "crop" or config.fit == "longest" or config.channels == 3:
         raise DataError("volumes are grey, padded or stretched: omit --data.fit and channels")
     sides, target = config.size and for_each_axis(config.size, 3), None
     how = "fitted into" if config.fit == "pad" else "stretched to"

@@ -93,7 +93,7 @@ def fitted(
 ) -> NDArray[np.uint8]:
     """Return an image of the size and with the channels asked for; or a volume of a `spacing`."""
     values = values[_shown(values.shape, options)]
-    inner = _inner(values.shape, options, spacing)
+    inner = inner_sides(values.shape, options, spacing)
     image = _padded(resize_image(values, *inner), options.sides)
     grey = image.ndim == 2 and options.channels == 3
     return np.repeat(image[:, :, None], 3, axis=2) if grey else image
@@ -102,7 +102,7 @@ def fitted(
 def fitted_mask(values: NDArray[Any], options: ReadOptions, spacing: Spacing = ()) -> NDArray[Any]:
     """Return a mask ``(H, W)`` of the size asked for, placed as `fitted` places its image."""
     values = values[_shown(values.shape, options)]
-    inner = _inner(values.shape, options, spacing)
+    inner = inner_sides(values.shape, options, spacing)
     return _padded(resize_mask(values, *inner), options.sides)
 
 
@@ -148,7 +148,9 @@ def _shown(shape: tuple[int, ...], options: ReadOptions) -> tuple[slice, ...]:
     return slice(top, top + rows), slice(left, left + columns)
 
 
-def _inner(shape: tuple[int, ...], options: ReadOptions, spacing: Spacing = ()) -> tuple[int, ...]:
+def inner_sides(
+    shape: tuple[int, ...], options: ReadOptions, spacing: Spacing = ()
+) -> tuple[int, ...]:
     """Return height and width of what is shown within the square; or the sides of a volume."""
     sides = options.sides
     if len(sides) == 3 and (options.spacing or options.fit != "stretch"):
@@ -176,6 +178,6 @@ def _unpadded(
     values: NDArray[Any], shape: tuple[int, ...], options: ReadOptions, spacing: Spacing = ()
 ) -> NDArray[Any]:
     """Return what `_padded` put into the middle."""
-    inner = _inner(shape, options, spacing)
+    inner = inner_sides(shape, options, spacing)
     starts = [(side - part) // 2 for side, part in zip(values.shape, inner, strict=True)]
     return values[tuple(slice(x, x + part) for x, part in zip(starts, inner, strict=True))]
