@@ -170,7 +170,7 @@ _BESIDE = "one folder for each of train, val and test.*given"
             ("x/ill/a.png", "x/well/b.png", "y/ill/c.png", "y/well/d.png"),
             "x, y may be .* ill, well",
         ),
-        (("imagesTr/a_0000.png", "imagesTr/a_0001.png", "labelsTr/a.png"), "expected one channel"),
+        (("imagesTr/b_0000.png", "imagesTr/a_0001.png", "labelsTr/a.png"), "the first channel"),
         (("train/a.png", "test/b.png", "more/c.png"), _BESIDE),
         (("train/a.png", "val_masks/a.png", "test/b.png"), _BESIDE),
         (

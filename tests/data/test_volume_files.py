@@ -131,6 +131,42 @@ def test_mr_is_shown_by_its_z_score(tmp_path: Path, cache: Path) -> None:
         assert np.abs(volume / 255 * 8 - 4 - score.clip(-4, 4)).max() <= 0.017
 
 
+def test_channels_of_nnunet(tmp_path: Path, cache: Path) -> None:
+    """Each channel is shown by itself, whatever the axes of its file, and keeps its number."""
+    values = np.random.default_rng(2).gamma(4, 50, (6, 3, *VOLUME.shape)).astype(np.float32)
+    for number, channels in enumerate(values):
+        for k, volume in enumerate(channels):
+            turn = np.array([(2, 1), (0, -1), (1, 1)]) if k == 1 else None
+            path = tmp_path / "imagesTr" / f"case_{number}_{k:04}.nii.gz"
+            save_nifti(path, volume * (k + 1), turn=turn)
+        save_nifti(tmp_path / "labelsTr" / f"case_{number}.nii.gz", MASK)
+    about = {"channel_names": {"0": "T1", "1": "FLAIR", "2": "ADC"}, "labels": {"tumour": 1}}
+    write_json(tmp_path / "dataset.json", about)
+    options = {"cache": cache, "split": "made", "group_by": "none"}
+    images = open_images(str(tmp_path), **options)
+    assert (images.in_channels, images.size, images.dims) == (3, VOLUME.shape, 3)
+    assert images.train.batch(np.arange(2)).image.shape == (2, 3, *VOLUME.shape)
+    assert [images.info[x] for x in ("window", "modality")] == ["zscore", "mri"]
+    for row, name in enumerate(images.pool().ids.tolist()):
+        for k in range(3):
+            path = tmp_path / "imagesTr" / Path(name).name.replace("_0000", f"_{k:04}")
+            inside = sitk.GetArrayFromImage(sitk.DICOMOrient(sitk.ReadImage(str(path)), "LPS"))
+            score = (inside - inside.mean()) / inside.std()  # no air here, but for the least value
+            shown = images.pool().images[:][row, ..., k] / 255 * 8 - 4
+            assert np.abs(shown - score.clip(-4, 4)).max() <= 0.03
+    (tmp_path / "dataset.json").unlink()
+    assert open_images(str(tmp_path), **options).in_channels == 3  # masks tell
+    moved = PLACED.copy()
+    moved[0, 3] += 5
+    other = tmp_path / "imagesTr" / "case_3_0002.nii.gz"
+    save_nifti(other, values[3, 2], moved)
+    with pytest.raises(DataError, match=r"case_3_0002.*expected the grid of case_3_0000"):
+        open_images(str(tmp_path), **options)
+    other.unlink()
+    with pytest.raises(DataError, match=r"as many channels of each image, given 2 of .*and 3 of"):
+        open_images(str(tmp_path), **options)
+
+
 def test_levels_of_thick_slices_are_told(tmp_path: Path, cache: Path) -> None:
     thick = np.diag((-3, -0.5, 0.5, 1))  # as of sagittal slices
     for number in range(3):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import medduet
-from medduet import ConfigError, RunConfig, predict_files
+from medduet import ConfigError, DataError, RunConfig, predict_files
 from medduet.inference.exported import BatchPrediction
 from medduet.inference.graph import NetworkGraph
 from medduet.runs.images import prepared_as
@@ -203,6 +203,49 @@ def test_a_sagittal_series(
     pixels = segmentation.get_pixels_by_source_instance(uids, segment_numbers=[1])[..., 0]
     truth = volume[3:8] > 100  # whose rows of 0.5 mm the network has seen in voxels of 3 mm
     assert 2 * (pixels * truth).sum() / (pixels.sum() + truth.sum()) > 0.85
+
+
+def test_channels_are_predicted_together(
+    make_config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The lesion is in the second channel alone."""
+    for number in range(12):
+        lesion, plain = scan(number), np.random.default_rng(number).normal(size=(8, 20, 24))
+        for k, volume in enumerate((plain, lesion)):
+            path = tmp_path / "set" / "imagesTr" / f"c{number}_{k:04}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(volume.T.astype(np.float32), AFFINE), path)
+        (tmp_path / "set" / "labelsTr").mkdir(exist_ok=True)
+        mask = nib.Nifti1Image(np.uint8(lesion >= 150).T, AFFINE)
+        nib.save(mask, tmp_path / "set" / "labelsTr" / f"c{number}.nii.gz")
+    data = {"name": str(tmp_path / "set"), "size": None, "count": None, "group_by": "none"}
+    run = medduet.train(
+        make_config(
+            tmp_path / "run",
+            data=data,
+            train={"epochs": 1},
+            objective={"tasks": ["segment"]},
+        )
+    ).path
+
+    def predict(graph: NetworkGraph, image: np.ndarray) -> BatchPrediction:
+        return BatchPrediction(None, np.uint8(image[:, 1] >= 130))
+
+    monkeypatch.setattr(NetworkGraph, "predict", predict)
+    record = predict_files(run, [tmp_path / "set" / "imagesTr"], out := tmp_path / "out")
+    assert (record.images, record.broken) == (12, {})
+    for row in rows_of(out):
+        found = sitk.GetArrayFromImage(sitk.ReadImage(str(out / row["mask"]))) > 0
+        truth = scan(int(row["file"][1:].partition("_")[0])) >= 150
+        assert np.array_equal(found, truth)
+    one = tmp_path / "set" / "imagesTr" / "c3_0000.nii.gz"
+    assert medduet.Predictor(run)(one).mask.shape == (8, 20, 24)
+    with one.open("rb") as file, pytest.raises(DataError, match="folder with 2 channels of it"):
+        medduet.Predictor(run)(file)
+    (tmp_path / "alone").mkdir()
+    one.rename(tmp_path / "alone" / "c3.nii.gz")
+    record = predict_files(run, [tmp_path / "alone"], tmp_path / "again")
+    assert "expected a volume of 2 channels, NAME_0000" in record.broken["c3.nii.gz"]
 
 
 def test_what_is_no_volume(run: Path, tmp_path: Path) -> None:

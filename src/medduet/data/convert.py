@@ -21,7 +21,7 @@ from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
 from medduet.data.mask_values import meaning_of
 from medduet.data.pixels import for_each_axis
-from medduet.data.reading.core import Facts, ReadOptions
+from medduet.data.reading.core import Facts, ReadOptions, channel_paths
 from medduet.data.reading.masks import (
     LIKE_MASKS,
     MaskValues,
@@ -95,7 +95,10 @@ def _digest(listing: Listing, config: DataConfig) -> str:
     fields = {"size", "channels", "fit", "window", "skip_broken", "mask_values", "dims", "spacing"}
     options = config.model_dump(include=fields | {"own_windows"})
     rows = [
-        (item.name, *item[3:], [stamp(path) for path in (item.path, *item.masks)])
+        (
+            *(item.name, *item[3:]),
+            [stamp(path) for path in (*channel_paths(item.path, item.channels), *item.masks)],
+        )
         for item in listing.items
     ]
     listed = listing.multi_label, listing.faults, listing.mask_values
@@ -125,7 +128,12 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
             kinds[probe.kind] += 1
             masks |= zip(item.masks, probe.masks, strict=True)
         options, size_notes = _options(listing.name, {x.name: probes[x] for x in probes}, config)
-        tails = {"images": (*options.sides, *(3,) * (options.channels == 3))}
+        if (channels := items[0].channels) > 1:
+            if len(options.sides) == 2:
+                expected = f"{listing.name}: expected images in one file each, NAME_0000"
+                raise DataError(f"{expected}, given {channels} channels, which are for volumes")
+            options = options._replace(channels=channels)
+        tails = {"images": (*options.sides, *(options.channels,) * (options.channels > 1))}
         stated = config.mask_values or listing.mask_values
         meaning = meaning_of(listing.name, masks, stated) if masks else None
         if meaning:
@@ -139,7 +147,7 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         if usual and modality == "mri":
             options = options._replace(window="zscore")
             size_notes = [*size_notes, "MR: each volume is shown by its z-score, from -4 to 4"]
-        if usual and modality == "ct":
+        if usual and modality == "ct" and channels == 1:
             learnt = {item: jobs[item] for item in jobs if item.split in ("", "train")}
             sampled = dict(read(partial(foreground, meaning=classes), learnt))
             window, more = common_window([*sampled.values()])

@@ -134,8 +134,12 @@ def _limited(pairs: NDArray[np.int64], similarity: NDArray[np.float32]) -> NDArr
 
 
 def grey(pixels: NDArray[np.uint8]) -> Tensor:
-    """Return ``(N, H, W)``, ``(N, H, W, 3)`` or ``(N, D, H, W)`` as float32 ``(N, 1, ...)``."""
+    """Return ``(N, H, W)``, ``(N, H, W, 3)`` or ``(N, D, H, W)`` as float32 ``(N, 1, ...)``.
+
+    Of volumes of several channels it is the first.
+    """
     pixels = to_grey(pixels) if pixels.ndim == 4 and pixels.shape[3] == 3 else pixels
+    pixels = pixels[..., 0] if pixels.ndim == 5 else pixels
     return torch.from_numpy(pixels.astype(np.float32))[:, None]
 
 

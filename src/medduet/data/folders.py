@@ -12,7 +12,7 @@ import re
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from gzip import BadGzipFile
 from pathlib import Path
@@ -50,6 +50,24 @@ CHANNEL = re.compile(r"(?P<of>.+)_(?P<number>\d{4})")
 """Of nnU-Net: the image ``X_0000`` is the first channel of X, whose mask is called X."""
 
 Place = tuple[str, ...]
+
+
+def further_channels(
+    paths: Collection[Path], of: Collection[str] | None = None
+) -> dict[Path, Path]:
+    """Return which files are further channels, `CHANNEL`, and that of the first beside them.
+
+    These are those of images called `of`; of all for ``None``.
+    """
+    matches = {path: CHANNEL.fullmatch(stem_of(path)) for path in paths}
+    named = {path: match for path, match in matches.items() if match}
+    firsts = {(x.parent, m["of"]): x for x, m in named.items() if not int(m["number"])}
+    return {
+        path: firsts[path.parent, match["of"]]
+        for path, match in named.items()
+        if int(match["number"]) and (path.parent, match["of"]) in firsts
+        if of is None or match["of"] in of
+    }
 
 
 def _kind_of(path: Path) -> str | None:

@@ -23,13 +23,16 @@ MAX_CLASSES = 10_000
 
 
 def spatial_size(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the sides of images of a `shape` ``(N, H, W)``, ``(N, H, W, 3)`` or ``(N, D, H, W)``.
+    """Return the sides of images of a `shape`.
+
+    It is ``(N, H, W)`` or ``(N, H, W, 3)``, of volumes ``(N, D, H, W)`` or ``(N, D, H, W, C)``.
 
     Example:
         >>> spatial_size((10, 64, 48, 3)), spatial_size((10, 16, 64, 48))
         ((64, 48), (16, 64, 48))
     """
-    return shape[1:-1] if len(shape) > 3 and shape[-1] == 3 else shape[1:]
+    has_channels = len(shape) == 5 or (len(shape) == 4 and shape[-1] == 3)
+    return shape[1:-1] if has_channels else shape[1:]
 
 
 def rows_per_chunk(shape: tuple[int, ...]) -> int:
@@ -94,7 +97,8 @@ class Split:
     """The images of one split, usually memory-mapped.
 
     Attributes:
-        images: ``(N, H, W)`` grey or ``(N, H, W, 3)`` RGB, uint8; ``(N, D, H, W)`` volumes.
+        images: ``(N, H, W)`` grey or ``(N, H, W, 3)`` RGB, uint8; volumes ``(N, D, H, W)``, or
+            ``(N, D, H, W, C)`` of several channels.
         labels: ``(N,)`` int64 class index, or ``(N, K)`` 0/1 for multi-label sets; -1 is unknown.
         masks: ``(N, H, W)`` uint8 mask class, 0 is background, 255 is ignored; ``None`` without
             masks.
@@ -188,8 +192,9 @@ class ImageSet:
 
     @property
     def in_channels(self) -> int:
-        """Channels of the images, 1 or 3."""
-        return 3 if self.train.images.ndim > 1 + self.dims else 1
+        """Channels of the images: 1 (grey), 3 (RGB), or any number of volumes."""
+        images = self.train.images
+        return images.shape[-1] if images.ndim > 1 + self.dims else 1
 
     @property
     def size(self) -> tuple[int, ...]:

@@ -12,7 +12,15 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
-from medduet.data.folders import CHANNEL, Place, images_and_masks, natural, split_word, stem_of
+from medduet.data.folders import (
+    CHANNEL,
+    Place,
+    further_channels,
+    images_and_masks,
+    natural,
+    split_word,
+    stem_of,
+)
 from medduet.errors import DataError, MissingFileError
 from medduet.types import Modality
 from medduet.utils.parsing import read_json
@@ -22,14 +30,31 @@ SPLIT_OF = {
     **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
     **dict.fromkeys(("test", "testing", "ts"), "test"),
 }
-_FEW = 10  # folders that may be classes
-_MODALITIES: dict[str, Modality] = {"ct": "ct", "mri": "mri", "mr": "mri"}
+_FEW, _DATASET = 10, "dataset.json"  # folders that may be classes; of nnU-Net
+_MR = {
+    "mr",
+    "mri",
+    "adc",
+    "dwi",
+    "flair",
+    "pd",
+    "swi",
+    "t1",
+    "t1c",
+    "t1ce",
+    "t1gd",
+    "t1w",
+    "t2",
+    "t2w",
+}
+"""Names of channels, lower case, that are sequences of MR."""
 
 
 class Item(NamedTuple):
     """One image file, called `name` in the set, and its masks, which are united.
 
-    Labels of ``None``, an empty group and an empty split are not known.
+    Labels of ``None``, an empty group and an empty split are not known. Of several `channels`, the
+    `path` is that of the first, see `medduet.data.reading.core.channel_paths`.
     """
 
     name: str
@@ -38,6 +63,7 @@ class Item(NamedTuple):
     labels: tuple[str, ...] | None = None
     group: str = ""
     split: str = ""
+    channels: int = 1
 
 
 class Listing(NamedTuple):
@@ -75,20 +101,28 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         )
     images, drawn = _unwrapped(root, images, drawn)
     splits, items = _splits(root, images), []
+    of_masks = None if (root / _DATASET).is_file() else {stem for _, stem in drawn}
+    further = further_channels(images, of_masks)
+    more = Counter(further.values())
     folders = Counter(place[bool(splits) :][:1] for place in images.values())
     cases = len(folders) > 2 and {*folders.values()} == {1}  # a folder for each image is no class
     for path, place in images.items():
+        if path in further:
+            continue
         inner = place[1:] if splits else place
         above = [each[:n] for each in (place, inner) for n in range(len(each), -1, -1)]
         match = CHANNEL.fullmatch(stem_of(path))
         stems = [stem_of(path), *([match["of"]] if match else [])]
         of_image = [(up, stem) for up in above for stem in stems if (up, stem) in drawn]
         if match and of_image and of_image[0][1] != stems[0] and int(match["number"]):
-            raise DataError(f"{path}: expected one channel, {match['of']}_0000, given another")
+            raise DataError(f"{path}: expected the first channel, {match['of']}_0000, beside it")
         split = splits[place[0]] if splits else ""
         name, group = path.relative_to(root).as_posix(), "/".join(inner[not cases :])
         of_it, labels = tuple(drawn[of_image[0]]) if of_image else (), () if cases else inner[:1]
-        items.append(Item(name, path, of_it, labels or None, group, split))
+        items.append(Item(name, path, of_it, labels or None, group, split, 1 + more[path]))
+    if len(counts := {item.channels: item.name for item in items}) > 1:
+        given = " and ".join(f"{count} of {name}" for count, name in sorted(counts.items()))
+        raise DataError(f"{root}: expected as many channels of each image, given {given}")
     uses = Counter(mask for item in items for mask in item.masks)
     if drawn and not uses:
         raise DataError(
@@ -123,13 +157,14 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
 
 def _described(root: Path) -> tuple[str | None, Modality]:
     """Return what values of masks mean, and the modality, by nnU-Net's ``dataset.json``, if any."""
-    path = root / "dataset.json"
+    path = root / _DATASET
     about = read_json(path, DataError) if path.is_file() else {}
     about = about if isinstance(about, dict) else {}
     labels, channels = about.get("labels"), about.get("channel_names", about.get("modality"))
     if not (isinstance(labels, dict) and isinstance(channels, dict)):
         return None, "auto"  # of something else
-    modality = _MODALITIES.get(" ".join(map(str, channels.values())).lower(), "auto")
+    sequences = {str(name).lower() for name in channels.values()}
+    modality: Modality = "ct" if sequences == {"ct"} else "mri" if sequences <= _MR else "auto"
     pairs = [(k, v) if k.isdecimal() else (v, k) for k, v in labels.items()]  # version 1, or 2
     if not all(str(value).isdecimal() for value, _ in pairs):
         return None, modality  # regions, of several values each

@@ -77,8 +77,10 @@ def three_planes(masks: NDArray[Any] | None, *volumes: NDArray[Any]) -> list[NDA
     """Return a picture ``(N, H + D, W + D)`` of each of `volumes` ``(N, D, H, W)``.
 
     Beside the axial slice is the sagittal one, below it the coronal one with the last slice up, and
-    0 in the corner. Each is that with most of `masks`, or the middle one without a mask.
+    0 in the corner. Each is that with most of `masks`, or the middle one without a mask. Of several
+    channels, ``(N, D, H, W, C)``, it is the first.
     """
+    volumes = tuple(volume if volume.ndim == 4 else volume[..., 0] for volume in volumes)
     count, depth, height, width = volumes[0].shape
     middles = np.tile([depth // 2, height // 2, width // 2], (count, 1))
     if masks is not None:

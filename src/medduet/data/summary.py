@@ -27,7 +27,9 @@ def data_summary(images: ImageSet) -> list[str]:
     noun, size = KINDS[images.dims], " x ".join(map(str, images.size))
     kinds = ", ".join(f"{count:,} {kind}" for kind, count in info.get("kinds", {}).items())
     title = f"{images.name}: {sum(map(len, splits)):,} {noun} of {size}, "
-    title += ("grey" if images.in_channels == 1 else "RGB") + f" (files: {kinds})" * bool(kinds)
+    colours = {1: "grey", 3: "RGB"} if images.dims == 2 else {1: "grey"}
+    title += colours.get(images.in_channels, f"{images.in_channels} channels")
+    title += f" (files: {kinds})" * bool(kinds)
     rows: list[list[Any]] = [["", *SPLITS], [noun, *map(len, splits)]]
     names = images.class_names[:_MOST_CLASSES]
     for k, name in enumerate(names):

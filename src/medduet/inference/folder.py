@@ -19,7 +19,7 @@ from pydantic import Field
 
 from medduet.config import Device
 from medduet.data.cache import Progress, counted
-from medduet.data.folders import CHANNEL, images_and_masks, stem_of
+from medduet.data.folders import CHANNEL, further_channels, images_and_masks, stem_of
 from medduet.data.reading.images import Picture, read_pictures
 from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
@@ -119,7 +119,9 @@ def predict_files(
     }
     predictor = Predictor(path, **options, device=device, batch_size=batch_size)
     if len(predictor.options.sides) == 3:
-        files = _named(root, joined([file.path for file in files]))
+        paths = [file.path for file in files]
+        further = further_channels(paths) if predictor.options.channels > 1 else {}
+        files = _named(root, joined([path for path in paths if path not in further]))
     network = hashlib.sha256(predictor.config.model_dump_json().encode()).hexdigest()
     settings = {"network": network, "images": as_text(root), "overlays": overlays, "dicom": dicom}
     settings |= options

@@ -192,8 +192,7 @@ class Predictor:
     def _predict_batch(self, pictures: Sequence[Picture], explain: bool) -> list[Prediction]:
         pixels = np.stack([picture.fitted for picture in pictures])
         grey = pixels.ndim == 1 + len(self.options.sides)
-        pixels = pixels[:, None] if grey else pixels.transpose(0, 3, 1, 2)
-        pixels = np.ascontiguousarray(pixels)
+        pixels = np.ascontiguousarray(pixels[:, None] if grey else np.moveaxis(pixels, -1, 1))
         batch = self._run(pixels)
         ood_p, p, heatmaps = self._ood_p(pictures, pixels), batch.probability, None
         if p is not None and not np.isfinite(p).all():

@@ -51,7 +51,7 @@ class Preprocessing(_Open):
     """How images become the network's input, see `medduet.data.reading.core.ReadOptions`."""
 
     size: list[Side] = Field(min_length=2, max_length=3, strict=False)
-    channels: Literal[1, 3]
+    channels: Count
     fit: Fit = "stretch"
     window: Annotated[tuple[Finite, Finite], Field(strict=False)] | Literal["zscore"] | None = None
     patch: list[Side] | None = Field(None, min_length=2, max_length=3, strict=False)

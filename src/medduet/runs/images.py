@@ -34,8 +34,9 @@ def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
                 expected = f"expected the {name} of the training, {trained}, given {typed}"
                 raise ConfigError(f"{expected}: omit --data.{name}")
         settings |= {"fit": preprocessing.fit, "window": preprocessing.options.window}
-        settings["channels"] = config.channels or preprocessing.channels
         settings["dims"] = len(preprocessing.size)
+        if len(preprocessing.size) == 2:
+            settings["channels"] = config.channels or preprocessing.channels
         settings["spacing"] = preprocessing.options.spacing
         is_volume = len(preprocessing.size) == 3
         settings["own_windows"] = is_volume and preprocessing.window is None  # and none of these

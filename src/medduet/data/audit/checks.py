@@ -65,7 +65,7 @@ def audit(images: ImageSet, *, cache: Path | None = None, progress: Progress = N
     statistics = _statistics(pool, len(images.mask_names), progress)
     blank = (statistics["max"] <= _BLACK) | (statistics["std"] < _CONSTANT)
     findings.of_images("Blank images", "warning", blank, ", black or of one grey level")
-    if images.in_channels > 1 and (statistics["color"] <= _EQUAL_CHANNELS).all():
+    if "color" in statistics and (statistics["color"] <= _EQUAL_CHANNELS).all():
         text = "one channel is enough, and three times faster to read: --data.channels 1."
         findings.of_set("Grey stored as RGB", "note", text)
     if pool.masks is not None:

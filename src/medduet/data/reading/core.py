@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from medduet.types import Fit, Modality, Window
 MAX_FRAME_PIXELS = 1 << 26
 _MAX_FILE_PIXELS = 1 << 28
 MAX_FRAMES = 1 << 12
+_FIRST = "_0000"  # in the name of a file of several channels
 Affine = NDArray[np.float64]
 PICTURE: Affine = np.diag((-1.0, -1.0, 1.0, 1.0))
 """Affine of files without one: columns go to the left, rows to posterior, frames to the head."""
@@ -34,7 +35,7 @@ class ReadOptions(NamedTuple):
             those of a volume that all slices of a file make.
         fit: ``"pad"`` centres the image on black, ``"crop"`` takes the largest centre of that
             aspect, ``"stretch"`` changes the aspect.
-        channels: 1 for grey, 3 for colour.
+        channels: 1 for grey, 3 for colour; of volumes how many, see `channel_paths`.
         window: centre and width of the values shown from black to white, instead of the file's
             own; for CT in Hounsfield units. ``"zscore"``: from 4 standard deviations below the mean
             of a file's foreground to 4 above. 8 bits of PNG, JPEG and the like don't heed it.
@@ -44,7 +45,7 @@ class ReadOptions(NamedTuple):
 
     size: int | tuple[int, ...]
     fit: Fit = "pad"
-    channels: Literal[1, 3] = 1
+    channels: int = 1
     window: Window | None = None
     spacing: tuple[float, ...] | None = None
 
@@ -140,6 +141,19 @@ def turned_sides(sides: tuple[float, ...], affine: Affine) -> tuple[float, ...]:
 def _orientation(affine: Affine) -> tuple[Any, NDArray[np.float64]]:
     turns = needed("nibabel", Path("a volume")).orientations
     return turns, turns.io_orientation(np.linalg.inv(PICTURE) @ affine)
+
+
+def channel_paths(path: Path, count: int) -> list[Path]:
+    """Return the files of all channels of an image, as nnU-Net calls them, of that of the first.
+
+    Example:
+        >>> [path.name for path in channel_paths(Path("case_7_0000.nii.gz"), 2)]
+        ['case_7_0000.nii.gz', 'case_7_0001.nii.gz']
+    """
+    start, first, end = path.name.rpartition(_FIRST)
+    if count > 1 and not first:
+        raise refusal(path, f"a volume of {count} channels, NAME_0000, NAME_0001, ...", "another")
+    return [path, *(path.with_name(f"{start}_{k:04}{end}") for k in range(1, count))]
 
 
 def refusal(path: Path, expected: str, given: str) -> DataError:

@@ -17,6 +17,7 @@ from medduet.data.reading.core import (
     Frame,
     ReadOptions,
     Source,
+    channel_paths,
     checked,
     errors_of,
     refusal,
@@ -48,6 +49,7 @@ _SIGNATURES = (
     (rb"(ObjectType|NDims|Comment)\s*=", "MetaImage"),
     (rb"[\x02\x08]\x00|\x00\x08", "DICOM"),  # without preamble: group 0002 or 0008, the first
 )
+_ALMOST = 1e-3  # mm, by which affines of channels may differ
 _ANY = 0.0, 1.0  # a window, so that that of the file is not applied
 _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 """Pixels of each side, and a difference of red, green and blue, that tell colour from grey."""
@@ -131,6 +133,10 @@ def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None
         >>> read_pictures(path, ReadOptions(size=4))[0].fitted.tolist()
         [[0, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9], [0, 0, 0, 0]]
     """
+    if len(options.sides) == 3 and options.channels > 1:
+        if file is not None:
+            raise refusal(path, f"a folder with {options.channels} channels of it", "one open file")
+        return [_channels(path, options)]
     with opened(path, file) as source:
         frames = list(source.frames(_ANY if options.window == "zscore" else options.window))
         if len(frames) != source.facts.frames:
@@ -138,6 +144,21 @@ def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None
         if len(options.sides) == 3 and not source.are_slices:
             raise refusal(path, "a volume of several slices", "one image, or a film")
         return _pictures(frames, options, source.remarks, source.affine)
+
+
+def _channels(path: Path, options: ReadOptions) -> Picture:
+    """Return a volume of several channels, which are in a file each; `whole` is the first."""
+    with opened(path) as source:
+        about = source.facts, source.affine
+    pictures = []
+    for channel in channel_paths(path, options.channels):
+        with opened(channel, like=about[1]) as source:
+            if source.facts != about[0] or not np.allclose(source.affine, about[1], atol=_ALMOST):
+                raise refusal(channel, f"the grid of {path.name}", "another: resample it first")
+        pictures += read_pictures(channel, options._replace(channels=1))
+    remarks = dict.fromkeys(remark for picture in pictures for remark in picture.remarks)
+    fitted = np.stack([picture.fitted for picture in pictures], axis=-1)
+    return pictures[0]._replace(fitted=fitted, remarks=[*remarks])
 
 
 def picture_of(

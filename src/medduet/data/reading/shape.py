@@ -1,7 +1,7 @@
 """Brings frames to the range 0 to 255 and to one size."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,7 @@ _OWN_RANGE = "have more than 8 bits and no --data.window: each is shown over its
 _OUTLIERS = "have outliers, such as hot pixels or markers, that are shown black or white"
 
 
-def levels(
-    frames: Sequence[Frame], channels: Literal[1, 3]
-) -> tuple[list[NDArray[np.uint8]], list[str]]:
+def levels(frames: Sequence[Frame], channels: int) -> tuple[list[NDArray[np.uint8]], list[str]]:
     """Return the frames of a file from 0 to 255, grey for 1 channel, and remarks on how."""
     raw = [each.values for each in frames if each.window is None and each.values.dtype != np.uint8]
     low, high = value_range(raw) if raw else (0.0, 255.0)
