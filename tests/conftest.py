@@ -153,7 +153,7 @@ def make_config() -> Callable[..., RunConfig]:
                 "learning_rate": 1e-3,
                 "precision": "32-true",  # and not what this machine is best at
             },
-            "evaluate": {"bootstrap": 100},
+            "evaluate": {},
         }
         values = {name: section | changes.pop(name, {}) for name, section in sections.items()}
         assert not changes, f"no such section: {list(changes)}"

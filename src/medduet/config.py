@@ -314,8 +314,6 @@ class EvaluateConfig(Frozen):
     last: the last epoch."""
     batch_size: int | None = Field(None, ge=1)
     """Images per step, over all processes together; None: as many pixels as the device takes."""
-    bootstrap: int = Field(1000, ge=100)
-    """Resamples of the bootstrap intervals."""
 
 
 class RunConfig(Frozen):

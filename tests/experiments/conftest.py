@@ -20,7 +20,6 @@ def small_grid(out: Path, **values: Any) -> GridConfig:
         "model": {"width": 2},
         "objective": {"tasks": ["classify", "segment"]},
         "train": {"epochs": 3, "batch_size": 8, "learning_rate": 1e-3},
-        "evaluate": {"bootstrap": 100},
     }
     return validate(GridConfig, {"run": run, "seeds": [0, 1], "out": out} | values, "a test")
 

@@ -21,7 +21,6 @@ def test_two_nodes_under_slurm_train_one_run(tmp_path: Path) -> None:
             "data": {"name": "phantom", "size": 16, "count": 40},
             "model": {"width": 2},
             "train": {"epochs": 1, "batch_size": 8},
-            "evaluate": {"bootstrap": 100},
         },
         "a test",
     )

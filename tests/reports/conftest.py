@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from medduet.config import EvaluateConfig
 from medduet.runs.folder import RunFolder
 from medduet.runs.predictions import Predictions
 from medduet.training.validation import summarize
@@ -63,13 +62,13 @@ def _write_run(
     names = tuple(class_names) or tuple(f"class {i}" for i in range(k))
     masks = tuple(f"mask {i}" for i in range(given["dice"].shape[1])) if dice is not None else ()
     predictions = Predictions(np.arange(n), class_names=names, mask_names=masks, **given)
-    run, quick = RunFolder(path), EvaluateConfig.model_construct(bootstrap=0)
+    run = RunFolder(path)
 
     def judged(of: Predictions, suffix: str, epoch: int) -> dict[str, Any]:
         for split in ("val", "test"):
             run.write_predictions(f"{split}{suffix}", of)
         selection = "test-selected" if suffix else "validation-selected"
-        summaries = {split: summarize(of, quick) for split in ("val", "test")}
+        summaries = {split: summarize(of) for split in ("val", "test")}
         return {"selection": selection, "selected_epoch": epoch, **summaries}
 
     metrics = {"seed": seed, **judged(predictions, "", 2)}

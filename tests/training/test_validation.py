@@ -9,7 +9,6 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-import medduet
 from medduet import DenseLayout, ObjectiveConfig, create_model
 from medduet.data.imageset import ImageSet
 from medduet.data.sources import open_images
@@ -95,7 +94,7 @@ def test_predictions_come_in_the_order_of_the_split(
     errors = reconstruction_errors(2 * rebuilt - 1, whole.image / 127.5 - 1)
     for name in ("mse", "psnr", "ssim"):
         np.testing.assert_allclose(getattr(found, name), errors[name].numpy(), rtol=1e-4)
-    summary = summarize(found, medduet.EvaluateConfig(bootstrap=100))
+    summary = summarize(found)
     assert list(summary["per_class"]) == list(images.class_names)
     assert list(summary["per_mask"]) == ["lesion"]
     assert (summary["n"], summary["dice_n"]) == (8, 8)

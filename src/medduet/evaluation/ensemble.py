@@ -87,10 +87,10 @@ def ensemble(
         evaluator = Evaluator.open((runs or folders)[0], data, device, progress)
         images, networks = evaluator.images.name, [*members, combined]
         for split in ("val", "test"):
-            pool, config = evaluator.split(split), evaluator.config.evaluate
+            pool = evaluator.split(split)
             predictions = [evaluator.with_network(network).predict(pool) for network in networks]
             scores[split] = [
-                summarize(predicted, config, ordinal=combined.config.network.ordinal)
+                summarize(predicted, ordinal=combined.config.network.ordinal)
                 for predicted in predictions
             ]
         trained_on = combined.config.data

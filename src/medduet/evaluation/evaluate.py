@@ -73,7 +73,7 @@ def evaluate(
     metrics = {
         "split": split,
         "data": describe_data(images),
-        split: summarize(predictions, evaluator.config.evaluate, calibration, ordinal),
+        split: summarize(predictions, calibration, ordinal),
     }
     if evaluator.fabric.is_global_zero:
         folder.write_predictions(split, predictions)

@@ -71,7 +71,7 @@ def stress(
     modality = known_modality(images.info, modality)
     listing, usual = corruptions_of(images, modality)
     names = _check_names(corruptions, images) or usual
-    clean = _measure(evaluator.predict(pool, thorough=False), evaluator)
+    clean = _measure(evaluator.predict(pool, thorough=False))
     if not any(clean.get(name) is not None for name in MEASURED):
         raise ConfigError(f"{path} and {images.name} ({split}) share neither classes nor masks")
     results: dict[str, Any] = {}
@@ -81,7 +81,7 @@ def stress(
             rows = {}
             for severity in SEVERITIES:
                 corrupted = corrupt_split(pool, name, severity, listing)
-                row = _measure(evaluator.predict(corrupted, thorough=False), evaluator)
+                row = _measure(evaluator.predict(corrupted, thorough=False))
                 if "balanced_error" in row:
                     row["rise"] = row["balanced_error"] - clean["balanced_error"]
                 rows[str(severity)] = row
@@ -117,19 +117,17 @@ def _check_names(names: Sequence[str], images: ImageSet) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _measure(predictions: Predictions, evaluator: Evaluator) -> dict[str, Any]:
+def _measure(predictions: Predictions) -> dict[str, Any]:
     row: dict[str, Any] = {"n": len(predictions)}
     if predictions.has_mask is not None:
-        summary = mask_summary(predictions, evaluator.config.evaluate.bootstrap)
+        summary = mask_summary(predictions)
         row |= {key: value for key, value in summary.items() if key.startswith("dice_nonempty")}
     label, labelled = predictions.label, predictions.labelled
     # What the bundle predicts: calibrated, if it is.
     p = predictions.probability if predictions.calibrated is None else predictions.calibrated
     if label is not None and p is not None and labelled is not None and labelled.any():
         several, names = predictions.multi_label, predictions.class_names
-        summary = metrics.classification_metrics(
-            label, p, multi_label=several, class_names=names, bootstrap=0
-        )
+        summary = metrics.classification_metrics(label, p, multi_label=several, class_names=names)
         row |= {key: summary[key] for key in ("n", "accuracy", "accuracy_interval", "auc")}
         row["balanced_error"] = 1 - metrics.balanced_accuracy(label, p, several)
         row["ece"] = metrics.reliability(label, p, several).error

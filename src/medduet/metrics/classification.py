@@ -15,6 +15,7 @@ from medduet.types import UNKNOWN_LABEL
 THRESHOLD = 0.5
 BINS = 15
 """Bins of the expected calibration error and the reliability diagram."""
+_RESAMPLES = 1000
 
 
 def accuracy(label: ArrayLike, probability: ArrayLike, multi_label: bool = False) -> float:
@@ -63,7 +64,6 @@ def classification_metrics(
     multi_label: bool,
     class_names: Sequence[str],
     ordinal: bool = False,
-    bootstrap: int = 1000,
 ) -> dict[str, Any]:
     """Return every classification metric of one split with 95% intervals, ready for JSON.
 
@@ -84,7 +84,7 @@ def classification_metrics(
     right, labelled = _correct(truth, score)
     if multi_label:
         images = labelled.any(axis=1)
-        interval = bootstrap_mean(right[images], labelled[images], resamples=bootstrap)
+        interval = bootstrap_mean(right[images], labelled[images])
     else:
         images = labelled
         interval = wilson(int(right.sum()), int(labelled.sum()))
@@ -112,16 +112,16 @@ def classification_metrics(
         matrix = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
         metrics["confusion_matrix"] = matrix.tolist()
         if ordinal:
-            metrics |= _grade_metrics(matrix, bootstrap)
+            metrics |= _grade_metrics(matrix)
     return metrics
 
 
-def _grade_metrics(matrix: Integers, resamples: int) -> dict[str, Any]:
+def _grade_metrics(matrix: Integers) -> dict[str, Any]:
     """Return kappa and mean absolute error of a confusion matrix, with bootstrap intervals."""
     grades = np.arange(len(matrix))
     distance = np.abs(grades[:, None] - grades)
     n, cells = int(matrix.sum()), matrix.ravel()
-    drawn = np.random.default_rng(0).multinomial(n, cells / max(n, 1), resamples)
+    drawn = np.random.default_rng(0).multinomial(n, cells / max(n, 1), _RESAMPLES)
     tables = np.concatenate([cells[None], drawn]).reshape(-1, *matrix.shape)
     with np.errstate(invalid="ignore"):
         error = (tables * distance).sum(axis=(1, 2)) / n

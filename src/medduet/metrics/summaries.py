@@ -20,8 +20,6 @@ def segmentation_summary(
     assd: ArrayLike | None,
     truth_nonempty: ArrayLike,
     mask_names: Sequence[str],
-    *,
-    bootstrap: int = 1000,
 ) -> dict[str, Any]:
     """Return what the per-image mask scores say of a split with 95% intervals, ready for JSON.
 
@@ -40,13 +38,13 @@ def segmentation_summary(
     return {
         "n": len(lesion),
         "confidence": CONFIDENCE,
-        **_mask_scores(scores, lesion, bootstrap),
+        **_mask_scores(scores, lesion),
         "empty_truth_n": int(empty.sum()),
         "false_positives": false,
         "false_positive_rate": false / int(empty.sum()) if empty.any() else None,
         "false_positive_rate_interval": bounds(interval),
         "per_mask": {
-            str(name): _mask_scores(scores[:, :, [k]], lesion[:, [k]], bootstrap)
+            str(name): _mask_scores(scores[:, :, [k]], lesion[:, [k]])
             for k, name in enumerate(mask_names)
         },
     }
@@ -64,12 +62,12 @@ def mean_over_classes(scores: ArrayLike) -> float:
     return nan_mean([nan_mean(column) for column in np.asarray(scores, dtype=np.float64).T])
 
 
-def _mask_scores(scores: Floats, lesion: Booleans, bootstrap: int) -> dict[str, Any]:
+def _mask_scores(scores: Floats, lesion: Booleans) -> dict[str, Any]:
     dice, iou, hd95, assd = scores
     summary: dict[str, Any] = {}
     for name, counts in (("dice", ~np.isnan(dice)), ("dice_nonempty", lesion)):
         rows = counts.any(axis=1)
-        interval = bootstrap_mean(dice[rows], counts[rows], resamples=bootstrap)
+        interval = bootstrap_mean(dice[rows], counts[rows])
         mean = mean_over_classes(np.where(counts, dice, np.nan))
         summary |= {name: number(mean), f"{name}_interval": bounds(interval)}
     return summary | {

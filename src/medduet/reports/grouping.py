@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medduet.config import EvaluateConfig, RunConfig
+from medduet.config import RunConfig
 from medduet.metrics.intervals import bootstrap_mean, wilson
 from medduet.metrics.roc import auc_interval
 from medduet.runs.folder import RunFolder
@@ -24,7 +24,6 @@ _IGNORED = (
     "model.name",
     "train.seed",
     "train.device",
-    "evaluate.bootstrap",
     "evaluate.batch_size",
 )
 _TASKS = "objective.tasks"
@@ -170,8 +169,7 @@ class CrossValidated(RunFolder):
 
         ordinal = self.config["objective"].get("ordinal", False)
         together = {
-            split: summarize(self.predictions(split), EvaluateConfig(), ordinal=ordinal)
-            for split in ("val", "test")
+            split: summarize(self.predictions(split), ordinal=ordinal) for split in ("val", "test")
         }
         return {**self.folds[0].validation_selected, **together}
 

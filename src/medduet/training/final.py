@@ -78,7 +78,7 @@ def evaluate_network(
         else:
             predictions = experiment.predict(split, thorough=True, temperature=temperature)
         ordinal = experiment.config.objective.ordinal
-        metrics[split] = summarize(predictions, experiment.config.evaluate, calibration, ordinal)
+        metrics[split] = summarize(predictions, calibration, ordinal)
         label, probability = predictions.label, predictions.probability
         if split == "val":
             try:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medduet import metrics
-from medduet.config import EvaluateConfig
 from medduet.data.batches import evaluation_batches
 from medduet.data.imageset import ImageSet, Split
 from medduet.losses.objective import Objective, segmentation_weight
@@ -197,7 +196,6 @@ def selection_score(quick: Mapping[str, float], select: str) -> float:
 
 def summarize(
     predictions: Predictions,
-    config: EvaluateConfig,
     calibration: Calibration | None = None,
     ordinal: bool = False,
 ) -> dict[str, Any]:
@@ -211,7 +209,7 @@ def summarize(
         errors = {name: getattr(predictions, name) for name in ("mse", "psnr", "ssim")}
         summary |= metrics.reconstruction_summary(errors)
     if predictions.has_mask is not None:
-        summary |= mask_summary(predictions, config.bootstrap)
+        summary |= mask_summary(predictions)
         summary["dice_n"] = summary["n"]
     label, probability, names = predictions.label, predictions.probability, predictions.class_names
     if label is not None and probability is not None:
@@ -221,19 +219,17 @@ def summarize(
             multi_label=predictions.multi_label,
             class_names=names,
             ordinal=ordinal,
-            bootstrap=config.bootstrap,
         )
         if calibration is not None:
             summary["calibration"] = calibration_summary(calibration, label, probability, names)
     return summary
 
 
-def mask_summary(predictions: Predictions, bootstrap: int) -> dict[str, Any]:
+def mask_summary(predictions: Predictions) -> dict[str, Any]:
     """Return the metrics of the masks of images with a true mask."""
     rows: Any = predictions.has_mask
     names = "dice", "iou", "hd95", "assd", "mask_present"
     known = [getattr(predictions, name) for name in names]
     scores: list[Any] = [x if x is None else x[rows] for x in known]
     dice, iou, hd95, assd, drawn = scores
-    masks = predictions.mask_names
-    return metrics.segmentation_summary(dice, iou, hd95, assd, drawn, masks, bootstrap=bootstrap)
+    return metrics.segmentation_summary(dice, iou, hd95, assd, drawn, predictions.mask_names)
