@@ -312,8 +312,6 @@ class EvaluateConfig(Frozen):
     select: Select = "auto"
     """Validation metric that selects the epoch; auto: mean of AUC and Dice, of those that apply;
     last: the last epoch."""
-    batch_size: int | None = Field(None, ge=1)
-    """Images per step, over all processes together; None: as many pixels as the device takes."""
 
 
 class RunConfig(Frozen):

@@ -41,7 +41,7 @@ def assert_close(found: Any, expected: Any) -> None:
 def recipe(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
     train = {"batch_size": 14, "augment": "flip"}
-    config = make_config(folder, train=train, evaluate={"batch_size": 8})
+    config = make_config(folder, train=train)
     (folder / "recipe.yaml").write_text(config.model_dump_json(exclude={"out"}))
     return folder / "recipe.yaml"
 

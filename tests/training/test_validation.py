@@ -16,6 +16,7 @@ from medduet.losses.objective import Objective
 from medduet.metrics.dense import reconstruction_errors
 from medduet.models.base import DuetNetwork
 from medduet.runs.predictions import Loss, Predictions
+from medduet.training import validation
 from medduet.training.validation import (
     _in_pieces,
     predict_split,
@@ -63,8 +64,9 @@ def test_a_batch_that_memory_does_not_hold_is_halved(images: ImageSet) -> None:
 
 @pytest.mark.parametrize("size", [1, 3, 64])
 def test_predictions_come_in_the_order_of_the_split(
-    images: ImageSet, network: DuetNetwork, size: int
+    images: ImageSet, network: DuetNetwork, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(validation, "evaluation_batch_size", lambda kind, *sides: size)
     whole = images.test.batch(np.arange(8))
     network.normalize.set((0.2,), (0.1,))
     with torch.no_grad():
@@ -76,7 +78,6 @@ def test_predictions_come_in_the_order_of_the_split(
         images.test,
         LAYOUT,
         data=images,
-        batch_size=size,
         objective=Objective(ObjectiveConfig(tasks=("classify", "segment")), LAYOUT),
     )
     assert network.training, "the mode was not given back"

@@ -145,7 +145,6 @@ class Evaluator:
             split,
             self.bundle.layout,
             data=self.images,
-            batch_size=self.config.evaluate.batch_size,
             thorough=thorough,
             precision=self.bundle.config.precision,
             temperature=None if calibration is None else calibration.temperature,

@@ -18,14 +18,7 @@ from medduet.runs.folder import RunFolder
 from medduet.runs.predictions import Predictions
 
 # Settings that don't change what is measured, or that are the data set, the network or the seed.
-_IGNORED = (
-    "data",
-    "out",
-    "model.name",
-    "train.seed",
-    "train.device",
-    "evaluate.batch_size",
-)
+_IGNORED = ("data", "out", "model.name", "train.seed", "train.device")
 _TASKS = "objective.tasks"
 REFERENCE = "vovunet_var"
 """The default reference: the paper's own network."""

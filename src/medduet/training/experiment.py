@@ -46,7 +46,6 @@ class Experiment:
             self.data.split(split),
             self.objective.layout,
             data=self.data,
-            batch_size=self.config.evaluate.batch_size,
             objective=None if thorough else self.objective,
             thorough=thorough,
             precision="bfloat16" if mixed and not thorough else DECLARED,

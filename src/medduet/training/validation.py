@@ -39,7 +39,6 @@ def predict_split(
     layout: DenseLayout,
     *,
     data: ImageSet,
-    batch_size: int | None,
     objective: Objective | None = None,
     thorough: bool = True,
     precision: Precision = DECLARED,
@@ -47,8 +46,8 @@ def predict_split(
 ) -> Predictions:
     """Return the predictions for all images of a `split`, of which each process makes a share.
 
-    `batch_size` is that of all processes together. With an `objective` the losses are recorded, if
-    `thorough` HD95, PSNR and SSIM, with a `temperature` the calibrated probabilities.
+    With an `objective` the losses are recorded, if `thorough` HD95, PSNR and SSIM, with a
+    `temperature` the calibrated probabilities.
     """
 
     def predict(batch: Batch) -> dict[str, Tensor]:
@@ -75,11 +74,8 @@ def predict_split(
 
     was_training, processes = network.training, fabric.world_size
     network.eval()
-    if batch_size is None:
-        batch_size = processes * evaluation_batch_size(fabric.device.type, *data.size)
-    share = evaluation_batches(
-        len(split), batch_size, rank=fabric.global_rank, world_size=processes
-    )
+    size = processes * evaluation_batch_size(fabric.device.type, *data.size)
+    share = evaluation_batches(len(split), size, rank=fabric.global_rank, world_size=processes)
     with torch.inference_mode():
         batches = load_batches(fabric, split, share)
         pieces = [piece for batch in batches for piece in _in_pieces(predict, batch)]
