@@ -1,6 +1,5 @@
 """Paired comparisons on the same images: of two runs, and of the methods of a report."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from medduet.metrics.names import METRICS
 from medduet.metrics.paired import holm, mcnemar, over_images, over_seeds
 from medduet.metrics.roc import delong
 from medduet.reports.grouping import COMPARED, RESAMPLES, Group, image_scores
+from medduet.reports.page import say
 from medduet.runs.folder import open_run
 from medduet.runs.predictions import Predictions
 from medduet.utils.files import write_json
@@ -124,23 +124,6 @@ def _over_images(metric: str, a: Sequence[Predictions], b: Sequence[Predictions]
     return about
 
 
-def describe(row: Difference) -> str:
-    """Return a comparison as one sentence, which never says that there is no difference."""
-    digits = METRICS[row.metric].digits - 1
-    better, worse, sign = (row.a, row.b, 1) if row.difference >= 0 else (row.b, row.a, -1)
-    amount = f"{abs(row.difference):.{digits}f}"
-    low, high = sorted(sign * bound for bound in row.interval)
-    ci = "" if math.isnan(low) else f"95% CI {low:.{digits}f} to {high:.{digits}f}, "
-    claim = f"{better} is {amount} higher than {worse}"
-    if float(amount) == 0:
-        claim = f"{row.a} and {row.b} differ by {amount}"
-    claim = f"{METRICS[row.metric].name}: {claim} ({ci}n = {row.n})"
-    if math.isnan(row.p_holm):
-        return f"{claim}; too few images for a test."
-    verdict = "significant" if row.significant else "no significant"
-    return f"{claim}; {verdict} difference ({row.test}, Holm-corrected p {shown_p(row.p_holm)})."
-
-
 def shown_p(p: float) -> str:
     """Return a p value as it is written, with its sign: = 0.20, = 0.030 or < 0.001."""
     if p < 0.001:
@@ -177,8 +160,10 @@ def compare(run_a: str | Path, run_b: str | Path, *, out: Path | None = None) ->
         DataError: files that can't be read.
     """
     runs = open_run(run_a), open_run(run_b)
+    if runs[0].data.get("fingerprint") != runs[1].data.get("fingerprint"):
+        given = ", ".join(f"{run.data_name} in {run.path}" for run in runs)
+        raise ConfigError(f"expected two runs on the same data in the same split, given {given}")
     a, b = (Group(runs[0].data_name, str(run.path), {0: run}) for run in runs)
-    _check_same_images(a, b)
     measured = [{metric for metric in PAIRED if each.values(metric)} for each in (a, b)]
     if not (both := set.intersection(*measured)):
         tasks = "; ".join(", ".join(run.tasks) for run in runs)
@@ -190,16 +175,9 @@ def compare(run_a: str | Path, run_b: str | Path, *, out: Path | None = None) ->
         for metric in PAIRED
         if metric in metrics - both
     ]
-    about = a.dataset, tuple(rows), tuple(skipped), describe(rows[0])
+    sentence = say("family", rows[:1], METRICS[rows[0].metric].name, ALPHA)
+    about = a.dataset, tuple(rows), tuple(skipped), f"{sentence}."
     comparison = Comparison(a.method, b.method, *about)
     if out is not None:
         write_json(out, asdict(comparison))
     return comparison
-
-
-def _check_same_images(a: Group, b: Group) -> None:
-    """Raise ConfigError unless two runs were evaluated on the same images, labels and masks."""
-    first, second = a.first, b.first
-    if first.data.get("fingerprint") != second.data.get("fingerprint"):
-        given = f"{first.data_name} in {first.path}, {second.data_name} in {second.path}"
-        raise ConfigError(f"expected two runs on the same data in the same split, given {given}")
