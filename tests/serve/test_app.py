@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from email import message_from_bytes
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin
 
 import numpy as np
 import pytest
@@ -226,36 +225,28 @@ def test_a_part_of_a_form_needs_no_file_name(
     assert answer == client.post("/predict", content=content).json()
 
 
-def test_every_address_answers_head_and_options(client: TestClient) -> None:
+def test_every_address_answers_head(client: TestClient) -> None:
     for path in ("/", "/page.js", "/models", "/healthz", "/metrics", "/docs", "/openapi.json"):
         answer, head = client.get(path), client.head(path)
         assert (head.status_code, head.content) == (200, b"")
         assert head.headers["content-type"] == answer.headers["content-type"]
         options = client.options(path)
-        assert (options.status_code, options.headers["allow"]) == (204, "GET, HEAD, OPTIONS")
+        assert (options.status_code, "GET" in options.headers["allow"]) == (405, True)
     paths = client.get("/openapi.json").json()["paths"]
     (kind,) = paths["/metrics"]["get"]["responses"]["200"]["content"]
     assert client.get("/metrics").headers["content-type"].startswith(kind)
     responses = paths["/predict"]["post"]["responses"]
     assert {*["400", "404", "408", "413", "415", "422", "429", "500", "504"]} <= {*responses}
     assert responses["422"]["content"] == responses["404"]["content"]
-    assert client.options("/predict").headers["allow"] == "POST, OPTIONS"
+    assert client.get("/predict").headers["allow"] == "POST"
     assert client.options("/nothing").status_code == 404
 
 
-@pytest.mark.parametrize("header", [{}, {"X-Forwarded-Prefix": "/p"}])
-def test_behind_a_proxy_links_stay_below_its_prefix(
-    client: TestClient, header: dict[str, str]
-) -> None:
-    for path, target in {"/docs/": "/docs", "/predict/?a=b": "/predict?a=b"}.items():
-        answer = client.get(path, headers=header, follow_redirects=False)
-        assert answer.status_code == 307
-        assert urljoin(f"https://a.org/p{path}", answer.headers["location"]) == (
-            f"https://a.org/p{target}"
-        )
-    if header:
-        assert client.get("/openapi.json", headers=header).json()["servers"] == [{"url": "/p"}]
-        assert "'/p/openapi.json'" in client.get("/docs", headers=header).text
+def test_behind_a_proxy_links_stay_below_its_prefix(client: TestClient) -> None:
+    header = {"X-Forwarded-Prefix": "/p"}
+    assert client.get("/openapi.json", headers=header).json()["servers"] == [{"url": "/p"}]
+    assert "'/p/openapi.json'" in client.get("/docs", headers=header).text
+    assert client.get("/docs/", headers=header).status_code == 404
     evil = {"X-Forwarded-Prefix": "//evil.org"}
     assert "evil" not in client.get("/docs", headers=evil).text
 

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -79,6 +78,7 @@ def create_app(
     service = Service(served, limits or Limits())
     app = FastAPIOffline(  # Swagger UI comes from this process, not from a CDN
         redoc_url=None,
+        redirect_slashes=False,  # to an address that a proxy may know by another name
         title="MedDuet",
         version=__version__,
         description="Classes and masks of medical images. For research: not a medical device.",
@@ -177,7 +177,7 @@ async def _finish(
     request: Request,
     call_next: RequestResponseEndpoint,
 ) -> Response:
-    """Heed proxies, answer HEAD and OPTIONS, add headers to every answer, count predictions."""
+    """Heed proxies, answer HEAD, add headers to every answer, count predictions."""
     start, status, method, scope = time.perf_counter(), 500, request.method, request.scope
     path, prefix = scope["path"], request.headers.get("x-forwarded-prefix", "").rstrip("/")
     if _PREFIX.fullmatch(prefix):  # which the proxy may have left in the path
@@ -193,17 +193,6 @@ async def _finish(
         if path == "/predict":
             counters.requests.labels(str(status)).inc()
             counters.seconds.observe(time.perf_counter() - start)
-    if status == 405:
-        allowed = "POST" if path == "/predict" else "GET, HEAD"
-        if method == "OPTIONS":
-            allowed, response = f"{allowed}, OPTIONS", Response(status_code=204)
-        response.headers["Allow"] = allowed
-    if location := response.headers.get("location"):  # with a slash more or less
-        url, up = urlsplit(location), len(path) - len(path.rstrip("/"))
-        target = path.strip("/").rpartition("/")[2]
-        # Relative, if the prefix of a proxy isn't known.
-        target = url.path if scope.get("root_path") else "../" * up + target + "/" * (not up)
-        response.headers["Location"] = url._replace(scheme="", netloc="", path=target).geturl()
     response.headers.update(_HEADERS)
     if path == "/docs":
         response.headers["Content-Security-Policy"] = _POLICY + _INLINE
