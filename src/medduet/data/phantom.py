@@ -1,7 +1,8 @@
-"""Phantoms: generated ultrasound-like images with exact masks, for demos and tests.
+"""Phantoms: generated ultrasound-like images, and volumes, with exact masks, for demos and tests.
 
 Nothing is downloaded and nothing is random beyond the seed. The class shows in the outline and the
-texture of the lesion; its place, size, direction, contrast and sign of contrast say nothing of it.
+texture of the lesions; their number, places, sizes, directions, contrast and its sign say nothing
+of it.
 """
 
 import hashlib
@@ -12,12 +13,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from medduet.data.imageset import SPLITS, ImageSet, Split
-from medduet.data.phantom3d import draw_volume
 from medduet.errors import ConfigError
 
 CLASS_NAMES = ("normal", "smooth", "spiculated", "ring")
 _CHUNK = 64
-_TISSUE = 0.42
+_TISSUE, _MOST_LESIONS, _SPIKES = 0.42, 3, 14
 
 Floats = NDArray[np.float32]
 
@@ -43,7 +43,7 @@ def phantom_images(
         count: images in train, val and test; or their total, which is split 70/10/20.
         channels: 1 for grey, 3 for RGB (a stained look, the same lesions).
         seed: the data seed; the same arguments give the same bytes.
-        dims: 3 for volumes, of one to three lesions of one kind, see `medduet.data.phantom3d`.
+        dims: 3 for volumes, of one to three lesions of one kind, see `draw_volume`.
 
     Example:
         >>> images = phantom_images(size=32, count=20)
@@ -64,8 +64,7 @@ def phantom_images(
     splits: dict[str, Any] = {}
     for number, (split_name, length) in enumerate(zip(SPLITS, counts, strict=True)):
         rng = np.random.default_rng([seed, number])
-        split = _split(length, size, channels, rng) if dims == 2 else _volumes(length, size, rng)
-        splits[split_name] = split
+        splits[split_name] = split = _split(length, size, channels, dims, rng)
         for array in (split.images, split.labels, split.masks):
             digest.update(np.asarray(array).tobytes())
     options = {"size": size, "count": list(counts), "channels": channels, "seed": seed}
@@ -80,25 +79,19 @@ def phantom_images(
     )
 
 
-def _split(length: int, size: int, channels: int, rng: np.random.Generator) -> Split:
+def _split(length: int, size: int, channels: int, dims: int, rng: np.random.Generator) -> Split:
     labels = rng.permutation(np.arange(length, dtype=np.int64) % len(CLASS_NAMES))
-    shape = (length, size, size) if channels == 1 else (length, size, size, 3)
-    images, masks = np.empty(shape, np.uint8), np.empty(shape[:3], np.uint8)
-    for start in range(0, length, _CHUNK):
-        part = slice(start, start + _CHUNK)
-        grey, masks[part] = _draw(labels[part], _Canvas(len(labels[part]), size, rng))
-        coloured = grey if channels == 1 else _stain(grey, rng)
-        images[part] = np.rint(coloured * 255)
+    sides, colours = [size] * dims, [3] * (channels == 3)
+    images, masks = (np.empty((length, *sides, *more), np.uint8) for more in (colours, []))
+    step = _CHUNK if dims == 2 else 1
+    for start in range(0, length, step):
+        part = slice(start, start + step)
+        if dims == 2:
+            drawn, masks[part] = _draw(labels[part], _Canvas(len(labels[part]), size, rng))
+        else:
+            drawn, masks[part] = draw_volume(CLASS_NAMES[labels[start]], size, rng)
+        images[part] = np.rint((_stain(drawn, rng) if colours else drawn) * 255)
     return Split(images, labels, masks)
-
-
-def _volumes(length: int, size: int, rng: np.random.Generator) -> Split:
-    labels = rng.permutation(np.arange(length, dtype=np.int64) % len(CLASS_NAMES))
-    volumes, masks = np.empty((2, length, size, size, size), np.uint8)
-    for row, label in enumerate(labels):
-        volume, masks[row] = draw_volume(CLASS_NAMES[label], size, rng)
-        volumes[row] = np.rint(volume * 255)
-    return Split(volumes, labels, masks)
 
 
 class _Canvas:
@@ -187,3 +180,43 @@ def _stain(grey: Floats, rng: np.random.Generator) -> Floats:
     value = grey[..., None] ** 0.8
     colour = dark + (light - dark) * value + bow * value * (1 - value) * 2
     return np.asarray(np.clip(colour, 0, 1), dtype=np.float32)
+
+
+def draw_volume(kind: str, size: int, rng: np.random.Generator) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return a volume in [0, 1] of a class of `phantom_images`, and its mask, ``(D, H, W)`` each.
+
+    All sides have `size` voxels. ``normal`` has no lesion; ``smooth`` ones are ellipsoids with an
+    even inside, ``spiculated`` ones have spikes, and rim and core of a ``ring`` differ.
+    """
+
+    def noise(grain: float) -> Floats:  # of mean 0 and variance 1, the grain a part of the side
+        white = rng.standard_normal((size, size, size), dtype=np.float32)
+        smooth = gaussian_filter(white, grain * size, mode="wrap")
+        return np.asarray(smooth / smooth.std(), dtype=np.float32)
+
+    volume = _TISSUE + 0.05 * noise(0.08) + 0.03 * noise(0.03)
+    mask = np.zeros(volume.shape, dtype=bool)
+    for _ in range(0 if kind == "normal" else rng.integers(1, _MOST_LESIONS + 1)):
+        depth = _depth(kind, size, rng)
+        contrast = rng.uniform(0.14, 0.26) * rng.choice([-1.0, 1.0])
+        level = contrast * np.where((kind == "ring") & (depth > 0.4), -0.9, 1)
+        volume = np.where(depth > 0, 0.3 * volume + 0.7 * _TISSUE + level, volume)
+        mask |= depth > 0
+    volume = gaussian_filter(volume, 0.008 * size) * (1 + 0.08 * noise(0.012))
+    return np.clip(volume * rng.uniform(0.85, 1.15), 0, 1).astype(np.float32), mask
+
+
+def _depth(kind: str, size: int, rng: np.random.Generator) -> Floats:
+    """Return how deep each voxel lies in one lesion, in parts of its radius; below 0 outside."""
+    axis = (np.arange(size, dtype=np.float32) + 0.5) / size
+    place = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
+    radius = rng.uniform(0.13, 0.19) * rng.uniform(0.75, 1.0, 3)
+    offset = (place - rng.uniform(0.25, 0.75, 3)) / radius
+    distance = np.linalg.norm(offset, axis=-1)
+    outline = np.ones_like(distance)
+    if kind == "spiculated":
+        spikes = rng.standard_normal((_SPIKES, 3))
+        spikes /= np.linalg.norm(spikes, axis=1, keepdims=True)
+        cosine = (offset @ spikes.T).max(axis=-1) / np.maximum(distance, 1e-6)
+        outline = 0.6 + 0.9 * np.exp(14 * (cosine - 1))
+    return np.asarray(outline - distance, dtype=np.float32)
