@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,6 @@ from medduet.metrics.classification import correct_predictions
 from medduet.types import UNKNOWN_LABEL
 from medduet.utils.files import write_text
 from medduet.utils.parsing import csv_text, misread, read_csv
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Floats = NDArray[np.float64]
 PER_MASK = ("dice", "iou", "hd95", "assd", "truth_pixels", "predicted_pixels")
@@ -122,25 +119,21 @@ class Predictions:
             table = read_csv(path)
             if "index" not in table or not len(table) or not isinstance(table.index, pd.RangeIndex):
                 raise DataError(f"expected a column index and one line per image in {path}")
-            return cls._from_table(table)
-
-    @classmethod
-    def _from_table(cls, table: pd.DataFrame) -> Predictions:
-        classes, masks = (
-            [name.removeprefix(prefix) for name in map(str, table) if name.startswith(prefix)]
-            for prefix in ("probability_", "dice_")
-        )
-        arrays: dict[str, Any] = {}
-        for name in (each.name for each in fields(cls)):
-            columns = [f"{name}_{each}" for each in (masks if name in PER_MASK else classes)]
-            columns = columns if columns and columns[0] in table else [name]
-            if columns[0] in table:
-                cells = table[columns].replace("", "nan").to_numpy(object).astype(np.float64)
-                arrays[name] = cells[:, 0] if columns == [name] else cells
-        if classes and "label" not in arrays:
-            raise KeyError("label")
-        for name in arrays.keys() & {"index", "label", "truth_pixels", "predicted_pixels"}:
-            arrays[name] = arrays[name].astype(np.int64)
+            classes, masks = (
+                [name.removeprefix(prefix) for name in table if name.startswith(prefix)]
+                for prefix in ("probability_", "dice_")
+            )
+            arrays: dict[str, Any] = {}
+            for name in (each.name for each in fields(cls)):
+                columns = [f"{name}_{each}" for each in (masks if name in PER_MASK else classes)]
+                columns = columns if columns and columns[0] in table else [name]
+                if columns[0] in table:
+                    cells = table[columns].replace("", "nan").to_numpy(object).astype(np.float64)
+                    arrays[name] = cells[:, 0] if columns == [name] else cells
+            if classes and "label" not in arrays:
+                raise KeyError("label")
+            for name in arrays.keys() & {"index", "label", "truth_pixels", "predicted_pixels"}:
+                arrays[name] = arrays[name].astype(np.int64)
         if "has_mask" in arrays:
             arrays["has_mask"] = arrays["has_mask"] > 0
         if "image" in table:
