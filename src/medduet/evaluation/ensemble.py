@@ -106,8 +106,6 @@ def _check_same(members: Sequence[ModelBundle], paths: Sequence[str]) -> None:
     weights = [member.config.weights_sha256 for member in members]
     for number, (member, path) in enumerate(zip(members, paths, strict=True)):
         member.config.usable(path)
-        if isinstance(member.network, Ensemble):
-            raise ConfigError(f"{path} is an ensemble: give its members instead")
         for name, value in _task(member.config).items():
             if value != first[name]:
                 values = f"{first[name]} in {paths[0]} and {value} in {path}"
