@@ -20,7 +20,6 @@ from medduet.data.reading.images import Picture, picture_of, read_pictures
 from medduet.data.reading.shape import restore_map, restore_mask
 from medduet.errors import ConfigError, DataError, ModelError
 from medduet.inference.exported import BatchPrediction, ExportedModel, is_exported
-from medduet.metrics.classification import confidence
 from medduet.uncertainty.ood import OOD_P, statistics
 
 if TYPE_CHECKING:
@@ -223,14 +222,15 @@ class Predictor:
             return [None] * len(pictures)
         p = detector.p_values(statistics(pixels))
         odd = [detector.odd(picture) for picture in pictures]
-        return [float(value) for value in np.where(odd, detector.smallest, p)]
+        smallest = 1 / (1 + len(detector.val_distances))
+        return [float(value) for value in np.where(odd, smallest, p)]
 
     def _classes(self, probability: NDArray[Any]) -> list[dict[str, Any]]:
         """Return what `Prediction` says of the classes of each image."""
         multi_label, calibration = self.config.multi_label, self.config.calibration
         names = np.array(self.class_names)
-        confidences = confidence(probability.astype(np.float64), multi_label)
-        lowest = confidences.reshape(len(probability), -1).min(axis=1)
+        both = np.maximum(probability, 1 - probability)  # of each label
+        lowest = both.min(axis=1) if multi_label else probability.max(axis=1)
         rows: list[dict[str, Any]] = [
             {
                 "label": ", ".join(names[p > 0.5] if multi_label else names[[p.argmax()]]),

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from medduet.errors import DataError
 from medduet.metrics.inputs import Booleans, Floats, Integers, check_predictions, one_vs_rest
 from medduet.metrics.intervals import CONFIDENCE, bootstrap_mean, bounds, nan_mean, number, wilson
 from medduet.metrics.roc import auc, auc_interval, auc_per_class
@@ -76,11 +75,6 @@ def classification_metrics(
     """
     data = label, probability, multi_label
     truth, score = check_predictions(*data)
-    if len(class_names) != score.shape[1] or len(set(class_names)) != score.shape[1]:
-        raise DataError(
-            f"expected {score.shape[1]} distinct class_names, one per column of probability, "
-            f"given {list(class_names)}"
-        )
     right, labelled = _correct(truth, score)
     if multi_label:
         images = labelled.any(axis=1)
@@ -103,7 +97,7 @@ def classification_metrics(
         "per_class": {
             str(name): {key: number(values[k]) for key, values in rows.items()}
             | {"support": int(rows["support"][k]), "auc": number(areas[k])}
-            for k, name in enumerate(class_names)
+            for name, k in zip(class_names, range(score.shape[1]), strict=True)
         },
     }
     if not multi_label:  # true class (row) against predicted class (column)
@@ -167,13 +161,6 @@ def reliability(
     sums = [np.bincount(place, weights=weights, minlength=bins) for weights in (p, true)]
     with np.errstate(invalid="ignore"):  # 0 / 0 in an empty bin
         return Reliability(n, sums[0] / n, sums[1] / n)
-
-
-def confidence(probability: Floats, multi_label: bool) -> Floats:
-    """Return the confidence of predictions, ``(N,)``; multi-label, of each label ``(N, K)``."""
-    if multi_label:
-        return np.maximum(probability, 1 - probability)
-    return np.asarray(probability.max(axis=1))
 
 
 def _predicted(score: Floats, multi_label: bool) -> Integers:
