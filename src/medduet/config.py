@@ -389,18 +389,14 @@ def describe(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
     for item in error.errors()[:_MOST_FINDINGS]:
         place = ".".join(str(part) for part in item["loc"]) or "top level"
         if item["type"] == "extra_forbidden":
-            names = known_keys(item["loc"][:-1], root)
+            section = root
+            for part in item["loc"][:-1]:
+                field = section.model_fields.get(str(part))
+                if field is not None and isinstance(field.annotation, type(BaseModel)):
+                    section = field.annotation
+            names = section.model_fields
             findings.append(f"unknown key {place}: {closest(str(item['loc'][-1]), names)}")
         else:
             message = item["msg"].removeprefix("Value error, ")
             findings.append(f"{place}: {message} (got {reprlib.repr(item['input'])})")
     return "; ".join(findings)
-
-
-def known_keys(path: tuple[int | str, ...], section: type[BaseModel] = RunConfig) -> list[str]:
-    """Return the names of the settings at `path` below `section`."""
-    for part in path:
-        field = section.model_fields.get(str(part))
-        if field is not None and isinstance(field.annotation, type(BaseModel)):
-            section = field.annotation
-    return list(section.model_fields)

@@ -42,8 +42,3 @@ METRICS: dict[str, Metric] = {
 """Every metric by its key. `dice` leaves out pairs of image and class that are in neither mask,
 `dice_nonempty` all whose true mask is empty; `false_positive_rate` is the share of the images with
 an empty true mask in which something is drawn."""
-
-
-def metric_name(key: str) -> str:
-    """Return the display name of a metric, or the key itself without underscores."""
-    return METRICS[key].name if key in METRICS else key.replace("_", " ")

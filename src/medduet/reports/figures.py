@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import auc, roc_curve
 
 from medduet.metrics.intervals import wilson
-from medduet.metrics.names import metric_name
+from medduet.metrics.names import METRICS
 from medduet.reports import style
 from medduet.reports.image_grid import prediction_grid
 from medduet.reports.style import STYLE, WIDTH, panels, save, shorten
@@ -49,7 +49,7 @@ def learning_curves(
     figure, grid = panels(list(shown), height=2.9, legend=0.3, share=False)
     for axes, (split, keys) in zip(grid, shown.values(), strict=True):
         for key, color in zip(keys, LINES, strict=False):
-            label = "total" if key == "loss" else metric_name(key)
+            label = METRICS[key].name if key in METRICS else {"loss": "total"}.get(key, key)
             looks: Any = {split: {"label": label}, "test": {"label": f"{label}, test", "ls": "--"}}
             for part, look in looks.items():
                 if f"{part}.{key}" in table:

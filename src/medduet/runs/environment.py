@@ -22,7 +22,9 @@ def describe_environment(
     data: ImageSet, cost: Cost, fabric: Fabric, training: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the content of ``environment.json``; `training` has what ``auto`` was resolved to."""
-    device = fabric.device
+    device, cpuinfo = fabric.device, Path("/proc/cpuinfo")
+    text = cpuinfo.read_text("utf-8", errors="replace") if cpuinfo.is_file() else ""
+    processor = re.search(r"^model name\s*:\s*(.*)", text, re.MULTILINE)
     return {
         "medduet": __version__,
         "python": platform.python_version(),
@@ -30,7 +32,7 @@ def describe_environment(
         | {"torch": torch.__version__},
         "machine": {
             "system": platform.platform(),
-            "processor": _processor(),
+            "processor": processor[1].strip() if processor else platform.processor(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "device": str(device),
@@ -56,10 +58,3 @@ def describe_data(data: ImageSet) -> dict[str, Any]:
         "multi_label": data.multi_label,
         "info": dict(data.info),
     }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text("utf-8", errors="replace") if cpuinfo.is_file() else ""
-    model = re.search(r"^model name\s*:\s*(.*)", text, re.MULTILINE)
-    return model[1].strip() if model else platform.processor()

@@ -1,7 +1,7 @@
 """What the service answers, as JSON."""
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import matplotlib
@@ -93,7 +93,11 @@ def encode_predictions(
     """Return the JSON of the predictions for a file, see `PredictionResponse`."""
     frames = []
     for prediction in predictions:
-        slices = [prediction] if prediction.spacing is None else _slices(prediction)
+        slices = [prediction]
+        if prediction.spacing is not None:
+            drawn = [None] * len(prediction.image) if prediction.mask is None else prediction.mask
+            pairs = zip(prediction.image, drawn, strict=True)
+            slices = [replace(prediction, image=image, mask=mask) for image, mask in pairs]
         answers = [_response(name, predictor, options, each) for each in slices]
         masks = [answer.mask for answer in answers if answer.mask is not None]
         if masks and prediction.spacing:
@@ -105,13 +109,6 @@ def encode_predictions(
         frames += answers
     answer = frames[0] if len(frames) == 1 else FramesResponse(frames=frames)
     return answer.model_dump_json()
-
-
-def _slices(volume: Prediction) -> Iterator[Prediction]:
-    """Yield what is predicted of a volume for each of its slices."""
-    for k, image in enumerate(volume.image):
-        mask = None if volume.mask is None else volume.mask[k]
-        yield replace(volume, image=image, mask=mask)
 
 
 def _response(

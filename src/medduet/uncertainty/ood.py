@@ -139,11 +139,6 @@ class OODDetector(BaseModel):
         further = (val >= self.distances(vectors)[:, None]).sum(axis=1)
         return np.asarray((1 + further) / (1 + len(val)))
 
-    @property
-    def smallest(self) -> float:
-        """The smallest p-value that there is."""
-        return 1 / (1 + len(self.val_distances))
-
     def odd(self, picture: Picture) -> bool:
         """Whether a picture is in colour where training had grey, or too long to be made square."""
         is_volume = picture.spacing is not None
