@@ -40,7 +40,19 @@ def examine() -> list[Check]:
         wrong = ", ".join(_unmet(extra).keys() - _unmet(""))
         text = f"without {wrong}: pip install 'medduet[{extra}]'" if wrong else "installed"
         checks.append((f"extra {extra}", "missing" if wrong else "good", text))
-    return [*checks, *_folders(cache_folder())]
+    cache = cache_folder()
+    existing = next(each for each in (cache, *cache.parents) if each.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            checks.append(("cache folder", "good", str(cache)))
+    except OSError:
+        text = f"{cache} can't be written: set MEDDUET_CACHE to another folder"
+        checks.append(("cache folder", "bad", text))
+    for name, folder in (("free disk, cache", existing), ("free disk, here", Path.cwd())):
+        free = shutil.disk_usage(folder).free / 2**30
+        advice = "" if free > _LITTLE_ROOM else ": make room, or large sets won't fit"
+        checks.append((name, "bad" if advice else "good", f"{free:.1f} GB{advice}"))
+    return checks
 
 
 def _unmet(extra: str) -> dict[str, str]:
@@ -55,19 +67,3 @@ def _unmet(extra: str) -> dict[str, str]:
             if version == "none" or not each.specifier.contains(version, prereleases=True):
                 unmet[each.name] = f"expected {each}, given {version}"
     return unmet
-
-
-def _folders(cache: Path) -> list[Check]:
-    existing = next(each for each in (cache, *cache.parents) if each.exists())
-    checks = [("cache folder", "good", str(cache))]
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError:
-        text = f"{cache} can't be written: set MEDDUET_CACHE to another folder"
-        checks = [("cache folder", "bad", text)]
-    for name, folder in (("free disk, cache", existing), ("free disk, here", Path.cwd())):
-        free = shutil.disk_usage(folder).free / 2**30
-        advice = "" if free > _LITTLE_ROOM else ": make room, or large sets won't fit"
-        checks.append((name, "bad" if advice else "good", f"{free:.1f} GB{advice}"))
-    return checks
