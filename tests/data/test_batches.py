@@ -76,8 +76,7 @@ def test_each_image_is_judged_once(count: int, batch_size: int, world_size: int)
     ]
     seen = [int(i) for share in shares for index in share for i in index]
     assert sorted(seen) == list(range(count))
-    most = max(1, batch_size // world_size)
-    assert all(0 < len(index) <= most for share in shares for index in share)
+    assert all(0 < len(index) <= batch_size for share in shares for index in share)
 
 
 @pytest.mark.parametrize("batch_size", [3, 60])

@@ -72,5 +72,4 @@ def evaluation_batches(
 ) -> list[NDArray[np.int64]]:
     """Return the image positions that one process judges, a stretch: each image on one process."""
     mine = np.array_split(np.arange(count, dtype=np.int64), world_size)[rank]
-    step = max(1, batch_size // world_size)
-    return [mine[start : start + step] for start in range(0, len(mine), step)]
+    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]

@@ -74,7 +74,7 @@ def predict_split(
 
     was_training, processes = network.training, fabric.world_size
     network.eval()
-    size = processes * evaluation_batch_size(fabric.device.type, *data.size)
+    size = evaluation_batch_size(fabric.device.type, *data.size)
     share = evaluation_batches(len(split), size, rank=fabric.global_rank, world_size=processes)
     with torch.inference_mode():
         batches = load_batches(fabric, split, share)
