@@ -154,6 +154,7 @@ def test_weights_name_their_network(tmp_path: Path) -> None:
     record = medduet.train(config, reporter=reporter)
     assert "learning rate of the encoder: 0.0002 (the rest: 0.001)" in reporter.messages
     assert (record.config.model.name, record.config.model.width) == ("unet_var", 3)
+    assert record.config.data.size == (16,)  # it takes small images, unlike ImageNet's encoders
     environment = json.loads((tmp_path / "second" / "environment.json").read_text())
     first = Decision(**environment["training"]["decisions"][0])
     assert first == Decision("model.name", "unet_var", f"that of {tmp_path / 'first'}")

@@ -80,7 +80,8 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
         decide("model.name", name, reason)
         changes |= {f"model.{option}": value for option, value in options.items()}
     pretrained = changes.get("model.pretrained") or config.model.pretrained or config.model.weights
-    if pretrained and max(data.size) < _SIDE and data.train.shard_sizes is None:
+    halves = pretrained and ":" in settings["model.name"]  # of timm or smp
+    if halves and max(data.size) < _SIDE and data.train.shard_sizes is None:
         reason = f"a pretrained encoder halves it five times: {max(data.size)} are too few"
         decide("data.size", (_SIDE,), reason)
     decide("objective.tasks", *_tasks(data))
