@@ -89,7 +89,8 @@ def run(name: str, words: list[str]) -> int:
             arguments = _with_recipe(name, words)
         else:
             arguments = parse(signature_of(COMMANDS[name]), words, f"medduet {name}")
-        function = _load(COMMANDS[name])
+        module, _, attribute = COMMANDS[name].partition(":")
+        function = getattr(import_module(f"medduet.{module}"), attribute)
         result = function(**arguments, **_surroundings(function, stack))
         stack.close()  # the screen is free for the result
         from medduet.cli.display.results import show
@@ -105,11 +106,6 @@ def complete(words: list[str]) -> None:
     for name, function in COMMANDS.items():
         app.command(name=name)(parser_of(signature_of(function)))
     app.cli(prog="medduet", args=["--tyro-print-completion", *words])
-
-
-def _load(name: str) -> Any:
-    module, _, function = name.partition(":")
-    return getattr(import_module(f"medduet.{module}"), function)
 
 
 def _with_recipe(name: str, words: list[str]) -> dict[str, Any]:
