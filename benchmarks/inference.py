@@ -42,12 +42,10 @@ from medduet.inference.graph import NetworkGraph
 from medduet.runs.bundle import save_bundle
 from medduet.utils.files import write_json
 
-SHAPE_GIVEN = ", shape given"
 WAYS: dict[str, dict[str, Any]] = {
     "ONNX Runtime, float32": {},
     "OpenVINO, float32": {"runtime": "openvino"},
     "OpenVINO, bfloat16": {"runtime": "openvino", "precision": "bfloat16"},
-    f"OpenVINO, bfloat16{SHAPE_GIVEN}": {"runtime": "openvino", "precision": "bfloat16"},
 }
 EAGER, HALF = "torch, float32", "torch, bfloat16, channels last"
 HEADS = {False: "class and mask", True: "class alone"}
@@ -100,9 +98,7 @@ def speed(given: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
                 ways = {EAGER: partial(in_torch, bundle, alone)} | ways
             path = exported(bundle, folder / f"onnx-{alone}", data, alone)
             for name, options in WAYS.items():
-                shape = (batch, size, size) if name.endswith(SHAPE_GIVEN) else None
-                more = {"shape": shape, "threads": given.threads} | options
-                ways[name] = partial(ExportedModel, path, **more)
+                ways[name] = partial(ExportedModel, path, threads=given.threads, **options)
             print(f"\nvovunet_var, width {width}, {heads}, {batch} x 3 x {size} x {size}\n")
             print(f"| | ms | middle half | {EAGER}, both heads | middle half | times as fast |")
             print("| --- | --- | --- | --- | --- | --- |")
@@ -182,11 +178,10 @@ def agree(bundle: Path, name: str, folder: Path) -> list[dict[str, Any]]:
         ways: dict[str, Predict] = {HALF: in_torch(bundle, alone, half=True)}
         path = exported(bundle, folder / f"onnx-{alone}", data, alone)
         for way, options in WAYS.items():
-            if not way.endswith(SHAPE_GIVEN):
-                try:
-                    ways[way] = ExportedModel(path, **options)
-                except ConfigError as error:  # the processor can't compute so
-                    print(f"no {way}: {error}")
+            try:
+                ways[way] = ExportedModel(path, **options)
+            except ConfigError as error:  # the processor can't compute so
+                print(f"no {way}: {error}")
         pixels = images.test.batch(np.arange(len(images.test))).image.contiguous().numpy()
         print(f"\n{heads}, {len(images.test)} test images of {images.name}, {data.size} pixels\n")
         print("| | class the same | probability within | mask pixels |")

@@ -42,7 +42,6 @@ class ExportedModel:
         runtime: ``"onnxruntime"`` or ``"openvino"``, which is faster on many CPUs.
         precision: what is computed in; ``"bfloat16"`` is OpenVINO's, on CPUs that have it.
         threads: to compute with; 0 for as many as there are cores.
-        shape: number, height and width of the images, if fixed: OpenVINO is faster then.
 
     Raises:
         MissingFileError: there is no exported network.
@@ -57,12 +56,11 @@ class ExportedModel:
         runtime: Literal["onnxruntime", "openvino"] = "onnxruntime",
         precision: Literal["float32", "bfloat16"] = "float32",
         threads: int = 0,
-        shape: tuple[int, int, int] | None = None,
     ) -> None:
         self._folder = Path(path)
         self.config, self.export = _read_config(self._folder)
         if runtime == "openvino":
-            self._start_openvino(precision, threads, shape)
+            self._start_openvino(precision, threads)
         elif precision == "bfloat16":
             raise ConfigError("ONNX Runtime computes in float32 on CPUs: add runtime='openvino'")
         else:
@@ -79,9 +77,7 @@ class ExportedModel:
             )
         self._run: Any = lambda image: session.run(None, {"image": image})
 
-    def _start_openvino(
-        self, precision: str, threads: int, shape: tuple[int, int, int] | None
-    ) -> None:
+    def _start_openvino(self, precision: str, threads: int) -> None:
         core = need("openvino").Core()
         capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision == "bfloat16" and "BF16" not in capabilities:
@@ -92,10 +88,7 @@ class ExportedModel:
             "PERFORMANCE_HINT": "LATENCY",
         }
         with self._errors():
-            model = core.read_model(self._folder / FILE)
-            if shape is not None:
-                model.reshape([shape[0], self.config.network.in_channels, *shape[1:]])
-            compiled = core.compile_model(model, "CPU", settings)
+            compiled = core.compile_model(self._folder / FILE, "CPU", settings)
         # A request for each call, so that several threads can share the network.
         self._run = lambda image: list(compiled.create_infer_request().infer(image).values())
 
