@@ -118,11 +118,10 @@ class DataConfig(Frozen):
     fit: Fit | Literal["longest"] = "pad"
     """Image files become square by black borders, by stretching, or by their centre (MedMNIST);
     longest: size is that of the longest side, and borders are no wider than the set needs."""
-    window: Window | None = None
+    window: Window | Literal["own"] | None = None
     """Centre and width of the grey values shown, for DICOM, NIfTI and 16 bits; zscore: mean and 8
-    standard deviations of each; None: the file's, and of volumes of CT or MR as is usual."""
-    own_windows: bool = False
-    """Show each volume of CT or MR by its own window, or range, instead of as is usual."""
+    standard deviations of each; own: the file's, or its range. None: own, of CT and MR volumes as
+    usual."""
     skip_broken: bool = False
     """Leave image files out that can't be read, instead of stopping."""
     split: SplitSource = "auto"

@@ -101,7 +101,7 @@ def test_nnunets_layout_has_names_a_window_and_images_without_masks(
     assert f"CT: {centre - width / 2:g} is black and {centre + width / 2:g} white" in notes
     typed = open_images(str(tmp_path), window=(40, 400), modality="mri", **options)
     assert (typed.info["window"], typed.info["modality"]) == ([40, 400], "mri")
-    own = open_images(str(tmp_path), modality="mri", own_windows=True, **options)
+    own = open_images(str(tmp_path), modality="mri", window="own", **options)
     assert own.info["window"] is None
     write_json(tmp_path / "dataset.json", {**described, "labels": {"whole": [1, 2], "core": 2}})
     assert open_images(str(tmp_path), **options).mask_names == ("background", "mask 1", "mask 2")

@@ -93,7 +93,7 @@ def _digest(listing: Listing, config: DataConfig) -> str:
         return [path.name, *([stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else ())]
 
     fields = {"size", "channels", "fit", "window", "skip_broken", "mask_values", "dims", "spacing"}
-    options = config.model_dump(include=fields | {"own_windows"})
+    options = config.model_dump(include=fields)
     rows = [
         (
             *(item.name, *item[3:]),
@@ -128,6 +128,8 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
             kinds[probe.kind] += 1
             masks |= zip(item.masks, probe.masks, strict=True)
         options, size_notes = _options(listing.name, {x.name: probes[x] for x in probes}, config)
+        if config.window != "own":
+            options = options._replace(window=config.window)
         if (channels := items[0].channels) > 1:
             if len(options.sides) == 2:
                 expected = f"{listing.name}: expected images in one file each, NAME_0000"
@@ -143,7 +145,7 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         check_room(folder, total * sum(map(prod, tails.values())))
         jobs = {item: jobs[item] for item in probes}
         modality = _modality(listing, config, probes.values())
-        usual = volumes and not (options.window or config.own_windows)
+        usual = volumes and config.window is None
         if usual and modality == "mri":
             options = options._replace(window="zscore")
             size_notes = [*size_notes, "MR: each volume is shown by its z-score, from -4 to 4"]
@@ -233,8 +235,8 @@ def _image_options(facts: Collection[Facts], config: DataConfig) -> ReadOptions:
     height, width = for_each_axis(config.size or (side,), 2)
     channels = config.channels or (3 if any(header.channels == 3 for header in facts) else 1)
     if config.fit != "longest":
-        return ReadOptions((height, width), config.fit, channels, config.window)
-    around = ReadOptions((height, width), "pad", channels, config.window)
+        return ReadOptions((height, width), config.fit, channels)
+    around = ReadOptions((height, width), "pad", channels)
     shapes = [inner_sides((header.height, header.width), around) for header in facts]
     return around._replace(size=tuple(np.max(shapes or [around.sides], axis=0).tolist()))
 

@@ -118,7 +118,7 @@ def _kind(data: DataConfig) -> str:
 def _check_options(data: DataConfig, kind: str) -> None:
     """Refuse options of one kind of set that are given for another."""
     kinds: dict[str, tuple[str, ...]] = dict.fromkeys(
-        ("masks", "mask_values", "window", "own_windows", "skip_broken"), (_FILES,)
+        ("masks", "mask_values", "window", "skip_broken"), (_FILES,)
     )
     kinds |= dict.fromkeys(("dims", "spacing"), (_FILES,))
     kinds |= {"count": (*PHANTOMS,), "channels": ("phantom", _FILES)}

@@ -72,7 +72,7 @@ def volume_options(probes: Sequence[Probe], config: DataConfig) -> tuple[ReadOpt
     notes = [f"{len(probes)} volumes (slices, rows, columns) {how} {' x '.join(map(str, sides))}"]
     if any(flat := flat_levels(target)):
         notes.append(f"levels of U-Nets that leave thick axes alone: {' '.join(map(str, flat))}")
-    return ReadOptions(sides, config.fit, 1, config.window, target), notes
+    return ReadOptions(sides, config.fit, spacing=target), notes
 
 
 def common_window(

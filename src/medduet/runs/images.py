@@ -28,18 +28,16 @@ def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
     size = tuple(sides) if len(sides) == 1 else tuple(preprocessing.size)
     settings: dict[str, Any] = {"size": config.size or size}
     if is_files(config):
-        spacing = config.spacing and for_each_axis(config.spacing, 3, "spacing")
-        for name, typed in (("window", config.window), ("spacing", spacing)):
-            if typed not in (None, trained := getattr(preprocessing.options, name)):
-                expected = f"expected the {name} of the training, {trained}, given {typed}"
-                raise ConfigError(f"{expected}: omit --data.{name}")
-        settings |= {"fit": preprocessing.fit, "window": preprocessing.options.window}
+        window, spacing = preprocessing.window or "own", preprocessing.options.spacing
+        settings |= {"fit": preprocessing.fit, "window": window, "spacing": spacing}
         settings["dims"] = len(preprocessing.size)
         if len(preprocessing.size) == 2:
             settings["channels"] = config.channels or preprocessing.channels
-        settings["spacing"] = preprocessing.options.spacing
-        is_volume = len(preprocessing.size) == 3
-        settings["own_windows"] = is_volume and preprocessing.window is None  # and none of these
+        typed = config.spacing and for_each_axis(config.spacing, 3, "spacing")
+        for name, given in (("window", config.window), ("spacing", typed)):
+            if given not in (None, settings[name]):
+                expected = f"expected the {name} of the training, {settings[name]}, given {given}"
+                raise ConfigError(f"{expected}: omit --data.{name}")
     return config.model_copy(update=settings)
 
 
