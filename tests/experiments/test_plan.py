@@ -51,7 +51,7 @@ def test_decides_all_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.train.epochs == 80  # 40,000 images would be 571
     assert config.train.batch_size == 4
     assert 0.9 < config.train.ema < 0.99
-    assert config.data.size == (64,)
+    assert config.data.size == (128,)
     assert {*decisions} == {
         *("model.name", "data.size", "objective.tasks", "train.batch_size", "train.learning_rate"),
         *("train.augment", "train.epochs", "train.ema"),

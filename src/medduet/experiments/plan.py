@@ -41,7 +41,7 @@ _OPEN = (
 )
 _STEPS = 4  # that are timed; the first one, which is slower, is not counted
 _AVERAGED = 0.05  # the share of all steps
-_SIDE = 64  # to which smaller images are enlarged for pretrained encoders
+_SIDE = 128  # to which smaller images are enlarged for pretrained encoders
 _MEMORY_SHARE, _GRADIENTS, _SHORTEST = 0.5, 2, 32
 """Of all memory for a step; gradients take as much as maps; the shortest side of patches."""
 _FEW = 10
@@ -82,8 +82,9 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
     pretrained = changes.get("model.pretrained") or config.model.pretrained or config.model.weights
     halves = pretrained and ":" in settings["model.name"]  # of timm or smp
     if halves and max(data.size) < _SIDE and data.train.shard_sizes is None:
-        reason = f"a pretrained encoder halves it five times: {max(data.size)} are too few"
-        decide("data.size", (_SIDE,), reason)
+        reason = f"a pretrained encoder knows larger images, so {max(data.size)} are enlarged"
+        sides = (round(side * _SIDE / max(data.size)) for side in data.size)
+        decide("data.size", tuple(dict.fromkeys(sides)), reason)
     decide("objective.tasks", *_tasks(data))
     count, preset = len(data.train), config.train.preset
     size = for_each_axis(changes.get("data.size", data.size), data.dims)
