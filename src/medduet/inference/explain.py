@@ -2,7 +2,6 @@
 
 import copy
 import threading
-from functools import partial
 from typing import cast
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from monai.visualize import GradCAM
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from medduet.errors import ModelError
 from medduet.models.base import DuetNetwork
@@ -89,19 +89,13 @@ def _layer(network: DuetNetwork, size: tuple[int, int]) -> str:
 def _shapes(network: DuetNetwork, size: tuple[int, int]) -> list[tuple[str, tuple[int, ...]]]:
     """Return the shape of each layer's output for one image, in the order of computation."""
     shapes: list[tuple[str, tuple[int, ...]]] = []
+    names = {module: name for name, module in network.named_modules()}
 
-    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
-        if isinstance(output, Tensor):
-            shapes.append((name, tuple(output.shape)))
+    def note(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and names.get(module) and module is not network.normalize:
+            shapes.append((names[module], tuple(output.shape)))
 
-    hooks = [
-        module.register_forward_hook(partial(note, name))
-        for name, module in network.named_modules()
-        if name and module is not network.normalize
-    ]
     mean, channels = network.normalize.mean, network.normalize.channels
-    with torch.inference_mode():
+    with register_module_forward_hook(note), torch.inference_mode():
         network.classify(torch.zeros(1, channels, *size, device=mean.device))
-    for hook in hooks:
-        hook.remove()
     return shapes

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -217,16 +218,11 @@ def activation_bytes(network: DuetNetwork, *sides: int) -> int:
     sizes: list[int] = []
 
     def count(module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor):
+        if isinstance(output, Tensor) and not [*module.children()]:
             sizes.append(output.numel() * 4)
 
-    leaves = [module for module in network.modules() if not [*module.children()]]
-    hooks = [leaf.register_forward_hook(count) for leaf in leaves]
-    try:
+    with register_module_forward_hook(count):
         trace(network, 2, *sides, training=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return sum(sizes) // 2
 
 
