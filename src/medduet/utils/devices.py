@@ -16,8 +16,6 @@ from medduet.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-_LARGE = 64
-"""Side in pixels from which a CPU computes faster if the channels of a pixel lie side by side."""
 _OUT_OF_MEMORY = (
     *("can't allocate memory", "not enough memory", "out of memory"),
     *("could not create a memory object", "could not create a primitive"),  # of oneDNN
@@ -54,14 +52,6 @@ def best_precision(kind: str) -> Literal["32-true", "bf16-mixed"]:
         capabilities = torch.cpu.get_capabilities()
         native = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return "bf16-mixed" if native else "32-true"
-
-
-def best_memory_format(
-    kind: str, precision: str, side: int
-) -> Literal["contiguous", "channels_last"]:
-    """Return the faster order of feature maps in memory; docs/performance.md has why."""
-    last = {"cuda": precision != "32-true", "cpu": side >= _LARGE}.get(kind, False)
-    return "channels_last" if last else "contiguous"
 
 
 def evaluation_batch_size(kind: str, *sides: int) -> int:
