@@ -12,7 +12,7 @@ from PIL import Image
 import medduet
 from medduet.data.phantom import phantom_images
 from medduet.reports.audit_page import write_audit
-from medduet.utils.palette import mask_color
+from medduet.utils.palette import MASK_RGB
 from medduet.utils.parsing import read_json
 
 HOSTILE = "<script>alert('x')</script>" + "y" * 200
@@ -52,8 +52,8 @@ def test_it_shows_findings_and_pairs(page: Path) -> None:
     assert text.count("data:image/svg") == len(drawn)
     # Lesions of train are outlined, and no others are there: those of test are ignored.
     pixels = np.asarray(Image.open(page.parent / "figures" / "duplicates.png").convert("RGB"))
-    assert (pixels == mask_color(1)).all(axis=2).any()
-    assert not (pixels == mask_color(2)).all(axis=2).any()
+    assert (pixels == [*MASK_RGB[1]]).all(axis=2).any()
+    assert not (pixels == [*MASK_RGB[2]]).all(axis=2).any()
     (copies, *_) = read_json(page.with_name("audit.json"))["findings"]
     assert (copies["severity"], len(copies["images"])) == ("leak", 28)
 

@@ -26,7 +26,7 @@ from medduet.serve.app import create_app
 from medduet.serve.schemas import PredictionResponse
 from medduet.serve.service import CLIENT_GONE, Batcher, Served
 from medduet.serve.uploads import LARGEST, Limits, Room
-from medduet.utils.palette import mask_colors
+from medduet.utils.palette import MASK_RGB
 
 Pixels = Callable[[int], np.ndarray]
 Encode = Callable[..., bytes]
@@ -74,7 +74,7 @@ def test_the_answer_is_the_predictors(
     np.testing.assert_array_equal(values_of(said["mask"]["png"]), own.mask)
     file = io.BytesIO(base64.b64decode(said["mask"]["png"]))
     drawn = np.asarray(Image.open(file).convert("RGBA"))
-    for index, colour in enumerate(mask_colors(3)):
+    for index, colour in enumerate(MASK_RGB[:3]):
         assert (drawn[own.mask == index] == [*colour, 255 if index else 0]).all()
     np.testing.assert_allclose(values_of(said["heat"]) / 255, own.heatmap, atol=1 / 255)
     np.testing.assert_array_equal(values_of(said["image"]), picture(1))

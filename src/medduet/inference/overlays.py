@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion
 
-from medduet.utils.palette import HEAT, mask_color, mask_colors
+from medduet.utils.palette import HEAT, MASK_RGB
 
 _FILL, _HEAT = 0.35, 0.6
 
@@ -16,7 +16,7 @@ _FILL, _HEAT = 0.35, 0.6
 def mask_png(mask: NDArray[np.uint8], **options: int | bytes) -> bytes:
     """Return a mask ``(H, W)`` as PNG whose values are the classes and whose palette shows them."""
     image = Image.fromarray(mask).convert("P")
-    image.putpalette(np.ravel(mask_colors(256)).tolist())
+    image.putpalette(b"".join(MASK_RGB))
     return png(image, **options)
 
 
@@ -24,7 +24,7 @@ def overlay_png(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> bytes:
     """Return an image ``(H, W)`` or ``(H, W, 3)`` with its mask ``(H, W)`` over it, as PNG."""
     pixels = _rgb(image)
     for number in np.unique(mask[mask > 0]).tolist():
-        region, colour = mask == number, np.array(mask_color(number), np.float32)
+        region, colour = mask == number, np.array([*MASK_RGB[number]], np.float32)
         edge = region & ~binary_erosion(region, iterations=max(1, min(mask.shape) // 256))
         pixels[region] += _FILL * (colour - pixels[region])
         pixels[edge] = colour

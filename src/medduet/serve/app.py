@@ -30,7 +30,7 @@ from medduet.serve.schemas import (
 )
 from medduet.serve.service import Counters, Served, Service
 from medduet.serve.uploads import LEAST_SIDE, Limits
-from medduet.utils.palette import mask_colors
+from medduet.utils.palette import MASK_RGB
 
 _POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
@@ -151,13 +151,12 @@ async def _page(file: str, request: Request) -> Response:
 
 def _describe(name: str, network: Served) -> dict[str, Any]:
     predictor = network.predictor
-    colours = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in mask_colors(len(predictor.mask_names))]
-    masks = zip(predictor.mask_names, colours, strict=False)
+    masks = zip(predictor.mask_names, MASK_RGB, strict=False)
     return {
         "name": name,
         "class_names": predictor.class_names,
         "multi_label": predictor.config.multi_label,
-        "masks": [{"name": mask, "colour": colour} for mask, colour in masks],
+        "masks": [{"name": mask, "colour": f"#{colour.hex()}"} for mask, colour in masks],
         "size": predictor.options.sides,
         "explains": network.explains,  # by heat maps
         "card": network.card,  # Markdown

@@ -4,6 +4,7 @@ The hues are those of Okabe and Ito, told apart with every common colour vision
 (https://jfly.uni-koeln.de/color/), with three more where eight classes are not enough.
 """
 
+from itertools import cycle, islice
 from typing import Final
 
 BLUE: Final = "#0072B2"
@@ -22,19 +23,9 @@ LINES: Final = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, VIOLET, OLIVE)
 """Colours of lines, bars and points on white, in order."""
 MASKS: Final = (ORANGE, SKY, PURPLE, GREEN, YELLOW, VERMILION, BLUE, OLIVE, VIOLET, SILVER)
 """Colours of the foreground classes of a mask, in order: those that stand out on grey first."""
+MASK_RGB: Final = [bytes.fromhex(color[1:]) for color in ("#000000", *islice(cycle(MASKS), 255))]
+"""Red, green and blue of the 256 values of a mask: black, then those of `MASKS` again and again."""
 TRUTH: Final = SKY
 PREDICTION: Final = ORANGE
 HEAT: Final = "inferno"
 """matplotlib's colormap of heat maps."""
-
-
-def mask_color(mask_class: int) -> tuple[int, int, int]:
-    """Return red, green and blue of a mask class; background is black, after ten they repeat."""
-    value = MASKS[(mask_class - 1) % len(MASKS)] if mask_class else "#000000"
-    red, green, blue = bytes.fromhex(value[1:])
-    return red, green, blue
-
-
-def mask_colors(count: int) -> list[tuple[int, int, int]]:
-    """Return red, green and blue of so many mask classes, background first."""
-    return [mask_color(mask_class) for mask_class in range(count)]
