@@ -27,7 +27,7 @@ from medduet.training.setup import check_same_images
 from medduet.training.validation import predict_split, summarize
 from medduet.uncertainty.calibration import Calibration
 from medduet.utils.files import write_json
-from medduet.utils.hub import bundle_folder, is_on_hub
+from medduet.utils.hub import bundle_folder
 from medduet.utils.locks import result_folder
 from medduet.utils.parsing import misread
 
@@ -84,7 +84,7 @@ def evaluate(
 
 def check_out(path: str | Path, out: Path | None) -> None:
     """Raise `ConfigError` if results have no folder: those of a network of the hub need one."""
-    if is_on_hub(path) and out is None:
+    if str(path).startswith("hf:/") and out is None:
         raise ConfigError("a network on the hub has no folder for results: add --out DIR")
 
 

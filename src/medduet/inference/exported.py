@@ -136,11 +136,6 @@ def need(module: str) -> Any:
         raise ConfigError(f"this needs {module}: pip install 'medduet[export]'") from error
 
 
-def is_exported(path: str | Path) -> bool:
-    """Return whether `path` is the folder of an exported network, rather than of a bundle."""
-    return (Path(path) / FILE).is_file()
-
-
 def _read_config(folder: Path) -> tuple[BundleConfig, Export]:
     for name in (CONFIG, FILE):
         if not (folder / name).is_file():

@@ -19,7 +19,7 @@ from PIL import Image
 from medduet.data.reading.images import Picture, picture_of, read_pictures
 from medduet.data.reading.shape import restore_map, restore_mask
 from medduet.errors import ConfigError, DataError, ModelError
-from medduet.inference.exported import BatchPrediction, ExportedModel, is_exported
+from medduet.inference.exported import FILE, BatchPrediction, ExportedModel
 from medduet.uncertainty.ood import OOD_P, statistics
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Predictor:
             raise ConfigError(f"expected --min-confidence of 0 to 1, given {min_confidence:g}")
         self.path = path
         self._explain: Explainer | None = None
-        if is_exported(path):
+        if (Path(path) / FILE).is_file():  # of an export, not of a bundle
             model = ExportedModel(path)
             if explain or probabilities or device not in ("auto", "cpu"):
                 reason = "for the CPU, without heat maps and probabilities of masks"

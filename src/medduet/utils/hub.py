@@ -17,11 +17,6 @@ _ADDRESS = re.compile(r"hf:/{1,2}(?P<name>[^@]+)(@(?P<revision>.+))?")  # Path m
 _LOGIN = "log in by 'hf auth login', or set HF_TOKEN"
 
 
-def is_on_hub(path: str | Path) -> bool:
-    """Return whether `path` is ``hf://OWNER/NAME`` or ``hf://OWNER/NAME@REVISION``."""
-    return _ADDRESS.fullmatch(str(path)) is not None
-
-
 def bundle_folder(path: str | Path) -> Path:
     """Return the folder `path`, or that to which ``hf://OWNER/NAME[@REVISION]`` was downloaded."""
     address = _ADDRESS.fullmatch(str(path))
