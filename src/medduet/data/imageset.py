@@ -63,11 +63,6 @@ class Rows:
         self.shape: tuple[int, ...] = (len(rows), *parts[0].shape[1:])
         self.dtype: np.dtype[Any] = parts[0].dtype
 
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.shape)
-
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -194,7 +189,7 @@ class ImageSet:
     def in_channels(self) -> int:
         """Channels of the images: 1 (grey), 3 (RGB), or any number of volumes."""
         images = self.train.images
-        return images.shape[-1] if images.ndim > 1 + self.dims else 1
+        return images.shape[-1] if len(images.shape) > 1 + self.dims else 1
 
     @property
     def size(self) -> tuple[int, ...]:

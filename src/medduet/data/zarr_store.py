@@ -186,7 +186,7 @@ class ZarrRows(Rows):
         import zarr
         from zarr.buffer.cpu import Buffer
 
-        begin, key = number * self.shard_rows, f"c/{number}" + "/0" * (self.ndim - 1)
+        begin, key = number * self.shard_rows, f"c/{number}" + "/0" * (len(self.shape) - 1)
         end = min(begin + self.shard_rows, len(self))
         most = self._bytes * 65 // 64 + 4096  # with checksums, the index and what zstd adds
         with misread(f"{self.url}/{key}"):

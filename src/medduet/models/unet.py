@@ -20,11 +20,6 @@ Enlarge = Callable[[int, int, Upsampling], nn.Module]
 """Builds what doubles height and width: channels in, channels out, how."""
 
 
-def max_pool(channels: int) -> nn.Module:
-    """Halve height and width by 2x2 max pooling, rounding down; `channels` stay as they are."""
-    return nn.MaxPool2d(2)
-
-
 def upsample(in_channels: int, out_channels: int, upsampling: Upsampling) -> nn.Module:
     """Double height and width: 2x2 transposed convolution, or bilinear and a 1x1 convolution."""
     if upsampling == "transpose":
@@ -119,7 +114,7 @@ class UNet(DuetNetwork):
         width: int = 64,
         stem: Block = double_conv,
         upsampling: Upsampling = "transpose",
-        pool: Callable[[int], nn.Module] = max_pool,
+        pool: Callable[[int], nn.Module] = lambda channels: nn.MaxPool2d(2),
         enlarge: Enlarge = upsample,
         skip: Callable[[], nn.Module] = nn.Identity,
         head: Block = last_conv,
