@@ -111,16 +111,10 @@ def restore_mask(
 
     Each class is resized bilinearly, and a pixel gets the class that is most of it.
     """
-    whole = np.zeros(shape, np.uint8)
-    result = whole[_shown(whole.shape, options)]
-    mask = _unpadded(mask, result.shape, options, spacing)
-    if mask.shape == result.shape:
-        result[:] = mask
-        return whole
-    most = np.zeros(result.shape, np.float32)
+    whole, most = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
     for number in np.unique(mask):
-        share = resize_image((mask == number).astype(np.float32), *result.shape)
-        result[share > most] = number
+        share = restore_map((mask == number).astype(np.float32), shape, options, spacing)
+        whole[share > most] = number
         np.maximum(most, share, out=most)
     return whole
 
