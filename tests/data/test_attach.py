@@ -94,8 +94,6 @@ def test_images_that_are_not_in_the_source_get_none(
     there = np.isin(phantoms.pool().ids, half.pool().ids)
     assert (state[there] == "matched").mean() >= 0.97
     assert (state[~there] == "unmatched").all()
-    with pytest.raises(ConfigError, match=r"out\.npz exists"):
-        attach(target, [half], tmp_path / "out.npz")
 
 
 def test_a_picture_with_two_masks_is_ambiguous(phantoms: ImageSet, tmp_path: Path) -> None:
@@ -136,6 +134,8 @@ def test_centre_squares_of_wide_pictures(phantoms: ImageSet, target: Path, tmp_p
     data = DataConfig(name=str(wide_folder(tmp_path / "wide", phantoms)), cache=tmp_path)
     table = attach_masks(target, tmp_path / "out.npz", data=data)
     assert table.attrs["view"] == "crop"
+    with pytest.raises(ConfigError, match=r"out\.npz exists"):
+        attach_masks(target, tmp_path / "out.npz", data=data)
     names = table["source"].str.extract(r"\((\d+)\)")[0].astype(int)
     assert (names == np.arange(COUNT)).all()
     assert (table["state"] == "matched").mean() >= 0.98

@@ -90,7 +90,10 @@ def attach_masks(
         MissingFileError: there is no file `target`.
         DataError: `target` is no set, or has masks; or the data has none.
     """
-    _check_new(out)
+    if out.suffix != ".npz":
+        raise ConfigError(f"expected the path of an .npz to write, given {out}: --out {out}.npz")
+    if existing := next((path for path in (out, out.with_suffix(".csv")) if path.exists()), None):
+        raise ConfigError(f"{existing} exists: delete it, or choose another --out")
     sources = []
     for fit in ("crop", "stretch"):
         # No split is needed, so no duplicates are searched.
@@ -99,13 +102,6 @@ def attach_masks(
         if "fit" not in sources[0].info:
             break  # they are squares already
     return attach(target, sources, out, listing=map, cache=data.cache, progress=progress)
-
-
-def _check_new(out: Path) -> None:
-    if out.suffix != ".npz":
-        raise ConfigError(f"expected the path of an .npz to write, given {out}: --out {out}.npz")
-    if existing := next((path for path in (out, out.with_suffix(".csv")) if path.exists()), None):
-        raise ConfigError(f"{existing} exists: delete it, or choose another --out")
 
 
 def attach(
@@ -118,7 +114,6 @@ def attach(
     progress: Progress = None,
 ) -> pd.DataFrame:
     """Write the set in `target` with the masks of `sources`, views of the same pictures."""
-    _check_new(out)
     pools = [source.pool() for source in sources]
     ids = pools[0].ids
     if pools[0].masks is None or ids is None:
