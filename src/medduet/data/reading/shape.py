@@ -111,10 +111,16 @@ def restore_mask(
 
     Each class is resized bilinearly, and a pixel gets the class that is most of it.
     """
-    whole, most = np.zeros(shape, np.uint8), np.zeros(shape, np.float32)
+    whole = np.zeros(shape, np.uint8)
+    result = whole[_shown(whole.shape, options)]
+    mask = _unpadded(mask, result.shape, options, spacing)
+    if mask.shape == result.shape:
+        result[:] = mask
+        return whole
+    most = np.zeros(result.shape, np.float32)
     for number in np.unique(mask):
-        share = restore_map((mask == number).astype(np.float32), shape, options, spacing)
-        whole[share > most] = number
+        share = resize_image((mask == number).astype(np.float32), *result.shape)
+        result[share > most] = number
         np.maximum(most, share, out=most)
     return whole
 
