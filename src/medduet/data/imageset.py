@@ -207,8 +207,9 @@ class ImageSet:
             raise ConfigError(f"{use}: expected images, given volumes, {self.name}")
 
     def split(self, name: str) -> Split:
-        """Return the split called `name` (``train``, ``val`` or ``test``)."""
-        return {"train": self.train, "val": self.val, "test": self.test}[name]
+        """Return the split called `name`: ``train``, ``val``, ``test``, or ``all``, the pool."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return self.pool() if name == "all" else parts[name]
 
     def pool(self) -> Split:
         """Return the images of all splits, train first, each with an id.

@@ -87,7 +87,7 @@ def ensemble(
         evaluator = Evaluator.open((runs or folders)[0], data, device, progress)
         images, networks = evaluator.images.name, [*members, combined]
         for split in ("val", "test"):
-            pool = evaluator.split(split)
+            pool = evaluator.images.split(split)
             predictions = [evaluator.with_network(network).predict(pool) for network in networks]
             scores[split] = [
                 summarize(predicted, ordinal=combined.config.network.ordinal)

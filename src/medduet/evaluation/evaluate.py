@@ -68,7 +68,7 @@ def evaluate(
     images, calibration = evaluator.images, evaluator.bundle.config.calibration
     name = f"evaluations/{images.name}-{split}"
     folder = RunFolder(result_folder(out) if out else result_folder(evaluator.path, name))
-    predictions = evaluator.predict(evaluator.split(split))
+    predictions = evaluator.predict(evaluator.images.split(split))
     ordinal = evaluator.bundle.config.network.ordinal
     metrics = {
         "split": split,
@@ -131,10 +131,6 @@ class Evaluator:
         check_takes(bundle.network, *bundle.network.sides_at_once(self.images.size))
         prepare_network(bundle.network, self.fabric.device, self.images.size)
         return replace(self, bundle=bundle)
-
-    def split(self, name: str) -> Split:
-        """Return a split of the images, ``"all"`` for all of them."""
-        return self.images.pool() if name == "all" else self.images.split(name)
 
     def predict(self, split: Split, *, thorough: bool = True) -> Predictions:
         """Return the predictions of the network, see `predict_split`."""
@@ -213,7 +209,7 @@ def calibrate_bundle(
     is_same = bool(undivided & {trained_on.fingerprint, trained_on.info.get("undivided")})
     if split in ("train", "all") and is_same:
         raise ConfigError(f"{path} was trained on these images: give --split val, or other images")
-    predictions = evaluator.predict(evaluator.split(split), thorough=False)
+    predictions = evaluator.predict(evaluator.images.split(split), thorough=False)
     if predictions.label is None or predictions.probability is None:
         raise ConfigError(f"{path} has no classes to calibrate, or {images.name} no labels")
     calibration = Calibration.fit(

@@ -65,7 +65,7 @@ def stress(
     """
     check_out(path, out)
     evaluator = Evaluator.open(path, data, device, progress)
-    images, pool = evaluator.images, evaluator.split(split)
+    images, pool = evaluator.images, evaluator.images.split(split)
     for config in filter(None, (data, evaluator.config.data)):
         modality = config.modality if modality == "auto" else modality
     modality = known_modality(images.info, modality)

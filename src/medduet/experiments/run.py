@@ -3,9 +3,10 @@
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,8 @@ def _run(
     if fabric.is_global_zero:
         _begin(experiment, choices, weights)
     if experiment.config.train.preset == "best":
-        experiment, metrics, calibration = train_folds(experiment, _train_member(experiment))
+        train_member = partial(_train_member, experiment)
+        experiment, metrics, calibration = train_folds(experiment, train_member)
     else:
         metrics, calibration = evaluate_selected(experiment, fit(experiment))
     if fabric.is_global_zero:
@@ -168,16 +170,12 @@ def _run(
     return metrics
 
 
-def _train_member(experiment: Experiment) -> Callable[[RunConfig], object]:
-    """Return what trains a member of an ensemble, or goes on with it."""
-
-    def train_member(config: RunConfig) -> object:
-        begun = config.out is not None and (config.out / "config.json").is_file()
-        begun = experiment.fabric.broadcast(begun)  # another process may already have begun it
-        new = {"resume": config.out} if begun else {"config": config}
-        return train(**new, reporter=experiment.reporter, stop=experiment.stop)
-
-    return train_member
+def _train_member(experiment: Experiment, config: RunConfig) -> RunRecord:
+    """Train a member of an ensemble, or go on with it."""
+    begun = config.out is not None and (config.out / "config.json").is_file()
+    begun = experiment.fabric.broadcast(begun)  # another process may already have begun it
+    new = {"resume": config.out} if begun else {"config": config}
+    return train(**new, reporter=experiment.reporter, stop=experiment.stop)
 
 
 def _begin(
