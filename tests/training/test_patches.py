@@ -27,7 +27,7 @@ class Brightness(DuetNetwork):
 
     def forward(self, image: Tensor) -> Outputs:
         self.seen.append(tuple(image.shape[2:]))
-        return self._outputs(self._classify(image), self.normalize(image))
+        return Outputs(self._classify(image), self.normalize(image))
 
     def _classify(self, image: Tensor) -> Tensor:
         return self.normalize(image).flatten(1).mean(dim=1, keepdim=True)

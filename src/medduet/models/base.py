@@ -108,8 +108,10 @@ class DuetNetwork(nn.Module, ABC):
         """
         sides = tuple(image.shape[2:])
         if self.training or self.patch is None or (window := self.sides_at_once(sides)) == sides:
-            outputs: Outputs = super().__call__(image)
-            return outputs
+            class_logits, dense = super().__call__(image)
+            if self.ordinal and class_logits is not None:
+                class_logits = grade_scores(class_logits)
+            return Outputs(class_logits, dense)
         from monai.inferers import sliding_window_inference  # slow to import
 
         dense = None
@@ -141,12 +143,6 @@ class DuetNetwork(nn.Module, ABC):
                 "train it with --tasks classify segment"
             )
         return grade_scores(class_logits) if self.ordinal else class_logits
-
-    def _outputs(self, class_logits: Tensor | None, dense: Tensor | None) -> Outputs:
-        """Return what `forward` gives, of the scores of the class head and the dense output."""
-        if self.ordinal and class_logits is not None:
-            class_logits = grade_scores(class_logits)
-        return Outputs(class_logits, dense)
 
     @abstractmethod
     def _classify(self, image: Tensor) -> Tensor | None:

@@ -113,12 +113,12 @@ class TimmNetwork(DuetNetwork):
     def forward(self, image: Tensor) -> Outputs:
         """Return the scores of both heads."""
         if not self.decoder_modules:
-            return self._outputs(self._classify(image), None)
+            return Outputs(self._classify(image), None)
         x = self._padded(image)
         deep, maps = self.encoder.forward_intermediates(x, indices=self.indices)
         class_logits = self.encoder.forward_head(deep) if self.has_class_head else None
         dense = self.dense_head(self.decoder(self._levels(x, maps)))
-        return self._outputs(class_logits, dense[(..., *map(slice, image.shape[2:]))])
+        return Outputs(class_logits, dense[(..., *map(slice, image.shape[2:]))])
 
     def _padded(self, image: Tensor) -> Tensor:
         return pad_to(self.normalize(image), self.multiple, self.min_padded)
@@ -186,10 +186,10 @@ class SmpNetwork(DuetNetwork):
     def forward(self, image: Tensor) -> Outputs:
         """Return the scores of both heads."""
         if not self.decoder_modules:
-            return self._outputs(self._classify(image), None)
+            return Outputs(self._classify(image), None)
         outputs = self.model(pad_to(self.normalize(image), self.multiple))
         dense, class_logits = outputs if isinstance(outputs, tuple) else (outputs, None)
-        return self._outputs(class_logits, dense[(..., *map(slice, image.shape[2:]))])
+        return Outputs(class_logits, dense[(..., *map(slice, image.shape[2:]))])
 
     def _classify(self, image: Tensor) -> Tensor | None:
         if self.model.classification_head is None:

@@ -156,7 +156,7 @@ class UNet(DuetNetwork):
             dense = self.dense_head(dense)
             if dense.shape[2:] != image.shape[2:]:
                 dense = _resize(dense, image)
-        return self._outputs(class_logits, dense)
+        return Outputs(class_logits, dense)
 
     def level(self, number: int) -> list[nn.Module]:
         """Return what works on the maps of a level, 0 the finest, and between it and the next."""
