@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -21,6 +20,7 @@ from medduet.data.reading.shape import restore_map, restore_mask
 from medduet.errors import ConfigError, DataError, ModelError
 from medduet.inference.exported import FILE, BatchPrediction, ExportedModel
 from medduet.uncertainty.ood import OOD_P, statistics
+from medduet.utils.devices import evaluation_batch_size
 
 if TYPE_CHECKING:
     from medduet.inference.explain import Explainer
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 ImageLike = str | Path | BinaryIO | Image.Image | NDArray[Any]
 """An image: the path of a file, an open file, a PIL image, or ``(H, W)`` or ``(H, W, 3)``."""
 _COVERAGE = 0.9
-_PIXELS_PER_BATCH = 16 * 224**2  # a CPU is no faster with more, and needs memory for them
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,8 @@ class Predictor:
             from medduet.inference.explain import Explainer
 
             self._explain = Explainer(graph.network, (sides[0], sides[1]), self.config.precision)
-        self.batch_size = batch_size or max(1, min(256, _PIXELS_PER_BATCH // prod(sides)))
+        # A CPU is no faster with more, and needs memory for them.
+        self.batch_size = batch_size or evaluation_batch_size("cpu", *sides)
         if len(sides) == 3:  # volumes differ in size
             self.batch_size = 1
 
