@@ -26,8 +26,7 @@ from medduet.data.reading.core import (
     turned_sides,
 )
 from medduet.data.reading.dicom import open_dicom
-from medduet.data.reading.itk import as_nifti
-from medduet.data.reading.nifti import open_nifti
+from medduet.data.reading.nifti import as_nifti, open_nifti
 from medduet.data.reading.raster import open_raster, values_of
 from medduet.data.reading.series import open_series
 from medduet.data.reading.shape import fitted, levels, standardised

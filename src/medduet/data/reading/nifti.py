@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2, ``.nii`` and ``.nii.gz``, by nibabel.
+"""NIfTI-1 and NIfTI-2, ``.nii`` and ``.nii.gz``, by nibabel; MetaImage and NRRD, by SimpleITK.
 
 A volume is turned to the axes closest to right, anterior, superior; its frames are the slices from
 feet to head. They are seen as a radiologist sees them: anterior is up, and the right side of the
@@ -8,7 +8,9 @@ to the axes of its image instead.
 
 import gzip
 import logging
+import re
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from medduet.data.reading.core import PICTURE, Facts, Frame, Source, checked, needed, refusal
 
+_DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", re.M | re.I)
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it tells what it mends itself
 
 
@@ -64,3 +67,31 @@ def open_nifti(path: Path, file: BinaryIO, like: NDArray[np.float64] | None) -> 
     aligned = affine @ turns.inv_ornt_aff(orientation, shape)
     several = frames > 1
     return Source(facts, decoded, affine=aligned, encode=encode, are_slices=several)
+
+
+def as_nifti(path: Path) -> BytesIO:
+    """Return the volume in a file as NIfTI, with the same voxels at the same places."""
+    if not path.is_file():
+        raise refusal(path, "MetaImage or NRRD as a file", "an upload: send it as NIfTI")
+    with path.open("rb") as file:
+        names = [name.decode(errors="replace") for name in _DATA_FILE.findall(file.read(1 << 16))]
+    for name in names:  # which could be any file of this machine
+        if name != "LOCAL" and (Path(name).name != name or not path.with_name(name).is_file()):
+            raise refusal(path, "its voxels in it, or in a file beside it", f"{name}")
+    sitk, nibabel = needed("SimpleITK", path), needed("nibabel", path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    if reader.GetDimension() not in (2, 3) or reader.GetNumberOfComponents() != 1:
+        given = f"{reader.GetDimension()} axes, {reader.GetNumberOfComponents()} values per voxel"
+        raise refusal(path, "a volume of 3 axes with one value per voxel", given)
+    width, height, frames = (*reader.GetSize(), 1)[:3]
+    checked(path, Facts(frames, 1, height, width))
+    image = reader.Execute()
+    dims, affine = image.GetDimension(), np.eye(4)
+    direction = np.reshape(image.GetDirection(), (dims, dims))
+    affine[:dims, :dims] = direction * image.GetSpacing()
+    affine[:dims, 3] = image.GetOrigin()
+    voxels = sitk.GetArrayViewFromImage(image).T
+    header = nibabel.Nifti1Image(voxels, PICTURE @ affine, dtype=voxels.dtype)
+    return BytesIO(header.to_bytes())
