@@ -178,10 +178,9 @@ def _drawn(
     """Return what Pillow makes of a picture, in grey or RGB."""
     match name:
         case "pixelate":
+            box = Image.Resampling.BOX
             small = [max(1, int(side * level[0])) for side in picture.size]
-            return picture.resize(small, Image.Resampling.BOX).resize(
-                picture.size, Image.Resampling.BOX
-            )
+            return picture.resize(small, box).resize(picture.size, box)
         case "jpeg_compression":
             picture.save(file := io.BytesIO(), "jpeg", quality=int(level[0]))
             return Image.open(file)

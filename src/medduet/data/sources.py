@@ -117,10 +117,8 @@ def _kind(data: DataConfig) -> str:
 
 def _check_options(data: DataConfig, kind: str) -> None:
     """Refuse options of one kind of set that are given for another."""
-    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(
-        ("masks", "mask_values", "window", "skip_broken"), (_FILES,)
-    )
-    kinds |= dict.fromkeys(("dims", "spacing"), (_FILES,))
+    of_files = ("masks", "mask_values", "window", "skip_broken", "dims", "spacing")
+    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(of_files, (_FILES,))
     kinds |= {"count": (*PHANTOMS,), "channels": ("phantom", _FILES)}
     kinds |= {"medmnist_size": ("MedMNIST",)}
     if data.folds is None and data.split != "made":

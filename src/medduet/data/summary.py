@@ -63,9 +63,8 @@ def _mask_rows(names: Sequence[str], splits: Sequence[Split]) -> list[list[Any]]
         pixels = sum(int(each[:, number].sum()) for each in counts)
         if pixels or name != "ignored":
             shown = [int((each[:, number] > 0).sum()) for each in counts]
-            rows.append(
-                [f"  {one_line(name, 60)}", *shown, f"{pixels / max(total, 1):.2%} of pixels"]
-            )
+            share = f"{pixels / max(total, 1):.2%} of pixels"
+            rows.append([f"  {one_line(name, 60)}", *shown, share])
     rows.append(["  none of these", *(int((~each[:, 1:].any(axis=1)).sum()) for each in counts)])
     if any(unknown := [int((~split.known_masks).sum()) for split in splits]):
         rows.append(["  mask unknown", *unknown])
@@ -82,14 +81,8 @@ def _mask_counts(split: Split) -> NDArray[np.int64]:
     if split.masks is None or not len(rows):
         return np.zeros((0, 256), np.int64)
     rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _MOST_MASKS)).astype(np.int64)]
-    masks = split.take(rows).masks
-    return np.stack(
-        [
-            np.bincount(mask.ravel(), minlength=256)
-            for _, chunk in iterate_chunks(masks)
-            for mask in chunk
-        ]
-    )
+    masks = (mask for _, chunk in iterate_chunks(split.take(rows).masks) for mask in chunk)
+    return np.stack([np.bincount(mask.ravel(), minlength=256) for mask in masks])
 
 
 def _facts(images: ImageSet) -> list[str]:
@@ -102,9 +95,8 @@ def _facts(images: ImageSet) -> list[str]:
         count = len(np.unique(numbers[numbers >= 0]))
         facts.append(f"groups: {count:,}" + f"; {without:,} images are in none" * bool(without))
     if values := info.get("mask_values"):
-        facts.append(
-            "mask values: " + ", ".join(f"{value} {name}" for value, name in values.items())
-        )
+        meanings = ", ".join(f"{value} {name}" for value, name in values.items())
+        facts.append(f"mask values: {meanings}")
     if skipped := info.get("skipped"):  # opening the set has told which, and why
         facts.append(f"left out: {len(skipped)} of {info['files']} files, see above")
     return facts + [f"note: {note}" for note in info.get("notes", ())]

@@ -37,10 +37,8 @@ def read_codes(path: Path, names: Collection[str]) -> dict[str, list[str]]:
         expected = f"expected {','.join(columns[:4])}[,category]"
         fits = row in (columns, columns[:4])
         if number:
-            expected = (
-                f"expected one of {', '.join(names)}, value, scheme, meaning, and of segments "
-            )
-            expected += f"one of {', '.join(_TYPES)}"
+            category = f"of segments one of {', '.join(_TYPES)}"
+            expected = f"expected one of {', '.join(names)}, value, scheme, meaning, and {category}"
             fits = len(row) == len(rows[0]) and row[0] in names and all(row[1:4])
             fits = fits and row[4:] in ([], [""], *([x] for x in _TYPES)) and len(row[2]) <= 16
         if not fits:

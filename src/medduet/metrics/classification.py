@@ -114,15 +114,14 @@ def _grade_metrics(matrix: Integers) -> dict[str, Any]:
     """Return kappa and mean absolute error of a confusion matrix, with bootstrap intervals."""
     grades = np.arange(len(matrix))
     distance = np.abs(grades[:, None] - grades)
+    squared = distance**2
     n, cells = int(matrix.sum()), matrix.ravel()
     drawn = np.random.default_rng(0).multinomial(n, cells / max(n, 1), _RESAMPLES)
     tables = np.concatenate([cells[None], drawn]).reshape(-1, *matrix.shape)
     with np.errstate(invalid="ignore"):
         error = (tables * distance).sum(axis=(1, 2)) / n
         chance = tables.sum(axis=2)[:, :, None] * tables.sum(axis=1)[:, None, :] / n
-        kappa = 1 - (tables * distance**2).sum(axis=(1, 2)) / (chance * distance**2).sum(
-            axis=(1, 2)
-        )
+        kappa = 1 - (tables * squared).sum(axis=(1, 2)) / (chance * squared).sum(axis=(1, 2))
     metrics: dict[str, Any] = {}
     for name, values in (("quadratic_kappa", kappa), ("grade_error", error)):
         interval = np.nanpercentile(values[1:], [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])

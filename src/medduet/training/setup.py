@@ -50,9 +50,8 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
     classes = f"one class, {names[0]}" if names else "no classes (folders, or a column 'label')"
     lacking = {"classify": len(names) < 2, "segment": not data.mask_names, "reconstruct": False}
     possible = " ".join(task for task in tasks if not lacking[task]) or "reconstruct"
-    needed = {"auto": tasks[0], "last": tasks[0], "dice": "segment", "mse": "reconstruct"}.get(
-        select, "classify"
-    )
+    tasks_of = {"auto": tasks[0], "last": tasks[0], "dice": "segment", "mse": "reconstruct"}
+    needed = tasks_of.get(select, "classify")
     refusals = {
         f"{data.name} has {classes}, so there is nothing to classify: --tasks {possible}": (
             "classify" in tasks and lacking["classify"]
