@@ -170,7 +170,8 @@ def test_segmentation_summary_by_hand() -> None:
     iou = [[0.4, NAN], [1.0, 0.0], [NAN, NAN], [0.0, NAN]]
     hd95 = [[3.0, NAN], [1.0, NAN], [NAN, NAN], [NAN, NAN]]
     nonempty = [[True, False], [True, True], [False, False], [False, False]]
-    found = segmentation_summary(dice, iou, hd95, dice, nonempty, ["tumour", "cyst"])
+    scores = {"dice": dice, "iou": iou, "hd95": hd95, "assd": dice}
+    found = segmentation_summary(scores, nonempty, ["tumour", "cyst"])
     assert found["n"] == 4
     assert found["dice"] == pytest.approx((1.5 / 3 + 0) / 2)
     assert found["iou"] == pytest.approx((1.4 / 3 + 0) / 2)

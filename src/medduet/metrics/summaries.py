@@ -14,37 +14,32 @@ PSNR_CAP = 100.0
 
 
 def segmentation_summary(
-    dice: ArrayLike,
-    iou: ArrayLike,
-    hd95: ArrayLike | None,
-    assd: ArrayLike | None,
-    truth_nonempty: ArrayLike,
-    mask_names: Sequence[str],
+    scores: Mapping[str, ArrayLike], truth_nonempty: ArrayLike, mask_names: Sequence[str]
 ) -> dict[str, Any]:
     """Return what the per-image mask scores say of a split with 95% intervals, ready for JSON.
 
-    Takes ``(N, M)`` scores, distances or ``None``, whether each true mask has any pixel, and M
-    names. Scores are means over the images of a class, then over classes: ``dice`` and ``iou`` of
-    those whose truth or prediction has the class, ``dice_nonempty`` of those whose truth has it,
-    ``hd95`` and ``assd`` of those where both have it. Images without any foreground in which some
-    is predicted are the false positives. What is undefined is ``None``.
+    Takes ``(N, M)`` scores by name, ``hd95`` and ``assd`` if measured, whether each true mask has
+    any pixel, and M names. Scores are means over the images of a class, then over classes: ``dice``
+    and ``iou`` of those whose truth or prediction has the class, ``dice_nonempty`` of those whose
+    truth has it, ``hd95`` and ``assd`` of those where both have it. Images without any foreground
+    in which some is predicted are the false positives. What is undefined is ``None``.
     """
     lesion = np.asarray(truth_nonempty, dtype=bool)
-    distances = (np.full(lesion.shape, np.nan) if x is None else x for x in (hd95, assd))
-    measured = [np.asarray(values, dtype=np.float64) for values in (dice, iou, *distances)]
-    scores, empty = np.stack(measured), ~lesion.any(axis=1)
-    false = int((~np.isnan(scores[0][empty])).any(axis=1).sum())
+    unknown, names = np.full(lesion.shape, np.nan), ("dice", "iou", "hd95", "assd")
+    measured: Floats = np.array([scores.get(name, unknown) for name in names], dtype=np.float64)
+    empty = ~lesion.any(axis=1)
+    false = int((~np.isnan(measured[0][empty])).any(axis=1).sum())
     interval = wilson(false, int(empty.sum()))
     return {
         "n": len(lesion),
         "confidence": CONFIDENCE,
-        **_mask_scores(scores, lesion),
+        **_mask_scores(measured, lesion),
         "empty_truth_n": int(empty.sum()),
         "false_positives": false,
         "false_positive_rate": false / int(empty.sum()) if empty.any() else None,
         "false_positive_rate_interval": bounds(interval),
         "per_mask": {
-            str(name): _mask_scores(scores[:, :, [k]], lesion[:, [k]])
+            str(name): _mask_scores(measured[:, :, [k]], lesion[:, [k]])
             for k, name in enumerate(mask_names)
         },
     }

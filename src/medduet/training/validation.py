@@ -224,8 +224,7 @@ def summarize(
 def mask_summary(predictions: Predictions) -> dict[str, Any]:
     """Return the metrics of the masks of images with a true mask."""
     rows: Any = predictions.has_mask
-    names = "dice", "iou", "hd95", "assd", "mask_present"
-    known = [getattr(predictions, name) for name in names]
-    scores: list[Any] = [x if x is None else x[rows] for x in known]
-    dice, iou, hd95, assd, drawn = scores
-    return metrics.segmentation_summary(dice, iou, hd95, assd, drawn, predictions.mask_names)
+    known = {name: getattr(predictions, name) for name in ("dice", "iou", "hd95", "assd")}
+    scores = {name: values[rows] for name, values in known.items() if values is not None}
+    present: Any = predictions.mask_present
+    return metrics.segmentation_summary(scores, present[rows], predictions.mask_names)
