@@ -26,18 +26,7 @@ from pydantic import (
 )
 
 from medduet.errors import ConfigError, MissingFileError, closest
-from medduet.types import (
-    TASKS,
-    Augment,
-    Balance,
-    Fit,
-    Modality,
-    Precision,
-    Preset,
-    Select,
-    Task,
-    Window,
-)
+from medduet.types import TASKS, Augment, Balance, Fit, Modality, Precision, Preset, Select, Task
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Value = TypeVar("Value")
@@ -118,7 +107,7 @@ class DataConfig(Frozen):
     fit: Fit | Literal["longest"] = "pad"
     """Image files become square by black borders, by stretching, or by their centre (MedMNIST);
     longest: size is that of the longest side, and borders are no wider than the set needs."""
-    window: Window | Literal["own"] | None = None
+    window: tuple[float, float] | Literal["zscore", "own"] | None = None
     """Centre and width of the grey values shown, for DICOM, NIfTI and 16 bits; zscore: mean and 8
     standard deviations of each; own: the file's, or its range. None: own, of CT and MR volumes as
     usual."""

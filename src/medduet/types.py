@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 if TYPE_CHECKING:  # some of it is needed where torch is not
     from torch import Tensor
 
-Window = tuple[float, float] | Literal["zscore"]
-"""Centre and width of what is shown; or mean and eight standard deviations of each volume."""
 Fit = Literal["pad", "stretch", "crop"]
 """How an image becomes square: by black borders, by stretching, or by its centre."""
 Task = Literal["classify", "segment", "reconstruct"]

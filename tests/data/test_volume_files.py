@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from medduet import DataError, open_images
+from medduet.data.reading.core import channel_paths
 from medduet.utils.files import write_json
 
 nib = pytest.importorskip("nibabel")
@@ -123,12 +124,19 @@ def test_mr_is_shown_by_its_z_score(tmp_path: Path, cache: Path) -> None:
         modality="mri",
         spacing=(3, 0.5, 0.5),
     )
-    assert "MR: each volume is shown by its z-score, from -4 to 4" in images.info["notes"]
+    assert "MR: each volume is shown by its z-score, cut at -4 and 4" in images.info["notes"]
     assert images.info["window"] == "zscore"
     tissue = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "0.nii.gz")))
     score = (body - tissue[tissue > 0].mean()) / tissue[tissue > 0].std()
     for volume in images.pool().images[:]:
         assert np.abs(volume / 255 * 8 - 4 - score.clip(-4, 4)).max() <= 0.017
+    body[0, 0, 0] = -0.01  # as splines leave: air is 0 still
+    for number, values in enumerate((body, np.uint8(body.clip(0, 255)), np.uint8(body / 13))):
+        save_nifti(tmp_path / "other" / f"{number}.nii.gz", values)
+    options = {"cache": cache, "split": "made", "group_by": "none", "modality": "mri"}
+    one, *bytes_ = open_images(str(tmp_path / "other"), **options).pool().images[:]
+    assert np.abs(one.astype(int) - images.pool().images[:][0]).max() <= 2
+    assert all(len(np.unique(each)) > 60 for each in bytes_)  # 8 bits, too
 
 
 def test_channels_of_nnunet(tmp_path: Path, cache: Path) -> None:
@@ -160,11 +168,38 @@ def test_channels_of_nnunet(tmp_path: Path, cache: Path) -> None:
     moved[0, 3] += 5
     other = tmp_path / "imagesTr" / "case_3_0002.nii.gz"
     save_nifti(other, values[3, 2], moved)
-    with pytest.raises(DataError, match=r"case_3_0002.*expected the grid of case_3_0000"):
+    with pytest.raises(DataError, match=r"case_3_0002.*expected the affine of its image"):
+        open_images(str(tmp_path), **options)
+    save_nifti(other, values[3, 2][:-1])
+    with pytest.raises(DataError, match=r"case_3_0002.*expected the shape of case_3_0000"):
         open_images(str(tmp_path), **options)
     other.unlink()
-    with pytest.raises(DataError, match=r"as many channels of each image, given 2 of .*and 3 of"):
+    with pytest.raises(DataError, match=r"as many channels of each, given 2 of .*and 3 of"):
         open_images(str(tmp_path), **options)
+    for path in (tmp_path / "imagesTr").glob("*_0002.nii.gz"):
+        path.unlink()
+    write_json(tmp_path / "dataset.json", about)
+    with pytest.raises(DataError, match="names 3 channels, but images have 2"):
+        open_images(str(tmp_path), **options)
+    (tmp_path / "dataset.json").unlink()
+    rows = [f"imagesTr/case_{k}_0000.nii.gz,labelsTr/case_{k}.nii.gz" for k in range(6)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,mask", *rows]))
+    assert open_images(str(tmp_path / "table.csv"), **options).in_channels == 2
+    rows += ["imagesTr/case_0_0001.nii.gz,"]
+    (tmp_path / "table.csv").write_text("\n".join(["path,mask", *rows]))
+    with pytest.raises(DataError, match=r"first channels, NAME_0000, alone, given case_0_0001"):
+        open_images(str(tmp_path / "table.csv"), **options)
+    rows = [f"case_{k}.nii.gz,labelsTr/case_{k}.nii.gz" for k in range(6)]
+    (tmp_path / "table.csv").write_text("\n".join(["path,mask", *rows]))
+    with pytest.raises(DataError, match=r"an image and its mask, given one file for both"):
+        open_images(str(tmp_path / "table.csv"), **options)
+
+
+@pytest.mark.parametrize("name", ["BraTS_00001_t1.nii.gz", "c_00003.nii.gz", "c_0000_0001.nii"])
+def test_other_numbers_are_no_channels(name: str) -> None:
+    assert channel_paths(Path(name), 1) == [Path(name)]
+    with pytest.raises(DataError, match="a volume of 2 channels, NAME_0000"):
+        channel_paths(Path(name), 2)
 
 
 def test_levels_of_thick_slices_are_told(tmp_path: Path, cache: Path) -> None:
@@ -173,7 +208,8 @@ def test_levels_of_thick_slices_are_told(tmp_path: Path, cache: Path) -> None:
         save_nifti(tmp_path / f"{number}.nii.gz", np.roll(VOLUME, number, axis=2), thick)
     images = open_images(str(tmp_path), cache=cache, split="made", group_by="none")
     assert images.info["spacing"] == [0.5, 0.5, 3]
-    assert "levels of U-Nets that leave thick axes alone: 0 0 2" in images.info["notes"]
+    note = "levels that leave thick axes alone in MedDuet's U-Nets: 0 0 2"
+    assert note in images.info["notes"]
 
 
 def itk_series(folder: Path) -> Any:

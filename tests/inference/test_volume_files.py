@@ -239,6 +239,14 @@ def test_channels_are_predicted_together(
         truth = scan(int(row["file"][1:].partition("_")[0])) >= 150
         assert np.array_equal(found, truth)
     one = tmp_path / "set" / "imagesTr" / "c3_0000.nii.gz"
+    second = one.with_name("c3_0001.nii.gz")
+    second.write_bytes(one.with_name("c4_0001.nii.gz").read_bytes())
+    assert predict_files(run, [one.parent], out).skipped == 11  # it was changed
+    third = one.with_name("c3_0002.nii.gz")
+    third.write_bytes(one.read_bytes())
+    with pytest.raises(DataError, match="2 channels of each volume, as in training, given 3 of"):
+        predict_files(run, [one.parent], tmp_path / "three")
+    third.unlink()
     assert medduet.Predictor(run)(one).mask.shape == (8, 20, 24)
     with one.open("rb") as file, pytest.raises(DataError, match="folder with 2 channels of it"):
         medduet.Predictor(run)(file)

@@ -33,7 +33,7 @@ from medduet.data.reading.masks import (
 from medduet.data.reading.shape import inner_sides
 from medduet.data.splits import NO_SPLIT
 from medduet.data.store import check_room, growing_array, open_split, stored
-from medduet.data.volumes import common_window, volume_options, with_series
+from medduet.data.volumes import SMALLEST, common_window, volume_options, with_series
 from medduet.data.workers import Transient, WorkerPool
 from medduet.errors import DataError
 from medduet.types import UNKNOWN_LABEL, Modality
@@ -130,11 +130,12 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         options, size_notes = _options(listing.name, {x.name: probes[x] for x in probes}, config)
         if config.window != "own":
             options = options._replace(window=config.window)
-        if (channels := items[0].channels) > 1:
-            if len(options.sides) == 2:
-                expected = f"{listing.name}: expected images in one file each, NAME_0000"
-                raise DataError(f"{expected}, given {channels} channels, which are for volumes")
-            options = options._replace(channels=channels)
+        if len(counts := {item.channels: item.name for item in items}) > 1:
+            given = " and ".join(f"{count} of {name}" for count, name in sorted(counts.items()))
+            raise DataError(f"{listing.name}: expected as many channels of each, given {given}")
+        if (channels := items[0].channels) > 1 and len(options.sides) == 2:
+            raise DataError(f"{listing.name}: expected one channel of images, given {channels}")
+        options = options._replace(channels=max(channels, options.channels))
         tails = {"images": (*options.sides, *(options.channels,) * (options.channels > 1))}
         stated = config.mask_values or listing.mask_values
         meaning = meaning_of(listing.name, masks, stated) if masks else None
@@ -148,7 +149,7 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         usual = volumes and config.window is None
         if usual and modality == "mri":
             options = options._replace(window="zscore")
-            size_notes = [*size_notes, "MR: each volume is shown by its z-score, from -4 to 4"]
+            size_notes = [*size_notes, "MR: each volume is shown by its z-score, cut at -4 and 4"]
         if usual and modality == "ct" and channels == 1:
             learnt = {item: jobs[item] for item in jobs if item.split in ("", "train")}
             sampled = dict(read(partial(foreground, meaning=classes), learnt))
@@ -238,7 +239,7 @@ def _image_options(facts: Collection[Facts], config: DataConfig) -> ReadOptions:
         return ReadOptions((height, width), config.fit, channels)
     around = ReadOptions((height, width), "pad", channels)
     shapes = [inner_sides((header.height, header.width), around) for header in facts]
-    return around._replace(size=tuple(np.max(shapes or [around.sides], axis=0).tolist()))
+    return around._replace(size=tuple(np.max([*shapes, (SMALLEST, SMALLEST)], axis=0).tolist()))
 
 
 def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[Any]]:

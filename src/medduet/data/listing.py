@@ -30,24 +30,9 @@ SPLIT_OF = {
     **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
     **dict.fromkeys(("test", "testing", "ts"), "test"),
 }
-_FEW, _DATASET = 10, "dataset.json"  # folders that may be classes; of nnU-Net
-_MR = {
-    "mr",
-    "mri",
-    "adc",
-    "dwi",
-    "flair",
-    "pd",
-    "swi",
-    "t1",
-    "t1c",
-    "t1ce",
-    "t1gd",
-    "t1w",
-    "t2",
-    "t2w",
-}
-"""Names of channels, lower case, that are sequences of MR."""
+_FEW, DATASET = 10, "dataset.json"  # folders that may be classes; of nnU-Net
+_MR = re.compile(r"mr|t1|t2|flair|adc|dwi|swi|pd")
+"""In names of channels, lower case, that are sequences of MR."""
 
 
 class Item(NamedTuple):
@@ -101,7 +86,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         )
     images, drawn = _unwrapped(root, images, drawn)
     splits, items = _splits(root, images), []
-    of_masks = None if (root / _DATASET).is_file() else {stem for _, stem in drawn}
+    of_masks = None if (root / DATASET).is_file() else {stem for _, stem in drawn}
     further = further_channels(images, of_masks)
     more = Counter(further.values())
     folders = Counter(place[bool(splits) :][:1] for place in images.values())
@@ -120,9 +105,6 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         name, group = path.relative_to(root).as_posix(), "/".join(inner[not cases :])
         of_it, labels = tuple(drawn[of_image[0]]) if of_image else (), () if cases else inner[:1]
         items.append(Item(name, path, of_it, labels or None, group, split, 1 + more[path]))
-    if len(counts := {item.channels: item.name for item in items}) > 1:
-        given = " and ".join(f"{count} of {name}" for count, name in sorted(counts.items()))
-        raise DataError(f"{root}: expected as many channels of each image, given {given}")
     uses = Counter(mask for item in items for mask in item.masks)
     if drawn and not uses:
         raise DataError(
@@ -149,22 +131,25 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         notes.append(f"{count} images of {names} have neither class nor mask, and are left out")
         items = [item._replace(split="") for item in items if item.split in known]
     items.sort(key=lambda item: natural(item.name))
-    values, modality = _described(root)
+    values, modality = _described(root, items[0].channels)
     notes += ["names of masks are those of dataset.json"] * bool(values)
     about = root.resolve().name, tuple(items)
     return Listing(*about, False, alone, tuple(notes), values, modality)
 
 
-def _described(root: Path) -> tuple[str | None, Modality]:
+def _described(root: Path, given: int) -> tuple[str | None, Modality]:
     """Return what values of masks mean, and the modality, by nnU-Net's ``dataset.json``, if any."""
-    path = root / _DATASET
+    path = root / DATASET
     about = read_json(path, DataError) if path.is_file() else {}
     about = about if isinstance(about, dict) else {}
     labels, channels = about.get("labels"), about.get("channel_names", about.get("modality"))
     if not (isinstance(labels, dict) and isinstance(channels, dict)):
         return None, "auto"  # of something else
-    sequences = {str(name).lower() for name in channels.values()}
-    modality: Modality = "ct" if sequences == {"ct"} else "mri" if sequences <= _MR else "auto"
+    if given not in (1, len(channels)):  # the three of a photograph are in one file
+        raise DataError(f"{path} names {len(channels)} channels, but images have {given}")
+    sequences = {str(name).lower() for name in channels.values()} or {"unknown"}
+    modality: Modality = "ct" if sequences == {"ct"} else "auto"
+    modality = "mri" if all(map(_MR.search, sequences)) else modality
     pairs = [(k, v) if k.isdecimal() else (v, k) for k, v in labels.items()]  # version 1, or 2
     if not all(str(value).isdecimal() for value, _ in pairs):
         return None, modality  # regions, of several values each

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
 
-from medduet.data.folders import MASK_FOLDER, stem_of
+from medduet.data.folders import MASK_FOLDER, further_channels, stem_of
 from medduet.data.imageset import SPLITS
-from medduet.data.listing import SPLIT_OF, Item, Listing
+from medduet.data.listing import DATASET, SPLIT_OF, Item, Listing
 from medduet.errors import DataError, MissingFileError
 
 _COLUMNS = {  # in lower case, letters and digits alone, the best first
@@ -96,6 +96,8 @@ def list_table(path: Path) -> Listing:
             faults.append((name, f"line {table.lines[row]}: there is no file {absent}"))
             continue
         image, *of_image = filter(None, files)
+        if image in of_image:
+            raise table.error(f"an image and its mask, given one file for both, {image.name}", row)
         if image in items:
             remedy = "write one row per image, and | between several masks or labels"
             raise table.error(f"another image, given {name} again: {remedy}", row)
@@ -105,8 +107,14 @@ def list_table(path: Path) -> Listing:
         raise table.error(f"paths relative to the table, but there is no file {names[0]}", 0)
     if len({bool(item.split) for item in items.values()}) > 1:
         raise table.error("a split for every image or for none, given it for some")
-    notes = tuple(table.notes)
-    return Listing(path.stem, tuple(items.values()), multi_label, tuple(faults), notes)
+    beside = [file for folder in {image.parent for image in items} for file in folder.iterdir()]
+    stems = {stem_of(mask) for item in items.values() for mask in item.masks}
+    further = further_channels(beside, None if (path.parent / DATASET).is_file() else stems)
+    if both := items.keys() & further:
+        raise table.error(f"first channels, NAME_0000, alone, given {min(both).name}, too")
+    more, notes = Counter(further.values()), tuple(table.notes)
+    listed = tuple(item._replace(channels=1 + more[image]) for image, item in items.items())
+    return Listing(path.stem, listed, multi_label, tuple(faults), notes)
 
 
 def _read(path: Path) -> _Table:

@@ -16,7 +16,7 @@ from medduet.data.reading.series import is_series
 from medduet.errors import DataError
 
 _ANISOTROPIC, _LOW = 3.0, 10  # times the other distances; percentile
-_SMALLEST = 16  # side that U-Nets take
+SMALLEST = 16  # side that U-Nets take
 _MOST_FLAT, _TOLERANCE = 4, 0.01  # levels that leave an axis alone; of the ratio of spacings
 _SHOWN = 0.5, 99.5  # percentiles of the foreground of CT that are black and white
 
@@ -66,12 +66,13 @@ def volume_options(probes: Sequence[Probe], config: DataConfig) -> tuple[ReadOpt
         of_set = "" if target else ", the median of the set"
         target = target or common_spacing(spacings, shapes)
         largest = np.maximum(np.rint(shapes * spacings / target), 1).max(axis=0)
-        sides = tuple(np.maximum(largest, sides or _SMALLEST).astype(int).tolist())
+        sides = tuple(np.maximum(largest, sides or SMALLEST).astype(int).tolist())
         how = f"in voxels of {' x '.join(f'{x:.3g}' for x in target)} mm{of_set}, within"
         how = "of unknown spacing, within" if without else how
     notes = [f"{len(probes)} volumes (slices, rows, columns) {how} {' x '.join(map(str, sides))}"]
     if any(flat := flat_levels(target)):
-        notes.append(f"levels of U-Nets that leave thick axes alone: {' '.join(map(str, flat))}")
+        levels = " ".join(map(str, flat))
+        notes.append(f"levels that leave thick axes alone in MedDuet's U-Nets: {levels}")
     return ReadOptions(sides, config.fit, spacing=target), notes
 
 

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -119,9 +120,7 @@ def predict_files(
     }
     predictor = Predictor(path, **options, device=device, batch_size=batch_size)
     if len(predictor.options.sides) == 3:
-        paths = [file.path for file in files]
-        further = further_channels(paths) if predictor.options.channels > 1 else {}
-        files = _named(root, joined([path for path in paths if path not in further]))
+        files = _with_channels(root, joined([x.path for x in files]), predictor.options.channels)
     network = hashlib.sha256(predictor.config.model_dump_json().encode()).hexdigest()
     settings = {"network": network, "images": as_text(root), "overlays": overlays, "dicom": dicom}
     settings |= options
@@ -209,17 +208,32 @@ def _named(root: Path, paths: Sequence[Path]) -> list[InputFile]:
     return files
 
 
+def _with_channels(root: Path, paths: Sequence[Path], count: int) -> list[InputFile]:
+    """Return volumes of so many channels by the file of the first."""
+    further = further_channels(paths) if count > 1 else {}
+    more = Counter(further.values())
+    if others := [path for path in more if more[path] != count - 1]:
+        given = f"given {1 + more[others[0]]} of {others[0]}"
+        raise DataError(f"expected {count} channels of each volume, as in training, {given}")
+    return _named(root, [path for path in paths if path not in further])
+
+
 def _absolute(path: str | Path) -> Path:
     return Path(os.path.normpath(Path(path).expanduser().absolute()))
 
 
 def _stamp(path: Path) -> list[int]:
-    """Return what tells one state of a file, or of a series, from another; zeros if it is gone."""
-    if path.is_dir():
-        sizes, times = zip(*map(_stamp, path.iterdir()), strict=True)
-        return [sum(sizes), max(times)]
-    status = path.stat() if path.exists() else None
-    return [status.st_size, status.st_mtime_ns] if status else [0, 0]
+    """Return what tells one state of a file, or of a series, from another; zeros if it is gone.
+
+    Files of further channels are part of the first.
+    """
+    files = [*path.iterdir()] if path.is_dir() else [path] * path.exists()
+    match = CHANNEL.fullmatch(stem_of(path))
+    if match and not int(match["number"]):
+        files += path.parent.glob(f"{escape(match['of'])}_[0-9][0-9][0-9][1-9].*")
+    states = [file.stat() for file in files]
+    sizes, times = [x.st_size for x in states], [x.st_mtime_ns for x in states]
+    return [sum(sizes), max(times, default=0)]
 
 
 def _read_journal(path: Path, files: Iterable[InputFile]) -> tuple[_Done, dict[str, list[str]]]:

@@ -59,13 +59,14 @@ class UnetDecoder3d(UnetDecoder):  # type: ignore[misc]
 class Conv3d(nn.Conv3d):
     """A convolution whose gradient is right on CPUs, too.
 
-    That of oneDNN in bfloat16 is memory of something else where there are fewer slices than rows of
-    the kernel, as of 2 with kernels of 3 (torch 2.14 on a CPU with avx512_bf16).
+    That of oneDNN in bfloat16 is memory of something else where a side is smaller than the kernel,
+    as of 2 slices with kernels of 3 (torch 2.14 on a CPU with avx512_bf16).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map, computed in float32 where there are few slices in training."""
-        if not self.training or x.device.type != "cpu" or x.shape[2] >= self.kernel_size[0]:
+        """Return the map, computed in float32 where a side is small in training."""
+        sides = zip(x.shape[2:], self.kernel_size, strict=True)
+        if not self.training or x.device.type != "cpu" or all(side >= k for side, k in sides):
             return super().forward(x)
         with torch.autocast("cpu", enabled=False):
             return super().forward(x.float())

@@ -5,23 +5,24 @@ What a header says is checked before anything is decoded: a frame has at most 2*
 decoder does beyond that, `medduet.data.workers` limits: files of strangers are read in workers.
 """
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medduet.errors import DataError, MedDuetError, one_line
-from medduet.types import Fit, Modality, Window
+from medduet.types import Fit, Modality
 
 MAX_FRAME_PIXELS = 1 << 26
 _MAX_FILE_PIXELS = 1 << 28
 MAX_FRAMES = 1 << 12
-_FIRST = "_0000"  # in the name of a file of several channels
+_FIRST = re.compile(r"(.+)_0000((\.[a-z]+)*)", re.IGNORECASE)  # of several channels
 Affine = NDArray[np.float64]
 PICTURE: Affine = np.diag((-1.0, -1.0, 1.0, 1.0))
 """Affine of files without one: columns go to the left, rows to posterior, frames to the head."""
@@ -38,7 +39,7 @@ class ReadOptions(NamedTuple):
         channels: 1 for grey, 3 for colour; of volumes how many, see `channel_paths`.
         window: centre and width of the values shown from black to white, instead of the file's
             own; for CT in Hounsfield units. ``"zscore"``: from 4 standard deviations below the mean
-            of a file's foreground to 4 above. 8 bits of PNG, JPEG and the like don't heed it.
+            of a file's foreground to 4 above. 8 bits of PNG and the like heed only that.
         spacing: of the slices, rows and columns of volumes in mm, whose sides then are `size` or
             more; ``None`` to fit them into `size`.
     """
@@ -46,7 +47,7 @@ class ReadOptions(NamedTuple):
     size: int | tuple[int, ...]
     fit: Fit = "pad"
     channels: int = 1
-    window: Window | None = None
+    window: tuple[float, float] | Literal["zscore"] | None = None
     spacing: tuple[float, ...] | None = None
 
     @property
@@ -150,10 +151,13 @@ def channel_paths(path: Path, count: int) -> list[Path]:
         >>> [path.name for path in channel_paths(Path("case_7_0000.nii.gz"), 2)]
         ['case_7_0000.nii.gz', 'case_7_0001.nii.gz']
     """
-    start, first, end = path.name.rpartition(_FIRST)
+    first = _FIRST.fullmatch(path.name)
     if count > 1 and not first:
         raise refusal(path, f"a volume of {count} channels, NAME_0000, NAME_0001, ...", "another")
-    return [path, *(path.with_name(f"{start}_{k:04}{end}") for k in range(1, count))]
+    return [
+        path,
+        *(path.with_name(f"{first[1]}_{k:04}{first[2]}") for k in range(1, count) if first),
+    ]
 
 
 def refusal(path: Path, expected: str, given: str) -> DataError:

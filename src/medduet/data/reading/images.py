@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import product
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -48,7 +49,6 @@ _SIGNATURES = (
     (rb"(ObjectType|NDims|Comment)\s*=", "MetaImage"),
     (rb"[\x02\x08]\x00|\x00\x08", "DICOM"),  # without preamble: group 0002 or 0008, the first
 )
-_ALMOST = 1e-3  # mm, by which affines of channels may differ
 _ANY = 0.0, 1.0  # a window, so that that of the file is not applied
 _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 """Pixels of each side, and a difference of red, green and blue, that tell colour from grey."""
@@ -152,12 +152,33 @@ def _channels(path: Path, options: ReadOptions) -> Picture:
     pictures = []
     for channel in channel_paths(path, options.channels):
         with opened(channel, like=about[1]) as source:
-            if source.facts != about[0] or not np.allclose(source.affine, about[1], atol=_ALMOST):
-                raise refusal(channel, f"the grid of {path.name}", "another: resample it first")
+            if source.facts != about[0]:
+                raise refusal(channel, f"the shape of {path.name}", "another: resample it first")
+            check_grid(channel, source, about[1])
         pictures += read_pictures(channel, options._replace(channels=1))
     remarks = dict.fromkeys(remark for picture in pictures for remark in picture.remarks)
     fitted = np.stack([picture.fitted for picture in pictures], axis=-1)
     return pictures[0]._replace(fitted=fitted, remarks=[*remarks])
+
+
+def check_grid(path: Path, source: Source, image: Affine) -> None:
+    """Raise a DataError if the pixels of a mask, or channel, lie elsewhere than its image.
+
+    ITK, and so ITK-SNAP and 3D Slicer, give masks of pictures the affine `PICTURE`.
+    """
+    mask, (frames, _, height, width) = source.affine, source.facts
+    if mask is PICTURE or (image is PICTURE and source.kind != "NIfTI"):
+        return
+    hint = "if its affine was lost, save nibabel.Nifti1Image(mask.dataobj, image.affine), else "
+    hint += "nibabel.processing.resample_from_to(mask, image, order=0)"
+    if image is PICTURE:
+        image = PICTURE * [*np.linalg.norm(mask[:3, :3], axis=0), 1]
+        hint = "save it as PNG, or the image as NIfTI, too"
+    corners = np.array([*product((0, width - 1), (0, height - 1), (0, frames - 1), (1,))])
+    if np.abs((np.linalg.inv(image) @ mask - np.eye(4)) @ corners.T).max() <= 0.1:
+        return  # headers are rounded to less than 0.1 voxel
+    expected, given = (affine[:3].round(3).tolist() for affine in (image, mask))
+    raise refusal(path, f"the affine of its image, {expected}", f"{given}: {hint}")
 
 
 def picture_of(

@@ -1,7 +1,6 @@
 """Reads masks: first which values a file has, then, with what they mean in the set, classes."""
 
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +14,12 @@ from medduet.data.reading.core import (
     Facts,
     Frame,
     ReadOptions,
-    Source,
     refusal,
     spacing_of,
     turned,
     turned_sides,
 )
-from medduet.data.reading.images import opened, read_pictures
+from medduet.data.reading.images import check_grid, opened, read_pictures
 from medduet.data.reading.shape import fitted_mask
 from medduet.types import IGNORED_MASK, Modality
 
@@ -180,7 +178,7 @@ def mask_values(path: Path, like: Facts, affine: Affine = PICTURE) -> MaskValues
         if source.facts._replace(channels=like.channels) != like:
             shapes = [f"{n} x {height} x {width}" for n, _, height, width in (like, source.facts)]
             raise refusal(path, f"a mask of {shapes[0]} (frames x height x width)", shapes[1])
-        _check_grid(path, source, affine)
+        check_grid(path, source, affine)
         tallies = [_tally(path, frame) for frame in source.frames(None)]
     values, colours, pixels, outermost = np.concatenate(tallies, axis=1)
     numbers, first, inverse = np.unique(values, return_index=True, return_inverse=True)
@@ -188,26 +186,6 @@ def mask_values(path: Path, like: Facts, affine: Affine = PICTURE) -> MaskValues
         raise refusal(path, "classes from 0 on", f"the value {numbers[0]}")
     total, edge = (np.bincount(inverse, of).astype(np.int64) for of in (pixels, outermost))
     return MaskValues(numbers, colours[first], total, edge, source.lossy)
-
-
-def _check_grid(path: Path, source: Source, image: Affine) -> None:
-    """Raise a DataError if the pixels of a mask lie elsewhere than those of its image.
-
-    ITK, and so ITK-SNAP and 3D Slicer, give masks of pictures the affine `PICTURE`.
-    """
-    mask, (frames, _, height, width) = source.affine, source.facts
-    if mask is PICTURE or (image is PICTURE and source.kind != "NIfTI"):
-        return
-    hint = "if its affine was lost, save nibabel.Nifti1Image(mask.dataobj, image.affine), else "
-    hint += "nibabel.processing.resample_from_to(mask, image, order=0)"
-    if image is PICTURE:
-        image = PICTURE * [*np.linalg.norm(mask[:3, :3], axis=0), 1]
-        hint = "save it as PNG, or the image as NIfTI, too"
-    corners = np.array([*product((0, width - 1), (0, height - 1), (0, frames - 1), (1,))])
-    if np.abs((np.linalg.inv(image) @ mask - np.eye(4)) @ corners.T).max() <= 0.1:
-        return  # headers are rounded to less than 0.1 voxel
-    expected, given = (affine[:3].round(3).tolist() for affine in (image, mask))
-    raise refusal(path, f"the affine of its image, {expected}", f"{given}: {hint}")
 
 
 def _tally(path: Path, frame: Frame) -> Integers:

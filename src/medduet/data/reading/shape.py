@@ -55,15 +55,17 @@ def value_range(frames: Sequence[NDArray[Any]]) -> tuple[float, float]:
 def standardised(frames: Sequence[Frame]) -> Sequence[Frame]:
     """Return frames that are shown from 4 standard deviations below their mean to 4 above.
 
-    Both are those of what is above the least value, as air is; 8 bits stay as they are.
+    Both are those of what is not air: 0, or the least value where few are 0. Colours stay as they
+    are, and frames of 8 bits among deeper ones, which are padding.
     """
-    raw = [frame.values for frame in frames if frame.values.dtype != np.uint8]
-    if not raw:
+    grey = [frame.values for frame in frames if frame.values.ndim == 2]
+    if not (raw := [values for values in grey if values.dtype != np.uint8] or grey):
         return frames
     sample = _sample(raw).astype(np.float64)
-    inside = sample[sample > sample.min()] if np.ptp(sample) else sample
-    window = float(inside.mean()), _DEVIATIONS * float(inside.std())
-    return [x if x.values.dtype == np.uint8 else x._replace(window=window) for x in frames]
+    air = 0 if (sample == 0).mean() > _MOST_OF_OTHERS else sample.min()
+    inside = sample[sample != air] if np.ptp(sample) else sample
+    window, kind = (float(inside.mean()), _DEVIATIONS * float(inside.std())), raw[0].dtype
+    return [x._replace(window=window if x.values.dtype == kind else None) for x in frames]
 
 
 def _sample(frames: Sequence[NDArray[Any]]) -> NDArray[Any]:
