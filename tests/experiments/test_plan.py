@@ -51,12 +51,12 @@ def test_decides_all_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.train.epochs == 80  # 40,000 images would be 571
     assert config.train.batch_size == 4
     assert 0.9 < config.train.ema < 0.99
-    assert config.data.size == (128,)
+    assert config.data.size == (64,)
     assert {*decisions} == {
         *("model.name", "data.size", "objective.tasks", "train.batch_size", "train.learning_rate"),
         *("train.augment", "train.epochs", "train.ema"),
     }
-    assert str(decisions["train.epochs"]).endswith("(preset balanced); about 8 s each")
+    assert str(decisions["train.epochs"]).endswith("(preset balanced); about 2 s each")
 
 
 @pytest.mark.parametrize(
@@ -83,10 +83,10 @@ def test_what_is_typed_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_time_budget_decides_the_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
     config, decisions = decided(monkeypatch, train={"time_budget": "100s"})
-    assert config.train.epochs == 10
+    assert config.train.epochs == 42
     assert "as many as 100s allow, of 80 wished" in decisions["train.epochs"].reason
     config, decisions = decided(monkeypatch, train={"time_budget": "100s", "preset": "best"})
-    assert config.train.epochs == 2  # a fifth of the time for each member
+    assert config.train.epochs == 8  # a fifth of the time for each member
     assert decisions["train.epochs"].reason.count("a smaller --size allows more") == 1
 
 

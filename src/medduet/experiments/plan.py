@@ -41,7 +41,7 @@ _OPEN = (
 )
 _STEPS = 4  # that are timed; the first one, which is slower, is not counted
 _AVERAGED = 0.05  # the share of all steps
-_SIDE = 128  # to which smaller images are enlarged for pretrained encoders
+_SIDE = 64  # to which smaller images are enlarged for pretrained encoders
 _MEMORY_SHARE, _GRADIENTS, _SHORTEST = 0.5, 2, 32
 """Of all memory for a step; gradients take as much as maps; the shortest side of patches."""
 _FEW = 10
