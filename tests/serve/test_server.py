@@ -47,6 +47,11 @@ def test_what_can_t_be_explained_is_served_without(own: Path, tmp_path: Path) ->
     assert (said["label"], said["probabilities"], said["heat"]) == (None, {}, None)
     assert said["mask"]["png"]
     assert [open_network(own, explain).explains for explain in (True, False)] == [True, False]
+    two = create_model("unet", in_channels=2, num_classes=0, dense_channels=1, width=2, dims=3)
+    config["preprocessing"] = {"size": [16, 16, 16], "channels": 2, "fit": "pad"}
+    save_bundle(tmp_path / "two" / "bundle", two, config | {"multi_label": False})
+    with pytest.raises(ConfigError, match="for several channels: medduet predict"):
+        open_network(tmp_path / "two", False)
 
 
 def test_a_port_that_is_taken_is_one_line(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -135,6 +135,9 @@ def open_network(path: Path, explain: bool, **options: Any) -> Served:
         if not explain:
             raise
         explain, predictor = False, Predictor(path, **options)
+    if len(predictor.options.sides) == 3 and predictor.options.channels > 1:
+        expected = "expected a network for one file, as uploads are"
+        raise ConfigError(f"{expected}, given {path} for several channels: medduet predict {path}")
     folder = bundle_folder(path)
     cards = [folder / "bundle" / "README.md", folder / "README.md"]
     card = next((card.read_text("utf-8", "replace") for card in cards if card.is_file()), "")
