@@ -55,9 +55,9 @@ Place = tuple[str, ...]
 def further_channels(
     paths: Collection[Path], of: Collection[str] | None = None
 ) -> dict[Path, Path]:
-    """Return which files are further channels, `CHANNEL`, and that of the first beside them.
+    """Return the files of further channels (`CHANNEL`), each with that of the first beside it.
 
-    These are those of images called `of`; of all for ``None``.
+    Only those of images called `of` are returned, or all for ``None``.
     """
     matches = {path: CHANNEL.fullmatch(stem_of(path)) for path in paths}
     named = {path: match for path, match in matches.items() if match}

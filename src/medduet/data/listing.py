@@ -137,7 +137,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     return Listing(*about, False, alone, tuple(notes), values, modality)
 
 
-def _described(root: Path, given: int) -> tuple[str | None, Modality]:
+def _described(root: Path, count: int) -> tuple[str | None, Modality]:
     """Return what values of masks mean, and the modality, by nnU-Net's ``dataset.json``, if any."""
     path = root / DATASET
     about = read_json(path, DataError) if path.is_file() else {}
@@ -145,8 +145,8 @@ def _described(root: Path, given: int) -> tuple[str | None, Modality]:
     labels, channels = about.get("labels"), about.get("channel_names", about.get("modality"))
     if not (isinstance(labels, dict) and isinstance(channels, dict)):
         return None, "auto"  # of something else
-    if given not in (1, len(channels)):  # the three of a photograph are in one file
-        raise DataError(f"{path} names {len(channels)} channels, but images have {given}")
+    if count not in (1, len(channels)):  # the three of a photograph are in one file
+        raise DataError(f"{path} names {len(channels)} channels, but images have {count}")
     sequences = {str(name).lower() for name in channels.values()} or {"unknown"}
     modality: Modality = "ct" if sequences == {"ct"} else "auto"
     modality = "mri" if all(map(_MR.search, sequences)) else modality

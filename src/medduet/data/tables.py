@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
 
-from medduet.data.folders import MASK_FOLDER, further_channels, stem_of
+from medduet.data.folders import CHANNEL, MASK_FOLDER, further_channels, stem_of
 from medduet.data.imageset import SPLITS
 from medduet.data.listing import DATASET, SPLIT_OF, Item, Listing
 from medduet.errors import DataError, MissingFileError
@@ -107,7 +107,8 @@ def list_table(path: Path) -> Listing:
         raise table.error(f"paths relative to the table, but there is no file {names[0]}", 0)
     if len({bool(item.split) for item in items.values()}) > 1:
         raise table.error("a split for every image or for none, given it for some")
-    beside = [file for folder in {image.parent for image in items} for file in folder.iterdir()]
+    folders = {image.parent for image in items if CHANNEL.fullmatch(stem_of(image))}
+    beside = [file for folder in folders for file in folder.iterdir()]
     stems = {stem_of(mask) for item in items.values() for mask in item.masks}
     further = further_channels(beside, None if (path.parent / DATASET).is_file() else stems)
     if both := items.keys() & further:

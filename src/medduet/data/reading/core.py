@@ -151,13 +151,12 @@ def channel_paths(path: Path, count: int) -> list[Path]:
         >>> [path.name for path in channel_paths(Path("case_7_0000.nii.gz"), 2)]
         ['case_7_0000.nii.gz', 'case_7_0001.nii.gz']
     """
+    if count == 1:
+        return [path]
     first = _FIRST.fullmatch(path.name)
-    if count > 1 and not first:
+    if first is None:
         raise refusal(path, f"a volume of {count} channels, NAME_0000, NAME_0001, ...", "another")
-    return [
-        path,
-        *(path.with_name(f"{first[1]}_{k:04}{first[2]}") for k in range(1, count) if first),
-    ]
+    return [path.with_name(f"{first[1]}_{number:04}{first[2]}") for number in range(count)]
 
 
 def refusal(path: Path, expected: str, given: str) -> DataError:

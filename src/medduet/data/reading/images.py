@@ -148,13 +148,13 @@ def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None
 def _channels(path: Path, options: ReadOptions) -> Picture:
     """Return a volume of several channels, which are in a file each; `whole` is the first."""
     with opened(path) as source:
-        about = source.facts, source.affine
+        facts, affine = source.facts, source.affine
     pictures = []
     for channel in channel_paths(path, options.channels):
-        with opened(channel, like=about[1]) as source:
-            if source.facts != about[0]:
+        with opened(channel, like=affine) as source:
+            if source.facts != facts:
                 raise refusal(channel, f"the shape of {path.name}", "another: resample it first")
-            check_grid(channel, source, about[1])
+            check_grid(channel, source, affine)
         pictures += read_pictures(channel, options._replace(channels=1))
     remarks = dict.fromkeys(remark for picture in pictures for remark in picture.remarks)
     fitted = np.stack([picture.fitted for picture in pictures], axis=-1)
