@@ -85,7 +85,7 @@ def main(file: str, chest_file: str, size: str | None = None) -> None:
     for kind, images in other_kinds(list(data.test.images[:]), chest).items():
         pictures = [picture_of(image, options) for image in images]
         p = detector.p_values(statistics(np.stack([x.fitted for x in pictures])[:, None]))
-        flagged = (p <= OOD_P) | [detector.odd(picture) for picture in pictures]
+        flagged = (p <= OOD_P) | [detector.odd(x.whole.shape[:2], x.coloured) for x in pictures]
         low, high = wilson(int(flagged.sum()), len(flagged))
         print(f"| {kind} | {len(flagged)} | {flagged.mean():.3f} ({low:.3f} to {high:.3f}) |")
 

@@ -86,7 +86,8 @@ class DataConfig(Frozen):
     dims: Literal[2, 3] | None = None
     """2: files of several slices are loose images; 3: volumes. None: volumes if all are such."""
     spacing: Annotated[Spacing | None, _flag("spacing")] = None
-    """Volumes: distance of slices, rows and columns in mm. None: the median of the set."""
+    """Distance of pixels in mm, one number, or of (slices,) rows and columns. None: of volumes the
+    median of the set, images by their size."""
     medmnist_size: Literal[28, 64, 128, 224] | None = None
     """Which of MedMNIST's files to resize; None: the smallest that is not smaller than size."""
     cache: Path | None = None

@@ -13,6 +13,7 @@ from medduet import ConfigError, open_images
 from medduet.config import DataConfig, validate
 from medduet.data.mask_values import Meaning, meaning_of
 from medduet.data.reading.core import Facts, ReadOptions
+from medduet.data.reading.images import opened
 from medduet.data.reading.masks import mask_values, read_mask
 from medduet.errors import DataError
 
@@ -45,6 +46,11 @@ def on_transparent(mask: NDArray[np.uint8], colour: tuple[int, ...]) -> Image.Im
     return Image.fromarray(pixels)
 
 
+def united(paths: list[Path], meaning: Meaning) -> NDArray[np.uint8]:
+    with opened(paths[0]) as source:
+        return read_mask(paths, meaning.classes, OPTIONS, source)[0][0]
+
+
 def read(
     folder: Path, masks: list[Any], stated: str | None = None, ending: str = ".png"
 ) -> tuple[Meaning, list[NDArray[np.uint8]]]:
@@ -53,7 +59,7 @@ def read(
         (mask if isinstance(mask, Image.Image) else Image.fromarray(mask)).save(path)
     files = {path: mask_values(path, LIKE) for path in paths}
     meaning = meaning_of("scans", files, stated)
-    return meaning, [read_mask([path], meaning.classes, OPTIONS)[0][0] for path in paths]
+    return meaning, [united([path], meaning) for path in paths]
 
 
 BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -256,7 +262,7 @@ def test_no_mask_of_the_image(tmp_path: Path, mask: NDArray[Any], expected: str)
 def test_several_masks_are_united(tmp_path: Path) -> None:
     meaning, _ = read(tmp_path, [drawn(0, 1), drawn(2, 0)])
     paths = [tmp_path / "0.png", tmp_path / "1.png"]
-    assert (read_mask(paths, meaning.classes, OPTIONS)[0][0] == drawn(2, 1)).all()
+    assert (united(paths, meaning) == drawn(2, 1)).all()
 
 
 def test_a_set_keeps_what_values_mean(tmp_path: Path) -> None:

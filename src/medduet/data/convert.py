@@ -21,7 +21,7 @@ from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
 from medduet.data.mask_values import meaning_of
 from medduet.data.pixels import for_each_axis
-from medduet.data.reading.core import Facts, ReadOptions, channel_paths
+from medduet.data.reading.core import ReadOptions, channel_paths
 from medduet.data.reading.masks import (
     LIKE_MASKS,
     MaskValues,
@@ -226,20 +226,32 @@ def _options(
     if dims == 3 and probes:
         return volume_options([*probes.values()], config)
     notes = ["every slice of a file is an image"] * (len(flat) < len(probes))
-    return _image_options([probe.facts for probe in probes.values()], config), notes
+    return _image_options(name, probes, config), notes
 
 
-def _image_options(facts: Collection[Facts], config: DataConfig) -> ReadOptions:
+def _image_options(name: str, probes: Mapping[str, Probe], config: DataConfig) -> ReadOptions:
     """Return what images become; of their own size if all are small squares of one size."""
+    facts = [probe.facts for probe in probes.values()]
     sides = {side for header in facts for side in (header.height, header.width)}
     side = sides.pop() if len(sides) == 1 and max(sides) <= DEFAULT_SIZE else DEFAULT_SIZE
-    height, width = for_each_axis(config.size or (side,), 2)
+    size, least = for_each_axis(config.size or (side,), 2), for_each_axis((SMALLEST,), 2)
     channels = config.channels or (3 if any(header.channels == 3 for header in facts) else 1)
-    if config.fit != "longest":
-        return ReadOptions((height, width), config.fit, channels)
-    around = ReadOptions((height, width), "pad", channels)
-    shapes = [inner_sides((header.height, header.width), around) for header in facts]
-    return around._replace(size=tuple(np.max([*shapes, (SMALLEST, SMALLEST)], axis=0).tolist()))
+    if config.fit != "longest" and config.spacing is None:
+        return ReadOptions(size, config.fit, channels)
+    around = ReadOptions(size, "pad", channels)
+    if config.spacing is not None:
+        if config.fit != "pad":
+            raise DataError(f"--spacing pads: omit --data.fit {config.fit}")
+        if without := [file for file, probe in probes.items() if not probe.pixel]:
+            raise DataError(
+                f"{name}: --spacing expected the distance of pixels in mm in all files, as DICOM "
+                f"and NIfTI have it, given none in {len(without)} of {len(probes)}, such as "
+                f"{without[0]}: omit it"
+            )
+        around = around._replace(spacing=for_each_axis(config.spacing, 2, "spacing"))
+        least = for_each_axis(config.size or (SMALLEST,), 2)
+    shapes = [inner_sides(x.facts[2:], around, x.pixel) for x in probes.values()]
+    return around._replace(size=tuple(np.max([*shapes, least], axis=0).tolist()))
 
 
 def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[Any]]:

@@ -81,7 +81,8 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
         changes |= {f"model.{option}": value for option, value in options.items()}
     pretrained = changes.get("model.pretrained") or config.model.pretrained or config.model.weights
     halves = pretrained and ":" in settings["model.name"]  # of timm or smp
-    if halves and max(data.size) < _SIDE and data.train.shard_sizes is None:
+    free = config.data.spacing is None and data.train.shard_sizes is None
+    if halves and max(data.size) < _SIDE and free:
         reason = f"a pretrained encoder knows larger images, so {max(data.size)} are enlarged"
         sides = (round(side * _SIDE / max(data.size)) for side in data.size)
         decide("data.size", tuple(dict.fromkeys(sides)), reason)

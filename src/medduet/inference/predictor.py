@@ -154,7 +154,7 @@ class Predictor:
             self._explain = Explainer(graph.network, (sides[0], sides[1]), self.config.precision)
         # A CPU is no faster with more, and needs memory for them.
         self.batch_size = batch_size or evaluation_batch_size("cpu", *sides)
-        if len(sides) == 3:  # volumes differ in size
+        if len(sides) == 3 or self.options.spacing:  # they differ in size
             self.batch_size = 1
 
     def __call__(self, image: ImageLike) -> Prediction:
@@ -201,18 +201,18 @@ class Predictor:
         answers = [{} for _ in pictures] if p is None else self._classes(p)
         for row, (picture, answer) in enumerate(zip(pictures, answers, strict=True)):
             shape = picture.whole.shape[: len(self.options.sides)]
-            answer |= {"image": picture.whole, "ood_p": ood_p[row], "spacing": picture.spacing}
+            whole = shape, self.options, picture.spacing
+            answer |= {"image": picture.whole, "ood_p": ood_p[row]}
+            answer["spacing"] = picture.spacing if len(shape) == 3 else None
             if batch.mask is not None:
-                mask, spacing = batch.mask[row], picture.spacing
-                answer["mask"] = restore_mask(mask, shape, self.options, spacing or ())
+                answer["mask"] = restore_mask(batch.mask[row], *whole)
             if (maps := batch.mask_probability) is not None:
-                whole = shape, self.options, picture.spacing or ()
                 restored = [restore_map(each, *whole) for each in maps[row]]
                 answer["mask_probability"] = np.stack(restored)
                 # What is cropped is background, as in the mask.
                 answer["mask_probability"][0] += 1 - sum(restored)
             if heatmaps is not None:
-                answer["heatmap"] = restore_map(heatmaps[row], shape, self.options)
+                answer["heatmap"] = restore_map(heatmaps[row], *whole)
         return [Prediction(**answer) for answer in answers]
 
     def _ood_p(self, pictures: Sequence[Picture], pixels: NDArray[np.uint8]) -> list[float | None]:
@@ -221,7 +221,8 @@ class Predictor:
         if detector is None:
             return [None] * len(pictures)
         p = detector.p_values(statistics(pixels))
-        odd = [detector.odd(picture) for picture in pictures]
+        dims = len(self.options.sides)
+        odd = [detector.odd(each.whole.shape[:dims], each.coloured) for each in pictures]
         smallest = 1 / (1 + len(detector.val_distances))
         return [float(value) for value in np.where(odd, smallest, p)]
 

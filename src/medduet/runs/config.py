@@ -55,7 +55,7 @@ class Preprocessing(_Open):
     fit: Fit = "stretch"
     window: Annotated[tuple[Finite, Finite], Field(strict=False)] | Literal["zscore"] | None = None
     patch: list[Side] | None = Field(None, min_length=2, max_length=3, strict=False)
-    spacing: list[Finite] | None = Field(None, min_length=3, max_length=3, strict=False)
+    spacing: list[Finite] | None = Field(None, min_length=2, max_length=3, strict=False)
 
     @property
     def options(self) -> ReadOptions:

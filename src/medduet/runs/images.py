@@ -33,7 +33,7 @@ def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
         settings["dims"] = len(preprocessing.size)
         if len(preprocessing.size) == 2:
             settings["channels"] = config.channels or preprocessing.channels
-        typed = config.spacing and for_each_axis(config.spacing, 3, "spacing")
+        typed = config.spacing and for_each_axis(config.spacing, len(preprocessing.size), "spacing")
         for name, given in (("window", config.window), ("spacing", typed)):
             if given not in (None, settings[name]):
                 expected = f"expected the {name} of the training, {settings[name]}, given {given}"

@@ -10,6 +10,7 @@ torch have it, too.
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -17,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
-from medduet.data.reading.images import Picture
 from medduet.errors import ModelError
 
 OOD_P = 0.05  # up to which an image is called out of distribution
@@ -139,9 +139,10 @@ class OODDetector(BaseModel):
         further = (val >= self.distances(vectors)[:, None]).sum(axis=1)
         return np.asarray((1 + further) / (1 + len(val)))
 
-    def odd(self, picture: Picture) -> bool:
-        """Whether a picture is in colour where training had grey, or too long to be made square."""
-        is_volume = picture.spacing is not None
-        height, width = picture.whole.shape[-2:] if is_volume else picture.whole.shape[:2]
-        long = self.stretched and max(height, width) > LONGEST * min(height, width)
-        return long or (self.channels == 1 and picture.coloured > COLOURFUL)
+    def odd(self, shape: Sequence[int], coloured: float) -> bool:
+        """Whether an image is in colour where training had grey, or too long to be made square.
+
+        `shape` ends in height and width; `coloured` is that of a `Picture`.
+        """
+        long = self.stretched and max(shape[-2:]) > LONGEST * min(shape[-2:])
+        return long or (self.channels == 1 and coloured > COLOURFUL)

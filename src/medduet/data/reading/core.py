@@ -40,8 +40,8 @@ class ReadOptions(NamedTuple):
         window: centre and width of the values shown from black to white, instead of the file's
             own; for CT in Hounsfield units. ``"zscore"``: from 4 standard deviations below the mean
             of a file's foreground to 4 above. 8 bits of PNG and the like heed only that.
-        spacing: of the slices, rows and columns of volumes in mm, whose sides then are `size` or
-            more; ``None`` to fit them into `size`.
+        spacing: of (slices,) rows and columns in mm, by which sides become `size` or more;
+            ``None`` to fit them into `size`.
     """
 
     size: int | tuple[int, ...]
@@ -87,7 +87,7 @@ class Source(NamedTuple):
     right, anterior, superior. `encode` makes a file with the same geometry of masks
     ``(D, H, W)``, or of ``(K, D, H, W)``; None where PNG will do. Frames `are_slices` if they make
     a volume. `paths` are the files of a series, in the order of the frames. `modality` is that of
-    DICOM.
+    DICOM, `pixel` the distance of rows and columns in mm that it has without an affine.
     """
 
     facts: Facts
@@ -100,6 +100,17 @@ class Source(NamedTuple):
     are_slices: bool = False
     paths: tuple[Path, ...] = ()
     modality: Modality = "auto"
+    pixel: tuple[float, ...] = ()
+
+    def spacing(self, dims: int) -> tuple[float, ...]:
+        """Return the distance of rows and columns in mm, if it is known.
+
+        With 3 `dims`, that of slices, rows and columns, as they are `turned`.
+        """
+        if self.affine is PICTURE:
+            return self.pixel if dims == 2 else ()
+        of_axes = spacing_of(self.affine)
+        return of_axes[1:] if dims == 2 else turned_sides(of_axes, self.affine)
 
 
 def spacing_of(affine: Affine) -> tuple[float, ...]:

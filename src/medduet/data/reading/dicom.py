@@ -22,6 +22,7 @@ from medduet.types import Modality
 logging.getLogger("pydicom").disabled = True  # it tells what it mends itself
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
+_REGIONS, _DELTAS, _CM = "SequenceOfUltrasoundRegions", ("DeltaY", "DeltaX"), 3
 _MODALITIES: dict[str, Modality] = {"CT": "ct", "MR": "mri", "OPT": "oct", "SM": "microscopy"}
 _MODALITIES |= {"US": "ultrasound", "CR": "xray", "DX": "xray", "MG": "xray"}
 
@@ -53,8 +54,10 @@ def open_dicom(path: Path, file: BinaryIO) -> Source:
 
     affine = _affine(header, facts.frames)
     are_slices = facts.frames > 1 and affine is not PICTURE  # else it may be a film
-    modality = _MODALITIES.get(header.get("Modality", ""), "auto")
-    return Source(facts, frames, affine=affine, are_slices=are_slices, modality=modality)
+    modality, pixel = _MODALITIES.get(header.get("Modality", ""), "auto"), _pixel(header)
+    return Source(
+        facts, frames, affine=affine, are_slices=are_slices, modality=modality, pixel=pixel
+    )
 
 
 def read_dataset(path: Path, file: BinaryIO, **options: Any) -> Any:
@@ -79,6 +82,28 @@ def _facts(path: Path, header: Any) -> Facts:
         raise refusal(path, f"one of {', '.join(_GREYS + _COLOURS)}", str(photometric))
     channels = 3 if photometric in _COLOURS else 1
     return checked(path, Facts(int(frames or 1), channels, int(rows), int(columns)))
+
+
+def _pixel(header: Any) -> tuple[float, ...]:
+    """Return the distance of rows and columns in mm, empty if the header doesn't tell it.
+
+    It is that in the patient, else of the detector divided by the magnification, else of
+    ultrasound, where all regions have the same.
+    """
+    try:
+        if spacing := of_frame(header, 0, "PixelMeasuresSequence").get("PixelSpacing"):
+            values = np.array(spacing, float)
+        elif spacing := header.get("ImagerPixelSpacing"):
+            enlarged = float(header.get("EstimatedRadiographicMagnificationFactor") or 1)
+            values = np.array(spacing, float) / enlarged
+        else:
+            names = [f"Physical{x}" for x in ("UnitsXDirection", "UnitsYDirection", *_DELTAS)]
+            regions = {tuple(x[name].value for name in names) for x in header[_REGIONS]}
+            ((*units, rows, columns),) = regions
+            values = 10 * np.abs([rows, columns]) if units == [_CM, _CM] else np.zeros(2)
+    except (KeyError, TypeError, ValueError):  # none, several, or no numbers
+        return ()
+    return tuple(values.tolist()) if values.size == 2 and values.min() > 0 else ()
 
 
 def _affine(header: Any, frames: int) -> NDArray[np.float64]:

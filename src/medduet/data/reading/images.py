@@ -22,9 +22,7 @@ from medduet.data.reading.core import (
     checked,
     errors_of,
     refusal,
-    spacing_of,
     turned,
-    turned_sides,
 )
 from medduet.data.reading.dicom import open_dicom
 from medduet.data.reading.nifti import as_nifti, open_nifti
@@ -103,15 +101,15 @@ class Picture(NamedTuple):
     """One frame of a file: as a network takes it and, `whole`, at its own size; both uint8.
 
     `coloured` is the share of pixels that are clearly no grey in the file, even if here they are.
-    `remarks` say how it is shown, as "have outliers, ..." does. `spacing` is that of a volume's
-    slices, rows and columns in mm, as it is `turned`; empty if it is not known.
+    `remarks` say how it is shown, as "have outliers, ..." does. `spacing` is that of its axes in
+    mm, of a volume as it is `turned`; empty if it is not known.
     """
 
     fitted: NDArray[np.uint8]
     whole: NDArray[np.uint8]
     coloured: float = 0.0
     remarks: Sequence[str] = ()
-    spacing: tuple[float, ...] | None = None
+    spacing: tuple[float, ...] = ()
 
 
 def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None) -> list[Picture]:
@@ -142,7 +140,10 @@ def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None
             raise refusal(path, f"{source.facts.frames} frames", str(len(frames)))
         if len(options.sides) == 3 and not source.are_slices:
             raise refusal(path, "a volume of several slices", "one image, or a film")
-        return _pictures(frames, options, source.remarks, source.affine)
+        spacing = source.spacing(len(options.sides))
+        if options.spacing and not spacing and len(options.sides) == 2:
+            raise refusal(path, "the distance of its pixels in mm, as of DICOM", "none")
+        return _pictures(frames, options, source.remarks, source.affine, spacing)
 
 
 def _channels(path: Path, options: ReadOptions) -> Picture:
@@ -186,16 +187,17 @@ def picture_of(
 ) -> Picture:
     """Return an array ``(H, W)`` or ``(H, W, 3)`` of uint8, or an image of Pillow, as a picture.
 
-    A volume is an array ``(D, H, W)`` of voxels of the spacing in `options`.
+    A volume is an array ``(D, H, W)``. The spacing is that in `options`.
     """
+    spacing = options.spacing or ()
     with errors_of(path := Path(name)):
         if len(options.sides) == 3:
             volume = np.asarray(image)
             if volume.ndim != 3 or volume.dtype.kind not in "buif":
                 raise refusal(path, "a volume (D, H, W)", f"{volume.shape} of {volume.dtype}")
             checked(path, Facts(len(volume), 1, *volume.shape[1:]))
-            affine = PICTURE * [*(options.spacing or (1.0, 1.0, 1.0))[::-1], 1.0]
-            return _pictures([Frame(each) for each in volume], options, (), affine)[0]
+            frames = [Frame(each) for each in volume]
+            return _pictures(frames, options, spacing=spacing or (1.0, 1.0, 1.0))[0]
         if isinstance(image, Image.Image):
             image.load()  # a TIFF is turned by that
             image = values_of(ImageOps.exif_transpose(image))
@@ -205,7 +207,7 @@ def picture_of(
             raise refusal(path, "(H, W), or (H, W, 3) of uint8", shape)
         checked(path, Facts(1, 1 if grey else 3, *image.shape[:2]))
         values = image.astype(np.uint8) * 255 if image.dtype == np.bool_ else image
-        return _pictures([Frame(values)], options)[0]
+        return _pictures([Frame(values)], options, spacing=spacing)[0]
 
 
 def _pictures(
@@ -213,6 +215,7 @@ def _pictures(
     options: ReadOptions,
     remarks: Sequence[str] = (),
     affine: Affine = PICTURE,
+    spacing: tuple[float, ...] = (),
 ) -> list[Picture]:
     frames = standardised(frames) if options.window == "zscore" else frames
     if len(options.sides) == 3:
@@ -222,14 +225,13 @@ def _pictures(
             frames = [frame._replace(window=(centre, width)) for frame in frames]
             remarks = [*remarks, "have slices with windows of their own: the median is used"]
         images, more = levels(frames, 1)
-        volume, spacing = turned(np.stack(images), affine), turned_sides(spacing_of(affine), affine)
-        small = fitted(volume, options, spacing)
-        known = () if affine is PICTURE else spacing
-        return [Picture(small, volume, 0, [*remarks, *more], known)]
+        volume = turned(np.stack(images), affine)
+        return [Picture(fitted(volume, options, spacing), volume, 0, [*remarks, *more], spacing)]
     images, more = levels(frames, options.channels)
+    remarks, small = [*remarks, *more], [fitted(whole, options, spacing) for whole in images]
     return [
-        Picture(fitted(whole, options), whole, _coloured(frame.values), [*remarks, *more])
-        for frame, whole in zip(frames, images, strict=True)
+        Picture(each, whole, _coloured(frame.values), remarks, spacing)
+        for frame, whole, each in zip(frames, images, small, strict=True)
     ]
 
 

@@ -14,8 +14,8 @@ from medduet.data.reading.core import (
     Facts,
     Frame,
     ReadOptions,
+    Source,
     refusal,
-    spacing_of,
     turned,
     turned_sides,
 )
@@ -92,14 +92,15 @@ class Pair(NamedTuple):
 class Probe(NamedTuple):
     """What the header of an image says, see `Source`, and the values of its masks.
 
-    `shape` and `spacing` are those of slices, rows and columns, as they are `turned`; the spacing
-    is empty where the file has none.
+    `shape` and `spacing` are those of slices, rows and columns, as they are `turned`; `pixel` is
+    the spacing of rows and columns as they are. Spacings are empty where the file has none.
     """
 
     facts: Facts
     kind: str
     shape: tuple[float, ...]
     spacing: tuple[float, ...]
+    pixel: tuple[float, ...]
     are_slices: bool
     modality: Modality
     masks: list[MaskValues]
@@ -115,10 +116,10 @@ def probe_pair(job: tuple[Path, Sequence[Path]]) -> Probe:
     path, masks = job
     with opened(path) as source:
         facts, affine = source.facts, source.affine
-        spacing = () if affine is PICTURE else turned_sides(spacing_of(affine), affine)
         shape = turned_sides((facts.frames, facts.height, facts.width), affine)
-        about = facts, source.kind, shape, spacing, source.are_slices, source.modality
-    return Probe(*about, [mask_values(mask, facts, affine) for mask in masks])
+        about = facts, source.kind, shape, source.spacing(3), source.spacing(2)
+        more = source.are_slices, source.modality
+    return Probe(*about, *more, [mask_values(mask, facts, affine) for mask in masks])
 
 
 def read_pair(
@@ -130,7 +131,7 @@ def read_pair(
     masks, side = None, 0
     if paths and meaning:
         with opened(path) as source:
-            masks, side = read_mask(paths, meaning, options, source.affine)
+            masks, side = read_mask(paths, meaning, options, source)
     images = np.stack([picture.fitted for picture in pictures])
     whole = [picture.whole for picture in pictures]
     if len(options.sides) == 3:
@@ -203,7 +204,7 @@ def _tally(path: Path, frame: Frame) -> Integers:
 
 
 def read_mask(
-    paths: Sequence[Path], meaning: MaskClasses, options: ReadOptions, affine: Affine = PICTURE
+    paths: Sequence[Path], meaning: MaskClasses, options: ReadOptions, image: Source
 ) -> tuple[NDArray[np.uint8], int]:
     """Read the masks of one image and unite them; where several meet, the highest class counts.
 
@@ -211,24 +212,23 @@ def read_mask(
         paths: its mask files, each of all frames.
         meaning: what their values mean.
         options: as for the image; `channels` and `window` don't matter.
-        affine: that of the image, to whose axes masks of NIfTI are turned.
+        image: that of the masks; those of NIfTI are turned to its axes.
 
     Returns:
         Classes as uint8 ``(K, size, size)``, or of a volume ``(1, D, H, W)``, taken at the nearest
         pixel centres; and the size at which no class would vanish, 0 if none does.
     """
-    masks, sides = zip(*(_classes(path, meaning, options, affine) for path in paths), strict=True)
+    masks, sides = zip(*(_classes(path, meaning, options, image) for path in paths), strict=True)
     return np.max(masks, axis=0), max(sides)
 
 
 def _classes(
-    path: Path, meaning: MaskClasses, options: ReadOptions, affine: Affine
+    path: Path, meaning: MaskClasses, options: ReadOptions, image: Source
 ) -> tuple[NDArray[np.uint8], int]:
-    whole = _whole(path, meaning, affine)
-    if len(options.sides) == 3:
-        whole = [turned(np.stack(whole), affine)]
-    spacing = turned_sides(spacing_of(affine), affine)
-    masks = [fitted_mask(mask, options, spacing) for mask in whole]
+    whole, dims = _whole(path, meaning, image.affine), len(options.sides)
+    if dims == 3:
+        whole = [turned(np.stack(whole), image.affine)]
+    masks = [fitted_mask(mask, options, image.spacing(dims)) for mask in whole]
     return np.stack(masks), max(map(side_that_keeps, whole, masks))
 
 

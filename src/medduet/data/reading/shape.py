@@ -11,7 +11,7 @@ from medduet.data.reading.core import Frame, ReadOptions
 
 _TAIL, _MOST_OF_OTHERS, _REACH = 0.005, 0.05, 2.0
 _SAMPLE, _DEVIATIONS = 1 << 20, 8
-Spacing = tuple[float, ...]  # of the slices, rows and columns of a volume in mm
+Spacing = tuple[float, ...]  # of (slices,) rows and columns in mm
 _OWN_RANGE = "have more than 8 bits and no --data.window: each is shown over its own range"
 _OUTLIERS = "have outliers, such as hot pixels or markers, that are shown black or white"
 
@@ -91,7 +91,7 @@ def scaled(values: NDArray[Any], low: float, high: float, inverted: bool) -> NDA
 def fitted(
     values: NDArray[np.uint8], options: ReadOptions, spacing: Spacing = ()
 ) -> NDArray[np.uint8]:
-    """Return an image of the size and with the channels asked for; or a volume of a `spacing`."""
+    """Return an image, or a volume, of the size and with the channels asked for."""
     values = values[_shown(values.shape, options)]
     inner = inner_sides(values.shape, options, spacing)
     image = _padded(resize_image(values, *inner), options.sides)
@@ -153,8 +153,8 @@ def inner_sides(
 ) -> tuple[int, ...]:
     """Return height and width of what is shown within the square; or the sides of a volume."""
     sides = options.sides
-    if len(sides) == 3 and (options.spacing or options.fit != "stretch"):
-        extent = np.multiply(shape, spacing or 1)
+    if options.spacing or (len(sides) == 3 and options.fit != "stretch"):
+        extent = np.multiply(shape[: len(sides)], spacing or 1)
         step = np.array(options.spacing or (extent / sides).max())
         return tuple(np.maximum(np.rint(extent / step), 1).astype(int).tolist())
     if options.fit != "pad":
