@@ -11,6 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from medduet.cli.parse import parse, parser_of, signature_of
 from medduet.config import load_recipe, recipe_names
 from medduet.errors import ConfigError
@@ -100,8 +102,6 @@ def run(name: str, words: list[str]) -> int:
 
 def complete(words: list[str]) -> None:
     """Print what lets a shell complete all commands and their options."""
-    import tyro
-
     app = tyro.extras.SubcommandApp()
     for name, function in COMMANDS.items():
         app.command(name=name)(parser_of(signature_of(function)))

@@ -1,7 +1,5 @@
 """A grid of runs as one command that can be stopped, killed, repeated and shared."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from medduet.data.cache import Progress
 from medduet.data.sources import open_images
@@ -23,13 +20,11 @@ from medduet.experiments.config import (
     read_grid,
     require_one,
 )
+from medduet.experiments.local import LocalEngine
+from medduet.experiments.ray_engine import RayEngine
 from medduet.utils.files import sweep, write_json
 from medduet.utils.locks import exclusive, result_folder
 from medduet.utils.parsing import read_json
-
-if TYPE_CHECKING:
-    from medduet.experiments.local import LocalEngine
-    from medduet.experiments.ray_engine import RayEngine
 
 _PAUSE = 0.2  # seconds between two looks at what has ended
 _WATCH = 1.0  # seconds between two looks at how all cells stand
@@ -121,12 +116,8 @@ def benchmark(
         for cell in cells:
             folder.file(cell.name, "json").unlink(missing_ok=True)
     if where.engine == "ray":
-        from medduet.experiments.ray_engine import RayEngine
-
         engine: LocalEngine | RayEngine = RayEngine(folder, where)
     else:
-        from medduet.experiments.local import LocalEngine
-
         engine = LocalEngine(folder, where.workers)
         # Each data set is fetched once, before several cells want it at the same time.
         for source in {cell.run.data: None for cell in cells if not folder.settled(cell.name)}:

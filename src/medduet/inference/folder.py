@@ -1,7 +1,5 @@
 """Predicting whole folders: a table, masks and pictures, and nothing twice."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Writes what was predicted of a file: masks, overlays and heat maps, and its rows of the table."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -7,6 +7,7 @@ from typing import Any
 import requests
 import timm
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import to_2tuple
 from torch import Tensor, nn
@@ -230,8 +231,6 @@ def weights_at_hand(name: str) -> bool:
 
     Asked with a short patience: timm itself would try for a minute where there is no network.
     """
-    from huggingface_hub import constants, try_to_load_from_cache
-
     repository = timm.get_pretrained_cfg(name.removeprefix("timm:")).hf_hub_id
     if isinstance(try_to_load_from_cache(repository, "model.safetensors"), str):
         return True

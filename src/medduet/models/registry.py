@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import timm
 import torch
 
 from medduet.errors import DownloadError, ModelError, closest, five_closest
@@ -131,8 +132,6 @@ def _unknown(name: str, typed: str, choices: Mapping[str, str]) -> ModelError:
 
 
 def _timm_names(prefix: str) -> dict[str, str]:
-    import timm
-
     return {name: prefix + name for name in timm.list_models()}
 
 
@@ -251,8 +250,6 @@ def model_cost(
 
 
 def _timm_spec(name: str) -> ModelSpec:
-    import timm
-
     from medduet.models.encoders import TimmNetwork
 
     rest = name.removeprefix("timm:")
@@ -270,7 +267,6 @@ def _timm_spec(name: str) -> ModelSpec:
 
 def _smp_spec(name: str) -> ModelSpec:
     import segmentation_models_pytorch as smp
-    import timm
 
     from medduet.models.encoders import SmpNetwork
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from timm.models import adapt_input_conv
 
 from medduet.errors import MissingFileError, ModelError
 from medduet.models.base import DuetNetwork, NumbersOnCPU
@@ -69,8 +70,6 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
         >>> len(load_weights(network, folder).matched)
         64
     """
-    from timm.models import adapt_input_conv
-
     folder = bundle_folder(path)
     places = (folder / "bundle" / WEIGHTS, folder / WEIGHTS, folder)
     file = next((place for place in places if place.is_file()), None)

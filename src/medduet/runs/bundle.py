@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 
 from medduet._version import __version__
 from medduet.errors import ConfigError
@@ -105,8 +105,6 @@ def push(
         ConfigError: it is public though `private` was asked for, or the hub refuses the card.
         DownloadError: the hub can't be reached, or does not allow it.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
     config, folder = load_bundle(path).config, Path(path)
     folder = folder / "bundle" if (folder / "bundle").is_dir() else folder
     values = _without_paths(config.to_json())
