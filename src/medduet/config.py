@@ -3,13 +3,11 @@
 Recipes are YAML files beside this module, which name only what differs from the defaults below.
 """
 
-from __future__ import annotations
-
 import re
 import reprlib
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import tyro
 import yaml
@@ -154,7 +152,7 @@ class DataConfig(Frozen):
         return None if info.context else cache
 
     @model_validator(mode="after")
-    def _are_shares_and_a_fold(self) -> DataConfig:
+    def _are_shares_and_a_fold(self) -> Self:
         if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
             raise ValueError("expected three shares above 0 that add up to 1: train, val and test")
         if self.fold >= (self.folds or 1):

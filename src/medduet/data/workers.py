@@ -5,8 +5,6 @@ function by its name and never the program's main module, so scripts need no
 ``if __name__ == "__main__"``, and it ends with its parent. Imports no torch.
 """
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import os
@@ -22,7 +20,7 @@ from functools import partial
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
@@ -54,7 +52,7 @@ class WorkerPool:
         )
         self._pool = self._new_pool()
 
-    def __enter__(self) -> WorkerPool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

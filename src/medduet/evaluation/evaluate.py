@@ -1,10 +1,8 @@
 """Finished networks on any images: evaluated, and calibrated."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from lightning.fabric import Fabric
 
@@ -101,7 +99,7 @@ class Evaluator:
     @classmethod
     def open(
         cls, path: str | Path, data: DataConfig | None, device: str, progress: Progress
-    ) -> Evaluator:
+    ) -> Self:
         """Load a network and open images for it, those of the run if no `data` is given."""
         path = bundle_folder(path)
         bundle = load_bundle(path)
@@ -126,7 +124,7 @@ class Evaluator:
         _check_fits(images, bundle, path)
         return cls(path, bundle, fabric, config, images).with_network(bundle)
 
-    def with_network(self, bundle: ModelBundle) -> Evaluator:
+    def with_network(self, bundle: ModelBundle) -> Self:
         """Bring another network to the device; ModelError if it does not take the images."""
         check_takes(bundle.network, *bundle.network.sides_at_once(self.images.size))
         prepare_network(bundle.network, self.fabric.device, self.images.size)

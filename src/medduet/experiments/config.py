@@ -1,12 +1,10 @@
 """Settings of many runs at once: grids."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tyro
 from pydantic import Field, field_validator
@@ -60,14 +58,6 @@ def require_one(config: object, resume: object, kind: str) -> None:
         raise ConfigError(f"expected either the settings of a new {kind} or a folder to resume")
 
 
-def read_grid(path: Path) -> GridConfig:
-    """Return the settings of the grid in a folder."""
-    file = path / "grid.json"
-    if not file.is_file():
-        raise MissingFileError(f"expected the folder of a grid, but {path} has no {file.name}")
-    return validate(GridConfig, read_json(file), str(file), saved=True)
-
-
 class Cell(Frozen):
     """One run of a grid, in a folder called `name`."""
 
@@ -102,7 +92,7 @@ class GridConfig(Frozen):
             axis = {str(name): values or {} for name, values in axis.items()}
         return axis
 
-    def choose(self, **axes: Sequence[str]) -> GridConfig:
+    def choose(self, **axes: Sequence[str]) -> Self:
         """Return the grid with only these names on each axis for which there are any."""
         for name in axes.get("variants", ()):
             if name not in self.variants:
@@ -114,7 +104,7 @@ class GridConfig(Frozen):
         }
         return self.model_copy(update=chosen)
 
-    def check_axes(self, default: GridConfig) -> None:
+    def check_axes(self, default: Self) -> None:
         """Raise ConfigError for a setting that differs from `default` and that an axis sets."""
         set_by = {"train.seed": "seeds"}
         set_by |= {"data.name": "datasets"} if self.datasets else {}
@@ -176,3 +166,11 @@ def load_grid(name: str) -> GridConfig:
         ['classify', 'classify+reconstruct', 'classify+segment', 'segment']
     """
     return validate(GridConfig, read_recipe(name, "grid"), f"grid {name}")
+
+
+def read_grid(path: Path) -> GridConfig:
+    """Return the settings of the grid in a folder."""
+    file = path / "grid.json"
+    if not file.is_file():
+        raise MissingFileError(f"expected the folder of a grid, but {path} has no {file.name}")
+    return validate(GridConfig, read_json(file), str(file), saved=True)

@@ -1,11 +1,9 @@
 """What all networks have in common."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +157,7 @@ class DuetNetwork(nn.Module, ABC):
         self._encoder_is_frozen = True
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> DuetNetwork:
+    def train(self, mode: bool = True) -> Self:
         """Set training mode, in which a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self._encoder_is_frozen:

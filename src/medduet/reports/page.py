@@ -1,7 +1,5 @@
 """A page of sections, with its tables and figures as files beside it."""
 
-from __future__ import annotations
-
 import base64
 import shutil
 from collections.abc import Iterable, Sequence
@@ -66,13 +64,13 @@ class Section:
         self.figures.append((slug(name), figure, caption))
 
 
-def numbers(values: Iterable[float | None], spec: str) -> pd.Series[str]:
+def numbers(values: Iterable[float | None], spec: str) -> pd.Series:
     """Return numbers as text by a format; what is not known is empty."""
     texts = pd.Series(values, dtype=object).map(f"{{:{spec}}}".format, na_action="ignore")
     return texts.astype(object).fillna("")
 
 
-def brackets(values: pd.DataFrame, spec: str) -> pd.Series[str]:
+def brackets(values: pd.DataFrame, spec: str) -> pd.Series:
     """Return the intervals from ``low`` to ``high`` after a space, nothing for undefined ones."""
     text = " (" + numbers(values["low"], spec) + " to " + numbers(values["high"], spec) + ")"
     return text.where(values["low"].notna(), "")

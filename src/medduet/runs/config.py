@@ -1,9 +1,7 @@
 """``config.json`` of a bundle or an exported network: typed, and checked once. Without torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -111,7 +109,7 @@ class BundleConfig(_Strict):
     export: Export | None = None
 
     @model_validator(mode="after")
-    def _fits_together(self) -> BundleConfig:
+    def _fits_together(self) -> Self:
         layout, network, calibration = self.layout, self.network, self.calibration
         counts: list[tuple[str, int, int]] = []  # of what, how many, and how many there should be
         if self.preprocessing is not None:
@@ -139,7 +137,7 @@ class BundleConfig(_Strict):
         return self
 
     @classmethod
-    def check(cls, values: Any, path: Path) -> BundleConfig:
+    def check(cls, values: Any, path: Path) -> Self:
         """Return the content `values` of the file at `path`; ModelError for other content."""
         try:
             return cls.model_validate(values)

@@ -1,7 +1,5 @@
 """The folder of a run: everything that it did, in files that any program can read."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +7,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain, count
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from medduet.config import RunConfig, validate
 from medduet.errors import ConfigError, MissingFileError
@@ -35,7 +33,7 @@ class RunFolder:
         self._predictions: dict[str, Predictions] = {}
 
     @classmethod
-    def create(cls, path: Path | None, name: str, config: RunConfig) -> RunFolder:
+    def create(cls, path: Path | None, name: str, config: RunConfig) -> Self:
         """Make a new run folder, ``runs/NAME`` without `path`, and write the settings into it."""
         path = path or numbered_folder(Path("runs") / name)
         if path.is_file():
@@ -48,7 +46,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path) -> Self:
         """Open an existing run folder; MissingFileError if there is no run in it."""
         if not (path / "config.json").is_file():
             raise MissingFileError(f"expected a run folder, but '{path}' has no config.json")

@@ -1,11 +1,9 @@
 """What a network predicts for a split, image by image: in memory and as CSV."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +108,7 @@ class Predictions:
         write_text(path, csv_text(pd.DataFrame(columns)))
 
     @classmethod
-    def from_csv(cls, path: Path) -> Predictions:
+    def from_csv(cls, path: Path) -> Self:
         """Read what `to_csv` wrote; MissingFileError or DataError if it is no such table."""
         import pandas as pd
 
@@ -141,7 +139,7 @@ class Predictions:
         return cls(**arrays, class_names=tuple(classes), mask_names=tuple(masks))
 
     @classmethod
-    def concatenate(cls, several: Sequence[Predictions]) -> Predictions:
+    def concatenate(cls, several: Sequence[Self]) -> Self:
         """Return several splits of one network in one, numbered anew; ``None`` what one lacks."""
         arrays: dict[str, Any] = {}
         for name in (each.name for each in fields(cls)):

@@ -4,11 +4,9 @@ Everything works on probabilities, in numpy alone, so that networks that run wit
 too. All of it is fitted on the validation split and saved in the bundle.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -64,7 +62,7 @@ class Calibration(BaseModel):
     ordinal: bool = False
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Calibration:
+    def _fits_together(self) -> Self:
         classes = len(self.counts)
         if classes < 2 - self.multi_label or max(self.counts) > self.n:
             raise ValueError(f"{classes} classes with up to {max(self.counts)} of {self.n} images")
@@ -81,7 +79,7 @@ class Calibration(BaseModel):
         probability: ArrayLike,
         multi_label: bool = False,
         ordinal: bool = False,
-    ) -> Calibration:
+    ) -> Self:
         """Return the calibration that fits the predictions of a validation split.
 
         The temperature minimises the negative log likelihood. As in Platt's scaling one image of

@@ -7,12 +7,10 @@ share p at most has a p-value of p or less. All of it is numpy, so that networks
 torch have it, too.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,15 +94,13 @@ class OODDetector(BaseModel):
     stretched: bool = False
 
     @model_validator(mode="after")
-    def _fits_together(self) -> OODDetector:
+    def _fits_together(self) -> Self:
         if len(self.whitening) != len(self.mean) ** 2:
             raise ValueError("expected a whitening matrix of the length of mean")
         return self
 
     @classmethod
-    def fit(
-        cls, train: Array, val: Array, *, channels: int, stretched: bool = False
-    ) -> OODDetector:
+    def fit(cls, train: Array, val: Array, *, channels: int, stretched: bool = False) -> Self:
         """Return the detector from `statistics` ``(N, S)`` of images of train and val."""
         from sklearn.covariance import LedoitWolf
 
