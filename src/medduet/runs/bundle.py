@@ -32,8 +32,7 @@ class ModelBundle:
     @property
     def layout(self) -> DenseLayout:
         """Which channels of the dense output belong to which task; none if it is not recorded."""
-        layout = self.config.layout
-        return DenseLayout(0, 0) if layout is None else DenseLayout(**layout.model_dump())
+        return self.config.layout or DenseLayout(0, 0)
 
 
 def save_bundle(path: Path, network: DuetNetwork, config: BundleConfig | Mapping[str, Any]) -> None:

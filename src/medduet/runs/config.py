@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
 from medduet.data.reading.core import ReadOptions
 from medduet.errors import ModelError
@@ -15,10 +15,7 @@ Name = Annotated[str, Field(max_length=1000)]
 Count = Annotated[int, Field(ge=0, le=1 << 20)]
 Side = Annotated[int, Field(ge=1, le=1 << 13)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", validate_assignment=True)
+Layout = Annotated[DenseLayout, PlainSerializer(DenseLayout._asdict)]
 
 
 class _Open(BaseModel):
@@ -36,13 +33,6 @@ class NetworkArguments(_Open):
     dense_channels: Count = 0
     dims: Literal[2, 3] = 2
     ordinal: bool = False
-
-
-class Layout(_Strict):
-    """See `medduet.DenseLayout`."""
-
-    mask_classes: int = Field(ge=0, le=64)
-    image_channels: Count
 
 
 class Preprocessing(_Open):
@@ -82,11 +72,13 @@ class Export(_Open):
     sha256: str
 
 
-class BundleConfig(_Strict):
+class BundleConfig(BaseModel):
     """What a bundle says of its network; masks have the background first.
 
     `layout` and `preprocessing` are ``None`` for networks that were saved without their task.
     """
+
+    model_config = ConfigDict(strict=True, extra="forbid", validate_assignment=True)
 
     format: str = "medduet-bundle"
     version: int = 2
@@ -118,8 +110,9 @@ class BundleConfig(_Strict):
                 if sides := getattr(self.preprocessing, name):
                     counts.append((f"sides of the {name}", len(sides), network.dims))
         if layout is not None:  # else the outputs have no names either
-            dense = DenseLayout(layout.mask_classes, layout.image_channels).channels
-            counts.append(("dense channels of the layout", dense, network.dense_channels))
+            counts.append(("dense channels of the layout", layout.channels, network.dense_channels))
+            if layout.image_channels < 0:
+                raise ValueError(f"expected image channels, given {layout.image_channels}")
             if network.num_classes:
                 counts.append(("class_names", len(self.class_names), network.num_classes))
             if layout.mask_classes:
@@ -152,7 +145,7 @@ class BundleConfig(_Strict):
         """By which the class logits are divided; 1 if the network is not calibrated."""
         return 1.0 if self.calibration is None else self.calibration.temperature
 
-    def usable(self, path: str | Path) -> tuple[Layout, Preprocessing]:
+    def usable(self, path: str | Path) -> tuple[DenseLayout, Preprocessing]:
         """Return what it takes to use the network on images; ModelError if it is not recorded."""
         if self.layout is None or self.preprocessing is None:
             raise ModelError(f"{path} does not say what its outputs mean: give a finished run")
