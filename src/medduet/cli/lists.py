@@ -7,7 +7,7 @@ from pydantic import Field
 
 from medduet.cli.screen import write, write_table
 from medduet.data.cache import cache_folder
-from medduet.data.medmnist import cached_sizes, medmnist_sets
+from medduet.data.medmnist import medmnist_sets
 from medduet.errors import ModelError
 
 _MOST_COSTS = 40  # networks; each is built to count, which takes up to a second
@@ -19,7 +19,8 @@ def datasets() -> None:
     rows.append(("phantom3d", "", "", "generated", "4", "1"))
     for flag, info in medmnist_sets().items():
         multi = "*" if info.task.startswith("multi-label") else ""
-        cached = ", ".join(map(str, cached_sizes(flag))) or "no"
+        files = {size: cache_folder() / "medmnist" / file.name for size, file in info.files.items()}
+        cached = ", ".join(str(size) for size, file in files.items() if file.is_file()) or "no"
         counts = "/".join(map(str, info.samples)), f"{len(info.class_names)}{multi}"
         rows.append((flag, info.licence, cached, *counts, str(info.in_channels)))
     right = ["train/val/test", "classes", "channels"]

@@ -78,12 +78,6 @@ def medmnist_sets() -> Mapping[str, MedMNISTInfo]:
     }
 
 
-def cached_sizes(flag: str, cache: Path | None = None) -> list[int]:
-    """Return the sizes of `flag` whose files lie in the cache folder, unchecked."""
-    folder, files = cache_folder(cache) / "medmnist", medmnist_sets()[flag].files
-    return [size for size, file in files.items() if (folder / file.name).is_file()]
-
-
 def fetch_medmnist(data: DataConfig, size: int, progress: Progress = None) -> Path:
     """Return the path of a set's file at a published size, downloaded if it isn't cached."""
     file, root = medmnist_sets()[data.name].files[size], cache_folder(data.cache)
