@@ -31,7 +31,7 @@ from medduet.models.weights import WeightsReport
 from medduet.reports.figures import draw_run
 from medduet.runs.bundle import save_bundle
 from medduet.runs.environment import describe_data, describe_environment
-from medduet.runs.folder import RunFolder, validation_selected
+from medduet.runs.folder import RunFolder
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import launch_fabric
 from medduet.training.final import EVALUATED, evaluate_selected, fit_ood_detector, write_samples
@@ -233,7 +233,7 @@ def _bundle_config(
 ) -> dict[str, Any]:
     """The bundle always holds the epoch that validation selected, and its numbers."""
     data, network, layout = experiment.data, experiment.network, experiment.objective.layout
-    honest = validation_selected(metrics)
+    honest = metrics.get("validation_selected", metrics)
     detector = fit_ood_detector(experiment)
     return {
         "class_names": list(data.class_names),

@@ -121,7 +121,8 @@ class RunFolder:
     @property
     def validation_selected(self) -> Mapping[str, Any]:
         """The metrics of the epoch that validation selected."""
-        return validation_selected(self.metrics)
+        part: Mapping[str, Any] = self.metrics.get("validation_selected", self.metrics)
+        return part
 
     @property
     def test_selected(self) -> Mapping[str, Any] | None:
@@ -165,12 +166,6 @@ def check_empty(path: Path) -> None:
     """Raise a ConfigError if a folder of results would be mixed with other files."""
     if path.is_dir() and any(not inside.name.startswith(".") for inside in path.iterdir()):
         raise ConfigError(f"{path} has other files in it: give another --out")
-
-
-def validation_selected(metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the part of ``metrics.json`` on the epoch that validation selected."""
-    part: Mapping[str, Any] = metrics.get("validation_selected", metrics)
-    return part
 
 
 def is_run(path: Path) -> bool:
