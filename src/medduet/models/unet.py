@@ -30,11 +30,6 @@ def upsample(in_channels: int, out_channels: int, upsampling: Upsampling) -> nn.
     )
 
 
-def last_conv(in_channels: int, out_channels: int) -> nn.Module:
-    """Return a 1x1 convolution, the dense head of most."""
-    return nn.Conv2d(in_channels, out_channels, kernel_size=1)
-
-
 class Sharpen(nn.Module):
     """Depthwise 3x3 convolution with a fixed Laplacian, which is not saved."""
 
@@ -117,7 +112,7 @@ class UNet(DuetNetwork):
         pool: Callable[[int], nn.Module] = lambda channels: nn.MaxPool2d(2),
         enlarge: Enlarge = upsample,
         skip: Callable[[], nn.Module] = nn.Identity,
-        head: Block = last_conv,
+        head: Block = lambda in_channels, out_channels: nn.Conv2d(in_channels, out_channels, 1),
     ) -> None:
         super().__init__()
         if upsampling not in get_args(Upsampling):
