@@ -3,27 +3,22 @@
 Torch is imported only for a bundle; an exported network predicts without it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from medduet.data.batches import evaluation_batch_size
 from medduet.data.reading.images import Picture, picture_of, read_pictures
 from medduet.data.reading.shape import restore_map, restore_mask
 from medduet.errors import ConfigError, DataError, ModelError
 from medduet.inference.exported import FILE, BatchPrediction, ExportedModel
 from medduet.uncertainty.ood import OOD_P, statistics
-from medduet.utils.devices import evaluation_batch_size
-
-if TYPE_CHECKING:
-    from medduet.inference.explain import Explainer
 
 ImageLike = str | Path | BinaryIO | Image.Image | NDArray[Any]
 """An image: the path of a file, an open file, a PIL image, or ``(H, W)`` or ``(H, W, 3)``."""
@@ -117,7 +112,7 @@ class Predictor:
         if min_confidence is not None and not 0 <= min_confidence <= 1:
             raise ConfigError(f"expected --min-confidence of 0 to 1, given {min_confidence:g}")
         self.path = path
-        self._explain: Explainer | None = None
+        self._explain: Callable[..., NDArray[np.float32]] | None = None
         if (Path(path) / FILE).is_file():  # of an export, not of a bundle
             model = ExportedModel(path)
             if explain or probabilities or device not in ("auto", "cpu"):

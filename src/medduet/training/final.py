@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from medduet.data.batches import evaluation_batch_size
 from medduet.data.imageset import ImageSet, Split
 from medduet.data.pixels import three_planes
 from medduet.errors import DataError
@@ -24,7 +25,6 @@ from medduet.training.validation import summarize
 from medduet.types import DenseLayout
 from medduet.uncertainty.calibration import Calibration
 from medduet.uncertainty.ood import FEWEST, MOST, OODDetector, statistics
-from medduet.utils.devices import evaluation_batch_size
 from medduet.utils.files import atomic_path, write_text
 
 EVALUATED = ("val", "test")

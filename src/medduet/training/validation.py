@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medduet import metrics
-from medduet.data.batches import evaluation_batches
+from medduet.data.batches import evaluation_batch_size, evaluation_batches
 from medduet.data.imageset import ImageSet, Split
 from medduet.losses.objective import Objective, segmentation_weight
 from medduet.metrics.dense import counted_masks
@@ -29,7 +29,7 @@ from medduet.runs.predictions import PER_MASK, Loss, Predictions
 from medduet.training.loader import load_batches
 from medduet.types import UNKNOWN_LABEL, Batch, DenseLayout, Outputs
 from medduet.uncertainty.calibration import Calibration, calibration_summary
-from medduet.utils.devices import evaluation_batch_size, free_memory, is_out_of_memory
+from medduet.utils.devices import free_memory, is_out_of_memory
 
 
 def predict_split(

@@ -1,20 +1,16 @@
-"""Device, precision, memory format and memory of a process. Imports torch only where it is used."""
-
-from __future__ import annotations
+"""Device, precision, memory format and memory of a process."""
 
 import ctypes
 import gc
 import os
 import re
 from contextlib import suppress
-from math import prod
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import torch
 
 from medduet.config import DEVICE
 from medduet.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
 
 _OUT_OF_MEMORY = (
     *("can't allocate memory", "not enough memory", "out of memory"),
@@ -25,8 +21,6 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 def find_device(device: str = "auto") -> torch.device:
     """Return the device that ``--device`` names; ``auto`` is a GPU, else Apple's, else the CPU."""
-    import torch
-
     if not re.fullmatch(DEVICE, device):
         raise ConfigError(f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -43,8 +37,6 @@ def find_device(device: str = "auto") -> torch.device:
 
 def best_precision(kind: str) -> Literal["32-true", "bf16-mixed"]:
     """Return bfloat16 where a CPU or GPU computes in it, not merely emulates it, else float32."""
-    import torch
-
     native = False
     if kind == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -54,17 +46,9 @@ def best_precision(kind: str) -> Literal["32-true", "bf16-mixed"]:
     return "bf16-mixed" if native else "32-true"
 
 
-def evaluation_batch_size(kind: str, *sides: int) -> int:
-    """Return how many images of that size are evaluated at a time: 16 of 224 pixels on a CPU."""
-    pixels, most = (128 * 224**2, 2048) if kind == "cuda" else (16 * 224**2, 256)
-    return max(1, min(most, pixels // prod(sides)))
-
-
 def total_memory(device: torch.device) -> int:
     """Return the bytes of memory of a GPU, or of this machine."""
     if device.type == "cuda":
-        import torch
-
         return int(torch.cuda.get_device_properties(device).total_memory)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -77,8 +61,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_memory(device: torch.device) -> None:
     """Free what a step that ran out of memory has left."""
-    import torch
-
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
