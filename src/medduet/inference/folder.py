@@ -14,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 from pydantic import Field
 
 from medduet.config import Device
@@ -253,8 +254,6 @@ def _read_journal(path: Path, files: Iterable[InputFile]) -> tuple[_Done, dict[s
 
 
 def _write_table(path: Path, rows: Sequence[Row]) -> None:
-    import pandas as pd
-
     names = dict.fromkeys(["file", *chain.from_iterable(rows)])
     columns = [*(name for name in names if name != "error"), "error"]
     table = pd.DataFrame(rows, columns=columns, dtype=object)

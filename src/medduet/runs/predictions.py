@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from medduet.errors import DataError
@@ -93,8 +94,6 @@ class Predictions:
 
     def to_csv(self, path: Path) -> None:
         """Write one line per image; what has classes or masks as ``probability_CLASS``."""
-        import pandas as pd
-
         columns: dict[str, NDArray[Any]] = {}
         for name in ("index", "ids", *_CLASSES, "has_mask", *PER_MASK, "mse", "psnr", "ssim"):
             array = getattr(self, name)
@@ -110,8 +109,6 @@ class Predictions:
     @classmethod
     def from_csv(cls, path: Path) -> Self:
         """Read what `to_csv` wrote; MissingFileError or DataError if it is no such table."""
-        import pandas as pd
-
         with misread(path), np.errstate(invalid="raise"):  # a label that is no number
             # As text: Python reads each number as it was written, pandas would round some.
             table = read_csv(path)
