@@ -17,7 +17,8 @@ from medduet import ConfigError, create_model
 from medduet.cli import main
 from medduet.runs.bundle import save_bundle
 from medduet.serve.schemas import Options, encode_predictions
-from medduet.serve.server import check_packages, network_paths, open_network
+from medduet.serve.server import check_packages, network_paths
+from medduet.serve.service import open_network
 
 
 def test_networks_have_names(tmp_path: Path) -> None:

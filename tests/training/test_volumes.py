@@ -10,7 +10,7 @@ import medduet
 from medduet import ModelError, RunConfig, RunRecord
 from medduet.config import DataConfig
 from medduet.runs.bundle import load_bundle
-from medduet.serve.server import open_network
+from medduet.serve.service import open_network
 
 
 @pytest.fixture(scope="module")

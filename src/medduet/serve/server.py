@@ -1,7 +1,5 @@
 """Opens networks and runs the service."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys
@@ -9,16 +7,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 from tyro.conf import UseAppendAction
 
 from medduet.config import Device
-from medduet.errors import ConfigError, ModelError
-
-if TYPE_CHECKING:
-    from medduet.serve.service import Served
+from medduet.errors import ConfigError
 
 _NEEDED = ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "prometheus_client")
 _LOCAL = ("127.0.0.1", "::1", "localhost")
@@ -69,6 +64,7 @@ def serve(
 
     from medduet.serve.app import create_app
     from medduet.serve.connections import ACCEPT_AT_ONCE, Connection, Server
+    from medduet.serve.service import open_network
     from medduet.serve.uploads import Limits
 
     options = {"coverage": coverage, "min_confidence": min_confidence, "device": device}
@@ -121,27 +117,6 @@ def network_paths(networks: Sequence[str]) -> dict[str, Path]:
     if not paths:
         raise ConfigError("expected one network or more: medduet serve BUNDLE")
     return paths
-
-
-def open_network(path: Path, explain: bool, **options: Any) -> Served:
-    """Return a network, with heat maps if `explain` and it can."""
-    from medduet.inference.predictor import Predictor
-    from medduet.serve.service import Served
-    from medduet.utils.hub import bundle_folder
-
-    try:
-        predictor = Predictor(path, explain=explain, **options)
-    except (ConfigError, ModelError):
-        if not explain:
-            raise
-        explain, predictor = False, Predictor(path, **options)
-    if len(predictor.options.sides) == 3 and predictor.options.channels > 1:
-        expected = "expected a network for one file, as uploads are"
-        raise ConfigError(f"{expected}, given {path} for several channels: medduet predict {path}")
-    folder = bundle_folder(path)
-    cards = [folder / "bundle" / "README.md", folder / "README.md"]
-    card = next((card.read_text("utf-8", "replace") for card in cards if card.is_file()), "")
-    return Served(predictor, explain, card)
 
 
 def _listen(host: str, port: int) -> socket.socket:

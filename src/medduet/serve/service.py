@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
@@ -23,8 +24,10 @@ from starlette.requests import ClientDisconnect
 
 from medduet.data.reading.images import Picture, kind_of, picture_of
 from medduet.data.workers import WorkerPool
+from medduet.errors import ConfigError, ModelError
 from medduet.inference.predictor import Prediction, Predictor
 from medduet.serve.uploads import Limits, Room, decode, read_upload
+from medduet.utils.hub import bundle_folder
 
 _LINGER_S = 0.002  # so long a first picture waits for others
 _RECENT_S = 10  # so long a prediction shows that a network works
@@ -118,6 +121,23 @@ class Served:
     predictor: Predictor
     explains: bool = False
     card: str = ""
+
+
+def open_network(path: Path, explain: bool, **options: Any) -> Served:
+    """Return a network, with heat maps if `explain` and it can."""
+    try:
+        predictor = Predictor(path, explain=explain, **options)
+    except (ConfigError, ModelError):
+        if not explain:
+            raise
+        explain, predictor = False, Predictor(path, **options)
+    if len(predictor.options.sides) == 3 and predictor.options.channels > 1:
+        expected = "expected a network for one file, as uploads are"
+        raise ConfigError(f"{expected}, given {path} for several channels: medduet predict {path}")
+    folder = bundle_folder(path)
+    cards = [folder / "bundle" / "README.md", folder / "README.md"]
+    card = next((card.read_text("utf-8", "replace") for card in cards if card.is_file()), "")
+    return Served(predictor, explain, card)
 
 
 class Counters:
