@@ -1,18 +1,13 @@
 """Lines and tables on the screen; names in them may be a stranger's, and have no codes for it."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from tabulate import tabulate
 
 from medduet.errors import one_line
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 class Screen:
@@ -55,6 +50,6 @@ def write_table(
     sys.stdout.write(f"\n{one_line(title)}\n\n{text}\n\n")
 
 
-def write_frame(title: str, table: DataFrame) -> None:
+def write_frame(title: str, table: Any) -> None:
     """Print a DataFrame of texts: words in the first column, numbers in the others."""
     write_table(title, list(table)[:1], list(table)[1:], table.to_numpy().tolist())
