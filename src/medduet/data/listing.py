@@ -21,7 +21,7 @@ from medduet.data.folders import (
     split_word,
     stem_of,
 )
-from medduet.errors import DataError, MissingFileError
+from medduet.errors import DataError
 from medduet.types import Modality
 from medduet.utils.parsing import read_json
 
@@ -74,8 +74,6 @@ class Listing(NamedTuple):
 
 def list_folder(root: Path, masks: Path | None = None) -> Listing:
     """List the images in and under `root`, and their masks; `masks` as of `images_and_masks`."""
-    if not root.is_dir():
-        raise MissingFileError(f"expected a folder at {root}, given none")
     images, drawn, notes = images_and_masks(root, masks)
     if not images:
         names = " and ".join(str(each[0].relative_to(root)) for each in islice(drawn.values(), 2))
