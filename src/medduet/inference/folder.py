@@ -27,7 +27,7 @@ from medduet.inference.codes import read_codes
 from medduet.inference.predictor import Prediction, Predictor
 from medduet.inference.results import InputFile, ResultWriter, Row
 from medduet.inference.source import series_of
-from medduet.inference.volumes import joined, slices_of
+from medduet.inference.volumes import files_of, joined
 from medduet.runs.folder import check_empty
 from medduet.utils.files import finite, storage_errors, sweep, write_json, write_text
 from medduet.utils.locks import exclusive, holder, result_folder
@@ -327,8 +327,9 @@ def _write_dicom(
     from medduet.inference.dicom import DicomWriter  # which needs highdicom
 
     seed = json.dumps([x for name, x in settings.items() if name not in _NOT_IN_DICOM])
-    network, classes = predictor.config.network.name, (predictor.class_names, predictor.mask_names)
-    results = DicomWriter(out, network, *classes, settings.get("codes", {}), seed)
+    network, masks = predictor.config.network.name, predictor.mask_names
+    classes, codes = predictor.class_names, settings.get("codes", {})
+    results = DicomWriter(out, network, classes, masks, codes, seed)
     several, journal = 0, out / _JOURNAL
     with counted(progress, "dicom", len(groups)) as count, storage_errors(journal):
         for key, group in groups.items():
@@ -338,16 +339,8 @@ def _write_dicom(
             names, problem = written.get(state, []), ""
             if not (names and all((out / name).is_file() for name in names)):
                 try:
-                    sources = []
-                    for file in group:
-                        rows = done[file.name]
-                        if "slices" in rows[0]:
-                            sources += slices_of(
-                                file.path, file.stem, rows[0], out, predictor.mask_names
-                            )
-                        else:
-                            sources.append((file.path, file.stem, rows))
-                    names, problem = results.write(sources, key[1])
+                    parts = (files_of(x.path, x.stem, done[x.name], out, masks) for x in group)
+                    names, problem = results.write([*chain.from_iterable(parts)], key[1])
                 except DataError as error:
                     problem = str(error).removeprefix(f"{group[0].path}: ")
                 if not problem:

@@ -87,13 +87,16 @@ def nifti_of(values: NDArray[Any], affine: Affine) -> bytes:
     return gzip.compress(content, mtime=0)
 
 
-def slices_of(
-    source_path: Path, stem: str, row: dict[str, Any], out: Path, names: Sequence[str]
+def files_of(
+    source_path: Path, stem: str, rows: list[dict[str, Any]], out: Path, names: Sequence[str]
 ) -> list[tuple[Path, str, list[dict[str, Any]]]]:
-    """Return the files of a DICOM volume, their stem, and a row for each frame, for `DicomWriter`.
+    """Return DICOM files, their stem, and a row for each frame, for `DicomWriter`.
 
-    `row` is that of the volume in the table; its mask is in the folder `out`.
+    `rows` are those in the table, of a volume one; its mask is in the folder `out`.
     """
+    row = rows[0]
+    if "slices" not in row:
+        return [(source_path, stem, rows)]
     with opened(source_path) as source:
         paths, frames = source.paths, source.facts.frames
     rows = [row] * frames
