@@ -10,15 +10,13 @@ from medduet.data.modality import SIDE, allowed, known_modality
 from medduet.errors import ConfigError
 from medduet.types import Augment, Batch, Modality
 
-Augmentation = Callable[[Batch], Batch]
-
 
 def build_augmentation(
     name: Augment,
     data: ImageSet,
     modality: Modality = "auto",
     size: tuple[int, ...] | None = None,
-) -> Augmentation | None:
+) -> Callable[[Batch], Batch] | None:
     """Return the augmentation for batches of `data`, or ``None`` for ``"none"``.
 
     It takes uint8 images and gives float32 ones in [0, 1]; masks move along, by nearest pixel.

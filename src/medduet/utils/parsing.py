@@ -68,14 +68,14 @@ def read_bytes(path: Path, most: int = MAX_JSON) -> bytes:
 
 
 @contextmanager
-def misread(source: str | Path, error: type[MedDuetError] = DataError) -> Iterator[None]:
-    """Turn the errors of values in a stranger's file that are not as expected into `error`."""
+def misread(source: str | Path) -> Iterator[None]:
+    """Turn the errors of values in a stranger's file that are not as expected into a DataError."""
     try:
         yield
     except (MedDuetError, OSError, ImportError, MemoryError):
         raise
-    except Exception as e:
-        raise error(f"{source} is not as MedDuet writes it: {e!r}") from e
+    except Exception as error:
+        raise DataError(f"{source} is not as MedDuet writes it: {error!r}") from error
 
 
 def csv_text(table: Any, **options: Any) -> str:
