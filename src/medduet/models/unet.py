@@ -55,19 +55,9 @@ class Up(nn.Module):
     at the bottom; where more are, because a block has changed the size, the map is scaled.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        block: Block,
-        upsampling: Upsampling,
-        enlarge: Enlarge,
-        skip: Callable[[], nn.Module],
-    ) -> None:
+    def __init__(self, upsample: nn.Module, skip: nn.Module, block: nn.Module) -> None:
         super().__init__()
-        self.upsample = enlarge(in_channels, in_channels // 2, upsampling)
-        self.skip = skip()
-        self.block = block(in_channels, out_channels)
+        self.upsample, self.skip, self.block = upsample, skip, block
 
     def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
         """Return the map of this level."""
@@ -133,8 +123,9 @@ class UNet(DuetNetwork):
         self.dense_head: nn.Module | None = None
         if dense_channels:
             for level in reversed(range(LEVELS)):
-                sizes = channels[level + 1], channels[level]
-                self.up.append(Up(*sizes, blocks[level], upsampling, enlarge, skip))
+                deep, fine = channels[level + 1], channels[level]
+                larger = enlarge(deep, deep // 2, upsampling)
+                self.up.append(Up(larger, skip(), blocks[level](deep, fine)))
             self.dense_head = head(width, dense_channels)
         self.encoder_modules = [self.stem, self.down]
         self.decoder_modules = [*self.up, self.dense_head] if self.dense_head else []
