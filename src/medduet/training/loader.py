@@ -1,7 +1,7 @@
 """Batches on the device: there before they are asked for."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -27,9 +27,8 @@ def load_batches(
     """
     split.expect(indices)
     ahead = fabric.device.type == "cuda" if ahead is None else ahead
-    batches: Iterable[Batch] = map(split.batch, indices)
-    for batch in _read_ahead(fabric.device, split, indices) if ahead else batches:
-        yield fabric.to_device(batch)
+    batches = _read_ahead(fabric.device, split, indices) if ahead else map(split.batch, indices)
+    yield from map(fabric.to_device, batches)
 
 
 def _read_ahead(
