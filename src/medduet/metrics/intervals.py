@@ -12,6 +12,8 @@ Interval = tuple[float, float]
 UNDEFINED: Interval = (float("nan"), float("nan"))
 CONFIDENCE = 0.95
 Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+DECIMALS = 12
+"""Smaller differences are those of rounding: 0.9 - 0.8 and 0.5 - 0.4 must be ties."""
 _CHUNK_ELEMENTS = 1_000_000
 
 

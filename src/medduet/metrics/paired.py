@@ -11,12 +11,10 @@ from statsmodels.stats.multitest import multipletests
 
 from medduet.errors import DataError
 from medduet.metrics.inputs import Floats
-from medduet.metrics.intervals import CONFIDENCE, UNDEFINED, PairedTest, Z, bootstrap_mean
+from medduet.metrics.intervals import CONFIDENCE, DECIMALS, UNDEFINED, PairedTest, Z, bootstrap_mean
 
 EXACT_BELOW = 25
 """McNemar's test is exact for fewer images than this on which only one network is right."""
-DECIMALS = 12
-"""Smaller differences are those of rounding: 0.9 - 0.8 and 0.5 - 0.4 must be ties."""
 _NAN = float("nan")
 
 

@@ -6,11 +6,10 @@ from scipy import stats
 from scipy.special import expit, logit
 
 from medduet.metrics.inputs import Booleans, Floats, Integers, check_predictions, one_vs_rest
-from medduet.metrics.intervals import CONFIDENCE, UNDEFINED, Interval, PairedTest, Z
+from medduet.metrics.intervals import CONFIDENCE, DECIMALS, UNDEFINED, Interval, PairedTest, Z
 from medduet.types import UNKNOWN_LABEL
 
 _NAN = float("nan")
-_DECIMALS = 12
 
 
 def auc_per_class(
@@ -80,8 +79,8 @@ def delong(label: ArrayLike, probability_a: ArrayLike, probability_b: ArrayLike)
     area_b, influence_b = _mean_influence(truth, seeds_b)
     difference = area_a - area_b
     error = _NAN if np.isnan(difference) else _standard_error(truth, influence_a - influence_b)
-    if round(error, _DECIMALS) == 0:
-        error, z, p = 0.0, _NAN, float(round(difference, _DECIMALS) == 0)
+    if round(error, DECIMALS) == 0:
+        error, z, p = 0.0, _NAN, float(round(difference, DECIMALS) == 0)
     else:
         z = difference / error
         p = float(2 * stats.norm.sf(abs(z)))
