@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from monai.losses import DiceLoss
 from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 
@@ -240,8 +241,14 @@ def test_binary_segmentation_by_hand() -> None:
     p, t = 1 / (1 + np.exp(-dense[:, 0].numpy())), mask.numpy()
     entropy = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean(axis=(1, 2))
     shared, both = (p * t).sum(axis=(1, 2)), p.sum(axis=(1, 2)) + t.sum(axis=(1, 2))
-    dice = 1 - (2 * shared + EPSILON) / (both + EPSILON)
+    epsilon = np.where(t.any(axis=(1, 2)), EPSILON, 0.01 * 20)
+    dice = 1 - (2 * shared + epsilon) / (both + epsilon)
     np.testing.assert_allclose(term.loss, dice + entropy, rtol=1e-9)
+    seen = [0, 2]  # those with a mask
+    monai = DiceLoss(sigmoid=True, reduction="none")(dense[:, :1], mask[:, None])
+    np.testing.assert_allclose(
+        term.loss.numpy()[seen] - entropy[seen], monai.flatten(1)[seen, 0], rtol=1e-9
+    )
 
 
 def test_multi_class_segmentation_by_hand() -> None:
@@ -255,8 +262,21 @@ def test_multi_class_segmentation_by_hand() -> None:
     t = np.stack([mask.numpy() == k for k in range(3)], axis=1)
     entropy = -np.log((p * t).sum(axis=1)).mean(axis=(1, 2))
     shared, both = (p * t).sum(axis=(2, 3)), p.sum(axis=(2, 3)) + t.sum(axis=(2, 3))
-    dice = 1 - (2 * shared + EPSILON) / (both + EPSILON)
+    epsilon = np.where(t.any(axis=(2, 3)), EPSILON, 0.01 * 24)
+    dice = 1 - (2 * shared + epsilon) / (both + epsilon)
     np.testing.assert_allclose(term.loss, dice[:, 1:].mean(axis=1) + entropy, rtol=1e-9)
+
+
+def test_drawing_where_nothing_is_costs() -> None:
+    layout, known = DenseLayout(mask_classes=2, image_channels=0), torch.tensor([True])
+    mask = torch.zeros(1, 10, 10, dtype=torch.long)
+    losses = []
+    for drawn in (0, 1, 10, 100):  # pixels
+        dense = torch.full((1, 1, 100), -30.0)
+        dense[..., :drawn] = 0  # a probability of a half, whose cross-entropy is log 2
+        term = segmentation_loss(dense.view(1, 1, 10, 10), mask, known, layout)
+        losses.append(term.loss.item() - drawn / 100 * math.log(2))
+    assert losses == pytest.approx([0, 1 / 3, 5 / 6, 50 / 51], abs=1e-6)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

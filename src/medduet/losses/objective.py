@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from medduet.config import ObjectiveConfig
 from medduet.types import IGNORED_MASK, UNKNOWN_LABEL, Batch, DenseLayout, Outputs, Task
 
+_SMOOTH, _EMPTY = 1e-5, 0.01  # of Dice: pixels; share of the pixels where there is no such class
+
 
 class PerImage(NamedTuple):
     """The loss of each image, ``(N,)`` float, and its weight, ``(N,)`` float."""
@@ -73,31 +75,32 @@ def reconstruction_loss(
 def segmentation_loss(
     dense: Tensor, mask: Tensor, has_mask: Tensor, layout: DenseLayout
 ) -> PerImage:
-    """Dice loss (MONAI) plus cross-entropy, binary or multi-class.
+    """Dice loss plus cross-entropy, binary or multi-class.
 
-    The Dice term is ``1 - (2 |P T| + e) / (|P| + |T| + e)`` with e = 1e-5 per image and class, the
-    background left out. Takes the output ``(N, D, H, W)`` and the true mask ``(N, H, W)`` int64;
-    pixels of 255 are ignored.
+    The Dice term is ``1 - (2 |P T| + e) / (|P| + |T| + e)`` per image and class, the background
+    left out; e is 1e-5, as in MONAI. Where an image lacks the class, it is 1% of the pixels: with a
+    small one the term would be 1 whatever is drawn, and teach nothing. Takes the output
+    ``(N, D, H, W)`` and the true mask ``(N, H, W)`` int64; pixels of 255 are ignored.
     """
-    from monai.losses import DiceLoss  # slow to import, and only masks need it
-
     logits, counts = layout.mask_logits(dense), mask.unsqueeze(1) != IGNORED_MASK
     target, counted = mask.unsqueeze(1).where(counts, 0), counts.to(logits.dtype)
     if layout.mask_channels == 1:
-        target = target.to(logits.dtype)
-        cross_entropy = F.binary_cross_entropy_with_logits(
-            logits, target, counted, reduction="none"
-        )
-        probability, options = logits.sigmoid(), {}
+        truth, probability = target.to(logits.dtype), logits.sigmoid()
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, counted, reduction="none")
     else:
         cross_entropy = F.cross_entropy(logits, mask, reduction="none", ignore_index=IGNORED_MASK)
-        probability = logits.softmax(dim=1)
-        options = {"to_onehot_y": True, "include_background": False}
-    # Not MaskedDiceLoss: before MONAI 1.6 it masks logits, of which 0 is no empty mask.
-    dice = DiceLoss(**options, reduction="none")(probability * counted, target)
+        classes = torch.arange(1, layout.mask_classes, device=mask.device)
+        truth = (target == classes.view(-1, *[1] * (mask.ndim - 1))).to(logits.dtype)
+        probability = logits.softmax(dim=1)[:, 1:]
+    overlap, drawn, true = (
+        x.flatten(2).sum(dim=2) for x in (probability * truth, probability * counted, truth)
+    )
+    pixels = counted.flatten(1).sum(dim=1, keepdim=True).clamp(min=1)
+    smooth = torch.where(true > 0, _SMOOTH, _EMPTY * pixels)
+    dice = 1 - (2 * overlap + smooth) / (drawn + true + smooth)
     # From the mean of all pixels to that of the counted: times 1 where none is ignored.
-    share = mask[0].numel() / counted.flatten(1).sum(dim=1).clamp(min=1)
-    loss = dice.flatten(1).mean(dim=1) + cross_entropy.flatten(1).mean(dim=1) * share
+    share = mask[0].numel() / pixels[:, 0]
+    loss = dice.mean(dim=1) + cross_entropy.flatten(1).mean(dim=1) * share
     return PerImage(loss, segmentation_weight(mask, has_mask).to(loss.dtype))
 
 
