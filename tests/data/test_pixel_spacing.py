@@ -143,7 +143,9 @@ def run(make_config: Callable[..., RunConfig], tmp_path_factory: pytest.TempPath
 
 def test_masks_lie_on_their_images(run: Path) -> None:
     data = {"spacing": (0.5,), "window": (500.0, 1000.0), "group_by": "none"}
-    images = open_images(str(run.parent / "set"), **data).pool()
+    images = open_images(str(run.parent / "set"), **data)
+    assert "pixels of 0.5 x 0.5 mm (rows x columns)" in images.info["notes"]
+    images = images.pool()
     assert images.images.shape == (24, 48, 64)
     for image, mask in zip(images.images[:], images.masks[:], strict=True):
         assert ((image > 120) != mask).mean() < 0.02  # whose edges are at the nearest pixels

@@ -226,7 +226,12 @@ def _options(
     if dims == 3 and probes:
         return volume_options([*probes.values()], config)
     notes = ["every slice of a file is an image"] * (len(flat) < len(probes))
-    return _image_options(name, probes, config), notes
+    options = _image_options(name, probes, config)
+    if options.spacing is not None:
+        notes.append(
+            f"pixels of {' x '.join(f'{x:.3g}' for x in options.spacing)} mm (rows x columns)"
+        )
+    return options, notes
 
 
 def _image_options(name: str, probes: Mapping[str, Probe], config: DataConfig) -> ReadOptions:
