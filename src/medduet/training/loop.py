@@ -67,8 +67,8 @@ def _out_of_time(experiment: Experiment, state: TrainState) -> bool:
     return bool(experiment.fabric.broadcast(late))
 
 
-def new_state(experiment: Experiment) -> TrainState:
-    """Return where training starts."""
+def new_state(experiment: Experiment, fused: bool = True) -> TrainState:
+    """Return where training starts; `fused` optimizers update all weights in one pass."""
     config, fabric, network = experiment.config.train, experiment.fabric, experiment.network
     smallest = 1 if trains_on_one(network, *network.sides_at_once(experiment.data.size)) else 2
     fabric.to_device(network)
@@ -86,8 +86,12 @@ def new_state(experiment: Experiment) -> TrainState:
     groups = _parameter_groups(network, encoder_rate(experiment.config))
     if objective.log_variance is not None:
         groups.append({"params": [objective.log_variance], "weight_decay": 0.0})
-    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    optimizer = optimizer_class(groups, **rates, fused=True)  # all weights in one pass
+    optimizer = optimizer_class(
+        groups,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=fused,
+    )
     module, wrapped_optimizer = fabric.setup(network, optimizer)
     return TrainState(
         network=network,
