@@ -57,6 +57,9 @@ def test_decides_all_that_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
         *("train.augment", "train.epochs", "train.ema"),
     }
     assert str(decisions["train.epochs"]).endswith("(preset balanced); about 2 s each")
+    config, decisions = decided(monkeypatch, train={"preset": "fast", "learning_rate": 3e-3})
+    assert config.train.encoder_learning_rate == 3e-3
+    assert "train.encoder_learning_rate" in decisions
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,10 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
     decide("train.patch", patch, reason)
     batch = decide("train.batch_size", *_batch_size(count, images))
     reached = f"for batches of {batch} with {settings['train.optimizer']}"
-    decide("train.learning_rate", 1e-3 if batch <= 32 else 2e-3, reached)
+    rate = decide("train.learning_rate", 1e-3 if batch <= 32 else 2e-3, reached)
+    if pretrained and preset == "fast":
+        reason = "that of the rest, as a lower one is too slow for so few epochs"
+        decide("train.encoder_learning_rate", rate, reason)
     decide("train.augment", *_augment(data, config))
     fewest, most = _EPOCHS[preset]
     epochs = min(max(round(_IMAGES[preset] / count), fewest), most)
