@@ -122,7 +122,7 @@ def test_files_that_do_not_tell_it(tmp_path: Path, change: dict[str, Any]) -> No
     with pytest.raises(DataError, match=r"3\.dcm: expected the distance of its pixels in mm"):
         read_pictures(path, ReadOptions(32, spacing=(1.0, 1.0)))
     save(tmp_path / "in", 2)
-    with pytest.raises(DataError, match=r"given none in 1 of 2, such as 3\.dcm: omit it"):
+    with pytest.raises(DataError, match=r"given none in 1 of 2, such as 3\.dcm: omit --spacing"):
         open_images(str(tmp_path / "in"), spacing=(1.0,), cache=tmp_path)
 
 
@@ -175,3 +175,38 @@ def test_predictions_have_the_size_of_the_file(
     words = f"predict {run} {tmp_path / 'x.png'} --out {tmp_path / 'out'}"
     assert main(words.split()) != 0
     assert "expected the distance of its pixels in mm" in capsys.readouterr().out
+
+
+def test_spacings_that_make_nothing_or_too_much(run: Path, tmp_path: Path) -> None:
+    folder, data = run.parent / "set", {"window": (500.0, 1000.0), "group_by": "none"}
+    for spacing in (0.001, 100.0):
+        with pytest.raises(DataError, match=r"expected images of 16 to .*: --spacing is in mm"):
+            open_images(str(folder), spacing=(spacing,), **data)
+    notes = open_images(str(folder), spacing=(16.0, 1.0), **data).info["notes"]
+    assert not any("keeps them" in note for note in notes)
+    image = pydicom.dcmread(save(tmp_path, 0))
+    image.PixelSpacing = [400, 400]  # as of a damaged header
+    image.save_as(tmp_path / "0.dcm")
+    with pytest.raises(DataError, match=r"at most .* pixels of 0.5 x 0.5 mm, given 48000 x 64000"):
+        medduet.Predictor(run)(tmp_path / "0.dcm")
+
+
+def test_units_of_nifti_and_headers_of_itk_without_spacing(tmp_path: Path) -> None:
+    image = nib.load(save(tmp_path, 6))
+    for unit, factor in (("meter", 1e-3), ("micron", 1e3), ("mm", 1)):
+        affine = np.diag([factor, factor, factor, 1]) @ image.affine
+        other = nib.Nifti1Image(np.asarray(image.dataobj), affine)
+        other.header.set_xyzt_units(unit)
+        nib.save(other, path := tmp_path / f"{unit}.nii")
+        with opened(path) as source:
+            assert source.spacing(2) == pytest.approx(FILES[6][0])
+    mha, nrrd = save(tmp_path, 7), tmp_path / "7.nrrd"
+    sitk.WriteImage(sitk.ReadImage(str(mha)), nrrd)
+    for path in (mha, nrrd):
+        with opened(path) as source:
+            assert source.spacing(2) == pytest.approx(FILES[7][0])
+        lines = path.read_bytes().split(b"\n", 20)
+        told = (b"ElementSpacing", b"space directions", b"spacings")
+        path.write_bytes(b"\n".join(line for line in lines if not line.startswith(told)))
+        with opened(path) as source:
+            assert source.spacing(2) == ()

@@ -21,7 +21,7 @@ from medduet.data.imageset import SPLITS, ImageSet
 from medduet.data.listing import Item, Listing
 from medduet.data.mask_values import meaning_of
 from medduet.data.pixels import for_each_axis
-from medduet.data.reading.core import ReadOptions, channel_paths
+from medduet.data.reading.core import MAX_FRAME_PIXELS, ReadOptions, channel_paths
 from medduet.data.reading.masks import (
     LIKE_MASKS,
     MaskValues,
@@ -43,7 +43,7 @@ from medduet.utils.parsing import read_json
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 224
-_FORMAT = "files-8"  # part of each store's key; raise it when what `_build` writes changes
+_FORMAT = "files-9"  # part of each store's key; raise it when what `_build` writes changes
 _SHOWN = 5
 Fault = tuple[str, str]
 R = TypeVar("R")
@@ -193,7 +193,9 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
     if any(lossless):
         lost, side = np.count_nonzero(lossless), max(lossless)
         notes.append(
-            f"{lost} masks lose all pixels of a class at this size: --size {side} keeps them"
+            f"{lost} masks lose all pixels of a class at this size: "
+            + ("a smaller --spacing" if options.spacing else f"--size {side}")
+            + " keeps them"
         )
     meta: dict[str, Any] = {"files": len(items), "kinds": kinds, "skipped": faults, "notes": notes}
     meta |= {"fingerprint": digest.hexdigest(), "mask_names": [], "mask_values": {}}
@@ -251,12 +253,17 @@ def _image_options(name: str, probes: Mapping[str, Probe], config: DataConfig) -
             raise DataError(
                 f"{name}: --spacing expected the distance of pixels in mm in all files, as DICOM "
                 f"and NIfTI have it, given none in {len(without)} of {len(probes)}, such as "
-                f"{without[0]}: omit it"
+                f"{without[0]}: omit --spacing, or move them away"
             )
         around = around._replace(spacing=for_each_axis(config.spacing, 2, "spacing"))
         least = for_each_axis(config.size or (SMALLEST,), 2)
     shapes = [inner_sides(x.facts[2:], around, x.pixel) for x in probes.values()]
-    return around._replace(size=tuple(np.max([*shapes, least], axis=0).tolist()))
+    height, width = np.max([*shapes, least], axis=0).tolist()
+    if max(map(max, shapes), default=SMALLEST) < SMALLEST or height * width > MAX_FRAME_PIXELS:
+        largest, file = max(zip(shapes, probes, strict=True))
+        expected = f"expected images of {SMALLEST} to about 8,000 pixels"
+        raise DataError(f"{name}: {expected}, given up to {largest}, of {file}: --spacing is in mm")
+    return around._replace(size=(height, width))
 
 
 def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[Any]]:

@@ -153,7 +153,10 @@ class Predictor:
             self.batch_size = 1
 
     def __call__(self, image: ImageLike) -> Prediction:
-        """Return the prediction for one image; DataError if it can't be read, or has frames."""
+        """Return the prediction for one image; DataError if it can't be read, or has frames.
+
+        An array, or an image of Pillow, has the distance of pixels of the training, if that counts.
+        """
         pictures = self.read(image)
         if len(pictures) > 1:
             raise DataError(f"{image}: expected one frame, given {len(pictures)}: use predict")

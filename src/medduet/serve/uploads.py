@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 
 from PIL import Image
@@ -198,4 +199,7 @@ async def decode(
     pictures = await asyncio.to_thread(readers.call, read, file)
     if isinstance(pictures, str):
         raise HTTPException(422, pictures)
+    if (pixels := prod(pictures[0].fitted.shape[: len(options.sides)])) > limit:
+        given = f"{pixels / 1e6:.3g} at the spacing of the network"
+        raise HTTPException(413, f"expected at most {limit / 1e6:g} megapixels, given {given}")
     return pictures

@@ -20,7 +20,7 @@ from medduet.errors import DataError, MedDuetError, one_line
 from medduet.types import Fit, Modality
 
 MAX_FRAME_PIXELS = 1 << 26
-_MAX_FILE_PIXELS = 1 << 28
+MAX_FILE_PIXELS = 1 << 28
 MAX_FRAMES = 1 << 12
 _FIRST = re.compile(r"(.+)_0000((\.[a-z]+)*)", re.IGNORECASE)  # of several channels
 Affine = NDArray[np.float64]
@@ -178,7 +178,7 @@ def refusal(path: Path, expected: str, given: str) -> DataError:
 def checked(path: Path, facts: Facts) -> Facts:
     """Return `facts` if a file may be as large as they say."""
     frames, _, height, width = facts
-    most = min(MAX_FRAMES, _MAX_FILE_PIXELS // max(1, height * width))
+    most = min(MAX_FRAMES, MAX_FILE_PIXELS // max(1, height * width))
     if min(facts) < 1 or height * width > MAX_FRAME_PIXELS or frames > most:
         expected = f"at most {MAX_FRAME_PIXELS} pixels, in at most {max(1, most)} frames"
         raise refusal(path, expected, f"{frames} frames of {height} x {width}")

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from medduet.data.reading.core import (
+    MAX_FILE_PIXELS,
+    MAX_FRAME_PIXELS,
     PICTURE,
     Affine,
     Facts,
@@ -23,12 +26,13 @@ from medduet.data.reading.core import (
     errors_of,
     refusal,
     turned,
+    turned_sides,
 )
 from medduet.data.reading.dicom import open_dicom
 from medduet.data.reading.nifti import as_nifti, open_nifti
 from medduet.data.reading.raster import open_raster, values_of
 from medduet.data.reading.series import open_series
-from medduet.data.reading.shape import fitted, levels, standardised
+from medduet.data.reading.shape import fitted, inner_sides, levels, standardised
 from medduet.errors import MissingFileError
 from medduet.utils.files import unpacked
 
@@ -47,6 +51,8 @@ _SIGNATURES = (
     (rb"(ObjectType|NDims|Comment)\s*=", "MetaImage"),
     (rb"[\x02\x08]\x00|\x00\x08", "DICOM"),  # without preamble: group 0002 or 0008, the first
 )
+_SPACING = re.compile(rb"^(ElementS(pacing|ize)|spacings|space directions)\s*[=:]", re.M | re.I)
+_HEADER = 1 << 14  # bytes in which MetaImage and NRRD tell the spacing
 _ANY = 0.0, 1.0  # a window, so that that of the file is not applied
 _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 """Pixels of each side, and a difference of red, green and blue, that tell colour from grey."""
@@ -84,6 +90,9 @@ def opened(
                     source = open_nifti(path, content, like)
                 case "MetaImage" | "NRRD":
                     source = open_nifti(path, as_nifti(path), like)
+                    content.seek(0)
+                    if not _SPACING.search(content.read(_HEADER)):  # ITK takes it as 1 mm
+                        source = source._replace(affine=PICTURE)
                 case None:
                     expected = "PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM, NIfTI, MetaImage or NRRD"
                     raise refusal(path, expected, f"a file that starts with {head[:8]!r}")
@@ -143,7 +152,25 @@ def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None
         spacing = source.spacing(len(options.sides))
         if options.spacing and not spacing and len(options.sides) == 2:
             raise refusal(path, "the distance of its pixels in mm, as of DICOM", "none")
+        if options.spacing:
+            _check_resampled(path, source, options, spacing)
         return _pictures(frames, options, source.remarks, source.affine, spacing)
+
+
+def _check_resampled(
+    path: Path, source: Source, options: ReadOptions, spacing: tuple[float, ...]
+) -> None:
+    """Raise a DataError if an image is too large at the spacing that is asked for."""
+    sides: tuple[float, ...] = source.facts[2:]
+    if len(options.sides) == 3:
+        sides = turned_sides((source.facts.frames, *sides), source.affine)
+    sides = inner_sides(tuple(map(int, sides)), options, spacing)
+    if prod(sides) > (most := MAX_FRAME_PIXELS if len(sides) == 2 else MAX_FILE_PIXELS):
+        expected = (
+            f"at most {most} pixels of {' x '.join(f'{x:g}' for x in options.spacing or ())} mm"
+        )
+        told = " x ".join(f"{x:g}" for x in spacing)
+        raise refusal(path, expected, f"{' x '.join(map(str, sides))}: its header says {told} mm")
 
 
 def _channels(path: Path, options: ReadOptions) -> Picture:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from medduet.data.reading.core import PICTURE, Facts, Frame, Source, checked, needed, refusal
 
+_MM = {"meter": 1e3, "micron": 1e-3}
 _DATA_FILE = re.compile(rb"^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", re.M | re.I)
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it tells what it mends itself
 
@@ -37,6 +38,7 @@ def open_nifti(path: Path, file: BinaryIO, like: NDArray[np.float64] | None) -> 
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise refusal(path, "one real number per voxel", str(dtype))
     affine, turns = image.affine, nibabel.orientations
+    affine = np.diag([*[_MM.get(image.header.get_xyzt_units()[0], 1)] * 3, 1]) @ affine
     orientation = turns.io_orientation(np.linalg.inv(PICTURE if like is None else like) @ affine)
     if not np.isfinite(affine).all() or sorted(orientation[:, 0]) != [0, 1, 2]:
         raise refusal(path, "axes that point somewhere", "an affine that is flat or not finite")
