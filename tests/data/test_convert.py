@@ -192,3 +192,4 @@ def test_the_longest_side_without_wider_borders_than_needed(tmp_path: Path, cach
     Image.new("L", (60, 100), 9).save(tmp_path / "upright.png")
     options = {"fit": "longest", "size": 50, "split": "made", "group_by": "none"}
     assert open_images(str(tmp_path), cache=cache, **options).size == (50, 50)
+    assert open_images(str(tmp_path), cache=cache, **options | {"size": 10}).size == (16, 16)

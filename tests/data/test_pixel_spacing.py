@@ -1,6 +1,8 @@
 """Images at a common distance of pixels in mm, whatever theirs are."""
 
+import asyncio
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from medduet import DataError, RunConfig, open_images, predict_files
 from medduet.cli import main
 from medduet.data.reading.core import ReadOptions
 from medduet.data.reading.images import opened, read_pictures
+from medduet.data.workers import WorkerPool
 from medduet.inference.exported import BatchPrediction
 from medduet.inference.graph import NetworkGraph
 
 nib = pytest.importorskip("nibabel")
 pydicom = pytest.importorskip("pydicom")
 sitk = pytest.importorskip("SimpleITK")
+uploads = pytest.importorskip("medduet.serve.uploads")
 
 FILES = (  # distance of rows and columns, how the header tells it
     ((0.4, 0.4), "patient"),
@@ -185,6 +189,15 @@ def test_spacings_that_make_nothing_or_too_much(run: Path, tmp_path: Path) -> No
     notes = open_images(str(folder), spacing=(16.0, 1.0), **data).info["notes"]
     assert not any("keeps them" in note for note in notes)
     image = pydicom.dcmread(save(tmp_path, 0))
+    image.PixelSpacing = [4, 4]  # ten times too much
+    image.save_as(content := BytesIO())
+    room = uploads.Room(uploads.Limits(max_pixels=100_000))
+    with WorkerPool(1) as readers, room.seat() as seat:
+        options = medduet.Predictor(run).options
+        with pytest.raises(
+            uploads.HTTPException, match=r"0\.1 megapixels, given 0\.307 at the spacing"
+        ):
+            asyncio.run(uploads.decode(content.getvalue(), options, seat, readers))
     image.PixelSpacing = [400, 400]  # as of a damaged header
     image.save_as(tmp_path / "0.dcm")
     with pytest.raises(DataError, match=r"at most .* pixels of 0.5 x 0.5 mm, given 48000 x 64000"):

@@ -259,7 +259,8 @@ def _image_options(name: str, probes: Mapping[str, Probe], config: DataConfig) -
         least = for_each_axis(config.size or (SMALLEST,), 2)
     shapes = [inner_sides(x.facts[2:], around, x.pixel) for x in probes.values()]
     height, width = np.max([*shapes, least], axis=0).tolist()
-    if max(map(max, shapes), default=SMALLEST) < SMALLEST or height * width > MAX_FRAME_PIXELS:
+    too_small = max(map(max, shapes), default=SMALLEST) < SMALLEST
+    if config.spacing is not None and (too_small or height * width > MAX_FRAME_PIXELS):
         largest, file = max(zip(shapes, probes, strict=True))
         expected = f"expected images of {SMALLEST} to about 8,000 pixels"
         raise DataError(f"{name}: {expected}, given up to {largest}, of {file}: --spacing is in mm")

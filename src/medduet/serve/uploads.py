@@ -199,7 +199,8 @@ async def decode(
     pictures = await asyncio.to_thread(readers.call, read, file)
     if isinstance(pictures, str):
         raise HTTPException(422, pictures)
-    if (pixels := prod(pictures[0].fitted.shape[: len(options.sides)])) > limit:
+    pixels = prod(pictures[0].fitted.shape[: len(options.sides)])
+    if options.spacing and pixels > limit:
         given = f"{pixels / 1e6:.3g} at the spacing of the network"
         raise HTTPException(413, f"expected at most {limit / 1e6:g} megapixels, given {given}")
     return pictures
