@@ -104,8 +104,10 @@ def evaluate(network: torch.nn.Module, images: TensorDataset, thorough: bool) ->
     return metrics
 
 
-def train(network: torch.nn.Module, images: TensorDataset, val: TensorDataset, job: Row) -> float:
-    """Train, leave the network as it was after its best epoch on val, and return that score."""
+def train(
+    network: torch.nn.Module, images: TensorDataset, val: TensorDataset, job: Row
+) -> list[float]:
+    """Train, leave the network as after its best epoch on val; return the score of each epoch."""
     loader = DataLoader(images, BATCH, shuffle=True, drop_last=True)
     epochs = max(1, round(job["images"] / len(images)))
     rate, decay = job["learning_rate"], job["weight_decay"]
@@ -119,7 +121,7 @@ def train(network: torch.nn.Module, images: TensorDataset, val: TensorDataset, j
         data_keys=["input", "mask"],
     )
     dice_loss = smp.losses.DiceLoss("binary")
-    best_score, best_weights = -1.0, copy.deepcopy(network.state_dict())
+    scores, best_weights = list[float](), copy.deepcopy(network.state_dict())
     for _ in range(epochs):
         network.train()
         for image, label, mask in loader:
@@ -133,11 +135,11 @@ def train(network: torch.nn.Module, images: TensorDataset, val: TensorDataset, j
             optimizer.step()
             schedule.step()
         metrics = evaluate(network, val, thorough=False)
-        score = (metrics["auc"] + metrics["dice"]) / 2
-        if score > best_score:
-            best_score, best_weights = score, copy.deepcopy(network.state_dict())
+        scores.append((metrics["auc"] + metrics["dice"]) / 2)
+        if scores[-1] == max(scores):
+            best_weights = copy.deepcopy(network.state_dict())
     network.load_state_dict(best_weights)
-    return best_score
+    return scores
 
 
 def run(job: Row, options: argparse.Namespace) -> Row:
@@ -152,7 +154,8 @@ def run(job: Row, options: argparse.Namespace) -> Row:
     network = build(job["peer"], classes, job["weights"] == "ImageNet")
     network = network.to(memory_format=torch.channels_last)
     started, started_cpu = time.perf_counter(), time.process_time()
-    row = job | {"val_score": train(network, images, val, job)}
+    scores = train(network, images, val, job)
+    row = job | {"val_score": max(scores), "val_scores": scores}
     row["minutes"] = (time.perf_counter() - started) / 60
     row["cpu_minutes"] = (time.process_time() - started_cpu) / 60
     row["parameters"] = sum(weight.numel() for weight in network.parameters())
