@@ -109,18 +109,8 @@ class Source(NamedTuple):
         """
         if self.affine is PICTURE:
             return self.pixel if dims == 2 else ()
-        of_axes = spacing_of(self.affine)
+        of_axes = tuple(np.linalg.norm(self.affine[:3, 2::-1], axis=0).tolist())  # frames first
         return of_axes[1:] if dims == 2 else turned_sides(of_axes, self.affine)
-
-
-def spacing_of(affine: Affine) -> tuple[float, ...]:
-    """Return the distance of frames, rows and columns in mm.
-
-    Example:
-        >>> spacing_of(np.diag((0.5, 0.5, 3.0, 1.0)))
-        (3.0, 0.5, 0.5)
-    """
-    return tuple(np.linalg.norm(affine[:3, 2::-1], axis=0).tolist())
 
 
 def turned(volume: NDArray[Any], affine: Affine, back: bool = False) -> NDArray[Any]:
