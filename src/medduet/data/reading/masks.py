@@ -20,7 +20,7 @@ from medduet.data.reading.core import (
     turned_sides,
 )
 from medduet.data.reading.images import check_grid, opened, read_pictures
-from medduet.data.reading.shape import fitted_mask
+from medduet.data.reading.shape import fitted
 from medduet.types import IGNORED_MASK, Modality
 
 Integers = NDArray[np.int64]
@@ -228,7 +228,7 @@ def _classes(
     whole, dims = _whole(path, meaning, image.affine), len(options.sides)
     if dims == 3:
         whole = [turned(np.stack(whole), image.affine)]
-    masks = [fitted_mask(mask, options, image.spacing(dims)) for mask in whole]
+    masks = [fitted(mask, options, image.spacing(dims), is_mask=True) for mask in whole]
     return np.stack(masks), max(map(side_that_keeps, whole, masks))
 
 

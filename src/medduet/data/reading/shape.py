@@ -89,21 +89,15 @@ def scaled(values: NDArray[Any], low: float, high: float, inverted: bool) -> NDA
 
 
 def fitted(
-    values: NDArray[np.uint8], options: ReadOptions, spacing: Spacing = ()
+    values: NDArray[np.uint8], options: ReadOptions, spacing: Spacing = (), *, is_mask: bool = False
 ) -> NDArray[np.uint8]:
-    """Return an image, or a volume, of the size and with the channels asked for."""
+    """Return an image, a volume or a mask of the size and, but for masks, channels asked for."""
     values = values[_shown(values.shape, options)]
     inner = inner_sides(values.shape, options, spacing)
-    image = _padded(resize_image(values, *inner), options.sides)
-    grey = image.ndim == 2 and options.channels == 3
+    resize = resize_mask if is_mask else resize_image
+    image = _padded(resize(values, *inner), options.sides)
+    grey = image.ndim == 2 and options.channels == 3 and not is_mask
     return np.repeat(image[:, :, None], 3, axis=2) if grey else image
-
-
-def fitted_mask(values: NDArray[Any], options: ReadOptions, spacing: Spacing = ()) -> NDArray[Any]:
-    """Return a mask ``(H, W)`` of the size asked for, placed as `fitted` places its image."""
-    values = values[_shown(values.shape, options)]
-    inner = inner_sides(values.shape, options, spacing)
-    return _padded(resize_mask(values, *inner), options.sides)
 
 
 def restore_mask(
