@@ -6,7 +6,7 @@ so it has no codes for the terminal and an end.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 _COMPARED = 100  # characters of a name, which may be a stranger's, that are compared
 
@@ -75,9 +75,3 @@ def closest(name: str, choices: Iterable[str], otherwise: str = "") -> str:
     if near := difflib.get_close_matches(name, names, n=3, cutoff=0.7):
         return f"did you mean {' or '.join(near)}?" + (f" Or {otherwise}" if otherwise else "")
     return f"known: {', '.join(names)}" + (f"; or {otherwise}" if otherwise else "")
-
-
-def five_closest(name: str, choices: Mapping[str, str]) -> str:
-    """Return a sentence with what to type for the five choices that are closest to `name`."""
-    near = difflib.get_close_matches(name[:_COMPARED], sorted(choices), n=5, cutoff=0.0)
-    return f"the closest are {', '.join(choices[each] for each in near)}"

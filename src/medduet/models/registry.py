@@ -1,5 +1,6 @@
 """The networks by name."""
 
+import difflib
 import fnmatch
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import timm
 import torch
 
-from medduet.errors import DownloadError, ModelError, closest, five_closest
+from medduet.errors import DownloadError, ModelError, closest
 from medduet.models.base import Cost, DuetNetwork, NumbersOnCPU, check_takes, network_cost
 from medduet.models.blocks import (
     ACTIVATIONS,
@@ -127,8 +128,10 @@ def find_model(name: str) -> ModelSpec:
 
 
 def _unknown(name: str, typed: str, choices: Mapping[str, str]) -> ModelError:
-    near = five_closest(typed, choices)
-    return ModelError(f"unknown network '{name}': {near}; 'medduet models' lists more")
+    near = difflib.get_close_matches(typed[:100], sorted(choices), n=5, cutoff=0.0)
+    closest_five = ", ".join(choices[each] for each in near)
+    hint = f"the closest are {closest_five}; 'medduet models' lists more"
+    return ModelError(f"unknown network '{name}': {hint}")
 
 
 def _timm_names(prefix: str) -> dict[str, str]:
