@@ -219,11 +219,6 @@ class ObjectiveConfig(Frozen):
             raise ValueError(f"expected at least one task of {', '.join(TASKS)}, each once")
         return tuple(task for task in TASKS if task in tasks)
 
-    def weight(self, task: Task) -> float:
-        """Return the factor of the loss of `task`."""
-        weight: float = getattr(self, f"{task}_weight")
-        return weight
-
 
 class TrainConfig(Frozen):
     """How the network is fitted."""

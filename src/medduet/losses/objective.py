@@ -125,7 +125,7 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.tasks = config.tasks
-        self.factors = {task: config.weight(task) for task in config.tasks}
+        self.factors = {task: float(getattr(config, f"{task}_weight")) for task in config.tasks}
         self.layout, self.smoothing = layout, config.label_smoothing
         self.register_buffer("class_weight", class_weight)
         learns = config.balance == "uncertainty" and len(self.tasks) > 1
