@@ -74,7 +74,7 @@ def evaluate(
         split: summarize(predictions, calibration, ordinal),
     }
     if evaluator.fabric.is_global_zero:
-        folder.write_predictions(split, predictions)
+        predictions.to_csv(folder.path / "predictions" / f"{split}.csv")
         write_json(folder.metrics_path, metrics)
     evaluator.fabric.barrier()
     return metrics

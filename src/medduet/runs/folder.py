@@ -84,10 +84,6 @@ class RunFolder:
         lines = (json.dumps(finite(row)) + "\n" for row in history)
         write_text(self.path / "epochs.jsonl", "".join(lines))
 
-    def write_predictions(self, name: str, predictions: Predictions) -> None:
-        """Write ``predictions/NAME.csv``, see `Predictions.to_csv`."""
-        predictions.to_csv(self.path / "predictions" / f"{name}.csv")
-
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The content of ``config.json``, unchecked: it may be of another version."""

@@ -89,7 +89,7 @@ def evaluate_network(
             except DataError as error:
                 metrics["calibration_missing"] = str(error)
         if experiment.fabric.is_global_zero:
-            folder.write_predictions(f"{split}{suffix}", predictions)
+            predictions.to_csv(folder.path / "predictions" / f"{split}{suffix}.csv")
             if predictions is not held_out:
                 _write_medmnist(experiment, split, suffix, predictions, metrics[split])
     return metrics, calibration
