@@ -17,7 +17,7 @@ from medduet.evaluation.evaluate import Evaluator, SplitName, check_out
 from medduet.runs.environment import describe_data
 from medduet.runs.predictions import Predictions
 from medduet.training.validation import mask_summary
-from medduet.types import Modality
+from medduet.types import UNKNOWN_LABEL, Modality
 from medduet.utils.files import write_json
 from medduet.utils.locks import result_folder
 
@@ -122,10 +122,10 @@ def _measure(predictions: Predictions) -> dict[str, Any]:
     if predictions.has_mask is not None:
         summary = mask_summary(predictions)
         row |= {key: value for key, value in summary.items() if key.startswith("dice_nonempty")}
-    label, labelled = predictions.label, predictions.labelled
+    label = predictions.label
     # What the bundle predicts: calibrated, if it is.
     p = predictions.probability if predictions.calibrated is None else predictions.calibrated
-    if label is not None and p is not None and labelled is not None and labelled.any():
+    if label is not None and p is not None and (label != UNKNOWN_LABEL).any():
         several, names = predictions.multi_label, predictions.class_names
         summary = metrics.classification_metrics(label, p, multi_label=several, class_names=names)
         row |= {key: summary[key] for key in ("n", "accuracy", "accuracy_interval", "auc")}

@@ -16,6 +16,7 @@ from medduet.metrics.intervals import bootstrap_mean, wilson
 from medduet.metrics.roc import auc_interval
 from medduet.runs.folder import RunFolder
 from medduet.runs.predictions import Predictions
+from medduet.types import UNKNOWN_LABEL
 
 # Settings that don't change what is measured, or that are the data set, the network or the seed.
 _IGNORED = ("data", "out", "model.name", "train.seed", "train.device")
@@ -270,7 +271,7 @@ def image_scores(predictions: Sequence[Predictions], metric: str) -> tuple[Float
     score = np.mean([getattr(each, name) for each in predictions], axis=0)
     weights = np.ones(len(score), dtype=bool)
     if metric == "accuracy":
-        weights = np.asarray(first.labelled)
+        weights = np.asarray(first.label) != UNKNOWN_LABEL
     elif metric != "mse":
         present = np.asarray(first.mask_present)
         empty = np.asarray(first.has_mask) & ~present.any(axis=1)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from medduet.errors import DataError
 from medduet.metrics.classification import correct_predictions
-from medduet.types import UNKNOWN_LABEL
 from medduet.utils.files import write_text
 from medduet.utils.parsing import csv_text, misread, read_csv
 
@@ -62,11 +61,6 @@ class Predictions:
     def multi_label(self) -> bool:
         """Whether an image can have several classes."""
         return self.label is not None and self.label.ndim == 2
-
-    @property
-    def labelled(self) -> NDArray[np.bool_] | None:
-        """In the shape of `label`: whether it is known."""
-        return None if self.label is None else np.asarray(self.label != UNKNOWN_LABEL)
 
     @property
     def predicted(self) -> NDArray[np.int64] | None:
