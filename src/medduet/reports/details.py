@@ -1,6 +1,7 @@
 """The sections of a report that describe methods: training, calibration, cost, provenance."""
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,8 @@ import pandas as pd
 
 from medduet.reports import grid_figures
 from medduet.reports.figures import epoch_table
-from medduet.reports.grouping import CrossValidated, Group, Runs
+from medduet.reports.grouping import CrossValidated, Runs
 from medduet.reports.page import Section, Table, numbers, say
-from medduet.runs.folder import RunFolder
 
 _COSTS = {
     "parameters": ("parameters / 10⁶", ".2f"),
@@ -48,7 +48,9 @@ def calibration(runs: Runs) -> Section:
     """Show the calibration error."""
     section, errors = Section("Calibration"), list[dict[str, Any]]()
     for group in runs.groups:
-        if summaries := _summaries(group):
+        folds = [x.folds if isinstance(x, CrossValidated) else [x] for x in group.runs.values()]
+        tests = [run.validation_selected["test"].get("calibration") for run in chain(*folds)]
+        if summaries := [summary for summary in tests if summary and summary["n"]]:
             ece = [np.mean([x[f"ece_{kind}"] for x in summaries]) for kind in ("before", "after")]
             keys = {"data set": group.dataset, "method": group.method}
             errors.append(keys | {"uncalibrated": ece[0], "calibrated": ece[1]})
@@ -58,15 +60,6 @@ def calibration(runs: Runs) -> Section:
         title = "Expected calibration error on test, mean over seeds"
         section.tables.append(Table("ece", title, shown, table))
     return section
-
-
-def _summaries(group: Group) -> list[Mapping[str, Any]]:
-    """Return the calibration on test of the runs of a group that are calibrated."""
-    runs: list[RunFolder] = []
-    for run in group.runs.values():
-        runs += run.folds if isinstance(run, CrossValidated) else [run]
-    summaries = [run.validation_selected["test"].get("calibration") for run in runs]
-    return [summary for summary in summaries if summary and summary["n"]]
 
 
 def costs(runs: Runs, epochs: pd.DataFrame) -> Section:

@@ -7,7 +7,7 @@ from medduet.errors import ConfigError, closest
 from medduet.reports import details, sections
 from medduet.reports.compare import differences
 from medduet.reports.grouping import group_runs, measure_all
-from medduet.reports.page import say, write_page
+from medduet.reports.page import Section, say, write_page
 from medduet.runs.folder import find_runs
 from medduet.utils.locks import exclusive, result_folder
 from medduet.utils.parsing import misread
@@ -47,11 +47,12 @@ def write_report(
             measured, epochs = measure_all(runs), details.epochs_of(runs)
             compared = {dataset: differences(runs.of(dataset)) for dataset in runs.datasets}
             compared = {dataset: rows for dataset, rows in compared.items() if rows}
+            tests = [sections.paired_table(*each) for each in compared.items()]
             contents = [
                 sections.summary(runs, compared, [Path(path) for path in paths]),
                 *sections.scores(runs, measured),
                 sections.selection(runs),
-                sections.paired(compared),
+                Section("Paired tests", tables=tests),
                 sections.over_datasets(measured),
                 details.training(runs, epochs),
                 details.calibration(runs),

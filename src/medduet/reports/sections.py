@@ -132,11 +132,6 @@ def selection(runs: Runs) -> Section:
     return section
 
 
-def paired(compared: Compared) -> Section:
-    """Show the tests on the same images."""
-    return Section("Paired tests", tables=[paired_table(*each) for each in compared.items()])
-
-
 def paired_table(dataset: str, rows: Sequence[Difference]) -> Table:
     """Return the table of the comparisons on one data set."""
     values = pd.DataFrame(rows).rename(columns={"a": "reference", "b": "method"})
