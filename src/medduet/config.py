@@ -5,7 +5,6 @@ Recipes are YAML files beside this module, which name only what differs from the
 
 import re
 import reprlib
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
@@ -36,6 +35,7 @@ else:
 _MOST_FINDINGS = 10
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 _MOST_BYTES, _MOST_ALIASES = 1 << 16, 16  # of a recipe, in which aliases repeat values
+_RECIPES = Path(__file__).with_name("recipes")
 
 
 def _spelled(pattern: str, expected: str) -> AfterValidator:
@@ -315,8 +315,7 @@ def recipe_names(kind: str = "") -> list[str]:
         >>> recipe_names()
         ['auto', 'demo', 'paper', 'pretrain']
     """
-    folder = resources.files("medduet") / "recipes" / kind
-    return sorted(Path(f.name).stem for f in folder.iterdir() if f.name.endswith(".yaml"))
+    return sorted(path.stem for path in (_RECIPES / kind).glob("*.yaml"))
 
 
 def load_recipe(name: str) -> RunConfig:
@@ -336,7 +335,7 @@ def load_recipe(name: str) -> RunConfig:
 def read_recipe(name: str, kind: str) -> Any:
     """Return what the recipe of a `kind` (see `recipe_names`) or the YAML file `name` says."""
     if name in recipe_names(kind):
-        content = (resources.files("medduet") / "recipes" / kind / f"{name}.yaml").read_bytes()
+        content = (_RECIPES / kind / f"{name}.yaml").read_bytes()
     elif not name.endswith((".yaml", ".yml")):
         hint = closest(name, recipe_names(kind), "give the path of a .yaml file")
         raise ConfigError(f"unknown recipe '{name}': {hint}")
