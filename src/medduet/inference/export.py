@@ -11,7 +11,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,7 +128,7 @@ def export_bundle(
         model = ExportedModel(folder)
         gaps = _check(graph, model, pixels.contiguous().numpy(), tolerance)
         record = ExportRecord(out, images.name, len(pixels), gaps)
-        page = resources.files("medduet") / "inference" / "templates" / "onnx.md"
+        page = Path(__file__).parent / "templates" / "onnx.md"
         text = page.read_text("utf-8").format(
             config=graph.config,
             size=graph.preprocessing.size,

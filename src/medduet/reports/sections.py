@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from itertools import chain, combinations, groupby
 from pathlib import Path
 
@@ -201,8 +200,7 @@ def all_published() -> pd.DataFrame:
     The interval is for the size of the test split: it covers neither the spread between seeds nor
     selection on test. Protocol is how the epoch was selected, notes are caveats of the set.
     """
-    text = (resources.files("medduet") / "reports" / "published.yaml").read_text("utf-8")
-    content = yaml.safe_load(text)
+    content = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text("utf-8"))
     rows = [
         {"dataset": dataset, "accuracy": accuracy, "auc": row.get("auc", {}).get(dataset)}
         | {"size": content["size"]}

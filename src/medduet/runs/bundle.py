@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +145,7 @@ def model_card(
     config: BundleConfig, address: str = "path/of/this/folder", licence: str | None = None
 ) -> str:
     """Return the Markdown model card of a bundle, whose names may be a stranger's."""
-    template = resources.files("medduet") / "runs" / "templates" / "card.md"
+    template = Path(__file__).parent / "templates" / "card.md"
     tags = ["medical-imaging", "multi-task"]
     tags += ["image-classification"] if config.class_names else []
     tags += ["image-segmentation"] if config.mask_names else []
