@@ -13,7 +13,7 @@ from medduet.experiments.config import Cell
 from medduet.runs.folder import RunFolder
 from medduet.utils.files import sweep, write_json
 from medduet.utils.locks import exclusive, is_held
-from medduet.utils.parsing import read_object
+from medduet.utils.parsing import read_json
 
 Outcome = Literal["finished", "failed", "interrupted", "busy"]
 """How work on a cell ended; busy: another process works on it."""
@@ -55,7 +55,7 @@ class GridFolder:
         if run.finished:
             return CellState("finished", run.epochs)
         if failure.is_file():
-            return CellState("failed", run.epochs, str(read_object(failure).get("error")))
+            return CellState("failed", run.epochs, str(read_json(failure).get("error")))
         return CellState("running" if self.busy(name) else "waiting", run.epochs)
 
     def record_failure(self, name: str, error: str, details: str = "") -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medduet.errors import ConfigError, MissingFileError, ModelError
 from medduet.runs.config import BundleConfig, Export
-from medduet.utils.parsing import read_object, sha256
+from medduet.utils.parsing import read_json, sha256
 
 FORMAT, FILE, CONFIG = "medduet-export", "model.onnx", "config.json"
 
@@ -140,7 +140,7 @@ def _read_config(folder: Path) -> tuple[BundleConfig, Export]:
     for name in (CONFIG, FILE):
         if not (folder / name).is_file():
             raise MissingFileError(f"{folder} has no {name}: medduet export BUNDLE --out DIR")
-    config = BundleConfig.check(read_object(folder / CONFIG, ModelError), folder / CONFIG)
+    config = BundleConfig.check(read_json(folder / CONFIG, ModelError), folder / CONFIG)
     if config.format != FORMAT or config.export is None:
         raise ModelError(f"expected an exported network, given {folder / CONFIG} of another kind")
     if sha256(folder / FILE) != config.export.sha256:

@@ -31,7 +31,7 @@ from medduet.inference.volumes import files_of, joined
 from medduet.runs.folder import check_empty
 from medduet.utils.files import finite, storage_errors, sweep, write_json, write_text
 from medduet.utils.locks import exclusive, holder, result_folder
-from medduet.utils.parsing import as_text, csv_text, misread, parse_json, read_object
+from medduet.utils.parsing import as_text, csv_text, misread, parse_json, read_json
 
 TABLE = "predictions.csv"
 _JOURNAL = "done.jsonl"
@@ -132,7 +132,7 @@ def predict_files(
         sweep(out)
         if not (saved := out / "settings.json").is_file():
             check_empty(out)
-        elif read_object(saved) != settings:
+        elif read_json(saved) != settings:
             raise ConfigError(f"{out} is of another network, images or options: give another --out")
         write_json(saved, settings)
         done, written = _read_journal(out / _JOURNAL, files)

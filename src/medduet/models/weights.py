@@ -149,7 +149,7 @@ def load_network(folder: Path) -> tuple[DuetNetwork, dict[str, Any]]:
                 raise MissingFileError(f"{folder} is not finished: medduet train --resume {folder}")
             raise MissingFileError(f"{expected}, but it has no {name}")
     config, file = read_json(folder / CONFIG, ModelError), folder / WEIGHTS
-    if not isinstance(config, dict) or config.get("format") != FORMAT or "network" not in config:
+    if config.get("format") != FORMAT or "network" not in config:
         raise ModelError(f"expected a {FORMAT} at {folder}, but config.json is something else")
     if config.get("version") != VERSION:
         versions = f"expected version {VERSION} of bundles, given {config.get('version')}"

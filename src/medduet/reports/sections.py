@@ -18,7 +18,7 @@ from medduet.reports.compare import ALPHA, Difference, shown_p
 from medduet.reports.grouping import Runs
 from medduet.reports.page import Section, Table, brackets, numbers, say
 from medduet.reports.style import slug
-from medduet.utils.parsing import read_object
+from medduet.utils.parsing import read_json
 
 FEW_SETS = 8
 PRIMARY = ("accuracy", "auc", "dice_nonempty")
@@ -45,7 +45,7 @@ def _title(metric: str) -> str:
 def _missing(runs: Runs, paths: Sequence[Path]) -> list[str]:
     """Return failed cells of grids, unfinished runs, and methods with fewer seeds than others."""
     grids = [path for path in paths if (path / "grid.json").is_file()]
-    failed = [read_object(file) for grid in grids for file in sorted(grid.glob("cells/*.json"))]
+    failed = [read_json(file) for grid in grids for file in sorted(grid.glob("cells/*.json"))]
     lines = [f"Failed: {record.get('cell')}: {record.get('error')}" for record in failed]
     last = [file for path in paths for file in sorted(path.rglob("checkpoints/last.pt"))]
     if unfinished := [file.parents[1].name for file in last]:

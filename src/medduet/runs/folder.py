@@ -14,7 +14,7 @@ from medduet.errors import ConfigError, MissingFileError
 from medduet.runs.predictions import Predictions
 from medduet.utils.files import finite, sweep, write_json, write_text
 from medduet.utils.locks import exclusive, holder, result_folder
-from medduet.utils.parsing import misread, parse_json, read_bytes, read_object
+from medduet.utils.parsing import misread, parse_json, read_bytes, read_json
 
 _EXPECTED = "a finished run (a folder with config.json, metrics.json and predictions/)"
 MEMBERS = "folds"
@@ -87,7 +87,7 @@ class RunFolder:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The content of ``config.json``, unchecked: it may be of another version."""
-        return read_object(self.path / "config.json")
+        return read_json(self.path / "config.json")
 
     def run_config(self) -> RunConfig:
         """Return the settings of the run; ConfigError if they are those of another version."""
@@ -96,13 +96,13 @@ class RunFolder:
     @cached_property
     def metrics(self) -> Mapping[str, Any]:
         """The content of ``metrics.json``."""
-        return read_object(self.metrics_path)
+        return read_json(self.metrics_path)
 
     @cached_property
     def environment(self) -> Mapping[str, Any]:
         """The content of ``environment.json``; empty if there is none."""
         path = self.path / "environment.json"
-        return read_object(path) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     @cached_property
     def epochs(self) -> list[dict[str, Any]]:

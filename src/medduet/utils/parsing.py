@@ -20,17 +20,12 @@ _MAX_CSV, _MAX_COLUMNS = 1 << 30, 1 << 15
 _FORMULA = r"(^|;)(?='*[-=+@\t\r\n＝＋－＠])(?!^[-+]?(\d+(\.\d+)?(e[-+]?\d+)?|inf)$)"
 
 
-def read_json(path: Path, error: type[MedDuetError] = DataError) -> Any:
-    """Read the JSON file at `path`, which may come from a stranger; `error` if it is none."""
+def read_json(path: Path, error: type[MedDuetError] = DataError) -> dict[str, Any]:
+    """Read the JSON object in a file, which may come from a stranger; `error` if it is none."""
     try:
-        return parse_json(read_bytes(path).decode())
+        value = parse_json(read_bytes(path).decode())
     except ValueError as reason:
         raise error(f"{path} is not JSON: {reason}") from reason
-
-
-def read_object(path: Path, error: type[MedDuetError] = DataError) -> dict[str, Any]:
-    """Read the JSON object in the file at `path`; `error` if it is none."""
-    value = read_json(path, error)
     if not isinstance(value, dict):
         raise error(f"{path}: expected a JSON object, given another value")
     return value
