@@ -264,7 +264,7 @@ def _image_options(name: str, probes: Mapping[str, Probe], config: DataConfig) -
         largest, file = max(zip(shapes, probes, strict=True))
         expected = f"expected images of {SMALLEST} to about 8,000 pixels"
         raise DataError(f"{name}: {expected}, given up to {largest}, of {file}: --spacing is in mm")
-    return around._replace(size=(height, width))
+    return around._replace(sides=(height, width))
 
 
 def _truth(frames: Mapping[Item, int], listing: Listing) -> dict[str, NDArray[Any]]:

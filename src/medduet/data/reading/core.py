@@ -32,28 +32,23 @@ class ReadOptions(NamedTuple):
     """What a file is to become.
 
     Attributes:
-        size: height and width of the result in pixels, two numbers or one for both; three are
-            those of a volume that all slices of a file make.
+        sides: height and width of the result in pixels; three are those of a volume that all
+            slices of a file make.
         fit: ``"pad"`` centres the image on black, ``"crop"`` takes the largest centre of that
             aspect, ``"stretch"`` changes the aspect.
         channels: 1 for grey, 3 for colour; of volumes how many, see `channel_paths`.
         window: centre and width of the values shown from black to white, instead of the file's
             own; for CT in Hounsfield units. ``"zscore"``: from 4 standard deviations below the mean
             of a file's foreground to 4 above. 8 bits of PNG and the like heed only that.
-        spacing: of (slices,) rows and columns in mm, by which sides become `size` or more;
-            ``None`` to fit them into `size`.
+        spacing: of (slices,) rows and columns in mm, by which sides become these or more;
+            ``None`` to fit them into `sides`.
     """
 
-    size: int | tuple[int, ...]
+    sides: tuple[int, ...]
     fit: Fit = "pad"
     channels: int = 1
     window: tuple[float, float] | Literal["zscore"] | None = None
     spacing: tuple[float, ...] | None = None
-
-    @property
-    def sides(self) -> tuple[int, ...]:
-        """Height and width of the result in pixels, before them the depth of volumes."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
 
 
 class Facts(NamedTuple):

@@ -136,7 +136,7 @@ def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.png"
         >>> Image.new("L", (4, 2), 9).save(path)
-        >>> read_pictures(path, ReadOptions(size=4))[0].fitted.tolist()
+        >>> read_pictures(path, ReadOptions((4, 4)))[0].fitted.tolist()
         [[0, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9], [0, 0, 0, 0]]
     """
     if len(options.sides) == 3 and options.channels > 1:
