@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from medduet.config import describe
 from medduet.errors import MedDuetError, ModelError
 from medduet.models.base import DuetNetwork, Normalize
 from medduet.models.registry import create_model
@@ -146,13 +147,11 @@ def build_network(arguments: Any) -> DuetNetwork:
         members = [_build_one(member) for member in settings.ensemble[: MAX_MEMBERS + 1]]
         return Ensemble(members, **settings.model_dump(exclude={"ensemble"}))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ModelError(f"settings of the ensemble: {first['loc']}: {first['msg']}") from error
+        raise ModelError(f"settings of the ensemble: {describe(error, _Settings)}") from error
     except MedDuetError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"the arguments of the network can't be used: {reason}") from error
+        raise ModelError(f"the arguments of the network can't be used: {error}") from error
 
 
 def _build_one(arguments: dict[str, Any]) -> DuetNetwork:

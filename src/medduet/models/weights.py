@@ -80,8 +80,7 @@ def load_weights(network: DuetNetwork, path: str | Path) -> WeightsReport:
     try:
         tensors = load_file(file)
     except (SafetensorError, *_DAMAGE) as error:
-        reason = " ".join(str(error).split())
-        raise ModelError(f"{file} is not a safetensors file: {reason}") from error
+        raise ModelError(f"{file} is not a safetensors file: {error}") from error
     state, channels = network.state_dict(), network.normalize.channels
     renamed = [{prefix + name: tensors[name] for name in tensors} for prefix in _PREFIXES]
     named = max(renamed, key=lambda names: len(state.keys() & names.keys()))

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
 
+from medduet.config import describe
 from medduet.data.reading.core import ReadOptions
 from medduet.errors import ModelError
 from medduet.types import DenseLayout, Fit
@@ -135,10 +136,7 @@ class BundleConfig(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = "".join(f"{str(part)[:40]}: " for part in first["loc"][:3])
-            message = first["msg"].removeprefix("Value error, ")
-            raise ModelError(f"{path}: {place}{message}") from error
+            raise ModelError(f"{path}: {describe(error, cls)}") from error
 
     @property
     def temperature(self) -> float:
