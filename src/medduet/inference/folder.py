@@ -150,7 +150,10 @@ def predict_files(
                     )
         finally:
             rows = [row for file in files for row in done.get(file.name, [])]
-            _write_table(out / TABLE, rows)
+            names = dict.fromkeys(["file", *chain.from_iterable(rows)])
+            columns = [*(name for name in names if name != "error"), "error"]
+            table = pd.DataFrame(rows, columns=columns, dtype=object)
+            write_text(out / TABLE, csv_text(table))
     if stop.is_set() and len(done) < len(files):
         raise Interrupted(f"{len(done)} of {len(files)} files are done: run it again to resume")
     return PredictRecord(
@@ -251,13 +254,6 @@ def _read_journal(path: Path, files: Iterable[InputFile]) -> tuple[_Done, dict[s
         stamps = {file.name: _stamp(file.path) for file in files if file.name in entries}
         unchanged = [name for name, stamp in stamps.items() if entries[name]["stamp"] == stamp]
         return {name: entries[name]["rows"] for name in unchanged}, written
-
-
-def _write_table(path: Path, rows: Sequence[Row]) -> None:
-    names = dict.fromkeys(["file", *chain.from_iterable(rows)])
-    columns = [*(name for name in names if name != "error"), "error"]
-    table = pd.DataFrame(rows, columns=columns, dtype=object)
-    write_text(path, csv_text(table))
 
 
 def _predict(
