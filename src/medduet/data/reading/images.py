@@ -209,15 +209,13 @@ def check_grid(path: Path, source: Source, image: Affine) -> None:
     raise refusal(path, f"the affine of its image, {expected}", f"{given}: {hint}")
 
 
-def picture_of(
-    image: NDArray[Any] | Image.Image, options: ReadOptions, name: str = "image"
-) -> Picture:
+def picture_of(image: NDArray[Any] | Image.Image, options: ReadOptions) -> Picture:
     """Return an array ``(H, W)`` or ``(H, W, 3)`` of uint8, or an image of Pillow, as a picture.
 
     A volume is an array ``(D, H, W)``. The spacing is that in `options`.
     """
     spacing = options.spacing or ()
-    with errors_of(path := Path(name)):
+    with errors_of(path := Path("image")):
         if len(options.sides) == 3:
             volume = np.asarray(image)
             if volume.ndim != 3 or volume.dtype.kind not in "buif":

@@ -218,18 +218,15 @@ def read_mask(
         Classes as uint8 ``(K, size, size)``, or of a volume ``(1, D, H, W)``, taken at the nearest
         pixel centres; and the size at which no class would vanish, 0 if none does.
     """
-    masks, sides = zip(*(_classes(path, meaning, options, image) for path in paths), strict=True)
-    return np.max(masks, axis=0), max(sides)
-
-
-def _classes(
-    path: Path, meaning: MaskClasses, options: ReadOptions, image: Source
-) -> tuple[NDArray[np.uint8], int]:
-    whole, dims = _whole(path, meaning, image.affine), len(options.sides)
-    if dims == 3:
-        whole = [turned(np.stack(whole), image.affine)]
-    masks = [fitted(mask, options, image.spacing(dims), is_mask=True) for mask in whole]
-    return np.stack(masks), max(map(side_that_keeps, whole, masks))
+    masks, side, spacing = [], 0, image.spacing(len(options.sides))
+    for path in paths:
+        whole = _whole(path, meaning, image.affine)
+        if len(options.sides) == 3:
+            whole = [turned(np.stack(whole), image.affine)]
+        small = [fitted(mask, options, spacing, is_mask=True) for mask in whole]
+        masks.append(np.stack(small))
+        side = max(side, *map(side_that_keeps, whole, small))
+    return np.max(masks, axis=0), side
 
 
 def _whole(path: Path, meaning: MaskClasses, affine: Affine) -> list[NDArray[np.uint8]]:
