@@ -122,9 +122,9 @@ def test_files_that_do_not_tell_it(tmp_path: Path, change: dict[str, Any]) -> No
     for name, value in change.items():
         setattr(image, name, value)
     image.save_as(path)
-    assert read_pictures(path, ReadOptions(32))[0].fitted.shape == (32, 32)
+    assert read_pictures(path, ReadOptions((32, 32)))[0].fitted.shape == (32, 32)
     with pytest.raises(DataError, match=r"3\.dcm: expected the distance of its pixels in mm"):
-        read_pictures(path, ReadOptions(32, spacing=(1.0, 1.0)))
+        read_pictures(path, ReadOptions((32, 32), spacing=(1.0, 1.0)))
     save(tmp_path / "in", 2)
     with pytest.raises(DataError, match=r"given none in 1 of 2, such as 3\.dcm: omit --spacing"):
         open_images(str(tmp_path / "in"), spacing=(1.0,), cache=tmp_path)

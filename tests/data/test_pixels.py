@@ -7,7 +7,7 @@ from torch.nn.functional import interpolate
 
 from medduet.data.pixels import resize_image, resize_mask, to_grey
 from medduet.data.reading.core import ReadOptions
-from medduet.data.reading.shape import fitted, fitted_mask, restore_map, restore_mask
+from medduet.data.reading.shape import fitted, restore_map, restore_mask
 
 
 @pytest.mark.parametrize("size", [(7, 9), (15, 22), (40, 33)])
@@ -39,7 +39,7 @@ def test_images_and_masks_are_resized_as_torch_does(size: tuple[int, int]) -> No
 def test_a_mask_returns_to_the_pixels_of_the_image(
     shape: tuple[int, int], fit: str, rows: slice, columns: slice
 ) -> None:
-    options = ReadOptions(8, fit)  # type: ignore[arg-type]
+    options = ReadOptions((8, 8), fit)  # type: ignore[arg-type]
     square, expected = np.zeros((8, 8), np.uint8), np.zeros(shape, np.uint8)
     square[3:5, 1:4] = expected[rows, columns] = 2
     np.testing.assert_array_equal(restore_mask(square, shape, options), expected)
@@ -53,8 +53,8 @@ def test_an_image_and_its_mask_lie_upon_each_other(shape: tuple[int, int], fit: 
     height, width = shape
     mask = np.zeros(shape, np.uint8)
     mask[height // 4 : height // 2 + 1, width // 3 : width // 2 + 1] = 1
-    options = ReadOptions(64, fit)  # type: ignore[arg-type]
-    small = fitted_mask(mask, options)
+    options = ReadOptions((64, 64), fit)  # type: ignore[arg-type]
+    small = fitted(mask, options, is_mask=True)
     assert ((fitted(255 * mask, options) > 127) == small).mean() > 0.98
     back = restore_mask(small, (height, width), options)
     assert back.shape == shape

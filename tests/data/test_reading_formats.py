@@ -24,7 +24,7 @@ GREY = RNG.integers(0, 256, (48, 48), np.uint8)
 COLOUR = RNG.integers(0, 256, (48, 48, 3), np.uint8)
 DEEP = RNG.integers(100, 4000, (48, 48)).astype(np.uint16)
 SMOOTH = np.add.outer(np.arange(48), np.arange(48)).astype(np.uint8)
-SAME, SAME_COLOUR = ReadOptions(48), ReadOptions(48, channels=3)
+SAME, SAME_COLOUR = ReadOptions((48, 48)), ReadOptions((48, 48), channels=3)
 
 
 def stretched(
@@ -68,7 +68,7 @@ def test_more_than_8_bits_are_stretched_or_seen_through_a_window(
     Image.fromarray(values).save(path := tmp_path / "a.tif")
     assert near(read_images(path, SAME)[0], stretched(values), by=0)
     low = float(values.min()) + 700
-    window = ReadOptions(48, window=(low + 200, 400))
+    window = ReadOptions((48, 48), window=(low + 200, 400))
     assert near(read_images(path, window)[0], stretched(values, low, low + 400))
 
 
@@ -94,19 +94,19 @@ def test_outliers_are_clipped_and_what_is_rare_is_not(
     values.flat[2080 : 2080 + len(spot)] = spot
     Image.fromarray(values).save(path := tmp_path / "a.png")
     limits = (body.min(), body.max()) if clipped else ()
-    assert (read_images(path, ReadOptions(64))[0] == stretched(values, *limits)).all()
+    assert (read_images(path, ReadOptions((64, 64)))[0] == stretched(values, *limits)).all()
 
 
 def test_values_that_are_no_numbers(tmp_path: Path) -> None:
     values = np.full((4, 4), np.nan, np.float32)
     Image.fromarray(values).save(path := tmp_path / "a.tif")
     with pytest.raises(DataError, match="none of its values is a finite number"):
-        read_images(path, ReadOptions(4))
+        read_images(path, ReadOptions((4, 4)))
     values[0] = (0, 1, np.inf, 2)
     Image.fromarray(values).save(path)
-    assert read_images(path, ReadOptions(4))[0][0].tolist() == [0, 128, 255, 255]
+    assert read_images(path, ReadOptions((4, 4)))[0][0].tolist() == [0, 128, 255, 255]
     Image.new("F", (4, 4), 7).save(path)
-    assert not read_images(path, ReadOptions(4)).any()
+    assert not read_images(path, ReadOptions((4, 4))).any()
 
 
 def _palette(*colours: int) -> Image.Image:
@@ -136,7 +136,7 @@ def test_modes_of_pillow(
 ) -> None:
     image.save(path := tmp_path / "a", "TIFF" if image.mode == "CMYK" else "PNG")
     assert probe(path).channels == channels
-    assert read_images(path, ReadOptions(2))[0].tolist() == expected
+    assert read_images(path, ReadOptions((2, 2)))[0].tolist() == expected
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -153,7 +153,7 @@ def test_exif_turns_the_image(tmp_path: Path, orientation: int, ending: str) -> 
     exif[274] = orientation
     stored.save(path := tmp_path / f"a.{ending}", exif=exif, lossless=True)
     assert probe(path)[2:] == (4, 6)
-    assert (read_images(path, ReadOptions(6))[0][1:5] == upright).all()
+    assert (read_images(path, ReadOptions((6, 6)))[0][1:5] == upright).all()
 
 
 def test_pages_are_frames(tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_lossless_compression_is_exact(tmp_path: Path, syntax: str, values: np.n
 def test_lossless_jpeg_is_exact() -> None:
     names = ("SC_rgb_jpeg_gdcm.dcm", "SC_rgb_rle.dcm")
     packed, plain = (get_testdata_file(name, download=False) for name in names)
-    options = ReadOptions(100, channels=3)
+    options = ReadOptions((100, 100), channels=3)
     assert (read_images(Path(packed), options) == read_images(Path(plain), options)).all()
 
 
@@ -390,7 +390,7 @@ def test_volumes_are_seen_as_by_a_radiologist(tmp_path: Path, ending: str, order
     )
     nib.save(image.as_reoriented(turn), path := tmp_path / f"a.{ending}")
     assert probe(path) == Facts(4, 1, 6, 5)
-    result = read_images(path, ReadOptions(6))
+    result = read_images(path, ReadOptions((6, 6)))
     assert result.shape == (4, 6, 6)
     assert result[3][0, 0] == 4 + 50 + 70  # top left: anterior, and the patient's right
     assert result[0][5, 4] == 0  # bottom right: posterior, left
@@ -401,9 +401,9 @@ def test_nifti_values(tmp_path: Path) -> None:
     values = RNG.integers(-1000, 1000, (8, 8, 3)).astype(np.int16)
     expected = np.stack([stretched(values)[::-1, ::-1, k].T for k in range(3)])
     path = saved_nifti(values, tmp_path / "a.nii.gz")
-    assert (read_images(path, ReadOptions(8)) == expected).all()
+    assert (read_images(path, ReadOptions((8, 8))) == expected).all()
     windowed = stretched(values, -100, 300)[::-1, ::-1, 1].T
-    assert (read_images(path, ReadOptions(8, window=(100, 400)))[1] == windowed).all()
+    assert (read_images(path, ReadOptions((8, 8), window=(100, 400)))[1] == windowed).all()
     assert probe(saved_nifti(values[..., None], path)).frames == 3
     assert probe(saved_nifti(values[..., 0], path)) == Facts(1, 1, 8, 8)
     with pytest.raises(DataError, match="expected a volume of 3 axes, given one of 8 x 8 x 3 x 2"):
@@ -411,7 +411,7 @@ def test_nifti_values(tmp_path: Path) -> None:
     image = nib.Nifti1Image(values.astype(np.float32) * 0.5 + 3, np.eye(4))
     image.set_data_dtype(np.int16)
     nib.save(image, path)
-    assert near(read_images(path, ReadOptions(8)), expected)
+    assert near(read_images(path, ReadOptions((8, 8))), expected)
 
 
 place, turn = nib.affines.from_matvec, nib.eulerangles.euler2mat

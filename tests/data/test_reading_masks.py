@@ -18,7 +18,7 @@ from medduet.data.reading.masks import mask_values, read_mask
 from medduet.errors import DataError
 
 SIDE = 20
-OPTIONS, LIKE = ReadOptions(SIDE), Facts(1, 3, SIDE, SIDE)
+OPTIONS, LIKE = ReadOptions((SIDE, SIDE)), Facts(1, 3, SIDE, SIDE)
 
 
 def drawn(*values: int, background: int = 0, dtype: Any = np.uint8) -> NDArray[Any]:

@@ -202,7 +202,7 @@ def read_picture(folder: Path, content: bytes) -> None:
     from medduet.data.reading.masks import probe_pair, read_pair
 
     _put(folder, {"a.img": content})
-    path, options = folder / "a.img", ReadOptions(16, "pad", 3)
+    path, options = folder / "a.img", ReadOptions((16, 16), "pad", 3)
     facts = samples.probe(path)
     assert samples.read_images(path, options).shape == (facts.frames, 16, 16, 3)
     with suppress(MedDuetError):  # most images are no masks

@@ -64,7 +64,7 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.slow
 def test_a_bomb_costs_its_reader_at_most() -> None:
-    read = partial(read_pictures, Path("image"), ReadOptions(16))
+    read = partial(read_pictures, Path("image"), ReadOptions((16, 16)))
     with WorkerPool(1, memory=1 << 30, seconds=3) as pool:
         for name, make in BOMBS.items():
             reason = pool.call(read, io.BytesIO(make()))

@@ -39,7 +39,7 @@ def picture() -> NDArray[np.uint8]:
 def test_the_answer_is_the_networks_own(own: Path, picture: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(picture).save(tmp_path / "a.png")
     answer = Predictor(own)(tmp_path / "a.png")
-    fitted = read_images(tmp_path / "a.png", ReadOptions(size=32))
+    fitted = read_images(tmp_path / "a.png", ReadOptions((32, 32)))
     with torch.inference_mode():
         class_logits, dense = medduet.load(own)(torch.from_numpy(fitted)[:, None])
     expected = class_logits.softmax(dim=1)[0]

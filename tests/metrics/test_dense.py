@@ -13,18 +13,16 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from medduet.errors import DataError
 from medduet.metrics.dense import (
+    PSNR_CAP,
     dice_per_class,
     iou_per_class,
+    mean_over_classes,
     reconstruction_errors,
+    reconstruction_summary,
+    segmentation_summary,
     surface_distances,
 )
 from medduet.metrics.intervals import wilson
-from medduet.metrics.summaries import (
-    PSNR_CAP,
-    mean_over_classes,
-    reconstruction_summary,
-    segmentation_summary,
-)
 
 NAN = float("nan")
 

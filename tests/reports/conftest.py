@@ -66,7 +66,7 @@ def _write_run(
 
     def judged(of: Predictions, suffix: str, epoch: int) -> dict[str, Any]:
         for split in ("val", "test"):
-            run.write_predictions(f"{split}{suffix}", of)
+            of.to_csv(run.path / "predictions" / f"{split}{suffix}.csv")
         selection = "test-selected" if suffix else "validation-selected"
         summaries = {split: summarize(of) for split in ("val", "test")}
         return {"selection": selection, "selected_epoch": epoch, **summaries}

@@ -21,7 +21,7 @@ from medduet.metrics.paired import holm, over_sets
 from medduet.metrics.roc import auc, auc_interval
 from medduet.reports.grouping import Group, group_runs, measure
 from medduet.reports.page import Section, Table, write_page
-from medduet.reports.sections import all_published
+from medduet.reports.report import all_published
 from medduet.runs.folder import find_runs
 from medduet.utils.files import write_json
 from medduet.utils.parsing import read_json

@@ -36,7 +36,7 @@ def test_a_real_run_reads_as_it_was_evaluated(finished_run: RunRecord) -> None:
     for suffix, part in (("", run.validation_selected), ("-test-selected", run.test_selected)):
         for split in ("val", "test"):
             read, metrics = run.predictions(f"{split}{suffix}"), part[split]
-            assert read.labelled.all()
+            assert (read.label != -1).all()
             assert read.correct.mean() == pytest.approx(metrics["accuracy"])
             assert np.nanmean(read.dice) == pytest.approx(metrics["dice"])
             assert (~read.mask_present.any(axis=1)).sum() == metrics["empty_truth_n"]

@@ -59,7 +59,7 @@ def test_a_csv_gives_back_every_digit(tmp_path: Path) -> None:
 
 def test_what_is_correct_is_what_the_accuracy_counts(tmp_path: Path) -> None:
     one = Predictions(np.arange(4), ("a", "b"), label=LABELS[:, 1], probability=SHARES)
-    assert one.correct.tolist() == one.labelled.tolist() == [True, False, True, True]
+    assert one.correct.tolist() == (LABELS[:, 1] != -1).tolist() == [True, False, True, True]
     Predictions(np.arange(4), ("a", "b"), label=LABELS, probability=SHARES).to_csv(tmp_path / "a")
     several = Predictions.from_csv(tmp_path / "a")
     assert several.multi_label

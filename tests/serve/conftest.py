@@ -25,7 +25,7 @@ def smooth(number: int) -> np.ndarray:
 
 def seen(first: int, last: int) -> np.ndarray:
     """Return the statistics of some of these images, as a network takes them."""
-    options = ReadOptions(32)
+    options = ReadOptions((32, 32))
     fitted = [picture_of(smooth(k), options).fitted for k in range(first, last)]
     return statistics(np.stack(fitted)[:, None])
 

@@ -59,7 +59,7 @@ import os, signal, sys
 from pathlib import Path
 import medduet
 from medduet.config import load_recipe
-from medduet.runs.folder import RunFolder
+from medduet.runs.predictions import Predictions
 from medduet.training.reporter import Reporter
 
 recipe, out, kind, number = sys.argv[1:]
@@ -78,13 +78,13 @@ class Killer(Reporter):
         if moment == (kind, int(number)):
             os.kill(os.getpid(), signal.SIGKILL)
 
-write, killer = RunFolder.write_predictions, Killer()
+write, killer = Predictions.to_csv, Killer()
 
 def write_and_die(*arguments):
     write(*arguments)
     killer.die_at("predictions", 1)
 
-RunFolder.write_predictions = write_and_die
+Predictions.to_csv = write_and_die
 medduet.train(load_recipe(recipe).model_copy(update={"out": Path(out)}), reporter=killer)
 """
 

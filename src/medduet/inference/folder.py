@@ -150,9 +150,9 @@ def predict_files(
                     )
         finally:
             rows = [row for file in files for row in done.get(file.name, [])]
-            names = dict.fromkeys(["file", *chain.from_iterable(rows)])
-            columns = [*(name for name in names if name != "error"), "error"]
-            table = pd.DataFrame(rows, columns=columns, dtype=object)
+            columns = dict.fromkeys(["file", *chain.from_iterable(rows)])
+            last = [*(name for name in columns if name != "error"), "error"]
+            table = pd.DataFrame(rows, columns=last, dtype=object)
             write_text(out / TABLE, csv_text(table))
     if stop.is_set() and len(done) < len(files):
         raise Interrupted(f"{len(done)} of {len(files)} files are done: run it again to resume")

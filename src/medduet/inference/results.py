@@ -1,5 +1,6 @@
 """Writes what was predicted of a file: masks, overlays and heat maps, and its rows of the table."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -8,14 +9,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import binary_erosion
 
 from medduet.data.reading.images import opened
-from medduet.inference.overlays import heatmap_png, mask_png, overlay_png
 from medduet.inference.predictor import Prediction
 from medduet.inference.volumes import measures, nifti_of
 from medduet.utils.files import atomic_path
+from medduet.utils.palette import HEAT, MASK_RGB
 
 Row = dict[str, Any]
+_FILL, _HEAT = 0.35, 0.6
 
 
 class InputFile(NamedTuple):
@@ -97,3 +103,40 @@ class ResultWriter:
         with atomic_path(self.out / name) as temporary:
             temporary.write_bytes(content)
         return name
+
+
+def mask_png(mask: NDArray[np.uint8], **options: int | bytes) -> bytes:
+    """Return a mask ``(H, W)`` as PNG whose values are the classes and whose palette shows them."""
+    image = Image.fromarray(mask).convert("P")
+    image.putpalette(b"".join(MASK_RGB))
+    return png(image, **options)
+
+
+def overlay_png(image: NDArray[np.uint8], mask: NDArray[np.uint8]) -> bytes:
+    """Return an image ``(H, W)`` or ``(H, W, 3)`` with its mask ``(H, W)`` over it, as PNG."""
+    pixels = _rgb(image)
+    for number in np.unique(mask[mask > 0]).tolist():
+        region, colour = mask == number, np.array([*MASK_RGB[number]], np.float32)
+        edge = region & ~binary_erosion(region, iterations=max(1, min(mask.shape) // 256))
+        pixels[region] += _FILL * (colour - pixels[region])
+        pixels[edge] = colour
+    return png(Image.fromarray(np.rint(pixels).astype(np.uint8)))
+
+
+def heatmap_png(image: NDArray[np.uint8], heatmap: NDArray[np.float32]) -> bytes:
+    """Return an image ``(H, W)`` or ``(H, W, 3)`` with its heat map ``(H, W)``, 0 to 1, as PNG."""
+    pixels = _rgb(image)
+    colour = colormaps[HEAT](heatmap)[..., :3].astype(np.float32) * 255
+    pixels += _HEAT * heatmap[..., None] * (colour - pixels)
+    return png(Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8)))
+
+
+def _rgb(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    pixels = image.astype(np.float32)
+    return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+
+
+def png(image: Image.Image, **options: int | bytes) -> bytes:
+    """Return an image as a PNG file, with Pillow's `options`."""
+    image.save(file := io.BytesIO(), "png", compress_level=3, **options)
+    return file.getvalue()

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from medduet.reports import grid_figures
-from medduet.reports.figures import epoch_table
+from medduet.reports.figures import curves, epoch_table
 from medduet.reports.grouping import CrossValidated, Runs
 from medduet.reports.page import Section, Table, numbers, say
 
@@ -36,10 +35,10 @@ def training(runs: Runs, epochs: pd.DataFrame) -> Section:
     """Show the epochs: validation scores, and the weights of tasks where they are learnt."""
     section = Section("Training")
     caption = "Validation score, by which epochs are selected: mean and range over seeds"
-    section.figure("curves", grid_figures.curves(epochs, "val.score", "validation score"), caption)
+    section.figure("curves", curves(epochs, "val.score", "validation score"), caption)
     for column in sorted(name for name in epochs if name.startswith("weights.")):
         task = column.removeprefix("weights.")
-        figure = grid_figures.curves(epochs, column, f"weight, {task}")
+        figure = curves(epochs, column, f"weight, {task}")
         section.figure(f"weights-{task}", figure, f"{task}: learnt weight of the loss")
     return section
 

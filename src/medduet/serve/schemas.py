@@ -11,8 +11,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from medduet.data.pixels import resize_image, resize_mask
-from medduet.inference.overlays import mask_png, png
 from medduet.inference.predictor import Prediction, Predictor
+from medduet.inference.results import mask_png, png
 from medduet.utils.palette import HEAT
 
 _COPIED = ("label", "probabilities", "prediction_set", "abstained", "ood_p", "is_ood")

@@ -110,7 +110,7 @@ def _grid(record: GridRecord, arguments: Arguments) -> int:
 
 
 def _comparison(comparison: Comparison, arguments: Arguments) -> None:
-    from medduet.reports.sections import paired_table
+    from medduet.reports.report import paired_table
 
     table = paired_table(comparison.data, comparison.rows)
     write(f"a: {comparison.a}", f"b: {comparison.b}")
