@@ -73,3 +73,11 @@ def evaluation_batch_size(kind: str, *sides: int) -> int:
     """Return how many images of that size are evaluated at a time: 16 of 224 pixels on a CPU."""
     pixels, most = (128 * 224**2, 2048) if kind == "cuda" else (16 * 224**2, 256)
     return max(1, min(most, pixels // prod(sides)))
+
+
+def evaluation_batches(
+    count: int, batch_size: int, *, rank: int = 0, world_size: int = 1
+) -> list[NDArray[np.int64]]:
+    """Return the image positions that one process judges, a stretch: each image on one process."""
+    mine = np.array_split(np.arange(count, dtype=np.int64), world_size)[rank]
+    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medduet import metrics
-from medduet.data.batches import evaluation_batch_size
+from medduet.data.batches import evaluation_batch_size, evaluation_batches
 from medduet.data.imageset import ImageSet, Split
 from medduet.losses.objective import Objective, segmentation_weight
 from medduet.metrics.dense import counted_masks
@@ -75,8 +75,7 @@ def predict_split(
     was_training, processes = network.training, fabric.world_size
     network.eval()
     size = evaluation_batch_size(fabric.device.type, *data.size)
-    rows = np.array_split(np.arange(len(split)), processes)[fabric.global_rank]
-    share = [rows[start : start + size] for start in range(0, len(rows), size)]
+    share = evaluation_batches(len(split), size, rank=fabric.global_rank, world_size=processes)
     with torch.inference_mode():
         batches = load_batches(fabric, split, share)
         pieces = [piece for batch in batches for piece in _in_pieces(predict, batch)]
