@@ -1,6 +1,6 @@
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -136,6 +136,8 @@ def test_names_of_masks(image: str, mask: str, folder: Make) -> None:
         (("x.png", "x_wound.gif", "y_mask.png"), "*_wound.*"),
         (("images/x.png", "lung masks/x.png", "infection masks/x.png"), "lung masks/*"),
         (("ill/x.png", "ill/tumor/x_mask.png", "ill/mask/x.png"), "tumor/*"),
+        (("images/21_train.tif", "drawn/21_manual1.gif", "mask/21_train_mask.gif"), "drawn/*"),
+        (("part_1/x.jpg", "masks of all/x_segmentation.png"), "*_segmentation.png"),
     ],
 )
 def test_masks_that_are_called_otherwise(names: tuple[str, ...], masks: str, folder: Make) -> None:
@@ -158,6 +160,29 @@ def test_splits_classes_and_groups(folder: Make) -> None:
     assert [(item.labels, item.group) for item in cases] == [(None, f"p{k}") for k in range(3)]
 
 
+@pytest.mark.parametrize(
+    ("names", "read"),
+    [
+        (("a/S/p1/40X/x.png", "a/S/p1/9X/y.png", "b/z.png"), ["a S/p1 ", "a S/p1 ", "b  "]),
+        ([f"k/TCGA_CS_{n}/{n}.tif" for n in (1, 1, 22, 33)], ["- TCGA_CS_1 ", "- TCGA_CS_22 "]),
+        ([f"train/patient0{n}/{n}.png" for n in range(3)] + ["test/pat-4/x.png"], ["- pat-4 test"]),
+        ([f"subtype{n}/{k}.png" for n in range(3) for k in range(2)], ["subtype0  ", "subtype0  "]),
+        (("trainval-image/x.png", "test-image/y.png"), ["-  test", "-  train"]),
+        (
+            ("Training_Set/Training/1.png", "Evaluation_Set/Evaluation/1.png"),
+            ["-  val", "-  train"],
+        ),
+        (("train/a/x.png", "train/a/w.png", "val/b/y.png", "test/z.png"), ["a  ", "a  ", "b  "]),
+        (("train/a/x.png", "val/y.png", "test/a/z.png"), ["a  test", "a  train"]),
+        (("train_1.png", "test_1.png"), ["-  ", "-  "]),
+    ],
+)
+def test_what_folders_are(names: Sequence[str], read: list[str], folder: Make) -> None:
+    items = list_folder(folder(*names)).items
+    given = [f"{'|'.join(x.labels or '-')} {x.group} {x.split}" for x in items]
+    assert given[: len(read)] == read
+
+
 _BESIDE = "one folder for each of train, val and test.*given"
 
 
@@ -173,6 +198,13 @@ _BESIDE = "one folder for each of train, val and test.*given"
         (("imagesTr/b_0000.png", "imagesTr/a_0001.png", "labelsTr/a.png"), "the first channel"),
         (("train/a.png", "test/b.png", "more/c.png"), _BESIDE),
         (("train/a.png", "val_masks/a.png", "test/b.png"), _BESIDE),
+        (("CXR_png/a.png", "test/b.png"), _BESIDE),
+        (("colon/aca/a.png", "colon/n/b.png", "lung/scc/c.png"), "colon, lung .* aca, n, scc are"),
+        ([f"{n}/{n % 2}/{k}.png" for n in range(12) for k in (0, n)], "or 0, 1 are the classes"),
+        (
+            ("train/john/a.png", "test/mary/b.png"),
+            "the same classes in train and test, given .*john",
+        ),
         (
             ("images/a.png", "masks/a.png", "more/b.png"),
             r"set/images: expected nothing but masks beside a folder of images, given more, too",

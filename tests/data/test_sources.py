@@ -11,6 +11,8 @@ from medduet.errors import ConfigError
 def test_options_of_other_sets_are_refused() -> None:
     with pytest.raises(ConfigError, match="is for a folder or table of images"):
         open_images("phantom", window=(1, 2))
+    with pytest.raises(ConfigError, match=r"for folders: give set\.csv a column mask"):
+        open_images("set.csv", masks="masks")
 
 
 def test_real_images_with_masks(shared_data: Path, cache: Path) -> None:

@@ -140,6 +140,13 @@ def test_groups(name: str, table: Make) -> None:
     assert listing.notes == (f"columns: {name} read as group",)
 
 
+def test_patients_in_paths_are_groups(table: Make) -> None:
+    names = [f"v/patient0{n}/study{k}/x.jpg" for n in (1, 2) for k in (1, 2)]
+    listing = list_table(table("\n".join(["Path", *names]), *names))
+    assert [item.group for item in listing.items] == ["patient01"] * 2 + ["patient02"] * 2
+    assert listing.notes == ("paths tell patients apart, as patient01: they are groups",)
+
+
 def test_the_widest_group_is_taken_where_it_is_known(table: Make) -> None:
     rows = "path,lesion_id,patient_id,study\na.png,x,1,m\nb.png,y,1,n\nc.png,z,,n\n"
     listing = list_table(table(rows))
@@ -169,6 +176,10 @@ def test_the_widest_group_is_taken_where_it_is_known(table: Make) -> None:
         ("image\nold/f.png\n", "line 2: expected paths relative to the table.*old/f.png"),
         ("image\nx/a.png\ny/b.png\n", "line 2: expected paths relative"),
         ("image\ne\n", r"one file called e, given e\.jpg or sub/e\.png"),
+        (
+            "path,dme,ok,dr_grade\na.png,0,1,2\nb.png,1,0,0\n",
+            "0 and 1 in dme, ok, and dr_grade: call",
+        ),
         (b"path\n\0\n", "expected text"),
     ],
 )

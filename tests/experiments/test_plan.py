@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from lightning.fabric import Fabric
+from PIL import Image
 
 import medduet
-from medduet import DataConfig, RunConfig
+from medduet import ConfigError, DataConfig, RunConfig
 from medduet.config import validate
 from medduet.experiments import plan as planning
 from medduet.experiments.config import differing
@@ -111,6 +112,17 @@ def test_a_width_means_a_u_net(monkeypatch: pytest.MonkeyPatch) -> None:
     config, _ = decided(monkeypatch, model={"width": 4})
     assert (config.model.name, config.model.pretrained) == ("vovunet_var", False)
     assert config.data.size is None
+
+
+def test_nothing_to_learn_is_said_first(tmp_path: Path) -> None:
+    for k in range(6):
+        Image.effect_noise((32, 32), 20 + k).save(tmp_path / f"{k}.png")
+    rows = ["path,age,result"] + [f"{k}.png,{k},{k % 2}" for k in range(6)]
+    (tmp_path / "set.csv").write_text("\n".join(rows))
+    run = medduet.load_recipe("auto").model_copy(update={"out": tmp_path / "run"})
+    data = run.data.model_copy(update={"name": str(tmp_path / "set.csv"), "group_by": "none"})
+    with pytest.raises(ConfigError, match=r"given none; columns: not used: age, result"):
+        medduet.train(run.model_copy(update={"data": data}))
 
 
 def test_the_time_of_an_epoch_is_measured() -> None:

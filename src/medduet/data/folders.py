@@ -33,7 +33,7 @@ _MASK = (
     r"|annos?|annotations?|ann(?=[ _-]dir)|manual|掩膜|掩码|标注|标签"
 )
 _IMAGE = r"images?|imgs?|inputs?|data|originals?|bild(er)?|图像|图片|原图"
-_SPLIT = r"tr|train(ing)?|val(id(ation)?)?|ts|test(ing)?"
+_SPLIT = r"tr|train([ _-]?val|ing)?|val(id(ation)?)?|eval(uation)?|ts|test(ing)?"
 _MASK_FILES = (
     re.compile(rf"(?P<of>.+)[ _.-]({_MASK})([ _.-]*(\(?\d+\)?|left|right|l|r))?", re.IGNORECASE),
     re.compile(rf"({_MASK})[ _.-](?P<of>.+)", re.IGNORECASE),
@@ -48,6 +48,12 @@ _INNER = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")  # JPEG|
 _SPLIT_WORD = re.compile(rf"{_START}({_SPLIT}){_END}", re.IGNORECASE)
 CHANNEL = re.compile(r"(?P<of>.+)_(?P<number>\d{4})")
 """Of nnU-Net: the image ``X_0000`` is the first channel of X, whose mask is called X."""
+PATIENT = re.compile(
+    r"(tcga|video|slide|patient|pat|subject|subj|sub|participant|person|case)[\W_]*"
+    r"([a-z]{0,3}[\W_]+)?\d.*",
+    re.IGNORECASE,
+)
+"""Names of folders that are of one patient, such as ``patient0001`` and ``TCGA_CS_4941``."""
 
 Place = tuple[str, ...]
 
@@ -139,7 +145,7 @@ def images_and_masks(
         chosen = {path: stem[path].removeprefix(start).removesuffix(end) for path in stem}
         if not chosen:
             raise MissingFileError(f"expected a folder, or names of files, of masks at {masks}")
-        called = named.keys() | {x for x in files if _named(MASK_FOLDER, files[x][-1:])}
+        called = named.keys() | {x for x in files if _named(MASK_FOLDER, files[x][-2:])}
         files = {x: files[x] for x in files if x in chosen or x not in called}
         files |= {x: files[x][: 1 - len(masks.parts) or None] for x in chosen}
         named = chosen if start or end else {x: named.get(x, chosen[x]) for x in chosen}

@@ -1,19 +1,22 @@
 """Which images a folder has, and what is known of each.
 
 A folder is ``[SPLIT/][CLASS/][GROUP/]IMAGE``: sub-folders called train, val and test (or training,
-valid, validation, testing) are splits, those below them classes, and those below these groups such
-as patients. How masks are named, `medduet.data.folders` says.
+valid, validation, testing) are splits, those below them classes, unless they are called as patients
+are, and those below these groups such as patients: of several levels those down to the first with a
+digit, so that two studies of a patient are one group. How masks are named, `medduet.data.folders`
+says.
 """
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from medduet.data.folders import (
     CHANNEL,
+    PATIENT,
     Place,
     further_channels,
     images_and_masks,
@@ -26,8 +29,8 @@ from medduet.types import Modality
 from medduet.utils.parsing import read_json
 
 SPLIT_OF = {
-    **dict.fromkeys(("train", "training", "tr"), "train"),
-    **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
+    **dict.fromkeys(("train", "training", "tr", "trainval", "train_val", "train-val"), "train"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "eval", "evaluation"), "val"),
     **dict.fromkeys(("test", "testing", "ts"), "test"),
 }
 _FEW, DATASET = 10, "dataset.json"  # folders that may be classes; of nnU-Net
@@ -83,24 +86,35 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
             f"named after classes, given {only if drawn else 'none'}"
         )
     images, drawn = _unwrapped(root, images, drawn)
+    if masks is not None and not masks.is_dir():
+        drawn = _by_name_alone(images, drawn)
     splits, items = _splits(root, images), []
     of_masks = None if (root / DATASET).is_file() else {stem for _, stem in drawn}
     further = further_channels(images, of_masks)
     more = Counter(further.values())
     folders = Counter(place[bool(splits) :][:1] for place in images.values())
-    cases = len(folders) > 2 and {*folders.values()} == {1}  # a folder for each image is no class
+    patients = len(folders) > 2 and all(x and PATIENT.fullmatch(x[0]) for x in folders)
+    # A folder for each image is no class either.
+    cases = patients or (len(folders) > 2 and {*folders.values()} == {1})
+    if patients:
+        (named,) = min(folders)
+        notes.append(f"folders are called as patients are, such as {named}, so they are no classes")
     for path, place in images.items():
         if path in further:
             continue
         inner = place[1:] if splits else place
+        split = splits[place[0]] if splits else ""
+        if split and inner and SPLIT_OF.get(split_word(inner[0]).lower()) == split:
+            inner = inner[1:]  # train/train/...
         above = [each[:n] for each in (place, inner) for n in range(len(each), -1, -1)]
         match = CHANNEL.fullmatch(stem_of(path))
         stems = [stem_of(path), *([match["of"]] if match else [])]
         of_image = [(up, stem) for up in above for stem in stems if (up, stem) in drawn]
         if match and of_image and of_image[0][1] != stems[0] and int(match["number"]):
             raise DataError(f"{path}: expected the first channel, {match['of']}_0000, beside it")
-        split = splits[place[0]] if splits else ""
-        name, group = path.relative_to(root).as_posix(), "/".join(inner[not cases :])
+        name, below = path.relative_to(root).as_posix(), inner[not cases :]
+        widest = next((n for n, x in enumerate(below) if any(map(str.isdigit, x))), len(below))
+        group = "/".join(below[: widest + 1])
         of_it, labels = tuple(drawn[of_image[0]]) if of_image else (), () if cases else inner[:1]
         items.append(Item(name, path, of_it, labels or None, group, split, 1 + more[path]))
     uses = Counter(mask for item in items for mask in item.masks)
@@ -123,16 +137,55 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         notes.append(f"{united} images have several masks each, which are united")
     known = {item.split for item in items if item.masks or item.labels}
     without = {item.split for item in items if item.split not in known}
-    if known == {"train"} and without:
+    if "train" in known and without:
         count = sum(item.split in without for item in items)
         names = " and ".join(sorted(without))
         notes.append(f"{count} images of {names} have neither class nor mask, and are left out")
-        items = [item._replace(split="") for item in items if item.split in known]
+        items = [item for item in items if item.split in known]
+        if "test" not in known:
+            items = [item._replace(split="") for item in items]
+    _check_classes(root, items)
     items.sort(key=lambda item: natural(item.name))
     values, modality = _described(root, items[0].channels)
     notes += ["names of masks are those of dataset.json"] * bool(values)
+    beside = sorted(path.name for path in root.iterdir() if path.suffix in (".csv", ".tsv"))
+    notes += [
+        f"not read: {', '.join(beside[:3])}; a table of the images is given as --data"
+    ] * bool(beside)
     about = root.resolve().name, tuple(items)
     return Listing(*about, False, alone, tuple(notes), values, modality)
+
+
+def _by_name_alone(
+    images: Mapping[Path, Place], drawn: Mapping[tuple[Place, str], list[Path]]
+) -> dict[tuple[Place, str], list[Path]]:
+    """Put masks that lie at no image's place at that of the only image that begins as they do."""
+    whole, begun = defaultdict[str, list[Path]](list), defaultdict[str, list[Path]](list)
+    for path in images:
+        whole[stem := stem_of(path)].append(path)
+        for end in re.finditer(r"[ _-]", stem):
+            begun[stem[: end.start()]].append(path)
+    placed: dict[tuple[Place, str], list[Path]] = defaultdict(list)
+    for (up, of), masks in drawn.items():
+        called = whole.get(of) or begun.get(of, [])
+        places = [images[x] for x in whole.get(of, ())]
+        here = any(up in (each[: len(up)], each[1:][: len(up)]) for each in places)
+        if len(called) == 1 and not here:
+            up, of = images[called[0]], stem_of(called[0])
+        placed[up, of] += masks
+    return placed
+
+
+def _check_classes(root: Path, items: Sequence[Item]) -> None:
+    """Refuse classes of which those of train are not those of test."""
+    train, test = ({item.labels for item in items if item.split == x} for x in ("train", "test"))
+    if train - {None} and test - {None} and not (train & test):
+        names = " and ".join(min(filter(None, x))[0] for x in (train, test))
+        raise DataError(
+            f"{root}: expected the same classes in train and test, given folders such as {names}: "
+            "name folders of patients patient1, ..., or give a table (.csv) with the columns "
+            "path, label, group and split"
+        )
 
 
 def _described(root: Path, count: int) -> tuple[str | None, Modality]:
@@ -167,13 +220,20 @@ def _unwrapped(
     are_splits = len(parts) > 1 and {split_word(name).lower() for name in parts} & SPLIT_OF.keys()
     if are_splits or not below:
         return images, drawn
-    numbered = all(any(map(str.isdigit, name)) for name in below)
+    digits = [any(map(str.isdigit, name)) for name in below]
+    numbered, patients = all(digits), all(map(PATIENT.fullmatch, below))
     wrapped = len(parts) == 1 and all(len(place) > 1 for place in images.values())
-    if wrapped and (len(below) == 1 or not numbered):
+    if wrapped and (len(below) == 1 or not numbered or patients):
         inner = {(place[1:], of): paths for (place, of), paths in drawn.items()}
         return _unwrapped(root, {path: place[1:] for path, place in images.items()}, inner)
-    repeated = len(parts) > 1 < len(below) and all(names == {*below} for names in parts.values())
-    if (wrapped and len(below) <= _FEW) or (repeated and not numbered):
+    uses = Counter(chain(*parts.values()))
+    repeated = len(parts) > 1 < len(below) and min(uses.values()) > 1
+    # One of several classes may be all that a patient has; patients have numbers, and seldom words.
+    several = repeated and (not numbered or len(parts) > max(_FEW, len(below)))
+    words = (
+        len(parts) > 1 < len(below) and not any(digits) and all(len(x) > 1 for x in images.values())
+    )
+    if (wrapped and len(below) <= _FEW) or several or words:
         outer, shown = (", ".join(sorted(x, key=natural)[:4]) for x in (parts, below))
         raise DataError(
             f"{root}: expected sub-folders that are classes, and {outer} may be those, with groups "
@@ -185,14 +245,16 @@ def _unwrapped(
 
 def _splits(root: Path, images: Mapping[Path, Place]) -> dict[str, str]:
     """Return the split that each first folder of a place stands for, if they are splits."""
-    names = dict.fromkeys(place[0] if place else path.name for path, place in images.items())
+    names = dict.fromkeys(place[0] if place else "" for place in images.values())
     words = {name: split_word(name).lower() for name in names}
     splits = {name: SPLIT_OF[word] for name, word in words.items() if word in SPLIT_OF}
     different = len(set(splits.values()))
-    if different < 2:  # one folder may be a class of that name
+    alone = [name for name in splits if name.lower() in SPLIT_OF]
+    if different < 2 and (not alone or len(names) == 1):  # one may be a class, as "test strips"
         return {}
     if different < len(names):
-        given = ", ".join(sorted(names, key=lambda name: name not in splits)[:8])
+        named = (name or "single files" for name in names)
+        given = ", ".join(sorted(named, key=lambda name: name not in splits)[:8])
         raise DataError(
             f"{root}: expected one folder for each of train, val and test and no images beside "
             f"them, given {given}; masks in another folder are given by --data.masks"

@@ -86,6 +86,8 @@ def open_images(
     else:
         from medduet.data.convert import open_files
 
+        if data.masks is not None and not path.is_dir():
+            raise ConfigError(f"--data.masks is for folders: give {path.name} a column mask")
         listing = list_folder(path, data.masks) if path.is_dir() else list_table(path)
         images, split = open_files(listing, data, progress)
     return arrange(images, split, data, progress, saved_split)

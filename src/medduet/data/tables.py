@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
 
-from medduet.data.folders import CHANNEL, MASK_FOLDER, further_channels, stem_of
+from medduet.data.folders import CHANNEL, MASK_FOLDER, PATIENT, further_channels, stem_of
 from medduet.data.imageset import SPLITS
 from medduet.data.listing import DATASET, SPLIT_OF, Item, Listing
 from medduet.errors import DataError, MissingFileError
@@ -25,14 +25,16 @@ from medduet.errors import DataError, MissingFileError
 _COLUMNS = {  # in lower case, letters and digits alone, the best first
     "path": "path filepath imagepath imagefilepath image img filename imagefile imagename imageid "
     "imgid imageindex isicid dicomid file idcode id",
-    "label": "label class diagnosis diagnostic dx target category pathology",
+    "label": "label class diagnosis diagnostic dx target category pathology level grade "
+    "classification",
     "labels": "labels findinglabels",
     "mask": "mask masks maskpath maskfile maskname segmentation roimaskfilepath",
     "split": "split subset partition",
 }
 _WIDEST_FIRST = "group|patient|pat|subject|participant|person|case|study|exam|slide|lesion"
 _GROUP = re.compile(rf"({_WIDEST_FIRST})(id|no|nr|num|number|name|code|(instance)?uid)?")
-_NO_CLASS = {"sex", "gender", "male", "female", "fold", *SPLIT_OF}  # even if of 0 and 1
+_NO_CLASS = {"sex", "gender", "male", "female", "fold", "implant", "gradable", *SPLIT_OF}  # of 0, 1
+_MAY_BE_CLASS = re.compile("diagnos|grade|birads|malignan|patholog|histolog")
 _BIT = {"0": False, "1": True, "false": False, "true": True, "falsch": False, "wahr": True}
 _MISSING = re.compile(r"-?nan|#?n/?a|<na>|null|(?-i:None)", re.IGNORECASE)  # as in pandas
 _WHOLE = re.compile(r"(-?\d+)(\.0*|,00?)")  # pandas writes 1 as 1.0 where another is missing
@@ -83,6 +85,11 @@ def list_table(path: Path) -> Listing:
     names = [name.replace("\\", "/") for name in table.known(roles["path"])]
     masks = [_several(cell.replace("\\", "/")) for cell in table.known(roles["mask"])]
     groups, splits = table.known(roles["group"]), table.known(roles["split"])
+    if not roles["group"]:
+        of_path = (filter(PATIENT.fullmatch, Path(name).parts[:-1]) for name in names)
+        if all(found := [next(each, "") for each in of_path]):
+            groups = found
+            table.notes.append(f"paths tell patients apart, as {found[0]}: they are groups")
     images, drawn = _find(table, names, [*chain(*masks)])
     items, faults = dict[Path, Item](), list[tuple[str, str]]()
     for row, (name, split) in enumerate(zip(names, map(str.lower, splits), strict=True)):
@@ -208,11 +215,15 @@ def _labels(table: _Table, roles: Roles) -> tuple[Labels, bool]:
 def _one_hot(table: _Table, roles: Roles) -> tuple[Labels, bool]:
     """Return the classes of each row from columns of 0 and 1, if there are several."""
     bits = [[_BIT.get(x := _whole(cell).lower(), x) for cell in cells] for cells in table.cells]
+    keys = [name.lower() for name in table.header]
     named = {i for i, name in enumerate(table.header) if name and name.lower() not in _NO_CLASS}
     rest = sorted(named - {*chain(*roles.values())})
     places = [i for i in rest if {True, False} <= {*bits[i]} <= {True, False, "", "?", "-1"}]
     if len(places) < 2:
         return [None] * len(table.lines), False
+    if others := [i for i in rest if i not in places and _MAY_BE_CLASS.search(keys[i])]:
+        given = f"0 and 1 in {table.names(places)}, and {table.names(others)}"
+        raise table.error(f"classes that can be told apart, given {given}: call one column label")
     roles["class"], labels = places, Labels()
     for row, values in enumerate(zip(*(bits[i] for i in places), strict=True)):
         unknown = [value for value in values if isinstance(value, str)]

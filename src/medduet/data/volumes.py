@@ -26,7 +26,7 @@ def with_series(listing: Listing, config: DataConfig) -> Listing:
 
     It stays as it is if there is something else, or masks, or folders without a series.
     """
-    if config.dims == 2 or not Path(config.name).is_dir():
+    if config.dims == 2 or not Path(config.name).expanduser().is_dir():
         return listing  # a table lists the folder of a series itself, or means its slices
     folders = defaultdict[Path, list[Item]](list)
     for item in listing.items:

@@ -140,6 +140,12 @@ def _network(config: RunConfig, data: ImageSet) -> tuple[str, dict[str, Any], st
 
 
 def _tasks(data: ImageSet) -> tuple[tuple[Task, ...], str]:
+    if not data.mask_names and len(data.class_names) < 2:
+        columns = next((x for x in data.info.get("notes", ()) if x.startswith("columns")), "")
+        raise ConfigError(
+            f"{data.name}: expected classes (sub-folders, or a column label) or masks (called "
+            f"NAME_mask, or a column mask), given none" + f"; {columns}" * bool(columns)
+        )
     if not data.mask_names:
         return ("classify",), "classes, and no masks"
     if len(data.class_names) < 2:

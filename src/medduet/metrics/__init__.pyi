@@ -4,9 +4,13 @@ from .classification import balanced_accuracy as balanced_accuracy
 from .classification import classification_metrics as classification_metrics
 from .classification import correct_predictions as correct_predictions
 from .classification import reliability as reliability
+from .dense import PSNR_CAP as PSNR_CAP
 from .dense import dice_per_class as dice_per_class
 from .dense import iou_per_class as iou_per_class
+from .dense import mean_over_classes as mean_over_classes
 from .dense import reconstruction_errors as reconstruction_errors
+from .dense import reconstruction_summary as reconstruction_summary
+from .dense import segmentation_summary as segmentation_summary
 from .dense import surface_distances as surface_distances
 from .intervals import bootstrap_mean as bootstrap_mean
 from .intervals import wilson as wilson
@@ -14,7 +18,3 @@ from .names import METRICS as METRICS
 from .names import Metric as Metric
 from .roc import auc as auc
 from .roc import auc_interval as auc_interval
-from .summaries import PSNR_CAP as PSNR_CAP
-from .summaries import mean_over_classes as mean_over_classes
-from .summaries import reconstruction_summary as reconstruction_summary
-from .summaries import segmentation_summary as segmentation_summary

@@ -63,6 +63,8 @@ class Ensemble(DuetNetwork):
         self.views = [(quarters, mirrored) for quarters in turns for mirrored in flips]
         self.min_side = max(member.min_side for member in members)
         self.patch = members[0].patch
+        for member in members:
+            member.patch = None  # windows are those of the ensemble
         counts = Counter(member.arguments["name"] for member in members)
         names = " and ".join(f"{count} {name}" for name, count in counts.items())
         views = "" if test_time == "none" else f", test-time {test_time}"
