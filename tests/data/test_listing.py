@@ -175,6 +175,10 @@ def test_splits_classes_and_groups(folder: Make) -> None:
         (("train/a/x.png", "train/a/w.png", "val/b/y.png", "test/z.png"), ["a  ", "a  ", "b  "]),
         (("train/a/x.png", "val/y.png", "test/a/z.png"), ["a  test", "a  train"]),
         (("train_1.png", "test_1.png"), ["-  ", "-  "]),
+        (
+            [f"{x}/a.png" for x in ("JPEGImages", "SegmentationClass", "SegmentationObject")],
+            ["-  "],
+        ),
     ],
 )
 def test_what_folders_are(names: Sequence[str], read: list[str], folder: Make) -> None:

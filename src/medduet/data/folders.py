@@ -220,6 +220,8 @@ def _walk(folder: Path, *above: Path | None) -> Iterator[tuple[Path, str]]:
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
         if path.name.startswith((".", "__MACOSX", "@eaDir")):
             continue
+        if path.name == "SegmentationObject" and path.with_name("SegmentationClass").is_dir():
+            continue  # of VOC: objects by number
         if path.is_dir():
             yield from _walk(path, folder, *above)
         elif kind := _kind_of(path):

@@ -148,10 +148,10 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     items.sort(key=lambda item: natural(item.name))
     values, modality = _described(root, items[0].channels)
     notes += ["names of masks are those of dataset.json"] * bool(values)
-    beside = sorted(path.name for path in root.iterdir() if path.suffix in (".csv", ".tsv"))
-    notes += [
-        f"not read: {', '.join(beside[:3])}; a table of the images is given as --data"
-    ] * bool(beside)
+    tables = (x for pattern in ("*.[ct]sv", "*/*.[ct]sv") for x in root.glob(pattern))
+    if beside := [path.name for path in sorted(tables)]:
+        more = "; a table of the images is given as --data"
+        notes.append(f"not read: {', '.join(beside[:3])}{more}")
     about = root.resolve().name, tuple(items)
     return Listing(*about, False, alone, tuple(notes), values, modality)
 

@@ -111,7 +111,8 @@ def list_table(path: Path) -> Listing:
         split = SPLIT_OF.get(split, "")
         items[image] = Item(name, image, tuple(of_image), labels[row], groups[row], split)
     if not items:
-        raise table.error(f"paths relative to the table, but there is no file {names[0]}", 0)
+        absent = f"there is no file {names[0]}: put the table into the folder above its images"
+        raise table.error(f"paths relative to the table, but {absent}", 0)
     if len({bool(item.split) for item in items.values()}) > 1:
         raise table.error("a split for every image or for none, given it for some")
     folders = {image.parent for image in items if CHANNEL.fullmatch(stem_of(image))}
