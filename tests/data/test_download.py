@@ -26,7 +26,7 @@ def server(original: Path, serve: Callable[[Path], Any], monkeypatch: pytest.Mon
     """A server of a small set that the index calls bloodmnist at 28 pixels."""
     server, sets = serve(original.parent), dict(medmnist.medmnist_sets())
     md5 = hashlib.md5(original.read_bytes()).hexdigest()
-    file = RemoteFile(f"{server.address}/bloodmnist.npz?download=1", md5)
+    file = RemoteFile("bloodmnist.npz", f"{server.address}/bloodmnist.npz?download=1", md5)
     entry = sets["bloodmnist"]
     sets["bloodmnist"] = entry._replace(files={**entry.files, 28: file})
     monkeypatch.setattr(medmnist, "medmnist_sets", lambda: sets)

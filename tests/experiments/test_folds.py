@@ -10,7 +10,7 @@ import pytest
 import medduet
 from medduet import DataConfig, ModelConfig, RunConfig, TrainConfig
 from medduet.errors import Interrupted
-from medduet.experiments.folds import FOLDS
+from medduet.experiments.plan import FOLDS
 from medduet.runs.bundle import load_bundle
 from medduet.runs.folder import RunFolder, find_runs, open_run
 from medduet.training.reporter import Reporter

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import medduet
 from medduet import RunConfig, TrainingError
 from medduet.training import loop
-from medduet.training.monitor import StepMonitor
+from medduet.training.state import StepMonitor
 from medduet.types import Batch
 
 MakeConfig = Callable[..., RunConfig]

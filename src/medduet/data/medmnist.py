@@ -13,7 +13,6 @@ from functools import cache as remember
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from medduet.config import DataConfig
 from medduet.data.cache import Progress, cache_folder, file_digests
@@ -26,13 +25,9 @@ DEFAULT_SIZE = 28
 class RemoteFile(NamedTuple):
     """A file that can be downloaded and recognised."""
 
+    name: str
     url: str
     md5: str
-
-    @property
-    def name(self) -> str:
-        """File name without folder and query, such as ``bloodmnist_64.npz``."""
-        return Path(urlsplit(self.url).path).name
 
 
 class MedMNISTInfo(NamedTuple):
@@ -69,7 +64,7 @@ def medmnist_sets() -> Mapping[str, MedMNISTInfo]:
             samples=tuple(entry["n_samples"][split] for split in ("train", "val", "test")),
             licence=entry["license"],
             files={  # volumes are published at 28 and 64 only
-                size: RemoteFile(entry[f"url{end}"], entry[f"MD5{end}"])
+                size: RemoteFile(f"{flag}{end}.npz", entry[f"url{end}"], entry[f"MD5{end}"])
                 for size, end in endings.items()
                 if f"url{end}" in entry
             },

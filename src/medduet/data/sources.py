@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from medduet.config import DataConfig, validate
 from medduet.data.cache import Progress
@@ -14,7 +16,7 @@ from medduet.data.phantom import phantom_images
 from medduet.data.pixels import for_each_axis
 from medduet.data.splits import arrange
 from medduet.data.tables import list_table
-from medduet.data.zarr_store import is_zarr, open_zarr
+from medduet.data.zarr_store import is_zarr, open_zarr, write_zarr
 from medduet.errors import ConfigError, DataError, MissingFileError, closest
 
 PHANTOMS = {"phantom": 2, "phantom3d": 3}  # with their spatial dimensions
@@ -79,7 +81,8 @@ def open_images(
         path = fetch_medmnist(data, published, progress)
         images = open_npz(path, size=size, cache=data.cache, progress=progress)
         index = {"medmnist": data.name, "task": entry.task, "licence": entry.licence}
-        info = {**images.info, **index, **entry.files[published]._asdict()}
+        index |= {"url": entry.files[published].url, "md5": entry.files[published].md5}
+        info = {**images.info, **index}
         images = replace(images, name=data.name, class_names=entry.class_names, info=info)
     elif kind == "npz":
         images = open_npz(Path(data.name), size=data.size, cache=data.cache, progress=progress)
@@ -91,6 +94,27 @@ def open_images(
         listing = list_folder(path, data.masks) if path.is_dir() else list_table(path)
         images, split = open_files(listing, data, progress)
     return arrange(images, split, data, progress, saved_split)
+
+
+def zarr(
+    data: DataConfig,
+    out: Path,
+    *,
+    shard_mb: Annotated[float, Field(gt=0)] = 64.0,
+    progress: Progress = None,
+) -> Path:
+    """Write a data set as a zarr store, to be read from a folder or a server.
+
+    A call that was stopped continues when it is typed again.
+
+    Args:
+        data: Which images, and in which split; DATA comes first.
+        out: Folder of the store, NAME.zarr.
+        shard_mb: Size of the images of a shard in MB.
+        progress: draws the progress.
+    """
+    images = open_images(data, progress=progress)
+    return write_zarr(images, out, shard_mb=shard_mb, progress=progress)
 
 
 def is_files(data: DataConfig) -> bool:

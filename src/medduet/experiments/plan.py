@@ -17,7 +17,6 @@ from medduet.data.patches import patches_and_views
 from medduet.data.pixels import for_each_axis
 from medduet.errors import ConfigError, ModelError, one_line
 from medduet.experiments.config import by_path, change
-from medduet.experiments.folds import FOLDS
 from medduet.models.base import DuetNetwork, activation_bytes
 from medduet.models.encoders import weights_at_hand
 from medduet.models.inference import prepare_network
@@ -35,6 +34,8 @@ _EPOCHS: dict[Preset, tuple[int, int]] = {"fast": (5, 30), "balanced": (12, 80),
 """Images that a network sees in all, and the fewest and most epochs."""
 _SHARE = 0.85
 """Of a time budget for epochs; the rest is for evaluation, figures and what was not foreseen."""
+FOLDS = 5
+"""Members of the preset ``best``, each with another fifth of train and val as its val."""
 _OPEN = (
     *("model.name", "objective.tasks", "train.epochs", "train.batch_size"),
     *("train.learning_rate", "train.augment", "train.ema"),

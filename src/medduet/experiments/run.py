@@ -5,8 +5,7 @@ import re
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +17,31 @@ from medduet.config import RunConfig
 from medduet.data.audit.leakage import leak_warning
 from medduet.data.cache import Progress
 from medduet.data.imageset import ImageSet
+from medduet.data.modality import allowed, known_modality
 from medduet.data.sources import open_images
 from medduet.data.splits import write_split
 from medduet.data.summary import data_summary
 from medduet.errors import DownloadError, MedDuetError, StorageError, TrainingError
+from medduet.evaluation.ensemble import combine
 from medduet.experiments.config import differing, require_one
-from medduet.experiments.folds import train_folds
-from medduet.experiments.plan import Decision, is_open, plan
+from medduet.experiments.plan import FOLDS, Decision, is_open, plan
 from medduet.models.base import network_cost
 from medduet.models.inference import prepare_network
 from medduet.models.weights import WeightsReport
 from medduet.reports.figures import draw_run
-from medduet.runs.bundle import save_bundle
+from medduet.runs.bundle import load_bundle, save_bundle
 from medduet.runs.environment import describe_data, describe_environment
-from medduet.runs.folder import RunFolder
+from medduet.runs.folder import MEMBERS, RunFolder
+from medduet.runs.predictions import Predictions
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import launch_fabric
-from medduet.training.final import EVALUATED, evaluate_selected, fit_ood_detector, write_samples
+from medduet.training.final import (
+    EVALUATED,
+    evaluate_network,
+    evaluate_selected,
+    fit_ood_detector,
+    write_samples,
+)
 from medduet.training.loop import fit
 from medduet.training.reporter import Reporter
 from medduet.training.setup import (
@@ -155,8 +162,7 @@ def _run(
     if fabric.is_global_zero:
         _begin(experiment, choices, weights)
     if experiment.config.train.preset == "best":
-        train_member = partial(_train_member, experiment)
-        experiment, metrics, calibration = train_folds(experiment, train_member)
+        experiment, metrics, calibration = _train_folds(experiment)
     else:
         metrics, calibration = evaluate_selected(experiment, fit(experiment))
     if fabric.is_global_zero:
@@ -168,14 +174,6 @@ def _run(
         folder.finish()
     fabric.barrier()
     return metrics
-
-
-def _train_member(experiment: Experiment, config: RunConfig) -> RunRecord:
-    """Train a member of an ensemble, or go on with it."""
-    begun = config.out is not None and (config.out / "config.json").is_file()
-    begun = experiment.fabric.broadcast(begun)  # another process may already have begun it
-    new = {"resume": config.out} if begun else {"config": config}
-    return train(**new, reporter=experiment.reporter, stop=experiment.stop)
 
 
 def _begin(
@@ -262,3 +260,51 @@ def _bundle_config(
         "versions": {"medduet": __version__, "torch": torch.__version__},
         "ood": None if detector is None else detector.model_dump(mode="json"),
     }
+
+
+def _train_folds(
+    experiment: Experiment,
+) -> tuple[Experiment, dict[str, Any], Calibration | None]:
+    """Train a network on each fold of train and val, and return what evaluates their mean.
+
+    Of val are the predictions for the images of train and val by the one member that has not seen
+    each; on them the ensemble is calibrated. Members that are finished are not trained again.
+
+    Returns:
+        The experiment with the ensemble, the metrics as in ``metrics.json``, and the calibration;
+        ``None`` for the reason in ``calibration_missing``.
+    """
+    config, data = experiment.config, experiment.data
+    runs = [RunFolder(experiment.folder.path / MEMBERS / f"fold{fold}") for fold in range(FOLDS)]
+    for fold, run in enumerate(runs):
+        experiment.reporter.message(f"fold {fold + 1} of {FOLDS}: {run.path}")
+        _train_member(experiment, run, fold)
+    modality = known_modality(data.info, config.data.modality)
+    mirror = allowed(modality, [*data.class_names, *data.mask_names]).mirror
+    bundle = combine([load_bundle(run.path) for run in runs], "flip" if mirror else "none")
+    prepare_network(bundle.network, experiment.fabric.device, data.size)
+    experiment = replace(experiment, network=bundle.network)
+    held_out = Predictions.concatenate([run.predictions("val") for run in runs])
+    metrics, calibration = evaluate_network(experiment, "", held_out)
+    chosen = {name: bundle.config.metrics[name] for name in ("selection", "selected_epoch")}
+    about = {"protocol": config.evaluate.protocol, "seed": config.train.seed}
+    return experiment, about | chosen | metrics, calibration
+
+
+def _train_member(experiment: Experiment, run: RunFolder, fold: int) -> None:
+    """Train a member of an ensemble, or go on with it."""
+    begun = (run.path / "config.json").is_file()
+    reporter, stop = experiment.reporter, experiment.stop
+    if experiment.fabric.broadcast(begun):  # another process may already have begun it
+        train(resume=run.path, reporter=reporter, stop=stop)
+        return
+    config = experiment.config
+    of_data = {"folds": FOLDS, "fold": fold, "keep_test": True}
+    seed = config.train.seed * FOLDS + fold
+    of_train = {"preset": "balanced", "seed": seed, "time_budget": None}
+    changes: dict[str, Any] = {
+        "data": config.data.model_copy(update=of_data),
+        "train": config.train.model_copy(update=of_train),
+        "out": run.path,
+    }
+    train(config.model_copy(update=changes), reporter=reporter, stop=stop)

@@ -1,12 +1,21 @@
-"""The report of an audit: a page with its findings and the images side by side, ``audit.json``."""
+"""An audit and its report: a page with findings and images side by side, ``audit.json``."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from medduet.config import DataConfig
+from medduet.data.audit.checks import audit as audit_images
 from medduet.data.audit.findings import Audit, plural
+from medduet.data.audit.leakage import clean
+from medduet.data.cache import Progress
 from medduet.data.imageset import ImageSet
+from medduet.data.sources import open_images
+from medduet.data.splits import write_split
+from medduet.data.summary import data_summary
+from medduet.errors import ConfigError
 from medduet.reports.image_grid import image_grid, panel_of
 from medduet.reports.page import Section, Table, numbers, write_page
 from medduet.reports.style import shorten
@@ -14,6 +23,44 @@ from medduet.utils.files import write_json
 
 MAX_PAIRS = 30
 MAX_PICTURES = 8
+
+
+class AuditRecord(NamedTuple):
+    """An audit, its page, what was understood of the data, and what a cleaned split changes."""
+
+    audit: Audit
+    summary: list[str]
+    page: Path
+    changes: str | None
+
+
+def audit(
+    data: DataConfig,
+    *,
+    out: Path | None = None,
+    strict: bool = False,
+    fix: Path | None = None,
+    progress: Progress = None,
+) -> AuditRecord:
+    """Check a data set for leaks between splits, label errors and odd images.
+
+    Args:
+        data: Which images; DATA comes first.
+        out: Folder for index.html, its tables and figures, and audit.json; default: audits/NAME.
+        strict: Exit with code 1 if there is a leak.
+        fix: Write a split without leaks to this .csv, for --data.split; test stays as it is.
+        progress: draws the progress.
+    """
+    if fix is not None and fix.suffix != ".csv":
+        raise ConfigError(f"expected --fix FILE.csv, given {fix}")
+    images = open_images(data, progress=progress)
+    findings = audit_images(images, cache=data.cache, progress=progress)
+    page = write_audit(findings, images, out or Path("audits") / images.name)
+    if fix is None:
+        return AuditRecord(findings, data_summary(images), page, None)
+    cleaned, changes = clean(images, cache=data.cache, progress=progress)
+    write_split(fix, cleaned)
+    return AuditRecord(findings, data_summary(images), page, changes)
 
 
 def write_audit(audit: Audit, images: ImageSet, out: Path) -> Path:

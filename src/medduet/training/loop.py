@@ -24,9 +24,8 @@ from medduet.models.base import DuetNetwork, trains_on_one
 from medduet.training.experiment import Experiment
 from medduet.training.fabric import all_sum, peak_memory
 from medduet.training.loader import load_batches
-from medduet.training.monitor import StepMonitor
 from medduet.training.setup import encoder_rate
-from medduet.training.state import Best, Progress, TrainState, save_checkpoint
+from medduet.training.state import Best, Progress, StepMonitor, TrainState, save_checkpoint
 from medduet.training.step import train_step
 from medduet.training.validation import quick_metrics, selection_score
 

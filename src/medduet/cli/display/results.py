@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from medduet.cli.doctor import Check
-    from medduet.cli.functions import AuditRecord
     from medduet.evaluation.ensemble import EnsembleRecord
     from medduet.experiments.grid import GridRecord
     from medduet.experiments.run import RunRecord
     from medduet.inference.folder import PredictRecord
+    from medduet.reports.audit_page import AuditRecord
     from medduet.reports.compare import Comparison
 
 Arguments = Mapping[str, Any]
