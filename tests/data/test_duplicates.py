@@ -73,6 +73,15 @@ def test_similar_anatomy_is_no_duplicate() -> None:
     assert len(pairs) <= 2  # of 80,000
 
 
+def test_heads_of_several_patients_are_no_duplicates() -> None:
+    rng = np.random.default_rng(0)
+    radius = np.linalg.norm(np.indices((24, 24, 24)) - 11.5, axis=0)
+    noise = rng.normal(0, 1, (30, 6, 6, 6)).repeat(4, 1).repeat(4, 2).repeat(4, 3)
+    heads = np.uint8(np.where(radius < 9, (120 + 12 * noise).clip(1, 255), 0))
+    heads = np.concatenate([heads, np.uint8(heads[:1] * 0.9)])
+    assert search_duplicates(heads).pairs.tolist() == [[0, 30]]
+
+
 def test_exact_duplicates_are_paired_with_the_first(phantoms: np.ndarray) -> None:
     found = search_duplicates(np.concatenate([phantoms[:50], np.repeat(phantoms[3:4], 60, axis=0)]))
     assert found.exact.all()

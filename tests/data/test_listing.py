@@ -138,6 +138,8 @@ def test_names_of_masks(image: str, mask: str, folder: Make) -> None:
         (("ill/x.png", "ill/tumor/x_mask.png", "ill/mask/x.png"), "tumor/*"),
         (("images/21_train.tif", "drawn/21_manual1.gif", "mask/21_train_mask.gif"), "drawn/*"),
         (("part_1/x.jpg", "masks of all/x_segmentation.png"), "*_segmentation.png"),
+        (("volume-1.nii", "segmentation-1.nii"), "segmentation-*"),
+        (("case_1/imaging.nii.gz", "case_1/segmentation.nii.gz"), "segmentation*"),
     ],
 )
 def test_masks_that_are_called_otherwise(names: tuple[str, ...], masks: str, folder: Make) -> None:
@@ -166,6 +168,14 @@ def test_splits_classes_and_groups(folder: Make) -> None:
         (("a/S/p1/40X/x.png", "a/S/p1/9X/y.png", "b/z.png"), ["a S/p1 ", "a S/p1 ", "b  "]),
         ([f"k/TCGA_CS_{n}/{n}.tif" for n in (1, 1, 22, 33)], ["- TCGA_CS_1 ", "- TCGA_CS_22 "]),
         ([f"train/patient0{n}/{n}.png" for n in range(3)] + ["test/pat-4/x.png"], ["- pat-4 test"]),
+        (
+            [f"LIDC-IDRI-00{n}/s/{k}.png" for n in range(10, 13) for k in (1, 2)],
+            ["- LIDC-IDRI-0010 "],
+        ),
+        (
+            ("imagesVa/x.png", "labelsVa/x.png", "imagesTr/y.png", "labelsTr/y.png"),
+            ["-  train", "-  val"],
+        ),
         ([f"subtype{n}/{k}.png" for n in range(3) for k in range(2)], ["subtype0  ", "subtype0  "]),
         (("trainval-image/x.png", "test-image/y.png"), ["-  test", "-  train"]),
         (

@@ -106,7 +106,7 @@ def test_nnunets_layout_has_names_a_window_and_images_without_masks(
     assert own.info["window"] is None
     write_json(tmp_path / "dataset.json", {**described, "labels": {"whole": [1, 2], "core": 2}})
     assert open_images(str(tmp_path), **options).mask_names == ("background", "mask 1", "mask 2")
-    write_json(tmp_path / "dataset.json", ["of something else"])
+    (tmp_path / "dataset.json").write_text("of something else")
     assert open_images(str(tmp_path), **options).info["modality"] == "auto"
 
 
@@ -311,6 +311,43 @@ def test_a_tilted_gantry_is_told(tmp_path: Path, cache: Path, save_series: SaveS
         save_series(tmp_path / f"case {number}", VOLUME, **tilted)
     images = open_images(str(tmp_path), cache=cache, group_by="none")
     assert "10 of 10 files have slices that are tilted by 18.4 degrees" in str(images.info["notes"])
+    assert images.info["spacing"] == pytest.approx([3, 0.5, 0.5])  # along the normal, not the table
+    assert (images.class_names, len(np.unique(images.pool().groups))) == ((), 10)
+
+
+def test_a_folder_of_slices_and_more(tmp_path: Path, cache: Path, save_series: SaveSeries) -> None:
+    for number in range(9):
+        paths = save_series(tmp_path / f"{'ab'[number % 2]}" / f"case {number}", VOLUME)
+    save_nifti(tmp_path / "a" / "case 0" / "other.nii.gz", VOLUME)
+    assert len(open_images(str(tmp_path), cache=cache, group_by="none").pool()) == 10
+    paths[3].write_bytes(b"")
+    with pytest.raises(DataError, match=rf"slices that can be read, given {paths[3].name}"):
+        open_images(str(tmp_path), cache=cache)
+    save_series(tmp_path / "b" / "scout", VOLUME[:1])
+    with pytest.raises(DataError, match=r"scout: expected the slices of a DICOM series"):
+        open_images(str(tmp_path), cache=cache)
+
+
+def test_a_place_that_is_lost_is_not_made_up(tmp_path: Path, cache: Path) -> None:
+    for number in range(3):
+        image = nib.Nifti1Image(VOLUME.T, None)
+        image.header["pixdim"][1:4] = 0 if number else 2
+        nib.save(image, path := tmp_path / f"{number}.nii")
+        content = bytearray(path.read_bytes())
+        content[252:256] = bytes(4)  # the codes of its forms
+        content[76:92] = np.float32([1, *[0 if number else 2] * 3]).tobytes()
+        path.write_bytes(content)
+    with pytest.raises(DataError, match="given none in 2 of 3 files, such as NIfTI"):
+        open_images(str(tmp_path), cache=cache)
+    save_nifti(tmp_path / "set" / "a.nii", VOLUME)
+    pages = [Image.fromarray(x) for x in MASK]
+    pages[0].save(tmp_path / "set" / "a_mask.tif", save_all=True, append_images=pages[1:])
+    with pytest.raises(DataError, match="a mask with a place, as its image has one, given TIFF"):
+        open_images(str(tmp_path / "set"), cache=cache)
+    save_nifti(tmp_path / "flat" / "a.nii", VOLUME[:, :, :1])  # one sagittal slice
+    save_nifti(tmp_path / "flat" / "b.nii", VOLUME)
+    with pytest.raises(DataError, match="1 of 2 files with one slice, such as a"):
+        open_images(str(tmp_path / "flat"), cache=cache)
 
 
 def test_images_and_volumes_in_one_folder(tmp_path: Path, cache: Path) -> None:

@@ -34,6 +34,7 @@ THRESHOLD = 0.95  # correlation of thumbnails above which two images may be the 
 MAX_PAIRS_PER_IMAGE = 20  # the most similar ones, beside those that join a group
 _BLOCK = 256
 _MIN_FOR_MEAN = 100  # images from which on their mean is their anatomy and not the images
+_MIN_VOLUMES, _BOUND_OF_VOLUMES = 10, 0.7  # the same for volumes, and their residual correlation
 _SMOOTH = {"mode": "bilinear", "antialias": True}
 _FLAT = 1.0  # grey levels of standard deviation
 _RANDOM_PAIRS = 50_000
@@ -94,7 +95,7 @@ def search_duplicates(images: Images, progress: Progress = None) -> Duplicates:
     is_first = first == np.arange(count)
     copies = np.flatnonzero(~is_first)
     distinct = np.flatnonzero(is_first & vectors.any(dim=1).numpy())
-    near, similarity = _near(vectors[torch.from_numpy(distinct)], progress)
+    near, similarity = _near(vectors[torch.from_numpy(distinct)], progress, len(sides) == 3)
     pairs = np.concatenate([np.stack([first[copies], copies], axis=1), distinct[near]])
     similarity = np.concatenate([np.ones(len(copies), np.float32), similarity])
     exact = np.arange(len(pairs)) < len(copies)
@@ -102,9 +103,13 @@ def search_duplicates(images: Images, progress: Progress = None) -> Duplicates:
     return Duplicates(pairs[order], similarity[order], exact[order])
 
 
-def _near(vectors: Tensor, progress: Progress) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _near(
+    vectors: Tensor, progress: Progress, volumes: bool
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     count, mean = len(vectors), mean_vector(vectors)
     bound = chance_bound(vectors, vectors, mean, count * (count - 1) / 2)
+    if volumes and _MIN_FOR_MEAN > count >= _MIN_VOLUMES:  # black around heads alone correlates
+        mean, bound = vectors.mean(dim=0), _BOUND_OF_VOLUMES
     pairs, similarity = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
     with counted(progress, "compare images", count) as advance:
         for start in range(0, count, _BLOCK):

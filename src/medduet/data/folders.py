@@ -33,7 +33,7 @@ _MASK = (
     r"|annos?|annotations?|ann(?=[ _-]dir)|manual|掩膜|掩码|标注|标签"
 )
 _IMAGE = r"images?|imgs?|inputs?|data|originals?|bild(er)?|图像|图片|原图"
-_SPLIT = r"tr|train([ _-]?val|ing)?|val(id(ation)?)?|eval(uation)?|ts|test(ing)?"
+_SPLIT = r"tr|train([ _-]?val|ing)?|val(id(ation)?)?|va|eval(uation)?|ts|test(ing)?"
 _MASK_FILES = (
     re.compile(rf"(?P<of>.+)[ _.-]({_MASK})([ _.-]*(\(?\d+\)?|left|right|l|r))?", re.IGNORECASE),
     re.compile(rf"({_MASK})[ _.-](?P<of>.+)", re.IGNORECASE),
@@ -49,11 +49,11 @@ _SPLIT_WORD = re.compile(rf"{_START}({_SPLIT}){_END}", re.IGNORECASE)
 CHANNEL = re.compile(r"(?P<of>.+)_(?P<number>\d{4})")
 """Of nnU-Net: the image ``X_0000`` is the first channel of X, whose mask is called X."""
 PATIENT = re.compile(
-    r"(tcga|video|slide|patient|pat|subject|subj|sub|participant|person|case)[\W_]*"
-    r"([a-z]{0,3}[\W_]+)?\d.*",
+    r"(tcga|video|slide|patient|pat|subject|subj|sub|participant|person|case|subset)"
+    r"[\W_]*([a-z]{0,3}[\W_]+)?\d.*|([a-z_-]*[_-])?\d{4,}([_-].*)?",
     re.IGNORECASE,
 )
-"""Names of folders that are of one patient, such as ``patient0001`` and ``TCGA_CS_4941``."""
+"""Names of folders that are of one patient, as ``patient0001`` and ``LIDC-IDRI-0001``, or parts."""
 
 Place = tuple[str, ...]
 
@@ -165,6 +165,7 @@ def images_and_masks(
         else:
             images[path] = place
     counts = ", ".join(f"{count} {kind}" for kind, count in others.items())
+    counts += " (as NIfTI they can be masks)" * ("Segmentation" in counts)
     return images, drawn, [f"DICOM that is no image is left out: {counts}"] * bool(others)
 
 

@@ -10,9 +10,10 @@ says.
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from medduet.data.folders import (
     CHANNEL,
@@ -24,13 +25,13 @@ from medduet.data.folders import (
     split_word,
     stem_of,
 )
-from medduet.errors import DataError
+from medduet.errors import DataError, MissingFileError
 from medduet.types import Modality
 from medduet.utils.parsing import read_json
 
 SPLIT_OF = {
     **dict.fromkeys(("train", "training", "tr", "trainval", "train_val", "train-val"), "train"),
-    **dict.fromkeys(("val", "valid", "validate", "validation", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("val", "valid", "validate", "validation", "va", "eval", "evaluation"), "val"),
     **dict.fromkeys(("test", "testing", "ts"), "test"),
 }
 _FEW, DATASET = 10, "dataset.json"  # folders that may be classes; of nnU-Net
@@ -89,16 +90,17 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     if masks is not None and not masks.is_dir():
         drawn = _by_name_alone(images, drawn)
     splits, items = _splits(root, images), []
-    of_masks = None if (root / DATASET).is_file() else {stem for _, stem in drawn}
-    further = further_channels(images, of_masks)
+    named = {stem for _, stem in drawn}
+    is_nnunet = (root / DATASET).is_file() and not any(stem_of(path) in named for path in images)
+    further = further_channels(images, None if is_nnunet else named)
     more = Counter(further.values())
     folders = Counter(place[bool(splits) :][:1] for place in images.values())
     patients = len(folders) > 2 and all(x and PATIENT.fullmatch(x[0]) for x in folders)
     # A folder for each image is no class either.
     cases = patients or (len(folders) > 2 and {*folders.values()} == {1})
     if patients:
-        (named,) = min(folders)
-        notes.append(f"folders are called as patients are, such as {named}, so they are no classes")
+        (one,) = min(folders)
+        notes.append(f"folders are called as patients are, such as {one}, so they are no classes")
     for path, place in images.items():
         if path in further:
             continue
@@ -149,9 +151,9 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     values, modality = _described(root, items[0].channels)
     notes += ["names of masks are those of dataset.json"] * bool(values)
     tables = (x for pattern in ("*.[ct]sv", "*/*.[ct]sv") for x in root.glob(pattern))
-    if beside := [path.name for path in sorted(tables)]:
-        more = "; a table of the images is given as --data"
-        notes.append(f"not read: {', '.join(beside[:3])}{more}")
+    if listed := [path.name for path in sorted(tables)]:
+        shown = ", ".join(listed[:3])
+        notes.append(f"not read: {shown}; a table of the images is given as --data")
     about = root.resolve().name, tuple(items)
     return Listing(*about, False, alone, tuple(notes), values, modality)
 
@@ -159,15 +161,21 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
 def _by_name_alone(
     images: Mapping[Path, Place], drawn: Mapping[tuple[Place, str], list[Path]]
 ) -> dict[tuple[Place, str], list[Path]]:
-    """Put masks that lie at no image's place at that of the only image that begins as they do."""
-    whole, begun = defaultdict[str, list[Path]](list), defaultdict[str, list[Path]](list)
-    for path in images:
+    """Put masks that lie at no image's place at that of the only image of their name.
+
+    It may be longer at either end; or there is one image alone at the place of masks.
+    """
+    whole, longer = defaultdict[str, list[Path]](list), defaultdict[str, list[Path]](list)
+    at: dict[Place, list[Path]] = defaultdict(list)
+    for path, place in images.items():
+        at[place].append(path)
         whole[stem := stem_of(path)].append(path)
         for end in re.finditer(r"[ _-]", stem):
-            begun[stem[: end.start()]].append(path)
+            longer[stem[: end.start()]].append(path)
+            longer[stem[end.end() :]].append(path)
     placed: dict[tuple[Place, str], list[Path]] = defaultdict(list)
     for (up, of), masks in drawn.items():
-        called = whole.get(of) or begun.get(of, [])
+        called = whole.get(of) or longer.get(of) or at.get(up, [])
         places = [images[x] for x in whole.get(of, ())]
         here = any(up in (each[: len(up)], each[1:][: len(up)]) for each in places)
         if len(called) == 1 and not here:
@@ -191,8 +199,9 @@ def _check_classes(root: Path, items: Sequence[Item]) -> None:
 def _described(root: Path, count: int) -> tuple[str | None, Modality]:
     """Return what values of masks mean, and the modality, by nnU-Net's ``dataset.json``, if any."""
     path = root / DATASET
-    about = read_json(path, DataError) if path.is_file() else {}
-    about = about if isinstance(about, dict) else {}
+    about: dict[str, Any] = {}
+    with suppress(MissingFileError, DataError):  # it may be of something else
+        about = read_json(path)
     labels, channels = about.get("labels"), about.get("channel_names", about.get("modality"))
     if not (isinstance(labels, dict) and isinstance(channels, dict)):
         return None, "auto"  # of something else

@@ -12,7 +12,7 @@ from medduet.data.listing import Item, Listing
 from medduet.data.pixels import for_each_axis
 from medduet.data.reading.core import ReadOptions
 from medduet.data.reading.masks import Probe
-from medduet.data.reading.series import is_series
+from medduet.data.reading.series import beside_series, is_slice
 from medduet.errors import DataError
 
 _ANISOTROPIC, _LOW = 3.0, 10  # times the other distances; percentile
@@ -31,15 +31,26 @@ def with_series(listing: Listing, config: DataConfig) -> Listing:
     folders = defaultdict[Path, list[Item]](list)
     for item in listing.items:
         folders[item.path.parent].append(item)
-    drawn = any(item.masks for item in listing.items)
-    if drawn or not all(is_series([x.path for x in items]) for items in folders.values()):
+    if any(item.masks for item in listing.items):
+        return listing
+    series = {folder: beside_series([x.path for x in items]) for folder, items in folders.items()}
+    if None in series.values():
+        alone = next(x for x, beside in series.items() if beside is None)
+        if any(x is not None for x in series.values()) and is_slice(folders[alone][0].path):
+            raise DataError(
+                f"{alone}: expected the slices of a DICOM series, as in other folders, given "
+                f"{folders[alone][0].path.name}: move it away, or --data.dims 2 for loose images"
+            )
         return listing
     items = []
     for folder, (first, *_) in folders.items():
+        items += [item for item in folders[folder] if item.path in (series[folder] or ())]
         name, above = str(Path(first.name).parent), first.group.rpartition("/")[0]
         name = listing.name if name == "." else name
         items.append(first._replace(name=name, path=folder, group=above or first.group))
-    note = f"{len(items)} folders of DICOM slices, each a volume (--data.dims 2: loose images)"
+    if len(items) > 2 and len({x.labels for x in items}) == len(items):  # a patient in each folder
+        items = [x._replace(labels=None, group="/".join(x.labels or (x.group,))) for x in items]
+    note = f"{len(series)} folders of DICOM slices, each a volume (--data.dims 2: loose images)"
     return listing._replace(items=tuple(items), notes=(*listing.notes, note))
 
 

@@ -13,7 +13,7 @@ from scipy.spatial.distance import pdist
 
 from medduet.data.reading.core import Affine, needed, turned
 from medduet.data.reading.images import opened
-from medduet.data.reading.series import is_series
+from medduet.data.reading.series import beside_series
 
 _MM3_PER_ML, _FEW_POINTS = 1000, 1000
 
@@ -23,8 +23,11 @@ def joined(paths: Sequence[Path]) -> list[Path]:
     folders: dict[Path, list[Path]] = {}
     for path in paths:
         folders.setdefault(path.parent, []).append(path)
-    groups = [[folder] if is_series(files) else files for folder, files in folders.items()]
-    return [path for group in groups for path in group]
+    result: list[Path] = []
+    for folder, files in folders.items():
+        beside = beside_series(files)
+        result += files if beside is None else [folder, *beside]
+    return result
 
 
 def measures(

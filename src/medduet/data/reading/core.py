@@ -24,6 +24,7 @@ MAX_FILE_PIXELS = 1 << 28
 MAX_FRAMES = 1 << 12
 _FIRST = re.compile(r"(.+)_0000((\.[a-z]+)*)", re.IGNORECASE)  # of several channels
 Affine = NDArray[np.float64]
+_SHEARED = 0.9999
 PICTURE: Affine = np.diag((-1.0, -1.0, 1.0, 1.0))
 """Affine of files without one: columns go to the left, rows to posterior, frames to the head."""
 
@@ -104,7 +105,10 @@ class Source(NamedTuple):
         """
         if self.affine is PICTURE:
             return self.pixel if dims == 2 else ()
-        of_axes = tuple(np.linalg.norm(self.affine[:3, 2::-1], axis=0).tolist())  # frames first
+        of_axes = np.linalg.norm(self.affine[:3, 2::-1], axis=0)  # frames first
+        upright = abs(np.linalg.det(self.affine[:3, :3])) / of_axes.prod()
+        of_axes[0] *= upright if upright < _SHEARED else 1  # slices are apart along their normal
+        of_axes = tuple(of_axes.tolist())
         return of_axes[1:] if dims == 2 else turned_sides(of_axes, self.affine)
 
 

@@ -53,6 +53,7 @@ _SIGNATURES = (
 )
 _SPACING = re.compile(rb"^(ElementS(pacing|ize)|spacings|space directions)\s*[=:]", re.M | re.I)
 _HEADER = 1 << 14  # bytes in which MetaImage and NRRD tell the spacing
+_UNKNOWN = 1.0, 1.0, 1.0  # the spacing of sets of volumes without one
 _ANY = 0.0, 1.0  # a window, so that that of the file is not applied
 _SAMPLED_SIDE, _GREY_SPREAD = 256, 40
 """Pixels of each side, and a difference of red, green and blue, that tell colour from grey."""
@@ -150,8 +151,9 @@ def read_pictures(path: Path, options: ReadOptions, file: BinaryIO | None = None
         if len(options.sides) == 3 and not source.are_slices:
             raise refusal(path, "a volume of several slices", "one image, or a film")
         spacing = source.spacing(len(options.sides))
-        if options.spacing and not spacing and len(options.sides) == 2:
-            raise refusal(path, "the distance of its pixels in mm, as of DICOM", "none")
+        if options.spacing and not spacing and options.spacing != _UNKNOWN:
+            what = "pixels" if len(options.sides) == 2 else "voxels"
+            raise refusal(path, f"the distance of its {what} in mm, as of DICOM", "none")
         if options.spacing:
             _check_resampled(path, source, options, spacing)
         return _pictures(frames, options, source.remarks, source.affine, spacing)
@@ -195,6 +197,9 @@ def check_grid(path: Path, source: Source, image: Affine) -> None:
     ITK, and so ITK-SNAP and 3D Slicer, give masks of pictures the affine `PICTURE`.
     """
     mask, (frames, _, height, width) = source.affine, source.facts
+    if mask is PICTURE and frames > 1 and image is not PICTURE:
+        given = f"{source.kind or 'one'} without: save it as NIfTI with the affine of its image"
+        raise refusal(path, "a mask with a place, as its image has one", given)
     if mask is PICTURE or (image is PICTURE and source.kind != "NIfTI"):
         return
     hint = "if its affine was lost, save nibabel.Nifti1Image(mask.dataobj, image.affine), else "

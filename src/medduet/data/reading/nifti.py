@@ -27,9 +27,14 @@ logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it tells what 
 def open_nifti(path: Path, file: BinaryIO, like: NDArray[np.float64] | None) -> Source:
     """Return an open NIfTI file, which may be unpacked as it is read, with axes `like` these."""
     nibabel = needed("nibabel", path)
-    is_first = file.read(348).endswith(b"n+1\0")
+    head = file.read(540)
+    kind = nibabel.Nifti1Image if head[:348].endswith(b"n+1\0") else nibabel.Nifti2Image
     file.seek(0)
-    image = (nibabel.Nifti1Image if is_first else nibabel.Nifti2Image).from_stream(file)
+    image = kind.from_stream(file)
+    stored = kind.header_class(head[: len(image.header.binaryblock)], check=False)
+    # Of 0 mm, nibabel makes 1 mm.
+    is_placed = any(stored[code] for code in ("qform_code", "sform_code"))
+    is_placed = is_placed or bool(stored["pixdim"][1:4].all())
     shape = tuple(map(int, image.shape))
     if not 2 <= len(shape) <= 3 and set(shape[3:]) != {1}:
         raise refusal(path, "a volume of 3 axes", f"one of {' x '.join(map(str, shape))}")
@@ -67,7 +72,8 @@ def open_nifti(path: Path, file: BinaryIO, like: NDArray[np.float64] | None) -> 
         return gzip.compress(type(image)(volume, None, header).to_bytes(), mtime=0)
 
     aligned = affine @ turns.inv_ornt_aff(orientation, shape)
-    several = frames > 1
+    aligned = aligned if is_placed else PICTURE
+    several = min(frames, height, width) > 1
     return Source(facts, decoded, affine=aligned, encode=encode, are_slices=several)
 
 

@@ -26,6 +26,9 @@ def open_series(folder: Path) -> Source:
         DataError: they are of several series, have no place or size in common, or some are missing.
     """
     headers = {path: header for path in sorted(folder.iterdir()) if (header := _header(path))}
+    named = (x for x in sorted(folder.iterdir()) if x.suffix.lower() in (".dcm", ".dicom", ".ima"))
+    if broken := next((path.name for path in named if path not in headers), ""):
+        raise refusal(folder, "slices that can be read", f"{broken}, which can't")
     headers = {path: x for path, x in headers.items() if x.get("Modality") not in _NO_IMAGES}
     series = Counter(str(x.get("SeriesInstanceUID")) for x in headers.values())
     if len(series) != 1:
@@ -70,7 +73,17 @@ def open_series(folder: Path) -> Source:
     return Source(facts, frames, remarks=remarks, modality=first.modality, **place)
 
 
-def is_series(paths: Sequence[Path]) -> bool:
+def beside_series(paths: Sequence[Path]) -> list[Path] | None:
+    """Return the files beside the slices of a series that are no DICOM; None without a series."""
+    return [path for path in paths if _header(path) is None] if _is_series(paths) else None
+
+
+def is_slice(path: Path) -> bool:
+    """Return whether a file is DICOM with a place."""
+    return bool((header := _header(path)) and header.get("ImagePositionPatient"))
+
+
+def _is_series(paths: Sequence[Path]) -> bool:
     """Return whether there are several slices of one series among files, by a few of them."""
     places: dict[Any, Any] = {}
     for path in paths[:: len(paths) // _SAMPLED + 1]:
