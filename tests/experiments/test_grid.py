@@ -207,7 +207,7 @@ def test_what_starts_cells_asks_for_no_gpu(python_command: list[str]) -> None:
         "import torch\n"
         "def asked(): raise AssertionError('asked for the GPUs')\n"
         "torch._C._cuda_getDeviceCount = torch.cuda._lazy_init = asked\n"
-        "import importlib, medduet.experiments.local as local\n"
+        "import importlib, medduet.experiments.cells as local\n"
         "for name in local._PRELOADED: importlib.import_module(name)\n"
     )
     done = subprocess.run([*python_command, "-c", script], capture_output=True, check=False)

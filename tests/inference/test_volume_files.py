@@ -13,7 +13,7 @@ import medduet
 from medduet import ConfigError, DataError, RunConfig, predict_files
 from medduet.inference.exported import BatchPrediction
 from medduet.inference.graph import NetworkGraph
-from medduet.runs.images import prepared_as
+from medduet.runs.environment import prepared_as
 
 hd = pytest.importorskip("highdicom")
 nib = pytest.importorskip("nibabel")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import medduet
 from medduet.data.imageset import Split
 from medduet.errors import DataError
-from medduet.training.loader import AHEAD, load_batches
+from medduet.training.fabric import AHEAD, load_batches
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Several processes: they learn and evaluate as one does, and survive the death of one."""
 
 import csv
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -232,5 +233,6 @@ def test_processes_with_other_images_are_refused_in_each(three_processes: Path) 
         "the first: give them one shared cache by --data.cache, or a split by --data.split FILE.csv"
     )
     for rank in range(3):
-        assert read_json(three_processes / f"errors {rank}.json") == [expected, expected]
+        errors = json.loads((three_processes / f"errors {rank}.json").read_text())
+        assert errors == [expected, expected]
     assert not (three_processes / "never").exists()

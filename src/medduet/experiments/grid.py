@@ -11,7 +11,7 @@ from pathlib import Path
 from medduet.data.cache import Progress
 from medduet.data.sources import open_images
 from medduet.errors import ConfigError, Interrupted, MedDuetError
-from medduet.experiments.cells import CellState, GridFolder
+from medduet.experiments.cells import CellState, GridFolder, LocalEngine
 from medduet.experiments.config import (
     Cell,
     EngineConfig,
@@ -20,7 +20,6 @@ from medduet.experiments.config import (
     read_grid,
     require_one,
 )
-from medduet.experiments.local import LocalEngine
 from medduet.experiments.ray_engine import RayEngine
 from medduet.utils.files import sweep, write_json
 from medduet.utils.locks import exclusive, result_folder

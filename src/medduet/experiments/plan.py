@@ -142,7 +142,8 @@ def _network(config: RunConfig, data: ImageSet) -> tuple[str, dict[str, Any], st
 
 def _tasks(data: ImageSet) -> tuple[tuple[Task, ...], str]:
     if not data.mask_names and len(data.class_names) < 2:
-        columns = next((x for x in data.info.get("notes", ()) if x.startswith("columns")), "")
+        notes = data.info.get("notes", ())
+        columns = next((x for x in notes if x.startswith(("columns", "folders"))), "")
         raise ConfigError(
             f"{data.name}: expected classes (sub-folders, or a column label) or masks (called "
             f"NAME_mask, or a column mask), given none" + f"; {columns}" * bool(columns)

@@ -28,8 +28,8 @@ from medduet.data.sources import open_images
 from medduet.errors import ConfigError, MedDuetError, ModelError
 from medduet.inference.exported import CONFIG, FILE, FORMAT, BatchPrediction, ExportedModel, need
 from medduet.inference.graph import NetworkGraph
+from medduet.runs.environment import prepared_as
 from medduet.runs.folder import RunFolder, is_run
-from medduet.runs.images import prepared_as
 from medduet.types import KINDS
 from medduet.utils.files import atomic_folder, write_json, write_text
 from medduet.utils.hub import bundle_folder

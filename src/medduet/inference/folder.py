@@ -25,9 +25,8 @@ from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
 from medduet.inference.codes import read_codes
 from medduet.inference.predictor import Prediction, Predictor
-from medduet.inference.results import InputFile, ResultWriter, Row
+from medduet.inference.results import InputFile, ResultWriter, Row, files_of, joined
 from medduet.inference.source import series_of
-from medduet.inference.volumes import files_of, joined
 from medduet.runs.folder import check_empty
 from medduet.utils.files import finite, storage_errors, sweep, write_json, write_text
 from medduet.utils.locks import exclusive, holder, result_folder

@@ -20,13 +20,14 @@ from starlette.middleware.base import RequestResponseEndpoint
 from medduet._version import __version__
 from medduet.errors import closest
 from medduet.inference.predictor import Prediction
-from medduet.serve.dicom import encode_dicom, wants_dicom
 from medduet.serve.schemas import (
     FramesResponse,
     Options,
     PredictionResponse,
     Refusal,
+    encode_dicom,
     encode_predictions,
+    wants_dicom,
 )
 from medduet.serve.service import Counters, Served, Service
 from medduet.serve.uploads import LEAST_SIDE, Limits

@@ -1,21 +1,30 @@
-"""Devices, precision and processes."""
+"""Devices, precision and processes; and batches on the device before they are asked for."""
 
 import atexit
 import logging
 import os
 import resource
 import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 
+import numpy as np
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from medduet.config import TrainConfig
+from medduet.data.imageset import Split
+from medduet.types import Batch
 from medduet.utils.devices import best_precision, find_device
 
+AHEAD = 2
+"""Batches that are read while another one is computed on."""
 _PATIENCE = timedelta(days=1)
 """For how long processes wait for the first one, which may convert images for hours."""
 
@@ -86,3 +95,41 @@ def peak_memory(device: torch.device) -> float:
         return round(torch.cuda.max_memory_allocated(device) / 1e9, 3)
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 3)
+
+
+def load_batches(
+    fabric: Fabric, split: Split, indices: Sequence[NDArray[np.int64]], ahead: bool | None = None
+) -> Iterator[Batch]:
+    """Yield a batch on the device of `fabric` for each array of positions in `split`.
+
+    For a GPU, a thread gathers the next ones in pinned memory, `ahead` of their use. A CPU gathers
+    each when it is asked for: that takes less than 1% of a step.
+    """
+    split.expect(indices)
+    ahead = fabric.device.type == "cuda" if ahead is None else ahead
+    batches = _read_ahead(fabric.device, split, indices) if ahead else map(split.batch, indices)
+    yield from map(fabric.to_device, batches)
+
+
+def _read_ahead(
+    device: torch.device, split: Split, indices: Sequence[NDArray[np.int64]]
+) -> Iterator[Batch]:
+    def read(index: NDArray[np.int64]) -> Batch:
+        batch = split.batch(index)
+        if device.type != "cuda":
+            return batch
+        # A thread begins with the first GPU, and would pin the memory by way of that one.
+        with torch.cuda.device(device):
+            return batch.apply(Tensor.pin_memory)
+
+    waiting: deque[Future[Batch]] = deque()
+    pool = ThreadPoolExecutor(1)
+    try:
+        for index in indices:
+            waiting.append(pool.submit(read, index))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

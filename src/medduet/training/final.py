@@ -19,7 +19,7 @@ from medduet.models.inference import predict_batch
 from medduet.runs.folder import RunFolder
 from medduet.runs.predictions import Predictions
 from medduet.training.experiment import Experiment
-from medduet.training.loader import load_batches
+from medduet.training.fabric import load_batches
 from medduet.training.state import Progress, load_checkpoint
 from medduet.training.validation import summarize
 from medduet.types import DenseLayout

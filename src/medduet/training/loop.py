@@ -22,8 +22,7 @@ from medduet.errors import DataError, DownloadError, Interrupted, MissingFileErr
 from medduet.losses.objective import Objective
 from medduet.models.base import DuetNetwork, trains_on_one
 from medduet.training.experiment import Experiment
-from medduet.training.fabric import all_sum, peak_memory
-from medduet.training.loader import load_batches
+from medduet.training.fabric import all_sum, load_batches, peak_memory
 from medduet.training.setup import encoder_rate
 from medduet.training.state import Best, Progress, StepMonitor, TrainState, save_checkpoint
 from medduet.training.step import train_step

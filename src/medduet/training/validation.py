@@ -26,7 +26,7 @@ from medduet.models.inference import (
     predict_batch,
 )
 from medduet.runs.predictions import PER_MASK, Loss, Predictions
-from medduet.training.loader import load_batches
+from medduet.training.fabric import load_batches
 from medduet.types import UNKNOWN_LABEL, Batch, DenseLayout, Outputs
 from medduet.uncertainty.calibration import Calibration, calibration_summary
 from medduet.utils.devices import free_memory, is_out_of_memory
