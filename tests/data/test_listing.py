@@ -150,6 +150,29 @@ def test_masks_that_are_called_otherwise(names: tuple[str, ...], masks: str, fol
         list_folder(root, Path("lost*"))
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a/img7.png", "a/img9_lesion.png"),
+        ("c3/s_1.png", "c3/s_1_lesion.png", "c3/s_3_lesion.png", "c4/s_1.png", "c4/s_2.png"),
+        ("ill/5.png", "ill/5_lesion.png", "well/5_lesion.png", "well/4.png"),
+        ("s_1_left.png", "s_2.png", "s_2_lesion.png", "s_1_lesion.png"),
+        ("a_1.png", "b_1.png", "1_lesion.png"),
+    ],
+)
+def test_masks_without_their_image_are_not_given_to_others(
+    names: tuple[str, ...], folder: Make
+) -> None:
+    root, wrong = folder(*names), "called as its image"
+    try:
+        listing = list_folder(root, Path("*_lesion.png"))
+    except DataError as error:
+        assert wrong in str(error)  # noqa: PT017 - it may also be one of several
+    else:
+        assert len(listing.faults) == 1
+        assert all(len(item.masks) < 2 for item in listing.items)
+
+
 def test_splits_classes_and_groups(folder: Make) -> None:
     names = ("train/ill/patient 1/a.png", "train/ill/patient 1/b.png", "train/well/patient 2/c.png")
     items = _items(list_folder(folder(*names, "validation/ill/d.png", "Test/well/e.png")))
@@ -166,10 +189,15 @@ def test_splits_classes_and_groups(folder: Make) -> None:
     ("names", "read"),
     [
         (("a/S/p1/40X/x.png", "a/S/p1/9X/y.png", "b/z.png"), ["a S/p1 ", "a S/p1 ", "b  "]),
+        (("a/2019/p1/x.png", "b/2020/q/x.png", "b/y.png"), ["a 2019/p1 ", "b 2020/q ", "b  "]),
+        (("a/40X/patient 1/x.png", "a/y.png", "b/z.png"), ["a 40X/patient 1 ", "a  ", "b  "]),
+        ([f"{n}/{k}.png" for n in (2019, 2020, 2021) for k in "ab"], ["2019  ", "2019  "]),
+        ([f"im_{x}/im_{x}/{k}.png" for x in "ab" for k in "ab"], ["im_a  ", "im_a  "]),
+        (("TR/a.png", "AR/a.png", "MR/a.png", "MR/b.png"), ["AR  ", "MR  "]),
         ([f"k/TCGA_CS_{n}/{n}.tif" for n in (1, 1, 22, 33)], ["- TCGA_CS_1 ", "- TCGA_CS_22 "]),
         ([f"train/patient0{n}/{n}.png" for n in range(3)] + ["test/pat-4/x.png"], ["- pat-4 test"]),
         (
-            [f"LIDC-IDRI-00{n}/s/{k}.png" for n in range(10, 13) for k in (1, 2)],
+            [f"LIDC-IDRI-00{n}/s/{k}.png" for n in range(10, 21) for k in (1, 2)],
             ["- LIDC-IDRI-0010 "],
         ),
         (

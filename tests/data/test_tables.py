@@ -115,6 +115,7 @@ def test_files_that_are_not_there_are_named_with_their_line(table: Make) -> None
         ("path,x,y\na.png,1,1\nb.png,0,0\nc.png,,\nd.png,0,1\n", ["x|y", "", None, "y"]),
         ("path,MEL,NV,dx\na.png,0,1,x\nb.png,1,0,y\n", ["x", "y"]),
         ("path,smoker\na.png,1\nb.png,0\n", [None, None]),
+        ("path,CA,VA,age_at_diagnosis\na.png,1,0,44\nb.png,0,1,50\n", ["CA", "VA"]),
         ("path,sex,train\na.png,1,0\nb.png,0,1\n", [None, None]),
     ],
 )
@@ -145,6 +146,8 @@ def test_patients_in_paths_are_groups(table: Make) -> None:
     listing = list_table(table("\n".join(["Path", *names]), *names))
     assert [item.group for item in listing.items] == ["patient01"] * 2 + ["patient02"] * 2
     assert listing.notes == ("paths tell patients apart, as patient01: they are groups",)
+    one = list_table(table("\n".join(["Path", *names[:2]])))
+    assert [item.group for item in one.items] == ["", ""]
 
 
 def test_the_widest_group_is_taken_where_it_is_known(table: Make) -> None:

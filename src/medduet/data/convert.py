@@ -43,7 +43,7 @@ from medduet.utils.parsing import read_json
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 224
-_FORMAT = "files-9"  # part of each store's key; raise it when what `_build` writes changes
+_FORMAT = "files-10"  # part of each store's key; raise it when what `_build` writes changes
 _SHOWN = 5
 Fault = tuple[str, str]
 R = TypeVar("R")
@@ -69,6 +69,8 @@ def open_files(
     info = {key: meta[key] for key in kept}
     info["source"] = str(Path(config.name).expanduser().absolute())
     info["notes"] = [*listing.notes, *meta["notes"]]
+    if united := sum(len(item.masks) > 1 for item in listing.items):
+        info["notes"].append(f"{united} images have several masks each, which are united")
     images = ImageSet(
         name=listing.name,
         train=whole,

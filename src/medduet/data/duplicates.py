@@ -41,7 +41,7 @@ _RANDOM_PAIRS = 50_000
 _FALSE_PAIRS = 0.05  # expected in a whole set by chance
 _TAILS = (0.25, 0.1, 0.01)
 _MAX_WIDENING = 1.25  # of the spread from one tail to the next; 1.08 at most in real sets
-_FORMAT = 4  # of the cached result
+_FORMAT = 5  # of the cached result
 
 
 @dataclass(frozen=True)

@@ -50,10 +50,10 @@ CHANNEL = re.compile(r"(?P<of>.+)_(?P<number>\d{4})")
 """Of nnU-Net: the image ``X_0000`` is the first channel of X, whose mask is called X."""
 PATIENT = re.compile(
     r"(tcga|video|slide|patient|pat|subject|subj|sub|participant|person|case|subset)"
-    r"[\W_]*([a-z]{0,3}[\W_]+)?\d.*|([a-z_-]*[_-])?\d{4,}([_-].*)?",
+    r"[\W_]*([a-z]{0,3}[\W_]+)?\d.*",
     re.IGNORECASE,
 )
-"""Names of folders that are of one patient, as ``patient0001`` and ``LIDC-IDRI-0001``, or parts."""
+"""Names of folders that are of one patient, such as ``patient0001`` and ``TCGA_CS_4941``."""
 
 Place = tuple[str, ...]
 
@@ -145,7 +145,7 @@ def images_and_masks(
         chosen = {path: stem[path].removeprefix(start).removesuffix(end) for path in stem}
         if not chosen:
             raise MissingFileError(f"expected a folder, or names of files, of masks at {masks}")
-        called = named.keys() | {x for x in files if _named(MASK_FOLDER, files[x][-2:])}
+        called = named.keys() | {x for x in files if _named(MASK_FOLDER, files[x][-1:])}
         files = {x: files[x] for x in files if x in chosen or x not in called}
         files |= {x: files[x][: 1 - len(masks.parts) or None] for x in chosen}
         named = chosen if start or end else {x: named.get(x, chosen[x]) for x in chosen}

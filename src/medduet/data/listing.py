@@ -37,6 +37,12 @@ SPLIT_OF = {
 _FEW, DATASET = 10, "dataset.json"  # folders that may be classes; of nnU-Net
 _MR = re.compile(r"mr|t1|t2|flair|adc|dwi|swi|pd")
 """In names of channels, lower case, that are sequences of MR."""
+_NUMBER = re.compile(r"(?!(19|20)\d\d$)([a-z_-]*[_-])?\d{4,}([_-].*)?", re.IGNORECASE)
+_NO_PATIENT = re.compile(
+    r"\d+x|(19|20)\d\d|t[12].*|(cent(er|re)|site|hospital|scanner|fold|part|batch|set)\W*\d+",
+    re.IGNORECASE,
+)
+"""Numbers of many patients; names with a digit that are magnifications, years, sequences, ..."""
 
 
 class Item(NamedTuple):
@@ -88,26 +94,26 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         )
     images, drawn = _unwrapped(root, images, drawn)
     if masks is not None and not masks.is_dir():
-        drawn = _by_name_alone(images, drawn)
+        drawn, found = _by_name_alone(images, drawn)
+        notes += found
     splits, items = _splits(root, images), []
     named = {stem for _, stem in drawn}
     is_nnunet = (root / DATASET).is_file() and not any(stem_of(path) in named for path in images)
     further = further_channels(images, None if is_nnunet else named)
     more = Counter(further.values())
-    folders = Counter(place[bool(splits) :][:1] for place in images.values())
+    inners = {path: _in_split(place, splits) for path, place in images.items()}
+    folders = Counter(inner[:1] for inner in inners.values())
     patients = len(folders) > 2 and all(x and PATIENT.fullmatch(x[0]) for x in folders)
+    patients |= len(folders) > _FEW and all(x and _NUMBER.fullmatch(x[0]) for x in folders)
     # A folder for each image is no class either.
     cases = patients or (len(folders) > 2 and {*folders.values()} == {1})
-    if patients:
-        (one,) = min(folders)
-        notes.append(f"folders are called as patients are, such as {one}, so they are no classes")
+    if cases and all(folders):
+        what = "are called as patients are" if patients else "have one image each"
+        notes.append(f"folders {what}, such as {min(folders)[0]}, so they are no classes")
     for path, place in images.items():
         if path in further:
             continue
-        inner = place[1:] if splits else place
-        split = splits[place[0]] if splits else ""
-        if split and inner and SPLIT_OF.get(split_word(inner[0]).lower()) == split:
-            inner = inner[1:]  # train/train/...
+        inner, split = inners[path], splits[place[0]] if splits else ""
         above = [each[:n] for each in (place, inner) for n in range(len(each), -1, -1)]
         match = CHANNEL.fullmatch(stem_of(path))
         stems = [stem_of(path), *([match["of"]] if match else [])]
@@ -115,8 +121,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         if match and of_image and of_image[0][1] != stems[0] and int(match["number"]):
             raise DataError(f"{path}: expected the first channel, {match['of']}_0000, beside it")
         name, below = path.relative_to(root).as_posix(), inner[not cases :]
-        widest = next((n for n, x in enumerate(below) if any(map(str.isdigit, x))), len(below))
-        group = "/".join(below[: widest + 1])
+        group = "/".join(below[: _widest(below) + 1])
         of_it, labels = tuple(drawn[of_image[0]]) if of_image else (), () if cases else inner[:1]
         items.append(Item(name, path, of_it, labels or None, group, split, 1 + more[path]))
     uses = Counter(mask for item in items for mask in item.masks)
@@ -135,14 +140,13 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     alone = tuple(
         (str(each), reason) for paths in drawn.values() for each in paths if not uses[each]
     )
-    if united := sum(len(item.masks) > 1 for item in items):
-        notes.append(f"{united} images have several masks each, which are united")
     known = {item.split for item in items if item.masks or item.labels}
     without = {item.split for item in items if item.split not in known}
     if "train" in known and without:
         count = sum(item.split in without for item in items)
         names = " and ".join(sorted(without))
-        notes.append(f"{count} images of {names} have neither class nor mask, and are left out")
+        others = "" if "test" in known else ", and the others are split anew"
+        notes.append(f"{count} images of {names} without class and mask are left out{others}")
         items = [item for item in items if item.split in known]
         if "test" not in known:
             items = [item._replace(split="") for item in items]
@@ -150,7 +154,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     items.sort(key=lambda item: natural(item.name))
     values, modality = _described(root, items[0].channels)
     notes += ["names of masks are those of dataset.json"] * bool(values)
-    tables = (x for pattern in ("*.[ct]sv", "*/*.[ct]sv") for x in root.glob(pattern))
+    tables = (x for pattern in ("[!.]*.[ct]sv", "[!._]*/[!.]*.[ct]sv") for x in root.glob(pattern))
     if listed := [path.name for path in sorted(tables)]:
         shown = ", ".join(listed[:3])
         notes.append(f"not read: {shown}; a table of the images is given as --data")
@@ -158,41 +162,74 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     return Listing(*about, False, alone, tuple(notes), values, modality)
 
 
+def _in_split(place: Place, splits: Mapping[str, str]) -> Place:
+    """Return a place within its split, and within a folder of the split's name there."""
+    inner = place[1:] if splits else place
+    again = bool(splits and inner) and SPLIT_OF.get(split_word(inner[0]).lower())
+    return inner[1:] if again and again == splits[place[0]] else inner
+
+
+def _widest(below: Place) -> int:
+    """Return the level of a patient among those of groups; the last one in doubt."""
+    named = [n for n, name in enumerate(below) if PATIENT.fullmatch(name)]
+    numbered = (
+        n for n, x in enumerate(below) if any(map(str.isdigit, x)) and not _NO_PATIENT.fullmatch(x)
+    )
+    return min(named, default=next(numbered, len(below)))
+
+
 def _by_name_alone(
     images: Mapping[Path, Place], drawn: Mapping[tuple[Place, str], list[Path]]
-) -> dict[tuple[Place, str], list[Path]]:
-    """Put masks that lie at no image's place at that of the only image of their name.
+) -> tuple[dict[tuple[Place, str], list[Path]], list[str]]:
+    """Find images of masks that were said to be some, where folders and whole names don't tell.
 
-    It may be longer at either end; or there is one image alone at the place of masks.
+    Where no image lies at the place of masks or below, one of their name elsewhere will do. If no
+    mask has the name of an image, that may be longer at either end; and one image without another
+    beside it, and one mask, are a pair. All of it must be unique.
     """
-    whole, longer = defaultdict[str, list[Path]](list), defaultdict[str, list[Path]](list)
-    at: dict[Place, list[Path]] = defaultdict(list)
+    stems = {path: stem_of(path) for path in images}
+    whole: dict[str, list[Path]] = defaultdict(list)
+    longer, at = defaultdict[str, set[Path]](set), defaultdict[Place, set[Path]](set)
     for path, place in images.items():
-        at[place].append(path)
-        whole[stem := stem_of(path)].append(path)
+        whole[stem := stems[path]].append(path)
         for end in re.finditer(r"[ _-]", stem):
-            longer[stem[: end.start()]].append(path)
-            longer[stem[end.end() :]].append(path)
-    placed: dict[tuple[Place, str], list[Path]] = defaultdict(list)
+            longer[stem[: end.start()]].add(path)
+            longer[stem[end.end() :]].add(path)
+        for n in range(len(place) + 1):
+            at[place[:n]].add(path)
+            at[place[1:][:n]].add(path)
+    is_whole = any(of in whole for _, of in drawn)
+    several = Counter(up for up, _ in drawn)
+    placed, moved = defaultdict[tuple[Place, str], list[Path]](list), 0
     for (up, of), masks in drawn.items():
-        called = whole.get(of) or longer.get(of) or at.get(up, [])
-        places = [images[x] for x in whole.get(of, ())]
-        here = any(up in (each[: len(up)], each[1:][: len(up)]) for each in places)
+        near = at.get(up) or {*images}
+        called = [x for x in whole.get(of, ()) if x in near] if up in at or is_whole else []
+        if not is_whole:
+            called = [*(longer.get(of, set()) & near)]
+            alone = len(near) == several[up] == 1 and not any(map(str.isdigit, of))
+            called = [*near] if alone and not called else called
+        here = up in at and of in whole
         if len(called) == 1 and not here:
-            up, of = images[called[0]], stem_of(called[0])
-        placed[up, of] += masks
-    return placed
+            (image,), moved = called, moved + len(masks)
+            placed[images[image], stems[image]] += masks
+        else:
+            placed[up, of] += masks
+    return placed, [f"{moved} masks have an image in another folder, or of a longer name"] * (
+        moved > 0
+    )
 
 
 def _check_classes(root: Path, items: Sequence[Item]) -> None:
     """Refuse classes of which those of train are not those of test."""
-    train, test = ({item.labels for item in items if item.split == x} for x in ("train", "test"))
-    if train - {None} and test - {None} and not (train & test):
-        names = " and ".join(min(filter(None, x))[0] for x in (train, test))
+    train, test = (
+        {x for item in items if item.split == split for x in item.labels or ()}
+        for split in ("train", "test")
+    )
+    if train and test and not train & test:
+        given = " and ".join(", ".join(sorted(x, key=natural)[:3]) for x in (train, test))
         raise DataError(
-            f"{root}: expected the same classes in train and test, given folders such as {names}: "
-            "name folders of patients patient1, ..., or give a table (.csv) with the columns "
-            "path, label, group and split"
+            f"{root}: expected the same classes in train and test, given {given}: rename folders, "
+            "or give a table (.csv) with the columns path, label, group and split"
         )
 
 
@@ -229,19 +266,20 @@ def _unwrapped(
     are_splits = len(parts) > 1 and {split_word(name).lower() for name in parts} & SPLIT_OF.keys()
     if are_splits or not below:
         return images, drawn
+    twice = all(place[:1] == place[1:2] for place in images.values())  # im_A/im_A, im_B/im_B
     digits = [any(map(str.isdigit, name)) for name in below]
     numbered, patients = all(digits), all(map(PATIENT.fullmatch, below))
     wrapped = len(parts) == 1 and all(len(place) > 1 for place in images.values())
-    if wrapped and (len(below) == 1 or not numbered or patients):
+    if twice or (wrapped and (len(below) == 1 or not numbered or patients)):
         inner = {(place[1:], of): paths for (place, of), paths in drawn.items()}
         return _unwrapped(root, {path: place[1:] for path, place in images.items()}, inner)
     uses = Counter(chain(*parts.values()))
     repeated = len(parts) > 1 < len(below) and min(uses.values()) > 1
     # One of several classes may be all that a patient has; patients have numbers, and seldom words.
-    several = repeated and (not numbered or len(parts) > max(_FEW, len(below)))
-    words = (
-        len(parts) > 1 < len(below) and not any(digits) and all(len(x) > 1 for x in images.values())
-    )
+    many = len(parts) > max(_FEW, len(below)) or all(map(PATIENT.fullmatch, parts))
+    several = repeated and not patients and (many or not numbered)
+    few = len(parts) > 1 < len(below) <= _FEW and not any(digits)
+    words = few and all(len(place) > 1 for place in images.values())
     if (wrapped and len(below) <= _FEW) or several or words:
         outer, shown = (", ".join(sorted(x, key=natural)[:4]) for x in (parts, below))
         raise DataError(
@@ -258,8 +296,8 @@ def _splits(root: Path, images: Mapping[Path, Place]) -> dict[str, str]:
     words = {name: split_word(name).lower() for name in names}
     splits = {name: SPLIT_OF[word] for name, word in words.items() if word in SPLIT_OF}
     different = len(set(splits.values()))
-    alone = [name for name in splits if name.lower() in SPLIT_OF]
-    if different < 2 and (not alone or len(names) == 1):  # one may be a class, as "test strips"
+    alone = any(name.lower() in SPLIT_OF and len(name) > 2 for name in splits)
+    if different < 2 and (not alone or len(names) == 1):  # a class may be called "test strips"
         return {}
     if different < len(names):
         named = (name or "single files" for name in names)

@@ -25,16 +25,17 @@ from medduet.errors import DataError, MissingFileError
 _COLUMNS = {  # in lower case, letters and digits alone, the best first
     "path": "path filepath imagepath imagefilepath image img filename imagefile imagename imageid "
     "imgid imageindex isicid dicomid file idcode id",
-    "label": "label class diagnosis diagnostic dx target category pathology level grade "
-    "classification",
+    "label": "label class diagnosis diagnostic dx target category pathology",
     "labels": "labels findinglabels",
     "mask": "mask masks maskpath maskfile maskname segmentation roimaskfilepath",
     "split": "split subset partition",
 }
 _WIDEST_FIRST = "group|patient|pat|subject|participant|person|case|study|exam|slide|lesion"
 _GROUP = re.compile(rf"({_WIDEST_FIRST})(id|no|nr|num|number|name|code|(instance)?uid)?")
-_NO_CLASS = {"sex", "gender", "male", "female", "fold", "implant", "gradable", *SPLIT_OF}  # of 0, 1
-_MAY_BE_CLASS = re.compile("diagnos|grade|birads|malignan|patholog|histolog")
+_NO_CLASS = {"sex", "gender", "male", "female", "fold", "train", "val", "valid", "test"}  # of 0, 1
+_MAY_BE_CLASS = re.compile(
+    r"(benign_)?malignan(t|cy)|diagnosis(_\d)?|birads|(\w+_)?grade|histology"
+)
 _BIT = {"0": False, "1": True, "false": False, "true": True, "falsch": False, "wahr": True}
 _MISSING = re.compile(r"-?nan|#?n/?a|<na>|null|(?-i:None)", re.IGNORECASE)  # as in pandas
 _WHOLE = re.compile(r"(-?\d+)(\.0*|,00?)")  # pandas writes 1 as 1.0 where another is missing
@@ -86,10 +87,11 @@ def list_table(path: Path) -> Listing:
     masks = [_several(cell.replace("\\", "/")) for cell in table.known(roles["mask"])]
     groups, splits = table.known(roles["group"]), table.known(roles["split"])
     if not roles["group"]:
-        of_path = (filter(PATIENT.fullmatch, Path(name).parts[:-1]) for name in names)
-        if all(found := [next(each, "") for each in of_path]):
-            groups = found
-            table.notes.append(f"paths tell patients apart, as {found[0]}: they are groups")
+        for level in zip(*(Path(name).parts[:-1] for name in names), strict=False):
+            if len({*level}) > 1 and all(map(PATIENT.fullmatch, level)):
+                groups = list(level)
+                table.notes.append(f"paths tell patients apart, as {level[0]}: they are groups")
+                break
     images, drawn = _find(table, names, [*chain(*masks)])
     items, faults = dict[Path, Item](), list[tuple[str, str]]()
     for row, (name, split) in enumerate(zip(names, map(str.lower, splits), strict=True)):
@@ -222,9 +224,11 @@ def _one_hot(table: _Table, roles: Roles) -> tuple[Labels, bool]:
     places = [i for i in rest if {True, False} <= {*bits[i]} <= {True, False, "", "?", "-1"}]
     if len(places) < 2:
         return [None] * len(table.lines), False
-    if others := [i for i in rest if i not in places and _MAY_BE_CLASS.search(keys[i])]:
+    if others := [i for i in rest if i not in places and _MAY_BE_CLASS.fullmatch(keys[i])]:
         given = f"0 and 1 in {table.names(places)}, and {table.names(others)}"
-        raise table.error(f"classes that can be told apart, given {given}: call one column label")
+        raise table.error(
+            f"classes that can be told apart, given {given}: call one column label, or remove it"
+        )
     roles["class"], labels = places, Labels()
     for row, values in enumerate(zip(*(bits[i] for i in places), strict=True)):
         unknown = [value for value in values if isinstance(value, str)]

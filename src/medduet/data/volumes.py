@@ -39,19 +39,22 @@ def with_series(listing: Listing, config: DataConfig) -> Listing:
         if any(x is not None for x in series.values()) and is_slice(folders[alone][0].path):
             raise DataError(
                 f"{alone}: expected the slices of a DICOM series, as in other folders, given "
-                f"{folders[alone][0].path.name}: move it away, or --data.dims 2 for loose images"
+                f"{folders[alone][0].path.name}: move it away, or --data.dims 2 takes loose images"
             )
         return listing
     items = []
     for folder, (first, *_) in folders.items():
-        items += [item for item in folders[folder] if item.path in (series[folder] or ())]
-        name, above = str(Path(first.name).parent), first.group.rpartition("/")[0]
+        name, (above, _, last) = str(Path(first.name).parent), first.group.rpartition("/")
+        above = above if last == folder.name else first.group
         name = listing.name if name == "." else name
         items.append(first._replace(name=name, path=folder, group=above or first.group))
-    if len(items) > 2 and len({x.labels for x in items}) == len(items):  # a patient in each folder
-        items = [x._replace(labels=None, group="/".join(x.labels or (x.group,))) for x in items]
-    note = f"{len(series)} folders of DICOM slices, each a volume (--data.dims 2: loose images)"
-    return listing._replace(items=tuple(items), notes=(*listing.notes, note))
+    notes = [f"{len(items)} folders of DICOM slices, each a volume (--data.dims 2: loose images)"]
+    if len(items) > 2 and len({x.labels for x in items} - {None}) == len(items):
+        items = [x._replace(labels=None, group="/".join(x.labels or ())) for x in items]
+        notes.append("folders have one volume each, so they are no classes")
+    if others := [x.name for each in series.values() for x in each or ()]:
+        notes.append(f"{len(others)} files beside slices are left out, such as {others[0]}")
+    return listing._replace(items=tuple(items), notes=(*listing.notes, *notes))
 
 
 def volume_options(probes: Sequence[Probe], config: DataConfig) -> tuple[ReadOptions, list[str]]:

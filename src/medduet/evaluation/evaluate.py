@@ -16,9 +16,8 @@ from medduet.models.base import check_takes
 from medduet.models.inference import prepare_network
 from medduet.runs.bundle import ModelBundle, load_bundle, save_bundle
 from medduet.runs.config import DataRecord
-from medduet.runs.environment import describe_data
+from medduet.runs.environment import describe_data, in_classes_of, prepared_as
 from medduet.runs.folder import RunFolder, is_run
-from medduet.runs.images import in_classes_of, prepared_as
 from medduet.runs.predictions import Predictions
 from medduet.training.fabric import launch_fabric
 from medduet.training.setup import check_same_images

@@ -105,10 +105,13 @@ class Source(NamedTuple):
         """
         if self.affine is PICTURE:
             return self.pixel if dims == 2 else ()
-        of_axes = np.linalg.norm(self.affine[:3, 2::-1], axis=0)  # frames first
-        upright = abs(np.linalg.det(self.affine[:3, :3])) / of_axes.prod()
-        of_axes[0] *= upright if upright < _SHEARED else 1  # slices are apart along their normal
-        of_axes = tuple(of_axes.tolist())
+        axes = self.affine[:3, 2::-1]  # frames first
+        lengths = np.linalg.norm(axes, axis=0)
+        upright = abs(np.linalg.det(axes)) / lengths.prod()
+        if upright < _SHEARED:  # slices, to which the other axes are at right angles, or nearly
+            cosines = np.abs((axes / lengths).T @ (axes / lengths))
+            lengths[np.argmin([cosines[1, 2], cosines[0, 2], cosines[0, 1]])] *= upright
+        of_axes = tuple(lengths.tolist())
         return of_axes[1:] if dims == 2 else turned_sides(of_axes, self.affine)
 
 

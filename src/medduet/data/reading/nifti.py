@@ -34,7 +34,7 @@ def open_nifti(path: Path, file: BinaryIO, like: NDArray[np.float64] | None) -> 
     stored = kind.header_class(head[: len(image.header.binaryblock)], check=False)
     # Of 0 mm, nibabel makes 1 mm.
     is_placed = any(stored[code] for code in ("qform_code", "sform_code"))
-    is_placed = is_placed or bool(stored["pixdim"][1:4].all())
+    is_placed = is_placed or bool(((stored["pixdim"] != 0) | (stored["dim"] < 2))[1:4].all())
     shape = tuple(map(int, image.shape))
     if not 2 <= len(shape) <= 3 and set(shape[3:]) != {1}:
         raise refusal(path, "a volume of 3 axes", f"one of {' x '.join(map(str, shape))}")
@@ -73,7 +73,9 @@ def open_nifti(path: Path, file: BinaryIO, like: NDArray[np.float64] | None) -> 
 
     aligned = affine @ turns.inv_ornt_aff(orientation, shape)
     aligned = aligned if is_placed else PICTURE
-    several = min(frames, height, width) > 1
+    if frames > 1 and min(height, width) == 1:
+        raise refusal(path, "several slices, or one that is the last axis", f"{shape}")
+    several = frames > 1
     return Source(facts, decoded, affine=aligned, encode=encode, are_slices=several)
 
 

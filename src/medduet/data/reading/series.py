@@ -12,6 +12,7 @@ from medduet.data.reading.dicom import open_dicom, plane_of, read_dataset
 from medduet.errors import DataError
 from medduet.utils.files import unpacked
 
+_ENDINGS = ("", ".dcm", ".dicom", ".ima")
 _NO_IMAGES = ("SEG", "SR", "RTDOSE", "RTSTRUCT", "RTPLAN", "PR", "KO", "REG")
 _MOST_UNEVEN, _TILTED = 0.05, 0.5  # of the distance of slices; degrees
 _SAMPLED = 8  # files by which folders of slices are told
@@ -26,8 +27,8 @@ def open_series(folder: Path) -> Source:
         DataError: they are of several series, have no place or size in common, or some are missing.
     """
     headers = {path: header for path in sorted(folder.iterdir()) if (header := _header(path))}
-    named = (x for x in sorted(folder.iterdir()) if x.suffix.lower() in (".dcm", ".dicom", ".ima"))
-    if broken := next((path.name for path in named if path not in headers), ""):
+    named = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in _ENDINGS[1:])
+    if broken := next((x.name for x in named if x not in headers and x.name[0] != "."), ""):
         raise refusal(folder, "slices that can be read", f"{broken}, which can't")
     headers = {path: x for path, x in headers.items() if x.get("Modality") not in _NO_IMAGES}
     series = Counter(str(x.get("SeriesInstanceUID")) for x in headers.values())
@@ -74,8 +75,9 @@ def open_series(folder: Path) -> Source:
 
 
 def beside_series(paths: Sequence[Path]) -> list[Path] | None:
-    """Return the files beside the slices of a series that are no DICOM; None without a series."""
-    return [path for path in paths if _header(path) is None] if _is_series(paths) else None
+    """Return the files beside the slices of a series, by their endings; None without a series."""
+    beside = [path for path in paths if path.suffix.lower() not in _ENDINGS]
+    return beside if _is_series(paths) else None
 
 
 def is_slice(path: Path) -> bool:
