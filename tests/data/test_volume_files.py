@@ -11,6 +11,7 @@ from PIL import Image
 
 from medduet import DataError, open_images
 from medduet.data.reading.core import channel_paths
+from medduet.data.reading.images import opened
 from medduet.utils.files import write_json
 
 nib = pytest.importorskip("nibabel")
@@ -313,6 +314,16 @@ def test_a_tilted_gantry_is_told(tmp_path: Path, cache: Path, save_series: SaveS
     assert "10 of 10 files have slices that are tilted by 18.4 degrees" in str(images.info["notes"])
     assert images.info["spacing"] == pytest.approx([3, 0.5, 0.5])  # along the normal, not the table
     assert (images.class_names, len(np.unique(images.pool().groups))) == ((), 10)
+
+
+def test_sheared_slices_are_apart_along_their_normal(tmp_path: Path) -> None:
+    sheared = PLACED.copy()
+    sheared[1, 2] = 1
+    for order in permutations(range(3)):
+        turn = np.stack([order, (1, 1, 1)], axis=1)
+        save_nifti(path := tmp_path / "a.nii", VOLUME, sheared, turn)
+        with opened(path) as source:
+            assert source.spacing(3) == pytest.approx((3, 0.5, 0.5))
 
 
 def test_a_folder_of_slices_and_more(tmp_path: Path, cache: Path, save_series: SaveSeries) -> None:

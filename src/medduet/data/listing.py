@@ -202,7 +202,7 @@ def _by_name_alone(
     several = Counter(up for up, _ in drawn)
     placed, moved = defaultdict[tuple[Place, str], list[Path]](list), 0
     for (up, of), masks in drawn.items():
-        near = at.get(up) or {*images}
+        near = at.get(up, at[()])
         called = [x for x in whole.get(of, ()) if x in near] if up in at or is_whole else []
         if not is_whole:
             called = [*(longer.get(of, set()) & near)]
