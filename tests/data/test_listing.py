@@ -138,6 +138,7 @@ def test_names_of_masks(image: str, mask: str, folder: Make) -> None:
         (("ill/x.png", "ill/tumor/x_mask.png", "ill/mask/x.png"), "tumor/*"),
         (("images/21_train.tif", "drawn/21_manual1.gif", "mask/21_train_mask.gif"), "drawn/*"),
         (("part_1/x.jpg", "masks of all/x_segmentation.png"), "*_segmentation.png"),
+        (("image/x.png", "label/EX/x.tif", "label/HE/x.tif"), "label/EX/*"),
         (("volume-1.nii", "segmentation-1.nii"), "segmentation-*"),
         (("case_1/imaging.nii.gz", "case_1/segmentation.nii.gz"), "segmentation*"),
     ],

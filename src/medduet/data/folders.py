@@ -161,7 +161,8 @@ def images_and_masks(
         along = [roles[parts[:depth]][name] for depth, name in enumerate(parts)]
         place = tuple(of for of, _ in along if of)
         if path in named or any(is_mask for _, is_mask in along):
-            drawn[place, named.get(path, stem_of(path))].append(path)
+            if folder or not masks or path in named:  # no others are
+                drawn[place, named.get(path, stem_of(path))].append(path)
         else:
             images[path] = place
     counts = ", ".join(f"{count} {kind}" for kind, count in others.items())

@@ -203,13 +203,11 @@ def _by_name_alone(
     placed, moved = defaultdict[tuple[Place, str], list[Path]](list), 0
     for (up, of), masks in drawn.items():
         near = at.get(up, at[()])
-        called = [x for x in whole.get(of, ()) if x in near] if up in at or is_whole else []
+        called = set() if up in at else {*whole.get(of, [])[:2]}
         if not is_whole:
-            called = [*(longer.get(of, set()) & near)]
             alone = len(near) == several[up] == 1 and not any(map(str.isdigit, of))
-            called = [*near] if alone and not called else called
-        here = up in at and of in whole
-        if len(called) == 1 and not here:
+            called = longer.get(of, set()) & near or (near if alone else called)
+        if len(called) == 1:
             (image,), moved = called, moved + len(masks)
             placed[images[image], stems[image]] += masks
         else:
