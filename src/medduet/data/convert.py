@@ -68,9 +68,9 @@ def open_files(
     kept = "files", "kinds", "skipped", "mask_values", "fit", "spacing", "window", "modality"
     info = {key: meta[key] for key in kept}
     info["source"] = str(Path(config.name).expanduser().absolute())
-    info["notes"] = [*listing.notes, *meta["notes"]]
-    if united := sum(len(item.masks) > 1 for item in listing.items):
-        info["notes"].append(f"{united} images have several masks each, which are united")
+    united = sum(len(item.masks) > 1 for item in listing.items)
+    of_masks = [f"{united} images have several masks each, which are united"] * bool(united)
+    info["notes"] = [*listing.notes, *of_masks, *meta["notes"]]
     images = ImageSet(
         name=listing.name,
         train=whole,
