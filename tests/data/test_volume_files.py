@@ -225,15 +225,14 @@ def test_a_series_with_a_mask_from_itk(
 ) -> None:
     """SimpleITK reads the same volume, and a mask that it writes lies on the same voxels."""
     rows = ["path,label,mask"]
+    (tmp_path / "masks").mkdir()
     for number in range(10):
-        save_series(
-            folder := tmp_path / "scans" / f"case {number}", np.roll(VOLUME, number, axis=1)
-        )
+        save_series(folder := tmp_path / f"case {number}", np.roll(VOLUME, number, axis=1))
         image = itk_series(folder)
         assert np.array_equal(sitk.GetArrayFromImage(image), np.roll(VOLUME, number, axis=1))
         mask = sitk.Cast(image == 255, sitk.sitkUInt8)
-        sitk.WriteImage(mask, str(tmp_path / f"mask{number}.{ending}"))
-        rows.append(f"scans/case {number},{number % 2},mask{number}.{ending}")
+        sitk.WriteImage(mask, str(tmp_path / "masks" / f"case {number}.{ending}"))
+        rows.append(f"case {number},{number % 2},masks/case {number}.{ending}")
     (tmp_path / "set.csv").write_text("\n".join(rows))
     images = open_images(str(tmp_path / "set.csv"), cache=cache)
     assert images.size == VOLUME.shape

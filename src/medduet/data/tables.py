@@ -288,13 +288,12 @@ def _find(table: _Table, images: list[str], masks: list[str]) -> list[dict[str, 
             if os.path.isfile(file):  # noqa: PTH113 - no error if no file can be called so
                 return [file]
         hits = sorted(below().get(path.as_posix().casefold(), ()))
-        if not hits and not of_masks and (root / path).is_dir():  # of a DICOM series
-            return [root / path]
         folders = [hit.relative_to(root).parts[:-1] for hit in hits]
         drawn = [any(map(MASK_FOLDER.fullmatch, names)) for names in folders]
-        return [
-            hit for hit, is_mask in zip(hits, drawn, strict=True) if is_mask == of_masks
-        ] or hits
+        alike = [hit for hit, is_mask in zip(hits, drawn, strict=True) if is_mask == of_masks]
+        if not alike and not of_masks and (root / path).is_dir():  # of a DICOM series
+            return [root / path]
+        return alike or hits
 
     result = []
     for names, of_masks in ((images, False), (masks, True)):
