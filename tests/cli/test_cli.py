@@ -111,6 +111,7 @@ MISTAKES = [
     ("audit phantom --fix split.txt", ["expected --fix FILE.csv, given split.txt"]),
     ("preview phantom --out a.jpg", [".png"]),
     ("demo --epochs tre", ["expected a number after --epochs", "given tre"]),
+    ("preview phantom --spacing 2 x", ["after --spacing/--data.spacing, given 2 x;"]),
 ]
 
 

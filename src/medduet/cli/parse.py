@@ -24,7 +24,7 @@ _PYDANTIC = re.compile(
 )
 _NUMBER = re.compile(
     r"Error parsing (\S+): (?:invalid literal|could not convert|no type matching)"
-    r"[^'\[]*['\[]+([^']*).*"
+    r"(?:.*\[|[^']*)'(.*)'.*"
 )
 
 
@@ -160,7 +160,7 @@ def _one_line(box: str, program: str) -> str:
     rules = [number for number, line in enumerate(lines) if number > 1 and not line.strip("-")]
     start = 2 if not lines[1].strip("-") else 1
     text = _PYDANTIC.sub(_of_option, " ".join(lines[start : min(rules, default=len(lines))]))
-    text = _NUMBER.sub(r"expected a number after \1, given \2", text)
+    text = _NUMBER.sub(r"expected a number after \1, given \2", text).replace("', '", " ")
     # Of the options that tyro thinks were meant, only the names.
     flags = re.findall(r"--[a-z][\w.-]*", box.partition("Perhaps you meant:")[2])
     hint = f"; did you mean {' or '.join([*dict.fromkeys(flags)][:3])}?" if flags else ""

@@ -311,6 +311,8 @@ def _check(faults: Sequence[Fault], listing: Listing, config: DataConfig) -> Non
 
 def _summary(faults: Sequence[Fault], total: int) -> str:
     """Return in one line which files can't be read, and why."""
-    shown = [reason if name in reason else f"{name}: {reason}" for name, reason in faults[:_SHOWN]]
-    more = [f"and {len(faults) - _SHOWN} more"] * (len(faults) > _SHOWN)
+    named = [reason if name in reason else f"{name}: {reason}" for name, reason in faults]
+    different = {each.partition(": ")[2]: each for each in reversed(named)}
+    shown = [*different.values()][: -_SHOWN - 1 : -1]
+    more = [f"and {len(faults) - len(shown)} more"] * (len(faults) > len(shown))
     return f"{len(faults)} of {total} files that can't be used: {'; '.join([*shown, *more])}"
