@@ -121,8 +121,21 @@ def test_nothing_to_learn_is_said_first(tmp_path: Path) -> None:
     (tmp_path / "set.csv").write_text("\n".join(rows))
     run = medduet.load_recipe("auto").model_copy(update={"out": tmp_path / "run"})
     data = run.data.model_copy(update={"name": str(tmp_path / "set.csv"), "group_by": "none"})
-    with pytest.raises(ConfigError, match=r"given none; columns: not used: age, result"):
+    with pytest.raises(
+        ConfigError, match=r"given none; columns: not used: age, result: --tasks re"
+    ):
         medduet.train(run.model_copy(update={"data": data}))
+    config = medduet.load_recipe("auto").model_dump()
+    config["data"] |= {
+        "name": str(tmp_path / "set.csv"),
+        "group_by": "none",
+        "fractions": (0.5, 0.25, 0.25),
+    }
+    config["objective"]["tasks"], config["model"]["width"] = ("reconstruct",), 4
+    typed = validate(RunConfig, config, "a test")
+    images = medduet.open_images(typed.data)
+    filled, _ = plan(typed, images, Fabric(accelerator="cpu", devices=1))
+    assert filled.objective.tasks == ("reconstruct",)
 
 
 def test_the_time_of_an_epoch_is_measured() -> None:

@@ -2,9 +2,8 @@
 
 A folder is ``[SPLIT/][CLASS/][GROUP/]IMAGE``: sub-folders called train, val and test (or training,
 valid, validation, testing) are splits, those below them classes, unless they are called as patients
-are, and those below these groups such as patients: of several levels those down to the first with a
-digit, so that two studies of a patient are one group. How masks are named, `medduet.data.folders`
-says.
+are, and those below these groups, such as patients: two studies of a patient are one. How masks are
+named, `medduet.data.folders` says.
 """
 
 import re
@@ -170,7 +169,7 @@ def _in_split(place: Place, splits: Mapping[str, str]) -> Place:
 
 
 def _widest(below: Place) -> int:
-    """Return the level of a patient among those of groups; the last one in doubt."""
+    """Return the level called as a patient is, else with a number of one, else all of them."""
     named = [n for n, name in enumerate(below) if PATIENT.fullmatch(name)]
     numbered = (
         n for n, x in enumerate(below) if any(map(str.isdigit, x)) and not _NO_PATIENT.fullmatch(x)
@@ -212,9 +211,8 @@ def _by_name_alone(
             placed[images[image], stems[image]] += masks
         else:
             placed[up, of] += masks
-    return placed, [f"{moved} masks have an image in another folder, or of a longer name"] * (
-        moved > 0
-    )
+    note = f"{moved} masks have an image in another folder, or of a longer name"
+    return placed, [note] * bool(moved)
 
 
 def _check_classes(root: Path, items: Sequence[Item]) -> None:

@@ -87,7 +87,8 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
         reason = f"a pretrained encoder knows larger images, so {max(data.size)} are enlarged"
         sides = (round(side * _SIDE / max(data.size)) for side in data.size)
         decide("data.size", tuple(dict.fromkeys(sides)), reason)
-    decide("objective.tasks", *_tasks(data))
+    if settings["objective.tasks"] is None:
+        decide("objective.tasks", *_tasks(data))
     count, preset = len(data.train), config.train.preset
     size = for_each_axis(changes.get("data.size", data.size), data.dims)
     fitting = _fitting(_filled(config, changes), data, size, fabric.device)
@@ -146,7 +147,8 @@ def _tasks(data: ImageSet) -> tuple[tuple[Task, ...], str]:
         columns = next((x for x in notes if x.startswith(("columns", "folders"))), "")
         raise ConfigError(
             f"{data.name}: expected classes (sub-folders, or a column label) or masks (called "
-            f"NAME_mask, or a column mask), given none" + f"; {columns}" * bool(columns)
+            f"NAME_mask, or a column mask), given none{columns and '; ' + columns}: --tasks "
+            "reconstruct learns from images alone"
         )
     if not data.mask_names:
         return ("classify",), "classes, and no masks"

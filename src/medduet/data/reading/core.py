@@ -24,7 +24,7 @@ MAX_FILE_PIXELS = 1 << 28
 MAX_FRAMES = 1 << 12
 _FIRST = re.compile(r"(.+)_0000((\.[a-z]+)*)", re.IGNORECASE)  # of several channels
 Affine = NDArray[np.float64]
-_SHEARED = 0.9999
+_SHEARED = 0.9999  # below which a cell of the grid is smaller than the product of its edges
 PICTURE: Affine = np.diag((-1.0, -1.0, 1.0, 1.0))
 """Affine of files without one: columns go to the left, rows to posterior, frames to the head."""
 
