@@ -125,6 +125,11 @@ def test_nothing_to_learn_is_said_first(tmp_path: Path) -> None:
         ConfigError, match=r"given none; columns: not used: age, result: --tasks re"
     ):
         medduet.train(run.model_copy(update={"data": data}))
+    objective = run.objective.model_copy(update={"tasks": ("segment",)})
+    with pytest.raises(
+        ConfigError, match="has no masks, so there is nothing to segment: --tasks re"
+    ):
+        medduet.train(run.model_copy(update={"data": data, "objective": objective}))
     config = medduet.load_recipe("auto").model_dump()
     config["data"] |= {
         "name": str(tmp_path / "set.csv"),

@@ -21,7 +21,7 @@ from medduet.models.base import DuetNetwork, activation_bytes
 from medduet.models.encoders import weights_at_hand
 from medduet.models.inference import prepare_network
 from medduet.models.registry import find_model
-from medduet.training.setup import build_network, build_objective, dense_layout
+from medduet.training.setup import build_network, build_objective, check_settings, dense_layout
 from medduet.types import KINDS, Augment, DenseLayout, Preset, Task
 from medduet.utils.devices import total_memory
 from medduet.utils.hub import CONFIG, bundle_folder
@@ -89,6 +89,8 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
         decide("data.size", tuple(dict.fromkeys(sides)), reason)
     if settings["objective.tasks"] is None:
         decide("objective.tasks", *_tasks(data))
+    decide("train.augment", *_augment(data, config))
+    check_settings(_filled(config, changes), data)
     count, preset = len(data.train), config.train.preset
     size = for_each_axis(changes.get("data.size", data.size), data.dims)
     fitting = _fitting(_filled(config, changes), data, size, fabric.device)
@@ -100,7 +102,6 @@ def plan(config: RunConfig, data: ImageSet, fabric: Fabric) -> tuple[RunConfig, 
     if pretrained and preset == "fast":
         reason = "that of the rest, as a lower one is too slow for so few epochs"
         decide("train.encoder_learning_rate", rate, reason)
-    decide("train.augment", *_augment(data, config))
     fewest, most = _EPOCHS[preset]
     epochs = min(max(round(_IMAGES[preset] / count), fewest), most)
     why = f"{epochs * count:,} images seen (preset {preset})"
@@ -143,8 +144,8 @@ def _network(config: RunConfig, data: ImageSet) -> tuple[str, dict[str, Any], st
 
 def _tasks(data: ImageSet) -> tuple[tuple[Task, ...], str]:
     if not data.mask_names and len(data.class_names) < 2:
-        notes = data.info.get("notes", ())
-        columns = next((x for x in notes if x.startswith(("columns", "folders"))), "")
+        notes = (x for x in data.info.get("notes", ()) if x.startswith(("columns", "folders")))
+        columns = next(notes, "")
         raise ConfigError(
             f"{data.name}: expected classes (sub-folders, or a column label) or masks (called "
             f"NAME_mask, or a column mask), given none{columns and '; ' + columns}: --tasks "
