@@ -34,7 +34,7 @@ _WIDEST_FIRST = "group|patient|pat|subject|participant|person|case|study|exam|sl
 _GROUP = re.compile(rf"({_WIDEST_FIRST})(id|no|nr|num|number|name|code|(instance)?uid)?")
 _NO_CLASS = {"sex", "gender", "male", "female", "fold", "train", "val", "valid", "test"}  # of 0, 1
 _MAY_BE_CLASS = re.compile(
-    r"(benign_)?malignan(t|cy)|diagnosis(_\d)?|birads|(\w+_)?grade|histology"
+    r"(?i)(benign_)?malignan(t|cy)|diagnosis(_\d)?|birads|(\w+_)?grade|histology"
 )
 _BIT = {"0": False, "1": True, "false": False, "true": True, "falsch": False, "wahr": True}
 _MISSING = re.compile(r"-?nan|#?n/?a|<na>|null|(?-i:None)", re.IGNORECASE)  # as in pandas
@@ -218,13 +218,12 @@ def _labels(table: _Table, roles: Roles) -> tuple[Labels, bool]:
 def _one_hot(table: _Table, roles: Roles) -> tuple[Labels, bool]:
     """Return the classes of each row from columns of 0 and 1, if there are several."""
     bits = [[_BIT.get(x := _whole(cell).lower(), x) for cell in cells] for cells in table.cells]
-    keys = [name.lower() for name in table.header]
     named = {i for i, name in enumerate(table.header) if name and name.lower() not in _NO_CLASS}
     rest = sorted(named - {*chain(*roles.values())})
     places = [i for i in rest if {True, False} <= {*bits[i]} <= {True, False, "", "?", "-1"}]
     if len(places) < 2:
         return [None] * len(table.lines), False
-    if others := [i for i in rest if i not in places and _MAY_BE_CLASS.fullmatch(keys[i])]:
+    if others := [i for i in rest if i not in places and _MAY_BE_CLASS.fullmatch(table.header[i])]:
         given = f"0 and 1 in {table.names(places)}, and {table.names(others)}"
         raise table.error(
             f"classes that can be told apart, given {given}: call one column label, or remove it"
