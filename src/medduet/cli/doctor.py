@@ -15,7 +15,7 @@ from medduet.data.cache import cache_folder
 from medduet.utils.devices import best_precision
 
 _LITTLE_ROOM = 2.0  # GB
-_EXTRAS = ("ray", "export", "medical", "serve", "track")
+_EXTRAS = ("ray", "export", "medical", "serve")
 Check = tuple[str, str, str]
 """What is checked; good, bad, or missing (an extra that is not installed); and what to do."""
 
