@@ -10,6 +10,7 @@ import pytest
 import medduet
 from medduet import MODELS, RunConfig, RunRecord, recipe_names
 from medduet.cli import main
+from medduet.cli.display.results import show
 from medduet.data.medmnist import medmnist_sets
 from medduet.utils.parsing import read_json
 
@@ -52,6 +53,11 @@ def test_the_issue_s_example(set_npz: Path, capsys: Capture) -> None:
     assert found == read_json(run / "metrics.json")["val"]
     assert main(["train", "--resume", str(run)]) == 0
     assert "finished already" in capsys.readouterr().err
+
+
+def test_what_comes_next_can_be_typed(capsys: Capture) -> None:
+    assert show("zarr", "SET.zarr", {}) == 0
+    assert capsys.readouterr().out.endswith("next: medduet train auto --data SET.zarr\n")
 
 
 def test_short_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ written: {arguments[out]}""",
     "push": "pushed, next: medduet.load('{result}')",
     "report": "report: {result}",
     "preview": "report: {result}",
-    "zarr": "written: {result}\nnext: medduet train --data {result}",
+    "zarr": "written: {result}\nnext: medduet train auto --data {result}",
 }
 _SHOWN: dict[str, Callable[..., int | None]] = {
     "demo": _run,
