@@ -48,6 +48,15 @@ def test_a_run_and_its_bundle_are_the_same_network(finished_run: RunRecord) -> N
     assert names["class_logits"].shape == (2, 4)
 
 
+def test_the_card_of_a_network_for_volumes(tmp_path: Path) -> None:
+    network = create_model("unet_var", in_channels=1, num_classes=2, width=2, dims=3)
+    data = {"name": "ct", "splits": {"train": 3}, "size": [16, 20, 24], "info": {"licence": "MIT"}}
+    save_bundle(tmp_path / "bundle", network, {"class_names": ["a", "b"], "data": data})
+    card = (tmp_path / "bundle" / "README.md").read_text()
+    assert "# image: (N, 1, D, H, W)" in card
+    assert "ct (train 3; 16 x 20 x 24 voxels; licence: MIT; " in card
+
+
 def refused(folder: Path, match: str) -> None:
     with pytest.raises(ModelError, match=match) as caught:
         load(folder)
