@@ -126,6 +126,20 @@ def test_seeds_count_as_their_mean_and_methods_are_corrected(
             assert [row.p_seeds_holm for row in of.values()] == corrected(seeds)
 
 
+def test_equal_means_over_other_images_have_an_interval(
+    write_run: WriteRun, tmp_path: Path
+) -> None:
+    label = np.arange(N) % 3
+    for seed in (0, 1):
+        for model, first in (("vovunet_var", 0), ("unet_var", 12)):
+            said = np.where((np.arange(N) >= first) & (np.arange(N) < first + 12), label + 1, label)
+            answer = {"label": label, "probability": 0.7 * np.eye(3)[said % 3] + 0.1}
+            write_run(tmp_path / f"{model}-{seed}", model=model, seed=seed, **answer)
+    row = differences(group_runs(find_runs([tmp_path])).of("fakemnist"))[0]
+    assert (row.metric, row.difference, row.p) == ("accuracy", 0, 1)
+    assert row.interval[0] < 0 < row.interval[1]
+
+
 def test_what_one_run_lacks_is_skipped(write_run: WriteRun, tmp_path: Path) -> None:
     whole = write_run(tmp_path / "whole", **answers(1))
     sentence = medduet.compare(whole, whole).sentence

@@ -117,7 +117,7 @@ def _over_images(metric: str, a: Sequence[Predictions], b: Sequence[Predictions]
         else:
             test = over_images(score_a, score_b, weights, resamples=RESAMPLES)
             names = ("permutation", "d_z")
-            if test.p == 1 and not test.difference:
+            if np.array_equal(score_a * weights, score_b * weights):
                 test = test._replace(interval=UNDEFINED)
     about = {"test": names[0], "effect_name": names[1]} | test._asdict()
     del about["difference"]  # which is that of the means over seeds
