@@ -104,7 +104,7 @@ class DataConfig(Frozen):
     """What values of masks mean: 0:background,128:benign,255:malignant,254:ignore. A colour is
     #ff0000:NAME, all other values are `*:NAME`. None: decided from all masks, and told."""
     fit: Fit | Literal["longest"] = "pad"
-    """Image files become square by black borders, by stretching, or by their centre (MedMNIST);
+    """Image files become square by black borders, by stretching, or by their centre alone;
     longest: size is that of the longest side, and borders are no wider than the set needs."""
     window: tuple[float, float] | Literal["zscore", "own"] | None = None
     """Centre and width of the grey values shown, for DICOM, NIfTI and 16 bits; zscore: mean and 8
@@ -127,7 +127,7 @@ class DataConfig(Frozen):
     seed: int = Field(0, ge=0)
     """Seed of phantoms, and of a split that is made."""
     modality: Modality = "auto"
-    """Kind of image, for augmentation. auto: MedMNIST's own; others are mirrored at most."""
+    """Kind of image. auto: as MedMNIST or the files tell it; else they are mirrored at most."""
 
     @field_validator("mask_values")
     @classmethod

@@ -44,8 +44,8 @@ def write_report(
     Args:
         paths: folders with runs, such as that of a grid.
         out: folder to write; ``None`` for ``report`` in the first of `paths`.
-        reference: the method that others are tested against; ``None`` for vovunet_var, or the
-            first by name.
+        reference: the method that others are tested against; ``None`` for vovunet_var, else the
+            one with most settings at their defaults, else the first by name.
 
     Raises:
         MissingFileError: there is no finished run.
