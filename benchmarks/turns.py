@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Runs = dict[str, list[dict[str, Any]]]
+Runs = dict[Any, list[dict[str, Any]]]
 
 
 def in_turns(
-    module: str, ways: Mapping[str, Sequence[object]], rounds: int, skip: Sequence[str] = ()
+    module: str, ways: Mapping[Any, Sequence[object]], rounds: int, skip: Sequence[str] = ()
 ) -> Runs:
     """Run ``python -m MODULE --one WORDS`` for each way, A B C A B C; return what each printed.
 

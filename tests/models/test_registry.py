@@ -111,3 +111,22 @@ def test_networks_of_one_size_say_so() -> None:
     with pytest.raises(ModelError, match=r"timm:maxvit_tiny_tf_224 does not take .* 64 x 64"):
         model_cost("timm:maxvit_tiny_tf_224", 1, 3, 1, 64)
     assert model_cost("timm:maxvit_tiny_tf_224", 1, 3, 1, 224).gmacs > 5
+
+
+@pytest.mark.parametrize("name", ["timm:mobilenetv2_100", "timm:tf_efficientnet_lite0"])
+def test_depthwise_convolutions_learn_in_float32_on_a_cpu(name: str) -> None:
+    """oneDNN takes up to a hundred times as long for their gradients in bfloat16."""
+    network = create_model(name, in_channels=1, num_classes=2)
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1]
+    (layer,) = [x for x in layers if x.stride == (2, 2) and x.in_channels == 96]
+    image = torch.randn(2, 96, 12, 12).bfloat16()
+    for training in (True, False):
+        layer.train(training).weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16):
+            output = layer(image)
+        assert output.dtype == torch.bfloat16
+        output.sum().backward()
+        gradient = layer.weight.grad
+        layer.weight.grad = None
+        layer(image.float()).sum().backward()
+        assert torch.equal(gradient, layer.weight.grad) == training

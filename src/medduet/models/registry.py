@@ -21,6 +21,7 @@ from medduet.models.blocks import (
     mobilevit_unit,
     osa_unit,
 )
+from medduet.models.convolutions import guard_depthwise
 from medduet.models.inception import dense_inception_unet
 from medduet.models.unet import Sharpen, UNet, Upsampling
 from medduet.types import KINDS
@@ -238,6 +239,8 @@ def create_model(
 
         turn_into_3d(network, flat_levels)
         network.arguments |= {"flat_levels": list(flat_levels)} if any(flat_levels) else {}
+    else:
+        guard_depthwise(network)
     return network
 
 

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from medduet.errors import ModelError
 from medduet.models.base import DuetNetwork, Normalize, trace
+from medduet.models.convolutions import Conv3d
 from medduet.models.unet import Sharpen, UNet
 
 _TRIAL = (64, 80, 96)  # three sides that differ, so that no two of them can be mistaken
@@ -54,22 +55,6 @@ class UnetDecoder3d(UnetDecoder):  # type: ignore[misc]
                 x = block.attention1(torch.cat([x, skip], dim=1))
             x = block.attention2(block.conv2(block.conv1(x)))
         return x
-
-
-class Conv3d(nn.Conv3d):
-    """A convolution whose gradient is right on CPUs, too.
-
-    That of oneDNN in bfloat16 is memory of something else where a side is smaller than the kernel,
-    as of 2 slices with kernels of 3 (torch 2.14 on a CPU with avx512_bf16).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the map, computed in float32 where a side is small in training."""
-        sides = zip(x.shape[2:], self.kernel_size, strict=True)
-        if not self.training or x.device.type != "cpu" or all(side >= k for side, k in sides):
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float())
 
 
 _COUNTERPARTS: dict[type[nn.Module], type[nn.Module]] = {  # with the same attributes
