@@ -5,7 +5,14 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from medduet import ConfigError, MissingFileError, RunConfig, load_recipe, recipe_names
+from medduet import (
+    ConfigError,
+    MissingFileError,
+    RunConfig,
+    load_grid,
+    load_recipe,
+    recipe_names,
+)
 
 
 def test_the_paper_s_recipe_is_the_paper_s() -> None:
@@ -31,6 +38,12 @@ def test_honest_is_the_default_protocol() -> None:
     assert RunConfig().evaluate.protocol == "honest"
     honest = [load_recipe(name).evaluate.protocol for name in recipe_names() if name != "paper"]
     assert set(honest) == {"honest"}
+
+
+@pytest.mark.parametrize("name", ["cross", "medmnist", "tasks"])
+def test_grids_train_as_auto_does(name: str) -> None:
+    run, auto = load_grid(name).run, load_recipe("auto")
+    assert (run.model, run.train, run.evaluate) == (auto.model, auto.train, auto.evaluate)
 
 
 def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
