@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from medduet import DataError, open_images
-from medduet.data.reading.core import channel_paths
-from medduet.data.reading.images import opened
+from medduet.data.reading.core import ReadOptions, channel_paths
+from medduet.data.reading.images import opened, read_pictures
 from medduet.utils.files import write_json
 
 nib = pytest.importorskip("nibabel")
@@ -240,6 +240,19 @@ def test_a_series_with_a_mask_from_itk(
     pool = images.pool()
     assert ((pool.images[:] == 255) == pool.masks[:]).all()
     assert images.class_names == ("0", "1")
+
+
+def test_an_open_file_is_not_taken_for_one_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = sitk.GetImageFromArray(VOLUME.astype(np.uint8))
+    sitk.WriteImage(other, "image.dcm")
+    Path("image.dcm").rename("image")  # ITK reads it by its content
+    sitk.WriteImage(other, "upload.nrrd")
+    refused = pytest.raises(DataError, match="expected NRRD as a file, given an upload")
+    with Path("upload.nrrd").open("rb") as file, refused:
+        read_pictures(Path("image"), ReadOptions((8, 8)), file)
 
 
 def test_folders_of_slices_are_volumes(

@@ -90,6 +90,8 @@ def opened(
                 case "NIfTI":
                     source = open_nifti(path, content, like)
                 case "MetaImage" | "NRRD":
+                    if file is not None:  # ITK would read the file of this name on the disk
+                        raise refusal(path, f"{kind} as a file", "an upload: send it as NIfTI")
                     source = open_nifti(path, as_nifti(path), like)
                     content.seek(0)
                     if not _SPACING.search(content.read(_HEADER)):  # ITK takes it as 1 mm

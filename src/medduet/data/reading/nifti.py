@@ -81,8 +81,6 @@ def open_nifti(path: Path, file: BinaryIO, like: NDArray[np.float64] | None) -> 
 
 def as_nifti(path: Path) -> BytesIO:
     """Return the volume in a file as NIfTI, with the same voxels at the same places."""
-    if not path.is_file():
-        raise refusal(path, "MetaImage or NRRD as a file", "an upload: send it as NIfTI")
     with path.open("rb") as file:
         names = [name.decode(errors="replace") for name in _DATA_FILE.findall(file.read(1 << 16))]
     for name in names:  # which could be any file of this machine
