@@ -75,26 +75,23 @@ def open_series(folder: Path) -> Source:
 
 
 def beside_series(paths: Sequence[Path]) -> list[Path] | None:
-    """Return the files beside the slices of a series, by their endings; None without a series."""
-    beside = [path for path in paths if path.suffix.lower() not in _ENDINGS]
-    return beside if _is_series(paths) else None
+    """Return the files beside the slices of a series, by their endings; None without a series.
 
-
-def is_slice(path: Path) -> bool:
-    """Return whether a file is DICOM with a place."""
-    return bool((header := _header(path)) and header.get("ImagePositionPatient"))
-
-
-def _is_series(paths: Sequence[Path]) -> bool:
-    """Return whether there are several slices of one series among files, by a few of them."""
+    A series is told by a few of the files: two that are of one and at different places.
+    """
     places: dict[Any, Any] = {}
     for path in paths[:: len(paths) // _SAMPLED + 1]:
         if (header := _header(path)) is None or not header.get("ImagePositionPatient"):
             continue
         uid, place = header.get("SeriesInstanceUID"), header.ImagePositionPatient
         if places.setdefault(uid, place) != place:
-            return True
-    return False
+            return [path for path in paths if path.suffix.lower() not in _ENDINGS]
+    return None
+
+
+def is_slice(path: Path) -> bool:
+    """Return whether a file is DICOM with a place."""
+    return bool((header := _header(path)) and header.get("ImagePositionPatient"))
 
 
 def _header(path: Path) -> Any:
