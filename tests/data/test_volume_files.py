@@ -255,6 +255,17 @@ def test_an_open_file_is_not_taken_for_one_on_the_disk(
         read_pictures(Path("image"), ReadOptions((8, 8)), file)
 
 
+def test_damaged_files_are_named_and_stop_nothing_else(tmp_path: Path, cache: Path) -> None:
+    for number in range(10):
+        save_nifti(path := tmp_path / f"{number}.nii.gz", VOLUME)
+    content = bytearray(path.read_bytes())
+    content[20:60] = b"\xff" * 40  # what gzip can't unpack
+    path.write_bytes(content)
+    (tmp_path / "a.dcm").write_bytes(bytes(128) + b"DICM" + b"\x02\0\0\0UL\x04\0" + b"\xff" * 99)
+    with pytest.raises(DataError, match=r"2 of 11 files that can't be used: .*9\.nii\.gz"):
+        open_images(str(tmp_path), cache=cache)
+
+
 def test_folders_of_slices_are_volumes(
     tmp_path: Path, cache: Path, save_series: SaveSeries
 ) -> None:

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medduet.data.reading.core import needed
+from medduet.data.reading.core import kind_of, needed
 from medduet.data.reading.dicom import of_frame, plane_of, read_dataset
-from medduet.data.reading.images import HEAD, kind_of
 from medduet.errors import DataError
 from medduet.utils.files import unpacked
 from medduet.utils.parsing import misread
@@ -66,11 +65,11 @@ def series_of(paths: Iterable[Path]) -> Iterator[tuple[Path, tuple[str, int] | D
     for path in paths:
         try:
             with path.open("rb") as stored, misread(path):
-                file = unpacked(stored)
-                if kind_of(file.read(HEAD)) != "DICOM":
+                if kind_of(stored) != "DICOM":
                     continue
                 needed("highdicom", path)
-                header = read_dataset(path, file, specific_tags=[*_UIDS], stop_before_pixels=True)
+                file, tags = unpacked(stored), [*_UIDS]
+                header = read_dataset(path, file, specific_tags=tags, stop_before_pixels=True)
             if absent := [name for name in _UIDS if not header.get(name)]:
                 raise DataError(f"{path}: expected {absent[0]}, to which DICOM results refer")
             first, number = firsts.setdefault(header.SOPInstanceUID, path), 0

@@ -1,6 +1,7 @@
 """What the service answers, as JSON."""
 
 import base64
+import io
 import json
 import re
 import secrets
@@ -21,12 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
 from medduet.data.pixels import resize_image, resize_mask
+from medduet.data.reading.core import kind_of
 from medduet.data.workers import WorkerPool
 from medduet.errors import DataError
 from medduet.inference.predictor import Prediction, Predictor
 from medduet.inference.results import InputFile, ResultWriter, mask_png, png
 from medduet.inference.source import series_of
-from medduet.serve.uploads import kind_of_upload
 from medduet.utils.palette import HEAT
 
 _COPIED = ("label", "probabilities", "prediction_set", "abstained", "ood_p", "is_ood")
@@ -180,7 +181,7 @@ def encode_dicom(
     predictor: Predictor, readers: WorkerPool, content: bytes, predictions: Sequence[Prediction]
 ) -> Response:
     """Return the results for a DICOM file; HTTPException 406 for others, 422 for a useless one."""
-    if kind_of_upload(content) != "DICOM":
+    if kind_of(io.BytesIO(content)) != "DICOM":
         raise HTTPException(406, "expected a DICOM file: omit Accept: application/dicom")
     if len(predictor.options.sides) == 3:
         raise HTTPException(406, "volumes are answered in JSON: omit Accept: application/dicom")

@@ -4,6 +4,7 @@ Requests that come at the same time are computed together.
 """
 
 import asyncio
+import io
 import logging
 import math
 import os
@@ -22,7 +23,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from medduet.data.reading.images import Picture, kind_of, picture_of
+from medduet.data.reading.core import kind_of
+from medduet.data.reading.images import Picture, picture_of
 from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, ModelError
 from medduet.inference.predictor import Prediction, Predictor
@@ -178,7 +180,8 @@ class Service:
         # Decoding is for the processor: more processes would only take memory.
         workers = min(8, os.cpu_count() or 1)
         with WorkerPool(workers, seconds=self.limits.timeout_s) as self.readers:
-            await asyncio.to_thread(self.readers.call, kind_of, b"")  # starts the processes
+            # Starts the processes.
+            await asyncio.to_thread(self.readers.call, kind_of, io.BytesIO())
             for name, network in self.served.items():
                 watch = self.counters.batch_images.labels(name).observe
                 predictor = network.predictor

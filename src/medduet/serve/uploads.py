@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-import zlib
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -20,15 +19,13 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from medduet.data.reading.core import Facts, ReadOptions, refusal
-from medduet.data.reading.images import HEAD, Picture, kind_of, opened, read_pictures
+from medduet.data.reading.core import VOLUMES, Facts, ReadOptions, kind_of, refusal
+from medduet.data.reading.images import Picture, opened, read_pictures
 from medduet.data.workers import WorkerPool
-from medduet.utils.files import unpacked
 
 LEAST_SIDE = 8  # of an image, in pixels
 LARGEST = 8  # so many of the largest files and images all requests may hold together
 _KINDS = "a PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM or NIfTI file"
-_VOLUMES = ("DICOM", "NIfTI")
 _ENVELOPE = 1 << 16  # bytes of a form around its file
 _UPLOAD = Path("image")  # what messages call it
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients get its errors
@@ -151,15 +148,6 @@ def _too_large(seat: Seat) -> HTTPException:
     )
 
 
-def kind_of_upload(content: bytes) -> str | None:
-    """Return the kind of a file; DICOM and NIfTI may be packed by gzip."""
-    with suppress(OSError, EOFError, zlib.error):
-        file = unpacked(stored := io.BytesIO(content))
-        kind = kind_of(file.read(HEAD))
-        return kind if file is stored or kind in _VOLUMES else None
-    return None
-
-
 def _probe(file: io.BytesIO) -> Facts:
     """Return what the header says; DataError for a picture of several pages, or that moves."""
     with opened(_UPLOAD, file) as source:
@@ -168,7 +156,7 @@ def _probe(file: io.BytesIO) -> Facts:
         raster = kind in ("PNG", "GIF", "WEBP") and Image.open(file, formats=[kind])
         if getattr(raster, "is_animated", False):
             raise refusal(_UPLOAD, "one image", "an animation")
-        if frames > 1 and kind not in _VOLUMES:
+        if frames > 1 and kind not in VOLUMES:
             raise refusal(_UPLOAD, "one image", f"a file of {frames} frames")
         return source.facts
 
@@ -180,9 +168,8 @@ async def decode(
 
     HTTPException 413 for too many pixels, 415 for other files, 422 for what can't be used.
     """
-    if kind_of_upload(content) is None:
+    if kind_of(file := io.BytesIO(content)) is None:
         raise HTTPException(415, f"expected {_KINDS}, given one that starts with {content[:8]!r}")
-    file = io.BytesIO(content)
     facts = await asyncio.to_thread(readers.call, _probe, file)
     if isinstance(facts, str):
         raise HTTPException(422, facts)

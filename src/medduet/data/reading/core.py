@@ -7,22 +7,41 @@ decoder does beyond that, `medduet.data.workers` limits: files of strangers are 
 
 import re
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from gzip import BadGzipFile
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medduet.errors import DataError, MedDuetError, one_line
 from medduet.types import Fit, Modality
+from medduet.utils.files import unpacked
 
 MAX_FRAME_PIXELS = 1 << 26
 MAX_FILE_PIXELS = 1 << 28
 MAX_FRAMES = 1 << 12
 _FIRST = re.compile(r"(.+)_0000((\.[a-z]+)*)", re.IGNORECASE)  # of several channels
+_HEAD = 540
+"""Bytes by which the kind of a file is told: the header of NIfTI-2."""
+VOLUMES = ("DICOM", "NIfTI")  # files that may have frames, and may be packed by gzip
+_SIGNATURES = (
+    (rb".{128}DICM", "DICOM"),  # first: its preamble may be that of a TIFF
+    (rb"\x89PNG\r\n\x1a\n", "PNG"),
+    (rb"\xff\xd8\xff", "JPEG"),
+    (rb"BM", "BMP"),
+    (rb"GIF8[79]a", "GIF"),
+    (rb"II[*+]\0|MM\0[*+]", "TIFF"),
+    (rb".{8}WEBP", "WEBP"),
+    (rb".{344}n\+1\0|.{4}n\+2\0", "NIfTI"),
+    (rb"NRRD\d{4}", "NRRD"),
+    (rb"(ObjectType|NDims|Comment)\s*=", "MetaImage"),
+    (rb"[\x02\x08]\x00|\x00\x08", "DICOM"),  # without preamble: group 0002 or 0008, the first
+)
 Affine = NDArray[np.float64]
 _SHEARED = 0.9999  # below which a cell of the grid is smaller than the product of its edges
 PICTURE: Affine = np.diag((-1.0, -1.0, 1.0, 1.0))
@@ -113,6 +132,19 @@ class Source(NamedTuple):
             lengths[np.argmin([cosines[1, 2], cosines[0, 2], cosines[0, 1]])] *= upright
         of_axes = tuple(lengths.tolist())
         return of_axes[1:] if dims == 2 else turned_sides(of_axes, self.affine)
+
+
+def kind_of(file: BinaryIO) -> str | None:
+    """Return which kind of picture an open file is: if gzip has packed it, DICOM or NIfTI.
+
+    It is None for others, and for what can't be unpacked.
+    """
+    with suppress(BadGzipFile, EOFError, zlib.error):
+        content = unpacked(file)
+        head = content.read(_HEAD)
+        kind = next((kind for mark, kind in _SIGNATURES if re.match(mark, head, re.DOTALL)), None)
+        return kind if content is file or kind in VOLUMES else None
+    return None
 
 
 def turned(volume: NDArray[Any], affine: Affine, back: bool = False) -> NDArray[Any]:

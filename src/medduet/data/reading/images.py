@@ -24,6 +24,7 @@ from medduet.data.reading.core import (
     channel_paths,
     checked,
     errors_of,
+    kind_of,
     refusal,
     turned,
     turned_sides,
@@ -36,21 +37,6 @@ from medduet.data.reading.shape import fitted, inner_sides, levels, standardised
 from medduet.errors import MissingFileError
 from medduet.utils.files import unpacked
 
-HEAD = 540
-"""Bytes by which the kind of a file is told: the header of NIfTI-2."""
-_SIGNATURES = (
-    (rb".{128}DICM", "DICOM"),  # first: its preamble may be that of a TIFF
-    (rb"\x89PNG\r\n\x1a\n", "PNG"),
-    (rb"\xff\xd8\xff", "JPEG"),
-    (rb"BM", "BMP"),
-    (rb"GIF8[79]a", "GIF"),
-    (rb"II[*+]\0|MM\0[*+]", "TIFF"),
-    (rb".{8}WEBP", "WEBP"),
-    (rb".{344}n\+1\0|.{4}n\+2\0", "NIfTI"),
-    (rb"NRRD\d{4}", "NRRD"),
-    (rb"(ObjectType|NDims|Comment)\s*=", "MetaImage"),
-    (rb"[\x02\x08]\x00|\x00\x08", "DICOM"),  # without preamble: group 0002 or 0008, the first
-)
 _SPACING = re.compile(rb"^(ElementS(pacing|ize)|spacings|space directions)\s*[=:]", re.M | re.I)
 _HEADER = 1 << 14  # bytes in which MetaImage and NRRD tell the spacing
 _UNKNOWN = 1.0, 1.0, 1.0  # the spacing of sets of volumes without one
@@ -78,12 +64,7 @@ def opened(
                 raise refusal(path, "an image file", "a device")
             raise MissingFileError(f"{path}: expected an image file, but there is none")
         with path.open("rb") if file is None else nullcontext(file) as stored:
-            content = unpacked(stored)
-            head = content.read(HEAD)
-            kind = kind_of(head)
-            if content is not stored and kind not in ("DICOM", "NIfTI"):
-                kind = None
-            content.seek(0)
+            kind, content = kind_of(stored), unpacked(stored)
             match kind:
                 case "DICOM":
                     source = open_dicom(path, content)
@@ -98,15 +79,10 @@ def opened(
                         source = source._replace(affine=PICTURE)
                 case None:
                     expected = "PNG, JPEG, TIFF, BMP, GIF, WebP, DICOM, NIfTI, MetaImage or NRRD"
-                    raise refusal(path, expected, f"a file that starts with {head[:8]!r}")
+                    raise refusal(path, expected, f"a file that starts with {content.read(8)!r}")
                 case _:
                     source = open_raster(path, content, kind)
             yield source._replace(kind=kind)
-
-
-def kind_of(head: bytes) -> str | None:
-    """Return which kind of picture starts with `head`, its first `HEAD` bytes, or None."""
-    return next((kind for mark, kind in _SIGNATURES if re.match(mark, head, re.DOTALL)), None)
 
 
 class Picture(NamedTuple):

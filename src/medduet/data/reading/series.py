@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from medduet.data.reading.core import PICTURE, Frame, Source, refusal
+from medduet.data.reading.core import PICTURE, Frame, Source, errors_of, kind_of, refusal
 from medduet.data.reading.dicom import open_dicom, plane_of, read_dataset
 from medduet.errors import DataError
 from medduet.utils.files import unpacked
@@ -95,15 +95,14 @@ def is_slice(path: Path) -> bool:
 
 
 def _header(path: Path) -> Any:
-    """Return what tells the place of a DICOM file; None for files of other kinds."""
+    """Return what tells the place of a DICOM file; None for other files, and damaged ones."""
     if not path.is_file():
         return None
     try:
-        with path.open("rb") as stored:
-            file = unpacked(stored)
-            head = file.read(132)
-            if head[128:] != b"DICM" and head[:2] not in (b"\x02\0", b"\x08\0", b"\0\x08"):
+        with errors_of(path), path.open("rb") as stored:
+            if kind_of(stored) != "DICOM":
                 return None
+            file = unpacked(stored)
             return read_dataset(path, file, specific_tags=_TAGS, stop_before_pixels=True)
-    except (DataError, OSError, EOFError):
+    except DataError:
         return None
