@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medduet import open_images
+from medduet import audit, open_images
 from medduet.data.npz import open_npz
 from medduet.data.zarr_store import write_zarr
 from medduet.errors import DataError
@@ -35,6 +35,14 @@ def test_unpacked_arrays_equal_the_file_and_are_mapped(
     assert images.mask_names == ("background", "lesion")
     assert (images.name, images.multi_label) == ("set", False)
     assert images.info["original_size"] == [20, 24]
+
+
+def test_groups_of_some_splits(arrays: Arrays, save: Save, cache: Path) -> None:
+    """Patients in train and test are found, though val has no groups."""
+    arrays["train_groups"], arrays["test_groups"] = np.arange(12), np.arange(6)
+    images = open_npz(save(arrays), cache=cache)
+    assert images.pool().groups.tolist() == [*range(12), *[-1] * 4, *range(6)]
+    assert [leak.kind for leak in audit(images, cache=cache).leaks] == ["groups-across-splits"]
 
 
 def test_unknown_labels_and_masks(arrays: Arrays, save: Save, cache: Path) -> None:

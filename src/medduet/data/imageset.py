@@ -226,10 +226,14 @@ class ImageSet:
         parts = [self.train, self.val, self.test]
         places = np.arange(sum(map(len, parts)), dtype=np.int64)
         fields: dict[str, Any] = {"has_mask": np.concatenate([part.known_masks for part in parts])}
-        for field in ("images", "labels", "masks", "groups"):
+        fields["labels"] = np.concatenate([part.labels for part in parts])
+        for field in PIXELS:
             values: list[Any] = [getattr(part, field) for part in parts]
             if all(value is not None for value in values):
-                fields[field] = Rows(values, places) if field in PIXELS else np.concatenate(values)
+                fields[field] = Rows(values, places)
+        if any(part.groups is not None for part in parts):
+            groups = [np.full(len(x), -1) if x.groups is None else x.groups for x in parts]
+            fields["groups"] = np.concatenate(groups)
         named, plain = [], []
         for name, part in zip(SPLITS, parts, strict=True):
             ids = part.ids if part.ids is not None else np.arange(len(part)).astype(np.str_)
