@@ -33,7 +33,8 @@ def data_summary(images: ImageSet) -> list[str]:
     rows: list[list[Any]] = [["", *SPLITS], [noun, *map(len, splits)]]
     names = images.class_names[:_MOST_CLASSES]
     for k, name in enumerate(names):
-        rows.append([f"  {one_line(name, 60)}", *(_with_label(x, k) for x in splits)])
+        members = (x.labels == k if x.labels.ndim == 1 else x.labels[:, k] == 1 for x in splits)
+        rows.append([f"  {one_line(name, 60)}", *(int(each.sum()) for each in members)])
     if more := len(images.class_names) - len(names):
         rows.append([f"  and {more} more classes"])
     unlabelled = [int((x.labels.reshape(len(x), -1) == UNKNOWN_LABEL).all(1).sum()) for x in splits]
@@ -46,11 +47,6 @@ def data_summary(images: ImageSet) -> list[str]:
         numbers = "".join(f"{count:>9}" for count in counts[:3])
         table.append("  ".join([f"{name:<{first}}{numbers}", *counts[3:]]).rstrip())
     return [one_line(title, 500), *table, *(one_line(fact, 500) for fact in _facts(images))]
-
-
-def _with_label(split: Split, number: int) -> int:
-    labels = split.labels
-    return int((labels == number if labels.ndim == 1 else labels[:, number] == 1).sum())
 
 
 def _mask_rows(names: Sequence[str], splits: Sequence[Split]) -> list[list[Any]]:
@@ -88,11 +84,9 @@ def _mask_counts(split: Split) -> NDArray[np.int64]:
 def _facts(images: ImageSet) -> list[str]:
     info = images.info
     facts = [f"split: {_split(info.get('split'))}"]
-    groups = [x.groups for x in (images.train, images.val, images.test) if x.groups is not None]
-    if groups:
-        numbers = np.concatenate(groups)
-        without = int((numbers < 0).sum())
-        count = len(np.unique(numbers[numbers >= 0]))
+    if (groups := images.pool().groups) is not None:
+        without = int((groups < 0).sum())
+        count = len(np.unique(groups[groups >= 0]))
         facts.append(f"groups: {count:,}" + f"; {without:,} images are in none" * bool(without))
     if values := info.get("mask_values"):
         meanings = ", ".join(f"{value} {name}" for value, name in values.items())
