@@ -1,5 +1,6 @@
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from medduet import open_images
-from medduet.data.duplicates import search_duplicates
+from medduet.data.duplicates import duplicates_file, find_duplicates, search_duplicates
 
 
 def jpeg(image: np.ndarray) -> np.ndarray:
@@ -96,3 +97,14 @@ def test_frames_of_films_are_found() -> None:
     found = search_duplicates(grown(128 + scenes + rng.normal(0, 5, scenes.shape)))
     groups = found.groups(films * frames).reshape(films, frames)
     assert (groups == groups[:, :1]).mean() > 0.9
+
+
+@pytest.mark.parametrize("length", [0, 100, -20])
+def test_a_damaged_result_is_searched_again(tmp_path: Path, length: int) -> None:
+    images = open_images("phantom", size=16, count=20)
+    once = find_duplicates(images, tmp_path)
+    path = duplicates_file(images, tmp_path)
+    path.write_bytes(path.read_bytes()[:length])
+    again = find_duplicates(images, tmp_path)
+    assert np.array_equal(once.pairs, again.pairs)
+    assert len(path.read_bytes()) > 200

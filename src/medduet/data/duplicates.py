@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -67,7 +68,8 @@ def find_duplicates(
 ) -> Duplicates:
     """Return the duplicates in the pool of a set; the result is cached by its fingerprint."""
     path = duplicates_file(images, cache)
-    with suppress(OSError, ValueError, KeyError), np.load(path, allow_pickle=False) as file:
+    with suppress(OSError, ValueError, KeyError, EOFError, BadZipFile), path.open("rb") as stored:
+        file = np.load(stored, allow_pickle=False)
         return Duplicates(file["pairs"], file["similarity"], file["exact"])
     duplicates = search_duplicates(images.pool().images, progress)
     with suppress(OSError), atomic_path(path) as temporary, temporary.open("wb") as file:
