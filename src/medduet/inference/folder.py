@@ -231,7 +231,8 @@ def _stamp(path: Path) -> list[int]:
     files = [*path.iterdir()] if path.is_dir() else [path] * path.exists()
     match = CHANNEL.fullmatch(stem_of(path))
     if match and not int(match["number"]):
-        files += path.parent.glob(f"{escape(match['of'])}_[0-9][0-9][0-9][1-9].*")
+        channels = path.parent.glob(f"{escape(match['of'])}_[0-9][0-9][0-9][0-9].*")
+        files += (file for file in channels if file != path)
     states = [file.stat() for file in files]
     sizes, times = [x.st_size for x in states], [x.st_mtime_ns for x in states]
     return [sum(sizes), max(times, default=0)]
