@@ -159,7 +159,6 @@ class DicomWriter:
         return hd.seg.SegmentDescription(*about, tracking_uid=uid, tracking_id=name[:64])
 
     def _report(self, frames: Sequence[Frame], number: int) -> Any:
-        """Return the report on all frames."""
         identify = hd.sr.DeviceObserverIdentifyingAttributes
         device = identify(self._uid("device"), name="MedDuet", model_name=self.network)
         observer = hd.sr.ObserverContext(codes.DCM.Device, device)
@@ -177,7 +176,6 @@ class DicomWriter:
         return data
 
     def _measured(self, number: int, frame: Frame) -> Any:
-        """Return what the report says of a frame."""
         row, names = frame.row, self.class_names
         image = frame.source.SOPClassUID, frame.source.SOPInstanceUID
         labels = [class_code(x, self.codes) for x in _named(row["label"], ", ", names)]
@@ -210,7 +208,6 @@ def _single(source: Any, uid: str) -> Any:
 
 
 def _references(frames: Sequence[Frame]) -> list[Any]:
-    """Return references to the files of frames."""
     references = {frame.source.SOPInstanceUID: Dataset() for frame in frames}
     for frame in frames:
         reference, source = references[frame.source.SOPInstanceUID], frame.source

@@ -8,7 +8,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +99,7 @@ class ResultWriter:
             if self.overlays:
                 row["overlay"] = self._save("overlays", f"{stem}.png", overlay_png(image, mask))
         if (maps := prediction.mask_probability) is not None and spacing is None:
-            np.save(content := BytesIO(), maps.astype(np.float16))
+            np.save(content := io.BytesIO(), maps.astype(np.float16))
             self._save("probabilities", f"{stem}.npy", content.getvalue())
         if heatmap is not None:
             row["heatmap"] = self._save("heatmaps", f"{stem}.png", heatmap_png(image, heatmap))

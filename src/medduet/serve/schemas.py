@@ -142,21 +142,18 @@ def _response(
         width=width,
         **{field: getattr(prediction, field) for field in _COPIED},
     )
-    if prediction.mask is not None and options.mask:
-        response.mask = _mask(prediction.mask, predictor.mask_names, size)
+    if (mask := prediction.mask) is not None and options.mask:
+        classes = [
+            MaskClass(index=index, name=name, pixels=int((mask == index).sum()))
+            for index, name in enumerate(predictor.mask_names[1:], start=1)
+        ]
+        content = mask_png(resize_mask(mask, *size), transparency=0)
+        response.mask = Mask(classes=classes, png=_base64(content))
     if prediction.heatmap is not None:
         response.heat = _heat(prediction.heatmap, size)
     if options.image:
         response.image = _base64(png(Image.fromarray(resize_image(prediction.image, *size))))
     return response
-
-
-def _mask(values: NDArray[np.uint8], names: Sequence[str], size: tuple[int, int]) -> Mask:
-    classes = [
-        MaskClass(index=index, name=name, pixels=int((values == index).sum()))
-        for index, name in enumerate(names[1:], start=1)
-    ]
-    return Mask(classes=classes, png=_base64(mask_png(resize_mask(values, *size), transparency=0)))
 
 
 def _heat(values: NDArray[np.float32], size: tuple[int, int]) -> str:
