@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.spatial import ConvexHull
+from scipy.spatial.distance import pdist
 
 import medduet
 from medduet import ConfigError, DataError, RunConfig, predict_files
 from medduet.inference.exported import BatchPrediction
 from medduet.inference.graph import NetworkGraph
+from medduet.inference.results import measures
 from medduet.runs.environment import prepared_as
 
 hd = pytest.importorskip("highdicom")
@@ -260,3 +263,14 @@ def test_what_is_no_volume(run: Path, tmp_path: Path) -> None:
     Image.fromarray(np.uint8(scan()[0])).save(tmp_path / "a.png")
     record = predict_files(run, [tmp_path / "a.png"], tmp_path / "out")
     assert "expected a volume of several slices" in record.broken["a.png"]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_the_diameter_of_what_lies_in_one_slice(axis: int) -> None:
+    y, x = np.indices((160, 160)) - 80
+    drawn = (y / 70) ** 2 + ((x + y / 2) / 20) ** 2 < 1
+    mask = np.stack([drawn * 0, drawn, drawn * 0], axis).astype(np.uint8)
+    points = np.argwhere(mask) * (spacing := (3.0, 0.7, 0.5))
+    corners = points[ConvexHull(np.delete(points, axis, axis=1)).vertices]
+    row = measures(mask, spacing, ["background", "lesion"])
+    assert row["mm_lesion"] == pytest.approx(pdist(corners).max(), abs=0.006)

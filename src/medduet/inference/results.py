@@ -16,7 +16,7 @@ from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import binary_erosion, label
-from scipy.spatial import ConvexHull, QhullError
+from scipy.spatial import ConvexHull
 from scipy.spatial.distance import pdist
 
 from medduet.data.reading.core import Affine, needed, turned
@@ -203,11 +203,8 @@ def _diameter(inside: NDArray[np.bool_], spacing: Sequence[float]) -> float:
     first, last = largest.argmax(axis=2), largest.shape[2] - 1 - largest[..., ::-1].argmax(axis=2)
     ends = np.concatenate([np.stack([*lines, end[lines]], axis=1) for end in (first, last)])
     points = ends * np.asarray(spacing)
-    if len(points) > _FEW_POINTS:
-        try:
-            points = points[ConvexHull(points).vertices]
-        except QhullError:  # all in one plane
-            points = points[:: len(points) // _FEW_POINTS + 1]
+    if len(points) > _FEW_POINTS:  # joggled, since all may lie in one plane, or in line
+        points = points[ConvexHull(points, qhull_options="QJ").vertices]
     return float(pdist(points).max(initial=0.0))
 
 
