@@ -101,6 +101,11 @@ def test_files_that_are_not_there_are_named_with_their_line(table: Make) -> None
     assert reasons == ["line 5: there is no file x/b.png", "line 7: there is no file m.png"]
 
 
+def test_what_is_no_name_of_a_file_is_not_there(table: Make) -> None:
+    ((_, reason),) = list_table(table(f"path,label\na.png,1\n{'word ' * 60},0\n")).faults
+    assert reason.startswith("line 3: there is no file word word")
+
+
 @pytest.mark.parametrize(
     ("text", "labels"),
     [

@@ -290,7 +290,8 @@ def _find(table: _Table, images: list[str], masks: list[str]) -> list[dict[str, 
         folders = [hit.relative_to(root).parts[:-1] for hit in hits]
         drawn = [any(map(MASK_FOLDER.fullmatch, names)) for names in folders]
         alike = [hit for hit, is_mask in zip(hits, drawn, strict=True) if is_mask == of_masks]
-        if not alike and not of_masks and (root / path).is_dir():  # of a DICOM series
+        is_series = not of_masks and os.path.isdir(root / path)  # noqa: PTH112 - likewise
+        if is_series and not alike:
             return [root / path]
         return alike or hits
 
