@@ -90,7 +90,7 @@ def _digest(listing: Listing, config: DataConfig) -> str:
 
     def stamp(path: Path) -> list[str | int]:
         if path.is_dir():
-            return [x for file in sorted(path.iterdir()) for x in stamp(file)]
+            return [x for file in sorted(path.iterdir()) if file.is_file() for x in stamp(file)]
         stat = path.stat() if path.exists() else None
         return [path.name, *([stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else ())]
 
