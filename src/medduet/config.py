@@ -50,8 +50,8 @@ def _spelled(pattern: str, expected: str) -> AfterValidator:
 
 
 TimeBudget = Annotated[str, _spelled(r"[1-9]\d*[smh]", "seconds, minutes or hours: 90s, 45m, 2h")]
-DEVICE = r"auto|cpu|cuda(:\d+)?|mps"
-Device = Annotated[str, _spelled(DEVICE, "auto, cpu, cuda, cuda:N or mps")]
+DEVICE = r"auto|cpu|cuda(:\d+)?"
+Device = Annotated[str, _spelled(DEVICE, "auto, cpu, cuda or cuda:N")]
 """A device as it is typed; `utils.devices.find_device` looks for it."""
 SplitSource = Annotated[str, _spelled(r"auto|given|made|.+\.csv", "auto, given, made or a .csv")]
 Size = Annotated[int, Field(ge=1)]
@@ -262,7 +262,7 @@ class TrainConfig(Frozen):
     seed: Annotated[int, _flag("seed")] = Field(0, ge=0)
     """Seed of the initial weights, the order of the images and the augmentation."""
     device: Annotated[Device, _flag("device")] = "auto"
-    """auto, cpu, cuda, cuda:1 or mps."""
+    """auto, cpu, cuda or cuda:1."""
     precision: Annotated[Precision, _flag("precision")] = "auto"
     """float32, or bfloat16 where that is safe; auto: bfloat16 if the machine has it."""
     compile: bool = False

@@ -102,7 +102,7 @@ MISTAKES = [
     ),
     (
         "evaluate nothing --device gpu",
-        ["expected auto, cpu, cuda, cuda:N or mps, given gpu"],
+        ["expected auto, cpu, cuda or cuda:N, given gpu"],
     ),
     ("train auto --data phantom --data.split x", ["split: expected auto, given, made or a .csv"]),
     ("train --resume nothing", ["nothing", "config.json"]),

@@ -40,7 +40,7 @@ told = ["push", {str(bundle)!r}, "me/net", "--private", "--licence", "cc-by-nc-4
 assert main([*told, {str(notes.with_name("none.md"))!r}]) == 2
 assert main([*told, {str(notes)!r}]) == 0
 network = medduet.load("hf://me/net")
-from medduet.models import save_network
+from medduet.models.weights import save_network
 save_network("again", network)
 assert medduet.load_bundle("hf://me/net@v1").config.class_names[1] == "**c**"
 assert main("evaluate hf://me/net --data phantom --size 16 --split val --out judged".split()) == 0

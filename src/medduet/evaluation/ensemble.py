@@ -58,7 +58,7 @@ def ensemble(
         tta: views of each image: ``"none"``, ``"flip"``, ``"flips"`` or ``"turns"``.
         data: images to evaluate members and ensemble on; ``None`` for those of the first run.
         modality: what the images show; ``"auto"`` for that of the run.
-        device: auto, cpu, cuda, cuda:1 or mps.
+        device: auto, cpu, cuda or cuda:1.
         progress: draws the progress of downloads and conversions.
 
     Returns:

@@ -46,7 +46,7 @@ def evaluate(
         path: a bundle, or a finished run, or ``hf://OWNER/NAME``.
         data: the data set; ``None`` for the one that the run was trained on (a run only).
         split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` of them together.
-        device: auto, cpu, cuda, cuda:1 or mps.
+        device: auto, cpu, cuda or cuda:1.
         out: folder for ``metrics.json`` and the predictions; ``None`` for
             ``PATH/evaluations/DATA-SPLIT``.
         progress: draws the progress of downloads and conversions.
@@ -183,7 +183,7 @@ def calibrate_bundle(
         out: the folder to write.
         data: the images, with labels; none of them should be used to evaluate the result.
         split: which of its splits; ``"all"`` for all of them together.
-        device: auto, cpu, cuda, cuda:1 or mps.
+        device: auto, cpu, cuda or cuda:1.
         progress: draws the progress of downloads and conversions.
 
     Returns:

@@ -47,7 +47,7 @@ def stress(
         split: ``"train"``, ``"val"``, ``"test"``, or ``"all"`` of them together.
         corruptions: their names, see `medduet.data.corruptions`; none for those of the modality.
         modality: what the images show; ``"auto"`` for what the run or a MedMNIST set says.
-        device: auto, cpu, cuda, cuda:1 or mps.
+        device: auto, cpu, cuda or cuda:1.
         out: folder to write; ``None`` for ``PATH/stress/DATA-SPLIT``.
         progress: draws the progress.
 

@@ -87,7 +87,6 @@ class DicomWriter:
         return names, "; ".join(problems)
 
     def _present(self, frames: Sequence[Frame]) -> list[int]:
-        """Return the mask classes that are in the masks of frames."""
         names = enumerate(self.mask_names)
         return [n for n, x in names if n and any(frame.row.get(f"pixels_{x}") for frame in frames)]
 
@@ -231,7 +230,6 @@ def _forget_place(data: Any) -> None:
 
 
 def _named(text: str, separator: str, names: Sequence[str]) -> list[str]:
-    """Return the names that are joined in a text."""
     joined = f"{separator}{text}{separator}"
     several = [] if text in names else [x for x in names if f"{separator}{x}{separator}" in joined]
     return several or [text] * bool(text)

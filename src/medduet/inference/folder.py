@@ -94,7 +94,7 @@ def predict_files(
         overlays: whether to write the image with its mask over it.
         dicom: whether to write results in DICOM for DICOM files.
         codes: a CSV with their codes of classes: name, value, scheme, meaning[, category].
-        device: auto, cpu, cuda, cuda:1 or mps.
+        device: auto, cpu, cuda or cuda:1.
         batch_size: images that are computed together; ``None`` for as many as are worth it.
         progress: draws how many bytes of the files are done.
         stop: set it to stop after the current batch.

@@ -71,7 +71,7 @@ class Predictor:
         probabilities: also those of the mask classes at each place; not for exported networks.
         coverage: share, 0.5 to 0.99, of images whose class is to be in the set; ``None`` for 0.9.
         min_confidence: confidence below which it abstains.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; ``cpu`` for exported networks.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``cpu`` for exported networks.
         batch_size: images that are computed together; ``None`` for as many as are worth it.
 
     Attributes:

@@ -101,16 +101,13 @@ class OverSets(NamedTuple):
     """Several methods over several data sets, as Demsar 2006 (JMLR 7:1-30) compares them.
 
     The pairs are those of `itertools.combinations`, the effect is the rank-biserial correlation.
-    In Nemenyi's test at 5% mean ranks (1 is best) must differ by the `critical_difference`;
-    `smallest_p` is the least that any pair's p can be with so few sets.
+    In Nemenyi's test at 5% mean ranks (1 is best) must differ by the `critical_difference`.
     """
 
     mean_ranks: tuple[float, ...]
     friedman_p: float
     critical_difference: float
     pairs: tuple[PairedTest, ...]
-    smallest_p: float
-    smallest_p_holm: float
     sets: int
 
 
@@ -133,8 +130,6 @@ def over_sets(scores: ArrayLike) -> OverSets:
         friedman_p=friedman_p,
         critical_difference=float(q * np.sqrt(methods * (methods + 1) / (6 * sets))),
         pairs=tuple(pairs),
-        smallest_p=2.0 ** (1 - sets),
-        smallest_p_holm=min(1.0, 2.0 ** (1 - sets) * len(pairs)),
         sets=sets,
     )
 

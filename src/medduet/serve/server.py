@@ -57,7 +57,7 @@ def serve(
         coverage: Share of images whose true class is to be in the prediction set; default: 0.9,
             if the network is calibrated.
         min_confidence: Confidence below which the network abstains.
-        device: auto, cpu, cuda, cuda:1 or mps.
+        device: auto, cpu, cuda or cuda:1.
     """
     check_packages()
     import uvicorn

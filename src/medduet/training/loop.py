@@ -216,7 +216,6 @@ def _evaluate(experiment: Experiment, split: str, epoch: int) -> dict[str, float
 
 
 def _keep_best(experiment: Experiment, name: str, best: Best, epoch: int, score: float) -> None:
-    """Keep the weights of the epoch, if it is the best one."""
     if best.update(epoch, score) and experiment.fabric.is_global_zero:
         save_checkpoint(experiment.folder.checkpoint(name), experiment.network.state_dict())
 

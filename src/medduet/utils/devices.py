@@ -20,14 +20,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def find_device(device: str = "auto") -> torch.device:
-    """Return the device that ``--device`` names; ``auto`` is a GPU, else Apple's, else the CPU."""
+    """Return the device that ``--device`` names; ``auto`` is a GPU of CUDA, else the CPU."""
     if not re.fullmatch(DEVICE, device):
-        raise ConfigError(f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
+        raise ConfigError(f"--device {device}: expected auto, cpu, cuda or cuda:N")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    available = {"cuda": gpus > 0, "mps": torch.backends.mps.is_available(), "cpu": True}
-    kind = next(kind for kind in available if available[kind]) if device == "auto" else device
-    result = torch.device(kind)
-    if not available[result.type] or (result.index or 0) >= max(gpus, 1):
+    result = torch.device(("cuda" if gpus else "cpu") if device == "auto" else device)
+    if result.type == "cuda" and (result.index or 0) >= gpus:
         raise ConfigError(
             f"--device {device}: torch finds no such device here, and {gpus} GPUs, counted from "
             "cuda:0; try --device cpu"
