@@ -110,36 +110,25 @@ def test_a_batch_split_over_processes_has_the_gradient_of_the_whole(processes: i
 
 def test_uncertainty_learns_the_weights_of_known_tasks() -> None:
     # s takes the gradient of exp(-s) L / 2 + s / 2; that of an unknown task, or of factor 0, none.
-    config = ObjectiveConfig(
-        tasks=ALL, balance="uncertainty", segment_weight=0.0, reconstruct_weight=3.0
-    )
-    objective = Objective(config, LAYOUT)
+    factors = {"classify": 1, "segment": 0, "reconstruct": 3}
+    weights = {f"{task}_weight": factor for task, factor in factors.items()}
+    objective = Objective(ObjectiveConfig(tasks=ALL, balance="uncertainty", **weights), LAYOUT)
     outputs, batch, normalized = random_batch()
     optimizer = torch.optim.SGD([objective.log_variance], lr=0.1)
-    losses = [
-        factor * term.total().item() / term.weight.sum().item()
-        for factor, term in zip(
-            (1, 0, 3), objective(outputs, batch, normalized).values(), strict=True
-        )
-    ]
-    expected = [0.0, 0.0, 0.0]
+    terms = objective(outputs, batch, normalized)
+    losses = {x: factors[x] * y.total().item() / y.weight.sum().item() for x, y in terms.items()}
+    s = dict.fromkeys(ALL, 0.0)
     for _ in range(3):
-        found = objective.learnt_weights().values()
-        assert list(found) == pytest.approx(
-            [f * math.exp(-s) / 2 for f, s in zip((1, 0, 3), expected, strict=True)]
-        )
+        expected = {x: factors[x] * math.exp(-s[x]) / 2 for x in ALL}
+        assert objective.learnt_weights() == pytest.approx(expected)
         optimizer.zero_grad()
         loss = loss_of(objective, outputs, batch, normalized)
-        terms = [
-            math.exp(-s) * x / 2 + s / 2 for s, x in zip(expected, losses, strict=True) if x > 0
-        ]
-        assert loss.item() == pytest.approx(sum(terms), rel=1e-5)
+        learnt = [x for x in ALL if factors[x]]
+        value = sum(math.exp(-s[x]) * losses[x] / 2 + s[x] / 2 for x in learnt)
+        assert loss.item() == pytest.approx(value, rel=1e-5)
         loss.backward()
         optimizer.step()
-        expected = [
-            s - 0.1 * (0.5 - math.exp(-s) * x / 2) if x > 0 else s
-            for s, x in zip(expected, losses, strict=True)
-        ]
+        s |= {x: s[x] - 0.1 * (0.5 - math.exp(-s[x]) * losses[x] / 2) for x in learnt}
     unknown = batch._replace(label=torch.full((8,), -1))
     optimizer.zero_grad()
     loss_of(objective, outputs, unknown, normalized).backward()

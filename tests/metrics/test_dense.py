@@ -202,22 +202,6 @@ def test_drawing_nothing_is_no_score() -> None:
         assert mean_over_classes(dice) == pytest.approx(expected)
 
 
-def masks_of_volumes(*sides: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    truth, guess = torch.randint(0, 3, (2, 4, *sides), generator=generator)
-    truth[1] = 0
-    guess[1, ..., :1] = 0
-    truth[2, ..., :2] = 255
-    return guess, truth
-
-
-def test_overlap_does_not_depend_on_where_voxels_are() -> None:
-    guess, truth = masks_of_volumes(4, 6, 5)
-    flat = guess.reshape(4, 8, 15), truth.reshape(4, 8, 15)
-    for score in (dice_per_class, iou_per_class):
-        torch.testing.assert_close(score(guess, truth, 3), score(*flat, 3), equal_nan=True)
-
-
 def test_hd95_is_measured_along_the_depth() -> None:
     truth = torch.zeros(1, 20, 12, 12, dtype=torch.int64)
     guess = truth.clone()

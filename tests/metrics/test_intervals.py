@@ -1,4 +1,4 @@
-"""Intervals equal those of scipy and the table of the seed paper."""
+"""Intervals equal those of scipy; those of the paper: tests/reports/test_report.py."""
 
 import numpy as np
 import pytest
@@ -6,21 +6,6 @@ from scipy import stats
 
 from medduet.errors import DataError
 from medduet.metrics.intervals import bootstrap_mean, wilson
-
-PUBLISHED = [
-    ("Blood", 98.77, 3421, 98.34, 99.09),
-    ("Breast", 88.46, 156, 82.50, 92.57),
-    ("OrganA", 96.20, 17778, 95.91, 96.47),
-    ("Pneumonia", 95.19, 624, 93.22, 96.61),
-    ("Retina", 57.25, 400, 52.36, 62.01),
-]
-
-
-@pytest.mark.parametrize(("name", "percent", "n", "low", "high"), PUBLISHED)
-def test_published_intervals(name: str, percent: float, n: int, low: float, high: float) -> None:
-    # The table was made from the rounded percentage, the interval here from the count.
-    found = wilson(round(percent / 100 * n), n)
-    assert [100 * end for end in found] == pytest.approx([low, high], abs=0.011)
 
 
 @pytest.mark.parametrize("n", [2, 37, 500])
