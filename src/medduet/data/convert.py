@@ -109,7 +109,6 @@ def _digest(listing: Listing, config: DataConfig) -> str:
 
 
 def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Path) -> None:
-    """Read every file and fill `folder` with the store."""
     items, faults = listing.items, list(listing.faults)
     workers = max(1, min(len(os.sched_getaffinity(0)), len(items)))
     bar = counted(progress, f"convert {listing.name}", 2 * len(items))

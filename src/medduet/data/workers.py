@@ -56,7 +56,6 @@ class WorkerPool:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Stop the workers, whatever they are at."""
         self._pool.stop()  # type: ignore[no-untyped-call]
         self._pool.join()
 

@@ -292,7 +292,6 @@ def _train_folds(
 
 
 def _train_member(experiment: Experiment, run: RunFolder, fold: int) -> None:
-    """Train a member of an ensemble, or go on with it."""
     begun = (run.path / "config.json").is_file()
     reporter, stop = experiment.reporter, experiment.stop
     if experiment.fabric.broadcast(begun):  # another process may already have begun it

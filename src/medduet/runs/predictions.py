@@ -54,7 +54,6 @@ class Predictions:
     losses: Mapping[str, Loss] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Return N."""
         return len(self.index)
 
     @property

@@ -1,0 +1,12 @@
+from .base import DuetNetwork as DuetNetwork
+from .base import Normalize as Normalize
+from .ensemble import Ensemble as Ensemble
+from .registry import MODELS as MODELS
+from .registry import ModelSpec as ModelSpec
+from .registry import create_model as create_model
+from .registry import find_model as find_model
+from .registry import model_names as model_names
+from .unet import UNet as UNet
+from .weights import WeightsReport as WeightsReport
+from .weights import load_weights as load_weights
+from .weights import save_network as save_network
