@@ -190,7 +190,7 @@ def measures(
 
 
 def _diameter(inside: NDArray[np.bool_], spacing: Sequence[float]) -> float:
-    """Return the largest distance in mm between voxels of the largest part that hangs together."""
+    """Return the largest distance in mm between voxels of the largest connected part."""
     parts, count = label(inside)
     if not count:
         return 0.0

@@ -6,15 +6,15 @@ from torch import Tensor, nn
 
 
 class _Convolution(nn.modules.conv._ConvNd):
-    """Is computed in float32 where bfloat16 would go wrong in training (torch 2.14, avx512_bf16).
+    """Trains in float32 where bfloat16 is wrong or slow on a CPU (torch 2.14, avx512_bf16).
 
-    Where a side is smaller than the kernel, as of 2 slices with kernels of 3, the gradient of
-    volumes is memory of something else. That of depthwise convolutions takes up to a hundred times
-    as long as in float32 there, and with a stride or a kernel larger than 3.
+    For volumes with a side smaller than the kernel, such as 2 slices and a kernel of 3, the
+    gradient is uninitialised memory. For depthwise convolutions it takes up to a hundred times as
+    long as in float32 there, and also with a stride or a kernel larger than 3.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the map, of the type of `x`."""
+        """Return the feature map, in the dtype of `x`."""
         small = any(side < k for side, k in zip(x.shape[2:], self.kernel_size, strict=True))
         slow = self.groups > 1 and (max(self.stride) > 1 or max(self.kernel_size) > 3)
         if x.device.type != "cpu" or not (self.training and (small or slow)):

@@ -20,7 +20,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def find_device(device: str = "auto") -> torch.device:
-    """Return the device that ``--device`` names; ``auto`` is a GPU of CUDA, else the CPU."""
+    """Return the device that ``--device`` names; ``auto`` is a CUDA GPU, else the CPU."""
     if not re.fullmatch(DEVICE, device):
         raise ConfigError(f"--device {device}: expected auto, cpu, cuda or cuda:N")
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0

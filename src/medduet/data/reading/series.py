@@ -77,7 +77,7 @@ def open_series(folder: Path) -> Source:
 def beside_series(paths: Sequence[Path]) -> list[Path] | None:
     """Return the files beside the slices of a series, by their endings; None without a series.
 
-    A series is told by a few of the files: two that are of one and at different places.
+    It is recognised by a few of the files: two of one series at different places.
     """
     places: dict[Any, Any] = {}
     for path in paths[:: len(paths) // _SAMPLED + 1]:
