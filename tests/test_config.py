@@ -5,14 +5,8 @@ import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from medduet import (
-    ConfigError,
-    MissingFileError,
-    RunConfig,
-    load_grid,
-    load_recipe,
-    recipe_names,
-)
+from medduet import ConfigError, MissingFileError, RunConfig, load_recipe, recipe_names
+from medduet.experiments.config import load_grid
 
 
 def test_the_paper_s_recipe_is_the_paper_s() -> None:

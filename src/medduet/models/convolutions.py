@@ -18,11 +18,9 @@ class _Convolution(nn.modules.conv._ConvNd):
         small = any(side < k for side, k in zip(x.shape[2:], self.kernel_size, strict=True))
         slow = self.groups > 1 and (max(self.stride) > 1 or max(self.kernel_size) > 3)
         if x.device.type != "cpu" or not (self.training and (small or slow)):
-            plain: Tensor = super().forward(x)
-            return plain
+            return super().forward(x)  # type: ignore[no-any-return]
         with torch.autocast("cpu", enabled=False):
-            exact: Tensor = super().forward(x.float())
-        return exact.to(x.dtype)
+            return super().forward(x.float()).to(x.dtype)  # type: ignore[no-any-return]
 
 
 class Conv3d(_Convolution, nn.Conv3d):

@@ -198,11 +198,14 @@ def join_folds(runs: Sequence[RunFolder]) -> tuple[list[RunFolder], list[str]]:
 
 
 def _experiment(run: RunFolder) -> str:
-    """Return what the folds of one cross-validation have in common; other runs stand alone."""
+    """Return what folds of a cross-validation share, whatever `auto` decided for each size."""
     if not run.config["data"].get("folds"):
         return str(run.path)
     config = {key: value for key, value in run.config.items() if key != "out"}
     config["data"] = config["data"] | {"fold": 0, "cache": None}
+    for decision in run.environment.get("training", {}).get("decisions", ()):
+        section, _, key = decision["setting"].partition(".")
+        config[section] = config[section] | {key: None}
     undivided = run.data.get("info", {}).get("undivided")
     return json.dumps({"config": config, "undivided": undivided}, sort_keys=True)
 

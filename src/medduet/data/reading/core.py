@@ -26,8 +26,7 @@ MAX_FRAME_PIXELS = 1 << 26
 MAX_FILE_PIXELS = 1 << 28
 MAX_FRAMES = 1 << 12
 _FIRST = re.compile(r"(.+)_0000((\.[a-z]+)*)", re.IGNORECASE)  # of several channels
-_HEAD = 540
-"""Bytes by which the kind of a file is recognised: the header of NIfTI-2."""
+_HEAD = 540  # bytes by which the kind of a file is recognised: the header of NIfTI-2
 VOLUMES = ("DICOM", "NIfTI")  # files that may have frames, and may be packed by gzip
 _SIGNATURES = (
     (rb".{128}DICM", "DICOM"),  # first: its preamble may be that of a TIFF
