@@ -143,12 +143,12 @@ def _kind(data: DataConfig) -> str:
 
 def _check_options(data: DataConfig, kind: str) -> None:
     """Refuse options of one kind of set that are given for another."""
-    of_files = ("masks", "mask_values", "window", "skip_broken", "dims", "spacing")
+    of_files = ("masks", "mask_values", "fit", "window", "skip_broken", "dims", "spacing")
     kinds: dict[str, tuple[str, ...]] = dict.fromkeys(of_files, (_FILES,))
     kinds |= {"count": (*PHANTOMS,), "channels": ("phantom", _FILES)}
     kinds |= {"medmnist_size": ("MedMNIST",)}
     if data.folds is None and data.split != "made":
         kinds["seed"] = (*PHANTOMS, _FILES, "a split that is made")
     for name, expected in kinds.items():
-        if getattr(data, name) and kind not in expected:
+        if getattr(data, name) != DataConfig.model_fields[name].default and kind not in expected:
             raise ConfigError(f"{name} is for {' and '.join(expected)}, not for {data.name!r}")

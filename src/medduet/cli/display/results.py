@@ -62,8 +62,8 @@ def _run(record: RunRecord, arguments: Arguments) -> None:
         _write_metrics(f"{title}, {block['selection']}", {"value": block["test"]})
     if (missing := block.get("calibration_missing")) and "accuracy" in block["test"]:
         write(
-            f"not calibrated on the validation split: {missing}; --data.fractions 0.6 0.2 0.2 puts "
-            "more there, and 'medduet calibrate' takes other images"
+            f"not calibrated on the validation split: {missing}; 'medduet calibrate' takes other "
+            "images, and if the split is made, --data.fractions 0.6 0.2 0.2 puts more there"
         )
 
 
