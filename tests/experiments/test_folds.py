@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import medduet
@@ -36,6 +37,17 @@ def best(out: Path) -> RunConfig:
         "out": out,
     }
     return config.model_copy(update=changes)
+
+
+def test_members_leave_the_test_images_of_a_cross_validation_alone(tmp_path: Path) -> None:
+    out, reporter = tmp_path / "run", StopInFold(1)
+    data = DataConfig(name="phantom", size=16, count=40, folds=4, fold=2)
+    config = best(out).model_copy(update={"data": data})
+    with pytest.raises(Interrupted):
+        medduet.train(config, reporter=reporter, stop=reporter.stop)
+    tables = [pd.read_csv(folder / "split.csv") for folder in (out, out / "folds/fold0")]
+    tests = [{*table["image"][table["split"] == "test"]} for table in tables]
+    assert tests[0] == tests[1]
 
 
 @pytest.mark.slow

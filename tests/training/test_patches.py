@@ -117,7 +117,7 @@ def test_a_run_on_patches(
     )
     other = medduet.train(second)
     joined = medduet.ensemble([record.path, other.path], tmp_path / "ensemble")
-    assert 0 <= joined.scores["test"][2]["dice"] <= 1
+    assert joined.scores["test"][0]["dice"] == again["dice"], "not by windows"
     if dims == 2:
         image = np.zeros((90, 120), np.uint8)
         assert medduet.Predictor(record.path)(image).mask.shape == (90, 120)

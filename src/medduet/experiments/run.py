@@ -298,7 +298,10 @@ def _train_member(experiment: Experiment, run: RunFolder, fold: int) -> None:
         train(resume=run.path, reporter=reporter, stop=stop)
         return
     config = experiment.config
-    of_data = {"folds": FOLDS, "fold": fold, "keep_test": True}
+    of_data: dict[str, Any] = {"folds": FOLDS, "fold": fold, "keep_test": True}
+    if config.data.folds is not None and not config.data.keep_test:
+        # Else a split of its own would have images for train that are this run's test.
+        of_data["split"] = str(experiment.folder.split.absolute())
     seed = config.train.seed * FOLDS + fold
     of_train = {"preset": "balanced", "seed": seed, "time_budget": None}
     changes: dict[str, Any] = {
