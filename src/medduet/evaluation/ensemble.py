@@ -81,7 +81,7 @@ def ensemble(
     if modality == "auto" and runs:
         modality = RunFolder.open(runs[0]).run_config().data.modality
     _check_views(tta, members[0].config, modality)
-    combined = combine(members, tta)
+    combined = combine([*map(load_bundle, folders)], tta)  # anew, as it takes their windows over
     images, scores = "", {}
     if data is not None or runs:
         evaluator = Evaluator.open((runs or folders)[0], data, device, progress)

@@ -45,8 +45,7 @@ _AVERAGED = 0.05  # the share of all steps
 _SIDE = 64  # to which smaller images are enlarged for pretrained encoders
 _MEMORY_SHARE, _GRADIENTS, _SHORTEST = 0.5, 2, 32
 """Of all memory for a step; gradients take as much as maps; the shortest side of patches."""
-_FEW = 10
-"""Epochs below which a budget is called short."""
+_FEW = 10  # epochs, below which a budget is called short
 
 
 class Decision(NamedTuple):

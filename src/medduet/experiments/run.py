@@ -292,18 +292,16 @@ def _train_folds(
 
 
 def _train_member(experiment: Experiment, run: RunFolder, fold: int) -> None:
-    begun = (run.path / "config.json").is_file()
+    begun = experiment.fabric.broadcast((run.path / "config.json").is_file())  # by any process
     reporter, stop = experiment.reporter, experiment.stop
-    if experiment.fabric.broadcast(begun):  # another process may already have begun it
+    if begun:
         train(resume=run.path, reporter=reporter, stop=stop)
         return
     config = experiment.config
     of_data: dict[str, Any] = {"folds": FOLDS, "fold": fold, "keep_test": True}
-    if config.data.folds is not None and not config.data.keep_test:
-        # Else a split of its own would have images for train that are this run's test.
+    if config.data.folds is not None and not config.data.keep_test:  # its test images stay so
         of_data["split"] = str(experiment.folder.split.absolute())
-    seed = config.train.seed * FOLDS + fold
-    of_train = {"preset": "balanced", "seed": seed, "time_budget": None}
+    of_train = {"preset": "balanced", "seed": config.train.seed * FOLDS + fold, "time_budget": None}
     changes: dict[str, Any] = {
         "data": config.data.model_copy(update=of_data),
         "train": config.train.model_copy(update=of_train),
