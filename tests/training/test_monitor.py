@@ -1,6 +1,7 @@
 """Losses that are not finite, and requests to stop: a GPU is asked seldom, and finds the same."""
 
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,15 +16,13 @@ import medduet
 from medduet import RunConfig, TrainingError
 from medduet.training import loop
 from medduet.training.state import StepMonitor
-from medduet.types import Batch
 
 MakeConfig = Callable[..., RunConfig]
 GOOD, BAD = torch.tensor(1.0), torch.tensor([0.0, float("nan")])
 
 
-def batch(first: int) -> Batch:
-    indices = torch.arange(first, first + 2)
-    return Batch(torch.zeros(2, 1, 4, 4), indices, None, indices > 0, indices)
+def indices(first: int) -> torch.Tensor:
+    return torch.arange(first, first + 2)
 
 
 def test_the_first_step_that_was_not_finite_is_named() -> None:
@@ -31,15 +30,15 @@ def test_the_first_step_that_was_not_finite_is_named() -> None:
     monitor, none = StepMonitor(fabric, threading.Event()), torch.zeros(())
     monitor.interval = 4
     for step in range(1, 4):
-        monitor.note("loss", GOOD, 3, step, batch(10 * step))
-        monitor.note("gradient", GOOD if step == 1 else BAD, 3, step, batch(10 * step))
+        monitor.note("loss", GOOD, 3, step, indices(10 * step))
+        monitor.note("gradient", GOOD if step == 1 else BAD, 3, step, indices(10 * step))
         assert not monitor.must_stop(none)
-    monitor.note("loss", BAD, 3, 4, batch(40))
+    monitor.note("loss", BAD, 3, 4, indices(40))
     with pytest.raises(TrainingError, match=r"the gradient .* epoch 3, step 2, .* \[20, 21\]"):
         monitor.must_stop(none)
     monitor.check()  # it is reported once
     with pytest.raises(TrainingError, match=r"the loss .* step 1"):  # a CPU checks at once
-        StepMonitor(fabric, threading.Event()).note("loss", BAD, 1, 1, batch(0))
+        StepMonitor(fabric, threading.Event()).note("loss", BAD, 1, 1, indices(0))
 
 
 def test_all_processes_stop_at_the_same_step() -> None:
@@ -94,9 +93,11 @@ class Waits(TorchDispatchMode):
 def test_a_step_waits_for_nothing(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, balance: str
 ) -> None:
-    step, waited = loop.train_step, list[list[str]]()
+    step, waited, images = loop.train_step, list[list[str]](), list[weakref.ref[torch.Tensor]]()
 
     def watched(*arguments: Any) -> bool:
+        assert [image() for image in images] == [None] * len(images), "images are kept"
+        images.append(weakref.ref(arguments[2].image))
         with Waits() as waits:
             must_stop = step(*arguments)
         waited.append(waits.found)

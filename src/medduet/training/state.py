@@ -16,7 +16,6 @@ from medduet.errors import MissingFileError, TrainingError
 from medduet.losses.objective import Objective
 from medduet.models.base import DuetNetwork
 from medduet.runs.folder import RunFolder
-from medduet.types import Batch
 from medduet.utils.files import atomic_path
 
 GPU_INTERVAL = 20
@@ -33,11 +32,14 @@ class StepMonitor:
         self.fabric, self.stop, self.remedy = fabric, stop, remedy
         self.interval = 1 if fabric.device.type == "cpu" else GPU_INTERVAL
         self._steps = 0
-        self._noted: list[tuple[Tensor, tuple[str, int, int, Batch]]] = []
+        self._noted: list[tuple[Tensor, tuple[str, int, int, Tensor]]] = []
 
-    def note(self, quantity: str, value: Tensor, epoch: int, step: int, batch: Batch) -> None:
-        """Note whether the ``"loss"`` or ``"gradient"`` of a step (from 1) is finite."""
-        self._noted.append((torch.isfinite(value).all(), (quantity, epoch, step, batch)))
+    def note(self, quantity: str, value: Tensor, epoch: int, step: int, indices: Tensor) -> None:
+        """Note whether ``"loss"`` or ``"gradient"`` of a step (from 1), of some images, is finite.
+
+        Their positions are kept, but not the images, which would fill a GPU.
+        """
+        self._noted.append((torch.isfinite(value).all(), (quantity, epoch, step, indices)))
         if self.interval == 1:
             self.check()
 
@@ -46,10 +48,10 @@ class StepMonitor:
         noted, self._noted = self._noted, []
         finite = torch.stack([value for value, _ in noted]).tolist() if noted else []
         if not all(finite):
-            quantity, epoch, step, batch = noted[finite.index(False)][1]
+            quantity, epoch, step, indices = noted[finite.index(False)][1]
             raise TrainingError(
                 f"the {quantity} is not finite in epoch {epoch}, step {step}, for the training "
-                f"images {batch.indices.tolist()}: {self.remedy}"
+                f"images {indices.tolist()}: {self.remedy}"
             )
 
     def must_stop(self, stop_requests: Tensor) -> bool:

@@ -24,7 +24,8 @@ _PATCHES = 8
 def train_step(experiment: Experiment, state: TrainState, batch: Batch) -> bool:
     """Do one optimizer step; return whether to stop after it."""
     config, progress = experiment.config.train, state.progress
-    note = partial(state.monitor.note, epoch=progress.epoch, step=progress.step + 1, batch=batch)
+    number, indices = progress.step + 1, batch.indices
+    note = partial(state.monitor.note, epoch=progress.epoch, step=number, indices=indices)
     sums, stop_requests = _backward(experiment, state, batch, note)
     variance = experiment.objective.log_variance
     slope, fabric = None if variance is None else variance.grad, experiment.fabric
