@@ -35,10 +35,7 @@ class StepMonitor:
         self._noted: list[tuple[Tensor, tuple[str, int, int, Tensor]]] = []
 
     def note(self, quantity: str, value: Tensor, epoch: int, step: int, indices: Tensor) -> None:
-        """Note whether ``"loss"`` or ``"gradient"`` of a step (from 1), of some images, is finite.
-
-        Their positions are kept, but not the images, which would fill a GPU.
-        """
+        """Note whether the ``"loss"`` or ``"gradient"`` of a step (from 1) is finite."""
         self._noted.append((torch.isfinite(value).all(), (quantity, epoch, step, indices)))
         if self.interval == 1:
             self.check()
