@@ -292,14 +292,14 @@ def _train_folds(
 
 
 def _train_member(experiment: Experiment, run: RunFolder, fold: int) -> None:
-    begun = experiment.fabric.broadcast((run.path / "config.json").is_file())  # by any process
+    begun = experiment.fabric.broadcast((run.path / "config.json").is_file())  # as rank 0 sees it
     reporter, stop = experiment.reporter, experiment.stop
     if begun:
         train(resume=run.path, reporter=reporter, stop=stop)
         return
     config = experiment.config
     of_data: dict[str, Any] = {"folds": FOLDS, "fold": fold, "keep_test": True}
-    if config.data.folds is not None and not config.data.keep_test:  # its test images stay so
+    if config.data.folds is not None and not config.data.keep_test:  # test images stay test
         of_data["split"] = str(experiment.folder.split.absolute())
     of_train = {"preset": "balanced", "seed": config.train.seed * FOLDS + fold, "time_budget": None}
     changes: dict[str, Any] = {

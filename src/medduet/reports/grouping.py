@@ -198,7 +198,7 @@ def join_folds(runs: Sequence[RunFolder]) -> tuple[list[RunFolder], list[str]]:
 
 
 def _experiment(run: RunFolder) -> str:
-    """Return what folds of a cross-validation share, whatever `auto` decided for each size."""
+    """Return what folds of a cross-validation share, without what `auto` decided for each."""
     if not run.config["data"].get("folds"):
         return str(run.path)
     config = {key: value for key, value in run.config.items() if key != "out"}
