@@ -151,4 +151,4 @@ def _check_options(data: DataConfig, kind: str) -> None:
         kinds["seed"] = (*PHANTOMS, _FILES, "a split that is made")
     for name, expected in kinds.items():
         if getattr(data, name) != DataConfig.model_fields[name].default and kind not in expected:
-            raise ConfigError(f"{name} is for {' and '.join(expected)}, not for {data.name!r}")
+            raise ConfigError(f"--data.{name} is for {' and '.join(expected)}, not {kind}: omit it")
