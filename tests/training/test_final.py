@@ -9,7 +9,8 @@ import pytest
 
 import medduet
 from medduet import RunConfig, RunRecord
-from medduet.runs.folder import open_run
+from medduet.runs.folder import RunFolder, open_run
+from medduet.training import final
 from medduet.uncertainty.calibration import Calibration, calibration_summary
 from medduet.utils.files import finite
 from medduet.utils.parsing import read_json
@@ -80,3 +81,16 @@ def test_too_few_validation_images_are_told(finished_run: RunRecord) -> None:
     assert honest["calibration_missing"] == why
     assert "calibration" not in honest["test"]
     assert not (finished_run.path / "figures" / "reliability.png").exists()
+
+
+def test_samples_need_no_more_memory_than_the_evaluation(
+    finished_run: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, sizes = medduet.load_bundle(finished_run.path), list[int]()
+    bundle.network.register_forward_hook(lambda module, inputs, _: sizes.append(len(inputs[0])))
+    monkeypatch.setattr(final, "evaluation_batch_size", lambda *_: 3)
+    folder, data = RunFolder(tmp_path), medduet.open_images(finished_run.config.data)
+    final.write_samples(folder, bundle.network, data, bundle.layout)
+    assert sizes == [3, 3, 2]
+    drawn, expected = (np.load(run / "samples.npz") for run in (tmp_path, finished_run.path))
+    assert all(np.array_equal(drawn[name], expected[name]) for name in expected)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from medduet.data.batches import evaluation_batch_size
 from medduet.data.imageset import ImageSet, Split
@@ -166,16 +167,22 @@ def write_samples(
     index = choose_samples(data.test.labels, len(data.class_names))
     batch = data.test.batch(index)
     network.eval()
-    with torch.inference_mode():
-        pixels = batch.image.to(next(network.parameters()).device)
-        predicted = predict_batch(network, pixels, layout, multi_label=data.multi_label)
+    device, masks, rebuilt = next(network.parameters()).device, list[Tensor](), list[Tensor]()
+    size = evaluation_batch_size(device.type, *data.size)
+    for pixels in torch.split(batch.image, size):
+        with torch.inference_mode():
+            predicted = predict_batch(
+                network, pixels.to(device), layout, multi_label=data.multi_label
+            )
+        masks += [] if predicted.mask is None else [predicted.mask.cpu()]
+        rebuilt += [] if predicted.reconstruction is None else [predicted.reconstruction.cpu()]
     arrays: dict[str, NDArray[np.generic]] = {"index": index, "images": data.test.images[index]}
-    if predicted.mask is not None and batch.mask is not None:
+    if masks and batch.mask is not None:
         arrays["truth_masks"] = batch.mask.numpy().astype(np.uint8)
-        arrays["predicted_masks"] = predicted.mask.cpu().numpy().astype(np.uint8)
+        arrays["predicted_masks"] = torch.cat(masks).numpy().astype(np.uint8)
         arrays["has_mask"] = batch.has_mask.numpy()
-    if predicted.reconstruction is not None:
-        scaled = predicted.reconstruction.cpu().clamp(0, 1) * 255
+    if rebuilt:
+        scaled = torch.cat(rebuilt).clamp(0, 1) * 255
         image = scaled.round().to(torch.uint8).movedim(1, -1).numpy()
         arrays["reconstructions"] = image[..., 0] if image.shape[-1] == 1 else image
     if data.dims == 3:
