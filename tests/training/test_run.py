@@ -162,6 +162,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         ("--size 16 or more", plain | {"size": 15}, ["classify"], {}),
         ("--data", {"name": ""}, ["classify"], {}),
         (r"no\.npz", {"name": str(tmp_path / "no.npz"), "count": None}, ["classify"], {}),
+        ("rise again", {}, ["classify"], {"train": {"cosine_epochs": 1, "epochs": 2}}),
         ("given no classes", masked, ["segment"], {"train": {"sampling": "balanced"}}),
         (
             "count rare classes twice",

@@ -71,6 +71,10 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
         f"--evaluate.select {select} needs the task {needed}, given {' '.join(tasks)}": (
             needed not in tasks
         ),
+        f"--train.cosine-epochs {train.cosine_epochs} is below --epochs {train.epochs}, so the "
+        "rate would rise again after it: leave it out, or give fewer epochs": (
+            0 < (train.cosine_epochs or 0) < (train.epochs or 0)  # None is still open
+        ),
         f"expected several classes for --train.sampling balanced, given {classes}": (
             is_balanced and lacking["classify"]
         ),
