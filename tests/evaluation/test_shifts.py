@@ -11,6 +11,7 @@ import medduet
 from medduet import ConfigError, DataConfig, RunConfig
 from medduet.cli import main
 from medduet.reports.stress import write_stress_page
+from medduet.runs.bundle import save_bundle
 from medduet.utils.parsing import read_json
 
 
@@ -74,6 +75,12 @@ def test_what_cannot_be_calibrated_is_refused(run: Path, tmp_path: Path) -> None
     for bundle in (run, run / "bundle"):
         with pytest.raises(ConfigError, match="was trained on these images"):
             medduet.calibrate_bundle(bundle, out, data=here, device="cpu")
+    # Of an ensemble over folds, most members were trained on each image of val, too.
+    folds, saved = tmp_path / "folds", medduet.load_bundle(run)
+    data = saved.config.to_json()["data"] | {"folds": 5}
+    save_bundle(folds, saved.network, saved.config.to_json() | {"data": data})
+    with pytest.raises(ConfigError, match="was trained on these images: give other images"):
+        medduet.calibrate_bundle(folds, out, data=here, split="val", device="cpu")
     assert not out.exists()
 
 

@@ -71,6 +71,7 @@ def test_best_is_an_ensemble_over_folds(tmp_path: Path) -> None:
     assert len(bundle.network.arguments["ensemble"]) == FOLDS
     assert bundle.network.arguments["test_time"] == "flip"
     assert bundle.config.calibration is not None
+    assert bundle.config.data.folds == FOLDS
     assert [run.path for run in find_runs([tmp_path])] == [out]  # the report has no members
     assert len({run.seed for run in find_runs([out / "folds"])}) == FOLDS
     assert open_run(out).seed == 0

@@ -204,8 +204,9 @@ def calibrate_bundle(
     # The same images, however they are split.
     undivided = {images.fingerprint, images.info.get("undivided")} - {None}
     is_same = bool(undivided & {trained_on.fingerprint, trained_on.info.get("undivided")})
-    if split in ("train", "all") and is_same:
-        raise ConfigError(f"{path} was trained on these images: give --split val, or other images")
+    if is_same and (split in ("train", "all") or (split == "val" and trained_on.folds)):
+        hint = "" if trained_on.folds else "--split val, or "
+        raise ConfigError(f"{path} was trained on these images: give {hint}other images")
     predictions = evaluator.predict(evaluator.images.split(split), thorough=False)
     if predictions.label is None or predictions.probability is None:
         raise ConfigError(f"{path} has no classes to calibrate, or {images.name} no labels")

@@ -256,7 +256,8 @@ def _bundle_config(
             "seed": metrics["seed"],
             **{key: honest[key] for key in ("selection", "selected_epoch", *EVALUATED)},
         },
-        "data": describe_data(data),
+        "data": describe_data(data)
+        | {"folds": FOLDS if experiment.config.train.preset == "best" else None},
         "versions": {"medduet": __version__, "torch": torch.__version__},
         "ood": None if detector is None else detector.model_dump(mode="json"),
     }

@@ -61,6 +61,8 @@ class DataRecord(_Open):
     splits: dict[str, Count] = {}
     size: list[Side] = []
     info: dict[str, Any] = {}
+    folds: int | None = None
+    """Of an ensemble over folds, how many; its members were trained on val, too."""
 
 
 class Export(_Open):
