@@ -40,7 +40,7 @@ def best(out: Path, **folds: int) -> RunConfig:
 
 def test_members_leave_the_test_images_of_a_cross_validation_alone(tmp_path: Path) -> None:
     out, reporter = tmp_path / "run", StopInFold(1)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match=f"medduet train --resume {out}$"):
         medduet.train(best(out, folds=4, fold=2), reporter=reporter, stop=reporter.stop)
     tables = [pd.read_csv(folder / "split.csv") for folder in (out, out / "folds/fold0")]
     tests = [{*table["image"][table["split"] == "test"]} for table in tables]

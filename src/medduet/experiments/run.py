@@ -141,16 +141,15 @@ def train(
     objective = build_objective(config, data, layout)
     stop = stop or threading.Event()
     experiment = Experiment(fabric, config, data, network, objective, folder, reporter, stop)
-    resume_command = f"medduet train --resume {folder.path}"
     with folder.claimed() if fabric.is_global_zero else nullcontext():
         try:
             metrics = _run(experiment, choices, weights)
         except (DownloadError, StorageError) as error:
-            raise type(error)(f"{error}; then go on with: {resume_command}") from error
+            raise type(error)(f"{error}; then go on with: {folder.resume_command}") from error
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, MedDuetError) or not is_out_of_memory(error):
                 raise
-            raise TrainingError(f"out of memory; go on with: {resume_command}") from error
+            raise TrainingError(f"out of memory; go on with: {folder.resume_command}") from error
     return RunRecord(folder.path, config, metrics)
 
 

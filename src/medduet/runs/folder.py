@@ -62,6 +62,13 @@ class RunFolder:
         written = (self.path / "config.json", self.path / "predictions", self.metrics_path)
         return all(path.exists() for path in written) and not self.checkpoint("last").exists()
 
+    @property
+    def resume_command(self) -> str:
+        """What continues the run, or the ensemble that it is a member of."""
+        above = self.path.parent.parent
+        is_member = self.path.parent.name == MEMBERS and (above / "config.json").is_file()
+        return f"medduet train --resume {above if is_member else self.path}"
+
     def finish(self) -> None:
         """Remove the checkpoints, the last one first: from then on the run is finished."""
         self.checkpoint("last").unlink(missing_ok=True)

@@ -162,7 +162,7 @@ def _train_epoch(experiment: Experiment, state: TrainState) -> None:
             state.save(experiment.folder, fabric)
             raise Interrupted(
                 f"stopped in epoch {progress.epoch} after step {progress.step} of {len(batches)}; "
-                f"go on with: medduet train --resume {experiment.folder.path}"
+                f"go on with: {experiment.folder.resume_command}"
             )
     state.monitor.check()
 
