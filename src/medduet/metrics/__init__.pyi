@@ -8,6 +8,7 @@ from .dense import PSNR_CAP as PSNR_CAP
 from .dense import dice_per_class as dice_per_class
 from .dense import iou_per_class as iou_per_class
 from .dense import mean_over_classes as mean_over_classes
+from .dense import overlap_scores as overlap_scores
 from .dense import reconstruction_errors as reconstruction_errors
 from .dense import reconstruction_summary as reconstruction_summary
 from .dense import segmentation_summary as segmentation_summary

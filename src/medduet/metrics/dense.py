@@ -35,14 +35,29 @@ def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor
         >>> dice_per_class(torch.tensor([[[0, 0], [0, 1]]]), truth, num_classes=2)
         tensor([[0.5000]], dtype=torch.float64)
     """
-    shared, both = _overlap(predicted, truth, num_classes)
-    return 2 * shared / both
+    return overlap_scores(predicted, truth, num_classes)["dice"]
 
 
 def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     """Return the intersection over union, ``|P and T| / |P or T|``; else as `dice_per_class`."""
-    shared, both = _overlap(predicted, truth, num_classes)
-    return shared / (both - shared)
+    return overlap_scores(predicted, truth, num_classes)["iou"]
+
+
+def overlap_scores(predicted: Tensor, truth: Tensor, num_classes: int) -> dict[str, Tensor]:
+    """Return ``dice``, ``iou``, ``truth_pixels`` and ``predicted_pixels``, as `dice_per_class`."""
+    predicted, truth = counted_masks(predicted, truth, num_classes)
+    n, m = len(truth), num_classes
+    image = torch.arange(n, device=truth.device).reshape(-1, *[1] * (truth.ndim - 1))
+    cell = (image * m + truth.long()) * m + predicted.long()  # one-hot masks are 12 times slower
+    table = torch.bincount(cell.flatten(), minlength=n * m * m).reshape(n, m, m).cpu().double()
+    shared, true, drawn = table.diagonal(dim1=1, dim2=2), table.sum(dim=2), table.sum(dim=1)
+    scores = {
+        "dice": 2 * shared / (true + drawn),
+        "iou": shared / (true + drawn - shared),
+        "truth_pixels": true,
+        "predicted_pixels": drawn,
+    }
+    return {name: values[:, 1:] for name, values in scores.items()}
 
 
 def surface_distances(
@@ -118,17 +133,6 @@ def counted_masks(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[T
             given = f"{int(mask.min())} to {int(mask.max())}"
             raise DataError(f"expected mask classes from 0 to {num_classes - 1}, given {given}")
     return masks
-
-
-def _overlap(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Return ``(N, M)`` float64 pixel counts of ``P and T`` and of ``P`` plus ``T``."""
-    predicted, truth = counted_masks(predicted, truth, num_classes)
-    n, m = len(truth), num_classes
-    image = torch.arange(n, device=truth.device).reshape(-1, *[1] * (truth.ndim - 1))
-    cell = (image * m + truth.long()) * m + predicted.long()  # one-hot masks are 12 times slower
-    table = torch.bincount(cell.flatten(), minlength=n * m * m).reshape(n, m, m).cpu().double()
-    shared = table.diagonal(dim1=1, dim2=2)
-    return shared[:, 1:], (table.sum(dim=1) + table.sum(dim=2))[:, 1:]
 
 
 def _ssim(predicted: Tensor, target: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -18,13 +18,6 @@ Floats = NDArray[np.float64]
 PER_MASK = ("dice", "iou", "hd95", "assd", "truth_pixels", "predicted_pixels")
 """The scores of each image and mask class."""
 _CLASSES = ("label", "predicted", "probability", "calibrated")
-
-
-class Loss(NamedTuple):
-    """The loss of a task on each image, and its weight ``(N,)``: 0 where the truth is unknown."""
-
-    value: Floats
-    weight: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +44,7 @@ class Predictions:
     mse: Floats | None = None  # (N,), on a scale of -1 to 1; psnr in dB
     psnr: Floats | None = None
     ssim: Floats | None = None
-    losses: Mapping[str, Loss] = field(default_factory=dict)
+    losses: Mapping[str, float] = field(default_factory=dict)  # mean of each task; NaN if unknown
 
     def __len__(self) -> int:
         return len(self.index)

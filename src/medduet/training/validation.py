@@ -16,7 +16,6 @@ from medduet import metrics
 from medduet.data.batches import evaluation_batch_size, evaluation_batches
 from medduet.data.imageset import ImageSet, Split
 from medduet.losses.objective import Objective, segmentation_weight
-from medduet.metrics.dense import counted_masks
 from medduet.models.base import DuetNetwork
 from medduet.models.inference import (
     DECLARED,
@@ -25,7 +24,7 @@ from medduet.models.inference import (
     class_probability,
     predict_batch,
 )
-from medduet.runs.predictions import PER_MASK, Loss, Predictions
+from medduet.runs.predictions import PER_MASK, Predictions
 from medduet.training.fabric import load_batches
 from medduet.types import UNKNOWN_LABEL, Batch, DenseLayout, Outputs
 from medduet.uncertainty.calibration import Calibration, calibration_summary
@@ -114,7 +113,9 @@ def _predictions(
     for name, values in scores.items():
         kind, _, task = name.partition("_")
         if kind == "loss":
-            arrays["losses"][task] = Loss(values, scores[f"weight_{task}"])
+            weight = scores[f"weight_{task}"]
+            total = float(weight.sum())
+            arrays["losses"][task] = float((values * weight).sum()) / total if total else math.nan
         elif name in PER_MASK and has_mask.any():
             if name.endswith("pixels"):
                 arrays[name] = np.where(has_mask[:, None], values, 0).astype(np.int64)
@@ -139,14 +140,9 @@ def _dense_scores(
     values: dict[str, Tensor] = {}
     if predicted.mask is not None and batch.mask is not None:
         values["has_mask"] = segmentation_weight(batch.mask, batch.has_mask)
-        guess, truth = counted_masks(predicted.mask, batch.mask, classes)
-        values["dice"] = metrics.dice_per_class(guess, truth, classes)
-        values["iou"] = metrics.iou_per_class(guess, truth, classes)
+        values |= metrics.overlap_scores(predicted.mask, batch.mask, classes)
         if thorough:
-            values |= metrics.surface_distances(guess, truth, classes, spacing)
-        for name, mask in (("truth_pixels", truth), ("predicted_pixels", guess)):
-            counts = [(mask == label).flatten(1).sum(dim=1) for label in range(1, classes)]
-            values[name] = torch.stack(counts, dim=1)
+            values |= metrics.surface_distances(predicted.mask, batch.mask, classes, spacing)
     if predicted.reconstruction is not None:
         # Whatever the network normalises with, errors are on the paper's scale of -1 to 1.
         target = 2 * network.normalize.invert(network.normalize(batch.image)) - 1
@@ -160,10 +156,7 @@ def _dense_scores(
 
 def quick_metrics(predictions: Predictions) -> dict[str, float]:
     """Return the metrics of an epoch, and under the name of each task its mean loss."""
-    quick: dict[str, float] = {}
-    for task, loss in predictions.losses.items():
-        total = float(loss.weight.sum())
-        quick[task] = float((loss.value * loss.weight).sum()) / total if total else math.nan
+    quick = dict(predictions.losses)
     label, probability = predictions.label, predictions.probability
     if label is not None and probability is not None and (label != UNKNOWN_LABEL).any():
         for metric in (metrics.accuracy, metrics.auc, metrics.balanced_accuracy):
