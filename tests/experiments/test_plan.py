@@ -83,6 +83,9 @@ def test_what_is_typed_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (config.train.epochs, config.train.learning_rate) == (10, 1e-4)
     assert config.objective.tasks == ("classify",)
     assert not {"train.epochs", "train.learning_rate", "objective.tasks"} & {*decisions}
+    config, _ = decided(monkeypatch, model={"width": 4})  # which means a U-Net
+    assert (config.model.name, config.model.pretrained) == ("vovunet_var", False)
+    assert config.data.size is None
 
 
 def test_a_time_budget_decides_the_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,12 +109,6 @@ def test_training_ends_within_its_budget(tmp_path: Path) -> None:
     epochs = RunFolder(medduet.train(config).path).epochs
     assert 1 <= len(epochs) < 200
     assert len(epochs) == 1 or sum(row["seconds"] for row in epochs) <= 1.5
-
-
-def test_a_width_means_a_u_net(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, _ = decided(monkeypatch, model={"width": 4})
-    assert (config.model.name, config.model.pretrained) == ("vovunet_var", False)
-    assert config.data.size is None
 
 
 def test_nothing_to_learn_is_said_first(tmp_path: Path) -> None:

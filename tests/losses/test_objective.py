@@ -178,15 +178,6 @@ def test_classification_equals_torchs(weighted: bool, smoothing: float) -> None:
     assert mean(term) == pytest.approx(loss.item())
 
 
-def test_unknown_labels_weigh_zero() -> None:
-    logits, label = random_logits(5, 3), torch.tensor([0, -1, 2, -1, 1])
-    weight = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-    term = classification_loss(logits, label, weight)
-    assert term.weight.tolist() == [1, 0, 3, 0, 2]
-    expected = nn.CrossEntropyLoss(weight, ignore_index=-1)(logits, label)
-    assert mean(term) == pytest.approx(expected.item())
-
-
 def test_multi_label_by_hand_with_unknowns() -> None:
     probability = np.array([[0.9, 0.2], [0.4, 0.5], [0.3, 0.3]])
     label = torch.tensor([[1, 0], [-1, 1], [-1, -1]])

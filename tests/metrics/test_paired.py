@@ -105,9 +105,6 @@ def test_over_seeds_is_scipy_s() -> None:
     assert test.p == pytest.approx(known.pvalue)
     assert test.interval == pytest.approx(tuple(known.confidence_interval()))
     assert test.effect == pytest.approx(known.statistic / math.sqrt(5))
-
-
-def test_over_few_seeds() -> None:
     one = over_seeds([0.8], [0.7])
     assert one.difference == pytest.approx(0.1)
     assert all(math.isnan(x) for x in (one.p, one.effect, *one.interval))

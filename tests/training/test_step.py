@@ -53,18 +53,6 @@ def test_the_sum_is_what_a_plain_loop_does(
         assert torch.equal(found, expected)
 
 
-def test_unknown_masks_count_nowhere(
-    make_config: MakeConfig, make_experiment: MakeExperiment, tmp_path: Path
-) -> None:
-    batch = make_batch()
-    batch = batch._replace(has_mask=torch.zeros(8, dtype=torch.bool))
-    for name in get_args(Names):
-        experiment = make_experiment(make_config(tmp_path, objective=TWO | {"balance": name}))
-        state = new_state(experiment)
-        train_step(experiment, state, batch)
-        assert all(value.isfinite().all() for value in experiment.network.parameters())
-
-
 def test_a_gradient_that_is_not_finite_names_the_images(
     make_config: MakeConfig, make_experiment: MakeExperiment, tmp_path: Path
 ) -> None:
