@@ -118,6 +118,7 @@ def test_dividing_writing_and_reading(named: ImageSet, tmp_path: Path) -> None:
     assert np.array_equal(read_split(tmp_path / "split.csv", named), parts)
     again = apply_split(named, read_split(tmp_path / "split.csv", named), {})
     assert again.fingerprint == other.fingerprint
+    assert apply_split(other, parts[:15], {}).info["undivided"] == named.fingerprint
     with pytest.raises(DataError, match="no image for val"):
         apply_split(named, parts * 0, {})
 

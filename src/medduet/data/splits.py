@@ -103,7 +103,8 @@ def apply_split(images: ImageSet, parts: NDArray[np.int64], note: Mapping[str, o
             )
         splits[name] = pool.take(rows)
     digest = hashlib.sha256(f"{images.fingerprint} ".encode() + parts.astype(np.int8).tobytes())
-    info = {**images.info, "split": dict(note), "undivided": images.fingerprint}
+    undivided = images.info.get("undivided", images.fingerprint)  # however often it was split
+    info = {**images.info, "split": dict(note), "undivided": undivided}
     return replace(images, **splits, fingerprint=digest.hexdigest(), info=info)
 
 
