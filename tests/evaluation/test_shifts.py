@@ -84,6 +84,16 @@ def test_what_cannot_be_calibrated_is_refused(run: Path, tmp_path: Path) -> None
     assert not out.exists()
 
 
+def test_another_split_of_the_training_s_images_is_told(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = DataConfig(name=str(run.parent / "here.npz"), size=16)
+    for split, warnings in (("given", 0), ("made", 1)):
+        data = here.model_copy(update={"split": split, "group_by": "none"})
+        medduet.evaluate(run / "bundle", data=data, out=tmp_path / split, device="cpu")
+        assert caplog.text.count("was trained on are in all parts") == warnings
+
+
 def test_it_breaks_where_it_has_to(run: Path, tmp_path: Path) -> None:
     found = medduet.stress(run, device="cpu", out=tmp_path / "a")
     assert found["modality"] == "xray"

@@ -1,5 +1,6 @@
 """Finished networks on any images: evaluated, and calibrated."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -26,8 +27,8 @@ from medduet.uncertainty.calibration import Calibration
 from medduet.utils.files import write_json
 from medduet.utils.hub import bundle_folder
 from medduet.utils.locks import result_folder
-from medduet.utils.parsing import misread
 
+_LOG = logging.getLogger(__name__)
 SplitName = Literal["train", "val", "test", "all"]
 
 
@@ -115,9 +116,15 @@ class Evaluator:
         fabric = launch_fabric(config.train.model_copy(update={"device": device}))
         with fabric.rank_zero_first():
             images = open_images(data, progress=progress, saved_split=saved)
-        split_file = path / "split.csv"
-        if saved is None and split_file.is_file() and _same_pool(images, path):
-            images = apply_split(images, read_split(split_file, images), {"run": str(path)})
+        if saved is None and _same_images(images, bundle):
+            if (split_file := path / "split.csv").is_file():
+                images = apply_split(images, read_split(split_file, images), {"run": str(path)})
+            elif bundle.config.data and images.fingerprint != bundle.config.data.fingerprint:
+                _LOG.warning(
+                    "images that %s was trained on are in all parts of this split of %s: give the "
+                    "run, or --data.split with its split.csv",
+                    *(path, images.name),
+                )
         check_same_images(fabric, images)
         images = in_classes_of(images, bundle.config.class_names)
         _check_fits(images, bundle, path)
@@ -144,10 +151,11 @@ class Evaluator:
         )
 
 
-def _same_pool(images: ImageSet, path: Path) -> bool:
-    with misread(path / "environment.json"):
-        trained_on = RunFolder(path).environment["data"].get("info", {}).get("undivided")
-    return bool(images.info.get("undivided", images.fingerprint) == trained_on)
+def _same_images(images: ImageSet, bundle: ModelBundle) -> bool:
+    """Return whether the network was trained on images of this set, however it is split."""
+    trained_on = bundle.config.data or DataRecord()
+    undivided = trained_on.info.get("undivided", trained_on.fingerprint)
+    return bool(images.info.get("undivided", images.fingerprint) == undivided)
 
 
 def _check_fits(images: ImageSet, bundle: ModelBundle, path: Path) -> None:
@@ -201,9 +209,7 @@ def calibrate_bundle(
     evaluator = Evaluator.open(path, data, device, progress)
     images, bundle = evaluator.images, evaluator.bundle
     trained_on = bundle.config.data or DataRecord()
-    # The same images, however they are split.
-    undivided = {images.fingerprint, images.info.get("undivided")} - {None}
-    is_same = bool(undivided & {trained_on.fingerprint, trained_on.info.get("undivided")})
+    is_same = _same_images(images, bundle)
     if is_same and (split in ("train", "all") or (split == "val" and trained_on.folds)):
         hint = "" if trained_on.folds else "--split val, or "
         raise ConfigError(f"{path} was trained on these images: give {hint}other images")
