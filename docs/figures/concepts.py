@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 import medduet
 from medduet.data.duplicates import SIDE, THRESHOLD, unit_vectors
-from medduet.metrics.dense import dice_per_class
+from medduet.metrics.dense import overlap_scores
 from medduet.metrics.intervals import wilson
 from medduet.metrics.paired import mcnemar
 from medduet.reports.style import STYLE, WIDTH, save
@@ -135,7 +135,7 @@ def empty_masks() -> Figure:
             if shape.any():
                 axis.contour(shape, [0.5], colors=[colour], linewidths=1.6)
         pair = (torch.from_numpy(part[None].astype(np.int64)) for part in (drawn, truth))
-        score = dice_per_class(*pair, num_classes=2).item()
+        score = overlap_scores(*pair, num_classes=2)["dice"].item()
         axis.set_title(title)
         named = "no Dice" if np.isnan(score) else f"Dice {score:.2f}"
         axis.set_xlabel(named, fontsize=10)

@@ -5,6 +5,7 @@ Recipes are YAML files beside this module, which name only what differs from the
 
 import re
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
@@ -306,6 +307,16 @@ class RunConfig(Frozen):
     evaluate: EvaluateConfig = EvaluateConfig()
     out: Path | None = None
     """Folder of the run; None: runs/DATA-MODEL-seedN, with a number behind it if that is taken."""
+
+
+def by_path(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run by their path, such as ``train.epochs``."""
+    return {
+        f"{section}.{name}": value
+        for section, values in config.items()
+        if isinstance(values, Mapping)
+        for name, value in values.items()
+    }
 
 
 def recipe_names(kind: str = "") -> list[str]:

@@ -14,9 +14,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from medduet.errors import DataError
 from medduet.metrics.dense import (
     PSNR_CAP,
-    dice_per_class,
-    iou_per_class,
     mean_over_classes,
+    overlap_scores,
     reconstruction_errors,
     reconstruction_summary,
     segmentation_summary,
@@ -52,8 +51,8 @@ def test_overlap_equals_monai(num_classes: int) -> None:
     truth[[0, 7], 3:9, 2:5] = 255  # ignored, which is as if there were background in both
     rest = (torch.where(truth == 255, 0, mask) for mask in (predicted, truth))
     hot = tuple(one_hot(mask, num_classes) for mask in rest)
-    for ours, monai in ((dice_per_class, compute_dice), (iou_per_class, compute_iou)):
-        found = ours(predicted, truth, num_classes)
+    scores = overlap_scores(predicted, truth, num_classes)
+    for found, monai in ((scores["dice"], compute_dice), (scores["iou"], compute_iou)):
         assert found.shape == (8, num_classes - 1)
         assert found.dtype == torch.float64
         expected = monai(*hot, include_background=False).double()
@@ -64,7 +63,7 @@ def test_overlap_equals_monai(num_classes: int) -> None:
         assert found[3].isnan().all()
 
 
-@pytest.mark.parametrize("score", [dice_per_class, iou_per_class, surface_distances])
+@pytest.mark.parametrize("score", [overlap_scores, surface_distances])
 @pytest.mark.parametrize(
     ("predicted", "words"),
     [
@@ -116,8 +115,8 @@ def test_distances_by_hand(num_classes: int, side: int) -> None:
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_no_image_at_all(num_classes: int) -> None:
     empty = torch.zeros(0, 8, 8, dtype=torch.int64)
-    scores = [score(empty, empty, num_classes) for score in (dice_per_class, iou_per_class)]
-    for found in (*scores, *surface_distances(empty, empty, num_classes).values()):
+    scores = overlap_scores(empty, empty, num_classes)
+    for found in (scores | surface_distances(empty, empty, num_classes)).values():
         assert found.shape == (0, num_classes - 1)
     errors = reconstruction_errors(torch.zeros(0, 1, 8, 8), torch.zeros(0, 1, 8, 8))
     assert all(error.shape == (0,) for error in errors.values())
@@ -198,7 +197,7 @@ def test_drawing_nothing_is_no_score() -> None:
     truth[:, 2:5, 2:5] = (torch.arange(12) % 6 + 1)[:, None, None]
     one_right = torch.where(truth == 1, truth, 0)
     for predicted, expected in ((torch.zeros_like(truth), 0.0), (one_right, 1 / 6), (truth, 1.0)):
-        dice = dice_per_class(predicted, truth, 7)
+        dice = overlap_scores(predicted, truth, 7)["dice"]
         assert mean_over_classes(dice) == pytest.approx(expected)
 
 

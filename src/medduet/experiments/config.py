@@ -9,22 +9,12 @@ from typing import Annotated, Any, Literal, Self
 import tyro
 from pydantic import Field, field_validator
 
-from medduet.config import Frozen, RunConfig, read_recipe, validate
+from medduet.config import Frozen, RunConfig, by_path, read_recipe, validate
 from medduet.errors import ConfigError, MissingFileError, closest
 from medduet.utils.parsing import read_json
 
 Labelled = dict[str, dict[str, Any]]
 """Names, and for each the settings that it stands for, by their path such as model.width."""
-
-
-def by_path(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a run by their path, such as ``train.epochs``."""
-    return {
-        f"{section}.{name}": value
-        for section, values in config.items()
-        if isinstance(values, Mapping)
-        for name, value in values.items()
-    }
 
 
 def change(run: RunConfig, values: Mapping[str, Any], out: Path | None, origin: str) -> RunConfig:

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 
-from medduet.config import RunConfig
+from medduet.config import RunConfig, by_path
 from medduet.data.augment import build_augmentation
 from medduet.data.imageset import ImageSet
 from medduet.data.modality import allowed, known_modality
 from medduet.data.patches import patches_and_views
 from medduet.data.pixels import for_each_axis
 from medduet.errors import ConfigError, ModelError, one_line
-from medduet.experiments.config import by_path, change
+from medduet.experiments.config import change
 from medduet.models.base import DuetNetwork, activation_bytes
 from medduet.models.encoders import weights_at_hand
 from medduet.models.inference import prepare_network

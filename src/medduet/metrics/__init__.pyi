@@ -5,8 +5,6 @@ from .classification import classification_metrics as classification_metrics
 from .classification import correct_predictions as correct_predictions
 from .classification import reliability as reliability
 from .dense import PSNR_CAP as PSNR_CAP
-from .dense import dice_per_class as dice_per_class
-from .dense import iou_per_class as iou_per_class
 from .dense import mean_over_classes as mean_over_classes
 from .dense import overlap_scores as overlap_scores
 from .dense import reconstruction_errors as reconstruction_errors

@@ -20,32 +20,23 @@ PSNR_CAP = 100.0
 """The PSNR in dB at which a perfect image, whose own is infinite, enters a mean."""
 
 
-def dice_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Return the Dice score of every image and foreground class, ``2 |P and T| / (|P| + |T|)``.
+def overlap_scores(predicted: Tensor, truth: Tensor, num_classes: int) -> dict[str, Tensor]:
+    """Return Dice, IoU and pixels of every image and foreground class.
 
-    NaN where both are empty; if only one of them is, 0. Masks are ``(N, H, W)``, or of volumes
-    ``(N, D, H, W)``, integer classes, 0 is background; scores are ``(N, num_classes - 1)`` float64.
-    Pixels that are 255 in the truth are ignored.
+    ``dice`` is ``2 |P and T| / (|P| + |T|)``, ``iou`` ``|P and T| / |P or T|``: NaN where both are
+    empty; if only one of them is, 0. Masks are ``(N, H, W)``, or of volumes ``(N, D, H, W)``,
+    integer classes, 0 is background; scores, ``truth_pixels`` and ``predicted_pixels`` are
+    ``(N, num_classes - 1)`` float64. Pixels that are 255 in the truth are ignored.
 
     Raises:
         DataError: for masks that are not integer, differ in shape or hold other values.
 
     Example:
         >>> truth = torch.tensor([[[0, 1], [1, 1]]])
-        >>> dice_per_class(torch.tensor([[[0, 0], [0, 1]]]), truth, num_classes=2)
+        >>> overlap_scores(torch.tensor([[[0, 0], [0, 1]]]), truth, num_classes=2)["dice"]
         tensor([[0.5000]], dtype=torch.float64)
     """
-    return overlap_scores(predicted, truth, num_classes)["dice"]
-
-
-def iou_per_class(predicted: Tensor, truth: Tensor, num_classes: int) -> Tensor:
-    """Return the intersection over union, ``|P and T| / |P or T|``; else as `dice_per_class`."""
-    return overlap_scores(predicted, truth, num_classes)["iou"]
-
-
-def overlap_scores(predicted: Tensor, truth: Tensor, num_classes: int) -> dict[str, Tensor]:
-    """Return ``dice``, ``iou``, ``truth_pixels`` and ``predicted_pixels``, as `dice_per_class`."""
-    predicted, truth = counted_masks(predicted, truth, num_classes)
+    predicted, truth = _counted(predicted, truth, num_classes)
     n, m = len(truth), num_classes
     image = torch.arange(n, device=truth.device).reshape(-1, *[1] * (truth.ndim - 1))
     cell = (image * m + truth.long()) * m + predicted.long()  # one-hot masks are 12 times slower
@@ -63,14 +54,14 @@ def overlap_scores(predicted: Tensor, truth: Tensor, num_classes: int) -> dict[s
 def surface_distances(
     predicted: Tensor, truth: Tensor, num_classes: int, spacing: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
-    """Return ``hd95`` and ``assd`` (MONAI) of masks as `dice_per_class` takes them.
+    """Return ``hd95`` and ``assd`` (MONAI) of masks as `overlap_scores` takes them.
 
     These are the 95% Hausdorff and the average symmetric distance of their outlines in pixels, with
     a `spacing` of slices, rows and columns in mm; NaN where either mask is empty.
     """
     from monai import metrics  # slow to import, and few need it
 
-    predicted, truth = counted_masks(predicted, truth, num_classes)
+    predicted, truth = _counted(predicted, truth, num_classes)
     classes = torch.arange(1, num_classes).reshape(1, -1, *[1] * (truth.ndim - 1))
     guess, real = (mask.detach().cpu()[:, None] == classes for mask in (predicted, truth))
     defined = guess.flatten(2).any(dim=2) & real.flatten(2).any(dim=2)
@@ -121,8 +112,8 @@ def _check_shapes(predicted: Tensor, truth: Tensor, *shapes: str) -> None:
         raise DataError(f"expected predicted and true of one shape {shape}, given {given}")
 
 
-def counted_masks(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Return both masks with background where the truth is ignored; raise as `dice_per_class`."""
+def _counted(predicted: Tensor, truth: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return both masks with background where the truth is ignored; raise as `overlap_scores`."""
     _check_shapes(predicted, truth, "(N, H, W)", "(N, D, H, W)")
     ignored = (truth.long() == IGNORED_MASK) & (num_classes <= IGNORED_MASK)
     masks = predicted.masked_fill(ignored, 0), truth.masked_fill(ignored, 0)

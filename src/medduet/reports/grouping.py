@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from medduet.config import RunConfig
+from medduet.config import RunConfig, by_path
 from medduet.metrics.intervals import bootstrap_mean, wilson
 from medduet.metrics.roc import auc_interval
 from medduet.runs.folder import RunFolder
@@ -19,7 +19,7 @@ from medduet.runs.predictions import Predictions
 from medduet.types import UNKNOWN_LABEL
 
 # Settings that don't change what is measured, or that are the data set, the network or the seed.
-_IGNORED = ("data", "out", "model.name", "train.seed", "train.device")
+_IGNORED = ("model.name", "train.seed", "train.device")
 _TASKS = "objective.tasks"
 REFERENCE = "vovunet_var"
 """The default reference: the paper's own network."""
@@ -121,11 +121,9 @@ def _name_datasets(runs: Sequence[RunFolder]) -> list[str]:
 def _settings(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings that can make a method, by path."""
     return {
-        path: "+".join(value) if key == "tasks" else str(value)
-        for section, values in config.items()
-        if section not in _IGNORED and isinstance(values, Mapping)
-        for key, value in values.items()
-        if (path := f"{section}.{key}") not in _IGNORED
+        path: "+".join(value) if path == _TASKS else str(value)
+        for path, value in by_path(config).items()
+        if path not in _IGNORED and not path.startswith("data.")
     }
 
 
