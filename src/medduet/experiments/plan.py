@@ -56,7 +56,8 @@ class Decision(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        value = " ".join(map(str, self.value)) if isinstance(self.value, tuple) else self.value
+        several = isinstance(self.value, tuple | list)  # lists are those of a JSON file
+        value = " ".join(map(str, self.value)) if several else self.value
         return one_line(f"{self.setting} {value}: {self.reason}", 300)
 
 

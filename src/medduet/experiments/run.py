@@ -55,7 +55,7 @@ from medduet.training.setup import (
 from medduet.uncertainty.calibration import Calibration
 from medduet.utils.devices import is_out_of_memory
 from medduet.utils.files import write_json
-from medduet.utils.parsing import read_json
+from medduet.utils.parsing import misread, read_json
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,10 @@ def train(
         data = open_images(config.data, progress=progress, saved_split=saved_split)
     check_same_images(fabric, data, folder)
     decisions: list[Decision] = []
+    if folder is not None:
+        with misread(folder.path):
+            recorded = folder.environment.get("training", {}).get("decisions", ())
+            decisions = [Decision(**each) for each in recorded]
     if is_open(config):
         opened = config.data
         config, decisions = fabric.broadcast(plan(config, data, fabric))
