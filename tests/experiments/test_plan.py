@@ -1,8 +1,6 @@
 """What is open is decided from images and machine; what is typed stays."""
 
 import json
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -191,19 +189,6 @@ def test_weights_name_their_network(tmp_path: Path) -> None:
     first = Decision(**environment["training"]["decisions"][0])
     assert first == Decision("model.name", "unet_var", f"that of {tmp_path / 'first'}")
     assert json.loads((tmp_path / "second" / "config.json").read_text())["train"]["batch_size"]
-
-
-def test_a_resumed_run_keeps_the_record_of_what_was_decided(
-    make_config: Callable[..., RunConfig], tmp_path: Path
-) -> None:
-    stop, run = threading.Event(), RunFolder(tmp_path / "run")
-    stop.set()
-    with pytest.raises(medduet.Interrupted):
-        medduet.train(make_config(run.path, train={"ema": None, "batch_size": None}), stop=stop)
-    decisions = run.environment["training"]["decisions"]
-    medduet.train(resume=run.path)
-    assert [each["setting"] for each in decisions] == ["train.batch_size", "train.ema"]
-    assert RunFolder(run.path).environment["training"]["decisions"] == decisions
 
 
 def test_a_grid_goes_on_with_what_was_decided(grids: Any, tmp_path: Path) -> None:

@@ -51,7 +51,6 @@ FORMULAS = ["=1+1", "'=1", "''-x", "-1", "+a.png", "@x", "a;=b", "\tx", "\rx", "
 REFUSED = {
     "datasets": "set MEDDUET_CACHE",
     "audit ~nobody/x.npz": "without ~",
-    "export {run} --out a\0b": "without the character NUL",
     "compare {run} {run}/x": "a file at .*metrics.json, but there is none",
     "audit {run}/set.zarr": "set.zarr/zarr.json is missing",
 }

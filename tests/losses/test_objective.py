@@ -145,9 +145,7 @@ def test_balanced_weights_are_scikit_learns() -> None:
     with_unknown = torch.cat([label, torch.full((50,), -1)])
     np.testing.assert_allclose(balanced_weights(with_unknown, 4), expected, rtol=1e-6)
     assert balanced_weights(label, 5)[4] == 0
-
-
-def test_balanced_weights_of_multi_label_sets() -> None:
+    # Of several labels: negatives divided by positives.
     label = torch.tensor([[1, 0, -1], [0, 0, 0], [0, 0, -1], [0, 0, 1]])
     assert balanced_weights(label, 3).tolist() == [3, 0, 1]
 

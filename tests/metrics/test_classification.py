@@ -125,12 +125,9 @@ def test_unknown_labels_are_left_out() -> None:
     hidden = label.copy()
     hidden[::4] = -1
     known = hidden >= 0
-    names = ["a", "b", "c"]
-    assert classification_metrics(
-        hidden, probability, multi_label=False, class_names=names
-    ) == classification_metrics(
-        label[known], probability[known], multi_label=False, class_names=names
-    )
+    options = {"multi_label": False, "class_names": ["a", "b", "c"]}
+    left_out = classification_metrics(label[known], probability[known], **options)
+    assert classification_metrics(hidden, probability, **options) == left_out
 
 
 def test_unknown_elements_are_left_out_per_label() -> None:

@@ -24,6 +24,7 @@ from medduet.metrics.dense import (
 from medduet.metrics.intervals import wilson
 
 NAN = float("nan")
+LIKE_MONAI = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
 
 def masks(num_classes: int, side: int = 17) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,15 +135,7 @@ def test_reconstruction_equals_skimage(channels: int, side: int) -> None:
     torch.testing.assert_close(found["ssim"], monai.flatten(), atol=1e-5, rtol=0)
     for i in range(3):
         a, b = predicted[i].double().numpy() + 1, target[i].double().numpy() + 1
-        similarity = structural_similarity(
-            a,
-            b,
-            data_range=2.0,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-            channel_axis=0,
-        )
+        similarity = structural_similarity(a, b, data_range=2.0, channel_axis=0, **LIKE_MONAI)
         assert found["ssim"][i].item() == pytest.approx(similarity, abs=1e-5)
         assert found["mse"][i].item() == pytest.approx(np.mean((a - b) ** 2), rel=1e-5)
         assert found["psnr"][i].item() == pytest.approx(
@@ -219,9 +212,8 @@ def test_ssim_of_volumes_is_scikit_image_s_of_their_slices() -> None:
     rng = np.random.default_rng(0)
     target = rng.uniform(-1, 1, (3, 18, 15))
     guess = np.clip(target + rng.normal(0, [[[0.1]], [[0.3]], [[0.6]]], target.shape), -1, 1)
-    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
     pairs = zip(target + 1, guess + 1, strict=True)
-    expected = np.mean([structural_similarity(*pair, data_range=2, **options) for pair in pairs])
+    expected = np.mean([structural_similarity(*pair, data_range=2, **LIKE_MONAI) for pair in pairs])
     errors = reconstruction_errors(*(torch.tensor(x)[None, None] for x in (guess, target)))
     assert errors["ssim"].item() == pytest.approx(expected, abs=1e-4)
     assert errors["mse"].item() == pytest.approx(((guess - target) ** 2).mean())

@@ -104,10 +104,8 @@ def test_saved_and_loaded_it_is_the_same(name: str, tmp_path: Path) -> None:
     network = build(name, 3, 4, 3).eval()
     image = torch.randint(0, 256, (2, 3, 40, 64), dtype=torch.uint8)
     save_network(tmp_path / "network", network)
-    assert {f.name for f in (tmp_path / "network").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-    }
+    files = {file.name for file in (tmp_path / "network").iterdir()}
+    assert files == {"config.json", "model.safetensors"}
     again = load(tmp_path / "network")
     assert not again.training
     assert again.arguments == network.arguments

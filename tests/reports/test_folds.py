@@ -80,17 +80,21 @@ def test_folds_that_are_missing_are_told(runs: list[RunFolder]) -> None:
 def test_a_resumed_run_keeps_its_split(
     make_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Even if a later version would make another one."""
+    """Even if a later version would make another one; and what was decided."""
     stop = threading.Event()
     stop.set()
-    config = make_config(tmp_path / "run", data={"split": "made", "seed": 1})
+    data = {"split": "made", "seed": 1}
+    config = make_config(tmp_path / "run", data=data, train={"ema": None})
     with pytest.raises(medduet.Interrupted):
         medduet.train(config, stop=stop)
     saved = (tmp_path / "run" / "split.csv").read_text()
+    decisions = RunFolder(tmp_path / "run").environment["training"]["decisions"]
     monkeypatch.setenv("MEDDUET_CACHE", str(tmp_path / "elsewhere"))
     monkeypatch.setattr("medduet.data.splits.stratified_group_split", None)
     medduet.train(resume=tmp_path / "run")
     assert (tmp_path / "run" / "split.csv").read_text() == saved
+    assert [each["setting"] for each in decisions] == ["train.ema"]
+    assert RunFolder(tmp_path / "run").environment["training"]["decisions"] == decisions
     # The same images named again are not judged in a split of another making.
     plain = config.data.model_copy(update={"split": "auto"})
     medduet.evaluate(tmp_path / "run", data=plain)

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return INTERRUPTED
         except BrokenPipeError:  # the reader went away, as in `medduet datasets | head -1`
             return 0
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError) as error:
             if (reason := _reason(error)) is None:
                 raise
             return _fail(ConfigError(reason))
@@ -62,8 +62,6 @@ def _reason(error: Exception) -> str | None:
         case OSError():
             reason = f"{error.filename or 'a file'}: {error.strerror or error}"
             return f"can't use {reason}; give another path, or make room"
-        case ValueError() if "embedded null" in str(error):
-            return "expected paths without the character NUL"
         case RuntimeError() if "home directory" in str(error):
             return "no home folder is known: set MEDDUET_CACHE, and write paths without ~"
     return None

@@ -86,13 +86,11 @@ def ensemble(
     if data is not None or runs:
         evaluator = Evaluator.open((runs or folders)[0], data, device, progress)
         images, networks = evaluator.images.name, [*members, combined]
+        ordinal = combined.config.network.ordinal
         for split in ("val", "test"):
             pool = evaluator.images.split(split)
             predictions = [evaluator.with_network(network).predict(pool) for network in networks]
-            scores[split] = [
-                summarize(predicted, ordinal=combined.config.network.ordinal)
-                for predicted in predictions
-            ]
+            scores[split] = [summarize(each, ordinal=ordinal) for each in predictions]
         trained_on = combined.config.data
         if trained_on is not None and evaluator.images.fingerprint == trained_on.fingerprint:
             combined.config.metrics |= {split: rows[-1] for split, rows in scores.items()}

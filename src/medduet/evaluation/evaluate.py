@@ -63,15 +63,14 @@ def evaluate(
     """
     check_out(path, out)
     evaluator = Evaluator.open(path, data, device, progress)
-    images, calibration = evaluator.images, evaluator.bundle.config.calibration
+    images, config = evaluator.images, evaluator.bundle.config
     name = f"evaluations/{images.name}-{split}"
     folder = RunFolder(result_folder(out) if out else result_folder(evaluator.path, name))
     predictions = evaluator.predict(evaluator.images.split(split))
-    ordinal = evaluator.bundle.config.network.ordinal
     metrics = {
         "split": split,
         "data": describe_data(images),
-        split: summarize(predictions, calibration, ordinal),
+        split: summarize(predictions, config.calibration, config.network.ordinal),
     }
     if evaluator.fabric.is_global_zero:
         predictions.to_csv(folder.path / "predictions" / f"{split}.csv")
@@ -120,11 +119,8 @@ class Evaluator:
             if (split_file := path / "split.csv").is_file():
                 images = apply_split(images, read_split(split_file, images), {"run": str(path)})
             elif bundle.config.data and images.fingerprint != bundle.config.data.fingerprint:
-                _LOG.warning(
-                    "images that %s was trained on are in all parts of this split of %s: give the "
-                    "run, or --data.split with its split.csv",
-                    *(path, images.name),
-                )
+                hint = "give the run, or its split.csv by --data.split"
+                _LOG.warning("%s was trained on images of each part of this split: %s", path, hint)
         check_same_images(fabric, images)
         images = in_classes_of(images, bundle.config.class_names)
         _check_fits(images, bundle, path)

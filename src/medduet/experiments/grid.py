@@ -138,9 +138,8 @@ def _check_made_alike(folder: GridFolder, cells: list[Cell]) -> None:
         if not made.is_file():
             continue
         for name, (before, now) in differing(read_json(made), cell.run).items():
-            if name in _PATHS and before and Path(before).name == Path(now).name:
-                continue
-            if name not in _FREE:
+            same_file = name in _PATHS and before and Path(before).name == Path(now).name
+            if name not in _FREE and not same_file:
                 raise ConfigError(
                     f"{made.parent} was made with {name} {before}, but the grid has {now}: give "
                     "another --out, the same settings, or remove that folder"

@@ -56,7 +56,7 @@ class Decision(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        several = isinstance(self.value, tuple | list)  # lists are those of a JSON file
+        several = isinstance(self.value, tuple | list)
         value = " ".join(map(str, self.value)) if several else self.value
         return one_line(f"{self.setting} {value}: {self.reason}", 300)
 

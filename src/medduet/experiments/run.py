@@ -109,8 +109,7 @@ def train(
     if folder is not None:
         config = config or folder.run_config()
         if folder.finished:
-            if folder.checkpoint("last").parent.exists():
-                folder.finish()  # what a kill in the middle of its last step has left
+            folder.finish()  # what a kill in the middle of its last step has left is removed
             reporter.message(f"{folder.path} is finished already; nothing to do")
             return RunRecord(folder.path, config, read_json(folder.metrics_path))
     assert config is not None

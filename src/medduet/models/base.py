@@ -253,8 +253,7 @@ def check_takes(network: DuetNetwork, *sides: int) -> None:
     except (AssertionError, RuntimeError) as error:
         raise ModelError(
             f"{network.arguments['name']} does not take {KINDS[len(sides)]} of "
-            f"{' x '.join(map(str, sides))} pixels: {' '.join(str(error).split())}; give another "
-            "--size, or another --model"
+            f"{' x '.join(map(str, sides))} pixels: {error}; give another --size or --model"
         ) from error
 
 

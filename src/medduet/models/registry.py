@@ -229,8 +229,8 @@ def create_model(
         raise ModelError(f"{name} can't be built with {sizes | options}: {reason}") from error
     except OSError as error:
         raise DownloadError(
-            f"the weights of {name} could not be fetched from the Hugging Face hub: "
-            f"{' '.join(str(error).split())}; connect, or give --model.weights FILE.safetensors"
+            f"the weights of {name} could not be fetched from the Hugging Face hub: {error}; "
+            "connect, or give --model.weights FILE.safetensors"
         ) from error
     network.ordinal = ordinal
     network.arguments = {"name": name, **sizes, **options} | ({"ordinal": True} if ordinal else {})

@@ -143,9 +143,8 @@ async def _body(request: Request, allowed: int, seat: Seat) -> AsyncGenerator[by
 
 
 def _too_large(seat: Seat) -> HTTPException:
-    return HTTPException(
-        413, f"expected a file of at most {seat.room.limits.max_bytes / 2**20:g} MB"
-    )
+    limit = seat.room.limits.max_bytes / 2**20
+    return HTTPException(413, f"expected a file of at most {limit:g} MB")
 
 
 def _probe(file: io.BytesIO) -> Facts:

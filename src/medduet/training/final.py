@@ -168,8 +168,7 @@ def write_samples(
     batch = data.test.batch(index)
     network.eval()
     device, masks, rebuilt = next(network.parameters()).device, list[Tensor](), list[Tensor]()
-    size = evaluation_batch_size(device.type, *data.size)
-    for pixels in torch.split(batch.image, size):
+    for pixels in torch.split(batch.image, evaluation_batch_size(device.type, *data.size)):
         with torch.inference_mode():
             predicted = predict_batch(
                 network, pixels.to(device), layout, multi_label=data.multi_label
