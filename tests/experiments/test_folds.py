@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ import medduet
 from medduet import DataConfig, ModelConfig, RunConfig, TrainConfig
 from medduet.errors import Interrupted
 from medduet.experiments.plan import FOLDS
+from medduet.models.registry import create_model
+from medduet.models.weights import save_network
 from medduet.runs.bundle import load_bundle
 from medduet.runs.folder import find_runs, open_run
 from medduet.training.reporter import Reporter
@@ -39,16 +42,22 @@ def best(out: Path, **folds: int) -> RunConfig:
 
 
 def test_members_leave_the_test_images_of_a_cross_validation_alone(tmp_path: Path) -> None:
-    out, reporter = tmp_path / "run", StopInFold(1)
+    out, reporter, weights = tmp_path / "run", StopInFold(1), tmp_path / "network"
+    save_network(weights, create_model("vovunet_var", in_channels=1, num_classes=3, width=3))
+    config, model = best(out, folds=4, fold=2), ModelConfig(width=3, weights=str(weights))
     with pytest.raises(Interrupted, match=f"medduet train --resume {out}$"):
-        medduet.train(best(out, folds=4, fold=2), reporter=reporter, stop=reporter.stop)
+        config = config.model_copy(update={"model": model})
+        medduet.train(config, reporter=reporter, stop=reporter.stop)
+    rmtree(weights)  # which all that has begun needs no longer
+    with pytest.raises(Interrupted):
+        medduet.train(resume=out, reporter=reporter, stop=reporter.stop)
     tables = [pd.read_csv(folder / "split.csv") for folder in (out, out / "folds/fold0")]
     tests = [{*table["image"][table["split"] == "test"]} for table in tables]
     assert tests[0] == tests[1]
 
 
 @pytest.mark.slow
-def test_best_is_an_ensemble_over_folds(tmp_path: Path) -> None:
+def test_best_is_an_ensemble_over_folds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out, reporter = tmp_path / "run", StopInFold(3)
     with pytest.raises(Interrupted):
         medduet.train(best(out), reporter=reporter, stop=reporter.stop)
@@ -76,6 +85,8 @@ def test_best_is_an_ensemble_over_folds(tmp_path: Path) -> None:
     assert len({run.seed for run in find_runs([out / "folds"])}) == FOLDS
     assert open_run(out).seed == 0
     assert sum(bundle.config.calibration.counts) == len(held_out)
+    medduet.evaluate(out, split="val")
+    assert "most members" in caplog.text
     again = medduet.evaluate(out)["test"]
     assert again["accuracy"] == record.metrics["test"]["accuracy"]
     assert again["dice"] == pytest.approx(record.metrics["test"]["dice"], abs=1e-6)

@@ -91,7 +91,9 @@ def test_a_resumed_run_keeps_its_split(
     decisions = RunFolder(tmp_path / "run").environment["training"]["decisions"]
     monkeypatch.setenv("MEDDUET_CACHE", str(tmp_path / "elsewhere"))
     monkeypatch.setattr("medduet.data.splits.stratified_group_split", None)
-    medduet.train(resume=tmp_path / "run")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # by torchrun: so it is resumed
+    monkeypatch.setattr("medduet.experiments.run.plan", None)
+    medduet.train(config)
     assert (tmp_path / "run" / "split.csv").read_text() == saved
     assert [each["setting"] for each in decisions] == ["train.ema"]
     assert RunFolder(tmp_path / "run").environment["training"]["decisions"] == decisions

@@ -21,7 +21,9 @@ def make(write_run: Callable[..., Path], tmp_path: Path) -> Make:
     def write(name: str, data: dict[str, Any] | None = None, **given: Any) -> None:
         changes = given.pop("changes", {})
         given |= {"label": [0, 1], "probability": [[0.9, 0.1], [0.2, 0.8]]}
-        run = write_run(tmp_path / name, environment={"data": data or {}}, **given)
+        decided = {"decisions": [{"setting": path} for path in given.pop("decided", ())]}
+        environment = {"data": data or {}, "training": decided}
+        run = write_run(tmp_path / name, environment=environment, **given)
         config = read_json(run / "config.json")
         for section, values in changes.items():
             config[section] |= values
@@ -36,10 +38,11 @@ def grouped(tmp_path: Path, reference: str | None = None) -> Runs:
 
 def test_seeds_are_one_method(make: Make, tmp_path: Path) -> None:
     for seed in (2, 0, 10):
-        changes = {"train": {"device": f"cuda:{seed}"}}
+        timed = {"time_budget": "1h", "epochs": 5 + seed}  # as fast as the machine was
+        changes = {"train": {"device": f"cuda:{seed}"} | timed}
         if seed:  # what an older version lacked makes no method
             changes["objective"] = {"balance": "sum"}
-        make(f"run{seed}", seed=seed, changes=changes)
+        make(f"run{seed}", seed=seed, changes=changes, decided=["train.epochs"])
     runs = grouped(tmp_path)
     assert (runs.datasets, runs.methods) == (["fakemnist"], ["vovunet_var"])
     assert runs.of("fakemnist")[0].seeds == [0, 2, 10]

@@ -154,6 +154,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 ) -> None:
     plain = {"name": write_npz(tmp_path / "plain.npz"), "count": None}
     masked = {"name": write_npz(tmp_path / "masked.npz", classes=0, masks=2), "count": None}
+    best = {"train": {"preset": "best"}, "evaluate": {"protocol": "paper"}}
+    twice = {"train": {"sampling": "balanced"}, "objective": {"class_weights": "balanced"}}
     for match, data, tasks, changes in (
         ("no masks, so there is nothing to segment", plain, ["segment"], {}),
         ("--tasks classify$", plain, ["classify", "segment"], {}),
@@ -163,13 +165,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
         ("--data", {"name": ""}, ["classify"], {}),
         (r"no\.npz", {"name": str(tmp_path / "no.npz"), "count": None}, ["classify"], {}),
         ("rise again", {}, ["classify"], {"train": {"cosine_epochs": 1, "epochs": 2}}),
+        ("no epoch on test", {}, ["classify"], best),
         ("given no classes", masked, ["segment"], {"train": {"sampling": "balanced"}}),
-        (
-            "count rare classes twice",
-            {},
-            ["classify"],
-            {"train": {"sampling": "balanced"}, "objective": {"class_weights": "balanced"}},
-        ),
+        ("count rare classes twice", {}, ["classify"], twice),
         ("the closest are vovunet_var, ", {}, ["classify"], {"model": {"name": "vovunet"}}),
     ):
         objective = {"tasks": tasks} | changes.pop("objective", {})

@@ -66,6 +66,8 @@ def evaluate(
     images, config = evaluator.images, evaluator.bundle.config
     name = f"evaluations/{images.name}-{split}"
     folder = RunFolder(result_folder(out) if out else result_folder(evaluator.path, name))
+    if split != "train" and evaluator.was_trained_on(split):
+        _LOG.warning("%s was trained on images of %s", evaluator.path, split)
     predictions = evaluator.predict(evaluator.images.split(split))
     metrics = {
         "split": split,
@@ -131,6 +133,12 @@ class Evaluator:
         check_takes(bundle.network, *bundle.network.sides_at_once(self.images.size))
         prepare_network(bundle.network, self.fabric.device, self.images.size)
         return replace(self, bundle=bundle)
+
+    def was_trained_on(self, split: SplitName) -> bool:
+        """Return whether the network, or a member of it, was trained on images of the split."""
+        folds = self.bundle.config.data and self.bundle.config.data.folds
+        trained_on = ("train", "val", "all") if folds else ("train", "all")
+        return split in trained_on and _same_images(self.images, self.bundle)
 
     def predict(self, split: Split, *, thorough: bool = True) -> Predictions:
         """Return the predictions of the network, see `predict_split`."""
@@ -204,10 +212,8 @@ def calibrate_bundle(
         raise ConfigError(f"{out} already exists: give another --out")
     evaluator = Evaluator.open(path, data, device, progress)
     images, bundle = evaluator.images, evaluator.bundle
-    trained_on = bundle.config.data or DataRecord()
-    is_same = _same_images(images, bundle)
-    if is_same and (split in ("train", "all") or (split == "val" and trained_on.folds)):
-        hint = "" if trained_on.folds else "--split val, or "
+    if evaluator.was_trained_on(split):
+        hint = "" if evaluator.was_trained_on("val") else "--split val, or "
         raise ConfigError(f"{path} was trained on these images: give {hint}other images")
     predictions = evaluator.predict(evaluator.images.split(split), thorough=False)
     if predictions.label is None or predictions.probability is None:

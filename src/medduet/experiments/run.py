@@ -107,7 +107,7 @@ def train(
         resume = config.out
     folder = None if resume is None else RunFolder.open(Path(resume))
     if folder is not None:
-        config = config or folder.run_config()
+        config = folder.run_config()
         if folder.finished:
             folder.finish()  # what a kill in the middle of its last step has left is removed
             reporter.message(f"{folder.path} is finished already; nothing to do")
@@ -122,8 +122,7 @@ def train(
     decisions: list[Decision] = []
     if folder is not None:
         with misread(folder.path):
-            recorded = folder.environment.get("training", {}).get("decisions", ())
-            decisions = [Decision(**each) for each in recorded]
+            decisions = [Decision(**each) for each in folder.decisions]
     if is_open(config):
         opened = config.data
         config, decisions = fabric.broadcast(plan(config, data, fabric))
@@ -132,8 +131,9 @@ def train(
                 data = open_images(config.data, progress=progress)
     check_settings(config, data)
     layout = dense_layout(config, data)
-    # A checkpoint replaces whatever weights training once started from.
-    fresh = folder is None or not folder.checkpoint("last").is_file()
+    # A checkpoint replaces whatever weights training once started from; members have their own.
+    begun = (folder.checkpoint("last"), folder.path / MEMBERS) if folder else ()
+    fresh = not any(path.exists() for path in begun)
     with fabric.rank_zero_first():
         network, weights = build_network(config, data, layout, fresh)
     precision = str(fabric.strategy.precision.precision)

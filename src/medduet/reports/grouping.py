@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -80,10 +80,10 @@ def group_runs(runs: Sequence[RunFolder], reference: str | None = None) -> Runs:
     """
     runs, notes = join_folds(runs)
     datasets = _name_datasets(runs)
-    settings = pd.DataFrame([_settings(run.config) for run in runs])  # NaN: none in that version
+    settings = pd.DataFrame([_settings(run.config, _by_time(run)) for run in runs])  # NaN: none
     differ = settings.groupby([datasets, [run.model_name for run in runs]]).nunique().gt(1).any()
     varying = sorted(path for path in settings if differ.get(path, False))
-    default = _settings(RunConfig().model_dump(mode="json"))
+    default = _settings(RunConfig().model_dump(mode="json"), set())
     several = len({run.model_name for run in runs}) > 1
     groups: dict[tuple[str, str], Group] = {}
     order = {}
@@ -118,12 +118,18 @@ def _name_datasets(runs: Sequence[RunFolder]) -> list[str]:
     return [str(name) for name in names]
 
 
-def _settings(config: Mapping[str, Any]) -> dict[str, str]:
+def _by_time(run: RunFolder) -> set[str]:
+    """Return which settings a time budget decided, by the speed of the moment."""
+    is_timed = run.config["train"].get("time_budget") is not None
+    return {decision["setting"] for decision in run.decisions if is_timed}
+
+
+def _settings(config: Mapping[str, Any], without: Set[str]) -> dict[str, str]:
     """Return the settings that can make a method, by path."""
     return {
         path: "+".join(value) if path == _TASKS else str(value)
         for path, value in by_path(config).items()
-        if path not in _IGNORED and not path.startswith("data.")
+        if path not in {*_IGNORED, *without} and not path.startswith("data.")
     }
 
 
@@ -201,7 +207,7 @@ def _experiment(run: RunFolder) -> str:
         return str(run.path)
     config = {key: value for key, value in run.config.items() if key != "out"}
     config["data"] = config["data"] | {"fold": 0, "cache": None}
-    for decision in run.environment.get("training", {}).get("decisions", ()):
+    for decision in run.decisions:
         section, _, key = decision["setting"].partition(".")
         config[section] = config[section] | {key: None}
     undivided = run.data.get("info", {}).get("undivided")

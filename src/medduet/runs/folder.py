@@ -63,6 +63,11 @@ class RunFolder:
         return all(path.exists() for path in written) and not self.checkpoint("last").exists()
 
     @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """What `auto` decided: settings by their path, values and reasons."""
+        return list(self.environment.get("training", {}).get("decisions", ()))
+
+    @property
     def resume_command(self) -> str:
         """What continues the run, or the ensemble that it is a member of."""
         above = self.path.parent.parent

@@ -71,6 +71,9 @@ def check_settings(config: RunConfig, data: ImageSet) -> None:
         f"--evaluate.select {select} needs the task {needed}, given {' '.join(tasks)}": (
             needed not in tasks
         ),
+        "--preset best selects no epoch on test: --evaluate.protocol honest": (
+            train.preset == "best" and config.evaluate.protocol == "paper"
+        ),
         f"--train.cosine-epochs {train.cosine_epochs} is below --epochs {train.epochs}, so the "
         "rate would rise again after it: leave it out, or give fewer epochs": (
             0 < (train.cosine_epochs or 0) < (train.epochs or 0)  # None is still open
