@@ -31,7 +31,10 @@ def test_it_names_what_is_missing_and_what_installs_it(monkeypatch: pytest.Monke
 
 def test_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDDUET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)  # of which torch can use none
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     found = by_name(examine())
+    assert found["device"] == ("bad", "torch can't use the 2 GPU(s) here: check the driver")
     assert found["cache folder"][1] == str(tmp_path / "cache")
     assert not (tmp_path / "cache").exists(), "looking changes nothing"
     free = shutil.disk_usage(tmp_path).free / 2**30

@@ -54,12 +54,6 @@ REFUSED = {
     "compare {run} {run}/x": "a file at .*metrics.json, but there is none",
     "audit {run}/set.zarr": "set.zarr/zarr.json is missing",
 }
-STREAMS = {
-    "{medduet} datasets >&-": 0,
-    "{medduet} predict {run} {images} --out out <&- >&- 2>&- && test -s out/done.jsonl": 0,
-    "{medduet} datasets > /dev/full": 2,
-    "mkdir a && cd a && rmdir ../a && {medduet} audit /x.npz": 2,
-}
 
 
 @pytest.fixture
@@ -148,12 +142,10 @@ def test_names_have_no_codes_for_the_terminal(images: Path, capsys: Capture) -> 
     assert capsys.readouterr().out == "\n\x1b[A\r50% ?[A\r\r"
 
 
-@pytest.mark.parametrize("command", STREAMS)
-def test_streams_and_folders_that_are_gone(run: Path, images: Path, command: str) -> None:
-    text = command.format(medduet=f"{sys.executable} -m medduet", run=run, images=images)
-    options: Any = {"cwd": run, "capture_output": True, "text": True, "check": False}
-    done, code = subprocess.run(["sh", "-c", text], **options), STREAMS[command]
-    assert (done.returncode, done.stderr.count("\n")) == (code, code // 2), done.stderr
+def test_a_full_disk_behind_standard_output_is_one_line() -> None:
+    text = f"{sys.executable} -m medduet datasets > /dev/full"
+    done = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 
 
 @pytest.mark.parametrize("words", REFUSED)

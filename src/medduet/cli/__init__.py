@@ -5,7 +5,6 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from pathlib import Path
 from typing import Any
 
 from medduet._version import __version__
@@ -19,7 +18,6 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    _open_streams()
     screens: tuple[Any, Any] = Screen(sys.stdout), Screen(sys.stderr)
     with redirect_stdout(screens[0]), redirect_stderr(screens[1]):
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -33,9 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return INTERRUPTED
         except BrokenPipeError:  # the reader went away, as in `medduet datasets | head -1`
             return 0
-        except (OSError, RuntimeError) as error:
-            if (reason := _reason(error)) is None:
+        except OSError as error:
+            reason = f"{error.filename or 'a file'}: {error.strerror or error}"
+            return _fail(ConfigError(f"can't use {reason}; give another path, or make room"))
+        except RuntimeError as error:
+            if "home directory" not in str(error):
                 raise
+            reason = "no home folder is known: set MEDDUET_CACHE, and write paths without ~"
             return _fail(ConfigError(reason))
         finally:
             for stream in screens:
@@ -43,28 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     stream.flush()
                 except OSError:  # what can't be written would fail again at the exit
                     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _open_streams() -> None:
-    """Open standard streams that are closed, so that no file of ours gets their numbers."""
-    while (number := os.open(os.devnull, os.O_RDWR)) < 3:
-        os.set_inheritable(number, True)
-    streams = (each or os.fdopen(os.dup(number), "w") for each in (sys.stdout, sys.stderr))
-    sys.stdout, sys.stderr = streams
-    os.close(number)
-
-
-def _reason(error: Exception) -> str | None:
-    """Return in one sentence what the system refuses; ``None`` for a defect of the program."""
-    match error:
-        case FileNotFoundError(filename=None):
-            return "the working directory was deleted: change to another one"
-        case OSError():
-            reason = f"{error.filename or 'a file'}: {error.strerror or error}"
-            return f"can't use {reason}; give another path, or make room"
-        case RuntimeError() if "home directory" in str(error):
-            return "no home folder is known: set MEDDUET_CACHE, and write paths without ~"
-    return None
 
 
 def _dispatch(name: str = "--help", *words: str) -> int:
@@ -76,7 +56,6 @@ def _dispatch(name: str = "--help", *words: str) -> int:
     elif name == "--tyro-print-completion":
         complete(list(words))
     elif name in COMMANDS:
-        Path.cwd()  # an error where it was deleted: torch would end the process
         return run(name, list(words))
     else:
         raise ConfigError(f"unknown command '{name}': {closest(name, COMMANDS)}")

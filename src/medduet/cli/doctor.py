@@ -23,11 +23,12 @@ Check = tuple[str, str, str]
 def examine() -> list[Check]:
     """Check versions, devices, the cache, the disk and extras; nothing is downloaded or changed."""
     python = f"Python {platform.python_version()} on {platform.platform()}"
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    device = ("device", "good", ", ".join(gpus) or f"{os.cpu_count()} CPU cores, no GPU")
-    kind = "cuda" if torch.cuda.is_available() else "cpu"
-    if gpus and kind == "cpu":
-        device = ("device", "bad", f"torch can't use the GPU {gpus[0]}: check its driver")
+    gpus, kind = torch.cuda.device_count(), "cuda" if torch.cuda.is_available() else "cpu"
+    device = ("device", "good", f"{os.cpu_count()} CPU cores, no GPU")
+    if kind == "cuda":
+        device = ("device", "good", ", ".join(map(torch.cuda.get_device_name, range(gpus))))
+    elif gpus:  # whose names torch can't ask for
+        device = ("device", "bad", f"torch can't use the {gpus} GPU(s) here: check the driver")
     checks = [
         ("MedDuet", "good", f"{__version__}, {python}"),
         ("torch", "good", f"{torch.__version__}, threads: {torch.get_num_threads()}"),

@@ -67,7 +67,7 @@ def evaluate(
     name = f"evaluations/{images.name}-{split}"
     folder = RunFolder(result_folder(out) if out else result_folder(evaluator.path, name))
     if split != "train" and evaluator.was_trained_on(split):
-        _LOG.warning("%s was trained on images of %s", evaluator.path, split)
+        _LOG.warning("%s was trained on images of %s: give --split test", evaluator.path, split)
     predictions = evaluator.predict(evaluator.images.split(split))
     metrics = {
         "split": split,

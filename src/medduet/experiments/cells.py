@@ -14,7 +14,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from medduet.errors import Interrupted, MedDuetError
+from medduet.errors import Interrupted, MedDuetError, one_line
 from medduet.experiments.config import Cell
 from medduet.runs.folder import RunFolder
 from medduet.utils.files import sweep, write_json
@@ -78,8 +78,8 @@ class GridFolder:
 
     def record_failure(self, name: str, error: str, details: str = "") -> None:
         """Record that a cell failed, with its error in one line."""
-        text = " ".join(error.split())
-        write_json(self.file(name, "json"), {"cell": name, "error": text, "details": details})
+        failure = {"cell": name, "error": one_line(error), "details": details}
+        write_json(self.file(name, "json"), failure)
 
 
 def run_cell(folder: GridFolder, cell: Cell, *, stop: threading.Event | None = None) -> Outcome:
