@@ -79,7 +79,7 @@ def test_a_run_on_files(run: Path, tmp_path: Path) -> None:
     assert again["n"] > 0
     ct = prepared_as(data.model_copy(update={"modality": "ct"}), bundle.config.preprocessing)
     assert medduet.open_images(ct).info["window"] is None  # as in training
-    for option, value in (("spacing", (2.0,)), ("window", (40.0, 400.0))):
+    for option, value in (("spacing", (2.0,)), ("window", (40.0, 400.0)), ("fit", "stretch")):
         with pytest.raises(ConfigError, match=rf"{option} of the training.*omit --data.{option}"):
             medduet.evaluate(run, data=data.model_copy(update={option: value}))
     record = predict_files(run, [run.parent / "set"], tmp_path / "out")

@@ -35,8 +35,7 @@ def examine() -> list[Check]:
         device,
         ("precision", "good", f"--precision auto means {best_precision(kind)} here"),
     ]
-    for name, text in _unmet("").items():
-        checks.append((name, "bad", text))
+    checks += [(name, "bad", text) for name, text in _unmet("").items()]
     for extra in _EXTRAS:
         wrong = ", ".join(_unmet(extra).keys() - _unmet(""))
         text = f"without {wrong}: pip install 'medduet[{extra}]'" if wrong else "installed"

@@ -74,19 +74,20 @@ def prepared_as(config: DataConfig, preprocessing: Preprocessing) -> DataConfig:
     """Return `config`, completed by how a network's training images were prepared.
 
     Raises:
-        ConfigError: it has another window or spacing.
+        ConfigError: it has another fit, window or spacing.
     """
     sides = dict.fromkeys(preprocessing.size)  # one number where all are equal, whatever the axes
     size = tuple(sides) if len(sides) == 1 else tuple(preprocessing.size)
     settings: dict[str, Any] = {"size": config.size or size}
     if is_files(config):
         window, spacing = preprocessing.window or "own", preprocessing.options.spacing
-        settings |= {"fit": preprocessing.fit, "window": window, "spacing": spacing}
-        settings["dims"] = len(preprocessing.size)
-        if len(preprocessing.size) == 2:
+        fit, dims = preprocessing.fit, len(preprocessing.size)
+        settings |= {"fit": fit, "window": window, "spacing": spacing, "dims": dims}
+        if dims == 2:
             settings["channels"] = config.channels or preprocessing.channels
-        typed = config.spacing and for_each_axis(config.spacing, len(preprocessing.size), "spacing")
-        for name, given in (("window", config.window), ("spacing", typed)):
+        typed = config.spacing and for_each_axis(config.spacing, dims, "spacing")
+        fit_typed = None if config.fit == "pad" else config.fit  # which is the default
+        for name, given in (("fit", fit_typed), ("window", config.window), ("spacing", typed)):
             if given not in (None, settings[name]):
                 expected = f"expected the {name} of the training, {settings[name]}, given {given}"
                 raise ConfigError(f"{expected}: omit --data.{name}")
