@@ -140,13 +140,6 @@ def test_over_sets_is_scipy_s_and_statsmodels() -> None:
     assert test.sets == 5
 
 
-@pytest.mark.parametrize(("methods", "q"), [(2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)])
-def test_the_critical_difference_is_demsar_s(methods: int, q: float) -> None:
-    scores = np.random.default_rng(methods).random((14, methods))
-    expected = q * math.sqrt(methods * (methods + 1) / (6 * 14))
-    assert over_sets(scores).critical_difference == pytest.approx(expected, rel=5e-4)
-
-
 def test_over_sets_of_equals_and_of_too_little() -> None:
     same = over_sets(np.full((4, 3), 0.5))
     assert same.mean_ranks == (2, 2, 2)

@@ -12,7 +12,7 @@ import re
 import unicodedata
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from gzip import BadGzipFile
 from pathlib import Path
@@ -48,12 +48,19 @@ _INNER = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z]{2})")  # JPEG|
 _SPLIT_WORD = re.compile(rf"{_START}({_SPLIT}){_END}", re.IGNORECASE)
 CHANNEL = re.compile(r"(?P<of>.+)_(?P<number>\d{4})")
 """Of nnU-Net: the image ``X_0000`` is the first channel of X, whose mask is called X."""
-PATIENT = re.compile(
+_PERSON = (
     r"(tcga|video|slide|patient|pat|subject|subj|sub|participant|person|case|subset)"
-    r"[\W_]*([a-z]{0,3}[\W_]+)?\d.*",
-    re.IGNORECASE,
+    r"[\W_]*([a-z]{0,3}[\W_]+)?"
 )
+PATIENT = re.compile(rf"{_PERSON}\d.*", re.IGNORECASE)
 """Names of folders that are of one patient, such as ``patient0001`` and ``TCGA_CS_4941``."""
+
+_OF_ONE = (
+    (rf"(?P<of>{_PERSON}(?!(19|20)\d\d(?!\d))\d+)[\W_].+", 3),
+    (r"(?P<of>.*\d([^\W_]*[^\W_])?)[\W_]*(slice|slc|frame|tile|patch)[\W_]*\d+.*", 6),
+    (r"(?P<of>.*\d)[\W_]+(left|right|[lr]|o[ds])([\W_].*)?", 6),
+)
+"""Names of files of which a patient has several, and of how many patients they must be at least."""
 
 Place = tuple[str, ...]
 
@@ -105,6 +112,27 @@ def _kind_of(path: Path) -> str | None:
 def stem_of(path: Path) -> str:
     """Return the name of an image file without its ending, its letters composed (NFC)."""
     return unicodedata.normalize("NFC", _ENDING.sub("", path.name))
+
+
+def groups_by_name(paths: Sequence[Path]) -> list[str]:
+    """Return what the paths of a patient's files share, folder or name; "" where nothing tells.
+
+    Example:
+        >>> names = ["person1_virus_6", "person1_virus_7", "person2_bacteria_3", "person4_virus_8"]
+        >>> groups_by_name([*map(Path, names)])
+        ['person1', 'person1', 'person2', 'person4']
+    """
+    for level in zip(*(path.parts[:-1] for path in paths), strict=False):
+        if len({*level}) > 1 and all(map(PATIENT.fullmatch, level)):
+            return list(level)
+    stems = [stem_of(path) for path in paths]
+    for rule, fewest in _OF_ONE:
+        matches = [re.fullmatch(rule, stem, re.IGNORECASE) for stem in stems]
+        groups = [match["of"] if match else "" for match in matches]
+        counts = Counter(filter(None, groups))
+        if len(counts) >= fewest and max(counts.values()) > 1:
+            return groups
+    return [""] * len(stems)
 
 
 def natural(name: str) -> list[tuple[int, int | str]]:

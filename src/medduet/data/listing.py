@@ -19,6 +19,7 @@ from medduet.data.folders import (
     PATIENT,
     Place,
     further_channels,
+    groups_by_name,
     images_and_masks,
     natural,
     split_word,
@@ -149,6 +150,10 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         items = [item for item in items if item.split in known]
         if "test" not in known:
             items = [item._replace(split="") for item in items]
+    groups = groups_by_name([Path(item.path.name) for item in items])
+    if any(groups) and not any(item.group for item in items):
+        items = [item._replace(group=group) for item, group in zip(items, groups, strict=True)]
+        notes.append(f"groups are patients by their names, as {next(filter(None, groups))}")
     _check_classes(root, items)
     items.sort(key=lambda item: natural(item.name))
     values, modality = _described(root, items[0].channels)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
 
-from medduet.data.folders import CHANNEL, MASK_FOLDER, PATIENT, further_channels, stem_of
+from medduet.data.folders import CHANNEL, MASK_FOLDER, further_channels, groups_by_name, stem_of
 from medduet.data.imageset import SPLITS
 from medduet.data.listing import DATASET, SPLIT_OF, Item, Listing
 from medduet.errors import DataError, MissingFileError
@@ -86,12 +86,8 @@ def list_table(path: Path) -> Listing:
     names = [name.replace("\\", "/") for name in table.known(roles["path"])]
     masks = [_several(cell.replace("\\", "/")) for cell in table.known(roles["mask"])]
     groups, splits = table.known(roles["group"]), table.known(roles["split"])
-    if not roles["group"]:
-        for level in zip(*(Path(name).parts[:-1] for name in names), strict=False):
-            if len({*level}) > 1 and all(map(PATIENT.fullmatch, level)):
-                groups = list(level)
-                table.notes.append(f"paths tell patients apart, as {level[0]}: they are groups")
-                break
+    if not roles["group"] and any(groups := groups_by_name([*map(Path, names)])):
+        table.notes.append(f"groups are patients by their names, as {next(filter(None, groups))}")
     images, drawn = _find(table, names, [*chain(*masks)])
     items, faults = dict[Path, Item](), list[tuple[str, str]]()
     for row, (name, split) in enumerate(zip(names, map(str.lower, splits), strict=True)):

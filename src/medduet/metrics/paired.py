@@ -100,19 +100,17 @@ def over_seeds(a: ArrayLike, b: ArrayLike) -> PairedTest:
 class OverSets(NamedTuple):
     """Several methods over several data sets, as Demsar 2006 (JMLR 7:1-30) compares them.
 
-    The pairs are those of `itertools.combinations`, the effect is the rank-biserial correlation.
-    In Nemenyi's test at 5% mean ranks (1 is best) must differ by the `critical_difference`.
+    Of ranks 1 is best; pairs are those of `itertools.combinations`, with the rank-biserial effect.
     """
 
     mean_ranks: tuple[float, ...]
     friedman_p: float
-    critical_difference: float
     pairs: tuple[PairedTest, ...]
     sets: int
 
 
 def over_sets(scores: ArrayLike) -> OverSets:
-    """Compare methods over data sets: Friedman, Nemenyi, and Wilcoxon for every pair.
+    """Compare methods over data sets: Friedman, and Wilcoxon for every pair.
 
     The tests are scipy's. Takes finite scores ``(sets, methods)``, at least ``(1, 2)``; larger is
     better.
@@ -124,11 +122,9 @@ def over_sets(scores: ArrayLike) -> OverSets:
         differ = np.ptp(score, axis=1).any()
         friedman_p = float(stats.friedmanchisquare(*score.T).pvalue) if differ else 1.0
     pairs = [_wilcoxon(np.round(a - b, DECIMALS)) for a, b in combinations(score.T, 2)]
-    q = float(stats.studentized_range.ppf(CONFIDENCE, methods, np.inf)) / np.sqrt(2)
     return OverSets(
         mean_ranks=tuple(stats.rankdata(-score, axis=1).mean(axis=0).tolist()),
         friedman_p=friedman_p,
-        critical_difference=float(q * np.sqrt(methods * (methods + 1) / (6 * sets))),
         pairs=tuple(pairs),
         sets=sets,
     )

@@ -14,7 +14,6 @@ from sklearn.metrics import auc, roc_curve
 
 from medduet.metrics.intervals import wilson
 from medduet.metrics.names import METRICS
-from medduet.metrics.paired import OverSets
 from medduet.reports import style
 from medduet.reports.image_grid import prediction_grid
 from medduet.reports.style import STYLE, WIDTH, panels, save, shorten
@@ -230,28 +229,6 @@ def bars(cells: pd.DataFrame, label: str) -> Figure:
         seed | {"label": "each seed"},
     ]
     style.legend_below(figure, lines)
-    return figure
-
-
-@rc_context(STYLE)
-def ranks(result: OverSets, methods: Sequence[str]) -> Figure:
-    """Draw the mean rank of each method over data sets, and Nemenyi's critical difference.
-
-    After Demsar (2006): methods within the shaded range do not differ significantly from the best.
-    """
-    table = pd.Series(result.mean_ranks, index=methods).sort_values(kind="stable")
-    title = f"{result.sets} data sets; critical difference {result.critical_difference:.1f}"
-    figure, (axes,) = panels([title], height=1.1 + 0.24 * len(methods), legend=0)
-    for row, rank in enumerate(table):
-        axes.plot([1, rank], [row, row], color=FAINT, lw=1.0)
-        axes.plot(rank, row, "o", color=BLUE, ms=6)
-        axes.annotate(f"{rank:.2f}", (rank, row), xytext=(7, -3), textcoords="offset points")
-    critical = min(table.iloc[0] + result.critical_difference, len(methods))
-    axes.axvspan(table.iloc[0], critical, color=VERMILION, alpha=0.08, lw=0)
-    style.name_rows(axes, list(table.index))
-    label = "mean rank (1 is best); shaded: no significant difference from the best"
-    axes.set(xlim=(0.9, 1.08 * len(methods)), xlabel=label)
-    axes.xaxis.set_major_locator(MaxNLocator(min(len(methods), 10), integer=True))
     return figure
 
 

@@ -227,9 +227,9 @@ def over_datasets(measured: pd.DataFrame) -> Section:
         over = f"{_title(metric)} over {result.sets} data sets"
         friedman = "" if math.isnan(result.friedman_p) else shown_p(result.friedman_p)
         incomplete = [method for method in means if method not in methods]
-        section.text.append(say("over_sets", over, result, friedman, FEW_SETS, incomplete))
-        figure = figures.ranks(result, methods)
-        section.figure(f"ranks-{metric}", figure, f"Mean ranks by {METRICS[metric].name}")
+        ranks = zip(methods, numbers(result.mean_ranks, ".2f"), strict=True)
+        told = over, result, friedman, list(ranks), FEW_SETS, incomplete
+        section.text.append(say("over_sets", *told))
         values = pd.DataFrame(combinations(methods, 2), columns=["first", "second"])
         values = values.join(pd.DataFrame(result.pairs).drop(columns=["interval", "n"]))
         values = values.rename(columns={"effect": "rank_biserial"}).assign(p_holm=holm(values["p"]))

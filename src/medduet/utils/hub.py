@@ -68,10 +68,8 @@ def _explained(name: str, error: BaseException) -> MedDuetError:
             return MissingFileError(f"expected a repository user/name, but got {name}: {reason}")
         case errors.GatedRepoError():
             return DownloadError(f"hf://{name} is gated: ask for access on its page, then {_LOGIN}")
-        case errors.RepositoryNotFoundError():
-            return MissingFileError(f"{hub} has no repository {name} that you may see: {_LOGIN}")
-        case errors.RevisionNotFoundError():
-            return MissingFileError(f"hf://{name} has no such revision (branch, tag or commit)")
+        case errors.RepositoryNotFoundError() | errors.RevisionNotFoundError():
+            return MissingFileError(f"{hub} shows you no {name}, or no such revision: {_LOGIN}")
         case errors.HfHubHTTPError() if code in (401, 403):
             return DownloadError(f"{hub} does not allow that for {name} ({code}): {_LOGIN}")
         case ValueError() if not isinstance(error, OSError):
