@@ -150,7 +150,7 @@ def test_patients_in_paths_are_groups(table: Make) -> None:
     names = [f"v/patient0{n}/study{k}/x.jpg" for n in (1, 2) for k in (1, 2)]
     listing = list_table(table("\n".join(["Path", *names]), *names))
     assert [item.group for item in listing.items] == ["patient01"] * 2 + ["patient02"] * 2
-    assert listing.notes == ("groups are patients by their names, as patient01",)
+    assert listing.notes == ("names tell patients apart, such as patient01",)
     one = list_table(table("\n".join(["Path", *names[:2]])))
     assert [item.group for item in one.items] == ["", ""]
 

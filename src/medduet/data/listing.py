@@ -153,7 +153,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     groups = groups_by_name([Path(item.path.name) for item in items])
     if any(groups) and not any(item.group for item in items):
         items = [item._replace(group=group) for item, group in zip(items, groups, strict=True)]
-        notes.append(f"groups are patients by their names, as {next(filter(None, groups))}")
+        notes.append(f"names tell patients apart, such as {next(filter(None, groups))}")
     _check_classes(root, items)
     items.sort(key=lambda item: natural(item.name))
     values, modality = _described(root, items[0].channels)

@@ -87,7 +87,7 @@ def list_table(path: Path) -> Listing:
     masks = [_several(cell.replace("\\", "/")) for cell in table.known(roles["mask"])]
     groups, splits = table.known(roles["group"]), table.known(roles["split"])
     if not roles["group"] and any(groups := groups_by_name([*map(Path, names)])):
-        table.notes.append(f"groups are patients by their names, as {next(filter(None, groups))}")
+        table.notes.append(f"names tell patients apart, such as {next(filter(None, groups))}")
     images, drawn = _find(table, names, [*chain(*masks)])
     items, faults = dict[Path, Item](), list[tuple[str, str]]()
     for row, (name, split) in enumerate(zip(names, map(str.lower, splits), strict=True)):
