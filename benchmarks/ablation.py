@@ -3,8 +3,8 @@
 medduet benchmark benchmarks/grids/auto.yaml --datasets SET.npz ... --out AUTO
 python benchmarks/ablation.py AUTO ...
 
-Test metrics of the last epoch, as `auto` takes it, and of the epoch selected on val; the protocol
-`paper` is what writes test metrics of every epoch.
+Test metrics of the last epoch, and of the epoch that `auto` selects on val; the protocol `paper` is
+what writes test metrics of every epoch.
 """
 
 import sys

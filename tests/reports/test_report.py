@@ -124,7 +124,7 @@ def test_data_sets_are_ranked_over_the_means(page: Path) -> None:
     scores = table(page, "accuracy").pivot(index="dataset", columns="method", values="mean")
     expected = over_sets(scores[methods].to_numpy())
     ranks = zip(expected.mean_ranks, methods, strict=True)
-    assert ", ".join(f"{rank:.2f} of {method}" for rank, method in ranks) in page.read_text()
+    assert ", ".join(f"{rank:.2f} for {method}" for rank, method in ranks) in page.read_text()
     found, pairs = table(page, "sets-accuracy"), list(combinations(range(3), 2))
     assert found["first"].tolist() == [methods[i] for i, _ in pairs]
     assert found["second"].tolist() == [methods[j] for _, j in pairs]
