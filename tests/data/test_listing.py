@@ -214,11 +214,9 @@ def test_splits_classes_and_groups(folder: Make) -> None:
         (("train/a/x.png", "train/a/w.png", "val/b/y.png", "test/z.png"), ["a  ", "a  ", "b  "]),
         (("train/a/x.png", "val/y.png", "test/a/z.png"), ["a  test", "a  train"]),
         (("train_1.png", "test_1.png"), ["-  ", "-  "]),
-        (
-            [f"{c}/person{n}_{c}_7.png" for n in range(3) for c in "ab"],
-            ["a person0 ", "a person1 "],
-        ),
+        ([f"{c}/person{n}_{c}.png" for n in range(3) for c in "ab"], ["a person0 ", "a person1 "]),
         ([f"TCGA_CS_49{n}1_199609_{k}.png" for n in range(3) for k in "12"], ["- TCGA_CS_4901 "]),
+        ([f"ct_patient{n}_{k}.png" for n in range(3) for k in "12"], ["- ct_patient0 "] * 2),
         ([f"BraTS_0{n}_slice_{k}.png" for n in range(6) for k in "12"], ["- BraTS_00 "] * 2),
         ([f"0{n}_{side}_CC.png" for n in range(6) for side in "LR"], ["- 00 "] * 2 + ["- 01 "]),
         ([f"{tumour}_slice_{n}.png" for n in range(6) for tumour in "abcdef"], ["-  "]),

@@ -56,7 +56,7 @@ PATIENT = re.compile(rf"{_PERSON}\d.*", re.IGNORECASE)
 """Names of folders that are of one patient, such as ``patient0001`` and ``TCGA_CS_4941``."""
 
 _OF_ONE = (
-    (rf"(?P<of>{_PERSON}(?!(19|20)\d\d(?!\d))\d+)[\W_].+", 3),
+    (rf"(?P<of>(.*?[\W_])?{_PERSON}(?!(19|20)\d\d(?!\d))\d+)[\W_].+", 3),
     (r"(?P<of>.*\d([^\W_]*[^\W_])?)[\W_]*(slice|slc|frame|tile|patch)[\W_]*\d+.*", 6),
     (r"(?P<of>.*\d)[\W_]+(left|right|[lr]|o[ds])([\W_].*)?", 6),
 )
