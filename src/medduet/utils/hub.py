@@ -69,7 +69,7 @@ def _explained(name: str, error: BaseException) -> MedDuetError:
         case errors.GatedRepoError():
             return DownloadError(f"hf://{name} is gated: ask for access on its page, then {_LOGIN}")
         case errors.RepositoryNotFoundError() | errors.RevisionNotFoundError():
-            return MissingFileError(f"{hub} shows you no {name}, or no such revision: {_LOGIN}")
+            return MissingFileError(f"{hub} has no repository {name}, or revision of it: {_LOGIN}")
         case errors.HfHubHTTPError() if code in (401, 403):
             return DownloadError(f"{hub} does not allow that for {name} ({code}): {_LOGIN}")
         case ValueError() if not isinstance(error, OSError):
