@@ -106,7 +106,7 @@ def test_a_failing_cell_is_recorded_and_the_others_go_on(
 ) -> None:
     out = tmp_path / "grid"
     networks = {"vovunet_var": {}, "timm:resnet18": {"model.width": 4}}
-    datasets: dict[str, Any] = {"phantom": {}, "missing.npz": {}}
+    datasets: dict[str, Any] = {"phantom": {}, "missing.npz": {"data.count": None}}
     record = benchmark(grids.small(out, datasets=datasets, networks=networks, seeds=[0]))
     failed, missing = "phantom-timm-resnet18-seed0", "missing-vovunet_var-seed0"
     states = {name: state.state for name, state in record.states.items()}
