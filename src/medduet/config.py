@@ -85,8 +85,7 @@ class DataConfig(Frozen):
     dims: Literal[2, 3] | None = None
     """2: files of several slices are loose images; 3: volumes. None: volumes if all are such."""
     spacing: Annotated[Spacing | None, _flag("spacing")] = None
-    """Distance of pixels in mm, one number, or of (slices,) rows and columns. None: of volumes the
-    median of the set, images by their size."""
+    """mm between (slices,) rows and columns. None: volumes the median of the set, images as is."""
     medmnist_size: Literal[28, 64, 128, 224] | None = None
     """Which of MedMNIST's files to resize; None: the smallest that is not smaller than size."""
     cache: Path | None = None
@@ -100,7 +99,7 @@ class DataConfig(Frozen):
     channels: Literal[1, 3] | None = None
     """1 (grey) or 3 (RGB), of phantoms and image files; None: grey if every file is."""
     masks: Path | None = None
-    """Their folder, or what they are called, as *_lesion.png or 'lung masks/*'; None: as usual."""
+    """Folder or names of masks, such as *_lesion.png or 'lung masks/*'. None: the usual names."""
     mask_values: str | None = None
     """What values of masks mean: 0:background,128:benign,255:malignant,254:ignore. A colour is
     #ff0000:NAME, all other values are `*:NAME`. None: decided from all masks, and told."""
@@ -108,9 +107,8 @@ class DataConfig(Frozen):
     """Image files become square by black borders, by stretching, or by their centre alone;
     longest: size is that of the longest side, and borders are no wider than the set needs."""
     window: tuple[float, float] | Literal["zscore", "own"] | None = None
-    """Centre and width of the grey values shown, for DICOM, NIfTI and 16 bits; zscore: mean and 8
-    standard deviations of each; own: the file's, or its range. None: own, of CT and MR volumes as
-    usual."""
+    """Grey values to show: centre and width, zscore (mean and 8 standard deviations of each file),
+    or own (the file's window, else its range). None: own, but as nnU-Net for CT and MR volumes."""
     skip_broken: bool = False
     """Leave image files out that can't be read, instead of stopping."""
     split: SplitSource = "auto"
@@ -155,11 +153,9 @@ class DataConfig(Frozen):
     @model_validator(mode="after")
     def _are_shares_and_a_fold(self) -> Self:
         if min(self.fractions) <= 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            raise ValueError("expected three shares above 0 that add up to 1: train, val and test")
-        if self.fold >= (self.folds or 1):
-            raise ValueError(f"expected a fold below folds, which is {self.folds}")
-        if self.keep_test and self.folds is None:
-            raise ValueError("expected folds with keep_test: add --data.folds 5")
+            raise ValueError("expected --data.fractions above 0 that add up to 1, as 0.7 0.1 0.2")
+        if self.fold >= (self.folds or 1) or (self.keep_test and self.folds is None):
+            raise ValueError(f"expected --data.folds above --data.fold, given {self.folds}")
         return self
 
 
@@ -225,13 +221,13 @@ class TrainConfig(Frozen):
     """How the network is fitted."""
 
     preset: Annotated[Preset, _flag("preset")] = "balanced"
-    """How long what is open (None) is trained; best: an ensemble over five folds of train + val."""
+    """How long to train if epochs are None. best: an ensemble over five folds of train and val."""
     time_budget: Annotated[TimeBudget | None, _flag("time-budget")] = None
-    """Longest time of training, such as 90m or 2h: epochs that are open follow it."""
+    """Longest training time, such as 90m or 2h; epochs that are None are chosen to fit."""
     epochs: Annotated[Planned[int], _flag("epochs")] = Field(10, ge=1)
     """Passes over the train split."""
     patch: Annotated[Sides | None, _flag("patch")] = None
-    """Sides of patches that are trained on; predicted is by windows. None: images as a whole."""
+    """Sides of the patches to train on; prediction slides a window. None: whole images."""
     batch_size: Annotated[Planned[int], _flag("batch-size")] = Field(16, ge=2)
     """Images per step, over all processes together."""
     learning_rate: Annotated[Planned[float], _flag("lr")] = Field(1e-4, gt=0)
@@ -259,7 +255,7 @@ class TrainConfig(Frozen):
     augment: Planned[Augment] = "none"
     """flip: mirror; light: move, brightness; strong: bend, noise, blur."""
     sampling: Literal["shuffle", "balanced"] = "shuffle"
-    """shuffle: each image once per epoch; balanced: drawn so that each class is as likely."""
+    """shuffle: each image once per epoch; balanced: all classes equally often."""
     seed: Annotated[int, _flag("seed")] = Field(0, ge=0)
     """Seed of the initial weights, the order of the images and the augmentation."""
     device: Annotated[Device, _flag("device")] = "auto"
@@ -390,5 +386,5 @@ def describe(error: ValidationError, root: type[BaseModel] = RunConfig) -> str:
             findings.append(f"unknown key {place}: {closest(str(item['loc'][-1]), names)}")
         else:
             message = item["msg"].removeprefix("Value error, ")
-            findings.append(f"{place}: {message} (got {reprlib.repr(item['input'])})")
+            findings.append(f"{place}: {message}, given {reprlib.repr(item['input'])}")
     return "; ".join(findings)

@@ -74,4 +74,4 @@ def closest(name: str, choices: Iterable[str], otherwise: str = "") -> str:
     names, name = sorted(choices), name[:_COMPARED]
     if near := difflib.get_close_matches(name, names, n=3, cutoff=0.7):
         return f"did you mean {' or '.join(near)}?" + (f" Or {otherwise}" if otherwise else "")
-    return f"known: {', '.join(names)}" + (f"; or {otherwise}" if otherwise else "")
+    return f"known: {', '.join(names) or 'none'}" + (f"; or {otherwise}" if otherwise else "")

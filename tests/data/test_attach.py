@@ -149,6 +149,8 @@ def test_centre_squares_of_wide_pictures(phantoms: ImageSet, target: Path, tmp_p
     index.write_text("split,index\n")
     with pytest.raises(DataError, match="the columns split, index, image_id"):
         attach_masks(target, tmp_path / "no.npz", data=data, map=index)
+    source = DataConfig(name=str(tmp_path / "out.npz"), cache=tmp_path)  # not of files, too
+    assert len(attach_masks(target, tmp_path / "again.npz", data=source)) == COUNT
 
 
 @pytest.mark.parametrize("name", ["breastmnist_64", "breastmnist"])

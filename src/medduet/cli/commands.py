@@ -111,8 +111,8 @@ def complete(words: list[str]) -> None:
 def _with_recipe(name: str, words: list[str]) -> dict[str, Any]:
     """Return the arguments of a command that takes a recipe, or continues in a folder."""
     kind, function, program = RECIPES.get(name, ""), signature_of(COMMANDS[name]), f"medduet {name}"
-    if words[:1] == ["--resume"]:
-        if len(words) < 2:
+    if "--resume" in words:
+        if words[0] != "--resume" or len(words) < 2:
             raise ConfigError(f"expected one folder: {program} --resume {(kind or 'run').upper()}")
         program += f" --resume {words[1]}"
         arguments = parse(function, words[2:], program, omit=("config", "resume"))
@@ -124,6 +124,9 @@ def _with_recipe(name: str, words: list[str]) -> dict[str, Any]:
     elif words and not words[0].startswith("-"):
         recipe, words = words[0], words[1:]
         program += f" {recipe}"
+        if words and not words[0].startswith("-"):
+            option = f"--data{'sets' * bool(kind)} {words[0]}"
+            raise ConfigError(f"expected options, given '{words[0]}': {program} {option}")
     else:
         names = ", ".join(recipe_names(kind))
         raise ConfigError(f"expected a recipe after '{name}': {names}, or a .yaml file")

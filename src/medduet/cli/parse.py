@@ -88,7 +88,7 @@ def parse(
             raise
         raise ConfigError(_one_line(box.getvalue(), program)) from None
     except ValidationError as error:  # of settings without a prefix
-        text = describe(error).removeprefix("top level: ")
+        text = f"--{describe(error)}".removeprefix("--top level: ")
         raise ConfigError(f"{text}; all options: {program} --help") from error
 
 
@@ -140,7 +140,7 @@ def _check(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, An
     for name, value in values.items():
         if isinstance(value, DataConfig) and not value.name:
             if inspect.signature(function).parameters[name].default is not None:
-                raise ConfigError("no data given: add --data NAME, or --data FILE.npz")
+                raise ConfigError("no data given: add --data FOLDER, FILE.npz, bloodmnist, ...")
             if changed := ", ".join(value.model_dump(exclude_defaults=True)):
                 raise ConfigError(f"expected --data NAME with options of the data ({changed})")
             values[name] = None
@@ -156,11 +156,12 @@ def _check(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, An
 
 def _one_line(box: str, program: str) -> str:
     """Return in one line what is between the title of tyro's error box and its next rule."""
-    lines = [line.strip("│|─ ") for line in box.splitlines()]
+    lines = [line.strip("│|─ ").removesuffix(" (required)") for line in box.splitlines()]
     rules = [number for number, line in enumerate(lines) if number > 1 and not line.strip("-")]
     start = 2 if not lines[1].strip("-") else 1
     text = _PYDANTIC.sub(_of_option, " ".join(lines[start : min(rules, default=len(lines))]))
     text = _NUMBER.sub(r"expected a number after \1, given \2", text).replace("', '", " ")
+    text = text.replace("a number after --data.w", "two numbers, zscore or own after --data.w")
     # Of the options that tyro thinks were meant, only the names.
     flags = re.findall(r"--[a-z][\w.-]*", box.partition("Perhaps you meant:")[2])
     hint = f"; did you mean {' or '.join([*dict.fromkeys(flags)][:3])}?" if flags else ""

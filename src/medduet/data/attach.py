@@ -38,7 +38,7 @@ from medduet.data.imageset import (
 )
 from medduet.data.npz import open_npz
 from medduet.data.pixels import resize_mask
-from medduet.data.sources import open_images
+from medduet.data.sources import is_files, open_images
 from medduet.errors import ConfigError, DataError
 from medduet.types import IGNORED_MASK
 from medduet.utils.files import atomic_path, write_text
@@ -94,13 +94,10 @@ def attach_masks(
         raise ConfigError(f"expected the path of an .npz to write, given {out}: --out {out}.npz")
     if existing := next((path for path in (out, out.with_suffix(".csv")) if path.exists()), None):
         raise ConfigError(f"{existing} exists: delete it, or choose another --out")
-    sources = []
-    for fit in ("crop", "stretch"):
-        # No split is needed, so no duplicates are searched.
-        view = data.model_copy(update={"fit": fit, "group_by": "none"})
-        sources.append(open_images(view, progress=progress))
-        if "fit" not in sources[0].info:
-            break  # they are squares already
+    # No split is needed, so no duplicates are searched.
+    fits = ("crop", "stretch") if is_files(data) else (data.fit,)  # others are squares already
+    views = [data.model_copy(update={"fit": fit, "group_by": "none"}) for fit in fits]
+    sources = [open_images(view, progress=progress) for view in views]
     return attach(target, sources, out, listing=map, cache=data.cache, progress=progress)
 
 

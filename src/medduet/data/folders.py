@@ -217,7 +217,7 @@ def _roles(folder: Path, names: set[str]) -> dict[str, tuple[str, bool]]:
         if others and masks and not of:
             raise DataError(
                 f"{folder / name}: expected nothing but masks beside a folder of images, given "
-                f"{others[0] or 'single files'}, too: move it, or list images in a table (.csv)"
+                f"{others[0] or 'single files'}, too: move them, or list images in a table (.csv)"
                 + f"; or, if it has the masks, add --data.masks '{others[0]}/*'"
                 * bool(others[0])
             )

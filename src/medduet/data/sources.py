@@ -127,7 +127,8 @@ def is_files(data: DataConfig) -> bool:
 
 def _kind(data: DataConfig) -> str:
     """Return what kind of set the name is of; an error with the closest names if of none."""
-    if data.name in (*PHANTOMS, *medmnist_sets()):
+    names = [*PHANTOMS, *medmnist_sets()]
+    if data.name in names:
         return data.name if data.name in PHANTOMS else "MedMNIST"
     if is_zarr(data.name) or data.name.lower().endswith(".npz"):
         return "zarr" if is_zarr(data.name) else "npz"
@@ -137,7 +138,7 @@ def _kind(data: DataConfig) -> str:
         raise DataError(f"{data.name}: expected {_ACCEPTED}, given another kind of file")
     if "/" in data.name:
         raise MissingFileError(f"expected a data set at {data.name}, but there is no such path")
-    hint = closest(data.name, [*PHANTOMS, *medmnist_sets()], f"give the path of {_ACCEPTED}")
+    hint = closest(data.name.lower(), names, f"give the path of {_ACCEPTED}")
     raise ConfigError(f"unknown data set {data.name!r}: {hint}")
 
 
@@ -151,4 +152,5 @@ def _check_options(data: DataConfig, kind: str) -> None:
         kinds["seed"] = (*PHANTOMS, _FILES, "a split that is made")
     for name, expected in kinds.items():
         if getattr(data, name) != DataConfig.model_fields[name].default and kind not in expected:
-            raise ConfigError(f"--data.{name} is for {' and '.join(expected)}, not {kind}: omit it")
+            option = f"--data.{name.replace('_', '-')}"
+            raise ConfigError(f"{option} is for {' and '.join(expected)}, not {kind}: omit it")

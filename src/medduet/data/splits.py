@@ -121,7 +121,7 @@ def read_split(path: Path, images: ImageSet) -> NDArray[np.int64]:
     try:
         table = read_csv(path, usecols=["image", "split"])
     except ValueError as error:
-        raise DataError(f"{path}: expected a CSV with columns image and split: {error}") from error
+        raise DataError(f"{path}: expected columns image and split: {error}") from error
     ids = pd.Index(images.pool().ids)
     if not ids.is_unique:
         raise DataError(f"{images.name} has several images of one id; {path} can't tell them apart")

@@ -93,7 +93,7 @@ def predict_files(
         min_confidence: confidence below which the network abstains.
         overlays: whether to write the image with its mask over it.
         dicom: whether to write results in DICOM for DICOM files.
-        codes: a CSV with their codes of classes: name, value, scheme, meaning[, category].
+        codes: a CSV of codes of classes: name, value, scheme, meaning[, category].
         device: auto, cpu, cuda or cuda:1.
         batch_size: images that are computed together; ``None`` for as many as are worth it.
         progress: draws how many bytes of the files are done.
@@ -186,7 +186,8 @@ def _list_files(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFil
             alone = alone if images else []
             inside = [path for path in (*images, *alone) if out not in path.parents]
         if not inside:
-            raise MissingFileError(f"expected images in {source}, outside {out}, found none")
+            reason = f"outside {out}, found none" if source.exists() else "which isn't there"
+            raise MissingFileError(f"expected images in {source}, {reason}")
         paths |= dict.fromkeys(inside)
     folders = [source if source.is_dir() else source.parent for source in sources]
     root = Path(os.path.commonpath(folders))
