@@ -149,8 +149,25 @@ def test_centre_squares_of_wide_pictures(phantoms: ImageSet, target: Path, tmp_p
     index.write_text("split,index\n")
     with pytest.raises(DataError, match="the columns split, index, image_id"):
         attach_masks(target, tmp_path / "no.npz", data=data, map=index)
-    source = DataConfig(name=str(tmp_path / "out.npz"), cache=tmp_path)  # not of files, too
-    assert len(attach_masks(target, tmp_path / "again.npz", data=source)) == COUNT
+
+
+def test_a_set_that_is_no_folder(target: Path, tmp_path: Path) -> None:
+    data = DataConfig(name="phantom", size=(96,), count=COUNT)
+    table = attach_masks(target, tmp_path / "out.npz", data=data)
+    assert (table["state"] == "matched").mean() >= 0.98
+
+
+def test_a_name_of_two_pictures_is_no_name(
+    phantoms: ImageSet, target: Path, tmp_path: Path
+) -> None:
+    ids = np.array(["a.png", *(f"{k}/a.png" for k in range(1, len(phantoms.train)))])
+    source = replace(phantoms, train=replace(phantoms.train, ids=ids))
+    (index := tmp_path / "index.csv").write_text("split,index,image_id\ntrain,0,a.png\n")
+    table = attach(target, [source], tmp_path / "out.npz", listing=index)
+    assert table["source"][0] == "a.png"
+    index.write_text("split,index,image_id\ntrain,0,a\n")
+    with pytest.raises(DataError, match=r"one picture called a, given a\.png or 1/a\.png"):
+        attach(target, [source], tmp_path / "no.npz", listing=index)
 
 
 @pytest.mark.parametrize("name", ["breastmnist_64", "breastmnist"])

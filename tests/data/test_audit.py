@@ -96,6 +96,9 @@ def test_groups(cache: Path) -> None:
     (leak,) = medduet.audit(changed(images, **apart), cache=cache).leaks
     assert leak.kind == "groups-across-splits"
     assert "5 images (2 train, 2 val, 1 test); also in train: 2 val, 1 test." in leak.message
+    del apart["val"]  # which then has no groups
+    (leak,) = medduet.audit(changed(images, **apart), cache=cache).leaks
+    assert "3 images (2 train, 1 test); also in train: 1 test." in leak.message
 
 
 def test_pixels_and_near_duplicates_within_a_split(cache: Path) -> None:

@@ -34,14 +34,16 @@ def _masks(item: Item) -> list[str]:
 
 
 def test_sub_folders_are_classes(folder: Make) -> None:
-    root = folder("ill/b.gif", "ill/a.JPG", "well/c.tiff", "well/notes.txt", "well/.hidden.png")
+    root = folder("ill/b.gif", "ill/a.JFIF", "well/c.tiff", "well/notes.txt", "well/.hidden.png")
+    (root / "well/d.JP2").touch()
     (root / "well/IM0001").write_bytes(b"\0" * 128 + b"DICM")
     (root / "well/README").touch()
     listing = list_folder(root)
     assert listing.name == "set"
     assert [item.name for item in listing.items] == [
-        *("ill/a.JPG", "ill/b.gif", "well/IM0001", "well/c.tiff")
+        *("ill/a.JFIF", "ill/b.gif", "well/IM0001", "well/c.tiff")
     ]
+    assert listing.notes == ("not read: 1 .jp2",)
     assert listing.class_names == ("ill", "well")
     assert [item.labels for item in listing.items] == [("ill",), ("ill",), ("well",), ("well",)]
     assert all(not item.split and not item.group and not item.masks for item in listing.items)
@@ -69,7 +71,6 @@ def test_masks_beside_images_as_in_busi(folder: Make) -> None:
         ("images/ill/x.png", "masks/ill/x.png", "images/well/y.png", "masks/well/y.png"),
         ("images/ill/x.jpg", "masks/ill/x_mask.png", "images/well/y.jpg", "masks/well/y_mask.png"),
         ("images/ill/x.png", "masks/x.png", "images/well/y.png", "masks/y.png"),  # masks all in one
-        ("imgs/ill/x.png", "mask/ill/x.png", "imgs/well/y.png", "mask/well/y.png"),
         ("ill/images/x.png", "ill/masks/x.png", "well/images/y.png", "well/masks/y.png"),
         ("ill/images/p/x.png", "ill/masks/p/x_mask.png", "well/img/p/y.png", "well/mask/y.png"),
         ("ill/x.png", "ill/masks/x.png", "well/y.png", "well/masks/y_mask.png"),
@@ -79,9 +80,7 @@ def test_masks_beside_images_as_in_busi(folder: Make) -> None:
         ("ill/images/x.png", "ill/masks/x.png", "well/y.png", "well/y_mask.png"),
         ("train/images/a.png", "train/masks/a.png", "test/images/b.png", "test/masks/b.png"),
         ("images/train/a.png", "masks/train/a.png", "images/test/b.png", "masks/test/b.png"),
-        ("train/a.png", "train_masks/a.png", "test/b.png", "test_masks/b.png"),
         ("Train/a.png", "Train-mask/a_mask.png", "Test/b.png", "Test-masks/b.png"),
-        ("train_images/a.png", "train_masks/a.png", "test_images/b.png", "test_masks/b.png"),
         ("train/a.png", "test/b.png", "masks/a.png", "masks/b.png"),
         ("train/a.png", "test/b.png", "masks/train/a.png", "masks/test/b.png"),
         ("imagesTr/a_0000.png", "labelsTr/a.png", "imagesTs/b_0000.png", "labelsTs/b.png"),
@@ -92,7 +91,6 @@ def test_masks_beside_images_as_in_busi(folder: Make) -> None:
         ("Train_Data/a.png", "Train_GT/a.png", "Test_Data/b.png", "Test_GT/b.png"),
         ("train/a.png", "trainannot/a.png", "test/b.png", "testannot/b.png"),
         ("TrainSet/image/a.png", "TrainSet/mask/a.png", "TestSet/b.png", "TestSet/b_mask.png"),
-        ("top/ill/x.png", "top/ill/x_mask.png", "top/well/y.png", "top/well/mask_y.png"),
         ("a/b/images/ill/x.png", "a/b/gt/x.png", "a/b/images/well/y.png", "a/b/gt/y.png"),
     ],
 )
@@ -116,9 +114,6 @@ def test_masks_in_a_parallel_folder(names: tuple[str, ...], folder: Make) -> Non
         *(("images/x.png", f"{folder}/x.png") for folder in ("labels", "gt", "Annotations", "SEG")),
         *(("images/x.png", f"{folder}/x.png") for folder in ("masks_png", "labelsBinary", "GT-ah")),
         ("\u539f\u56fe/x.png", "\u63a9\u819c/x.png"),
-        ("JPEGImages/x.jpg", "SegmentationClass/x.png"),
-        ("imagesTr/x_0000.png", "labelsTr/x.png"),
-        ("ISIC_Task1-2_Training_Input/x.jpg", "ISIC_Task1_Training_GroundTruth/x_segmentation.png"),
         ("caf\u00e9.png", "cafe\u0301_mask.png"),  # composed and decomposed letters
     ],
 )
@@ -254,10 +249,6 @@ _BESIDE = "one folder for each of train, val and test.*given"
         (
             ("train/john/a.png", "test/mary/b.png"),
             "the same classes in train and test, given .*john",
-        ),
-        (
-            ("images/a.png", "masks/a.png", "more/b.png"),
-            r"set/images: expected nothing but masks beside a folder of images, given more, too",
         ),
         (
             ("images/a.png", "mask/a_mask.png", "1st_manual/a.png"),

@@ -79,6 +79,7 @@ def test_ways_to_write_a_table(content: bytes, table: Make) -> None:
         ("/home/me/1.png", "imgs/1.png"),
         ("ISIC_1", "images/part 1/ISIC_1.jpg"),
         ("imgs/ISIC_1", "imgs/ISIC_1.jpg"),
+        ("7.png", "segmentation data/7.png"),
         ("IMG.PNG", "imgs/img.png"),
         ("Läsion/é.png", normalize("NFD", "Läsion/é.png")),
         (normalize("NFD", "é"), "sub/é.png"),
@@ -94,11 +95,15 @@ def test_where_a_file_is(cell: str, file: str, table: Make, tmp_path: Path) -> N
 
 def test_files_that_are_not_there_are_named_with_their_line(table: Make) -> None:
     listing = list_table(
-        table('path,note,mask\na.png,"two\nlines",\n\nx/b.png,"a\nb",\nc.png,,m.png\n')
+        table(
+            'path,note,mask\na.png,"two\nlines",\n\nx/b.png,"a\nb",\nc.png,,m.png\ne.png,,\n',
+            "masks/e.png",
+        )
     )
     assert [item.name for item in listing.items] == ["a.png"]
     reasons = [reason for _, reason in listing.faults]
-    assert reasons == ["line 5: there is no file x/b.png", "line 7: there is no file m.png"]
+    absent = [(5, "x/b.png"), (7, "m.png"), (8, "e.png")]
+    assert reasons == [f"line {line}: there is no file {name}" for line, name in absent]
 
 
 def test_what_is_no_name_of_a_file_is_not_there(table: Make) -> None:
@@ -141,7 +146,7 @@ def test_what_is_missing_is_what_pandas_takes_for_it(table: Make) -> None:
 
 @pytest.mark.parametrize("name", ["PatientID", "patientid", "subject_id", "lesion_id", "Study"])
 def test_groups(name: str, table: Make) -> None:
-    listing = list_table(table(f"path,{name}\na.png,1\nb.png,1\nc.png,\nd.png,nan\n"))
+    listing = list_table(table(f"path,{name}\na.png,1\nb.png,1.0\nc.png,\nd.png,nan\n"))
     assert [item.group for item in listing.items] == ["1", "1", "", ""]
     assert listing.notes == (f"columns: {name} read as group",)
 
@@ -176,7 +181,6 @@ def test_the_widest_group_is_taken_where_it_is_known(table: Make) -> None:
         ("path,labels\na.png,x;y\n", r"line 2: expected \| between"),
         ("path,label\na.png,m/a.png\n", "line 2: .*call the column mask"),
         ("path,label,labels\na.png,x,y\n", "one column of classes, given label, labels: keep one"),
-        ("path,label,label\na.png,x,y\n", "one column of classes, given label, label"),
         ("path,dx,diagnosis\na.png,x,y\n", "given diagnosis, dx: keep one, called label"),
         ("path,x,y\na.png,0,0\nb.png,0,1\nc.png,1,0\n", "line 2: expected a 1 in one of .* x, y"),
         ("path,x,y\na.png,1,0\nb.png,0,1\nc.png,-1,0\n", "line 4: expected 0 or 1 .*given '-1'"),

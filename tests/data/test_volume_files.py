@@ -198,7 +198,6 @@ def test_channels_of_nnunet(tmp_path: Path, cache: Path) -> None:
 
 @pytest.mark.parametrize("name", ["BraTS_00001_t1.nii.gz", "c_00003.nii.gz", "c_0000_0001.nii"])
 def test_other_numbers_are_no_channels(name: str) -> None:
-    assert channel_paths(Path(name), 1) == [Path(name)]
     with pytest.raises(DataError, match="a volume of 2 channels, NAME_0000"):
         channel_paths(Path(name), 2)
 
@@ -240,6 +239,9 @@ def test_a_series_with_a_mask_from_itk(
     pool = images.pool()
     assert ((pool.images[:] == 255) == pool.masks[:]).all()
     assert images.class_names == ("0", "1")
+    if ending == "mhd":  # the header alone stays as it was
+        (tmp_path / "masks" / "case 0.raw").write_bytes(bytes(VOLUME.size))
+        assert open_images(str(tmp_path / "set.csv"), cache=cache).fingerprint != images.fingerprint
 
 
 def test_an_open_file_is_not_taken_for_one_on_the_disk(
@@ -279,6 +281,17 @@ def test_folders_of_slices_are_volumes(
     assert (loose.size, len(loose.pool())) == ((12, 12), 160)
 
 
+def test_images_of_one_patient_stay_together(
+    tmp_path: Path, cache: Path, save_series: SaveSeries
+) -> None:
+    for name in "abc":
+        save_series(tmp_path / name, VOLUME, PatientID=lambda k: f"P{k // 4}")
+    images = open_images(str(tmp_path), cache=cache, dims=2, size=16, group_by="given")
+    assert [len(np.unique(images.split(x).groups)) for x in ("train", "val", "test")] == [2, 1, 1]
+    assert len(np.unique(images.pool().groups)) == 4
+    assert "groups are patients, by the PatientID of DICOM" in images.info["notes"]
+
+
 SERIES: list[tuple[dict[str, Callable[[int], Any]], str]] = [
     (
         {"SeriesInstanceUID": lambda k: f"1.2.{k % 2 + 3}"},
@@ -287,6 +300,7 @@ SERIES: list[tuple[dict[str, Callable[[int], Any]], str]] = [
     ({"ImagePositionPatient": lambda k: [0, 0, 3 * k + 3 * (k > 2)]}, "none missing, given 6 mm"),
     ({"ImagePositionPatient": lambda k: [0, 0, k // 2]}, "several at one, as over time"),
     ({"ImagePositionPatient": lambda k: None}, "slices with position, orientation and spacing"),
+    ({"PixelSpacing": lambda k: [0.5, 0.5 + 0.1 * (k > 3)]}, "slices of one size"),
     (
         {"ImageOrientationPatient": lambda k: [1, 0, 0, 0, 1, 0] if k else [0, 1, 0, 0, 0, 1]},
         "in par",
@@ -356,7 +370,7 @@ def test_a_folder_of_slices_and_more(tmp_path: Path, cache: Path, save_series: S
     images = open_images(str(tmp_path), cache=cache, group_by="none")
     assert len(images.pool()) == 9
     notes = images.info["notes"]
-    assert notes[1] == "1 files beside slices are left out, such as other.nii.gz"
+    assert notes[1] == "left out beside slices: other.nii.gz"
     paths[3].write_bytes(b"")
     with pytest.raises(DataError, match=rf"slices that can be read, given {paths[3].name}"):
         open_images(str(tmp_path), cache=cache)

@@ -8,6 +8,7 @@ which the target was made are those that give the most similar images.
 """
 
 import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import sha256
 from operator import itemgetter
@@ -149,12 +150,16 @@ def _listed(path: Path, places: pd.DataFrame, ids: NDArray[np.str_]) -> NDArray[
     except (OSError, KeyError, ValueError) as error:
         columns = "expected a table with the columns split, index, image_id"
         raise DataError(f"{columns} in {path}: {error!r}") from error
-    rows: dict[str, int] = {}
-    for row, name in enumerate(ids):
-        whole = PurePosixPath(name)
-        rows |= dict.fromkeys((name, whole.name, whole.stem), row)
-    listed = (names.get(key, "") for key in places.itertuples(index=False, name=None))
-    pictures = np.array([rows.get(name, -1) for name in listed])
+    rows = defaultdict[str, list[int]](list)
+    for row, whole in enumerate(map(PurePosixPath, ids)):
+        for key in {whole.name, whole.stem}:
+            rows[key].append(row)
+    rows |= {name: [row] for row, name in enumerate(ids)}
+    listed = [names.get(key, "") for key in places.itertuples(index=False, name=None)]
+    if several := next((name for name in listed if len(rows.get(name, ())) > 1), None):
+        given = " or ".join(ids[rows[several][:2]])
+        raise DataError(f"{path}: expected one picture called {several}, given {given}")
+    pictures = np.array([rows.get(name, [-1])[0] for name in listed])
     if (pictures < 0).all():
         raise DataError(f"{path}: expected names of pictures of the data, such as {ids[0]}")
     return pictures

@@ -43,7 +43,7 @@ from medduet.utils.parsing import read_json
 logger = logging.getLogger(__name__)
 
 DEFAULT_SIZE = 224
-_FORMAT = "files-10"  # part of each store's key; raise it when what `_build` writes changes
+_FORMAT = "files-11"  # part of each store's key; raise it when what `_build` writes changes
 _SHOWN = 5
 Fault = tuple[str, str]
 R = TypeVar("R")
@@ -92,7 +92,10 @@ def _digest(listing: Listing, config: DataConfig) -> str:
         if path.is_dir():
             return [x for file in sorted(path.iterdir()) if file.is_file() for x in stamp(file)]
         stat = path.stat() if path.exists() else None
-        return [path.name, *([stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else ())]
+        about = [path.name, *([stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] if stat else ())]
+        # The voxels of these headers are in a file beside them.
+        ends = (".raw", ".zraw", ".raw.gz") if path.suffix.lower() in (".mhd", ".nhdr") else ()
+        return about + [x for end in ends for x in stamp(path.with_suffix(end))]
 
     fields = {"size", "channels", "fit", "window", "skip_broken", "mask_values", "dims", "spacing"}
     options = config.model_dump(include=fields)
@@ -128,7 +131,11 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
             probes[item] = probe
             kinds[probe.kind] += 1
             masks |= zip(item.masks, probe.masks, strict=True)
-        options, size_notes = _options(listing.name, {x.name: probes[x] for x in probes}, config)
+        options, notes = _options(listing.name, {x.name: probes[x] for x in probes}, config)
+        patients = {item: probe.patient for item, probe in probes.items() if probe.patient}
+        if any(item.group for item in items) or len({*patients.values()}) < 2:  # or one for all
+            patients = {}
+        notes += ["groups are patients, by the PatientID of DICOM"] * bool(patients)
         if config.window != "own":
             options = options._replace(window=config.window)
         if len(counts := {item.channels: item.name for item in items}) > 1:
@@ -150,12 +157,12 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
         usual = volumes and config.window is None
         if usual and modality == "mri":
             options = options._replace(window="zscore")
-            size_notes = [*size_notes, "MR: each volume is shown by its z-score, cut at -4 and 4"]
+            notes.append("MR: each volume is shown by its z-score, cut at -4 and 4")
         if usual and modality == "ct" and channels == 1:
             learnt = {item: jobs[item] for item in jobs if item.split in ("", "train")}
             sampled = dict(read(partial(foreground, meaning=classes), learnt))
             window, more = common_window([*sampled.values()])
-            options, size_notes = options._replace(window=window), [*size_notes, more]
+            options, notes = options._replace(window=window), [*notes, more]
             jobs = {item: jobs[item] for item in jobs if item in sampled or item not in learnt}
         read_one = partial(read_pair, options=options, meaning=classes)
         frames, remarks, digest = dict[Item, int](), Counter[str](), hashlib.sha256()
@@ -186,10 +193,10 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
             f"{LIKE_MASKS}, such as {example}: say which are, as in --data.masks '*_lesion.png' or "
             "'lung masks/*', and move others away; or list images and masks in a table (.csv)"
         )
+    frames = {x._replace(group=patients.get(x, x.group)): count for x, count in frames.items()}
     for name, array in _truth(frames, listing).items():
         np.save(folder / f"{name}.npy", array)
         digest.update(array.tobytes())
-    notes = [*size_notes]
     notes += [f"{count} of {len(frames)} files {remark}" for remark, count in remarks.items()]
     if any(lossless):
         lost, side = np.count_nonzero(lossless), max(lossless)
@@ -199,11 +206,10 @@ def _build(listing: Listing, config: DataConfig, progress: Progress, folder: Pat
             + " keeps them"
         )
     meta: dict[str, Any] = {"files": len(items), "kinds": kinds, "skipped": faults, "notes": notes}
-    meta |= {"fingerprint": digest.hexdigest(), "mask_names": [], "mask_values": {}}
+    meta |= {"fingerprint": digest.hexdigest(), "modality": modality}
     meta |= {"fit": options.fit, "spacing": options.spacing, "window": options.window}
-    meta |= {"modality": modality}
-    if meaning:
-        meta |= {"mask_names": meaning.mask_names, "mask_values": meaning.words}
+    meta["mask_names"] = meaning.mask_names if meaning else []
+    meta["mask_values"] = meaning.words if meaning else {}
     write_json(folder / "meta.json", meta)
 
 
@@ -230,10 +236,8 @@ def _options(
         return volume_options([*probes.values()], config)
     notes = ["every slice of a file is an image"] * (len(flat) < len(probes))
     options = _image_options(name, probes, config)
-    if options.spacing is not None:
-        notes.append(
-            f"pixels of {' x '.join(f'{x:.3g}' for x in options.spacing)} mm (rows x columns)"
-        )
+    spacing = " x ".join(f"{x:.3g}" for x in options.spacing or ())
+    notes += [f"pixels of {spacing} mm (rows x columns)"] * bool(spacing)
     return options, notes
 
 

@@ -22,7 +22,12 @@ from medduet.utils.files import unpacked
 from medduet.utils.parsing import as_text
 
 _ENDING = re.compile(
-    r"(?<=.)\.(png|jpe?g|tiff?|bmp|gif|webp|mh[ad]|nrrd|(nii|(?P<dicom>dcm|dicom|ima))(\.gz)?)$",
+    r"(?<=.)\.(png|jp(e?g|e)|jfif|tiff?|bmp|gif|webp|mh[ad]|n(rrd|hdr)"
+    r"|(nii|(?P<dicom>dcm|dicom|ima))(\.gz)?)$",
+    re.IGNORECASE,
+)
+_UNREAD = re.compile(  # images that can't be read, but are named
+    r"\.(p[bgnp]m|jp2|jxl|hei[cf]|avif|psd|svs|ndpi|mrxs|czi|hdr|img|mgz|mnc|npy|mat|mp4|avi|mov)$",
     re.IGNORECASE,
 )
 _SOP_CLASS = re.compile(  # of the file, or of a data set: explicit, implicit or big-endian
@@ -84,7 +89,7 @@ def further_channels(
 
 
 def _kind_of(path: Path) -> str | None:
-    """Return "image", what a DICOM file is else, such as "RT Dose", or None for other files.
+    """Return "image", what a file is instead, such as "RT Dose" or ".jp2", or None for no image.
 
     Endings tell, and where they don't, or say DICOM, the content.
     """
@@ -99,7 +104,7 @@ def _kind_of(path: Path) -> str | None:
     sop_class = _SOP_CLASS.search(head)
     bare = sop_class and head[:2] in (b"\x02\0", b"\x08\0", b"\0\x08")
     if not (ending or bare or head[128:132] == b"DICM"):
-        return None
+        return unread[0].lower() if (unread := _UNREAD.search(path.name)) else None
     with suppress(ImportError):
         from pydicom.uid import UID
 
@@ -146,8 +151,8 @@ def images_and_masks(
     """Return the place of each image, and the masks by their place and the name of their image.
 
     `masks` is a folder of them, or their names, as ``*_lesion.png`` or ``lung masks/*``; no others
-    are. What is hidden is left out, and so is DICOM that is no image, unless it is the segmentation
-    of one by its name: sentences say so. Links are followed, but not in circles.
+    are. What is hidden is left out, and, as a sentence says, what can't be read: DICOM that is no
+    image, unless it is the segmentation of one by its name. Links are followed, but not in circles.
     """
     folder = masks if masks and masks.is_dir() else None
     kinds = dict(_walk(root, folder))
@@ -195,7 +200,7 @@ def images_and_masks(
             images[path] = place
     counts = ", ".join(f"{count} {kind}" for kind, count in others.items())
     counts += " (as NIfTI they can be masks)" * ("Segmentation" in counts)
-    return images, drawn, [f"DICOM that is no image is left out: {counts}"] * bool(others)
+    return images, drawn, [f"not read: {counts}"] * bool(others)
 
 
 def _roles(folder: Path, names: set[str]) -> dict[str, tuple[str, bool]]:

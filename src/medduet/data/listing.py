@@ -90,7 +90,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         only = f"files that are called as masks are, such as {names}: give the folder above, too"
         raise DataError(
             f"{root}: expected images (PNG, JPEG, TIFF, DICOM, NIfTI, ...) in it or in sub-folders "
-            f"named after classes, given {only if drawn else 'none'}"
+            f"named after classes, given {only if drawn else '; '.join(['none', *notes])}"
         )
     images, drawn = _unwrapped(root, images, drawn)
     if masks is not None and not masks.is_dir():
@@ -160,10 +160,8 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     notes += ["names of masks are those of dataset.json"] * bool(values)
     tables = (x for pattern in ("[!.]*.[ct]sv", "[!._]*/[!.]*.[ct]sv") for x in root.glob(pattern))
     if listed := [path.name for path in sorted(tables)]:
-        shown = ", ".join(listed[:3])
-        notes.append(f"not read: {shown}; a table of the images is given as --data")
-    about = root.resolve().name, tuple(items)
-    return Listing(*about, False, alone, tuple(notes), values, modality)
+        notes.append(f"not read: {', '.join(listed[:3])}; a table of the images is given as --data")
+    return Listing(root.resolve().name, tuple(items), False, alone, tuple(notes), values, modality)
 
 
 def _in_split(place: Place, splits: Mapping[str, str]) -> Place:

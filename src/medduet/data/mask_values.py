@@ -70,10 +70,11 @@ def meaning_of(name: str, files: Mapping[Path, MaskValues], stated: str | None =
             masks.ask("colours are classes if they are few, and one of them is black")
         return _named(masks, values)
     ignored = values[-1] == IGNORED_MASK and len(values) > 2 and values[-2] <= _MOST_CLASSES
-    if masks.lossy or (_is_soft(values) and not ignored):
-        return _halved(masks)
-    if values[0]:
+    has_edges = masks.lossy or (_is_soft(values) and not ignored)
+    if values[0] > has_edges * values[-1] / 4:
         masks.ask("none of them is 0, the background")
+    if has_edges:
+        return _halved(masks)
     if ignored:
         if not any(IGNORED_MASK in each and len(each - {0, IGNORED_MASK}) for each in masks.parts):
             masks.ask(f"{values[-2]} and {IGNORED_MASK} may be one class; no file has both")
@@ -145,8 +146,7 @@ def _halved(masks: _Masks) -> Meaning:
         masks.ask(f"too many pixels lie between 0 and {top} for edges")
     half = (top + 1) // 2
     words = {f"0 to {half - 1}": BACKGROUND, f"{half} to {top}": "lesion"}
-    meaning = _named(masks, [0, top])
-    return meaning._replace(words=words)
+    return _named(masks, [0, top])._replace(words=words)
 
 
 def _named(masks: _Masks, values: list[int], ignored: list[int] | None = None) -> Meaning:

@@ -7,17 +7,12 @@ from typing import Any, NamedTuple
 from medduet.types import Modality
 
 MEDMNIST: dict[str, Modality] = {  # the first of a modality stands for it in `corruptions_of`
-    "pathmnist": "microscopy",
-    "bloodmnist": "microscopy",
-    "tissuemnist": "microscopy",
+    **dict.fromkeys(("pathmnist", "bloodmnist", "tissuemnist"), "microscopy"),
     "breastmnist": "ultrasound",
-    "chestmnist": "xray",
-    "pneumoniamnist": "xray",
+    **dict.fromkeys(("chestmnist", "pneumoniamnist"), "xray"),
     "dermamnist": "dermoscopy",
     "octmnist": "oct",
-    "organamnist": "ct",
-    "organcmnist": "ct",
-    "organsmnist": "ct",
+    **dict.fromkeys(("organamnist", "organcmnist", "organsmnist"), "ct"),
     "retinamnist": "fundus",
 }
 MEDMNIST_3D: dict[str, Modality] = {"synapsemnist3d": "microscopy", "vesselmnist3d": "mri"}

@@ -148,6 +148,8 @@ class _Archive(dict[str, NDArray[Any]]):
                 most = max(_MOST_ROWS, self.path.stat().st_size)
                 self.need(size <= most, key, f"at most {most} bytes", size)
                 self[key] = np.ndarray(shape, dtype, file.read())
+                if dtype.kind == "U":  # ValueError for numbers that are no characters
+                    "".join(self[key].ravel().tolist()).encode()
 
     @contextmanager
     def _reading(self, key: str = "") -> Iterator[None]:
@@ -273,9 +275,9 @@ def _find_splits(archive: _Archive) -> dict[str, _Split]:
         masks = [f"{split}_{mask_base}{end}" for end in endings] if mask_base else []
         for key in images:
             shape, dtype = archive[key].shape, archive[key].dtype
-            # A last axis of 2 or 4 has channels that are neither grey nor RGB.
-            fits = len(shape) == 3 or (len(shape) == 4 and shape[3] not in (2, 4))
-            fits = fits and dtype == "u1" and 0 not in shape[1:]
+            # A last axis of 2 or 4 is neither grey nor RGB, and PyTorch's channels come first.
+            is_volume = len(shape) == 4 and shape[3] not in (2, 4) and shape[1] not in (1, 3)
+            fits = (len(shape) == 3 or is_volume) and dtype == "u1" and 0 not in shape[1:]
             layouts = "uint8 (N, H, W) or (N, H, W, 3), or volumes (N, D, H, W)"
             archive.need(fits, key, layouts, f"{dtype} {shape}")
             archive.need(shape[1:] == tail, key, f"images of {tail} as in train", shape[1:])
@@ -309,11 +311,6 @@ def _rows(archive: _Archive, key: str, total: int, kinds: str) -> NDArray[Any]:
     values, expected = archive[key], {"U": "text", "iu": "integers", "b": "bool"}[kinds]
     fits = values.dtype.kind in kinds and values.shape == (total,)
     archive.need(fits, key, f"{expected} ({total},)", f"{values.dtype} {values.shape}")
-    if kinds == "U":
-        try:
-            "".join(values.tolist()).encode()
-        except ValueError:
-            archive.need(False, key, "text", "numbers that are no characters")
     return values.astype(np.int64) if kinds == "iu" else values
 
 

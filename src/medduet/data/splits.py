@@ -162,8 +162,7 @@ def arrange(
             f"{images.name} has no split: name its folders train, val and test, or use "
             "--data.split made"
         )
-    if saved is not None and not saved.is_file():
-        saved = None
+    saved = saved if saved and saved.is_file() else None
     plan: dict[str, Any] = {"seed": config.seed, "group_by": config.group_by}
     if config.split.endswith(".csv"):
         table = Path(config.split).expanduser().absolute()

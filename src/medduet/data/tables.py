@@ -85,7 +85,7 @@ def list_table(path: Path) -> Listing:
     _add_notes(table, roles, labels, multi_label)
     names = [name.replace("\\", "/") for name in table.known(roles["path"])]
     masks = [_several(cell.replace("\\", "/")) for cell in table.known(roles["mask"])]
-    groups, splits = table.known(roles["group"]), table.known(roles["split"])
+    groups, splits = [*map(_whole, table.known(roles["group"]))], table.known(roles["split"])
     if not roles["group"] and any(groups := groups_by_name([*map(Path, names)])):
         table.notes.append(f"names tell patients apart, such as {next(filter(None, groups))}")
     images, drawn = _find(table, names, [*chain(*masks)])
@@ -254,7 +254,7 @@ def _add_notes(table: _Table, roles: Roles, labels: Labels, multi_label: bool) -
         table.notes.append(f"columns: {'; '.join(said)}")
     if multi_label:
         several = sum(len(names or ()) > 1 for names in labels)
-        table.notes.append(f"{several} images have several classes, {labels.count(())} have none")
+        table.notes.append(f"images of several classes: {several}, of none: {labels.count(())}")
     alike: dict[str, Counter[str]] = defaultdict(Counter)
     for name in chain(*filter(None, labels)):
         alike[re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", name).casefold()][name] += 1
@@ -278,7 +278,7 @@ def _find(table: _Table, images: list[str], masks: list[str]) -> list[dict[str, 
     """
     root, below = table.path.parent, cache(partial(_files_below, table.path.parent))
 
-    def candidates(path: Path, of_masks: bool) -> list[Path]:
+    def candidates(path: Path, of_masks: bool, anywhere: bool) -> list[Path]:
         for file in (root / normalize(form, str(path)) for form in ("NFC", "NFD")):
             if os.path.isfile(file):  # noqa: PTH113 - no error if no file can be called so
                 return [file]
@@ -289,7 +289,7 @@ def _find(table: _Table, images: list[str], masks: list[str]) -> list[dict[str, 
         is_series = not of_masks and os.path.isdir(root / path)  # noqa: PTH112 - likewise
         if is_series and not alike:
             return [root / path]
-        return alike or hits
+        return alike or hits * anywhere
 
     result = []
     for names, of_masks in ((images, False), (masks, True)):
@@ -297,11 +297,14 @@ def _find(table: _Table, images: list[str], masks: list[str]) -> list[dict[str, 
         for skipped in range(max(map(len, parts.values()), default=0)):
             if len({each[:skipped] for each in parts.values()}) > 1 or any(files.values()):
                 break
-            files = {
-                name: candidates(Path(*each[skipped:]), of_masks) for name, each in parts.items()
-            }
+            below_here = {name: Path(*each[skipped:]) for name, each in parts.items()}
+            # A missing image is not the mask of its name, unless all lie in a folder of masks.
+            for anywhere in (of_masks, True):
+                if not any(files.values()):
+                    files = {x: candidates(y, of_masks, anywhere) for x, y in below_here.items()}
             if skipped and any(files.values()):
-                table.notes.append(f"paths without the first {skipped} folders, which are not here")
+                start = Path(*next(iter(parts.values()))[:skipped])
+                table.notes.append(f"{start} is left out of all paths, as it is not here")
         for name, hits in files.items():
             if len(hits) > 1:
                 shown = " or ".join(str(hit.relative_to(root)) for hit in hits[:2])

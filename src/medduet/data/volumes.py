@@ -26,13 +26,12 @@ def with_series(listing: Listing, config: DataConfig) -> Listing:
 
     It stays as it is if there is something else, or masks, or folders without a series.
     """
-    if config.dims == 2 or not Path(config.name).expanduser().is_dir():
+    is_folder = Path(config.name).expanduser().is_dir()
+    if config.dims == 2 or not is_folder or any(item.masks for item in listing.items):
         return listing  # a table lists the folder of a series itself, or means its slices
     folders = defaultdict[Path, list[Item]](list)
     for item in listing.items:
         folders[item.path.parent].append(item)
-    if any(item.masks for item in listing.items):
-        return listing
     series = {folder: beside_series([x.path for x in items]) for folder, items in folders.items()}
     if None in series.values():
         alone = next(x for x, beside in series.items() if beside is None)
@@ -53,7 +52,7 @@ def with_series(listing: Listing, config: DataConfig) -> Listing:
         items = [x._replace(labels=None, group="/".join(x.labels or ())) for x in items]
         notes.append("folders have one volume each, so they are no classes")
     if others := [x.name for each in series.values() for x in each or ()]:
-        notes.append(f"{len(others)} files beside slices are left out, such as {others[0]}")
+        notes.append(f"left out beside slices: {others[0]}" + ", ..." * (len(others) > 1))
     return listing._replace(items=tuple(items), notes=(*listing.notes, *notes))
 
 

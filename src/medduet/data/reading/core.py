@@ -100,8 +100,8 @@ class Source(NamedTuple):
     sentences without subject, such as "are turned". `affine` leads from column, row and frame to mm
     right, anterior, superior. `encode` makes a file with the same geometry of masks
     ``(D, H, W)``, or of ``(K, D, H, W)``; None where PNG will do. Frames `are_slices` if they make
-    a volume. `paths` are the files of a series, in the order of the frames. `modality` is that of
-    DICOM, `pixel` the distance of rows and columns in mm that it has without an affine.
+    a volume. `paths` are the files of a series, in the order of the frames. `modality`, `patient`
+    (an ID) and, in mm without an affine, `pixel`, the distance of rows and columns, are of DICOM.
     """
 
     facts: Facts
@@ -115,6 +115,7 @@ class Source(NamedTuple):
     paths: tuple[Path, ...] = ()
     modality: Modality = "auto"
     pixel: tuple[float, ...] = ()
+    patient: str = ""
 
     def spacing(self, dims: int) -> tuple[float, ...]:
         """Return the distance of rows and columns in mm, if it is known.

@@ -55,9 +55,8 @@ def open_dicom(path: Path, file: BinaryIO) -> Source:
     affine = _affine(header, facts.frames)
     are_slices = facts.frames > 1 and affine is not PICTURE  # else it may be a film
     modality, pixel = _MODALITIES.get(header.get("Modality", ""), "auto"), _pixel(header)
-    return Source(
-        facts, frames, affine=affine, are_slices=are_slices, modality=modality, pixel=pixel
-    )
+    about: dict[str, Any] = {"pixel": pixel, "patient": str(header.get("PatientID") or "").strip()}
+    return Source(facts, frames, affine=affine, are_slices=are_slices, modality=modality, **about)
 
 
 def read_dataset(path: Path, file: BinaryIO, **options: Any) -> Any:

@@ -146,11 +146,9 @@ def _check_resampled(
         sides = turned_sides((source.facts.frames, *sides), source.affine)
     sides = inner_sides(tuple(map(int, sides)), options, spacing)
     if prod(sides) > (most := MAX_FRAME_PIXELS if len(sides) == 2 else MAX_FILE_PIXELS):
-        expected = (
-            f"at most {most} pixels of {' x '.join(f'{x:g}' for x in options.spacing or ())} mm"
-        )
+        given = " x ".join(map(str, sides))
         told = " x ".join(f"{x:g}" for x in spacing)
-        raise refusal(path, expected, f"{' x '.join(map(str, sides))}: its header says {told} mm")
+        raise refusal(path, f"at most {most} pixels", f"{given}, as its header says {told} mm")
 
 
 def _channels(path: Path, options: ReadOptions) -> Picture:

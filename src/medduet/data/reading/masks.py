@@ -103,6 +103,7 @@ class Probe(NamedTuple):
     pixel: tuple[float, ...]
     are_slices: bool
     modality: Modality
+    patient: str
     masks: list[MaskValues]
 
 
@@ -118,7 +119,7 @@ def probe_pair(job: tuple[Path, Sequence[Path]]) -> Probe:
         facts, affine = source.facts, source.affine
         shape = turned_sides((facts.frames, facts.height, facts.width), affine)
         about = facts, source.kind, shape, source.spacing(3), source.spacing(2)
-        more = source.are_slices, source.modality
+        more = source.are_slices, source.modality, source.patient
     return Probe(*about, *more, [mask_values(mask, facts, affine) for mask in masks])
 
 

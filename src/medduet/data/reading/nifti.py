@@ -71,12 +71,10 @@ def open_nifti(path: Path, file: BinaryIO, like: NDArray[np.float64] | None) -> 
         header.extensions.clear()  # which may name the patient
         return gzip.compress(type(image)(volume, None, header).to_bytes(), mtime=0)
 
-    aligned = affine @ turns.inv_ornt_aff(orientation, shape)
-    aligned = aligned if is_placed else PICTURE
+    aligned = affine @ turns.inv_ornt_aff(orientation, shape) if is_placed else PICTURE
     if frames > 1 and min(height, width) == 1:
         raise refusal(path, "several slices, or one that is the last axis", f"{shape}")
-    several = frames > 1
-    return Source(facts, decoded, affine=aligned, encode=encode, are_slices=several)
+    return Source(facts, decoded, affine=aligned, encode=encode, are_slices=frames > 1)
 
 
 def as_nifti(path: Path) -> BytesIO:

@@ -63,8 +63,6 @@ def open_raster(path: Path, file: BinaryIO, kind: str) -> Source:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             values = values_of(image)
-            if facts.channels == 3 and values.ndim == 2:  # a page with a palette of greys
-                values = np.repeat(values[:, :, None], 3, axis=2)
             # The indices of a palette of colours are the classes of masks that are kept so.
             classes = np.asarray(image) if image.mode == "P" and facts.channels == 3 else None
             if image.has_transparency_data:

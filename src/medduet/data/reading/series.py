@@ -35,13 +35,13 @@ def open_series(folder: Path) -> Source:
     if len(series) != 1:
         several = ", ".join(f"{uid} ({count} files)" for uid, count in series.most_common(3))
         raise refusal(folder, "one DICOM series", f"{several or 'none'}: give a folder for each")
-    planes = {path: plane_of(x, 0) for path, x in headers.items()}
-    placed = {path: plane for path, plane in planes.items() if plane is not None}
+    placed = {path: plane for path, x in headers.items() if (plane := plane_of(x, 0))}
     if len(placed) < len(headers) or len(headers) < 2:
         lacking = next((path.name for path in headers if path not in placed), "one slice alone")
         raise refusal(folder, "slices with position, orientation and spacing", lacking)
     axes, spacing, _ = next(iter(placed.values()))
-    alike = all(np.allclose(x[0], axes, atol=1e-3) for x in placed.values())
+    grids = [np.column_stack([turns, pixel]) for turns, pixel, _ in placed.values()]
+    alike = all(np.allclose(grid, grids[0], atol=1e-3) for grid in grids)
     if not alike or len({(x.get("Rows"), x.get("Columns")) for x in headers.values()}) > 1:
         raise refusal(folder, "slices of one size in parallel", "several: a folder for each")
     normal = np.cross(*axes)
@@ -71,7 +71,7 @@ def open_series(folder: Path) -> Source:
     facts = first.facts._replace(frames=len(paths))
     remarks = (remark,) if tilt > _TILTED else ()
     place: dict[str, Any] = {"affine": PICTURE @ affine, "are_slices": True, "paths": tuple(paths)}
-    return Source(facts, frames, remarks=remarks, modality=first.modality, **place)
+    return first._replace(facts=facts, frames=frames, remarks=remarks, **place)
 
 
 def beside_series(paths: Sequence[Path]) -> list[Path] | None:
