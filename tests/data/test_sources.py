@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from medduet.data.sources import open_images
-from medduet.errors import ConfigError
+from medduet.errors import ConfigError, DataError
 
 
-def test_options_of_other_sets_are_refused() -> None:
+def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "environment.json").touch()
+    with pytest.raises(DataError, match="expected images, given a run"):
+        open_images(str(tmp_path))
     with pytest.raises(ConfigError, match="is for a folder or table of images"):
         open_images("set.npz", fit="stretch")
     with pytest.raises(ConfigError, match=r"for folders: give set\.csv a column mask"):

@@ -115,7 +115,10 @@ def _with_recipe(name: str, words: list[str]) -> dict[str, Any]:
         if words[0] != "--resume" or len(words) < 2:
             raise ConfigError(f"expected one folder: {program} --resume {(kind or 'run').upper()}")
         program += f" --resume {words[1]}"
-        arguments = parse(function, words[2:], program, omit=("config", "resume"))
+        try:
+            arguments = parse(function, words[2:], program, omit=("config", "resume"))
+        except ConfigError as error:
+            raise ConfigError(f"{error}; what is resumed keeps its settings") from error
         return {"resume": Path(words[1]), **arguments}
     if name in _NAMED:
         recipe = name

@@ -138,9 +138,8 @@ def _check(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, An
     """Check what the annotations ask for beyond a type, such as a lowest number."""
     hints = get_type_hints(function, include_extras=True)
     for name, value in values.items():
-        if isinstance(value, DataConfig) and not value.name:
-            if inspect.signature(function).parameters[name].default is not None:
-                raise ConfigError("no data given: add --data FOLDER, FILE.npz, bloodmnist, ...")
+        is_optional = inspect.signature(function).parameters[name].default is None
+        if isinstance(value, DataConfig) and not value.name and is_optional:
             if changed := ", ".join(value.model_dump(exclude_defaults=True)):
                 raise ConfigError(f"expected --data NAME with options of the data ({changed})")
             values[name] = None

@@ -56,10 +56,7 @@ def open_images(
     elif options:
         raise ConfigError(f"{', '.join(options)} given beside a DataConfig: set them in it")
     if not data.name:
-        raise ConfigError(
-            "no data given: add --data bloodmnist (or another of 'medduet datasets'), "
-            "--data FILE.npz, a folder of images, phantom or phantom3d"
-        )
+        raise ConfigError("no data given: add --data FOLDER, FILE.npz, bloodmnist, phantom, ...")
     kind, path, split = _kind(data), Path(data.name).expanduser(), None
     _check_options(data, kind)
     if kind == "zarr":
@@ -91,6 +88,8 @@ def open_images(
 
         if data.masks is not None and not path.is_dir():
             raise ConfigError(f"--data.masks is for folders: give {path.name} a column mask")
+        if (path / "environment.json").is_file():
+            raise DataError(f"{path}: expected images, given a run, whose figures are no data")
         listing = list_folder(path, data.masks) if path.is_dir() else list_table(path)
         images, split = open_files(listing, data, progress)
     return arrange(images, split, data, progress, saved_split)

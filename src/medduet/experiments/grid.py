@@ -10,7 +10,7 @@ from pathlib import Path
 
 from medduet.data.cache import Progress
 from medduet.data.sources import open_images
-from medduet.errors import ConfigError, Interrupted, MedDuetError
+from medduet.errors import ConfigError, DataError, DownloadError, Interrupted, MissingFileError
 from medduet.experiments.cells import CellState, GridFolder, LocalEngine
 from medduet.experiments.config import (
     Cell,
@@ -21,6 +21,7 @@ from medduet.experiments.config import (
     require_one,
 )
 from medduet.experiments.ray_engine import RayEngine
+from medduet.models.registry import find_model
 from medduet.utils.files import sweep, write_json
 from medduet.utils.locks import exclusive, result_folder
 from medduet.utils.parsing import read_json
@@ -95,33 +96,31 @@ def benchmark(
     require_one(config, resume, "grid")
     if resume is not None:
         if datasets or networks or variants:
-            raise ConfigError(
-                "--resume continues the grid as it is: to change it, give its recipe again with "
-                f"--out {resume}"
-            )
-        config = read_grid(Path(resume))
-        config = config.model_copy(update={"out": Path(resume)})
+            raise ConfigError(f"to change a grid, give its recipe again with --out {resume}")
+        config = read_grid(Path(resume)).model_copy(update={"out": Path(resume)})
     assert config is not None
     config = config.choose(datasets=datasets, networks=networks, variants=variants)
     if config.out is None:
         raise ConfigError("no folder given: add --out FOLDER")
     folder, stop = GridFolder(result_folder(config.out)), stop or threading.Event()
     cells = config.cells(folder.path)
+    for network in {cell.run.model.name for cell in cells} - {None}:
+        find_model(network)
     _check_made_alike(folder, cells)
-    with exclusive(folder.path / ".lock", wait=True):
-        sweep(folder.path / "grid.json")
-        write_json(folder.path / "grid.json", config.model_dump(mode="json"))
     if retry_failed:
         for cell in cells:
             folder.file(cell.name, "json").unlink(missing_ok=True)
-    if where.engine == "ray":
-        engine: LocalEngine | RayEngine = RayEngine(folder, where)
-    else:
-        engine = LocalEngine(folder, where.workers)
+    if where.engine == "local":
         # Each data set is fetched once, before several cells want it at the same time.
         for source in {cell.run.data: None for cell in cells if not folder.settled(cell.name)}:
-            with suppress(MedDuetError):  # which every cell that needs it records as its own
+            # What every cell that needs it records as its own; unknown names end all.
+            with suppress(DataError, DownloadError, MissingFileError):
                 open_images(source, progress=progress)
+    with exclusive(folder.path / ".lock", wait=True):
+        sweep(folder.path / "grid.json")
+        write_json(folder.path / "grid.json", config.model_dump(mode="json"))
+    ray = where.engine == "ray"
+    engine = RayEngine(folder, where) if ray else LocalEngine(folder, where.workers)
     record = _drive(folder, cells, engine, stop, watch or (lambda states: None))
     if stop.is_set() and record.count("finished") + record.count("failed") < len(cells):
         raise Interrupted(

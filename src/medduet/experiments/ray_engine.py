@@ -68,10 +68,8 @@ class RayEngine:
                 logging_level=logging.ERROR,
             )
         except (OSError, ValueError, RuntimeError) as error:
-            text = "failed to start Ray here"
-            if address:
-                text = f"there is no Ray cluster at {address}: start one by 'ray start --head'"
-            raise ConfigError(f"{text} ({error})") from error
+            text = f"there is no Ray cluster at {address}: start one by 'ray start --head'"
+            raise ConfigError(f"{text if address else 'failed to start Ray'} ({error})") from error
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, before)  # which Ray takes
