@@ -296,8 +296,7 @@ def _assign(
         margin, rival = min(
             ((other_way(image, q), candidates[image, q]) for q in rivals), default=(1.0, -1)
         )
-        if chosen[image] < 0:  # others are more like all its candidates
-            margin = 0.0
+        margin *= chosen[image] >= 0  # else others are more like all its candidates
         rows.append((picture, score[image, max(chosen[image], 0)], margin, rival))
     return pd.DataFrame(rows, columns=["source", "score", "margin", "rival"])
 

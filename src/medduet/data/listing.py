@@ -38,11 +38,14 @@ _FEW, DATASET = 10, "dataset.json"  # folders that may be classes; of nnU-Net
 _MR = re.compile(r"mr|t1|t2|flair|adc|dwi|swi|pd")
 """In names of channels, lower case, that are sequences of MR."""
 _NUMBER = re.compile(r"(?!(19|20)\d\d$)([a-z_-]*[_-])?\d{4,}([_-].*)?", re.IGNORECASE)
-_NO_PATIENT = re.compile(
-    r"\d+x|(19|20)\d\d|t[12].*|(cent(er|re)|site|hospital|scanner|fold|part|batch|set)\W*\d+",
+_NO_PATIENT = re.compile(r"\d+x|(19|20)\d\d|t[12].*", re.IGNORECASE)
+"""Numbers of many patients; names with a digit that are magnifications, years and sequences."""
+_PART = re.compile(
+    r"(.*[\W_])?(cent(er|re)|site|hospital|scanner|fold|part|batch|chunk|shard|set|images|imgs)"
+    r"[\W_]*\d+",
     re.IGNORECASE,
 )
-"""Numbers of many patients; names with a digit that are magnifications, years, sequences, ..."""
+"""Names of folders that are parts of a set, neither classes nor patients."""
 
 
 class Item(NamedTuple):
@@ -93,16 +96,27 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
             f"named after classes, given {only if drawn else '; '.join(['none', *notes])}"
         )
     images, drawn = _unwrapped(root, images, drawn)
-    if masks is not None and not masks.is_dir():
+    splits, items = _splits(root, images), []
+    inners = {path: _in_split(place, splits) for path, place in images.items()}
+
+    def masks_of(path: Path) -> list[tuple[Place, str]]:
+        match = CHANNEL.fullmatch(stem_of(path))
+        stems = [stem_of(path), *([match["of"]] if match else [])]
+        above = [x[:n] for x in (images[path], inners[path]) for n in range(len(x), -1, -1)]
+        return [(up, stem) for up in above for stem in stems if (up, stem) in drawn]
+
+    if (masks and not masks.is_dir()) or not any(map(masks_of, images)):
         drawn, found = _by_name_alone(images, drawn)
         notes += found
-    splits, items = _splits(root, images), []
     named = {stem for _, stem in drawn}
     is_nnunet = (root / DATASET).is_file() and not any(stem_of(path) in named for path in images)
     further = further_channels(images, None if is_nnunet else named)
     more = Counter(further.values())
-    inners = {path: _in_split(place, splits) for path, place in images.items()}
     folders = Counter(inner[:1] for inner in inners.values())
+    if len(folders) > 1 and all(x and _PART.fullmatch(x[0]) for x in folders):
+        notes.append(f"folders are parts of the set, such as {min(folders)[0]}, and no classes")
+        inners = {path: inner[1:] for path, inner in inners.items()}
+        folders = Counter(inner[:1] for inner in inners.values())
     patients = len(folders) > 2 and all(x and PATIENT.fullmatch(x[0]) for x in folders)
     patients |= len(folders) > _FEW and all(x and _NUMBER.fullmatch(x[0]) for x in folders)
     # A folder for each image is no class either.
@@ -114,11 +128,8 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         if path in further:
             continue
         inner, split = inners[path], splits[place[0]] if splits else ""
-        above = [each[:n] for each in (place, inner) for n in range(len(each), -1, -1)]
-        match = CHANNEL.fullmatch(stem_of(path))
-        stems = [stem_of(path), *([match["of"]] if match else [])]
-        of_image = [(up, stem) for up in above for stem in stems if (up, stem) in drawn]
-        if match and of_image and of_image[0][1] != stems[0] and int(match["number"]):
+        match, of_image = CHANNEL.fullmatch(stem_of(path)), masks_of(path)
+        if match and of_image and of_image[0][1] == match["of"] and int(match["number"]):
             raise DataError(f"{path}: expected the first channel, {match['of']}_0000, beside it")
         name, below = path.relative_to(root).as_posix(), inner[not cases :]
         group = "/".join(below[: _widest(below) + 1])
@@ -137,9 +148,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
             "name: put masks into folders as their images are"
         )
     reason = "expected an image of this name, but there is only its mask"
-    alone = tuple(
-        (str(each), reason) for paths in drawn.values() for each in paths if not uses[each]
-    )
+    alone = tuple((str(mask), reason) for mask in chain(*drawn.values()) if not uses[mask])
     known = {item.split for item in items if item.masks or item.labels}
     without = {item.split for item in items if item.split not in known}
     if "train" in known and without:
@@ -174,16 +183,15 @@ def _in_split(place: Place, splits: Mapping[str, str]) -> Place:
 def _widest(below: Place) -> int:
     """Return the level called as a patient is, else with a number of one, else all of them."""
     named = [n for n, name in enumerate(below) if PATIENT.fullmatch(name)]
-    numbered = (
-        n for n, x in enumerate(below) if any(map(str.isdigit, x)) and not _NO_PATIENT.fullmatch(x)
-    )
+    others = {x for x in below if _NO_PATIENT.fullmatch(x) or _PART.fullmatch(x)}
+    numbered = (n for n, x in enumerate(below) if any(map(str.isdigit, x)) and x not in others)
     return min(named, default=next(numbered, len(below)))
 
 
 def _by_name_alone(
     images: Mapping[Path, Place], drawn: Mapping[tuple[Place, str], list[Path]]
 ) -> tuple[dict[tuple[Place, str], list[Path]], list[str]]:
-    """Find images of masks that were said to be some, where folders and whole names don't tell.
+    """Find images of masks where folders and whole names don't tell.
 
     Where no image lies at the place of masks or below, one of their name elsewhere will do. If no
     mask has the name of an image, that may be longer at either end; and one image without another
@@ -202,7 +210,7 @@ def _by_name_alone(
             at[place[1:][:n]].add(path)
     is_whole = any(of in whole for _, of in drawn)
     several = Counter(up for up, _ in drawn)
-    placed, moved = defaultdict[tuple[Place, str], list[Path]](list), 0
+    placed, moved = defaultdict[tuple[Place, str], list[Path]](list), dict[Path, Path]()
     for (up, of), masks in drawn.items():
         near = at.get(up, at[()])
         called = set() if up in at else {*whole.get(of, [])[:2]}
@@ -210,12 +218,12 @@ def _by_name_alone(
             alone = len(near) == several[up] == 1 and not any(map(str.isdigit, of))
             called = longer.get(of, set()) & near or (near if alone else called)
         if len(called) == 1:
-            (image,), moved = called, moved + len(masks)
-            placed[images[image], stems[image]] += masks
-        else:
-            placed[up, of] += masks
-    note = f"{moved} masks have an image in another folder, or of a longer name"
-    return placed, [note] * bool(moved)
+            (image,) = called
+            moved |= dict.fromkeys(masks, image)
+            up, of = images[image], stems[image]
+        placed[up, of] += masks
+    shown = (f"{mask.name} of {image.name}" for mask, image in moved.items())
+    return placed, [f"{len(moved)} masks by their names, as {next(shown)}"] if moved else []
 
 
 def _check_classes(root: Path, items: Sequence[Item]) -> None:
@@ -263,7 +271,7 @@ def _unwrapped(
         parts[place[0] if place else ""] |= {*place[1:2]}
     below = sorted({*chain(*parts.values())}, key=natural)
     are_splits = len(parts) > 1 and {split_word(name).lower() for name in parts} & SPLIT_OF.keys()
-    if are_splits or not below:
+    if are_splits or not below or (len(parts) > 1 and all(map(_PART.fullmatch, parts))):
         return images, drawn
     twice = all(place[:1] == place[1:2] for place in images.values())  # im_A/im_A, im_B/im_B
     digits = [any(map(str.isdigit, name)) for name in below]

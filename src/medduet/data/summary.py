@@ -89,8 +89,7 @@ def _facts(images: ImageSet) -> list[str]:
         count = len(np.unique(groups[groups >= 0]))
         facts.append(f"groups: {count:,}" + f"; {without:,} images are in none" * bool(without))
     if values := info.get("mask_values"):
-        meanings = ", ".join(f"{value} {name}" for value, name in values.items())
-        facts.append(f"mask values: {meanings}")
+        facts.append("mask values: " + ", ".join(f"{x} {name}" for x, name in values.items()))
     if skipped := info.get("skipped"):  # opening the set has told which, and why
         facts.append(f"left out: {len(skipped)} of {info['files']} files, see above")
     return facts + [f"note: {note}" for note in info.get("notes", ())]
@@ -106,10 +105,6 @@ def _split(note: Any) -> str:
     made = note["made"]
     how = f"fold {made['fold']} of {made['folds']}" if "folds" in made else "made"
     how += " of train and val" * made.get("keep_test", False)
-    kept = {
-        "auto": "groups and near-duplicates stay together",
-        "given": "groups stay together",
-        "duplicates": "near-duplicates stay together",
-        "none": "nothing is kept together",
-    }
-    return f"{how}, seed {made['seed']}; {kept[made['group_by']]}"
+    kinds = {"groups": ("auto", "given"), "near-duplicates": ("auto", "duplicates")}
+    kept = [kind for kind, by in kinds.items() if made["group_by"] in by] or ["no images"]
+    return f"{how}, seed {made['seed']}; {' and '.join(kept)} stay together"
