@@ -208,6 +208,7 @@ def test_splits_classes_and_groups(folder: Make) -> None:
         ([f"{x}_Set/{x}/1.png" for x in ("Training", "Evaluation")], ["-  val", "-  train"]),
         (("train/a/x.png", "train/a/w.png", "val/b/y.png", "test/z.png"), ["a  ", "a  ", "b  "]),
         (("train/a/x.png", "val/y.png", "test/a/z.png"), ["a  test", "a  train"]),
+        (("TrainDataset/1.png", "TestDataset/CVC/2.png"), ["-  test", "-  train"]),
         (("train_1.png", "test_1.png"), ["-  ", "-  "]),
         ([f"{c}/person{n}_{c}.png" for n in range(3) for c in "ab"], ["a person0 ", "a person1 "]),
         ([f"TCGA_CS_49{n}1_199609_{k}.png" for n in range(3) for k in "12"], ["- TCGA_CS_4901 "]),

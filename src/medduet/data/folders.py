@@ -27,8 +27,7 @@ _ENDING = re.compile(
     re.IGNORECASE,
 )
 _UNREAD = re.compile(  # images that can't be read, but are named
-    r"\.(p[bgnp]m|jp2|jxl|hei[cf]|avif|psd|svs|ndpi|mrxs|czi|hdr|img|mgz|mnc|npy|mat|mp4|avi|mov)$",
-    re.IGNORECASE,
+    r"(?i)\.(p[bgnp]m|jp2|jxl|hei[cf]|avif|psd|svs|ndpi|mrxs|czi|hdr|img|mgz|mnc|npy|mat|mp4|avi)$"
 )
 _SOP_CLASS = re.compile(  # of the file, or of a data set: explicit, implicit or big-endian
     rb"(?:\x02\0\x02\0UI..|\x08\0\x16\0(?:UI..|..\0\0)|\0\x08\0\x16UI..)([\d.]+)", re.DOTALL

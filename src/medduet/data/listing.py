@@ -135,7 +135,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         group = "/".join(below[: _widest(below) + 1])
         of_it, labels = tuple(drawn[of_image[0]]) if of_image else (), () if cases else inner[:1]
         items.append(Item(name, path, of_it, labels or None, group, split, 1 + more[path]))
-    uses = Counter(mask for item in items for mask in item.masks)
+    uses = Counter(chain(*(item.masks for item in items)))
     if drawn and not uses:
         raise DataError(
             f"{next(iter(drawn.values()))[0]}: expected a mask that is called as its image, given "
@@ -156,9 +156,11 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         names = " and ".join(sorted(without))
         others = "" if "test" in known else ", and the others are split anew"
         notes.append(f"{count} images of {names} without class and mask are left out{others}")
-        items = [item for item in items if item.split in known]
-        if "test" not in known:
-            items = [item._replace(split="") for item in items]
+        items = [x if "test" in known else x._replace(split="") for x in items if x.split in known]
+    classes = {item.split: item.labels for item in items if item.labels}
+    if classes and not {"", "train"} & classes.keys():
+        notes.append(f"folders of {' and '.join(classes)} are no classes, as train has none")
+        items = [item._replace(labels=None) for item in items]
     groups = groups_by_name([Path(item.path.name) for item in items])
     if any(groups) and not any(item.group for item in items):
         items = [item._replace(group=group) for item, group in zip(items, groups, strict=True)]
@@ -280,8 +282,7 @@ def _unwrapped(
     if twice or (wrapped and (len(below) == 1 or not numbered or patients)):
         inner = {(place[1:], of): paths for (place, of), paths in drawn.items()}
         return _unwrapped(root, {path: place[1:] for path, place in images.items()}, inner)
-    uses = Counter(chain(*parts.values()))
-    repeated = len(parts) > 1 < len(below) and min(uses.values()) > 1
+    repeated = len(parts) > 1 < len(below) and min(Counter(chain(*parts.values())).values()) > 1
     # One of several classes may be all that a patient has; patients have numbers, and seldom words.
     many = len(parts) > max(_FEW, len(below)) or all(map(PATIENT.fullmatch, parts))
     several = repeated and not patients and (many or not numbered)
