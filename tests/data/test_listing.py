@@ -218,10 +218,7 @@ def test_splits_classes_and_groups(folder: Make) -> None:
         ([f"0{n}_{side}_CC.png" for n in range(6) for side in "LR"], ["- 00 "] * 2 + ["- 01 "]),
         ([f"{tumour}_slice_{n}.png" for n in range(6) for tumour in "abcdef"], ["-  "]),
         ([f"case_00{n}.png" for n in range(9)] + ["slide-2021-7.png"], ["-  "]),
-        (
-            [f"{x}/a.png" for x in ("JPEGImages", "SegmentationClass", "SegmentationObject")],
-            ["-  "],
-        ),
+        ([f"Segmentation{x}/1.png" for x in ("Class", "Object")] + ["JPEGImages/1.png"], ["-  "]),
     ],
 )
 def test_what_folders_are(names: Sequence[str], read: list[str], folder: Make) -> None:
