@@ -35,6 +35,9 @@ def test_unpacked_arrays_equal_the_file_and_are_mapped(
     assert images.mask_names == ("background", "lesion")
     assert (images.name, images.multi_label) == ("set", False)
     assert images.info["original_size"] == [20, 24]
+    for name in SPLITS:
+        arrays[f"{name}_labels"] = np.eye(3, dtype=np.uint8)[arrays[f"{name}_labels"][:, 0]]
+    assert np.array_equal(open_npz(save(arrays), cache=cache).test.labels, images.test.labels)
 
 
 def test_unknown_labels_and_masks(arrays: Arrays, save: Save, cache: Path) -> None:

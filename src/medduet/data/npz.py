@@ -4,7 +4,7 @@ For each split of ``train``, ``val`` and ``test``:
 
 - ``{split}_images`` uint8 ``(N, H, W)`` or ``(N, H, W, 3)``, or volumes ``(N, D, H, W)``, whose
   masks have three sides, too; ``{split}_labels`` integer ``(N,)``, ``(N, 1)``, or ``(N, K)`` of 0
-  and 1 for multi-label sets; -1 is unknown.
+  and 1 for multi-label sets, one-hot if each row has a single 1; -1 is unknown.
 - ``{split}_masks`` (in MedSegBench ``{split}_label``) uint8 ``(N, H, W)``, of which 255 is read as
   1 where all are 0 or 255, and ignored where any mask has classes beside it or where there is
   ``ignored_mask``, ``[255]``; ``{split}_has_mask`` bool ``(N,)`` if some are unknown.
@@ -46,7 +46,7 @@ _PIXELS = re.compile(r"(train|val|test)_(images|masks|label)(_C[0-9]{1,6})?")
 _ROWS = re.compile(r"(train|val|test)_(labels|has_mask|ids|groups)|(class|mask)_names|ignored_mask")
 _MOST_ROWS = 16 << 20  # bytes of what is no image, unless the file itself is larger
 _MOST_CONTENTS = 1 << 20  # bytes of the zip's table of contents; a set has a few dozen arrays
-_FORMAT = "v5"  # part of each store's key; raise it when what `_unpack` writes changes
+_FORMAT = "v6"  # part of each store's key; raise it when what `_unpack` writes changes
 
 
 def open_npz(
@@ -193,6 +193,10 @@ def _unpack(
 ) -> None:
     archive = _Archive(path)
     splits = _find_splits(archive)
+    labels = [split.rows["labels"] for split in splits.values()]
+    one_hot = all(x.ndim == 2 and (np.sort(x) == np.eye(x.shape[1])[-1]).all() for x in labels)
+    for split in splits.values() if one_hot else ():
+        split.rows["labels"] = split.rows["labels"].argmax(axis=1)
     class_names, multi_label = _class_names(archive, splits)
     original = spatial_size(splits["train"].shape)
     sides = original if size is None else for_each_axis(size, len(original))
@@ -232,7 +236,8 @@ def _unpack(
             np.floor_divide(mapped, 255, out=mapped)
     mask_names = _mask_names(archive, values) if splits["train"].masks else ()
     meta = {"class_names": class_names, "mask_names": mask_names, "multi_label": multi_label}
-    info: dict[str, Any] = {"original_size": list(original)}
+    note = "labels are one-hot, so each image has one class"
+    info: dict[str, Any] = {"original_size": list(original), "notes": [note] * one_hot}
     if ignores:
         numbered = {str(number): name for number, name in enumerate(mask_names)}
         info["mask_values"] = numbered | {str(IGNORED_MASK): IGNORE}

@@ -217,7 +217,9 @@ def bars(cells: pd.DataFrame, label: str) -> Figure:
             axes.barh(row, cell.mean, height=0.7, color=BLUE, alpha=0.35)
             axes.plot(cell.values, [row] * cell.seeds, **seed)
             axes.plot([cell.low, cell.high], [row, row], color=INK, lw=1.3)
-        style.name_rows(axes, rows)
+        axes.set_yticks(range(len(rows)), [shorten(name, style.LONGEST) for name in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
         highest = part["values"].map(max).max()
         limit = 1.1 * highest if 0 < highest < 0.1 else 1.0  # errors are far below 1
         axes.set(xlim=(0, limit), xlabel=label)

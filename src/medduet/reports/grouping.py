@@ -90,7 +90,10 @@ def group_runs(runs: Sequence[RunFolder], reference: str | None = None) -> Runs:
     for run, dataset, row in zip(runs, datasets, settings.to_dict("records"), strict=True):
         changes = {path: row[path] for path in varying if not pd.isna(row[path])}
         names = [run.model_name] * (several or not changes)
-        method = " · ".join(names + [_setting(path, value) for path, value in changes.items()])
+        words = {path: path.partition(".")[2].replace("_", " ") for path in changes}
+        words |= dict.fromkeys((_TASKS, "objective.balance"), "")
+        shown = [f"{words[path]} {value}".strip() for path, value in changes.items()]
+        method = " · ".join(names + shown)
         changed = sum(v != default.get(k) for k, v in changes.items() if k != _TASKS)
         order[method] = (method != reference, names[:1] != [REFERENCE], changed, method)
         group = groups.setdefault((dataset, method), Group(dataset, method))
@@ -131,12 +134,6 @@ def _settings(config: Mapping[str, Any], without: Set[str]) -> dict[str, str]:
         for path, value in by_path(config).items()
         if path not in {*_IGNORED, *without} and not path.startswith("data.")
     }
-
-
-def _setting(path: str, value: str) -> str:
-    if path in (_TASKS, "objective.balance"):
-        return value
-    return f"{path.partition('.')[2].replace('_', ' ')} {value}"
 
 
 class CrossValidated(RunFolder):

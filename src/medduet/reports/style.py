@@ -68,13 +68,6 @@ def epoch_axis(axes: Axes) -> None:
     axes.grid(axis="y")
 
 
-def name_rows(axes: Axes, names: Sequence[str]) -> None:
-    """Name the rows of a chart, the first at the top."""
-    axes.set_yticks(range(len(names)), [shorten(name, LONGEST) for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-
-
 def legend_below(figure: Figure, lines: Iterable[Any]) -> None:
     """Put a legend below all panels; a line is what `Line2D` takes, with its label."""
     handles = [Line2D([], [], **line) for line in lines]
