@@ -139,8 +139,8 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     if drawn and not uses:
         raise DataError(
             f"{next(iter(drawn.values()))[0]}: expected a mask that is called as its image, given "
-            f"images as {items[0].name}: rename masks, say which are, as in --data.masks "
-            "'*_lesion.png' or 'lung masks/*', or list both in a table (.csv)"
+            f"images as {items[0].name}: rename masks, or channels (X_0000, X_0001), say which "
+            "are masks, as in --data.masks '*_lesion.png' or 'lung masks/*', or give a table (.csv)"
         )
     if shared := [mask for mask, count in uses.items() if count > 1]:
         raise DataError(
