@@ -103,15 +103,19 @@ def test_probabilities_of_mask_classes(bundle: Path, tmp_path: Path) -> None:
         Predictor(bundle, classify_only=True, probabilities=True)
 
 
-def test_masks_are_left_out_where_they_have_an_image(
-    bundle: Path, folder: Path, tmp_path: Path
-) -> None:
-    for name in ("a_mask.png", "gt_9.png"):  # there is no image 9
-        shutil.copy(folder / "a.png", folder / name)
+def test_masks_of_images_are_left_out(bundle: Path, folder: Path, tmp_path: Path) -> None:
+    (case := tmp_path / "case").mkdir()
+    for path in (
+        folder / "a_mask.png",
+        folder / "gt_9.png",
+        case / "vol-1.png",
+        case / "seg-1.png",
+    ):
+        shutil.copy(folder / "a.png", path)
     predict_files(bundle, [folder], tmp_path / "out", overlays=False)
     files = {row["file"] for row in table(tmp_path / "out")}
-    assert "gt_9.png" in files
-    assert "a_mask.png" not in files
+    assert files & {"gt_9.png", "a_mask.png"} == {"gt_9.png"}  # there is no image 9
+    assert predict_files(bundle, [case], tmp_path / "of case", overlays=False).images == 1
 
 
 def test_broken_files_are_told_and_the_rest_goes_on(

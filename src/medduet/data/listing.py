@@ -106,7 +106,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         return [(up, stem) for up in above for stem in stems if (up, stem) in drawn]
 
     if (masks and not masks.is_dir()) or not any(map(masks_of, images)):
-        drawn, found = _by_name_alone(images, drawn)
+        drawn, found = by_name_alone(images, drawn)
         notes += found
     named = {stem for _, stem in drawn}
     is_nnunet = (root / DATASET).is_file() and not any(stem_of(path) in named for path in images)
@@ -190,7 +190,7 @@ def _widest(below: Place) -> int:
     return min(named, default=next(numbered, len(below)))
 
 
-def _by_name_alone(
+def by_name_alone(
     images: Mapping[Path, Place], drawn: Mapping[tuple[Place, str], list[Path]]
 ) -> tuple[dict[tuple[Place, str], list[Path]], list[str]]:
     """Find images of masks where folders and whole names don't tell.

@@ -20,6 +20,7 @@ from pydantic import Field
 from medduet.config import Device
 from medduet.data.cache import Progress, counted
 from medduet.data.folders import CHANNEL, further_channels, images_and_masks, stem_of
+from medduet.data.listing import by_name_alone
 from medduet.data.reading.images import Picture, read_pictures
 from medduet.data.workers import WorkerPool
 from medduet.errors import ConfigError, DataError, Interrupted, MissingFileError
@@ -177,8 +178,9 @@ def _list_files(sources: Sequence[Path], out: Path) -> tuple[Path, list[InputFil
     for source in sources:
         inside = [source] if source.is_file() else []
         if source.is_dir():
-            images, masks, left_out = images_and_masks(source)
-            notes += left_out
+            images, drawn, left_out = images_and_masks(source)
+            masks, found = by_name_alone(images, drawn)
+            notes += left_out + found
             names = {stem_of(path) for path in images}
             names |= {match["of"] for match in map(CHANNEL.fullmatch, names) if match}
             # What is called as a mask is, but belongs to no image, may be one.
