@@ -105,13 +105,8 @@ def test_probabilities_of_mask_classes(bundle: Path, tmp_path: Path) -> None:
 
 def test_masks_of_images_are_left_out(bundle: Path, folder: Path, tmp_path: Path) -> None:
     (case := tmp_path / "case").mkdir()
-    for path in (
-        folder / "a_mask.png",
-        folder / "gt_9.png",
-        case / "vol-1.png",
-        case / "seg-1.png",
-    ):
-        shutil.copy(folder / "a.png", path)
+    for path in ("images/a_mask.png", "images/gt_9.png", "case/vol-1.png", "case/seg-1.png"):
+        shutil.copy(folder / "a.png", tmp_path / path)
     predict_files(bundle, [folder], tmp_path / "out", overlays=False)
     files = {row["file"] for row in table(tmp_path / "out")}
     assert files & {"gt_9.png", "a_mask.png"} == {"gt_9.png"}  # there is no image 9
