@@ -188,6 +188,7 @@ def test_splits_classes_and_groups(folder: Make) -> None:
     ("names", "read"),
     [
         (("a/S/p1/40X/x.png", "a/S/p1/9X/y.png", "b/z.png"), ["a S/p1 ", "a S/p1 ", "b  "]),
+        (("a/2019/40X/x.png", "a/part 2/y.png", "b/z.png"), ["a  ", "a  ", "b  "]),
         (("a/2019/p1/x.png", "b/2020/q/x.png", "b/y.png"), ["a 2019/p1 ", "b 2020/q ", "b  "]),
         (("a/40X/patient 1/x.png", "a/y.png", "b/z.png"), ["a 40X/patient 1 ", "a  ", "b  "]),
         ([f"{n}/{k}.png" for n in (2019, 2020, 2021) for k in "ab"], ["2019  ", "2019  "]),
@@ -215,6 +216,7 @@ def test_splits_classes_and_groups(folder: Make) -> None:
         ([f"HAM_images_part_{n % 2}/{n}.jpg" for n in range(4)], ["-  "] * 4),
         ([f"fold {n}/{label}/{n}.png" for n in range(2) for label in "ab"], ["a  ", "b  "] * 2),
         ([f"BraTS_0{n}_slice_{k}.png" for n in range(6) for k in "12"], ["- BraTS_00 "] * 2),
+        ([f"SOB-14-{n}AB-{k}00X-01.png" for n in range(6) for k in "12"], ["- SOB-14-0AB "] * 2),
         ([f"0{n}_{side}_CC.png" for n in range(6) for side in "LR"], ["- 00 "] * 2 + ["- 01 "]),
         ([f"{tumour}_slice_{n}.png" for n in range(6) for tumour in "abcdef"], ["-  "]),
         ([f"case_00{n}.png" for n in range(9)] + ["slide-2021-7.png"], ["-  "]),

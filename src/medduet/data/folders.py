@@ -59,9 +59,10 @@ _PERSON = (
 PATIENT = re.compile(rf"{_PERSON}\d.*", re.IGNORECASE)
 """Names of folders that are of one patient, such as ``patient0001`` and ``TCGA_CS_4941``."""
 
+_PICTURE = r"slice|slc|frame|tile|patch|-(40|[124]00)X?-"  # of several, or a magnification
 _OF_ONE = (
     (rf"(?P<of>(.*?[\W_])?{_PERSON}(?!(19|20)\d\d(?!\d))\d+)[\W_].+", 3),
-    (r"(?P<of>.*\d([^\W_]*[^\W_])?)[\W_]*(slice|slc|frame|tile|patch)[\W_]*\d+.*", 6),
+    (rf"(?P<of>.*\d([^\W_]*[^\W_])?)[\W_]*({_PICTURE})[\W_]*\d+.*", 6),
     (r"(?P<of>.*\d)[\W_]+(left|right|[lr]|o[ds])([\W_].*)?", 6),
 )
 """Names of files of which a patient has several, and of how many patients they must be at least."""

@@ -183,11 +183,11 @@ def _in_split(place: Place, splits: Mapping[str, str]) -> Place:
 
 
 def _widest(below: Place) -> int:
-    """Return the level called as a patient is, else with a number of one, else all of them."""
+    """Return the level called as a patient is, else with a number of one, else all; or -1: none."""
     named = [n for n, name in enumerate(below) if PATIENT.fullmatch(name)]
     others = {x for x in below if _NO_PATIENT.fullmatch(x) or _PART.fullmatch(x)}
     numbered = (n for n, x in enumerate(below) if any(map(str.isdigit, x)) and x not in others)
-    return min(named, default=next(numbered, len(below)))
+    return min(named, default=next(numbered, len(below) if {*below} - others else -1))
 
 
 def by_name_alone(
