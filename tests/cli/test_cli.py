@@ -106,7 +106,6 @@ MISTAKES = [
     ("compare RUN", ["Missing from medduet compare: RUN_B run-b;"]),
     ("evaluate nothing --size 64", ["expected --data NAME with options of the data (size)"]),
     ("compare nothing nowhere", ["expected a finished run", "nothing is none"]),
-    ("report", ["expected a finished run"]),
     ("report nowhere", ["nowhere is not there"]),
     ("serve", ["expected one network or more"]),
     ("audit phantom --fix split.txt", ["expected --fix FILE.csv, given split.txt"]),

@@ -64,6 +64,7 @@ _OF_ONE = (
     (rf"(?P<of>(.*?[\W_])?{_PERSON}(?!(19|20)\d\d(?!\d))\d+)[\W_].+", 3),
     (rf"(?P<of>.*\d([^\W_]*[^\W_])?)[\W_]*({_PICTURE})[\W_]*\d+.*", 6),
     (r"(?P<of>.*\d)[\W_]+(left|right|[lr]|o[ds])([\W_].*)?", 6),
+    (r"(?P<of>.*[^\W\d][-_](?!(19|20)\d\d[-_])\d{4,7})[-_]\d+", 6),  # CNV-1016042-1 of OCT2017
 )
 """Names of files of which a patient has several, and of how many patients they must be at least."""
 
@@ -132,8 +133,7 @@ def groups_by_name(paths: Sequence[Path]) -> list[str]:
             return list(level)
     stems = [stem_of(path) for path in paths]
     for rule, fewest in _OF_ONE:
-        matches = [re.fullmatch(rule, stem, re.IGNORECASE) for stem in stems]
-        groups = [match["of"] if match else "" for match in matches]
+        groups = [m["of"] if (m := re.fullmatch(rule, stem, re.I)) else "" for stem in stems]
         counts = Counter(filter(None, groups))
         if len(counts) >= fewest and max(counts.values()) > 1:
             return groups
