@@ -239,8 +239,8 @@ _BESIDE = "one folder for each of train, val and test.*given"
         (("a/1_mask.png", "a/2_mask.png"), r"called as masks are, such as a/1_mask\.png and a/2"),
         (("top/1/a.png", "top/2/b.png"), "top may be those, with groups .* called 1, 2; or 1, 2"),
         (
-            ("x/ill/a.png", "x/well/b.png", "y/ill/c.png", "y/well/d.png"),
-            "x, y may be .* ill, well",
+            [f"{x}/{y}/1.png" for x in ("NCT-100K", "CRC-VAL-7K") for y in "ab"],
+            "NCT-100K may be .* a, b",
         ),
         (("imagesTr/b_0000.png", "imagesTr/a_0001.png", "labelsTr/a.png"), "the first channel"),
         (("train/a.png", "test/b.png", "more/c.png"), _BESIDE),

@@ -272,8 +272,8 @@ def _unwrapped(
     for place in images.values():
         parts[place[0] if place else ""] |= {*place[1:2]}
     below = sorted({*chain(*parts.values())}, key=natural)
-    are_splits = len(parts) > 1 and {split_word(name).lower() for name in parts} & SPLIT_OF.keys()
-    if are_splits or not below or (len(parts) > 1 and all(map(_PART.fullmatch, parts))):
+    are_parts = len(parts) > 1 and all(map(_PART.fullmatch, parts))
+    if not below or are_parts or _splits(root, images):
         return images, drawn
     twice = all(place[:1] == place[1:2] for place in images.values())  # im_A/im_A, im_B/im_B
     digits = [any(map(str.isdigit, name)) for name in below]
