@@ -34,7 +34,7 @@ def _masks(item: Item) -> list[str]:
 
 
 def test_sub_folders_are_classes(folder: Make) -> None:
-    root = folder("ill/b.gif", "ill/a.JFIF", "well/c.tiff", "well/notes.txt", "well/.hidden.png")
+    root = folder("ill/b.gif", "ill/a.JFIF", "well/c.tiff", "well/.x.png", "c_superpixels.png")
     (root / "well/d.JP2").touch()
     (root / "well/IM0001").write_bytes(b"\0" * 128 + b"DICM")
     (root / "well/README").touch()

@@ -253,7 +253,7 @@ def _walk(folder: Path, *above: Path | None) -> Iterator[tuple[Path, str]]:
     if any(each is not None and each.samefile(folder) for each in above):
         return
     for path in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
-        if path.name.startswith((".", "__MACOSX", "@eaDir")):
+        if path.name.startswith((".", "__MACOSX", "@eaDir")) or path.stem.endswith("_superpixels"):
             continue
         if path.name == "SegmentationObject" and path.with_name("SegmentationClass").is_dir():
             continue  # of VOC: objects by number
