@@ -197,7 +197,7 @@ def test_splits_classes_and_groups(folder: Make) -> None:
         ([f"k/TCGA_CS_{n}/{n}.tif" for n in (1, 1, 22, 33)], ["- TCGA_CS_1 ", "- TCGA_CS_22 "]),
         ([f"train/patient0{n}/{n}.png" for n in range(3)] + ["test/pat-4/x.png"], ["- pat-4 test"]),
         (
-            [f"LIDC-IDRI-00{n}/s/{k}.png" for n in range(10, 21) for k in "12"],
+            [f"LIDC-IDRI-00{n}/s/{k}.png" for n in range(10, 13) for k in "12"],
             ["- LIDC-IDRI-0010 "],
         ),
         (

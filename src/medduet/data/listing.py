@@ -118,7 +118,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
         inners = {path: inner[1:] for path, inner in inners.items()}
         folders = Counter(inner[:1] for inner in inners.values())
     patients = len(folders) > 2 and all(x and PATIENT.fullmatch(x[0]) for x in folders)
-    patients |= len(folders) > _FEW and all(x and _NUMBER.fullmatch(x[0]) for x in folders)
+    patients |= len(folders) > 2 and all(x and _NUMBER.fullmatch(x[0]) for x in folders)
     # A folder for each image is no class either.
     cases = patients or (len(folders) > 2 and {*folders.values()} == {1})
     if cases and all(folders):
