@@ -26,5 +26,4 @@ def test_real_images_with_masks(shared_data: Path, cache: Path) -> None:
             assert np.array_equal(given.images, official[f"{split}_images"])
             assert np.array_equal(given.masks, official[f"{split}_masks"])
             assert np.array_equal(given.labels, official[f"{split}_labels"][:, 0])
-    assert images.mask_names == ("background", "lesion")
     assert images.fingerprint == "d77e629fa2a49004cf062f87882f7e31a06f970d938b19d4fdffbca0d162e3bd"

@@ -1,9 +1,10 @@
 """Exact and near-duplicates in a set of images.
 
 Near-duplicates (another crop, size, compression or gain) are pairs whose thumbnails correlate by
-more than 0.95, and more than by chance when the mean of the set is removed: X-rays of two patients
-correlate, too, but their differences from the mean X-ray don't. It takes 4 kB of memory per image,
-and time that grows with the square of their number (``benchmarks/duplicates.py``).
+more than 0.95, and more than by chance (from 10 to 99 images: by 0.7) when the mean of the set is
+removed: X-rays of two patients correlate, too, but their differences from the mean don't. It takes
+4 kB of memory per image, and time that grows with the square of their number
+(``benchmarks/duplicates.py``).
 """
 
 import hashlib
@@ -35,14 +36,14 @@ THRESHOLD = 0.95  # correlation of thumbnails above which two images may be the 
 MAX_PAIRS_PER_IMAGE = 20  # the most similar ones, beside those that join a group
 _BLOCK = 256
 _MIN_FOR_MEAN = 100  # images from which on their mean is their anatomy and not the images
-_MIN_VOLUMES, _BOUND_OF_VOLUMES = 10, 0.7  # the same for volumes, and their residual correlation
+_FEW, _BOUND_OF_FEW = 10, 0.7  # images of which the mean is taken away, and what then must be left
 _SMOOTH = {"mode": "bilinear", "antialias": True}
 _FLAT = 1.0  # grey levels of standard deviation
 _RANDOM_PAIRS = 50_000
 _FALSE_PAIRS = 0.05  # expected in a whole set by chance
 _TAILS = (0.25, 0.1, 0.01)
 _MAX_WIDENING = 1.25  # of the spread from one tail to the next; 1.08 at most in real sets
-_FORMAT = 5  # of the cached result
+_FORMAT = 6  # of the cached result
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def search_duplicates(images: Images, progress: Progress = None) -> Duplicates:
     is_first = first == np.arange(count)
     copies = np.flatnonzero(~is_first)
     distinct = np.flatnonzero(is_first & vectors.any(dim=1).numpy())
-    near, similarity = _near(vectors[torch.from_numpy(distinct)], progress, len(sides) == 3)
+    near, similarity = _near(vectors[torch.from_numpy(distinct)], progress)
     pairs = np.concatenate([np.stack([first[copies], copies], axis=1), distinct[near]])
     similarity = np.concatenate([np.ones(len(copies), np.float32), similarity])
     exact = np.arange(len(pairs)) < len(copies)
@@ -105,13 +106,11 @@ def search_duplicates(images: Images, progress: Progress = None) -> Duplicates:
     return Duplicates(pairs[order], similarity[order], exact[order])
 
 
-def _near(
-    vectors: Tensor, progress: Progress, volumes: bool
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _near(vectors: Tensor, progress: Progress) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     count, mean = len(vectors), mean_vector(vectors)
     bound = chance_bound(vectors, vectors, mean, count * (count - 1) / 2)
-    if volumes and _MIN_FOR_MEAN > count >= _MIN_VOLUMES:  # black around heads alone correlates
-        mean, bound = vectors.mean(dim=0), _BOUND_OF_VOLUMES
+    if _MIN_FOR_MEAN > count >= _FEW:  # black around heads and panoramas alone correlates
+        mean, bound = vectors.mean(dim=0), _BOUND_OF_FEW
     pairs, similarity = [np.zeros((0, 2), np.int64)], [np.zeros(0, np.float32)]
     with counted(progress, "compare images", count) as advance:
         for start in range(0, count, _BLOCK):
