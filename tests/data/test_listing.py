@@ -248,15 +248,13 @@ _BESIDE = "one folder for each of train, val and test.*given"
         (("CXR_png/a.png", "test/b.png"), _BESIDE),
         (("colon/aca/a.png", "colon/n/b.png", "lung/scc/c.png"), "colon, lung .* aca, n, scc are"),
         ([f"{n}/{n % 2}/{k}.png" for n in range(12) for k in (0, n)], "or 0, 1 are the classes"),
-        (
-            ("train/john/a.png", "test/mary/b.png"),
-            "the same classes in train and test, given .*john",
-        ),
+        (("train/john/a.png", "test/mary/b.png"), "same classes in train and test, given .*john"),
         (
             ("images/a.png", "mask/a_mask.png", "1st_manual/a.png"),
             r"given 1st_manual, too: .* if it has the masks, add --data\.masks '1st_manual/\*'",
         ),
         (("images/21_train.tif", "masks/21_gt_a.gif"), "called as its image, given .*21_train"),
+        (("images/1.png", "masks/a/1.png", "masks/b/1.png"), "one mask called as its image"),
         (
             ("images/ill/1.png", "images/well/1.png", "masks/1.png"),
             r"1\.png: expected a mask of one image, given 2 images",

@@ -138,7 +138,7 @@ def list_folder(root: Path, masks: Path | None = None) -> Listing:
     uses = Counter(chain(*(item.masks for item in items)))
     if drawn and not uses:
         raise DataError(
-            f"{next(iter(drawn.values()))[0]}: expected a mask that is called as its image, given "
+            f"{next(iter(drawn.values()))[0]}: expected one mask called as its image, given "
             f"images as {items[0].name}: rename masks, or channels (X_0000, X_0001), say which "
             "are masks, as in --data.masks '*_lesion.png' or 'lung masks/*', or give a table (.csv)"
         )
@@ -212,20 +212,21 @@ def by_name_alone(
             at[place[1:][:n]].add(path)
     is_whole = any(of in whole for _, of in drawn)
     several = Counter(up for up, _ in drawn)
-    placed, moved = defaultdict[tuple[Place, str], list[Path]](list), dict[Path, Path]()
-    for (up, of), masks in drawn.items():
+    found: dict[tuple[Place, str], Path] = {}
+    for up, of in drawn:
         near = at.get(up, at[()])
         called = set() if up in at else {*whole.get(of, [])[:2]}
         if not is_whole:
             alone = len(near) == several[up] == 1 and not any(map(str.isdigit, of))
             called = longer.get(of, set()) & near or (near if alone else called)
         if len(called) == 1:
-            (image,) = called
-            moved |= dict.fromkeys(masks, image)
-            up, of = images[image], stems[image]
-        placed[up, of] += masks
-    shown = (f"{mask.name} of {image.name}" for mask, image in moved.items())
-    return placed, [f"{len(moved)} masks by their names, as {next(shown)}"] if moved else []
+            (found[up, of],) = called
+    own = {key: (images[path], stems[path]) for key, path in found.items()}
+    uses = Counter(chain(own.values(), drawn))  # of several places they may be several classes
+    moved = {key: place for key, place in own.items() if uses[place] == 1}
+    shown = (f"{drawn[key][0].name} of {found[key].name}" for key in moved)
+    note = f"{len(moved)} masks by their names, as {next(shown)}" if moved else ""
+    return {moved.get(key, key): masks for key, masks in drawn.items()}, [note] * bool(note)
 
 
 def _check_classes(root: Path, items: Sequence[Item]) -> None:
